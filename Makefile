@@ -1,0 +1,58 @@
+# The only definition of how Vireo is set up, run, checked and tested. See README.md for the two that matter to a user.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.proto
+SOURCES := serving models schedulers loadtest tests
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install serve down test check format proto lock clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
+
+install: $(STAMP) ## Install everything into .venv (does nothing when it is up to date).
+
+# torch comes first and with its dependencies; the rest is a complete, pinned list and must not be resolved again
+# (docs/decisions/0002).
+$(STAMP): requirements/cpu.lock pyproject.toml
+	@echo "installing into $(VENV) (about two minutes the first time)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+serve: install ## Start the whole system, answer one request of each kind, stay up (Ctrl-C stops it).
+	$(BIN)/vireo up
+
+down: install ## Stop the system that is running here.
+	$(BIN)/vireo down
+
+test: install ## Run the tests.
+	$(BIN)/python -m pytest -q
+
+check: install ## Formatting, lint, types, import contracts, generated files.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_stubs.py --check
+
+format: install ## Rewrite the sources in the house format.
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+proto: install ## Regenerate the gRPC stubs.
+	$(BIN)/python scripts/generate_stubs.py
+
+lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv: pip install uv).
+	scripts/lock.sh
+
+bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-scheduler, bench-media.
+	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
+
+clean: ## Remove the environment and everything generated at run time.
+	rm -rf $(VENV) .vireo out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,141 @@
+"""The types in which HTTP and gRPC meet. Nothing behind the ingress knows which of them a request came by.
+
+Seconds and joules inside; milliseconds only in ``Budget.latency_ms`` and ``Report``, which mirror the wire.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequest, ServingError
+
+Pixels = npt.NDArray[np.uint8]
+"""uint8 RGB, shape (H, W, 3)."""
+
+MAX_LATENCY_MS = 3_600_000.0
+MAX_ENERGY_J = 1e9
+
+
+class Surface(StrEnum):
+    """The front door a request came by; a metric label, never a branch behind the ingress."""
+
+    HTTP_CLASSIFY = "http_classify"
+    HTTP_OIP = "http_oip"
+    GRPC_VIREO = "grpc_vireo"
+    GRPC_VIREO_STREAM = "grpc_vireo_stream"
+    GRPC_OIP = "grpc_oip"
+
+
+class Priority(StrEnum):
+    """Order among requests that compete for the same replica."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What the caller is willing to spend. ``None`` means no limit of that kind."""
+
+    latency_ms: float | None = None
+    energy_j: float | None = None
+    priority: Priority = Priority.NORMAL
+    quality_floor: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("vireo.latency_ms", self.latency_ms, 0.0, MAX_LATENCY_MS, open_low=True)
+        _check_range("vireo.energy_j", self.energy_j, 0.0, MAX_ENERGY_J, open_low=True)
+        _check_range("vireo.quality_floor", self.quality_floor, 0.0, 1.0)
+
+
+def _check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+        bound = f"greater than {low:g}" if open_low else f"at least {low:g}"
+        raise InvalidRequest(f"{name} is {value}; it must be a finite number {bound} and at most {high:g}", param=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInput:
+    """One image as the client sent it: encoded bytes, or a pixel array. Exactly one is set, or ``error`` is.
+
+    An item that could not even be parsed (broken base64, say) carries its error, so that its neighbours are served.
+    """
+
+    encoded: bytes | None = None
+    pixels: Pixels | None = None
+    error: ServingError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRequest:
+    """A whole classify call, parsed and authenticated."""
+
+    request_id: str
+    surface: Surface
+    tenant: str
+    model: str
+    images: tuple[ImageInput, ...]
+    top_k: int = 1
+    budget: Budget = field(default_factory=Budget)
+    deadline_s: float | None = None
+    """Absolute time on the monotonic clock of this process, from the transport (gRPC deadline); the budget's latency
+    bounds it further."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """The answer for one image. ``exit`` counts from 1, as in the paper; ``probabilities`` sums to one."""
+
+    exit: int
+    top_k: tuple[LabelScore, ...]
+    degraded: bool = False
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top_k[0].label
+
+    @property
+    def score(self) -> float:
+        """Its probability."""
+        return self.top_k[0].score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The ``vireo`` block of every answer (docs/api.md)."""
+
+    operating_point: str
+    energy_j: float
+    energy_source: str
+    queue_ms: float
+    compute_ms: float
+    cache: str
+    degraded: tuple[str, ...] = ()
+    guard: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyReply:
+    """One outcome per image, in the order sent, and what it cost."""
+
+    model: str
+    items: tuple[Classification | ServingError, ...]
+    report: Report

@@ -1,0 +1,220 @@
+"""Every error that a caller of Vireo can meet.
+
+    ServingError
+    ├── ClientError                  the request cannot be served as it is; the caller must change it
+    │   ├── InvalidRequest           malformed body, field or tensor
+    │   │   └── UnknownField
+    │   ├── InvalidImage             not decodable, or of a forbidden shape
+    │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
+    │   │   ├── ImageTooLarge        bytes, pixels or sides over the limit
+    │   │   └── DecodeTimeout
+    │   ├── PayloadTooLarge          the whole body over the limit
+    │   ├── TooManyImages
+    │   ├── UnknownModel
+    │   ├── UnknownPath / MethodNotAllowed
+    │   ├── Unauthenticated          no key, or a wrong one
+    │   ├── Forbidden                e.g. a remote caller of a loopback-only server
+    │   ├── BudgetInfeasible         no operating point fits the budget
+    │   └── DeadlineExceeded         the caller's deadline passed before an answer existed
+    ├── Overloaded                   retryable, carries ``retry_after_s``
+    │   ├── QueueFull
+    │   ├── DeadlineUnreachable      the queue is too long for this deadline
+    │   ├── QuotaExceeded            the tenant's joule or second bucket is empty
+    │   └── Draining                 this replica is stopping
+    ├── Cancelled                    the caller went away
+    └── BackendError                 our fault
+        ├── EngineFailed             the model failed on this sample
+        ├── ReplicaLost              the replica died and the retries ran out
+        └── StoreUnavailable         never reaches a client: stores fail open
+
+Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
+them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/ingress/status.py`` only.
+``ConfigError`` stands apart: it is raised at start-up and never travels to a client.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """Root of everything that is reported to a caller."""
+
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip between replicas with every field."""
+        return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
+
+
+def _rebuild(cls: type[ServingError], message: str, param: str | None, retry_after_s: float | None) -> ServingError:
+    return cls(message, param=param, retry_after_s=retry_after_s)
+
+
+class ClientError(ServingError):
+    """The request cannot be served as it is."""
+
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class InvalidRequest(ClientError):
+    """Malformed body, field or tensor."""
+
+
+class UnknownField(InvalidRequest):
+    """A field that no schema names."""
+
+    code = "unknown_field"
+
+
+class InvalidImage(ClientError):
+    """Bytes that are no valid still image, or an image of a forbidden shape."""
+
+    code = "invalid_image"
+
+
+class UnsupportedMediaType(InvalidImage):
+    """Neither JPEG nor PNG nor WebP, or a body of a content type that the path does not take."""
+
+    code = "unsupported_media_type"
+
+
+class ImageTooLarge(InvalidImage):
+    """Bytes, pixels or sides over the limit."""
+
+    code = "image_too_large"
+
+
+class DecodeTimeout(InvalidImage):
+    """Decoding took longer than the limit."""
+
+    code = "decode_timeout"
+
+
+class PayloadTooLarge(ClientError):
+    """The whole request is over the limit."""
+
+    code = "payload_too_large"
+
+
+class TooManyImages(ClientError):
+    """More images than one request may carry."""
+
+    code = "too_many_images"
+
+
+class UnknownModel(ClientError):
+    """No model of that id is served here."""
+
+    code = "model_not_found"
+
+
+class UnknownPath(ClientError):
+    """No resource at that path."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists and does not take that method."""
+
+    code = "method_not_allowed"
+
+
+class Unauthenticated(ClientError):
+    """No API key, or a wrong one."""
+
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class Forbidden(ClientError):
+    """Authenticated or not, this caller may not do this."""
+
+    code = "forbidden"
+    type = "permission_error"
+
+
+class BudgetInfeasible(ClientError):
+    """No operating point fits the latency, energy and quality that the request asks for."""
+
+    code = "budget_infeasible"
+
+
+class DeadlineExceeded(ClientError):
+    """The deadline passed before an answer existed; the rest of the work was not run."""
+
+    code = "deadline_exceeded"
+    type = "timeout_error"
+
+
+class Overloaded(ServingError):
+    """Try again later: ``retry_after_s`` says when."""
+
+    code = "overloaded"
+    type = "rate_limit_error"
+
+
+class QueueFull(Overloaded):
+    """The bounded queue is full."""
+
+    code = "queue_full"
+
+
+class DeadlineUnreachable(Overloaded):
+    """The work queued already takes longer than the deadline allows."""
+
+    code = "deadline_unreachable"
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant's joule or second bucket is empty."""
+
+    code = "quota_exceeded"
+
+
+class Draining(Overloaded):
+    """This replica is shutting down."""
+
+    code = "draining"
+
+
+class Cancelled(ServingError):
+    """The caller went away."""
+
+    code = "cancelled"
+    type = "cancelled_error"
+
+
+class BackendError(ServingError):
+    """A failure that is not the caller's."""
+
+
+class EngineFailed(BackendError):
+    """The engine failed on this sample."""
+
+    code = "engine_failed"
+
+
+class ReplicaLost(BackendError):
+    """The replica died, and so did its replacements until the retries ran out."""
+
+    code = "replica_lost"
+
+
+class StoreUnavailable(BackendError):
+    """Redis is unreachable. Raised and caught inside ``serving/stores``."""
+
+    code = "store_unavailable"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the process must not start."""
