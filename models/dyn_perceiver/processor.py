@@ -1,0 +1,81 @@
+"""Picture in, model input out: resize and square, still as bytes. NumPy and Pillow only.
+
+Runs in decode worker processes that never import torch; scaling to floats and normalising happen on the model's side
+(``models.dyn_perceiver.staged.to_input``), on the device, on the whole batch.
+
+Published variants: bicubic resize of the shorter side to 256, centre crop of 224 (the evaluation transform of the
+official code). Nano: the picture is first padded to a square with the colour of its border, so that a tall digit keeps
+all of its ink, then resized.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.registry import ModelSpec
+
+Pixels = NDArray[np.uint8]
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Processor:
+    """Callable: uint8 RGB (H, W, 3) of any size -> uint8 (S, S, 3) with S = ``spec.input_size``. Holds no state."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._resampling = _RESAMPLING[spec.interpolation]
+
+    def __call__(self, rgb: Pixels) -> Pixels:
+        """Bring one picture to the model's input size.
+
+        Raises:
+            ValueError: the array is not uint8 (H, W, 3) with at least one pixel.
+        """
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+            raise ValueError(
+                f"expected uint8 pixels of shape (H, W, 3), got {rgb.dtype} {rgb.shape}; decode to RGB first"
+            )
+        if self._spec.fit == "pad":
+            return self._resize(pad_to_square(rgb), self._spec.input_size, self._spec.input_size)
+        height, width = shorter_side_to(rgb.shape[0], rgb.shape[1], self._spec.resize_size)
+        return centre_crop(self._resize(rgb, height, width), self._spec.input_size)
+
+    def _resize(self, rgb: Pixels, height: int, width: int) -> Pixels:
+        if rgb.shape[:2] == (height, width):
+            return np.ascontiguousarray(rgb)
+        image = Image.fromarray(np.ascontiguousarray(rgb))
+        return np.array(image.resize((width, height), self._resampling))
+
+
+def shorter_side_to(height: int, width: int, side: int) -> tuple[int, int]:
+    """Size (height, width) with the shorter side equal to ``side``; the longer one is rounded down, as torchvision does.
+
+    The longer side is never allowed past 64 times the shorter: a 1 x 100,000 strip would otherwise become 256 x 25,600,000.
+    """
+    if height <= width:
+        return side, min(int(side * width / height), side * 64)
+    return min(int(side * height / width), side * 64), side
+
+
+def centre_crop(rgb: Pixels, side: int) -> Pixels:
+    """Cut the middle ``side`` x ``side`` square; both sides of ``rgb`` are at least ``side``."""
+    top = round((rgb.shape[0] - side) / 2)
+    left = round((rgb.shape[1] - side) / 2)
+    return np.ascontiguousarray(rgb[top : top + side, left : left + side])
+
+
+def pad_to_square(rgb: Pixels) -> Pixels:
+    """Centre the picture in a square filled with the median colour of its border pixels."""
+    height, width = rgb.shape[:2]
+    if height == width:
+        return rgb
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = np.median(border, axis=0).astype(np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = rgb
+    return square
