@@ -97,10 +97,8 @@ _NANO = ModelSpec(
 _SPECS = (
     _NANO,
     _published("regnety-800mf", (68.62, 78.32, 79.15, 79.86), "ImageNet-1k, RegNetY-800MF with 128 latents"),
-    _published("resnet50-x0375", (72.93, 77.52, 74.32, 77.70), "ImageNet-1k, ResNet-50 at 0.375 width, 128 latents"),
-    _published(
-        "mobilenetv3-x075", (53.13, 71.65, 71.89, 74.59), "ImageNet-1k, MobileNetV3-L at 0.75 width, 128 latents"
-    ),
+    _published("resnet50-x0375", (72.93, 77.52, 74.32, 77.70), "ImageNet-1k, ResNet-50 at 0.375, 128 latents"),
+    _published("mobilenetv3-x075", (53.13, 71.65, 71.89, 74.59), "ImageNet-1k, MobileNetV3-L at 0.75, 128 latents"),
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in _SPECS})

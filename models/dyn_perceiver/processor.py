@@ -4,8 +4,8 @@ Runs in decode worker processes that never import torch; scaling to floats and n
 (``models.dyn_perceiver.staged.to_input``), on the device, on the whole batch.
 
 Published variants: bicubic resize of the shorter side to 256, centre crop of 224 (the evaluation transform of the
-official code). Nano: the picture is first padded to a square with the colour of its border, so that a tall digit keeps
-all of its ink, then resized.
+official code). Nano: the longer side is brought to 32 and the rest filled with the colour of the border, so that a tall
+digit keeps all of its ink.
 """
 
 from __future__ import annotations
@@ -35,29 +35,35 @@ class Processor:
             ValueError: the array is not uint8 (H, W, 3) with at least one pixel.
         """
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-            raise ValueError(
-                f"expected uint8 pixels of shape (H, W, 3), got {rgb.dtype} {rgb.shape}; decode to RGB first"
-            )
+            raise ValueError(f"expected uint8 (H, W, 3) pixels, got {rgb.dtype} {rgb.shape}; decode to RGB first")
+        size = rgb.shape[0], rgb.shape[1]
         if self._spec.fit == "pad":
-            return self._resize(pad_to_square(rgb), self._spec.input_size, self._spec.input_size)
-        height, width = shorter_side_to(rgb.shape[0], rgb.shape[1], self._spec.resize_size)
-        return centre_crop(self._resize(rgb, height, width), self._spec.input_size)
+            fitted = self._resize(rgb, longer_side_to(*size, self._spec.resize_size))
+            return pad_to_square(fitted, self._spec.input_size, border_colour(rgb))
+        resized = self._resize(rgb, shorter_side_to(*size, self._spec.resize_size))
+        return centre_crop(resized, self._spec.input_size)
 
-    def _resize(self, rgb: Pixels, height: int, width: int) -> Pixels:
-        if rgb.shape[:2] == (height, width):
+    def _resize(self, rgb: Pixels, size: tuple[int, int]) -> Pixels:
+        if rgb.shape[:2] == size:
             return np.ascontiguousarray(rgb)
         image = Image.fromarray(np.ascontiguousarray(rgb))
-        return np.array(image.resize((width, height), self._resampling))
+        return np.array(image.resize((size[1], size[0]), self._resampling))
 
 
 def shorter_side_to(height: int, width: int, side: int) -> tuple[int, int]:
-    """Size (height, width) with the shorter side equal to ``side``; the longer one is rounded down, as torchvision does.
+    """Size (height, width) with the shorter side equal to ``side``; the longer is rounded down, as torchvision does.
 
-    The longer side is never allowed past 64 times the shorter: a 1 x 100,000 strip would otherwise become 256 x 25,600,000.
+    The longer side stops at 64 times the shorter: a 1 x 100,000 strip would otherwise grow to 256 x 25,600,000.
     """
     if height <= width:
         return side, min(int(side * width / height), side * 64)
     return min(int(side * height / width), side * 64), side
+
+
+def longer_side_to(height: int, width: int, side: int) -> tuple[int, int]:
+    """Size (height, width) with the longer side equal to ``side`` and the shorter at least one pixel."""
+    longest = max(height, width)
+    return max(1, round(side * height / longest)), max(1, round(side * width / longest))
 
 
 def centre_crop(rgb: Pixels, side: int) -> Pixels:
@@ -67,15 +73,19 @@ def centre_crop(rgb: Pixels, side: int) -> Pixels:
     return np.ascontiguousarray(rgb[top : top + side, left : left + side])
 
 
-def pad_to_square(rgb: Pixels) -> Pixels:
-    """Centre the picture in a square filled with the median colour of its border pixels."""
-    height, width = rgb.shape[:2]
-    if height == width:
-        return rgb
+def border_colour(rgb: Pixels) -> Pixels:
+    """Median colour (3,) of the outermost ring of pixels."""
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    side = max(height, width)
+    return np.median(border, axis=0).astype(np.uint8)
+
+
+def pad_to_square(rgb: Pixels, side: int, colour: Pixels) -> Pixels:
+    """Centre the picture, whose sides are at most ``side``, in a square of ``colour``."""
+    height, width = rgb.shape[:2]
+    if (height, width) == (side, side):
+        return rgb
     square = np.empty((side, side, 3), np.uint8)
-    square[:] = np.median(border, axis=0).astype(np.uint8)
+    square[:] = colour
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = rgb
     return square
