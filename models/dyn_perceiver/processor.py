@@ -76,7 +76,8 @@ def centre_crop(rgb: Pixels, side: int) -> Pixels:
 def border_colour(rgb: Pixels) -> Pixels:
     """Median colour (3,) of the outermost ring of pixels."""
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    return np.median(border, axis=0).astype(np.uint8)
+    colour: Pixels = np.median(border, axis=0).astype(np.uint8)
+    return colour
 
 
 def pad_to_square(rgb: Pixels, side: int, colour: Pixels) -> Pixels:

@@ -1,6 +1,6 @@
 """Convolution with batch norm, and squeeze-and-excite. Feature maps are (B, C, H, W), channels last in memory.
 
-Parameter names follow torchvision (``0`` convolution, ``1`` batch norm; ``fc1``, ``fc2``): published checkpoints use them.
+Parameter names follow torchvision, as published checkpoints do: ``0`` convolution, ``1`` batch norm; ``fc1``, ``fc2``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, N, L, D)."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):

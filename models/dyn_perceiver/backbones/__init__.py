@@ -1,4 +1,4 @@
-"""Feature branches. Each builds a stem and four stages and says how many channels enter each stage and leave the last."""
+"""Feature branches: each builds a stem and four stages and says how many channels enter each stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Backbone:
-    """``channels``: those entering stages 1 to 4, then those leaving stage 4. ``head_width``: hidden layer of the heads."""
+    """``channels``: those entering stages 1 to 4, then those leaving 4. ``head_width``: hidden layer of the heads."""
 
     stem: nn.Module
     stages: tuple[nn.Module, nn.Module, nn.Module, nn.Module]

@@ -30,7 +30,8 @@ class YBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride), rounded up."""
-        return (self.f(x) + self.proj(x)).relu_()
+        out: Tensor = self.f(x) + self.proj(x)
+        return out.relu_()
 
 
 def build_regnet(config: RegNetConfig) -> Backbone:
