@@ -1,0 +1,54 @@
+"""Copy the Serve configs into the RayService manifests, where KubeRay wants them as a string.
+
+Run: ``python deploy/inline_serve_config.py`` writes, ``--check`` exits 1 when the copy is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+DEPLOY_DIR = Path(__file__).resolve().parent
+COPIES = (
+    ("serve-config.yaml", "base/rayservice.yaml"),
+    ("overlays/prod/serve-config.yaml", "overlays/prod/serve-config.patch.yaml"),
+)
+_BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
+
+
+def inlined(manifest: str, serve_config: str) -> str:
+    """Return ``manifest`` with its ``serveConfigV2`` block replaced by ``serve_config``, comments left out.
+
+    Raises: ValueError: when the manifest has not exactly one block of that form.
+    """
+    lines = [line for line in serve_config.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    block = "  serveConfigV2: |\n" + "".join(f"    {line}\n" for line in lines)
+    text, num_blocks = _BLOCK.subn(lambda _: block, manifest)
+    if num_blocks != 1:
+        raise ValueError(f"found {num_blocks} serveConfigV2 blocks, wanted 1: indent it by two spaces and use '|'")
+    return text
+
+
+def main(argv: list[str] | None = None, deploy_dir: Path = DEPLOY_DIR) -> int:
+    """Write the manifests, or only compare with ``--check``. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Copy the Serve configs into the RayService manifests.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a copy is stale")
+    check = parser.parse_args(argv).check
+    stale = [pair for pair in COPIES if _refresh(deploy_dir / pair[0], deploy_dir / pair[1], write=not check)]
+    for source, target in stale if check else []:
+        print(f"{target} is stale against {source}: run python deploy/inline_serve_config.py", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+def _refresh(source: Path, target: Path, *, write: bool) -> bool:
+    before = target.read_text(encoding="utf-8")
+    after = inlined(before, source.read_text(encoding="utf-8"))
+    if write and after != before:
+        target.write_text(after, encoding="utf-8")
+    return after != before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
