@@ -1,0 +1,72 @@
+"""What a driver needs from any staged engine.
+
+A sample lives in the engine from ``admit`` to ``release``. Everything it holds is counted in bytes before it is
+admitted, belongs to the sample, and is freed by ``release``. ``admit``, ``result`` and ``release`` are called on the
+event loop and must be cheap; ``run`` blocks and is called on the engine's own thread, one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.domain import Pixels
+from serving.errors import ServingError
+
+Probabilities = npt.NDArray[np.float32]
+"""float32, shape (num_classes,), sums to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """What one sample has after a stage: the confidence of the exit it reached, between 0 and 1."""
+
+    confidence: float
+
+
+Outcome: TypeAlias = StageOutput | ServingError
+
+
+class StagedEngine(Protocol):
+    """Runs samples stage by stage; stage k ends at exit k."""
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages, equal to the number of exits."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that all admitted samples hold, or will hold at their largest."""
+        ...
+
+    def admit(self, sample_id: int, pixels: Pixels) -> None:
+        """Take a sample in.
+
+        ``pixels`` is uint8 of shape (S, S, 3). It is not copied and must not change until ``release``.
+
+        Raises: QueueFull: the sample does not fit into the engine's memory bound.
+        """
+        ...
+
+    def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
+        """Run ``num_stages`` consecutive stages, the first being ``stage``. One outcome per sample, in order.
+
+        A failure of the whole batch is reported as one ServingError per sample, never raised.
+        """
+        ...
+
+    def result(self, sample_id: int, exit_index: int) -> Probabilities:
+        """Class probabilities of an exit that the sample has passed.
+
+        Raises: KeyError: the sample is not here, or has not passed that exit.
+        """
+        ...
+
+    def release(self, sample_id: int) -> None:
+        """Free everything the sample holds. Unknown ids are ignored: cancellation races with completion."""
+        ...
