@@ -1,0 +1,318 @@
+"""A pool of decode workers behind one awaitable: bytes in, a model's input out, and nobody else hurt.
+
+    prepare(data)  --header says tiny-->  decode here, well under a millisecond
+                   --otherwise------->  wait for a free worker (bounded queue) -> exchange -> release
+
+A worker that is stuck is killed at ``limits.decode_timeout_s``; one that dies fails the image it had; both are
+replaced. None of the pools in the standard library can do that: they break as a whole when one process is killed.
+Callers talk to their worker themselves: there is no dispatcher task, so a call costs one round trip on a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from serving.domain import Pixels
+from serving.errors import BackendError, DecodeTimeout, Draining, InvalidImage, QueueFull, ServingError
+from serving.media import prepare, wire
+from serving.media.limits import MediaBudget, MediaLimits
+from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
+from serving.media.probe import ImageHeader, is_tiny, probe
+from serving.media.processors import load_processor
+from serving.media.worker import WorkerConfig
+from serving.media.worker_process import WorkerGone, WorkerProcess
+
+_Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, bytearray]]"
+
+_START_TIMEOUT_S = 30.0
+_MAX_BACKOFF_S = 5.0
+_CANCEL_GRACE_S = 0.1
+"""How long a worker may finish a job that nobody waits for: about what starting another one costs."""
+
+
+@dataclass(slots=True)
+class MediaStats:
+    """Counters since the start, for metrics."""
+
+    decoded_in_place: int = 0
+    decoded_in_workers: int = 0
+    refused: int = 0
+    timeouts: int = 0
+    crashes: int = 0
+    cancelled: int = 0
+    replaced_workers: int = 0
+
+
+class MediaPool:
+    """Decode workers of one process. Use from one event loop.
+
+    ``num_workers`` processes; at most ``max_queue`` calls wait for one, each at most ``queue_timeout_s``.
+    ``worker_memory_bytes`` bounds the address space of each worker (RLIMIT_AS).
+    """
+
+    def __init__(
+        self,
+        limits: MediaLimits,
+        num_workers: int,
+        processor_factory: ProcessorFactory = load_processor,
+        *,
+        max_queue: int = 256,
+        queue_timeout_s: float = 10.0,
+        worker_memory_bytes: int = 1 << 30,
+    ) -> None:
+        if num_workers < 1 or max_queue < 0:
+            raise ValueError(f"num_workers {num_workers} and max_queue {max_queue} must be at least 1 and 0")
+        self.limits = limits
+        self.stats = MediaStats()
+        self._num_workers = num_workers
+        self._factory = processor_factory
+        self._max_queue = max_queue
+        self._queue_timeout_s = queue_timeout_s
+        self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
+        self._free: list[WorkerProcess] = []
+        self._waiting: deque[asyncio.Future[WorkerProcess]] = deque()
+        self._processors: dict[str, Processor] = {}
+        self._exchanges: dict[_Exchange, WorkerProcess] = {}
+        self._starts: set[asyncio.Task[None]] = set()
+        self._spawner: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Start every worker and wait until all are ready.
+
+        Raises:
+            WorkerGone: a worker does not start; the others are stopped again.
+        """
+        self._spawner = ThreadPoolExecutor(1, "media-spawner")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._num_workers):
+                    group.create_task(self._start_worker())
+        except BaseExceptionGroup as errors:
+            await self.stop()
+            raise errors.exceptions[0] from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Refuse what waits, kill the workers, wait until they are gone. Idempotent.
+
+        Jobs in flight end in ``Draining``; drain before stopping to avoid that.
+        """
+        spawner, self._spawner = self._spawner, None
+        if spawner is None:
+            return
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(_draining())
+        self._waiting.clear()
+        for start in self._starts:
+            start.cancel()
+        for worker in self._exchanges.values():
+            worker.signal_kill()
+        if unfinished := {*self._starts, *self._exchanges}:
+            await asyncio.wait(unfinished)
+        for worker in self._free:
+            worker.kill()
+        self._free.clear()
+        await asyncio.to_thread(spawner.shutdown)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Processes alive now."""
+        return [worker.pid for worker in (*self._free, *self._exchanges.values())]
+
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait for a worker."""
+        return len(self._waiting)
+
+    async def prepare(self, data: bytes, model_id: str, budget: MediaBudget | None = None) -> PreparedImage:
+        """Turn one untrusted file into the input of ``model_id``.
+
+        ``budget`` is charged with the pixels that the header claims, before they are decoded.
+
+        Raises:
+            InvalidImage and its kinds: this image is refused, or crashed the decoder, or took too long.
+            QueueFull: too many images wait already.
+            Draining: the pool is stopping.
+        """
+        try:
+            header = probe(data, self.limits)
+            if budget is not None:
+                budget.add_pixels(header.num_pixels)
+            return await self._prepare(data, model_id, header)
+        except InvalidImage:
+            self.stats.refused += 1
+            raise
+
+    async def _prepare(self, data: bytes, model_id: str, header: ImageHeader) -> PreparedImage:
+        if is_tiny(header, len(data), self.limits):
+            return self._in_place(lambda p: prepare.prepare_encoded(data, self.limits, p, header), model_id)
+        return await self._submit(wire.pack_request(wire.Kind.ENCODED, model_id, len(data)), data)
+
+    async def prepare_pixels(self, rgb: Pixels, model_id: str, budget: MediaBudget | None = None) -> PreparedImage:
+        """The same for pixels that came decoded: uint8 (H, W, 3). Same limits, same hash as in a lossless file.
+
+        Raises:
+            InvalidImage, ImageTooLarge, QueueFull, Draining: as ``prepare``.
+        """
+        try:
+            prepare.check_pixels(rgb, self.limits)
+            if budget is not None:
+                budget.add_pixels(rgb.shape[0] * rgb.shape[1])
+        except InvalidImage:
+            self.stats.refused += 1
+            raise
+        if rgb.shape[0] * rgb.shape[1] <= self.limits.tiny_pixels:
+            return self._in_place(lambda p: prepare.prepare_pixels(rgb, self.limits, p), model_id)
+        payload = rgb.tobytes()
+        head = wire.pack_request(wire.Kind.PIXELS, model_id, len(payload), rgb.shape[0], rgb.shape[1])
+        return await self._submit(head, payload)
+
+    def _in_place(self, run: Callable[[Processor], PreparedImage], model_id: str) -> PreparedImage:
+        try:
+            image = run(self._processor(model_id))
+        except ServingError:
+            raise
+        except Exception as error:
+            raise _failed() from error
+        self.stats.decoded_in_place += 1
+        return image
+
+    async def _submit(self, head: bytes, payload: bytes) -> PreparedImage:
+        worker = await self._acquire()
+        exchange: _Exchange = asyncio.get_running_loop().create_task(worker.exchange(head, payload))
+        self._exchanges[exchange] = worker
+        exchange.add_done_callback(self._settle)
+        try:
+            async with asyncio.timeout(self.limits.decode_timeout_s):
+                reply, body = await asyncio.shield(exchange)
+        except TimeoutError:
+            worker.signal_kill()
+            self.stats.timeouts += 1
+            raise DecodeTimeout(
+                f"image took longer to decode than {self.limits.decode_timeout_s:g} s, the limit; re-encode it"
+            ) from None
+        except asyncio.CancelledError:
+            self._abandon(exchange)
+            raise
+        except (WorkerGone, wire.ProtocolError) as error:
+            raise self._explain(error) from None
+        return self._unpack(reply, body)
+
+    def _abandon(self, exchange: _Exchange) -> None:
+        """The caller went away: the worker may finish what it has begun, if that is soon."""
+        self.stats.cancelled += 1
+        worker = self._exchanges.get(exchange)
+        if worker is not None:
+            timer = asyncio.get_running_loop().call_later(_CANCEL_GRACE_S, worker.signal_kill)
+            exchange.add_done_callback(lambda _: timer.cancel())
+
+    def _explain(self, error: WorkerGone | wire.ProtocolError) -> ServingError:
+        if self._spawner is None:
+            return _draining()
+        self.stats.crashes += 1
+        if isinstance(error, WorkerGone) and error.exit_code == -signal.SIGKILL:
+            return BackendError("the decoder of this image was killed from outside; send the request again")
+        return InvalidImage("image crashed the decoder; re-encode it. Other images are not affected")
+
+    def _unpack(self, reply: wire.ReplyHeader, body: bytearray) -> PreparedImage:
+        if reply.status is wire.Status.OK:
+            self.stats.decoded_in_workers += 1
+            return reply.to_image(body)
+        raise reply.to_error(body) or _failed()
+
+    def _processor(self, model_id: str) -> Processor:
+        if model_id not in self._processors:
+            self._processors[model_id] = self._factory(model_id)
+        return self._processors[model_id]
+
+    # -- who has which worker ----------------------------------------------------------------------------------------
+
+    async def _acquire(self) -> WorkerProcess:
+        if self._spawner is None:
+            raise _draining()
+        if self._free:
+            return self._free.pop()
+        if len(self._waiting) >= self._max_queue:
+            raise QueueFull(f"{self._max_queue} images wait to be decoded, the limit; retry later", retry_after_s=1.0)
+        return await self._wait_for_worker()
+
+    async def _wait_for_worker(self) -> WorkerProcess:
+        waiter: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._queue_timeout_s):
+                return await waiter
+        except BaseException as error:
+            self._give_up(waiter)
+            if isinstance(error, TimeoutError):
+                raise QueueFull(
+                    f"no decoder was free for {self._queue_timeout_s:g} s, the limit; retry later", retry_after_s=1.0
+                ) from None
+            raise
+
+    def _give_up(self, waiter: asyncio.Future[WorkerProcess]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        elif not waiter.cancelled() and waiter.exception() is None:
+            self._release(waiter.result())  # it was handed over in the very step that the caller gave up in
+
+    def _release(self, worker: WorkerProcess) -> None:
+        """Give a worker to the first in line, or put it back."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(worker)
+                return
+        self._free.append(worker)
+
+    def _settle(self, exchange: _Exchange) -> None:
+        """An exchange is over, whoever may still wait for it: its worker is free, or of no more use."""
+        worker = self._exchanges.pop(exchange)
+        if exchange.cancelled() or exchange.exception() is not None or not worker.is_alive:
+            self._replace(worker)
+        else:
+            self._release(worker)
+
+    def _worker_exited(self, worker: WorkerProcess) -> None:
+        """A process ended. For a busy one the exchange ends too, and with it comes ``_settle``."""
+        if worker in self._free:
+            self._free.remove(worker)
+            self._replace(worker)
+
+    def _replace(self, worker: WorkerProcess) -> None:
+        worker.kill()
+        if self._spawner is not None:
+            self.stats.replaced_workers += 1
+            task = asyncio.get_running_loop().create_task(self._start_replacement())
+            self._starts.add(task)
+            task.add_done_callback(self._starts.discard)
+
+    async def _start_replacement(self) -> None:
+        backoff_s = 0.1
+        while True:
+            try:
+                return await self._start_worker()
+            except WorkerGone:
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+    async def _start_worker(self) -> None:
+        if self._spawner is not None:
+            self._release(await WorkerProcess.start(self._config, self._spawner, self._worker_exited, _START_TIMEOUT_S))
+
+
+def _draining() -> Draining:
+    return Draining("this replica is stopping; retry on another one", retry_after_s=1.0)
+
+
+def _failed() -> BackendError:
+    return BackendError("preparing the image failed on our side; send the request again, or report it")

@@ -1,0 +1,88 @@
+"""From bytes or pixels to a model's input: decode, hash, process. Pure; the pool decides in which process it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from serving.domain import Pixels
+from serving.errors import InvalidImage
+from serving.media.content import content_sha256
+from serving.media.decode import decode
+from serving.media.limits import MediaLimits
+from serving.media.probe import ImageHeader
+
+Processor: TypeAlias = Callable[[Pixels], Pixels]
+"""Canonical pixels (H, W, 3) to a model's input (S, S, 3), both uint8."""
+ProcessorFactory: TypeAlias = Callable[[str], Processor]
+"""Model id to its processor. Must be picklable: it is sent to the workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """A model's input, and where it came from.
+
+    ``pixels``: uint8 (S, S, 3), read-only. ``content_sha256``: 32 bytes over the canonical pixels, before the
+    processor. ``original_size``: (width, height) as sent. ``decode_ms``: time of decoding, hashing and processing, no waiting.
+    """
+
+    pixels: Pixels
+    content_sha256: bytes
+    original_size: tuple[int, int]
+    decode_ms: float
+
+
+def prepare_encoded(
+    data: bytes, limits: MediaLimits, process: Processor, header: ImageHeader | None = None
+) -> PreparedImage:
+    """Decode a file and prepare it.
+
+    Raises:
+        InvalidImage and its kinds: see ``serving.media.decode.decode``.
+    """
+    started_s = time.perf_counter()
+    image = decode(data, limits, header)
+    return _finish(image.rgb, image.original_size, process, started_s)
+
+
+def prepare_pixels(rgb: Pixels, limits: MediaLimits, process: Processor) -> PreparedImage:
+    """Prepare pixels that came decoded, under the same limits and with the same hash as the same pixels in a file.
+
+    Raises:
+        InvalidImage, ImageTooLarge: not uint8 (H, W, 3), or of a forbidden size.
+    """
+    started_s = time.perf_counter()
+    check_pixels(rgb, limits)
+    return _finish(rgb, (rgb.shape[1], rgb.shape[0]), process, started_s)
+
+
+def check_pixels(rgb: Pixels, limits: MediaLimits) -> None:
+    """Refuse arrays that are no image of an allowed size.
+
+    Raises:
+        InvalidImage, ImageTooLarge: not uint8 (H, W, 3), or of a forbidden size.
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        shape = "x".join(map(str, rgb.shape))
+        raise InvalidImage(
+            f"pixel tensor is {rgb.dtype} of shape [{shape}]; each image must be UINT8 [height, width, 3]"
+        )
+    limits.check_size(rgb.shape[1], rgb.shape[0])
+
+
+def _finish(rgb: Pixels, original_size: tuple[int, int], process: Processor, started_s: float) -> PreparedImage:
+    digest = content_sha256(rgb)
+    pixels = np.ascontiguousarray(process(rgb))
+    if pixels.dtype != np.uint8 or pixels.ndim != 3:
+        raise TypeError(f"processor returned {pixels.dtype} with {pixels.ndim} axes; it must return uint8 (H, W, 3)")
+    pixels.flags.writeable = False
+    return PreparedImage(
+        pixels=pixels,
+        content_sha256=digest,
+        original_size=original_size,
+        decode_ms=(time.perf_counter() - started_s) * 1e3,
+    )

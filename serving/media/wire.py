@@ -1,0 +1,148 @@
+"""The framing between the pool and its workers: fixed headers and raw bytes.
+
+A worker handles hostile files, so what it sends back is parsed here as data. Nothing from a worker is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from serving.domain import Pixels
+from serving.errors import ImageTooLarge, InvalidImage, ServingError, UnsupportedMediaType
+from serving.media.prepare import PreparedImage
+
+_REQUEST = struct.Struct("<BHIIQ")
+_REPLY = struct.Struct("<BIIIIId32sI")
+REQUEST_BYTES = _REQUEST.size
+REPLY_BYTES = _REPLY.size
+MAX_OUTPUT_BYTES = 256 << 20
+_MAX_TEXT_BYTES = 1_000
+
+
+class Kind(IntEnum):
+    """What the payload of a request is."""
+
+    ENCODED = 1
+    PIXELS = 2
+
+
+class Status(IntEnum):
+    """How a worker's job ended."""
+
+    OK = 0
+    INVALID = 1
+    UNSUPPORTED = 2
+    TOO_LARGE = 3
+    INTERNAL = 4
+
+
+_ERRORS: dict[Status, type[ServingError]] = {
+    Status.INVALID: InvalidImage,
+    Status.UNSUPPORTED: UnsupportedMediaType,
+    Status.TOO_LARGE: ImageTooLarge,
+}
+
+
+class ProtocolError(Exception):
+    """A worker sent something that is no reply; it must not be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeader:
+    """Precedes ``model_bytes`` of model id and ``payload_bytes`` of payload; height and width for pixels only."""
+
+    kind: Kind
+    model_bytes: int
+    height: int
+    width: int
+    payload_bytes: int
+
+    @classmethod
+    def unpack(cls, raw: bytes | bytearray) -> RequestHeader:
+        """Parse ``REQUEST_BYTES`` bytes."""
+        kind, model_bytes, height, width, payload_bytes = _REQUEST.unpack(raw)
+        return cls(Kind(kind), model_bytes, height, width, payload_bytes)
+
+
+def pack_request(kind: Kind, model_id: str, payload_bytes: int, height: int = 0, width: int = 0) -> bytes:
+    """Header and model id of a request; the payload follows."""
+    model = model_id.encode()
+    return _REQUEST.pack(kind, len(model), height, width, payload_bytes) + model
+
+
+def pack_reply(image: PreparedImage) -> bytes:
+    """Header of a success; the pixels follow."""
+    height, width, channels = image.pixels.shape
+    return _REPLY.pack(
+        Status.OK,
+        height,
+        width,
+        channels,
+        *image.original_size,
+        image.decode_ms,
+        image.content_sha256,
+        image.pixels.nbytes,
+    )
+
+
+def pack_error(error: ServingError) -> bytes:
+    """Header and text of a refusal."""
+    status = next((status for status, kind in _ERRORS.items() if type(error) is kind), Status.INVALID)
+    return _pack_text(status, error.message)
+
+
+def pack_internal_error() -> bytes:
+    """Header of a failure that is not the image's. Carries no text: nobody outside may read it."""
+    return _pack_text(Status.INTERNAL, "")
+
+
+def _pack_text(status: Status, text: str) -> bytes:
+    raw = text.encode()[:_MAX_TEXT_BYTES]
+    return _REPLY.pack(status, 0, 0, 0, 0, 0, 0.0, b"", len(raw)) + raw
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHeader:
+    """Precedes ``payload_bytes`` of pixels or error text."""
+
+    status: Status
+    shape: tuple[int, int, int]
+    original_size: tuple[int, int]
+    decode_ms: float
+    content_sha256: bytes
+    payload_bytes: int
+
+    @classmethod
+    def unpack(cls, raw: bytes | bytearray) -> ReplyHeader:
+        """Parse and check ``REPLY_BYTES`` bytes.
+
+        Raises:
+            ProtocolError: impossible values.
+        """
+        code, height, width, channels, original_w, original_h, decode_ms, digest, payload_bytes = _REPLY.unpack(raw)
+        if code not in Status.__members__.values():
+            raise ProtocolError(f"status {code}")
+        expected = height * width * channels if code == Status.OK else min(payload_bytes, _MAX_TEXT_BYTES)
+        if payload_bytes != expected or payload_bytes > MAX_OUTPUT_BYTES:
+            raise ProtocolError(f"payload of {payload_bytes} bytes, expected {expected}")
+        return cls(Status(code), (height, width, channels), (original_w, original_h), decode_ms, digest, payload_bytes)
+
+    def to_image(self, payload: bytearray) -> PreparedImage:
+        """Build the result of a success. The array owns ``payload``."""
+        pixels: Pixels = np.frombuffer(payload, dtype=np.uint8).reshape(self.shape)
+        pixels.flags.writeable = False
+        return PreparedImage(
+            pixels=pixels,
+            content_sha256=self.content_sha256,
+            original_size=self.original_size,
+            decode_ms=self.decode_ms,
+        )
+
+    def to_error(self, payload: bytearray) -> ServingError | None:
+        """Build the refusal, or None when the failure was internal."""
+        kind = _ERRORS.get(self.status)
+        return kind(payload.decode(errors="replace")) if kind else None

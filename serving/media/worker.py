@@ -1,0 +1,131 @@
+"""The decode worker: a process that reads requests from a socket, one at a time, until the socket ends.
+
+Started by ``serving.media.worker_process`` with ``python -m serving.media.worker FD PARENT_PID``. It limits its own
+memory, dies with its parent (by the kernel's word, and because its socket ends), and handles hostile files: only pixels
+and our own error texts leave it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.domain import Pixels
+from serving.errors import ServingError
+from serving.media import wire
+from serving.media.limits import MediaLimits
+from serving.media.prepare import PreparedImage, Processor, ProcessorFactory, prepare_encoded, prepare_pixels
+
+READY = b"R"
+_PR_SET_PDEATHSIG = 1
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker is told at its start. Pickled by the parent, which the worker trusts; never the other way round."""
+
+    limits: MediaLimits
+    factory: ProcessorFactory
+    memory_bytes: int
+
+    def pack(self) -> bytes:
+        """Length-prefixed pickle."""
+        raw = pickle.dumps(self)
+        return _LENGTH.pack(len(raw)) + raw
+
+
+class _Worker:
+    """Holds the processors that this process has built, one per model id."""
+
+    def __init__(self, connection: socket.socket, config: WorkerConfig) -> None:
+        self._connection = connection
+        self._config = config
+        self._processors: dict[str, Processor] = {}
+
+    def run(self) -> None:
+        self._connection.sendall(READY)
+        while True:
+            header = wire.RequestHeader.unpack(_receive(self._connection, wire.REQUEST_BYTES))
+            model_id = bytes(_receive(self._connection, header.model_bytes)).decode()
+            payload = _receive(self._connection, header.payload_bytes)
+            self._answer(header, model_id, payload)
+
+    def _answer(self, header: wire.RequestHeader, model_id: str, payload: bytearray) -> None:
+        try:
+            image = self._prepare(header, model_id, payload)
+        except ServingError as error:
+            self._connection.sendall(wire.pack_error(error))
+        except Exception as error:  # a bug, or a processor that cannot be built: say it in our log, not to the client
+            print(f"media worker: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._connection.sendall(wire.pack_internal_error())
+        else:
+            self._connection.sendall(wire.pack_reply(image))
+            self._connection.sendall(image.pixels.data)
+
+    def _prepare(self, header: wire.RequestHeader, model_id: str, payload: bytearray) -> PreparedImage:
+        limits, process = self._config.limits, self._processor(model_id)
+        if header.kind is wire.Kind.PIXELS:
+            rgb: Pixels = np.frombuffer(payload, dtype=np.uint8).reshape(header.height, header.width, 3)
+            return prepare_pixels(rgb, limits, process)
+        return prepare_encoded(bytes(payload), limits, process)
+
+    def _processor(self, model_id: str) -> Processor:
+        if model_id not in self._processors:
+            self._processors[model_id] = self._config.factory(model_id)
+        return self._processors[model_id]
+
+
+def _receive(connection: socket.socket, num_bytes: int) -> bytearray:
+    """Read exactly ``num_bytes``; raises EOFError when the parent is gone."""
+    buffer = bytearray(num_bytes)
+    view, filled = memoryview(buffer), 0
+    while filled < num_bytes:
+        count = connection.recv_into(view[filled:])
+        if count == 0:
+            raise EOFError
+        filled += count
+    return buffer
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(1)
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(connection_fd: int, parent_pid: int) -> None:
+    """Serve until the parent closes the connection."""
+    _die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the socket
+    warnings.simplefilter("ignore")
+    connection = socket.socket(fileno=connection_fd)
+    try:
+        (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
+        config: WorkerConfig = pickle.loads(_receive(connection, length))
+        _limit_memory(config.memory_bytes)
+        _Worker(connection, config).run()
+    except (EOFError, ConnectionError):
+        return
+
+
+if __name__ == "__main__":
+    # Import by its real name, so that what the parent pickled and what runs here are the same classes.
+    from serving.media.worker import main as run_worker
+
+    run_worker(int(sys.argv[1]), int(sys.argv[2]))
