@@ -107,6 +107,7 @@ class Driver:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _running_since_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
         """Bring up the engine's thread."""
@@ -133,6 +134,10 @@ class Driver:
     def queued_s(self) -> float:
         """Predicted seconds of work waiting and running."""
         return self.scheduler.queued_s(self.clock())
+
+    def longest_running_s(self) -> float:
+        """How long the oldest engine call has been going; 0 when none is."""
+        return max((self.clock() - since_s for since_s in self._running_since_s.values()), default=0.0)
 
     async def submit(
         self,
@@ -200,11 +205,9 @@ class Driver:
                 self._end(sample_id, Cancelled("the caller went away"))
 
     async def _run(self, batch: RunBatch) -> None:
-        started_s = self.clock()
-        loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(
-            self._pool, self.engine.run, batch.stage, batch.num_stages, batch.sample_ids
-        )
+        started_s = self._running_since_s[batch.batch_id] = self.clock()
+        outcomes = await self._run_engine(batch)
+        del self._running_since_s[batch.batch_id]
         elapsed_s = self.clock() - started_s
         results = tuple(
             self._account(sample_id, outcome, elapsed_s, len(outcomes))
@@ -213,6 +216,20 @@ class Driver:
         predicted_s = self.predict(batch.stage, batch.num_stages, len(results))
         self.observer.batch_finished(batch.stage, batch.num_stages, len(results), elapsed_s, predicted_s)
         self._feed(BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
+
+    async def _run_engine(self, batch: RunBatch) -> list[Outcome]:
+        """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
+        run = self.engine.run
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(
+                self._pool, run, batch.stage, batch.num_stages, batch.sample_ids
+            )
+            if len(outcomes) != len(batch.sample_ids):
+                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.sample_ids)} samples")
+            return outcomes
+        except Exception:
+            _log.exception("engine raised", stage=batch.stage, batch_size=len(batch.sample_ids))
+            return [EngineFailed("the model failed on this batch; retry") for _ in batch.sample_ids]
 
     def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> StageResult:
         sample = self._samples[sample_id]

@@ -1,1 +1,1 @@
-
+"""Engines: one per model family, behind one protocol."""

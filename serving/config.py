@@ -1,0 +1,296 @@
+"""Configuration: strict at the edge, resolved once into frozen values, logged in full with secrets masked.
+
+    profile defaults  <-  YAML file (--config or VIREO_CONFIG)  <-  VIREO_SET / --set section.field=value
+                      ->  Settings (pydantic, extra="forbid")   ->  resolve()  ->  ResolvedConfig (frozen)
+
+Environment variables are read in this file only. ``auto`` never survives ``resolve``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from serving.errors import ConfigError
+
+Profile = Literal["local", "gpu", "cluster"]
+Auto = Literal["auto"]
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SHA256_HEX = r"^[0-9a-f]{64}$"
+
+
+class _Section(BaseModel):
+    """A misspelt key must fail: ignored, it would quietly lose the setting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(_Section):
+    """Where clients connect."""
+
+    host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="HTTP port.")
+    grpc_port: int = Field(9000, ge=1, le=65535, description="gRPC port.")
+    metrics_need_key: bool = Field(False, description="Whether /metrics asks for an API key.")
+
+
+class TenantSettings(_Section):
+    """One tenant: who it is and what it may spend."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Label in metrics and part of cache keys.")
+    api_key_sha256: tuple[Annotated[str, Field(pattern=_SHA256_HEX)], ...] = Field(
+        (), description="SHA-256 of each accepted key, in hexadecimal: printf %s KEY | sha256sum."
+    )
+    joules_per_s: float = Field(1e6, gt=0, description="Refill of the joule bucket, joules per second.")
+    burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
+    seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
+    burst_s: float = Field(1e4, gt=0, description="Size of the compute bucket, engine seconds.")
+
+
+class RedisSettings(_Section):
+    """Results, quotas and, later, jobs."""
+
+    url: str = Field("embedded", description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server.")
+    connect_timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for a connection.")
+    timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for an answer.")
+    cache: bool = Field(True, description="Whether exact results are cached.")
+    cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds that a result is kept.")
+    secret: str = Field("auto", description="Key of the integrity check on cached values; 'auto' makes one per start.")
+
+
+class GatewaySettings(_Section):
+    """The front door."""
+
+    replicas: int = Field(1, ge=1, le=64, description="Gateway replicas.")
+    cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each.")
+    media_workers: int | Auto = Field("auto", description="Decode processes per gateway replica.")
+    max_in_flight: int = Field(512, ge=1, description="Requests served at a time by one gateway; more are refused.")
+    default_deadline_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request that brings none.")
+    calls_in_flight: int = Field(
+        2, ge=1, le=64, description="Calls per inner replica on the way at a time; samples beyond share the next call."
+    )
+
+
+class ModelSettings(_Section):
+    """One served model: an inner deployment."""
+
+    id: str = Field(description="Model id, see `vireo models list`.")
+    checkpoint_dir: Path | None = Field(None, description="Folder with the weights; the packaged ones when absent.")
+    replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
+    cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Torch device.")
+    threads: int | Auto = Field("auto", description="Torch threads per replica.")
+    max_batch: int = Field(32, ge=1, le=1024, description="Samples per engine call.")
+    max_queue: int = Field(4096, ge=1, le=1_000_000, description="Samples waiting per replica; more are refused.")
+    max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that admitted samples may hold.")
+    max_ongoing_calls: int = Field(256, ge=1, description="Handle calls that Ray lets into one replica.")
+
+
+class MediaSettings(_Section):
+    """Bounds on untrusted images (serving/media/limits.py)."""
+
+    max_bytes_per_image: int = Field(20 << 20, ge=1, description="Encoded bytes of one image.")
+    max_pixels: int = Field(16 << 20, ge=1, description="Pixels of one image.")
+    decode_timeout_s: float = Field(5.0, gt=0, description="Seconds after which a decode is killed.")
+
+
+class LimitSettings(_Section):
+    """Bounds on one request (serving/limits.py)."""
+
+    max_body_bytes: int = Field(64 << 20, ge=1024, description="Bytes of one request.")
+    max_images: int = Field(64, ge=1, le=1024, description="Images of one request.")
+
+
+class Settings(_Section):
+    """What a user may write."""
+
+    profile: Profile = Field("local", description="local, gpu or cluster: the defaults of everything below.")
+    http: HttpSettings = HttpSettings()
+    tenants: tuple[TenantSettings, ...] = Field((), description="None: loopback callers only, tenant 'local'.")
+    redis: RedisSettings = RedisSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    models: tuple[ModelSettings, ...] = (ModelSettings(id="dyn-perceiver-nano"),)
+    media: MediaSettings = MediaSettings()
+    limits: LimitSettings = LimitSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    run_dir: str = Field("auto", description="Folder for sockets, logs and state of this start; keep its path short.")
+    drain_s: float = Field(2.0, ge=0, le=600, description="Seconds that a stopping gateway still takes requests.")
+
+    @field_validator("tenants")
+    @classmethod
+    def _names_differ(cls, tenants: tuple[TenantSettings, ...]) -> tuple[TenantSettings, ...]:
+        names = [tenant.name for tenant in tenants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tenant names repeat: {', '.join(sorted(names))}")
+        return tenants
+
+
+PROFILES: Mapping[Profile, Mapping[str, Any]] = {
+    "local": {},
+    "gpu": {
+        "models": [{"id": "dyn-perceiver-nano", "gpus": 0.2, "device": "cuda", "max_batch": 64}],
+        "gateway": {"replicas": 2, "media_workers": 4},
+        "drain_s": 10.0,
+    },
+    "cluster": {
+        "http": {"host": "0.0.0.0", "metrics_need_key": False},
+        "redis": {"url": "redis://vireo-redis:6379/0"},
+        "gateway": {"replicas": 2, "media_workers": 2},
+        "models": [{"id": "dyn-perceiver-nano", "replicas": 2}],
+        "drain_s": 30.0,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """Settings without a single ``auto``, and what follows from them. The only form that the system sees."""
+
+    settings: Settings
+    run_dir: Path
+    redis_url: str | None
+    """None: the embedded server, whose socket is ``redis_socket``."""
+    secret: str
+    media_workers: int
+    allow_anonymous_loopback: bool
+
+    @property
+    def redis_socket(self) -> Path:
+        """Socket of the embedded server."""
+        return self.run_dir / "redis" / "redis.sock"
+
+    @property
+    def store_url(self) -> str:
+        """Where the stores connect."""
+        return self.redis_url or f"unix://{self.redis_socket}"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Files of prometheus-client's multiprocess mode."""
+        return self.run_dir / "metrics"
+
+    def describe(self) -> dict[str, Any]:
+        """Everything, for the log, with secrets masked."""
+        described = {**asdict(self), "settings": self.settings.model_dump(mode="json"), "secret": "***"}
+        described["settings"]["redis"]["secret"] = "***"
+        described["redis_url"] = mask_url(self.redis_url)
+        described["settings"]["redis"]["url"] = mask_url(self.settings.redis.url)
+        for tenant in described["settings"]["tenants"]:
+            tenant["api_key_sha256"] = [f"{digest[:6]}***" for digest in tenant["api_key_sha256"]]
+        return {key: str(value) if isinstance(value, Path) else value for key, value in described.items()}
+
+
+def mask_url(url: str | None) -> str | None:
+    """The URL without its password."""
+    if url is None or "@" not in url:
+        return url
+    scheme, rest = url.split("://", 1)
+    return f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+
+
+def load(path: Path | None = None, overrides: Iterable[str] = (), profile: str | None = None) -> Settings:
+    """Read the settings. ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``.
+
+    Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
+    """
+    path = path or (Path(os.environ["VIREO_CONFIG"]) if "VIREO_CONFIG" in os.environ else None)
+    written: dict[str, Any] = _read_yaml(path) if path else {}
+    from_env = [item for item in os.environ.get("VIREO_SET", "").split(";") if item.strip()]
+    for override in (*from_env, *overrides):
+        _apply(written, override)
+    name = profile or written.get("profile") or os.environ.get("VIREO_PROFILE", "local")
+    return from_mapping({**written, "profile": name})
+
+
+def from_mapping(written: Mapping[str, Any]) -> Settings:
+    """Lay what a user wrote over the defaults of its profile, strictly.
+
+    Raises: ConfigError: unknown profile or field, wrong type.
+    """
+    name = written.get("profile", "local")
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    try:
+        return Settings.model_validate(_merge(PROFILES[name], written))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("configuration is wrong: " + "; ".join(lines)) from None
+
+
+def resolve(settings: Settings) -> ResolvedConfig:
+    """Decide every ``auto`` and check what no single field can.
+
+    Raises: ConfigError: a public address without API keys; a profile that needs an external Redis and has none.
+    """
+    loopback = settings.http.host in _LOOPBACK
+    has_keys = any(tenant.api_key_sha256 for tenant in settings.tenants)
+    if not has_keys and not loopback:
+        raise ConfigError(
+            f"refusing to listen on {settings.http.host} without API keys: set tenants[].api_key_sha256 in the "
+            "configuration, or http.host to 127.0.0.1"
+        )
+    embedded = settings.redis.url == "embedded"
+    if embedded and settings.profile == "cluster":
+        raise ConfigError("profile 'cluster' needs redis.url: gateways on several nodes must share one server")
+    if settings.profile == "cluster" and settings.redis.secret == "auto":
+        raise ConfigError("profile 'cluster' needs redis.secret: gateways must agree on it (openssl rand -hex 32)")
+    workers = settings.gateway.media_workers
+    return ResolvedConfig(
+        settings=settings,
+        run_dir=_run_dir(settings),
+        redis_url=None if embedded else settings.redis.url,
+        secret=secrets.token_hex(32) if settings.redis.secret == "auto" else settings.redis.secret,
+        media_workers=max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers,
+        allow_anonymous_loopback=not has_keys,
+    )
+
+
+def threads_for(model: ModelSettings) -> int:
+    """Torch threads of a replica: its share of the machine, one at the least."""
+    return max(1, round(model.cpus)) if model.threads == "auto" else model.threads
+
+
+def _run_dir(settings: Settings) -> Path:
+    if settings.run_dir != "auto":
+        return Path(settings.run_dir).resolve()
+    base = os.environ.get("VIREO_RUN_DIR") or str(Path(tempfile.gettempdir()) / f"vireo-{os.getuid()}")
+    return Path(base) / str(settings.http.port)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from None
+    if not isinstance(loaded or {}, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of sections")
+    return loaded or {}
+
+
+def _apply(written: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override!r} has no '='; write section.field=value")
+    *sections, leaf = name.strip().split(".")
+    for section in sections:
+        written = written.setdefault(section, {})
+        if not isinstance(written, dict):
+            raise ConfigError(f"--set {override!r}: {section} is not a section")
+    written[leaf] = yaml.safe_load(text)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,83 @@
+"""The classifier node of the graph: a driver, an early-exit scheduler and an engine around one model.
+
+Gateways push calls of one or more samples; each call comes back when its last sample is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from serving.config import ModelSettings
+from serving.driver import Answer, Driver
+from serving.errors import ServingError
+from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+
+_log = structlog.get_logger(__name__)
+_STUCK_S = 30.0
+"""An engine call that takes longer than this means a dead engine; the controller then replaces the replica."""
+
+
+class Classifier:
+    """Ray Serve deployment class. One process, one model, one engine thread."""
+
+    def __init__(self, model: ModelSettings, log_level: str) -> None:
+        from serving.deployments.classifier_setup import build_driver
+        from serving.telemetry import logs
+
+        logs.configure(log_level)
+        started_s = time.monotonic()
+        self._driver: Driver = build_driver(model)
+        self._driver.start()
+        _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
+
+    async def run(self, samples: Sequence[SampleCall], predicted_s: float = 0.0) -> list[SampleOutcome]:
+        """Answer each sample, in order. ``predicted_s`` is read by the request router, not here."""
+        now_s = self._driver.clock()
+        return await asyncio.gather(*(self._one(sample, now_s) for sample in samples))
+
+    async def _one(self, sample: SampleCall, now_s: float) -> SampleOutcome:
+        from schedulers.types import Priority
+
+        try:
+            answer = await self._driver.submit(
+                sample.pixels,
+                deadline_s=now_s + sample.remaining_s,
+                thresholds=sample.thresholds,
+                priority=Priority(sample.priority),
+                tenant=sample.tenant,
+            )
+        except ServingError as error:
+            return error
+        return _to_wire(answer)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the request router wants to know about this replica."""
+        return {"queued_s": self._driver.queued_s()}
+
+    def check_health(self) -> None:
+        """Called by the controller.
+
+        Raises: RuntimeError: the engine has been stuck in one call.
+        """
+        running_s = self._driver.longest_running_s()
+        if running_s > _STUCK_S:
+            raise RuntimeError(f"the engine has been in one call for {running_s:.0f} s; limit is {_STUCK_S:.0f} s")
+
+    async def __del__(self) -> None:
+        """Serve awaits this once the calls in flight are done."""
+        await self._driver.stop()
+
+
+def _to_wire(answer: Answer) -> SampleAnswer:
+    return SampleAnswer(
+        probabilities=answer.probabilities.tobytes(),
+        exit_index=answer.exit_index,
+        degraded=answer.degraded,
+        queue_s=answer.queue_s,
+        compute_s=answer.compute_s,
+    )

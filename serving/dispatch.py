@@ -1,0 +1,176 @@
+"""Sends samples to an inner deployment, sharing calls when the way is busy, and sending again when a replica dies.
+
+One handle call costs a millisecond of processor time on the two sides together, several times what a small model
+needs. So at most ``max_calls_in_flight`` calls are on the way; what arrives meanwhile leaves together in the next one.
+An idle dispatcher sends at once: nothing ever waits for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from serving.errors import ReplicaLost
+from serving.replica_protocol import SampleCall, SampleOutcome
+
+_log = structlog.get_logger(__name__)
+MAX_ATTEMPTS = 4
+"""A sample that has taken this many replicas with it is not given another."""
+MAX_SAMPLES_PER_CALL = 64
+
+
+class PendingCall(Protocol):
+    """A call on its way, as Ray's ``DeploymentResponse``: awaitable and cancellable."""
+
+    def __await__(self) -> object:
+        """Wait for the outcomes."""
+
+    def cancel(self) -> None:
+        """Stop it where it runs."""
+
+
+class DispatchObserver(Protocol):
+    """Hears what happens, for metrics."""
+
+    def call_sent(self, num_samples: int) -> None:
+        """A call left for a replica."""
+
+    def call_retried(self) -> None:
+        """A call is sent again because its replica was lost."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """The samples of one request."""
+
+    samples: Sequence[SampleCall]
+    predicted_s: float
+    sent_by_s: float
+    done: asyncio.Future[list[SampleOutcome]]
+
+
+@dataclass(eq=False, slots=True)
+class Dispatcher:
+    """One per served model and gateway.
+
+    ``send(samples, predicted_s)`` starts a call. ``is_replica_lost`` tells whether a failed call may be sent again:
+    classification is idempotent, so that is whenever the replica, and not the model, failed.
+    """
+
+    send: Callable[[list[SampleCall], float], PendingCall]
+    is_replica_lost: Callable[[BaseException], bool]
+    max_calls_in_flight: int
+    num_replicas: int
+    observer: DispatchObserver
+    clock: Callable[[], float] = time.monotonic
+    _waiting: deque[_Job] = field(default_factory=deque, init=False)
+    _calls: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _outstanding_s: float = field(default=0.0, init=False)
+
+    def predicted_wait_s(self) -> float:
+        """Predicted seconds until a sample sent now starts, from what this gateway has outstanding."""
+        return self._outstanding_s / self.num_replicas
+
+    async def run(self, samples: Sequence[SampleCall], predicted_s: float) -> list[SampleOutcome]:
+        """Answer the samples, in order. Cancelling takes them out.
+
+        Raises: ReplicaLost: replicas died under this call ``MAX_ATTEMPTS`` times.
+        """
+        job = _Job(samples, predicted_s, self.clock(), asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._outstanding_s += predicted_s
+        self._pump()
+        try:
+            return await job.done
+        finally:
+            self._outstanding_s = max(0.0, self._outstanding_s - predicted_s)
+
+    def _pump(self) -> None:
+        while self._waiting and len(self._calls) < self.max_calls_in_flight:
+            if jobs := self._take():
+                call = asyncio.get_running_loop().create_task(self._call(jobs))
+                self._calls.add(call)
+                call.add_done_callback(self._call_ended)
+
+    def _take(self) -> list[_Job]:
+        """Whole jobs, first come first served, up to the size of a call; those cancelled meanwhile fall out."""
+        jobs: list[_Job] = []
+        num_samples = 0
+        while self._waiting:
+            size = len(self._waiting[0].samples)
+            if jobs and num_samples + size > MAX_SAMPLES_PER_CALL:
+                break
+            job = self._waiting.popleft()
+            if not job.done.done():
+                jobs.append(job)
+                num_samples += size
+        return jobs
+
+    def _call_ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._pump()
+
+    async def _call(self, jobs: list[_Job]) -> None:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            jobs = [job for job in jobs if not job.done.done()]
+            if not jobs:
+                return
+            try:
+                self._deliver(jobs, await self._attempt(jobs))
+                return
+            except asyncio.CancelledError:
+                _fail(jobs, asyncio.CancelledError())
+                raise
+            except Exception as error:
+                if all(job.done.done() for job in jobs):
+                    return
+                if not self.is_replica_lost(error):
+                    _log.exception("replica call failed", attempt=attempt)
+                    _fail(jobs, error)
+                    return
+                self.observer.call_retried()
+                _log.warning("replica lost", attempt=attempt, num_jobs=len(jobs), error=type(error).__name__)
+                await asyncio.sleep(0.05 * attempt)
+        _fail(jobs, ReplicaLost(f"{MAX_ATTEMPTS} replicas died while they had this request; it is not sent again"))
+
+    async def _attempt(self, jobs: list[_Job]) -> list[SampleOutcome]:
+        now_s = self.clock()
+        samples = [
+            sample._replace(remaining_s=sample.remaining_s - (now_s - job.sent_by_s))
+            for job in jobs
+            for sample in job.samples
+        ]
+        self.observer.call_sent(len(samples))
+        pending = self.send(samples, sum(job.predicted_s for job in jobs))
+        self._cancel_with(jobs, pending)
+        return await pending  # type: ignore[misc, no-any-return]
+
+    def _cancel_with(self, jobs: list[_Job], pending: PendingCall) -> None:
+        """Cancel the call once every request in it has gone away. One that shares its call runs to its end, unheard."""
+
+        def check(_done: asyncio.Future[list[SampleOutcome]]) -> None:
+            if all(job.done.cancelled() for job in jobs):
+                pending.cancel()
+
+        for job in jobs:
+            job.done.add_done_callback(check)
+
+    def _deliver(self, jobs: list[_Job], outcomes: list[SampleOutcome]) -> None:
+        start = 0
+        for job in jobs:
+            end = start + len(job.samples)
+            if not job.done.done():
+                job.done.set_result(outcomes[start:end])
+            start = end
+
+
+def _fail(jobs: list[_Job], error: BaseException) -> None:
+    for job in jobs:
+        if not job.done.done():
+            job.done.set_exception(error)

@@ -1,0 +1,67 @@
+"""Every metric of Vireo, by name. docs/architecture.md lists them for operators.
+
+Gateways and replicas are separate processes. prometheus-client's multiprocess mode lets each write its own files into
+one directory per node, and any gateway of the node adds them up for ``/metrics`` (docs/decisions/0006).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+RATIOS = (0.25, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
+
+REQUESTS = Counter("vireo_requests_total", "Requests answered.", ["surface", "model", "tenant", "outcome"])
+REQUEST_SECONDS = Histogram(
+    "vireo_request_seconds", "From the first byte parsed to the answer.", ["surface", "model"], buckets=SECONDS
+)
+QUEUE_SECONDS = Histogram("vireo_queue_seconds", "Seconds a sample waited in its replica.", ["model"], buckets=SECONDS)
+COMPUTE_SECONDS = Histogram(
+    "vireo_compute_seconds", "A sample's share of the batches it was in.", ["model"], buckets=SECONDS
+)
+STAGE_BATCH_SIZE = Histogram(
+    "vireo_stage_batch_size", "Samples per engine call.", ["model", "stage"], buckets=BATCH_SIZES
+)
+EXITS = Counter("vireo_exits_total", "Exit that answered, from 1.", ["model", "exit"])
+DEGRADED = Counter("vireo_degraded_total", "Answers reduced to meet a budget.", ["model", "reason"])
+CACHE_LOOKUPS = Counter(
+    "vireo_cache_lookups_total", "Exact-result cache: hit, miss, corrupt, unavailable.", ["outcome"]
+)
+COST_RATIO = Histogram("vireo_cost_ratio", "Actual over predicted seconds of a batch.", ["model"], buckets=RATIOS)
+ENERGY_JOULES = Counter("vireo_energy_joules_total", "Joules attributed.", ["model", "tenant", "source"])
+IN_FLIGHT = Gauge("vireo_in_flight_requests", "Requests being served.", ["surface"], multiprocess_mode="livesum")
+BREAKER_STATE = Gauge(
+    "vireo_breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", ["store"], multiprocess_mode="livemax"
+)
+STORE_ERRORS = Counter("vireo_store_errors_total", "Failed store operations.", ["store", "reason"])
+REJECTIONS = Counter("vireo_rejections_total", "Requests or images turned away, by error code.", ["reason"])
+RETRIES = Counter("vireo_replica_retries_total", "Calls sent again because a replica was lost.", ["model"])
+REPLICA_CALLS = Histogram(
+    "vireo_replica_call_images", "Images per call from a gateway to a replica.", ["model"], buckets=BATCH_SIZES
+)
+
+
+def exposition() -> bytes:
+    """The metrics of every live process of this node, in Prometheus' text format."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return generate_latest()
+    forget_dead_processes(Path(folder))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def forget_dead_processes(folder: Path) -> None:
+    """Drop the live gauges of processes that have gone: a killed replica must not stay in flight for ever."""
+    for path in folder.glob("gauge_live*.db"):
+        pid = int(path.stem.rsplit("_", 1)[1])
+        if not psutil.pid_exists(pid):
+            mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
