@@ -1,6 +1,7 @@
 """Make a fresh set of secret files for an overlay, and print the one API key that they admit.
 
-Run: ``python deploy/new_secrets.py deploy/overlays/dev/secrets --tenant team-a``. The folder is ignored by git. Files that exist are kept.
+Run: ``python deploy/new_secrets.py deploy/overlays/dev/secrets --tenant team-a``.
+The folder is ignored by git. Files that exist are kept.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Renders the overlays with the few kustomize features that `deploy/` uses, so that the tests need no kustomize.
 
-Not a kustomize: an unknown field of a kustomization is refused. `test_render.py` holds it against `kubectl kustomize` where there is one.
+Not a kustomize: an unknown field of a kustomization is refused. `test_render.py` holds it against
+`kubectl kustomize` where there is one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def _accumulate(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
         generators = kustomization.get(kind[0].lower() + kind[1:] + "Generator", [])
         manifests += [_generate(folder, kind, generator) for generator in generators]
     for patch in kustomization.get("patches", []):
-        _apply_patch(manifests, yaml.safe_load((folder / patch["path"]).read_text(encoding="utf-8")), patch.get("target"))
+        _apply_patch(
+            manifests, yaml.safe_load((folder / patch["path"]).read_text(encoding="utf-8")), patch.get("target")
+        )
     for manifest in manifests:
         _transform(manifest, kustomization)
     return manifests

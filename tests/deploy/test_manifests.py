@@ -1,0 +1,142 @@
+"""The rendered overlays against published schemas."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.rayservice_schema import RAYSERVICE, strict_crd_schema
+from tests.deploy.render import Manifest, containers_of
+
+KUBERNETES_VERSIONS = ("1.33", "1.37")
+CUSTOM_KINDS = {"RayService", "PodMonitor", "PrometheusRule"}
+
+
+def ray_pod_templates(rayservice: Manifest) -> Iterator[Manifest]:
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        metadata = {"name": "template", **group["template"]["metadata"]}
+        yield {
+            "apiVersion": "v1",
+            "kind": "PodTemplate",
+            "metadata": {"name": "t"},
+            "template": {**group["template"], "metadata": metadata},
+        }
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_every_built_in_kind_is_valid(manifests: list[Manifest], version: str) -> None:
+    checked = [m for m in manifests if m["kind"] not in CUSTOM_KINDS]
+    for manifest in checked:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    assert {"Namespace", "NetworkPolicy", "StatefulSet", "PodDisruptionBudget", "Service"} <= {
+        m["kind"] for m in checked
+    }
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_the_pod_templates_inside_the_rayservice_are_valid(rayservice: Manifest, version: str) -> None:
+    templates = list(ray_pod_templates(rayservice))
+    assert len(templates) == 2
+    for template in templates:
+        kubernetes_validate.validate(template, version, strict=True)
+    service = {"apiVersion": "v1", "kind": "Service", **rayservice["spec"]["serveService"]}
+    kubernetes_validate.validate(service, version, strict=True)
+
+
+def test_a_wrong_pod_template_is_found(rayservice: Manifest) -> None:
+    template = copy.deepcopy(next(ray_pod_templates(rayservice)))
+    template["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(template, KUBERNETES_VERSIONS[0], strict=True)
+
+
+def test_the_rayservice_uses_only_known_fields(rayservice: Manifest) -> None:
+    jsonschema.Draft202012Validator(RAYSERVICE).validate(rayservice)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "rayClusterConfig", "headGroupSpecs"), {}),
+        (("spec", "rayClusterConfig", "rayVersion"), "2.60"),
+        (("spec", "rayClusterConfig", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (("spec", "rayClusterConfig", "authOptions", "mode"), "tokens"),
+    ],
+)
+def test_a_wrong_rayservice_field_is_found(rayservice: Manifest, path: tuple[str, ...], value: Any) -> None:
+    broken = copy.deepcopy(rayservice)
+    node = broken
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(RAYSERVICE).validate(broken)
+
+
+def test_the_rayservice_matches_the_published_definition(rayservice: Manifest) -> None:
+    crd_path = os.environ.get("VIREO_KUBERAY_CRD")
+    if not crd_path:
+        pytest.skip("VIREO_KUBERAY_CRD does not name KubeRay's ray.io_rayservices.yaml (docs/deploy.md)")
+    schema = strict_crd_schema(yaml.safe_load(Path(crd_path).read_text(encoding="utf-8")))
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(rayservice)
+    misspelt = copy.deepcopy(rayservice)
+    misspelt["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
+    assert [error.validator for error in validator.iter_errors(misspelt)] == ["additionalProperties"]
+
+
+def test_the_head_container_names_the_serving_ports_that_the_operator_publishes(rayservice: Manifest) -> None:
+    published = {port["name"]: port["port"] for port in rayservice["spec"]["serveService"]["spec"]["ports"]}
+    serve_config = yaml.safe_load(rayservice["spec"]["serveConfigV2"])
+    assert published == {
+        "serve": serve_config["http_options"]["port"],
+        "serve-grpc": serve_config["grpc_options"]["port"],
+    }
+    for container in containers_of(rayservice):
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert {name: ports.get(name) for name in published} == published
+
+
+def test_every_image_names_a_version(manifests: list[Manifest]) -> None:
+    for container in [c for m in manifests for c in containers_of(m)]:
+        tag = container["image"].partition(":")[2]
+        assert tag[:1].isdigit(), container["image"]
+
+
+def test_the_pinned_ray_is_the_one_in_the_lock_file(rayservice: Manifest) -> None:
+    lock = (Path(__file__).resolve().parents[2] / "requirements" / "cpu.lock").read_text(encoding="utf-8")
+    assert f"ray=={rayservice['spec']['rayClusterConfig']['rayVersion']}" in lock.split()
+
+
+def test_every_config_map_secret_and_account_that_a_pod_names_exists(manifests: list[Manifest]) -> None:
+    external = {"vireo-secrets", "vireo-gcs-redis"} if _namespace(manifests) == "vireo" else set()
+    defined = {m["metadata"]["name"] for m in manifests if m["kind"] in {"ConfigMap", "Secret", "ServiceAccount"}}
+    assert set(_references(manifests)) <= defined | external
+
+
+def _namespace(manifests: list[Manifest]) -> str:
+    (name,) = [m["metadata"]["name"] for m in manifests if m["kind"] == "Namespace"]
+    return str(name)
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for child in node:
+            yield from _references(child)
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in {"secretName", "serviceAccountName"}:
+                yield value
+            elif key in {"configMap", "secretKeyRef", "configMapKeyRef"}:
+                yield value["name"]
+            else:
+                yield from _references(value)

@@ -1,0 +1,203 @@
+"""What a platform engineer checks before letting the manifests near a cluster."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.conftest import REPOSITORY, load_script
+from tests.deploy.render import Manifest, containers_of
+
+
+def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
+    for manifest in manifests:
+        if manifest["kind"] == "StatefulSet":
+            yield manifest["spec"]["template"]["spec"]
+        elif manifest["kind"] == "RayService":
+            cluster = manifest["spec"]["rayClusterConfig"]
+            yield from (group["template"]["spec"] for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]])
+
+
+def test_no_pod_runs_as_root_or_gets_an_api_token(manifests: list[Manifest]) -> None:
+    specs = list(pod_specs(manifests))
+    assert len(specs) >= 3
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+
+
+def test_every_container_is_locked_down_and_can_still_write_where_it_must(manifests: list[Manifest]) -> None:
+    for container in [c for m in manifests for c in containers_of(m)]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_every_container_is_probed_and_bounded(manifests: list[Manifest]) -> None:
+    for container in [c for m in manifests for c in containers_of(m)]:
+        assert {"readinessProbe", "livenessProbe"} <= set(container)
+        for resource in ("cpu", "memory"):
+            assert resource in container["resources"]["requests"]
+            assert resource in container["resources"]["limits"]
+
+
+def test_a_worker_is_ready_by_the_gateway_and_alive_by_its_raylet(rayservice: Manifest) -> None:
+    (workers,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "serve"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/api/healthz", "port": 52365}
+
+
+def test_every_ray_process_gets_the_flags_and_none_keeps_the_cluster_open(rayservice: Manifest) -> None:
+    for container in containers_of(rayservice):
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+        assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert env["RAY_AUTH_MODE"] == "token"
+        assert env["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
+def test_every_pod_is_closed_in_both_directions_by_default(manifests: list[Manifest]) -> None:
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    closed = [p for p in policies if {"Ingress", "Egress"} == set(p["policyTypes"])]
+    for labels in [dict(labels) for labels in _pod_labels(manifests)]:
+        assert any(_selects(policy["podSelector"], labels) for policy in closed), labels
+
+
+def _pod_labels(manifests: list[Manifest]) -> Iterator[dict[str, str]]:
+    for manifest in manifests:
+        if manifest["kind"] == "StatefulSet":
+            yield manifest["spec"]["template"]["metadata"]["labels"]
+        elif manifest["kind"] == "RayService":
+            cluster = manifest["spec"]["rayClusterConfig"]
+            for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+                yield group["template"]["metadata"]["labels"]
+
+
+def _selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    matches = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return matches and all(labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", []))
+
+
+def _openings(manifests: list[Manifest], labels: dict[str, str]) -> list[tuple[Any, Any]]:
+    """Return (peer, port) pairs that some policy lets in to a pod with these labels; port None means every port."""
+    rules = [
+        rule
+        for m in manifests
+        if m["kind"] == "NetworkPolicy" and _selects(m["spec"]["podSelector"], labels)
+        for rule in m["spec"].get("ingress", [])
+    ]
+    return [(peer, port["port"]) for r in rules for peer in r["from"] for port in r.get("ports", [{"port": None}])]
+
+
+def test_only_the_operator_reaches_the_dashboard(manifests: list[Manifest]) -> None:
+    head = {"app.kubernetes.io/name": "vireo", "app.kubernetes.io/component": "head"}
+    ray = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo"}}}
+    reaching = [peer for peer, port in _openings(manifests, head) if port in {None, "dashboard", 8265} and peer != ray]
+    (operator,) = reaching
+    assert operator["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    assert operator["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}
+
+
+def test_callers_reach_workers_on_the_serving_ports_only(manifests: list[Manifest]) -> None:
+    worker = {"app.kubernetes.io/name": "vireo", "app.kubernetes.io/component": "worker"}
+    caller = {"namespaceSelector": {"matchLabels": {"vireo.dev/may-call": "true"}}}
+    assert [port for peer, port in _openings(manifests, worker) if peer == caller] == ["serve", "serve-grpc"]
+
+
+def test_only_ray_pods_reach_each_redis(manifests: list[Manifest]) -> None:
+    ray = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo"}}}
+    redises = [m["metadata"]["labels"] for m in manifests if m["kind"] == "StatefulSet"]
+    assert redises
+    for labels in redises:
+        assert _openings(manifests, labels) == [(ray, "redis")]
+
+
+def test_workers_can_reach_redis_and_names_but_not_the_internet(manifests: list[Manifest]) -> None:
+    worker = {"app.kubernetes.io/name": "vireo", "app.kubernetes.io/component": "worker"}
+    peers = [
+        peer
+        for m in manifests
+        if m["kind"] == "NetworkPolicy" and _selects(m["spec"]["podSelector"], worker)
+        for rule in m["spec"].get("egress", [])
+        for peer in rule["to"]
+    ]
+    assert peers
+    assert not any("ipBlock" in peer for peer in peers)
+    assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo-redis"}}} in peers
+
+
+def test_the_cluster_state_outlives_the_head_in_production(rendered: dict[str, list[Manifest]]) -> None:
+    (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
+    options = service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert options["redisAddress"] == "redis://vireo-gcs-redis:6379"
+    assert "externalStorageNamespace" not in options
+    (redis,) = [
+        m for m in rendered["prod"] if m["kind"] == "StatefulSet" and m["metadata"]["name"] == "vireo-gcs-redis"
+    ]
+    arguments = redis["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_production_has_replicas_that_are_spread_and_a_drain_takes_one_at_a_time(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    labels = workers["template"]["metadata"]["labels"]
+    assert workers["replicas"] >= 2
+    for constraint in workers["template"]["spec"]["topologySpreadConstraints"]:
+        assert _selects(constraint["labelSelector"], labels)
+    (budget,) = [m["spec"] for m in rendered["prod"] if m["kind"] == "PodDisruptionBudget"]
+    assert budget["maxUnavailable"] == 1
+    assert _selects(budget["selector"], labels)
+
+
+def test_no_secret_value_is_committed() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "deploy"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "deploy/base/rayservice.yaml" in tracked
+    for name in tracked:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        assert "/secrets/" not in f"/{name}", name
+        documents = yaml.safe_load_all(text) if name.endswith(".yaml") else []
+        for document in documents:
+            if isinstance(document, dict) and document.get("kind") == "Secret":
+                values = [str(v) for v in document.get("stringData", {}).values()]
+                assert values
+                assert all("REPLACE-ME" in value for value in values), name
+                assert "data" not in document
+
+
+def test_new_secrets_are_random_private_and_never_overwritten(tmp_path: Path) -> None:
+    make = load_script("new_secrets").write_secrets
+    first, second = make(tmp_path / "a", tenant="x"), make(tmp_path / "b", tenant="x")
+    assert first != second
+    assert make(tmp_path / "a", tenant="x") is None
+    names = {"api-keys.yaml", "cache-hmac-secret", "redis-password"}
+    for name in names:
+        assert (tmp_path / "a" / name).stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "a" / name).read_text() != (tmp_path / "b" / name).read_text()
+    (entry,) = yaml.safe_load((tmp_path / "a" / "api-keys.yaml").read_text())
+    assert entry["tenant"] == "x"
+    assert re.fullmatch(r"[0-9a-f]{64}", entry["sha256"])
+    assert first not in (tmp_path / "a" / "api-keys.yaml").read_text()
+
+
+@pytest.mark.parametrize("tenant", ['quo"te', "a: b", "ünï"])
+def test_a_tenant_name_with_special_characters_survives(tmp_path: Path, tenant: str) -> None:
+    load_script("new_secrets").write_secrets(tmp_path, tenant=tenant)
+    (entry,) = yaml.safe_load((tmp_path / "api-keys.yaml").read_text(encoding="utf-8"))
+    assert entry["tenant"] == tenant

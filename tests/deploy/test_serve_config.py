@@ -1,0 +1,93 @@
+"""The Serve config: one text, inlined everywhere, valid for the Ray that is pinned, and naming things that exist."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from tests.deploy.conftest import REPOSITORY, load_script
+from tests.deploy.render import Manifest
+
+
+def serve_config(rayservice: Manifest) -> Manifest:
+    config = yaml.safe_load(rayservice["spec"]["serveConfigV2"])
+    assert isinstance(config, dict)
+    return config
+
+
+def test_the_manifests_hold_the_current_serve_config() -> None:
+    assert load_script("inline_serve_config").main(["--check"]) == 0, "run python deploy/inline_serve_config.py"
+
+
+def test_a_stale_copy_is_found_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(REPOSITORY / "deploy", tmp_path / "deploy")
+    source = folder / "serve-config.yaml"
+    source.write_text(source.read_text(encoding="utf-8").replace("port: 8000", "port: 8001"), encoding="utf-8")
+    script = load_script("inline_serve_config")
+    assert script.main(["--check"], deploy_dir=folder) == 1
+    assert "base/rayservice.yaml is stale" in capsys.readouterr().err
+    assert script.main([], deploy_dir=folder) == 0
+    assert script.main(["--check"], deploy_dir=folder) == 0
+    assert "      port: 8001\n" in (folder / "base" / "rayservice.yaml").read_text(encoding="utf-8")
+
+
+def test_a_manifest_without_the_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="found 0 serveConfigV2 blocks"):
+        load_script("inline_serve_config").inlined("spec: {}\n", "a: 1\n")
+
+
+def test_ray_accepts_the_config(rayservice: Manifest) -> None:
+    config = serve_config(rayservice)
+    parsed = ServeDeploySchema.model_validate(config)
+    assert [application.name for application in parsed.applications] == ["vireo"]
+    # These two schemas let unknown keys through, so a typing error has to be looked for.
+    assert set(config["http_options"]) <= set(type(parsed.http_options).model_fields)
+    assert set(config["grpc_options"]) <= set(type(parsed.grpc_options).model_fields)
+
+
+def test_production_differs_only_in_its_deployments(rendered: dict[str, list[Manifest]]) -> None:
+    dev, prod = (
+        serve_config(next(m for m in rendered[overlay] if m["kind"] == "RayService")) for overlay in ("dev", "prod")
+    )
+    deployments = prod["applications"][0].pop("deployments")
+    assert dev == prod
+    assert {d["name"]: d["num_replicas"] for d in deployments} == {"Gateway": 2, "Classifier": 2}
+
+
+def test_the_workers_have_what_the_deployments_ask_for(rendered: dict[str, list[Manifest]]) -> None:
+    (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    deployments = serve_config(service)["applications"][0]["deployments"]
+    wanted = [(d["num_replicas"], d.get("ray_actor_options", {})) for d in deployments]
+    num_gpus = sum(replicas * options.get("num_gpus", 0) for replicas, options in wanted)
+    # A replica without num_cpus takes one.
+    num_cpus = sum(replicas * options.get("num_cpus", 1) for replicas, options in wanted)
+    assert num_gpus <= workers["replicas"] * int(limits["nvidia.com/gpu"])
+    assert num_cpus <= workers["replicas"] * int(limits["cpu"])
+
+
+def test_the_config_file_is_where_the_pods_mount_it(rayservice: Manifest) -> None:
+    (application,) = serve_config(rayservice)["applications"]
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        (container,) = group["template"]["spec"]["containers"]
+        assert application["args"]["config_file"] in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_every_servicer_function_can_be_imported(rayservice: Manifest) -> None:
+    for name in serve_config(rayservice)["grpc_options"]["grpc_servicer_functions"]:
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function)), name
+
+
+def test_the_import_path_resolves(rayservice: Manifest) -> None:
+    (application,) = serve_config(rayservice)["applications"]
+    module, _, attribute = application["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
