@@ -83,12 +83,14 @@ CONFIGS: Mapping[str, DynPerceiverConfig] = MappingProxyType(
         "mobilenetv3-x075": DynPerceiverConfig(
             backbone=MobileNetV3Config(width=0.75), num_latents=128, latent_depths=(3, 3, 9, 9)
         ),
+        # Little is spent before exit 1 and most of the rest between exits 1 and 2: stages 1 and 2 are one narrow block
+        # each, and their latents only read the features.
         "nano": DynPerceiverConfig(
             backbone=RegNetConfig(
-                stem_width=16, widths=(24, 40, 96, 160), depths=(1, 1, 4, 2), strides=(2, 2, 1, 2), group_width=8
+                stem_width=16, widths=(16, 32, 80, 160), depths=(1, 1, 7, 4), strides=(2, 2, 1, 2), group_width=16
             ),
             num_latents=32,
-            latent_depths=(1, 1, 1, 3),
+            latent_depths=(0, 0, 1, 4),
             num_heads=(1, 1, 2, 4),
             latent_widening=2,
             pool_side=4,

@@ -2,7 +2,7 @@
 
 Convention: one multiply-accumulate counts as one, as in the paper. Counted: convolutions, linear layers and the two
 matrix products of attention. Not counted: biases, norms, activations, softmax and pooling. The official code also
-counts poolings as one per element, and leaves out squeeze-and-excite in RegNet (compared in docs/models/dyn-perceiver.md).
+counts poolings as one per element and leaves out squeeze-and-excite in RegNet (docs/models/dyn-perceiver.md).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from models.dyn_perceiver.backbones.mobilenet_v3 import build_mobilenet_v3
 from models.dyn_perceiver.backbones.regnet import build_regnet
 from models.dyn_perceiver.backbones.resnet import build_resnet
 from models.dyn_perceiver.config import NUM_EXITS, DynPerceiverConfig, RegNetConfig, ResNetConfig
+from models.layers.conv import ResidualDepthwise
 from models.layers.perceiver import CrossAttentionLayer, SelfAttentionLayer
 
 State = tuple[Tensor, ...]
@@ -101,7 +102,7 @@ class DynPerceiver(nn.Module):
     def _read(self, number: int, latents: Tensor, features: Tensor) -> Tensor:
         """Latents look at a coarse grid of the features, then at each other."""
         side = self.config.pool_side
-        grid = functional.adaptive_avg_pool2d(self._part(f"dwc{number}_x2z")(features) + features, side)
+        grid = functional.adaptive_avg_pool2d(self._part(f"dwc{number}_x2z")(features), side)
         latents = self._part(f"cross_att{number}_x2z")(latents, grid.flatten(2).transpose(1, 2))
         out: Tensor = self._part(f"self_att{number}")(latents)
         return out
@@ -132,7 +133,7 @@ class DynPerceiver(nn.Module):
         ):
             reader = CrossAttentionLayer(width, width, key_positions=config.pool_side**2)
             layers = (SelfAttentionLayer(heads, width, config.latent_widening) for _ in range(depth))
-            self.add_module(f"dwc{number}_x2z", nn.Conv2d(width, width, 7, padding=3, groups=width))
+            self.add_module(f"dwc{number}_x2z", ResidualDepthwise(width, 7))
             self.add_module(f"cross_att{number}_x2z", reader)
             self.add_module(f"self_att{number}", nn.Sequential(*layers))
             if number > 1:

@@ -6,6 +6,7 @@ Parameter names follow torchvision, as published checkpoints do: ``0`` convoluti
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def round_to_multiple(value: float, multiple: int = 8) -> int:
@@ -34,7 +35,7 @@ class ConvNorm(nn.Sequential):
             nn.BatchNorm2d(out_channels, eps=norm_eps, momentum=norm_momentum),
         ]
         if activation is not None:
-            layers.append(activation())
+            layers.append(activation(inplace=True))
         super().__init__(*layers)
 
 
@@ -50,6 +51,51 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape is kept: (B, C, H, W)."""
-        mean = x.mean((2, 3), keepdim=True)
-        gate: Tensor = self.gate(self.fc2(self.activation(self.fc1(mean))))
-        return x * gate
+        squeezed = self.activation(_on_vectors(self.fc1, x.mean((2, 3))))
+        gate: Tensor = self.gate(_on_vectors(self.fc2, squeezed))
+        return x * gate[:, :, None, None]
+
+
+class ResidualDepthwise(nn.Conv2d):
+    """x + depthwise convolution of x with an odd kernel, "same" padding."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape is kept: (B, C, H, W)."""
+        return super().forward(x) + x
+
+    def folded(self) -> nn.Conv2d:
+        """One plain convolution that does the same: the identity goes into the middle of the kernel."""
+        kernel = self.kernel_size[0]
+        plain = nn.Conv2d(self.in_channels, self.in_channels, kernel, padding=kernel // 2, groups=self.groups)
+        plain.weight.data = self.weight.detach().clone()
+        plain.weight.data[:, 0, kernel // 2, kernel // 2] += 1.0
+        assert self.bias is not None
+        assert plain.bias is not None
+        plain.bias.data = self.bias.detach().clone()
+        return plain
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution run as a matrix product over pixels, which has far less fixed cost on small maps on a CPU."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.bias = conv.bias
+
+    @staticmethod
+    def fits(layer: nn.Conv2d) -> bool:
+        """Whether this can stand in for ``layer``."""
+        return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W); no copy when memory is channels last."""
+        return functional.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+def _on_vectors(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (B, C) vectors."""
+    return functional.linear(x, conv.weight.flatten(1), conv.bias)
