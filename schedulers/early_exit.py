@@ -1,270 +1,242 @@
-"""The early-exit policy."""
+"""The early-exit policy: samples wait at stage boundaries, and survivors of different arrivals share batches.
+
+New samples wait in one fair queue for all tenants; survivors wait per stage, earliest deadline first. Whenever an
+executor is idle, ``choose_stage`` says which queue to serve. Reasons and measurements: docs/scheduler.md.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue
 from schedulers.machine import Batch, Machine, PolicyConfig, Sample
 from schedulers.ordered_queue import OrderedQueue
-from schedulers.types import Priority, RejectReason
+from schedulers.stage_choice import StageView, choose_stage, fit_batch
+from schedulers.types import Priority, RejectReason, StageResult
+
+#: Thresholds from here on mean "never leave at this exit" (calibration writes 1e8 for an exit that it does not use).
+NEVER_THRESHOLD = 1e8
+#: Control of the entry reserve: one late survivor raises it as much as 50 answers in time lower it, so that about 2%
+#: of the samples that enter under overload are answered early by force.
+_RESERVE_UP, _RESERVE_DOWN, _MAX_RESERVE = 0.1, 0.002, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyExitConfig(PolicyConfig):
+    """Knobs of ``EarlyExitScheduler``.
+
+    ``max_age_s``: a sample that waited this long at one stage heads the next batch, whatever the rules say.
+    ``priority_weights``: share of the engine of a LOW, NORMAL and HIGH sample relative to each other.
+
+    Raises:
+        ValueError: if ``max_age_s`` or a weight is not finite and positive, or there are not three weights.
+    """
+
     max_age_s: float = 10.0
-    rule: str = "slack"
-    entry_reserve: float = 0.0
-    slack_factor: float = 1.0
-    fit: str = "rate"
-    order: str = "edf"
     priority_weights: tuple[float, float, float] = (0.25, 1.0, 4.0)
+
+    def __post_init__(self) -> None:
+        super(EarlyExitConfig, self).__post_init__()
+        if not 0.0 < self.max_age_s < math.inf:
+            raise ValueError(f"max_age_s is {self.max_age_s}; need a finite number > 0")
+        if len(self.priority_weights) != len(Priority) or not all(0.0 < w < math.inf for w in self.priority_weights):
+            raise ValueError(f"priority_weights are {self.priority_weights}; need {len(Priority)} finite numbers > 0")
 
 
 class EarlyExitScheduler(Machine):
+    """Maximises samples answered by their deadline at their own threshold, then lowers mean latency."""
+
     def __init__(self, cost_model: CostModel, config: EarlyExitConfig | None = None) -> None:
         config = config or EarlyExitConfig()
         super().__init__(cost_model, config)
         self._config = config
+        #: Samples waiting at stage 0.
         self._fresh: FairQueue[Sample] = FairQueue()
-        self._deep: list[OrderedQueue[tuple[tuple[float, int], Sample]]] = [
+        #: ``_survivors[k]``: ((deadline_s, arrival number), sample) waiting at stage k >= 1; entry 0 stays empty.
+        self._survivors: list[OrderedQueue[tuple[tuple[float, int], Sample]]] = [
             OrderedQueue() for _ in range(self._num_stages)
         ]
+        self._num_queued = 0
+        #: (when, sample) of everything that began to wait, oldest first; entries of samples that moved on are stale.
         self._ages: deque[tuple[float, Sample]] = deque()
-        self._total = 0
+        #: Under a backlog, a sample starts only if its deadline leaves this many times the later stages' full batches.
+        self._reserve = 0.0
+
+    # -- queues ------------------------------------------------------------------------------------------------------
 
     def _enqueue(self, sample: Sample) -> None:
         charge_s = self._charge_s(sample)
-        if self._total >= self._config.max_waiting:
-            if not self._fresh or self._fresh.next_tag(sample.tenant, charge_s) >= self._fresh.last_tag():
-                self._reject(sample, RejectReason.QUEUE_FULL)
-                return
-            victim = self._fresh.least_urgent()
-            self._dequeue(victim)
-            self._reject(victim, RejectReason.QUEUE_FULL)
-        sample.is_waiting = True
+        if self._num_queued >= self._config.max_waiting and not self._make_room(sample, charge_s):
+            self._reject(sample, RejectReason.QUEUE_FULL)
+            return
         self._fresh.add(sample, charge_s)
-        self._ages.append((self._now_s, sample))
-        self._total += 1
+        self._begin_wait(sample)
+
+    def _make_room(self, newcomer: Sample, charge_s: float) -> bool:
+        """Give up the sample furthest over its tenant's share, if the newcomer is not that one."""
+        fresh = self._fresh
+        if not fresh or fresh.next_tag(newcomer.tenant, charge_s) >= fresh.last_tag():
+            return False
+        victim = fresh.least_urgent()
+        self._dequeue(victim)
+        self._reject(victim, RejectReason.QUEUE_FULL)
+        return True
 
     def _charge_s(self, sample: Sample) -> float:
-        B = self._config.max_batch
-        tot = 0.0
-        f = 1.0
-        for k in range(self._num_stages):
-            tot += f * self._cost.batch_s(k, B)
-            if sample.thresholds[k] < 1e8:
-                f *= 1 - self._exit_rates[k]
-        return tot / B / self._config.priority_weights[sample.priority]
+        """Expected engine seconds of this sample in full batches, over the weight of its priority."""
+        total_s, share, max_batch = 0.0, 1.0, self._config.max_batch
+        for stage, threshold in enumerate(sample.thresholds):
+            total_s += share * self._cost.batch_s(stage, max_batch)
+            if threshold < NEVER_THRESHOLD:
+                share *= 1.0 - self._exit_rates[stage]
+        return total_s / (max_batch * self._config.priority_weights[sample.priority])
+
+    def _begin_wait(self, sample: Sample) -> None:
+        sample.is_waiting = True
+        sample.enqueued_s = self._now_s
+        self._ages.append((self._now_s, sample))
+        self._num_queued += 1
 
     def _dequeue(self, sample: Sample) -> None:
         if sample.stage == 0:
             self._fresh.remove(sample)
         else:
-            self._deep[sample.stage].remove((self._deep_key(sample), sample))
-        self._total -= 1
-
-    def _deep_key(self, s: Sample) -> tuple[float, int]:
-        return (s.deadline_s, s.order[2])
+            self._survivors[sample.stage].remove((sample.order[1:], sample))
+        self._num_queued -= 1
 
     def _continue(self, batch: Batch, survivors: list[Sample]) -> None:
         stage = survivors[0].stage
-        q = self._deep[stage]
-        now = self._now_s
-        c1 = self._cost.batch_s(stage, 1)
-        for s in survivors:
-            if s.deadline_s < now + c1:
-                self._give_up(s)
-                continue
-            s.is_waiting = True
-            s.enqueued_s = now
-            q.add((self._deep_key(s), s))
-            self._ages.append((now, s))
-            self._total += 1
-            self._set_timer(s)
+        queue = self._survivors[stage]
+        soonest_s = self._now_s + self._cost.batch_s(stage, 1)
+        for sample in survivors:
+            if sample.deadline_s < soonest_s:
+                self._give_up(sample)
+            else:
+                queue.add((sample.order[1:], sample))
+                self._begin_wait(sample)
+                self._set_timer(sample)
 
     def _num_waiting(self) -> int:
-        return self._total
+        return self._num_queued
 
     def _waiting(self) -> Iterator[Sample]:
         yield from self._fresh
-        for q in self._deep:
-            for _, s in q:
-                yield s
+        for queue in self._survivors:
+            yield from (sample for _, sample in queue)
 
     def _stage_counts(self) -> Iterable[int]:
-        return (len(self._fresh), *(len(q) for q in self._deep[1:]))
+        counts = [len(queue) for queue in self._survivors]
+        counts[0] = len(self._fresh)
+        return counts
+
+    # -- batches -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        while self._total and len(self._running) < self._config.num_executors:
-            stage, forced = self._pick()
-            samples = self._form(stage, forced)
+        while self._num_queued and len(self._running) < self._config.num_executors:
+            overdue = self._overdue()
+            stage = self._choose() if overdue is None else overdue.stage
+            samples = self._on_time(stage, self._pick(stage, overdue), overdue)
             if samples:
                 self._run(samples, stage)
 
-    def _pick(self) -> tuple[int, Sample | None]:
-        now = self._now_s
+    def _overdue(self) -> Sample | None:
+        """The sample that waited longest, if that is too long."""
         ages = self._ages
         while ages and not (ages[0][1].is_waiting and ages[0][1].enqueued_s == ages[0][0]):
             ages.popleft()
-        if ages and now - ages[0][0] > self._config.max_age_s:
-            return ages[0][1].stage, ages[0][1]
-        counts = list(self._stage_counts())
-        st = [k for k in range(self._num_stages) if counts[k]]
-        if len(st) == 1:
-            return st[0], None
-        rule = self._config.rule
-        B = self._config.max_batch
-        cost = self._cost.batch_s
-        if rule == "deepest":
-            return st[-1], None
-        if rule == "shallowest":
-            return st[0], None
+        return ages[0][1] if ages and self._now_s - ages[0][0] > self._config.max_age_s else None
 
-        def head(k: int) -> Sample:
-            return self._fresh.first() if k == 0 else self._deep[k].first()[1]
+    def _choose(self) -> int:
+        views = [StageView(0, len(self._fresh), self._fresh.first().deadline_s)] if self._fresh else []
+        for stage, queue in enumerate(self._survivors):
+            if queue:
+                views.append(StageView(stage, len(queue), queue.first()[0][0]))
+        return choose_stage(views, self._now_s, self._cost, self._exit_rates, self._config.max_batch)
 
-        if rule == "edf":
-            return min(st, key=lambda k: (head(k).deadline_s, -k)), None
-        if rule == "oldest":
-            return min(st, key=lambda k: (head(k).arrived_s, -k)), None
-        b = {k: min(B, counts[k]) for k in st}
-        c = {k: cost(k, b[k]) for k in st}
-        eff = {k: b[k] / c[k] * cost(k, B) / B for k in st}
-        if rule == "fullest":
-            return max(st, key=lambda k: (eff[k], k)), None
-        if rule == "rate":  # completions per second, myopic
-            return max(st, key=lambda k: (self._exit_rates[k] * b[k] / c[k], k)), None
-        if rule == "index":  # best completions per second over stopping stages
+    def _pick(self, stage: int, overdue: Sample | None) -> list[Sample]:
+        """Take up to a full batch out of the stage's queue, ``overdue`` first."""
+        if overdue is None:
+            return self._take_waiting(stage, self._config.max_batch)
+        self._dequeue(overdue)
+        return [overdue, *self._take_waiting(stage, self._config.max_batch - 1)]
 
-            def idx(k: int) -> float:
-                n, t, done, best = float(b[k]), 0.0, 0.0, 0.0
-                for m in range(k, self._num_stages):
-                    size = min(B, max(b[k], counts[m])) if m > k else b[k]
-                    t += n * cost(m, size) / size
-                    done += n * self._exit_rates[m]
-                    n *= 1 - self._exit_rates[m]
-                    best = max(best, done / t)
-                return best
-
-            return max(st, key=lambda k: (idx(k), k)), None
-        if rule == "slack":
-            # remaining pessimistic path
-            later = 0.0
-            rem = {}
-            for k in range(self._num_stages - 1, -1, -1):
-                later += cost(k, max(1, min(B, counts[k])))
-                rem[k] = later
-            k_eff = max(st, key=lambda k: (eff[k], k))
-            urgent = [
-                k for k in st if k != k_eff and head(k).deadline_s - now - rem[k] * self._config.slack_factor < c[k_eff]
-            ]
-            if urgent:
-                urgent.append(k_eff)
-                return min(urgent, key=lambda k: (head(k).deadline_s - now - rem[k], -k)), None
-            return k_eff, None
-        if rule == "deepslack":  # deepest unless inefficient and not urgent
-            for k in reversed(st):
-                if k == st[0]:
-                    return k, None
-                alt = max(c[j] for j in st if j != k)
-                if eff[k] >= self._config.slack_factor or head(k).deadline_s - now - c[k] < alt * 2:
-                    return k, None
-            return st[0], None
-        raise ValueError(rule)
-
-    def _take_from(self, stage: int, n: int) -> list[Sample]:
+    def _take_waiting(self, stage: int, max_samples: int) -> list[Sample]:
         if stage == 0:
-            return self._fresh.take(n)
-        return [e[1] for e in self._deep[stage].take(n)]
-
-    def _form(self, stage: int, forced: Sample | None) -> list[Sample]:
-        cfg = self._config
-        B = cfg.max_batch
-        n = len(self._fresh) if stage == 0 else len(self._deep[stage])
-        b = min(n, B)
-        head = []
-        if forced is not None:
-            self._dequeue(forced)
-            head = [forced]
-            b -= 1
+            samples = self._fresh.take(max_samples)
         else:
-            pass
-        samples = self._take_from(stage, b)
-        self._total -= len(samples)
-        samples = head + samples
-        cost = self._cost.batch_s
-        now = self._now_s
-        end = now + cost(stage, len(samples))
-        if stage == 0 and cfg.entry_reserve and n > B:
-            later, f = 0.0, 1.0
-            for k in range(1, self._num_stages):
-                later += cost(k, B)
-            end += cfg.entry_reserve * later
-            keep = []
-            m = len(samples)
-            while True:
-                for s in samples:
-                    if s.deadline_s < end:
-                        s.is_waiting = False
-                        self._give_up(s)
-                    else:
-                        keep.append(s)
-                if len(keep) >= B or not len(self._fresh):
-                    break
-                samples = self._take_from(0, B - len(keep))
-                self._total -= len(samples)
-            return keep
-        if any(s.deadline_s < end for s in samples):
-            return self._fit(stage, samples)
+            samples = [sample for _, sample in self._survivors[stage].take(max_samples)]
+        self._num_queued -= len(samples)
         return samples
 
-    def _fit(self, stage: int, samples: list[Sample]) -> list[Sample]:
-        cost = self._cost.batch_s
-        now = self._now_s
-        c1 = cost(stage, 1)
-        ok = []
-        for s in samples:
-            if s.deadline_s < now + c1:
-                s.is_waiting = False
-                self._give_up(s)
-            else:
-                ok.append(s)
-        if not ok:
-            return ok
-        ok.sort(key=lambda s: s.deadline_s)
-        m = len(ok)
-        best = (-1.0, 0, 0)
-        mode = self._config.fit
-        for d in range(m):
-            slack = ok[d].deadline_s - now
-            bb = m - d
-            while bb > 1 and cost(stage, bb) > slack:
-                bb -= 1
-            r = bb / cost(stage, bb)
-            if mode == "drop" and bb < m - d:
-                continue
-            if mode == "shrink" and d > 0:
-                break
-            if r > best[0] * 1.0001:
-                best = (r, d, bb)
-            if d == 0 and mode == "rate" and bb < m:
-                if self._total == 0 and ok[bb].deadline_s >= now + cost(stage, bb) + cost(stage, m - bb):
-                    break
-            if bb == m - d:
-                break
-        _, d, bb = best
-        for s in ok[:d]:
-            s.is_waiting = False
-            self._give_up(s)
-        for s in ok[d + bb :]:
-            if stage == 0:
-                self._fresh.add(s, 0.0)
-            else:
-                self._deep[stage].add((self._deep_key(s), s))
-            self._total += 1
-        return ok[d : d + bb]
+    def _on_time(self, stage: int, samples: list[Sample], overdue: Sample | None) -> list[Sample]:
+        """Those of ``samples`` to run now; the others are given up or waiting again."""
+        end_s = self._now_s + self._cost.batch_s(stage, len(samples))
+        if stage == 0 and len(self._fresh):
+            return self._with_reserve(samples, end_s + self._reserve_s())
+        if min([sample.deadline_s for sample in samples]) >= end_s:
+            return samples
+        return self._fit(stage, samples, overdue)
+
+    def _with_reserve(self, samples: list[Sample], earliest_deadline_s: float) -> list[Sample]:
+        """Under a backlog: pass over new samples that would not get through, and fill their places."""
+        kept: list[Sample] = []
+        while samples:
+            for sample in samples:
+                if sample.deadline_s >= earliest_deadline_s:
+                    kept.append(sample)
+                else:
+                    self._give_up(sample)
+            samples = self._take_waiting(0, self._config.max_batch - len(kept))
+        return kept
+
+    def _fit(self, stage: int, samples: list[Sample], overdue: Sample | None) -> list[Sample]:
+        """Some would be late in this batch: run the part that answers most in time."""
+        soonest_s = self._now_s + self._cost.batch_s(stage, 1)
+        for sample in samples:
+            if sample.deadline_s < soonest_s:
+                self._give_up(sample)
+        feasible = sorted((s for s in samples if s.deadline_s >= soonest_s), key=lambda s: s.order[1:])
+        if not feasible:
+            return []
+        deadlines_s = [sample.deadline_s for sample in feasible]
+        first, count = fit_batch(deadlines_s, self._now_s, lambda n: self._cost.batch_s(stage, n), self._num_queued > 0)
+        chosen, rest = feasible[first : first + count], feasible[first + count :]
+        if overdue in rest:  # it must run now: this is what bounds its wait
+            rest[rest.index(overdue)], chosen[-1] = chosen[-1], overdue
+        for sample in feasible[:first]:
+            self._give_up(sample)
+        for sample in rest:
+            self._put_back(stage, sample)
+        return chosen
+
+    def _put_back(self, stage: int, sample: Sample) -> None:
+        """Undo ``_take_waiting`` for one sample; it never stopped waiting."""
+        if stage == 0:
+            self._fresh.put_back(sample)
+        else:
+            self._survivors[stage].add((sample.order[1:], sample))
+        self._num_queued += 1
+
+    # -- entry reserve -----------------------------------------------------------------------------------------------
+
+    def _reserve_s(self) -> float:
+        max_batch = self._config.max_batch
+        return self._reserve * sum(self._cost.batch_s(stage, max_batch) for stage in range(1, self._num_stages))
+
+    def _give_up(self, sample: Sample) -> None:
+        if sample.last_exit is not None and self._has_backlog():
+            self._reserve = min(_MAX_RESERVE, self._reserve + _RESERVE_UP)
+        super()._give_up(sample)
+
+    def _settle(self, batch: Batch, results: tuple[StageResult, ...]) -> list[Sample]:
+        survivors = super()._settle(batch, results)
+        if self._has_backlog():
+            self._reserve = max(0.0, self._reserve - _RESERVE_DOWN * (len(results) - len(survivors)))
+        return survivors
+
+    def _has_backlog(self) -> bool:
+        return len(self._fresh) > self._config.max_batch

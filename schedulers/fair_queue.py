@@ -47,7 +47,9 @@ class FairQueue(Generic[SampleT]):
         self._flows: dict[str, _Flow[SampleT]] = {}
         #: Tag of the turn served last: seconds of service, only ever grows.
         self._served_tag = 0.0
+        #: Turn numbers break ties: bought ones count up from 1, returned ones down from -1.
         self._num_turns = 0
+        self._num_returned = 0
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -80,6 +82,17 @@ class FairQueue(Generic[SampleT]):
         flow.samples.add((sample.order, sample))
         flow.tags.append((tag, self._num_turns))
         self._turns.add((tag, self._num_turns, flow))
+
+    def put_back(self, sample: SampleT) -> None:
+        """Return a sample that ``take`` gave; its tenant gets a turn before all that wait."""
+        flow = self._flows.get(sample.tenant)
+        if flow is None:
+            flow = self._flows[sample.tenant] = _Flow()
+        self._num_returned += 1
+        turn = (self._served_tag, -self._num_returned)
+        flow.samples.add((sample.order, sample))
+        flow.tags.appendleft(turn)
+        self._turns.add((*turn, flow))
 
     def take(self, max_samples: int) -> list[SampleT]:
         """Remove and return up to ``max_samples``, fairest first."""

@@ -1,0 +1,122 @@
+"""Which stage to run next, and which of the samples that were picked for it: two pure functions.
+
+Both ask what an engine second buys. A batch has a fixed cost, so a stage whose batch would be nearly full is cheap per
+sample; waiting for that is free until a deadline comes near (docs/scheduler.md compares the rules that were tried).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from schedulers.cost import CostModel
+
+
+class StageView(NamedTuple):
+    """A stage at which samples wait. ``head_deadline_s`` is the deadline of the one that would be taken first."""
+
+    stage: int
+    num_waiting: int
+    head_deadline_s: float
+
+
+class _Offer(NamedTuple):
+    """What running a stage now means: its cost, its efficiency (1 = as good as a full batch), the head's slack."""
+
+    efficiency: float
+    stage: int
+    num_samples: int
+    batch_s: float
+    slack_s: float
+
+
+def choose_stage(
+    views: Sequence[StageView], now_s: float, cost: CostModel, exit_rates: Sequence[float], max_batch: int
+) -> int:
+    """The stage to run now, among ``views`` (ascending, at least one).
+
+    The stage whose batch uses the engine best, the deeper one of equals; unless another stage's head would then start
+    too late to get through all remaining stages. Then the one with the least slack, provided that its batch is worth
+    it: with a backlog of new samples, the engine time that its half-empty batch wastes must not exceed what as many
+    samples cost in full batches.
+    """
+    if len(views) == 1:
+        return views[0].stage
+    offers = _offers(views, now_s, cost, max_batch)
+    best = max(offers)
+    urgent = [offer for offer in offers if offer is not best and offer.slack_s < best.batch_s]
+    if urgent and views[0].stage == 0 and views[0].num_waiting > max_batch:
+        worth_s = sample_s(cost, exit_rates, max_batch)
+        urgent = [o for o in urgent if o.num_samples * worth_s >= o.batch_s * (1.0 - o.efficiency)]
+    if not urgent:
+        return best.stage
+    return min((*urgent, best), key=lambda offer: (offer.slack_s, -offer.stage)).stage
+
+
+def sample_s(cost: CostModel, exit_rates: Sequence[float], max_batch: int) -> float:
+    """Expected engine seconds of one new sample until it leaves, in full batches."""
+    total_s, share = 0.0, 1.0
+    for stage, exit_rate in enumerate(exit_rates):
+        total_s += share * cost.batch_s(stage, max_batch)
+        share *= 1.0 - exit_rate
+    return total_s / max_batch
+
+
+def fit_batch(
+    deadlines_s: Sequence[float], now_s: float, batch_s: Callable[[int], float], others_wait: bool
+) -> tuple[int, int]:
+    """Split candidates of which some would be late in one batch: ``(d, n)`` = give up the first d, run the next n.
+
+    ``deadlines_s`` ascend and each could be met by running alone now; ``batch_s(n)`` does not fall with n. The rest
+    goes back to its queue. Nobody is given up if a smaller batch now and the rest right after it meets every deadline
+    and nobody else waits. Otherwise the split that answers most samples in time per second wins.
+    """
+    num_candidates = len(deadlines_s)
+    first = _largest_batch(deadlines_s[0] - now_s, num_candidates, batch_s)
+    rest = num_candidates - first
+    if not rest:
+        return 0, first
+    if not others_wait and deadlines_s[first] >= now_s + batch_s(first) + batch_s(rest):
+        return 0, first
+    best_rate, best = first / batch_s(first), (0, first)
+    for num_given_up in range(1, num_candidates):
+        rest = num_candidates - num_given_up
+        fits = _largest_batch(deadlines_s[num_given_up] - now_s, rest, batch_s)
+        if fits / batch_s(fits) > best_rate:
+            best_rate, best = fits / batch_s(fits), (num_given_up, fits)
+        if fits == rest:
+            break
+    return best
+
+
+def _offers(views: Sequence[StageView], now_s: float, cost: CostModel, max_batch: int) -> list[_Offer]:
+    waiting = [0] * cost.num_stages
+    for view in views:
+        waiting[view.stage] = view.num_waiting
+    path_s = 0.0
+    #: Seconds through all stages from each one on, in batches of the size that waits there now.
+    paths_s = [0.0] * cost.num_stages
+    sizes = [min(max_batch, max(1, n)) for n in waiting]
+    costs_s = [cost.batch_s(stage, size) for stage, size in enumerate(sizes)]
+    for stage in range(cost.num_stages - 1, -1, -1):
+        path_s += costs_s[stage]
+        paths_s[stage] = path_s
+    offers = []
+    for stage, _, head_deadline_s in views:
+        batch_s = costs_s[stage]
+        efficiency = sizes[stage] * cost.batch_s(stage, max_batch) / (batch_s * max_batch)
+        slack_s = head_deadline_s - now_s - paths_s[stage]
+        offers.append(_Offer(efficiency, stage, sizes[stage], batch_s, slack_s))
+    return offers
+
+
+def _largest_batch(slack_s: float, max_samples: int, batch_s: Callable[[int], float]) -> int:
+    """Largest n in 1..max_samples with ``batch_s(n) <= slack_s``; 1 if there is none."""
+    low, high = 1, max_samples
+    while low < high:
+        middle = (low + high + 1) // 2
+        if batch_s(middle) <= slack_s:
+            low = middle
+        else:
+            high = middle - 1
+    return low
