@@ -1,0 +1,1 @@
+"""One client per surface, and what they share."""

@@ -1,0 +1,253 @@
+"""A load test as a YAML file. Strict: an unknown or ill-typed field is an error that names it.
+
+Durations are in seconds and rates in requests per second; only fields that mirror the API (``latency_ms``) or that
+people state in milliseconds (objectives) are in milliseconds, and say so in their names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loadtest.clients.base import DEFAULT_MODEL
+
+SurfaceName = Literal["http_classify", "http_oip", "grpc_vireo", "grpc_vireo_stream", "grpc_oip"]
+GRPC_SURFACES = frozenset({"grpc_vireo", "grpc_vireo_stream", "grpc_oip"})
+SCENARIO_DIR = Path(__file__).parent / "scenarios"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ScenarioError(ValueError):
+    """The scenario cannot be used. The message names the file, the field and what is wrong with it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Uniform(_Strict):
+    """Open loop, evenly spaced."""
+
+    kind: Literal["uniform"]
+    rate_per_s: Positive = Field(description="Requests per second.")
+
+
+class Poisson(_Strict):
+    """Open loop, independent callers."""
+
+    kind: Literal["poisson"]
+    rate_per_s: Positive = Field(description="Mean requests per second.")
+
+
+class Gamma(_Strict):
+    """Open loop, gaps of a chosen variability."""
+
+    kind: Literal["gamma"]
+    rate_per_s: Positive = Field(description="Mean requests per second.")
+    cv: Positive = Field(description="Coefficient of variation of the gaps: 1 is Poisson, above 1 is bursty. No unit.")
+
+
+class Trace(_Strict):
+    """Open loop, recorded send times."""
+
+    kind: Literal["trace"]
+    times_s: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        min_length=1, description="Send times in seconds from the start of the phase, not decreasing."
+    )
+    speed: Positive = Field(default=1.0, description="Replay this many times as fast. No unit.")
+
+    @model_validator(mode="after")
+    def _is_sorted(self) -> Self:
+        if any(later < earlier for earlier, later in zip(self.times_s, self.times_s[1:], strict=False)):
+            raise ValueError("times_s goes back in time; sort it")
+        return self
+
+
+class Closed(_Strict):
+    """Closed loop: callers that wait for their answer. Cannot see a stall of the server (docs/loadtest.md)."""
+
+    kind: Literal["closed"]
+    concurrency: int = Field(gt=0, description="Callers at work at once.")
+
+
+Arrival = Annotated[Uniform | Poisson | Gamma | Trace | Closed, Field(discriminator="kind")]
+
+
+class Phase(_Strict):
+    """A stretch of time with one kind of load."""
+
+    name: str = Field(min_length=1, description="Name in the report.")
+    arrival: Arrival = Field(description="When to send.")
+    duration_s: Positive = Field(description="Length of the phase in seconds.")
+    is_warm_up: bool = Field(default=False, description="Send, and leave out of all figures. Only before other phases.")
+
+
+class Target(_Strict):
+    """Where the server is."""
+
+    http_url: str = Field(
+        default="http://127.0.0.1:8000", pattern=r"^https?://[^/\s]+", description="Base URL of the HTTP surfaces."
+    )
+    grpc_address: str = Field(
+        default="127.0.0.1:9000", pattern=r"^[^/\s]+:\d+$", description="HOST:PORT of the gRPC surfaces."
+    )
+
+
+class BudgetModel(_Strict):
+    """The ``vireo`` budget that requests carry, as in the API. Absent: no limit."""
+
+    latency_ms: Positive | None = Field(default=None, description="Milliseconds from arrival to answer.")
+    energy_j: Positive | None = Field(default=None, description="Joules for the request.")
+    priority: Literal["low", "normal", "high"] | None = Field(default=None, description="Order among requests.")
+    quality_floor: Share | None = Field(default=None, description="Lowest acceptable accuracy, 0 to 1.")
+
+
+class MixEntry(_Strict):
+    """One kind of request of the mix."""
+
+    surface: SurfaceName = Field(description="Front door to use.")
+    tenant: str = Field(default="default", min_length=1, description="Who asks; must be in `tenants` if that is given.")
+    weight: Positive = Field(default=1.0, description="Share of requests relative to the other entries. No unit.")
+    images_per_request: int = Field(default=1, ge=1, le=64, description="Images in one request.")
+    top_k: int = Field(default=1, ge=1, le=1000, description="Classes to return for each image.")
+    budget: BudgetModel | None = Field(default=None, description="Budget that the request carries.")
+
+
+class Tenant(_Strict):
+    """A caller with its own key. Keys are never written in scenarios."""
+
+    name: str = Field(min_length=1, description="Name used by the mix.")
+    api_key_env: str = Field(min_length=1, description="Environment variable that holds the API key.")
+
+
+class Images(_Strict):
+    """The pictures to send; drawn before the run."""
+
+    size_px: int = Field(default=32, ge=8, le=4096, description="Width and height in pixels.")
+    formats: tuple[Literal["png", "jpeg", "webp"], ...] = Field(
+        default=("png",), min_length=1, description="Encodings, used in turn."
+    )
+    repeat_share: Share = Field(
+        default=0.0, description="Share of requests that send again what was sent before (cache hits). 0 to 1."
+    )
+    bad_share: Share = Field(default=0.0, description="Share of requests with a broken image. 0 to 1.")
+    pool_size: int = Field(
+        default=20_000, ge=1, description="Most distinct requests to draw; beyond it they are sent again in turn."
+    )
+
+
+class Slo(_Strict):
+    """What the run must show, or the command fails. A figure that the sample is too small for counts as not shown."""
+
+    deadline_ms: Positive = Field(description="An answer later than this is not good. Milliseconds from scheduled.")
+    min_good_share: Share | None = Field(default=None, description="Least share of good requests. 0 to 1.")
+    max_p50_ms: Positive | None = Field(default=None, description="Highest median latency from scheduled, ms.")
+    max_p99_ms: Positive | None = Field(default=None, description="Highest p99 latency from scheduled, ms.")
+    max_failed_share: Share | None = Field(default=None, description="Highest share of requests not answered in full.")
+    max_generator_lag_p99_ms: Positive | None = Field(default=None, description="Highest p99 of generator lag, ms.")
+    are_bad_inputs_refused: bool = Field(
+        default=True, description="Every broken image must be answered with a typed error."
+    )
+
+
+class Limits(_Strict):
+    """Bounds that protect the generator."""
+
+    max_in_flight: int = Field(default=2048, ge=1, description="Most requests waiting for an answer at once.")
+    timeout_s: Positive = Field(default=30.0, description="Longest wait for one answer, seconds.")
+
+
+class Scenario(_Strict):
+    """A whole load test."""
+
+    name: str = Field(min_length=1, description="Name in the report.")
+    description: str = Field(default="", description="What this test is for.")
+    seed: int = Field(default=0, ge=0, description="Seed of arrivals, pictures and mix. The same seed, the same load.")
+    model: str = Field(default=DEFAULT_MODEL, min_length=1, description="Model id to ask for.")
+    target: Target = Field(default_factory=Target, description="Where the server is.")
+    tenants: tuple[Tenant, ...] = Field(default=(), description="Callers with keys; empty for a server without keys.")
+    mix: tuple[MixEntry, ...] = Field(min_length=1, description="Kinds of requests.")
+    images: Images = Field(default_factory=Images, description="Pictures to send.")
+    phases: tuple[Phase, ...] = Field(min_length=1, description="Carried out in this order.")
+    slo: Slo = Field(description="What the run must show.")
+    limits: Limits = Field(default_factory=Limits, description="Bounds that protect the generator.")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        warm = [phase.is_warm_up for phase in self.phases]
+        if all(warm) or warm != sorted(warm, reverse=True):
+            raise ValueError("phases: warm-up phases must come first and be followed by one that is measured")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases: names must differ, got {', '.join(names)}")
+        known = {tenant.name for tenant in self.tenants}
+        unknown = {entry.tenant for entry in self.mix} - known
+        if known and unknown:
+            raise ValueError(f"mix: tenants {', '.join(sorted(unknown))} are not in `tenants`")
+        return self
+
+    @property
+    def uses_grpc(self) -> bool:
+        """True if some entry of the mix goes over gRPC."""
+        return any(entry.surface in GRPC_SURFACES for entry in self.mix)
+
+    def with_overrides(
+        self,
+        *,
+        http_url: str | None = None,
+        grpc_address: str | None = None,
+        seed: int | None = None,
+        rate_per_s: float | None = None,
+    ) -> Scenario:
+        """A new, validated scenario with another target, seed or rate.
+
+        ``rate_per_s`` replaces the rate of the measured open phases that have one; warm-up, traces and closed loops
+        stay.
+        Raises: ScenarioError: if the result is not valid.
+        """
+        data = self.model_dump()
+        data["target"] |= {k: v for k, v in (("http_url", http_url), ("grpc_address", grpc_address)) if v is not None}
+        data["seed"] = self.seed if seed is None else seed
+        for phase in data["phases"]:
+            if rate_per_s is not None and not phase["is_warm_up"] and "rate_per_s" in phase["arrival"]:
+                phase["arrival"]["rate_per_s"] = rate_per_s
+        return parse_scenario(data, source="command line")
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Read a YAML file, or a shipped scenario by its name ("smoke"). Raises: ScenarioError."""
+    path = find_scenario(name_or_path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ScenarioError(f"{path}: cannot be read: {error}") from error
+    return parse_scenario(data, source=str(path))
+
+
+def find_scenario(name_or_path: str) -> Path:
+    """The file meant: a path, or the name of a shipped scenario. Raises: ScenarioError: if there is neither."""
+    shipped = SCENARIO_DIR / f"{name_or_path}.yaml"
+    for path in (Path(name_or_path), shipped):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml")))
+    raise ScenarioError(f"{name_or_path}: no such file, and no shipped scenario of that name; there are: {known}")
+
+
+def parse_scenario(data: Any, *, source: str) -> Scenario:
+    """Validate. Raises: ScenarioError: naming ``source`` and every field at fault."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        problems = [f"  {_path(item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise ScenarioError(f"{source}: {len(problems)} problem(s)\n" + "\n".join(problems)) from error
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.lstrip(".") or "scenario"

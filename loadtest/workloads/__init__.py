@@ -1,0 +1,1 @@
+"""What to send: drawn pictures, broken pictures, and the mix of a scenario."""
