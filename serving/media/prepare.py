@@ -27,7 +27,7 @@ class PreparedImage:
     """A model's input, and where it came from.
 
     ``pixels``: uint8 (S, S, 3), read-only. ``content_sha256``: 32 bytes over the canonical pixels, before the
-    processor. ``original_size``: (width, height) as sent. ``decode_ms``: time of decoding, hashing and processing, no waiting.
+    processor. ``original_size``: (width, height) as sent. ``decode_ms``: time of the work itself, without waiting.
     """
 
     pixels: Pixels

@@ -66,8 +66,10 @@ class WorkerProcess:
         try:
             process = await asyncio.shield(launching)
         except asyncio.CancelledError:
-            (await launching).kill()
             ours.close()
+            process = await launching
+            process.kill()
+            spawner.submit(process.wait)
             raise
         except OSError as error:
             ours.close()

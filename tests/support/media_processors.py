@@ -1,0 +1,81 @@
+"""Processors for pool tests, chosen by "model id". Importable by name, so that a factory can be sent to a worker."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.uint8]
+
+
+def corner(rgb: Array) -> Array:
+    """The top left 4 x 4 pixels."""
+    return rgb[:4, :4]
+
+
+def _sleep_forever(rgb: Array) -> Array:
+    time.sleep(600)
+    return rgb
+
+
+def _sleep_a_little(rgb: Array) -> Array:
+    time.sleep(0.02)
+    return corner(rgb)
+
+
+def _die(signal_number: int) -> Callable[[Array], Array]:
+    def die(rgb: Array) -> Array:
+        os.kill(os.getpid(), signal_number)
+        time.sleep(60)
+        return rgb
+
+    return die
+
+
+def _hog(rgb: Array) -> Array:
+    return np.zeros((1 << 20, 1 << 12, 3), np.uint8)  # 12 GiB
+
+
+def _report(rgb: Array) -> Array:
+    """Facts about the worker, as pixels."""
+    facts = [
+        "torch" in sys.modules,
+        "VIREO_TEST_SECRET" in os.environ,
+        resource.getrlimit(resource.RLIMIT_AS)[0] == 1 << 30,
+        os.nice(0) == 0,
+        bool(sys.flags.safe_path),
+    ]
+    return np.array(facts, np.uint8).reshape(1, -1, 1).repeat(3, axis=2)
+
+
+def _float(rgb: Array) -> Array:
+    return rgb.astype(np.float32)  # type: ignore[return-value]  # a processor that breaks its contract
+
+
+PROCESSORS: dict[str, Callable[[Array], Array]] = {
+    "corner": corner,
+    "sleep": _sleep_forever,
+    "nap": _sleep_a_little,
+    "sigkill": _die(signal.SIGKILL),
+    "sigsegv": _die(signal.SIGSEGV),
+    "hog": _hog,
+    "report": _report,
+    "float": _float,
+}
+
+
+def make_processor(model_id: str) -> Callable[[Array], Array]:
+    """The factory that pool tests inject."""
+    return PROCESSORS[model_id]
+
+
+def broken_factory(model_id: str) -> Callable[[Array], Array]:
+    """A factory that always fails."""
+    raise ValueError(f"secret internals of {model_id}")

@@ -1,0 +1,389 @@
+"""The pool against real worker processes. The workers cost about 0.3 s to start; most tests share two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+
+from serving.errors import (
+    BackendError,
+    DecodeTimeout,
+    Draining,
+    ImageTooLarge,
+    InvalidImage,
+    QueueFull,
+    ServingError,
+)
+from serving.media.content import content_sha256
+from serving.media.limits import MediaBudget, MediaLimits
+from serving.media.pool import MediaPool
+from serving.media.worker_process import WorkerGone
+from tests.support import media_files as files
+from tests.support.media_processors import broken_factory, make_processor
+
+LIMITS = MediaLimits(decode_timeout_s=0.5, tiny_pixels=64 * 64)
+BIG = files.noise(100, 120)
+BIG_PNG = files.encode(BIG)
+TINY = files.noise(32, 32)
+TINY_PNG = files.encode(TINY)
+
+
+def make_pool(num_workers: int = 2, **options: int | float) -> MediaPool:
+    return MediaPool(LIMITS, num_workers, make_processor, **options)  # type: ignore[arg-type]  # mixed keywords
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[MediaPool]:
+    pool = make_pool()
+    await pool.start()
+    yield pool
+    await pool.stop()
+
+
+async def eventually(condition: Callable[[], bool]) -> bool:
+    for _ in range(2_000):
+        if condition():
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+async def one_replaced(pool: MediaPool, before: set[int]) -> int:
+    """Wait until one of two workers was replaced; return the pid of the dead one."""
+    assert await eventually(lambda: len(pool.worker_pids) == 2 and set(pool.worker_pids) != before)
+    (dead,) = before - set(pool.worker_pids)
+    return dead
+
+
+async def is_gone(pid: int) -> bool:
+    return await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def child_commands() -> str:
+    return subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True).stdout
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+async def test_worker_and_in_place_give_the_same_pixels_and_hash(pool: MediaPool) -> None:
+    here = await pool.prepare(TINY_PNG, "corner")
+    with_metadata = files.encode(TINY, exif=files.exif_orientation(1))
+    there = await pool.prepare(with_metadata, "corner")
+    assert (pool.stats.decoded_in_place, pool.stats.decoded_in_workers) == (1, 1)
+    np.testing.assert_array_equal(here.pixels, TINY[:4, :4])
+    np.testing.assert_array_equal(there.pixels, TINY[:4, :4])
+    assert here.content_sha256 == there.content_sha256 == content_sha256(TINY)
+    assert here.original_size == there.original_size == (32, 32)
+    assert there.decode_ms > 0
+
+
+async def test_pixels_and_file_of_the_same_image_give_the_same_result(pool: MediaPool) -> None:
+    for pixels in (TINY, BIG):
+        from_file = await pool.prepare(files.encode(pixels), "corner")
+        from_pixels = await pool.prepare_pixels(pixels, "corner")
+        assert from_file.content_sha256 == from_pixels.content_sha256
+        np.testing.assert_array_equal(from_file.pixels, from_pixels.pixels)
+    assert (pool.stats.decoded_in_place, pool.stats.decoded_in_workers) == (2, 2)
+
+
+async def test_results_are_read_only_on_both_paths(pool: MediaPool) -> None:
+    for data in (TINY_PNG, BIG_PNG):
+        image = await pool.prepare(data, "corner")
+        with pytest.raises(ValueError, match="read-only"):
+            image.pixels[0, 0] = 1
+
+
+async def test_many_at_once_come_back_to_their_own_callers(pool: MediaPool) -> None:
+    pictures = [files.noise(80, 80, seed) for seed in range(24)]
+    images = await asyncio.gather(*(pool.prepare(files.encode(p), "corner") for p in pictures))
+    for picture, image in zip(pictures, images, strict=True):
+        assert image.content_sha256 == content_sha256(picture)
+
+
+async def test_worker_is_limited_and_clean(pool: MediaPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIREO_TEST_SECRET", "hunter2")
+    await pool.stop()
+    await pool.start()
+    image = await pool.prepare(BIG_PNG, "report")
+    has_torch, has_secret, has_memory_limit, is_equal_priority, has_safe_path = image.pixels[0, :, 0]
+    assert not has_torch
+    assert not has_secret
+    assert has_memory_limit
+    assert is_equal_priority
+    assert has_safe_path
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(files.bad_files()))
+async def test_bad_file_is_refused_with_its_code_and_its_neighbour_is_served(pool: MediaPool, name: str) -> None:
+    data, code = files.bad_files()[name]
+    bad, good = await asyncio.gather(
+        pool.prepare(data, "corner"), pool.prepare(BIG_PNG, "corner"), return_exceptions=True
+    )
+    assert isinstance(bad, ServingError)
+    assert bad.code == code
+    assert not isinstance(good, BaseException)
+    assert pool.stats.refused == 1
+    assert pool.stats.replaced_workers == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (2, 8, 8, 3)])
+async def test_pixel_tensor_of_wrong_shape_is_refused(pool: MediaPool, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidImage, match=r"must be UINT8 \[height, width, 3\]"):
+        await pool.prepare_pixels(np.zeros(shape, np.uint8), "corner")
+
+
+async def test_pixel_tensor_of_wrong_type_or_size_is_refused(pool: MediaPool) -> None:
+    with pytest.raises(InvalidImage, match="float32"):
+        await pool.prepare_pixels(np.zeros((8, 8, 3), np.float32), "corner")  # type: ignore[arg-type]
+    with pytest.raises(InvalidImage, match="shortest allowed side is 4"):
+        await pool.prepare_pixels(np.zeros((8, 1, 3), np.uint8), "corner")
+    with pytest.raises(ImageTooLarge, match="longest allowed side"):
+        await pool.prepare_pixels(np.zeros((4, 20_000, 3), np.uint8), "corner")
+    assert pool.stats.refused == 3
+
+
+async def test_budget_of_the_request_is_charged_before_decoding(pool: MediaPool) -> None:
+    budget = MediaBudget(MediaLimits(max_pixels_per_request=100 * 120 + 1))
+    await pool.prepare(BIG_PNG, "corner", budget)
+    with pytest.raises(ImageTooLarge, match="images of this request"):
+        await pool.prepare(TINY_PNG, "corner", budget)
+
+
+@pytest.mark.parametrize("data", [TINY_PNG, BIG_PNG])
+async def test_failing_processor_is_our_fault_and_says_nothing_internal(data: bytes) -> None:
+    pool = MediaPool(LIMITS, 1, broken_factory)
+    await pool.start()
+    try:
+        with pytest.raises(BackendError) as caught:
+            await pool.prepare(data, "anything")
+        assert "secret" not in caught.value.message
+        assert len(pool.worker_pids) == 1
+    finally:
+        await pool.stop()
+
+
+async def test_processor_that_breaks_its_contract_is_our_fault(pool: MediaPool) -> None:
+    for data in (TINY_PNG, BIG_PNG):
+        with pytest.raises(BackendError):
+            await pool.prepare(data, "float")
+
+
+async def test_processor_that_needs_too_much_memory_fails_alone(pool: MediaPool) -> None:
+    with pytest.raises(BackendError):
+        await pool.prepare(BIG_PNG, "hog")
+    assert (await pool.prepare(BIG_PNG, "corner")).pixels.shape == (4, 4, 3)
+    assert pool.stats.replaced_workers == 0
+
+
+# -- stuck, crashed, cancelled ---------------------------------------------------------------------------------------
+
+
+async def test_stuck_worker_is_killed_fails_its_image_only_and_is_replaced(pool: MediaPool) -> None:
+    before = set(pool.worker_pids)
+    stuck, *rest = await asyncio.gather(
+        pool.prepare(BIG_PNG, "sleep"), *(pool.prepare(BIG_PNG, "nap") for _ in range(8)), return_exceptions=True
+    )
+    assert isinstance(stuck, DecodeTimeout)
+    assert "0.5 s, the limit" in stuck.message
+    assert not any(isinstance(image, BaseException) for image in rest)
+    assert await is_gone(await one_replaced(pool, before))
+    assert (pool.stats.timeouts, pool.stats.replaced_workers) == (1, 1)
+
+
+@pytest.mark.parametrize(("death", "error"), [("sigkill", BackendError), ("sigsegv", InvalidImage)])
+async def test_crashed_worker_fails_its_image_only_and_is_replaced(
+    pool: MediaPool, death: str, error: type[ServingError]
+) -> None:
+    before = set(pool.worker_pids)
+    crashed, *rest = await asyncio.gather(
+        pool.prepare(BIG_PNG, death), *(pool.prepare(BIG_PNG, "nap") for _ in range(8)), return_exceptions=True
+    )
+    assert type(crashed) is error
+    assert not any(isinstance(image, BaseException) for image in rest)
+    await one_replaced(pool, before)
+    assert (pool.stats.crashes, pool.stats.replaced_workers) == (1, 1)
+    await pool.prepare(BIG_PNG, "corner")
+
+
+async def test_worker_killed_while_idle_is_replaced_and_costs_no_image(pool: MediaPool) -> None:
+    before = set(pool.worker_pids)
+    victim = pool.worker_pids[0]
+    os.kill(victim, signal.SIGKILL)
+    assert await one_replaced(pool, before) == victim
+    images = await asyncio.gather(*(pool.prepare(BIG_PNG, "nap") for _ in range(6)))
+    assert len(images) == 6
+    assert pool.stats.crashes == 0
+
+
+async def test_queue_over_its_bound_is_refused_at_once_and_retryable() -> None:
+    pool = make_pool(1, max_queue=1)
+    await pool.start()
+    try:
+        first, second = (asyncio.create_task(pool.prepare(BIG_PNG, "nap")) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pool.num_waiting == 1
+        with pytest.raises(QueueFull) as caught:
+            await pool.prepare(BIG_PNG, "nap")
+        assert caught.value.retry_after_s == 1.0
+        await asyncio.gather(first, second)
+    finally:
+        await pool.stop()
+
+
+async def test_waiting_longer_than_the_queue_timeout_is_refused() -> None:
+    pool = make_pool(1, queue_timeout_s=0.05)
+    await pool.start()
+    try:
+        stuck = asyncio.create_task(pool.prepare(BIG_PNG, "sleep"))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match=r"no decoder was free for 0\.05 s"):
+            await pool.prepare(BIG_PNG, "corner")
+        assert pool.num_waiting == 0
+        with pytest.raises(DecodeTimeout):
+            await stuck
+    finally:
+        await pool.stop()
+
+
+async def test_cancelled_while_waiting_leaves_the_queue() -> None:
+    pool = make_pool(1)
+    await pool.start()
+    try:
+        running, waiting = (asyncio.create_task(pool.prepare(BIG_PNG, "nap")) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert pool.num_waiting == 0
+        await running
+        assert (await pool.prepare(BIG_PNG, "corner")).pixels.shape == (4, 4, 3)
+    finally:
+        await pool.stop()
+
+
+async def test_cancelled_during_a_short_job_keeps_the_worker_and_mixes_up_no_answers() -> None:
+    pool = make_pool(1)
+    await pool.start()
+    try:
+        (pid,) = pool.worker_pids
+        for seed in range(5):
+            job = asyncio.create_task(pool.prepare(BIG_PNG, "nap"))
+            await asyncio.sleep(0.001 * seed)
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+            picture = files.noise(90, 90, seed)
+            image = await pool.prepare(files.encode(picture), "corner")
+            assert image.content_sha256 == content_sha256(picture)
+        assert pool.worker_pids == [pid]
+    finally:
+        await pool.stop()
+
+
+async def test_cancelled_during_a_long_job_frees_the_slot_well_before_the_decode_timeout() -> None:
+    pool = MediaPool(MediaLimits(decode_timeout_s=60.0), 1, make_processor)
+    await pool.start()
+    try:
+        job = asyncio.create_task(pool.prepare(BIG_PNG, "sleep"))
+        await asyncio.sleep(0.05)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        async with asyncio.timeout(10):
+            await pool.prepare(BIG_PNG, "corner")
+        assert pool.stats.replaced_workers == 1
+    finally:
+        await pool.stop()
+
+
+# -- life and death --------------------------------------------------------------------------------------------------
+
+
+async def test_stop_ends_every_process_and_every_caller() -> None:
+    pool = make_pool(1)
+    await pool.start()
+    (pid,) = pool.worker_pids
+    running, waiting = (asyncio.create_task(pool.prepare(BIG_PNG, "sleep")) for _ in range(2))
+    await asyncio.sleep(0.02)
+    await pool.stop()
+    for task in (running, waiting):
+        with pytest.raises(Draining):
+            await task
+    assert await is_gone(pid)
+    with pytest.raises(Draining):
+        await pool.prepare(BIG_PNG, "corner")
+    await pool.stop()
+
+
+async def test_stop_while_a_worker_is_being_replaced_leaves_nothing_behind() -> None:
+    pool = make_pool(1)
+    await pool.start()
+    os.kill(pool.worker_pids[0], signal.SIGKILL)
+    assert await eventually(lambda: not pool.worker_pids)
+    await pool.stop()
+    assert "serving.media.worker" not in child_commands()
+
+
+async def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(WorkerGone):
+        await make_pool().start()
+
+
+async def test_worker_that_dies_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(WorkerGone):
+        await make_pool().start()
+
+
+PARENT = """
+import asyncio, sys
+from serving.media.limits import MediaLimits
+from serving.media.pool import MediaPool
+from tests.support import media_files as files
+from tests.support.media_processors import make_processor
+
+async def main():
+    pool = MediaPool(MediaLimits(), 2, make_processor)
+    await pool.start()
+    stuck = asyncio.create_task(pool.prepare(files.encode(files.noise(100, 100)), "sleep"))
+    await asyncio.sleep(0.1)
+    print(*pool.worker_pids, flush=True)
+    await stuck
+
+asyncio.run(main())
+"""
+
+
+def kill_a_parent() -> list[int]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    return pids
+
+
+async def test_no_worker_outlives_a_parent_that_was_killed() -> None:
+    pids = kill_a_parent()
+    assert len(pids) == 2
+    for pid in pids:
+        assert await is_gone(pid), f"worker {pid}, one idle and one busy, is still there"
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_workers 0"):
+        make_pool(0)
