@@ -1,0 +1,85 @@
+"""The Gateway node: the Ray Serve ingress deployment. HTTP and gRPC come in here, behind HAProxy.
+
+It owns what the front door needs, one of each per replica: decode workers, the Redis client, and a dispatcher per
+served model. Policy lives in ``serving.classify``; this file only puts the pieces together and takes them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serving.config import ResolvedConfig
+from serving.ingress.auth import Authenticator
+from serving.ingress.grpc_methods import GrpcMethods
+from serving.limits import IngressLimits
+from serving.telemetry import setup
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_log = structlog.get_logger(__name__)
+
+
+@serve.ingress()
+class Gateway(GrpcMethods):
+    """Ray Serve deployment class. ``handles`` leads to the inner deployment of each model id."""
+
+    def __init__(self, config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
+        setup(config.metrics_dir, config.settings.log_level)
+        from serving.gateway_setup import build_parts
+        from serving.telemetry.ingress_metrics import IngressMetrics
+
+        self._parts = build_parts(config, handles)
+        self._need_key_for_metrics = config.settings.http.metrics_need_key
+        super().__init__(
+            service=self._parts.service,
+            authenticator=build_authenticator(config),
+            limits=build_limits(config),
+            observer=IngressMetrics(frozenset(handles)),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the constructor is through."""
+        from serving.ingress.http_app import build_http_app
+        from serving.telemetry.metrics import exposition
+
+        app = build_http_app(
+            self.service,
+            self.authenticator,
+            self.limits,
+            exposition,
+            self.observer,
+            metrics_need_key=self._need_key_for_metrics,
+        )
+        app.router.lifespan_context = self._lifespan
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        await self._parts.start()
+        _log.info("gateway ready", models=[card.id for card in self.service.models()])
+        try:
+            yield
+        finally:
+            await self._parts.stop()
+
+
+def build_authenticator(config: ResolvedConfig) -> Authenticator:
+    """Keys to tenants."""
+    keys = {tenant.name: tenant.api_key_sha256 for tenant in config.settings.tenants}
+    return Authenticator(keys, allow_anonymous_loopback=config.allow_anonymous_loopback)
+
+
+def build_limits(config: ResolvedConfig) -> IngressLimits:
+    """Bounds of the front door."""
+    limits = config.settings.limits
+    return IngressLimits(max_body_bytes=limits.max_body_bytes, max_images=limits.max_images)
+
+
+Exposition = Callable[[], bytes]
