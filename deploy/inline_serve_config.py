@@ -1,4 +1,4 @@
-"""Copy the Serve configs into the RayService manifests, where KubeRay wants them as a string.
+"""Copy the Serve config into the RayService manifest, where KubeRay wants it as a string.
 
 Run: ``python deploy/inline_serve_config.py`` writes, ``--check`` exits 1 when the copy is stale.
 """
@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 DEPLOY_DIR = Path(__file__).resolve().parent
-COPIES = (
-    ("serve-config.yaml", "base/rayservice.yaml"),
-    ("overlays/prod/serve-config.yaml", "overlays/prod/serve-config.patch.yaml"),
-)
+SOURCE = Path("serve-config.yaml")
+TARGET = Path("base/rayservice.yaml")
 _BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
 
 
@@ -32,22 +30,18 @@ def inlined(manifest: str, serve_config: str) -> str:
 
 
 def main(argv: list[str] | None = None, deploy_dir: Path = DEPLOY_DIR) -> int:
-    """Write the manifests, or only compare with ``--check``. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Copy the Serve configs into the RayService manifests.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a copy is stale")
+    """Write the manifest, or only compare with ``--check``. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=f"Copy deploy/{SOURCE} into deploy/{TARGET}.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the copy is stale")
     check = parser.parse_args(argv).check
-    stale = [pair for pair in COPIES if _refresh(deploy_dir / pair[0], deploy_dir / pair[1], write=not check)]
-    for source, target in stale if check else []:
-        print(f"{target} is stale against {source}: run python deploy/inline_serve_config.py", file=sys.stderr)
-    return int(check and bool(stale))
-
-
-def _refresh(source: Path, target: Path, *, write: bool) -> bool:
-    before = target.read_text(encoding="utf-8")
-    after = inlined(before, source.read_text(encoding="utf-8"))
-    if write and after != before:
-        target.write_text(after, encoding="utf-8")
-    return after != before
+    before = (deploy_dir / TARGET).read_text(encoding="utf-8")
+    after = inlined(before, (deploy_dir / SOURCE).read_text(encoding="utf-8"))
+    if check and before != after:
+        print(f"{TARGET} is stale against {SOURCE}: run python deploy/inline_serve_config.py", file=sys.stderr)
+        return 1
+    if before != after:
+        (deploy_dir / TARGET).write_text(after, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

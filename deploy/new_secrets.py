@@ -9,23 +9,29 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import secrets
 import sys
 from pathlib import Path
 
+_TENANT_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+
 
 def write_secrets(folder: Path, tenant: str) -> str | None:
-    """Write api-keys.yaml, cache-hmac-secret and redis-password (mode 0600) where they are missing.
+    """Write tenants, redis-secret and redis-password (mode 0600) where they are missing.
 
-    Returns: the new API key in clear, or None when api-keys.yaml existed. Only its SHA-256 is written.
+    Returns: the new API key in clear, or None when tenants existed. Only its SHA-256 is written.
+    Raises: ValueError: a tenant name that serving/config.py would refuse.
     """
+    if not re.fullmatch(_TENANT_NAME, tenant):
+        raise ValueError(f"tenant name {tenant!r} must match {_TENANT_NAME}")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in ("cache-hmac-secret", "redis-password"):
-        _write_once(folder / name, secrets.token_urlsafe(32))
+    for name in ("redis-secret", "redis-password"):
+        _write_once(folder / name, secrets.token_hex(32))
     api_key = f"vk-{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(api_key.encode()).hexdigest()
-    entry = f"- tenant: {json.dumps(tenant)}\n  sha256: {json.dumps(digest)}\n"
-    return api_key if _write_once(folder / "api-keys.yaml", entry) else None
+    tenants = [{"name": tenant, "api_key_sha256": [digest]}]
+    return api_key if _write_once(folder / "tenants", json.dumps(tenants)) else None
 
 
 def _write_once(path: Path, text: str) -> bool:

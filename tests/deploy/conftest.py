@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from tests.deploy.render import Manifest, render
 
@@ -23,6 +26,35 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def secret_values(manifests: list[Manifest]) -> dict[str, str]:
+    """Return vireo-secrets by key: the generated ones of an overlay, or the example with its placeholders filled."""
+    generated = [m for m in manifests if m["kind"] == "Secret"]
+    if generated:
+        return {key: base64.b64decode(value).decode() for key, value in generated[0]["data"].items()}
+    text = (REPOSITORY / "deploy" / "secrets.example.yaml").read_text(encoding="utf-8")
+    (example,) = [d for d in yaml.safe_load_all(text) if d["metadata"]["name"] == "vireo-secrets"]
+    fill = {
+        "REPLACE-ME-WITH-THE-HEX-SHA256-OF-THE-API-KEY": "ab" * 32,
+        '"REPLACE-ME"': '"team"',
+        "REPLACE-ME": "s" * 32,
+    }
+    values: dict[str, str] = dict(example["stringData"])
+    for placeholder, value in fill.items():
+        values = {key: current.replace(placeholder, value) for key, current in values.items()}
+    return values
+
+
+def pod_environment(rayservice: Manifest, secrets: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a worker's Ray container as Kubernetes makes it: Secrets read, $(NAME) expanded."""
+    (workers,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    environment: dict[str, str] = {}
+    for entry in workers["template"]["spec"]["containers"][0]["env"]:
+        value = entry["value"] if "value" in entry else secrets[entry["valueFrom"]["secretKeyRef"]["key"]]
+        expanded = re.sub(r"\$\((\w+)\)", lambda m: environment.get(m[1], m[0]), value) if "value" in entry else value
+        environment[entry["name"]] = expanded
+    return environment
 
 
 @pytest.fixture(scope="session")

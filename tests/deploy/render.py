@@ -47,7 +47,8 @@ def _accumulate(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
         _accumulate(folder / name, manifests)
     for kind in ("ConfigMap", "Secret"):
         generators = kustomization.get(kind[0].lower() + kind[1:] + "Generator", [])
-        manifests += [_generate(folder, kind, generator) for generator in generators]
+        for generator in generators:
+            _add_generated(manifests, _generate(folder, kind, generator), generator.get("behavior", "create"))
     for patch in kustomization.get("patches", []):
         _apply_patch(
             manifests, yaml.safe_load((folder / patch["path"]).read_text(encoding="utf-8")), patch.get("target")
@@ -64,7 +65,7 @@ def load_all(path: Path) -> list[Manifest]:
 
 
 def _generate(folder: Path, kind: str, generator: Manifest) -> Manifest:
-    if unknown := set(generator) - {"name", "files", "options"}:
+    if unknown := set(generator) - {"name", "behavior", "files", "options"}:
         raise ValueError(f"{kind} generator uses {sorted(unknown)}, which tests/deploy/render.py lacks")
     data = {Path(name).name: (folder / name).read_bytes() for name in generator["files"]}
     options = generator.get("options", {})
@@ -77,6 +78,17 @@ def _generate(folder: Path, kind: str, generator: Manifest) -> Manifest:
     if not options.get("disableNameSuffixHash", False):
         manifest["metadata"]["annotations"] = {"needs-hash": "true"}
     return manifest
+
+
+def _add_generated(manifests: list[Manifest], generated: Manifest, behavior: str) -> None:
+    if behavior == "create":
+        manifests.append(generated)
+        return
+    identity = (generated["kind"], generated["metadata"]["name"])
+    (existing,) = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == identity]
+    if behavior != "merge":
+        raise ValueError(f"generator behavior {behavior!r} is one that tests/deploy/render.py lacks")
+    existing["data"].update(generated["data"])
 
 
 def _base64_lines(value: bytes) -> str:

@@ -103,8 +103,8 @@ def test_a_target_gets_the_environment_built_in_its_own_build_stage_and_no_sourc
 
 
 def test_the_cpu_image_installs_torch_then_the_lock_then_the_project(stages: dict[str, Stage]) -> None:
-    runs = " ".join(stages["cpu-build"].all("RUN"))
-    installs = [match.strip() for match in re.findall(r"pip install ([^&;]+)", runs)]
+    runs = " && ".join(stages["cpu-build"].all("RUN"))
+    installs = [match.strip() for match in re.findall(r"pip install ([^&]+)", runs)]
     assert [i.split(" ${")[0] for i in installs] == [
         "\"$(grep '^torch==' requirements/cpu.in)\"",
         "--no-deps -r requirements/cpu.lock",

@@ -42,7 +42,7 @@ def test_a_patch_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_config_changes_the_name_that_the_pods_mount(deploy_dir: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(deploy_dir, tmp_path / "deploy")
-    config = changed / "base" / "config" / "vireo.yaml"
+    config = changed / "overlays" / "prod" / "config" / "vireo.yaml"
     config.write_text(config.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     before, after = (_mounted_config(render(d / "overlays" / "prod")) for d in (deploy_dir, changed))
     assert before != after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from tests.deploy.conftest import REPOSITORY, load_script
+from serving.config import Settings, load, resolve
+from tests.deploy.conftest import REPOSITORY, load_script, pod_environment, secret_values
 from tests.deploy.render import Manifest
 
 
@@ -51,26 +52,41 @@ def test_ray_accepts_the_config(rayservice: Manifest) -> None:
     assert set(config["grpc_options"]) <= set(type(parsed.grpc_options).model_fields)
 
 
-def test_production_differs_only_in_its_deployments(rendered: dict[str, list[Manifest]]) -> None:
-    dev, prod = (
-        serve_config(next(m for m in rendered[overlay] if m["kind"] == "RayService")) for overlay in ("dev", "prod")
-    )
-    deployments = prod["applications"][0].pop("deployments")
-    assert dev == prod
-    assert {d["name"]: d["num_replicas"] for d in deployments} == {"Gateway": 2, "Classifier": 2}
+def settings_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """Read the settings as a pod would: the mounted file, and the environment with its Secrets filled in."""
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    (config_map,) = [
+        m for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"].startswith("vireo-config")
+    ]
+    for name, value in pod_environment(service, secret_values(manifests)).items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "vireo.yaml"
+    path.write_text(config_map["data"]["vireo.yaml"], encoding="utf-8")
+    return load(path, profile=serve_config(service)["applications"][0]["args"]["profile"])
 
 
-def test_the_workers_have_what_the_deployments_ask_for(rendered: dict[str, list[Manifest]]) -> None:
-    (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
+def test_the_service_accepts_its_settings(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = resolve(settings_of(manifests, monkeypatch, tmp_path))
+    assert config.settings.profile == "cluster"
+    assert config.run_dir == Path("/run/vireo")
+    assert re.fullmatch(r"redis://:[0-9a-zA-Z_-]{16,}@vireo-redis:6379/0", config.store_url)
+    assert config.allow_anonymous_loopback is False
+    assert [len(tenant.api_key_sha256) for tenant in config.settings.tenants] == [1]
+
+
+def test_the_workers_have_what_the_settings_ask_for(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = settings_of(manifests, monkeypatch, tmp_path)
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    deployments = serve_config(service)["applications"][0]["deployments"]
-    wanted = [(d["num_replicas"], d.get("ray_actor_options", {})) for d in deployments]
-    num_gpus = sum(replicas * options.get("num_gpus", 0) for replicas, options in wanted)
-    # A replica without num_cpus takes one.
-    num_cpus = sum(replicas * options.get("num_cpus", 1) for replicas, options in wanted)
-    assert num_gpus <= workers["replicas"] * int(limits["nvidia.com/gpu"])
+    num_cpus = settings.gateway.replicas * settings.gateway.cpus + sum(m.replicas * m.cpus for m in settings.models)
+    num_gpus = sum(model.replicas * model.gpus for model in settings.models)
     assert num_cpus <= workers["replicas"] * int(limits["cpu"])
+    assert num_gpus <= workers["replicas"] * int(limits.get("nvidia.com/gpu", 0))
 
 
 def test_the_config_file_is_where_the_pods_mount_it(rayservice: Manifest) -> None:
