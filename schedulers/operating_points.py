@@ -1,4 +1,4 @@
-"""Operating points: the settings a model was calibrated at, what each costs, how good it is, and which one fits a budget.
+"""Operating points: the settings a model was calibrated at, their cost and quality, and which one fits a budget.
 
 The table is a JSON file beside the checkpoint, written by ``vireo calibrate``; nobody types it.
 """

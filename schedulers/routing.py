@@ -58,7 +58,7 @@ class _Replica:
 
 
 class OutstandingWork:
-    """One router's knowledge of its replicas. All times are on the router's clock; every method is O(1) but ``report``."""
+    """One router's knowledge of its replicas, all times on its own clock; every method but ``report`` is O(1)."""
 
     def __init__(self) -> None:
         self._replicas: dict[str, _Replica] = {}
