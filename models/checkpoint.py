@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WEIGHTS_FILE = "model.safetensors"
+from models.identity import WEIGHTS_FILE, checkpoint_sha256
+
+__all__ = [
+    "WEIGHTS_FILE",
+    "check_against",
+    "checkpoint_sha256",
+    "load_into",
+    "load_official",
+    "read_weights",
+    "save_weights",
+]
+
 _MAX_LISTED = 8
 
 
@@ -90,19 +100,6 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     check_against(model, state)
     model.load_state_dict(dict(state), strict=True, assign=True)
-
-
-def checkpoint_sha256(directory: Path) -> str:
-    """Hex SHA-256 of the weights file: the identity of a checkpoint in cache keys and operating-point tables.
-
-    Raises:
-        ValueError: no weights there.
-    """
-    path = directory / WEIGHTS_FILE
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}; train them (vireo train) or convert published ones (vireo convert)")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_in(content: object, path: Path, prefer_ema: bool) -> dict[str, Tensor]:

@@ -5,11 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NEVER = 1e8
-"""Threshold of an exit that is not used. Finite, so that tables stay strict JSON."""
-ALWAYS = -1e8
-"""Threshold of the last exit: everything still there leaves."""
-
 
 def confidence(logits: Tensor) -> Tensor:
     """Logits (B, K) -> largest softmax probability (B,), float32."""

@@ -1,0 +1,222 @@
+"""Commands about models: list, show, train, calibrate, convert. Torch is imported only by those that need it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.registry import MODELS, ModelSpec, get_spec
+
+console = Console()
+ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``models list``, ``models show``, ``train``, ``calibrate`` and ``convert`` to the command line."""
+    models = typer.Typer(no_args_is_help=True, help="What models there are and what each one costs.")
+    models.command("list")(list_models)
+    models.command("show")(show_model)
+    app.add_typer(models, name="models")
+    app.command("train")(train)
+    app.command("calibrate")(calibrate)
+    app.command("convert")(convert)
+
+
+def list_models() -> None:
+    """List the models that this version knows."""
+    table = Table("id", "input", "classes", "exits", "weights", "what it is")
+    for spec in MODELS.values():
+        side = str(spec.input_size)
+        table.add_row(
+            spec.id, f"{side}x{side}", str(spec.num_classes), str(spec.num_exits), _weights(spec), spec.summary
+        )
+    console.print(table)
+
+
+def show_model(
+    model: ModelId,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the operating-point table as JSON.")] = False,
+) -> None:
+    """Show a model and its operating points: what each one costs and how good it is."""
+    from models.operating_points import read_table
+
+    with _told_plainly():
+        spec = _spec(model, checkpoint)
+        if as_json:
+            typer.echo(json.dumps(read_table(spec), indent=1))
+            return
+        console.print(f"[bold]{spec.id}[/]  {spec.summary}\nweights: {spec.checkpoint_dir or _weights(spec)}")
+        if spec.published_top1 is not None:
+            console.print(f"published top-1 of its exits, %: {', '.join(map(str, spec.published_top1))}")
+        if spec.checkpoint_dir is not None:
+            _print_points(spec)
+
+
+def train(
+    model: ModelId,
+    out: Annotated[
+        Path | None, typer.Option(help="Where weights and log go; default: beside the shipped ones, which it replaces.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps, instead of the default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and disturbances.")] = 0,
+) -> None:
+    """Train a model that can be trained here, from data that installed packages ship.
+
+    Takes about a quarter of an hour on one core. Interrupt it at will: the same command goes on where it stopped.
+    Run 'vireo calibrate' afterwards; the old operating points belong to the old weights.
+    """
+    with _told_plainly(), _progress() as progress:
+        from models.dyn_perceiver import train as training
+        from models.dyn_perceiver.card import write_card
+
+        spec = get_spec(model)
+        directory = out or spec.checkpoint_dir or Path(spec.id)
+        config = training.TrainConfig(model=model, seed=seed, steps=steps or training.TrainConfig.steps)
+        task = progress.add_task("training", total=config.steps)
+        log = training.train(config, directory, _show_training(progress, task))
+        _drop_stale_table(directory)
+        write_card(spec.with_checkpoint(directory))
+    for name, accuracy in log["test_accuracy"].items():
+        console.print(f"{name:>6}: " + "  ".join(f"exit {k} {100 * a:.2f}%" for k, a in enumerate(accuracy, 1)))
+    console.print(f"written to {directory}; next: vireo calibrate {model}" + (f" --checkpoint {out}" if out else ""))
+
+
+def calibrate(
+    model: ModelId,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder with the weights, if not the shipped ones.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled pictures, one folder per class in class order; only nano models bring their own."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads, as many as a replica will have.")] = 1,
+    watts: Annotated[float, typer.Option(min=0.1, help="Power of one busy core or device, for the estimate.")] = 6.0,
+) -> None:
+    """Measure a model on this machine and write its operating points beside its weights.
+
+    An operating point is a set of exit thresholds with its measured cost and its accuracy on pictures that the
+    thresholds were not searched on.
+    """
+    with _told_plainly(), _progress() as progress:
+        from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
+        from models.dyn_perceiver.card import write_card
+
+        spec = _spec(model, checkpoint)
+        config = CalibrationConfig(device=device, num_threads=threads, watts=watts)
+        calibrate_model(spec, config, data_dir=data, on_progress=_show_phases(progress))
+        if spec.checkpoint_dir is not None and (spec.checkpoint_dir / "training_log.json").is_file():
+            write_card(spec)
+    _print_points(spec)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).", metavar="SRC.pth")],
+    model: Annotated[str, typer.Option(help="Model id that it belongs to.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors.")],
+    ema: Annotated[bool, typer.Option(help="Take the averaged weights where the file has both.")] = True,
+) -> None:
+    """Convert a published checkpoint to safetensors.
+
+    The file is read without running code that it may contain, and every name and shape is checked.
+    """
+    with _told_plainly():
+        from models.checkpoint import check_against, load_official, save_weights
+        from models.dyn_perceiver.load import build_meta
+
+        spec = get_spec(model)
+        if not source.is_file():
+            raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
+        state = load_official(source, prefer_ema=ema)
+        check_against(build_meta(spec), state)
+        path = save_weights(state, out, {"model": spec.id, "source": source.name})
+    console.print(f"{len(state)} tensors written to {path}")
+
+
+def _spec(model: str, checkpoint: Path | None) -> ModelSpec:
+    spec = get_spec(model)
+    return spec if checkpoint is None else spec.with_checkpoint(checkpoint)
+
+
+def _weights(spec: ModelSpec) -> str:
+    return "included" if spec.checkpoint_dir is not None else "bring your own (vireo convert)"
+
+
+def _print_points(spec: ModelSpec) -> None:
+    from models.operating_points import read_table
+
+    content = read_table(spec)
+    hardware = content["hardware"]
+    table = Table("point", "FLOPs", "accuracy", "clean", "leaving at exits 1-4", "ms, batch of 16", "J per picture")
+    for point in content["points"]:
+        table.add_row(
+            point["name"],
+            f"{100 * point['flops_fraction']:.1f}%",
+            f"{100 * point['accuracy']:.2f}%",
+            f"{100 * point['accuracy_clean']:.2f}%",
+            " / ".join(f"{100 * share:.0f}%" for share in point["exit_shares"]),
+            f"{point['ms_by_batch']['16']:.2f}",
+            f"{point['joules_per_sample']:.5f}",
+        )
+    console.print(table)
+    console.print(
+        f"measured on {hardware['cpu']}, {hardware['threads']} thread(s), {hardware['device']}; "
+        f"joules: {content['energy']['source']} at {content['energy']['watts']:g} W"
+    )
+
+
+def _drop_stale_table(directory: Path) -> None:
+    from models.operating_points import TABLE_FILE
+
+    for name in (TABLE_FILE, "operating_points.png"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _show_training(progress: Progress, task: TaskID) -> Callable[[object], None]:
+    from models.dyn_perceiver.train import Progress as Step
+
+    def show(step: object) -> None:
+        assert isinstance(step, Step)
+        progress.update(task, completed=step.step, description=f"training, loss {step.loss:.3f}")
+        if step.accuracy is not None:
+            shown = "  ".join(f"{100 * a:.1f}%" for a in step.accuracy)
+            progress.console.print(f"step {step.step}: clean accuracy of exits 1-4  {shown}")
+
+    return show
+
+
+def _show_phases(progress: Progress) -> Callable[[str, int, int], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done)
+
+    return show
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Mistakes of the user end in one line and exit status 2, not in a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
