@@ -1,0 +1,114 @@
+"""Who is asking: API key to tenant.
+
+Keys are configured as SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
+nothing about them. Without keys everybody is the tenant ``local``, and only callers on this machine are served.
+
+A caller's address is what the transport says. Behind a proxy on this machine it is the proxy's: a server without keys
+must therefore have its proxy listen on loopback only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Mapping
+
+from serving.errors import ConfigError, Forbidden, Unauthenticated
+
+LOCAL_TENANT = "local"
+MAX_KEY_CHARS = 512
+_HASH = re.compile(r"[0-9a-f]{64}")
+_GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+)):\d+")
+
+
+class Authenticator:
+    """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, in hexadecimal.
+
+    Raises:
+        ConfigError: a hash is malformed, two tenants share one, or there are no keys and nobody would be let in.
+    """
+
+    def __init__(self, keys: Mapping[str, str], allow_anonymous_loopback: bool) -> None:
+        for tenant, digest in keys.items():
+            if not _HASH.fullmatch(digest.lower()):
+                raise ConfigError(f"key of tenant {tenant!r} is not a SHA-256 in hexadecimal (64 characters); hash it")
+        if len({digest.lower() for digest in keys.values()}) != len(keys):
+            raise ConfigError("two tenants have the same API key; give each its own")
+        if not keys and not allow_anonymous_loopback:
+            raise ConfigError("no API keys are configured and anonymous callers are refused; configure a key")
+        self._hashes = tuple((tenant, digest.lower()) for tenant, digest in keys.items())
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether no keys are configured."""
+        return not self._hashes
+
+    def authenticate(self, authorization: str | None, x_api_key: str | None, peer_host: str | None) -> str:
+        """Return the tenant of a caller.
+
+        ``peer_host`` is an IP address, or a gRPC peer such as ``ipv4:127.0.0.1:1234``.
+
+        Raises:
+            Unauthenticated: keys are configured and this is none of them.
+            Forbidden: no keys are configured and the caller is not known to be on this machine.
+        """
+        if not self._hashes:
+            if not is_loopback(peer_host):
+                raise Forbidden(
+                    "this server has no API keys and serves its own machine only; configure keys to open it"
+                )
+            return LOCAL_TENANT
+        presented = hashlib.sha256(_presented_key(authorization, x_api_key).encode()).hexdigest()
+        found: str | None = None
+        for tenant, digest in self._hashes:
+            if hmac.compare_digest(presented, digest):
+                found = tenant
+        if found is None:
+            raise Unauthenticated("API key is unknown; check it, or ask the operator for one", param="authorization")
+        return found
+
+
+def _presented_key(authorization: str | None, x_api_key: str | None) -> str:
+    bearer = None
+    if authorization is not None:
+        scheme, _, bearer = authorization.partition(" ")
+        bearer = bearer.strip()
+        if scheme.lower() != "bearer" or not bearer:
+            raise Unauthenticated(
+                "authorization is not of the form 'Bearer KEY'; send that, or the header x-api-key",
+                param="authorization",
+            )
+    if bearer is not None and x_api_key is not None and bearer != x_api_key:
+        raise Unauthenticated("authorization and x-api-key carry different keys; send one of them", param="x-api-key")
+    key = bearer if bearer is not None else x_api_key
+    if not key:
+        raise Unauthenticated(
+            "API key is missing; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'", param="authorization"
+        )
+    if len(key) > MAX_KEY_CHARS or not key.isascii():
+        raise Unauthenticated(
+            f"API key is not ASCII or longer than {MAX_KEY_CHARS} characters; check it", param="authorization"
+        )
+    return key
+
+
+def is_loopback(peer: str | None) -> bool:
+    """Whether a peer is certainly on this machine. Whatever cannot be read is not."""
+    if not peer:
+        return False
+    if peer.startswith(("unix:", "unix-abstract:")):
+        return True
+    try:
+        address = ipaddress.ip_address(_ip_of(peer))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _ip_of(peer: str) -> str:
+    """Return the address inside a gRPC peer string, or the text itself."""
+    match = _GRPC_IP.fullmatch(peer.replace("%5B", "[").replace("%5D", "]"))
+    return (match["bracketed"] or match["plain"]) if match else peer

@@ -1,0 +1,143 @@
+"""One HTTP request and its answer, on bare ASGI: no dependency injection, no per-request middleware.
+
+Once the body is read, a client that leaves is noticed by the server around this application, which then cancels the
+task (Ray Serve does); the cancellation reaches the service and frees what the call holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from serving.domain import Surface
+from serving.errors import ServingError
+from serving.ingress.body import Headers, Receive, header
+from serving.ingress.front import Front, Visit, request_id
+from serving.ingress.observer import UNKNOWN
+from serving.ingress.status import http_error, to_serving_error
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+
+JSON_TYPE = b"application/json"
+
+
+@dataclass(slots=True)
+class Call:
+    """A request whose caller is known and whose body is not yet read."""
+
+    scope: Scope
+    receive: Receive
+    headers: Headers
+    request_id: str
+    tenant: str
+    visit: Visit | None = None
+
+    @property
+    def path_params(self) -> dict[str, str]:
+        """Parts of the path that its pattern names."""
+        params: dict[str, str] = self.scope.get("path_params", {})
+        return params
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent back."""
+
+    body: bytes
+    status: int = 200
+    content_type: bytes = JSON_TYPE
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+def json_answer(document: Any) -> Answer:
+    """Return a JSON answer."""
+    return Answer(orjson.dumps(document))
+
+
+class Endpoint:
+    """An ASGI application for one path. It answers every request, whatever its handler raises.
+
+    ``surface``: an inference path, reported to the observer. ``needs_key``: refuses callers without a tenant.
+    """
+
+    def __init__(
+        self, front: Front, handler: Handler, *, surface: Surface | None, needs_key: bool, adds_request_id: bool
+    ) -> None:
+        self._front = front
+        self._handler = handler
+        self._surface = surface
+        self._needs_key = needs_key
+        self._adds_request_id = adds_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        headers: Headers = dict(scope["headers"])
+        call = Call(scope, receive, headers, request_id(_latin(headers.get(b"x-request-id"))), UNKNOWN)
+        answer = await (self._answer(call) if self._surface is None else self._observed(call, self._surface))
+        await send_answer(send, answer, call.request_id if self._adds_request_id else None)
+
+    async def _observed(self, call: Call, surface: Surface) -> Answer:
+        visit = call.visit = self._front.begin(surface)
+        try:
+            return await self._answer(call)
+        finally:
+            self._front.end(visit)
+
+    async def _answer(self, call: Call) -> Answer:
+        try:
+            if self._needs_key:
+                call.tenant = self._authenticate(call)
+            return await self._handler(call)
+        except Exception as error:
+            return self._failed(call, error)
+
+    def _authenticate(self, call: Call) -> str:
+        limits, client = self._front.limits, call.scope.get("client")
+        tenant = self._front.authenticator.authenticate(
+            header(call.headers, b"authorization", limits),
+            header(call.headers, b"x-api-key", limits),
+            client[0] if client else None,
+        )
+        if call.visit is not None:
+            call.visit.tenant = tenant
+        return tenant
+
+    def _failed(self, call: Call, error: Exception) -> Answer:
+        known = to_serving_error(error)
+        if known is not error:
+            structlog.get_logger(__name__).exception("request_failed", request_id=call.request_id)
+        if call.visit is not None:
+            call.visit.outcome = known.code
+        return error_answer(known)
+
+
+def error_answer(error: ServingError) -> Answer:
+    """Return the answer of a failed request."""
+    status, headers, body = http_error(error)
+    return Answer(body, status, JSON_TYPE, tuple(headers))
+
+
+async def send_answer(send: Send, answer: Answer, request_id: str | None) -> None:
+    """Send an answer (ASGI)."""
+    headers: HeaderList = [
+        (b"content-type", answer.content_type),
+        (b"content-length", str(len(answer.body)).encode()),
+        *answer.headers,
+    ]
+    if request_id is not None:
+        headers.append((b"x-request-id", request_id.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _latin(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,132 @@
+"""The one place that knows which HTTP and gRPC status an error has, and how an error is spelt on the wire.
+
+Whatever is not a ``ServingError`` becomes the same plain internal error: no internal text reaches a caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import orjson
+from grpc import StatusCode
+
+from serving import errors
+from serving.errors import ServingError
+from serving.ingress.errors import NotReady, SlowBody, UnknownService
+
+MAX_MESSAGE_CHARS = 1024
+"""Longest message sent: gRPC carries it in the trailers, twice, and those may have 8 KiB."""
+
+DEFAULT_RETRY_S = 1.0
+ERROR_TRAILER = "vireo-error-bin"
+RETRY_TRAILER = "retry-after-ms"
+
+_INTERNAL_MESSAGE = "internal error. Retry; if it stays, report the request id, under which the server has logged it"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How one kind of error is answered. ``retryable``: the same request may succeed later."""
+
+    http: int
+    grpc: StatusCode
+    retryable: bool = False
+
+
+_BAD = Status(400, StatusCode.INVALID_ARGUMENT)
+_FULL = Status(429, StatusCode.RESOURCE_EXHAUSTED, retryable=True)
+_AWAY = Status(503, StatusCode.UNAVAILABLE, retryable=True)
+_BROKEN = Status(500, StatusCode.INTERNAL)
+
+TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
+    {
+        errors.ClientError: _BAD,
+        errors.InvalidRequest: _BAD,
+        errors.UnknownField: _BAD,
+        errors.InvalidImage: _BAD,
+        errors.UnsupportedMediaType: Status(415, StatusCode.INVALID_ARGUMENT),
+        errors.ImageTooLarge: Status(413, StatusCode.INVALID_ARGUMENT),
+        errors.DecodeTimeout: _BAD,
+        errors.PayloadTooLarge: Status(413, StatusCode.INVALID_ARGUMENT),
+        errors.TooManyImages: _BAD,
+        errors.UnknownModel: Status(404, StatusCode.NOT_FOUND),
+        errors.UnknownPath: Status(404, StatusCode.UNIMPLEMENTED),
+        UnknownService: Status(404, StatusCode.NOT_FOUND),
+        errors.MethodNotAllowed: Status(405, StatusCode.UNIMPLEMENTED),
+        errors.Unauthenticated: Status(401, StatusCode.UNAUTHENTICATED),
+        errors.Forbidden: Status(403, StatusCode.PERMISSION_DENIED),
+        errors.BudgetInfeasible: Status(422, StatusCode.FAILED_PRECONDITION),
+        errors.DeadlineExceeded: Status(504, StatusCode.DEADLINE_EXCEEDED),
+        SlowBody: Status(408, StatusCode.DEADLINE_EXCEEDED),
+        errors.Overloaded: _FULL,
+        errors.QueueFull: _FULL,
+        errors.DeadlineUnreachable: _FULL,
+        errors.QuotaExceeded: _FULL,
+        errors.Draining: _AWAY,
+        NotReady: _AWAY,
+        errors.Cancelled: Status(499, StatusCode.CANCELLED),
+        errors.BackendError: _BROKEN,
+        errors.EngineFailed: _BROKEN,
+        errors.ReplicaLost: _AWAY,
+        errors.StoreUnavailable: _AWAY,
+        errors.ServingError: _BROKEN,
+    }
+)
+
+
+def status_of(error: ServingError) -> Status:
+    """Look up the status of an error; a class that is not in the table has that of its nearest parent."""
+    return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+
+
+def to_serving_error(error: BaseException) -> ServingError:
+    """Return the error itself if it is meant for callers, and a plain internal error otherwise."""
+    return error if isinstance(error, ServingError) else errors.BackendError(_INTERNAL_MESSAGE)
+
+
+def message_of(error: ServingError) -> str:
+    """Return the message as it may be sent: valid Unicode, of bounded length."""
+    text = error.message if len(error.message) <= MAX_MESSAGE_CHARS else error.message[: MAX_MESSAGE_CHARS - 3] + "..."
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def retry_after_s(error: ServingError) -> float | None:
+    """Return when a retry makes sense, or None when it does not."""
+    if not status_of(error).retryable:
+        return None
+    wait_s = error.retry_after_s
+    return DEFAULT_RETRY_S if wait_s is None or not math.isfinite(wait_s) or wait_s < 0 else wait_s
+
+
+def error_object(error: ServingError) -> dict[str, str | None]:
+    """Return the four fields that describe an error on every surface."""
+    return {"code": error.code, "message": message_of(error), "type": error.type, "param": param_of(error)}
+
+
+def param_of(error: ServingError) -> str | None:
+    """Return the field at fault as it may be sent, or None."""
+    return None if error.param is None else error.param[:256].encode("utf-8", "backslashreplace").decode()
+
+
+def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return (status, extra headers, JSON body) of an error answer."""
+    headers: list[tuple[bytes, bytes]] = []
+    if (wait_s := retry_after_s(error)) is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
+    if isinstance(error, errors.Unauthenticated):
+        headers.append((b"www-authenticate", b'Bearer realm="vireo"'))
+    if isinstance(error, SlowBody):
+        headers.append((b"connection", b"close"))
+    return status_of(error).http, headers, orjson.dumps({"error": error_object(error)})
+
+
+def grpc_trailers(error: ServingError) -> list[tuple[str, str | bytes]]:
+    """Return the trailing metadata that goes with an error's status: the error as JSON, and when to retry."""
+    trailers: list[tuple[str, str | bytes]] = [(ERROR_TRAILER, orjson.dumps(error_object(error)))]
+    if (wait_s := retry_after_s(error)) is not None:
+        trailers.append((RETRY_TRAILER, str(math.ceil(wait_s * 1e3))))
+    return trailers
