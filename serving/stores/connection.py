@@ -1,0 +1,207 @@
+"""One guarded way to call Redis: a single deadline per call, at most one retry, the breaker in front.
+
+Nothing else in the project awaits the Redis client. Every failure comes out as ``StoreUnavailable``, quickly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import redis.asyncio as aioredis
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from serving.errors import StoreUnavailable
+from serving.stores import keys
+from serving.stores.breaker import BreakerConfig, BreakerState, CircuitBreaker
+from serving.stores.observer import NullObserver, StoreObserver
+
+T = TypeVar("T")
+_WARM_UP_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisConfig:
+    """Where Redis is and how long to wait for it.
+
+    ``url``: redis://, rediss:// or unix://. ``timeout_s`` bounds a whole call: connecting, the answer, and the one
+    retry that follows a connection lost in between. Waiting for one of our own ``max_connections`` is bounded by the
+    same time again.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+
+    url: str = field(repr=False)  # it may hold a password
+    timeout_s: float = 0.05
+    max_connections: int = 32
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.max_connections < 1:
+            raise ValueError(f"timeout_s {self.timeout_s} and max_connections {self.max_connections} must be positive")
+
+
+class OutOfMemory(StoreUnavailable):
+    """Redis answers, and refuses to write. Reads still work."""
+
+
+class RedisConnection:
+    """The client and its breaker. Use from one event loop; ``stop`` when done."""
+
+    def __init__(
+        self,
+        config: RedisConfig,
+        observer: StoreObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._breaker = CircuitBreaker(config.breaker)
+        self._prober: asyncio.Task[None] | None = None
+        self._gate = asyncio.Semaphore(config.max_connections)
+        pool = aioredis.ConnectionPool.from_url(
+            config.url,
+            max_connections=config.max_connections + 1,  # and one for the probe
+            socket_connect_timeout=config.timeout_s,
+            socket_timeout=config.timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._client: aioredis.Redis = aioredis.Redis.from_pool(pool)
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Where the breaker stands."""
+        return self._breaker.state
+
+    async def warm_up(self, scripts: Sequence[str]) -> bool:
+        """Connect and load ``scripts`` before the first request does, in ``_WARM_UP_TIMEOUT_S`` at most.
+
+        Returns: whether it worked. If not, requests find out for themselves.
+        """
+        try:
+            async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
+                for script in scripts:
+                    await self._client.script_load(script)
+        except (exceptions.RedisError, OSError):
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Stop probing and close the connections."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+            self._prober = None
+        await self._client.aclose()
+
+    async def call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
+        """Run one idempotent exchange with Redis.
+
+        Raises:
+            StoreUnavailable: the breaker is open, or the call failed; the caller does without.
+            OutOfMemory: Redis is full and does not evict.
+        """
+        self._check_breaker(operation)
+        await self._enter(operation)
+        try:
+            self._check_breaker(operation)  # it may have opened while we waited
+            return await self._call(operation, send)
+        finally:
+            self._gate.release()
+
+    def _check_breaker(self, operation: str) -> None:
+        if not self._breaker.is_closed:
+            self._observer.fell_back(operation)
+            raise StoreUnavailable("the breaker of Redis is open")
+
+    async def _enter(self, operation: str) -> None:
+        """Wait for one of our own connections. That none is free says nothing about Redis: the breaker is not told."""
+        if not self._gate.locked():
+            await self._gate.acquire()
+            return
+        started_s = self._clock()
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                await self._gate.acquire()
+        except TimeoutError:
+            self._observer.call_finished(operation, "busy", self._clock() - started_s)
+            self._observer.fell_back(operation)
+            raise StoreUnavailable(f"no connection to Redis was free within {self._config.timeout_s:g} s") from None
+
+    async def _call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
+        started_s = self._clock()
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                answer = await self._send_with_retry(send)
+        except (exceptions.RedisError, OSError) as error:
+            self._failed(operation, error, started_s)
+            kind = OutOfMemory if isinstance(error, exceptions.OutOfMemoryError) else StoreUnavailable
+            raise kind(f"Redis failed in {operation}") from error
+        self._breaker.record_success()
+        self._observer.call_finished(operation, "ok", self._clock() - started_s)
+        return answer
+
+    async def _send_with_retry(self, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
+        try:
+            return await send(self._client)
+        except exceptions.TimeoutError:
+            raise
+        except exceptions.ConnectionError as error:
+            if isinstance(error, (exceptions.BusyLoadingError, exceptions.AuthenticationError)):
+                raise
+            return await send(self._client)  # a pooled connection of a server that was restarted fails at once
+
+    def _failed(self, operation: str, error: Exception, started_s: float) -> None:
+        outcome = _outcome(error)
+        self._observer.call_finished(operation, outcome, self._clock() - started_s)
+        self._observer.fell_back(operation)
+        if outcome in ("timeout", "connection"):
+            self._breaker.record_failure(self._clock(), started_s)
+            self._probe_if_open()
+        else:  # it answered, promptly
+            self._breaker.record_success()
+
+    # -- probing -----------------------------------------------------------------------------------------------------
+
+    def _probe_if_open(self) -> None:
+        if self._breaker.is_closed or (self._prober is not None and not self._prober.done()):
+            return
+        self._observer.breaker_changed(self._breaker.state)
+        self._prober = asyncio.get_running_loop().create_task(self._probe_until_closed())
+
+    async def _probe_until_closed(self) -> None:
+        while not self._breaker.is_closed:
+            await asyncio.sleep(max(0.0, self._breaker.probe_at_s - self._clock()))
+            if self._breaker.begin_probe(self._clock()):
+                self._observer.breaker_changed(self._breaker.state)
+                await self._probe()
+                self._observer.breaker_changed(self._breaker.state)
+
+    async def _probe(self) -> None:
+        """Write something: a server that loads or a read-only replica answers a PING too."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                await self._client.set(keys.probe(), b"1", ex=keys.PROBE_TTL_S)
+        except exceptions.OutOfMemoryError:
+            self._breaker.record_probe_success()
+        except (exceptions.RedisError, OSError):
+            self._breaker.record_probe_failure(self._clock())
+        else:
+            self._breaker.record_probe_success()
+
+
+def _outcome(error: Exception) -> str:
+    if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+        return "timeout"
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "out_of_memory"
+    if isinstance(error, (OSError, exceptions.ConnectionError, exceptions.ReadOnlyError)):
+        return "connection"  # BusyLoadingError is a ConnectionError
+    return "error"

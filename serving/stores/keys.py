@@ -1,0 +1,46 @@
+"""Every Redis key name and lifetime.
+
+Braces are Redis Cluster hash tags: all keys of one tenant live in one slot, so that one script may touch them together.
+
+Lifetimes decide who may be evicted. Results and reservations expire; buckets do not. Under the policy ``volatile-lru``
+(the embedded server's) memory pressure therefore removes old results and never a quota: under ``allkeys-lru`` a tenant
+could fill the cache until its own empty bucket is evicted and comes back full. The number of buckets is the number of
+tenants in the configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote
+
+PREFIX: Final = "vireo:1"
+"""Its number changes with any change of what the values mean."""
+
+RESULT_TTL_S: Final = 24 * 3600
+RESERVATION_TTL_S: Final = 15 * 60
+"""How late a request may be settled; after that its estimate stands."""
+PROBE_TTL_S: Final = 10
+
+
+def result(tenant: str, digest: str) -> str:
+    """An exact result. Value: see ``serving.stores.result_cache``."""
+    return f"{PREFIX}:{_tag(tenant)}:result:{digest}"
+
+
+def bucket(tenant: str) -> str:
+    """The tenant's buckets. Hash: ``joules`` and ``seconds`` left, ``at`` on the server's clock (s). Never expires."""
+    return f"{PREFIX}:{_tag(tenant)}:bucket"
+
+
+def reservation(tenant: str, reservation_id: str) -> str:
+    """An open reservation. Hash: ``joules`` and ``seconds``."""
+    return f"{PREFIX}:{_tag(tenant)}:reservation:{reservation_id}"
+
+
+def probe() -> str:
+    """Written by the breaker's probe."""
+    return f"{PREFIX}:probe"
+
+
+def _tag(tenant: str) -> str:
+    return "{" + quote(tenant, safe="") + "}"

@@ -1,0 +1,203 @@
+"""Results and quotas in Redis, failing open: no method here raises because of Redis.
+
+Without Redis a look-up is a miss, a write is dropped, and quotas are kept by this process alone (``LocalBuckets``).
+What Redis may have granted in a call whose answer was lost stays charged there: an outage errs on the side of spending
+less.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis.asyncio as aioredis
+from redis.exceptions import NoScriptError
+
+from serving.errors import StoreUnavailable
+from serving.stores import keys
+from serving.stores.breaker import BreakerState
+from serving.stores.buckets import BucketLimits, Cost, LocalBuckets, OverBudget, Reservation
+from serving.stores.connection import OutOfMemory, RedisConfig, RedisConnection
+from serving.stores.observer import NullObserver, StoreObserver
+from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, Script
+
+MAX_VALUE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupReply:
+    """Values in the order of the digests, None for a miss, and what became of the cost of the misses.
+
+    ``reservation`` is None when nothing had to be reserved or ``over_budget`` says why it was not.
+    """
+
+    values: tuple[bytes | None, ...]
+    reservation: Reservation | None = None
+    over_budget: OverBudget | None = None
+
+
+class RedisStore:
+    """Exact results and tenant quotas. Use from one event loop; ``stop`` when done.
+
+    ``local_share``: see ``LocalBuckets``.
+    """
+
+    def __init__(
+        self,
+        config: RedisConfig,
+        *,
+        observer: StoreObserver | None = None,
+        local_share: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._connection = RedisConnection(config, self._observer, clock)
+        self._local = LocalBuckets(local_share)
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Where the breaker of the connection stands."""
+        return self._connection.breaker_state
+
+    async def start(self) -> bool:
+        """Connect ahead of the first request. Returns whether Redis answered; if not, everything works without it."""
+        return await self._connection.warm_up([LOOKUP_AND_RESERVE.source, SETTLE.source])
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._connection.stop()
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    async def lookup(self, tenant: str, digests: Sequence[str]) -> tuple[bytes | None, ...]:
+        """Read results of ``tenant``; None for each miss."""
+        names = [keys.result(tenant, digest) for digest in digests]
+        if not names:
+            return ()
+        try:
+            values = await self._connection.call("lookup", lambda client: client.mget(names))
+        except StoreUnavailable:
+            return (None,) * len(names)
+        return self._observed(cast(Sequence[bytes | None], values))
+
+    async def put(self, tenant: str, values: Mapping[str, bytes], ttl_s: int = keys.RESULT_TTL_S) -> None:
+        """Write results by digest. Best effort; values over ``MAX_VALUE_BYTES`` are left out."""
+        small = {digest: value for digest, value in values.items() if len(value) <= MAX_VALUE_BYTES}
+        if not small:
+            return
+
+        async def send(client: aioredis.Redis) -> None:
+            pipeline = client.pipeline(transaction=False)
+            for digest, value in small.items():
+                pipeline.set(keys.result(tenant, digest), value, ex=ttl_s)
+            await pipeline.execute()
+
+        try:
+            await self._connection.call("put", send)
+        except StoreUnavailable:
+            return
+
+    # -- results and quotas in one round trip ------------------------------------------------------------------------
+
+    async def lookup_and_reserve(
+        self, tenant: str, digests: Sequence[str | None], costs: Sequence[Cost], limits: BucketLimits | None
+    ) -> LookupReply:
+        """Read results, and reserve the cost of those that are missing: all of it, or nothing.
+
+        ``digests``: None for an item that must not be looked up. ``costs``: predicted, one per digest. ``limits``: None
+        for a tenant without a quota. A reservation must be settled once; unsettled ones stay charged.
+
+        Raises:
+            ValueError: not one cost per digest, or none at all.
+        """
+        if not digests or len(digests) != len(costs):
+            raise ValueError(
+                f"{len(digests)} digests and {len(costs)} costs; give one cost per digest, and at least one"
+            )
+        if limits is None:
+            return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
+        try:
+            return await self._lookup_and_reserve(tenant, digests, costs, limits)
+        except OutOfMemory:
+            values = await self.lookup(tenant, [digest or "" for digest in digests])
+        except StoreUnavailable:
+            values = (None,) * len(digests)
+        return self._reserve_locally(tenant, values, costs, limits)
+
+    async def _lookup_and_reserve(
+        self, tenant: str, digests: Sequence[str | None], costs: Sequence[Cost], limits: BucketLimits
+    ) -> LookupReply:
+        reservation_id = uuid.uuid4().hex  # chosen here, so that a retry cannot reserve twice
+        names = [keys.result(tenant, digest or "") for digest in digests]
+        names += [keys.bucket(tenant), keys.reservation(tenant, reservation_id)]
+        arguments: list[float] = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits)]
+        for cost in costs:
+            arguments += [cost.joules, cost.seconds]
+        answer = await self._run("lookup_and_reserve", LOOKUP_AND_RESERVE, names, arguments)
+        values = self._observed(answer[0])
+        if len(answer) == 1:
+            return LookupReply(values=values)
+        granted, (joules, seconds, level_j, level_s, wait_s) = answer[1], map(float, answer[2:7])
+        self._local.observe(tenant, limits, level_j, level_s, self._clock())
+        if not granted:
+            return LookupReply(values=values, over_budget=OverBudget(wait_s))
+        reservation = Reservation(reservation_id, tenant, Cost(joules, seconds), limits, is_local=False)
+        return LookupReply(values=values, reservation=reservation)
+
+    def _reserve_locally(
+        self, tenant: str, values: tuple[bytes | None, ...], costs: Sequence[Cost], limits: BucketLimits
+    ) -> LookupReply:
+        missing = [cost for value, cost in zip(values, costs, strict=True) if value is None]
+        if not missing:
+            return LookupReply(values=values)
+        total = Cost(math.fsum(c.joules for c in missing), math.fsum(c.seconds for c in missing))
+        outcome = self._local.reserve(tenant, limits, total, self._clock())
+        if isinstance(outcome, OverBudget):
+            return LookupReply(values=values, over_budget=outcome)
+        return LookupReply(values=values, reservation=outcome)
+
+    async def settle(self, reservation: Reservation, actual: Cost) -> bool:
+        """Give back what was reserved and charge what was used, once.
+
+        Returns: whether it was settled now. False: it was before, it is too late, or Redis is away, and the estimate
+            stands.
+        """
+        if reservation.is_local:
+            return self._local.settle(reservation, actual, self._clock())
+        names = [keys.bucket(reservation.tenant), keys.reservation(reservation.tenant, reservation.id)]
+        arguments = [actual.joules, actual.seconds, *_numbers(reservation.limits)]
+        try:
+            answer = await self._run("settle", SETTLE, names, arguments)
+        except StoreUnavailable:
+            return False
+        if not answer:
+            return False
+        level_j, level_s = float(answer[0]), float(answer[1])
+        self._local.observe(reservation.tenant, reservation.limits, level_j, level_s, self._clock())
+        return True
+
+    async def _run(self, operation: str, script: Script, names: list[str], arguments: list[float]) -> list[Any]:
+        texts = [repr(argument) for argument in arguments]
+
+        async def send(client: aioredis.Redis) -> list[Any]:
+            try:
+                answer = await client.evalsha(script.sha1, len(names), *names, *texts)
+            except NoScriptError:  # first use, or the server lost it
+                answer = await client.eval(script.source, len(names), *names, *texts)
+            return cast(list[Any], answer)
+
+        return await self._connection.call(operation, send)
+
+    def _observed(self, values: Sequence[bytes | None]) -> tuple[bytes | None, ...]:
+        num_hits = sum(value is not None for value in values)
+        self._observer.looked_up(num_hits, len(values) - num_hits)
+        return tuple(values)
+
+
+def _numbers(limits: BucketLimits) -> list[float]:
+    return [limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst]
