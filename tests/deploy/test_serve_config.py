@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serving.config import Settings, load, resolve
+from serving.config import ResolvedConfig, Settings, load, resolve
 from tests.deploy.conftest import REPOSITORY, load_script, pod_environment, secret_values
 from tests.deploy.render import Manifest
 
@@ -58,11 +58,12 @@ def settings_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_
     (config_map,) = [
         m for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"].startswith("vireo-config")
     ]
-    for name, value in pod_environment(service, secret_values(manifests)).items():
-        monkeypatch.setenv(name, value)
     path = tmp_path / "vireo.yaml"
     path.write_text(config_map["data"]["vireo.yaml"], encoding="utf-8")
-    return load(path, profile=serve_config(service)["applications"][0]["args"]["profile"])
+    environment = pod_environment(service, secret_values(manifests)) | {"VIREO_CONFIG": str(path)}
+    for name in ("VIREO_CONFIG", "VIREO_SET"):
+        monkeypatch.setenv(name, environment[name])
+    return load()
 
 
 def test_the_service_accepts_its_settings(
@@ -90,11 +91,11 @@ def test_the_workers_have_what_the_settings_ask_for(
 
 
 def test_the_config_file_is_where_the_pods_mount_it(rayservice: Manifest) -> None:
-    (application,) = serve_config(rayservice)["applications"]
     cluster = rayservice["spec"]["rayClusterConfig"]
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         (container,) = group["template"]["spec"]["containers"]
-        assert application["args"]["config_file"] in {mount["mountPath"] for mount in container["volumeMounts"]}
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env["VIREO_CONFIG"] in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_every_servicer_function_can_be_imported(rayservice: Manifest) -> None:
@@ -107,3 +108,15 @@ def test_the_import_path_resolves(rayservice: Manifest) -> None:
     (application,) = serve_config(rayservice)["applications"]
     module, _, attribute = application["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_the_application_is_built_from_what_the_pods_mount(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = settings_of(manifests, monkeypatch, tmp_path)
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    app = importlib.import_module("serving.app")
+    built: list[ResolvedConfig] = []
+    monkeypatch.setattr(app, "build_graph", built.append)
+    app.build_app(serve_config(service)["applications"][0]["args"])
+    assert [config.settings for config in built] == [settings]
