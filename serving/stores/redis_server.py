@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,35 +35,31 @@ _LAUNCHER = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedRedisConfig:
-    """``run_dir`` is made with mode 700 if it is not there."""
-
-    run_dir: Path
-    max_memory_bytes: int = 256 << 20
-    eviction_policy: str = "volatile-lru"
-    is_persistent: bool = False
-
-    @property
-    def socket_path(self) -> Path:
-        """The unix socket."""
-        return self.run_dir / "redis.sock"
-
-    @property
-    def log_path(self) -> Path:
-        """The server's log."""
-        return self.run_dir / "redis.log"
-
-
 class EmbeddedRedis:
     """One server and the thread that keeps it alive.
 
     The thread forks the server and waits for it: the kernel's death signal (PR_SET_PDEATHSIG) is tied to the thread
     that forked, so that has to be one that lives as long as the server should.
+
+    ``run_dir`` is made with mode 700 if it is not there; socket and log lie in it.
     """
 
-    def __init__(self, config: EmbeddedRedisConfig) -> None:
-        self.config = config
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        max_memory_bytes: int = 256 << 20,
+        eviction_policy: str = "volatile-lru",
+        is_persistent: bool = False,
+    ) -> None:
+        self.run_dir = run_dir
+        self.socket_path = run_dir / "redis.sock"
+        self.log_path = run_dir / "redis.log"
+        self._options = {
+            "maxmemory": str(max_memory_bytes),
+            "maxmemory-policy": eviction_policy,
+            "appendonly": "yes" if is_persistent else "no",
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
         self._is_stopping = threading.Event()
@@ -73,7 +68,7 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """For ``RedisConfig``."""
-        return f"unix://{quote(str(self.config.socket_path))}"
+        return f"unix://{quote(str(self.socket_path))}"
 
     @property
     def pid(self) -> int | None:
@@ -88,7 +83,7 @@ class EmbeddedRedis:
 
     def is_alive(self) -> bool:
         """Whether the server answers a PING within a second."""
-        return self.pid is not None and _answers_ping(self.config.socket_path)
+        return self.pid is not None and _answers_ping(self.socket_path)
 
     def start(self) -> None:
         """Start the server and return when it answers.
@@ -98,8 +93,8 @@ class EmbeddedRedis:
         """
         if self._keeper is not None:
             raise ConfigError("the embedded Redis was started already; stop it first")
-        _prepare_run_dir(self.config)
-        command = _command(self.config)
+        _prepare_run_dir(self.run_dir, self.socket_path)
+        command = self._command()
         self._is_stopping.clear()
         self._keeper = threading.Thread(target=self._keep_alive, args=(command,), name="redis-keeper", daemon=True)
         self._keeper.start()
@@ -108,7 +103,7 @@ class EmbeddedRedis:
             if time.monotonic() > deadline_s:
                 self.stop()
                 raise ConfigError(
-                    f"the embedded Redis did not answer within {_START_TIMEOUT_S:g} s; see {self.config.log_path}"
+                    f"the embedded Redis did not answer within {_START_TIMEOUT_S:g} s; see {self.log_path}"
                 )
             time.sleep(0.005)
 
@@ -126,11 +121,25 @@ class EmbeddedRedis:
             process.kill()
             keeper.join()
 
+    def _command(self) -> list[str]:
+        options = self._options | {
+            "port": "0",
+            "unixsocket": str(self.socket_path),
+            "unixsocketperm": "700",
+            "dir": str(self.run_dir),
+            "logfile": str(self.log_path),
+            "daemonize": "no",
+            "save": "",
+            "appendfsync": "everysec",
+        }
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), _find_server(), *arguments]
+
     def _keep_alive(self, command: list[str]) -> None:
         backoff_s = 0.05
         while not self._is_stopping.is_set():
             started_s = time.monotonic()
-            self.config.socket_path.unlink(missing_ok=True)
+            self.socket_path.unlink(missing_ok=True)
             self._num_starts += 1
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             if self._is_stopping.is_set():  # stop() may have looked before there was a process to end
@@ -140,17 +149,6 @@ class EmbeddedRedis:
                 backoff_s = 0.05
             self._is_stopping.wait(backoff_s)
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-
-
-def _command(config: EmbeddedRedisConfig) -> list[str]:
-    server = [
-        _find_server(),
-        *("--port", "0", "--unixsocket", str(config.socket_path), "--unixsocketperm", "700"),
-        *("--maxmemory", str(config.max_memory_bytes), "--maxmemory-policy", config.eviction_policy),
-        *("--dir", str(config.run_dir), "--logfile", str(config.log_path), "--daemonize", "no"),
-        *("--save", "", "--appendonly", "yes" if config.is_persistent else "no", "--appendfsync", "everysec"),
-    ]
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *server]
 
 
 def _find_server() -> str:
@@ -164,19 +162,19 @@ def _find_server() -> str:
     return str(path)
 
 
-def _prepare_run_dir(config: EmbeddedRedisConfig) -> None:
-    path_bytes = len(os.fsencode(config.socket_path))
+def _prepare_run_dir(run_dir: Path, socket_path: Path) -> None:
+    path_bytes = len(os.fsencode(socket_path))
     if path_bytes > _MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
-            f"the Redis socket path {config.socket_path} has {path_bytes} bytes; the limit of unix sockets is "
+            f"the Redis socket path {socket_path} has {path_bytes} bytes; the limit of unix sockets is "
             f"{_MAX_SOCKET_PATH_BYTES}. Choose a shorter run directory"
         )
-    config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = config.run_dir.stat()
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = run_dir.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise ConfigError(f"others may write to the run directory {config.run_dir}; chmod it to 700 and own it")
-    if _answers_ping(config.socket_path):
-        raise ConfigError(f"a Redis already answers on {config.socket_path}; stop it or choose another run directory")
+        raise ConfigError(f"others may write to the run directory {run_dir}; chmod it to 700 and own it")
+    if _answers_ping(socket_path):
+        raise ConfigError(f"a Redis already answers on {socket_path}; stop it or choose another run directory")
 
 
 def _answers_ping(path: Path) -> bool:

@@ -17,10 +17,11 @@ from typing import Any, cast
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
 
+from schedulers.admission import BucketLimits, Cost, OverBudget
 from serving.errors import StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerState
-from serving.stores.buckets import BucketLimits, Cost, LocalBuckets, OverBudget, Reservation
+from serving.stores.buckets import LocalBuckets, Reservation
 from serving.stores.connection import OutOfMemory, RedisConfig, RedisConnection
 from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, Script

@@ -1,4 +1,4 @@
-"""The Lua scripts, twins of ``serving.stores.buckets``. Each runs atomically, in one round trip, on the server's clock.
+"""The Lua scripts, twins of ``schedulers.admission``. Each runs atomically, in one round trip, on the server's clock.
 
 Numbers go out as text with 17 digits: Redis would cut a Lua number to an integer. Each script answers with the time it
 used, so that a test can replay the same step in Python and find the same levels to the last bit.
@@ -75,7 +75,7 @@ if earlier[1] then return {values, 1, earlier[1], earlier[2], text(level_j), tex
 
 local function wait(amount, level, rate, burst)
   if amount <= level then return 0 end
-  if amount <= burst and rate > 0 then return (amount - level) / rate end
+  if amount <= burst and rate > 0 then return math.max((amount - level) / rate, 4.9406564584124654e-324) end
   return math.huge
 end
 

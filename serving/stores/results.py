@@ -1,0 +1,171 @@
+"""Results and quotas as the classify service uses them: whole images and tenants in, Redis and its failures hidden.
+
+Writing and settling happen after the answer, in the background: no caller waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schedulers.admission import BucketLimits, Cost
+from serving.config import ResolvedConfig, TenantSettings
+from serving.engines.base import Probabilities
+from serving.errors import QuotaExceeded
+from serving.replica_protocol import SampleAnswer, SampleOutcome
+from serving.service import ModelCard
+from serving.stores.breaker import BreakerConfig, BreakerState
+from serving.stores.buckets import Reservation
+from serving.stores.connection import RedisConfig
+from serving.stores.observer import NullObserver, StoreObserver
+from serving.stores.redis_store import LookupReply, RedisStore
+from serving.stores.result_cache import ResultCache, ResultKey
+
+PROCESSOR_VERSION = "1"
+"""Raise it when a processor gives other pixels for the same image."""
+_MAX_BACKGROUND = 1_000
+_MAX_RETRY_AFTER_S = 3600.0
+
+
+class StoredResult(NamedTuple):
+    """A cached answer: float32 probabilities, little-endian, one per class, and the exit (from 0) that gave them."""
+
+    probabilities: bytes
+    exit_index: int
+
+    def as_array(self) -> Probabilities:
+        """The probabilities, shape (num_classes,)."""
+        return np.frombuffer(self.probabilities, dtype="<f4")
+
+
+class ResultName(NamedTuple):
+    """What one image's result is stored under."""
+
+    tenant: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One entry per image, None for a miss, and what was reserved for the misses."""
+
+    found: tuple[StoredResult | None, ...]
+    reservation: Reservation | None
+
+
+class ResultStore:
+    """The gateway's view of Redis. Use from one event loop."""
+
+    def __init__(self, config: ResolvedConfig, observer: StoreObserver | None = None) -> None:
+        settings = config.settings
+        observer = observer or NullObserver()
+        self._is_caching = settings.redis.cache
+        self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
+        self._limits = {tenant.name: _bucket_limits(tenant) for tenant in settings.tenants}
+        self._cache = ResultCache(config.secret.encode(), observer)
+        self._store = RedisStore(
+            RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
+            observer=observer,
+            local_share=1 / settings.gateway.replicas,
+        )
+        self._background: set[asyncio.Task[Any]] = set()
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Where the breaker of the connection stands."""
+        return self._store.breaker_state
+
+    async def start(self) -> bool:
+        """Connect ahead of the first request. Returns whether Redis answered."""
+        return await self._store.start()
+
+    async def stop(self) -> None:
+        """Finish what runs in the background (each is bounded by the timeouts), then close."""
+        if self._background:
+            await asyncio.wait(self._background)
+        await self._store.stop()
+
+    def key(self, tenant: str, card: ModelCard, point: str, content_sha256: bytes) -> ResultName:
+        """Name the exact result of one image. ``point`` must identify the thresholds."""
+        digest = self._cache.digest(
+            ResultKey(
+                tenant=tenant,
+                model=card.id,
+                checkpoint_sha256=card.checkpoint_sha256,
+                operating_point=point,
+                processor_version=PROCESSOR_VERSION,
+                content_sha256=content_sha256,
+            )
+        )
+        return ResultName(tenant, digest)
+
+    async def look_up(self, keys: Sequence[ResultName], tenant: str, joules: float, seconds: float) -> Lookup:
+        """Look for results and reserve ``joules`` and ``seconds`` for each one that is missing, in one round trip.
+
+        Raises:
+            QuotaExceeded: the tenant's buckets do not hold that much; nothing was reserved.
+        """
+        digests = [key.digest for key in keys] if self._is_caching else [None] * len(keys)
+        limits = self._limits.get(tenant)
+        if limits is None and not self._is_caching:
+            return Lookup((None,) * len(keys), None)
+        reply = await self._store.lookup_and_reserve(tenant, digests, [Cost(joules, seconds)] * len(keys), limits)
+        if reply.over_budget is not None:
+            raise _quota_exceeded(tenant, reply)
+        found = tuple(self._opened(key.digest, value) for key, value in zip(keys, reply.values, strict=True))
+        return Lookup(found, reply.reservation)
+
+    def settle(self, lookup: Lookup, watts: float, outcomes: Sequence[SampleOutcome]) -> None:
+        """Charge what the misses really took: their share of engine time, at ``watts``. Once per look-up."""
+        if lookup.reservation is not None:
+            seconds = sum(outcome.compute_s for outcome in outcomes if isinstance(outcome, SampleAnswer))
+            self._later(self._store.settle(lookup.reservation, Cost(seconds * watts, seconds)), must_run=True)
+
+    def put(self, key: ResultName, answer: SampleAnswer) -> None:
+        """Keep an answer."""
+        if self._is_caching:
+            payload = {"probabilities": answer.probabilities, "exit_index": answer.exit_index}
+            self._later(
+                self._store.put(key.tenant, {key.digest: self._cache.seal(key.digest, payload)}, self._ttl_s),
+                must_run=False,
+            )
+
+    def _opened(self, digest: str, value: bytes | None) -> StoredResult | None:
+        match self._cache.open(digest, value):
+            case {"probabilities": bytes(probabilities), "exit_index": int(exit_index)}:
+                return StoredResult(probabilities, exit_index)
+        return None
+
+    def _later(self, work: Coroutine[Any, Any, Any], *, must_run: bool) -> None:
+        if not must_run and len(self._background) >= _MAX_BACKGROUND:
+            work.close()  # Redis is slow: a result that is not cached is computed again
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _bucket_limits(tenant: TenantSettings) -> BucketLimits:
+    return BucketLimits(
+        joules_per_s=tenant.joules_per_s,
+        joules_burst=tenant.burst_j,
+        seconds_per_s=tenant.seconds_per_s,
+        seconds_burst=tenant.burst_s,
+    )
+
+
+def _quota_exceeded(tenant: str, reply: LookupReply) -> QuotaExceeded:
+    assert reply.over_budget is not None
+    wait_s = reply.over_budget.retry_after_s
+    if wait_s > _MAX_RETRY_AFTER_S:
+        return QuotaExceeded(
+            f"this request alone is over the budget of tenant {tenant!r}; send fewer images or ask for less",
+            retry_after_s=_MAX_RETRY_AFTER_S,
+        )
+    return QuotaExceeded(
+        f"the energy or time budget of tenant {tenant!r} is spent; retry in {wait_s:.2f} s", retry_after_s=wait_s
+    )
