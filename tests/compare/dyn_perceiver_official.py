@@ -1,4 +1,4 @@
-"""Compare Dynamic Perceiver with the official code: the same random weights and inputs, logits of all four exits, FLOPs.
+"""Compare Dynamic Perceiver with the official code: same random weights and inputs, logits of all four exits, FLOPs.
 
 Not part of the test suite, because it needs things that are not ours to ship:
 
@@ -112,7 +112,7 @@ def compare(model_id: str, num_inputs: int, batch: int) -> float:
 
 
 def build_official(model_id: str) -> nn.Module:
-    """Construct the official model. Its constructor prints and writes a file, so it runs quietly in a scratch folder."""
+    """Construct the official model, in a scratch folder and quietly: its constructor prints and writes a file."""
     module_name, function, depth_factor = VARIANTS[model_id]
     module = importlib.import_module(f"official_models.{module_name}")
     here = Path.cwd()

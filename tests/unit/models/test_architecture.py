@@ -1,0 +1,155 @@
+"""Published variants have the published names and shapes; the expected values are facts about official checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from models.dyn_perceiver.config import CONFIGS, DynPerceiverConfig, RegNetConfig
+from models.dyn_perceiver.flops import exit_flops
+from models.dyn_perceiver.folding import folded
+from models.dyn_perceiver.load import build_meta, load_model, random_model
+from models.dyn_perceiver.model import DynPerceiver
+from models.dyn_perceiver.staged import to_input
+from models.registry import get_spec
+
+REGNET = get_spec("dyn-perceiver-regnety-800mf")
+RESNET = get_spec("dyn-perceiver-resnet50-x0375")
+MOBILENET = get_spec("dyn-perceiver-mobilenetv3-x075")
+NANO = get_spec("dyn-perceiver-nano")
+
+# Counted on the official models (see docs/models/dyn-perceiver.md).
+PARAMETERS = {REGNET: 21_798_360, RESNET: 20_283_336, MOBILENET: 9_299_040}
+SHAPES = {
+    REGNET: {
+        "latent": (128, 32),
+        "cnn_stem.0.weight": (32, 3, 3, 3),
+        "cnn_body.block1.block1-0.proj.0.weight": (64, 32, 1, 1),
+        "cnn_body.block3.block3-7.f.b.0.weight": (320, 16, 3, 3),
+        "cnn_body.block4.block4-1.f.se.fc1.bias": (196,),
+        "dwc4_x2z.weight": (320, 1, 7, 7),
+        "cross_att3_x2z.cross_attn.attention.relative_position_bias": (1, 49, 144),
+        "cross_att4_x2z.cross_attn.q_norm.weight": (320,),
+        "cross_att4_z2x.cross_attn.attention.q_proj.weight": (40, 320),
+        "last_cross_att_z2x.cross_attn.attention.o_proj.weight": (784, 98),
+        "self_att3.8.mlp.fc1.weight": (576, 144),
+        "self_att4.5.self_attn.attention.o_proj.bias": (320,),
+        "token_mixer.0.1.weight": (64, 128),
+        "token_expander.2.1.weight": (320, 144),
+        "early_classifier3.weight": (1000, 144),
+        "isc3.0.weight": (320, 1000),
+        "isc4.1.running_mean": (320,),
+        "classifier_att.weight": (1000, 640),
+        "classifier_cnn.weight": (1000, 784),
+        "classifier_merge.0.running_var": (1424,),
+        "classifier_merge.1.weight": (1000, 1424),
+    },
+    RESNET: {
+        "latent": (128, 24),
+        "cnn_stem.0.weight": (24, 3, 7, 7),
+        "cnn_body_stage1.0.downsample.0.weight": (96, 24, 1, 1),
+        "cnn_body_stage3.5.conv2.weight": (96, 96, 3, 3),
+        "cnn_body_stage4.0.bn3.running_mean": (768,),
+        "classifier_cnn.weight": (1000, 768),
+        "classifier_merge.1.weight": (1000, 1536),
+    },
+    MOBILENET: {
+        "cnn_stem.0.0.weight": (16, 3, 3, 3),
+        "cnn_stem.1.block.0.0.weight": (16, 1, 3, 3),
+        "cnn_body_stage2.2.block.2.0.weight": (64, 184, 1, 1),
+        "cnn_body_stage4.2.0.weight": (720, 120, 1, 1),
+        "classifier_cnn.3.weight": (1000, 960),
+        "classifier_merge.4.weight": (1000, 960),
+        "self_att4.8.self_attn.norm.weight": (120,),
+    },
+}
+
+
+@pytest.mark.parametrize("spec", PARAMETERS, ids=lambda spec: spec.variant)
+def test_published_variant_builds_on_meta_with_published_names_and_shapes(spec: object) -> None:
+    model = build_meta(spec)  # type: ignore[arg-type]
+    state = model.state_dict()
+    assert all(tensor.is_meta for tensor in state.values())
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[spec]  # type: ignore[index]
+    expected = SHAPES[spec]  # type: ignore[index]
+    assert {name: tuple(state[name].shape) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "official_mmacs"), [(REGNET, (459.1, 1064.9, 1227.6, 1298.0)), (MOBILENET, (97.7, 182.0, 206.9, 266.4))]
+)
+def test_flops_agree_with_the_official_count_within_half_a_percent(
+    spec: object, official_mmacs: tuple[float, ...]
+) -> None:
+    # Half a percent: the official counter adds poolings and leaves out squeeze-and-excite of RegNet; ours the reverse.
+    ours = [count / 1e6 for count in exit_flops(build_meta(spec))]  # type: ignore[arg-type]
+    assert ours == pytest.approx(official_mmacs, rel=5e-3)
+
+
+def test_flops_of_a_linear_part_are_exact() -> None:
+    cheap = exit_flops(build_meta(NANO))
+    twice = exit_flops(DynPerceiver(_with_classes(CONFIGS["nano"], 20)))
+    assert twice[0] - cheap[0] == 10 * 32  # the exit's own linear layer
+    assert twice[1] - cheap[1] == 10 * 32 + 10 * 80 + 10 * 160  # and what feeds exit 1's logits into exit 2
+
+
+def _with_classes(config: DynPerceiverConfig, classes: int) -> DynPerceiverConfig:
+    import dataclasses
+
+    return dataclasses.replace(config, num_classes=classes)
+
+
+def test_folding_moves_logits_by_rounding_only() -> None:
+    model = random_model(NANO, seed=3).eval()
+    scramble_norms(model)
+    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = to_input(images, NANO)
+    with torch.no_grad():
+        for plain, fast in zip(model(x), folded(model)(x), strict=True):
+            torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
+            assert float(plain.abs().max()) > 1e-2  # otherwise the comparison says nothing
+
+
+def test_folding_leaves_no_batch_norm_and_the_original_alone() -> None:
+    model = random_model(RESNET).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = folded(model)
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in fast.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def scramble_norms(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = random_model(NANO, seed=5), random_model(NANO, seed=5)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_published_variant_without_weights_says_how_to_get_them() -> None:
+    with pytest.raises(ValueError, match=r"vireo convert .* --model dyn-perceiver-regnety-800mf"):
+        load_model(REGNET)
+
+
+def test_latents_that_do_not_halve_are_refused() -> None:
+    backbone = RegNetConfig(stem_width=8, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), group_width=8)
+    with pytest.raises(ValueError, match="num_latents 20"):
+        DynPerceiverConfig(backbone=backbone, num_latents=20, latent_depths=(1, 1, 1, 1))
+
+
+def test_width_that_is_no_multiple_of_the_group_is_refused() -> None:
+    backbone = RegNetConfig(stem_width=8, widths=(8, 12, 8, 8), depths=(1, 1, 1, 1), group_width=8)
+    with pytest.raises(ValueError, match="group_width 8"):
+        DynPerceiver(DynPerceiverConfig(backbone=backbone, num_latents=8, latent_depths=(1, 1, 1, 1)))
