@@ -66,10 +66,11 @@ class RayCluster:
         return run.stdout
 
     def application(self, name: str) -> tuple[str, str]:
-        """Return the status and the message of an application; NOT_STARTED before Serve knows it."""
+        """Return the status of an application and the messages of it and its deployments; NOT_STARTED before Serve knows it."""
         status = yaml.safe_load(self.serve("status")) or {}
         found = status.get("applications", {}).get(name, {})
-        return str(found.get("status", "NOT_STARTED")), str(found.get("message", ""))
+        messages = [found.get("message", ""), *(d.get("message", "") for d in found.get("deployments", {}).values())]
+        return str(found.get("status", "NOT_STARTED")), "\n".join(filter(None, messages))
 
     def wait_running(self, name: str, timeout_s: float) -> None:
         """Wait until an application runs.
@@ -92,7 +93,7 @@ def ray_cluster(environment: Mapping[str, str], num_cpus: int) -> Iterator[RayCl
     folder = Path(tempfile.mkdtemp(prefix="vr", dir="/tmp"))
     mark = secrets.token_hex(8)
     env = {**os.environ, **environment, **_own_places(folder), MARK: mark, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    gcs, dashboard, client, agent, agent_grpc, metrics, runtime_env, dashboard_grpc = free_ports(8)
+    gcs, dashboard, client, agent, agent_grpc, metrics, runtime_env = free_ports(7)
     ports = {
         "port": gcs,
         "dashboard-port": dashboard,
@@ -101,7 +102,6 @@ def ray_cluster(environment: Mapping[str, str], num_cpus: int) -> Iterator[RayCl
         "dashboard-agent-grpc-port": agent_grpc,
         "metrics-export-port": metrics,
         "runtime-env-agent-port": runtime_env,
-        "dashboard-grpc-port": dashboard_grpc,
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     command += [f"--num-cpus={num_cpus}", "--object-store-memory=100000000", f"--temp-dir={folder / 'ray'}"]
@@ -111,8 +111,7 @@ def ray_cluster(environment: Mapping[str, str], num_cpus: int) -> Iterator[RayCl
         with log_path.open("wb") as log:
             head = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         _wait_listening(dashboard, head, log_path, timeout_s=60.0)
-        client_env = {**env, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-        yield RayCluster(folder, f"http://127.0.0.1:{dashboard}", client_env)
+        yield RayCluster(folder, f"http://127.0.0.1:{dashboard}", env)
     finally:
         end_processes(mark)
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,11 +20,11 @@ import pytest
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.ray_cluster import RayCluster, free_ports, ray_cluster
 from tests.deploy.render import Manifest
-from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
