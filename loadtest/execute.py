@@ -81,7 +81,8 @@ async def execute(
     try:
         await client.start()
         with settled_memory():
-            records, windows = await _run_phases(scenario, load, client, RunControl(own_clock, observer, end))
+            control = RunControl(clock=own_clock, observer=observer, stop=end)
+            records, windows = await _run_phases(scenario, load, client, control)
     finally:
         await client.close()
         if clock is None:
@@ -93,8 +94,8 @@ async def execute(
 def settled_memory() -> Iterator[None]:
     """Keep the garbage collector away from everything that was made before the run.
 
-    A full collection walks every prepared payload and stops the generator for milliseconds. What the run itself makes is
-    still collected.
+    A full collection walks every prepared payload and stops the generator for milliseconds. What the run itself makes
+    is still collected.
     """
     gc.collect()
     gc.freeze()
@@ -149,9 +150,7 @@ def _open_plan(segment: Sequence[PhaseLoad], start_s: float, prepared: Mapping[i
     for phase_load in segment:
         phase = phase_load.phase
         plan += [
-            Planned(
-                scheduled_at_s=start_s + time_s, prepared=item, phase=phase.name, is_warm_up=phase.is_warm_up
-            )
+            Planned(scheduled_at_s=start_s + time_s, prepared=item, phase=phase.name, is_warm_up=phase.is_warm_up)
             for time_s, item in zip(phase_load.times_s, prepared.get(id(phase_load), []), strict=True)
         ]
         start_s += phase.duration_s
@@ -202,9 +201,7 @@ def _conclude(
     )
 
 
-def _summarise(
-    records: Sequence[Record], windows: Sequence[PhaseWindow], deadline_s: float, seed: int
-) -> Summary:
+def _summarise(records: Sequence[Record], windows: Sequence[PhaseWindow], deadline_s: float, seed: int) -> Summary:
     """One summary of some phases. The rates of phases that do not adjoin count the time between them too."""
     names = {window.name for window in windows}
     span = (min(window.start_s for window in windows), max(window.end_s for window in windows)) if windows else None
@@ -222,9 +219,9 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
     url, address = scenario.target.http_url, scenario.target.grpc_address
     makers: dict[str, Callable[[], Client]] = {
         "http_classify": lambda: HttpClassifyClient(url, api_keys=api_keys),
-        "http_oip": lambda: HttpOipClient(url, model=scenario.model, api_keys=api_keys),
+        "http_oip": lambda: HttpOipClient(url, api_keys=api_keys),
         "grpc_vireo": lambda: GrpcClassifyClient(address, api_keys=api_keys),
         "grpc_vireo_stream": lambda: GrpcStreamClient(address, api_keys=api_keys),
-        "grpc_oip": lambda: GrpcOipClient(address, model=scenario.model, api_keys=api_keys),
+        "grpc_oip": lambda: GrpcOipClient(address, api_keys=api_keys),
     }
     return makers[surface]()

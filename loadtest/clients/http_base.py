@@ -53,22 +53,14 @@ class HttpClient(ABC):
         """Close the connections."""
         await self._pool.close()
 
-    async def get_json(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a GET. Raises: ConnectionFailed, BadResponse, ValueError."""
-        response = await self._pool.exchange(encode_request(self._pool, "GET", path, headers=self._headers(None)))
-        return response.status, json.loads(response.body)
-
     def encode_json(self, path: str, body: Any, payload: Payload) -> Prepared:
         """A POST of JSON, whole."""
         encoded = json.dumps(body, separators=(",", ":")).encode()
-        headers = {"content-type": "application/json", **self._headers(payload)}
+        headers = {"content-type": "application/json"}
+        if (authorization := bearer(self._api_keys, payload.tenant)) is not None:
+            headers["authorization"] = authorization
         wire = encode_request(self._pool, "POST", path, body=encoded, headers=headers)
         return Prepared(payload=payload, wire=wire, request_bytes=len(wire))
-
-    def _headers(self, payload: Payload | None) -> dict[str, str]:
-        tenant = payload.tenant if payload else next(iter(self._api_keys), "")
-        authorization = bearer(self._api_keys, tenant)
-        return {} if authorization is None else {"authorization": authorization}
 
     def _to_reply(self, response: HttpResponse, payload: Payload) -> Reply:
         if outcome_of_http(response.status) is not Outcome.OK:

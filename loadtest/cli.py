@@ -1,0 +1,172 @@
+"""The commands ``vireo loadtest`` and ``vireo loadtest-selfcheck``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from loadtest.clients.base import TargetError
+from loadtest.environment import describe_environment
+from loadtest.execute import Result, execute, make_clients
+from loadtest.records import Outcome, Record
+from loadtest.report import write_report
+from loadtest.scenario import Scenario, ScenarioError, load_scenario
+from loadtest.selfcheck import DEFAULT_RATES, check_generator, selfcheck_table
+from loadtest.tables import Table, counts_table, latency_table, load_table, server_table, slo_table
+from loadtest.workloads.mix import PhaseLoad, build_load, count_requests
+
+EXIT_SLO_FAILED = 1
+EXIT_UNUSABLE = 2
+_REFRESH_S = 1.0
+"""Between two drawings of the bar. Drawing takes about a millisecond, in which nothing is sent; so it is rare."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command("loadtest")(loadtest)
+    app.command("loadtest-selfcheck")(loadtest_selfcheck)
+
+
+def loadtest(
+    scenario: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped scenario such as 'smoke'.")],
+    target: Annotated[str | None, typer.Option(help="Base URL of the HTTP surfaces.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the gRPC surfaces.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: out/loadtest/NAME.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces the scenario's seed.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Replaces the rate of the measured open phases, per s.")] = None,
+) -> None:
+    """Send a scenario's load to a server and report what came back.
+
+    Ends with status 0 if every objective of the scenario was shown, 1 if one was not, 2 if the test could not be
+    made. Ctrl-C ends the run early and still writes the report.
+    """
+    console = Console()
+    try:
+        plan = load_scenario(scenario).with_overrides(http_url=target, grpc_address=grpc, seed=seed, rate_per_s=rate)
+        result = _run(plan, _api_keys(plan), console)
+    except (ScenarioError, TargetError) as error:
+        console.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(EXIT_UNUSABLE) from error
+    paths = write_report(result, out or Path("out", "loadtest", plan.name), describe_environment())
+    _print_result(console, result, paths)
+    if not result.is_passed:
+        raise typer.Exit(EXIT_SLO_FAILED)
+
+
+def loadtest_selfcheck(
+    rate: Annotated[list[float] | None, typer.Option(help="Requests per second; may be repeated.")] = None,
+    duration_s: Annotated[float, typer.Option(help="Seconds for each rate.")] = 8.0,
+) -> None:
+    """Measure the generator itself on this machine, against a server that does nothing."""
+    rows = asyncio.run(check_generator(rate or DEFAULT_RATES, duration_s=duration_s))
+    Console().print(_rich(selfcheck_table(rows)))
+
+
+def _api_keys(scenario: Scenario) -> dict[str, str]:
+    """Keys from the environment. Raises: ScenarioError: naming the variable that is not set."""
+    keys = {}
+    for tenant in scenario.tenants:
+        key = os.environ.get(tenant.api_key_env)
+        if not key:
+            raise ScenarioError(f"tenants: {tenant.api_key_env} is not set; it must hold the API key of {tenant.name}")
+        keys[tenant.name] = key
+    return keys
+
+
+def _run(scenario: Scenario, api_keys: Mapping[str, str], console: Console) -> Result:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        load = _draw(scenario, progress)
+        return asyncio.run(_run_until_signal(scenario, load, api_keys, progress))
+
+
+def _draw(scenario: Scenario, progress: Progress) -> list[PhaseLoad]:
+    total = count_requests(scenario)
+    task = progress.add_task("drawing the requests", total=total)
+    step = max(1, total // 50)
+
+    def on_request() -> None:
+        progress.advance(task)
+        if progress.tasks[task].completed % step == 0:
+            progress.refresh()
+
+    load = build_load(scenario, on_request=on_request)
+    progress.refresh()
+    return load
+
+
+async def _run_until_signal(
+    scenario: Scenario, load: Sequence[PhaseLoad], api_keys: Mapping[str, str], progress: Progress
+) -> Result:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    counter = _Counter()
+    drawing = loop.create_task(_draw_progress(progress, counter, sum(len(item.times_s) for item in load)))
+    try:
+        return await execute(scenario, load, make_clients(scenario, api_keys), observer=counter, stop=stop)
+    finally:
+        drawing.cancel()
+        await asyncio.gather(drawing, return_exceptions=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+class _Counter:
+    """Counts records; cheap, because it is called for each request while others are due."""
+
+    def __init__(self) -> None:
+        self.num_done = 0
+        self.num_failed = 0
+
+    def __call__(self, record: Record) -> None:
+        self.num_done += 1
+        self.num_failed += record.outcome is not Outcome.OK and not record.expects_error
+
+
+async def _draw_progress(progress: Progress, counter: _Counter, num_scheduled: int) -> None:
+    """Redraw once a second; in a closed loop the total is not known and the bar only counts."""
+    task = progress.add_task("sending", total=num_scheduled or None)
+    try:
+        while True:
+            progress.update(task, completed=counter.num_done, description=f"sending ({counter.num_failed} failed)")
+            progress.refresh()
+            await asyncio.sleep(_REFRESH_S)
+    finally:
+        progress.update(task, completed=counter.num_done, description=f"sent ({counter.num_failed} failed)")
+        progress.refresh()
+
+
+def _print_result(console: Console, result: Result, paths: Sequence[Path]) -> None:
+    main = result.summary
+    phases = load_table({"all": main, **result.phases} if len(result.phases) > 1 else dict(result.phases))
+    outcomes = counts_table("Outcomes", main.outcomes, main.num_offered)
+    for table in (phases, latency_table(main), outcomes, server_table(main), slo_table(result)):
+        if table.rows:
+            console.print(_rich(table))
+    for warning in main.warnings:
+        console.print(f"[yellow]{escape(warning)}[/yellow]")
+    if result.was_stopped:
+        console.print("[yellow]The run was stopped before its end.[/yellow]")
+    console.print(f"Report: {escape(str(paths[0]))}")
+    verdict = "[green]passed[/green]" if result.is_passed else "[red]failed[/red]"
+    console.print(f"Objectives of {escape(result.scenario.name)}: {verdict}")
+
+
+def _rich(table: Table) -> RichTable:
+    shown = RichTable(title=table.title, title_justify="left")
+    for head in table.head:
+        shown.add_column(escape(head))
+    for row in table.rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    return shown
