@@ -23,12 +23,12 @@ from models.dyn_perceiver.image_folder import folder_sets
 from models.dyn_perceiver.load import build_meta, load_model
 from models.dyn_perceiver.measure import expected_batch_ms, hardware, stage_costs
 from models.dyn_perceiver.staged import StagedDynPerceiver
-from models.early_exit.calibration import Estimate, calibrate, estimate, no_early_exit
+from models.early_exit.calibration import Estimate, calibrate, estimate, first_exit_only, no_early_exit
 from models.identity import checkpoint_sha256
 from models.operating_points import FORMAT, OperatingPoint, StageCost, Table, write_table
 from models.registry import ModelSpec
 
-TARGET_PERCENT = (90, 75, 60, 50, 40, 30, 20)
+TARGET_PERCENT = (75, 60, 50, 40, 30, 25, 20)
 ENERGY_BATCH = 16
 OnProgress = Callable[[str, int, int], None]
 
@@ -137,11 +137,15 @@ def _table(
 
 
 def _search(outputs: ExitOutputs, flops: Sequence[int], percents: Sequence[int]) -> list[tuple[str, Estimate]]:
-    """The full network, then one point per target that can be met, dearest first."""
-    full = estimate(outputs.confidences, outputs.correct, flops, no_early_exit(len(flops)))
+    """The full network, one point per target that can be met, dearest first, and the first exit alone."""
+    full, first = (
+        estimate(outputs.confidences, outputs.correct, flops, thresholds)
+        for thresholds in (no_early_exit(len(flops)), first_exit_only(len(flops)))
+    )
     reachable = [p for p in sorted(percents, reverse=True) if p * flops[-1] / 100 >= flops[0]]
     found = calibrate(outputs.confidences, outputs.correct, flops, [p * flops[-1] / 100 for p in reachable])
-    return [("full", full), *((f"flops-{p}", e) for p, e in zip(reachable, found, strict=True))]
+    named = [(f"flops-{p}", e) for p, e in zip(reachable, found, strict=True)]
+    return [("full", full), *named, ("first-exit", first)]
 
 
 def _point(

@@ -109,7 +109,7 @@ def _card(
         f"{sum(p.numel() for p in build_meta(spec).parameters()):,} parameters, four exits.\n",
         "## Reproduce\n",
         "```\n" + f"vireo train {spec.id}\nvireo calibrate {spec.id}\n" + "```\n",
-        f"Seed {config['seed']}, {config['steps']} steps of {config['batch_size']}, {log['training_s'] / 60:.1f} minutes "
+        f"Seed {config['seed']}, {config['steps']} steps of {config['batch_size']} in {log['training_s'] / 60:.0f} min "
         f"on {config['num_threads']} thread(s), torch {log['torch']}. The same seed gives the same weights on the same "
         "build, thread count and kind of processor. An interrupted run goes on where it stopped.\n",
         _data_section(log, config),
@@ -129,7 +129,8 @@ def _data_section(log: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 scikit-learn's 1,797 handwritten digits (8x8, UCI optdigits), split once with seed {log["split_seed"]}, stratified:
 60% train, 20% calibration (curves, thresholds), 20% test (all accuracies below).
 {config["font_share"]:.0%} of every training batch are digits drawn with {len(TRAIN_FONTS)} fonts that matplotlib ships,
-so that typeset digits work too; {len(HELD_OUT_FONTS)} other fonts are for testing only. Training pictures are disturbed at random: pose, stroke, colours (dark on light and light on dark),
+so that typeset digits work too; {len(HELD_OUT_FONTS)} other fonts are for testing only.
+Training pictures are disturbed at random: pose, stroke, colours (dark on light and light on dark),
 uneven background, occlusion, blur, noise (`models/dyn_perceiver/augment.py`).
 """
 
@@ -217,5 +218,6 @@ _LIMITS = """## Limits
 
 One digit per picture, roughly upright, filling at least half of the frame. Other pictures still get a digit as an
 answer: there is no class for "none of these", and the confidence is not a probability on unfamiliar pictures. With 364
-test digits one clean error is worth 0.27 points. Writers are not separated between the splits (the data set does not name them).
+test digits one clean error is worth 0.27 points. Writers are not separated between the splits (the data
+set does not name them).
 """

@@ -22,6 +22,7 @@ NEVER = 1e8
 ALWAYS = -1e8
 """Threshold of the last exit: everything still there leaves."""
 PAPER_FACTORS = (0.85, 1.0, 0.5, 1.0)
+TARGET_BAND = 0.9
 Floats = NDArray[np.floating]
 
 
@@ -105,12 +106,19 @@ def no_early_exit(num_exits: int) -> tuple[float, ...]:
     return (*[NEVER] * (num_exits - 1), ALWAYS)
 
 
+def first_exit_only(num_exits: int) -> tuple[float, ...]:
+    """Thresholds of the cheapest operating point; ``num_exits`` is at least 2."""
+    return (ALWAYS, *[NEVER] * (num_exits - 2), ALWAYS)
+
+
 def calibrate(
     confidences: Floats, correct: NDArray[np.bool_], costs: Sequence[float], target_costs: Sequence[float]
 ) -> list[Estimate]:
-    """For each target the thresholds with the best accuracy among those whose expected cost does not exceed it.
+    """For each target the most accurate thresholds with an expected cost of 90 to 100% of it; ties go to the cheaper.
 
-    Ties go to the cheaper. Everything is measured on the samples given, so judge the result on others.
+    The lower bound keeps points apart and true to their target: where accuracy saturates, a dearer point still means
+    higher thresholds, hence more reserve on harder traffic than the samples given. If nothing lies in the band, all
+    that is cheaper counts. Everything is measured on the samples given, so judge the result on others.
 
     Raises:
         ValueError: shapes differ, there are no samples, or a target lies below the cost of the cheapest exit.
@@ -131,7 +139,8 @@ def _best(candidates: list[Estimate], target: float) -> Estimate:
         raise ValueError(
             f"target cost {target:g} is below the cheapest operating point, {cheapest:g}; raise the target"
         )
-    return max(affordable, key=lambda c: (c.accuracy, -c.expected_cost))
+    close = [c for c in affordable if c.expected_cost >= TARGET_BAND * target]
+    return max(close or affordable, key=lambda c: (c.accuracy, -c.expected_cost))
 
 
 def _candidates(confidences: Floats) -> Iterator[tuple[float, ...]]:
@@ -140,7 +149,7 @@ def _candidates(confidences: Floats) -> Iterator[tuple[float, ...]]:
     paper = PAPER_FACTORS if num_exits == len(PAPER_FACTORS) else (1.0,) * num_exits
     ratios = sorted({*geometric_ratios(), *np.geomspace(0.02, 50.0, 80).tolist()})
     yield no_early_exit(num_exits)
-    yield (ALWAYS, *[NEVER] * (num_exits - 2), ALWAYS)
+    yield first_exit_only(num_exits)
     for bend in {paper, (1.0,) * num_exits}:
         for used in itertools.product((0.0, 1.0), repeat=num_exits - 1):
             factors = [b * u for b, u in zip(bend, (*used, 1.0), strict=True)]
