@@ -1,6 +1,7 @@
 """The two policies that ours is measured against: plain, but not weakened.
 
-Both keep one first-in first-out queue, reject samples whose deadline can no longer be met, and bound their queue.
+Both keep one first-in first-out queue of bounded length, and leave samples out of a batch that would end too late for
+them.
 """
 
 from __future__ import annotations
@@ -74,22 +75,34 @@ class _FifoMachine(Machine):
             return True
         return self._num_queued > 0 and self._now_s >= self._oldest_s() + self._config.max_delay_s
 
-    def _take_batch(self) -> list[Sample]:
+    def _take_batch(self, num_stages: int) -> list[Sample]:
+        """Up to a full batch in arrival order, without those that would be late after the batch's ``num_stages``."""
+        size = min(self._num_queued, self._config.max_batch)
+        end_s = self._now_s + sum(self._cost.batch_s(stage, size) for stage in range(num_stages))
         samples: list[Sample] = []
-        while self._queue and len(samples) < self._config.max_batch:
+        while self._queue and len(samples) < size:
             sample = self._queue.popleft()
-            if sample.is_waiting:
+            if not sample.is_waiting:
+                continue
+            self._num_queued -= 1
+            if sample.deadline_s < end_s:
+                self._give_up(sample)
+            else:
                 samples.append(sample)
-        self._num_queued -= len(samples)
         return samples
+
+    def _start_due(self, num_stages: int) -> None:
+        while len(self._running) < self._config.num_executors and self._is_batch_due():
+            samples = self._take_batch(num_stages)
+            if samples:
+                self._run(samples, 0, num_stages)
 
 
 class FullNetworkDynamicBatching(_FifoMachine):
     """Every sample runs the whole network, in one engine call per batch."""
 
     def _start(self) -> None:
-        while len(self._running) < self._config.num_executors and self._is_batch_due():
-            self._run(self._take_batch(), 0, self._num_stages)
+        self._start_due(self._num_stages)
 
     def _continue(self, batch: Batch, survivors: list[Sample]) -> None:
         raise AssertionError(f"{len(survivors)} samples survived the last stage")
@@ -102,8 +115,7 @@ class EarlyExitNoRebatching(_FifoMachine):
     """Samples leave at their exits, but a batch keeps its executor, and is not refilled, until its last one left."""
 
     def _start(self) -> None:
-        while len(self._running) < self._config.num_executors and self._is_batch_due():
-            self._run(self._take_batch(), 0)
+        self._start_due(1)
 
     def _continue(self, batch: Batch, survivors: list[Sample]) -> None:
         stage = survivors[0].stage

@@ -12,7 +12,7 @@ from typing import Protocol
 #: Weight of the newest batch in the running ratio of actual to predicted time.
 _CORRECTION_WEIGHT = 0.1
 #: One slow batch (a page fault, a paused process) must not make the scheduler reject everything.
-_CORRECTION_BOUNDS = (0.25, 4.0)
+_MIN_CORRECTION, _MAX_CORRECTION = 0.25, 4.0
 _MEMO_SAMPLES = 1024
 
 
@@ -73,6 +73,9 @@ class TableCostModel:
 
     def batch_s(self, stage: int, num_samples: int) -> float:
         """Corrected prediction in seconds. Raises ValueError for less than one sample."""
+        memo = self._table_s[stage]
+        if 0 < num_samples < len(memo):  # as table_s, without its call: a decision asks a dozen times
+            return memo[num_samples] * self._corrections[stage]
         return self.table_s(stage, num_samples) * self._corrections[stage]
 
     def table_s(self, stage: int, num_samples: int) -> float:
@@ -100,14 +103,16 @@ class TableCostModel:
         if not 0.0 <= elapsed_s < math.inf:
             raise ValueError(f"elapsed_s is {elapsed_s}; need a finite number >= 0")
         stages = range(stage, stage + num_stages)
-        table_s = [self.table_s(s, num_samples) for s in stages]
-        predicted_s = [t * self._corrections[s] for s, t in zip(stages, table_s, strict=True)]
-        low, high = _CORRECTION_BOUNDS
-        ratio = min(high, max(low, elapsed_s / sum(table_s)))
-        for s, mine_s in zip(stages, predicted_s, strict=True):
+        predicted_s = sum(self.batch_s(s, num_samples) for s in stages) if num_stages > 1 else 0.0
+        for s in stages:
+            table_s = self.table_s(s, num_samples)
+            mine_s = table_s * self._corrections[s]
+            # Of a call that ran several stages, each is charged in proportion to its prediction.
+            actual_s = elapsed_s * mine_s / predicted_s if num_stages > 1 else elapsed_s
             self._num_batches[s] += 1
             self._predicted_s[s] += mine_s
-            self._actual_s[s] += elapsed_s * mine_s / sum(predicted_s)
+            self._actual_s[s] += actual_s
+            ratio = min(_MAX_CORRECTION, max(_MIN_CORRECTION, actual_s / table_s))
             self._corrections[s] += _CORRECTION_WEIGHT * (ratio - self._corrections[s])
 
     def accuracy(self) -> tuple[StageAccuracy, ...]:

@@ -56,8 +56,8 @@ class EarlyExitScheduler(Machine):
         self._config = config
         #: Samples waiting at stage 0.
         self._fresh: FairQueue[Sample] = FairQueue()
-        #: ``_survivors[k]``: ((deadline_s, arrival number), sample) waiting at stage k >= 1; entry 0 stays empty.
-        self._survivors: list[OrderedQueue[tuple[tuple[float, int], Sample]]] = [
+        #: ``_survivors[k]``: (deadline_s, arrival number, sample) waiting at stage k >= 1; entry 0 stays empty.
+        self._survivors: list[OrderedQueue[tuple[float, int, Sample]]] = [
             OrderedQueue() for _ in range(self._num_stages)
         ]
         self._num_queued = 0
@@ -105,20 +105,22 @@ class EarlyExitScheduler(Machine):
         if sample.stage == 0:
             self._fresh.remove(sample)
         else:
-            self._survivors[sample.stage].remove((sample.order[1:], sample))
+            self._survivors[sample.stage].remove((sample.deadline_s, sample.number, sample))
         self._num_queued -= 1
 
     def _continue(self, batch: Batch, survivors: list[Sample]) -> None:
         stage = survivors[0].stage
         queue = self._survivors[stage]
-        soonest_s = self._now_s + self._cost.batch_s(stage, 1)
+        alone_s = self._cost.batch_s(stage, 1)
+        soonest_s = self._now_s + alone_s
         for sample in survivors:
             if sample.deadline_s < soonest_s:
                 self._give_up(sample)
             else:
-                queue.add((sample.order[1:], sample))
+                queue.add((sample.deadline_s, sample.number, sample))
                 self._begin_wait(sample)
-                self._set_timer(sample)
+                if sample.deadline_s - alone_s < sample.timer_s:
+                    self._set_timer(sample)
 
     def _num_waiting(self) -> int:
         return self._num_queued
@@ -126,7 +128,7 @@ class EarlyExitScheduler(Machine):
     def _waiting(self) -> Iterator[Sample]:
         yield from self._fresh
         for queue in self._survivors:
-            yield from (sample for _, sample in queue)
+            yield from (sample for _, _, sample in queue)
 
     def _stage_counts(self) -> Iterable[int]:
         counts = [len(queue) for queue in self._survivors]
@@ -152,9 +154,10 @@ class EarlyExitScheduler(Machine):
 
     def _choose(self) -> int:
         views = [StageView(0, len(self._fresh), self._fresh.first().deadline_s)] if self._fresh else []
-        for stage, queue in enumerate(self._survivors):
+        for stage in range(1, self._num_stages):
+            queue = self._survivors[stage]
             if queue:
-                views.append(StageView(stage, len(queue), queue.first()[0][0]))
+                views.append(StageView(stage, len(queue), queue.first()[0]))
         return choose_stage(views, self._now_s, self._cost, self._exit_rates, self._config.max_batch)
 
     def _pick(self, stage: int, overdue: Sample | None) -> list[Sample]:
@@ -168,7 +171,7 @@ class EarlyExitScheduler(Machine):
         if stage == 0:
             samples = self._fresh.take(max_samples)
         else:
-            samples = [sample for _, sample in self._survivors[stage].take(max_samples)]
+            samples = [sample for _, _, sample in self._survivors[stage].take(max_samples)]
         self._num_queued -= len(samples)
         return samples
 
@@ -185,12 +188,13 @@ class EarlyExitScheduler(Machine):
         """Under a backlog: pass over new samples that would not get through, and fill their places."""
         kept: list[Sample] = []
         while samples:
-            for sample in samples:
-                if sample.deadline_s >= earliest_deadline_s:
-                    kept.append(sample)
-                else:
-                    self._give_up(sample)
-            samples = self._take_waiting(0, self._config.max_batch - len(kept))
+            late = [sample for sample in samples if sample.deadline_s < earliest_deadline_s]
+            if late:
+                samples = [sample for sample in samples if sample.deadline_s >= earliest_deadline_s]
+            kept = kept + samples if kept else samples
+            for sample in late:
+                self._give_up(sample)
+            samples = self._take_waiting(0, self._config.max_batch - len(kept)) if late else []
         return kept
 
     def _fit(self, stage: int, samples: list[Sample], overdue: Sample | None) -> list[Sample]:
@@ -199,7 +203,7 @@ class EarlyExitScheduler(Machine):
         for sample in samples:
             if sample.deadline_s < soonest_s:
                 self._give_up(sample)
-        feasible = sorted((s for s in samples if s.deadline_s >= soonest_s), key=lambda s: s.order[1:])
+        feasible = sorted((s for s in samples if s.deadline_s >= soonest_s), key=lambda s: (s.deadline_s, s.number))
         if not feasible:
             return []
         deadlines_s = [sample.deadline_s for sample in feasible]
@@ -218,7 +222,7 @@ class EarlyExitScheduler(Machine):
         if stage == 0:
             self._fresh.put_back(sample)
         else:
-            self._survivors[stage].add((sample.order[1:], sample))
+            self._survivors[stage].add((sample.deadline_s, sample.number, sample))
         self._num_queued += 1
 
     # -- entry reserve -----------------------------------------------------------------------------------------------

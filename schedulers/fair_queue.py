@@ -13,42 +13,49 @@ from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from schedulers.ordered_queue import OrderedQueue
+from schedulers.types import Priority
 
 
 class Waiting(Protocol):
     """What the queue reads of a sample."""
 
     tenant: str
-    #: (priority class, deadline_s, arrival number): unique, smaller is served earlier inside the tenant.
-    order: tuple[int, float, int]
+    priority: Priority
+    deadline_s: float
+    #: Unique among all samples; breaks ties.
+    number: int
 
 
 SampleT = TypeVar("SampleT", bound=Waiting)
 
 
+def _entry(sample: SampleT) -> tuple[int, float, int, SampleT]:
+    """Inside a tenant: higher priority first, then the earlier deadline, then the earlier arrival."""
+    return (-sample.priority, sample.deadline_s, sample.number, sample)
+
+
 class _Flow(Generic[SampleT]):
     """One tenant that has samples waiting; it has exactly as many turns as samples."""
 
-    __slots__ = ("samples", "tags")
+    __slots__ = ("samples", "tenant", "turns")
 
-    def __init__(self) -> None:
-        self.samples: OrderedQueue[tuple[tuple[int, float, int], SampleT]] = OrderedQueue()
-        #: Tags of this tenant's turns, ascending.
-        self.tags: deque[tuple[float, int]] = deque()
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.samples: OrderedQueue[tuple[int, float, int, SampleT]] = OrderedQueue()
+        #: (tag, turn number, this flow), ascending; the same tuples as in the queue's ``_turns``.
+        self.turns: deque[tuple[float, int, _Flow[SampleT]]] = deque()
 
 
 class FairQueue(Generic[SampleT]):
     """Samples in fair order; every operation is O(log n)."""
 
     def __init__(self) -> None:
-        #: (tag, turn number, flow), one per waiting sample.
+        #: All flows' turns in tag order, one per waiting sample.
         self._turns: OrderedQueue[tuple[float, int, _Flow[SampleT]]] = OrderedQueue()
         #: Tenants with something waiting, and no others: a tenant leaves no state behind.
         self._flows: dict[str, _Flow[SampleT]] = {}
-        #: Tag of the turn served last: seconds of service, only ever grows.
+        #: Tag of the turn served last, in seconds of service; never falls.
         self._served_tag = 0.0
-        #: Turn numbers break ties: bought ones count up from 1, returned ones down from -1.
-        self._num_turns = 0
         self._num_returned = 0
 
     def __len__(self) -> int:
@@ -56,17 +63,18 @@ class FairQueue(Generic[SampleT]):
 
     def __iter__(self) -> Iterator[SampleT]:
         for flow in self._flows.values():
-            for _, sample in flow.samples:
-                yield sample
+            for entry in flow.samples:
+                yield entry[3]
 
     def first(self) -> SampleT:
         """The sample that ``take(1)`` would return. Raises IndexError when empty."""
-        return self._turns.first()[2].samples.first()[1]
+        return self._turns.first()[2].samples.first()[3]
 
     def next_tag(self, tenant: str, charge_s: float) -> float:
         """Tag that a sample of ``tenant`` would get now."""
         flow = self._flows.get(tenant)
-        return (self._served_tag if flow is None else max(self._served_tag, flow.tags[-1][0])) + charge_s
+        # A flow's turns wait, so their tags are not below the one served last.
+        return (self._served_tag if flow is None else flow.turns[-1][0]) + charge_s
 
     def last_tag(self) -> float:
         """Largest tag: the turn that waits longest. Raises IndexError when empty."""
@@ -75,37 +83,35 @@ class FairQueue(Generic[SampleT]):
     def add(self, sample: SampleT, charge_s: float) -> None:
         """Add a sample; ``charge_s`` is the predicted service it uses, divided by the weight of its priority."""
         tag = self.next_tag(sample.tenant, charge_s)
-        flow = self._flows.get(sample.tenant)
-        if flow is None:
-            flow = self._flows[sample.tenant] = _Flow()
-        self._num_turns += 1
-        flow.samples.add((sample.order, sample))
-        flow.tags.append((tag, self._num_turns))
-        self._turns.add((tag, self._num_turns, flow))
+        flow = self._flow(sample.tenant)
+        turn = (tag, sample.number, flow)
+        flow.samples.add(_entry(sample))
+        flow.turns.append(turn)
+        self._turns.add(turn)
 
     def put_back(self, sample: SampleT) -> None:
         """Return a sample that ``take`` gave; its tenant gets a turn before all that wait."""
-        flow = self._flows.get(sample.tenant)
-        if flow is None:
-            flow = self._flows[sample.tenant] = _Flow()
+        flow = self._flow(sample.tenant)
         self._num_returned += 1
-        turn = (self._served_tag, -self._num_returned)
-        flow.samples.add((sample.order, sample))
-        flow.tags.appendleft(turn)
-        self._turns.add((*turn, flow))
+        turn = (self._served_tag, -self._num_returned, flow)
+        flow.samples.add(_entry(sample))
+        flow.turns.appendleft(turn)
+        self._turns.add(turn)
 
     def take(self, max_samples: int) -> list[SampleT]:
-        """Remove and return up to ``max_samples``, fairest first."""
+        """Remove and return the samples of the next ``max_samples`` turns, tenant by tenant."""
         turns = self._turns.take(max_samples)
-        samples = []
+        num_turns: dict[_Flow[SampleT], int] = {}
         for _, _, flow in turns:
-            flow.tags.popleft()
-            sample = flow.samples.take_first()[1]
-            samples.append(sample)
-            if not flow.tags:
-                del self._flows[sample.tenant]
+            flow.turns.popleft()
+            num_turns[flow] = num_turns.get(flow, 0) + 1
+        samples: list[SampleT] = []
+        for flow, count in num_turns.items():
+            samples += [entry[3] for entry in flow.samples.take(count)]
+            if not flow.turns:
+                del self._flows[flow.tenant]
         if turns:
-            self._served_tag = max(self._served_tag, turns[-1][0])
+            self._served_tag = turns[-1][0]
         return samples
 
     def remove(self, sample: SampleT) -> None:
@@ -115,12 +121,17 @@ class FairQueue(Generic[SampleT]):
             KeyError: if the sample is not in the queue.
         """
         flow = self._flows[sample.tenant]
-        flow.samples.remove((sample.order, sample))
-        tag, number = flow.tags.pop()
-        self._turns.remove((tag, number, flow))
-        if not flow.tags:
+        flow.samples.remove(_entry(sample))
+        self._turns.remove(flow.turns.pop())
+        if not flow.turns:
             del self._flows[sample.tenant]
 
     def least_urgent(self) -> SampleT:
         """The sample to give up when there is no room: the last one of the tenant that is furthest over its share."""
-        return self._turns.last()[2].samples.last()[1]
+        return self._turns.last()[2].samples.last()[3]
+
+    def _flow(self, tenant: str) -> _Flow[SampleT]:
+        flow = self._flows.get(tenant)
+        if flow is None:
+            flow = self._flows[tenant] = _Flow(tenant)
+        return flow

@@ -20,7 +20,6 @@ from schedulers.types import (
     Drain,
     Event,
     Fail,
-    Priority,
     Reject,
     RejectReason,
     Release,
@@ -36,6 +35,7 @@ from schedulers.types import (
 _EXIT_RATE_WEIGHT = 0.05
 #: Timers of samples that are gone are swept out when they outnumber the live ones by this much.
 _MAX_STALE_TIMERS = 1024
+_INF = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Sample:
         "is_cancelled",
         "is_waiting",
         "last_exit",
-        "order",
+        "number",
         "priority",
         "sample_id",
         "stage",
@@ -100,8 +100,8 @@ class Sample:
         self.arrived_s = now_s
         #: When it began to wait where it stands.
         self.enqueued_s = now_s
-        #: (urgency class, deadline, arrival number): unique; smaller goes first among samples of one queue.
-        self.order = (-int(event.priority), event.deadline_s, number)
+        #: Arrival number, unique: breaks ties wherever samples are ordered.
+        self.number = number
         #: Next stage to run, or the one that runs now.
         self.stage = 0
         #: Deepest exit whose logits exist, None before the first.
@@ -314,24 +314,24 @@ class Machine(ABC):
         """End the samples that are done; return those that need the next stage, their ``stage`` advanced."""
         exit_index = batch.stage + batch.num_stages - 1
         is_last = exit_index == self._num_stages - 1
-        members, survivors, num_left = batch.members, [], 0
+        members, leavers, survivors = batch.members, [], []
         for result in results:
             sample = members[result.sample_id]
             confidence = result.confidence
             if sample.is_cancelled:
                 self._release(sample)
-            elif result.failed or (confidence is not None and not -math.inf < confidence < math.inf):
+            elif result.failed or (confidence is not None and not -_INF < confidence < _INF):
                 self._fail(sample)
             elif is_last or (confidence is not None and confidence >= sample.thresholds[exit_index]):
-                num_left += 1
-                self._reply(sample, exit_index, False)
+                leavers.append(sample)
             else:
-                sample.stage = exit_index + 1
                 if confidence is not None:
                     sample.last_exit = exit_index
+                sample.stage = exit_index + 1
                 survivors.append(sample)
-        if num_left or survivors:
-            rate = num_left / (num_left + len(survivors))
+        if leavers or survivors:
+            self._reply(leavers, exit_index, False)
+            rate = len(leavers) / (len(leavers) + len(survivors))
             self._exit_rates[exit_index] += _EXIT_RATE_WEIGHT * (rate - self._exit_rates[exit_index])
         return survivors
 
@@ -342,7 +342,7 @@ class Machine(ABC):
         when_s = self._latest_start_s(sample)
         if when_s < sample.timer_s and when_s < math.inf:
             sample.timer_s = when_s
-            heappush(self._timers, (when_s, sample.order[2], sample))
+            heappush(self._timers, (when_s, sample.number, sample))
 
     def _fire_timers(self) -> None:
         timers, now_s = self._timers, self._now_s
@@ -367,7 +367,7 @@ class Machine(ABC):
     def _give_up(self, sample: Sample) -> None:
         """The deadline cannot be met by running more: answer from an exit already passed, or reject."""
         if sample.last_exit is not None:
-            self._reply(sample, sample.last_exit, True)
+            self._reply([sample], sample.last_exit, True)
         elif sample.deadline_s <= self._now_s:
             self._reject(sample, RejectReason.DEADLINE_PASSED)
         else:
@@ -406,10 +406,13 @@ class Machine(ABC):
         sample.is_waiting = False
         del self._live[sample.sample_id]
 
-    def _reply(self, sample: Sample, exit_index: int, degraded: bool) -> None:
-        self._end(sample)
-        self._num_finished += 1
-        self._out.append(Reply(sample_id=sample.sample_id, exit_index=exit_index, degraded=degraded))
+    def _reply(self, samples: list[Sample], exit_index: int, degraded: bool) -> None:
+        live = self._live
+        for sample in samples:  # _end, without its call
+            sample.is_waiting = False
+            del live[sample.sample_id]
+        self._num_finished += len(samples)
+        self._out += [Reply(sample_id=s.sample_id, exit_index=exit_index, degraded=degraded) for s in samples]
 
     def _reject(self, sample: Sample, reason: RejectReason) -> None:
         self._end(sample)
@@ -427,6 +430,3 @@ class Machine(ABC):
         self._end(sample)
         self._num_cancelled += 1
         self._out.append(Release(sample_id=sample.sample_id))
-
-
-__all__ = ["Batch", "Counts", "Machine", "PolicyConfig", "Priority", "Sample"]

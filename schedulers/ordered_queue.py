@@ -46,18 +46,21 @@ class OrderedQueue(Generic[EntryT]):
     def add(self, entry: EntryT) -> None:
         """Insert one entry whose key is not in the queue yet."""
         self._num_entries += 1
-        if not self._chunks:
-            self._chunks.append([entry])
-            self._lasts.append(entry)
+        chunks, lasts = self._chunks, self._lasts
+        if not chunks:
+            chunks.append([entry])
+            lasts.append(entry)
             return
-        at = min(bisect_left(self._lasts, entry), len(self._lasts) - 1)
-        chunk = self._chunks[at]
+        at = bisect_left(lasts, entry) if len(lasts) > 1 else 0
+        if at == len(lasts):
+            at -= 1
+        chunk = chunks[at]
         insort(chunk, entry)
         if len(chunk) > 2 * _CHUNK_ENTRIES:
-            self._chunks.insert(at + 1, chunk[_CHUNK_ENTRIES:])
+            chunks.insert(at + 1, chunk[_CHUNK_ENTRIES:])
             del chunk[_CHUNK_ENTRIES:]
-            self._lasts.insert(at + 1, self._chunks[at + 1][-1])
-        self._lasts[at] = chunk[-1]
+            lasts.insert(at + 1, chunks[at + 1][-1])
+        lasts[at] = chunk[-1]
 
     def remove(self, entry: EntryT) -> None:
         """Remove one entry, found by its key.
@@ -78,7 +81,13 @@ class OrderedQueue(Generic[EntryT]):
 
     def take(self, max_entries: int) -> list[EntryT]:
         """Remove and return up to ``max_entries`` of the smallest entries, ascending."""
-        taken: list[EntryT] = []
+        if self._chunks and max_entries < len(self._chunks[0]):  # the usual case: the first chunk stays
+            chunk = self._chunks[0]
+            taken = chunk[:max_entries]
+            del chunk[:max_entries]
+            self._num_entries -= max_entries
+            return taken
+        taken = []
         while self._chunks and (wanted := max_entries - len(taken)) > 0:
             chunk = self._chunks[0]
             taken += chunk[:wanted]

@@ -1,0 +1,263 @@
+"""What one call of the early-exit scheduler costs, by number of waiting samples; and what its policy buys, simulated.
+
+    python tests/benchmarks/bench_scheduler.py            # prints two tables, writes docs/benchmarks/scheduler.json
+
+Decision cost: a queue of N samples of 8 tenants is held at N. In turn, a full batch finishes (half of its samples
+survive) and the scheduler picks the next one; then as many samples arrive as left. Each ``handle`` call is timed alone,
+with Python's garbage collector on, as in service. Deadlines differ and lie far enough ahead that none passes.
+
+Policy: the same seeded traces through three policies on the virtual clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
+from schedulers.cost import CostModel, TableCostModel
+from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.simulator import Simulation, TraceSample, lognormal_noise, percentile, simulate
+from schedulers.types import BatchFinished, Decision, RunBatch, SampleArrived, Scheduler, StageResult
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+NUM_STAGES = 4
+#: Milliseconds (fixed, per sample) of each stage: a launch-bound GPU, something between, a small CPU.
+COST_SHAPES = {
+    "fixed": ((3.0, 0.05), (2.0, 0.04), (2.0, 0.04), (1.5, 0.03)),
+    "mixed": ((1.5, 0.25), (1.0, 0.20), (1.0, 0.20), (0.8, 0.15)),
+    "linear": ((0.3, 0.50), (0.2, 0.40), (0.2, 0.40), (0.2, 0.30)),
+}
+EXIT_SHARES = (0.50, 0.25, 0.15, 0.10)
+POLICIES: dict[str, Callable[[CostModel], Scheduler]] = {
+    "full network, dynamic batches": lambda cost: FullNetworkDynamicBatching(cost, DynamicBatchingConfig()),
+    "early exit, no re-batching": lambda cost: EarlyExitNoRebatching(cost, DynamicBatchingConfig()),
+    "early exit, ours": lambda cost: EarlyExitScheduler(cost, EarlyExitConfig()),
+}
+
+
+def cost_model(shape: str) -> TableCostModel:
+    stages = COST_SHAPES[shape]
+    return TableCostModel(BATCH_SIZES, [[(fixed + each * n) / 1e3 for n in BATCH_SIZES] for fixed, each in stages])
+
+
+# -- decision cost ---------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One scheduler held at ``num_waiting`` samples, and the times of its calls in microseconds."""
+
+    def __init__(self, num_waiting: int, max_batch: int, seed: int) -> None:
+        config = EarlyExitConfig(max_batch=max_batch, max_waiting=num_waiting + 4 * max_batch, max_age_s=1e6)
+        self.rng = Random(seed)
+        self.scheduler = EarlyExitScheduler(cost_model("mixed"), config)
+        self.now_s, self.next_id, self.num_waiting = 0.0, 0, num_waiting
+        self.batch: RunBatch | None = None
+        self.arrival_us: list[float] = []
+        self.finished_us: list[float] = []
+        self.batch_sizes: list[int] = []
+        while self.scheduler.counts().waiting < num_waiting:
+            self.arrive()
+        self.arrival_us.clear()
+
+    def timed(self, samples_us: list[float], event: SampleArrived | BatchFinished) -> list[Decision]:
+        started_ns = time.perf_counter_ns()
+        decisions = self.scheduler.handle(self.now_s, event)
+        samples_us.append((time.perf_counter_ns() - started_ns) / 1e3)
+        self.batch = next((d for d in decisions if isinstance(d, RunBatch)), self.batch)
+        return decisions
+
+    def arrive(self) -> None:
+        event = SampleArrived(
+            sample_id=self.next_id,
+            deadline_s=self.now_s + self.rng.uniform(1e3, 1e5),
+            thresholds=(0.5, 0.5, 0.5, 0.5),
+            tenant=f"tenant-{self.rng.randrange(8)}",
+        )
+        self.next_id += 1
+        self.timed(self.arrival_us, event)
+
+    def finish(self) -> None:
+        batch = self.batch
+        assert batch is not None, "nothing runs"
+        results = tuple(StageResult(sample_id=s, confidence=self.rng.random()) for s in batch.sample_ids)
+        self.now_s += 0.005
+        event = BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=0.005)
+        self.batch = None
+        self.timed(self.finished_us, event)
+        assert self.batch is not None, "the queue ran dry"
+        self.batch_sizes.append(len(self.batch.sample_ids))
+
+    def turn(self) -> None:
+        self.finish()
+        for _ in range(self.num_waiting - self.scheduler.counts().waiting):
+            self.arrive()
+
+
+def decision_cost(num_waiting: int, max_batch: int, num_turns: int) -> dict[str, Any]:
+    bench = Bench(num_waiting, max_batch, seed=num_waiting + max_batch)
+    for _ in range(num_turns // 10):
+        bench.turn()
+    for times_us in (bench.arrival_us, bench.finished_us, bench.batch_sizes):
+        times_us.clear()
+    for _ in range(num_turns):
+        bench.turn()
+    bench.scheduler.check_invariants()
+    return {
+        "num_waiting": num_waiting,
+        "max_batch": max_batch,
+        "mean_batch": round(sum(bench.batch_sizes) / len(bench.batch_sizes), 1),
+        **summary("arrival", bench.arrival_us),
+        **summary("batch_finished", bench.finished_us),
+    }
+
+
+def summary(name: str, times_us: list[float]) -> dict[str, float | int]:
+    ascending = sorted(times_us)
+    return {
+        f"{name}_calls": len(ascending),
+        f"{name}_median_us": round(percentile(ascending, 0.5) or math.nan, 2),
+        f"{name}_p99_us": round(percentile(ascending, 0.99) or math.nan, 2),
+    }
+
+
+# -- policy ----------------------------------------------------------------------------------------------------------
+
+
+def trace(rate_per_s: float, num_samples: int, deadline_s: float, seed: int) -> list[TraceSample]:
+    """Poisson arrivals whose samples leave at exits drawn from ``EXIT_SHARES``."""
+    rng, now_s, samples = Random(seed), 0.0, []
+    for _ in range(num_samples):
+        now_s += rng.expovariate(rate_per_s)
+        leaves_at = rng.choices(range(NUM_STAGES), EXIT_SHARES)[0]
+        samples.append(
+            TraceSample(
+                arrived_s=now_s,
+                deadline_s=now_s + deadline_s,
+                thresholds=(0.5,) * NUM_STAGES,
+                confidences=tuple(1.0 if stage >= leaves_at else 0.0 for stage in range(NUM_STAGES)),
+            )
+        )
+    return samples
+
+
+def capacity_per_s(cost: CostModel) -> float:
+    """Samples per second if every batch of every stage were full: no policy can do more."""
+    size, share, seconds = BATCH_SIZES[-1], 1.0, 0.0
+    for stage, leaving in enumerate(EXIT_SHARES):
+        seconds += share * cost.batch_s(stage, size) / size
+        share -= leaving
+    return 1.0 / seconds
+
+
+def run_policy(name: str, shape: str, samples: list[TraceSample]) -> Simulation:
+    true_cost = cost_model(shape)
+    return simulate(
+        POLICIES[name](cost_model(shape)), samples, true_cost.batch_s, noise=lognormal_noise(Random(1), 0.1)
+    )
+
+
+def policy_rows(num_samples: int, seeds: range) -> list[dict[str, Any]]:
+    rows = []
+    for shape in COST_SHAPES:
+        capacity = capacity_per_s(cost_model(shape))
+        for deadline_s in (0.05, 0.2):
+            for load in (0.3, 0.6, 0.9, 1.0, 1.2, 2.0):
+                traces = [trace(load * capacity, num_samples, deadline_s, seed) for seed in seeds]
+                for name in POLICIES:
+                    reports = [run_policy(name, shape, samples).report() for samples in traces]
+                    rows.append(
+                        {
+                            "cost": shape,
+                            "deadline_ms": round(deadline_s * 1e3),
+                            "load": load,
+                            "policy": name,
+                            "good": _mean([r.good_share for r in reports]),
+                            "degraded": _mean([r.degraded_share for r in reports]),
+                            "rejected": _mean([r.rejected_share for r in reports]),
+                            "mean_ms": _mean([1e3 * (r.mean_latency_s or 0.0) for r in reports]),
+                            "p99_ms": _mean([1e3 * (r.p99_latency_s or 0.0) for r in reports]),
+                        }
+                    )
+    return rows
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4)
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def hardware() -> dict[str, str | int | None]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def print_costs(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'waiting':>8} {'batch':>6} | {'arrival median':>14} {'p99 us':>8} | {'batch done median':>17} {'p99 us':>8}"
+    )
+    for row in rows:
+        print(
+            f"{row['num_waiting']:>8} {row['mean_batch']:>6} | {row['arrival_median_us']:>14}"
+            f" {row['arrival_p99_us']:>8} | {row['batch_finished_median_us']:>17} {row['batch_finished_p99_us']:>8}"
+        )
+
+
+def print_policies(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'cost':>7} {'ddl ms':>6} {'load':>5} | {'policy':<30}", end=" ")
+    print(f"{'good':>6} {'degr':>6} {'rej':>6} {'mean':>7} {'p99 ms':>7}")
+    for row in rows:
+        print(
+            f"{row['cost']:>7} {row['deadline_ms']:>6} {row['load']:>5} | {row['policy']:<30} {row['good']:>6.1%}"
+            f" {row['degraded']:>6.1%} {row['rejected']:>6.1%} {row['mean_ms']:>7.1f} {row['p99_ms']:>7.1f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--waiting", type=int, nargs="+", default=[10, 100, 1_000, 10_000, 100_000])
+    parser.add_argument("--turns", type=int, default=2_000, help="batches timed per row")
+    parser.add_argument("--samples", type=int, default=4_000, help="samples per simulated trace; 0 leaves it out")
+    parser.add_argument("--seeds", type=int, default=3, help="traces per simulated row")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "scheduler.json")
+    args = parser.parse_args()
+    costs = [decision_cost(n, batch, args.turns) for batch in (16, 32) for n in args.waiting]
+    print_costs(costs)
+    policies = policy_rows(args.samples, range(args.seeds)) if args.samples else []
+    print_policies(policies)
+    document = {
+        "benchmark": "scheduler",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "command": "python tests/benchmarks/bench_scheduler.py " + " ".join(sys.argv[1:]),
+        "hardware": hardware(),
+        "decision_cost": costs,
+        "policies": policies,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
