@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from serving.errors import ConfigError, Forbidden, Unauthenticated
 
@@ -24,21 +24,23 @@ _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+
 
 
 class Authenticator:
-    """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, in hexadecimal.
+    """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, or of each of its keys, in
+    hexadecimal: two at a time let a tenant change its key without an outage.
 
     Raises:
         ConfigError: a hash is malformed, two tenants share one, or there are no keys and nobody would be let in.
     """
 
-    def __init__(self, keys: Mapping[str, str], allow_anonymous_loopback: bool) -> None:
-        for tenant, digest in keys.items():
-            if not _HASH.fullmatch(digest.lower()):
+    def __init__(self, keys: Mapping[str, str | Sequence[str]], allow_anonymous_loopback: bool) -> None:
+        hashes = [(tenant, digest.lower()) for tenant, digests in keys.items() for digest in _several(digests)]
+        for tenant, digest in hashes:
+            if not _HASH.fullmatch(digest):
                 raise ConfigError(f"key of tenant {tenant!r} is not a SHA-256 in hexadecimal (64 characters); hash it")
-        if len({digest.lower() for digest in keys.values()}) != len(keys):
+        if len({digest for _tenant, digest in hashes}) != len(hashes):
             raise ConfigError("two tenants have the same API key; give each its own")
-        if not keys and not allow_anonymous_loopback:
+        if not hashes and not allow_anonymous_loopback:
             raise ConfigError("no API keys are configured and anonymous callers are refused; configure a key")
-        self._hashes = tuple((tenant, digest.lower()) for tenant, digest in keys.items())
+        self._hashes = tuple(hashes)
 
     @property
     def is_anonymous(self) -> bool:
@@ -68,6 +70,10 @@ class Authenticator:
         if found is None:
             raise Unauthenticated("API key is unknown; check it, or ask the operator for one", param="authorization")
         return found
+
+
+def _several(digests: str | Sequence[str]) -> Sequence[str]:
+    return (digests,) if isinstance(digests, str) else digests
 
 
 def _presented_key(authorization: str | None, x_api_key: str | None) -> str:

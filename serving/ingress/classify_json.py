@@ -17,7 +17,7 @@ from serving.ingress.status import error_object
 from serving.limits import IngressLimits
 
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
-_INTEGER = re.compile(r"\d{1,9}", re.ASCII)
+_INTEGER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 def budget_from_headers(headers: Headers, limits: IngressLimits) -> Budget:

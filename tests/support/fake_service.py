@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,18 +31,23 @@ def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
 
 
 class FakeService:
-    """Records what it is asked. ``error`` is raised; ``gate``, if given, is waited for before each answer."""
+    """Records what it is asked.
+
+    ``error`` is raised for the requests that ``fails_on`` picks; ``gate``, if given, is waited for before each answer.
+    """
 
     def __init__(
         self,
         cards: Sequence[ModelCard] = (make_card(),),
         *,
         error: BaseException | None = None,
+        fails_on: Callable[[ClassifyRequest], bool] = lambda request: True,
         gate: asyncio.Event | None = None,
         ready: bool = True,
     ) -> None:
         self.cards = tuple(cards)
         self.error = error
+        self.fails_on = fails_on
         self.gate = gate
         self.ready = ready
         self.media_limits = MediaLimits()
@@ -72,7 +77,7 @@ class FakeService:
     async def _classify(self, request: ClassifyRequest) -> ClassifyReply:
         if self.gate is not None:
             await self.gate.wait()
-        if self.error is not None:
+        if self.error is not None and self.fails_on(request):
             raise self.error
         card = next((card for card in self.cards if card.id == request.model), None)
         if card is None:

@@ -1,0 +1,139 @@
+"""API keys and loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+import pytest
+
+from serving.errors import ConfigError, Forbidden, Unauthenticated
+from serving.ingress import auth
+from serving.ingress.auth import Authenticator, is_loopback
+
+KEYS = {name: hashlib.sha256(f"key-of-{name}".encode()).hexdigest() for name in ("ada", "bob", "eve")}
+REMOTE = "203.0.113.7"
+
+
+@pytest.mark.parametrize("tenant", KEYS)
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_key_gives_its_tenant_from_either_header(tenant: str, scheme: str) -> None:
+    authenticator = Authenticator(KEYS, False)
+    assert authenticator.authenticate(f"{scheme} key-of-{tenant}", None, REMOTE) == tenant
+    assert authenticator.authenticate(None, f"key-of-{tenant}", REMOTE) == tenant
+    assert authenticator.authenticate(f"{scheme} key-of-{tenant}", f"key-of-{tenant}", None) == tenant
+
+
+@pytest.mark.parametrize(
+    ("authorization", "x_api_key"),
+    [
+        (None, None),
+        ("", None),
+        (None, ""),
+        ("Bearer", None),
+        ("Bearer ", None),
+        ("Basic a2V5", None),
+        ("key-of-ada", None),
+        ("Bearer wrong", None),
+        (None, "wrong"),
+        (None, "KEY-OF-ADA"),
+        (None, KEYS["ada"]),
+        ("Bearer key-of-ada", "key-of-bob"),
+        (None, "k" * 10_000),
+        (None, "schlüssel"),
+        ("Bearer \ud800", None),
+    ],
+)
+def test_anything_else_is_unauthenticated_even_on_loopback(authorization: str | None, x_api_key: str | None) -> None:
+    with pytest.raises(Unauthenticated) as caught:
+        Authenticator(KEYS, True).authenticate(authorization, x_api_key, "127.0.0.1")
+    assert "key-of" not in caught.value.message
+
+
+@pytest.mark.parametrize("tenant", KEYS)
+def test_every_hash_is_compared_whichever_matches(tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    real_compare = hmac.compare_digest
+
+    def compare(presented: Any, configured: Any) -> bool:
+        compared.append(configured)
+        return real_compare(presented, configured)
+
+    monkeypatch.setattr(auth.hmac, "compare_digest", compare)
+    Authenticator(KEYS, False).authenticate(None, f"key-of-{tenant}", REMOTE)
+    assert compared == list(KEYS.values())
+    compared.clear()
+    with pytest.raises(Unauthenticated):
+        Authenticator(KEYS, False).authenticate(None, "wrong", REMOTE)
+    assert compared == list(KEYS.values())
+
+
+LOOPBACK = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "::1",
+    "::ffff:127.0.0.1",
+    "ipv4:127.0.0.1:1234",
+    "ipv6:[::1]:123",
+    "ipv6:%5B::1%5D:123",
+    "ipv6:[::ffff:127.0.0.1]:9",
+    "ipv6:%5B::ffff:127.0.0.1%5D:9",
+    "unix:",
+    "unix:/run/vireo.sock",
+    "unix-abstract:x",
+]
+ELSEWHERE = [
+    None,
+    "",
+    "203.0.113.7",
+    "10.0.0.1",
+    "0.0.0.0",
+    "::",
+    "2001:db8::1",
+    "::ffff:10.0.0.1",
+    "ipv4:10.0.0.1:1234",
+    "ipv6:[2001:db8::1]:1",
+    "ipv6:[::ffff:10.0.0.1]:1",
+    "localhost",
+    "testclient",
+    "127.0.0.1.example.org",
+    "ipv4:127.0.0.1",
+    "ipv4:127.0.0.1:1:2",
+    "ipv4:127.0.0.1@10.0.0.1:80",
+    "xipv4:127.0.0.1:1",
+    "dns:127.0.0.1:1",
+    "127.0.0.1, 10.0.0.1",
+    "0127.0.0.1",
+    "2130706433",
+]
+
+
+@pytest.mark.parametrize("peer", LOOPBACK)
+def test_without_keys_callers_on_this_machine_are_local(peer: str) -> None:
+    assert is_loopback(peer)
+    assert Authenticator({}, True).authenticate(None, None, peer) == "local"
+
+
+@pytest.mark.parametrize("peer", ELSEWHERE)
+def test_without_keys_everybody_else_is_forbidden(peer: str | None) -> None:
+    with pytest.raises(Forbidden):
+        Authenticator({}, True).authenticate("Bearer anything", None, peer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "anonymous"),
+    [
+        ({}, False),
+        ({"ada": "not a hash"}, True),
+        ({"ada": "key-of-ada"}, False),
+        ({"a": "0" * 64, "b": "0" * 64}, True),
+    ],
+)
+def test_unsafe_configuration_does_not_start(keys: dict[str, str], anonymous: bool) -> None:
+    with pytest.raises(ConfigError):
+        Authenticator(keys, anonymous)
+
+
+def test_configured_hash_may_be_in_capitals() -> None:
+    assert Authenticator({"ada": KEYS["ada"].upper()}, False).authenticate(None, "key-of-ada", REMOTE) == "ada"
