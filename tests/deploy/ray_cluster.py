@@ -66,7 +66,7 @@ class RayCluster:
         return run.stdout
 
     def application(self, name: str) -> tuple[str, str]:
-        """Return the status of an application and the messages of it and its deployments; NOT_STARTED before Serve knows it."""
+        """Return an application's status (NOT_STARTED before Serve knows it), and what it and its deployments say."""
         status = yaml.safe_load(self.serve("status")) or {}
         found = status.get("applications", {}).get(name, {})
         messages = [found.get("message", ""), *(d.get("message", "") for d in found.get("deployments", {}).values())]

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from prometheus_client import Counter, Gauge, Histogram
 
 from serving import errors
+from serving.telemetry import metrics
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.render import Manifest
 
@@ -70,6 +72,16 @@ def test_an_expression_names_known_series_and_labels(where: str, expression: str
     assert set(grouped + matched) <= known
     assert expression.count("(") == expression.count(")")
     assert expression.count("{") == expression.count("}")
+
+
+def test_the_service_has_these_metrics_with_these_labels() -> None:
+    defined = {
+        f"{metric._name}_total" if isinstance(metric, Counter) else metric._name: set(metric._labelnames)
+        for metric in vars(metrics).values()
+        if isinstance(metric, Counter | Gauge | Histogram)
+    }
+    wanted = COUNTERS_AND_GAUGES | HISTOGRAMS
+    assert {name: defined.get(name) for name in wanted} == wanted
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
