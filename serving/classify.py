@@ -1,6 +1,6 @@
 """One classify request behind the front door, in the order of docs/architecture.md.
 
-    decode -> pick an operating point -> look up and reserve (one Redis round trip) -> dispatch the misses -> settle
+decode -> pick an operating point -> look up and reserve (one Redis round trip) -> dispatch the misses -> settle
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from schedulers.operating_points import Budget as PointBudget
 from schedulers.operating_points import Choice, OperatingPointTable, choose
 from schedulers.types import Priority as SchedulerPriority
 from serving.dispatch import Dispatcher
-from serving.domain import Budget, Classification, ClassifyReply, ClassifyRequest, ImageInput, LabelScore, Priority, Report
+from serving.domain import (
+    Budget,
+    Classification,
+    ClassifyReply,
+    ClassifyRequest,
+    ImageInput,
+    LabelScore,
+    Priority,
+    Report,
+)
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
@@ -107,7 +116,9 @@ class ClassifyService:
         model = self._models.get(request.model)
         if model is None:
             known = ", ".join(self._models)
-            raise UnknownModel(f"model {request.model[:100]!r} is not served here; choose one of: {known}", param="model")
+            raise UnknownModel(
+                f"model {request.model[:100]!r} is not served here; choose one of: {known}", param="model"
+            )
         if not request.images:
             raise InvalidRequest("the request has no image; send at least one", param="images")
         if len(request.images) > self._limits.max_images:

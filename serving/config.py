@@ -164,6 +164,11 @@ class ResolvedConfig:
     allow_anonymous_loopback: bool
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.settings.http.host in _LOOPBACK
+
+    @property
     def redis_socket(self) -> Path:
         """Socket of the embedded server."""
         return self.run_dir / "redis" / "redis.sock"

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +23,11 @@ from serving.replica_protocol import SampleCall, SampleOutcome
 _log = structlog.get_logger(__name__)
 MAX_ATTEMPTS = 4
 """A sample that has taken this many replicas with it is not given another."""
+_SHARED_ATTEMPTS = 2
+"""After this many lost replicas every request travels alone: one of them may be what kills replicas."""
 MAX_SAMPLES_PER_CALL = 64
+_BACKOFF_S = 0.05
+"""Seconds before the second attempt; each further one waits this much longer."""
 
 
 class PendingCall(Protocol):
@@ -94,7 +99,9 @@ class Dispatcher:
     def _pump(self) -> None:
         while self._waiting and len(self._calls) < self.max_calls_in_flight:
             if jobs := self._take():
-                call = asyncio.get_running_loop().create_task(self._call(jobs))
+                # A context of its own: Ray cancels the calls made in the context of a request that goes away, and
+                # this call also belongs to other requests.
+                call = asyncio.get_running_loop().create_task(self._carry(jobs), context=Context())
                 self._calls.add(call)
                 call.add_done_callback(self._call_ended)
 
@@ -116,28 +123,43 @@ class Dispatcher:
         self._calls.discard(call)
         self._pump()
 
-    async def _call(self, jobs: list[_Job]) -> None:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            jobs = [job for job in jobs if not job.done.done()]
-            if not jobs:
-                return
-            try:
-                self._deliver(jobs, await self._attempt(jobs))
-                return
-            except asyncio.CancelledError:
-                _fail(jobs, asyncio.CancelledError())
+    async def _carry(self, jobs: list[_Job]) -> None:
+        """Nobody is left waiting, whatever becomes of the call: also when the loop is being taken down."""
+        try:
+            await self._call(jobs, 1)
+        finally:
+            _fail(jobs, lambda: ReplicaLost("the call was given up before an answer came; retry"))
+
+    async def _call(self, jobs: list[_Job], attempt: int) -> None:
+        jobs = [job for job in jobs if not job.done.done()]
+        if not jobs:
+            return
+        try:
+            self._deliver(jobs, await self._attempt(jobs))
+        except asyncio.CancelledError as error:
+            if _is_cancelled_itself():
                 raise
-            except Exception as error:
-                if all(job.done.done() for job in jobs):
-                    return
-                if not self.is_replica_lost(error):
-                    _log.exception("replica call failed", attempt=attempt)
-                    _fail(jobs, error)
-                    return
-                self.observer.call_retried()
-                _log.warning("replica lost", attempt=attempt, num_jobs=len(jobs), error=type(error).__name__)
-                await asyncio.sleep(0.05 * attempt)
-        _fail(jobs, ReplicaLost(f"{MAX_ATTEMPTS} replicas died while they had this request; it is not sent again"))
+            await self._call_failed(jobs, attempt, error)
+        except Exception as error:
+            await self._call_failed(jobs, attempt, error)
+
+    async def _call_failed(self, jobs: list[_Job], attempt: int, error: BaseException) -> None:
+        jobs = [job for job in jobs if not job.done.done()]
+        if not jobs:
+            return
+        # Nobody here cancelled a call that still has listeners: whatever ran it went away.
+        if not isinstance(error, asyncio.CancelledError) and not self.is_replica_lost(error):
+            _log.error("replica call failed", attempt=attempt, exc_info=error)
+            _fail(jobs, lambda: error)
+            return
+        _log.warning("replica lost", attempt=attempt, num_jobs=len(jobs), error=type(error).__name__)
+        if attempt == MAX_ATTEMPTS:
+            _fail(jobs, _lost)
+            return
+        self.observer.call_retried()
+        await asyncio.sleep(_BACKOFF_S * attempt)
+        groups = [jobs] if attempt < _SHARED_ATTEMPTS else [[job] for job in jobs]
+        await asyncio.gather(*(self._call(group, attempt + 1) for group in groups))
 
     async def _attempt(self, jobs: list[_Job]) -> list[SampleOutcome]:
         now_s = self.clock()
@@ -149,7 +171,10 @@ class Dispatcher:
         self.observer.call_sent(len(samples))
         pending = self.send(samples, sum(job.predicted_s for job in jobs))
         self._cancel_with(jobs, pending)
-        return await pending  # type: ignore[misc, no-any-return]
+        outcomes: list[SampleOutcome] = await pending  # type: ignore[misc]
+        if len(outcomes) != len(samples):
+            raise RuntimeError(f"replica gave {len(outcomes)} outcomes for {len(samples)} samples")
+        return outcomes
 
     def _cancel_with(self, jobs: list[_Job], pending: PendingCall) -> None:
         """Cancel the call once every request in it has gone away. One that shares its call runs to its end, unheard."""
@@ -170,7 +195,16 @@ class Dispatcher:
             start = end
 
 
-def _fail(jobs: list[_Job], error: BaseException) -> None:
+def _fail(jobs: list[_Job], make_error: Callable[[], BaseException]) -> None:
     for job in jobs:
         if not job.done.done():
-            job.done.set_exception(error)
+            job.done.set_exception(make_error())
+
+
+def _lost() -> ReplicaLost:
+    return ReplicaLost(f"{MAX_ATTEMPTS} replicas died while they had this request; it is not sent again")
+
+
+def _is_cancelled_itself() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

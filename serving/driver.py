@@ -110,7 +110,9 @@ class Driver:
     _running_since_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
-        """Bring up the engine's thread."""
+        """Bring up the engine's thread. Once only."""
+        if self._pool is not None:
+            raise RuntimeError("the driver has been started already")
         self._pool = ThreadPoolExecutor(max_workers=self.num_executors, thread_name_prefix="engine")
 
     async def stop(self) -> None:
@@ -152,21 +154,30 @@ class Driver:
 
         Cancelling the call takes the sample out, at the next stage boundary if it is running.
 
-        Raises: ServingError: its single outcome when that is not an answer.
+        Raises:
+            ServingError: its single outcome when that is not an answer; EngineFailed also when the deadline is not a
+                number or there is not one threshold per exit (a gateway of another version, say).
+            RuntimeError: the driver has not been started.
         """
+        if self._pool is None:
+            raise RuntimeError("call Driver.start before submit")
         sample_id = self._next_id
         self._next_id += 1
         self.engine.admit(sample_id, pixels)
-        now_s = self.clock()
-        sample = _Sample(asyncio.get_running_loop().create_future(), now_s)
-        self._samples[sample_id] = sample
-        self._feed(
-            SampleArrived(
-                sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
-            )
-        )
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._samples[sample_id] = _Sample(future, self.clock())
         try:
-            return await sample.future
+            self._feed(
+                SampleArrived(
+                    sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
+                )
+            )
+        except ValueError:
+            # The scheduler has not taken it, so none of its decisions will ever end it.
+            _log.exception("scheduler refused a sample", deadline_s=deadline_s, thresholds=thresholds)
+            self._end(sample_id, EngineFailed("this replica runs another version of the model; retry"))
+        try:
+            return await future
         except asyncio.CancelledError:
             self._feed(SampleCancelled(sample_id=sample_id))
             raise
@@ -205,25 +216,24 @@ class Driver:
                 self._end(sample_id, Cancelled("the caller went away"))
 
     async def _run(self, batch: RunBatch) -> None:
+        size = len(batch.sample_ids)
+        predicted_s = self.predict(batch.stage, batch.num_stages, size)
         started_s = self._running_since_s[batch.batch_id] = self.clock()
         outcomes = await self._run_engine(batch)
         del self._running_since_s[batch.batch_id]
         elapsed_s = self.clock() - started_s
         results = tuple(
-            self._account(sample_id, outcome, elapsed_s, len(outcomes))
+            self._account(sample_id, outcome, elapsed_s, size)
             for sample_id, outcome in zip(batch.sample_ids, outcomes, strict=True)
         )
-        predicted_s = self.predict(batch.stage, batch.num_stages, len(results))
-        self.observer.batch_finished(batch.stage, batch.num_stages, len(results), elapsed_s, predicted_s)
         self._feed(BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
+        self.observer.batch_finished(batch.stage, batch.num_stages, size, elapsed_s, predicted_s)
 
     async def _run_engine(self, batch: RunBatch) -> list[Outcome]:
         """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
-        run = self.engine.run
+        arguments = (batch.stage, batch.num_stages, batch.sample_ids)
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(
-                self._pool, run, batch.stage, batch.num_stages, batch.sample_ids
-            )
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self.engine.run, *arguments)
             if len(outcomes) != len(batch.sample_ids):
                 raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.sample_ids)} samples")
             return outcomes
@@ -241,18 +251,25 @@ class Driver:
         return StageResult(sample_id=sample_id, confidence=outcome.confidence)
 
     def _reply(self, sample_id: int, reply: Reply) -> None:
+        try:
+            probabilities = self.engine.result(sample_id, reply.exit_index)
+        except Exception:
+            # The other decisions of this round must still be carried out.
+            _log.exception("engine has no result", exit_index=reply.exit_index)
+            self._end(sample_id, EngineFailed("the model failed on this image; retry"))
+            return
         sample = self._samples.pop(sample_id)
         answer = Answer(
-            probabilities=self.engine.result(sample_id, reply.exit_index),
+            probabilities=probabilities,
             exit_index=reply.exit_index,
             degraded=reply.degraded,
             queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),
             compute_s=sample.compute_s,
         )
         self.engine.release(sample_id)
-        self.observer.sample_answered(answer)
         if not sample.future.done():
             sample.future.set_result(answer)
+        self.observer.sample_answered(answer)
 
     def _end(self, sample_id: int, error: ServingError) -> None:
         sample = self._samples.pop(sample_id)

@@ -6,7 +6,7 @@ served model. Policy lives in ``serving.classify``; this file only puts the piec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,13 @@ class Gateway(GrpcMethods):
 
         self._parts = build_parts(config, handles)
         self._need_key_for_metrics = config.settings.http.metrics_need_key
-        super().__init__(
-            service=self._parts.service,
-            authenticator=build_authenticator(config),
-            limits=build_limits(config),
-            observer=IngressMetrics(frozenset(handles)),
-        )
+        self._front: dict[str, Any] = {
+            "service": self._parts.service,
+            "authenticator": build_authenticator(config),
+            "limits": build_limits(config),
+            "observer": IngressMetrics(),
+        }
+        super().__init__(**self._front)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through."""
@@ -50,12 +51,10 @@ class Gateway(GrpcMethods):
         from serving.telemetry.metrics import exposition
 
         app = build_http_app(
-            self.service,
-            self.authenticator,
-            self.limits,
-            exposition,
-            self.observer,
-            metrics_need_key=self._need_key_for_metrics,
+            **self._front,
+            metrics_endpoint=exposition,
+            metrics_needs_key=self._need_key_for_metrics,
+            adds_request_id=False,
         )
         app.router.lifespan_context = self._lifespan
         return app
@@ -63,10 +62,11 @@ class Gateway(GrpcMethods):
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         await self._parts.start()
-        _log.info("gateway ready", models=[card.id for card in self.service.models()])
+        _log.info("gateway ready", models=[card.id for card in self._parts.service.models()])
         try:
             yield
         finally:
+            self.end_watches()
             await self._parts.stop()
 
 
@@ -80,6 +80,3 @@ def build_limits(config: ResolvedConfig) -> IngressLimits:
     """Bounds of the front door."""
     limits = config.settings.limits
     return IngressLimits(max_body_bytes=limits.max_body_bytes, max_images=limits.max_images)
-
-
-Exposition = Callable[[], bytes]

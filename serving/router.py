@@ -1,8 +1,8 @@
 """The request router of inner deployments: fewest predicted seconds of queued work first.
 
-Ray's default counts requests. Ours costs from 1 to 4 stages and from 1 to 64 images, so a count says little. This
-gateway knows what it has sent and not got back; replicas report the rest, including what other gateways sent, in their
-routing stats. ``schedulers.routing`` does the ranking.
+Ray's default counts requests. A call of ours holds from 1 to 64 images and each costs from 1 to 4 stages, so a count
+says little. A gateway knows what it has sent and not got back; replicas report the rest, including what other gateways
+sent, in their routing stats. The ranking itself is ``schedulers.routing``.
 """
 
 from __future__ import annotations
@@ -10,18 +10,59 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve._private.replica_result import ReplicaResult
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from schedulers.routing import OutstandingWork, rank
 
-STATS_PERIOD_S = 0.25
+STATS_PERIOD_S = 0.5
 """How often replicas report; Ray's own default of 10 s is too old to be of use for work of milliseconds."""
 
 
-class LeastWorkRouter(FIFOMixin, RequestRouter):
-    """Ranks replicas by predicted seconds of work, from ``predicted_s`` of the handle call."""
+class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+    """Ranks replicas by predicted seconds of work. Calls say theirs in the keyword argument ``predicted_s``."""
 
     def initialize_state(self, **_kwargs: Any) -> None:
-        """Called once by Serve."""
-        self._outstanding = OutstandingWork()
-        self._calls: dict[str, tuple[str, float]] = {}
+        """Called once by Serve, before anything else."""
+        self._work = OutstandingWork()
+        self._last_report: dict[str, int] = {}
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """One rank per replica, so that Serve falls back to the next when one is full."""
+        if len(candidate_replicas) < 2:
+            return [candidate_replicas]
+        now_s = time.monotonic()
+        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        for name, replica in by_id.items():
+            self._take_report(name, replica.routing_stats, now_s)
+        loads = rank((self._work.load(name, now_s) for name in by_id), key=self._router_key())
+        return [[by_id[load.replica_id]] for load in loads]
+
+    def _router_key(self) -> str:
+        """Ties are broken differently by each gateway, lest all of them send to the same idle replica."""
+        return str(id(self))
+
+    def _take_report(self, name: str, stats: dict[str, Any], now_s: float) -> None:
+        number = stats.get("report")
+        if isinstance(number, int) and number != self._last_report.get(name):
+            self._last_report[name] = number
+            self._work.report(name, float(stats["queued_s"]), now_s)
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
+        """A call left."""
+        predicted_s = float(pending_request.kwargs.get("predicted_s", 0.0))
+        call_id = pending_request.metadata.internal_request_id
+        self._work.start(replica_id.unique_id, call_id, predicted_s, time.monotonic())
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """A call came back, in whatever way."""
+        self._work.finish(replica_id.unique_id, internal_request_id)
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Replicas came or went."""
+        super().update_replicas(replicas)
+        names = {replica.replica_id.unique_id for replica in replicas}
+        self._work.keep_only(names)
+        self._last_report = {name: number for name, number in self._last_report.items() if name in names}

@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from schedulers.types import Priority
 from serving.config import ModelSettings
 from serving.driver import Answer, Driver
 from serving.errors import ServingError
 from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from serving.telemetry import setup
 
 _log = structlog.get_logger(__name__)
 _STUCK_S = 30.0
@@ -25,14 +28,14 @@ _STUCK_S = 30.0
 class Classifier:
     """Ray Serve deployment class. One process, one model, one engine thread."""
 
-    def __init__(self, model: ModelSettings, log_level: str) -> None:
+    def __init__(self, model: ModelSettings, log_level: str, metrics_dir: Path) -> None:
+        setup(metrics_dir, log_level)
         from serving.deployments.classifier_setup import build_driver
-        from serving.telemetry import logs
 
-        logs.configure(log_level)
         started_s = time.monotonic()
         self._driver: Driver = build_driver(model)
         self._driver.start()
+        self._num_reports = 0
         _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float = 0.0) -> list[SampleOutcome]:
@@ -41,8 +44,6 @@ class Classifier:
         return await asyncio.gather(*(self._one(sample, now_s) for sample in samples))
 
     async def _one(self, sample: SampleCall, now_s: float) -> SampleOutcome:
-        from schedulers.types import Priority
-
         try:
             answer = await self._driver.submit(
                 sample.pixels,
@@ -57,7 +58,8 @@ class Classifier:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What the request router wants to know about this replica."""
-        return {"queued_s": self._driver.queued_s()}
+        self._num_reports += 1
+        return {"queued_s": self._driver.queued_s(), "report": self._num_reports}
 
     def check_health(self) -> None:
         """Called by the controller.

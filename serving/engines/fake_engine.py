@@ -48,7 +48,9 @@ class FakeEngine:
     def admit(self, sample_id: int, pixels: Pixels) -> None:
         """Take a sample in."""
         if self.held_bytes + pixels.nbytes > self._max_bytes:
-            raise QueueFull(f"the engine holds {self.held_bytes} bytes; limit is {self._max_bytes}; retry later")
+            raise QueueFull(
+                f"the engine holds {self.held_bytes} bytes; limit is {self._max_bytes}; retry later", retry_after_s=1.0
+            )
         self._samples[sample_id] = pixels
         self._reached[sample_id] = 0
 

@@ -41,6 +41,7 @@ BREAKER_STATE = Gauge(
     "vireo_breaker_state", "Circuit breaker: 0 closed, 1 half-open, 2 open.", ["store"], multiprocess_mode="livemax"
 )
 STORE_ERRORS = Counter("vireo_store_errors_total", "Failed store operations.", ["store", "reason"])
+STORE_SECONDS = Histogram("vireo_store_seconds", "Seconds of a call on Redis.", ["operation"], buckets=SECONDS)
 REJECTIONS = Counter("vireo_rejections_total", "Requests or images turned away, by error code.", ["reason"])
 RETRIES = Counter("vireo_replica_retries_total", "Calls sent again because a replica was lost.", ["model"])
 REPLICA_CALLS = Histogram(

@@ -1,0 +1,81 @@
+"""Composition root: turns a configuration into the Ray Serve graph. The only place that picks implementations.
+
+HAProxy -> Gateway (ingress, HTTP and gRPC) -> one inner deployment per served model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from serving.config import ModelSettings, ResolvedConfig, from_mapping, resolve, threads_for
+from serving.deployments.classifier import Classifier
+from serving.gateway import Gateway
+from serving.router import STATS_PERIOD_S, LeastWorkRouter
+
+GATEWAY = "Gateway"
+GRPC_SERVICERS = (
+    "vireo_pb.vireo.v1.vireo_pb2_grpc.add_VireoServicer_to_server",
+    "vireo_pb.oip.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
+"""What `serve` needs to know to open the gRPC port; deploy/serve-config.yaml repeats them."""
+
+
+def build_app(args: Mapping[str, Any]) -> Application:
+    """Entry point of ``serve deploy``: ``args`` are settings as in a configuration file.
+
+    Raises: ConfigError: see ``serving.config``.
+    """
+    return build_graph(resolve(from_mapping(args)))
+
+
+def build_graph(config: ResolvedConfig) -> Application:
+    """The graph of a resolved configuration."""
+    handles = {model.id: _inner(model, config) for model in config.settings.models}
+    gateway = config.settings.gateway
+    deployment = serve.deployment(
+        Gateway,
+        name=GATEWAY,
+        num_replicas=gateway.replicas,
+        # The gateway bounds itself and answers 429 with a typed body; Ray's own bound must lie above.
+        max_ongoing_requests=4 * gateway.max_in_flight,
+        graceful_shutdown_timeout_s=config.settings.drain_s + gateway.default_deadline_s,
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+        ray_actor_options={"num_cpus": gateway.cpus, "runtime_env": {"env_vars": _environment(config, 1)}},
+    )
+    return deployment.bind(config, handles)
+
+
+def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
+    options: dict[str, Any] = {
+        "num_cpus": model.cpus,
+        "runtime_env": {"env_vars": _environment(config, threads_for(model))},
+    }
+    if model.gpus:
+        options["num_gpus"] = model.gpus
+    return serve.deployment(
+        Classifier,
+        name=model.id,
+        num_replicas=model.replicas,
+        max_ongoing_requests=model.max_ongoing_calls,
+        graceful_shutdown_timeout_s=config.settings.gateway.default_deadline_s,
+        health_check_period_s=1.0,
+        health_check_timeout_s=5.0,
+        ray_actor_options=options,
+        request_router_config=RequestRouterConfig(
+            request_router_class=LeastWorkRouter,
+            request_routing_stats_period_s=STATS_PERIOD_S,
+            request_routing_stats_timeout_s=5.0,
+        ),
+    ).bind(model, config.settings.log_level, config.metrics_dir)
+
+
+def _environment(config: ResolvedConfig, threads: int) -> dict[str, str]:
+    """Must be there before the process imports anything, hence not set by our own code in the process."""
+    return {"PROMETHEUS_MULTIPROC_DIR": str(config.metrics_dir), "OMP_NUM_THREADS": str(threads)}

@@ -1,0 +1,57 @@
+"""What is running on this machine: one small file per start, in its run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FILE_NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """One `vireo up`. ``created_s`` is the process's own start time, so that a reused pid is not mistaken for it."""
+
+    pid: int
+    created_s: float
+    run_dir: str
+    http_url: str
+    grpc_address: str
+    profile: str
+    models: tuple[str, ...]
+    ready: bool = False
+
+    @staticmethod
+    def read(run_dir: Path) -> RunState | None:
+        """The state of the last start there, or None."""
+        try:
+            fields = json.loads((run_dir / FILE_NAME).read_text())
+        except (OSError, ValueError):
+            return None
+        return RunState(**{**fields, "models": tuple(fields["models"])})
+
+    def write(self) -> None:
+        """Replace the file in one step."""
+        path = Path(self.run_dir) / FILE_NAME
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self)))
+        fresh.replace(path)
+
+    def remove(self) -> None:
+        """Nothing is running any more."""
+        (Path(self.run_dir) / FILE_NAME).unlink(missing_ok=True)
+
+    def is_running(self) -> bool:
+        """Whether that very process still lives."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.created_s) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+    def public(self) -> dict[str, Any]:
+        """For `vireo status`."""
+        return {key: value for key, value in asdict(self).items() if key not in ("created_s", "ready")}

@@ -1,0 +1,160 @@
+"""The life of `vireo up`: Redis, then Ray and Serve, then a request of each kind, then wait; and back.
+
+Shutdown order: gateways stop taking requests and drain, inner deployments finish, Ray ends, Redis ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import structlog
+from rich.console import Console
+
+from serving import ray_env
+from serving.cli.run_state import RunState
+from serving.config import ResolvedConfig
+from serving.errors import ConfigError
+from serving.telemetry import logs
+
+_log = structlog.get_logger(__name__)
+
+
+def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
+    """Start, report, wait for a signal, stop. Returns the exit code."""
+    logs.configure(config.settings.log_level)
+    _refuse_second_start(config)
+    _refuse_taken_ports(config)
+    ray_env.prepare(config)
+    _log.info("configuration", **config.describe())
+    stop = _stop_on_signals()
+    state = _state(config)
+    state.write()
+    started_s = time.monotonic()
+    try:
+        with _redis(config, console), _ray(config, console):
+            if check and not stop.is_set():
+                from serving.cli.self_check import check_every_surface
+
+                check_every_surface(config, console)
+            _state(config, ready=True).write()
+            _announce(config, console, time.monotonic() - started_s)
+            stop.wait()
+            console.print("stopping")
+    finally:
+        state.remove()
+    console.print("stopped")
+    return 0
+
+
+def _refuse_second_start(config: ResolvedConfig) -> None:
+    state = RunState.read(config.run_dir)
+    if state is not None and state.is_running():
+        raise ConfigError(
+            f"already running on port {config.settings.http.port} (pid {state.pid}): `vireo down` stops it"
+        )
+
+
+def _refuse_taken_ports(config: ResolvedConfig) -> None:
+    http = config.settings.http
+    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    for port in (http.port, http.grpc_port):
+        if port in taken:
+            raise ConfigError(f"port {port} is taken by another process; choose others with --port and --grpc-port")
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
+    http = config.settings.http
+    host = "127.0.0.1" if http.host in ("0.0.0.0", "localhost") else http.host
+    return RunState(
+        pid=os.getpid(),
+        created_s=psutil.Process().create_time(),
+        run_dir=str(config.run_dir),
+        http_url=f"http://{host}:{http.port}",
+        grpc_address=f"{host}:{http.grpc_port}",
+        profile=config.settings.profile,
+        models=tuple(model.id for model in config.settings.models),
+        ready=ready,
+    )
+
+
+@contextlib.contextmanager
+def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
+    if config.redis_url is not None:
+        yield
+        return
+    from serving.stores.redis_server import EmbeddedRedis
+
+    server = EmbeddedRedis(config.redis_socket.parent)
+    with console.status("starting Redis"):
+        server.start()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
+    """A Ray cluster of this process's own, with the graph on it."""
+    import ray
+    from ray import serve
+    from ray.serve.config import gRPCOptions
+
+    from serving.app import GRPC_SERVICERS, build_graph
+
+    settings = config.settings
+    with console.status("starting Ray"):
+        ray.init(
+            address="local",
+            num_cpus=_cpus(config),
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            _temp_dir=str(config.run_dir / "ray"),
+            _node_ip_address="127.0.0.1" if config.is_loopback else None,
+            log_to_driver=False,
+            logging_level="error",
+        )
+    try:
+        with console.status("starting gateway and models"):
+            serve.start(
+                http_options={"host": settings.http.host, "port": settings.http.port},
+                grpc_options=gRPCOptions(
+                    port=settings.http.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS), enable_reflection=True
+                ),
+            )
+            serve.run(build_graph(config), name="vireo", route_prefix="/")
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+
+
+def _cpus(config: ResolvedConfig) -> int:
+    """Logical CPUs that Ray may hand out: replicas must be placed even on a machine with fewer cores."""
+    settings = config.settings
+    wanted = settings.gateway.replicas * settings.gateway.cpus + sum(m.replicas * m.cpus for m in settings.models)
+    return max(os.cpu_count() or 1, int(wanted) + 2)
+
+
+def _announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
+    state = _state(config)
+    keys = "no API keys: loopback callers only" if config.allow_anonymous_loopback else "API keys required"
+    console.print(f"\nVireo is up after {seconds:.0f} s (profile {state.profile}; {keys})", style="bold")
+    console.print(f"  HTTP   {state.http_url}        API at /openapi.json, metrics at /metrics")
+    console.print(f"  gRPC   {state.grpc_address}    vireo.v1, Open Inference Protocol v2, health, reflection")
+    console.print(f"  models {', '.join(state.models)}")
+    console.print("  try    vireo classify examples/digit-7.png      stop: Ctrl-C or `vireo down`")

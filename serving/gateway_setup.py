@@ -1,0 +1,114 @@
+"""Builds what one gateway replica owns, and starts and stops it in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from models.registry import ModelSpec, get_spec
+from serving.classify import ClassifyService, ServedModel, ServiceLimits
+from serving.config import ModelSettings, ResolvedConfig
+from serving.dispatch import Dispatcher, PendingCall
+from serving.media.limits import MediaLimits
+from serving.media.pool import MediaPool
+from serving.operating_points import load_table
+from serving.replica_protocol import SampleCall
+from serving.service import ModelCard
+from serving.stores.results import ResultStore
+from serving.telemetry.dispatch_metrics import DispatchMetrics
+from serving.telemetry.store_metrics import StoreMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayParts:
+    """What one gateway replica owns."""
+
+    media: MediaPool
+    results: ResultStore
+    service: ClassifyService
+
+    async def start(self) -> None:
+        """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
+        await self.media.start()
+        await self.results.start()
+
+    async def stop(self) -> None:
+        """Take down in reverse order."""
+        await self.results.stop()
+        await self.media.stop()
+
+
+def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> GatewayParts:
+    """Put one gateway replica together."""
+    settings = config.settings
+    media = MediaPool(_media_limits(config), config.media_workers)
+    results = ResultStore(config, StoreMetrics())
+    models = {
+        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id]) for model in settings.models
+    }
+    limits = ServiceLimits(
+        max_images=settings.limits.max_images,
+        max_in_flight=settings.gateway.max_in_flight,
+        default_deadline_s=settings.gateway.default_deadline_s,
+    )
+    return GatewayParts(media=media, results=results, service=ClassifyService(models, media, results, limits))
+
+
+def _media_limits(config: ResolvedConfig) -> MediaLimits:
+    media, limits = config.settings.media, config.settings.limits
+    return MediaLimits(
+        max_bytes_per_image=media.max_bytes_per_image,
+        max_bytes_per_request=limits.max_body_bytes,
+        max_pixels=media.max_pixels,
+        max_images=limits.max_images,
+        decode_timeout_s=media.decode_timeout_s,
+    )
+
+
+def _served(model: ModelSettings, calls_in_flight: int, handle: DeploymentHandle[Any]) -> ServedModel:
+    spec = get_spec(model.id)
+    spec = spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
+    table = load_table(spec.id, spec.checkpoint_dir)
+    dispatcher = Dispatcher(
+        send=_sender(handle),
+        is_replica_lost=is_replica_lost,
+        max_calls_in_flight=calls_in_flight * model.replicas,
+        num_replicas=model.replicas,
+        observer=DispatchMetrics(spec.id),
+    )
+    return ServedModel(card=_card(spec, table), label=spec.label, table=table, dispatcher=dispatcher)
+
+
+def _sender(handle: DeploymentHandle[Any]) -> Callable[[list[SampleCall], float], PendingCall]:
+    run = handle.run
+
+    def send(samples: list[SampleCall], predicted_s: float) -> PendingCall:
+        pending: PendingCall = run.remote(samples, predicted_s=predicted_s)
+        return pending
+
+    return send
+
+
+def is_replica_lost(error: BaseException) -> bool:
+    """Whether the replica, rather than the model, failed: then another replica may answer."""
+    return isinstance(error, RayActorError | ActorUnavailableError)
+
+
+def _card(spec: ModelSpec, table: Any) -> ModelCard:
+    folder = spec.checkpoint_dir or Path()
+    return ModelCard(
+        id=spec.id,
+        family=spec.family,
+        created_s=int((folder / "model.safetensors").stat().st_mtime),
+        input_size=spec.input_size,
+        num_classes=spec.num_classes,
+        num_exits=spec.num_exits,
+        labels=tuple(spec.label(index) for index in range(spec.num_classes)),
+        checkpoint_sha256=table.checkpoint_sha256,
+        operating_points=tuple(point.name for point in table.points),
+    )
