@@ -1,0 +1,530 @@
+"""The driver: real policy, fake engine, real event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
+from schedulers.types import (
+    BatchFinished,
+    Decision,
+    Event,
+    Fail,
+    Reject,
+    RejectReason,
+    Release,
+    Reply,
+    RunBatch,
+    SampleArrived,
+    SampleCancelled,
+    Tick,
+)
+from serving.driver import Answer, Driver, rejection
+from serving.engines.base import Outcome, Probabilities, StageOutput
+from serving.engines.fake_engine import FakeEngine
+from serving.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    Draining,
+    EngineFailed,
+    QueueFull,
+    ServingError,
+)
+from tests.support.engines import (
+    NEVER,
+    WAIT_S,
+    GatedEngine,
+    cost_table,
+    early_exit_scheduler,
+    pixels,
+    running_driver,
+    until,
+)
+from tests.support.scripted_scheduler import ScriptedScheduler
+
+FULL = (NEVER, NEVER, NEVER, 0.0)
+
+
+def submit(driver: Driver, value: int, thresholds: tuple[float, ...] = FULL, **options: Any) -> asyncio.Task[Answer]:
+    options.setdefault("deadline_s", math.inf)
+    return asyncio.create_task(driver.submit(pixels(value), thresholds=thresholds, **options))
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, int, float, float]] = []
+        self.answers: list[Answer] = []
+
+    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
+        self.batches.append((stage, num_stages, size, elapsed_s, predicted_s))
+
+    def sample_answered(self, answer: Answer) -> None:
+        self.answers.append(answer)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exit_index", range(4))
+async def test_sample_leaves_at_the_exit_whose_threshold_it_reaches(exit_index: int) -> None:
+    # FakeEngine's confidence after stage k is (k + 1) / 4.
+    thresholds = tuple(0.0 if k == exit_index else NEVER for k in range(4))
+    async with running_driver(FakeEngine()) as driver:
+        answer = await driver.submit(pixels(7), deadline_s=math.inf, thresholds=thresholds)
+    assert answer.exit_index == exit_index
+    assert not answer.degraded
+    assert int(answer.probabilities.argmax()) == 7 or exit_index == 0
+    assert answer.probabilities.max() == pytest.approx((exit_index + 1) / 4 + (1 - (exit_index + 1) / 4) / 10)
+
+
+@pytest.mark.parametrize("policy", ["early-exit", "full-network", "no-rebatching"])
+async def test_every_caller_gets_its_own_answer_under_every_policy(policy: str) -> None:
+    schedulers = {
+        "early-exit": early_exit_scheduler(max_batch=8),
+        "full-network": FullNetworkDynamicBatching(cost_table(), DynamicBatchingConfig(max_batch=8)),
+        "no-rebatching": EarlyExitNoRebatching(cost_table(), DynamicBatchingConfig(max_batch=8)),
+    }
+    engine = FakeEngine()
+    async with running_driver(engine, schedulers[policy]) as driver:
+        answers = await asyncio.gather(*(submit(driver, value % 10) for value in range(40)))
+        schedulers[policy].check_invariants()
+    assert [int(answer.probabilities.argmax()) for answer in answers] == [value % 10 for value in range(40)]
+    assert {answer.exit_index for answer in answers} == {3}
+    assert engine.held_bytes == 0
+
+
+async def test_waiting_samples_share_batches() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=8)) as driver:
+        engine.gate.clear()
+        tasks = [submit(driver, value) for value in range(9)]
+        await until(lambda: len(engine.calls) == 1)
+        await until(lambda: driver.num_samples == 9)
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert max(len(ids) for _, _, ids in engine.calls) == 8
+
+
+async def test_shares_of_compute_add_up_to_the_batches() -> None:
+    recorder = Recorder()
+    async with running_driver(FakeEngine(stage_seconds=0.002), observer=recorder) as driver:
+        answers = await asyncio.gather(*(submit(driver, value) for value in range(5)))
+    assert sum(answer.compute_s for answer in answers) == pytest.approx(sum(batch[3] for batch in recorder.batches))
+    assert len(recorder.answers) == 5
+    assert all(predicted_s == 1e-3 for *_, predicted_s in recorder.batches)
+    assert all(answer.queue_s >= 0.0 for answer in answers)
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+async def test_deadline_that_has_passed_is_rejected_not_run() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine) as driver:
+        with pytest.raises(DeadlineExceeded):
+            await driver.submit(pixels(1), deadline_s=driver.clock() - 1.0, thresholds=FULL)
+    assert engine.calls == []
+    assert engine.held_bytes == 0
+
+
+async def test_deadline_that_passes_while_waiting_is_rejected_not_run() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=1)) as driver:
+        engine.gate.clear()
+        running = submit(driver, 1)
+        await until(lambda: len(engine.calls) == 1)
+        with pytest.raises((DeadlineExceeded, DeadlineUnreachable)):
+            await driver.submit(pixels(2), deadline_s=driver.clock() + 0.05, thresholds=FULL)
+        engine.gate.set()
+        await running
+    assert {ids for _, _, ids in engine.calls} == {(0,)}
+
+
+async def test_deadline_too_near_for_one_stage_is_refused_at_once() -> None:
+    scheduler = early_exit_scheduler()
+    slow = cost_table(stage_s=100.0)
+    scheduler = type(scheduler)(slow)
+    async with running_driver(FakeEngine(), scheduler) as driver:
+        with pytest.raises(DeadlineUnreachable) as caught:
+            await driver.submit(pixels(1), deadline_s=driver.clock() + 10.0, thresholds=FULL)
+    assert caught.value.retry_after_s is not None
+
+
+async def test_sample_that_runs_out_of_time_answers_from_the_exit_it_passed() -> None:
+    engine = GatedEngine()
+    scheduler = early_exit_scheduler(max_batch=1)
+    async with running_driver(engine, scheduler) as driver:
+        deadline_s = driver.clock() + 0.2
+        engine.on_run = lambda: _sleep_past(driver, deadline_s)
+        answer = await driver.submit(pixels(3), deadline_s=deadline_s, thresholds=FULL)
+    assert answer.degraded
+    assert answer.exit_index == 0
+    assert len(engine.calls) == 1
+
+
+def _sleep_past(driver: Driver, deadline_s: float) -> None:
+    time.sleep(max(0.0, deadline_s - driver.clock()) + 0.01)
+
+
+# -- cancellation ----------------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_while_waiting_never_runs() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=1)) as driver:
+        engine.gate.clear()
+        running = submit(driver, 1)
+        await until(lambda: len(engine.calls) == 1)
+        waiting = submit(driver, 2)
+        await until(lambda: driver.num_samples == 2)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert driver.num_samples == 1
+        assert engine.held_bytes == pixels(1).nbytes
+        engine.gate.set()
+        await running
+    assert all(ids == (0,) for _, _, ids in engine.calls)
+
+
+@pytest.mark.parametrize("stage", range(4))
+async def test_cancelled_while_running_is_freed_at_the_stage_boundary(stage: int) -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=4)) as driver:
+        reached = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stop_here() -> None:
+            if engine.calls[-1][0] <= stage < engine.calls[-1][0] + engine.calls[-1][1]:
+                engine.gate.clear()
+                loop.call_soon_threadsafe(reached.set)
+                assert engine.gate.wait(WAIT_S)
+
+        engine.on_run = stop_here
+        task = submit(driver, 1)
+        await asyncio.wait_for(reached.wait(), WAIT_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        num_calls = len(engine.calls)
+        # Still in a batch: its memory must not be freed under the engine.
+        assert engine.held_bytes == pixels(1).nbytes
+        engine.on_run = lambda: None
+        engine.gate.set()
+        await until(lambda: driver.num_samples == 0)
+        assert engine.held_bytes == 0
+    assert len(engine.calls) == num_calls
+
+
+async def test_cancelled_in_the_tick_in_which_its_answer_arrives_is_counted_once() -> None:
+    class Canceller(Recorder):
+        def sample_answered(self, answer: Answer) -> None:
+            super().sample_answered(answer)
+            task.cancel()
+
+    engine, scheduler, observer = FakeEngine(), early_exit_scheduler(), Canceller()
+    async with running_driver(engine, scheduler, observer=observer) as driver:
+        task = submit(driver, 1)
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert len(observer.answers) == 1
+        scheduler.check_invariants()
+        assert (scheduler.counts().finished, scheduler.counts().cancelled) == (1, 0)
+    assert engine.held_bytes == 0
+
+
+async def test_cancelling_one_leaves_the_neighbours_of_its_batch_unhurt() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=8)) as driver:
+        engine.gate.clear()
+        tasks = [submit(driver, value) for value in range(8)]
+        await until(lambda: driver.num_samples == 8)
+        tasks[3].cancel()
+        engine.gate.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(done.pop(3), asyncio.CancelledError)
+    answers = [answer for answer in done if isinstance(answer, Answer)]
+    assert [int(answer.probabilities.argmax()) for answer in answers] == [0, 1, 2, 4, 5, 6, 7]
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+async def test_failed_sample_leaves_the_neighbours_of_its_batch_unhurt() -> None:
+    engine = GatedEngine(fails=lambda image: int(image.flat[0]) == 3)
+    async with running_driver(engine) as driver:
+        engine.gate.clear()
+        tasks = [submit(driver, value) for value in range(6)]
+        await until(lambda: driver.num_samples == 6)
+        engine.gate.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(done[3], EngineFailed)
+    assert sum(isinstance(outcome, Answer) for outcome in done) == 5
+    assert engine.held_bytes == 0
+
+
+class BrokenEngine(FakeEngine):
+    """Breaks the contract of ``run`` in the way that the test asks for, once."""
+
+    def __init__(self, defect: str) -> None:
+        super().__init__()
+        self._defect: str | None = defect
+
+    def _has(self, defect: str) -> bool:
+        if self._defect != defect:
+            return False
+        self._defect = None
+        return True
+
+    def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
+        outcomes = super().run(stage, num_stages, sample_ids)
+        if self._has("raises"):
+            raise ValueError("secret of the engine")
+        if self._has("short"):
+            return outcomes[:-1]
+        return [StageOutput(math.nan) for _ in outcomes] if self._has("nan") else outcomes
+
+    def result(self, sample_id: int, exit_index: int) -> Probabilities:
+        if self._has("no result"):
+            raise KeyError(sample_id)
+        return super().result(sample_id, exit_index)
+
+
+@pytest.mark.parametrize("defect", ["raises", "short", "nan", "no result"])
+async def test_engine_that_breaks_its_contract_strands_nobody(defect: str) -> None:
+    engine = BrokenEngine(defect)
+    scheduler = early_exit_scheduler()
+    async with running_driver(engine, scheduler) as driver:
+        with pytest.raises(EngineFailed) as caught:
+            await asyncio.wait_for(driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL), WAIT_S)
+        assert "secret" not in caught.value.message
+        assert engine.held_bytes == 0
+        answer = await driver.submit(pixels(2), deadline_s=math.inf, thresholds=FULL)
+        assert int(answer.probabilities.argmax()) == 2
+        scheduler.check_invariants()
+        assert driver.longest_running_s() == 0.0
+
+
+async def test_full_engine_refuses_before_the_scheduler_hears_of_it() -> None:
+    engine = GatedEngine(max_bytes=2 * pixels(0).nbytes)
+    scheduler = early_exit_scheduler()
+    async with running_driver(engine, scheduler) as driver:
+        engine.gate.clear()
+        tasks = [submit(driver, value) for value in range(2)]
+        await until(lambda: driver.num_samples == 2)
+        with pytest.raises(QueueFull) as caught:
+            await driver.submit(pixels(2), deadline_s=math.inf, thresholds=FULL)
+        assert caught.value.retry_after_s is not None
+        assert scheduler.counts().arrived == 2
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "thresholds"), [(math.inf, (0.0,)), (math.inf, ()), (math.nan, FULL), (math.inf, (math.nan,) * 4)]
+)
+async def test_sample_that_the_scheduler_cannot_take_leaves_nothing_behind(
+    deadline_s: float, thresholds: tuple[float, ...]
+) -> None:
+    engine = FakeEngine()
+    async with running_driver(engine) as driver:
+        with pytest.raises(EngineFailed):
+            await driver.submit(pixels(1), deadline_s=deadline_s, thresholds=thresholds)
+        assert driver.num_samples == 0
+        assert engine.held_bytes == 0
+        assert (await driver.submit(pixels(5), deadline_s=math.inf, thresholds=FULL)).exit_index == 3
+
+
+# -- start and stop --------------------------------------------------------------------------------------------------
+
+
+async def test_stop_finishes_what_is_here_and_refuses_what_comes() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=2)) as driver:
+        engine.gate.clear()
+        tasks = [submit(driver, value) for value in range(10)]
+        await until(lambda: driver.num_samples == 10)
+        stopping = asyncio.create_task(driver.stop())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL)
+        assert not stopping.done()
+        engine.gate.set()
+        await asyncio.wait_for(stopping, WAIT_S)
+        answers = [task.result() for task in tasks]
+    assert [int(answer.probabilities.argmax()) for answer in answers] == list(range(10))
+    assert engine.held_bytes == 0
+
+
+async def test_stop_waits_for_a_batch_whose_callers_have_all_gone() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine) as driver:
+        engine.gate.clear()
+        task = submit(driver, 1)
+        await until(lambda: len(engine.calls) == 1)
+        task.cancel()
+        await asyncio.wait([task])
+        stopping = asyncio.create_task(driver.stop())
+        await asyncio.sleep(0.01)
+        assert not stopping.done()
+        engine.gate.set()
+        await asyncio.wait_for(stopping, WAIT_S)
+        assert engine.held_bytes == 0
+
+
+async def test_submit_before_start_is_a_mistake_that_is_told() -> None:
+    driver = Driver(scheduler=early_exit_scheduler(), engine=FakeEngine(), predict=lambda *_: 1e-3)
+    with pytest.raises(RuntimeError, match="start"):
+        await driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL)
+    driver.start()
+    with pytest.raises(RuntimeError, match="already"):
+        driver.start()
+    await driver.stop()
+
+
+# -- the loop itself, with a scheduler that follows a script ---------------------------------------------------------
+
+
+async def test_tick_is_fed_when_the_scheduler_asked_to_be_woken() -> None:
+    def script(event: Event) -> list[Decision]:
+        if isinstance(event, SampleArrived):
+            scheduler.wakeup_s = driver.clock() + 0.005
+        if isinstance(event, Tick):
+            scheduler.wakeup_s = None
+            return [Reject(sample_id=0, reason=RejectReason.DEADLINE_PASSED, retry_after_s=0.0)]
+        return []
+
+    scheduler = ScriptedScheduler(script)
+    async with running_driver(FakeEngine(), scheduler) as driver:
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(driver.submit(pixels(1), deadline_s=1.0, thresholds=FULL), WAIT_S)
+
+
+async def test_fused_stages_go_to_the_engine_in_one_call() -> None:
+    def script(event: Event) -> list[Decision]:
+        if isinstance(event, SampleArrived):
+            return [RunBatch(batch_id=5, stage=0, sample_ids=(0,), num_stages=3)]
+        if isinstance(event, BatchFinished):
+            assert event.batch_id == 5
+            assert event.results[0].confidence == 0.75
+            return [Reply(sample_id=0, exit_index=2, degraded=True)]
+        return []
+
+    engine = GatedEngine()
+    async with running_driver(engine, ScriptedScheduler(script)) as driver:
+        answer = await driver.submit(pixels(4), deadline_s=math.inf, thresholds=FULL)
+    assert engine.calls == [(0, 3, (0,))]
+    assert (answer.exit_index, answer.degraded) == (2, True)
+
+
+async def test_release_and_fail_decisions_free_the_engine() -> None:
+    def script(event: Event) -> list[Decision]:
+        if isinstance(event, SampleArrived):
+            return [Fail(sample_id=0)] if event.sample_id == 0 else []
+        return [Release(sample_id=1)] if isinstance(event, SampleCancelled) else []
+
+    engine = FakeEngine()
+    async with running_driver(engine, ScriptedScheduler(script)) as driver:
+        with pytest.raises(EngineFailed):
+            await driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL)
+        task = submit(driver, 2)
+        await until(lambda: driver.num_samples == 1)
+        task.cancel()
+        await asyncio.wait([task])
+    assert engine.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        (RejectReason.QUEUE_FULL, QueueFull),
+        (RejectReason.DEADLINE_PASSED, DeadlineExceeded),
+        (RejectReason.DEADLINE_UNREACHABLE, DeadlineUnreachable),
+        (RejectReason.DRAINING, Draining),
+    ],
+)
+def test_each_refusal_becomes_its_error(reason: RejectReason, error: type[ServingError]) -> None:
+    made = rejection(Reject(sample_id=0, reason=reason, retry_after_s=1.5))
+    assert type(made) is error
+    if error is not DeadlineExceeded:
+        assert made.retry_after_s == 1.5
+        assert "1.50 s" in made.message
+
+
+def test_every_reason_has_an_error() -> None:
+    for reason in RejectReason:
+        assert isinstance(rejection(Reject(sample_id=0, reason=reason, retry_after_s=0.0)), ServingError)
+
+
+# -- conservation ----------------------------------------------------------------------------------------------------
+
+
+async def test_thousands_of_submits_end_in_one_outcome_each(rng: np.random.Generator) -> None:
+    engine = FakeEngine(fails=lambda image: int(image.flat[0]) == 9)
+    scheduler = early_exit_scheduler(max_batch=32, max_waiting=1500)
+    async with running_driver(engine, scheduler) as driver:
+        tasks = []
+        for number in range(3000):
+            thresholds = tuple(float(t) for t in rng.uniform(0, 1.5, 4))
+            deadline_s = driver.clock() + rng.choice([1e-5, 0.02, math.inf], p=[0.05, 0.15, 0.8])
+            tasks.append(submit(driver, number % 10, thresholds, deadline_s=deadline_s, tenant=str(number % 7)))
+            if number % 11 == 0:
+                rng.choice(np.array(tasks, dtype=object)).cancel()
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), WAIT_S)
+        scheduler.check_invariants()
+        counts = scheduler.counts()
+        assert driver.num_samples == 0
+    assert engine.held_bytes == 0
+    assert counts.waiting == counts.running == 0
+    # A task cancelled before its first step never submits; one cancelled beside its answer counts as finished.
+    assert counts.arrived <= 3000
+    assert counts.finished >= sum(isinstance(outcome, Answer) for outcome in done)
+    assert all(isinstance(o, Answer | ServingError | asyncio.CancelledError) for o in done)
+    for number, outcome in enumerate(done):
+        if isinstance(outcome, Answer) and outcome.exit_index > 0:
+            assert int(outcome.probabilities.argmax()) == number % 10
+    # Those that fail do so by the engine's word, and only those.
+    assert {n % 10 for n, outcome in enumerate(done) if isinstance(outcome, EngineFailed)} == {9}
+    assert not any(isinstance(outcome, Answer) for outcome in done[9::10])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    actions=st.lists(
+        st.tuples(st.sampled_from(["submit", "cancel", "yield", "sleep"]), st.integers(0, 30)), max_size=40
+    )
+)
+def test_any_interleaving_of_submits_and_cancels_conserves(actions: list[tuple[str, int]]) -> None:
+    async def play() -> None:
+        engine = FakeEngine(fails=lambda image: int(image.flat[0]) == 5)
+        scheduler = early_exit_scheduler(max_batch=3, max_waiting=4)
+        tasks: list[asyncio.Task[Answer]] = []
+        async with running_driver(engine, scheduler) as driver:
+            for action, number in actions:
+                if action == "submit":
+                    tasks.append(submit(driver, number % 10, (number / 30, NEVER, 0.5, 0.0)))
+                elif action == "cancel" and tasks:
+                    tasks[number % len(tasks)].cancel()
+                else:
+                    await asyncio.sleep(0 if action == "yield" else 0.0005)
+                scheduler.check_invariants()
+            if tasks:
+                await asyncio.wait_for(asyncio.wait(tasks), WAIT_S)
+        scheduler.check_invariants()
+        assert engine.held_bytes == 0
+        assert driver.num_samples == 0
+        counts = scheduler.counts()
+        assert counts.arrived == counts.finished + counts.rejected + counts.cancelled + counts.failed
+
+    asyncio.run(play())
