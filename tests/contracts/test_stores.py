@@ -1,0 +1,304 @@
+"""What every Redis that the store may meet must do: the embedded one, and one that an operator runs elsewhere.
+
+Quotas are compared step by step with the pure twin, replayed at the times that the server itself reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from schedulers import admission
+from schedulers.admission import BucketLimits, BucketState, Cost
+from serving.stores import keys
+from serving.stores.buckets import Reservation
+from serving.stores.connection import RedisConfig
+from serving.stores.redis_store import MAX_VALUE_BYTES, RedisStore
+from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE
+from tests.support.redis_server import embedded_redis, external_redis
+from tests.support.store_observer import RecordingObserver
+
+LIMITS = BucketLimits(joules_per_s=1e-9, joules_burst=100.0, seconds_per_s=1e-9, seconds_burst=10.0)
+"""Refills so slowly that the time a test takes changes nothing."""
+FAST = BucketLimits(joules_per_s=1e3, joules_burst=100.0, seconds_per_s=1e3, seconds_burst=10.0)
+ONE = Cost(1.0, 0.1)
+SLOW_MACHINE_S = 2.0
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module", params=["embedded", "external"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "embedded":
+        with embedded_redis() as server:
+            yield server.url
+    else:
+        with external_redis() as external_url:
+            yield external_url
+
+
+@pytest.fixture
+def observer() -> RecordingObserver:
+    return RecordingObserver()
+
+
+@pytest.fixture
+async def store(url: str, observer: RecordingObserver) -> AsyncIterator[RedisStore]:
+    store = RedisStore(RedisConfig(url=url, timeout_s=SLOW_MACHINE_S), observer=observer)
+    assert await store.start()
+    yield store
+    await store.stop()
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[aioredis.Redis]:
+    client = aioredis.Redis.from_url(url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"tenant-{next(_numbers)}"
+
+
+def reserved(reservation: Reservation | None) -> Reservation:
+    assert reservation is not None
+    assert not reservation.is_local
+    return reservation
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_put_is_found_in_order(store: RedisStore, observer: RecordingObserver, tenant: str) -> None:
+    await store.put(tenant, {"a": b"\0\xff", "c": b""})
+    assert await store.lookup(tenant, ["a", "b", "c"]) == (b"\0\xff", None, b"")
+    assert (observer.hits, observer.misses) == (2, 1)
+    assert await store.lookup(tenant, []) == ()
+
+
+async def test_no_tenant_sees_another_ones_result(store: RedisStore, tenant: str) -> None:
+    await store.put(tenant, {"a": b"secret"})
+    assert await store.lookup(tenant + "x", ["a"]) == (None,)
+    reply = await store.lookup_and_reserve(tenant + "x", ["a"], [ONE], LIMITS)
+    assert reply.values == (None,)
+
+
+async def test_results_expire_and_quotas_do_not(store: RedisStore, client: aioredis.Redis, tenant: str) -> None:
+    await store.put(tenant, {"a": b"1"}, ttl_s=100)
+    reply = await store.lookup_and_reserve(tenant, ["b"], [ONE], LIMITS)
+    assert 90 < await client.ttl(keys.result(tenant, "a")) <= 100
+    assert 0 < await client.ttl(keys.reservation(tenant, reserved(reply.reservation).id)) <= keys.RESERVATION_TTL_S
+    assert await client.ttl(keys.bucket(tenant)) == -1
+
+
+async def test_value_that_is_too_large_is_not_stored(store: RedisStore, tenant: str) -> None:
+    await store.put(tenant, {"a": b"x" * (MAX_VALUE_BYTES + 1), "b": b"x" * MAX_VALUE_BYTES})
+    assert [value is None for value in await store.lookup(tenant, ["a", "b"])] == [True, False]
+
+
+# -- quotas ----------------------------------------------------------------------------------------------------------
+
+
+async def test_hit_reserves_nothing(store: RedisStore, client: aioredis.Redis, tenant: str) -> None:
+    await store.put(tenant, {"a": b"1"})
+    reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(1e9, 1e9)], LIMITS)
+    assert (reply.values, reply.reservation, reply.over_budget) == ((b"1",), None, None)
+    assert not await client.exists(keys.bucket(tenant))
+
+
+async def test_only_what_is_missing_is_reserved_in_one_sum(store: RedisStore, tenant: str) -> None:
+    await store.put(tenant, {"b": b"1"})
+    costs = [Cost(1.0, 0.1), Cost(1e9, 1e9), Cost(2.5, 0.25)]
+    reply = await store.lookup_and_reserve(tenant, ["a", "b", "c"], costs, LIMITS)
+    assert reply.values == (None, b"1", None)
+    assert reserved(reply.reservation).cost == Cost(3.5, 0.35)
+
+
+async def test_items_without_a_digest_are_never_found(store: RedisStore, tenant: str) -> None:
+    reply = await store.lookup_and_reserve(tenant, [None, None], [ONE, ONE], LIMITS)
+    assert reply.values == (None, None)
+    assert reserved(reply.reservation).cost == Cost(2.0, 0.2)
+
+
+async def test_over_budget_takes_nothing_and_says_when(store: RedisStore, tenant: str) -> None:
+    limits = BucketLimits(joules_per_s=1e-3, joules_burst=100.0, seconds_per_s=1e-3, seconds_burst=10.0)
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(90.0, 1.0)], limits)).reservation)
+    reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(20.0, 1.0)], limits)
+    assert reply.reservation is None
+    assert reply.over_budget is not None
+    assert reply.over_budget.retry_after_s == pytest.approx(10_000, abs=60)  # 10 J at 1 mJ/s, less what the test took
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(10.0, 1.0)], limits)).reservation)
+
+
+async def test_more_than_the_bucket_holds_never_fits(store: RedisStore, tenant: str) -> None:
+    for cost in (Cost(101.0, 0.0), Cost(0.0, 10.5)):
+        reply = await store.lookup_and_reserve(tenant, ["a"], [cost], LIMITS)
+        assert reply.over_budget is not None
+        assert reply.over_budget.retry_after_s == math.inf
+
+
+async def test_tenant_without_limits_is_only_looked_up(store: RedisStore, tenant: str) -> None:
+    reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(1e9, 1e9)], None)
+    assert (reply.values, reply.reservation, reply.over_budget) == ((None,), None, None)
+
+
+async def test_settling_returns_the_difference_once(store: RedisStore, tenant: str) -> None:
+    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    assert await store.settle(reservation, Cost(40.0, 1.0))
+    assert not await store.settle(reservation, Cost(0.0, 0.0))
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(60.0, 1.0)], LIMITS)).reservation)
+    assert (await store.lookup_and_reserve(tenant, ["a"], [Cost(0.01, 0.0)], LIMITS)).over_budget is not None
+
+
+async def test_using_more_than_reserved_leaves_a_debt(store: RedisStore, tenant: str) -> None:
+    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], FAST)).reservation)
+    assert await store.settle(reservation, Cost(1e6, 0.1))
+    reply = await store.lookup_and_reserve(tenant, ["a"], [ONE], FAST)
+    assert reply.over_budget is not None
+    assert reply.over_budget.retry_after_s > 100
+
+
+async def test_concurrent_settling_of_one_reservation_counts_once(store: RedisStore, tenant: str) -> None:
+    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).reservation)
+    outcomes = await asyncio.gather(*(store.settle(reservation, Cost(0.5, 0.1)) for _ in range(20)))
+    assert sum(outcomes) == 1
+
+
+async def test_concurrent_reservations_of_several_clients_never_exceed_the_bucket(url: str, tenant: str) -> None:
+    stores = [RedisStore(RedisConfig(url=url, timeout_s=SLOW_MACHINE_S)) for _ in range(3)]
+    try:
+        calls = [s.lookup_and_reserve(tenant, [None], [Cost(3.0, 0.0)], LIMITS) for s in stores * 30]
+        replies = await asyncio.gather(*calls)
+        assert sum(reply.reservation is not None for reply in replies) == 33
+    finally:
+        for one in stores:
+            await one.stop()
+
+
+@pytest.mark.parametrize("digests", [[], ["a", "b"]])
+async def test_digests_and_costs_must_match(store: RedisStore, digests: list[str | None], tenant: str) -> None:
+    with pytest.raises(ValueError, match="one cost per digest"):
+        await store.lookup_and_reserve(tenant, digests, [ONE], LIMITS)
+
+
+async def test_scripts_lost_by_the_server_are_sent_again(
+    store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
+) -> None:
+    await client.script_flush()
+    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).reservation)
+    await client.script_flush()
+    assert await store.settle(reservation, ONE)
+    assert not observer.fallbacks
+    assert await client.script_exists(LOOKUP_AND_RESERVE.sha1, SETTLE.sha1) == [False, True]
+
+
+async def test_flushed_database_is_a_miss_and_a_full_bucket(
+    store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
+) -> None:
+    await store.put(tenant, {"a": b"1"})
+    reservation = reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    await client.flushall()
+    assert await store.lookup(tenant, ["a"]) == (None,)
+    assert not await store.settle(reservation, ONE)
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    assert not observer.fallbacks
+
+
+@pytest.mark.parametrize("damage", [{"joules": "x"}, {"joules": "nan"}, {"at": ""}, {"seconds": "1e999x"}])
+async def test_damaged_bucket_is_a_full_one(
+    store: RedisStore, client: aioredis.Redis, tenant: str, damage: dict[str, str]
+) -> None:
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    await client.hset(keys.bucket(tenant), mapping=damage)
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+
+
+async def test_key_of_another_type_in_the_way_costs_no_request(
+    store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
+) -> None:
+    await client.set(keys.bucket(tenant), b"I am no hash")
+    await client.rpush(keys.result(tenant, "a"), b"I am no string")
+    reply = await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)
+    assert reply.values == (None,)
+    assert reply.reservation is not None
+    assert reply.reservation.is_local
+    assert observer.calls["lookup_and_reserve", "error"] == 1
+    assert await store.settle(reply.reservation, ONE)
+
+
+async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis, tenant: str) -> None:
+    names = [keys.result(tenant, "a"), keys.bucket(tenant), keys.reservation(tenant, "same")]
+    arguments = ["1", "100", "1e-9", "100", "1e-9", "10", "30", "1"]
+    first, second = [await client.eval(LOOKUP_AND_RESERVE.source, 3, *names, *arguments) for _ in range(2)]
+    assert first[1] == second[1] == 1
+    assert (first[2], float(first[4])) == (second[2], 70.0)
+    assert float(second[4]) == pytest.approx(70.0)
+
+
+# -- against the pure twin -------------------------------------------------------------------------------------------
+
+amounts = st.floats(0, 150, allow_nan=False).map(lambda x: round(x, 6))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("reserve"), amounts, amounts.map(lambda x: x / 10)),
+        st.tuples(st.just("settle"), amounts, amounts.map(lambda x: x / 10)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+all_limits = st.builds(
+    BucketLimits,
+    joules_per_s=st.sampled_from([0.0, 1e-3, 10.0, 1e5]),
+    joules_burst=st.sampled_from([1e-3, 50.0, 100.0]),
+    seconds_per_s=st.sampled_from([0.0, 1e-3, 1.0, 1e4]),
+    seconds_burst=st.sampled_from([1e-3, 5.0, 10.0]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps, limits=all_limits)
+def test_every_sequence_leaves_the_levels_of_the_pure_twin_to_the_last_bit(
+    url: str, steps: list[tuple[str, float, float]], limits: BucketLimits
+) -> None:
+    asyncio.run(_replay(url, f"twin-{next(_numbers)}", steps, limits))
+
+
+async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float]], limits: BucketLimits) -> None:
+    rates = [repr(v) for v in (limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst)]
+    client = aioredis.Redis.from_url(url)
+    twin: BucketState | None = None
+    held: list[tuple[str, Cost]] = []
+    run: Callable[..., Any] = client.eval
+    try:
+        for number, (kind, joules, seconds) in enumerate(steps):
+            if kind == "reserve":
+                names = [keys.result(tenant, "x"), keys.bucket(tenant), keys.reservation(tenant, str(number))]
+                cost = Cost(joules, seconds)
+                answer = await run(LOOKUP_AND_RESERVE.source, 3, *names, 1, 60, *rates, repr(joules), repr(seconds))
+                granted, (_, _, level_j, level_s, wait_s, now_s) = answer[1], map(float, answer[2:])
+                after, over = admission.reserve(twin or admission.full(limits, now_s), limits, cost, now_s)
+                assert bool(granted) == (over is None)
+                assert wait_s == (0.0 if over is None else over.retry_after_s)
+                if granted:  # a refusal writes nothing
+                    twin = after
+                    held.append((names[2], cost))
+            elif held:
+                name, cost = held.pop(0)
+                answer = await run(SETTLE.source, 2, keys.bucket(tenant), name, repr(joules), repr(seconds), *rates)
+                level_j, level_s, now_s = map(float, answer)
+                assert twin is not None
+                twin = after = admission.settle(twin, limits, cost, Cost(joules, seconds), now_s)
+            else:
+                continue
+            assert (level_j, level_s) == (after.joules, after.seconds)
+    finally:
+        await client.aclose()

