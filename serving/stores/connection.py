@@ -89,7 +89,7 @@ class RedisConnection:
             async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
                 for script in scripts:
                     await self._client.script_load(script)
-        except (exceptions.RedisError, OSError):
+        except Exception:  # as in ``call``
             return False
         return True
 
@@ -140,9 +140,9 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 answer = await self._send_with_retry(send)
-        except (exceptions.RedisError, OSError) as error:
+        except Exception as error:  # whatever a client library makes of what a broken server says
             self._failed(operation, error, started_s)
-            kind = OutOfMemory if isinstance(error, exceptions.OutOfMemoryError) else StoreUnavailable
+            kind = OutOfMemory if _is_out_of_memory(error) else StoreUnavailable
             raise kind(f"Redis failed in {operation}") from error
         self._breaker.record_success()
         self._observer.call_finished(operation, "ok", self._clock() - started_s)
@@ -189,19 +189,27 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 await self._client.set(keys.probe(), b"1", ex=keys.PROBE_TTL_S)
-        except exceptions.OutOfMemoryError:
-            self._breaker.record_probe_success()
-        except (exceptions.RedisError, OSError):
-            self._breaker.record_probe_failure(self._clock())
-        else:
-            self._breaker.record_probe_success()
+        except Exception as error:
+            if not _is_out_of_memory(error):  # then it answers, and reads work
+                self._breaker.record_probe_failure(self._clock())
+                return
+        self._breaker.record_probe_success()
 
 
 def _outcome(error: Exception) -> str:
     if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
         return "timeout"
-    if isinstance(error, exceptions.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return "out_of_memory"
-    if isinstance(error, (OSError, exceptions.ConnectionError, exceptions.ReadOnlyError)):
+    if isinstance(error, (OSError, exceptions.ConnectionError)) or _is_read_only(error):
         return "connection"  # BusyLoadingError is a ConnectionError
     return "error"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # From inside a script, Redis before 7 wraps the original error in the text of another one.
+    return isinstance(error, exceptions.OutOfMemoryError) or "OOM command not allowed" in str(error)
+
+
+def _is_read_only(error: Exception) -> bool:
+    return isinstance(error, exceptions.ReadOnlyError) or "READONLY You can't write" in str(error)

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
@@ -24,6 +24,7 @@ from serving.stores.breaker import BreakerState
 from serving.stores.buckets import LocalBuckets, Reservation
 from serving.stores.connection import OutOfMemory, RedisConfig, RedisConnection
 from serving.stores.observer import NullObserver, StoreObserver
+from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, Script
 
 MAX_VALUE_BYTES = 1 << 20
@@ -36,7 +37,7 @@ class LookupReply:
     ``reservation`` is None when nothing had to be reserved or ``over_budget`` says why it was not.
     """
 
-    values: tuple[bytes | None, ...]
+    values: Values
     reservation: Reservation | None = None
     over_budget: OverBudget | None = None
 
@@ -75,16 +76,19 @@ class RedisStore:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    async def lookup(self, tenant: str, digests: Sequence[str]) -> tuple[bytes | None, ...]:
+    async def lookup(self, tenant: str, digests: Sequence[str]) -> Values:
         """Read results of ``tenant``; None for each miss."""
         names = [keys.result(tenant, digest) for digest in digests]
         if not names:
             return ()
+
+        async def send(client: aioredis.Redis) -> Values:
+            return parse_values(await client.mget(names), len(names))
+
         try:
-            values = await self._connection.call("lookup", lambda client: client.mget(names))
+            return self._observed(await self._connection.call("lookup", send))
         except StoreUnavailable:
             return (None,) * len(names)
-        return self._observed(cast(Sequence[bytes | None], values))
 
     async def put(self, tenant: str, values: Mapping[str, bytes], ttl_s: int = keys.RESULT_TTL_S) -> None:
         """Write results by digest. Best effort; values over ``MAX_VALUE_BYTES`` are left out."""
@@ -139,20 +143,21 @@ class RedisStore:
         arguments: list[float] = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits)]
         for cost in costs:
             arguments += [cost.joules, cost.seconds]
-        answer = await self._run("lookup_and_reserve", LOOKUP_AND_RESERVE, names, arguments)
-        values = self._observed(answer[0])
-        if len(answer) == 1:
+
+        async def send(client: aioredis.Redis) -> tuple[Values, ReserveReply | None]:
+            return parse_reserve(await _run(client, LOOKUP_AND_RESERVE, names, arguments), len(digests))
+
+        values, reply = await self._connection.call("lookup_and_reserve", send)
+        self._observed(values)
+        if reply is None:
             return LookupReply(values=values)
-        granted, (joules, seconds, level_j, level_s, wait_s) = answer[1], map(float, answer[2:7])
-        self._local.observe(tenant, limits, level_j, level_s, self._clock())
-        if not granted:
-            return LookupReply(values=values, over_budget=OverBudget(wait_s))
-        reservation = Reservation(reservation_id, tenant, Cost(joules, seconds), limits, is_local=False)
+        self._local.observe(tenant, limits, reply.level_j, reply.level_s, self._clock())
+        if not reply.is_granted:
+            return LookupReply(values=values, over_budget=OverBudget(reply.wait_s))
+        reservation = Reservation(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
         return LookupReply(values=values, reservation=reservation)
 
-    def _reserve_locally(
-        self, tenant: str, values: tuple[bytes | None, ...], costs: Sequence[Cost], limits: BucketLimits
-    ) -> LookupReply:
+    def _reserve_locally(self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits) -> LookupReply:
         missing = [cost for value, cost in zip(values, costs, strict=True) if value is None]
         if not missing:
             return LookupReply(values=values)
@@ -172,33 +177,32 @@ class RedisStore:
             return self._local.settle(reservation, actual, self._clock())
         names = [keys.bucket(reservation.tenant), keys.reservation(reservation.tenant, reservation.id)]
         arguments = [actual.joules, actual.seconds, *_numbers(reservation.limits)]
+
+        async def send(client: aioredis.Redis) -> tuple[float, float] | None:
+            return parse_settle(await _run(client, SETTLE, names, arguments))
+
         try:
-            answer = await self._run("settle", SETTLE, names, arguments)
+            levels = await self._connection.call("settle", send)
         except StoreUnavailable:
             return False
-        if not answer:
+        if levels is None:
             return False
-        level_j, level_s = float(answer[0]), float(answer[1])
-        self._local.observe(reservation.tenant, reservation.limits, level_j, level_s, self._clock())
+        self._local.observe(reservation.tenant, reservation.limits, *levels, self._clock())
         return True
 
-    async def _run(self, operation: str, script: Script, names: list[str], arguments: list[float]) -> list[Any]:
-        texts = [repr(argument) for argument in arguments]
-
-        async def send(client: aioredis.Redis) -> list[Any]:
-            try:
-                answer = await client.evalsha(script.sha1, len(names), *names, *texts)
-            except NoScriptError:  # first use, or the server lost it
-                answer = await client.eval(script.source, len(names), *names, *texts)
-            return cast(list[Any], answer)
-
-        return await self._connection.call(operation, send)
-
-    def _observed(self, values: Sequence[bytes | None]) -> tuple[bytes | None, ...]:
+    def _observed(self, values: Values) -> Values:
         num_hits = sum(value is not None for value in values)
         self._observer.looked_up(num_hits, len(values) - num_hits)
-        return tuple(values)
+        return values
 
 
 def _numbers(limits: BucketLimits) -> list[float]:
     return [limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst]
+
+
+async def _run(client: aioredis.Redis, script: Script, names: list[str], arguments: list[float]) -> Any:
+    texts = [repr(argument) for argument in arguments]
+    try:
+        return await client.evalsha(script.sha1, len(names), *names, *texts)
+    except NoScriptError:  # first use, or the server lost it
+        return await client.eval(script.source, len(names), *names, *texts)
