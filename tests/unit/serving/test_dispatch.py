@@ -1,0 +1,441 @@
+"""The dispatcher: sharing calls, slicing what comes back, surviving lost replicas and callers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving import dispatch
+from serving.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
+from serving.errors import EngineFailed, ReplicaLost, ServingError
+from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from tests.support.engines import WAIT_S, until
+from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
+
+
+class Way:
+    """A dispatcher, the calls it made and what it reported."""
+
+    def __init__(self, max_calls: int = 1, num_replicas: int = 1) -> None:
+        self.calls: list[FakeCall] = []
+        self.sent: list[int] = []
+        self.num_retries = 0
+        self.now_s = 100.0
+        self.on_send: Callable[[], None] = lambda: None
+        self.dispatcher = Dispatcher(
+            send=self._send,
+            is_replica_lost=lambda error: isinstance(error, ReplicaGone),
+            max_calls_in_flight=max_calls,
+            num_replicas=num_replicas,
+            observer=self,
+            clock=lambda: self.now_s,
+        )
+
+    def _send(self, samples: list[SampleCall], predicted_s: float) -> FakeCall:
+        self.on_send()
+        self.calls.append(FakeCall(samples, predicted_s))
+        return self.calls[-1]
+
+    def call_sent(self, num_samples: int) -> None:
+        self.sent.append(num_samples)
+
+    def call_retried(self) -> None:
+        self.num_retries += 1
+
+    def run(self, *numbers: int, remaining_s: float = 10.0) -> asyncio.Task[list[SampleOutcome]]:
+        samples = [sample(number, remaining_s) for number in numbers]
+        return asyncio.create_task(self.dispatcher.run(samples, 0.5 * len(numbers)))
+
+    @property
+    def open_calls(self) -> list[FakeCall]:
+        return [call for call in self.calls if call.is_open]
+
+
+@asynccontextmanager
+async def quiet_end(way: Way) -> AsyncIterator[Way]:
+    """Whatever the test did, nothing may be left outstanding."""
+    yield way
+    await until(lambda: not way.dispatcher._calls)
+    # Sums and differences of halves are exact.
+    assert way.dispatcher.predicted_wait_s() == 0.0
+    assert not way.dispatcher._waiting
+
+
+@pytest.fixture
+async def way() -> AsyncIterator[Way]:
+    async with quiet_end(Way()) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_BACKOFF_S", 0.0)
+
+
+def numbers(outcomes: list[SampleOutcome]) -> list[int]:
+    assert all(isinstance(outcome, SampleAnswer) for outcome in outcomes)
+    return [outcome.exit_index for outcome in outcomes if isinstance(outcome, SampleAnswer)]
+
+
+async def ended(task: asyncio.Task[list[SampleOutcome]]) -> list[SampleOutcome]:
+    return await asyncio.wait_for(task, WAIT_S)
+
+
+# -- sharing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_idle_dispatcher_sends_at_once(way: Way) -> None:
+    task = way.run(1)
+    for _ in range(3):  # the caller's task, the call's task, the call
+        await asyncio.sleep(0)
+    assert len(way.calls) == 1
+    way.calls[0].answer()
+    assert numbers(await ended(task)) == [1]
+
+
+async def test_busy_dispatcher_sends_what_came_meanwhile_in_one_call(way: Way) -> None:
+    first = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    others = [way.run(2, 3), way.run(4), way.run(5, 6, 7)]
+    await until(lambda: len(way.dispatcher._waiting) == 3)
+    assert len(way.calls) == 1
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    assert [number_of(each) for each in way.calls[1].samples] == [2, 3, 4, 5, 6, 7]
+    assert way.calls[1].predicted_s == 3.0
+    way.calls[1].answer()
+    assert [numbers(await ended(task)) for task in (first, *others)] == [[1], [2, 3], [4], [5, 6, 7]]
+    assert way.sent == [1, 6]
+
+
+async def test_as_many_calls_are_on_the_way_as_allowed_and_no_more() -> None:
+    async with quiet_end(Way(max_calls=3)) as way:
+        tasks = [way.run(number) for number in range(8)]
+        await until(lambda: len(way.dispatcher._waiting) == 5)
+        assert len(way.calls) == 3
+        while not all(task.done() for task in tasks):
+            assert len(way.open_calls) <= 3
+            for call in way.open_calls:
+                call.answer()
+            await asyncio.sleep(0)
+        assert [numbers(task.result()) for task in tasks] == [[number] for number in range(8)]
+        assert len(way.calls) == 4
+
+
+async def test_full_call_leaves_the_next_request_whole_for_the_next_one(way: Way) -> None:
+    first = way.run(0)
+    await until(lambda: len(way.calls) == 1)
+    big = [way.run(*range(40)), way.run(*range(40)), way.run(1)]
+    await until(lambda: len(way.dispatcher._waiting) == 3)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    assert len(way.calls[1].samples) == 40
+    way.calls[1].answer()
+    await until(lambda: len(way.calls) == 3)
+    assert len(way.calls[2].samples) == 41
+    way.calls[2].answer()
+    assert [len(await ended(task)) for task in (first, *big)] == [1, 40, 40, 1]
+
+
+async def test_request_larger_than_a_call_travels_alone(way: Way) -> None:
+    size = MAX_SAMPLES_PER_CALL + 1
+    task = way.run(*range(size))
+    await until(lambda: len(way.calls) == 1)
+    way.calls[0].answer()
+    assert numbers(await ended(task)) == list(range(size))
+
+
+async def test_time_spent_waiting_is_taken_off_what_remains(way: Way) -> None:
+    first = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    assert way.calls[0].samples[0].remaining_s == 10.0
+    second = way.run(2)
+    await until(lambda: len(way.dispatcher._waiting) == 1)
+    way.now_s += 3.0
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    assert way.calls[1].samples[0].remaining_s == 7.0
+    way.now_s += 1.0
+    way.calls[1].fail(ReplicaGone())
+    await until(lambda: len(way.calls) == 3)
+    assert way.calls[2].samples[0].remaining_s == 6.0
+    way.calls[2].answer()
+    await asyncio.gather(ended(first), ended(second))
+
+
+async def test_predicted_wait_counts_what_is_out_and_divides_by_replicas() -> None:
+    async with quiet_end(Way(num_replicas=4)) as way:
+        assert way.dispatcher.predicted_wait_s() == 0.0
+        tasks = [way.run(1, 2), way.run(3, 4)]
+        await until(lambda: len(way.calls) == 1)
+        assert way.dispatcher.predicted_wait_s() == 2.0 / 4
+        way.calls[0].answer()
+        await until(lambda: len(way.calls) == 2)
+        assert way.dispatcher.predicted_wait_s() == 1.0 / 4
+        way.calls[1].answer()
+        await asyncio.gather(*map(ended, tasks))
+
+
+async def test_errors_of_single_samples_come_back_in_their_places(way: Way) -> None:
+    task = way.run(1, 2)
+    await until(lambda: len(way.calls) == 1)
+    error = EngineFailed("no")
+    way.calls[0].answer_with([error, SampleAnswer(b"", 2, False, 0.0, 0.0)])
+    outcomes = await ended(task)
+    assert outcomes[0] is error
+    assert numbers(outcomes[1:]) == [2]
+
+
+# -- callers that go away --------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_alone_cancels_the_call(way: Way) -> None:
+    task = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: way.calls[0].is_cancelled)
+
+
+async def test_cancelled_while_waiting_is_not_sent(way: Way) -> None:
+    first, second, third = way.run(1), way.run(2), way.run(3)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    second.cancel()
+    await asyncio.wait([second])
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    assert [number_of(each) for each in way.calls[1].samples] == [3]
+    way.calls[1].answer()
+    await asyncio.gather(ended(first), ended(third))
+
+
+async def test_cancelled_in_a_shared_call_leaves_the_others_unhurt(way: Way) -> None:
+    first, second, third, fourth = way.run(1), way.run(2), way.run(3, 4), way.run(5)
+    await until(lambda: len(way.dispatcher._waiting) == 3)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    second.cancel()
+    await asyncio.wait([second])
+    assert not way.calls[1].is_cancelled
+    way.calls[1].answer()
+    assert numbers(await ended(third)) == [3, 4]
+    assert numbers(await ended(fourth)) == [5]
+    assert numbers(await ended(first)) == [1]
+
+
+async def test_shared_call_is_cancelled_when_its_last_caller_goes(way: Way) -> None:
+    first, second, third = way.run(1), way.run(2), way.run(3)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    second.cancel()
+    await asyncio.wait([second])
+    assert not way.calls[1].is_cancelled
+    third.cancel()
+    await asyncio.wait([third])
+    assert way.calls[1].is_cancelled
+    await ended(first)
+
+
+async def test_shared_call_does_not_run_in_the_context_of_one_of_its_requests() -> None:
+    """Regression: Ray cancels the calls that carry the context of a request whose client disconnects."""
+    request_id = ContextVar("request_id", default="none")
+    seen: list[str] = []
+    async with quiet_end(Way()) as way:
+        way.on_send = lambda: seen.append(request_id.get())
+        tasks = []
+        for number in range(3):
+            request_id.set(f"request {number}")
+            tasks.append(way.run(number))
+        await until(lambda: len(way.dispatcher._waiting) == 2)
+        way.calls[0].answer()
+        await until(lambda: len(way.calls) == 2)
+        way.calls[1].fail(ReplicaGone())
+        await until(lambda: len(way.calls) == 3)
+        way.calls[2].answer()
+        await asyncio.gather(*map(ended, tasks))
+    assert seen == ["none"] * 3
+
+
+async def test_call_cancelled_from_outside_is_sent_again(way: Way) -> None:
+    task = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    way.calls[0].cancel()
+    await until(lambda: len(way.calls) == 2)
+    way.calls[1].answer()
+    assert numbers(await ended(task)) == [1]
+
+
+# -- replicas that go away -------------------------------------------------------------------------------------------
+
+
+async def test_lost_replica_is_retried_and_only_then_given_up(way: Way) -> None:
+    task = way.run(1)
+    for attempt in range(MAX_ATTEMPTS):
+        await until(lambda: len(way.calls) == attempt + 1)  # noqa: B023 - awaited before the next round
+        assert not task.done()
+        way.calls[attempt].fail(ReplicaGone())
+    with pytest.raises(ReplicaLost, match=str(MAX_ATTEMPTS)):
+        await ended(task)
+    assert len(way.calls) == MAX_ATTEMPTS
+    assert way.num_retries == MAX_ATTEMPTS - 1
+
+
+@pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS))
+async def test_answer_after_lost_replicas_is_an_answer(way: Way, attempt: int) -> None:
+    task = way.run(1, 2)
+    for done in range(attempt):
+        await until(lambda: len(way.calls) == done + 1)  # noqa: B023
+        way.calls[done].fail(ReplicaGone())
+    await until(lambda: len(way.calls) == attempt + 1)
+    way.calls[attempt].answer()
+    assert numbers(await ended(task)) == [1, 2]
+
+
+async def test_request_that_kills_replicas_does_not_take_its_neighbours_along(way: Way) -> None:
+    first = way.run(0)
+    await until(lambda: len(way.calls) == 1)
+    good, poison = way.run(1, 2), way.run(666)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    way.calls[0].answer()
+    while not (good.done() and poison.done()):
+        for call in way.open_calls:
+            if any(number_of(each) == 666 for each in call.samples):
+                call.fail(ReplicaGone())
+            else:
+                call.answer()
+        await asyncio.sleep(0)
+    assert numbers(good.result()) == [1, 2]
+    with pytest.raises(ReplicaLost):
+        poison.result()
+    assert sum(number_of(each) == 666 for call in way.calls for each in call.samples) == MAX_ATTEMPTS
+    await ended(first)
+
+
+async def test_request_cancelled_between_attempts_is_not_sent_again(way: Way) -> None:
+    first, second, third = way.run(1), way.run(2), way.run(3)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    second.cancel()
+    await asyncio.wait([second])
+    way.calls[1].fail(ReplicaGone())
+    await until(lambda: len(way.calls) == 3)
+    assert [number_of(each) for each in way.calls[2].samples] == [3]
+    way.calls[2].answer()
+    assert numbers(await ended(third)) == [3]
+    await ended(first)
+
+
+async def test_lost_replica_whose_callers_have_all_gone_is_not_retried(way: Way) -> None:
+    task = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    call = way.calls[0]
+    call.cancel = lambda: call.fail(ReplicaGone())  # type: ignore[method-assign]
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: not way.dispatcher._calls)
+    assert len(way.calls) == 1
+    assert way.num_retries == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), EngineFailed("model"), RuntimeError("x")])
+async def test_error_that_is_no_lost_replica_reaches_every_request_of_the_call(way: Way, error: Exception) -> None:
+    first, *others = way.run(1), way.run(2), way.run(3, 4)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    way.calls[1].fail(error)
+    for task in others:
+        with pytest.raises(type(error)):
+            await ended(task)
+    assert len(way.calls) == 2
+    await ended(first)
+
+
+async def test_send_that_raises_is_an_answer_like_any_other(way: Way) -> None:
+    def refuse() -> None:
+        raise ReplicaGone
+
+    way.on_send = refuse
+    with pytest.raises(ReplicaLost):
+        await ended(way.run(1))
+    way.on_send = lambda: None
+    task = way.run(2)
+    await until(lambda: len(way.calls) == 1)
+    way.calls[0].answer()
+    assert numbers(await ended(task)) == [2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_wrong_number_of_outcomes_is_never_sliced(way: Way, count: int) -> None:
+    task = way.run(1, 2)
+    await until(lambda: len(way.calls) == 1)
+    way.calls[0].answer_with([SampleAnswer(b"", 0, False, 0.0, 0.0)] * count)
+    with pytest.raises(RuntimeError, match=f"{count} outcomes for 2"):
+        await ended(task)
+
+
+async def test_call_that_is_torn_down_leaves_nobody_waiting(way: Way) -> None:
+    tasks = [way.run(1), way.run(2)]
+    await until(lambda: len(way.calls) == 1)
+    for call in tuple(way.dispatcher._calls):
+        call.cancel()
+    with pytest.raises(ReplicaLost):
+        await ended(tasks[0])
+    await until(lambda: len(way.calls) == 2)
+    way.calls[1].answer()
+    assert numbers(await ended(tasks[1])) == [2]
+
+
+# -- any order of things ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    max_calls=st.integers(1, 3),
+    actions=st.lists(
+        st.tuples(st.sampled_from(["run", "cancel", "answer", "lose", "break", "yield"]), st.integers(0, 9)),
+        max_size=40,
+    ),
+)
+def test_any_interleaving_ends_every_request_once(max_calls: int, actions: list[tuple[str, int]]) -> None:
+    async def play() -> None:
+        async with quiet_end(Way(max_calls=max_calls)) as way:
+            tasks: list[tuple[list[int], asyncio.Task[list[SampleOutcome]]]] = []
+            for number, (action, choice) in enumerate(actions):
+                if action == "run":
+                    wanted = [number * 10 + index for index in range(1 + choice % 4)]
+                    tasks.append((wanted, way.run(*wanted)))
+                elif action == "cancel" and tasks:
+                    tasks[choice % len(tasks)][1].cancel()
+                elif action in ("answer", "lose", "break") and way.open_calls:
+                    _end(way.open_calls[choice % len(way.open_calls)], action)
+                await asyncio.sleep(0)
+                assert len(way.dispatcher._calls) <= max_calls
+            while not all(task.done() for _, task in tasks):
+                for call in way.open_calls:
+                    call.answer()
+                await asyncio.sleep(0)
+            for wanted, task in tasks:
+                if task.cancelled():
+                    continue
+                error = task.exception()
+                assert error is None or isinstance(error, ServingError | ValueError)
+                assert error is not None or numbers(task.result()) == wanted
+
+    asyncio.run(play())
+
+
+def _end(call: FakeCall, action: str) -> None:
+    if action == "answer":
+        call.answer()
+    else:
+        call.fail(ReplicaGone() if action == "lose" else ValueError("bug"))
