@@ -1,0 +1,183 @@
+"""The result store of the gateway against a real Redis: hits, tenants, quotas, forgeries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import redis.asyncio as aioredis
+
+from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.errors import ConfigError, InvalidImage, QuotaExceeded
+from serving.replica_protocol import SampleAnswer
+from serving.service import ModelCard
+from serving.stores import keys
+from serving.stores.results import ResultName, ResultStore
+from tests.support.redis_server import embedded_redis
+from tests.support.store_observer import RecordingObserver
+
+CARD = ModelCard(
+    id="dyn-perceiver-nano",
+    family="dyn-perceiver",
+    created_s=0,
+    input_size=32,
+    num_classes=3,
+    num_exits=4,
+    labels=("a", "b", "c"),
+    checkpoint_sha256="c" * 64,
+    operating_points=("fast",),
+)
+TENANTS = [
+    {"name": "acme", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
+    {"name": "rival", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
+]
+ANSWER = SampleAnswer(np.array([0.1, 0.7, 0.2], "<f4").tobytes(), 2, False, 0.0, 0.5)
+IMAGE = b"\x01" * 32
+
+
+def make_config(url: str, **redis: Any) -> ResolvedConfig:
+    settings = {"url": url, "timeout_s": 2.0, "secret": "s" * 32, **redis}
+    return resolve(from_mapping({"redis": settings, "tenants": TENANTS}))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with embedded_redis() as server:
+        yield server.url
+
+
+@pytest.fixture
+async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
+    client = aioredis.Redis.from_url(url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def observer() -> RecordingObserver:
+    return RecordingObserver()
+
+
+@pytest.fixture
+async def results(admin: aioredis.Redis, url: str, observer: RecordingObserver) -> AsyncIterator[ResultStore]:
+    results = ResultStore(make_config(url), observer)
+    assert await results.start()
+    yield results
+    await results.stop()
+
+
+async def finish(results: ResultStore) -> None:
+    """Let what runs in the background end; the store can be used on."""
+    await results.stop()
+
+
+def name(results: ResultStore, tenant: str = "acme", image: bytes = IMAGE, point: str = "fast") -> ResultName:
+    return results.key(tenant, CARD, point, image)
+
+
+async def test_answer_is_found_again_bit_for_bit(results: ResultStore) -> None:
+    first = await results.look_up([name(results)], "acme", 1.0, 0.1)
+    assert first.found == (None,)
+    results.settle(first, 2.0, [ANSWER])
+    results.put(name(results), ANSWER)
+    await finish(results)
+    second = await results.look_up([name(results)], "acme", 1.0, 0.1)
+    (found,) = second.found
+    assert found is not None
+    assert (found.probabilities, found.exit_index) == (ANSWER.probabilities, 2)
+    np.testing.assert_array_equal(found.as_array(), ANSWER.as_array())
+    assert second.reservation is None
+
+
+@pytest.mark.parametrize("change", ["tenant", "image", "point", "checkpoint"])
+async def test_anything_else_is_another_result(results: ResultStore, change: str) -> None:
+    results.put(name(results), ANSWER)
+    await finish(results)
+    other = {
+        "tenant": name(results, tenant="rival"),
+        "image": name(results, image=b"\x02" * 32),
+        "point": name(results, point="full"),
+        "checkpoint": results.key("acme", dataclasses.replace(CARD, checkpoint_sha256="d" * 64), "fast", IMAGE),
+    }[change]
+    assert (await results.look_up([other], other.tenant, 1.0, 0.1)).found == (None,)
+
+
+async def test_value_that_somebody_wrote_or_moved_in_redis_is_a_counted_miss(
+    results: ResultStore, admin: aioredis.Redis, observer: RecordingObserver
+) -> None:
+    mine, theirs = name(results), name(results, image=b"\x02" * 32)
+    results.put(theirs, ANSWER)
+    await finish(results)
+    stolen = await admin.get(keys.result("acme", theirs.digest))
+    assert isinstance(stolen, bytes)
+    for forged in (b"", b"\x01junk", stolen):
+        await admin.set(keys.result("acme", mine.digest), forged)
+        lookup = await results.look_up([mine], "acme", 1.0, 0.1)
+        assert lookup.found == (None,)
+    assert observer.rejected == 3
+
+
+async def test_settling_charges_engine_time_of_answers_and_nothing_for_failures(
+    results: ResultStore, admin: aioredis.Redis
+) -> None:
+    lookup = await results.look_up([name(results), name(results, image=b"2")], "acme", 20.0, 2.0)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(60.0)
+    results.settle(lookup, 4.0, [ANSWER, InvalidImage("no")])
+    await finish(results)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(98.0)  # 0.5 s at 4 W
+    assert float(await admin.hget(keys.bucket("acme"), "seconds") or 0) == pytest.approx(9.5)
+
+
+async def test_spent_budget_is_a_typed_refusal_with_a_time_and_hurts_no_other_tenant(results: ResultStore) -> None:
+    await results.look_up([name(results)], "acme", 99.0, 0.1)
+    with pytest.raises(QuotaExceeded, match="budget of tenant 'acme'") as caught:
+        await results.look_up([name(results)], "acme", 2.0, 0.1)
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s > 0
+    assert (await results.look_up([name(results, "rival")], "rival", 99.0, 0.1)).reservation is not None
+
+
+async def test_request_that_never_fits_is_told_so(results: ResultStore) -> None:
+    with pytest.raises(QuotaExceeded, match="this request alone is over the budget") as caught:
+        await results.look_up([name(results)], "acme", 101.0, 0.1)
+    assert caught.value.retry_after_s == 3600.0
+
+
+async def test_tenant_without_quota_is_only_looked_up(results: ResultStore, admin: aioredis.Redis) -> None:
+    lookup = await results.look_up([name(results, "local")], "local", 1e9, 1e9)
+    assert (lookup.found, lookup.reservation) == ((None,), None)
+    results.settle(lookup, 1.0, [ANSWER])
+    assert await admin.keys("*bucket*") == []
+
+
+async def test_cache_switched_off_keeps_nothing_and_still_charges(admin: aioredis.Redis, url: str) -> None:
+    results = ResultStore(make_config(url, cache=False))
+    try:
+        results.put(name(results), ANSWER)
+        lookup = await results.look_up([name(results)], "acme", 10.0, 1.0)
+        assert lookup.found == (None,)
+        assert lookup.reservation is not None
+        assert (await results.look_up([name(results)], "local", 1.0, 0.1)).found == (None,)
+        assert await admin.keys("*result*") == []
+    finally:
+        await results.stop()
+
+
+async def test_everything_works_without_any_redis() -> None:
+    results = ResultStore(make_config("unix:///nonexistent/redis.sock"))
+    assert not await results.start()
+    for _ in range(10):
+        lookup = await results.look_up([name(results)], "acme", 1.0, 0.1)
+        results.put(name(results), ANSWER)
+        results.settle(lookup, 1.0, [ANSWER])
+        assert lookup.found == (None,)
+    await results.stop()
+
+
+def test_secret_that_is_too_short_stops_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"redis\.secret has 5 bytes"):
+        ResultStore(make_config("unix:///nonexistent/redis.sock", secret="short"))
