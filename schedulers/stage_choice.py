@@ -30,18 +30,24 @@ def choose_stage(
 ) -> int:
     """The stage to run now, among ``views`` (ascending, at least one).
 
-    The stage whose batch uses the engine best, the deeper one of equals; unless another stage's head would then start
-    too late to get through all remaining stages. Then the one with the least slack, provided that its batch is worth
-    it: with a backlog of new samples, the engine time that its half-empty batch wastes must not exceed what as many
-    samples cost in full batches.
+    With less than half a batch of new samples, the stage that answers most samples per second: load is light, and
+    latency is what is left to win. Otherwise the stage whose batch uses the engine best. The deeper one of equals.
+
+    Another stage goes first if its head would else start too late to get through all remaining stages; of several,
+    the one with the least slack. Under a backlog its batch must be worth it: the engine time that a half-empty batch
+    wastes must not exceed what as many samples cost in full batches.
     """
     if len(views) == 1:
         return views[0].stage
     offers = _offers(views, now_s, cost, max_batch)
-    best = max(offers)
+    num_new = views[0].num_waiting if views[0].stage == 0 else 0
+    if 2 * num_new < max_batch:
+        best = max(offers, key=lambda offer: (exit_rates[offer[1]] * offer[2] / offer[3], offer[1]))
+    else:
+        best = max(offers)
     best_batch_s = best[3]
     urgent = [offer for offer in offers if offer[4] < best_batch_s and offer is not best]
-    if urgent and views[0].stage == 0 and views[0].num_waiting > max_batch:
+    if urgent and num_new > max_batch:
         worth_s = sample_s(cost, exit_rates, max_batch)
         urgent = [offer for offer in urgent if offer[2] * worth_s >= offer[3] * (1.0 - offer[0])]
     if not urgent:
