@@ -1,0 +1,91 @@
+"""Cost tables: shape and interpolation. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
+from models.dyn_perceiver.image_folder import folder_sets
+from models.dyn_perceiver.load import load_model
+from models.dyn_perceiver.measure import expected_batch_ms, hardware, interpolate, stage_costs
+from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.identity import WEIGHTS_FILE
+from models.operating_points import StageCost, read_table
+from models.registry import get_spec
+
+NANO = get_spec("dyn-perceiver-nano")
+COSTS: StageCost = {"batch_sizes": [1, 4, 8], "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]]}
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(0, 0.0), (0.5, 1.0), (1, 2.0), (2, 3.0), (4, 5.0), (8, 9.0), (16, 18.0)]
+)
+def test_costs_between_below_and_beyond_measured_sizes(samples: float, expected: float) -> None:
+    assert interpolate(COSTS, 0, samples) == pytest.approx(expected)
+
+
+def test_a_batch_shrinks_at_every_exit() -> None:
+    assert expected_batch_ms(COSTS, [0.0, 1.0], 8) == 27.0
+    assert expected_batch_ms(COSTS, [0.5, 0.5], 8) == 9.0 + 10.0
+    assert expected_batch_ms(COSTS, [1.0, 0.0], 8) == 9.0
+    assert expected_batch_ms(COSTS, [0.75, 0.25], 1) == 2.0 + 0.25 * 4.0
+
+
+def test_measured_table_has_a_positive_number_for_every_stage_and_size() -> None:
+    staged = StagedDynPerceiver(load_model(NANO, random_weights=True), NANO)
+    costs = stage_costs(staged, 32, batch_sizes=(1, 3), repeats=2)
+    assert costs["batch_sizes"] == [1, 3]
+    assert [len(stage) for stage in costs["stages"]] == [2, 2, 2, 2]
+    assert all(ms > 0 for stage in costs["stages"] for ms in stage)
+    assert hardware(staged.device)["device"] == "cpu"
+
+
+def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
+    assert NANO.checkpoint_dir is not None
+    (tmp_path / WEIGHTS_FILE).write_bytes((NANO.checkpoint_dir / WEIGHTS_FILE).read_bytes())
+    spec = NANO.with_checkpoint(tmp_path)
+    phases: set[str] = set()
+    config = CalibrationConfig(repeats=1, target_percent=(40, 5), watts=8.0)
+    table = calibrate_model(spec, config, on_progress=lambda what, done, total: phases.add(what))
+    assert json.loads(json.dumps(table, allow_nan=False)) == read_table(spec)
+    assert [p["name"] for p in table["points"]] == ["full", "flops-40", "first-exit"]  # 5% is below exit 1
+    assert table["points"][1]["flops_fraction"] < 0.5
+    assert phases == {"timing stages", "searching thresholds"}
+
+
+def test_published_variant_needs_weights_and_pictures(tmp_path: Path) -> None:
+    spec = get_spec("dyn-perceiver-regnety-800mf")
+    with pytest.raises(ValueError, match="vireo convert"):
+        calibrate_model(spec, CalibrationConfig())
+
+
+def labelled_folder(root: Path, classes: int, per_class: int) -> Path:
+    for label in range(classes):
+        folder = root / f"class{label:02d}"
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            Image.fromarray(np.full((9, 7, 3), 20 * label, np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def test_folder_is_split_in_halves_with_labels_in_sorted_order(tmp_path: Path) -> None:
+    search, judge = folder_sets(labelled_folder(tmp_path, 10, 3), NANO)
+    assert (len(search), len(judge)) == (15, 15)
+    for part in (search, judge):
+        assert part.images.shape == (15, 32, 32, 3)
+        np.testing.assert_array_equal(part.images[:, 16, 16, 0] // 20, part.labels)
+    assert np.bincount(np.concatenate([search.labels, judge.labels])).tolist() == [3] * 10
+
+
+def test_folder_with_other_classes_or_broken_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="4 class folders; dyn-perceiver-nano needs 10"):
+        folder_sets(labelled_folder(tmp_path / "four", 4, 1), NANO)
+    root = labelled_folder(tmp_path / "broken", 10, 1)
+    (root / "class03" / "0.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"class03.*not a readable picture"):
+        folder_sets(root, NANO)

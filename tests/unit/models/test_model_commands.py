@@ -1,0 +1,104 @@
+"""The model commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from models.dyn_perceiver.load import random_model
+from models.identity import checkpoint_sha256
+from models.registry import MODELS, get_spec
+from serving.cli.model_commands import register
+
+NANO = get_spec("dyn-perceiver-nano")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    register(app)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_list_names_every_model() -> None:
+    status, output = run("models", "list")
+    assert status == 0
+    assert all(model_id in output for model_id in MODELS)
+
+
+def test_show_prints_the_operating_points() -> None:
+    status, output = run("models", "show", "dyn-perceiver-nano")
+    assert status == 0
+    assert "full" in output
+    assert "flops-50" in output
+
+
+def test_show_as_json_is_the_table() -> None:
+    status, output = run("models", "show", "dyn-perceiver-nano", "--json")
+    assert status == 0
+    assert NANO.checkpoint_dir is not None
+    assert json.loads(output)["checkpoint_sha256"] == checkpoint_sha256(NANO.checkpoint_dir)
+
+
+@pytest.mark.parametrize("command", ["models show", "train", "calibrate"])
+def test_unknown_model_ends_in_one_line_not_a_traceback(command: str) -> None:
+    status, output = run(*command.split(), "no-such-model")
+    assert status == 2
+    assert "unknown model 'no-such-model'; known models: dyn-perceiver-nano" in output
+    assert "Traceback" not in output
+
+
+def test_published_model_without_weights_says_what_to_do() -> None:
+    assert run("models", "show", "dyn-perceiver-regnety-800mf")[0] == 0
+    status, output = run("calibrate", "dyn-perceiver-regnety-800mf")
+    assert status == 2
+    assert "vireo convert" in output
+    status, output = run("train", "dyn-perceiver-regnety-800mf")
+    assert status == 2
+    assert "needs ImageNet" in output
+
+
+def test_convert_writes_safetensors_that_fit(tmp_path: Path) -> None:
+    source = tmp_path / "published.pth"
+    torch.save({"model": random_model(NANO).state_dict(), "epoch": 1}, source)
+    status, output = run("convert", str(source), "--model", NANO.id, "--out", str(tmp_path / "out"))
+    assert status == 0, output
+    assert "tensors written" in output
+    assert len(checkpoint_sha256(tmp_path / "out")) == 64
+
+
+def test_convert_refuses_weights_of_another_model_and_missing_files(tmp_path: Path) -> None:
+    source = tmp_path / "nano.pth"
+    torch.save(random_model(NANO).state_dict(), source)
+    status, output = run(
+        "convert", str(source), "--model", "dyn-perceiver-resnet50-x0375", "--out", str(tmp_path / "o")
+    )
+    assert status == 2
+    assert "weights do not fit" in output
+    assert not (tmp_path / "o").exists()
+    status, output = run("convert", str(tmp_path / "gone.pth"), "--model", NANO.id, "--out", str(tmp_path / "o"))
+    assert status == 2
+    assert "is not a file" in output
+
+
+def test_train_and_calibrate_into_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "tiny"
+    status, output = run("train", NANO.id, "--out", str(out), "--steps", "1")
+    assert status == 0, output
+    assert f"vireo calibrate {NANO.id} --checkpoint {out}" in output
+    assert (out / "README.md").is_file()
+    assert not (out / "operating_points.json").exists()
+
+
+@pytest.mark.parametrize("command", ["models", "models list", "models show", "train", "calibrate", "convert"])
+def test_every_command_explains_itself(command: str) -> None:
+    status, output = run(*command.split(), "--help")
+    assert status == 0
+    assert len(output) > 100

@@ -1,0 +1,160 @@
+"""The committed checkpoint and its table, as users get them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.dyn_perceiver.evaluation import ExitOutputs, exit_outputs, held_out_sets
+from models.dyn_perceiver.flops import exit_flops
+from models.dyn_perceiver.load import build_meta, load_model
+from models.dyn_perceiver.processor import Processor
+from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.early_exit.calibration import estimate
+from models.early_exit.criteria import confidence, should_exit
+from models.identity import checkpoint_sha256
+from models.operating_points import OperatingPoint, read_table
+from models.registry import get_spec
+
+SPEC = get_spec("dyn-perceiver-nano")
+
+
+@cache
+def outputs(name: str) -> ExitOutputs:
+    staged = StagedDynPerceiver(load_model(SPEC), SPEC)
+    return exit_outputs(staged, held_out_sets("test")[name])
+
+
+def points() -> list[OperatingPoint]:
+    return read_table(SPEC)["points"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_last_exit_gets_97_percent_of_clean_held_out_digits() -> None:
+    assert outputs("clean").accuracy[-1] >= 0.97
+
+
+def test_half_of_the_flops_cost_at_most_half_a_point() -> None:
+    flops = exit_flops(build_meta(SPEC))
+    cheap = [p for p in points() if p["flops_fraction"] <= 0.5]
+    for name, field in (("clean", "accuracy_clean"), ("mixed", "accuracy")):
+        out = outputs(name)
+        measured = [estimate(out.confidences, out.correct, flops, p["thresholds"]) for p in cheap]
+        assert max(m.accuracy for m in measured) >= out.accuracy[-1] - 0.005, field
+
+
+def test_the_table_repeats_what_the_weights_do() -> None:
+    flops, out = exit_flops(build_meta(SPEC)), outputs("mixed")
+    for point in points():
+        measured = estimate(out.confidences, out.correct, flops, point["thresholds"])
+        # Another processor may round a few confidences to the other side of a threshold: a few samples of 2,912.
+        assert point["accuracy"] == pytest.approx(measured.accuracy, abs=0.002)
+        assert point["flops_fraction"] == pytest.approx(measured.expected_cost / flops[-1], abs=0.002)
+        assert point["exit_shares"] == pytest.approx(measured.exit_shares, abs=0.004)
+
+
+def test_the_table_belongs_to_the_weights_and_is_strict_json() -> None:
+    assert SPEC.checkpoint_dir is not None
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} in the table")
+
+    table = json.loads((SPEC.checkpoint_dir / "operating_points.json").read_text(), parse_constant=refuse)
+    assert table["checkpoint_sha256"] == checkpoint_sha256(SPEC.checkpoint_dir)
+    assert table["exit_flops"] == exit_flops(build_meta(SPEC))
+    assert table["model"] == SPEC.id
+    assert [len(stage) for stage in table["stage_cost_ms"]["stages"]] == [
+        len(table["stage_cost_ms"]["batch_sizes"])
+    ] * 4
+
+
+def test_every_point_is_complete_and_consistent() -> None:
+    table = read_table(SPEC)
+    names = [p["name"] for p in table["points"]]
+    assert names[0] == "full"
+    assert len(set(names)) == len(names) >= 6
+    for point in table["points"]:
+        assert sum(point["exit_shares"]) == pytest.approx(1.0)
+        expected = math.fsum(s * f for s, f in zip(point["exit_shares"], table["exit_flops"], strict=True))
+        assert point["expected_flops"] == pytest.approx(expected)
+        assert point["thresholds"][-1] == -1e8
+        joules = table["energy"]["watts"] * point["ms_by_batch"]["16"] / 16 / 1e3
+        assert point["joules_per_sample"] == pytest.approx(joules)
+    percents = [int(name.removeprefix("flops-")) for name in names if name.startswith("flops-")]
+    assert percents == sorted(percents, reverse=True)
+
+
+def test_table_of_other_weights_is_refused(tmp_path: Path) -> None:
+    assert SPEC.checkpoint_dir is not None
+    shutil.copy(SPEC.checkpoint_dir / "operating_points.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"other weights.*vireo calibrate dyn-perceiver-nano"):
+        read_table(SPEC.with_checkpoint(tmp_path))
+
+
+def test_model_without_a_table_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vireo calibrate dyn-perceiver-nano"):
+        read_table(SPEC.with_checkpoint(tmp_path))
+    with pytest.raises(ValueError, match=r"vireo convert"):
+        read_table(get_spec("dyn-perceiver-regnety-800mf"))
+
+
+def test_checkpoint_is_small_and_complete() -> None:
+    assert SPEC.checkpoint_dir is not None
+    assert (SPEC.checkpoint_dir / "model.safetensors").stat().st_size <= 4_000_000
+    assert tuple(json.loads((SPEC.checkpoint_dir / "labels.json").read_text())) == SPEC.labels
+    for name in ("README.md", "config.json", "training_log.json", "curves.png", "operating_points.png"):
+        assert (SPEC.checkpoint_dir / name).is_file()
+
+
+@pytest.mark.parametrize("inverted", [False, True], ids=["light on dark", "dark on light"])
+def test_typeset_digits_of_any_size_and_polarity_are_read(inverted: bool) -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    ink, ground = ((20, 20, 60), (250, 240, 220)) if inverted else ((255, 255, 255), (0, 0, 0))
+    images = []
+    for digit, size in zip(range(10), [40, 64, 90, 120, 200, 33, 48, 300, 150, 75], strict=True):
+        picture = Image.new("RGB", (size, size), ground)
+        font = ImageFont.load_default(int(size * 0.8))
+        left, top, right, bottom = font.getbbox(str(digit))
+        ImageDraw.Draw(picture).text(
+            ((size - right - left) / 2, (size - bottom - top) / 2), str(digit), fill=ink, font=font
+        )
+        images.append(Processor(SPEC)(np.array(picture)))
+    staged = StagedDynPerceiver(load_model(SPEC), SPEC)
+    answers = staged.forward_all(np.stack(images))[-1].argmax(-1).tolist()
+    assert sum(a == d for d, a in enumerate(answers)) >= 9, answers
+
+
+def test_confidence_is_the_largest_probability_and_thresholds_are_inclusive() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    assert confidence(logits).tolist() == pytest.approx([0.5, 0.75])
+    assert should_exit(logits, float(confidence(logits)[1])).tolist() == [False, True]
+
+
+def test_held_out_sets_are_always_the_same_and_share_no_digit_with_training() -> None:
+    from models.dyn_perceiver.digits import handwritten
+
+    first, second = held_out_sets("test"), held_out_sets("test")
+    assert all(np.array_equal(first[name].images, second[name].images) for name in first)
+    splits = handwritten(0)
+    parts = [{row.numpy().tobytes() for row in p.ink} for p in (splits.train, splits.calibration, splits.test)]
+    assert len(splits.train) + len(splits.calibration) + len(splits.test) == 1797
+    assert not parts[0] & parts[2]
+    assert not parts[0] & parts[1]
+    assert not parts[1] & parts[2]
