@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -112,7 +113,7 @@ async def _run_until_signal(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     counter = _Counter()
-    drawing = loop.create_task(_draw_progress(progress, counter, sum(len(item.times_s) for item in load)))
+    drawing = loop.create_task(_draw_progress(progress, counter, _num_scheduled(load)))
     try:
         return await execute(scenario, load, make_clients(scenario, api_keys), observer=counter, stop=stop)
     finally:
@@ -134,9 +135,14 @@ class _Counter:
         self.num_failed += record.outcome is not Outcome.OK and not record.expects_error
 
 
-async def _draw_progress(progress: Progress, counter: _Counter, num_scheduled: int) -> None:
-    """Redraw once a second; in a closed loop the total is not known and the bar only counts."""
-    task = progress.add_task("sending", total=num_scheduled or None)
+def _num_scheduled(load: Sequence[PhaseLoad]) -> int | None:
+    """Requests of the run; ``None`` if it has a closed loop, whose number nobody knows before."""
+    return sum(len(item.times_s) for item in load) if all(item.times_s for item in load) else None
+
+
+async def _draw_progress(progress: Progress, counter: _Counter, total: int | None) -> None:
+    """Redraw once a second; without a total the bar only counts."""
+    task = progress.add_task("sending", total=total)
     try:
         while True:
             progress.update(task, completed=counter.num_done, description=f"sending ({counter.num_failed} failed)")
@@ -149,9 +155,9 @@ async def _draw_progress(progress: Progress, counter: _Counter, num_scheduled: i
 
 def _print_result(console: Console, result: Result, paths: Sequence[Path]) -> None:
     main = result.summary
-    phases = load_table({"all": main, **result.phases} if len(result.phases) > 1 else dict(result.phases))
+    phases = load_table({"all": main, **result.phases} if len(result.phases) > 1 else result.phases, is_brief=True)
     outcomes = counts_table("Outcomes", main.outcomes, main.num_offered)
-    for table in (phases, latency_table(main), outcomes, server_table(main), slo_table(result)):
+    for table in (phases, latency_table(main, is_brief=True), outcomes, server_table(main), slo_table(result)):
         if table.rows:
             console.print(_rich(table))
     for warning in main.warnings:
@@ -164,7 +170,7 @@ def _print_result(console: Console, result: Result, paths: Sequence[Path]) -> No
 
 
 def _rich(table: Table) -> RichTable:
-    shown = RichTable(title=table.title, title_justify="left")
+    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for head in table.head:
         shown.add_column(escape(head))
     for row in table.rows:

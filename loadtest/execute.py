@@ -14,7 +14,7 @@ from loadtest.clients.routing import SurfaceRouter
 from loadtest.clock import Clock, MonotonicClock
 from loadtest.records import Record
 from loadtest.runner import Planned, RunControl, RunLimits, prepare_all, run_closed_loop, run_plan
-from loadtest.scenario import Closed, Scenario
+from loadtest.scenario import Closed, Phase, Scenario
 from loadtest.slo import SloCheck, check_slo
 from loadtest.summary import Summary, summarise
 from loadtest.workloads.mix import PhaseLoad
@@ -52,6 +52,18 @@ class Result:
     def is_passed(self) -> bool:
         """True if the run was not cut short and showed every objective."""
         return not self.was_stopped and all(check.is_passed for check in self.slo)
+
+    @property
+    def main_records(self) -> list[Record]:
+        """The records that ``summary`` is taken of."""
+        names = main_phases(self.windows)
+        return [record for record in self.records if record.phase in names]
+
+
+def main_phases(windows: Sequence[PhaseWindow]) -> set[str]:
+    """Names of the measured open phases; of all measured phases if none is open."""
+    measured = [window for window in windows if not window.is_warm_up]
+    return {window.name for window in measured if window.is_open} or {window.name for window in measured}
 
 
 def make_clients(scenario: Scenario, api_keys: Mapping[str, str]) -> SurfaceRouter:
@@ -109,77 +121,115 @@ async def _run_phases(
     scenario: Scenario, load: Sequence[PhaseLoad], client: Client, control: RunControl
 ) -> tuple[list[Record], list[PhaseWindow]]:
     """Segments in turn; all times count from the start of the first."""
-    assert control.clock is not None
-    assert control.stop is not None
-    prepared = {id(phase_load): prepare_all(client, phase_load.payloads) for phase_load in load if phase_load.payloads}
+    segments = [list(group) for _, group in groupby(load, key=_is_closed)]
+    plans = [None if _is_closed(segment[0]) else _prepare_segment(client, segment) for segment in segments]
     limits = RunLimits(max_in_flight=scenario.limits.max_in_flight, timeout_s=scenario.limits.timeout_s)
-    epoch_s = control.clock.now_s() + LEAD_S
-    records: list[Record] = []
-    windows: list[PhaseWindow] = []
-    for is_closed, group in groupby(load, key=lambda phase_load: isinstance(phase_load.phase.arrival, Closed)):
-        segment = list(group)
-        if control.stop.is_set():
-            break
-        start_s = max(0.0, control.clock.now_s() - epoch_s + LEAD_S) if records else 0.0
-        here = replace(control, epoch_s=epoch_s, first_index=len(records))
-        if is_closed:
-            for phase_load in segment:
-                records += await _run_closed(client, phase_load, limits, here, windows)
-                here = replace(here, first_index=len(records))
+    run = _PhaseRun(client, limits, control)
+    for segment, prepared in zip(segments, plans, strict=True):
+        if prepared is not None:
+            await run.open_segment(segment, prepared)
         else:
-            windows += _open_windows(segment, start_s)
-            plan = _open_plan(segment, start_s, prepared)
-            records += await run_plan(client, plan, limits=limits, control=here)
-    return records, windows
+            for phase_load in segment:
+                await run.closed_phase(phase_load)
+    return run.records, run.windows
+
+
+def _is_closed(phase_load: PhaseLoad) -> bool:
+    return isinstance(phase_load.phase.arrival, Closed)
+
+
+def _prepare_segment(client: Client, segment: Sequence[PhaseLoad]) -> list[Prepared]:
+    payloads = [payload for phase_load in segment for payload in phase_load.payloads]
+    return prepare_all(client, payloads) if payloads else []
+
+
+class _PhaseRun:
+    """Phases as they are carried out: where the run is in time, and what it has recorded so far."""
+
+    def __init__(self, client: Client, limits: RunLimits, control: RunControl) -> None:
+        assert control.clock is not None
+        assert control.stop is not None
+        self.records: list[Record] = []
+        self.windows: list[PhaseWindow] = []
+        self._client = client
+        self._limits = limits
+        self._clock = control.clock
+        self._stop = control.stop
+        self._control = replace(control, epoch_s=self._clock.now_s() + LEAD_S)
+
+    async def open_segment(self, segment: Sequence[PhaseLoad], prepared: Sequence[Prepared]) -> None:
+        """Consecutive open phases as one schedule."""
+        start_s = self._next_start_s()
+        if self._stop.is_set():
+            return
+        windows = _open_windows(segment, start_s)
+        plan = _open_plan(segment, windows, prepared)
+        self.windows += windows
+        self.records += await run_plan(self._client, plan, limits=self._limits, control=self._here())
+
+    async def closed_phase(self, phase_load: PhaseLoad) -> None:
+        """One closed phase, from the end of the phase before."""
+        phase = phase_load.phase
+        assert isinstance(phase.arrival, Closed)
+        assert self._control.epoch_s is not None
+        await self._clock.sleep_until(self._control.epoch_s + self._next_start_s())
+        if self._stop.is_set():
+            return
+        records = await run_closed_loop(
+            self._client,
+            phase_load.payloads,
+            phase.arrival.concurrency,
+            duration_s=phase.duration_s,
+            warm_up_s=phase.duration_s if phase.is_warm_up else 0.0,
+            phase=phase.name,
+            limits=self._limits,
+            control=self._here(),
+        )
+        if records:
+            start_s = min(record.started_at_s for record in records)
+            self.windows.append(_window(phase, start_s, is_open=False))
+        self.records += records
+
+    def _here(self) -> RunControl:
+        return replace(self._control, first_index=len(self.records))
+
+    def _next_start_s(self) -> float:
+        """The end of the phases before, or shortly from now if answers to them took longer than that."""
+        assert self._control.epoch_s is not None
+        if not self.windows:
+            return 0.0
+        return max(self.windows[-1].end_s, self._clock.now_s() + LEAD_S - self._control.epoch_s)
+
+
+def _window(phase: Phase, start_s: float, *, is_open: bool) -> PhaseWindow:
+    return PhaseWindow(
+        name=phase.name,
+        start_s=start_s,
+        end_s=start_s + phase.duration_s,
+        is_warm_up=phase.is_warm_up,
+        is_open=is_open,
+    )
 
 
 def _open_windows(segment: Sequence[PhaseLoad], start_s: float) -> list[PhaseWindow]:
-    windows = []
+    windows: list[PhaseWindow] = []
     for phase_load in segment:
-        phase = phase_load.phase
-        end_s = start_s + phase.duration_s
-        windows.append(
-            PhaseWindow(name=phase.name, start_s=start_s, end_s=end_s, is_warm_up=phase.is_warm_up, is_open=True)
-        )
-        start_s = end_s
+        windows.append(_window(phase_load.phase, windows[-1].end_s if windows else start_s, is_open=True))
     return windows
 
 
-def _open_plan(segment: Sequence[PhaseLoad], start_s: float, prepared: Mapping[int, list[Prepared]]) -> list[Planned]:
-    plan = []
-    for phase_load in segment:
-        phase = phase_load.phase
-        plan += [
-            Planned(scheduled_at_s=start_s + time_s, prepared=item, phase=phase.name, is_warm_up=phase.is_warm_up)
-            for time_s, item in zip(phase_load.times_s, prepared.get(id(phase_load), []), strict=True)
-        ]
-        start_s += phase.duration_s
-    return plan
-
-
-async def _run_closed(
-    client: Client, phase_load: PhaseLoad, limits: RunLimits, control: RunControl, windows: list[PhaseWindow]
-) -> list[Record]:
-    phase = phase_load.phase
-    assert isinstance(phase.arrival, Closed)
-    assert control.clock is not None
-    assert control.epoch_s is not None
-    start_s = control.clock.now_s() - control.epoch_s
-    records = await run_closed_loop(
-        client,
-        phase_load.payloads,
-        phase.arrival.concurrency,
-        duration_s=phase.duration_s,
-        warm_up_s=phase.duration_s if phase.is_warm_up else 0.0,
-        phase=phase.name,
-        limits=limits,
-        control=control,
-    )
-    end_s = start_s + phase.duration_s
-    windows.append(
-        PhaseWindow(name=phase.name, start_s=start_s, end_s=end_s, is_warm_up=phase.is_warm_up, is_open=False)
-    )
-    return records
+def _open_plan(
+    segment: Sequence[PhaseLoad], windows: Sequence[PhaseWindow], prepared: Sequence[Prepared]
+) -> list[Planned]:
+    starts = [
+        (window, window.start_s + time_s)
+        for phase_load, window in zip(segment, windows, strict=True)
+        for time_s in phase_load.times_s
+    ]
+    return [
+        Planned(scheduled_at_s=at_s, prepared=item, phase=window.name, is_warm_up=window.is_warm_up)
+        for (window, at_s), item in zip(starts, prepared, strict=True)
+    ]
 
 
 def _conclude(
@@ -188,7 +238,7 @@ def _conclude(
     deadline_s = scenario.slo.deadline_ms / 1e3
     measured = [window for window in windows if not window.is_warm_up]
     phases = {window.name: _summarise(records, [window], deadline_s, scenario.seed) for window in measured}
-    main = [window for window in measured if window.is_open] or measured
+    main = [window for window in measured if window.name in main_phases(windows)]
     summary = _summarise(records, main, deadline_s, scenario.seed)
     return Result(
         scenario=scenario,

@@ -86,6 +86,7 @@ async def _check_rate(url: str, rate_per_s: float, duration_s: float) -> CheckRo
     payloads = [Payload(images=(draw_digit(_SEED, index)[0],)) for index in range(_NUM_PAYLOADS)]
     total_s = _WARM_UP_S + duration_s
     try:
+        await client.start()
         with settled_memory():
             before_s = time.process_time()
             records = await run_open_loop(

@@ -48,14 +48,15 @@ def slo_table(result: Result) -> Table:
     return Table(title="Objectives", head=("objective", "limit", "shown", ""), rows=tuple(rows))
 
 
-def load_table(summaries: Mapping[str, Summary], *, title: str = "Load") -> Table:
-    """One row per summary."""
-    head = ("", "offered", "ok", "offered/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99 ms")
-    return Table(title=title, head=head, rows=tuple(_load_row(name, item) for name, item in summaries.items()))
+def load_table(summaries: Mapping[str, Summary], *, title: str = "Load", is_brief: bool = False) -> Table:
+    """One row per summary; ``is_brief`` leaves out the intervals. A quantile of too few samples reads "n<FLOOR"."""
+    head = ("", "n", "ok", "n/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99")
+    rows = tuple(_load_row(name, item, is_brief) for name, item in summaries.items())
+    return Table(title=title, head=head, rows=rows)
 
 
-def latency_table(summary: Summary) -> Table:
-    """Quantiles with intervals, one row per way of measuring."""
+def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
+    """Quantiles, one row per way of measuring; ``is_brief`` leaves out the intervals and the reasons of refusals."""
     series = {
         "latency from scheduled": summary.latency_from_scheduled,
         "latency from sent": summary.latency_from_sent,
@@ -68,7 +69,9 @@ def latency_table(summary: Summary) -> Table:
     shown = {name: item for name, item in series.items() if item is not None and item.num_values + item.num_failed > 0}
     quantiles = [entry.q for entry in summary.latency.quantiles]
     head = ("milliseconds", "n", "mean", *(f"p{100 * q:g}" for q in quantiles), "max")
-    return Table(title="Times", head=head, rows=tuple(_latency_row(name, item) for name, item in shown.items()))
+    return Table(
+        title="Times", head=head, rows=tuple(_latency_row(name, item, is_brief) for name, item in shown.items())
+    )
 
 
 def counts_table(title: str, counts: Mapping[str, int], total: int) -> Table:
@@ -128,21 +131,19 @@ def _by(result: Result, field: str) -> dict[str, Summary]:
     main = result.summary
     if main.window_start_s is None or main.window_end_s is None:
         return {}
-    names = {window.name for window in result.windows if window.is_open and not window.is_warm_up} or set(result.phases)
-    chosen = [record for record in result.records if record.phase in names]
 
     def key(record: Record) -> str:
         return str(getattr(record, field))
 
-    groups = group_by(chosen, key)
+    groups = group_by(result.main_records, key)
     span = (main.window_start_s, main.window_end_s)
     if len(groups) < 2:
         return {}
     return {name: summarise(group, deadline_s=main.deadline_s, window_s=span) for name, group in groups.items()}
 
 
-def _load_row(name: str, summary: Summary) -> tuple[str, ...]:
-    lag = summary.generator_lag
+def _load_row(name: str, summary: Summary, is_brief: bool) -> tuple[str, ...]:
+    lag, good = summary.generator_lag, summary.good_share
     return (
         name,
         str(summary.num_offered),
@@ -150,25 +151,28 @@ def _load_row(name: str, summary: Summary) -> tuple[str, ...]:
         _number(summary.offered_per_s),
         _number(summary.throughput_per_s),
         _number(summary.goodput_per_s),
-        format_interval(summary.good_share),
+        _number(good.value) if is_brief and good else format_interval(good),
         _brief(summary.latency.quantile(0.5)),
         _brief(summary.latency.quantile(0.99)),
         NONE if lag is None else _brief(lag.quantile(0.99)),
     )
 
 
-def _latency_row(name: str, item: Distribution) -> tuple[str, ...]:
+def _latency_row(name: str, item: Distribution, is_brief: bool) -> tuple[str, ...]:
+    show = _brief if is_brief else format_quantile
     num = str(item.num_values) if not item.num_failed else f"{item.num_values} + {item.num_failed} failed"
     mean = NONE if item.mean_s is None else format_ms(item.mean_s.value)
-    return (name, num, mean, *(format_quantile(entry) for entry in item.quantiles), format_ms(item.max_s))
+    return (name, num, mean, *(show(entry) for entry in item.quantiles), format_ms(item.max_s))
 
 
 def _brief(entry: Quantile) -> str:
-    return format_ms(entry.value_s) if entry.value_s is not None else f"({entry.refusal})"
+    if entry.value_s is not None:
+        return format_ms(entry.value_s)
+    return f"n<{entry.num_required}" if entry.num_samples < entry.num_required else "failed"
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4g}"
+    return NONE if value is None else f"{value:.4g}" if abs(value) < 1000.0 else f"{value:.0f}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -232,6 +232,12 @@ class HttpPool:
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
+    async def connect(self) -> None:
+        """Open one connection ahead of the first request. Raises: ConnectionFailed."""
+        connection = await self._connect()
+        connection.idle_since_s = self._now_s()
+        self._idle.append(connection)
+
     async def exchange(self, request: bytes) -> HttpResponse:
         """Send one whole request, wait for its whole answer.
 

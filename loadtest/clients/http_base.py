@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loadtest.clients.base import MAX_ERROR_CHARS, Payload, Prepared, Reply, bearer
+from loadtest.clients.base import MAX_ERROR_CHARS, Payload, Prepared, Reply, TargetError, bearer
 from loadtest.clients.http11 import BadResponse, ConnectionFailed, HttpPool, HttpResponse, encode_request
 from loadtest.clients.outcomes import Answer, ErrorBody, WrongAnswer, outcome_of_http, read_error_json, short
 from loadtest.records import Outcome
@@ -24,12 +24,17 @@ class HttpClient(ABC):
         api_keys: Mapping[str, str] | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._base_url = base_url
         self._pool = HttpPool(base_url, now_s=now_s)
         self._api_keys = dict(api_keys or {})
         self._now_s = now_s
 
-    async def start(self) -> None:  # noqa: B027  (optional, not forgotten)
-        """Nothing to do: connections are opened when they are needed."""
+    async def start(self) -> None:
+        """Open the first connection. Raises: TargetError: if nobody answers there."""
+        try:
+            await self._pool.connect()
+        except ConnectionFailed as error:
+            raise TargetError(f"no HTTP server answers at {self._base_url}: {error}") from error
 
     @abstractmethod
     def prepare(self, payload: Payload) -> Prepared:
