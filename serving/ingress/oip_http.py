@@ -67,6 +67,7 @@ async def parse_infer(
     budget, top_k = budget_from_parameters(parsed.parameters, fallback, limits)
     wanted = tuple(output.name for output in parsed.outputs or ())
     check_outputs(wanted)
+    choices = {output.name: _wants_binary(output) for output in parsed.outputs or ()}
     request = ClassifyRequest(
         request_id=request_id,
         surface=Surface.HTTP_OIP,
@@ -80,9 +81,7 @@ async def parse_infer(
         request=request,
         id=parsed.id,
         wanted=wanted,
-        binary={
-            output.name: binary for output in parsed.outputs or () if (binary := _wants_binary(output)) is not None
-        },
+        binary={name: choice for name, choice in choices.items() if choice is not None},
         binary_by_default=parsed.parameters.get("binary_data_output", False),
     )
 

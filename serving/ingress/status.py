@@ -18,8 +18,11 @@ from serving import errors
 from serving.errors import ServingError
 from serving.ingress.errors import NotReady, SlowBody, UnknownService
 
-MAX_MESSAGE_CHARS = 1024
-"""Longest message sent: gRPC carries it in the trailers, twice, and those may have 8 KiB."""
+MAX_MESSAGE_BYTES = 1024
+"""Longest message sent. gRPC puts it into the trailers twice, once with three bytes for each that is not ASCII, and many
+clients take 8 KiB of trailers at most."""
+
+MAX_PARAM_BYTES = 128
 
 DEFAULT_RETRY_S = 1.0
 ERROR_TRAILER = "vireo-error-bin"
@@ -90,8 +93,16 @@ def to_serving_error(error: BaseException) -> ServingError:
 
 def message_of(error: ServingError) -> str:
     """Return the message as it may be sent: valid Unicode, of bounded length."""
-    text = error.message if len(error.message) <= MAX_MESSAGE_CHARS else error.message[: MAX_MESSAGE_CHARS - 3] + "..."
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    return _bounded(error.message, MAX_MESSAGE_BYTES)
+
+
+def _bounded(text: str, max_bytes: int) -> str:
+    if len(text) <= max_bytes and text.isascii():
+        return text
+    data = text[:max_bytes].encode("utf-8", "backslashreplace")
+    if len(data) <= max_bytes and len(text) <= max_bytes:
+        return data.decode()
+    return data[: max_bytes - 3].decode("utf-8", "ignore") + "..."
 
 
 def retry_after_s(error: ServingError) -> float | None:
@@ -109,7 +120,7 @@ def error_object(error: ServingError) -> dict[str, str | None]:
 
 def param_of(error: ServingError) -> str | None:
     """Return the field at fault as it may be sent, or None."""
-    return None if error.param is None else error.param[:256].encode("utf-8", "backslashreplace").decode()
+    return None if error.param is None else _bounded(error.param, MAX_PARAM_BYTES)
 
 
 def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -52,6 +52,7 @@ class FakeService:
         self.ready = ready
         self.media_limits = MediaLimits()
         self.requests: list[ClassifyRequest] = []
+        self.entered = asyncio.Event()
         self.in_flight = 0
         self.max_in_flight = 0
         self.num_cancelled = 0
@@ -64,6 +65,7 @@ class FakeService:
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         self.requests.append(request)
+        self.entered.set()
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:

@@ -12,7 +12,7 @@ from serving import errors
 from serving.errors import ServingError
 from serving.ingress.errors import NotReady, SlowBody, UnknownService
 from serving.ingress.status import (
-    MAX_MESSAGE_CHARS,
+    MAX_MESSAGE_BYTES,
     TABLE,
     error_object,
     grpc_trailers,
@@ -110,7 +110,9 @@ def test_unauthenticated_names_the_scheme() -> None:
 
 def test_long_or_broken_text_is_made_safe_to_send() -> None:
     error = errors.InvalidRequest("x" * 5000 + "\ud800", param="\udfff" * 500)
-    assert len(message_of(error)) == MAX_MESSAGE_CHARS
-    assert len(orjson.dumps(error_object(error))) < 4096
+    assert len(message_of(error)) == MAX_MESSAGE_BYTES
+    assert len(orjson.dumps(error_object(error))) < 1500
+    assert len(message_of(errors.InvalidRequest("ü" * 600)).encode()) <= MAX_MESSAGE_BYTES
+    assert message_of(errors.InvalidRequest("x" * 1024)) == "x" * 1024
     assert message_of(errors.InvalidRequest("a\ud800b")) == "a\\ud800b"
     assert message_of(errors.InvalidRequest("größer")) == "größer"

@@ -1,0 +1,434 @@
+"""The RPCs, called as Ray Serve calls them, and over a real channel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from vireo_pb.oip import open_inference_pb2 as oip
+from vireo_pb.oip import open_inference_pb2_grpc
+from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
+
+from serving.domain import Priority
+from serving.errors import QueueFull
+from serving.ingress.auth import Authenticator
+from serving.ingress.grpc_methods import GrpcMethods
+from tests.support.fake_service import MODEL, FakeService
+from tests.unit.serving.ingress.clients import (
+    GOOD_LABEL,
+    GOOD_PNG,
+    Ask,
+    FakeContext,
+    FrontDoor,
+    Outcome,
+    RecordingObserver,
+    context_outcome,
+    length_prefixed,
+    oip_message,
+    stream_of,
+    vireo_message,
+)
+
+GOOD = Ask([GOOD_PNG])
+KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}
+
+
+def test_every_rpc_has_a_method_of_its_name_and_kind() -> None:
+    services = [
+        vireo_pb2.DESCRIPTOR.services_by_name["Vireo"],
+        oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        health_pb2.DESCRIPTOR.services_by_name["Health"],
+    ]
+    for method in [method for service in services for method in service.methods]:
+        if method.name == "List":  # of newer health protocols
+            continue
+        function = getattr(GrpcMethods, method.name)
+        assert inspect.isasyncgenfunction(function) is method.server_streaming, method.name
+        assert inspect.iscoroutinefunction(function) is not method.server_streaming, method.name
+        assert "grpc_context" in inspect.signature(function).parameters, "Ray Serve passes it by this name"
+
+
+async def test_classify_answers_with_results_report_and_id() -> None:
+    reply = await FrontDoor().grpc.Classify(vireo_message(Ask([GOOD_PNG, b"junk"], top_k=2), "abc"), FakeContext())
+    assert (reply.model, reply.id) == (MODEL, "abc")
+    first, second = reply.results
+    assert (first.index, first.label, first.exit, len(first.top_k)) == (0, GOOD_LABEL, 4, 2)
+    assert not first.HasField("error")
+    assert (second.index, second.error.code, second.label) == (1, "unsupported_media_type", "")
+    assert (reply.vireo.operating_point, reply.vireo.energy_j, reply.vireo.cache) == ("fast", 0.25, "miss")
+    assert (list(reply.vireo.degraded), reply.vireo.guard.action) == (["exit_threshold"], "none")
+    assert not reply.HasField("error")
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"),
+    [(0, Priority.NORMAL), (1, Priority.LOW), (2, Priority.NORMAL), (3, Priority.HIGH)],
+)
+async def test_priority_is_understood(priority: Any, expected: Priority) -> None:
+    door = FrontDoor()
+    message = vireo_message(GOOD)
+    message.vireo.priority = priority
+    await door.grpc.Classify(message, FakeContext())
+    assert door.service.requests[0].budget.priority is expected
+
+
+def bad_messages() -> dict[str, tuple[vireo_pb2.ClassifyRequest, str, str | None]]:
+    unknown_priority = vireo_message(GOOD)
+    unknown_priority.vireo.priority = 99  # type: ignore[assignment]
+    newer = vireo_message(GOOD)
+    newer.MergeFromString(b"\xfa\x01\x02hi")  # field 31
+    newer_budget = vireo_message(GOOD)
+    newer_budget.vireo.MergeFromString(b"\xfa\x01\x02hi")
+    return {
+        "empty": (vireo_pb2.ClassifyRequest(), "invalid_request", "model"),
+        "no_model": (vireo_pb2.ClassifyRequest(images=[GOOD_PNG]), "invalid_request", "model"),
+        "no_images": (vireo_pb2.ClassifyRequest(model=MODEL), "invalid_request", "images"),
+        "long_model": (vireo_message(Ask([GOOD_PNG], model="m" * 300)), "invalid_request", "model"),
+        "long_id": (vireo_message(GOOD, "i" * 300), "invalid_request", "id"),
+        "priority": (unknown_priority, "invalid_request", "vireo.priority"),
+        "unknown_field": (newer, "unknown_field", "ClassifyRequest field 31"),
+        "unknown_budget_field": (newer_budget, "unknown_field", "Budget field 31"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_messages())
+async def test_bad_message_is_refused_unary_and_in_a_stream(name: str) -> None:
+    message, code, param = bad_messages()[name]
+    door, context = FrontDoor(), FakeContext()
+    reply = await door.grpc.Classify(message, context)
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert (outcome.error, outcome.status, outcome.param) == (code, StatusCode.INVALID_ARGUMENT, param)
+    assert reply == vireo_pb2.ClassifyResponse()
+    replies = [
+        item async for item in door.grpc.ClassifyStream(stream_of([message, vireo_message(GOOD)]), FakeContext())
+    ]
+    assert sorted(item.error.code for item in replies) == ["", code]
+
+
+def infer_message(**changes: Any) -> oip.ModelInferRequest:
+    tensor = oip.ModelInferRequest.InferInputTensor(name="IMAGE", datatype="BYTES", shape=[1])
+    return oip.ModelInferRequest(**({"model_name": MODEL, "inputs": [tensor]} | changes))
+
+
+def tensor(contents: dict[str, Any] | None = None, **changes: Any) -> oip.ModelInferRequest.InferInputTensor:
+    fields = {"name": "IMAGE", "datatype": "BYTES", "shape": [1]} | changes
+    return oip.ModelInferRequest.InferInputTensor(
+        **fields, contents=None if contents is None else oip.InferTensorContents(**contents)
+    )
+
+
+RAW = [length_prefixed([GOOD_PNG])]
+TEXT = oip.InferParameter(string_param="x")
+BAD_INFERS: dict[str, tuple[oip.ModelInferRequest, str]] = {
+    "no_inputs": (infer_message(inputs=[]), "invalid_request"),
+    "no_elements": (infer_message(), "invalid_request"),
+    "raw_count": (infer_message(raw_input_contents=RAW * 2), "invalid_request"),
+    "raw_and_typed": (
+        infer_message(inputs=[tensor({"bytes_contents": [b"x"]})], raw_input_contents=RAW),
+        "invalid_request",
+    ),
+    "wrong_contents": (infer_message(inputs=[tensor({"uint_contents": [1]})]), "invalid_request"),
+    "two_contents": (
+        infer_message(inputs=[tensor({"uint_contents": [1], "bytes_contents": [b"x"]})]),
+        "invalid_request",
+    ),
+    "fp16_typed": (
+        infer_message(inputs=[tensor({"fp32_contents": [1.0]}, name="PIXELS", datatype="FP16", shape=[1, 1, 1, 3])]),
+        "invalid_request",
+    ),
+    "bf16_raw": (
+        infer_message(
+            inputs=[tensor(name="PIXELS", datatype="BF16", shape=[1, 1, 1, 3])], raw_input_contents=[b"123456"]
+        ),
+        "invalid_request",
+    ),
+    "wrong_dtype": (infer_message(inputs=[tensor(datatype="FP32")], raw_input_contents=RAW), "invalid_request"),
+    "wrong_shape": (infer_message(inputs=[tensor(shape=[2])], raw_input_contents=RAW), "invalid_request"),
+    "negative_shape": (infer_message(inputs=[tensor(shape=[-1])], raw_input_contents=RAW), "invalid_request"),
+    "empty_shape": (infer_message(inputs=[tensor(shape=[])], raw_input_contents=RAW), "invalid_request"),
+    "overflowing_shape": (
+        infer_message(
+            inputs=[tensor(name="PIXELS", datatype="UINT8", shape=[4, 2**31 - 1, 2**31 - 1, 3])],
+            raw_input_contents=[b""],
+        ),
+        "invalid_request",
+    ),
+    "unknown_input": (infer_message(inputs=[tensor(name="X")], raw_input_contents=RAW), "unknown_field"),
+    "input_parameter": (infer_message(inputs=[tensor(parameters={"shared_memory_region": TEXT})]), "unknown_field"),
+    "output_parameter": (
+        infer_message(
+            outputs=[
+                oip.ModelInferRequest.InferRequestedOutputTensor(name="LABEL", parameters={"classification": TEXT})
+            ],
+            raw_input_contents=RAW,
+        ),
+        "unknown_field",
+    ),
+    "unknown_output": (
+        infer_message(
+            outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="LOGITS")], raw_input_contents=RAW
+        ),
+        "unknown_field",
+    ),
+    "unknown_parameter": (infer_message(parameters={"seed": TEXT}, raw_input_contents=RAW), "unknown_field"),
+    "empty_parameter": (
+        infer_message(parameters={"top_k": oip.InferParameter()}, raw_input_contents=RAW),
+        "invalid_request",
+    ),
+    "text_parameter": (infer_message(parameters={"top_k": TEXT}, raw_input_contents=RAW), "invalid_request"),
+    "unknown_version": (infer_message(model_version="7", raw_input_contents=RAW), "model_not_found"),
+    "long_id": (infer_message(id="i" * 300, raw_input_contents=RAW), "invalid_request"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INFERS)
+async def test_bad_infer_is_refused_unary_and_in_a_stream(name: str) -> None:
+    message, code = BAD_INFERS[name]
+    door, context = FrontDoor(), FakeContext()
+    assert await door.grpc.ModelInfer(message, context) == oip.ModelInferResponse()
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert outcome.error == code
+    assert not door.service.requests
+    messages = [message, oip_message(GOOD, "good")]
+    replies = [item async for item in door.grpc.ModelStreamInfer(stream_of(messages), FakeContext())]
+    assert sorted(item.error_message.partition("]")[0] for item in replies) == ["", f"[{code}"]
+
+
+async def test_typed_request_gets_typed_outputs_and_raw_gets_raw() -> None:
+    door = FrontDoor()
+    typed = await door.grpc.ModelInfer(infer_message(inputs=[tensor({"bytes_contents": [GOOD_PNG]})]), FakeContext())
+    raw = await door.grpc.ModelInfer(infer_message(raw_input_contents=RAW), FakeContext())
+    assert not typed.raw_output_contents
+    assert {item.name: item for item in typed.outputs}["LABEL"].contents.bytes_contents == [GOOD_LABEL.encode()]
+    assert {item.name: item for item in typed.outputs}["EXIT"].contents.int_contents == [4]
+    assert len(raw.raw_output_contents) == len(raw.outputs) == 6
+    assert raw.parameters["vireo_energy_j"].double_param == 0.25
+    assert raw.parameters["vireo_operating_point"].string_param == "fast"
+
+
+async def test_pixels_are_served_raw_and_typed() -> None:
+    array = np.full((1, 8, 8, 3), 250, np.uint8)
+    shape = {"name": "PIXELS", "shape": array.shape}
+    floats = (array / np.float32(255)).astype(np.float32)
+    messages = [
+        infer_message(inputs=[tensor(datatype="UINT8", **shape)], raw_input_contents=[array.tobytes()]),
+        infer_message(inputs=[tensor({"uint_contents": array.flatten().tolist()}, datatype="UINT8", **shape)]),
+        infer_message(inputs=[tensor(datatype="FP32", **shape)], raw_input_contents=[floats.tobytes()]),
+        infer_message(inputs=[tensor({"fp32_contents": floats.flatten().tolist()}, datatype="FP32", **shape)]),
+    ]
+    door = FrontDoor()
+    for message in messages:
+        await door.grpc.ModelInfer(message, FakeContext())
+    for request in door.service.requests:
+        np.testing.assert_array_equal(request.images[0].pixels, array[0])
+    assert len(door.service.requests) == 4
+
+
+async def test_lookups_answer() -> None:
+    methods = FrontDoor().grpc
+    assert (await methods.ServerLive(oip.ServerLiveRequest(), FakeContext())).live
+    assert (await methods.ServerReady(oip.ServerReadyRequest(), FakeContext())).ready
+    assert (await methods.ModelReady(oip.ModelReadyRequest(name=MODEL), FakeContext())).ready
+    assert (await methods.ServerMetadata(oip.ServerMetadataRequest(), FakeContext())).name == "vireo"
+    metadata = await methods.ModelMetadata(oip.ModelMetadataRequest(name=MODEL, version="1"), FakeContext())
+    assert [item.name for item in metadata.inputs] == ["IMAGE", "PIXELS"]
+    assert list(metadata.outputs[3].shape) == [-1, -1]
+    assert list(metadata.versions) == ["1"]
+
+
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata"])
+async def test_lookup_of_an_unknown_model_is_not_found(method: str) -> None:
+    request = oip.ModelReadyRequest if method == "ModelReady" else oip.ModelMetadataRequest
+    context = FakeContext()
+    await getattr(FrontDoor().grpc, method)(request(name="none"), context)
+    assert context.code == StatusCode.NOT_FOUND
+
+
+KEYED: dict[str, Any] = {
+    "Classify": vireo_message(GOOD),
+    "ModelInfer": oip_message(GOOD),
+    "ModelReady": oip.ModelReadyRequest(name=MODEL),
+    "ServerMetadata": oip.ServerMetadataRequest(),
+    "ModelMetadata": oip.ModelMetadataRequest(name=MODEL),
+}
+KEYED_STREAMS: dict[str, Any] = {"ClassifyStream": vireo_message(GOOD), "ModelStreamInfer": oip_message(GOOD)}
+
+
+async def ask(door: FrontDoor, method: str, context: FakeContext) -> Outcome | None:
+    if method in KEYED:
+        await getattr(door.grpc, method)(KEYED[method], context)
+    else:
+        async for _ in getattr(door.grpc, method)(stream_of([KEYED_STREAMS[method]]), context):
+            pass
+    return context_outcome(context)
+
+
+@pytest.mark.parametrize("method", [*KEYED, *KEYED_STREAMS])
+async def test_rpc_that_needs_a_key_refuses_without_one(method: str) -> None:
+    door = FrontDoor(authenticator=Authenticator(KEYS, False))
+    outcome = await ask(door, method, FakeContext())
+    assert outcome is not None
+    assert outcome.status == StatusCode.UNAUTHENTICATED
+    assert not door.service.requests
+    for metadata in ([("authorization", "Bearer key-of-ada")], [("x-api-key", "key-of-ada")]):
+        assert await ask(door, method, FakeContext(metadata)) is None
+    assert all(request.tenant == "ada" for request in door.service.requests)
+
+
+@pytest.mark.parametrize("method", [*KEYED, *KEYED_STREAMS])
+async def test_without_keys_a_remote_caller_is_denied(method: str) -> None:
+    outcome = await ask(FrontDoor(), method, FakeContext(peer="ipv4:203.0.113.7:1"))
+    assert outcome is not None
+    assert outcome.status == StatusCode.PERMISSION_DENIED
+
+
+async def test_request_id_is_echoed_in_the_trailers() -> None:
+    context = FakeContext([("x-request-id", "abc"), ("x-binary-bin", b"\xff")])
+    door = FrontDoor()
+    await door.grpc.Classify(vireo_message(GOOD), context)
+    assert context.trailers == {"x-request-id": "abc"}
+    assert door.service.requests[0].request_id == "abc"
+
+
+async def test_retry_time_is_in_the_trailers_and_in_the_stream() -> None:
+    door = FrontDoor(FakeService(error=QueueFull("full", retry_after_s=1.5)))
+    context = FakeContext()
+    await door.grpc.Classify(vireo_message(GOOD), context)
+    assert context.trailers["retry-after-ms"] == "1500"
+    (reply,) = [item async for item in door.grpc.ClassifyStream(stream_of([vireo_message(GOOD)]), FakeContext())]
+    assert reply.error.retry_after_s == 1.5
+
+
+async def test_deadline_of_the_transport_reaches_the_service_where_it_is_known() -> None:
+    class Timed(FakeContext):
+        def time_remaining(self) -> float:
+            return 60.0
+
+    door = FrontDoor()
+    await door.grpc.Classify(vireo_message(GOOD), Timed())
+    await door.grpc.Classify(vireo_message(GOOD), FakeContext())
+    first, second = door.service.requests
+    assert first.deadline_s is not None
+    assert second.deadline_s is None
+
+
+async def test_observer_hears_of_unary_calls_and_of_every_request_of_a_stream() -> None:
+    door = FrontDoor()
+    await door.grpc.Classify(vireo_message(GOOD), FakeContext())
+    await door.grpc.ModelInfer(infer_message(model_name="none"), FakeContext())
+    messages = [vireo_message(GOOD), vireo_message(Ask([GOOD_PNG, b""]))]
+    async for _ in door.grpc.ClassifyStream(stream_of(messages), FakeContext()):
+        pass
+    assert isinstance(door.observer, RecordingObserver)
+    calls = sorted((c["surface"].value, c["model"], c["tenant"], c["outcome"]) for c in door.observer.finished_calls)
+    assert calls == [
+        ("grpc_oip", "unknown", "local", "model_not_found"),
+        ("grpc_vireo", MODEL, "local", "ok"),
+        ("grpc_vireo_stream", MODEL, "local", "ok"),
+        ("grpc_vireo_stream", MODEL, "local", "partial"),
+    ]
+    assert door.observer.in_flight == 0
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[FrontDoor, grpc.aio.Channel]]:
+    """A front door behind a real gRPC server."""
+    door = FrontDoor(FakeService(gate=asyncio.Event()))
+    assert door.service.gate is not None
+    door.service.gate.set()
+    server = grpc.aio.server()
+    vireo_pb2_grpc.add_VireoServicer_to_server(door.grpc, server)  # type: ignore[arg-type]
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(door.grpc, server)  # type: ignore[arg-type]
+    health_pb2_grpc.add_HealthServicer_to_server(door.grpc, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield door, channel
+    await server.stop(None)
+
+
+Served = tuple[FrontDoor, grpc.aio.Channel]
+
+
+async def test_status_details_and_trailers_reach_a_real_client(served: Served) -> None:
+    stub = vireo_pb2_grpc.VireoStub(served[1])
+    assert (await stub.Classify(vireo_message(GOOD))).results[0].label == GOOD_LABEL
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Classify(vireo_message(Ask([GOOD_PNG], model="größe")))
+    assert caught.value.code() == StatusCode.NOT_FOUND
+    trailers = dict(caught.value.trailing_metadata())
+    assert json.loads(trailers["vireo-error-bin"])["code"] == "model_not_found"
+    assert "größe" in (caught.value.details() or "")
+
+
+async def test_client_that_cancels_a_unary_call_frees_its_slot(served: Served) -> None:
+    door, channel = served
+    assert door.service.gate is not None
+    door.service.gate.clear()
+    call = vireo_pb2_grpc.VireoStub(channel).Classify(vireo_message(GOOD))
+    sent = asyncio.ensure_future(call)
+    await door.service.entered.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sent
+    await settled(door)
+    assert door.service.num_cancelled == 1
+
+
+async def test_client_that_leaves_a_stream_frees_all_its_slots(served: Served) -> None:
+    door, channel = served
+    assert door.service.gate is not None
+    door.service.gate.clear()
+    call = vireo_pb2_grpc.VireoStub(channel).ClassifyStream()
+    for _ in range(5):
+        await call.write(vireo_message(GOOD))
+    async with asyncio.timeout(10):
+        while door.service.in_flight < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    call.cancel()
+    await settled(door)
+    assert door.service.num_cancelled == 5
+    assert isinstance(door.observer, RecordingObserver)
+    assert door.observer.in_flight == 0
+
+
+async def settled(door: FrontDoor) -> None:
+    async with asyncio.timeout(10):
+        while door.service.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_details_of_the_longest_error_fit_into_the_trailers(served: Served) -> None:
+    door, channel = served
+    door.service.error = QueueFull("€" * 5000, param="€" * 5000, retry_after_s=1e9)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await vireo_pb2_grpc.VireoStub(channel).Classify(vireo_message(GOOD))
+    assert caught.value.code() == StatusCode.RESOURCE_EXHAUSTED
+    assert (caught.value.details() or "").startswith("€€€")
+
+
+@pytest.mark.parametrize("service", ["", "vireo.v1.Vireo", "inference.GRPCInferenceService"])
+async def test_health_check_answers_for_every_service(served: Served, service: str) -> None:
+    door, channel = served
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    door.service.ready = False
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_health_check_of_an_unknown_service_is_not_found(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_pb2_grpc.HealthStub(served[1]).Check(health_pb2.HealthCheckRequest(service="x" * 5000))
+    assert caught.value.code() == StatusCode.NOT_FOUND

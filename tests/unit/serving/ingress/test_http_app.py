@@ -1,0 +1,421 @@
+"""HTTP paths: shapes, errors, headers, keys, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import math
+import struct
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from serving.ingress.auth import Authenticator
+from serving.ingress.http_app import METRICS_TYPE, build_http_app
+from serving.limits import IngressLimits
+from tests.support.fake_service import MODEL, FakeService
+from tests.unit.serving.ingress.clients import (
+    GOOD_LABEL,
+    GOOD_PNG,
+    FrontDoor,
+    HttpReply,
+    RecordingObserver,
+    asgi,
+    length_prefixed,
+    multipart,
+    split_prefixed,
+)
+
+IMAGE = base64.b64encode(GOOD_PNG).decode()
+BODY = json.dumps({"model": MODEL, "image": IMAGE}).encode()
+JSON = {"content-type": "application/json"}
+KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}
+INFER = f"/v2/models/{MODEL}/infer"
+
+GET_PATHS = [
+    "/v1/models",
+    f"/v1/models/{MODEL}",
+    "/v2",
+    f"/v2/models/{MODEL}",
+    f"/v2/models/{MODEL}/versions/1",
+    f"/v2/models/{MODEL}/ready",
+    f"/v2/models/{MODEL}/versions/1/ready",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/healthz",
+    "/metrics",
+    "/openapi.json",
+]
+NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/metrics", "/openapi.json"}
+
+
+@pytest.fixture(scope="module")
+def openapi() -> Any:
+    return FrontDoor().app.openapi()
+
+
+def check(openapi: Any, schema: str, document: Any) -> None:
+    jsonschema.validate(document, {"$ref": f"#/components/schemas/{schema}", "components": openapi["components"]})
+
+
+async def test_classify_answers_in_the_documented_shape(openapi: Any) -> None:
+    reply = await FrontDoor().post_json({"model": MODEL, "images": [IMAGE, "!"], "top_k": 2})
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    document = reply.json
+    check(openapi, "ClassifyAnswer", document)
+    assert document["object"] == "list"
+    assert document["model"] == MODEL
+    first, second = document["results"]
+    assert (first["index"], first["label"], first["exit"]) == (0, GOOD_LABEL, 4)
+    assert [entry["label"] for entry in first["top_k"]] == [GOOD_LABEL, "class 4"]
+    assert first["score"] == first["top_k"][0]["score"]
+    assert set(second) == {"index", "error"}
+    assert document["vireo"] == {
+        "operating_point": "fast",
+        "energy_j": 0.25,
+        "energy_source": "estimate",
+        "queue_ms": 1.5,
+        "compute_ms": 2.5,
+        "cache": "miss",
+        "degraded": ["exit_threshold"],
+        "guard": {"score": 0.0, "action": "none"},
+    }
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+async def test_get_paths_answer_and_head_too(path: str) -> None:
+    door = FrontDoor()
+    for method in ("GET", "HEAD"):
+        reply = await asgi(door.app, method, path)
+        assert reply.status == 200
+        assert reply.headers["content-type"].encode() == (METRICS_TYPE if path == "/metrics" else b"application/json")
+
+
+async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None:
+    door = FrontDoor()
+    documents = {path: (await asgi(door.app, "GET", path)).json for path in GET_PATHS if path != "/metrics"}
+    check(openapi, "ModelListAnswer", documents["/v1/models"])
+    check(openapi, "ModelAnswer", documents[f"/v1/models/{MODEL}"])
+    check(openapi, "ServerMetadataAnswer", documents["/v2"])
+    check(openapi, "ModelMetadataAnswer", documents[f"/v2/models/{MODEL}"])
+    assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{MODEL}"]]
+    assert documents[f"/v2/models/{MODEL}/versions/1"] == documents[f"/v2/models/{MODEL}"]
+    assert documents["/v2/health/live"] == {"live": True}
+    assert (await asgi(door.app, "GET", "/metrics")).body == b"# metrics\n"
+
+
+async def test_openapi_describes_every_path_that_is_served(openapi: Any) -> None:
+    app = FrontDoor().app
+    served = {(route.path, method.lower()) for route in app.routes for method in route.methods - {"HEAD"}}
+    described = {(path, method) for path, item in openapi["paths"].items() for method in item}
+    assert served == described
+    for item in openapi["paths"].values():
+        for operation in item.values():
+            check(openapi, "ErrorAnswer", {"error": {"code": "c", "message": "m", "type": "t", "param": None}})
+            assert {"400", "401", "404", "405", "413", "415", "422", "429", "500", "503", "504"} <= set(
+                operation["responses"]
+            )
+
+
+BAD, UNKNOWN, MEDIA = "invalid_request", "unknown_field", "unsupported_media_type"
+CLASSIFY = ("POST", "/v1/classify")
+
+BAD_REQUESTS: list[tuple[str, str, str, dict[str, str], bytes, int, str]] = [
+    ("nothing_there", "GET", "/nope", {}, b"", 404, "not_found"),
+    ("root", "GET", "/", {}, b"", 404, "not_found"),
+    ("docs", "GET", "/docs", {}, b"", 404, "not_found"),
+    ("trailing_slash", "GET", "/v1/models/", {}, b"", 404, "not_found"),
+    ("odd_path", "GET", "/v1/\x00\ud7ff", {}, b"", 404, "not_found"),
+    ("get_classify", "GET", "/v1/classify", {}, b"", 405, "method_not_allowed"),
+    ("put_models", "PUT", "/v1/models", {}, b"", 405, "method_not_allowed"),
+    ("options", "OPTIONS", "/v1/classify", {}, b"", 405, "method_not_allowed"),
+    ("delete_infer", "DELETE", INFER, {}, b"", 405, "method_not_allowed"),
+    ("unknown_model", "GET", "/v1/models/none", {}, b"", 404, "model_not_found"),
+    ("unknown_model_v2", "GET", "/v2/models/none", {}, b"", 404, "model_not_found"),
+    ("unknown_model_ready", "GET", "/v2/models/none/ready", {}, b"", 404, "model_not_found"),
+    ("unknown_version", "GET", f"/v2/models/{MODEL}/versions/2", {}, b"", 404, "model_not_found"),
+    ("no_type", *CLASSIFY, {}, BODY, 415, MEDIA),
+    ("form_type", *CLASSIFY, {"content-type": "application/x-www-form-urlencoded"}, BODY, 415, MEDIA),
+    ("text_type", *CLASSIFY, {"content-type": "text/plain"}, BODY, 415, MEDIA),
+    ("image_type", *CLASSIFY, {"content-type": "image/png"}, GOOD_PNG, 415, MEDIA),
+    ("charset", *CLASSIFY, {"content-type": "application/json;charset=utf-16"}, BODY, 415, MEDIA),
+    ("gzip", *CLASSIFY, JSON | {"content-encoding": "gzip"}, BODY, 415, MEDIA),
+    ("infer_type", "POST", INFER, {"content-type": "text/plain"}, b"{}", 415, MEDIA),
+    ("infer_gzip", "POST", INFER, {"content-encoding": "deflate"}, b"{}", 415, MEDIA),
+    ("claimed_length", *CLASSIFY, JSON | {"content-length": "99999999999"}, BODY, 413, "payload_too_large"),
+    ("bad_length", *CLASSIFY, JSON | {"content-length": "x"}, BODY, 400, BAD),
+    ("latency_nan", *CLASSIFY, JSON | {"x-vireo-latency-ms": "nan"}, BODY, 400, BAD),
+    ("latency_inf", *CLASSIFY, JSON | {"x-vireo-latency-ms": "1e999"}, BODY, 400, BAD),
+    ("latency_zero", *CLASSIFY, JSON | {"x-vireo-latency-ms": "0"}, BODY, 400, BAD),
+    ("energy_negative", *CLASSIFY, JSON | {"x-vireo-energy-j": "-5"}, BODY, 400, BAD),
+    ("energy_text", "POST", INFER, JSON | {"x-vireo-energy-j": "lots"}, b'{"inputs": []}', 400, BAD),
+    ("long_header", *CLASSIFY, JSON | {"x-vireo-energy-j": "1" * 5000}, BODY, 400, BAD),
+    ("long_key", *CLASSIFY, JSON | {"authorization": "Bearer " + "k" * 5000}, BODY, 400, BAD),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path", "headers", "body", "status", "code"), BAD_REQUESTS, ids=[row[0] for row in BAD_REQUESTS]
+)
+async def test_bad_request_has_the_error_shape(
+    name: str, method: str, path: str, headers: dict[str, str], body: bytes, status: int, code: str
+) -> None:
+    door = FrontDoor()
+    reply = await asgi(door.app, method, path, body, headers)
+    assert (reply.status, reply.error["code"]) == (status, code)
+    assert reply.headers["content-type"] == "application/json"
+    assert not door.service.requests
+    if status == 405:
+        assert reply.headers["allow"]
+
+
+def one_input(**changes: Any) -> Any:
+    return {"inputs": [{"name": "IMAGE", "datatype": "BYTES"} | changes]}
+
+
+NAN_PIXELS = one_input(name="PIXELS", datatype="FP32", shape=[1, 1, 1, 3], data=[0, 0, math.nan])
+SHARED = "parameters.shared_memory_region"
+CLASSES = {"name": "LABEL", "parameters": {"classification": 3}}
+INFER_BODIES: list[tuple[str, Any, str, str]] = [
+    ("empty", b"", BAD, "body"),
+    ("list", b"[]", BAD, "body"),
+    ("no_inputs", {}, BAD, "inputs"),
+    ("empty_inputs", {"inputs": []}, BAD, "inputs"),
+    ("many_inputs", {"inputs": one_input(shape=[1])["inputs"] * 9}, BAD, "inputs"),
+    (UNKNOWN, {"inputs": [], "model": "x"}, UNKNOWN, "model"),
+    ("unknown_input_field", one_input(shape=[1], dtype=1), UNKNOWN, "inputs.0.dtype"),
+    ("no_shape", one_input(), BAD, "inputs.0.shape"),
+    ("text_shape", one_input(shape="1"), BAD, "inputs.0.shape"),
+    ("float_shape", one_input(shape=[1.0]), BAD, "inputs.0.shape.0"),
+    ("nan_shape", one_input(shape=[math.nan]), BAD, "inputs.0.shape.0"),
+    ("nan_pixels", NAN_PIXELS, "invalid_image", "PIXELS"),
+    ("no_data", one_input(shape=[1]), BAD, "IMAGE"),
+    ("binary_without_header", one_input(shape=[1], parameters={"binary_data_size": 4}), BAD, "inputs"),
+    ("binary_negative", one_input(shape=[1], parameters={"binary_data_size": -4}), BAD, "inputs"),
+    ("binary_boolean", one_input(shape=[1], parameters={"binary_data_size": True}), BAD, "inputs"),
+    ("shared_memory", one_input(shape=[1], parameters={"shared_memory_region": "x"}), UNKNOWN, SHARED),
+    ("classification", {"inputs": [], "outputs": [CLASSES]}, UNKNOWN, "parameters.classification"),
+    ("unknown_output", {"inputs": [], "outputs": [{"name": "LOGITS"}]}, UNKNOWN, "outputs"),
+    ("long_id", {"inputs": [], "id": "i" * 300}, BAD, "id"),
+    ("unknown_parameter", {"inputs": [], "parameters": {"seed": 1}}, UNKNOWN, "parameters.seed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "body", "code", "param"), INFER_BODIES, ids=[row[0] for row in INFER_BODIES])
+async def test_bad_infer_body_is_refused_naming_the_field(name: str, body: Any, code: str, param: str) -> None:
+    door = FrontDoor()
+    reply = await door.post_json(body, INFER)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, param)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "1e2", "999999", "٣", ""])
+async def test_bad_inference_header_length_is_refused(length: str) -> None:
+    headers = [(b"inference-header-content-length", length.encode())]
+    door = FrontDoor()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await door.app(scope | {"headers": scope["headers"] + headers}, receive, send)
+
+    reply = await asgi(app, "POST", INFER, b'{"inputs": []}')  # type: ignore[arg-type]
+    assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+
+
+async def test_json_tensors_are_served(openapi: Any) -> None:
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [2], "data": [IMAGE, "!"]}
+    document = {"id": "abc", "inputs": [tensor], "outputs": [{"name": "LABEL"}, {"name": "ERROR"}]}
+    reply = await FrontDoor().post_json(document, f"/v2/models/{MODEL}/versions/1/infer")
+    assert reply.status == 200
+    check(openapi, "InferAnswer", reply.json)
+    assert (reply.json["id"], reply.json["model_version"]) == ("abc", "1")
+    assert reply.json["parameters"]["vireo_energy_j"] == 0.25
+    label, error = reply.json["outputs"]
+    assert label == {"name": "LABEL", "datatype": "BYTES", "shape": [2], "data": [GOOD_LABEL, ""]}
+    assert error["data"][0] == ""
+    assert json.loads(error["data"][1])["code"] == "invalid_image"
+
+
+async def binary(parameters: dict[str, Any], outputs: list[Any] | None, tail: bytes = b"") -> HttpReply:
+    raw = length_prefixed([GOOD_PNG])
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+    document = {"inputs": [tensor], "parameters": parameters} | ({"outputs": outputs} if outputs else {})
+    head = json.dumps(document).encode()
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    return await asgi(FrontDoor().app, "POST", INFER, head + raw + tail, headers)
+
+
+async def test_binary_outputs_follow_the_json_in_order() -> None:
+    reply = await binary({"binary_data_output": True}, None)
+    assert reply.headers["content-type"] == "application/octet-stream"
+    length = int(reply.headers["inference-header-content-length"])
+    head, tail = json.loads(reply.body[:length]), reply.body[length:]
+    raw = {}
+    for tensor in head["outputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        raw[tensor["name"]], tail = tail[:size], tail[size:]
+    assert tail == b""
+    assert split_prefixed(raw["LABEL"]) == [GOOD_LABEL.encode()]
+    assert struct.unpack("<i", raw["EXIT"]) == (4,)
+
+
+async def test_each_output_may_choose_its_form() -> None:
+    outputs = [{"name": "EXIT", "parameters": {"binary_data": False}}, {"name": "LABEL"}]
+    reply = await binary({"binary_data_output": True}, outputs)
+    head = json.loads(reply.body[: int(reply.headers["inference-header-content-length"])])
+    assert head["outputs"][0]["data"] == [4]
+    assert head["outputs"][1]["parameters"] == {"binary_data_size": 4 + len(GOOD_LABEL)}
+
+
+async def test_bytes_after_the_last_input_are_refused() -> None:
+    assert (await binary({}, None, b"x")).error["param"] == "body"
+
+
+async def test_pixels_of_an_impossible_size_are_refused_by_the_service_limits() -> None:
+    tensor = {"name": "PIXELS", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+    reply = await FrontDoor().post_json({"inputs": [tensor]}, INFER)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_image")
+
+
+async def test_pixels_are_served() -> None:
+    array = np.full((1, 8, 8, 3), 250)
+    tensor = {"name": "PIXELS", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": array.flatten().tolist()}
+    reply = await FrontDoor().post_json({"inputs": [tensor], "outputs": [{"name": "LABEL"}]}, INFER)
+    assert reply.json["outputs"][0]["data"] == ["class 9"]
+
+
+@pytest.mark.parametrize(
+    ("proposed", "echoed"),
+    [("abc-1.2_X", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("é", False), ("a;b", False)],
+)
+async def test_request_id_is_echoed_only_if_it_is_harmless(proposed: str, echoed: bool) -> None:
+    door = FrontDoor()
+    reply = await door.post_json(BODY, **{"x-request-id": proposed})
+    assert (reply.headers["x-request-id"] == proposed) is echoed
+    assert door.service.requests[0].request_id == reply.headers["x-request-id"]
+
+
+async def test_request_id_is_left_to_the_server_around_if_so_told() -> None:
+    app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), lambda: b"", adds_request_id=False)
+    for path in ("/v2", "/nope"):
+        assert "x-request-id" not in (await asgi(app, "GET", path)).headers
+
+
+async def test_every_answer_has_a_request_id() -> None:
+    door = FrontDoor()
+    for path in (*GET_PATHS, "/nope"):
+        assert (await asgi(door.app, "GET", path)).headers["x-request-id"]
+
+
+async def test_budget_headers_are_a_fallback_on_every_body() -> None:
+    door = FrontDoor()
+    headers = {"x-vireo-latency-ms": "20", "x-vireo-energy-j": "1.5e0"}
+    body, content_type = multipart({"model": MODEL, "vireo": '{"latency_ms": 30}'}, [GOOD_PNG])
+    await asgi(door.app, "POST", "/v1/classify", body, {"content-type": content_type, **headers})
+    await door.post_json(BODY, **headers)
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
+    await door.post_json({"inputs": [tensor], "parameters": {"vireo_energy_j": 7}}, INFER, **headers)
+    budgets = [(request.budget.latency_ms, request.budget.energy_j) for request in door.service.requests]
+    assert budgets == [(30.0, 1.5), (20.0, 1.5), (20.0, 7.0)]
+
+
+@pytest.mark.parametrize("path", [*GET_PATHS, "/v1/classify", INFER])
+async def test_paths_that_need_a_key_refuse_without_one(path: str) -> None:
+    door = FrontDoor(authenticator=Authenticator(KEYS, False))
+    method = "GET" if path in GET_PATHS else "POST"
+    without = await asgi(door.app, method, path, BODY, JSON)
+    if path in NEED_NO_KEY:
+        assert without.status == 200
+        return
+    assert (without.status, without.error["code"]) == (401, "invalid_api_key")
+    assert without.headers["www-authenticate"].startswith("Bearer")
+    for headers in ({"authorization": "Bearer key-of-ada"}, {"x-api-key": "key-of-ada"}):
+        assert (await asgi(door.app, method, path, BODY, JSON | headers)).status in (200, 400)
+
+
+async def test_metrics_may_be_made_to_need_a_key() -> None:
+    app = build_http_app(
+        FakeService(), Authenticator(KEYS, False), IngressLimits(), lambda: b"m", metrics_needs_key=True
+    )
+    assert (await asgi(app, "GET", "/metrics")).status == 401
+    assert (await asgi(app, "GET", "/metrics", headers={"x-api-key": "key-of-ada"})).body == b"m"
+
+
+@pytest.mark.parametrize("client", [("203.0.113.7", 1), None, ("", 0)])
+async def test_without_keys_a_remote_caller_is_forbidden(client: Any) -> None:
+    reply = await asgi(FrontDoor().app, "POST", "/v1/classify", BODY, JSON, client=client)
+    assert (reply.status, reply.error["code"]) == (403, "forbidden")
+
+
+async def test_body_is_not_read_before_the_caller_is_known() -> None:
+    door = FrontDoor(authenticator=Authenticator(KEYS, False))
+
+    async def receive() -> Any:
+        raise AssertionError("the body of a stranger was read")
+
+    assert (await asgi(door.app, "POST", "/v1/classify", BODY, JSON, receive=receive)).status == 401
+
+
+async def test_tenant_of_the_key_reaches_the_service() -> None:
+    door = FrontDoor(authenticator=Authenticator(KEYS, False))
+    await door.post_json(BODY, **{"x-api-key": "key-of-ada"})
+    assert door.service.requests[0].tenant == "ada"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
+async def test_server_that_cannot_answer_is_not_ready_but_live(path: str) -> None:
+    door = FrontDoor(FakeService(ready=False))
+    reply = await asgi(door.app, "GET", path)
+    assert (reply.status, reply.error["code"]) == (503, "not_ready")
+    assert reply.headers["retry-after"] == "1"
+    assert (await asgi(door.app, "GET", "/v2/health/live")).status == 200
+
+
+async def test_cancelling_a_call_cancels_the_work_and_is_counted() -> None:
+    door = FrontDoor(FakeService(gate=asyncio.Event()))
+    task = asyncio.create_task(door.post_json(BODY))
+    await door.service.entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (door.service.in_flight, door.service.num_cancelled) == (0, 1)
+    assert isinstance(door.observer, RecordingObserver)
+    assert door.observer.in_flight == 0
+    assert door.observer.finished_calls[0]["outcome"] == "cancelled"
+
+
+async def test_observer_hears_of_every_call_with_bounded_labels() -> None:
+    door = FrontDoor()
+    await door.post_json(BODY)
+    await door.post_json({"model": MODEL, "images": [IMAGE, "!"]})
+    await door.post_json({"model": "x" * 200, "image": IMAGE})
+    await door.post_json(b"")
+    await door.post_json({"inputs": []}, "/v2/models/none/infer")
+    await asgi(door.app, "POST", "/v1/classify", BODY, JSON, client=("203.0.113.7", 1))
+    await asgi(door.app, "GET", "/v1/models")
+    assert isinstance(door.observer, RecordingObserver)
+    calls = [(c["surface"].value, c["model"], c["tenant"], c["outcome"]) for c in door.observer.finished_calls]
+    assert calls == [
+        ("http_classify", MODEL, "local", "ok"),
+        ("http_classify", MODEL, "local", "partial"),
+        ("http_classify", "unknown", "local", "model_not_found"),
+        ("http_classify", "unknown", "local", "invalid_request"),
+        ("http_oip", "unknown", "local", "model_not_found"),
+        ("http_classify", "unknown", "unknown", "forbidden"),
+    ]
+    assert door.observer.in_flight == 0
+    assert all(call["seconds"] >= 0 for call in door.observer.finished_calls)
+
+
+async def test_broken_metrics_endpoint_is_an_internal_error_in_the_usual_shape(capsys: Any) -> None:
+    def explode() -> bytes:
+        raise OSError("/srv/secret")
+
+    app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), explode)
+    reply = await asgi(app, "GET", "/metrics")
+    assert (reply.status, reply.error["code"]) == (500, "internal_error")
+    assert b"secret" not in reply.body
+    assert "secret" in "".join(capsys.readouterr())
