@@ -60,7 +60,8 @@ class FakeEngine:
         return [self._advance(sample_id, stage + num_stages) for sample_id in sample_ids]
 
     def _advance(self, sample_id: int, reached: int) -> Outcome:
-        if self._fails(self._samples[sample_id]):
+        pixels = self._samples.get(sample_id)
+        if pixels is None or self._fails(pixels):
             return EngineFailed("the model failed on this image; retry, or send another image")
         self._reached[sample_id] = reached
         return StageOutput(confidence=reached / self._num_stages)
