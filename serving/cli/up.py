@@ -32,12 +32,14 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     _refuse_taken_ports(config)
     ray_env.prepare(config)
     _log.info("configuration", **config.describe())
-    stop = _stop_on_signals()
+    stop = threading.Event()
+    _stop_on_signals(stop)
     state = _state(config)
     state.write()
     started_s = time.monotonic()
     try:
         with _redis(config, console), _ray(config, console):
+            _stop_on_signals(stop)  # again: ray.init puts a handler of its own in place, which dumps the stack and dies
             if check and not stop.is_set():
                 from serving.cli.self_check import check_every_surface
 
@@ -68,11 +70,9 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
             raise ConfigError(f"port {port} is taken by another process; choose others with --port and --grpc-port")
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+def _stop_on_signals(stop: threading.Event) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
