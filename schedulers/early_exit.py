@@ -141,7 +141,7 @@ class EarlyExitScheduler(Machine):
         while self._num_queued and len(self._running) < self._config.num_executors:
             overdue = self._overdue()
             stage = self._choose() if overdue is None else overdue.stage
-            samples = self._on_time(stage, self._pick(stage, overdue), overdue)
+            samples = self._select(stage, overdue)
             if samples:
                 self._run(samples, stage)
 
@@ -160,41 +160,44 @@ class EarlyExitScheduler(Machine):
                 views.append(StageView(stage, len(queue), queue.first()[0]))
         return choose_stage(views, self._now_s, self._cost, self._exit_rates, self._config.max_batch)
 
-    def _pick(self, stage: int, overdue: Sample | None) -> list[Sample]:
-        """Take up to a full batch out of the stage's queue, ``overdue`` first."""
-        if overdue is None:
-            return self._take_waiting(stage, self._config.max_batch)
-        self._dequeue(overdue)
-        return [overdue, *self._take_waiting(stage, self._config.max_batch - 1)]
+    def _select(self, stage: int, overdue: Sample | None) -> list[Sample]:
+        """Take the samples to run out of the stage's queue, ``overdue`` among them; give up those that are too late."""
+        max_samples = self._config.max_batch
+        samples: list[Sample] = []
+        if overdue is not None:
+            self._dequeue(overdue)
+            samples.append(overdue)
+            max_samples -= 1
+        if stage == 0 and len(self._fresh) > max_samples:
+            samples += self._take_with_reserve(max_samples)
+        else:
+            samples += self._take_waiting(stage, max_samples)
+        if not samples:
+            return samples
+        end_s = self._now_s + self._cost.batch_s(stage, len(samples))
+        if min([sample.deadline_s for sample in samples]) >= end_s:
+            return samples
+        return self._fit(stage, samples, overdue)
 
     def _take_waiting(self, stage: int, max_samples: int) -> list[Sample]:
         if stage == 0:
-            samples = self._fresh.take(max_samples)
+            samples, _ = self._fresh.take(max_samples)
         else:
             samples = [sample for _, _, sample in self._survivors[stage].take(max_samples)]
         self._num_queued -= len(samples)
         return samples
 
-    def _on_time(self, stage: int, samples: list[Sample], overdue: Sample | None) -> list[Sample]:
-        """Those of ``samples`` to run now; the others are given up or waiting again."""
-        end_s = self._now_s + self._cost.batch_s(stage, len(samples))
-        if stage == 0 and len(self._fresh):
-            return self._with_reserve(samples, end_s + self._reserve_s())
-        if min([sample.deadline_s for sample in samples]) >= end_s:
-            return samples
-        return self._fit(stage, samples, overdue)
-
-    def _with_reserve(self, samples: list[Sample], earliest_deadline_s: float) -> list[Sample]:
-        """Under a backlog: pass over new samples that would not get through, and fill their places."""
+    def _take_with_reserve(self, max_samples: int) -> list[Sample]:
+        """Under a backlog: pass over new samples that would not get through all stages, and fill their places."""
+        batch_s = self._cost.batch_s(0, self._config.max_batch)
+        earliest_deadline_s = self._now_s + batch_s + self._reserve_s()
         kept: list[Sample] = []
-        while samples:
-            late = [sample for sample in samples if sample.deadline_s < earliest_deadline_s]
-            if late:
-                samples = [sample for sample in samples if sample.deadline_s >= earliest_deadline_s]
-            kept = kept + samples if kept else samples
+        while self._fresh and len(kept) < max_samples:
+            samples, late = self._fresh.take(max_samples - len(kept), earliest_deadline_s)
+            self._num_queued -= len(samples) + len(late)
+            kept += samples
             for sample in late:
                 self._give_up(sample)
-            samples = self._take_waiting(0, self._config.max_batch - len(kept)) if late else []
         return kept
 
     def _fit(self, stage: int, samples: list[Sample], overdue: Sample | None) -> list[Sample]:

@@ -8,6 +8,7 @@ turn belongs to the tenant and not to the sample, so the tenant's most urgent sa
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
@@ -98,21 +99,41 @@ class FairQueue(Generic[SampleT]):
         flow.turns.appendleft(turn)
         self._turns.add(turn)
 
-    def take(self, max_samples: int) -> list[SampleT]:
-        """Remove and return the samples of the next ``max_samples`` turns, tenant by tenant."""
+    def take(self, max_samples: int, earliest_deadline_s: float = -math.inf) -> tuple[list[SampleT], list[SampleT]]:
+        """Remove the samples of the next ``max_samples`` turns: those on time, tenant by tenant, and those late.
+
+        Late means a deadline before ``earliest_deadline_s``. A late sample does not use up a turn: its tenant's next
+        one takes its place, so that a tenant with a long queue does not lose its share to what expired in it.
+        """
         turns = self._turns.take(max_samples)
         num_turns: dict[_Flow[SampleT], int] = {}
         for _, _, flow in turns:
             flow.turns.popleft()
             num_turns[flow] = num_turns.get(flow, 0) + 1
         samples: list[SampleT] = []
+        late: list[SampleT] = []
         for flow, count in num_turns.items():
-            samples += [entry[3] for entry in flow.samples.take(count)]
+            self._take_of(flow, count, earliest_deadline_s, samples, late)
             if not flow.turns:
                 del self._flows[flow.tenant]
         if turns:
             self._served_tag = turns[-1][0]
-        return samples
+        return samples, late
+
+    def _take_of(
+        self, flow: _Flow[SampleT], count: int, earliest_deadline_s: float, samples: list[SampleT], late: list[SampleT]
+    ) -> None:
+        while count:
+            taken = [entry[3] for entry in flow.samples.take(count)]
+            missed = [sample for sample in taken if sample.deadline_s < earliest_deadline_s]
+            if not missed:
+                samples += taken
+                return
+            samples += [sample for sample in taken if sample.deadline_s >= earliest_deadline_s]
+            late += missed
+            count = min(len(missed), len(flow.turns))
+            for _ in range(count):
+                self._turns.remove(flow.turns.pop())
 
     def remove(self, sample: SampleT) -> None:
         """Remove one sample from anywhere; its tenant gives back its last turn.

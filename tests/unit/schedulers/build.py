@@ -1,0 +1,125 @@
+"""Builders and a hand-driven caller for scheduler tests: events in, decisions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from schedulers.cost import TableCostModel
+from schedulers.types import (
+    BatchFinished,
+    Decision,
+    Event,
+    Fail,
+    Priority,
+    Reject,
+    Release,
+    Reply,
+    RunBatch,
+    SampleArrived,
+    Scheduler,
+    StageResult,
+)
+
+TERMINAL = (Reply, Reject, Fail, Release)
+
+
+def linear_cost(num_stages: int = 3, fixed_s: float = 0.010, each_s: float = 0.001) -> TableCostModel:
+    """``fixed_s + each_s * n`` for every stage."""
+    return TableCostModel((1, 64), [[fixed_s + each_s, fixed_s + 64 * each_s]] * num_stages)
+
+
+def arrived(
+    sample_id: int,
+    deadline_s: float = float("inf"),
+    thresholds: tuple[float, ...] = (0.5, 0.5, 0.5),
+    priority: Priority = Priority.NORMAL,
+    tenant: str = "",
+) -> SampleArrived:
+    return SampleArrived(
+        sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
+    )
+
+
+def finished(
+    batch: RunBatch, confidences: dict[int, float | None], elapsed_s: float = 0.01, failed: Iterable[int] = ()
+) -> BatchFinished:
+    """``batch`` done; samples not named in ``confidences`` have confidence 0."""
+    bad = set(failed)
+    return BatchFinished(
+        batch_id=batch.batch_id,
+        elapsed_s=elapsed_s,
+        results=tuple(
+            StageResult(sample_id=s, confidence=confidences.get(s, 0.0), failed=s in bad) for s in batch.sample_ids
+        ),
+    )
+
+
+class Caller:
+    """Feeds a scheduler, checks what must hold for every policy after each call, and remembers all decisions."""
+
+    def __init__(self, scheduler: Scheduler, max_batch: int, num_executors: int = 1) -> None:
+        self.scheduler, self.max_batch, self.num_executors = scheduler, max_batch, num_executors
+        self.now_s = 0.0
+        self.running: dict[int, RunBatch] = {}
+        self.ends: dict[int, Decision] = {}
+        self.arrivals: dict[int, SampleArrived] = {}
+        #: Sample -> next stage that it may run.
+        self.next_stage: dict[int, int] = {}
+        #: Sample -> exit -> confidence that the engine reported.
+        self.confidences: dict[int, dict[int, float | None]] = {}
+
+    def send(self, *events: Event, now_s: float | None = None) -> list[Decision]:
+        self.now_s = self.now_s if now_s is None else now_s
+        for event in events:
+            self._note(event)
+        decisions = self.scheduler.handle(self.now_s, *events)
+        for decision in decisions:
+            self._check(decision)
+        self.scheduler.check_invariants()
+        assert len(self.running) <= self.num_executors
+        return decisions
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, SampleArrived):
+            self.arrivals[event.sample_id] = event
+            self.next_stage[event.sample_id] = 0
+            self.confidences[event.sample_id] = {}
+        if isinstance(event, BatchFinished):
+            batch = self.running.pop(event.batch_id)
+            last = batch.stage + batch.num_stages - 1
+            for result in event.results:
+                self.next_stage[result.sample_id] = last + 1
+                self.confidences[result.sample_id][last] = result.confidence
+
+    def _check(self, decision: Decision) -> None:
+        if isinstance(decision, RunBatch):
+            self._check_batch(decision)
+            return
+        assert decision.sample_id not in self.ends, "second terminal decision"
+        assert all(decision.sample_id not in batch.sample_ids for batch in self.running.values()), "ended while running"
+        self.ends[decision.sample_id] = decision
+        if isinstance(decision, Reply):
+            self._check_reply(decision)
+        if isinstance(decision, Reject):
+            assert 0.0 <= decision.retry_after_s < float("inf")
+
+    def _check_batch(self, batch: RunBatch) -> None:
+        assert 0 < len(batch.sample_ids) <= self.max_batch, "batch limit"
+        assert len(set(batch.sample_ids)) == len(batch.sample_ids), "duplicate in a batch"
+        for other in self.running.values():
+            assert not set(other.sample_ids) & set(batch.sample_ids), "sample in two batches"
+        for sample_id in batch.sample_ids:
+            assert sample_id not in self.ends, "ran after its end"
+            assert self.next_stage[sample_id] == batch.stage, "batch mixes stages, or skips or repeats one"
+        self.running[batch.batch_id] = batch
+
+    def _check_reply(self, reply: Reply) -> None:
+        confidences = self.confidences[reply.sample_id]
+        thresholds = self.arrivals[reply.sample_id].thresholds
+        confidence = confidences[reply.exit_index]
+        is_last = reply.exit_index == len(thresholds) - 1
+        earned = is_last or (confidence is not None and confidence >= thresholds[reply.exit_index])
+        assert reply.degraded != earned, "degraded means exactly: the threshold did not choose this exit"
+        for exit_index in range(reply.exit_index):
+            earlier = confidences.get(exit_index)
+            assert earlier is None or earlier < thresholds[exit_index], "ran on after its threshold was met"

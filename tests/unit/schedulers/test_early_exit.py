@@ -1,0 +1,285 @@
+"""The early-exit policy: merging, degraded answers, fairness, priorities, starvation."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+
+from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.simulator import TraceSample, lognormal_noise, simulate
+from schedulers.types import Priority, Reject, Release, Reply, RunBatch, SampleCancelled, Tick
+from tests.unit.schedulers.build import Caller, arrived, finished, linear_cost
+
+NEVER = (math.inf, math.inf, math.inf)
+
+
+def caller_of(max_batch: int = 4, fixed_s: float = 0.010, each_s: float = 0.001, **config: object) -> Caller:
+    scheduler = EarlyExitScheduler(
+        linear_cost(fixed_s=fixed_s, each_s=each_s),
+        EarlyExitConfig(max_batch=max_batch, **config),  # type: ignore[arg-type]
+    )
+    return Caller(scheduler, max_batch)
+
+
+def only_batch(decisions: list) -> RunBatch:
+    (batch,) = [d for d in decisions if isinstance(d, RunBatch)]
+    return batch
+
+
+def test_arrival_on_an_idle_engine_runs_at_once() -> None:
+    caller = caller_of()
+    assert caller.send(arrived(5), now_s=1.0) == [RunBatch(batch_id=0, stage=0, sample_ids=(5,))]
+
+
+def test_survivors_of_different_arrivals_share_a_batch() -> None:
+    caller = caller_of(max_batch=4)
+    first = only_batch(caller.send(arrived(0), now_s=0.0))
+    caller.send(arrived(1), arrived(2), arrived(3), arrived(4))
+    second = only_batch(caller.send(finished(first, {0: 0.1}), now_s=0.01))
+    assert second.sample_ids == (1, 2, 3, 4)  # a full batch of new ones beats one lonely survivor
+    third = only_batch(caller.send(finished(second, {}), now_s=0.02))
+    assert third.stage == 1
+    assert 0 in third.sample_ids
+    assert len(third.sample_ids) == 4
+
+
+def test_light_load_is_served_deepest_first_when_that_answers_sooner() -> None:
+    caller = caller_of(max_batch=8)
+    first = only_batch(caller.send(arrived(0), arrived(1), now_s=0.0))
+    caller.send(arrived(2))
+    assert only_batch(caller.send(finished(first, {}), now_s=0.01)).stage == 1
+
+
+def test_sample_leaves_at_the_exit_whose_threshold_it_meets() -> None:
+    caller = caller_of()
+    batch = only_batch(caller.send(arrived(0, thresholds=(0.5, 0.5, 0.5)), now_s=0.0))
+    assert Reply(sample_id=0, exit_index=0, degraded=False) in caller.send(finished(batch, {0: 0.5}))
+
+
+@pytest.mark.parametrize("last", [math.inf, 1e8, 0.5])
+def test_threshold_never_runs_the_whole_network_and_the_last_exit_always_answers(last: float) -> None:
+    caller = caller_of()
+    batch = only_batch(caller.send(arrived(0, thresholds=(math.inf, math.inf, last)), now_s=0.0))
+    for _ in range(2):
+        batch = only_batch(caller.send(finished(batch, {0: 0.4})))
+    assert caller.send(finished(batch, {0: 0.4})) == [Reply(sample_id=0, exit_index=2, degraded=False)]
+
+
+def test_sample_that_cannot_go_on_in_time_is_answered_from_the_exit_it_passed() -> None:
+    caller = caller_of()  # a stage alone takes 11 ms
+    batch = only_batch(caller.send(arrived(0, deadline_s=0.020, thresholds=NEVER), now_s=0.0))
+    decisions = caller.send(finished(batch, {0: 0.1}), now_s=0.011)
+    assert decisions == [Reply(sample_id=0, exit_index=0, degraded=True)]
+
+
+def test_waiting_survivor_is_answered_before_its_deadline_passes() -> None:
+    caller = caller_of(max_batch=2)
+    batch = only_batch(caller.send(arrived(0, deadline_s=0.035, thresholds=NEVER), now_s=0.0))
+    caller.send(arrived(1), arrived(2))
+    busy = only_batch(caller.send(finished(batch, {0: 0.1}), now_s=0.011))
+    if 0 not in busy.sample_ids:
+        wakeup_s = caller.scheduler.next_wakeup_s()
+        assert wakeup_s == pytest.approx(0.035 - 0.011, rel=0.2)
+        caller.send(Tick(), now_s=wakeup_s)
+        assert caller.ends[0] == Reply(sample_id=0, exit_index=0, degraded=True)
+    else:
+        assert busy.stage == 1
+
+
+def test_survivor_of_an_exit_without_logits_is_rejected_not_answered() -> None:
+    caller = caller_of()
+    batch = only_batch(caller.send(arrived(0, deadline_s=0.020), now_s=0.0))
+    (end,) = caller.send(finished(batch, {0: None}), now_s=0.011)
+    assert isinstance(end, Reject)
+    assert end.reason.value == "deadline_unreachable"
+
+
+def test_degraded_answer_comes_from_the_deepest_exit_that_was_evaluated() -> None:
+    caller = caller_of()
+    batch = only_batch(caller.send(arrived(0, deadline_s=0.030), now_s=0.0))
+    batch = only_batch(caller.send(finished(batch, {0: 0.1}), now_s=0.011))
+    (end,) = caller.send(finished(batch, {0: None}), now_s=0.022)
+    assert end == Reply(sample_id=0, exit_index=0, degraded=True)
+
+
+def test_deadline_that_no_batch_can_meet_is_rejected_on_arrival() -> None:
+    caller = caller_of()
+    (end,) = caller.send(arrived(0, deadline_s=0.010), now_s=0.0)
+    assert isinstance(end, Reject)
+    assert end.reason.value == "deadline_unreachable"
+
+
+def test_batch_is_split_when_that_meets_every_deadline() -> None:
+    caller = caller_of(max_batch=8, fixed_s=0.010, each_s=0.010)  # 8 samples take 90 ms, one 20 ms
+    blocker = only_batch(caller.send(arrived(99), now_s=0.0))
+    caller.send(arrived(0, deadline_s=0.045), *(arrived(i, deadline_s=1.0) for i in range(1, 8)))
+    batch = only_batch(caller.send(finished(blocker, {99: 0.9}, elapsed_s=0.020), now_s=0.020))
+    assert batch.sample_ids == (0,)
+    assert not any(isinstance(end, Reject) for end in caller.ends.values())
+
+
+def test_cancelled_while_waiting_is_released_at_once() -> None:
+    caller = caller_of(max_batch=1)
+    caller.send(arrived(0), arrived(1), now_s=0.0)
+    assert caller.send(SampleCancelled(sample_id=1)) == [Release(sample_id=1)]
+
+
+def test_higher_priority_of_the_same_tenant_goes_first() -> None:
+    caller = caller_of(max_batch=1)
+    first = only_batch(caller.send(arrived(0), now_s=0.0))
+    caller.send(arrived(1, priority=Priority.LOW), arrived(2), arrived(3, priority=Priority.HIGH))
+    order = []
+    for _ in range(3):
+        first = only_batch(caller.send(finished(first, {0: 0.9, 1: 0.9, 2: 0.9, 3: 0.9})))
+        order += first.sample_ids
+    assert order == [3, 2, 1]
+
+
+def test_full_queue_gives_up_a_sample_of_the_flooding_tenant_for_a_quiet_one() -> None:
+    caller = caller_of(max_batch=1, max_waiting=4)
+    caller.send(arrived(0, tenant="flood"), now_s=0.0)  # runs
+    caller.send(*(arrived(i, tenant="flood") for i in range(1, 5)))
+    (end,) = caller.send(arrived(10, tenant="quiet"))
+    assert isinstance(end, Reject)
+    assert end.sample_id == 4
+    assert end.reason.value == "queue_full"
+    (end,) = caller.send(arrived(5, tenant="flood"))
+    assert end.sample_id == 5
+
+
+def flood_trace(flood_per_s: float, quiet_per_s: float, seconds: float, deadline_s: float) -> list[TraceSample]:
+    rng = Random(3)
+    samples = []
+    for tenant, rate in (("flood", flood_per_s), ("quiet", quiet_per_s)):
+        now_s = 0.0
+        while (now_s := now_s + rng.expovariate(rate)) < seconds:
+            leaves_at = rng.choice((0, 0, 1, 2))
+            samples.append(
+                TraceSample(
+                    arrived_s=now_s,
+                    deadline_s=now_s + deadline_s,
+                    thresholds=(0.5, 0.5, 0.5),
+                    confidences=tuple(float(k >= leaves_at) for k in range(3)),
+                    tenant=tenant,
+                )
+            )
+    return sorted(samples, key=lambda s: s.arrived_s)
+
+
+def good_share(trace: list[TraceSample], tenant: str) -> float:
+    cost = linear_cost(fixed_s=0.004, each_s=0.001)
+    scheduler = EarlyExitScheduler(linear_cost(fixed_s=0.004, each_s=0.001), EarlyExitConfig(max_batch=8))
+    records = simulate(scheduler, trace, cost.batch_s, noise=lognormal_noise(Random(0), 0.1)).records
+    mine = [record.is_good for record in records if record.tenant == tenant]
+    return sum(mine) / len(mine)
+
+
+def test_flood_of_one_tenant_does_not_starve_another() -> None:
+    trace = flood_trace(flood_per_s=5000.0, quiet_per_s=60.0, seconds=3.0, deadline_s=0.15)
+    assert good_share(trace, "flood") < 0.2  # it asks for about ten times the engine
+    assert good_share(trace, "quiet") > 0.9
+
+
+def test_two_flooding_tenants_share_the_engine_evenly() -> None:
+    trace = flood_trace(flood_per_s=3000.0, quiet_per_s=1000.0, seconds=3.0, deadline_s=0.15)
+    num_good = {t: good_share(trace, t) * sum(s.tenant == t for s in trace) for t in ("flood", "quiet")}
+    assert num_good["quiet"] / num_good["flood"] == pytest.approx(1.0, abs=0.25)
+
+
+def test_no_new_sample_starves_under_endless_more_urgent_work() -> None:
+    """Bound at each stage: max_age_s, and one batch for each older sample.
+
+    The victim has no deadline and the lowest priority; the adversary keeps the queue full of urgent HIGH samples of
+    the same tenant, so that without aging the victim would never run.
+    """
+    max_age_s, batch_s, num_older = 0.5, 0.011, 8
+    caller = caller_of(max_batch=1, max_waiting=8, max_age_s=max_age_s)
+    caller.send(arrived(0), now_s=0.0)
+    caller.send(arrived(1, thresholds=NEVER, priority=Priority.LOW))
+    bound_s = 3 * (max_age_s + (num_older + 2) * batch_s)
+    while 1 not in caller.ends:
+        for _ in range(3):
+            caller.send(arrived(len(caller.arrivals), deadline_s=caller.now_s + 0.2, priority=Priority.HIGH))
+        finish(caller, batch_s, doubtful={1})
+        assert caller.now_s <= bound_s
+    assert caller.ends[1] == Reply(sample_id=1, exit_index=2, degraded=False)
+    assert caller.now_s > max_age_s  # so it was the aging rule that let it through
+
+
+def test_no_survivor_starves_under_endless_full_batches_of_new_work() -> None:
+    """Same bound; alone at its stage, the victim's batch is always the least efficient one."""
+    max_age_s, batch_s = 0.5, 0.014
+    caller = caller_of(max_batch=4, max_waiting=12, max_age_s=max_age_s)
+    caller.send(arrived(0, thresholds=NEVER), now_s=0.0)
+    while 0 not in caller.ends:
+        for _ in range(6):
+            caller.send(arrived(len(caller.arrivals)))
+        finish(caller, batch_s, doubtful={0})
+        assert caller.now_s <= 3 * (max_age_s + (12 + 2) * batch_s)
+    assert caller.ends[0] == Reply(sample_id=0, exit_index=2, degraded=False)
+    assert caller.now_s > 2 * max_age_s  # it waited that long at both later stages
+
+
+def finish(caller: Caller, batch_s: float, doubtful: set[int]) -> None:
+    """The running batch ends after ``batch_s``; all but ``doubtful`` are sure at once."""
+    (batch,) = caller.running.values()
+    confident = {s: 0.9 for s in batch.sample_ids if s not in doubtful}
+    caller.send(finished(batch, confident, elapsed_s=batch_s), now_s=caller.now_s + batch_s)
+
+
+def test_overdue_sample_runs_even_when_its_batch_has_to_be_split() -> None:
+    caller = caller_of(max_batch=8, fixed_s=0.010, each_s=0.010, max_age_s=0.01)
+    blocker = only_batch(caller.send(arrived(99), now_s=0.0))
+    caller.send(arrived(0))  # no deadline: sorts behind everything
+    caller.send(*(arrived(i, deadline_s=0.065) for i in range(1, 6)), now_s=0.015)
+    batch = only_batch(caller.send(finished(blocker, {99: 0.9}, elapsed_s=0.020), now_s=0.020))
+    assert 0 in batch.sample_ids
+    assert len(batch.sample_ids) < 6
+
+
+def test_queued_s_grows_with_work_and_falls_while_a_batch_runs() -> None:
+    caller = caller_of(max_batch=4)
+    assert caller.scheduler.queued_s(0.0) == 0.0
+    caller.send(arrived(0), now_s=0.0)
+    one_s = caller.scheduler.queued_s(0.0)
+    assert one_s >= 0.011
+    assert caller.scheduler.queued_s(0.005) == pytest.approx(one_s - 0.005)
+    caller.send(*(arrived(i) for i in range(1, 9)))
+    assert caller.scheduler.queued_s(0.0) > one_s
+
+
+def test_wakeup_is_none_without_deadlines() -> None:
+    caller = caller_of()
+    caller.send(arrived(0), arrived(1), now_s=0.0)
+    assert caller.scheduler.next_wakeup_s() is None
+
+
+def test_timers_of_gone_samples_do_not_pile_up() -> None:
+    caller = caller_of(max_batch=8)
+    for i in range(3000):
+        caller.send(arrived(i, deadline_s=1e6 + i))
+        while caller.running:
+            (batch,) = caller.running.values()
+            caller.send(finished(batch, dict.fromkeys(batch.sample_ids, 0.9)))
+    assert len(caller.scheduler._timers) < 1100  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_batch": 0},
+        {"max_waiting": 0},
+        {"num_executors": 0},
+        {"max_age_s": 0.0},
+        {"max_age_s": math.inf},
+        {"max_age_s": math.nan},
+        {"priority_weights": (1.0, 1.0)},
+        {"priority_weights": (0.0, 1.0, 1.0)},
+    ],
+    ids=str,
+)
+def test_impossible_config_is_refused_by_name(config: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(config))):
+        EarlyExitConfig(**config)
