@@ -81,6 +81,18 @@ def test_survivors_of_different_arrivals_merge_into_one_batch(model: DynPerceive
         torch.testing.assert_close(logits, expected, rtol=0, atol=REGROUPED)
 
 
+@pytest.mark.parametrize("rows", [[5, 2], [1, 2], [3], [0, 2, 4], [5, 4, 3, 2, 1, 0], [2, 2]])
+def test_survivors_of_one_batch_go_on_in_the_order_given(
+    model: DynPerceiver, staged: StagedDynPerceiver, rows: list[int]
+) -> None:
+    images = pictures(6)
+    states, _ = staged.advance(staged.begin(images))
+    survivors = [states[row] for row in rows]
+    for expected in whole(model, images)[1:]:
+        survivors, logits = staged.advance(survivors)
+        torch.testing.assert_close(logits, expected[rows], rtol=0, atol=REGROUPED)
+
+
 def test_single_arrivals_merge_before_the_first_exit(model: DynPerceiver, staged: StagedDynPerceiver) -> None:
     images = pictures(6)
     states = [staged.begin(images[i : i + 1])[0] for i in range(6)]
