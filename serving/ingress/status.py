@@ -19,8 +19,8 @@ from serving.errors import ServingError
 from serving.ingress.errors import NotReady, SlowBody, UnknownService
 
 MAX_MESSAGE_BYTES = 1024
-"""Longest message sent. gRPC puts it into the trailers twice, once with three bytes for each that is not ASCII, and many
-clients take 8 KiB of trailers at most."""
+"""Longest message sent. gRPC has it in the trailers twice, once with three bytes for each not in ASCII, and clients
+take 8 KiB of trailers by default."""
 
 MAX_PARAM_BYTES = 128
 

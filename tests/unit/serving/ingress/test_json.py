@@ -17,6 +17,7 @@ from serving.ingress.classify_json import request_from_json
 from serving.ingress.images import SLICE_CHARS, images_from_text
 from serving.ingress.json_body import load_object
 from serving.limits import IngressLimits
+from tests.support.media_files import encode, noise
 from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
 
 LIMITS = IngressLimits()
@@ -221,6 +222,16 @@ def test_object_is_read_as_the_standard_parser_reads_it(document: dict[str, Any]
     assert repr(load_object(raw, 10_000)) == repr(json.loads(raw))
 
 
-def test_number_of_values_is_bounded_before_parsing() -> None:
-    with pytest.raises(InvalidRequest, match="more than 10"):
-        load_object(b"[" + b"0," * 11 + b"0]", 10)
+async def test_large_json_image_is_served() -> None:
+    door = FrontDoor()
+    noise_png = encode(noise(300, 300))
+    document = {"model": "fake-nano", "images": [base64.b64encode(noise_png).decode(), IMAGE]}
+    assert (await door.post_json(document)).status == 200
+    assert [item.encoded for item in door.service.requests[0].images] == [noise_png, GOOD_PNG]
+
+
+@pytest.mark.parametrize("limit", [1, 10, 4096, 4097, 10_000])
+def test_number_of_values_is_bounded_before_parsing(limit: int) -> None:
+    assert len(load_object(b'{"a": [' + b"0," * limit + b"0]}", limit)["a"]) == limit + 1
+    with pytest.raises(InvalidRequest, match=f"more than {limit}"):
+        load_object(b'{"a": [' + b"0," * (limit + 1) + b"0]}", limit)
