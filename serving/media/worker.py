@@ -8,6 +8,7 @@ and our own error texts leave it.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import pickle
 import resource
@@ -17,6 +18,7 @@ import struct
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from serving.media.prepare import PreparedImage, Processor, ProcessorFactory, pr
 READY = b"R"
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("<I")
+_BUFFER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +51,21 @@ class WorkerConfig:
 class _Worker:
     """Holds the processors that this process has built, one per model id."""
 
-    def __init__(self, connection: socket.socket, config: WorkerConfig) -> None:
+    def __init__(self, connection: socket.socket, reader: io.BufferedReader, config: WorkerConfig) -> None:
         self._connection = connection
+        self._reader = reader
         self._config = config
         self._processors: dict[str, Processor] = {}
 
     def run(self) -> None:
         self._connection.sendall(READY)
         while True:
-            header = wire.RequestHeader.unpack(_receive(self._connection, wire.REQUEST_BYTES))
-            model_id = bytes(_receive(self._connection, header.model_bytes)).decode()
-            payload = _receive(self._connection, header.payload_bytes)
+            header = wire.RequestHeader.unpack(_receive(self._reader, wire.REQUEST_BYTES))
+            model_id = _receive(self._reader, header.model_bytes).decode()
+            payload = _receive(self._reader, header.payload_bytes)
             self._answer(header, model_id, payload)
 
-    def _answer(self, header: wire.RequestHeader, model_id: str, payload: bytearray) -> None:
+    def _answer(self, header: wire.RequestHeader, model_id: str, payload: bytes) -> None:
         try:
             image = self._prepare(header, model_id, payload)
         except ServingError as error:
@@ -70,15 +74,14 @@ class _Worker:
             print(f"media worker: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self._connection.sendall(wire.pack_internal_error())
         else:
-            self._connection.sendall(wire.pack_reply(image))
-            self._connection.sendall(image.pixels.data)
+            _send_reply(self._connection, wire.pack_reply(image), image.pixels)
 
-    def _prepare(self, header: wire.RequestHeader, model_id: str, payload: bytearray) -> PreparedImage:
+    def _prepare(self, header: wire.RequestHeader, model_id: str, payload: bytes) -> PreparedImage:
         limits, process = self._config.limits, self._processor(model_id)
         if header.kind is wire.Kind.PIXELS:
             rgb: Pixels = np.frombuffer(payload, dtype=np.uint8).reshape(header.height, header.width, 3)
             return prepare_pixels(rgb, limits, process)
-        return prepare_encoded(bytes(payload), limits, process)
+        return prepare_encoded(payload, limits, process)
 
     def _processor(self, model_id: str) -> Processor:
         if model_id not in self._processors:
@@ -86,16 +89,22 @@ class _Worker:
         return self._processors[model_id]
 
 
-def _receive(connection: socket.socket, num_bytes: int) -> bytearray:
+def _receive(reader: io.BufferedReader, num_bytes: int) -> bytes:
     """Read exactly ``num_bytes``; raises EOFError when the parent is gone."""
-    buffer = bytearray(num_bytes)
-    view, filled = memoryview(buffer), 0
-    while filled < num_bytes:
-        count = connection.recv_into(view[filled:])
-        if count == 0:
-            raise EOFError
-        filled += count
-    return buffer
+    data = reader.read(num_bytes)
+    if len(data) < num_bytes:
+        raise EOFError
+    return data
+
+
+def _send_reply(connection: socket.socket, head: bytes, pixels: Pixels) -> None:
+    """Send both in one system call if they fit."""
+    flat = pixels.data.cast("B")
+    sent = connection.sendmsg([head, flat]) - len(head)
+    if sent < 0:
+        connection.sendall(head[sent:])
+        sent = 0
+    connection.sendall(flat[sent:])
 
 
 def _die_with_parent(parent_pid: int) -> None:
@@ -116,10 +125,11 @@ def main(connection_fd: int, parent_pid: int) -> None:
     warnings.simplefilter("ignore")
     connection = socket.socket(fileno=connection_fd)
     try:
-        (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
-        config: WorkerConfig = pickle.loads(_receive(connection, length))
+        reader = cast(io.BufferedReader, connection.makefile("rb", buffering=_BUFFER_BYTES))
+        (length,) = _LENGTH.unpack(_receive(reader, _LENGTH.size))
+        config: WorkerConfig = pickle.loads(_receive(reader, length))
         _limit_memory(config.memory_bytes)
-        _Worker(connection, config).run()
+        _Worker(connection, reader, config).run()
     except (EOFError, ConnectionError):
         return
 

@@ -21,6 +21,7 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HO
 """What a worker inherits. Everything else, API keys and secrets among it, stays out of the process that meets files."""
 
 _EXIT_TIMEOUT_S = 1.0
+_SMALL_BYTES = 128 << 10
 
 
 class WorkerGone(Exception):
@@ -101,7 +102,7 @@ class WorkerProcess:
         """Whether the process is known to run."""
         return self._pidfd >= 0
 
-    async def exchange(self, head: bytes, payload: bytes | memoryview) -> tuple[wire.ReplyHeader, bytearray]:
+    async def exchange(self, head: bytes, payload: bytes) -> tuple[wire.ReplyHeader, bytearray]:
         """Send one job and wait for its answer.
 
         Raises:
@@ -109,8 +110,11 @@ class WorkerProcess:
             wire.ProtocolError: it sent nonsense.
         """
         try:
-            await self._loop.sock_sendall(self._connection, head)
-            await self._loop.sock_sendall(self._connection, payload)
+            if len(payload) <= _SMALL_BYTES:  # one system call, and one awakening of the worker, instead of two
+                await self._loop.sock_sendall(self._connection, head + payload)
+            else:
+                await self._loop.sock_sendall(self._connection, head)
+                await self._loop.sock_sendall(self._connection, payload)
             reply = wire.ReplyHeader.unpack(await self._receive(wire.REPLY_BYTES))
             return reply, await self._receive(reply.payload_bytes)
         except OSError as error:
