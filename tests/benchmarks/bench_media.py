@@ -252,12 +252,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "media.json")
     arguments = parser.parse_args()
+    before = facts()
     sides_rows = asyncio.run(measure_all(arguments.rounds))
     transport_rows = measure_transport(arguments.rounds)
     print_table(sides_rows)
     print_table(transport_rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {**facts(), "sides": sides_rows, "transport": transport_rows}
+    report = {**before, "sides": sides_rows, "transport": transport_rows}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
