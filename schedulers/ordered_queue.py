@@ -17,11 +17,12 @@ _CHUNK_ENTRIES = 512
 
 
 class OrderedQueue(Generic[EntryT]):
-    """Unique tuples in ascending order."""
+    """Unique tuples in ascending order. A chunk is cut in two when it has twice ``chunk_entries``."""
 
-    __slots__ = ("_chunks", "_lasts", "_num_entries")
+    __slots__ = ("_chunk_entries", "_chunks", "_lasts", "_num_entries")
 
-    def __init__(self) -> None:
+    def __init__(self, chunk_entries: int = _CHUNK_ENTRIES) -> None:
+        self._chunk_entries = chunk_entries
         #: Non-empty ascending lists; every entry of a chunk sorts before every entry of the next one.
         self._chunks: list[list[EntryT]] = []
         #: ``_lasts[i] == _chunks[i][-1]``.
@@ -56,9 +57,9 @@ class OrderedQueue(Generic[EntryT]):
             at -= 1
         chunk = chunks[at]
         insort(chunk, entry)
-        if len(chunk) > 2 * _CHUNK_ENTRIES:
-            chunks.insert(at + 1, chunk[_CHUNK_ENTRIES:])
-            del chunk[_CHUNK_ENTRIES:]
+        if len(chunk) > 2 * self._chunk_entries:
+            chunks.insert(at + 1, chunk[self._chunk_entries :])
+            del chunk[self._chunk_entries :]
             lasts.insert(at + 1, chunks[at + 1][-1])
         lasts[at] = chunk[-1]
 

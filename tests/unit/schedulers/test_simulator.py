@@ -1,0 +1,192 @@
+"""The instrument itself: its numbers are checked against timelines worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+
+from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
+from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.simulator import Simulation, TraceSample, lognormal_noise, percentile, simulate
+from schedulers.types import Decision, Event, Release, Reply, RunBatch, Tick
+from tests.unit.schedulers.build import linear_cost
+
+
+def sample(at_s: float, leaves_at: int = 2, deadline_s: float = math.inf, **more: object) -> TraceSample:
+    return TraceSample(
+        arrived_s=at_s,
+        deadline_s=deadline_s,
+        thresholds=(0.5, 0.5, 0.5),
+        confidences=tuple(float(stage >= leaves_at) for stage in range(3)),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def ours(**config: int) -> EarlyExitScheduler:
+    return EarlyExitScheduler(linear_cost(), EarlyExitConfig(**config))
+
+
+def run(policy: object, *trace: TraceSample, **more: object) -> Simulation:
+    return simulate(policy, trace, linear_cost().batch_s, check_each_step=True, **more)  # type: ignore[arg-type]
+
+
+def test_one_sample_takes_the_stages_that_it_needs() -> None:
+    result = run(ours(), sample(1.0, leaves_at=1))
+    (record,) = result.records
+    assert record.decision == Reply(sample_id=0, exit_index=1, degraded=False)
+    assert record.latency_s == pytest.approx(0.022)
+    assert record.cost_s == pytest.approx(0.022)
+    assert record.is_good
+    assert [(b.stage, b.num_samples) for b in result.batches] == [(0, 1), (1, 1)]
+
+
+def test_report_of_a_timeline_known_by_hand() -> None:
+    # 0 runs alone for 11 ms; 1 and 2 wait for it and run together for 12 ms.
+    result = run(
+        ours(max_batch=2),
+        sample(0.0, leaves_at=0),
+        sample(0.001, leaves_at=0),
+        sample(0.001, leaves_at=0, deadline_s=0.0235),  # met with half a millisecond to spare
+    )
+    report = result.report()
+    assert report.num_samples == 3
+    assert report.good_share == 1.0
+    assert report.mean_latency_s == pytest.approx((0.011 + 0.022 + 0.022) / 3)
+    assert report.p50_latency_s == pytest.approx(0.022)
+    assert report.goodput_per_s == pytest.approx(3 / 0.023)
+    assert report.mean_batch_by_stage == (1.5,)
+    assert report.mean_cost_s == pytest.approx((0.011 + 0.006 + 0.006) / 3)
+    assert report.utilisation == pytest.approx(1.0)
+    assert result.batch_sizes() == {0: {1: 1, 2: 1}}
+
+
+def test_noise_makes_answers_late_and_late_is_not_good() -> None:
+    result = run(ours(), sample(0.0, leaves_at=0, deadline_s=0.012), noise=lambda: 2.0)
+    (record,) = result.records
+    assert isinstance(record.decision, Reply)
+    assert not record.is_good
+    assert result.report().late_share == 1.0
+
+
+def test_noise_has_mean_one_and_is_repeatable() -> None:
+    draw = lognormal_noise(Random(0), 0.2)
+    values = [draw() for _ in range(20_000)]
+    assert sum(values) / len(values) == pytest.approx(1.0, abs=0.01)
+    again = lognormal_noise(Random(0), 0.2)
+    assert values[:5] == [again() for _ in range(5)]
+
+
+def test_replay_is_deterministic() -> None:
+    rng = Random(5)
+    trace = [sample(rng.random(), rng.randrange(3), deadline_s=2.0) for _ in range(300)]
+    runs = [run(ours(max_batch=8), *trace, noise=lognormal_noise(Random(1), 0.3)) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_virtual_time_never_runs_backwards() -> None:
+    times: list[float] = []
+
+    class Watching(EarlyExitScheduler):
+        def handle(self, now_s: float, *events: Event) -> list[Decision]:
+            times.append(now_s)
+            return super().handle(now_s, *events)
+
+    rng = Random(6)
+    trace = [sample(rng.random(), rng.randrange(3), deadline_s=rng.random() + 0.1) for _ in range(200)]
+    run(Watching(linear_cost(), EarlyExitConfig(max_batch=4)), *trace)
+    assert times == sorted(times)
+    assert len(times) > 200
+
+
+def test_cancel_failure_and_drain_reach_the_policy() -> None:
+    result = run(
+        ours(max_batch=1),
+        sample(0.0, fails_at_stage=1),
+        sample(0.001, cancelled_at_s=0.002),
+        sample(0.5),
+        drain_at_s=0.4,
+    )
+    ends = [type(record.decision).__name__ for record in result.records]
+    assert ends == ["Fail", "Release", "Reject"]
+    assert isinstance(result.records[1].decision, Release)
+
+
+def test_full_network_runs_all_stages_in_one_call_after_its_delay() -> None:
+    policy = FullNetworkDynamicBatching(linear_cost(), DynamicBatchingConfig(max_batch=4, max_delay_s=0.005))
+    result = run(policy, sample(0.0, leaves_at=0), sample(0.001, leaves_at=0))
+    (batch,) = result.batches
+    assert (batch.stage, batch.num_stages, batch.num_samples, batch.started_s) == (0, 3, 2, 0.005)
+    assert all(r.decision == Reply(sample_id=r.sample_id, exit_index=2, degraded=False) for r in result.records)
+
+
+def test_batch_without_rebatching_keeps_the_executor_until_its_last_sample_left() -> None:
+    policy = EarlyExitNoRebatching(linear_cost(), DynamicBatchingConfig(max_batch=2))
+    result = run(policy, sample(0.0, leaves_at=2), sample(0.0, leaves_at=0), sample(0.001, leaves_at=0))
+    assert [(b.stage, b.num_samples) for b in result.batches] == [(0, 2), (1, 1), (2, 1), (0, 1)]
+    assert result.records[1].done_s < result.records[0].done_s
+
+
+def test_executors_run_side_by_side() -> None:
+    result = run(ours(max_batch=1, num_executors=2), sample(0.0), sample(0.0), num_executors=2)
+    assert [b.started_s for b in result.batches[:2]] == [0.0, 0.0]
+
+
+class Broken:
+    """A policy with one fault."""
+
+    def __init__(self, *decisions: Decision) -> None:
+        self.decisions = list(decisions)
+
+    def handle(self, now_s: float, *events: Event) -> list[Decision]:
+        given, self.decisions = self.decisions, []
+        return given
+
+    def check_invariants(self) -> None: ...
+
+    def queued_s(self, now_s: float) -> float:
+        return 0.0
+
+    def next_wakeup_s(self) -> float | None:
+        return None
+
+
+REPLY = Reply(sample_id=0, exit_index=0, degraded=False)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "match"),
+    [
+        ((), "no terminal decision"),
+        ((REPLY, REPLY), "second terminal decision"),
+        (tuple(RunBatch(batch_id=i, stage=0, sample_ids=(0,)) for i in range(2)), "2 batches at once"),
+    ],
+)
+def test_policy_that_breaks_the_contract_is_caught(decisions: tuple[Decision, ...], match: str) -> None:
+    with pytest.raises(RuntimeError, match=match):
+        run(Broken(*decisions), sample(0.0))
+
+
+def test_policy_that_wakes_for_nothing_is_caught() -> None:
+    class Sleepless(Broken):
+        def next_wakeup_s(self) -> float | None:
+            return 0.0
+
+    with pytest.raises(RuntimeError, match="again and again"):
+        run(Sleepless(), sample(0.0))
+
+
+def test_empty_trace_gives_an_empty_report() -> None:
+    report = run(ours()).report()
+    assert (report.num_samples, report.good_share, report.p99_latency_s) == (0, 0.0, None)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.5, 2.0), (0.75, 3.0), (0.76, 4.0), (1.0, 4.0)])
+def test_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
+    assert percentile([1.0, 2.0, 3.0, 4.0], share) == expected
+    assert percentile([], share) is None
+
+
+def test_tick_changes_nothing_by_itself() -> None:
+    assert ours().handle(0.0, Tick()) == []
