@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,12 +25,15 @@ Profile = Literal["local", "gpu", "cluster"]
 Auto = Literal["auto"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHA256_HEX = r"^[0-9a-f]{64}$"
+_Count = Annotated[int, Field(ge=1, le=64)]
+_MAX_SOCKET_PATH_BYTES = 107
+"""What Linux allows for the address of a unix socket."""
 
 
 class _Section(BaseModel):
-    """A misspelt key must fail: ignored, it would quietly lose the setting."""
+    """A misspelt key must fail: ignored, it would quietly lose the setting. So must `yes` where a number belongs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class HttpSettings(_Section):
@@ -47,7 +50,10 @@ class TenantSettings(_Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Label in metrics and part of cache keys.")
     api_key_sha256: tuple[Annotated[str, Field(pattern=_SHA256_HEX)], ...] = Field(
-        (), description="SHA-256 of each accepted key, in hexadecimal: printf %s KEY | sha256sum."
+        (),
+        strict=False,
+        repr=False,
+        description="SHA-256 of each accepted key, in hexadecimal: printf %s KEY | sha256sum.",
     )
     joules_per_s: float = Field(1e6, gt=0, description="Refill of the joule bucket, joules per second.")
     burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
@@ -58,12 +64,22 @@ class TenantSettings(_Section):
 class RedisSettings(_Section):
     """Results, quotas and, later, jobs."""
 
-    url: str = Field("embedded", description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server.")
+    url: str = Field(
+        "embedded",
+        pattern=r"^(embedded|(redis|rediss|unix)://.+)$",
+        repr=False,
+        description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server.",
+    )
     connect_timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for a connection.")
     timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for an answer.")
     cache: bool = Field(True, description="Whether exact results are cached.")
     cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds that a result is kept.")
-    secret: str = Field("auto", description="Key of the integrity check on cached values; 'auto' makes one per start.")
+    secret: str = Field(
+        "auto",
+        pattern=r"^(auto|.{16,})$",
+        repr=False,
+        description="Key of the integrity check on cached values, 16 characters or more; 'auto' makes one per start.",
+    )
 
 
 class GatewaySettings(_Section):
@@ -71,7 +87,7 @@ class GatewaySettings(_Section):
 
     replicas: int = Field(1, ge=1, le=64, description="Gateway replicas.")
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each.")
-    media_workers: int | Auto = Field("auto", description="Decode processes per gateway replica.")
+    media_workers: _Count | Auto = Field("auto", description="Decode processes per gateway replica, 1 to 64.")
     max_in_flight: int = Field(512, ge=1, description="Requests served at a time by one gateway; more are refused.")
     default_deadline_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request that brings none.")
     calls_in_flight: int = Field(
@@ -82,13 +98,15 @@ class GatewaySettings(_Section):
 class ModelSettings(_Section):
     """One served model: an inner deployment."""
 
-    id: str = Field(description="Model id, see `vireo models list`.")
-    checkpoint_dir: Path | None = Field(None, description="Folder with the weights; the packaged ones when absent.")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Model id, see `vireo models list`.")
+    checkpoint_dir: Path | None = Field(
+        None, strict=False, description="Folder with the weights; the packaged ones when absent."
+    )
     replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica.")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Torch device.")
-    threads: int | Auto = Field("auto", description="Torch threads per replica.")
+    threads: _Count | Auto = Field("auto", description="Torch threads per replica, 1 to 64.")
     max_batch: int = Field(32, ge=1, le=1024, description="Samples per engine call.")
     max_queue: int = Field(4096, ge=1, le=1_000_000, description="Samples waiting per replica; more are refused.")
     max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that admitted samples may hold.")
@@ -115,23 +133,40 @@ class Settings(_Section):
 
     profile: Profile = Field("local", description="local, gpu or cluster: the defaults of everything below.")
     http: HttpSettings = HttpSettings()
-    tenants: tuple[TenantSettings, ...] = Field((), description="None: loopback callers only, tenant 'local'.")
+    tenants: tuple[TenantSettings, ...] = Field(
+        (), strict=False, description="None: loopback callers only, tenant 'local'."
+    )
     redis: RedisSettings = RedisSettings()
     gateway: GatewaySettings = GatewaySettings()
-    models: tuple[ModelSettings, ...] = (ModelSettings(id="dyn-perceiver-nano"),)
+    models: tuple[ModelSettings, ...] = Field(
+        (ModelSettings(id="dyn-perceiver-nano"),), strict=False, min_length=1, description="What is served."
+    )
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
     run_dir: str = Field("auto", description="Folder for sockets, logs and state of this start; keep its path short.")
     drain_s: float = Field(2.0, ge=0, le=600, description="Seconds that a stopping gateway still takes requests.")
 
     @field_validator("tenants")
     @classmethod
-    def _names_differ(cls, tenants: tuple[TenantSettings, ...]) -> tuple[TenantSettings, ...]:
-        names = [tenant.name for tenant in tenants]
-        if len(set(names)) != len(names):
-            raise ValueError(f"tenant names repeat: {', '.join(sorted(names))}")
+    def _tenants_differ(cls, tenants: tuple[TenantSettings, ...]) -> tuple[TenantSettings, ...]:
+        _check_unique("tenant names", [tenant.name for tenant in tenants])
+        digests = [digest for tenant in tenants for digest in tenant.api_key_sha256]
+        if len(set(digests)) != len(digests):
+            raise ValueError("an API key is listed twice; each belongs to one tenant")
         return tenants
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        _check_unique("model ids", [model.id for model in models])
+        return models
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what} repeat: {', '.join(repeated)}")
 
 
 PROFILES: Mapping[Profile, Mapping[str, Any]] = {
@@ -157,9 +192,9 @@ class ResolvedConfig:
 
     settings: Settings
     run_dir: Path
-    redis_url: str | None
+    redis_url: str | None = field(repr=False)
     """None: the embedded server, whose socket is ``redis_socket``."""
-    secret: str
+    secret: str = field(repr=False)
     media_workers: int
     allow_anonymous_loopback: bool
 
@@ -195,11 +230,17 @@ class ResolvedConfig:
 
 
 def mask_url(url: str | None) -> str | None:
-    """The URL without its password."""
-    if url is None or "@" not in url:
-        return url
-    scheme, rest = url.split("://", 1)
-    return f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+    """The URL without user, password and query, any of which may hold a secret."""
+    if url is None:
+        return None
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url if url == "embedded" else "***"
+    user, at, address = rest.rpartition("@")
+    if "?" in user:  # a password with a question mark, or a query with an at sign: which, cannot be told
+        return f"{scheme}://***"
+    host, question, _query = address.partition("?")
+    return f"{scheme}://{'***@' if at else ''}{host}{'?***' if question else ''}"
 
 
 def load(path: Path | None = None, overrides: Iterable[str] = (), profile: str | None = None) -> Settings:
@@ -222,7 +263,7 @@ def from_mapping(written: Mapping[str, Any]) -> Settings:
     Raises: ConfigError: unknown profile or field, wrong type.
     """
     name = written.get("profile", "local")
-    if name not in PROFILES:
+    if name not in tuple(PROFILES):
         raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     try:
         return Settings.model_validate(_merge(PROFILES[name], written))
@@ -248,15 +289,48 @@ def resolve(settings: Settings) -> ResolvedConfig:
         raise ConfigError("profile 'cluster' needs redis.url: gateways on several nodes must share one server")
     if settings.profile == "cluster" and settings.redis.secret == "auto":
         raise ConfigError("profile 'cluster' needs redis.secret: gateways must agree on it (openssl rand -hex 32)")
-    workers = settings.gateway.media_workers
-    return ResolvedConfig(
-        settings=settings,
-        run_dir=_run_dir(settings),
-        redis_url=None if embedded else settings.redis.url,
-        secret=secrets.token_hex(32) if settings.redis.secret == "auto" else settings.redis.secret,
-        media_workers=max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers,
+    if settings.http.port == settings.http.grpc_port:
+        raise ConfigError(f"http.port and http.grpc_port are both {settings.http.port}; give each its own")
+    decided = _decide(settings)
+    config = ResolvedConfig(
+        settings=decided,
+        run_dir=Path(decided.run_dir),
+        redis_url=None if embedded else decided.redis.url,
+        secret=decided.redis.secret,
+        media_workers=_media_workers(settings),
         allow_anonymous_loopback=not has_keys,
     )
+    length = len(os.fsencode(config.redis_socket))
+    if embedded and length > _MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"the path {config.redis_socket} has {length} bytes; limit of a socket is {_MAX_SOCKET_PATH_BYTES}: "
+            "set a shorter run_dir"
+        )
+    return config
+
+
+def _decide(settings: Settings) -> Settings:
+    """A copy of the settings without ``auto``."""
+    secret = secrets.token_hex(32) if settings.redis.secret == "auto" else settings.redis.secret
+    return settings.model_copy(
+        update={
+            "redis": settings.redis.model_copy(update={"secret": secret}),
+            "gateway": settings.gateway.model_copy(update={"media_workers": _media_workers(settings)}),
+            "models": tuple(_decide_model(model) for model in settings.models),
+            "run_dir": str(_run_dir(settings)),
+        }
+    )
+
+
+def _decide_model(model: ModelSettings) -> ModelSettings:
+    """Ray shows a replica the GPUs that are reserved for it, and no others."""
+    device = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
+    return model.model_copy(update={"device": device, "threads": threads_for(model)})
+
+
+def _media_workers(settings: Settings) -> int:
+    workers = settings.gateway.media_workers
+    return max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers
 
 
 def threads_for(model: ModelSettings) -> int:
@@ -273,24 +347,31 @@ def _run_dir(settings: Settings) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from None
-    if not isinstance(loaded or {}, dict):
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
         raise ConfigError(f"configuration {path} must be a mapping of sections")
-    return loaded or {}
+    return loaded
 
 
 def _apply(written: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(f"--set {override!r} has no '='; write section.field=value")
+        raise ConfigError(f"--set {name[:100]!r} has no '='; write section.field=value")
     *sections, leaf = name.strip().split(".")
     for section in sections:
-        written = written.setdefault(section, {})
+        if written.get(section) is None:
+            written[section] = {}
+        written = written[section]
         if not isinstance(written, dict):
-            raise ConfigError(f"--set {override!r}: {section} is not a section")
-    written[leaf] = yaml.safe_load(text)
+            raise ConfigError(f"--set {name}: {section} is not a section; give a list whole, as {section}=[...]")
+    try:
+        written[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {name}: the value is not YAML; put it in quotes") from None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

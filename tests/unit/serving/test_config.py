@@ -1,0 +1,412 @@
+"""Configuration: what is refused, who overrides whom, and that no secret is ever shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from serving.config import (
+    PROFILES,
+    ModelSettings,
+    Settings,
+    TenantSettings,
+    from_mapping,
+    load,
+    mask_url,
+    resolve,
+    threads_for,
+)
+from serving.errors import ConfigError
+
+DIGEST = "ab" * 32
+TENANTS = [{"name": "team-a", "api_key_sha256": [DIGEST]}]
+CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 32}}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VIREO_CONFIG", "VIREO_SET", "VIREO_PROFILE", "VIREO_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "vireo.yaml"
+    path.write_text(text)
+    return path
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def sections() -> list[tuple[str, ...]]:
+    """The path of every section, the root being ()."""
+    found: list[tuple[str, ...]] = [()]
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found.append((name,))
+    return found
+
+
+@pytest.mark.parametrize("section", sections(), ids=".".join)
+def test_unknown_key_is_refused_by_name_in_every_section(section: tuple[str, ...]) -> None:
+    written: dict[str, Any] = {"no_such_key": 1}
+    for name in reversed(section):
+        written = {name: written}
+    with pytest.raises(ConfigError, match=r"\.".join((*section, "no_such_key"))):
+        from_mapping(written)
+
+
+@pytest.mark.parametrize("item", [{"models": [{"id": "m", "replica": 2}]}, {"tenants": [{"name": "t", "key": "x"}]}])
+def test_unknown_key_in_a_list_is_refused_with_its_place(item: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"(models\.0\.replica|tenants\.0\.key)"):
+        from_mapping(item)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("gateway", "replicas", "2"),
+        ("gateway", "replicas", True),
+        ("gateway", "replicas", 2.5),
+        ("gateway", "replicas", 0),
+        ("gateway", "replicas", None),
+        ("gateway", "media_workers", 0),
+        ("gateway", "media_workers", -1),
+        ("gateway", "media_workers", "many"),
+        ("gateway", "cpus", float("nan")),
+        ("gateway", "cpus", float("inf")),
+        ("gateway", "default_deadline_s", -1),
+        ("http", "port", 0),
+        ("http", "port", 65536),
+        ("http", "host", 5),
+        ("redis", "timeout_s", float("inf")),
+        ("redis", "cache", "yes"),
+        ("redis", "url", "foo@bar"),
+        ("redis", "url", "http://host"),
+        ("redis", "url", ""),
+        ("redis", "secret", ""),
+        ("redis", "secret", "short"),
+        ("media", "max_pixels", 0),
+        ("limits", "max_images", 10**9),
+    ],
+)
+def test_value_of_a_wrong_type_or_range_is_refused_by_name(section: str, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}"):
+        from_mapping({section: {key: value}})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"models": []},
+        {"models": [{"id": ""}]},
+        {"models": [{"id": "m"}, {"id": "m"}]},
+        {"models": [{"id": "m", "threads": 0}]},
+        {"models": [{"id": "m", "device": "tpu"}]},
+        {"models": {"id": "m"}},
+        {"tenants": [{"name": "Team A"}]},
+        {"tenants": [{"name": "t"}, {"name": "t"}]},
+        {"tenants": [{"name": "t", "api_key_sha256": ["not a digest"]}]},
+        {"tenants": [{"name": "a", "api_key_sha256": [DIGEST]}, {"name": "b", "api_key_sha256": [DIGEST]}]},
+        {"http": None},
+        {"http": []},
+        {"profile": "laptop"},
+        {"profile": None},
+        {"profile": ["local"]},
+        {"log_level": "loud"},
+        {"drain_s": float("nan")},
+        {1: 2},
+    ],
+)
+def test_settings_that_make_no_sense_are_a_config_error(written: Any) -> None:
+    with pytest.raises(ConfigError):
+        from_mapping(written)
+
+
+def test_wrong_value_is_not_repeated_in_the_message() -> None:
+    """It may be a key put into the wrong field."""
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"tenants": [{"name": "t", "api_key_sha256": ["vk-THE-KEY-ITSELF"]}]})
+    assert "vk-THE-KEY-ITSELF" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["just words", "- a\n- b", "[]", "0", "a: [", "\x00", "!!python/object/apply:os.getcwd []"]
+)
+def test_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"vireo\.yaml"):
+        load(write(tmp_path, text))
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"log_level: \xff\xfe")
+    for path in (tmp_path / "absent.yaml", tmp_path, tmp_path / "latin"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "override", ["http.port", "", "http.port.deep=1", "models.0.replicas=2", "http.port=[1,", "x=1"]
+)
+def test_override_that_makes_no_sense_is_refused(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, "http: {port: 8001}\nmodels: [{id: m}]")
+    with pytest.raises(ConfigError):
+        load(path, [override])
+
+
+# -- who overrides whom ----------------------------------------------------------------------------------------------
+
+
+def test_empty_file_is_the_local_profile(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == load() == Settings()
+    assert load().profile == "local"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_fills_what_the_user_did_not_write(profile: Any) -> None:
+    settings = from_mapping({"profile": profile, "http": {"port": 8123}})
+    assert settings.profile == profile
+    assert settings.http.port == 8123
+    for section, values in PROFILES[profile].items():
+        if section in ("models", "drain_s"):
+            continue
+        for key, value in values.items():
+            assert getattr(getattr(settings, section), key) == value
+
+
+def test_user_wins_over_the_profile_key_by_key() -> None:
+    settings = from_mapping({"profile": "cluster", "gateway": {"replicas": 7}})
+    assert settings.gateway.replicas == 7
+    assert settings.gateway.media_workers == PROFILES["cluster"]["gateway"]["media_workers"]
+
+
+def test_file_then_environment_then_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "http: {port: 8001, grpc_port: 9001}\ndrain_s: 1\nlog_level: debug")
+    assert load(path).http.port == 8001
+    monkeypatch.setenv("VIREO_SET", "http.port=8002; drain_s=2.5 ;")
+    settings = load(path)
+    assert (settings.http.port, settings.http.grpc_port, settings.drain_s) == (8002, 9001, 2.5)
+    settings = load(path, ["http.port=8003", "http.grpc_port=9003", "http.port=8004"])
+    assert (settings.http.port, settings.http.grpc_port, settings.drain_s) == (8004, 9003, 2.5)
+    assert settings.log_level == "debug"
+
+
+def test_file_is_found_by_environment_and_by_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIREO_CONFIG", str(write(tmp_path, "http: {port: 8001}")))
+    assert load().http.port == 8001
+    other = tmp_path / "other.yaml"
+    other.write_text("http: {port: 8002}")
+    assert load(other).http.port == 8002
+
+
+def test_profile_by_argument_then_settings_then_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIREO_PROFILE", "gpu")
+    assert load().profile == "gpu"
+    path = write(tmp_path, "profile: cluster")
+    assert load(path).profile == "cluster"
+    assert load(path, ["profile=local"]).profile == "local"
+    assert load(path, profile="gpu").profile == "gpu"
+
+
+@pytest.mark.parametrize("text", ["http:", "{}"])
+def test_override_opens_a_section_that_the_file_left_empty(tmp_path: Path, text: str) -> None:
+    assert load(write(tmp_path, text), ["http.port=8005"]).http.port == 8005
+
+
+def test_override_takes_lists_and_flags_as_yaml() -> None:
+    settings = load(None, ["models=[{id: m, replicas: 3}]", "redis.cache=false", "http.host='::1'"])
+    assert settings.models == (ModelSettings(id="m", replicas=3),)
+    assert settings.redis.cache is False
+    assert settings.http.host == "::1"
+
+
+# -- nothing is written to -------------------------------------------------------------------------------------------
+
+
+def test_settings_and_profiles_cannot_change_and_do_not() -> None:
+    before = json.dumps(PROFILES)
+    written = {"profile": "gpu", "gateway": {"replicas": 3}, "models": [{"id": "m"}]}
+    copy = json.loads(json.dumps(written))
+    settings = from_mapping(written)
+    dump = settings.model_dump()
+    config = resolve(settings)
+    config.describe()
+    assert written == copy
+    assert json.dumps(PROFILES) == before
+    assert settings.model_dump() == dump
+    for target, name in ((settings, "drain_s"), (settings.http, "port"), (config, "secret"), (config.settings, "http")):
+        with pytest.raises((AttributeError, ValueError)):
+            setattr(target, name, 1)
+
+
+# -- resolve ---------------------------------------------------------------------------------------------------------
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves(inner)]
+    if isinstance(value, list | tuple):
+        return [leaf for inner in value for leaf in leaves(inner)]
+    return [value]
+
+
+@pytest.mark.parametrize("written", [{}, {"profile": "gpu"}, CLUSTER, {"models": [{"id": "m", "gpus": 1.0}]}])
+def test_auto_does_not_survive(written: dict[str, Any]) -> None:
+    config = resolve(from_mapping(written))
+    assert "auto" not in leaves(config.settings.model_dump(mode="json"))
+    assert "auto" not in leaves(config.describe())
+    assert config.media_workers == config.settings.gateway.media_workers
+    assert config.secret == config.settings.redis.secret
+    assert str(config.run_dir) == config.settings.run_dir
+
+
+def test_resolving_a_resolved_configuration_changes_nothing() -> None:
+    config = resolve(from_mapping({"models": [{"id": "m", "cpus": 2.4}]}))
+    assert resolve(config.settings) == config
+
+
+def test_device_follows_the_gpus_that_are_reserved() -> None:
+    models = [{"id": "a"}, {"id": "b", "gpus": 0.5}, {"id": "c", "gpus": 1, "device": "cpu"}]
+    config = resolve(from_mapping({"models": models}))
+    assert [model.device for model in config.settings.models] == ["cpu", "cuda", "cpu"]
+
+
+@pytest.mark.parametrize(("cpus", "threads", "expected"), [(0.25, "auto", 1), (3.0, "auto", 3), (1.0, 6, 6)])
+def test_threads_are_the_share_of_the_machine(cpus: float, threads: Any, expected: int) -> None:
+    assert threads_for(ModelSettings(id="m", cpus=cpus, threads=threads)) == expected
+
+
+def test_secret_is_made_anew_each_time_and_kept_when_given() -> None:
+    assert resolve(from_mapping({})).secret != resolve(from_mapping({})).secret
+    assert len(resolve(from_mapping({})).secret) >= 32
+    assert resolve(from_mapping({"redis": {"secret": "g" * 20}})).secret == "g" * 20
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.1.2.3", "example.org", "127.0.0.1.example.org", "0"])
+def test_public_address_without_keys_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="without API keys"):
+        resolve(from_mapping({"http": {"host": host}}))
+    with pytest.raises(ConfigError, match="without API keys"):
+        resolve(from_mapping({"http": {"host": host}, "tenants": [{"name": "t"}]}))
+    config = resolve(from_mapping({"http": {"host": host}, "tenants": TENANTS}))
+    assert not config.allow_anonymous_loopback
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_without_keys_lets_anonymous_callers_in_until_there_are_keys(host: str) -> None:
+    assert resolve(from_mapping({"http": {"host": host}})).allow_anonymous_loopback
+    assert not resolve(from_mapping({"http": {"host": host}, "tenants": TENANTS})).allow_anonymous_loopback
+
+
+def test_cluster_needs_keys_a_redis_and_a_secret_shared_by_all() -> None:
+    resolve(from_mapping(CLUSTER))
+    with pytest.raises(ConfigError, match=r"redis\.url"):
+        resolve(from_mapping({**CLUSTER, "redis": {"url": "embedded", "secret": "s" * 32}}))
+    with pytest.raises(ConfigError, match=r"redis\.secret"):
+        resolve(from_mapping({"profile": "cluster", "tenants": TENANTS}))
+    with pytest.raises(ConfigError, match="API keys"):
+        resolve(from_mapping({"profile": "cluster", "redis": {"secret": "s" * 32}}))
+
+
+def test_http_and_grpc_cannot_share_a_port() -> None:
+    with pytest.raises(ConfigError, match="both 9000"):
+        resolve(from_mapping({"http": {"port": 9000}}))
+
+
+def test_run_dir_too_long_for_a_socket_is_refused_for_an_embedded_redis_only() -> None:
+    long = "/tmp/" + "x" * 120
+    with pytest.raises(ConfigError, match="limit of a socket is 107"):
+        resolve(from_mapping({"run_dir": long}))
+    assert resolve(from_mapping({"run_dir": long, "redis": {"url": "redis://h:1/0"}})).store_url == "redis://h:1/0"
+
+
+def test_paths_follow_the_run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(from_mapping({"run_dir": "/run/v"}))
+    assert config.store_url == "unix:///run/v/redis/redis.sock"
+    assert config.metrics_dir == Path("/run/v/metrics")
+    monkeypatch.setenv("VIREO_RUN_DIR", "/run/w")
+    one, other = (resolve(from_mapping({"http": {"port": port}})).run_dir for port in (8001, 8002))
+    assert one != other
+    assert one.parent == other.parent == Path("/run/w")
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+_SECRET = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=8, max_size=40).map(
+    lambda text: "Q7x" + text + "Q7x"
+)
+
+
+def assert_hidden(config: Any, *hidden: str) -> None:
+    shown = [json.dumps(config.describe(), ensure_ascii=False), repr(config), str(config.settings), str(config)]
+    shown += [str(leaf) for leaf in leaves(config.describe())]
+    for text in shown:
+        for secret in hidden:
+            assert secret not in text
+
+
+@given(secret=_SECRET.filter(lambda text: len(text) >= 16), password=_SECRET, user=_SECRET)
+def test_no_secret_is_shown(secret: str, password: str, user: str) -> None:
+    url = f"redis://{user}:{password}@host:6379/0"
+    config = resolve(from_mapping({"redis": {"secret": secret, "url": url}, "tenants": TENANTS}))
+    assert config.store_url == url
+    assert_hidden(config, secret, password, user, DIGEST)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:Q7xSECRET@host:6379/0",
+        "rediss://Q7xSECRET@host",
+        "redis://host:6379/0?password=Q7xSECRET",
+        "redis://host:6379/0?username=u&password=a@Q7xSECRET",
+        "redis://u:a?Q7xSECRET@host/0",
+        "redis://u:a@b@Q7xSECRET@host/0",
+        "redis://u:a/Q7xSECRET@host/0",
+        "redis://u:a://Q7xSECRET@host/0",
+        "unix://Q7xSECRET@/run/redis.sock?db=0",
+        "unix:///run/redis.sock?password=Q7xSECRET",
+        "Q7xSECRET",
+    ],
+)
+def test_url_is_shown_without_what_may_be_secret(url: str) -> None:
+    assert "Q7xSECRET" not in str(mask_url(url))
+
+
+def test_url_without_secrets_is_shown_whole() -> None:
+    for url in ("redis://host:6379/0", "unix:///run/redis.sock", "embedded", None):
+        assert mask_url(url) == url
+    assert mask_url("redis://u:p@host:6379/0") == "redis://***@host:6379/0"
+
+
+def test_generated_secret_is_not_shown_either() -> None:
+    config = resolve(from_mapping({}))
+    assert_hidden(config, config.secret)
+
+
+def test_description_is_complete_and_plain_enough_for_a_log() -> None:
+    config = resolve(from_mapping({"tenants": TENANTS}))
+    described = json.loads(json.dumps(config.describe()))
+    assert set(described) == set(config.__dataclass_fields__)
+    assert set(described["settings"]) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        Settings,
+        TenantSettings,
+        ModelSettings,
+        *(type(v) for v in vars(Settings()).values() if isinstance(v, BaseModel)),
+    ],
+)
+def test_every_field_says_what_it_is(section: type[Any]) -> None:
+    for name, field in getattr(section, "model_fields", {}).items():
+        is_section = isinstance(field.default, BaseModel)
+        assert is_section or field.description, f"{section.__name__}.{name} has no description"
