@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,15 +33,16 @@ _MAX_LISTED = 8
 def load_official(path: Path, *, prefer_ema: bool = True) -> dict[str, Tensor]:
     """Read the weights out of a training checkpoint without running any code that it may contain.
 
-    Accepts a bare state dict or a dict with ``model`` and, optionally, ``model_ema`` (the averaged weights, which the
-    published accuracies belong to; taken when ``prefer_ema``). A leading ``module.`` of every name is removed.
+    Accepts a bare state dict or a dict with ``model`` and, optionally, ``model_ema`` (averaged weights, which the
+    official commands evaluate; taken when ``prefer_ema``). A leading ``module.`` of every name is removed.
 
     Raises:
         ValueError: not a checkpoint, or one that needs arbitrary code to be loaded.
         FileNotFoundError: no such file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_inert_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:
@@ -51,10 +56,12 @@ def load_official(path: Path, *, prefer_ema: bool = True) -> dict[str, Tensor]:
 
 
 def save_weights(state: Mapping[str, Tensor], directory: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write ``model.safetensors`` into ``directory``; returns its path."""
+    """Write ``model.safetensors`` into ``directory``, whole or not at all; returns its path."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / WEIGHTS_FILE
-    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, target, dict(metadata or {}))
+    part = directory / f"{WEIGHTS_FILE}.part"
+    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, part, dict(metadata or {}))
+    os.replace(part, target)
     return target
 
 
@@ -100,6 +107,22 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     check_against(model, state)
     model.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def _inert_globals() -> list[Any]:
+    """Plain data that official training scripts store beside the weights: their arguments and NumPy learning rates.
+
+    Restoring these sets attributes or copies a number; nothing in them is called. A module path is given where
+    checkpoints written with older NumPy name another one.
+    """
+    scalar = numpy.float64(0.0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        numpy.dtype,
+        type(numpy.dtype("float64")),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]
 
 
 def _weights_in(content: object, path: Path, prefer_ema: bool) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from models.registry import MODELS, ModelSpec, get_spec
+
+if TYPE_CHECKING:
+    from models.dyn_perceiver.train import Progress as TrainingProgress
 
 console = Console()
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
@@ -188,11 +191,8 @@ def _progress() -> Progress:
     )
 
 
-def _show_training(progress: Progress, task: TaskID) -> Callable[[object], None]:
-    from models.dyn_perceiver.train import Progress as Step
-
-    def show(step: object) -> None:
-        assert isinstance(step, Step)
+def _show_training(progress: Progress, task: TaskID) -> Callable[[TrainingProgress], None]:
+    def show(step: TrainingProgress) -> None:
         progress.update(task, completed=step.step, description=f"training, loss {step.loss:.3f}")
         if step.accuracy is not None:
             shown = "  ".join(f"{100 * a:.1f}%" for a in step.accuracy)

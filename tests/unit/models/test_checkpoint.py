@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +49,19 @@ def test_official_file_round_trips_to_the_same_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         for ours, theirs in zip(loaded(images), source.eval()(images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # weights are channels last in one of the two
+
+
+def test_a_file_as_the_official_script_saves_it_is_read(tmp_path: Path) -> None:
+    weights = {"w": torch.ones(3)}
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    optimizer.param_groups[0]["lr"] = np.float64(0.25)  # its schedule is a NumPy array
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    arguments = argparse.Namespace(lr=1e-3, depth_factor=[1, 1, 1, 2], output_dir="out", resume=None)
+    content = {"optimizer": optimizer.state_dict(), "epoch": 299, "scaler": {}, "args": arguments}
+    torch.save({"model": weights, **content}, tmp_path / "checkpoint-299.pth")
+    assert load_official(tmp_path / "checkpoint-299.pth")["w"].tolist() == [1, 1, 1]
 
 
 def test_averaged_weights_are_preferred_unless_declined(tmp_path: Path) -> None:
