@@ -112,6 +112,8 @@ async def _run_until_signal(
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if not progress.console.is_terminal:  # no bar is drawn there; a log should still say what is going on
+        progress.console.print(f"sending: {escape(scenario.name)}, {_length_s(scenario):g} s")
     counter = _Counter()
     drawing = loop.create_task(_draw_progress(progress, counter, _num_scheduled(load)))
     try:
@@ -121,6 +123,10 @@ async def _run_until_signal(
         await asyncio.gather(drawing, return_exceptions=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _length_s(scenario: Scenario) -> float:
+    return sum(phase.duration_s for phase in scenario.phases)
 
 
 class _Counter:

@@ -1,0 +1,112 @@
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from loadtest.scenario import parse_scenario
+from loadtest.workloads.bad_inputs import makers
+from loadtest.workloads.digits import draw_digit
+from loadtest.workloads.mix import CLOSED_LOOP_POOL, PhaseLoad, build_load, count_requests
+from tests.unit.loadtest.test_scenario import minimal, phase
+
+
+def load(**fields: Any) -> list[PhaseLoad]:
+    fields.setdefault("phases", [phase(arrival={"kind": "uniform", "rate_per_s": 100}, duration_s=10)])
+    return build_load(parse_scenario(minimal(**fields), source="x"))
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("size_px", [8, 32, 65])
+def test_a_drawn_digit_is_an_rgb_image_of_its_size_and_format(image_format: str, size_px: int) -> None:
+    data, label = draw_digit(1, 2, size_px=size_px, image_format=image_format)
+    image = Image.open(io.BytesIO(data))
+    assert (image.size, image.mode, image.format) == ((size_px, size_px), "RGB", image_format.upper())
+    assert label in set("0123456789")
+
+
+def test_digits_depend_on_seed_and_index_and_on_nothing_else() -> None:
+    drawn = [draw_digit(1, index)[0] for index in range(200)]
+    assert drawn == [draw_digit(1, index)[0] for index in range(200)]
+    assert len(set(drawn)) == 200
+    assert draw_digit(2, 0)[0] != drawn[0]
+    assert {draw_digit(1, index)[1] for index in range(200)} == set("0123456789")
+
+
+def test_digits_that_cannot_be_drawn_are_refused() -> None:
+    with pytest.raises(ValueError, match="size_px is 4"):
+        draw_digit(1, 1, size_px=4)
+    with pytest.raises(ValueError, match="image_format"):
+        draw_digit(1, 1, image_format="gif")
+
+
+@pytest.mark.parametrize("kind", sorted(makers()))
+def test_no_bad_image_can_be_decoded(kind: str, recwarn: pytest.WarningsRecorder) -> None:
+    data = makers()[kind](1)
+    with pytest.raises((OSError, SyntaxError, Image.DecompressionBombError)):
+        Image.open(io.BytesIO(data)).load()
+
+
+def test_the_bomb_is_small_and_its_header_is_huge() -> None:
+    data = makers()["bomb_png"](1)
+    assert len(data) < 1000
+    assert int.from_bytes(data[16:20], "big") == int.from_bytes(data[20:24], "big") == 60_000
+
+
+def test_the_same_scenario_is_the_same_load_byte_for_byte_and_another_seed_is_not() -> None:
+    def fingerprint(seed: int) -> list[Any]:
+        fields = {"images": {"repeat_share": 0.3, "bad_share": 0.1}, "seed": seed}
+        arrival = {"kind": "gamma", "rate_per_s": 50, "cv": 2}
+        (item,) = load(phases=[phase(arrival=arrival)], **fields)
+        return [item.times_s, [(p.images, p.kind, p.expected_labels) for p in item.payloads]]
+
+    assert fingerprint(4) == fingerprint(4)
+    assert fingerprint(4)[0] != fingerprint(5)[0]
+    assert fingerprint(4)[1] != fingerprint(5)[1]
+
+
+def test_without_repeats_every_request_is_new() -> None:
+    (item,) = load()
+    assert len({payload.images for payload in item.payloads}) == len(item.payloads) == 1000
+
+
+def test_shares_of_surfaces_repeats_and_bad_inputs_are_as_asked() -> None:
+    mix = [{"surface": "http_classify", "weight": 3}, {"surface": "grpc_vireo", "weight": 1, "images_per_request": 2}]
+    (item,) = load(mix=mix, images={"repeat_share": 0.25, "bad_share": 0.1})
+    payloads = item.payloads
+    good = [payload for payload in payloads if not payload.expects_error]
+    # Six standard deviations of a binomial share of 1,000.
+    assert sum(payload.surface == "http_classify" for payload in payloads) / 1000 == pytest.approx(0.75, abs=0.082)
+    assert 1 - len(good) / 1000 == pytest.approx(0.1, abs=0.057)
+    assert 1 - len({id(payload) for payload in good}) / len(good) == pytest.approx(0.25, abs=0.087)
+    assert {len(payload.images) for payload in good if payload.surface == "grpc_vireo"} == {2}
+    assert {payload.kind for payload in payloads if payload.expects_error} == set(makers())
+    assert all(payload.expected_labels is None for payload in payloads if payload.expects_error)
+
+
+def test_beyond_the_pool_requests_are_sent_again_in_turn() -> None:
+    (item,) = load(images={"pool_size": 10})
+    assert len({id(payload) for payload in item.payloads}) == 10
+    assert item.payloads[10:20] == item.payloads[:10]
+
+
+def test_a_closed_phase_has_no_times_and_a_pool_to_draw_from() -> None:
+    fields = {"phases": [phase(arrival={"kind": "closed", "concurrency": 2})]}
+    (item,) = load(**fields)
+    assert (item.times_s, len(item.payloads)) == ((), CLOSED_LOOP_POOL)
+    assert count_requests(parse_scenario(minimal(**fields), source="x")) == CLOSED_LOOP_POOL
+
+
+def test_a_trace_is_sent_as_recorded_within_its_phase() -> None:
+    arrival = {"kind": "trace", "times_s": [0, 1, 3, 9], "speed": 2}
+    (item,) = load(phases=[phase(arrival=arrival, duration_s=2)])
+    assert item.times_s == (0.0, 0.5, 1.5)
+
+
+def test_formats_are_used_in_turn_and_budgets_reach_the_payload() -> None:
+    mix = [{"surface": "http_classify", "budget": {"latency_ms": 50, "priority": "high"}}]
+    (item,) = load(mix=mix, images={"formats": ["png", "jpeg"]})
+    starts = [payload.images[0][:2] for payload in item.payloads[:4]]
+    assert starts == [b"\x89P", b"\xff\xd8"] * 2
+    assert item.payloads[0].budget is not None
+    assert item.payloads[0].budget.to_json() == {"latency_ms": 50, "priority": "high"}
