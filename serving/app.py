@@ -39,7 +39,6 @@ def build_graph(config: ResolvedConfig) -> Application:
     handles = {model.id: _inner(model, config) for model in config.settings.models}
     gateway = config.settings.gateway
     deployment = serve.deployment(
-        Gateway,
         name=GATEWAY,
         num_replicas=gateway.replicas,
         # The gateway bounds itself and answers 429 with a typed body; Ray's own bound must lie above.
@@ -48,7 +47,7 @@ def build_graph(config: ResolvedConfig) -> Application:
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
         ray_actor_options={"num_cpus": gateway.cpus, "runtime_env": {"env_vars": _environment(config, 1)}},
-    )
+    )(Gateway)
     return deployment.bind(config, handles)
 
 
@@ -59,8 +58,12 @@ def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
     }
     if model.gpus:
         options["num_gpus"] = model.gpus
-    return serve.deployment(
-        Classifier,
+    routing: dict[str, Any] = {
+        "request_router_class": LeastWorkRouter,
+        "request_routing_stats_period_s": STATS_PERIOD_S,
+        "request_routing_stats_timeout_s": 5.0,
+    }
+    deployment = serve.deployment(
         name=model.id,
         num_replicas=model.replicas,
         max_ongoing_requests=model.max_ongoing_calls,
@@ -68,12 +71,9 @@ def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
         health_check_period_s=1.0,
         health_check_timeout_s=5.0,
         ray_actor_options=options,
-        request_router_config=RequestRouterConfig(
-            request_router_class=LeastWorkRouter,
-            request_routing_stats_period_s=STATS_PERIOD_S,
-            request_routing_stats_timeout_s=5.0,
-        ),
-    ).bind(model, config.settings.log_level, config.metrics_dir)
+        request_router_config=RequestRouterConfig(**routing),
+    )(Classifier)
+    return deployment.bind(model, config.settings.log_level, config.metrics_dir)
 
 
 def _environment(config: ResolvedConfig, threads: int) -> dict[str, str]:

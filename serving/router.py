@@ -19,7 +19,7 @@ STATS_PERIOD_S = 0.5
 """How often replicas report; Ray's own default of 10 s is too old to be of use for work of milliseconds."""
 
 
-class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+class LeastWorkRouter(FIFOMixin, RequestRouter):
     """Ranks replicas by predicted seconds of work. Calls say theirs in the keyword argument ``predicted_s``."""
 
     def initialize_state(self, **_kwargs: Any) -> None:

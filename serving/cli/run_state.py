@@ -48,7 +48,7 @@ class RunState:
     def is_running(self) -> bool:
         """Whether that very process still lives."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.created_s) < 1.0
+            return bool(abs(psutil.Process(self.pid).create_time() - self.created_s) < 1.0)
         except psutil.NoSuchProcess:
             return False
 

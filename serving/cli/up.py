@@ -6,6 +6,7 @@ Shutdown order: gateways stop taking requests and drain, inner deployments finis
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -125,7 +126,7 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
             _temp_dir=str(config.run_dir / "ray"),
             _node_ip_address="127.0.0.1" if config.is_loopback else None,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
     try:
         with console.status("starting gateway and models"):
@@ -140,7 +141,7 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _cpus(config: ResolvedConfig) -> int:
