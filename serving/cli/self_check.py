@@ -13,12 +13,12 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from vireo_pb.oip import open_inference_pb2, open_inference_pb2_grpc
+from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.cli.run_state import RunState
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
-from vireo_pb.oip import open_inference_pb2, open_inference_pb2_grpc
-from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 _TIMEOUT_S = 30.0
 

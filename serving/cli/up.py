@@ -140,8 +140,8 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(Exception):
-            serve.shutdown()
-        ray.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _cpus(config: ResolvedConfig) -> int:
