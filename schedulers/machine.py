@@ -34,7 +34,7 @@ from schedulers.types import (
 #: Weight of the newest batch in the learned share of samples that leave at each exit.
 _EXIT_RATE_WEIGHT = 0.05
 #: Timers of samples that are gone are swept out when they outnumber the live ones by this much.
-_MAX_STALE_TIMERS = 1024
+_MAX_STALE_TIMERS = 4096
 _INF = math.inf
 
 
