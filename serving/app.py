@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serving.config import ModelSettings, ResolvedConfig, from_mapping, resolve, threads_for
+from serving.config import ModelSettings, ResolvedConfig, load, resolve, threads_for
 from serving.deployments.classifier import Classifier
 from serving.gateway import Gateway
 from serving.router import STATS_PERIOD_S, LeastWorkRouter
@@ -27,11 +27,12 @@ GRPC_SERVICERS = (
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
-    """Entry point of ``serve deploy``: ``args`` are settings as in a configuration file.
+    """Entry point of ``serve deploy``: ``args`` are settings as in a configuration file, laid over VIREO_CONFIG and
+    VIREO_SET, which hold what a Serve config must not (secrets) and what only the pod knows.
 
     Raises: ConfigError: see ``serving.config``.
     """
-    return build_graph(resolve(from_mapping(args)))
+    return build_graph(resolve(load(args=args)))
 
 
 def build_graph(config: ResolvedConfig) -> Application:

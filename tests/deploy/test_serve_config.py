@@ -119,4 +119,4 @@ def test_the_application_is_built_from_what_the_pods_mount(
     built: list[ResolvedConfig] = []
     monkeypatch.setattr(app, "build_graph", built.append)
     app.build_app(serve_config(service)["applications"][0]["args"])
-    assert [config.settings for config in built] == [settings]
+    assert [config.settings for config in built] == [resolve(settings).settings]
