@@ -1,0 +1,240 @@
+"""The three sides of bench_early_exit, and what they share: weights, pictures, cost table, operating point."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.dyn_perceiver.evaluation import held_out_sets
+from models.dyn_perceiver.load import load_model
+from models.dyn_perceiver.measure import stage_costs
+from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.registry import ModelSpec, get_spec
+from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
+from schedulers.cost import CostModel, TableCostModel
+from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.types import Scheduler
+from serving.deployments.classifier_setup import warm_up
+from serving.driver import Driver
+from serving.engines.base import Outcome, StageOutput
+from serving.engines.early_exit_engine import EarlyExitEngine
+from serving.operating_points import FILE_NAME
+
+QUALITY_MARGIN = 0.005
+MAX_WAITING = 1 << 20
+#: For a model without operating points; the table of one that has them says its own.
+WATTS_OF_A_CORE = 6.0
+#: Exit shares that confidences are drawn from when the weights are random and say nothing (``--random-weights``); the
+#: same as in bench_scheduler's simulated traces.
+DRAWN_SHARES = (0.50, 0.25, 0.15, 0.10)
+NEVER, ALWAYS = 1e8, -1e8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What a side asks for: thresholds and the share expected at each exit."""
+
+    name: str
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Everything that is the same for all sides. ``exits`` is the drawn exit of each picture, or None."""
+
+    spec: ModelSpec
+    staged: StagedDynPerceiver
+    images: list[NDArray[np.uint8]]
+    labels: NDArray[np.int64] | None
+    drawn_exits: NDArray[np.int64] | None
+    full: Point
+    early: Point
+    batch_sizes: tuple[int, ...]
+    stage_seconds: tuple[tuple[float, ...], ...]
+    watts: float
+    bytes_per_sample: int
+
+    def cost_model(self) -> TableCostModel:
+        """A fresh one: each learns from its own side only."""
+        return TableCostModel(self.batch_sizes, self.stage_seconds)
+
+    def seconds_per_sample(self, point: Point, max_batch: int) -> float:
+        """Engine seconds of one sample if every batch of every stage were full."""
+        cost, share, total_s = self.cost_model(), 1.0, 0.0
+        for stage, leaving in enumerate(point.shares):
+            total_s += share * cost.batch_s(stage, max_batch) / max_batch
+            share -= leaving
+        return total_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A policy with its batch size and the point that its samples ask for."""
+
+    name: str
+    title: str
+    point: Point
+    max_batch: int
+    make: Callable[[CostModel, int], Scheduler]
+
+
+def make_sides(work: Workload, max_batch: dict[str, int]) -> list[Side]:
+    """Full network, early exit without re-batching, ours."""
+
+    def fifo(max_batch: int) -> DynamicBatchingConfig:
+        return DynamicBatchingConfig(max_batch=max_batch, max_waiting=MAX_WAITING)
+
+    def ours(cost: CostModel, max_batch: int) -> Scheduler:
+        return EarlyExitScheduler(cost, EarlyExitConfig(max_batch=max_batch, max_waiting=MAX_WAITING))
+
+    return [
+        Side(
+            name="full",
+            title="full network, dynamic batches",
+            point=work.full,
+            max_batch=max_batch["full"],
+            make=lambda cost, size: FullNetworkDynamicBatching(cost, fifo(size)),
+        ),
+        Side(
+            name="no-rebatching",
+            title="early exit, no re-batching",
+            point=work.early,
+            max_batch=max_batch["no-rebatching"],
+            make=lambda cost, size: EarlyExitNoRebatching(cost, fifo(size)),
+        ),
+        Side(name="ours", title="early exit, ours", point=work.early, max_batch=max_batch["ours"], make=ours),
+    ]
+
+
+class WatchedEngine:
+    """Passes everything on, and adds up the seconds spent inside ``run``, as seen on the engine's thread.
+
+    With ``drawn_exits`` the model runs as always, and its confidences are replaced: 0 before a sample's exit, 1 there.
+    """
+
+    def __init__(self, engine: EarlyExitEngine, drawn_exits: NDArray[np.int64] | None) -> None:
+        self._engine = engine
+        self._drawn_exits = drawn_exits
+        self.busy_s = 0.0
+        self.batches: dict[int, list[int]] = {}
+        self.admit, self.result, self.release = engine.admit, engine.result, engine.release
+        #: Sample id -> picture number; ids count from 0 in the order of submission.
+        self.pictures: Sequence[int] = ()
+
+    @property
+    def num_stages(self) -> int:
+        return self._engine.num_stages
+
+    @property
+    def held_bytes(self) -> int:
+        return self._engine.held_bytes
+
+    def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
+        started_s = time.perf_counter()
+        outcomes = self._engine.run(stage, num_stages, sample_ids)
+        if self._drawn_exits is not None:
+            exit_index = stage + num_stages - 1
+            outcomes = [self._drawn(exit_index, i, o) for i, o in zip(sample_ids, outcomes, strict=True)]
+        self.busy_s += time.perf_counter() - started_s
+        self.batches.setdefault(stage, []).append(len(sample_ids))
+        return outcomes
+
+    def _drawn(self, exit_index: int, sample_id: int, outcome: Outcome) -> Outcome:
+        assert self._drawn_exits is not None
+        is_out = exit_index >= self._drawn_exits[self.pictures[sample_id]]
+        return StageOutput(float(is_out)) if isinstance(outcome, StageOutput) else outcome
+
+
+@dataclass(slots=True)
+class Totals:
+    """Hears the driver: seconds that batches took as the event loop saw them, hand-overs included."""
+
+    elapsed_s: float = 0.0
+    num_batches: int = 0
+    answered: int = 0
+
+    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
+        self.elapsed_s += elapsed_s
+        self.num_batches += 1
+
+    def sample_answered(self, answer: object) -> None:
+        self.answered += 1
+
+
+def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Totals]:
+    """A driver as a classifier replica has it, around a fresh scheduler."""
+    engine = EarlyExitEngine(work.staged, bytes_per_sample=work.bytes_per_sample, max_bytes=8 << 30)
+    watched, totals, cost = WatchedEngine(engine, work.drawn_exits), Totals(), work.cost_model()
+
+    def predict(stage: int, num_stages: int, size: int) -> float:
+        return sum(cost.batch_s(stage + step, size) for step in range(num_stages))
+
+    driver = Driver(scheduler=side.make(cost, side.max_batch), engine=watched, predict=predict, observer=totals)
+    return driver, watched, totals
+
+
+def load_workload(model: str, device: str, random_weights: bool, batch_sizes: Sequence[int], repeats: int) -> Workload:
+    """Load the model, measure its stages here and now, and pick the operating point."""
+    spec = get_spec(model)
+    staged = StagedDynPerceiver(load_model(spec, device=device, random_weights=random_weights), spec)
+    bytes_per_sample = warm_up(staged, spec, max(batch_sizes))
+    costs = stage_costs(staged, spec.input_size, batch_sizes=batch_sizes, repeats=repeats)
+    if random_weights:
+        images, labels, drawn = _random_pictures(spec)
+        full, early, watts = *_drawn_points(), WATTS_OF_A_CORE
+    else:
+        images, labels, drawn = *_held_out(), None
+        full, early, watts = _calibrated_points(spec)
+    return Workload(
+        spec=spec,
+        staged=staged,
+        images=images,
+        labels=labels,
+        drawn_exits=drawn,
+        full=full,
+        early=early,
+        batch_sizes=tuple(batch_sizes),
+        stage_seconds=tuple(tuple(ms / 1e3 for ms in row) for row in costs["stages"]),
+        watts=watts,
+        bytes_per_sample=bytes_per_sample,
+    )
+
+
+def _held_out() -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+    mixed = held_out_sets("test")["mixed"]
+    return list(mixed.images), mixed.labels
+
+
+def _random_pictures(spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], None, NDArray[np.int64]]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, spec.input_size, spec.input_size, 3), dtype=np.uint8)
+    return list(images), None, rng.choice(len(DRAWN_SHARES), len(images), p=DRAWN_SHARES)
+
+
+def _drawn_points() -> tuple[Point, Point]:
+    count = len(DRAWN_SHARES)
+    full = Point(name="full", thresholds=(NEVER,) * (count - 1) + (ALWAYS,), shares=(0.0,) * (count - 1) + (1.0,))
+    return full, Point(name="drawn", thresholds=(0.5,) * count, shares=DRAWN_SHARES)
+
+
+def _calibrated_points(spec: ModelSpec) -> tuple[Point, Point, float]:
+    """The full network, and the point of fewest expected FLOPs whose accuracy on the *calibration* split is at most
+    ``QUALITY_MARGIN`` below it. The test split, on which the benchmark runs, has no say in it."""
+    assert spec.checkpoint_dir is not None, f"{spec.id} has no checkpoint; use --random-weights"
+    table = json.loads((spec.checkpoint_dir / FILE_NAME).read_text())
+    points = table["points"]
+    full = next(point for point in points if point["name"] == "full")
+    floor = full["accuracy_calibration"] - QUALITY_MARGIN
+    early = min((p for p in points if p["accuracy_calibration"] >= floor), key=lambda p: p["expected_flops"])
+    return _point(full), _point(early), float(table["energy"]["watts"])
+
+
+def _point(data: dict[str, Any]) -> Point:
+    return Point(name=data["name"], thresholds=tuple(data["thresholds"]), shares=tuple(data["exit_shares"]))
