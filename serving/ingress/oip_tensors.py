@@ -34,7 +34,7 @@ from serving.ingress.status import error_object
 from serving.limits import IngressLimits
 
 MAX_TYPED_ELEMENTS = 1 << 18
-"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). Parsing that many takes up to 70 ms in which
+"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). Parsing that many takes up to 70 ms, when
 nothing else runs; raw bytes have no such cost and no such bound."""
 
 MAX_DIM = (1 << 31) - 1
