@@ -15,7 +15,7 @@ import numpy as np
 from schedulers.admission import BucketLimits, Cost
 from serving.config import ResolvedConfig, TenantSettings
 from serving.engines.base import Probabilities
-from serving.errors import ConfigError, QuotaExceeded
+from serving.errors import QuotaExceeded
 from serving.replica_protocol import SampleAnswer, SampleOutcome
 from serving.service import ModelCard
 from serving.stores.breaker import BreakerConfig, BreakerState
@@ -23,7 +23,7 @@ from serving.stores.buckets import Reservation
 from serving.stores.connection import RedisConfig
 from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.redis_store import LookupReply, RedisStore
-from serving.stores.result_cache import MIN_SECRET_BYTES, ResultCache, ResultKey
+from serving.stores.result_cache import ResultCache, ResultKey
 
 PROCESSOR_VERSION = "1"
 """Raise it when a processor gives other pixels for the same image."""
@@ -58,11 +58,7 @@ class Lookup:
 
 
 class ResultStore:
-    """The gateway's view of Redis. Use from one event loop.
-
-    Raises:
-        ConfigError: the secret is too short.
-    """
+    """The gateway's view of Redis. Use from one event loop."""
 
     def __init__(self, config: ResolvedConfig, observer: StoreObserver | None = None) -> None:
         settings = config.settings
@@ -70,7 +66,7 @@ class ResultStore:
         self._is_caching = settings.redis.cache
         self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
         self._limits = {tenant.name: _bucket_limits(tenant) for tenant in settings.tenants}
-        self._cache = _make_cache(config.secret.encode(), observer)
+        self._cache = ResultCache(config.secret.encode(), observer)
         self._store = RedisStore(
             RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
             observer=observer,
@@ -151,14 +147,6 @@ class ResultStore:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _make_cache(secret: bytes, observer: StoreObserver) -> ResultCache:
-    if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigError(
-            f"redis.secret has {len(secret)} bytes; give at least {MIN_SECRET_BYTES} (openssl rand -hex 32)"
-        )
-    return ResultCache(secret, observer)
 
 
 def _bucket_limits(tenant: TenantSettings) -> BucketLimits:

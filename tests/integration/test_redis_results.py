@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import ResolvedConfig, from_mapping, resolve
-from serving.errors import ConfigError, InvalidImage, QuotaExceeded
+from serving.errors import InvalidImage, QuotaExceeded
 from serving.replica_protocol import SampleAnswer
 from serving.service import ModelCard
 from serving.stores import keys
@@ -176,8 +176,3 @@ async def test_everything_works_without_any_redis() -> None:
         results.settle(lookup, 1.0, [ANSWER])
         assert lookup.found == (None,)
     await results.stop()
-
-
-def test_secret_that_is_too_short_stops_the_start() -> None:
-    with pytest.raises(ConfigError, match=r"redis\.secret has 5 bytes"):
-        ResultStore(make_config("unix:///nonexistent/redis.sock", secret="short"))

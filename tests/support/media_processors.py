@@ -49,7 +49,7 @@ def _report(rgb: Array) -> Array:
         "torch" in sys.modules,
         "VIREO_TEST_SECRET" in os.environ,
         resource.getrlimit(resource.RLIMIT_AS)[0] == 1 << 30,
-        os.nice(0) == 0,
+        os.nice(0),
         bool(sys.flags.safe_path),
     ]
     return np.array(facts, np.uint8).reshape(1, -1, 1).repeat(3, axis=2)

@@ -113,11 +113,11 @@ async def test_worker_is_limited_and_clean(pool: MediaPool, monkeypatch: pytest.
     await pool.stop()
     await pool.start()
     image = await pool.prepare(BIG_PNG, "report")
-    has_torch, has_secret, has_memory_limit, is_equal_priority, has_safe_path = image.pixels[0, :, 0]
+    has_torch, has_secret, has_memory_limit, niceness, has_safe_path = image.pixels[0, :, 0]
     assert not has_torch
     assert not has_secret
     assert has_memory_limit
-    assert is_equal_priority
+    assert niceness == os.nice(0)
     assert has_safe_path
 
 
