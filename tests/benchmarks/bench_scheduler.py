@@ -4,7 +4,8 @@
 
 Decision cost: a queue of N samples of 8 tenants is held at N. In turn, a full batch finishes (half of its samples
 survive) and the scheduler picks the next one; then as many samples arrive as left. Each ``handle`` call is timed alone,
-with Python's garbage collector on, as in service. Deadlines differ and lie far enough ahead that none passes.
+with Python's garbage collector on, as in service: its wall time, and the CPU time of its thread, which other processes
+on the machine do not add to. Deadlines differ and lie far enough ahead that none passes.
 
 Policy: the same seeded traces through three policies on the virtual clock.
 """
@@ -57,7 +58,7 @@ def cost_model(shape: str) -> TableCostModel:
 
 
 class Bench:
-    """One scheduler held at ``num_waiting`` samples, and the times of its calls in microseconds."""
+    """One scheduler held at ``num_waiting`` samples, and the (wall, CPU) microseconds of its calls."""
 
     def __init__(self, num_waiting: int, max_batch: int, seed: int) -> None:
         config = EarlyExitConfig(max_batch=max_batch, max_waiting=num_waiting + 4 * max_batch, max_age_s=1e6)
@@ -65,17 +66,19 @@ class Bench:
         self.scheduler = EarlyExitScheduler(cost_model("mixed"), config)
         self.now_s, self.next_id, self.num_waiting = 0.0, 0, num_waiting
         self.batch: RunBatch | None = None
-        self.arrival_us: list[float] = []
-        self.finished_us: list[float] = []
+        self.arrival_us: list[tuple[float, float]] = []
+        self.finished_us: list[tuple[float, float]] = []
         self.batch_sizes: list[int] = []
         while self.scheduler.counts().waiting < num_waiting:
             self.arrive()
         self.arrival_us.clear()
 
-    def timed(self, samples_us: list[float], event: SampleArrived | BatchFinished) -> list[Decision]:
-        started_ns = time.perf_counter_ns()
+    def timed(self, times_us: list[tuple[float, float]], event: SampleArrived | BatchFinished) -> list[Decision]:
+        cpu_ns = time.thread_time_ns()
+        wall_ns = time.perf_counter_ns()
         decisions = self.scheduler.handle(self.now_s, event)
-        samples_us.append((time.perf_counter_ns() - started_ns) / 1e3)
+        wall_ns = time.perf_counter_ns() - wall_ns
+        times_us.append((wall_ns / 1e3, (time.thread_time_ns() - cpu_ns) / 1e3))
         self.batch = next((d for d in decisions if isinstance(d, RunBatch)), self.batch)
         return decisions
 
@@ -124,12 +127,14 @@ def decision_cost(num_waiting: int, max_batch: int, num_turns: int) -> dict[str,
     }
 
 
-def summary(name: str, times_us: list[float]) -> dict[str, float | int]:
-    ascending = sorted(times_us)
+def summary(name: str, times_us: list[tuple[float, float]]) -> dict[str, float | int]:
+    wall_us, cpu_us = (sorted(column) for column in zip(*times_us, strict=True))
     return {
-        f"{name}_calls": len(ascending),
-        f"{name}_median_us": round(percentile(ascending, 0.5) or math.nan, 2),
-        f"{name}_p99_us": round(percentile(ascending, 0.99) or math.nan, 2),
+        f"{name}_calls": len(times_us),
+        f"{name}_median_us": round(percentile(wall_us, 0.5) or math.nan, 2),
+        f"{name}_p99_us": round(percentile(wall_us, 0.99) or math.nan, 2),
+        f"{name}_cpu_median_us": round(percentile(cpu_us, 0.5) or math.nan, 2),
+        f"{name}_cpu_p99_us": round(percentile(cpu_us, 0.99) or math.nan, 2),
     }
 
 
@@ -214,14 +219,16 @@ def commit() -> str:
 
 
 def print_costs(rows: list[dict[str, Any]]) -> None:
+    columns = ("median_us", "p99_us", "cpu_median_us", "cpu_p99_us")
     print(
-        f"{'waiting':>8} {'batch':>6} | {'arrival median':>14} {'p99 us':>8} | {'batch done median':>17} {'p99 us':>8}"
+        f"{'':>15} | {'arrival: wall':>16} {'cpu':>13} | {'batch finished: wall':>20} {'cpu':>13}   (us, median and p99)"
     )
+    print(f"{'waiting':>8} {'batch':>6}")
     for row in rows:
-        print(
-            f"{row['num_waiting']:>8} {row['mean_batch']:>6} | {row['arrival_median_us']:>14}"
-            f" {row['arrival_p99_us']:>8} | {row['batch_finished_median_us']:>17} {row['batch_finished_p99_us']:>8}"
-        )
+        cells = [
+            " ".join(f"{row[f'{name}_{column}']:>8}" for column in columns) for name in ("arrival", "batch_finished")
+        ]
+        print(f"{row['num_waiting']:>8} {row['mean_batch']:>6} | {cells[0]} | {cells[1]}")
 
 
 def print_policies(rows: list[dict[str, Any]]) -> None:
@@ -250,8 +257,9 @@ def main() -> None:
         "benchmark": "scheduler",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
-        "command": "python tests/benchmarks/bench_scheduler.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python tests/benchmarks/bench_scheduler.py", *sys.argv[1:]]),
         "hardware": hardware(),
+        "load_average": os.getloadavg(),
         "decision_cost": costs,
         "policies": policies,
     }
