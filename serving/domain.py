@@ -58,7 +58,11 @@ class Budget:
 def _check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
     if value is None:
         return
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+    try:
+        value = float(value)
+    except OverflowError:  # an int of more than 308 digits
+        value = math.inf if value > 0 else -math.inf
+    if not low <= value <= high or (open_low and value == low):
         bound = f"greater than {low:g}" if open_low else f"at least {low:g}"
         raise InvalidRequest(f"{name} is {value}; it must be a finite number {bound} and at most {high:g}", param=name)
 
@@ -101,7 +105,7 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The answer for one image. ``exit`` counts from 1, as in the paper; ``probabilities`` sums to one."""
+    """The answer for one image. ``exit`` counts from 1, as in the paper; ``top_k`` is never empty, best first."""
 
     exit: int
     top_k: tuple[LabelScore, ...]

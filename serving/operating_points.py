@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from models.identity import checkpoint_sha256
 from schedulers.operating_points import OperatingPointTable
 from serving.errors import ConfigError
 
@@ -14,7 +15,8 @@ FILE_NAME = "operating_points.json"
 def load_table(model_id: str, checkpoint_dir: Path | None) -> OperatingPointTable:
     """Load and check the table.
 
-    Raises: ConfigError: there is none, or it is damaged; the message names the command that writes one.
+    Raises: ConfigError: there is none, it is damaged, or it belongs to another model or to other weights; the message
+        names the command that writes one.
     """
     remedy = f"run `vireo calibrate {model_id}`"
     if checkpoint_dir is None:
@@ -23,8 +25,14 @@ def load_table(model_id: str, checkpoint_dir: Path | None) -> OperatingPointTabl
         )
     path = checkpoint_dir / FILE_NAME
     try:
-        return OperatingPointTable.from_dict(json.loads(path.read_text()))
+        table = OperatingPointTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        weights_sha256 = checkpoint_sha256(checkpoint_dir)
     except OSError:
         raise ConfigError(f"model {model_id} has no operating points at {path}: {remedy}") from None
     except ValueError as error:
-        raise ConfigError(f"operating points at {path} are damaged ({error}): {remedy}") from None
+        raise ConfigError(f"operating points at {path} cannot be used ({error}): {remedy}") from None
+    if table.model != model_id:
+        raise ConfigError(f"operating points at {path} are of model {table.model}, not {model_id}: {remedy}")
+    if table.checkpoint_sha256 != weights_sha256:
+        raise ConfigError(f"operating points at {path} were measured with other weights than those there: {remedy}")
+    return table

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
 
 _SECRET_KEYS = frozenset(
-    {"authorization", "api_key", "x_api_key", "key", "secret", "image", "images", "pixels", "body"}
+    {
+        "api_key",
+        "authorization",
+        "body",
+        "cookie",
+        "image",
+        "images",
+        "key",
+        "keys",
+        "password",
+        "pixels",
+        "secret",
+        "token",
+        "x_api_key",
+    }
 )
+_MASK = "***"
 
 
 def configure(level: str = "info") -> None:
@@ -26,12 +42,25 @@ def configure(level: str = "info") -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Module-level loggers must follow a later ``configure``; that costs a few microseconds a line.
+        cache_logger_on_first_use=False,
     )
 
 
 def mask_secrets(_logger: Any, _method: str, event: Any) -> Any:
     """Replace what must not be written down. The last line of defence: call sites do not log such values at all."""
-    return {
-        key: "***" if key.lower() in _SECRET_KEYS or isinstance(value, bytes) else value for key, value in event.items()
-    }
+    return _masked(event)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _MASK if _is_secret(key) else _masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_masked(inner) for inner in value]
+    # Image content, encoded or decoded: bytes, and arrays of any library. An array's scalar is a number.
+    is_content = isinstance(value, bytes | bytearray | memoryview) or getattr(value, "ndim", 0) > 0
+    return _MASK if is_content else value
+
+
+def _is_secret(key: object) -> bool:
+    return str(key).lower().replace("-", "_") in _SECRET_KEYS

@@ -1,0 +1,29 @@
+"""A process that counts something, says so, and waits to be killed. Run with the folder as its argument."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Count, print, wait."""
+    from serving.telemetry import setup
+
+    setup(Path(sys.argv[1]), "error")
+    from serving.domain import Surface
+    from serving.telemetry import metrics
+    from serving.telemetry.ingress_metrics import IngressMetrics
+
+    observer, surface = IngressMetrics(), Surface.HTTP_CLASSIFY
+    for _ in range(3):
+        observer.started(surface)
+    observer.finished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003)
+    metrics.BREAKER_STATE.labels("redis").set(2)
+    print("ready", flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Metrics over several processes, logs without secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.driver import Answer
+from serving.errors import QueueFull
+from serving.telemetry import logs, metrics
+from serving.telemetry.driver_metrics import DriverMetrics
+
+ROOT = Path(__file__).parents[3]
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Processes that count into one folder."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+
+    def start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.metrics_process", str(self._folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self._stack.callback(stop, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with ExitStack() as stack:
+        yield Processes(tmp_path, stack)
+
+
+def scrape() -> dict[tuple[str, str], float]:
+    """(sample name, its label values) -> value."""
+    text = metrics.exposition().decode()
+    return {
+        (sample.name, ",".join(sample.labels[name] for name in sorted(sample.labels) if name != "le")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+REQUESTS = ("vireo_requests_total", "m,ok,http_classify,t")
+IN_FLIGHT = ("vireo_in_flight_requests", "http_classify")
+BREAKER = ("vireo_breaker_state", "redis")
+
+
+def test_processes_add_up_and_a_killed_one_leaves_only_its_counts(processes: Processes) -> None:
+    first, second = processes.start(), processes.start()
+    both = scrape()
+    assert both[REQUESTS] == 2
+    assert both[IN_FLIGHT] == 4
+    assert both[BREAKER] == 2
+    assert both["vireo_request_seconds_count", "m,http_classify"] == 2
+
+    first.kill()
+    first.wait()
+    one = scrape()
+    assert one[REQUESTS] == 2  # counters never go back
+    assert one[IN_FLIGHT] == 2
+    second.kill()
+    second.wait()
+    none = scrape()
+    assert none[REQUESTS] == 2
+    assert none.get(IN_FLIGHT, 0) == 0
+    assert BREAKER not in none
+
+
+def test_killed_process_that_nobody_has_waited_for_is_dead_too(processes: Processes) -> None:
+    process = processes.start()
+    assert scrape()[IN_FLIGHT] == 2
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still a zombie
+    assert scrape().get(IN_FLIGHT, 0) == 0
+
+
+def test_two_scrapers_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = 2**22 + 1  # above the largest pid that Linux gives
+    path = tmp_path / f"gauge_livesum_{gone}.db"
+    path.touch()
+    glob = Path.glob
+
+    def glob_then_lose(self: Path, pattern: str) -> list[Path]:
+        found = list(glob(self, pattern))
+        for each in found:
+            each.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", glob_then_lose)
+    metrics.forget_dead_processes(tmp_path)
+    assert not path.exists()
+
+
+def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    before = scrape().get(("vireo_exits_total", "2,test-model"), 0.0)
+    observer = DriverMetrics("test-model")
+    for degraded in (False, True):
+        answer = Answer(
+            probabilities=np.zeros(2, np.float32), exit_index=1, degraded=degraded, queue_s=0.003, compute_s=0.001
+        )
+        observer.sample_answered(answer)
+    observer.batch_finished(0, 2, 5, elapsed_s=0.02, predicted_s=0.01)
+    observer.batch_finished(0, 2, 5, elapsed_s=0.02, predicted_s=0.0)  # no prediction: no ratio
+    after = scrape()
+    assert after["vireo_exits_total", "2,test-model"] == before + 2
+    assert after["vireo_degraded_total", "test-model,deadline"] == 1
+    assert after["vireo_stage_batch_size_sum", "test-model,1"] == 10
+    assert after["vireo_cost_ratio_sum", "test-model"] == 2.0
+    assert after["vireo_cost_ratio_count", "test-model"] == 1
+    assert after["vireo_queue_seconds_sum", "test-model"] == pytest.approx(0.006)
+
+
+def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
+    units = ("_total", "_seconds", "_size", "_ratio", "_requests", "_state", "_images")
+    ours = [family for family in REGISTRY.collect() if family.name.startswith("vireo_")]
+    assert len(ours) > 10
+    for family in ours:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert name.endswith(units), name
+        assert family.documentation.endswith("."), name
+
+
+# -- logs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _restore_logging() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.usefixtures("_restore_logging")
+def test_log_is_one_json_object_per_line_with_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    with structlog.contextvars.bound_contextvars(request_id="r-1"):
+        structlog.get_logger("a").info("served", seconds=0.25, model="m")
+    (line,) = lines(capsys)
+    assert line.items() >= {"event": "served", "request_id": "r-1", "level": "info", "seconds": 0.25}.items()
+    assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.usefixtures("_restore_logging")
+def test_last_configuration_wins_for_loggers_already_used(capsys: pytest.CaptureFixture[str]) -> None:
+    log = structlog.get_logger("b")
+    logs.configure("info")
+    log.info("one")
+    logs.configure("error")
+    log.info("two")
+    log.error("three")
+    assert [line["event"] for line in lines(capsys)] == ["one", "three"]
+
+
+@pytest.mark.usefixtures("_restore_logging")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"api_key": "S3CRET"},
+        {"Authorization": "Bearer S3CRET"},
+        {"X-Api-Key": "S3CRET"},
+        {"password": "S3CRET"},
+        {"headers": {"authorization": "S3CRET", "host": "h"}},
+        {"calls": [{"token": "S3CRET"}]},
+        {"image": "S3CRET"},
+        {"payload": b"S3CRET"},
+        {"payload": bytearray(b"S3CRET")},
+        {"payload": memoryview(b"S3CRET")},
+        {"nested": ({"x": [b"S3CRET"]},)},
+    ],
+    ids=str,
+)
+def test_secrets_and_content_are_not_written(fields: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    structlog.get_logger("c").info("call", **fields)
+    text = capsys.readouterr().err
+    assert "S3CRET" not in text
+    assert "***" in text
+    assert json.loads(text)["event"] == "call"
+
+
+@pytest.mark.usefixtures("_restore_logging")
+def test_pixels_are_not_written_and_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    array = np.full((2, 2, 3), 173, dtype=np.uint8)
+    structlog.get_logger("d").info("call", decoded=array, share=np.float64(0.5), shape=array.shape, keys=None)
+    (line,) = lines(capsys)
+    assert "173" not in json.dumps(line)
+    assert line["decoded"] == "***"
+    assert line["share"] == 0.5
+    assert line["shape"] == [2, 2, 3]
+
+
+@pytest.mark.usefixtures("_restore_logging")
+def test_masking_leaves_the_callers_objects_alone() -> None:
+    headers = {"authorization": "x"}
+    masked = logs.mask_secrets(None, "info", {"headers": headers})
+    assert headers == {"authorization": "x"}
+    assert masked == {"headers": {"authorization": "***"}}
+
+
+@pytest.mark.usefixtures("_restore_logging")
+def test_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    try:
+        raise QueueFull("full")
+    except QueueFull:
+        structlog.get_logger("e").exception("failed")
+    (line,) = lines(capsys)
+    assert "QueueFull: full" in line["exception"]
+
+
+def test_every_level_of_the_configuration_is_known_to_logging() -> None:
+    for level in ("debug", "info", "warning", "error"):
+        assert level.upper() in logging.getLevelNamesMapping()
