@@ -20,6 +20,7 @@ from serving.ingress.oip_tensors import (
     outputs_from_reply,
     report_parameters,
 )
+from serving.ingress.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
 from serving.ingress.vireo_wire import check_id, check_message
 from serving.limits import IngressLimits
 
@@ -43,6 +44,7 @@ async def request_from_infer(
     """Return the domain request. Raises: ClientError."""
     check_message(message, limits)
     check_id(message.id)
+    _check_counts(message)
     check_outputs(wanted_outputs(message))
     for output in message.outputs:
         _refuse_parameters(output.parameters, f"output {shown(output.name)}")
@@ -57,6 +59,23 @@ async def request_from_infer(
         budget=budget,
         deadline_s=deadline_s,
     )
+
+
+def _check_counts(message: oip.ModelInferRequest) -> None:
+    """Refuse absurd numbers of anything before each is turned into a Python object."""
+    counts = {
+        "inputs": (len(message.inputs), MAX_INPUTS),
+        "outputs": (len(message.outputs), MAX_OUTPUTS),
+        "parameters": (len(message.parameters), MAX_PARAMETERS),
+    }
+    for name, (count, limit) in counts.items():
+        if count > limit:
+            raise InvalidRequest(f"request has {count} {name}; the limit is {limit}. Send fewer", param=name)
+    for item in message.inputs:
+        if len(item.shape) > MAX_DIMS:
+            raise InvalidRequest(
+                f"input {shown(item.name)} has {len(item.shape)} dimensions; the limit is {MAX_DIMS}", param="inputs"
+            )
 
 
 def wanted_outputs(message: oip.ModelInferRequest) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Priority
 
 MAX_ID_CHARS = 256
+MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, MAX_DIMS = 8, 16, 16, 8
+"""Of one inference request: more than any valid one has."""
 
 
 class Strict(BaseModel):
@@ -60,9 +62,9 @@ class InferInput(Strict):
     """An input tensor of the Open Inference Protocol."""
 
     name: Annotated[str, Field(max_length=64)]
-    shape: Annotated[list[int], Field(max_length=8)]
+    shape: Annotated[list[int], Field(max_length=MAX_DIMS)]
     datatype: Annotated[str, Field(max_length=16)]
-    parameters: Annotated[dict[str, Any], Field(max_length=16)] = {}
+    parameters: Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)] = {}
     data: list[Any] | None = None
 
 
@@ -70,16 +72,16 @@ class InferOutput(Strict):
     """An output tensor that the caller wants."""
 
     name: Annotated[str, Field(max_length=64)]
-    parameters: Annotated[dict[str, Any], Field(max_length=16)] = {}
+    parameters: Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)] = {}
 
 
 class InferBody(Strict):
     """Body of ``POST /v2/models/{model}/infer``."""
 
     id: Annotated[str, Field(max_length=MAX_ID_CHARS)] = ""
-    parameters: Annotated[dict[str, Any], Field(max_length=16)] = {}
-    inputs: Annotated[list[InferInput], Field(max_length=8)]
-    outputs: Annotated[list[InferOutput] | None, Field(max_length=16)] = None
+    parameters: Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)] = {}
+    inputs: Annotated[list[InferInput], Field(max_length=MAX_INPUTS)]
+    outputs: Annotated[list[InferOutput] | None, Field(max_length=MAX_OUTPUTS)] = None
 
 
 # The rest describes answers: it is never instantiated, and a test holds real answers against it.

@@ -128,9 +128,21 @@ def tensor(contents: dict[str, Any] | None = None, **changes: Any) -> oip.ModelI
 
 
 RAW = [length_prefixed([GOOD_PNG])]
+Wanted = oip.ModelInferRequest.InferRequestedOutputTensor
 TEXT = oip.InferParameter(string_param="x")
 BAD_INFERS: dict[str, tuple[oip.ModelInferRequest, str]] = {
     "no_inputs": (infer_message(inputs=[]), "invalid_request"),
+    "many_inputs": (infer_message(inputs=[tensor()] * 10_000), "invalid_request"),
+    "many_outputs": (infer_message(outputs=[Wanted(name="LABEL")] * 10_000, raw_input_contents=RAW), "invalid_request"),
+    "many_parameters": (
+        infer_message(parameters={str(i): TEXT for i in range(1000)}, raw_input_contents=RAW),
+        "invalid_request",
+    ),
+    "many_dimensions": (infer_message(inputs=[tensor(shape=[1] * 10_000)], raw_input_contents=RAW), "invalid_request"),
+    "many_typed_elements": (
+        infer_message(inputs=[tensor({"bytes_contents": [b""] * 300_000})]),
+        "invalid_request",
+    ),
     "no_elements": (infer_message(), "invalid_request"),
     "raw_count": (infer_message(raw_input_contents=RAW * 2), "invalid_request"),
     "raw_and_typed": (
@@ -167,17 +179,13 @@ BAD_INFERS: dict[str, tuple[oip.ModelInferRequest, str]] = {
     "input_parameter": (infer_message(inputs=[tensor(parameters={"shared_memory_region": TEXT})]), "unknown_field"),
     "output_parameter": (
         infer_message(
-            outputs=[
-                oip.ModelInferRequest.InferRequestedOutputTensor(name="LABEL", parameters={"classification": TEXT})
-            ],
+            outputs=[Wanted(name="LABEL", parameters={"classification": TEXT})],
             raw_input_contents=RAW,
         ),
         "unknown_field",
     ),
     "unknown_output": (
-        infer_message(
-            outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="LOGITS")], raw_input_contents=RAW
-        ),
+        infer_message(outputs=[Wanted(name="LOGITS")], raw_input_contents=RAW),
         "unknown_field",
     ),
     "unknown_parameter": (infer_message(parameters={"seed": TEXT}, raw_input_contents=RAW), "unknown_field"),

@@ -18,6 +18,7 @@ from serving.ingress.oip_tensors import (
     MAX_TYPED_ELEMENTS,
     OUTPUT_NAMES,
     OUTPUTS,
+    QUANTISE_HERE_BYTES,
     InputTensor,
     budget_from_parameters,
     check_outputs,
@@ -85,6 +86,15 @@ async def test_float_image_out_of_range_fails_alone(value: float) -> None:
     assert last.pixels is not None
 
 
+async def test_large_float_batch_is_the_same_as_a_small_one() -> None:
+    array = np.random.default_rng(0).random((4, 200, 300, 3), np.float32)
+    assert array.nbytes > QUANTISE_HERE_BYTES
+    large = await images_from_tensors([pixels(array.shape, array.tobytes(), datatype="FP32")], LIMITS)
+    for got, one in zip(large, array, strict=True):
+        (small,) = await images_from_tensors([pixels((1, *one.shape), one.tobytes(), datatype="FP32")], LIMITS)
+        np.testing.assert_array_equal(got.pixels, small.pixels)
+
+
 async def test_ones_and_zeros_may_be_written_as_integers() -> None:
     (got,) = await images_from_tensors([pixels([1, 1, 1, 3], values=[0, 1, 0.5], datatype="FP32")], LIMITS)
     assert got.pixels is not None
@@ -139,6 +149,7 @@ BAD_TENSORS: list[tuple[str, list[InputTensor], type[ClientError]]] = [
     ("pixels_absurd_dim", [pixels([1, 10**400, 1, 3], GOOD_PIXELS)], InvalidRequest),
     ("pixels_too_many", [pixels([5, 1, 1, 3], bytes(15))], TooManyImages),
     ("pixels_typed_over", [pixels([1, 1, MAX_TYPED_ELEMENTS, 3], values=[0])], InvalidRequest),
+    ("pixels_many_elements", [pixels([1, 1, 1, 3], values=[0] * (MAX_TYPED_ELEMENTS + 1))], InvalidRequest),
     ("pixels_value_over", [pixels([1, 1, 1, 3], values=[0, 0, 256])], InvalidRequest),
     ("pixels_value_under", [pixels([1, 1, 1, 3], values=[0, 0, -1])], InvalidRequest),
     ("pixels_value_huge", [pixels([1, 1, 1, 3], values=[0, 0, 10**400])], InvalidRequest),
