@@ -28,7 +28,7 @@ from tests.support.store_observer import RecordingObserver
 LIMITS = BucketLimits(joules_per_s=1e-9, joules_burst=100.0, seconds_per_s=1e-9, seconds_burst=10.0)
 ONE = Cost(1.0, 0.1)
 BREAKER = BreakerConfig(failure_threshold=3, open_s=0.05, max_open_s=0.2)
-TIMEOUT_S = 0.1
+TIMEOUT_S = 0.25
 
 
 @pytest.fixture
