@@ -107,6 +107,7 @@ def ray_cluster(environment: Mapping[str, str], num_cpus: int) -> Iterator[RayCl
     command += [f"--num-cpus={num_cpus}", "--object-store-memory=100000000", f"--temp-dir={folder / 'ray'}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log_path = folder / "ray-start.log"
+    head: subprocess.Popen[bytes] | None = None
     try:
         with log_path.open("wb") as log:
             head = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -114,6 +115,8 @@ def ray_cluster(environment: Mapping[str, str], num_cpus: int) -> Iterator[RayCl
         yield RayCluster(folder, f"http://127.0.0.1:{dashboard}", env)
     finally:
         end_processes(mark)
+        if head is not None:
+            head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
