@@ -200,7 +200,8 @@ class ClassifyService:
         images: list[PreparedImage],
         deadline_s: float,
     ) -> list[StoredResult | SampleOutcome]:
-        point = choice.point.name
+        # Name and thresholds: the same name means something else after the next calibration.
+        point = f"{choice.point.name}{choice.point.thresholds}"
         keys = [self._results.key(request.tenant, model.card, point, image.content_sha256) for image in images]
         lookup = await self._results.look_up(keys, request.tenant, choice.predicted_j, choice.predicted_work_s)
         misses = [index for index, found in enumerate(lookup.found) if found is None]

@@ -70,8 +70,7 @@ class RedisSettings(_Section):
         repr=False,
         description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server.",
     )
-    connect_timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for a connection.")
-    timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for an answer.")
+    timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for a call, connecting included.")
     cache: bool = Field(True, description="Whether exact results are cached.")
     cache_ttl_s: float = Field(3600.0, gt=0, description="Seconds that a result is kept.")
     secret: str = Field(

@@ -18,6 +18,9 @@ from models.registry import ModelSpec
 
 Pixels = NDArray[np.uint8]
 
+VERSION = "1"
+"""Part of the key of cached results: raise it whenever the same picture gives other pixels."""
+
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.dyn_perceiver import processor
 from schedulers.admission import BucketLimits, Cost
 from serving.config import ResolvedConfig, TenantSettings
 from serving.engines.base import Probabilities
@@ -25,8 +26,6 @@ from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.redis_store import LookupReply, RedisStore
 from serving.stores.result_cache import ResultCache, ResultKey
 
-PROCESSOR_VERSION = "1"
-"""Raise it when a processor gives other pixels for the same image."""
 _MAX_BACKGROUND = 1_000
 _MAX_RETRY_AFTER_S = 3600.0
 
@@ -97,7 +96,7 @@ class ResultStore:
                 model=card.id,
                 checkpoint_sha256=card.checkpoint_sha256,
                 operating_point=point,
-                processor_version=PROCESSOR_VERSION,
+                processor_version=processor.VERSION,
                 content_sha256=content_sha256,
             )
         )
