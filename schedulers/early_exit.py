@@ -73,8 +73,10 @@ class EarlyExitScheduler(Machine):
         if self._num_queued >= self._config.max_waiting and not self._make_room(sample, charge_s):
             self._reject(sample, RejectReason.QUEUE_FULL)
             return
+        sample.is_waiting = True
         self._fresh.add(sample, charge_s)
-        self._begin_wait(sample)
+        self._ages.append((self._now_s, sample))
+        self._num_queued += 1
 
     def _make_room(self, newcomer: Sample, charge_s: float) -> bool:
         """Give up the sample furthest over its tenant's share, if the newcomer is not that one."""
@@ -95,12 +97,6 @@ class EarlyExitScheduler(Machine):
                 share *= 1.0 - self._exit_rates[stage]
         return total_s / (max_batch * self._config.priority_weights[sample.priority])
 
-    def _begin_wait(self, sample: Sample) -> None:
-        sample.is_waiting = True
-        sample.enqueued_s = self._now_s
-        self._ages.append((self._now_s, sample))
-        self._num_queued += 1
-
     def _dequeue(self, sample: Sample) -> None:
         if sample.stage == 0:
             self._fresh.remove(sample)
@@ -109,18 +105,20 @@ class EarlyExitScheduler(Machine):
         self._num_queued -= 1
 
     def _continue(self, batch: Batch, survivors: list[Sample]) -> None:
-        stage = survivors[0].stage
-        queue = self._survivors[stage]
+        stage, now_s = survivors[0].stage, self._now_s
+        queue, ages = self._survivors[stage], self._ages
         alone_s = self._cost.batch_s(stage, 1)
-        soonest_s = self._now_s + alone_s
         for sample in survivors:
-            if sample.deadline_s < soonest_s:
+            if sample.deadline_s < now_s + alone_s:
                 self._give_up(sample)
-            else:
-                queue.add((sample.deadline_s, sample.number, sample))
-                self._begin_wait(sample)
-                if sample.deadline_s - alone_s < sample.timer_s:
-                    self._set_timer(sample)
+                continue
+            sample.is_waiting = True
+            sample.enqueued_s = now_s
+            queue.add((sample.deadline_s, sample.number, sample))
+            ages.append((now_s, sample))
+            self._num_queued += 1
+            if sample.deadline_s - alone_s < sample.timer_s:
+                self._set_timer(sample)
 
     def _num_waiting(self) -> int:
         return self._num_queued

@@ -220,10 +220,9 @@ def commit() -> str:
 
 def print_costs(rows: list[dict[str, Any]]) -> None:
     columns = ("median_us", "p99_us", "cpu_median_us", "cpu_p99_us")
-    print(
-        f"{'':>15} | {'arrival: wall':>16} {'cpu':>13} | {'batch finished: wall':>20} {'cpu':>13}   (us, median and p99)"
-    )
-    print(f"{'waiting':>8} {'batch':>6}")
+    print(f"{'microseconds':>15} | {'arrival':<35} | {'batch finished':<35}")
+    heads = " ".join(f"{head:>8}" for head in ("median", "p99", "cpu med", "cpu p99"))
+    print(f"{'waiting':>8} {'batch':>6} | {heads} | {heads}")
     for row in rows:
         cells = [
             " ".join(f"{row[f'{name}_{column}']:>8}" for column in columns) for name in ("arrival", "batch_finished")
