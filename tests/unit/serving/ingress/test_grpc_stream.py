@@ -67,6 +67,26 @@ async def test_reading_pauses_at_the_limit_of_unanswered_requests(limit: int) ->
     assert most == limit
 
 
+async def test_one_answer_taken_makes_room_for_one_request() -> None:
+    taken = 0
+
+    async def requests() -> AsyncIterator[int]:
+        nonlocal taken
+        for number in range(20):
+            taken += 1
+            yield number
+
+    async def answer(number: int) -> int:
+        return number
+
+    stream = answer_stream(requests(), answer, limit=3)
+    for answers_taken in range(1, 10):
+        await anext(stream)
+        await settle()
+        assert taken == 3 + answers_taken - 1, "the answer that the client is looking at still counts"
+    await stream.aclose()
+
+
 async def test_client_that_does_not_read_stops_us_from_reading() -> None:
     taken = 0
 

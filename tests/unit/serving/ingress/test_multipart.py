@@ -109,6 +109,13 @@ async def test_bad_form_is_refused(name: str, body: bytes, content_type: str, st
     assert not door.service.requests
 
 
+@pytest.mark.parametrize("num_missing", [1, 3, 20, 60])
+def test_form_that_was_cut_off_is_never_served_in_part(num_missing: int) -> None:
+    body, _ = multipart({"model": "m"}, [b"first", b"second" * 20])
+    with pytest.raises(InvalidRequest, match="closing boundary"):
+        read(body.removesuffix(b"\r\n")[:-num_missing])
+
+
 @pytest.mark.parametrize("name", ["model", "top_k", "vireo"])
 def test_repeated_text_field_is_refused(name: str) -> None:
     once = f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n1\r\n'.encode()
