@@ -1,0 +1,305 @@
+"""Rules of the house that no linter keeps: who imports whom, what is loaded where, what is written where."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.source_tree import ROOT, imported, module_name, modules, tracked_files
+
+# -- who imports whom ------------------------------------------------------------------------------------------------
+
+_STDLIB = sys.stdlib_module_names
+_OURS = {"serving", "models", "schedulers", "loadtest", "vireo_pb", "tests"}
+_PURE = {
+    "asyncio",
+    "time",
+    "datetime",
+    "socket",
+    "threading",
+    "multiprocessing",
+    "concurrent",
+    "subprocess",
+    "os",
+    "io",
+}
+
+
+@pytest.mark.parametrize("path", modules("schedulers"), ids=module_name)
+def test_schedulers_use_the_standard_library_without_clock_loop_or_io(path: Path) -> None:
+    allowed = (_STDLIB - _PURE) | {"schedulers"}
+    assert {name.split(".")[0] for name in imported(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", modules("models"), ids=module_name)
+def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> None:
+    allowed = (_STDLIB - {"asyncio", "socket"}) | {
+        "models",
+        "torch",
+        "numpy",
+        "safetensors",
+        "PIL",
+        "sklearn",
+        "matplotlib",
+        "transformers",
+        "diffusers",
+    }
+    assert {name.split(".")[0] for name in imported(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", modules("loadtest"), ids=module_name)
+def test_loadtest_sees_the_server_from_outside(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path)} & {"serving", "models", "schedulers", "ray", "torch"}
+
+
+@pytest.mark.parametrize("path", modules("serving"), ids=module_name)
+def test_serving_imports_what_it_joins_and_no_traffic_or_tests(path: Path) -> None:
+    allowed = {"serving", "models", "schedulers", "vireo_pb"}
+    if module_name(path).startswith("serving.cli"):
+        allowed.add("loadtest")  # `vireo loadtest` is one of its commands
+    assert {name.split(".")[0] for name in imported(path)} & _OURS <= allowed
+
+
+def test_import_linter_knows_every_package() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    assert set(contracts["importlinter"]["root_packages"].split()) == _OURS - {"tests"}
+
+
+@pytest.mark.parametrize("package", ["serving", "models", "schedulers", "loadtest"])
+def test_environment_is_read_in_few_places(package: str) -> None:
+    """Settings come from ``serving/config.py``; the others pass on, or hear from, tools that only speak environment."""
+    allowed = {
+        "serving.config",
+        "serving.telemetry.metrics",  # prometheus-client's folder
+        "serving.media.worker_process",  # a child's environment
+        "serving.ray_env",  # Ray's switches
+        "serving.cli.classify_command",  # width of the terminal
+        "loadtest.cli",  # API keys of the tenants that it plays
+        "loadtest.selfcheck",  # a child's environment
+    }
+    readers = {module_name(path) for path in modules(package) if _reads_environment(ast.parse(path.read_text()))}
+    assert readers <= allowed
+
+
+def _reads_environment(tree: ast.AST) -> bool:
+    """``os.environ`` other than as the target of an assignment or of ``update``; ``os.getenv``."""
+    written = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del))
+        or (isinstance(node, ast.Attribute) and node.attr in ("update", "setdefault"))
+    }
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and id(node) not in written
+        for node in ast.walk(tree)
+    )
+
+
+# -- what is loaded where --------------------------------------------------------------------------------------------
+
+_HEAVY = {"torch", "ray", "transformers", "vllm", "sklearn", "matplotlib", "redis", "fastapi"}
+_LOADS = {
+    "decode worker": (["serving.media.worker", "serving.media.processors"], _HEAVY),
+    "processor": (["models.registry", "models.identity", "models.dyn_perceiver.processor"], _HEAVY),
+    "front door's types": (["serving.domain", "serving.errors", "serving.replica_protocol", "serving.config"], _HEAVY),
+    "gateway": (
+        ["serving.gateway_setup", "serving.classify", "serving.ingress.http_app"],
+        {"torch", "sklearn", "vllm"},
+    ),
+    "application": (["serving.app"], {"torch", "sklearn", "vllm"}),
+    "command line": (["serving.cli.main"], {"torch", "ray", "sklearn", "vllm"}),
+    "load test": (["loadtest.cli"], {"torch", "ray", "serving", "models", "schedulers"}),
+}
+
+
+@pytest.mark.parametrize("who", _LOADS)
+def test_process_does_not_pay_for_what_it_does_not_use(who: str) -> None:
+    names, unwanted = _LOADS[who]
+    assert not _loaded_by(names) & unwanted
+
+
+def test_all_of_schedulers_loads_the_standard_library_alone() -> None:
+    names = [module_name(path) for path in modules("schedulers")]
+    assert len(names) > 5
+    allowed = _STDLIB | {"schedulers"} | _loaded_by(["os"])
+    assert not _loaded_by(names) - allowed
+
+
+def _loaded_by(names: list[str]) -> set[str]:
+    """Top-level modules in a fresh interpreter after importing ``names``."""
+    code = f"import sys, {', '.join(names)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto")))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["serving", "models", "schedulers", "loadtest"])
+def test_importing_a_module_starts_and_prints_nothing(package: str) -> None:
+    names = [module_name(path) for path in modules(package) if path.stem != "__main__"]
+    code = (
+        f"import threading, {', '.join(names)}\n"
+        "mine = [t.name for t in threading.enumerate() if t is not threading.main_thread()]\n"
+        "assert not mine, mine"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto")))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+# -- names that are written as strings -------------------------------------------------------------------------------
+
+
+def _strings_in_deploy() -> set[str]:
+    """``module:attribute`` and dotted servicer functions in all YAML of deploy/, also in YAML inside strings."""
+    found: set[str] = set()
+
+    def walk(value: object, key: str = "") -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, str(name))
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner, key)
+        elif isinstance(value, str):
+            if key == "import_path":
+                found.add(value)
+            elif key == "grpc_servicer_functions":
+                found.add(":".join(value.rsplit(".", 1)))
+            elif "\n" in value and "import_path" in value:
+                walk(yaml.safe_load(value))
+
+    for path in sorted((ROOT / "deploy").rglob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            walk(document)
+    return found
+
+
+def test_deploy_names_the_application_and_servicers_that_exist() -> None:
+    named = _strings_in_deploy()
+    assert "serving.app:build_app" in named
+    assert len(named) >= 4
+    for name in named:
+        module, attribute = name.split(":")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_application_and_deployed_config_open_the_same_grpc_services() -> None:
+    from serving.app import GRPC_SERVICERS
+
+    assert {":".join(name.rsplit(".", 1)) for name in GRPC_SERVICERS} <= _strings_in_deploy()
+
+
+def test_console_command_exists() -> None:
+    import tomllib
+
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for target in scripts.values():
+        module, attribute = target.split(":")
+        assert callable(getattr(importlib.import_module(module), attribute))
+
+
+# -- what no file may hold -------------------------------------------------------------------------------------------
+
+_HOME = "|".join(("work", "root", "home", "Users", "mnt", "media"))
+_MACHINE_PATH = re.compile(rf"(?<![\w.<>/~:*-])/(?:{_HOME})/[\w.]+/?")
+_CONTAINER_PATHS = ("/home/ray/", "/home/vireo/", "/home/user/")
+_HIDDEN_URL = re.compile(r"(?:index-url|find-links|trusted-host)[= ]+[\"']?(?:https?|file):?/+\S+")
+
+
+def _texts() -> list[tuple[Path, str]]:
+    found = []
+    for path in tracked_files():
+        data = path.read_bytes()
+        if path != Path(__file__) and b"\0" not in data:
+            found.append((path, data.decode("utf-8", "replace")))
+    return found
+
+
+def test_no_file_holds_a_path_of_one_machine() -> None:
+    texts = _texts()
+    if not texts:
+        pytest.skip("not a git clone")
+    hits = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path, text in texts
+        for match in _MACHINE_PATH.finditer(text)
+        if not match.group().startswith(_CONTAINER_PATHS)
+    ]
+    hits += [str(path.relative_to(ROOT)) for path, text in texts if f"{ROOT}/" in text]
+    assert not hits
+
+
+def test_no_file_holds_a_package_index() -> None:
+    """Neither in general nor those that this very machine installs from."""
+    texts = _texts()
+    if not texts:
+        pytest.skip("not a git clone")
+    private = _package_indices()
+    for path, text in texts:
+        match = _HIDDEN_URL.search(text)
+        assert match is None, f"{path}: {match.group()}"
+        for index in private:
+            assert index not in text, f"{path} names {index}"
+
+
+def _package_indices() -> set[str]:
+    """Hosts and folders that pip and uv use here, the public one excepted."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    settings = listing.stdout + "\n".join(value for name, value in os.environ.items() if "INDEX" in name)
+    hosts = set(re.findall(r"https?://(?:[^/@\s']*@)?([^/\s':]+)", settings))
+    folders = set(re.findall(r"(?:file://)?(/[\w.-]+/[\w./-]+)", settings))
+    return {name for name in hosts | folders if "pypi.org" not in name and not name.startswith(("/etc/", "/usr/"))}
+
+
+# -- tests that can fail ---------------------------------------------------------------------------------------------
+
+_TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+_CHECKING_CALL = re.compile(r"(^|_|\.)(assert|check|expect|raises|warns|fail|verify)", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", _TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_test_file_asserts_something_and_has_no_empty_test(path: Path) -> None:
+    """Single tests may do without ``assert``: that any input raises nothing but the one allowed error is a check, too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tests = [function for function in functions if function.name.startswith("test_")]
+    helpers = {function.name for function in functions if _can_fail(function, set())}
+    assert any(_can_fail(test, helpers) for test in tests)
+    empty = [test.name for test in tests if not any(isinstance(n, ast.Call | ast.Assert) for n in ast.walk(test))]
+    assert not empty
+
+
+def _can_fail(function: ast.AST, helpers: set[str]) -> bool:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call) and (_CHECKING_CALL.search(name := ast.unparse(node.func)) or name in helpers):
+            return True
+    return False
+
+
+def test_no_test_module_is_left_out_by_its_name() -> None:
+    """pytest collects ``test_*.py`` only: a test function in a file of another name would never run."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if not path.name.startswith("test_"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert not [name for name in names if name.startswith("test_")], path
