@@ -187,11 +187,16 @@ async def test_large_image_lets_others_run_while_it_is_decoded() -> None:
     assert turns >= 8
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from([IMAGE, "AAAA"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
+JSON_LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from([IMAGE, "AAAA"])
 )
+
+
+def nested(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return inner | st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+
+
+JSON_VALUES = nested(nested(JSON_LEAVES))
 FIELDS = st.sampled_from(["model", "image", "images", "top_k", "vireo", "latency_ms", "extra"])
 
 
