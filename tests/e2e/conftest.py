@@ -1,0 +1,58 @@
+"""One default system for the whole session, and the pictures that it is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.dyn_perceiver.evaluation import held_out_sets
+from tests.e2e.surfaces import Door, opened
+from tests.support.media_files import encode
+from tests.support.system import System, running_system
+
+Picture = tuple[bytes, str]
+"""A PNG and its true label."""
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    with running_system() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def door(system: System) -> Iterator[Door]:
+    with opened(system) as opened_door:
+        yield opened_door
+
+
+@pytest.fixture(scope="session")
+def digits() -> list[Picture]:
+    """Held-out digits, one of each class, as PNG files of the model's own size."""
+    pictures = held_out_sets("test")["clean"]
+    firsts = [int(np.flatnonzero(pictures.labels == label)[0]) for label in range(10)]
+    return [(encode(pictures.images[index]), str(label)) for label, index in enumerate(firsts)]
+
+
+@pytest.fixture(scope="session")
+def new_picture(digits: list[Picture]) -> Callable[[], Picture]:
+    """Returns digits that were never sent before, so that no cache knows them: single pixels differ."""
+    generator = np.random.default_rng(11)
+    count = iter(range(1_000_000))
+
+    def make() -> Picture:
+        data, label = digits[next(count) % len(digits)]
+        pixels = np.array(_decoded(data))
+        pixels[0, :8] = generator.integers(0, 30, (8, 3))
+        return encode(pixels), label
+
+    return make
+
+
+def _decoded(data: bytes) -> Image.Image:
+    import io
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
