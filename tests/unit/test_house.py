@@ -277,7 +277,7 @@ _CHECKING_CALL = re.compile(r"(^|_|\.)(assert|check|expect|raises|warns|fail|ver
 
 @pytest.mark.parametrize("path", _TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_test_file_asserts_something_and_has_no_empty_test(path: Path) -> None:
-    """Single tests may do without ``assert``: that any input raises nothing but the one allowed error is a check, too."""
+    """Single tests may do without ``assert``: that no input raises more than the one allowed error is a check, too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     tests = [function for function in functions if function.name.startswith("test_")]
