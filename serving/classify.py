@@ -29,6 +29,7 @@ from serving.domain import (
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
+    DeadlineUnreachable,
     InvalidRequest,
     QueueFull,
     ServingError,
@@ -188,6 +189,12 @@ class ClassifyService:
         choice = choose(model.table, wanted, model.dispatcher.predicted_wait_s())
         if isinstance(choice, Choice):
             return choice
+        if choice.retry_after_s is not None:  # it is the queue, not the request, that is too long
+            raise DeadlineUnreachable(
+                f"{choice.message}, or retry in {choice.retry_after_s:.2f} s",
+                param="vireo",
+                retry_after_s=choice.retry_after_s,
+            )
         raise BudgetInfeasible(choice.message, param="vireo")
 
     # -- results ---------------------------------------------------------------------------------------------------
