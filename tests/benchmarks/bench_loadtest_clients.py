@@ -24,6 +24,7 @@ from loadtest.arrivals import poisson
 from loadtest.clients.base import Client, Payload, Prepared, Reply
 from loadtest.clients.grpc_classify import GrpcClassifyClient
 from loadtest.clients.http_classify import HttpClassifyClient
+from loadtest.clients.outcomes import read_classify_json
 from loadtest.clock import Clock, LoopClock, MonotonicClock
 from loadtest.execute import settled_memory
 from loadtest.records import Outcome
@@ -48,7 +49,7 @@ HEADER = (
 
 
 class LibraryClient:
-    """What the sides made of general libraries share: our own request, a reply that only notes success."""
+    """What the sides made of general libraries share: our own request, and our own reading of the answer."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -63,8 +64,9 @@ class LibraryClient:
     async def send(self, prepared: Prepared) -> Reply:
         status, body = await self.post(prepared.wire)
         done_s = time.monotonic()
-        json.loads(body)
-        return Reply(outcome=Outcome.OK if status == 200 else Outcome.SERVER_ERROR, done_at_s=done_s)
+        answer = read_classify_json(json.loads(body), len(prepared.payload.images))
+        outcome = answer.outcome if status == 200 else Outcome.SERVER_ERROR
+        return Reply(outcome=outcome, done_at_s=done_s, labels=answer.labels, exits=answer.exits, server=answer.server)
 
     async def post(self, request: bytes) -> tuple[int, bytes]:
         raise NotImplementedError
