@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -71,6 +72,20 @@ class ServiceLimits:
     default_deadline_s: float
 
 
+class ServiceObserver(Protocol):
+    """Hears of every answer, for metrics."""
+
+    def answered(self, model: str, tenant: str, report: Report, budget_degraded: tuple[str, ...]) -> None:
+        """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
+
+
+class NullServiceObserver:
+    """Hears nothing."""
+
+    def answered(self, model: str, tenant: str, report: Report, budget_degraded: tuple[str, ...]) -> None:
+        """Ignore."""
+
+
 class ClassifyService:
     """Implements ``serving.service.Service``."""
 
@@ -81,12 +96,14 @@ class ClassifyService:
         results: ResultStore,
         limits: ServiceLimits,
         clock: Callable[[], float] = time.monotonic,
+        observer: ServiceObserver | None = None,
     ) -> None:
         self._models = models
         self._media = media
         self._results = results
         self._limits = limits
         self._clock = clock
+        self._observer = observer or NullServiceObserver()
         self._in_flight = 0
 
     def models(self) -> tuple[ModelCard, ...]:
@@ -158,7 +175,9 @@ class ClassifyService:
             raise next(error for error in prepared if isinstance(error, ServingError))
         choice = self._choose(model, request.budget, len(good), deadline_s)
         outcomes = await self._run(model, request, choice, good, deadline_s)
-        return _reply(model, request, choice, prepared, outcomes)
+        reply = _reply(model, request, choice, prepared, outcomes)
+        self._observer.answered(model.card.id, request.tenant, reply.report, choice.degraded)
+        return reply
 
     # -- decode ----------------------------------------------------------------------------------------------------
 

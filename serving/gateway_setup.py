@@ -21,6 +21,7 @@ from serving.replica_protocol import SampleCall
 from serving.service import ModelCard
 from serving.stores.results import ResultStore
 from serving.telemetry.dispatch_metrics import DispatchMetrics
+from serving.telemetry.service_metrics import ServiceMetrics
 from serving.telemetry.store_metrics import StoreMetrics
 
 
@@ -56,7 +57,8 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_in_flight=settings.gateway.max_in_flight,
         default_deadline_s=settings.gateway.default_deadline_s,
     )
-    return GatewayParts(media=media, results=results, service=ClassifyService(models, media, results, limits))
+    service = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
+    return GatewayParts(media=media, results=results, service=service)
 
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:

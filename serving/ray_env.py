@@ -6,17 +6,25 @@ The two throughput flags, files and ports of this start alone, and what keeps an
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
+
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
 
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
+
+_REPLICA_PORTS = (25_000, 32_700)
+"""Gateway replicas listen here, behind HAProxy: below the ports that Linux deals out for outgoing connections."""
+_BLOCK = 140
+"""Ports for one protocol of one system: more than twice ``gateway.replicas``, for replacements."""
 
 
 def _haproxy(config: ResolvedConfig) -> Path:
@@ -51,9 +59,20 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
 
 
 def _ports() -> dict[str, str]:
-    """Ray's own are fixed; with ports of its own, a second system on this machine does not meet the first."""
+    """Ray's own are fixed; with ports of its own, a second system on this machine does not meet the first.
+
+    For the replicas' gRPC ports that matters most: Ray 2.60 means to bind them exclusively, but gives gRPC its
+    ``so_reuseport`` as text, which gRPC ignores. Two systems then share a port, and the kernel deals out the calls.
+    """
     names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
-    return {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, _free_ports(len(names)), strict=True)}
+    single = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, _free_ports(len(names)), strict=True)}
+    blocks = zip(("HTTP", "GRPC"), _free_blocks(2), strict=True)
+    replicas = {
+        f"RAY_SERVE_DIRECT_INGRESS_{bound}_{protocol}_PORT": str(port)
+        for protocol, block in blocks
+        for bound, port in (("MIN", block.start), ("MAX", block.stop))
+    }
+    return single | replicas
 
 
 def _token() -> dict[str, str]:
@@ -134,3 +153,14 @@ def _free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _free_blocks(count: int) -> list[range]:
+    """Blocks of ports on which nobody listens, in random order: two systems may be starting at a time."""
+    blocks = [range(start, start + _BLOCK) for start in range(*_REPLICA_PORTS, _BLOCK)]
+    random.SystemRandom().shuffle(blocks)
+    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr}
+    free = [block for block in blocks if taken.isdisjoint(block)][:count]
+    if len(free) < count:
+        raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_REPLICA_PORTS}: stop what listens there")
+    return free

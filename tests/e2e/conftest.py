@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -39,20 +41,15 @@ def digits() -> list[Picture]:
 
 @pytest.fixture(scope="session")
 def new_picture(digits: list[Picture]) -> Callable[[], Picture]:
-    """Returns digits that were never sent before, so that no cache knows them: single pixels differ."""
-    generator = np.random.default_rng(11)
-    count = iter(range(1_000_000))
+    """Returns digits that were never sent before, so that no cache knows them: a number is written into dark pixels."""
+    arrays = [(np.array(Image.open(io.BytesIO(data)).convert("RGB")), label) for data, label in digits]
+    count = itertools.count()  # its next() is atomic: several threads may call
 
     def make() -> Picture:
-        data, label = digits[next(count) % len(digits)]
-        pixels = np.array(_decoded(data))
-        pixels[0, :8] = generator.integers(0, 30, (8, 3))
+        number = next(count)
+        pixels, label = arrays[number % len(arrays)]
+        pixels = pixels.copy()
+        pixels[0, :6, 0] = [(number >> shift) & 15 for shift in range(0, 24, 4)]
         return encode(pixels), label
 
     return make
-
-
-def _decoded(data: bytes) -> Image.Image:
-    import io
-
-    return Image.open(io.BytesIO(data)).convert("RGB")

@@ -16,7 +16,7 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.oip import open_inference_pb2_grpc as oip_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from tests.support.system import System
+from tests.support.system import MODEL, System, wait_until
 from tests.unit.serving.ingress.clients import (
     Ask,
     length_prefixed,
@@ -278,15 +278,17 @@ UNARY = {name: ask for name, ask in SURFACES.items() if not name.endswith("strea
 
 
 class Load:
-    """Threads that ask the same thing over and over until told to stop, and keep every answer.
+    """Threads that ask until told to stop, each on the next surface in turn, and keep every answer.
 
     Each thread sends a request when it has the answer of the one before. Use as a context; ``answers`` is complete
     after it. An exception of a client (a connection that broke, say) counts as an answer with the error ``transport``.
     """
 
-    def __init__(self, door: Door, asks: Sequence[tuple[Surface, Ask]], num_threads: int) -> None:
+    def __init__(
+        self, door: Door, surfaces: Sequence[Surface], picture: Callable[[], tuple[bytes, str]], num_threads: int = 6
+    ) -> None:
         self.answers: list[Answer] = []
-        self._door, self._asks = door, asks
+        self._door, self._surfaces, self._picture = door, surfaces, picture
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(num_threads)]
 
@@ -307,9 +309,16 @@ class Load:
 
     def _run(self, index: int) -> None:
         while not self._stop.is_set():
-            surface, ask = self._asks[index % len(self._asks)]
+            data, label = self._picture()
             try:
-                self.answers.append(surface(self._door, ask))
+                answer = self._surfaces[index % len(self._surfaces)](self._door, Ask([data], model=MODEL))
+                wrong = answer.error is None and answer.codes != (label,)
+                self.answers.append(Answer("wrong label", None, f"{answer.codes} for {label}") if wrong else answer)
             except Exception as error:
                 self.answers.append(Answer("transport", None, f"{type(error).__name__}: {error}"))
-            index += len(self._threads)
+            index += 1
+
+    def wait_for(self, count: int, timeout_s: float = 60.0) -> None:
+        """Wait for ``count`` more answers."""
+        target = len(self.answers) + count
+        wait_until(lambda: len(self.answers) >= target, f"{count} more answers", timeout_s)

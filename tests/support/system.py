@@ -49,7 +49,7 @@ def free_service_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         while len(found) < count:
             probe = stack.enter_context(socket.socket())
-            port = random.SystemRandom().randrange(20_000, 30_000)
+            port = random.SystemRandom().randrange(20_000, 25_000)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

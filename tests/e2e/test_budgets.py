@@ -1,0 +1,161 @@
+"""A request brings a budget; the running system picks the point that fits, says which, or says why none does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from tests.e2e.conftest import Picture
+from tests.e2e.surfaces import SURFACES, UNARY, Door
+from tests.support.system import MODEL, ROOT, System, wait_until
+from tests.unit.serving.ingress.clients import Ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def points() -> list[dict[str, Any]]:
+    path = ROOT / "models" / "checkpoints" / MODEL / "operating_points.json"
+    table: list[dict[str, Any]] = json.loads(path.read_text())["points"]
+    return table
+
+
+def best(points: list[dict[str, Any]], max_j: float = float("inf"), min_accuracy: float = 0.0) -> set[str]:
+    """Names of the most accurate points within the bounds (several may be equal)."""
+    fitting = [p for p in points if p["joules_per_sample"] <= max_j and p["accuracy"] >= min_accuracy]
+    top = max(point["accuracy"] for point in fitting)
+    return {point["name"] for point in fitting if point["accuracy"] == top}
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+def test_without_a_budget_the_most_accurate_point_answers(
+    name: str, door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+) -> None:
+    report = SURFACES[name](door, Ask([new_picture()[0]], model=MODEL)).report
+    assert report["operating_point"] in best(points)
+    assert not report["degraded"]
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+def test_energy_budget_changes_the_operating_point(
+    name: str, door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+) -> None:
+    cheapest = min(points, key=lambda point: point["joules_per_sample"])
+    two = Ask([new_picture()[0], new_picture()[0]], model=MODEL, energy_j=2.001 * cheapest["joules_per_sample"])
+    report = SURFACES[name](door, two).report
+    assert report["operating_point"] == cheapest["name"]
+    assert "energy" in report["degraded"]
+
+
+def test_points_follow_the_energy_budget_through_the_table(
+    door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+) -> None:
+    for point in points:
+        allowed = point["joules_per_sample"] * 1.0001
+        report = SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL, energy_j=allowed)).report
+        assert report["operating_point"] in best(points, max_j=allowed)
+
+
+def test_quality_floor_is_kept(door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]) -> None:
+    floor = max(point["accuracy"] for point in points) - 1e-9
+    report = SURFACES["grpc_oip"](door, Ask([new_picture()[0]], model=MODEL, quality_floor=floor)).report
+    assert report["operating_point"] in best(points, min_accuracy=floor)
+
+
+def test_ample_latency_changes_nothing(
+    door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+) -> None:
+    answer = SURFACES["grpc_vireo"](door, Ask([new_picture()[0]], model=MODEL, latency_ms=20_000.0))
+    assert answer.report["operating_point"] in best(points)
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+@pytest.mark.parametrize("kind", ["latency_ms", "energy_j", "quality_floor"])
+def test_impossible_budget_is_refused_naming_the_nearest_point(
+    kind: str, name: str, door: Door, points: list[dict[str, Any]], digits: list[Picture]
+) -> None:
+    impossible = {"latency_ms": 0.001, "energy_j": 1e-9, "quality_floor": 1.0}
+    answer = SURFACES[name](door, replace(Ask([digits[0][0]], model=MODEL), **{kind: impossible[kind]}))
+    assert answer.error == "budget_infeasible"
+    assert answer.status in (422, grpc.StatusCode.FAILED_PRECONDITION, None)
+    assert any(point["name"] in answer.message for point in points)
+    assert kind.split("_")[0] in answer.message
+    assert "loosen" in answer.message
+
+
+@pytest.mark.parametrize("header", ["x-vireo-latency-ms", "x-vireo-energy-j"])
+@pytest.mark.parametrize("name", ["http_json", "http_multipart", "http_oip"])
+def test_headers_carry_the_budget(header: str, name: str, door: Door, digits: list[Picture]) -> None:
+    ask = Ask([digits[0][0]], model=MODEL)
+    assert SURFACES[name](door, ask, **{header: "0.0000001"}).error == "budget_infeasible"
+    assert SURFACES[name](door, ask, **{header: "10000"}).error is None
+    assert SURFACES[name](door, ask, **{header: "soon"}).error == "invalid_request"
+
+
+def test_body_overrides_the_header(door: Door, digits: list[Picture]) -> None:
+    ask = Ask([digits[0][0]], model=MODEL, energy_j=100.0)
+    assert SURFACES["http_json"](door, ask, **{"x-vireo-energy-j": "0.0000001"}).error is None
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+def test_report_tells_what_was_picked_and_what_it_cost(
+    name: str, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    report = SURFACES[name](door, Ask([new_picture()[0]], model=MODEL)).report
+    assert {"operating_point", "energy_j", "energy_source", "queue_ms", "compute_ms", "cache", "degraded"} <= set(
+        report
+    )
+    assert report["energy_source"] == "estimate"
+    if report["cache"] == "miss":  # in a stream, the same picture may have been answered a moment before
+        assert report["energy_j"] > 0
+        assert report["compute_ms"] > 0
+    assert report["queue_ms"] >= 0
+
+
+def paused_classifier(system: System) -> Any:
+    (process,) = system.replicas(MODEL)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_request_past_its_deadline_is_rejected_and_not_run(
+    system: System, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    wait_until(lambda: system.in_flight() == 0, "the system is idle")
+    before = system.metrics().total("vireo_exits_total")
+    process = paused_classifier(system)
+    try:
+        for name, surface in UNARY.items():
+            answer = surface(door, Ask([new_picture()[0]], model=MODEL, latency_ms=100.0))
+            assert answer.error == "deadline_exceeded", name
+            assert answer.status in (504, grpc.StatusCode.DEADLINE_EXCEEDED)
+        wait_until(lambda: system.in_flight() == 0, "in-flight gauge back to 0 while the replica still hangs")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).error is None
+    after = wait_until(
+        lambda: (value := system.metrics().total("vireo_exits_total")) > before and value, "the last one's exit"
+    )
+    assert after == before + 1, "images past their deadline were run"
+
+
+def test_grpc_deadline_of_the_caller_ends_the_call_and_frees_what_it_holds(
+    system: System, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    process = paused_classifier(system)
+    try:
+        request = vireo_pb2.ClassifyRequest(model=MODEL, images=[new_picture()[0]])
+        with pytest.raises(grpc.RpcError) as failure:
+            door.vireo.Classify(request, timeout=0.3)
+        assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        wait_until(lambda: system.in_flight() == 0, "in-flight gauge back to 0 while the replica still hangs")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert SURFACES["grpc_vireo"](door, Ask([new_picture()[0]], model=MODEL)).error is None
