@@ -12,6 +12,8 @@
     │   ├── TooManyImages
     │   ├── UnknownModel
     │   ├── UnknownPath / MethodNotAllowed
+    │   ├── UnknownService           asked of grpc.health.v1
+    │   ├── SlowBody                 the body did not arrive in time
     │   ├── Unauthenticated          no key, or a wrong one
     │   ├── Forbidden                e.g. a remote caller of a loopback-only server
     │   ├── BudgetInfeasible         no operating point fits the budget
@@ -20,12 +22,14 @@
     │   ├── QueueFull
     │   ├── DeadlineUnreachable      the queue is too long for this deadline
     │   ├── QuotaExceeded            the tenant's joule or second bucket is empty
-    │   └── Draining                 this replica is stopping
+    │   ├── Draining                 this replica is stopping
+    │   └── NotReady                 up, and cannot answer yet
     ├── Cancelled                    the caller went away
     └── BackendError                 our fault
         ├── EngineFailed             the model failed on this sample
         ├── ReplicaLost              the replica died and the retries ran out
         └── StoreUnavailable         never reaches a client: stores fail open
+            └── StoreFull            it answers, and refuses to write
 
 Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
 them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/ingress/status.py`` only.
@@ -129,6 +133,19 @@ class MethodNotAllowed(ClientError):
     code = "method_not_allowed"
 
 
+class UnknownService(ClientError):
+    """No gRPC service of that name is known to the health check."""
+
+    code = "service_not_found"
+
+
+class SlowBody(ClientError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+    type = "timeout_error"
+
+
 class Unauthenticated(ClientError):
     """No API key, or a wrong one."""
 
@@ -187,6 +204,12 @@ class Draining(Overloaded):
     code = "draining"
 
 
+class NotReady(Overloaded):
+    """The server is up and cannot answer yet, or not any more."""
+
+    code = "not_ready"
+
+
 class Cancelled(ServingError):
     """The caller went away."""
 
@@ -214,6 +237,12 @@ class StoreUnavailable(BackendError):
     """Redis is unreachable. Raised and caught inside ``serving/stores``."""
 
     code = "store_unavailable"
+
+
+class StoreFull(StoreUnavailable):
+    """Redis answers, and refuses to write: reads still work. Raised and caught inside ``serving/stores``."""
+
+    code = "store_full"
 
 
 class ConfigError(Exception):

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-from serving.ingress.errors import SlowBody
+from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
 from serving.ingress.front import shown
 from serving.limits import IngressLimits
 

@@ -8,8 +8,7 @@ from typing import Final
 
 from grpc_health.v1 import health_pb2
 
-from serving.errors import QueueFull
-from serving.ingress.errors import UnknownService
+from serving.errors import QueueFull, UnknownService
 from serving.ingress.front import shown
 from serving.service import Service
 

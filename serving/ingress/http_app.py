@@ -12,11 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.domain import Surface
-from serving.errors import MethodNotAllowed, ServingError, UnknownPath, UnsupportedMediaType
+from serving.errors import MethodNotAllowed, NotReady, ServingError, UnknownPath, UnsupportedMediaType
 from serving.ingress.auth import Authenticator
 from serving.ingress.body import Receive, read_body, read_into
 from serving.ingress.classify_json import budget_from_headers, reply_to_json, request_from_form, request_from_json
-from serving.ingress.errors import NotReady
 from serving.ingress.front import Front, request_id, shown
 from serving.ingress.http_call import (
     Answer,

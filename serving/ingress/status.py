@@ -16,7 +16,6 @@ from grpc import StatusCode
 
 from serving import errors
 from serving.errors import ServingError
-from serving.ingress.errors import NotReady, SlowBody, UnknownService
 
 MAX_MESSAGE_BYTES = 1024
 """Longest message sent. gRPC has it in the trailers twice, once with three bytes for each not in ASCII, and clients
@@ -58,24 +57,25 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.TooManyImages: _BAD,
         errors.UnknownModel: Status(404, StatusCode.NOT_FOUND),
         errors.UnknownPath: Status(404, StatusCode.UNIMPLEMENTED),
-        UnknownService: Status(404, StatusCode.NOT_FOUND),
+        errors.UnknownService: Status(404, StatusCode.NOT_FOUND),
         errors.MethodNotAllowed: Status(405, StatusCode.UNIMPLEMENTED),
         errors.Unauthenticated: Status(401, StatusCode.UNAUTHENTICATED),
         errors.Forbidden: Status(403, StatusCode.PERMISSION_DENIED),
         errors.BudgetInfeasible: Status(422, StatusCode.FAILED_PRECONDITION),
         errors.DeadlineExceeded: Status(504, StatusCode.DEADLINE_EXCEEDED),
-        SlowBody: Status(408, StatusCode.DEADLINE_EXCEEDED),
+        errors.SlowBody: Status(408, StatusCode.DEADLINE_EXCEEDED),
         errors.Overloaded: _FULL,
         errors.QueueFull: _FULL,
         errors.DeadlineUnreachable: _FULL,
         errors.QuotaExceeded: _FULL,
         errors.Draining: _AWAY,
-        NotReady: _AWAY,
+        errors.NotReady: _AWAY,
         errors.Cancelled: Status(499, StatusCode.CANCELLED),
         errors.BackendError: _BROKEN,
         errors.EngineFailed: _BROKEN,
         errors.ReplicaLost: _AWAY,
         errors.StoreUnavailable: _AWAY,
+        errors.StoreFull: _AWAY,
         errors.ServingError: _BROKEN,
     }
 )
@@ -130,7 +130,7 @@ def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], byt
         headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
     if isinstance(error, errors.Unauthenticated):
         headers.append((b"www-authenticate", b'Bearer realm="vireo"'))
-    if isinstance(error, SlowBody):
+    if isinstance(error, errors.SlowBody):
         headers.append((b"connection", b"close"))
     return status_of(error).http, headers, orjson.dumps({"error": error_object(error)})
 

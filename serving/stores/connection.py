@@ -16,7 +16,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from serving.errors import StoreUnavailable
+from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from serving.stores.observer import NullObserver, StoreObserver
@@ -45,10 +45,6 @@ class RedisConfig:
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.max_connections < 1:
             raise ValueError(f"timeout_s {self.timeout_s} and max_connections {self.max_connections} must be positive")
-
-
-class OutOfMemory(StoreUnavailable):
-    """Redis answers, and refuses to write. Reads still work."""
 
 
 class RedisConnection:
@@ -106,7 +102,7 @@ class RedisConnection:
 
         Raises:
             StoreUnavailable: the breaker is open, or the call failed; the caller does without.
-            OutOfMemory: Redis is full and does not evict.
+            StoreFull: Redis is full and does not evict.
         """
         self._check_breaker(operation)
         await self._enter(operation)
@@ -142,7 +138,7 @@ class RedisConnection:
                 answer = await self._send_with_retry(send)
         except Exception as error:  # whatever a client library makes of what a broken server says
             self._failed(operation, error, started_s)
-            kind = OutOfMemory if _is_out_of_memory(error) else StoreUnavailable
+            kind = StoreFull if _is_out_of_memory(error) else StoreUnavailable
             raise kind(f"Redis failed in {operation}") from error
         self._breaker.record_success()
         self._observer.call_finished(operation, "ok", self._clock() - started_s)

@@ -18,11 +18,11 @@ import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
 
 from schedulers.admission import BucketLimits, Cost, OverBudget
-from serving.errors import StoreUnavailable
+from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerState
 from serving.stores.buckets import LocalBuckets, Reservation
-from serving.stores.connection import OutOfMemory, RedisConfig, RedisConnection
+from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, Script
@@ -128,7 +128,7 @@ class RedisStore:
             return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
         try:
             return await self._lookup_and_reserve(tenant, digests, costs, limits)
-        except OutOfMemory:
+        except StoreFull:
             values = await self.lookup(tenant, [digest or "" for digest in digests])
         except StoreUnavailable:
             values = (None,) * len(digests)

@@ -47,11 +47,15 @@ CODES = {
     "DeadlineUnreachable": "deadline_unreachable",
     "QuotaExceeded": "quota_exceeded",
     "Draining": "draining",
+    "NotReady": "not_ready",
+    "UnknownService": "service_not_found",
+    "SlowBody": "request_timeout",
     "Cancelled": "cancelled",
     "BackendError": "internal_error",
     "EngineFailed": "engine_failed",
     "ReplicaLost": "replica_lost",
     "StoreUnavailable": "store_unavailable",
+    "StoreFull": "store_full",
 }
 """Clients switch on these: a change here breaks somebody. Repeated on purpose, not derived."""
 

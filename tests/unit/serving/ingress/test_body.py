@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
 from serving.ingress.body import read_body
-from serving.ingress.errors import SlowBody
 from serving.limits import IngressLimits
 
 LIMITS = IngressLimits(max_body_bytes=10, body_timeout_s=0.05)

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[4] / "docs" / "api.md"
 TEXT = PAGE.read_text()
 
 
-NEVER_SENT = {"overloaded", "store_unavailable"}
+NEVER_SENT = {"overloaded", "store_unavailable", "store_full"}
 """The parent of the retryable errors is not raised itself, and stores fail open."""
 
 

@@ -9,8 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from serving import errors
-from serving.errors import ServingError
-from serving.ingress.errors import NotReady, SlowBody, UnknownService
+from serving.errors import NotReady, ServingError, SlowBody, UnknownService
 from serving.ingress.status import (
     MAX_MESSAGE_BYTES,
     TABLE,
