@@ -79,4 +79,6 @@ def build_authenticator(config: ResolvedConfig) -> Authenticator:
 def build_limits(config: ResolvedConfig) -> IngressLimits:
     """Bounds of the front door."""
     limits = config.settings.limits
-    return IngressLimits(max_body_bytes=limits.max_body_bytes, max_images=limits.max_images)
+    return IngressLimits(
+        max_body_bytes=limits.max_body_bytes, max_images=limits.max_images, body_timeout_s=limits.body_timeout_s
+    )

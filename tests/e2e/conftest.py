@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from PIL import Image
 from models.dyn_perceiver.evaluation import held_out_sets
 from tests.e2e.surfaces import Door, opened
 from tests.support.media_files import encode
-from tests.support.system import System, running_system
+from tests.support.system import MODEL, System, running_system
 
 Picture = tuple[bytes, str]
 """A PNG and its true label."""
@@ -53,3 +54,34 @@ def new_picture(digits: list[Picture]) -> Callable[[], Picture]:
         return encode(pixels), label
 
     return make
+
+
+KEYS = {"alpha": "alpha-key-5f1c7e0d", "beta": "beta-key-93ab02cc"}
+
+
+@pytest.fixture(scope="session")
+def strict() -> Iterator[System]:
+    """A system with two tenants and with bounds so tight that tests can reach them."""
+    tenants = [
+        {"name": name, "api_key_sha256": [hashlib.sha256(key.encode()).hexdigest()]} for name, key in KEYS.items()
+    ]
+    with running_system(
+        "gateway.max_in_flight=4",
+        "limits.max_body_bytes=1048576",
+        "limits.body_timeout_s=1",
+        f"models=[{{id: {MODEL}, max_queue: 8}}]",
+        tenants=tenants,
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def alpha(strict: System) -> Iterator[Door]:
+    with opened(strict, {"authorization": f"Bearer {KEYS['alpha']}"}) as opened_door:
+        yield opened_door
+
+
+@pytest.fixture(scope="session")
+def beta(strict: System) -> Iterator[Door]:
+    with opened(strict, {"x-api-key": KEYS["beta"]}) as opened_door:
+        yield opened_door

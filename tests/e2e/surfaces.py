@@ -101,7 +101,8 @@ def http_json(door: Door, ask: Ask, **headers: str) -> Answer:
     document: dict[str, Any] = {"model": ask.model, "images": [base64.b64encode(data).decode() for data in ask.images]}
     document |= {"top_k": ask.top_k} if ask.top_k is not None else {}
     document |= {"vireo": ask.budget()} if ask.budget() else {}
-    return _http(door.http.post("/v1/classify", json=document, headers=headers))
+    headers = {"content-type": "application/json", **headers}
+    return _http(door.http.post("/v1/classify", content=json.dumps(document), headers=headers))  # NaN and all
 
 
 def http_multipart(door: Door, ask: Ask, **headers: str) -> Answer:

@@ -1,0 +1,229 @@
+"""Who may in: nobody from outside without keys; with keys, nobody without one; and no secret ever in a file."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+import pytest
+from vireo_pb.oip import open_inference_pb2 as oip
+from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
+
+from tests.e2e.conftest import KEYS, Picture
+from tests.e2e.surfaces import SURFACES, UNARY, Door, http_failure, opened
+from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder, wait_until
+from tests.unit.serving.ingress.clients import Ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+NEED_KEY = (
+    ("POST", "/v1/classify"),
+    ("POST", f"/v2/models/{MODEL}/infer"),
+    ("GET", "/v1/models"),
+    ("GET", f"/v1/models/{MODEL}"),
+    ("GET", "/v2"),
+    ("GET", f"/v2/models/{MODEL}"),
+    ("GET", f"/v2/models/{MODEL}/ready"),
+)
+OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/metrics")
+
+
+@pytest.fixture(scope="module")
+def outside() -> str:
+    """An address of this machine that is not loopback: whoever comes by it comes from outside, as a server sees it."""
+    addresses = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this machine has no address but loopback")
+    return addresses[0]
+
+
+def listening(system: System) -> dict[int, str]:
+    """Ports of every process of the system, and whose each is."""
+    processes = {process.pid: process for process in system.processes()}
+    return {
+        connection.laddr.port: processes[connection.pid].name()
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in processes
+    }
+
+
+def is_refused(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(5.0)
+        return probe.connect_ex((address, port)) != 0
+
+
+def test_the_doors_and_haproxys_own_ports_are_closed_from_outside(system: System, outside: str) -> None:
+    ports = listening(system)
+    assert {system.port, system.grpc_port} <= set(ports)
+    haproxy = [port for port, name in ports.items() if name == "haproxy"]
+    assert len(haproxy) >= 4, "HTTP, gRPC, statistics and metrics"
+    assert [port for port in haproxy if not is_refused(outside, port)] == []
+
+
+def test_no_port_of_the_system_serves_callers_from_outside(system: System, outside: str, digits: list[Picture]) -> None:
+    """Ray's gRPC servers on replicas cannot be told to listen on loopback only; what they say instead is no."""
+    body = {"model": MODEL, "image": base64.b64encode(digits[0][0]).decode()}
+    request = vireo_pb2.ClassifyRequest(model=MODEL, images=[digits[0][0]])
+    reachable = [port for port in listening(system) if not is_refused(outside, port)]
+    for port in reachable:
+        with pytest.raises(httpx.HTTPError):  # no HTTP there at all
+            httpx.post(f"http://{outside}:{port}/v1/classify", json=body, timeout=5.0)
+        with grpc.insecure_channel(f"{outside}:{port}") as channel:
+            for call in (
+                lambda channel=channel: vireo_pb2_grpc.VireoStub(channel).Classify(request, timeout=5.0),
+                lambda channel=channel: list(
+                    vireo_pb2_grpc.VireoStub(channel).ClassifyStream(iter([request]), timeout=5.0)
+                ),
+            ):
+                with pytest.raises(grpc.RpcError) as failure:
+                    call()
+                refusal = failure.value.code()  # type: ignore[attr-defined]
+                assert refusal in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED), (port, refusal)
+
+
+def test_rays_own_calls_need_a_token(system: System) -> None:
+    """Whoever could call a replica directly could run code on it: Ray unpickles what it is sent."""
+    asked = 0
+    for port in listening(system):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            try:
+                channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=2.0)
+                pytest.fail(f"port {port} answered a call without a token")
+            except grpc.RpcError as error:
+                asked += error.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert asked >= 2, "the classifier and the gateway listen for such calls"
+
+
+def test_run_folder_is_private(system: System) -> None:
+    assert system.run_dir.stat().st_mode & 0o077 == 0
+
+
+def test_public_address_without_keys_is_refused_with_the_remedy() -> None:
+    with short_folder() as folder:
+        run = run_cli("up", "--set", "http.host=0.0.0.0", environment=cli_environment(folder, "none"))
+    assert run.returncode != 0
+    assert "without API keys" in run.stderr
+    assert "tenants[].api_key_sha256" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.fixture(scope="module")
+def stranger(strict: System) -> Iterator[Door]:
+    with opened(strict) as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def impostor(strict: System) -> Iterator[Door]:
+    with opened(strict, {"authorization": "Bearer alpha-key-5f1c7e0e"}) as door:
+        yield door
+
+
+@pytest.mark.parametrize(("method", "path"), NEED_KEY)
+def test_http_path_needs_a_key(method: str, path: str, stranger: Door, impostor: Door, alpha: Door) -> None:
+    for door in (stranger, impostor):
+        answer = http_failure(door.http.request(method, path))
+        assert (answer.status, answer.error) == (401, "invalid_api_key")
+        assert answer.extra["www-authenticate"].startswith("Bearer")
+    assert alpha.http.request(method, path).status_code != 401
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_path_of_probes_and_scrapers_needs_none(path: str, stranger: Door) -> None:
+    assert stranger.http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+def test_surface_needs_a_key(name: str, stranger: Door, impostor: Door, alpha: Door, digits: list[Picture]) -> None:
+    ask = Ask([digits[5][0]], model=MODEL)
+    for door in (stranger, impostor):
+        answer = SURFACES[name](door, ask)
+        assert answer.error == "invalid_api_key"
+        assert answer.status in (401, grpc.StatusCode.UNAUTHENTICATED)
+    assert SURFACES[name](alpha, ask).codes == ("5",)
+
+
+@pytest.mark.parametrize("rpc", ["ServerMetadata", "ModelMetadata", "ModelReady"])
+def test_grpc_lookup_needs_a_key(rpc: str, stranger: Door, alpha: Door) -> None:
+    request = getattr(oip, f"{rpc}Request")(**({} if rpc == "ServerMetadata" else {"name": MODEL}))
+    with pytest.raises(grpc.RpcError) as failure:
+        getattr(stranger.oip, rpc)(request, timeout=10)
+    assert failure.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert getattr(alpha.oip, rpc)(request, timeout=10, metadata=alpha.metadata)
+
+
+def test_key_names_the_tenant_in_the_metrics(
+    strict: System, alpha: Door, beta: Door, new_picture: Callable[[], Picture]
+) -> None:
+    before = strict.metrics()
+    for door in (alpha, beta, beta):
+        for surface in UNARY.values():
+            assert surface(door, Ask([new_picture()[0]], model=MODEL)).error is None
+    after = strict.metrics()
+    for tenant, times in (("alpha", 1), ("beta", 2)):
+        labels = {"tenant": tenant, "outcome": "ok"}
+        grown = after.total("vireo_requests_total", **labels) - before.total("vireo_requests_total", **labels)
+        assert grown == times * len(UNARY)
+
+
+def test_refused_callers_are_counted_without_a_tenant(strict: System, impostor: Door, digits: list[Picture]) -> None:
+    labels = {"tenant": "unknown", "outcome": "invalid_api_key"}
+    before = strict.metrics().total("vireo_requests_total", **labels)
+    assert SURFACES["http_json"](impostor, Ask([digits[0][0]], model=MODEL)).status == 401
+    assert strict.metrics().total("vireo_requests_total", **labels) == before + 1
+
+
+def test_cached_answer_is_never_given_to_another_tenant(
+    alpha: Door, beta: Door, new_picture: Callable[[], Picture]
+) -> None:
+    ask = Ask([new_picture()[0]], model=MODEL)
+    first = SURFACES["http_json"](alpha, ask)
+    assert first.report["cache"] == "miss"
+    again = wait_until(lambda: (a := SURFACES["http_json"](alpha, ask)).report["cache"] == "hit" and a, "a cache hit")
+    assert again.items == first.items
+    others = SURFACES["http_json"](beta, ask)
+    assert others.report["cache"] == "miss"
+    assert others.items == first.items
+
+
+def test_secrets_and_images_are_in_no_file_and_no_output(
+    strict: System, alpha: Door, beta: Door, impostor: Door, new_picture: Callable[[], Picture]
+) -> None:
+    picture = new_picture()[0]
+    for door in (alpha, beta, impostor):
+        for surface in SURFACES.values():
+            surface(door, Ask([picture, b"not an image at all, but remembered?"], model=MODEL))
+    needles = [key.encode() for key in KEYS.values()]
+    needles += [base64.b64encode(picture)[:60], picture[40:80], b"but remembered?"]
+    files = [path for path in strict.base_dir.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(path.suffix == ".log" for path in files)
+    assert any("Serve" in path.name or "replica" in path.name for path in files)
+    leaks = [(str(path), needle) for path in files for needle in needles if needle in path.read_bytes()]
+    assert leaks == []
+
+
+def test_keys_hash_and_cache_secret_are_masked_in_the_log(strict: System) -> None:
+    (line,) = [line for line in strict.output.splitlines() if '"event": "configuration"' in line]
+    assert "***" in line
+    assert not any(word in line for word in ("alpha-key", "beta-key"))
+
+
+def test_token_of_ray_is_in_no_file(system: System) -> None:
+    environment = system.replicas("Gateway")[0].environ()
+    token = environment["RAY_AUTH_TOKEN"].encode()
+    assert len(token) >= 32
+    files = [path for path in system.base_dir.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [str(path) for path in files if token in path.read_bytes()] == []
