@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ class EarlyExitEngine:
             sample.state = state
             # Copies: a view of one row would keep the whole batch.
             sample.probabilities.extend(probabilities[row].copy() for probabilities in passed)
-        return [_outcome(probabilities) for probabilities in passed[-1]]
+        return [_outcome(confidence) for confidence in passed[-1].max(axis=1).tolist()]
 
     def _begin(self, samples: list[_Sample]) -> list[SampleState]:
         images = [sample.pixels for sample in samples if sample.pixels is not None]
@@ -131,6 +132,5 @@ def _at(stage: int, sample: _Sample) -> SampleState:
     return sample.state
 
 
-def _outcome(row: Probabilities) -> Outcome:
-    confidence = float(row.max())
-    return StageOutput(confidence) if np.isfinite(confidence) else EngineFailed(_FAILED)
+def _outcome(confidence: float) -> Outcome:
+    return StageOutput(confidence) if math.isfinite(confidence) else EngineFailed(_FAILED)

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_early_exit       # prints the tables, writes docs/benchmarks/early-exit.{json,md}
 
 In process and without HTTP: this measures engine, driver and scheduler. Every side is a ``serving.driver.Driver``
-around an ``EarlyExitEngine`` with the same weights, torch threads, deadline and pictures (held-out mixed set: half clean, half
-hard), and runs on uvloop, as in a classifier replica. Requests come open loop, as a seeded Poisson process; their
-latency counts from the moment they were due. The generator shares the event loop with the driver, so its own work
-(about a third of the loop's) counts against every side, most against the fastest.
+around an ``EarlyExitEngine`` with the same weights, torch threads, deadline and pictures (held-out mixed set: half
+clean, half hard), and runs on uvloop, as in a classifier replica. Requests come open loop, as a seeded Poisson process;
+their latency counts from the moment they were due. The generator shares the event loop with the driver, so its own
+work (about a third of the loop's) counts against every side, most against the fastest.
 
 Good means: answered within the deadline at the exit that the sample's own thresholds chose. The result of a side is its
 goodput at the highest rate at which 99% of all requests are good (p99 within the deadline), on a grid of rates and then
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import uvloop
 
+from serving.pauses import freeze_start_up
 from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
 from tests.benchmarks.early_exit_load import is_sustained, measure
 from tests.benchmarks.early_exit_sides import Side, Workload, load_workload, make_sides
@@ -174,9 +175,12 @@ def summarise(side: Side, rounds: Sequence[dict[str, Row | None]]) -> Row:
     """Medians over the rounds, each at that round's highest sustained rate; accuracy is pooled."""
     rows = [row for one in rounds if (row := one[side.name])]
 
-    def middle(key: Callable[[Row], Any], digits: int = 2) -> float | None:
-        values = [key(row) for row in rows if key(row) is not None]
-        return round(median(values), digits) if values else None
+    def middle(key: Callable[[Row], float | None], digits: int = 2) -> float | None:
+        values = [value for row in rows if (value := key(row)) is not None]
+        return round(float(median(values)), digits) if values else None
+
+    def mean_batch(stage: int) -> float | None:
+        return middle(lambda row: row["mean_batch"][stage], 1)
 
     answers = sum(row["num_requests"] for row in rows)
     right = [row["accuracy"] * row["num_requests"] for row in rows if row["accuracy"] is not None]
@@ -193,7 +197,7 @@ def summarise(side: Side, rounds: Sequence[dict[str, Row | None]]) -> Row:
         "p99_ms": middle(lambda row: row["p99_ms"]),
         "accuracy": round(sum(right) / answers, 4) if right else None,
         "millijoules_per_answer": middle(lambda row: 1e3 * row["joules_per_answer"], 3),
-        "mean_batch": [middle(lambda row, s=s: row["mean_batch"][s], 1) for s in stages],
+        "mean_batch": [mean_batch(stage) for stage in stages],
         "exit_shares": [round(mean(row["exit_shares"][s] for row in rows), 3) if rows else None for s in stages],
         "lag_p99_ms": middle(lambda row: row["lag_p99_ms"]),
         "engine_busy_share": middle(lambda row: row["engine_busy_share"]),
@@ -205,7 +209,7 @@ def summarise(side: Side, rounds: Sequence[dict[str, Row | None]]) -> Row:
 
 def limits(work: Workload) -> Row:
     """Requests per second that the engine alone could answer, at the batch size that is best for each."""
-    rows = {}
+    rows: Row = {}
     for name, point in (("full", work.full), ("early", work.early)):
         rates = {size: 1.0 / work.seconds_per_sample(point, size) for size in work.batch_sizes}
         best = max(rates, key=lambda size: rates[size])
@@ -255,8 +259,8 @@ def sentences(work: Workload, plan: Plan, bound: Row, summary: Sequence[Row]) ->
         f"Limit from the stage table measured in this run: full network {bound['full']['per_s']}/s at batch "
         f"{bound['full']['best_batch']}; early exit with perfect re-batching {bound['early']['per_s']}/s at batch "
         f"{bound['early']['best_batch']}; ratio {bound['ratio']}. Ours reaches {reached}% of its limit, the full "
-        f"network {reached_full}% of its own. The rest of ours: {ours['hand_over_share']} of the time between event loop and "
-        f"engine thread, engine busy {ours['engine_busy_share']}."
+        f"network {reached_full}% of its own. Of the time, ours has the engine busy for {ours['engine_busy_share']} "
+        f"and batches on their way between event loop and engine thread for {ours['hand_over_share']}."
     )
 
 
@@ -279,6 +283,7 @@ def main() -> None:
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= max(plan.batch_limits)]
     work = load_workload(args.model, args.device, args.random_weights, sizes, plan.stage_repeats)
     bench, bound = Bench(work, plan), limits(work)
+    freeze_start_up()  # as a replica does
     capacity = float(bound["full"]["per_s"])
     progress(f"limits: {bound}")
     sides = make_sides(work, batch_limits(bench, capacity))

@@ -10,9 +10,9 @@ the process, as the limit. All run the operating point that Vireo picks without 
 model process, and must give the same labels.
 
 Requests: one 64x64 PNG of a digit each, all different; closed loop with 1, 16 and 64 callers. The generator is a
-process of its own *on the same machine* and takes its share of the cores from every side alike. All systems are up the whole
-time; those that are not measured are stopped (SIGSTOP), because Ray works in the background: the idle table says how
-much. Sides take turns within a round, in rotating order; ratios are taken per round, and their median is reported.
+process of its own *on the same machine* and takes its share of the cores from every side alike. All systems are up the
+whole time; those that are not measured are stopped (SIGSTOP), because Ray works in the background: the last line says
+how much. Sides take turns within a round, in rotating order; ratios are taken per round, and their median is reported.
 """
 
 from __future__ import annotations
@@ -157,25 +157,32 @@ def profile(system: System, surface: str, clients: int, seconds: float, folder: 
     """Sample the gateway and the model replica while ``clients`` callers load them."""
     found: dict[str, Any] = {}
     with awake(system):
-        recorders = []
-        for group in ("gateway", "model"):
-            for pid in system.pids(group):
-                path = folder / f"{system.name}-{group}-{pid}.raw"
-                recorders.append((group, path, gateway_profile.record(pid, seconds, path)))
-        figures = generate(
-            surface, system.ports[surface], "--clients", clients, "--duration-s", seconds + 2, "--warm-up-s", 0.5
-        )
-        for group, path, recorder in recorders:
+        replicas = [(group, pid) for group in ("gateway", "model") for pid in system.pids(group)]
+        before = {pid: gateway_profile.thread_cpu_s(pid) for _, pid in replicas}
+        figures = generate(surface, system.ports[surface], "--clients", clients, "--duration-s", seconds)
+        for group, pid in replicas:
+            threads = gateway_profile.thread_cpu_s(pid)
+            found[f"{group} {pid}"] = {
+                "thread ms/request": gateway_profile.difference(threads, before[pid], max(figures["num_sent"], 1))
+            }
+        # Sampling slows the sampled: not in the same seconds as the figures by thread.
+        paths = {pid: folder / f"{system.name}-{surface}-{pid}.raw" for _, pid in replicas}
+        recorders = [gateway_profile.record(pid, seconds, path) for pid, path in paths.items()]
+        generate(surface, system.ports[surface], "--clients", clients, "--duration-s", seconds + 3)
+        for recorder in recorders:
             recorder.wait(timeout=60)
-            found[group] = gateway_profile.summarise(path)
-    return {"side": system.name, "surface": surface, "clients": clients, "load": figures, "groups": found}
+        for group, pid in replicas:
+            found[f"{group} {pid}"] |= gateway_profile.summarise(paths[pid], seconds)
+    groups = {name.rpartition(" ")[0]: parts for name, parts in found.items()}
+    return {"side": system.name, "surface": surface, "clients": clients, "load": figures, "groups": groups}
 
 
 def print_profile(found: dict[str, Any]) -> None:
     for group, parts in found["groups"].items():
         print(f"\nprofile of {found['side']}, {group}, {found['surface']}, {found['clients']} clients")
-        for name in ("self", "with callees", "functions"):
-            print(f"  {name}: " + ", ".join(f"{module} {share:.1%}" for module, share in parts[name][:14]))
+        for name, figures in parts.items():
+            shown = (f"{key} {value:g}" if "ms" in name else f"{key} {value:.1%}" for key, value in figures[:14])
+            print(f"  {name}: " + ", ".join(shown))
 
 
 # -- report ------------------------------------------------------------------------------------------------------------
@@ -203,6 +210,9 @@ def _summary_row(system: System, surface: str, clients: int, rows: Sequence[Row]
         values = [value for row in rows if (value := key(row)) is not None]
         return round(median(values), digits) if values else None
 
+    def group_ms(group: str) -> float | None:
+        return middle(lambda row: row["cpu_ms_per_request"].get(group, 0.0), 2)
+
     groups = sorted({group for row in rows for group in row["cpu_ms_per_request"]})
     ratios = [row["requests_per_s"] / plain[row["round"]] for row in rows if plain.get(row["round"])]
     return {
@@ -215,9 +225,7 @@ def _summary_row(system: System, surface: str, clients: int, rows: Sequence[Row]
         "p50_ms": middle(lambda row: row["p50_ms"], 2),
         "p99_ms": middle(lambda row: row["p99_ms"], 2),
         "failed": sum(count for row in rows for name, count in row["outcomes"].items() if name != "ok"),
-        "cpu_ms_per_request": {
-            group: middle(lambda row, group=group: row["cpu_ms_per_request"].get(group, 0.0), 2) for group in groups
-        },
+        "cpu_ms_per_request": {group: group_ms(group) for group in groups},
         "generator_cpu_ms_per_request": middle(lambda row: row["generator_cpu_ms_per_request"], 2),
     }
 

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from loadtest.arrivals import bounded, poisson
 from loadtest.stats import quantile
-from serving.driver import Answer, Driver
+from serving.driver import Driver
 from serving.errors import ServingError
 from tests.benchmarks.early_exit_sides import Side, Workload, make_driver
 
@@ -24,6 +24,9 @@ from tests.benchmarks.early_exit_sides import Side, Workload, make_driver
 #: work; the lag counts as latency, and is reported.
 TICK_S = 1e-3
 GOOD_SHARE = 0.99
+
+
+_Answered: TypeAlias = tuple[int, int, bool]
 
 
 @dataclass(slots=True)
@@ -35,28 +38,33 @@ class _Run:
     due_s: list[float]
     sent_s: list[float]
     done_s: list[float]
-    answers: list[Answer | None]
+    #: (class, exit, whether the deadline chose it) of each request that was answered.
+    answers: list[_Answered | None]
     refusals: Counter[str] = field(default_factory=Counter)
 
     async def one(self, index: int, pixels: Any) -> None:
         due_s = self.start_s + self.due_s[index]
         self.sent_s[index] = self.driver.clock() - due_s
         try:
-            self.answers[index] = await self.driver.submit(
+            answer = await self.driver.submit(
                 pixels, deadline_s=due_s + self.deadline_s, thresholds=self.side.point.thresholds
             )
+            self.answers[index] = (int(answer.probabilities.argmax()), answer.exit_index, answer.degraded)
         except ServingError as error:
             self.refusals[error.code] += 1
         self.done_s[index] = self.driver.clock() - due_s
 
     async def offer(self, images: Sequence[Any], pictures: Sequence[int]) -> None:
-        tasks: list[asyncio.Task[None]] = []
-        loop, clock = asyncio.get_running_loop(), self.driver.clock
-        while len(tasks) < len(self.due_s):
+        """Tasks that have ended are forgotten: what a generator keeps, the garbage collector walks."""
+        tasks: set[asyncio.Task[None]] = set()
+        loop, clock, index = asyncio.get_running_loop(), self.driver.clock, 0
+        while index < len(self.due_s):
             now_s = clock() - self.start_s
-            while len(tasks) < len(self.due_s) and self.due_s[len(tasks)] <= now_s:
-                index = len(tasks)
-                tasks.append(loop.create_task(self.one(index, images[pictures[index]])))
+            while index < len(self.due_s) and self.due_s[index] <= now_s:
+                task = loop.create_task(self.one(index, images[pictures[index]]))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                index += 1
             await asyncio.sleep(TICK_S)
         await asyncio.gather(*tasks)
 
@@ -100,20 +108,20 @@ def is_sustained(row: dict[str, Any]) -> bool:
 def _outcomes(work: Workload, run: _Run, pictures: list[int], duration_s: float) -> dict[str, Any]:
     answered = [(i, a) for i, a in enumerate(run.answers) if a is not None]
     in_time = [(i, a) for i, a in answered if run.done_s[i] <= run.deadline_s]
-    good = [(i, a) for i, a in in_time if not a.degraded]
+    good = [i for i, (_, _, degraded) in in_time if not degraded]
     latencies = sorted(run.done_s[i] for i, _ in answered)
     count = len(run.due_s)
     return {
         "good_share": len(good) / max(count, 1),
         "goodput_per_s": len(good) / duration_s,
         "in_time_share": len(in_time) / max(count, 1),
-        "degraded_share": sum(a.degraded for _, a in answered) / max(count, 1),
+        "degraded_share": sum(degraded for _, (_, _, degraded) in answered) / max(count, 1),
         "refused": dict(run.refusals),
         "accuracy": _accuracy(work, answered, pictures),
         "p50_ms": _ms(quantile(latencies, 0.5, num_failed=count - len(latencies)).value_s),
         "p99_ms": _ms(quantile(latencies, 0.99, num_failed=count - len(latencies)).value_s),
         "lag_p99_ms": _ms(sorted(run.sent_s)[math.ceil(0.99 * count) - 1]) if count else None,
-        "exit_shares": _shares(Counter(a.exit_index for _, a in answered), work.staged.num_exits),
+        "exit_shares": _shares(Counter(exit_index for _, (_, exit_index, _) in answered), work.staged.num_exits),
     }
 
 
@@ -124,10 +132,10 @@ def _engine_use(work: Workload, batches: dict[int, list[int]]) -> dict[str, Any]
     }
 
 
-def _accuracy(work: Workload, answered: list[tuple[int, Answer]], pictures: list[int]) -> float | None:
+def _accuracy(work: Workload, answered: list[tuple[int, _Answered]], pictures: list[int]) -> float | None:
     if work.labels is None or not answered:
         return None
-    return mean(float(a.probabilities.argmax() == work.labels[pictures[i]]) for i, a in answered)
+    return mean(float(label == work.labels[pictures[i]]) for i, (label, _, _) in answered)
 
 
 def _shares(exits: Counter[int], num_exits: int) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
@@ -187,9 +188,9 @@ def _plain(name: str, title: str, run_dir: Path, operating_point: str, env: dict
 
 
 def flags(run_dir: Path) -> dict[str, str]:
-    """Both flags, and what lets a second HAProxy live on the same machine."""
+    """Both flags, and what lets a second system live on the same machine."""
     ports = dict(zip(("METRICS", "STATS"), free_ports(2), strict=True))
-    fallback_http, fallback_grpc = free_ports(2)
+    fallback_http, fallback_grpc, block = *free_ports(2), random.randrange(20_000, 29_000, 200)
     return {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -198,6 +199,11 @@ def flags(run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_dir),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_dir / "server-state"),
         **{f"RAY_SERVE_HAPROXY_{name}_PORT": str(port) for name, port in ports.items()},
+        # Ray 2.60 lets two systems share replica ports for gRPC; the kernel then deals out calls to both.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block + 200),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
     }

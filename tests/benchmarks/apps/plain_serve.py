@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import logging
 import signal
 import threading
 from typing import Any
@@ -72,7 +73,7 @@ def main() -> None:
         _temp_dir=args.run_dir,
         _node_ip_address="127.0.0.1",
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     stop = threading.Event()
     try:
