@@ -48,8 +48,8 @@ def loadtest(
 ) -> None:
     """Send a scenario's load to a server and report what came back.
 
-    Ends with status 0 if every objective of the scenario was shown, 1 if one was not, 2 if the test could not be
-    made. Ctrl-C ends the run early and still writes the report.
+    Ends with status 0 if every objective of the scenario was shown, 1 if one was not,
+    2 if the test could not be made. Ctrl-C ends the run early and still writes the report.
     """
     console = Console()
     try:
