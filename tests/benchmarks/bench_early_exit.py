@@ -9,18 +9,22 @@ their latency counts from the moment they were due. The generator shares the eve
 work (about a third of the loop's) counts against every side, most against the fastest.
 
 Good means: answered within the deadline at the exit that the sample's own thresholds chose. The result of a side is its
-goodput at the highest rate at which 99% of all requests are good (p99 within the deadline), on a grid of rates and then
-by bisection. A rate that fails is tried once more with other arrivals, on every side alike. Within a round the sides
-take turns at each rate, in rotating order; ratios are taken per round, and their median is reported.
+goodput at the highest rate at which 99% of all requests are good (p99 within the deadline): a grid of rates, then a
+staircase from the best of them. A rate that fails is tried once more with other arrivals, on every side alike. Within a
+round the sides take turns at each rate, in rotating order; ratios are taken per round, and their median is reported.
+
+"Virtual clock" is the same search in the simulator, with the stage costs measured in this run and nothing else: what
+the policies alone can do. Each side runs at the batch limit that serves it best there.
 
 Operating point of both early-exit sides: the cheapest whose accuracy on the calibration split is within 0.5 points of
-the full network's; accuracy is then measured here, on the test split. Each side runs at the batch limit that served it
-best in a search beforehand. Joules are an estimate: busy seconds times an assumed power of one core.
+the full network's; accuracy is then measured here, on the test split. Joules are an estimate: busy seconds times an
+assumed power of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,10 +38,12 @@ from serving.pauses import freeze_start_up
 from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
 from tests.benchmarks.early_exit_load import is_sustained, measure
 from tests.benchmarks.early_exit_sides import Side, Workload, load_workload, make_sides
+from tests.benchmarks.early_exit_simulation import capacity_per_s, confidences
 
 GRID = (0.5, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 QUICK_GRID = (0.5, 1.0, 2.0)
 SIDES = ("full", "no-rebatching", "ours")
+SECOND_TRY = 500_000
 Row = dict[str, Any]
 
 
@@ -48,11 +54,11 @@ class Plan:
     grid: tuple[float, ...]
     rounds: int
     duration_s: float
-    search_s: float
-    bisections: int
+    steps: int
+    simulated_s: float
     batch_limits: tuple[int, ...]
     stage_repeats: int
-    deadline_s: float
+    deadlines_s: tuple[float, ...]
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -61,11 +67,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
         grid=QUICK_GRID if quick else GRID,
         rounds=args.rounds or (1 if quick else 5),
         duration_s=args.duration_s or (0.6 if quick else 3.0),
-        search_s=0.4 if quick else 2.0,
-        bisections=1 if quick else 4,
+        steps=3 if quick else 10,
+        simulated_s=0.5 if quick else 3.0,
         batch_limits=tuple(args.max_batch) if args.max_batch else ((32,) if quick else (32, 64, 128)),
         stage_repeats=3 if quick else 20,
-        deadline_s=args.deadline_ms / 1e3,
+        deadlines_s=tuple(ms / 1e3 for ms in args.deadline_ms),
     )
 
 
@@ -73,27 +79,26 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 class Bench:
-    """Runs single measurements, numbers their seeds and keeps every row."""
+    """Runs single measurements at one deadline and keeps every row."""
 
-    def __init__(self, work: Workload, plan: Plan) -> None:
-        self.work, self.plan = work, plan
+    def __init__(self, work: Workload, plan: Plan, deadline_s: float) -> None:
+        self.work, self.plan, self.deadline_s = work, plan, deadline_s
         self.rows: list[Row] = []
 
-    def run(self, side: Side, rate_per_s: float, seed: int, duration_s: float | None = None, **extra: Any) -> Row:
-        seconds = duration_s or self.plan.duration_s
-        row = uvloop.run(measure(self.work, side, rate_per_s, seconds, self.plan.deadline_s, seed))
-        row |= extra
+    def run(self, side: Side, rate_per_s: float, seed: int, **extra: Any) -> Row:
+        """One measurement; a rate that fails is tried once more, because a hiccup of the machine must not decide."""
+        row = self._run_once(side, rate_per_s, seed, **extra)
+        return row if is_sustained(row) else self._run_once(side, rate_per_s, seed + SECOND_TRY, **extra)
+
+    def _run_once(self, side: Side, rate_per_s: float, seed: int, **extra: Any) -> Row:
+        row = uvloop.run(measure(self.work, side, rate_per_s, self.plan.duration_s, self.deadline_s, seed))
+        row |= {"deadline_ms": 1e3 * self.deadline_s, **extra}
         self.rows.append(row)
         progress(
             f"{side.name:<14} batch<={side.max_batch:<4} {rate_per_s:8.0f}/s  good {row['good_share']:7.2%}"
             f"  p99 {row['p99_ms']} ms  busy {row['engine_busy_share']:4.0%}  batches {row['mean_batch']}"
         )
         return row
-
-    def try_twice(self, side: Side, rate_per_s: float, seed: int, duration_s: float | None = None, **extra: Any) -> Row:
-        """A hiccup of the machine must not decide: a rate that fails is offered once more."""
-        row = self.run(side, rate_per_s, seed, duration_s, **extra)
-        return row if is_sustained(row) else self.run(side, rate_per_s, seed + 500_000, duration_s, **extra)
 
 
 def progress(text: str) -> None:
@@ -104,56 +109,56 @@ def progress(text: str) -> None:
 
 
 @dataclass(slots=True)
-class Bracket:
-    """The best rate sustained so far, and the lowest rate above it that was not."""
+class Staircase:
+    """Up after a success, down after a failure, by a factor that shrinks whenever the direction changes.
 
+    Unlike bisection it never rules a rate out for good, so that one bad second costs steps and not the result.
+    """
+
+    rate: float
+    factor: float = 1.5
     best: Row | None = None
-    low: float = 0.0
-    high: float = float("inf")
+    _went_up: bool | None = None
 
     def take(self, row: Row) -> None:
-        rate = row["rate_per_s"]
-        if is_sustained(row) and rate > self.low:
-            self.best, self.low = row, rate
-            self.high = self.high if self.high > rate else float("inf")
-        elif not is_sustained(row) and self.low < rate < self.high:
-            self.high = rate
-
-    @property
-    def middle(self) -> float:
-        return (self.low + self.high) / 2 if self.high < float("inf") else 1.5 * self.low
+        good = is_sustained(row)
+        if good and (self.best is None or row["rate_per_s"] > self.best["rate_per_s"]):
+            self.best = row
+        if self._went_up is not None and self._went_up != good:
+            self.factor = max(1.04, math.sqrt(self.factor))
+        self._went_up = good
+        self.rate = self.rate * self.factor if good else self.rate / self.factor
 
 
-def batch_limits(bench: Bench, capacity: float) -> dict[str, int]:
-    """The batch limit at which each side sustains most."""
-    plan = bench.plan
-    if len(plan.batch_limits) == 1:
-        return dict.fromkeys(SIDES, plan.batch_limits[0])
-    best: dict[str, tuple[float, int]] = {}
+def simulated(work: Workload, plan: Plan, deadline_s: float) -> dict[str, dict[int, float]]:
+    """Requests per second of each side at each batch limit, on the virtual clock."""
+    at_exits = confidences(work)
+    found: dict[str, dict[int, float]] = {name: {} for name in SIDES}
     for limit in plan.batch_limits:
-        for side in make_sides(bench.work, dict.fromkeys(SIDES, limit)):
-            bracket = Bracket(high=3.0 * capacity)
-            for step in range(6):
-                bracket.take(bench.try_twice(side, bracket.middle, 900_000 + step, plan.search_s, phase="batch limit"))
-            best[side.name] = max(best.get(side.name, (0.0, limit)), (bracket.low, limit))
-    return {name: limit for name, (_, limit) in best.items()}
+        for side in make_sides(work, dict.fromkeys(SIDES, limit)):
+            found[side.name][limit] = round(capacity_per_s(work, side, at_exits, deadline_s, plan.simulated_s), 1)
+    progress(f"virtual clock: {found}")
+    return found
 
 
 def one_round(bench: Bench, sides: Sequence[Side], capacity: float, number: int) -> dict[str, Row | None]:
-    """The grid, then bisection; at each step the sides take turns."""
-    brackets = {side.name: Bracket() for side in sides}
+    """The grid, then a staircase from the best rate on it; at each step the sides take turns."""
+    best: dict[str, Row] = {}
     for step, multiple in enumerate(bench.plan.grid):
         for side in rotated(sides, number + step):
             seed = 1_000 * number + step
-            brackets[side.name].take(
-                bench.try_twice(side, multiple * capacity, seed, phase="grid", round=number, multiple=multiple)
-            )
-    for step in range(bench.plan.bisections):
+            row = bench.run(side, multiple * capacity, seed, phase="grid", round=number, multiple=multiple)
+            if is_sustained(row):
+                best[side.name] = row
+    stairs = {name: Staircase(rate=0.5 * capacity if name not in best else 0.0) for name in SIDES}
+    for name, row in best.items():
+        stairs[name].rate = row["rate_per_s"]
+        stairs[name].take(row)
+    for step in range(bench.plan.steps):
         for side in rotated(sides, number + step):
-            bracket = brackets[side.name]
             seed = 1_000 * number + 100 + step
-            bracket.take(bench.try_twice(side, bracket.middle, seed, phase="bisection", round=number))
-    return {name: bracket.best for name, bracket in brackets.items()}
+            stairs[side.name].take(bench.run(side, stairs[side.name].rate, seed, phase="staircase", round=number))
+    return {name: stair.best for name, stair in stairs.items()}
 
 
 def rotated(sides: Sequence[Side], by: int) -> Iterator[Side]:
@@ -171,7 +176,7 @@ def ratio(rounds: Sequence[dict[str, Row | None]], name: str, base: str) -> floa
     return round(median(ratios), 2) if ratios else None
 
 
-def summarise(side: Side, rounds: Sequence[dict[str, Row | None]]) -> Row:
+def summarise(side: Side, rounds: Sequence[dict[str, Row | None]], virtual_per_s: float) -> Row:
     """Medians over the rounds, each at that round's highest sustained rate; accuracy is pooled."""
     rows = [row for one in rounds if (row := one[side.name])]
 
@@ -190,6 +195,7 @@ def summarise(side: Side, rounds: Sequence[dict[str, Row | None]]) -> Row:
         "title": side.title,
         "max_batch": side.max_batch,
         "rounds_sustained": len(rows),
+        "virtual_per_s": virtual_per_s,
         "goodput_per_s": middle(lambda row: row["goodput_per_s"], 0),
         "to_full": ratio(rounds, side.name, "full"),
         "to_no_rebatching": ratio(rounds, side.name, "no-rebatching"),
@@ -219,16 +225,16 @@ def limits(work: Workload) -> Row:
 
 
 RESULT_HEADER = (
-    "side", "batch limit", "goodput/s", "x full", "x no re-batching", "p50 ms", "p99 ms", "accuracy", "mJ/answer",
-    "mean batch per stage", "share per exit", "lag p99 ms", "engine busy", "loop us/request",
+    "side", "batch limit", "virtual clock/s", "goodput/s", "x full", "x no re-batching", "p50 ms", "p99 ms", "accuracy",
+    "mJ/answer", "mean batch per stage", "share per exit", "lag p99 ms", "engine busy", "loop us/request",
 )  # fmt: skip
 
 
 def result_cells(row: Row) -> list[object]:
     accuracy = None if row["accuracy"] is None else f"{row['accuracy']:.2%}"
     return [
-        row["title"], row["max_batch"], row["goodput_per_s"], row["to_full"], row["to_no_rebatching"], row["p50_ms"],
-        row["p99_ms"], accuracy, row["millijoules_per_answer"], spaced(row["mean_batch"]), spaced(row["exit_shares"]),
+        row["title"], row["max_batch"], row["virtual_per_s"], row["goodput_per_s"], row["to_full"],
+        row["to_no_rebatching"], row["p50_ms"], row["p99_ms"], accuracy, row["millijoules_per_answer"], spaced(row["mean_batch"]), spaced(row["exit_shares"]),
         row["lag_p99_ms"], row["engine_busy_share"], row["loop_us_per_request"],
     ]  # fmt: skip
 
@@ -241,7 +247,7 @@ def curve(grid: Sequence[float], rows: Sequence[Row], sides: Sequence[Side]) -> 
     """Median share of good requests by offered rate; first tries only."""
     table: list[list[object]] = []
     for multiple in grid:
-        at = [row for row in rows if row.get("multiple") == multiple and row["seed"] < 500_000]
+        at = [row for row in rows if row.get("multiple") == multiple and row["seed"] < SECOND_TRY]
         shares = [[row["good_share"] for row in at if row["side"] == side.name] for side in sides]
         table.append(
             [f"{multiple:g}x", round(at[0]["rate_per_s"]), *[f"{median(s):.1%}" if s else None for s in shares]]
@@ -249,19 +255,72 @@ def curve(grid: Sequence[float], rows: Sequence[Row], sides: Sequence[Side]) -> 
     return table
 
 
-def sentences(work: Workload, plan: Plan, bound: Row, summary: Sequence[Row]) -> str:
-    ours, full = summary[2], summary[0]
-    reached = ours["goodput_per_s"] and round(100 * ours["goodput_per_s"] / bound["early"]["per_s"])
-    reached_full = full["goodput_per_s"] and round(100 * full["goodput_per_s"] / bound["full"]["per_s"])
+def virtual_table(plan: Plan, virtual: dict[str, dict[int, float]]) -> tuple[tuple[str, ...], list[list[object]]]:
+    """By batch limit: each side on the virtual clock, and ours to the other two."""
+    rows: list[list[object]] = []
+    for size in plan.batch_limits:
+        full, fifo, ours = (virtual[name][size] for name in SIDES)
+        to_full, to_fifo = (round(ours / other, 2) if other else None for other in (full, fifo))
+        rows.append([size, round(full), round(fifo), round(ours), to_full, to_fifo])
+    header = ("batch limit", "full network", "no re-batching", "ours", "ours x full", "ours x no re-batching")
+    return header, rows
+
+
+def sentences(work: Workload, plan: Plan, bound: Row, deadline_s: float, summary: Sequence[Row]) -> str:
+    full, fifo, ours = summary
+
+    def percent(row: Row, of: float) -> str:
+        return f"{100 * row['goodput_per_s'] / of:.0f}%" if row["goodput_per_s"] and of else "-"
+
     return (
         f"{work.spec.id}, operating point `{work.early.name}`, {torch.get_num_threads()} torch thread(s), deadline "
-        f"{1e3 * plan.deadline_s:g} ms at 99% of requests, {plan.rounds} round(s), {plan.duration_s:g} s per rate.\n\n"
-        f"Limit from the stage table measured in this run: full network {bound['full']['per_s']}/s at batch "
-        f"{bound['full']['best_batch']}; early exit with perfect re-batching {bound['early']['per_s']}/s at batch "
-        f"{bound['early']['best_batch']}; ratio {bound['ratio']}. Ours reaches {reached}% of its limit, the full "
-        f"network {reached_full}% of its own. Of the time, ours has the engine busy for {ours['engine_busy_share']} "
-        f"and batches on their way between event loop and engine thread for {ours['hand_over_share']}."
+        f"{1e3 * deadline_s:g} ms for 99% of requests, {plan.rounds} round(s), {plan.duration_s:g} s per rate. Limits "
+        f"from the stage table: full network {bound['full']['per_s']}/s at batch {bound['full']['best_batch']}, early exit "
+        f"with perfect re-batching {bound['early']['per_s']}/s at batch {bound['early']['best_batch']}, ratio "
+        f"{bound['ratio']}. Reached of these: full {percent(full, bound['full']['per_s'])}, ours "
+        f"{percent(ours, bound['early']['per_s'])}. Reached of the virtual clock: full "
+        f"{percent(full, full['virtual_per_s'])}, no re-batching {percent(fifo, fifo['virtual_per_s'])}, ours "
+        f"{percent(ours, ours['virtual_per_s'])}. Of the time, ours has the engine busy for "
+        f"{ours['engine_busy_share']} and batches on their way between event loop and engine thread for {ours['hand_over_share']}."
     )
+
+
+def at_deadline(work: Workload, plan: Plan, bound: Row, deadline_s: float) -> tuple[Row, str]:
+    """Search, measure, print; the figures and the same as markdown."""
+    capacity = float(bound["full"]["per_s"])
+    bench, virtual = Bench(work, plan, deadline_s), simulated(work, plan, deadline_s)
+    limit = {name: max((rate, size) for size, rate in rates.items())[1] for name, rates in virtual.items()}
+    sides = make_sides(work, limit)
+    rounds = [one_round(bench, sides, capacity, number) for number in range(plan.rounds)]
+    summary = [summarise(side, rounds, virtual[side.name][side.max_batch]) for side in sides]
+    cells = [result_cells(row) for row in summary]
+    curve_header = ("offered", "requests/s", *[side.title for side in sides])
+    curve_rows = curve(plan.grid, bench.rows, sides)
+    text = sentences(work, plan, bound, deadline_s, summary)
+    print(f"\ndeadline {1e3 * deadline_s:g} ms")
+    print_table(RESULT_HEADER, cells)
+    print()
+    print_table(curve_header, curve_rows)
+    print(f"\n{text}")
+    about_curve = "Share of good requests by offered rate, in multiples of the full network's limit:"
+    virtual_header, virtual_rows = virtual_table(plan, virtual)
+    print()
+    print_table(virtual_header, virtual_rows)
+    tables = [
+        markdown_table(RESULT_HEADER, cells),
+        text,
+        about_curve,
+        markdown_table(curve_header, curve_rows),
+        "What the policies alone could do, on the virtual clock, by batch limit (requests/s):",
+        markdown_table(virtual_header, virtual_rows),
+    ]
+    figures = {
+        "deadline_ms": 1e3 * deadline_s,
+        "virtual_clock_per_s": virtual,
+        "summary": summary,
+        "measurements": bench.rows,
+    }
+    return figures, "\n\n".join(tables)
 
 
 def main() -> None:
@@ -270,48 +329,40 @@ def main() -> None:
     parser.add_argument("--model", default="dyn-perceiver-nano")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random-weights", action="store_true", help="full-size model; exits drawn (50/25/15/10%%)")
-    parser.add_argument("--deadline-ms", type=float, default=100.0)
+    parser.add_argument("--deadline-ms", type=float, nargs="+", default=[50.0], help="one or several; default 50")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--duration-s", type=float, help="seconds of load per measurement; default 3")
     parser.add_argument("--max-batch", type=int, nargs="+", help="batch limits to choose from; default 32 64 128")
+    parser.add_argument("--operating-point", help="of the early-exit sides; default: chosen by the rule above")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each side")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    plan = plan_of(args)
-    origin = provenance("early-exit")
+    plan, origin = plan_of(args), provenance("early-exit")
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= max(plan.batch_limits)]
-    work = load_workload(args.model, args.device, args.random_weights, sizes, plan.stage_repeats)
-    bench, bound = Bench(work, plan), limits(work)
+    work = load_workload(
+        args.model,
+        args.device,
+        sizes,
+        plan.stage_repeats,
+        random_weights=args.random_weights,
+        operating_point=args.operating_point,
+    )
     freeze_start_up()  # as a replica does
-    capacity = float(bound["full"]["per_s"])
+    bound = limits(work)
     progress(f"limits: {bound}")
-    sides = make_sides(work, batch_limits(bench, capacity))
-    rounds = [one_round(bench, sides, capacity, number) for number in range(plan.rounds)]
-    summary = [summarise(side, rounds) for side in sides]
-    curve_header = ("offered", "requests/s", *[side.title for side in sides])
-    curve_rows = curve(plan.grid, bench.rows, sides)
-    print_table(RESULT_HEADER, [result_cells(row) for row in summary])
-    print()
-    print_table(curve_header, curve_rows)
-    text = sentences(work, plan, bound, summary)
-    print(f"\n{text}")
+    results = [at_deadline(work, plan, bound, deadline_s) for deadline_s in plan.deadlines_s]
     document = {
         **origin,
         "model": work.spec.id,
         "operating_point": {"full": work.full.name, "early": work.early.name, "shares": work.early.shares},
-        "deadline_ms": args.deadline_ms,
         "torch_threads": torch.get_num_threads(),
         "device": args.device,
         "limits": bound,
         "stage_ms": {"batch_sizes": work.batch_sizes, "stages": [[1e3 * s for s in row] for row in work.stage_seconds]},
-        "summary": summary,
-        "measurements": bench.rows,
+        "deadlines": [figures for figures, _ in results],
     }
-    tables = [markdown_table(RESULT_HEADER, [result_cells(row) for row in summary])]
-    tables += ["Share of good requests by offered rate, in multiples of the full network's limit:"]
-    tables += [markdown_table(curve_header, curve_rows), text]
-    write_results(out_dir(args), document, "\n\n".join(tables))
+    write_results(out_dir(args), document, "\n\n".join(tables for _, tables in results))
 
 
 if __name__ == "__main__":

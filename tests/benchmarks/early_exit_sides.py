@@ -180,7 +180,15 @@ def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Tota
     return driver, watched, totals
 
 
-def load_workload(model: str, device: str, random_weights: bool, batch_sizes: Sequence[int], repeats: int) -> Workload:
+def load_workload(
+    model: str,
+    device: str,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    *,
+    random_weights: bool = False,
+    operating_point: str | None = None,
+) -> Workload:
     """Load the model, measure its stages here and now, and pick the operating point."""
     spec = get_spec(model)
     staged = StagedDynPerceiver(load_model(spec, device=device, random_weights=random_weights), spec)
@@ -191,7 +199,7 @@ def load_workload(model: str, device: str, random_weights: bool, batch_sizes: Se
         full, early, watts = *_drawn_points(), WATTS_OF_A_CORE
     else:
         images, labels, drawn = *_held_out(), None
-        full, early, watts = _calibrated_points(spec)
+        full, early, watts = _calibrated_points(spec, operating_point)
     return Workload(
         spec=spec,
         staged=staged,
@@ -224,15 +232,16 @@ def _drawn_points() -> tuple[Point, Point]:
     return full, Point(name="drawn", thresholds=(0.5,) * count, shares=DRAWN_SHARES)
 
 
-def _calibrated_points(spec: ModelSpec) -> tuple[Point, Point, float]:
-    """The full network, and the point of fewest expected FLOPs whose accuracy on the *calibration* split is at most
+def _calibrated_points(spec: ModelSpec, name: str | None) -> tuple[Point, Point, float]:
+    """The full network, and the point called ``name`` or, without a name, the point of fewest expected FLOPs whose accuracy on the *calibration* split is at most
     ``QUALITY_MARGIN`` below it. The test split, on which the benchmark runs, has no say in it."""
     assert spec.checkpoint_dir is not None, f"{spec.id} has no checkpoint; use --random-weights"
     table = json.loads((spec.checkpoint_dir / FILE_NAME).read_text())
     points = table["points"]
     full = next(point for point in points if point["name"] == "full")
     floor = full["accuracy_calibration"] - QUALITY_MARGIN
-    early = min((p for p in points if p["accuracy_calibration"] >= floor), key=lambda p: p["expected_flops"])
+    allowed = [p for p in points if (p["name"] == name if name else p["accuracy_calibration"] >= floor)]
+    early = min(allowed, key=lambda p: p["expected_flops"])
     return _point(full), _point(early), float(table["energy"]["watts"])
 
 
