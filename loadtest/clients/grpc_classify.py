@@ -113,6 +113,7 @@ class _Stream:
         self._ids = count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._write_turn = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @property
@@ -131,15 +132,21 @@ class _Stream:
     async def close(self) -> None:
         self._call.cancel()
         self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(self._reader, *self._writes, return_exceptions=True)
 
     async def _write(self, data: bytes) -> None:
-        """A write that is not abandoned half-way: cancelling the caller must not cancel the stream of the others."""
+        """A write that goes on when its caller is cancelled: half a write would end the stream of the others."""
+        write = asyncio.get_running_loop().create_task(self._write_in_turn(data))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        try:
+            await asyncio.shield(write)
+        except asyncio.InvalidStateError as error:
+            raise _StreamEnded("the stream has ended") from error
+
+    async def _write_in_turn(self, data: bytes) -> None:
         async with self._write_turn:
-            try:
-                await asyncio.shield(asyncio.ensure_future(self._call.write(data)))
-            except asyncio.InvalidStateError as error:
-                raise _StreamEnded("the stream has ended") from error
+            await self._call.write(data)
 
     async def _read(self) -> None:
         end: Exception = _StreamEnded("the server ended the stream")

@@ -177,15 +177,23 @@ async def test_a_stream_that_the_server_ends_fails_what_waits_on_it_and_the_next
         await client.close()
 
 
-async def test_a_request_cancelled_on_a_stream_does_not_end_the_stream_of_the_others() -> None:
+@pytest.mark.parametrize("num_steps", range(1, 8))
+async def test_a_request_cancelled_at_any_step_does_not_end_the_stream_of_the_others(num_steps: int) -> None:
     async with serving(answer_ok) as (address, _, _):
         client = GrpcStreamClient(address)
         await client.start()
-        given_up = asyncio.create_task(client.send(client.prepare(make_payload())))
-        await asyncio.sleep(0.05)
+        first, partner = (client.prepare(make_payload(images=(image,))) for image in (b"1", b"2"))
+        await asyncio.gather(client.send(first), client.send(partner))  # opens the stream
+        (stream,) = client._streams.values()
+        given_up = asyncio.create_task(client.send(client.prepare(make_payload(images=(b"x" * 100_000,)))))
+        for _ in range(num_steps):
+            await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)
-        assert (await client.send(client.prepare(make_payload(images=(b"5",))))).labels == ("5",)
+        async with asyncio.timeout(20):
+            others = await asyncio.gather(client.send(first), client.send(partner), client.send(first))
+        assert [reply.labels for reply in others] == [("1",), ("2",), ("1",)]
+        assert not stream.is_ended
         await client.close()
 
 

@@ -171,6 +171,20 @@ def test_requests_that_are_due_before_the_run_starts_are_sent_late_and_say_so() 
     assert (record.generator_lag_s, record.latency_from_scheduled_s, record.latency_from_sent_s) == (2.0, 2.5, 0.5)
 
 
+def test_a_generator_that_is_late_still_lets_answers_in_between_its_requests() -> None:
+    class InstantClient(FakeClient):
+        async def send(self, prepared: Prepared) -> Reply:
+            return Reply(outcome=Outcome.OK, done_at_s=asyncio.get_running_loop().time())
+
+    async def work() -> list[Record]:
+        await asyncio.sleep(10.0)
+        client = InstantClient(lambda _: 0.0)
+        plan = [Planned(scheduled_at_s=0.0, prepared=client.prepare(make_payload()))] * 100
+        return await run_plan(client, plan, limits=RunLimits(max_in_flight=5), control=control(epoch_s=0.0))
+
+    assert {record.outcome for record in run_virtual(work())} == {Outcome.OK}
+
+
 def closed(client: FakeClient, concurrency: int, **options: Any) -> list[Record]:
     return run_virtual(run_closed_loop(client, [make_payload()], concurrency, control=control(), **options))
 
