@@ -234,8 +234,9 @@ def result_cells(row: Row) -> list[object]:
     accuracy = None if row["accuracy"] is None else f"{row['accuracy']:.2%}"
     return [
         row["title"], row["max_batch"], row["virtual_per_s"], row["goodput_per_s"], row["to_full"],
-        row["to_no_rebatching"], row["p50_ms"], row["p99_ms"], accuracy, row["millijoules_per_answer"], spaced(row["mean_batch"]), spaced(row["exit_shares"]),
-        row["lag_p99_ms"], row["engine_busy_share"], row["loop_us_per_request"],
+        row["to_no_rebatching"], row["p50_ms"], row["p99_ms"], accuracy, row["millijoules_per_answer"],
+        spaced(row["mean_batch"]), spaced(row["exit_shares"]), row["lag_p99_ms"], row["engine_busy_share"],
+        row["loop_us_per_request"],
     ]  # fmt: skip
 
 
@@ -272,16 +273,18 @@ def sentences(work: Workload, plan: Plan, bound: Row, deadline_s: float, summary
     def percent(row: Row, of: float) -> str:
         return f"{100 * row['goodput_per_s'] / of:.0f}%" if row["goodput_per_s"] and of else "-"
 
+    limit_full, limit_early = bound["full"], bound["early"]
     return (
         f"{work.spec.id}, operating point `{work.early.name}`, {torch.get_num_threads()} torch thread(s), deadline "
         f"{1e3 * deadline_s:g} ms for 99% of requests, {plan.rounds} round(s), {plan.duration_s:g} s per rate. Limits "
-        f"from the stage table: full network {bound['full']['per_s']}/s at batch {bound['full']['best_batch']}, early exit "
-        f"with perfect re-batching {bound['early']['per_s']}/s at batch {bound['early']['best_batch']}, ratio "
-        f"{bound['ratio']}. Reached of these: full {percent(full, bound['full']['per_s'])}, ours "
-        f"{percent(ours, bound['early']['per_s'])}. Reached of the virtual clock: full "
+        f"from the stage table: full network {limit_full['per_s']}/s at batch {limit_full['best_batch']}, early exit "
+        f"with perfect re-batching {limit_early['per_s']}/s at batch {limit_early['best_batch']}, ratio "
+        f"{bound['ratio']}. Reached of these: full {percent(full, limit_full['per_s'])}, ours "
+        f"{percent(ours, limit_early['per_s'])}. Reached of the virtual clock: full "
         f"{percent(full, full['virtual_per_s'])}, no re-batching {percent(fifo, fifo['virtual_per_s'])}, ours "
         f"{percent(ours, ours['virtual_per_s'])}. Of the time, ours has the engine busy for "
-        f"{ours['engine_busy_share']} and batches on their way between event loop and engine thread for {ours['hand_over_share']}."
+        f"{ours['engine_busy_share']} and batches on their way between event loop and engine thread for "
+        f"{ours['hand_over_share']}."
     )
 
 

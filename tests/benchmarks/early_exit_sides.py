@@ -233,8 +233,11 @@ def _drawn_points() -> tuple[Point, Point]:
 
 
 def _calibrated_points(spec: ModelSpec, name: str | None) -> tuple[Point, Point, float]:
-    """The full network, and the point called ``name`` or, without a name, the point of fewest expected FLOPs whose accuracy on the *calibration* split is at most
-    ``QUALITY_MARGIN`` below it. The test split, on which the benchmark runs, has no say in it."""
+    """The full network; the point called ``name`` or, without a name, the one of fewest expected FLOPs whose accuracy
+    on the *calibration* split is at most ``QUALITY_MARGIN`` below the full network's; assumed watts.
+
+    The test split, on which the benchmark runs, has no say in the choice.
+    """
     assert spec.checkpoint_dir is not None, f"{spec.id} has no checkpoint; use --random-weights"
     table = json.loads((spec.checkpoint_dir / FILE_NAME).read_text())
     points = table["points"]
