@@ -56,6 +56,11 @@ class _Replica:
     #: Predicted seconds of the open calls sent after ``measured_at_s``.
     unreported_s: float = 0.0
 
+    def silent_s(self, now_s: float) -> float:
+        """For how long the oldest open call has been waiting without a report."""
+        oldest = next(iter(self.calls.values()), None)
+        return 0.0 if oldest is None else max(0.0, now_s - max(oldest[0], self.measured_at_s))
+
 
 class OutstandingWork:
     """One router's knowledge of its replicas, all times on its own clock; every method but ``report`` is O(1)."""
@@ -99,14 +104,17 @@ class OutstandingWork:
         replica.unreported_s = sum(s for sent_at_s, s in replica.calls.values() if sent_at_s > measured_at_s)
 
     def load(self, replica_id: str, now_s: float) -> ReplicaLoad:
-        """Predicted seconds of work there now; 0 for a replica of which nothing is known."""
+        """Predicted seconds of work there now; 0 for a replica of which nothing is known.
+
+        Never less than it has been silent while calls are open there: one that hangs would look idle for ever.
+        """
         replica = self._replicas.get(replica_id)
         if replica is None:
             return ReplicaLoad(replica_id=replica_id, queued_s=0.0)
         left_s = 0.0
         if replica.measured_at_s > -math.inf:
             left_s = max(0.0, replica.reported_s - max(0.0, now_s - replica.measured_at_s))
-        return ReplicaLoad(replica_id=replica_id, queued_s=left_s + replica.unreported_s)
+        return ReplicaLoad(replica_id=replica_id, queued_s=max(left_s + replica.unreported_s, replica.silent_s(now_s)))
 
     def keep_only(self, replica_ids: Collection[str]) -> None:
         """Forget the replicas that are gone."""

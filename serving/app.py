@@ -68,9 +68,11 @@ def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
         name=model.id,
         num_replicas=model.replicas,
         max_ongoing_requests=model.max_ongoing_calls,
-        graceful_shutdown_timeout_s=config.settings.gateway.default_deadline_s,
+        # A replica that hangs is found after three checks and killed after this long: what it held is then sent to
+        # another, and both together must fit into a request's default deadline.
+        graceful_shutdown_timeout_s=8.0,
         health_check_period_s=1.0,
-        health_check_timeout_s=5.0,
+        health_check_timeout_s=4.0,
         ray_actor_options=options,
         request_router_config=RequestRouterConfig(**routing),
     )(Classifier)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from schedulers.routing import OutstandingWork, rank
@@ -50,11 +49,16 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):
             self._last_report[name] = number
             self._work.report(name, float(stats["queued_s"]), now_s)
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        """A call left."""
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Count a call from the moment of the choice. Serve's own hook, ``on_request_routed``, waits until the replica
+        has accepted the call, which one that hangs never does: it would look idle and get every call."""
+        replica: RunningReplica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         predicted_s = float(pending_request.kwargs.get("predicted_s", 0.0))
         call_id = pending_request.metadata.internal_request_id
-        self._work.start(replica_id.unique_id, call_id, predicted_s, time.monotonic())
+        self._work.start(replica.replica_id.unique_id, call_id, predicted_s, time.monotonic())
+        return replica
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call came back, in whatever way."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import os
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 import httpx
@@ -76,22 +73,29 @@ def test_the_doors_and_haproxys_own_ports_are_closed_from_outside(system: System
 def test_no_port_of_the_system_serves_callers_from_outside(system: System, outside: str, digits: list[Picture]) -> None:
     """Ray's gRPC servers on replicas cannot be told to listen on loopback only; what they say instead is no."""
     body = {"model": MODEL, "image": base64.b64encode(digits[0][0]).decode()}
-    request = vireo_pb2.ClassifyRequest(model=MODEL, images=[digits[0][0]])
-    reachable = [port for port in listening(system) if not is_refused(outside, port)]
-    for port in reachable:
+    for port in (port for port in listening(system) if not is_refused(outside, port)):
         with pytest.raises(httpx.HTTPError):  # no HTTP there at all
             httpx.post(f"http://{outside}:{port}/v1/classify", json=body, timeout=5.0)
-        with grpc.insecure_channel(f"{outside}:{port}") as channel:
-            for call in (
-                lambda channel=channel: vireo_pb2_grpc.VireoStub(channel).Classify(request, timeout=5.0),
-                lambda channel=channel: list(
-                    vireo_pb2_grpc.VireoStub(channel).ClassifyStream(iter([request]), timeout=5.0)
-                ),
-            ):
-                with pytest.raises(grpc.RpcError) as failure:
-                    call()
-                refusal = failure.value.code()  # type: ignore[attr-defined]
+        assert answers_of_grpc(outside, port, digits[0][0]) == [], port
+
+
+def answers_of_grpc(address: str, port: int, picture: bytes) -> list[vireo_pb2.ClassifyResponse]:
+    """What the port answers to a unary call and to a stream."""
+    request = vireo_pb2.ClassifyRequest(model=MODEL, images=[picture])
+    got: list[vireo_pb2.ClassifyResponse] = []
+    with grpc.insecure_channel(f"{address}:{port}") as channel:
+        stub = vireo_pb2_grpc.VireoStub(channel)
+        calls: list[Callable[[], Iterable[vireo_pb2.ClassifyResponse]]] = [
+            lambda: [stub.Classify(request, timeout=5.0)],
+            lambda: stub.ClassifyStream(iter([request]), timeout=5.0),
+        ]
+        for call in calls:
+            try:
+                got += list(call())
+            except grpc.RpcError as error:
+                refusal = error.code()  # type: ignore[attr-defined]
                 assert refusal in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED), (port, refusal)
+    return got
 
 
 def test_rays_own_calls_need_a_token(system: System) -> None:

@@ -135,7 +135,7 @@ class System:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this system."""
-        return marked_processes(self.mark)
+        return processes_of(self.mark, self.process.pid)
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The replicas of a deployment, oldest first; the newest may still be starting."""
@@ -283,13 +283,17 @@ def _kill(process: psutil.Process) -> None:
         return
 
 
-def marked_processes(mark: str) -> list[psutil.Process]:
-    """Return the living processes that carry this mark in their environment."""
+def processes_of(mark: str, session: int) -> list[psutil.Process]:
+    """Return the living processes that carry this mark in their environment or belong to this session.
+
+    Redis writes its title over its environment, so the mark alone would miss it.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            is_ours = process.environ().get(MARK) == mark or os.getsid(process.pid) == session
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             continue
     return found

@@ -76,11 +76,24 @@ def test_report_is_worked_off_as_it_ages_and_later_calls_come_on_top() -> None:
     work.report("a", 1.0, measured_at_s=10.0)  # holds what is left of "old"
     work.start("a", "new", 0.2, now_s=10.1)
     assert work.load("a", 10.4).queued_s == pytest.approx(0.6 + 0.2)
-    assert work.load("a", 20.0).queued_s == pytest.approx(0.2)
     work.finish("a", "old")
+    assert work.load("a", 11.05).queued_s == pytest.approx(0.95)  # silent since the call of 10.1
     assert work.load("a", 10.4).queued_s == pytest.approx(0.8)
     work.finish("a", "new")
     assert work.load("a", 10.4).queued_s == pytest.approx(0.6)
+
+
+def test_replica_that_hangs_is_as_loaded_as_it_has_been_silent() -> None:
+    work = OutstandingWork()
+    work.report("a", 0.0, measured_at_s=10.0)
+    assert work.load("a", 50.0).queued_s == 0.0, "idle is not silent"
+    work.start("a", "1", 0.002, now_s=50.0)
+    assert work.load("a", 50.001).queued_s == pytest.approx(0.002)
+    assert work.load("a", 53.0).queued_s == pytest.approx(3.0)
+    work.report("a", 0.001, measured_at_s=53.0)
+    assert work.load("a", 53.0).queued_s == pytest.approx(0.001)
+    work.finish("a", "1")
+    assert work.load("a", 90.0).queued_s == 0.0
 
 
 def test_call_sent_while_a_report_was_under_way_is_counted_on_top_of_it() -> None:

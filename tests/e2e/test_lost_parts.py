@@ -1,0 +1,103 @@
+"""Parts die by SIGKILL or hang under load, and no unary request that can be sent again is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Picture
+from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, opened
+from tests.support.system import MODEL, System, running_system, wait_until
+from tests.unit.serving.ingress.clients import Ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+HTTP = [UNARY[name] for name in ("http_json", "http_multipart", "http_oip")]
+GRPC = [UNARY[name] for name in ("grpc_vireo", "grpc_oip")]
+
+
+@pytest.fixture(scope="module")
+def doubled() -> Iterator[System]:
+    """Two of everything."""
+    with running_system("gateway.replicas=2", f"models=[{{id: {MODEL}, replicas: 2}}]") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def doubled_door(doubled: System) -> Iterator[Door]:
+    with opened(doubled) as opened_door:
+        yield opened_door
+
+
+def wait_replaced(system: System, deployment: str, dead: psutil.Process, count: int) -> None:
+    """Wait until ``count`` replicas live that are not the dead one."""
+
+    def is_replaced() -> bool:
+        living = [process.pid for process in system.replicas(deployment)]
+        return dead.pid not in living and len(living) == count
+
+    wait_until(is_replaced, f"a replacement of {deployment}", timeout_s=90)
+
+
+@pytest.mark.parametrize("surfaces", [HTTP, GRPC], ids=["http", "grpc"])
+def test_the_only_classifier_killed_under_load_loses_nothing(
+    surfaces: list[Callable[..., object]], system: System, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    (victim,) = system.replicas(MODEL)
+    retries = system.metrics().total("vireo_replica_retries_total")
+    with Load(door, surfaces, new_picture) as load:  # type: ignore[arg-type]
+        load.wait_for(40)
+        victim.kill()
+        wait_replaced(system, MODEL, victim, 1)
+        load.wait_for(60)
+    assert load.failures == []
+    assert system.metrics().total("vireo_replica_retries_total") > retries
+    wait_until(lambda: system.in_flight() == 0, "in-flight gauge back to 0")
+
+
+def test_one_of_two_classifiers_killed_under_load_loses_nothing(
+    doubled: System, doubled_door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    victim = doubled.replicas(MODEL)[0]
+    with Load(doubled_door, HTTP + GRPC, new_picture, num_threads=8) as load:
+        load.wait_for(60)
+        victim.kill()
+        load.wait_for(100)
+        wait_replaced(doubled, MODEL, victim, 2)
+        load.wait_for(60)
+    assert load.failures == []
+
+
+def test_hanging_classifier_is_replaced_and_what_it_held_is_answered(
+    doubled: System, doubled_door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    victim = doubled.replicas(MODEL)[0]
+    victim.send_signal(signal.SIGSTOP)
+    with Load(doubled_door, HTTP + GRPC, new_picture, num_threads=8) as load:
+        wait_replaced(doubled, MODEL, victim, 2)
+        load.wait_for(40)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("surfaces", [HTTP, GRPC], ids=["http", "grpc"])
+def test_one_of_two_gateways_killed_under_load_loses_nothing(
+    surfaces: list[Callable[..., object]], doubled: System, doubled_door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    victim = doubled.replicas("Gateway")[0]
+    with Load(doubled_door, surfaces, new_picture, num_threads=8) as load:  # type: ignore[arg-type]
+        load.wait_for(60)
+        victim.kill()
+        load.wait_for(100)
+        wait_replaced(doubled, "Gateway", victim, 2)
+        load.wait_for(60)
+    assert load.failures == []
+    assert len(load.answers) > 200
+    wait_until(lambda: doubled.in_flight() == 0, "in-flight gauge back to 0, the dead gateway's part included")
+
+
+def test_everything_still_answers_afterwards(doubled_door: Door, digits: list[Picture]) -> None:
+    for surface in SURFACES.values():
+        assert surface(doubled_door, Ask([digits[6][0]], model=MODEL)).codes == ("6",)
