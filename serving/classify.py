@@ -275,8 +275,7 @@ def _reply(
 
 def _classification(model: ServedModel, result: StoredResult | SampleAnswer, top_k: int) -> Classification:
     probabilities = result.as_array()
-    best = np.argpartition(-probabilities, top_k - 1)[:top_k]
-    best = best[np.argsort(-probabilities[best], kind="stable")]
+    best = np.array([probabilities.argmax()]) if top_k == 1 else np.argsort(-probabilities, kind="stable")[:top_k]
     return Classification(
         exit=result.exit_index + 1,
         top_k=tuple(LabelScore(model.label(int(index)), float(probabilities[index])) for index in best),

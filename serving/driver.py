@@ -8,6 +8,7 @@ The engine runs on one thread of its own, one batch at a time per executor; ever
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,7 @@ class Driver:
     num_executors: int = 1
     _samples: dict[int, _Sample] = field(default_factory=dict, init=False)
     _next_id: int = field(default=0, init=False)
+    _arrivals: list[SampleArrived] = field(default_factory=list, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -161,21 +163,19 @@ class Driver:
         """
         if self._pool is None:
             raise RuntimeError("call Driver.start before submit")
+        if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s) or any(map(math.isnan, thresholds)):
+            _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds)
+            raise EngineFailed("this replica runs another version of the model; retry")
         sample_id = self._next_id
         self._next_id += 1
         self.engine.admit(sample_id, pixels)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._samples[sample_id] = _Sample(future, self.clock())
-        try:
-            self._feed(
-                SampleArrived(
-                    sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
-                )
+        self._arrive(
+            SampleArrived(
+                sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
             )
-        except ValueError:
-            # The scheduler has not taken it, so none of its decisions will ever end it.
-            _log.exception("scheduler refused a sample", deadline_s=deadline_s, thresholds=thresholds)
-            self._end(sample_id, EngineFailed("this replica runs another version of the model; retry"))
+        )
         try:
             return await future
         except asyncio.CancelledError:
@@ -184,8 +184,17 @@ class Driver:
 
     # -- feeding the scheduler -----------------------------------------------------------------------------------
 
+    def _arrive(self, arrival: SampleArrived) -> None:
+        """Samples of one call come in one turn of the loop: the scheduler sees them all before it fills a batch."""
+        self._arrivals.append(arrival)
+        if len(self._arrivals) == 1:
+            asyncio.get_running_loop().call_soon(self._feed)
+
     def _feed(self, *events: Event) -> None:
-        for decision in self.scheduler.handle(self.clock(), *events):
+        arrivals, self._arrivals = self._arrivals, []
+        if not arrivals and not events:
+            return
+        for decision in self.scheduler.handle(self.clock(), *arrivals, *events):
             self._carry_out(decision)
         self._set_timer()
 

@@ -18,6 +18,7 @@ from serving.config import ResolvedConfig
 from serving.ingress.auth import Authenticator
 from serving.ingress.grpc_methods import GrpcMethods
 from serving.limits import IngressLimits
+from serving.pauses import freeze_start_up
 from serving.telemetry import setup
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Gateway(GrpcMethods):
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         await self._parts.start()
+        freeze_start_up()
         _log.info("gateway ready", models=[card.id for card in self._parts.service.models()])
         try:
             yield

@@ -17,6 +17,7 @@ from schedulers.types import Priority
 from serving.config import ModelSettings
 from serving.driver import Answer, Driver
 from serving.errors import ServingError
+from serving.pauses import freeze_start_up
 from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
 from serving.telemetry import setup
 
@@ -36,6 +37,7 @@ class Classifier:
         self._driver: Driver = build_driver(model)
         self._driver.start()
         self._num_reports = 0
+        freeze_start_up()
         _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float = 0.0) -> list[SampleOutcome]:
