@@ -10,6 +10,7 @@ import random
 import secrets
 import shutil
 import socket
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -98,8 +99,10 @@ for argument in "$@"; do
   [ "$previous" = "-f" ] && sed -i -E EDITS "$argument"
   previous="$argument"
 done
-exec "BINARY" "$@"
+exec "PYTHON" -I -S -c 'LAUNCHER' "BINARY" "$@"
 """
+_LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+"""The kernel ends HAProxy with the actor that has started it: killed, that actor could not."""
 _EDITS = (r"-e 's/^([[:space:]]*)timeout client .*/&\n\1timeout http-request 10s/'",)
 """Headers that drip must not hold a connection for as long as Ray lets an idle one be."""
 _LOOPBACK_EDITS = (r"-e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\1127.0.0.1:\2/'",)
@@ -112,7 +115,11 @@ def write_haproxy_wrapper(config: ResolvedConfig) -> None:
 
     edits = " ".join((*_EDITS, *(_LOOPBACK_EDITS if config.is_loopback else ())))
     wrapper = _haproxy(config) / "haproxy"
-    wrapper.write_text(_WRAPPER.replace("EDITS", edits).replace("BINARY", str(get_haproxy_binary())))
+    names = {"EDITS": edits, "PYTHON": sys.executable, "LAUNCHER": _LAUNCHER, "BINARY": str(get_haproxy_binary())}
+    script = _WRAPPER
+    for name, value in names.items():
+        script = script.replace(name, value)
+    wrapper.write_text(script)
     wrapper.chmod(0o700)
 
 

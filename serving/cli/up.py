@@ -1,6 +1,6 @@
 """The life of `vireo up`: Redis, then Ray and Serve, then a request of each kind, then wait; and back.
 
-Shutdown order: gateways stop taking requests and drain, inner deployments finish, Ray ends, Redis ends.
+Shutdown order: HAProxy takes no new connection and what is under way is answered; Serve, Ray and Redis end.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import psutil
 import structlog
 from rich.console import Console
 
+from models.registry import get_spec
 from serving import ray_env
+from serving.cli import drain
 from serving.cli.run_state import RunState
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
+from serving.operating_points import load_table
 from serving.telemetry import logs
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +34,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     logs.configure(config.settings.log_level)
     _refuse_second_start(config)
     _refuse_taken_ports(config)
+    _refuse_unservable_models(config)
     ray_env.prepare(config)
     _log.info("configuration", **config.describe())
     stop = threading.Event()
@@ -49,6 +53,9 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             _announce(config, console, time.monotonic() - started_s)
             stop.wait()
             console.print("stopping")
+            drain.close_front_door(
+                config.metrics_dir, config.settings.drain_s + config.settings.gateway.default_deadline_s
+            )
     finally:
         state.remove()
     console.print("stopped")
@@ -69,6 +76,16 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
     for port in (http.port, http.grpc_port):
         if port in taken:
             raise ConfigError(f"port {port} is taken by another process; choose others with --port and --grpc-port")
+
+
+def _refuse_unservable_models(config: ResolvedConfig) -> None:
+    """Now, rather than by a failed deployment in half a minute."""
+    for model in config.settings.models:
+        try:
+            spec = get_spec(model.id)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        load_table(spec.id, model.checkpoint_dir or spec.checkpoint_dir)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -114,7 +131,7 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
     from ray import serve
     from ray.serve.config import gRPCOptions
 
-    from serving.app import GRPC_SERVICERS, build_graph
+    from serving.app import GRPC_SERVICERS
 
     settings = config.settings
     with console.status("starting Ray"):
@@ -136,12 +153,25 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
                     port=settings.http.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS), enable_reflection=True
                 ),
             )
-            serve.run(build_graph(config), name="vireo", route_prefix="/")
+            _deploy(config)
         yield
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _deploy(config: ResolvedConfig) -> None:
+    from ray import serve
+
+    from serving.app import build_graph
+
+    try:
+        serve.run(build_graph(config), name="vireo", route_prefix="/")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the graph did not start: {error}; logs are in {config.run_dir}/ray/session_latest"
+        ) from error
 
 
 def _cpus(config: ResolvedConfig) -> int:

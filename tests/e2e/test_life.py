@@ -1,0 +1,163 @@
+"""A system's life as an operator sees it: up, status, down; mistakes; and an end that loses nothing it accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tests.e2e.conftest import Picture
+from tests.e2e.surfaces import SURFACES, UNARY, Load, opened
+from tests.support.system import (
+    MODEL,
+    System,
+    cli_environment,
+    free_service_ports,
+    processes_of,
+    run_cli,
+    running_system,
+    short_folder,
+    wait_until,
+)
+from tests.unit.serving.ingress.clients import Ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture]) -> None:
+    environment = cli_environment(folder, mark := os.urandom(8).hex())
+    port, grpc_port = free_service_ports(2)
+    here = ("--port", str(port))
+    try:
+        up = run_cli("up", "--detach", *here, "--grpc-port", str(grpc_port), environment=environment, timeout_s=120)
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert "Vireo is up" in up.stdout
+        assert "inference.GRPCInferenceService/ModelInfer" in up.stdout, "one request of each kind was answered"
+
+        again = run_cli("up", *here, environment=environment)
+        assert again.returncode != 0
+        assert "already running" in again.stderr
+        assert "vireo down" in again.stderr
+
+        status = run_cli("status", *here, "--json", environment=environment)
+        assert status.returncode == 0
+        assert json.loads(status.stdout)["ready"]
+
+        path = folder / "digit.png"
+        path.write_bytes(digits[3][0])
+        url = f"http://127.0.0.1:{port}"
+        assert "3" in run_cli("classify", str(path), "--url", url, environment=environment).stdout
+
+        down = run_cli("down", *here, environment=environment, timeout_s=100)
+        assert (down.returncode, down.stdout.strip()) == (0, "stopped")
+        wait_until(lambda: not processes_of(mark, -1), "no process is left")
+        gone = run_cli("status", *here, "--json", environment=environment)
+        assert (gone.returncode, json.loads(gone.stdout)) == (1, {"running": False})
+    finally:
+        for process in processes_of(mark, -1):
+            process.kill()
+
+
+def test_down_with_nothing_running_says_so(folder: Path) -> None:
+    run = run_cli("down", "--port", "24999", environment=cli_environment(folder, "none"))
+    assert (run.returncode, run.stdout.strip()) == (0, "nothing is running")
+
+
+def test_taken_port_is_refused_by_number(folder: Path) -> None:
+    (other,) = free_service_ports(1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = str(listener.getsockname()[1])
+        for ports in (("--port", taken, "--grpc-port", str(other)), ("--port", str(other), "--grpc-port", taken)):
+            run = run_cli("up", *ports, environment=cli_environment(folder, "none"))
+            assert run.returncode != 0
+            assert f"port {taken} is taken" in run.stderr
+            assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("gateway.replicsa=2", "replicsa"),
+        ("gateway.replicas=none", "replicas"),
+        ("gateway.replicas", "="),
+        ("models=[{id: dyn-perceiver-nano, device: tpu}]", "device"),
+        ("models=[{id: no-such-model}]", "no-such-model"),
+    ],
+)
+def test_wrong_setting_is_refused_by_name(setting: str, word: str, folder: Path) -> None:
+    port, grpc_port = map(str, free_service_ports(2))
+    ports = ("--port", port, "--grpc-port", grpc_port)
+    run = run_cli("up", *ports, "--set", setting, environment=cli_environment(folder, "none"), timeout_s=100)
+    assert run.returncode != 0
+    assert word in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_long_run_folder_is_refused(folder: Path) -> None:
+    environment = cli_environment(folder, "none") | {"VIREO_RUN_DIR": str(folder / ("x" * 40))}
+    run = run_cli("up", environment=environment)
+    assert run.returncode != 0
+    assert "limit is" in run.stderr
+
+
+def test_two_systems_on_one_machine_do_not_meet(system: System, strict: System) -> None:
+    def ports(of: System) -> set[int]:
+        pids = {process.pid for process in of.processes()}
+        found = psutil.net_connections("tcp")
+        return {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN and c.pid in pids}
+
+    assert ports(system)
+    assert ports(strict)
+    assert ports(system).isdisjoint(ports(strict))
+
+
+def ok_in_files(system: System) -> tuple[float, float]:
+    """Requests that the gateways answered well, and otherwise, by the files of their metrics, which outlive them."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(system.run_dir / "metrics"))
+    samples = [s for f in registry.collect() for s in f.samples if s.name == "vireo_requests_total"]
+    return (
+        sum(s.value for s in samples if s.labels["outcome"] == "ok"),
+        sum(s.value for s in samples if s.labels["outcome"] != "ok"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_down_under_load_answers_what_was_accepted(kind: str, new_picture: Callable[[], Picture]) -> None:
+    """Accepted is what a gateway has counted. Whoever comes too late finds the door closed, which is no loss."""
+    surfaces = [surface for name, surface in UNARY.items() if name.startswith(kind)]
+    with running_system() as system, opened(system) as door:
+        with Load(door, surfaces, new_picture) as load:
+            load.wait_for(60)
+            system.process.send_signal(signal.SIGTERM)
+            system.process.wait(60)
+        assert system.process.returncode == 0
+        answered = sum(answer.error is None for answer in load.answers)
+        assert ok_in_files(system) == (answered, 0)
+        assert all("transport" in line or "UNAVAILABLE" in line for line in load.failures), load.failures
+        wait_until(lambda: not system.processes(), "no process is left")
+
+
+def test_system_whose_starter_is_killed_goes_too(new_picture: Callable[[], Picture]) -> None:
+    """Nothing outlives `vireo up`, even when it dies by SIGKILL and can clean up nothing."""
+    with running_system() as system:
+        with opened(system) as door:
+            assert SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).error is None
+        system.process.kill()
+        wait_until(lambda: not system.processes(), "no process is left", timeout_s=60)
