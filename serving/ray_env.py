@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from serving.cli.leftovers import MARK
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
 
@@ -37,6 +38,7 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
     """Variables for the process that starts Ray; every Ray process inherits them."""
     haproxy = _haproxy(config)
     return {
+        MARK: str(config.run_dir),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

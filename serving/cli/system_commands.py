@@ -59,9 +59,13 @@ def up(
 
 def down(port: PortOption = None, wait_s: Annotated[float, typer.Option(help="Seconds to wait.")] = 90.0) -> None:
     """Stop the system that `vireo up` started on this port."""
-    state = RunState.read(_run_dir(port))
+    from serving.cli.leftovers import end_leftovers
+
+    run_dir = _run_dir(port)
+    state = RunState.read(run_dir)
     if state is None or not state.is_running():
-        _console.print("nothing is running")
+        num_left = end_leftovers(run_dir)
+        _console.print("nothing is running" + (f"; ended {num_left} processes of a killed start" if num_left else ""))
         return
     os.kill(state.pid, signal.SIGTERM)
     deadline_s = time.monotonic() + wait_s

