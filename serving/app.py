@@ -75,6 +75,8 @@ def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
         health_check_timeout_s=4.0,
         ray_actor_options=options,
         request_router_config=RequestRouterConfig(**routing),
+        # A call carries samples of several requests; the requests themselves are in the gateway's access log.
+        logging_config={"enable_access_log": False},
     )(Classifier)
     return deployment.bind(model, config.settings.log_level, config.metrics_dir)
 
