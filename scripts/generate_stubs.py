@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 def generate(out: Path) -> None:
     """Write the stubs of every ``.proto`` below ``proto/`` into ``out``."""
+    # protoc looks its plugins up on the PATH, which need not have this environment's folder in it.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     include = importlib.resources.files("grpc_tools") / "_proto"
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     args = ["protoc", f"-I{ROOT}", f"-I{include}", f"--python_out={out}", f"--grpc_python_out={out}"]
