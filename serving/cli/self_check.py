@@ -46,7 +46,7 @@ def check_every_surface(config: ResolvedConfig, console: Console) -> None:
         for name, check in _OPEN + (_KEYED if config.allow_anonymous_loopback else ()):
             started_s = time.perf_counter()
             answer = _ask(name, check, target)
-            console.print(f"  {name:<44} {answer:<34} {1e3 * (time.perf_counter() - started_s):6.1f} ms")
+            console.print(f"  {name:<43} {answer:<22} {1e3 * (time.perf_counter() - started_s):6.1f} ms")
 
 
 def _ask(name: str, check: _Check, target: _Target) -> str:
