@@ -49,6 +49,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         # A gateway that dies before it answered is retried on another one, while the request is still in the
         # proxy's buffer. Every path of today is idempotent (docs/decisions/0004).
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # The dead one has the fewest connections, so that HAProxy may pick it again until three errors mark it down.
+        "RAY_SERVE_HAPROXY_RETRIES": "8",
         # At a change of gateways the old HAProxy lets its clients go one by one, each after an answer that says so;
         # closed all at once, some would be sending just then.
         "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
