@@ -1,0 +1,139 @@
+"""The types in which the OpenAI surface, gRPC and the chat service meet.
+
+Text is a Python string, images are what the client sent; nothing here knows a tokenizer or an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from serving.domain import Budget, Report, Surface
+
+
+class Role(StrEnum):
+    """Who speaks. ``system`` may only come first."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Words. Special tokens typed in them are plain text to the model."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePart:
+    """A picture: an encoded file, or an https URL for our own fetcher. Exactly one is set.
+
+    ``param`` names where it stood in the request (``messages[0].content[1]``), for error messages.
+    """
+
+    encoded: bytes | None = None
+    url: str | None = None
+    param: str = "messages"
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to choose tokens. All numbers are finite and in range: the ingress has checked them.
+
+    ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``json_schema`` is the schema as compact JSON
+    text; ``{"type": "object"}`` stands for ``response_format: json_object``.
+    ``logprobs``: number of alternatives per token, 0 for the chosen token only, None for none.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    json_schema: str | None = None
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same request always has the same answer, which makes it fit for the result cache."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A whole chat call, parsed and authenticated."""
+
+    request_id: str
+    surface: Surface
+    tenant: str
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    budget: Budget = field(default_factory=Budget)
+    deadline_s: float | None = None
+    """Absolute time on this process's monotonic clock, from the transport; the budget's latency bounds it further."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its log-probability, and the likeliest alternatives as (token text, log-probability)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """More text of choice ``index``: one token when the stream is slow, several when they were ready together."""
+
+    index: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens. ``image_tokens`` and ``cached_tokens`` are parts of ``prompt_tokens``."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatEnd:
+    """Always the last event of a stream that did not fail."""
+
+    usage: Usage
+    report: Report
+
+
+ChatEvent: TypeAlias = ChatDelta | ChatEnd

@@ -1,0 +1,1 @@
+"""Engines that generate text, one token at a time."""
