@@ -87,7 +87,7 @@ class NullServiceObserver:
 
 
 class ClassifyService:
-    """Implements ``serving.service.Service``."""
+    """Implements ``serving.service.ClassifierService``."""
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class Surface(StrEnum):
     GRPC_VIREO = "grpc_vireo"
     GRPC_VIREO_STREAM = "grpc_vireo_stream"
     GRPC_OIP = "grpc_oip"
+    HTTP_CHAT = "http_chat"
+    GRPC_CHAT = "grpc_chat"
 
 
 class Priority(StrEnum):

@@ -1,19 +1,33 @@
-"""A stand-in for everything behind the front door. It decodes for real and classifies by mean brightness."""
+"""A stand-in for everything behind the front door.
+
+It decodes for real, classifies by mean brightness, and chats by rote.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 
 import numpy as np
 
+from serving.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, FinishReason, ImagePart, TokenLogprob, Usage
 from serving.domain import Classification, ClassifyReply, ClassifyRequest, ImageInput, LabelScore, Pixels, Report
 from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ModelCard
+from serving.service import ChatModelCard, ModelCard
 
 MODEL = "fake-nano"
+CHAT_MODEL = "fake-chat"
+WORDS = ("Two ", "squares ", "and ", 'a "circle".\n', "方块")
+"""What every chat answers, one token each."""
+
+
+def make_chat_card(model: str = CHAT_MODEL) -> ChatModelCard:
+    return ChatModelCard(
+        id=model, created_s=1_700_000_001, max_model_len=2048, max_output_tokens=512, checkpoint_sha256="cd" * 32
+    )
 
 
 def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
@@ -34,6 +48,9 @@ class FakeService:
     """Records what it is asked.
 
     ``error`` is raised for the requests that ``fails_on`` picks; ``gate``, if given, is waited for before each answer.
+
+    Chat: before token i, ``chat_gates[i]`` is waited for, if it is there; ``chat_errors[i]`` is raised, if it is there.
+    Without a gate a token follows the last one without a turn of the event loop.
     """
 
     def __init__(
@@ -44,6 +61,10 @@ class FakeService:
         fails_on: Callable[[ClassifyRequest], bool] = lambda request: True,
         gate: asyncio.Event | None = None,
         ready: bool = True,
+        chat_cards: Sequence[ChatModelCard] = (make_chat_card(),),
+        words: Sequence[str] = WORDS,
+        chat_gates: Mapping[int, asyncio.Event] | None = None,
+        chat_errors: Mapping[int, BaseException] | None = None,
     ) -> None:
         self.cards = tuple(cards)
         self.error = error
@@ -56,6 +77,14 @@ class FakeService:
         self.in_flight = 0
         self.max_in_flight = 0
         self.num_cancelled = 0
+        self.chat_cards = tuple(chat_cards)
+        self.words = tuple(words)
+        self.chat_gates = dict(chat_gates or {})
+        self.chat_errors = dict(chat_errors or {})
+        self.chats: list[ChatRequest] = []
+        self.chats_open = 0
+        self.chats_cut = 0
+        """Generators that were closed or cancelled before their end."""
 
     def models(self) -> tuple[ModelCard, ...]:
         return self.cards
@@ -90,6 +119,43 @@ class FakeService:
             report=make_report(),
         )
 
+    def chat_models(self) -> tuple[ChatModelCard, ...]:
+        return self.chat_cards
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        self.chats.append(request)
+        self.entered.set()
+        self.chats_open += 1
+        try:
+            async with aclosing(self._chat(request)) as events:
+                async for event in events:
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.chats_cut += 1
+            raise
+        finally:
+            self.chats_open -= 1
+
+    async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        sampling = request.sampling
+        wanted = len(self.words) if sampling.max_tokens is None else min(sampling.max_tokens, len(self.words))
+        for position, word in enumerate(self.words[:wanted]):
+            await self._pass(position)
+            logprobs = () if sampling.logprobs is None else (make_logprob(word, sampling.logprobs),)
+            for index in range(sampling.n):
+                yield ChatDelta(index, word, 1, logprobs=logprobs)
+        await self._pass(wanted)
+        reason = FinishReason.STOP if wanted == len(self.words) else FinishReason.LENGTH
+        for index in range(sampling.n):
+            yield ChatDelta(index, "", 0, reason)
+        yield ChatEnd(usage=make_usage(request, wanted * sampling.n), report=make_report())
+
+    async def _pass(self, position: int) -> None:
+        if position in self.chat_gates:
+            await self.chat_gates[position].wait()
+        if position in self.chat_errors:
+            raise self.chat_errors[position]
+
     def _item(self, image: ImageInput, card: ModelCard, top_k: int) -> Classification | ServingError:
         if image.error is not None:
             return image.error
@@ -115,6 +181,21 @@ def classify_pixels(rgb: Pixels, card: ModelCard, top_k: int) -> Classification:
         for rank in range(min(top_k, card.num_classes))
     )
     return Classification(exit=1 + best % card.num_exits, top_k=top)
+
+
+def make_usage(request: ChatRequest, completion_tokens: int) -> Usage:
+    """Ten tokens for each message, sixteen for each image."""
+    images = sum(isinstance(part, ImagePart) for message in request.messages for part in message.parts)
+    return Usage(
+        prompt_tokens=10 * len(request.messages) + 16 * images,
+        completion_tokens=completion_tokens,
+        image_tokens=16 * images,
+        cached_tokens=4,
+    )
+
+
+def make_logprob(word: str, num_top: int) -> TokenLogprob:
+    return TokenLogprob(word, -0.5, tuple((f"{word}{rank}", -0.5 - rank) for rank in range(num_top)))
 
 
 def make_report() -> Report:
