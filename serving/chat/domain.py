@@ -62,8 +62,8 @@ class Message:
 class Sampling:
     """How to choose tokens. All numbers are finite and in range: the ingress has checked them.
 
-    ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``json_schema`` is the schema as compact JSON
-    text; ``{"type": "object"}`` stands for ``response_format: json_object``.
+    ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``json_schema`` is the schema as compact
+    JSON text; ``{"type": "object"}`` stands for ``response_format: json_object``.
     ``logprobs``: number of alternatives per token, 0 for the chosen token only, None for none.
     """
 
@@ -94,6 +94,9 @@ class ChatRequest:
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     budget: Budget = field(default_factory=Budget)
+    is_streamed: bool = True
+    """Whether the client gets text as it comes. If not, the service gives each choice in one delta at its end: it is
+    cheaper, and the request can be run again when its replica dies half-way."""
     deadline_s: float | None = None
     """Absolute time on this process's monotonic clock, from the transport; the budget's latency bounds it further."""
 
