@@ -1,8 +1,8 @@
 """Shape-adaptive tiling: into which grid of square tiles an image is cut.
 
 Source: UReader (arXiv:2310.05126) section 3.1 and TextHawk2 (arXiv:2410.05261) section 2. Both score every allowed
-grid of ``rows x cols`` tiles of side S by two overlaps between the image's box (H x W) and the grid's (rows*S x cols*S),
-laid on the same corner, and take the best sum:
+grid of ``rows x cols`` tiles of side S by two overlaps between the image's box (H x W) and the grid's, which is
+rows*S x cols*S, laid on the same corner, and take the best sum:
 
     regular IoU = inter / (H*W + rows*cols*S*S - inter),   inter = min(H, rows*S) * min(W, cols*S)
     shape IoU   = the same once the image is scaled to the grid's width. The boxes then differ in height only, so it is

@@ -51,6 +51,7 @@ def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> 
         "sklearn",
         "matplotlib",
         "transformers",
+        "tokenizers",
         "diffusers",
     }
     assert {name.split(".")[0] for name in imported(path)} <= allowed
