@@ -1,7 +1,8 @@
 """What a chat replica needs from any engine that generates text.
 
-One ``generate`` call is one choice of one request: ``n`` choices are ``n`` calls with their own ids. Everything a request
-holds (KV blocks, encoder outputs) is freed when its generator is closed or its task cancelled, within one engine step.
+One ``generate`` call is one choice of one request: ``n`` choices are ``n`` calls with their own ids. Everything a
+request holds (KV blocks, encoder outputs) is freed when its generator is closed or its task cancelled, within one
+engine step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Tiles = npt.NDArray[np.uint8]
 
 
 class EngineImage(NamedTuple):
-    """One image, cut into tiles by the gateway. ``key`` is the server's own content hash, hex, with the tenant in it."""
+    """One image, cut into tiles by the gateway. ``key``: the server's own content hash, hex, with the tenant in it."""
 
     key: str
     tiles: Tiles
