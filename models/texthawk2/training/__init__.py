@@ -1,0 +1,1 @@
+"""Training of ``texthawk2-nano``, from rendering to the committed checkpoint."""

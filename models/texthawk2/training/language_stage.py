@@ -1,0 +1,140 @@
+"""Second stage: the whole model learns to answer questions about rendered images.
+
+    python -m models.texthawk2.training.language_stage --vision .cache/texthawk2-nano/vision --out .cache/texthawk2-nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models.texthawk2.detection import DetectionHead
+from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.texthawk2.synth.charset import CHINESE
+from models.texthawk2.tokenizer import build_nano_tokenizer
+from models.texthawk2.training.batches import IGNORE, Batch, Batches, Encoder
+from models.texthawk2.training.log import TrainingLog
+from models.texthawk2.training.nano import nano_config
+from models.texthawk2.training.optimizer import Optimizers
+
+DETECTION_WEIGHT = 1.0
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and the log")
+    parser.add_argument("--vision", type=Path, help="folder of the first stage")
+    parser.add_argument("--resume", action="store_true", help="go on from the model in --out")
+    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
+    parser.add_argument("--tiles", type=int, default=40, help="tiles per step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--seed", type=int, default=1)
+    train(parser.parse_args())
+
+
+def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
+    """The nano model with fresh weights."""
+    token = tokenizer.convert_tokens_to_ids
+    config = nano_config(
+        vocab_size=len(tokenizer),
+        image_id=token("<image>"),
+        vision_start_id=token("<vision_start>"),
+        vision_end_id=token("<vision_end>"),
+        box_start_id=token("<box>"),
+        eos_id=token("<|im_end|>"),
+        pad_id=token("<|endoftext|>"),
+    )
+    return TextHawk2ForConditionalGeneration(config)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, writing a checkpoint every few hundred steps."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_nano_tokenizer(CHINESE)
+    model = build_model(tokenizer)
+    if args.resume:
+        model = TextHawk2ForConditionalGeneration.from_pretrained(args.out)
+    elif args.vision:
+        model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
+    detection = DetectionHead(model.config.text_config.hidden_size)
+    encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
+    pad_id = model.config.text_config.pad_token_id
+    loader = iter(
+        DataLoader(Batches(encoder, pad_id, "train", args.tiles, args.seed), batch_size=None, num_workers=1)
+    )
+    held_out = [
+        batch for batch, _ in zip(Batches(encoder, pad_id, "test", args.tiles, 999), range(6), strict=False)
+    ]
+    optimizers = Optimizers([model, detection], muon_lr=args.lr, adam_lr=args.lr, num_steps=args.steps, warmup=100)
+    log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
+    recent: list[float] = []
+    for step in range(args.steps):
+        progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
+        if progress >= 1:
+            break
+        loss, box_loss, _ = losses(model, detection, next(loader))
+        (loss + DETECTION_WEIGHT * box_loss).backward()  # type: ignore[no-untyped-call]
+        optimizers.step(progress, step)
+        recent.append(float(loss.detach()))
+        if step % 50 == 49:
+            log.write(step=step + 1, progress=progress, loss=sum(recent) / len(recent), box=float(box_loss.detach()))
+            recent.clear()
+        if step % 250 == 249:
+            log.write(step=step + 1, **exact_matches(model, detection, held_out))
+            save(model, tokenizer, args.out)
+    log.write(step=step, **exact_matches(model, detection, held_out))
+    save(model, tokenizer, args.out)
+
+
+def losses(
+    model: TextHawk2ForConditionalGeneration, detection: DetectionHead, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the answers, L1 of their boxes, and which answer tokens are right (B, L - 1)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        embeds = model.embed(batch.input_ids, batch.tiles, batch.grids)  # type: ignore[arg-type]
+        hidden = model.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        targets = batch.labels[:, 1:]
+        asked = targets != IGNORE
+        logits = model.language_model.lm_head(hidden[:, :-1][asked]).float()
+        boxes = detection(hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
+    loss = nn.functional.cross_entropy(logits, targets[asked])
+    box_loss = (boxes - batch.boxes).abs().mean() if len(batch.boxes) else loss.new_zeros(())
+    right = torch.ones_like(asked)
+    right[asked] = logits.argmax(-1) == targets[asked]
+    return loss, box_loss, right
+
+
+@torch.no_grad()
+def exact_matches(
+    model: TextHawk2ForConditionalGeneration, detection: DetectionHead, batches: list[Batch]
+) -> dict[str, float]:
+    """Share of conversations of each task whose every answer token is the likeliest: what greedy decoding gives."""
+    outcomes: dict[str, list[float]] = defaultdict(list)
+    for batch in batches:
+        _, _, right = losses(model, detection, batch)
+        for task, good in zip(batch.tasks, right.all(1).tolist(), strict=True):
+            outcomes[task].append(float(good))
+    return {f"exact_{task}": sum(values) / len(values) for task, values in sorted(outcomes.items())}
+
+
+def save(model: TextHawk2ForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
+    """A folder that the Auto classes load."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
