@@ -1,7 +1,6 @@
-"""Boxes in text: 1,000 coordinate tokens, seven tokens per box.
+"""Boxes as shares of an image, and as the seven tokens that say them in a text (``tokens.box_text``).
 
-A box is ``<box><x1><y1><,><x2><y2></box>``, each coordinate one of ``<000>``..``<999>``: the share of the image's width
-or height, in 999 steps, rounded.
+A coordinate is rounded to one of 1,000 steps: 0 is the left or upper edge, 999 the right or lower one.
 """
 
 from __future__ import annotations
@@ -9,14 +8,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-STEPS = 999
-BOX_OPEN, BOX_CLOSE, BOX_COMMA = "<box>", "</box>", "<,>"
-COORDINATE_TOKENS = tuple(f"<{step:03d}>" for step in range(STEPS + 1))
-BOX_TOKENS = (BOX_OPEN, BOX_CLOSE, BOX_COMMA, *COORDINATE_TOKENS)
+from models.texthawk2.tokens import BOX_TOKENS, NUM_COORDINATES, box_text, find_boxes
+
+STEPS = NUM_COORDINATES - 1
 TOKENS_PER_BOX = 7
 
-_BOX = re.compile(r"<box><(\d{3})><(\d{3})><,><(\d{3})><(\d{3})></box>", re.ASCII)
-_ANY_BOX_TOKEN = re.compile(r"<box>|</box>|<,>|<\d{3}>", re.ASCII)
+_BOX_TOKEN = re.compile(
+    "|".join(re.escape(token) for token in BOX_TOKENS if not token[1:-1].isdigit()) + r"|<[0-9]{3}>"
+)
 
 
 class Box(NamedTuple):
@@ -35,35 +34,29 @@ class Box(NamedTuple):
 def format_box(x1: float, y1: float, x2: float, y2: float) -> str:
     """The seven tokens of a box given in shares of the image.
 
-    Raises ``ValueError`` for a coordinate outside 0..1 (also NaN) and for corners in the wrong order.
+    Raises:
+        ValueError: a coordinate outside 0..1 (also NaN), or corners in the wrong order.
     """
     values = (x1, y1, x2, y2)
     if not all(0.0 <= value <= 1.0 for value in values):
-        raise ValueError(f"box {values}: coordinates must lie in 0..1")
-    if x1 > x2 or y1 > y2:
-        raise ValueError(f"box {values}: the first corner must be the upper left one")
-    left, top, right, bottom = (COORDINATE_TOKENS[round(value * STEPS)] for value in values)
-    return f"{BOX_OPEN}{left}{top}{BOX_COMMA}{right}{bottom}{BOX_CLOSE}"
+        raise ValueError(f"box {values} must lie within 0..1; divide by the image's width and height")
+    return box_text([round(value * STEPS) for value in values])
 
 
 def parse_boxes(text: str) -> list[Box]:
     """Every box in ``text``, in order.
 
-    Raises ``ValueError`` where a box token stands outside a whole box, and for corners in the wrong order.
+    Raises:
+        ValueError: a box token stands outside a whole box, or a box's corners are in the wrong order.
     """
-    stray = _ANY_BOX_TOKEN.search(_BOX.sub("\0", text))
-    if stray:
-        raise ValueError(f"{stray.group()} is not part of a whole box (<box><x1><y1><,><x2><y2></box>)")
-    boxes = [Box(*(int(step) / STEPS for step in match.groups())) for match in _BOX.finditer(text)]
-    for box in boxes:
+    steps = find_boxes(text)
+    if len(_BOX_TOKEN.findall(text)) != TOKENS_PER_BOX * len(steps):
+        raise ValueError("a box token is not part of a whole box, <box><x1><y1><,><x2><y2></box>")
+    boxes = [Box(*(value / STEPS for value in box)) for box in steps]
+    for box, values in zip(boxes, steps, strict=True):
         if box.x1 > box.x2 or box.y1 > box.y2:
-            raise ValueError(f"{format_steps(box)}: the first corner must be the upper left one")
+            raise ValueError(f"box {values} must be left, top, right, bottom; its corners are swapped")
     return boxes
-
-
-def format_steps(box: Box) -> str:
-    """The box in steps of 1/999, for messages."""
-    return "box (" + ", ".join(str(round(value * STEPS)) for value in box) + ")"
 
 
 def iou(first: Box, second: Box) -> float:

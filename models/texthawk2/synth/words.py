@@ -52,7 +52,9 @@ def _any_word(rng: np.random.Generator, held: bool) -> str:
         words = real_words(held)
         return _with_capitals(rng, words[int(rng.integers(len(words)))])
     if kind < 0.85:
-        return _with_capitals(rng, made_up_word(rng))
+        word = made_up_word(rng)
+        # A capital I before letters that make no known word looks like an l in most fonts.
+        return word if word[0] == "i" else _with_capitals(rng, word)
     return code(rng)
 
 
