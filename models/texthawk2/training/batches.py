@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from models.texthawk2.image_processor import cut_tiles
 from models.texthawk2.synth.examples import Example, sample
-from models.texthawk2.tiling import image_tokens
+from models.texthawk2.tiling import TilingLimits, image_tokens
 
 IGNORE = -100
 POOL = 4
@@ -56,12 +56,12 @@ class Encoder:
     def __init__(self, tokenizer: Any, max_tiles: int, max_side: int) -> None:
         self._ids: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self._token = tokenizer.convert_tokens_to_ids
-        self._max_tiles, self._max_side = max_tiles, max_side
+        self._limits = TilingLimits(max_area=max_tiles, max_side=max_side)
 
     def __call__(self, example: Example, *, image_first: bool = True) -> Encoded:
         """Encode one example. ``image_first``: whether the picture comes before the first question or after it."""
         pixels = np.asarray(example.image, dtype=np.uint8)
-        tiles, grid = cut_tiles(pixels, max_area=self._max_tiles, max_side=self._max_side)
+        tiles, grid = cut_tiles(pixels, self._limits)
         image = [
             self._token("<vision_start>"),
             *[self._token("<image>")] * image_tokens(grid),
