@@ -8,6 +8,8 @@
     │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
     │   │   ├── ImageTooLarge        bytes, pixels or sides over the limit
     │   │   └── DecodeTimeout
+    │   ├── ImageUrlRefused          not https, or a host that is not fetched from
+    │   ├── ImageFetchFailed         a URL that may be fetched, and its host did not give an image
     │   ├── PayloadTooLarge          the whole body over the limit
     │   ├── TooManyImages
     │   ├── UnknownModel
@@ -101,6 +103,18 @@ class DecodeTimeout(InvalidImage):
     """Decoding took longer than the limit."""
 
     code = "decode_timeout"
+
+
+class ImageUrlRefused(ClientError):
+    """An image URL that is not fetched: not https, or of a host that is not on the server's list."""
+
+    code = "image_url_refused"
+
+
+class ImageFetchFailed(ClientError):
+    """The host of an image URL could not be reached in time, or did not answer with an image."""
+
+    code = "image_fetch_failed"
 
 
 class PayloadTooLarge(ClientError):

@@ -53,6 +53,8 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.UnsupportedMediaType: Status(415, StatusCode.INVALID_ARGUMENT),
         errors.ImageTooLarge: Status(413, StatusCode.INVALID_ARGUMENT),
         errors.DecodeTimeout: _BAD,
+        errors.ImageUrlRefused: _BAD,
+        errors.ImageFetchFailed: _BAD,
         errors.PayloadTooLarge: Status(413, StatusCode.INVALID_ARGUMENT),
         errors.TooManyImages: _BAD,
         errors.UnknownModel: Status(404, StatusCode.NOT_FOUND),

@@ -33,6 +33,8 @@ CODES = {
     "UnsupportedMediaType": "unsupported_media_type",
     "ImageTooLarge": "image_too_large",
     "DecodeTimeout": "decode_timeout",
+    "ImageUrlRefused": "image_url_refused",
+    "ImageFetchFailed": "image_fetch_failed",
     "PayloadTooLarge": "payload_too_large",
     "TooManyImages": "too_many_images",
     "UnknownModel": "model_not_found",
