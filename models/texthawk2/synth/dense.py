@@ -41,10 +41,11 @@ def dense_tile(
     under = np.zeros((size[1], size[0]), np.int16)
     _fill(rng, split, fonts, canvas, under, paper)
     picture = photographed(rng, turn.apply(canvas, (TILE, TILE)))
-    return np.asarray(picture), _labels(under, turn.coefficients)
+    return np.asarray(picture), labels_at_centres(under, turn.coefficients)
 
 
-def _labels(under: Labels, coefficients: tuple[float, ...]) -> Labels:
+def labels_at_centres(under: Labels, coefficients: tuple[float, ...]) -> Labels:
+    """What of ``under`` (canvas height, canvas width) lies at the centre of each patch, int16 (16, 16)."""
     a, b, c, d, e, f = coefficients
     centres = np.arange(GRID) * PATCH + PATCH / 2
     x, y = centres[None], centres[:, None]
@@ -75,7 +76,7 @@ def _fill(
         text = _line(rng, split, is_chinese, max(2, canvas.width * (1 if is_chinese else 2) // size))
         x = int(rng.integers(-size, size * 2))
         spacing = float(rng.choice((0.0, 0.0, 0.06, 0.15))) * size
-        _write(canvas, under, text, face, size, (x, y + size), spacing, ink)
+        write(canvas, under, text, face, size, (x, y + size), spacing, ink)
         y += round(size * float(rng.uniform(1.15, 1.7)))
         if not same_ink:
             ink = ink_colour(rng, paper)
@@ -97,7 +98,7 @@ def _line(rng: np.random.Generator, split: Split, is_chinese: bool, length: int)
     return " ".join(words)
 
 
-def _write(
+def write(
     canvas: Image.Image,
     under: Labels,
     text: str,

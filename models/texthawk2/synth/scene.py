@@ -50,7 +50,7 @@ def one_tile(rng: np.random.Generator) -> Frame:
     if rng.random() < 0.67:
         return Frame(LIMITS.tile_size, LIMITS.tile_size)
     height = int(rng.integers(130, 280))
-    return Frame(round(height * float(rng.uniform(0.8, 1.3))), height)
+    return Frame(min(round(height * float(rng.uniform(0.8, 1.3))), 290), height)
 
 
 def many_tiles(rng: np.random.Generator, wide: bool = False) -> Frame:
