@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
@@ -10,7 +10,7 @@ MODEL_TYPE = "texthawk2"
 ARCHITECTURE = "TextHawk2ForConditionalGeneration"
 
 
-class TextHawk2Config(PreTrainedConfig):
+class TextHawk2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Shapes of a TextHawk2 model.
 
     ``vision_levels``: depths of the vision tower that the resampler reads, counted in layers from the input (14, 18, 22
@@ -23,7 +23,10 @@ class TextHawk2Config(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen2Config}
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+        "vision_config": SiglipVisionConfig,
+        "text_config": Qwen2Config,
+    }
 
     def __init__(
         self,

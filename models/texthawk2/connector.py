@@ -62,7 +62,7 @@ class Connector(nn.Module):
 
 def _tile_positions(embedding: ScalablePositionEmbedding, grid: Grid, side: int) -> Tensor:
     rows, columns = grid
-    whole = embedding(rows * side, columns * side)
+    whole: Tensor = embedding(rows * side, columns * side)
     tiles = whole.view(rows, side, columns, side, -1).transpose(1, 2).reshape(rows * columns, side * side, -1)
     if rows * columns == 1:
         return tiles

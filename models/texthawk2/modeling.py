@@ -1,13 +1,13 @@
 """TextHawk2 as a Hugging Face model: SigLIP, connector, Qwen2.
 
-Parameter names: ``vision_tower.*`` as in transformers' SiglipVisionModel, ``language_model.*`` as in its Qwen2ForCausalLM,
-``connector.*`` ours (the authors published no code and no weights).
+Parameter names: ``vision_tower.*`` as in transformers' SiglipVisionModel, ``language_model.*`` as in its
+Qwen2ForCausalLM, ``connector.*`` ours (the authors published no code and no weights).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ from models.texthawk2.position import ScalablePositionEmbedding
 from models.texthawk2.vision import normalise, read_levels
 
 
-class TextHawk2PreTrainedModel(PreTrainedModel):
+class TextHawk2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What transformers wants to know of every model of the family."""
 
     config_class = TextHawk2Config
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["SiglipEncoderLayer", "ResamplerLayer", "Qwen2DecoderLayer"]
+    _no_split_modules = ["SiglipEncoderLayer", "ResamplerLayer", "Qwen2DecoderLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -49,7 +49,7 @@ class TextHawk2ForConditionalGeneration(TextHawk2PreTrainedModel, GenerationMixi
     ``input_ids`` (B, L) holds ``image_token_id`` once for every token of an image.
     """
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    _tied_weights_keys = {  # noqa: RUF012
         "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
     }
 
@@ -57,12 +57,13 @@ class TextHawk2ForConditionalGeneration(TextHawk2PreTrainedModel, GenerationMixi
         super().__init__(config)
         self.vision_tower = SiglipVisionModel(config.vision_config)
         self.connector = Connector(config)
-        self.language_model = Qwen2ForCausalLM(config.text_config)
-        self.post_init()
+        self.language_model = Qwen2ForCausalLM(config.text_config)  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the language model."""
-        return self.language_model.get_input_embeddings()
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace them."""
@@ -70,11 +71,13 @@ class TextHawk2ForConditionalGeneration(TextHawk2PreTrainedModel, GenerationMixi
 
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
-        return self.language_model.lm_head
+        head: nn.Module = self.language_model.lm_head
+        return head
 
     def encode_images(self, pixel_values: Tensor, grids: Tensor | Sequence[tuple[int, int]]) -> list[Tensor]:
         """uint8 tiles (T, S, S, 3) to one (16 * tiles, language width) tensor per image."""
-        return encode_images(self.vision_tower, self.connector, self.config, pixel_values, grids)
+        config = cast(TextHawk2Config, self.config)
+        return encode_images(self.vision_tower, self.connector, config, pixel_values, grids)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, grids: Tensor | None = None) -> Tensor:
         """Token embeddings (B, L, width) with the images' in their places.
@@ -109,14 +112,12 @@ class TextHawk2ForConditionalGeneration(TextHawk2PreTrainedModel, GenerationMixi
         )
         return outputs
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Images go in with the first step; later ones find them in the KV cache."""
-        is_first = kwargs.get("is_first_iteration", False)
-        pixels, grids = kwargs.pop("pixel_values", None), kwargs.pop("grids", None)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if is_first or not kwargs.get("use_cache", True):
-            inputs.update(pixel_values=pixels, grids=grids)
-        return inputs
+        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "grids")}
+        is_first = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        return {**inputs, **(images if is_first else {})}
 
 
 def encode_images(

@@ -9,9 +9,9 @@ from torch import Tensor
 def rearrange(queries: Tensor, rows: int, columns: int, side: int, merge_width: int) -> Tensor:
     """Order the queries of one image row by row across its tiles and join ``merge_width`` neighbours.
 
-    ``queries``: (T, side * side, d), the thumbnail first when there is more than one tile, then ``rows`` x ``columns``
-    tiles row by row. Returns (T * side * side / merge_width, merge_width * d): the thumbnail's tokens, then those of the
-    page, on which a row of queries runs through all the tiles of a tile row (TextHawk2, arXiv 2410.05261, section 3.2).
+    ``queries``: (T, side * side, d), tiles row by row, after the thumbnail if there are several. Returns
+    (T * side * side / merge_width, merge_width * d): the thumbnail's tokens, then those of the page, on which a row of
+    queries runs through all the tiles of a tile row (TextHawk2, arXiv 2410.05261, section 3.2).
     """
     has_thumbnail = rows * columns > 1
     if queries.shape[0] != rows * columns + has_thumbnail:

@@ -27,7 +27,7 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class GatedMlp(nn.Module):

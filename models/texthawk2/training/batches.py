@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from models.texthawk2.image_processor import cut_tiles
-from models.texthawk2.synth.examples import Example, sample
+from models.texthawk2.synth.example import Example
+from models.texthawk2.synth.examples import sample
+from models.texthawk2.synth.fonts import Split
 from models.texthawk2.tiling import TilingLimits, image_tokens
 
 IGNORE = -100
@@ -110,7 +112,7 @@ def collate(items: Sequence[Encoded], pad_id: int) -> Batch:
 class Batches(IterableDataset[Batch]):
     """Batches of about equal numbers of tiles, without end."""
 
-    def __init__(self, encoder: Encoder, pad_id: int, split: str, tiles: int, seed: int, weights: Any = None) -> None:
+    def __init__(self, encoder: Encoder, pad_id: int, split: Split, tiles: int, seed: int, weights: Any = None) -> None:
         self._encoder, self._pad_id, self._split = encoder, pad_id, split
         self._tiles, self._seed, self._weights = tiles, seed, weights
 

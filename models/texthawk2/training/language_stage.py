@@ -1,6 +1,8 @@
 """Second stage: the whole model learns to answer questions about rendered images.
 
-    python -m models.texthawk2.training.language_stage --vision .cache/texthawk2-nano/vision --out .cache/texthawk2-nano
+Every step also shows a few of the first stage's densely labelled tiles: they go on sharpening the tower.
+
+python -m models.texthawk2.training.language_stage --vision .cache/texthawk2-nano/vision --out .cache/texthawk2-nano
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from torch.utils.data import DataLoader
 
 from models.texthawk2.detection import DetectionHead
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
-from models.texthawk2.synth.charset import CHINESE
+from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE
 from models.texthawk2.tokenizer import build_nano_tokenizer
 from models.texthawk2.training.batches import IGNORE, Batch, Batches, Encoder
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
+from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches
 
 DETECTION_WEIGHT = 1.0
+DENSE_WEIGHT = 0.5
 
 
 def main() -> None:
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="optimiser steps")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
     parser.add_argument("--tiles", type=int, default=40, help="tiles per step")
+    parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--seed", type=int, default=1)
@@ -70,15 +75,17 @@ def train(args: argparse.Namespace) -> None:
     elif args.vision:
         model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
     detection = DetectionHead(model.config.text_config.hidden_size)
+    characters = nn.Linear(model.config.vision_config.hidden_size, len(CHAR_CLASSES))
+    if args.vision:
+        characters.load_state_dict(load_file(args.vision / "head.safetensors"))
+    dense = iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
     pad_id = model.config.text_config.pad_token_id
-    loader = iter(
-        DataLoader(Batches(encoder, pad_id, "train", args.tiles, args.seed), batch_size=None, num_workers=1)
+    loader = iter(DataLoader(Batches(encoder, pad_id, "train", args.tiles, args.seed), batch_size=None, num_workers=1))
+    held_out = [batch for batch, _ in zip(Batches(encoder, pad_id, "test", args.tiles, 999), range(6), strict=False)]
+    optimizers = Optimizers(
+        [model, detection, characters], muon_lr=args.lr, adam_lr=args.lr, num_steps=args.steps, warmup=100
     )
-    held_out = [
-        batch for batch, _ in zip(Batches(encoder, pad_id, "test", args.tiles, 999), range(6), strict=False)
-    ]
-    optimizers = Optimizers([model, detection], muon_lr=args.lr, adam_lr=args.lr, num_steps=args.steps, warmup=100)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
     recent: list[float] = []
     for step in range(args.steps):
@@ -86,11 +93,22 @@ def train(args: argparse.Namespace) -> None:
         if progress >= 1:
             break
         loss, box_loss, _ = losses(model, detection, next(loader))
-        (loss + DETECTION_WEIGHT * box_loss).backward()  # type: ignore[no-untyped-call]
+        tiles, labels = next(dense)
+        with torch.autocast("cpu", torch.bfloat16):
+            named = name_patches(model.vision_tower, characters, tiles)
+        dense_loss = character_loss(named, labels)
+        total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
+        total.backward()  # type: ignore[no-untyped-call]
         optimizers.step(progress, step)
         recent.append(float(loss.detach()))
         if step % 50 == 49:
-            log.write(step=step + 1, progress=progress, loss=sum(recent) / len(recent), box=float(box_loss.detach()))
+            log.write(
+                step=step + 1,
+                progress=progress,
+                loss=sum(recent) / len(recent),
+                box=float(box_loss.detach()),
+                dense=float(dense_loss.detach()),
+            )
             recent.clear()
         if step % 250 == 249:
             log.write(step=step + 1, **exact_matches(model, detection, held_out))

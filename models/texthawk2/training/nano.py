@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.texthawk2.config import TextHawk2Config
 
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 768,
     "num_hidden_layers": 4,

@@ -22,6 +22,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from models.texthawk2.synth.charset import CHAR_CLASSES
 from models.texthawk2.synth.dense import dense_tile
+from models.texthawk2.synth.fonts import Split
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import VISION
 from models.texthawk2.training.optimizer import Optimizers
@@ -34,7 +35,7 @@ BACKGROUND_WEIGHT = 0.2
 class DenseTiles(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches of tiles (B, 224, 224, 3) uint8 and labels (B, 256), without end."""
 
-    def __init__(self, split: str, batch: int, seed: int) -> None:
+    def __init__(self, split: Split, batch: int, seed: int) -> None:
         self._split, self._batch, self._seed = split, batch, seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,9 +56,21 @@ class CharacterTower(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
-        features = read_levels(self.tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
-        logits: Tensor = self.head(nn.functional.layer_norm(features, features.shape[-1:]))
-        return logits
+        return name_patches(self.tower, self.head, tiles)
+
+
+def name_patches(tower: SiglipVisionModel, head: nn.Linear, tiles: Tensor) -> Tensor:
+    """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
+    features = read_levels(tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
+    logits: Tensor = head(nn.functional.layer_norm(features, features.shape[-1:]))
+    return logits
+
+
+def character_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in which background counts little. ``logits`` (B, patches, classes), ``labels`` (B, patches)."""
+    weights = torch.ones(logits.shape[-1])
+    weights[0] = BACKGROUND_WEIGHT
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weights)
 
 
 def main() -> None:
@@ -79,8 +92,6 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model = CharacterTower()
     optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3, num_steps=args.steps, warmup=100)
-    weights = torch.ones(len(CHAR_CLASSES))
-    weights[0] = BACKGROUND_WEIGHT
     loader = iter(DataLoader(DenseTiles("train", args.batch, args.seed), batch_size=None, num_workers=1))
     held_out = next(iter(DenseTiles("test", 64, 99)))
     log, started_s = TrainingLog(args.out / "vision_log.jsonl"), time.monotonic()
@@ -91,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
         tiles, labels = next(loader)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(tiles)
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weights)
+        loss = character_loss(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizers.step(progress, step)
         if step % 50 == 0:
