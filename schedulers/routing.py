@@ -33,7 +33,7 @@ def rank(replicas: Iterable[ReplicaLoad], key: str = "", tie_s: float = TIE_S) -
     """
     if not tie_s > 0.0:
         raise ValueError(f"tie_s is {tie_s}; need a number > 0")
-    return sorted(replicas, key=lambda replica: (_steps(replica, tie_s), -_affinity(key, replica.replica_id)))
+    return sorted(replicas, key=lambda replica: (_steps(replica, tie_s), -preference(key, replica.replica_id)))
 
 
 def _steps(replica: ReplicaLoad, tie_s: float) -> float:
@@ -42,7 +42,8 @@ def _steps(replica: ReplicaLoad, tie_s: float) -> float:
     return math.inf if math.isinf(replica.queued_s) else math.floor(replica.queued_s / tie_s)
 
 
-def _affinity(key: str, replica_id: str) -> int:
+def preference(key: str, replica_id: str) -> int:
+    """How much ``key`` prefers ``replica_id`` in rendezvous hashing: a hash of the two, 64 bits."""
     digest = hashlib.blake2b(f"{len(key)}:{key}{replica_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

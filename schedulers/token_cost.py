@@ -1,0 +1,85 @@
+"""What a token costs on a replica, learnt from the requests that have run.
+
+Two prices, both averaged over recent requests with exponentially falling weight: busy seconds per prompt token that was
+computed, and per generated token. They are shares of busy time (``schedulers.shared_time``), so that they fall when
+requests run together. Beside them the seconds between two tokens of one answer, which is what a deadline meets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrices:
+    """Seconds per token.
+
+    Raises:
+        ValueError: a price is not a positive finite number.
+    """
+
+    prefill_s: float
+    decode_s: float
+    interval_s: float
+    """Between two tokens of one answer, at the load of late."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefill_s", "decode_s", "interval_s"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; need a finite number > 0")
+
+
+class TokenCost:
+    """The prices of late. ``first`` holds until requests have been observed; ``weight`` is that of each new one."""
+
+    def __init__(self, first: TokenPrices, weight: float = 0.1) -> None:
+        if not 0.0 < weight <= 1.0:
+            raise ValueError(f"weight is {weight}; it must be over 0 and at most 1")
+        self._prices = first
+        self._weight = weight
+        self._num_observed = 0
+
+    @property
+    def prices(self) -> TokenPrices:
+        """The prices now."""
+        return self._prices
+
+    def observe(
+        self, *, prefill_tokens: int, prefill_s: float, decode_tokens: int, decode_s: float, answer_s: float
+    ) -> None:
+        """A request has run. ``decode_tokens``: those after the first; ``answer_s``: from the first token to the last.
+
+        The first observations weigh as in a plain mean, so that the guess at the start is soon forgotten. What is not
+        a positive number (no token computed, a clock that stood still) teaches nothing.
+        """
+        self._num_observed += 1
+        weight = max(self._weight, 1.0 / self._num_observed)
+        prices = self._prices
+        self._prices = TokenPrices(
+            prefill_s=_moved(prices.prefill_s, prefill_s, prefill_tokens, weight),
+            decode_s=_moved(prices.decode_s, decode_s, decode_tokens, weight),
+            interval_s=_moved(prices.interval_s, answer_s, decode_tokens, weight),
+        )
+
+    def seconds(self, prefill_tokens: int, decode_tokens: int) -> float:
+        """Busy seconds that a request of this size is charged."""
+        return prefill_tokens * self._prices.prefill_s + decode_tokens * self._prices.decode_s
+
+    def tokens_for(self, seconds: float, prefill_tokens: int) -> int:
+        """Most tokens that can be generated for so many busy seconds; 0 or less if not one."""
+        return math.floor(_bounded((seconds - prefill_tokens * self._prices.prefill_s) / self._prices.decode_s))
+
+    def tokens_within(self, seconds: float, prefill_tokens: int) -> int:
+        """Most tokens that can be generated before so many seconds have passed; 0 or less if not one."""
+        return math.floor(_bounded((seconds - prefill_tokens * self._prices.prefill_s) / self._prices.interval_s))
+
+
+def _moved(price: float, seconds: float, tokens: int, weight: float) -> float:
+    if tokens <= 0 or not 0.0 < seconds < math.inf:
+        return price
+    return price + weight * (seconds / tokens - price)
+
+
+def _bounded(value: float) -> float:
+    return max(-1.0, min(1e9, value))

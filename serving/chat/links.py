@@ -1,0 +1,302 @@
+"""The gateway's half of the transport: starts choices on replicas and hands out what the replicas' streams bring.
+
+    start(starts) -> Mailbox     one call to the replica that the router picks; the deltas of all calls to one replica
+    mailbox.next() -> items      come on one stream (serving.chat.hub says why)
+    mailbox.close()              frees what runs, at once
+
+A session is a call whose stream may carry the deltas of other calls, too. When it breaks, everything that it carried is
+lost with it, and every mailbox hears so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from serving.chat.wire import Accepted, ChoiceStart, Delta, Frame, Item
+from serving.engines.chat.base import EngineRequest
+from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
+
+_log = structlog.get_logger(__name__)
+_GIVE_UP_S = 1.0
+"""How long a call that nobody wants any more may look for a replica."""
+_CANCEL_TIMEOUT_S = 5.0
+
+
+class OpenCall(Protocol):
+    """A streaming call on its way, as Ray's ``DeploymentResponseGenerator``."""
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        """The frames."""
+
+    def cancel(self) -> None:
+        """Stop it where it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What the router needs to know. ``key``: the first image's, empty if there is none. ``avoid``: replica ids."""
+
+    key: str = ""
+    predicted_s: float = 0.0
+    avoid: tuple[str, ...] = ()
+
+
+class ReplicaCalls(Protocol):
+    """The calls to one deployment of chat replicas."""
+
+    def open(self, gateway: str, session: int, starts: list[ChoiceStart], route: Route) -> OpenCall:
+        """Call ``ChoiceHub.open`` of the replica that the router picks."""
+        ...
+
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> None:
+        """Call ``ChoiceHub.cancel`` of that replica."""
+        ...
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether the replica, and not the request, failed: then another one may answer."""
+        ...
+
+
+class NewChoice:
+    """What ``start`` takes. Plain on purpose: one per choice and request."""
+
+    __slots__ = ("is_streamed", "predicted_s", "request")
+
+    def __init__(self, request: EngineRequest, predicted_s: float, is_streamed: bool) -> None:
+        self.request = request
+        self.predicted_s = predicted_s
+        self.is_streamed = is_streamed
+
+
+@dataclass(eq=False, slots=True)
+class _Session:
+    """A call, while it is open. ``carried``: choices whose deltas come on its stream."""
+
+    number: int
+    carried: set[int] = field(default_factory=set)
+
+
+class Mailbox:
+    """What the replica says of the choices of one request."""
+
+    def __init__(self, links: ChatLinks, ids: Sequence[int]) -> None:
+        self.replica_id: str | None = None
+        """Where the choices run; None until a replica has accepted them."""
+        self.call: OpenCall | None = None
+        self._links = links
+        self._index = {number: index for index, number in enumerate(ids)}
+        self._open = set(ids)
+        self._items: list[Item] = []
+        self._error: ServingError | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    def index(self, item: Item) -> int:
+        """Which of the choices an item is about, in the order given to ``start``."""
+        return self._index[item.id]
+
+    async def next(self) -> list[Item]:
+        """Everything that has come since the last call, at least one item. One caller at a time.
+
+        Raises:
+            ServingError: what ``fail`` was given, or ReplicaLost: nothing more will come.
+        """
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        taken, self._items = self._items, []
+        return taken
+
+    def fail(self, error: ServingError) -> None:
+        """``next`` raises this once what came before has been taken. The first error stays."""
+        if self._error is None:
+            self._error = error
+        self._notify()
+
+    def close(self) -> None:
+        """End the choices that have not ended. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._links.release(self)
+
+    # -- for ChatLinks -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._is_closed
+
+    @property
+    def open_ids(self) -> Collection[int]:
+        """Choices that have not ended."""
+        return self._open
+
+    def put(self, item: Item, ends: bool) -> None:
+        """An item came; ``ends``: it is the choice's last."""
+        self._items.append(item)
+        if ends:
+            self._open.discard(item.id)
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class ChatLinks:
+    """One per chat model and gateway. Use from one event loop; ``stop`` when done."""
+
+    def __init__(self, calls: ReplicaCalls, gateway: str) -> None:
+        self._calls = calls
+        self._gateway = gateway
+        self._ids = itertools.count(1)
+        self._session_numbers = itertools.count(1)
+        self._sessions: dict[int, _Session] = {}
+        self._mailboxes: dict[int, tuple[Mailbox, _Session | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_open(self) -> int:
+        """Choices that somebody listens to and that have not ended."""
+        return len(self._mailboxes)
+
+    def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> Mailbox:
+        """Send choices to one replica. Returns at once; whatever goes wrong is told by the mailbox."""
+        starts = [self._start(choice, remaining_s) for choice in choices]
+        mailbox = Mailbox(self, [start.id for start in starts])
+        self._mailboxes.update((start.id, (mailbox, None)) for start in starts)
+        session = _Session(next(self._session_numbers))
+        self._sessions[session.number] = session
+        self._later(self._carry(session, mailbox, starts, route))
+        return mailbox
+
+    def _start(self, choice: NewChoice, remaining_s: float) -> ChoiceStart:
+        number = next(self._ids)
+        request = choice.request._replace(request_id=f"{self._gateway}-{number}")
+        return ChoiceStart(number, request, remaining_s, choice.predicted_s, choice.is_streamed)
+
+    async def stop(self) -> None:
+        """Break every call off."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def release(self, mailbox: Mailbox) -> None:
+        """``mailbox`` is closed: end what it still has."""
+        for number in mailbox.open_ids:
+            self._forget(number)
+        if mailbox.replica_id is None:
+            asyncio.get_running_loop().call_later(_GIVE_UP_S, _give_up, mailbox)
+        elif mailbox.open_ids:
+            self._cancel(mailbox.replica_id, mailbox)
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+
+    async def _carry(self, session: _Session, mailbox: Mailbox, starts: list[ChoiceStart], route: Route) -> None:
+        """Nobody is left waiting, whatever becomes of the call."""
+        error: ServingError = _lost()
+        try:
+            call = self._calls.open(self._gateway, session.number, starts, route)
+            mailbox.call = call
+            async for frame in call:
+                if isinstance(frame, Accepted):
+                    self._accepted(frame, mailbox)
+                else:
+                    self._deliver(frame)
+        except asyncio.CancelledError:
+            if _is_cancelled_itself():
+                raise
+        except Exception as failure:
+            error = self._failed(failure)
+        finally:
+            del self._sessions[session.number]
+            if mailbox.replica_id is None:
+                self._fail(mailbox, error)
+            for number in tuple(session.carried):
+                if (entry := self._mailboxes.get(number)) is not None:
+                    self._fail(entry[0], error)
+
+    def _failed(self, failure: Exception) -> ServingError:
+        if isinstance(failure, ServingError):
+            return failure
+        if self._calls.is_lost(failure):
+            _log.warning("chat replica lost", error=type(failure).__name__, num_open=self.num_open)
+            return _lost()
+        _log.error("chat call failed", exc_info=failure)
+        return EngineFailed("the model's server failed on this request; retry")
+
+    def _accepted(self, frame: Accepted, mailbox: Mailbox) -> None:
+        mailbox.replica_id = frame.replica_id
+        carrier = self._sessions.get(frame.session)
+        if mailbox.is_closed:
+            self._cancel(frame.replica_id, mailbox)
+        elif carrier is None:  # its stream broke while this answer was on its way
+            self._fail(mailbox, _lost())
+        else:
+            for number in mailbox.open_ids:
+                self._mailboxes[number] = (mailbox, carrier)
+                carrier.carried.add(number)
+
+    def _deliver(self, items: list[Item]) -> None:
+        for item in items:
+            entry = self._mailboxes.get(item.id)
+            if entry is None:  # closed meanwhile
+                continue
+            ends = not isinstance(item, Delta) or item.finish_reason is not None
+            if ends:
+                self._forget(item.id)
+            entry[0].put(item, ends)
+
+    def _fail(self, mailbox: Mailbox, error: ServingError) -> None:
+        for number in mailbox.open_ids:
+            self._forget(number)
+        mailbox.fail(error)
+
+    def _forget(self, number: int) -> None:
+        _, session = self._mailboxes.pop(number, (None, None))
+        if session is not None:
+            session.carried.discard(number)
+
+    # -- cancelling --------------------------------------------------------------------------------------------------
+
+    def _cancel(self, replica_id: str, mailbox: Mailbox) -> None:
+        self._later(self._send_cancel(replica_id, list(mailbox.open_ids)))
+
+    async def _send_cancel(self, replica_id: str, ids: list[int]) -> None:
+        try:
+            async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                await self._calls.cancel(replica_id, self._gateway, ids)
+        except Exception as error:  # the replica is gone or hangs; its deadline ends what it still has
+            _log.warning("cancel failed", replica_id=replica_id, error=type(error).__name__)
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        # A context of its own: Ray cancels the calls made in the context of a request that goes away, and a stream also
+        # belongs to other requests.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(mailbox: Mailbox) -> None:
+    """End a call that has found no replica in time. One that has may carry the deltas of others."""
+    if mailbox.replica_id is None and mailbox.call is not None:
+        mailbox.call.cancel()
+
+
+def _lost() -> BackendError:
+    return ReplicaLost("the replica that ran this request is gone; retry")
+
+
+def _is_cancelled_itself() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

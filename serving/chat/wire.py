@@ -1,0 +1,64 @@
+"""What travels between a gateway and a chat replica. Plain and named tuples: the cheapest things to pickle.
+
+    gateway -> replica   open(gateway, session, starts)    one streaming call per request
+    replica -> gateway   the first frame: Accepted; then, if no stream of this gateway was open, the deltas of ALL its
+                         choices, one frame per engine step, until there has been nothing to say for a while
+    gateway -> replica   cancel(gateway, ids)
+
+Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from serving.chat.domain import FinishReason, TokenLogprob
+from serving.engines.chat.base import EngineRequest
+from serving.errors import ServingError
+
+
+class ChoiceStart(NamedTuple):
+    """One choice to generate. ``id`` is the gateway's own number for it, never used twice."""
+
+    id: int
+    request: EngineRequest
+    remaining_s: float
+    predicted_s: float
+    """Busy seconds that it is expected to take, for the router."""
+    is_streamed: bool
+    """False: one delta at the end is all that the gateway wants."""
+
+
+class Accepted(NamedTuple):
+    """The first frame of every call. ``session`` is that of the call whose stream carries this call's deltas."""
+
+    replica_id: str
+    session: int
+
+
+class Delta(NamedTuple):
+    """What was added to a choice. The cost fields count from the start of the choice."""
+
+    id: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    """The choice's share of the replica's busy time until its first token."""
+    decode_s: float
+    """The same from then on."""
+
+
+class Failure(NamedTuple):
+    """A choice ended in an error."""
+
+    id: int
+    error: ServingError
+
+
+Item: TypeAlias = Delta | Failure
+Frame: TypeAlias = Accepted | list[Item]
