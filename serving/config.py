@@ -59,6 +59,10 @@ class TenantSettings(_Section):
     burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
     seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
     burst_s: float = Field(1e4, gt=0, description="Size of the compute bucket, engine seconds.")
+    allow_logprobs: bool = Field(
+        False,
+        description="Whether chat answers may show and bias probabilities of tokens: they feed black-box attacks.",
+    )
 
 
 class RedisSettings(_Section):
@@ -128,6 +132,9 @@ class LimitSettings(_Section):
     body_timeout_s: float = Field(
         30.0, gt=0, le=600, description="Seconds in which the body of an HTTP request must arrive."
     )
+    max_messages: int = Field(256, ge=1, le=4096, description="Messages of one chat.")
+    max_text_chars: int = Field(1 << 18, ge=1, le=1 << 24, description="Characters of all messages of one chat.")
+    max_choices: int = Field(8, ge=1, le=128, description="Answers of one chat, its field n.")
 
 
 class Settings(_Section):

@@ -3,7 +3,8 @@
     ServingError
     ├── ClientError                  the request cannot be served as it is; the caller must change it
     │   ├── InvalidRequest           malformed body, field or tensor
-    │   │   └── UnknownField
+    │   │   ├── UnknownField
+    │   │   └── UnsupportedField     known to other servers, refused here
     │   ├── InvalidImage             not decodable, or of a forbidden shape
     │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
     │   │   ├── ImageTooLarge        bytes, pixels or sides over the limit
@@ -18,6 +19,7 @@
     │   ├── SlowBody                 the body did not arrive in time
     │   ├── Unauthenticated          no key, or a wrong one
     │   ├── Forbidden                e.g. a remote caller of a loopback-only server
+    │   │   └── FeatureNotAllowed    this tenant may not use it
     │   ├── BudgetInfeasible         no operating point fits the budget
     │   └── DeadlineExceeded         the caller's deadline passed before an answer existed
     ├── Overloaded                   retryable, carries ``retry_after_s``
@@ -79,6 +81,12 @@ class UnknownField(InvalidRequest):
     """A field that no schema names."""
 
     code = "unknown_field"
+
+
+class UnsupportedField(InvalidRequest):
+    """A field that other servers take and this one refuses; the message says why."""
+
+    code = "unsupported_field"
 
 
 class InvalidImage(ClientError):
@@ -172,6 +180,12 @@ class Forbidden(ClientError):
 
     code = "forbidden"
     type = "permission_error"
+
+
+class FeatureNotAllowed(Forbidden):
+    """The operator has not opened this feature to the caller's tenant."""
+
+    code = "feature_not_allowed"
 
 
 class BudgetInfeasible(ClientError):

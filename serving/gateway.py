@@ -76,12 +76,19 @@ class Gateway(GrpcMethods):
 def build_authenticator(config: ResolvedConfig) -> Authenticator:
     """Keys to tenants."""
     keys = {tenant.name: tenant.api_key_sha256 for tenant in config.settings.tenants}
-    return Authenticator(keys, allow_anonymous_loopback=config.allow_anonymous_loopback)
+    trusted = [tenant.name for tenant in config.settings.tenants if tenant.allow_logprobs]
+    return Authenticator(keys, config.allow_anonymous_loopback, trusted)
 
 
 def build_limits(config: ResolvedConfig) -> IngressLimits:
     """Bounds of the front door."""
     limits = config.settings.limits
     return IngressLimits(
-        max_body_bytes=limits.max_body_bytes, max_images=limits.max_images, body_timeout_s=limits.body_timeout_s
+        max_body_bytes=limits.max_body_bytes,
+        max_images=limits.max_images,
+        body_timeout_s=limits.body_timeout_s,
+        max_bytes_per_image=config.settings.media.max_bytes_per_image,
+        max_messages=limits.max_messages,
+        max_text_chars=limits.max_text_chars,
+        max_choices=limits.max_choices,
     )

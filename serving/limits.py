@@ -16,3 +16,20 @@ class IngressLimits:
     max_stream_in_flight: int = 64
     """Requests of one bidirectional stream that may be unanswered at a time; reading pauses beyond."""
     body_timeout_s: float = 30.0
+    max_bytes_per_image: int = 20 << 20
+    """Of chat, counted before anything is decoded; the same as the media limit of that name."""
+    max_messages: int = 256
+    max_parts: int = 1024
+    """Parts of all messages of a chat together."""
+    max_text_chars: int = 1 << 18
+    """Characters of all messages of a chat together."""
+    max_url_chars: int = 2048
+    max_choices: int = 8
+    max_stop: int = 4
+    max_stop_chars: int = 64
+    max_schema_bytes: int = 1 << 14
+    max_schema_depth: int = 32
+    max_schema_properties: int = 256
+    max_logit_bias: int = 300
+    keep_alive_s: float = 15.0
+    """Silence after which a chat stream gets a comment, so that nothing in between takes it for dead."""

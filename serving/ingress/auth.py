@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from serving.errors import ConfigError, Forbidden, Unauthenticated
 
@@ -25,13 +25,19 @@ _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+
 
 class Authenticator:
     """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, or of each of its keys, in
-    hexadecimal: two at a time let a tenant change its key without an outage.
+    hexadecimal: two at a time let a tenant change its key without an outage. ``logprobs_tenants`` may see and bias
+    probabilities of tokens; nobody else may.
 
     Raises:
         ConfigError: a hash is malformed, two tenants share one, or there are no keys and nobody would be let in.
     """
 
-    def __init__(self, keys: Mapping[str, str | Sequence[str]], allow_anonymous_loopback: bool) -> None:
+    def __init__(
+        self,
+        keys: Mapping[str, str | Sequence[str]],
+        allow_anonymous_loopback: bool,
+        logprobs_tenants: Collection[str] = (),
+    ) -> None:
         hashes = [(tenant, digest.lower()) for tenant, digests in keys.items() for digest in _several(digests)]
         for tenant, digest in hashes:
             if not _HASH.fullmatch(digest):
@@ -41,11 +47,16 @@ class Authenticator:
         if not hashes and not allow_anonymous_loopback:
             raise ConfigError("no API keys are configured and anonymous callers are refused; configure a key")
         self._hashes = tuple(hashes)
+        self._logprobs_tenants = frozenset(logprobs_tenants)
 
     @property
     def is_anonymous(self) -> bool:
         """Whether no keys are configured."""
         return not self._hashes
+
+    def may_use_logprobs(self, tenant: str) -> bool:
+        """Whether a tenant may see and bias probabilities of tokens."""
+        return tenant in self._logprobs_tenants
 
     def authenticate(self, authorization: str | None, x_api_key: str | None, peer_host: str | None) -> str:
         """Return the tenant of a caller.

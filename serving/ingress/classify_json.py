@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from serving.domain import Budget, ClassifyReply, ClassifyRequest, ImageInput, Surface
+from serving.domain import Budget, ClassifyReply, ClassifyRequest, ImageInput, Report, Surface
 from serving.errors import InvalidRequest, ServingError, TooManyImages
 from serving.ingress.body import Headers, header
 from serving.ingress.front import shown
@@ -85,7 +85,7 @@ def request_from_form(
     budget = fallback
     if "vireo" in form.fields:
         document = load_object(form.fields["vireo"].encode(), max_values=16, what="vireo")
-        budget = _prefixed(document).to_budget(fallback)
+        budget = budget_from_object(document, fallback)
     return ClassifyRequest(
         request_id=request_id,
         surface=Surface.HTTP_CLASSIFY,
@@ -97,10 +97,13 @@ def request_from_form(
     )
 
 
-def _prefixed(document: dict[str, Any]) -> BudgetBody:
-    """Validate the form's ``vireo`` field, naming its fields as the JSON body does."""
+def budget_from_object(document: dict[str, Any], fallback: Budget) -> Budget:
+    """Read a ``vireo`` object, naming its fields as the JSON body does.
+
+    Raises: InvalidRequest, UnknownField.
+    """
     try:
-        return validate(BudgetBody, document)
+        return validate(BudgetBody, document).to_budget(fallback)
     except InvalidRequest as error:
         error.param = f"vireo.{error.param}"
         raise
@@ -146,7 +149,11 @@ def _result(index: int, item: Any) -> dict[str, Any]:
 
 def report_to_json(reply: ClassifyReply) -> dict[str, Any]:
     """Return the ``vireo`` block."""
-    report = reply.report
+    return report_fields(reply.report)
+
+
+def report_fields(report: Report) -> dict[str, Any]:
+    """Return a report as the ``vireo`` block spells it."""
     return {
         "operating_point": report.operating_point,
         "energy_j": report.energy_j,

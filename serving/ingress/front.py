@@ -12,7 +12,7 @@ from serving.errors import ServingError, UnknownModel
 from serving.ingress.auth import Authenticator
 from serving.ingress.observer import OK, PARTIAL, UNKNOWN, IngressObserver
 from serving.limits import IngressLimits
-from serving.service import ModelCard, Service
+from serving.service import ChatModelCard, ModelCard, Service
 
 MODEL_VERSION = "1"
 """The only version of every model that OIP clients see; the checkpoint's hash says more."""
@@ -80,10 +80,16 @@ class Front:
         """Close the record of a call."""
         self.observer.finished(
             surface=visit.surface,
-            model=visit.model if any(card.id == visit.model for card in self.service.models()) else UNKNOWN,
+            model=visit.model if self._is_served(visit.model) else UNKNOWN,
             tenant=visit.tenant,
             outcome=visit.outcome,
             seconds=time.perf_counter() - visit.started_s,
+        )
+
+    def _is_served(self, model: str) -> bool:
+        service = self.service
+        return any(card.id == model for card in service.models()) or any(
+            card.id == model for card in service.chat_models()
         )
 
     async def classify(self, request: ClassifyRequest, visit: Visit) -> ClassifyReply:
@@ -98,6 +104,18 @@ class Front:
             raise failed
         visit.outcome = PARTIAL if any(isinstance(item, ServingError) for item in reply.items) else OK
         return reply
+
+    def chat_card(self, model: str) -> ChatModelCard:
+        """Look a chat model up.
+
+        Raises: UnknownModel: no such model, or it is no chat model.
+        """
+        cards = self.service.chat_models()
+        for card in cards:
+            if card.id == model:
+                return card
+        known = ", ".join(card.id for card in cards) or "none"
+        raise UnknownModel(f"chat model {shown(model)} is not served here; served: {known}", param="model")
 
     def card(self, model: str, version: str = "") -> ModelCard:
         """Look a model up.

@@ -15,6 +15,7 @@ from serving.domain import Surface
 from serving.errors import MethodNotAllowed, NotReady, ServingError, UnknownPath, UnsupportedMediaType
 from serving.ingress.auth import Authenticator
 from serving.ingress.body import Receive, read_body, read_into
+from serving.ingress.chat_http import answer_stream, answer_whole, read_chat
 from serving.ingress.classify_json import budget_from_headers, reply_to_json, request_from_form, request_from_json
 from serving.ingress.front import Front, request_id, shown
 from serving.ingress.http_call import (
@@ -34,7 +35,7 @@ from serving.ingress.oip_http import EXTENSIONS, SERVER_NAME, encode_answer, mod
 from serving.ingress.openapi import openapi_document, vireo_version
 from serving.ingress.status import http_error, to_serving_error
 from serving.limits import IngressLimits
-from serving.service import ModelCard, Service
+from serving.service import ChatModelCard, ModelCard, Service
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OIP_JSON_LENGTH = b"inference-header-content-length"
@@ -62,6 +63,7 @@ def build_http_app(
     paths = HttpPaths(front, metrics_endpoint)
     table: list[tuple[str, str, Handler, Surface | None, bool]] = [
         ("POST", "/v1/classify", paths.classify, Surface.HTTP_CLASSIFY, True),
+        ("POST", "/v1/chat/completions", paths.chat, Surface.HTTP_CHAT, True),
         ("POST", "/v2/models/{model}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("POST", "/v2/models/{model}/versions/{version}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("GET", "/v1/models", paths.list_models, None, True),
@@ -116,6 +118,17 @@ class HttpPaths:
             raise _wrong_type(content_type, "application/json or multipart/form-data")
         return json_answer(reply_to_json(await self._front.classify(request, call.visit)))
 
+    async def chat(self, call: Call) -> Answer | None:
+        """``POST /v1/chat/completions``."""
+        content_type = call.headers.get(b"content-type", b"").decode("latin-1")
+        if _media_type(content_type) != "application/json":
+            raise _wrong_type(content_type, "application/json")
+        chat = await read_chat(call, self._front, budget_from_headers(call.headers, self._front.limits))
+        if not chat.request.is_streamed:
+            return await answer_whole(call, chat, self._front)
+        await answer_stream(call, chat, self._front)
+        return None
+
     async def infer(self, call: Call) -> Answer:
         """``POST /v2/models/{model}[/versions/{version}]/infer``."""
         assert call.visit is not None
@@ -141,10 +154,17 @@ class HttpPaths:
 
     async def list_models(self, call: Call) -> Answer:
         """``GET /v1/models``."""
-        return json_answer({"object": "list", "data": [model_to_json(card) for card in self._front.service.models()]})
+        service = self._front.service
+        cards = [model_to_json(card) for card in service.models()]
+        cards += [chat_model_to_json(card) for card in service.chat_models()]
+        return json_answer({"object": "list", "data": cards})
 
     async def show_model(self, call: Call) -> Answer:
         """``GET /v1/models/{model}``."""
+        model = call.path_params["model"]
+        for card in self._front.service.chat_models():
+            if card.id == model:
+                return json_answer(chat_model_to_json(card))
         return json_answer(model_to_json(self._card(call)))
 
     async def server_metadata(self, call: Call) -> Answer:
@@ -202,6 +222,22 @@ def model_to_json(card: ModelCard) -> dict[str, Any]:
             "labels": card.labels,
             "checkpoint_sha256": card.checkpoint_sha256,
             "operating_points": card.operating_points,
+        },
+    }
+
+
+def chat_model_to_json(card: ChatModelCard) -> dict[str, Any]:
+    """Return a chat model in OpenAI's shape, with a ``vireo`` block."""
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created_s,
+        "owned_by": "vireo",
+        "vireo": {
+            "modalities": card.modalities,
+            "max_model_len": card.max_model_len,
+            "max_output_tokens": card.max_output_tokens,
+            "checkpoint_sha256": card.checkpoint_sha256,
         },
     }
 

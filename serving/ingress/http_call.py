@@ -1,7 +1,8 @@
 """One HTTP request and its answer, on bare ASGI: no dependency injection, no per-request middleware.
 
 Once the body is read, a client that leaves is noticed by the server around this application, which then cancels the
-task (Ray Serve does); the cancellation reaches the service and frees what the call holds.
+task (Ray Serve does), or by the handler itself (chat does); either way the service hears of it and frees what the call
+holds.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Call:
 
     scope: Scope
     receive: Receive
+    send: Send
     headers: Headers
     request_id: str
-    tenant: str
+    adds_request_id: bool
+    tenant: str = UNKNOWN
     visit: Visit | None = None
 
     @property
@@ -43,6 +46,25 @@ class Call:
         """Parts of the path that its pattern names."""
         params: dict[str, str] = self.scope.get("path_params", {})
         return params
+
+    async def start(self, headers: HeaderList) -> None:
+        """Begin a successful answer that is sent piece by piece."""
+        if self.adds_request_id:
+            headers = [*headers, (b"x-request-id", self.request_id.encode())]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def send_piece(self, data: bytes, *, is_last: bool = False) -> None:
+        """Send a piece of an answer that was begun."""
+        await self.send({"type": "http.response.body", "body": data, "more_body": not is_last})
+
+    def known(self, error: Exception) -> ServingError:
+        """Return the error as the caller may see it; log it if it is not one of ours, and record it."""
+        known = to_serving_error(error)
+        if known is not error:
+            structlog.get_logger(__name__).error("request_failed", request_id=self.request_id, exc_info=error)
+        if self.visit is not None:
+            self.visit.outcome = known.code
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +77,8 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Handler = Callable[[Call], Awaitable[Answer]]
+Handler = Callable[[Call], Awaitable[Answer | None]]
+"""None: the handler has sent the answer itself."""
 
 
 def json_answer(document: Any) -> Answer:
@@ -81,24 +104,26 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         headers: Headers = dict(scope["headers"])
-        call = Call(scope, receive, headers, request_id(_latin(headers.get(b"x-request-id"))), UNKNOWN)
+        proposed_id = _latin(headers.get(b"x-request-id"))
+        call = Call(scope, receive, send, headers, request_id(proposed_id), self._adds_request_id)
         answer = await (self._answer(call) if self._surface is None else self._observed(call, self._surface))
-        await send_answer(send, answer, call.request_id if self._adds_request_id else None)
+        if answer is not None:
+            await send_answer(send, answer, call.request_id if self._adds_request_id else None)
 
-    async def _observed(self, call: Call, surface: Surface) -> Answer:
+    async def _observed(self, call: Call, surface: Surface) -> Answer | None:
         visit = call.visit = self._front.begin(surface)
         try:
             return await self._answer(call)
         finally:
             self._front.end(visit)
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call) -> Answer | None:
         try:
             if self._needs_key:
                 call.tenant = self._authenticate(call)
             return await self._handler(call)
         except Exception as error:
-            return self._failed(call, error)
+            return error_answer(call.known(error))
 
     def _authenticate(self, call: Call) -> str:
         limits, client = self._front.limits, call.scope.get("client")
@@ -110,14 +135,6 @@ class Endpoint:
         if call.visit is not None:
             call.visit.tenant = tenant
         return tenant
-
-    def _failed(self, call: Call, error: Exception) -> Answer:
-        known = to_serving_error(error)
-        if known is not error:
-            structlog.get_logger(__name__).exception("request_failed", request_id=call.request_id)
-        if call.visit is not None:
-            call.visit.outcome = known.code
-        return error_answer(known)
 
 
 def error_answer(error: ServingError) -> Answer:

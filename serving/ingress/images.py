@@ -26,8 +26,7 @@ async def images_from_text(texts: Sequence[str], param: str) -> tuple[ImageInput
     for index, text in enumerate(texts):
         try:
             payload = _payload(text)
-            data = _decode(payload) if len(payload) <= SLICE_CHARS else await _decode_in_slices(payload)
-            images.append(ImageInput(encoded=data))
+            images.append(ImageInput(encoded=await decode_base64(payload)))
         except ClientError as error:
             error.param = param.format(index)
             images.append(ImageInput(error=error))
@@ -52,7 +51,12 @@ def _payload(text: str) -> str:
     return text[comma + 1 :]
 
 
-def _decode(payload: str) -> bytes:
+async def decode_base64(payload: str | memoryview) -> bytes:
+    """Decode strictly; other requests get their turn while a large one is decoded. Raises: InvalidImage."""
+    return _decode(payload) if len(payload) <= SLICE_CHARS else await _decode_in_slices(payload)
+
+
+def _decode(payload: str | memoryview) -> bytes:
     if not payload:
         raise InvalidImage("image is empty; send the base64 of a JPEG, PNG or WebP file")
     try:
@@ -61,7 +65,7 @@ def _decode(payload: str) -> bytes:
         raise _broken(payload) from None
 
 
-async def _decode_in_slices(payload: str) -> bytes:
+async def _decode_in_slices(payload: str | memoryview) -> bytes:
     data = bytearray()
     for start in range(0, len(payload), SLICE_CHARS):
         part = payload[start : start + SLICE_CHARS]
@@ -73,7 +77,9 @@ async def _decode_in_slices(payload: str) -> bytes:
     return bytes(data)
 
 
-def _broken(payload: str) -> InvalidImage:
+def _broken(payload: str | memoryview) -> InvalidImage:
+    start = payload[:24] if isinstance(payload, str) else bytes(payload[:24]).decode("utf-8", "replace")
+    rest = "" if len(payload) <= 24 else f"... ({len(payload)} long)"
     return InvalidImage(
-        f"image {shown(payload, 24)} is not valid base64; send the standard alphabet, padded, without line breaks"
+        f"image {shown(start)}{rest} is not valid base64; send the standard alphabet, padded, without line breaks"
     )

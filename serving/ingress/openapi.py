@@ -15,10 +15,13 @@ from serving.ingress.status import TABLE
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     schemas.ClassifyBody,
+    schemas.ChatBody,
     schemas.InferBody,
     schemas.ErrorAnswer,
     schemas.ClassifyAnswer,
-    schemas.ModelAnswer,
+    schemas.ChatAnswer,
+    schemas.ChatChunk,
+    schemas.ShownModelAnswer,
     schemas.ModelListAnswer,
     schemas.ServerMetadataAnswer,
     schemas.ModelMetadataAnswer,
@@ -61,7 +64,7 @@ def _paths() -> dict[str, Any]:
     model, model_version = _path_parameter("model"), _path_parameter("version")
     keyed: dict[str, Any] = {
         "/v1/models": _get("List the models", "ModelListAnswer"),
-        "/v1/models/{model}": _get("Show a model", "ModelAnswer", model),
+        "/v1/models/{model}": _get("Show a model", "ShownModelAnswer", model),
         "/v2": _get("Server metadata (Open Inference Protocol)", "ServerMetadataAnswer"),
     }
     for prefix, parameters in (
@@ -80,7 +83,12 @@ def _paths() -> dict[str, Any]:
     }
     for item in open_paths.values():
         item["get"]["security"] = []
-    return {"/v1/classify": {"post": _classify()}, **keyed, **open_paths}
+    return {
+        "/v1/chat/completions": {"post": _chat()},
+        "/v1/classify": {"post": _classify()},
+        **keyed,
+        **open_paths,
+    }
 
 
 def _classify() -> dict[str, Any]:
@@ -100,6 +108,14 @@ def _classify() -> dict[str, Any]:
         "content": {"application/json": {"schema": _ref("ClassifyBody")}, "multipart/form-data": {"schema": form}},
     }
     return _operation("Classify images", "ClassifyAnswer", *_budget_headers()) | {"requestBody": body}
+
+
+def _chat() -> dict[str, Any]:
+    body = {"required": True, "content": {"application/json": {"schema": _ref("ChatBody")}}}
+    operation = _operation("Chat about text and images", "ChatAnswer", *_budget_headers())
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _ref("ChatChunk")}
+    text = "With stream, each event is a line of data with a chunk; the last one is [DONE]."
+    return operation | {"requestBody": body, "description": text}
 
 
 def _infer(*parameters: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Priority
 
@@ -54,6 +54,100 @@ class ClassifyBody(Strict):
     """Several images."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Classes to return for each image; 1 when absent."""
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
+class TextPartBody(Strict):
+    """Words."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrlBody(Strict):
+    """Where an image is: in the URL itself, or at an https address that the operator has allowed."""
+
+    url: str
+    """``data:image/png;base64,...`` (or jpeg, webp), or an https URL."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """Accepted and not used: the budget decides."""
+
+
+class ImagePartBody(Strict):
+    """An image, in user messages."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrlBody
+
+
+class MessageBody(Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """``system`` and ``developer`` are the same and may only come first."""
+    content: str | Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1)]
+    name: str | None = None
+    """Accepted and not used."""
+
+
+class StreamOptionsBody(Strict):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+    """Whether a chunk with the usage and without choices comes last."""
+
+
+class JsonSchemaBody(Strict):
+    """A schema that the answer keeps to."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormatBody(Strict):
+    """What the answer looks like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaBody | None = None
+
+
+class ChatBody(Strict):
+    """Body of ``POST /v1/chat/completions``. Read by ``chat_json``, which says more about what it refuses."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+    """Model id, as in ``GET /v1/models``."""
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    """The conversation."""
+    stream: bool | None = None
+    """Whether the answer comes as server-sent events."""
+    stream_options: StreamOptionsBody | None = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Most tokens of an answer; the server has its own limit."""
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    """The older name of ``max_completion_tokens``."""
+    stop: str | list[str] | None = None
+    """Sequences that end the answer and are not part of it."""
+    seed: Annotated[int | None, Field(ge=0)] = None
+    """Makes sampling repeatable."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    """0 always takes the likeliest token; 1 when absent."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Share of probability that is sampled from."""
+    n: Annotated[int | None, Field(ge=1)] = None
+    """Number of answers."""
+    response_format: ResponseFormatBody | None = None
+    logprobs: bool | None = None
+    """Whether probabilities are returned; closed to most tenants."""
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    logit_bias: dict[str, float] | None = None
+    """Token ids to bias; closed to most tenants."""
+    user: str | None = None
+    """Accepted and not used, like ``safety_identifier`` and ``metadata``."""
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
     vireo: BudgetBody | None = None
     """Budget."""
 
@@ -148,6 +242,102 @@ class ClassifyAnswer(Strict):
     vireo: ReportAnswer
 
 
+class TokenAnswer(Strict):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobAnswer(TokenAnswer):
+    """A token of the answer, and what else was likely."""
+
+    top_logprobs: list[TokenAnswer]
+
+
+class LogprobsAnswer(Strict):
+    """Probabilities of the tokens of an answer."""
+
+    content: list[TokenLogprobAnswer]
+
+
+class PromptDetailsAnswer(Strict):
+    """Parts of the prompt's tokens."""
+
+    cached_tokens: int
+    image_tokens: int
+
+
+class UsageAnswer(Strict):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetailsAnswer
+
+
+class ChatMessageAnswer(Strict):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoiceAnswer(Strict):
+    """One answer."""
+
+    index: int
+    message: ChatMessageAnswer
+    logprobs: LogprobsAnswer | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatAnswer(Strict):
+    """Answer of ``POST /v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoiceAnswer]
+    usage: UsageAnswer
+    vireo: ReportAnswer
+
+
+class ChatDeltaAnswer(Strict):
+    """What is new; the role comes in the first chunk of a choice."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoiceAnswer(Strict):
+    """More of one answer."""
+
+    index: int
+    delta: ChatDeltaAnswer
+    logprobs: LogprobsAnswer | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatChunk(Strict):
+    """A server-sent event of ``POST /v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoiceAnswer]
+    usage: UsageAnswer | None = None
+    vireo: ReportAnswer | None = None
+
+
 class ModelBlock(Strict):
     """What Vireo says of a model beyond OpenAI's fields."""
 
@@ -170,11 +360,34 @@ class ModelAnswer(Strict):
     vireo: ModelBlock
 
 
+class ChatModelBlock(Strict):
+    """What Vireo says of a chat model beyond OpenAI's fields."""
+
+    modalities: list[str]
+    max_model_len: int
+    max_output_tokens: int
+    checkpoint_sha256: str
+
+
+class ChatModelAnswer(Strict):
+    """A served chat model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    vireo: ChatModelBlock
+
+
+class ShownModelAnswer(RootModel[ModelAnswer | ChatModelAnswer]):
+    """A served model of either kind."""
+
+
 class ModelListAnswer(Strict):
     """The served models."""
 
     object: Literal["list"]
-    data: list[ModelAnswer]
+    data: list[ModelAnswer | ChatModelAnswer]
 
 
 class TensorMetadata(Strict):

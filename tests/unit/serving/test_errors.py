@@ -37,6 +37,8 @@ CODES = {
     "ImageFetchFailed": "image_fetch_failed",
     "PayloadTooLarge": "payload_too_large",
     "TooManyImages": "too_many_images",
+    "UnsupportedField": "unsupported_field",
+    "FeatureNotAllowed": "feature_not_allowed",
     "UnknownModel": "model_not_found",
     "UnknownPath": "not_found",
     "MethodNotAllowed": "method_not_allowed",

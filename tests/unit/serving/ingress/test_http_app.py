@@ -17,7 +17,7 @@ import pytest
 from serving.ingress.auth import Authenticator
 from serving.ingress.http_app import METRICS_TYPE, build_http_app
 from serving.limits import IngressLimits
-from tests.support.fake_service import MODEL, FakeService
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.unit.serving.ingress.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -39,6 +39,7 @@ INFER = f"/v2/models/{MODEL}/infer"
 GET_PATHS = [
     "/v1/models",
     f"/v1/models/{MODEL}",
+    f"/v1/models/{CHAT_MODEL}",
     "/v2",
     f"/v2/models/{MODEL}",
     f"/v2/models/{MODEL}/versions/1",
@@ -100,10 +101,11 @@ async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None
     door = FrontDoor()
     documents = {path: (await asgi(door.app, "GET", path)).json for path in GET_PATHS if path != "/metrics"}
     check(openapi, "ModelListAnswer", documents["/v1/models"])
-    check(openapi, "ModelAnswer", documents[f"/v1/models/{MODEL}"])
+    check(openapi, "ShownModelAnswer", documents[f"/v1/models/{MODEL}"])
+    check(openapi, "ChatModelAnswer", documents[f"/v1/models/{CHAT_MODEL}"])
     check(openapi, "ServerMetadataAnswer", documents["/v2"])
     check(openapi, "ModelMetadataAnswer", documents[f"/v2/models/{MODEL}"])
-    assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{MODEL}"]]
+    assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{name}"] for name in (MODEL, CHAT_MODEL)]
     assert documents[f"/v2/models/{MODEL}/versions/1"] == documents[f"/v2/models/{MODEL}"]
     assert documents["/v2/health/live"] == {"live": True}
     assert (await asgi(door.app, "GET", "/metrics")).body == b"# metrics\n"
