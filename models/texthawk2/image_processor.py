@@ -2,9 +2,10 @@
 
 The picture is brought to its grid's size with Pillow's antialiased bicubic filter (the filter of SigLIP's published
 preprocessing), or left alone where it has that size, then cut. The thumbnail comes from the picture itself, not from
-the resized one: a whole-number box filter first, then bicubic (Pillow's ``reducing_gap=2.0``, which is also what its
-``Image.thumbnail`` does); on large pictures that is several times faster than bicubic alone, and differs from it by one
-or two grey levels. Scaling to floats is the model's work, on its device (``normalise`` says what it is).
+the resized one. Where the picture's sides are whole multiples of the tile's, its pixels are the means of blocks.
+Elsewhere a box filter by whole numbers comes first, then bicubic (Pillow's ``reducing_gap=2.0``, which its
+``Image.thumbnail`` has, too). On large pictures that is several times faster than bicubic alone, and differs from it by
+a few grey levels. Scaling to floats is the model's work, on its device (``normalise`` says what it is).
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ def cut_tiles(rgb: Pixels, limits: TilingLimits = PUBLISHED) -> tuple[Pixels, Gr
     fits = (height, width) == (rows * side, cols * side)
     picture = None if fits and rows * cols == 1 else Image.fromarray(np.ascontiguousarray(rgb))
     if rows * cols > 1 and picture is not None:
-        tiles[0] = np.asarray(picture.resize((side, side), RESAMPLING, reducing_gap=REDUCING_GAP))
+        tiles[0] = np.asarray(_thumbnail(picture, side))
     if not fits and picture is not None:
         rgb = np.asarray(picture.resize((cols * side, rows * side), RESAMPLING))
     # One pass over the memory: a row of pixels of a tile, side * 3 bytes, is the unit that is moved.
     cut = rgb.reshape(rows, side, cols, side * 3).transpose(0, 2, 1, 3)
     tiles[-rows * cols :].reshape(rows, cols, side, side * 3)[...] = cut
     return tiles, grid
+
+
+def _thumbnail(picture: Image.Image, side: int) -> Image.Image:
+    if picture.width % side == 0 and picture.height % side == 0:
+        return picture.reduce((picture.width // side, picture.height // side))
+    return picture.resize((side, side), RESAMPLING, reducing_gap=REDUCING_GAP)
 
 
 def normalise(tiles: Pixels) -> NDArray[np.float32]:

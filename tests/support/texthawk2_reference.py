@@ -19,8 +19,14 @@ def cut_tiles_reference(
     resized = picture.resize((cols * side, rows * side), Image.Resampling.BICUBIC)
     tiles = []
     if (rows, cols) != (1, 1):
-        tiles.append(picture.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0))
+        tiles.append(_thumbnail(picture, side))
     for row in range(rows):
         boxes = [(col * side, row * side, (col + 1) * side, (row + 1) * side) for col in range(cols)]
         tiles += [resized.crop(box) for box in boxes]
     return np.stack([np.asarray(tile) for tile in tiles]), (rows, cols)
+
+
+def _thumbnail(picture: Image.Image, side: int) -> Image.Image:
+    if picture.width % side or picture.height % side:
+        return picture.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return picture.reduce((picture.width // side, picture.height // side))

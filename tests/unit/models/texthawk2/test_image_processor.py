@@ -57,11 +57,20 @@ def test_tiles_of_a_fitting_picture_are_its_pixels_in_reading_order() -> None:
             np.testing.assert_array_equal(tiles[1 + 3 * row + col], expected)
 
 
-def test_thumbnail_is_the_whole_picture_and_near_plain_bicubic() -> None:
-    rgb = gradient(1344, 896)
+@pytest.mark.parametrize("size", [(1344, 896), (1000, 700)])
+def test_thumbnail_is_the_whole_picture_and_near_plain_bicubic(size: tuple[int, int]) -> None:
+    rgb = gradient(*size)
     thumbnail = cut_tiles(rgb)[0][0].astype(int)
     plain = np.asarray(Image.fromarray(rgb).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(thumbnail - plain).mean() < 2
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 2), (5, 4), (6, 12)])
+def test_thumbnail_of_a_fitting_picture_is_the_mean_of_its_blocks(rows: int, cols: int) -> None:
+    rgb = noise(224 * rows, 224 * cols)
+    blocks = rgb.reshape(224, rows, 224, cols, 3).astype(float)
+    thumbnail = cut_tiles(rgb)[0][0]
+    np.testing.assert_allclose(thumbnail, blocks.mean(axis=(1, 3)), atol=0.51)  # Pillow divides in fixed point
 
 
 @pytest.mark.parametrize("view", ["flipped", "strided", "read-only", "fortran"])
