@@ -146,7 +146,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             converted = None
         if converted is not None:
             return converted
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting to the same mode copies
 
 
 def _from_grey16(image: Image.Image) -> Image.Image:

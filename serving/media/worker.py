@@ -30,6 +30,9 @@ from serving.media.prepare import PreparedImage, Processor, ProcessorFactory, pr
 
 READY = b"R"
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_LARGEST_KEPT_BLOCK = 32 << 20  # the highest that glibc accepts
+_KEPT_BYTES = 64 << 20
 _LENGTH = struct.Struct("<I")
 _BUFFER_BYTES = 64 << 10
 
@@ -113,6 +116,18 @@ def _die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def _keep_freed_memory() -> None:
+    """Let malloc reuse the blocks of the last image instead of giving them back to the kernel after each.
+
+    Otherwise every image of some megapixels costs thousands of page faults, a third of the worker's time
+    (docs/experiments.md). At most ``_KEPT_BYTES`` stay. C libraries without ``mallopt`` keep their own policy.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
 def _limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -129,6 +144,7 @@ def main(connection_fd: int, parent_pid: int) -> None:
         (length,) = _LENGTH.unpack(_receive(reader, _LENGTH.size))
         config: WorkerConfig = pickle.loads(_receive(reader, length))
         _limit_memory(config.memory_bytes)
+        _keep_freed_memory()
         _Worker(connection, reader, config).run()
     except (EOFError, ConnectionError):
         return
