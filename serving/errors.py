@@ -4,7 +4,8 @@
     ├── ClientError                  the request cannot be served as it is; the caller must change it
     │   ├── InvalidRequest           malformed body, field or tensor
     │   │   ├── UnknownField
-    │   │   └── UnsupportedField     known to other servers, refused here
+    │   │   ├── UnsupportedField     known to other servers, refused here
+    │   │   └── PromptTooLong        prompt and answer do not fit the model's context
     │   ├── InvalidImage             not decodable, or of a forbidden shape
     │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
     │   │   ├── ImageTooLarge        bytes, pixels or sides over the limit
@@ -87,6 +88,12 @@ class UnsupportedField(InvalidRequest):
     """A field that other servers take and this one refuses; the message says why."""
 
     code = "unsupported_field"
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt and answer together do not fit the model's context."""
+
+    code = "context_length_exceeded"
 
 
 class InvalidImage(ClientError):
