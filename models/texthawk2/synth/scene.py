@@ -54,19 +54,25 @@ def one_tile(rng: np.random.Generator) -> Frame:
 
 
 def many_tiles(rng: np.random.Generator, wide: bool = False) -> Frame:
-    """A picture of 2 to 6 tiles, its sides up to 12% off the tiles' in half of the cases; ``wide``: 2 or 3 in a row."""
+    """A picture of 2 to 6 tiles, its sides up to 8% off the tiles' in half of the cases; ``wide``: 2 or 3 in a row."""
     grids = ((2, 1), (3, 1)) if wide else ((2, 1), (1, 2), (2, 2), (3, 1), (2, 3), (3, 2))
     cols, rows = grids[int(rng.integers(len(grids)))]
     width, height = cols * LIMITS.tile_size, rows * LIMITS.tile_size
     if rng.random() < 0.5:
-        width, height = (round(side * float(rng.uniform(0.9, 1.12))) for side in (width, height))
+        width, height = (round(side * float(rng.uniform(0.93, 1.08))) for side in (width, height))
     return Frame(width, height)
 
 
 def strip(rng: np.random.Generator) -> Frame:
-    """A flat picture, 48 to 100 px high and 2 to 4 times as wide: one line of text fills it."""
-    height = int(rng.integers(48, 101))
-    return Frame(round(height * float(rng.uniform(2.0, 4.0))), height)
+    """A flat picture, 48 to 100 px high and 2 to 4 times as wide, one line of text fills it; 2 to 4 tiles in a row.
+
+    Sizes whose best grid has two rows are left out: text would be higher than a tile.
+    """
+    while True:
+        height = int(rng.integers(48, 101))
+        frame = Frame(round(height * float(rng.uniform(2.0, 4.0))), height)
+        if best_grid(frame.height, frame.width, LIMITS).rows == 1:
+            return frame
 
 
 def any_frame(rng: np.random.Generator) -> Frame:

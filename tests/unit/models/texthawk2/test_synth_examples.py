@@ -161,14 +161,13 @@ def test_counted_shapes_are_there() -> None:
 
 
 def _pieces(pixels: np.ndarray) -> int | None:
-    """Connected areas that differ from a plain paper; None where the paper is not plain."""
+    """Connected areas that differ from a plain paper; None where the paper is not plain. Tips of stars do not count."""
     values, occurrences = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
     if occurrences.max() < 0.5 * occurrences.sum():
         return None
     ink = np.abs(pixels - values[occurrences.argmax()]).max(axis=2) > 60
     pieces = 0
     while ink.any():
-        pieces += 1
         reached = np.zeros_like(ink)
         reached[tuple(np.argwhere(ink)[0])] = True
         while True:
@@ -179,6 +178,7 @@ def _pieces(pixels: np.ndarray) -> int | None:
                 break
             reached = grown
         ink &= ~reached
+        pieces += int(np.count_nonzero(reached) >= 12)
     return pieces
 
 
