@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serving.errors import ConfigError
+from serving.media.hosts import AllowedHosts
 
 Profile = Literal["local", "gpu", "cluster"]
 Auto = Literal["auto"]
@@ -121,7 +122,29 @@ class MediaSettings(_Section):
 
     max_bytes_per_image: int = Field(20 << 20, ge=1, description="Encoded bytes of one image.")
     max_pixels: int = Field(16 << 20, ge=1, description="Pixels of one image.")
+    max_pixels_per_request: int = Field(64 << 20, ge=1, description="Pixels of all images of one request.")
+    max_tiles_per_request: int = Field(
+        256, ge=1, description="Tiles of all images of one request to a chat model, thumbnails included."
+    )
     decode_timeout_s: float = Field(5.0, gt=0, description="Seconds after which a decode is killed.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Hosts whose https image URLs are fetched for chat: example.org, .example.org for all names below "
+        "it, example.org:8443. None: every URL is refused.",
+    )
+    fetch_timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds for an image URL, redirects included.")
+    fetch_connect_timeout_s: float = Field(3.0, gt=0, le=60, description="Seconds to connect to one address of a host.")
+    max_fetches: int = Field(16, ge=1, le=1024, description="Image URLs fetched at a time by one gateway.")
+    cache_bytes: int = Field(
+        256 << 20, ge=0, description="Bytes of processed images that one gateway holds for chat; 0 turns that off."
+    )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedHosts(hosts)
+        return hosts
 
 
 class LimitSettings(_Section):

@@ -67,6 +67,8 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
         max_bytes_per_image=media.max_bytes_per_image,
         max_bytes_per_request=limits.max_body_bytes,
         max_pixels=media.max_pixels,
+        max_pixels_per_request=media.max_pixels_per_request,
+        max_tiles_per_request=media.max_tiles_per_request,
         max_images=limits.max_images,
         decode_timeout_s=media.decode_timeout_s,
     )

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from serving.errors import DeadlineExceeded, ImageFetchFailed, ImageUrlRefused, QueueFull, ServingError
 from serving.media.addresses import Address, AddressPolicy, Resolver, SystemResolver, is_public, parse_address
+from serving.media.hosts import AllowedHosts
 from serving.media.https_get import REMEDY, Connector, Redirect, Streams, connect_tls, default_tls, get
 from serving.media.limits import MediaBudget
 from serving.media.observer import MediaObserver, NullObserver
-from serving.media.urls import AllowedHosts, Target, absolute
+from serving.media.urls import Target, absolute, check_url
 
 _MAX_ADDRESSES_TRIED = 3
 
@@ -56,7 +57,7 @@ class FetchLimits:
 class ImageFetcher:
     """Fetches images for one process. Use from one event loop; ``stop`` it at the end.
 
-    ``allowed_hosts``: rules of ``serving.media.urls``; empty refuses every URL. The other arguments are for tests and
+    ``allowed_hosts``: rules of ``serving.media.hosts``; empty refuses every URL. The other arguments are for tests and
     for sites with certificate authorities of their own.
 
     Raises:
@@ -108,7 +109,7 @@ class ImageFetcher:
         """
         started_s = self._clock()
         try:
-            data = await self._fetch_in_time(self._hosts.check(url), deadline_s - started_s, budget)
+            data = await self._fetch_in_time(check_url(self._hosts, url), deadline_s - started_s, budget)
         except ServingError as error:
             self._observer.image_fetched(error.code, 0, self._clock() - started_s)
             raise
@@ -147,7 +148,7 @@ class ImageFetcher:
             answer = await self._get(target, budget)
             if isinstance(answer, bytes):
                 return answer
-            target = self._hosts.check(absolute(target, answer.location))
+            target = check_url(self._hosts, absolute(target, answer.location))
         raise ImageFetchFailed(
             f"the image URL is redirected more than {self._limits.max_redirects} times, the limit. Send the last URL"
         )

@@ -15,9 +15,10 @@ class MediaLimits:
     """Bounds on untrusted images.
 
     Sides and areas are in pixels as stored, before EXIF rotation. ``max_aspect`` is the longer side over the shorter.
-    ``max_pixels_per_request`` bounds the decoded size of all images of one call together. An image of at most
-    ``tiny_pixels`` pixels and ``tiny_bytes`` encoded bytes, without EXIF or ICC data, is decoded in place; zero turns
-    that off. ``max_frames`` is 1: animated files are refused.
+    ``max_pixels_per_request`` bounds the decoded size of all images of one call together, ``max_tiles_per_request`` the
+    squares that they are cut into for a chat model, thumbnails included. An image of at most ``tiny_pixels`` pixels and
+    ``tiny_bytes`` encoded bytes, without EXIF or ICC data, is decoded in place; zero turns that off. ``max_frames`` is
+    1: animated files are refused.
 
     Raises:
         ValueError: a bound is not positive, not finite, or contradicts another one.
@@ -27,6 +28,7 @@ class MediaLimits:
     max_bytes_per_request: int = 64 << 20
     max_pixels: int = 16 * MEGAPIXEL
     max_pixels_per_request: int = 64 * MEGAPIXEL
+    max_tiles_per_request: int = 256
     min_side: int = 4
     max_side: int = 16_384
     max_aspect: float = 64.0
@@ -97,6 +99,7 @@ class MediaBudget:
         self._num_images = 0
         self._num_bytes = 0
         self._num_pixels = 0
+        self._num_tiles = 0
 
     def add_image(self) -> None:
         """Count one more image.
@@ -134,4 +137,17 @@ class MediaBudget:
             raise ImageTooLarge(
                 f"the images of this request have {self._num_pixels} pixels or more; the limit is "
                 f"{self._limits.max_pixels_per_request}. Scale them down or split the request"
+            )
+
+    def add_tiles(self, num_tiles: int) -> None:
+        """Count tiles that images will be cut into.
+
+        Raises:
+            ImageTooLarge: the images of this request have too many together.
+        """
+        self._num_tiles += num_tiles
+        if self._num_tiles > self._limits.max_tiles_per_request:
+            raise ImageTooLarge(
+                f"the images of this request are cut into {self._num_tiles} tiles or more; the limit is "
+                f"{self._limits.max_tiles_per_request}. Scale them down or split the request"
             )

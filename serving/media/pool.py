@@ -24,10 +24,12 @@ from serving.media import prepare, wire
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
 from serving.media.probe import ImageHeader, is_tiny, probe
-from serving.media.processors import load_processor
+from serving.media.processors import count_tiles, load_processor
 from serving.media.worker import WorkerConfig
 from serving.media.worker_process import WorkerGone, WorkerProcess
 
+TileCounter: TypeAlias = Callable[[str, int, int], int]
+"""(model id, width, height) to tiles; see ``serving.media.processors.count_tiles``."""
 _Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, bytearray]]"
 
 _START_TIMEOUT_S = 30.0
@@ -62,6 +64,7 @@ class MediaPool:
         num_workers: int,
         processor_factory: ProcessorFactory = load_processor,
         *,
+        tile_counter: TileCounter = count_tiles,
         max_queue: int = 256,
         queue_timeout_s: float = 10.0,
         worker_memory_bytes: int = 1 << 30,
@@ -72,6 +75,7 @@ class MediaPool:
         self.stats = MediaStats()
         self._num_workers = num_workers
         self._factory = processor_factory
+        self._count_tiles = tile_counter
         self._max_queue = max_queue
         self._queue_timeout_s = queue_timeout_s
         self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
@@ -136,7 +140,7 @@ class MediaPool:
     async def prepare(self, data: bytes, model_id: str, budget: MediaBudget | None = None) -> PreparedImage:
         """Turn one untrusted file into the input of ``model_id``.
 
-        ``budget`` is charged with the pixels that the header claims, before they are decoded.
+        ``budget`` is charged with the pixels that the header claims and with their tiles, before they are decoded.
 
         Raises:
             InvalidImage and its kinds: this image is refused, or crashed the decoder, or took too long.
@@ -145,8 +149,7 @@ class MediaPool:
         """
         try:
             header = probe(data, self.limits)
-            if budget is not None:
-                budget.add_pixels(header.num_pixels)
+            self._charge(budget, model_id, header.width, header.height)
             return await self._prepare(data, model_id, header)
         except InvalidImage:
             self.stats.refused += 1
@@ -165,8 +168,7 @@ class MediaPool:
         """
         try:
             prepare.check_pixels(rgb, self.limits)
-            if budget is not None:
-                budget.add_pixels(rgb.shape[0] * rgb.shape[1])
+            self._charge(budget, model_id, rgb.shape[1], rgb.shape[0])
         except InvalidImage:
             self.stats.refused += 1
             raise
@@ -175,6 +177,15 @@ class MediaPool:
         payload = rgb.tobytes()
         head = wire.pack_request(wire.Kind.PIXELS, model_id, len(payload), rgb.shape[0], rgb.shape[1])
         return await self._submit(head, payload)
+
+    def _charge(self, budget: MediaBudget | None, model_id: str, width: int, height: int) -> None:
+        try:
+            num_tiles = self._count_tiles(model_id, width, height)
+        except ValueError as error:
+            raise InvalidImage(str(error)) from None
+        if budget is not None:
+            budget.add_pixels(width * height)
+            budget.add_tiles(num_tiles)
 
     def _in_place(self, run: Callable[[Processor], PreparedImage], model_id: str) -> PreparedImage:
         try:

@@ -16,8 +16,10 @@ from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.media.probe import ImageHeader
 
-Processor: TypeAlias = Callable[[Pixels], Pixels]
-"""Canonical pixels (H, W, 3) to a model's input (S, S, 3), both uint8."""
+Grid: TypeAlias = tuple[int, int]
+"""(rows, columns) of the tiles that an image was cut into, without its thumbnail."""
+Processor: TypeAlias = Callable[[Pixels], Pixels | tuple[Pixels, Grid]]
+"""Canonical pixels (H, W, 3) to a model's input, all uint8: one square (S, S, 3), or tiles (T, S, S, 3) and a grid."""
 ProcessorFactory: TypeAlias = Callable[[str], Processor]
 """Model id to its processor. Must be picklable: it is sent to the workers."""
 
@@ -26,14 +28,21 @@ ProcessorFactory: TypeAlias = Callable[[str], Processor]
 class PreparedImage:
     """A model's input, and where it came from.
 
-    ``pixels``: uint8 (S, S, 3), read-only. ``content_sha256``: 32 bytes over the canonical pixels, before the
-    processor. ``original_size``: (width, height) as sent. ``decode_ms``: time of the work itself, without waiting.
+    ``pixels``: uint8 (S, S, 3), or tiles (T, S, S, 3), read-only. ``grid``: of the tiles; None where there are none.
+    ``content_sha256``: 32 bytes over the canonical pixels, before the processor. ``original_size``: (width, height) as
+    sent. ``decode_ms``: time of the work itself, without waiting; 0 where it was done for an earlier request.
     """
 
     pixels: Pixels
     content_sha256: bytes
     original_size: tuple[int, int]
     decode_ms: float
+    grid: Grid | None = None
+
+    @property
+    def num_tiles(self) -> int:
+        """Squares that the model gets."""
+        return 1 if self.grid is None else self.pixels.shape[0]
 
 
 def prepare_encoded(
@@ -76,13 +85,20 @@ def check_pixels(rgb: Pixels, limits: MediaLimits) -> None:
 
 def _finish(rgb: Pixels, original_size: tuple[int, int], process: Processor, started_s: float) -> PreparedImage:
     digest = content_sha256(rgb)
-    pixels = np.ascontiguousarray(process(rgb))
-    if pixels.dtype != np.uint8 or pixels.ndim != 3:
-        raise TypeError(f"processor returned {pixels.dtype} with {pixels.ndim} axes; it must return uint8 (H, W, 3)")
+    processed = process(rgb)
+    pixels, grid = processed if isinstance(processed, tuple) else (processed, None)
+    num_axes = 3 if grid is None else 4
+    if pixels.dtype != np.uint8 or pixels.ndim != num_axes:
+        raise TypeError(
+            f"processor returned {pixels.dtype} with {pixels.ndim} axes; it must return uint8 (H, W, 3), or uint8 "
+            "(T, S, S, 3) with a grid"
+        )
+    pixels = np.ascontiguousarray(pixels)
     pixels.flags.writeable = False
     return PreparedImage(
         pixels=pixels,
         content_sha256=digest,
         original_size=original_size,
         decode_ms=(time.perf_counter() - started_s) * 1e3,
+        grid=grid,
     )

@@ -5,6 +5,7 @@ A worker handles hostile files, so what it sends back is parsed here as data. No
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,10 +14,11 @@ import numpy as np
 
 from serving.domain import Pixels
 from serving.errors import ImageTooLarge, InvalidImage, ServingError, UnsupportedMediaType
-from serving.media.prepare import PreparedImage
+from serving.media.prepare import Grid, PreparedImage
 
 _REQUEST = struct.Struct("<BHIIQ")
-_REPLY = struct.Struct("<BIIIIId32sI")
+_REPLY = struct.Struct("<BIIIIHHIId32sI")
+"""Status; axes T, H, W, C of the pixels, T = 0 for no such axis; grid; original size; ms; hash; bytes that follow."""
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 MAX_OUTPUT_BYTES = 256 << 20
@@ -76,12 +78,12 @@ def pack_request(kind: Kind, model_id: str, payload_bytes: int, height: int = 0,
 
 def pack_reply(image: PreparedImage) -> bytes:
     """Header of a success; the pixels follow."""
-    height, width, channels = image.pixels.shape
+    num_tiles = 0 if image.grid is None else image.pixels.shape[0]
     return _REPLY.pack(
         Status.OK,
-        height,
-        width,
-        channels,
+        num_tiles,
+        *image.pixels.shape[-3:],
+        *(image.grid or (0, 0)),
         *image.original_size,
         image.decode_ms,
         image.content_sha256,
@@ -102,15 +104,16 @@ def pack_internal_error() -> bytes:
 
 def _pack_text(status: Status, text: str) -> bytes:
     raw = text.encode()[:_MAX_TEXT_BYTES]
-    return _REPLY.pack(status, 0, 0, 0, 0, 0, 0.0, b"", len(raw)) + raw
+    return _REPLY.pack(status, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, b"", len(raw)) + raw
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyHeader:
-    """Precedes ``payload_bytes`` of pixels or error text."""
+    """Precedes ``payload_bytes`` of pixels or error text. ``shape`` has three axes, or four if there is a ``grid``."""
 
     status: Status
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    grid: Grid | None
     original_size: tuple[int, int]
     decode_ms: float
     content_sha256: bytes
@@ -123,13 +126,19 @@ class ReplyHeader:
         Raises:
             ProtocolError: impossible values.
         """
-        code, height, width, channels, original_w, original_h, decode_ms, digest, payload_bytes = _REPLY.unpack(raw)
+        code, num_tiles, height, width, channels, rows, cols, *original, decode_ms, digest, payload_bytes = (
+            _REPLY.unpack(raw)
+        )
         if code not in Status.__members__.values():
             raise ProtocolError(f"status {code}")
-        expected = height * width * channels if code == Status.OK else min(payload_bytes, _MAX_TEXT_BYTES)
+        if not rows * cols <= num_tiles <= rows * cols + 1 or (num_tiles == 1 and rows * cols != 1):
+            raise ProtocolError(f"{num_tiles} tiles for a grid of {rows} x {cols}")
+        shape = (num_tiles, height, width, channels) if num_tiles else (height, width, channels)
+        expected = math.prod(shape) if code == Status.OK else min(payload_bytes, _MAX_TEXT_BYTES)
         if payload_bytes != expected or payload_bytes > MAX_OUTPUT_BYTES:
             raise ProtocolError(f"payload of {payload_bytes} bytes, expected {expected}")
-        return cls(Status(code), (height, width, channels), (original_w, original_h), decode_ms, digest, payload_bytes)
+        grid = (rows, cols) if num_tiles else None
+        return cls(Status(code), shape, grid, (original[0], original[1]), decode_ms, digest, payload_bytes)
 
     def to_image(self, payload: bytearray) -> PreparedImage:
         """Build the result of a success. The array owns ``payload``."""
@@ -140,6 +149,7 @@ class ReplyHeader:
             content_sha256=self.content_sha256,
             original_size=self.original_size,
             decode_ms=self.decode_ms,
+            grid=self.grid,
         )
 
     def to_error(self, payload: bytearray) -> ServingError | None:

@@ -47,6 +47,15 @@ RETRIES = Counter("vireo_replica_retries_total", "Calls sent again because a rep
 REPLICA_CALLS = Histogram(
     "vireo_replica_call_images", "Images per call from a gateway to a replica.", ["model"], buckets=BATCH_SIZES
 )
+IMAGE_FETCHES = Counter("vireo_image_fetches_total", "Image URLs fetched (ok), or refused by error code.", ["outcome"])
+IMAGE_FETCH_BYTES = Counter("vireo_image_fetch_bytes_total", "Bytes of images fetched from URLs.")
+IMAGE_FETCH_SECONDS = Histogram("vireo_image_fetch_seconds", "Seconds of a fetch, waiting included.", buckets=SECONDS)
+PROCESSED_IMAGE_LOOKUPS = Counter(
+    "vireo_processed_image_lookups_total", "Processed images in the gateway: hit, miss.", ["model", "outcome"]
+)
+PROCESSED_IMAGE_BYTES = Gauge(
+    "vireo_processed_image_bytes", "Bytes of processed images held by gateways.", multiprocess_mode="livesum"
+)
 
 
 def exposition() -> bytes:

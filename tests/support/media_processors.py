@@ -59,7 +59,27 @@ def _float(rgb: Array) -> Array:
     return rgb.astype(np.float32)  # type: ignore[return-value]  # a processor that breaks its contract
 
 
-PROCESSORS: dict[str, Callable[[Array], Array]] = {
+Grid = tuple[int, int]
+
+
+def strips(rgb: Array) -> tuple[Array, Grid]:
+    """A thumbnail (T, 4, 4, 3) of nothing, and the first two 4 x 4 squares, in one row."""
+    squares = [np.zeros((4, 4, 3), np.uint8), rgb[:4, :4], rgb[:4, 4:8]]
+    return np.stack(squares), (1, 2)
+
+
+def _tiles_without_axis(rgb: Array) -> tuple[Array, Grid]:
+    return rgb[:4, :4], (1, 1)
+
+
+def _tiles_of_another_grid(rgb: Array) -> tuple[Array, Grid]:
+    return strips(rgb)[0], (3, 3)
+
+
+PROCESSORS: dict[str, Callable[[Array], Array | tuple[Array, Grid]]] = {
+    "strips": strips,
+    "flat tiles": _tiles_without_axis,
+    "wrong grid": _tiles_of_another_grid,
     "corner": corner,
     "sleep": _sleep_forever,
     "nap": _sleep_a_little,
@@ -71,7 +91,7 @@ PROCESSORS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def make_processor(model_id: str) -> Callable[[Array], Array]:
+def make_processor(model_id: str) -> Callable[[Array], Array | tuple[Array, Grid]]:
     """The factory that pool tests inject."""
     return PROCESSORS[model_id]
 

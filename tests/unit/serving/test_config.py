@@ -93,6 +93,13 @@ def test_unknown_key_in_a_list_is_refused_with_its_place(item: dict[str, Any]) -
         ("redis", "secret", ""),
         ("redis", "secret", "short"),
         ("media", "max_pixels", 0),
+        ("media", "max_tiles_per_request", 0),
+        ("media", "cache_bytes", -1),
+        ("media", "fetch_timeout_s", 0),
+        ("media", "allowed_hosts", "example.org"),
+        ("media", "allowed_hosts", ["https://example.org/"]),
+        ("media", "allowed_hosts", ["example.org", "10.0.0.1"]),
+        ("media", "allowed_hosts", ["*"]),
         ("limits", "max_images", 10**9),
     ],
 )

@@ -22,6 +22,7 @@ from serving.driver import Answer
 from serving.errors import QueueFull
 from serving.telemetry import logs, metrics
 from serving.telemetry.driver_metrics import DriverMetrics
+from serving.telemetry.media_metrics import MediaMetrics
 
 ROOT = Path(__file__).parents[3]
 
@@ -121,6 +122,24 @@ def test_two_scrapers_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert not path.exists()
 
 
+def test_media_observer_counts_fetches_and_the_cache_of_processed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    observer = MediaMetrics()
+    observer.image_fetched("ok", 1000, 0.25)
+    observer.image_fetched("image_url_refused", 0, 0.5)
+    for is_hit in (True, True, False):
+        observer.image_looked_up("test-chat", is_hit)
+    observer.images_held(70)
+    observer.images_held(50)
+    after = scrape()
+    assert after["vireo_image_fetches_total", "ok"] == after["vireo_image_fetches_total", "image_url_refused"] == 1
+    assert after["vireo_image_fetch_bytes_total", ""] == 1000
+    assert after["vireo_image_fetch_seconds_sum", ""] == 0.75
+    assert after["vireo_processed_image_lookups_total", "test-chat,hit"] == 2
+    assert after["vireo_processed_image_lookups_total", "test-chat,miss"] == 1
+    assert after["vireo_processed_image_bytes", ""] == 50
+
+
 def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     before = scrape().get(("vireo_exits_total", "2,test-model"), 0.0)
@@ -142,7 +161,7 @@ def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
-    units = ("_total", "_seconds", "_size", "_ratio", "_requests", "_state", "_images")
+    units = ("_total", "_seconds", "_bytes", "_size", "_ratio", "_requests", "_state", "_images")
     ours = [family for family in REGISTRY.collect() if family.name.startswith("vireo_")]
     assert len(ours) > 10
     for family in ours:

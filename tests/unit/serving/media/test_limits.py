@@ -13,6 +13,7 @@ LIMITS = MediaLimits(
     max_bytes_per_request=1500,
     max_pixels=10_000,
     max_pixels_per_request=15_000,
+    max_tiles_per_request=9,
     min_side=4,
     max_side=400,
     max_aspect=8.0,
@@ -64,15 +65,18 @@ def test_byte_count_on_the_limit_passes_and_over_it_is_refused() -> None:
         LIMITS.check_bytes(0)
 
 
-def test_budget_counts_images_bytes_and_pixels_over_the_whole_request() -> None:
+def test_budget_counts_images_bytes_pixels_and_tiles_over_the_whole_request() -> None:
     budget = MediaBudget(LIMITS)
     for _ in range(3):
         budget.add_image()
         budget.add_bytes(500)
         budget.add_pixels(5_000)
+        budget.add_tiles(3)
     with pytest.raises(TooManyImages, match="more than 3"):
         budget.add_image()
     with pytest.raises(PayloadTooLarge, match="1501 bytes or more; the limit is 1500"):
         budget.add_bytes(1)
     with pytest.raises(ImageTooLarge, match="15001 pixels or more; the limit is 15000"):
         budget.add_pixels(1)
+    with pytest.raises(ImageTooLarge, match="10 tiles or more; the limit is 9"):
+        budget.add_tiles(1)

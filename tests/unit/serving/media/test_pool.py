@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 
+from models.registry import get_chat_spec
+from models.texthawk2.image_processor import cut_tiles
+from models.texthawk2.tiling import num_tiles
 from serving.errors import (
     BackendError,
     DecodeTimeout,
@@ -24,9 +27,10 @@ from serving.errors import (
 from serving.media.content import content_sha256
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import MediaPool
+from serving.media.processors import count_tiles
 from serving.media.worker_process import WorkerGone
 from tests.support import media_files as files
-from tests.support.media_processors import broken_factory, make_processor
+from tests.support.media_processors import broken_factory, make_processor, strips
 
 LIMITS = MediaLimits(decode_timeout_s=0.5, tiny_pixels=64 * 64)
 BIG = files.noise(100, 120)
@@ -121,6 +125,83 @@ async def test_worker_is_limited_and_clean(pool: MediaPool, monkeypatch: pytest.
     assert has_safe_path
 
 
+# -- tiles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [TINY_PNG, BIG_PNG], ids=["in place", "worker"])
+async def test_tiles_come_with_their_grid_on_both_paths(pool: MediaPool, data: bytes) -> None:
+    image = await pool.prepare(data, "strips")
+    picture = TINY if data is TINY_PNG else BIG
+    np.testing.assert_array_equal(image.pixels, strips(picture)[0])
+    assert (image.grid, image.num_tiles) == ((1, 2), 3)
+    assert image.content_sha256 == content_sha256(picture)
+    assert not image.pixels.flags.writeable
+
+
+async def test_square_has_no_grid_and_counts_as_one_tile(pool: MediaPool) -> None:
+    for data in (TINY_PNG, BIG_PNG):
+        image = await pool.prepare(data, "corner")
+        assert (image.grid, image.num_tiles) == (None, 1)
+
+
+async def test_processor_whose_tiles_are_none_is_our_fault(pool: MediaPool) -> None:
+    for data in (TINY_PNG, BIG_PNG):
+        with pytest.raises(BackendError):
+            await pool.prepare(data, "flat tiles")
+
+
+async def test_tiles_are_charged_before_decoding_and_shared_by_the_request(pool: MediaPool) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def count(model_id: str, width: int, height: int) -> int:
+        asked.append((model_id, width, height))
+        return 3
+
+    counting = MediaPool(LIMITS, 1, make_processor, tile_counter=count)
+    await counting.start()
+    try:
+        budget = MediaBudget(MediaLimits(max_tiles_per_request=5))
+        await counting.prepare(BIG_PNG, "strips", budget)
+        with pytest.raises(ImageTooLarge, match=r"cut into 6 tiles or more; the limit is 5\. Scale them down or split"):
+            await counting.prepare(BIG_PNG, "sleep", budget)
+        with pytest.raises(ImageTooLarge, match="9 tiles"):
+            await counting.prepare_pixels(BIG, "sleep", budget)
+    finally:
+        await counting.stop()
+    assert asked == [("strips", 120, 100), ("sleep", 120, 100), ("sleep", 120, 100)]
+
+
+async def test_image_that_the_model_cannot_tile_is_refused_before_decoding(pool: MediaPool) -> None:
+    narrow = files.encode(files.noise(8, 800))
+    tolerant = MediaPool(MediaLimits(max_aspect=1000.0), 1)
+    with pytest.raises(InvalidImage, match=r"an aspect ratio of 100\.0; the limit is 64"):
+        await tolerant.prepare(narrow, "texthawk2-nano")
+    assert tolerant.stats.refused == 1
+
+
+async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
+    spec = get_chat_spec("texthawk2-nano")
+    pool = MediaPool(MediaLimits(), 1)
+    await pool.start()
+    try:
+        picture = files.noise(300, 500)
+        sideways = await pool.prepare(files.encode(picture, exif=files.exif_orientation(6)), spec.id)
+        upright = np.ascontiguousarray(np.rot90(picture, -1))
+        tiles, grid = cut_tiles(upright, spec.tiling)
+        np.testing.assert_array_equal(sideways.pixels, tiles)
+        assert sideways.grid == grid
+        assert sideways.num_tiles == count_tiles(spec.id, 500, 300) == num_tiles(grid)
+    finally:
+        await pool.stop()
+
+
+def test_turning_an_image_does_not_change_its_tiles() -> None:
+    sizes = [(200, 300), (224, 1000), (1344, 896), (2688, 1344), (4, 250), (999, 1001), (3000, 5000)]
+    for width, height in sizes:
+        assert count_tiles("texthawk2-7b", width, height) == count_tiles("texthawk2-7b", height, width)
+    assert count_tiles("dyn-perceiver-nano", 3000, 5000) == 1
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +280,14 @@ async def test_stuck_worker_is_killed_fails_its_image_only_and_is_replaced(pool:
     assert not any(isinstance(image, BaseException) for image in rest)
     assert await is_gone(await one_replaced(pool, before))
     assert (pool.stats.timeouts, pool.stats.replaced_workers) == (1, 1)
+
+
+async def test_worker_that_contradicts_itself_is_not_believed_and_replaced(pool: MediaPool) -> None:
+    before = set(pool.worker_pids)
+    with pytest.raises(InvalidImage, match="crashed the decoder"):
+        await pool.prepare(BIG_PNG, "wrong grid")
+    await one_replaced(pool, before)
+    assert pool.stats.crashes == 1
 
 
 @pytest.mark.parametrize(("death", "error"), [("sigkill", BackendError), ("sigsegv", InvalidImage)])

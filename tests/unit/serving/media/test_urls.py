@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.errors import ImageUrlRefused
-from serving.media.urls import AllowedHosts, Target, absolute, check_rule
+from serving.media.hosts import AllowedHosts, check_rule
+from serving.media.urls import Target, absolute, check_url
 from tests.support.image_urls import RULES, URLS, is_listed
 
 HOSTS = AllowedHosts(RULES)
@@ -28,7 +29,7 @@ HOSTS = AllowedHosts(RULES)
     ],
 )
 def test_url_of_a_listed_host_passes_with_its_parts(url: str, target: Target) -> None:
-    assert HOSTS.check(url) == target
+    assert check_url(HOSTS, url) == target
 
 
 REFUSED = {
@@ -97,17 +98,17 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_url_that_tricks_some_parser_is_refused(name: str) -> None:
     with pytest.raises(ImageUrlRefused):
-        HOSTS.check(REFUSED[name])
+        check_url(HOSTS, REFUSED[name])
 
 
 def test_every_url_is_refused_by_an_empty_list_with_the_setting_and_the_remedy() -> None:
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty.*data: URL"):
-        AllowedHosts(()).check("https://example.org/")
+        check_url(AllowedHosts(()), "https://example.org/")
 
 
 def test_host_that_is_not_listed_is_named_with_the_setting() -> None:
     with pytest.raises(ImageUrlRefused, match=r"evil\.example, which is not on the list media\.allowed_hosts"):
-        HOSTS.check("https://evil.example/")
+        check_url(HOSTS, "https://evil.example/")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_rule_of_another_form_is_refused_at_the_start(rule: str) -> None:
 @example("https://evil.test\\@example.org")
 def test_no_string_passes_that_names_a_host_outside_of_the_list(url: str) -> None:
     try:
-        target = HOSTS.check(url)
+        target = check_url(HOSTS, url)
     except ImageUrlRefused:
         return
     assert is_listed(target)
@@ -146,7 +147,7 @@ def test_no_string_passes_that_names_a_host_outside_of_the_list(url: str) -> Non
 @example(b".evil.test/")
 def test_no_redirect_leads_outside_of_the_list(location: bytes) -> None:
     try:
-        target = HOSTS.check(absolute(Target("example.org", 443, b"/a/b"), location))
+        target = check_url(HOSTS, absolute(Target("example.org", 443, b"/a/b"), location))
     except ImageUrlRefused:
         return
     assert is_listed(target)
@@ -161,4 +162,4 @@ def test_no_redirect_leads_outside_of_the_list(location: bytes) -> None:
     ],
 )
 def test_redirect_is_joined_to_where_it_came_from(location: bytes, target: Target) -> None:
-    assert HOSTS.check(absolute(Target("other.example", 8443, b"/a"), location)) == target
+    assert check_url(HOSTS, absolute(Target("other.example", 8443, b"/a"), location)) == target
