@@ -23,9 +23,11 @@ class TokenPrices:
     decode_s: float
     interval_s: float
     """Between two tokens of one answer, at the load of late."""
+    answer_tokens: float = 64.0
+    """Tokens of an answer, on average; not a price, and learnt like one."""
 
     def __post_init__(self) -> None:
-        for name in ("prefill_s", "decode_s", "interval_s"):
+        for name in ("prefill_s", "decode_s", "interval_s", "answer_tokens"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; need a finite number > 0")
 
@@ -39,6 +41,12 @@ class TokenCost:
         self._prices = first
         self._weight = weight
         self._num_observed = 0
+        self._observed_at_s = -math.inf
+
+    def is_known(self, now_s: float, max_age_s: float) -> bool:
+        """Whether the prices were observed within ``max_age_s``: only then may somebody be refused for them. Otherwise
+        a moment of high prices, after which all are refused and nothing is observed, would last for ever."""
+        return now_s - self._observed_at_s <= max_age_s
 
     @property
     def prices(self) -> TokenPrices:
@@ -46,7 +54,14 @@ class TokenCost:
         return self._prices
 
     def observe(
-        self, *, prefill_tokens: int, prefill_s: float, decode_tokens: int, decode_s: float, answer_s: float
+        self,
+        now_s: float,
+        *,
+        prefill_tokens: int,
+        prefill_s: float,
+        decode_tokens: int,
+        decode_s: float,
+        answer_s: float,
     ) -> None:
         """A request has run. ``decode_tokens``: those after the first; ``answer_s``: from the first token to the last.
 
@@ -54,12 +69,14 @@ class TokenCost:
         a positive number (no token computed, a clock that stood still) teaches nothing.
         """
         self._num_observed += 1
+        self._observed_at_s = now_s
         weight = max(self._weight, 1.0 / self._num_observed)
         prices = self._prices
         self._prices = TokenPrices(
             prefill_s=_moved(prices.prefill_s, prefill_s, prefill_tokens, weight),
             decode_s=_moved(prices.decode_s, decode_s, decode_tokens, weight),
             interval_s=_moved(prices.interval_s, answer_s, decode_tokens, weight),
+            answer_tokens=prices.answer_tokens + weight * (decode_tokens + 1 - prices.answer_tokens),
         )
 
     def seconds(self, prefill_tokens: int, decode_tokens: int) -> float:

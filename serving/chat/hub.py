@@ -291,6 +291,7 @@ class _Teller:
             self._queue_s,
             self._first_at - self._started_at,
             reading - self._first_at,
+            self.answer_s,
         )
 
 

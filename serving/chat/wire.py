@@ -51,6 +51,8 @@ class Delta(NamedTuple):
     """The choice's share of the replica's busy time until its first token."""
     decode_s: float
     """The same from then on."""
+    answer_s: float
+    """Time since its first token."""
 
 
 class Failure(NamedTuple):

@@ -90,7 +90,7 @@ class ResultStore:
 
     def key(self, tenant: str, card: ModelCard, point: str, content_sha256: bytes) -> ResultName:
         """Name the exact result of one image. ``point`` must identify the thresholds."""
-        digest = self._cache.digest(
+        return self.name(
             ResultKey(
                 tenant=tenant,
                 model=card.id,
@@ -100,7 +100,10 @@ class ResultStore:
                 content_sha256=content_sha256,
             )
         )
-        return ResultName(tenant, digest)
+
+    def name(self, key: ResultKey) -> ResultName:
+        """Name any exact result."""
+        return ResultName(key.tenant, self._cache.digest(key))
 
     async def look_up(self, keys: Sequence[ResultName], tenant: str, joules: float, seconds: float) -> Lookup:
         """Look for results and reserve ``joules`` and ``seconds`` for each one that is missing, in one round trip.
@@ -118,20 +121,42 @@ class ResultStore:
         found = tuple(self._opened(key.digest, value) for key, value in zip(keys, reply.values, strict=True))
         return Lookup(found, reply.reservation)
 
+    async def look_up_payload(
+        self, name: ResultName | None, tenant: str, joules: float, seconds: float
+    ) -> tuple[dict[str, Any] | None, Reservation | None]:
+        """Look for one result of any kind, and reserve if it is missing. ``name`` None: only reserve.
+
+        Raises:
+            QuotaExceeded: as ``look_up``.
+        """
+        digest = name.digest if name is not None and self._is_caching else None
+        limits = self._limits.get(tenant)
+        if limits is None and digest is None:
+            return None, None
+        reply = await self._store.lookup_and_reserve(tenant, [digest], [Cost(joules, seconds)], limits)
+        if reply.over_budget is not None:
+            raise _quota_exceeded(tenant, reply)
+        return (None if digest is None else self._cache.open(digest, reply.values[0])), reply.reservation
+
+    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
+        """Charge what was really used. Once per reservation; None was never reserved."""
+        if reservation is not None:
+            self._later(self._store.settle(reservation, Cost(joules, seconds)), must_run=True)
+
+    def put_payload(self, name: ResultName, payload: dict[str, Any]) -> None:
+        """Keep a result of any kind."""
+        if self._is_caching:
+            sealed = self._cache.seal(name.digest, payload)
+            self._later(self._store.put(name.tenant, {name.digest: sealed}, self._ttl_s), must_run=False)
+
     def settle(self, lookup: Lookup, watts: float, outcomes: Sequence[SampleOutcome]) -> None:
         """Charge what the misses really took: their share of engine time, at ``watts``. Once per look-up."""
-        if lookup.reservation is not None:
-            seconds = sum(outcome.compute_s for outcome in outcomes if isinstance(outcome, SampleAnswer))
-            self._later(self._store.settle(lookup.reservation, Cost(seconds * watts, seconds)), must_run=True)
+        seconds = sum(outcome.compute_s for outcome in outcomes if isinstance(outcome, SampleAnswer))
+        self.settle_reservation(lookup.reservation, seconds * watts, seconds)
 
     def put(self, key: ResultName, answer: SampleAnswer) -> None:
         """Keep an answer."""
-        if self._is_caching:
-            payload = {"probabilities": answer.probabilities, "exit_index": answer.exit_index}
-            self._later(
-                self._store.put(key.tenant, {key.digest: self._cache.seal(key.digest, payload)}, self._ttl_s),
-                must_run=False,
-            )
+        self.put_payload(key, {"probabilities": answer.probabilities, "exit_index": answer.exit_index})
 
     def _opened(self, digest: str, value: bytes | None) -> StoredResult | None:
         match self._cache.open(digest, value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ FIRST = TokenPrices(prefill_s=1.0, decode_s=1.0, interval_s=1.0)
 
 def observe(cost: TokenCost, prefill_s: float = 1e-3, decode_s: float = 1e-2, interval_s: float = 2e-2) -> None:
     cost.observe(
+        7.0,
         prefill_tokens=100,
         prefill_s=100 * prefill_s,
         decode_tokens=50,
@@ -42,8 +44,17 @@ def test_prices_follow_a_change() -> None:
 
 def test_what_was_not_measured_teaches_nothing() -> None:
     cost = TokenCost(FIRST)
-    cost.observe(prefill_tokens=0, prefill_s=1.0, decode_tokens=0, decode_s=0.0, answer_s=math.inf)
-    assert cost.prices == FIRST
+    cost.observe(0.0, prefill_tokens=0, prefill_s=1.0, decode_tokens=0, decode_s=0.0, answer_s=math.inf)
+    assert cost.prices == replace(FIRST, answer_tokens=1.0)
+
+
+def test_prices_are_known_for_a_while_after_an_observation() -> None:
+    cost = TokenCost(FIRST)
+    assert not cost.is_known(0.0, max_age_s=10.0)
+    observe(cost)
+    assert cost.is_known(17.0, max_age_s=10.0)
+    assert not cost.is_known(17.1, max_age_s=10.0)
+    assert cost.prices.answer_tokens == 51.0
 
 
 def test_how_many_tokens_fit() -> None:
