@@ -160,7 +160,7 @@ def _path(folder: Path, family: Listed, name: str) -> Path:
     return folder / "packages" / family.package / name
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def font(face: Face, size: int) -> ImageFont.FreeTypeFont:
     """The face at ``size`` pixels per em, with the basic layout, so that every build of Pillow draws the same."""
     return ImageFont.truetype(face.path, size, index=face.index, layout_engine=ImageFont.Layout.BASIC)
