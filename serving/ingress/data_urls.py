@@ -19,6 +19,9 @@ from serving.ingress.json_body import load_object
 MIN_BYTES = 4096
 """Shorter ones cost the parser next to nothing."""
 
+MAX_LOOKS = 1024
+"""More than any valid body has; a body made of nothing but beginnings must not hold up others."""
+
 _OPENING = b'"data:'
 _BEFORE = re.compile(rb'"url"[ \t\r\n]*:[ \t\r\n]*\Z')
 _BEFORE_BYTES = 64
@@ -69,9 +72,10 @@ def lift(body: bytes) -> tuple[bytes, dict[str, memoryview]]:
     nonce, view = secrets.token_hex(8), memoryview(body)
     pieces: list[bytes | memoryview] = []
     urls: dict[str, memoryview] = {}
-    done = 0
+    done = num_looks = 0
     at = body.find(_OPENING)
-    while at >= 0:
+    while at >= 0 and num_looks < MAX_LOOKS:
+        num_looks += 1
         start = at + 1
         end = body.find(b'"', start)
         if end - start >= MIN_BYTES and _BEFORE.search(body, max(0, at - _BEFORE_BYTES), at):

@@ -14,6 +14,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.domain import Surface
 from serving.errors import ServingError
 from serving.ingress.auth import Authenticator
+from serving.ingress.chat_grpc import ChatMethods
 from serving.ingress.front import Front, Visit
 from serving.ingress.grpc_call import GrpcCall, GrpcContext
 from serving.ingress.grpc_health import Health
@@ -32,7 +33,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-class GrpcMethods:
+class GrpcMethods(ChatMethods):
     """Mix into the gateway's class and call ``__init__`` from its own.
 
     Server reflection and unknown methods are answered by the gRPC server itself.

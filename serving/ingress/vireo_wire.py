@@ -72,12 +72,13 @@ def request_from_message(
         model=message.model,
         images=tuple(ImageInput(encoded=data) for data in message.images),
         top_k=message.top_k or 1,
-        budget=_budget(message.vireo) if message.HasField("vireo") else Budget(),
+        budget=budget_from_message(message.vireo) if message.HasField("vireo") else Budget(),
         deadline_s=deadline_s,
     )
 
 
-def _budget(message: vireo_pb2.Budget) -> Budget:
+def budget_from_message(message: vireo_pb2.Budget) -> Budget:
+    """Return the budget. Raises: InvalidRequest."""
     priority = _PRIORITIES.get(message.priority)
     if priority is None:
         raise InvalidRequest(
@@ -97,7 +98,7 @@ def message_from_reply(reply: ClassifyReply, id: str) -> vireo_pb2.ClassifyRespo
     return vireo_pb2.ClassifyResponse(
         model=reply.model,
         results=[_result(index, item) for index, item in enumerate(reply.items)],
-        vireo=_report(reply.report),
+        vireo=message_from_report(reply.report),
         id=id,
     )
 
@@ -125,7 +126,8 @@ def _result(index: int, item: Classification | ServingError) -> vireo_pb2.Classi
     )
 
 
-def _report(report: Report) -> vireo_pb2.Report:
+def message_from_report(report: Report) -> vireo_pb2.Report:
+    """Return a report."""
     guard = vireo_pb2.Guard(score=report.guard.get("score"), action=report.guard.get("action", ""))
     return vireo_pb2.Report(
         operating_point=report.operating_point,

@@ -45,6 +45,11 @@ class VireoStub:
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/vireo.v1.Vireo/Chat',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.FromString,
+                _registered_method=True)
 
 
 class VireoServicer:
@@ -66,6 +71,14 @@ class VireoServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Chat(self, request, context):
+        """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
+        some deltas, ends with a status instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VireoServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_VireoServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.FromString,
                     response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class Vireo:
             '/vireo.v1.Vireo/ClassifyStream',
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.SerializeToString,
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vireo.v1.Vireo/Chat',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.FromString,
             options,
             channel_credentials,
             insecure,

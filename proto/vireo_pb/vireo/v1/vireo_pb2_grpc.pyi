@@ -43,6 +43,10 @@ class VireoStub:
     """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
     A bad request is answered with "error" set, and the stream goes on.
     """
+    Chat: _grpc.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]
+    """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
+    some deltas, ends with a status instead.
+    """
 
 @_typing.type_check_only
 class VireoAsyncStub(VireoStub):
@@ -54,6 +58,10 @@ class VireoAsyncStub(VireoStub):
     ClassifyStream: _aio.StreamStreamMultiCallable[_vireo_pb2.ClassifyRequest, _vireo_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
     A bad request is answered with "error" set, and the stream goes on.
+    """
+    Chat: _aio.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]  # type: ignore[assignment]
+    """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
+    some deltas, ends with a status instead.
     """
 
 class VireoServicer(metaclass=_abc_1.ABCMeta):
@@ -75,6 +83,16 @@ class VireoServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_vireo_pb2.ClassifyResponse], _abc.AsyncIterator[_vireo_pb2.ClassifyResponse]]:
         """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
         A bad request is answered with "error" set, and the stream goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def Chat(
+        self,
+        request: _vireo_pb2.ChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vireo_pb2.ChatResponse], _abc.AsyncIterator[_vireo_pb2.ChatResponse]]:
+        """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
+        some deltas, ends with a status instead.
         """
 
 def add_VireoServicer_to_server(servicer: VireoServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,67 @@
+"""``vireo.v1.Vireo/Chat``, as a part of the gateway's class."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from serving.chat.domain import ChatEnd, ChatRequest, FinishReason
+from serving.domain import Surface
+from serving.ingress.chat_stream import EventQueue, joined
+from serving.ingress.chat_wire import message_from_end, messages_from_delta, request_from_message
+from serving.ingress.front import Front, Visit
+from serving.ingress.grpc_call import GrpcCall, GrpcContext
+from serving.ingress.observer import OK
+
+
+class ChatMethods:
+    """Chat over gRPC. Whoever mixes it in sets ``_grpc_front``."""
+
+    _grpc_front: Front
+
+    async def Chat(
+        self, request: vireo_pb2.ChatRequest, grpc_context: GrpcContext
+    ) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
+        """``vireo.v1.Vireo/Chat``. A call that is cancelled, or whose deadline passes, frees what it holds at once."""
+        call, front = GrpcCall(grpc_context), self._grpc_front
+        visit = front.begin(Surface.GRPC_CHAT)
+        try:
+            call.authenticate(front)
+            visit.tenant = call.tenant
+            async with aclosing(_responses(await self._parse(request, call), front, visit)) as responses:
+                async for response in responses:
+                    yield response
+        except Exception as error:
+            known = call.known(error)
+            visit.outcome = known.code
+            call.fail(known)
+        finally:
+            front.end(visit)
+
+    async def _parse(self, request: vireo_pb2.ChatRequest, call: GrpcCall) -> ChatRequest:
+        front = self._grpc_front
+        return await request_from_message(
+            request,
+            request_id=call.request_id,
+            tenant=call.tenant,
+            deadline_s=call.deadline_s(),
+            limits=front.limits,
+            may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
+        )
+
+
+async def _responses(request: ChatRequest, front: Front, visit: Visit) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
+    visit.model = front.chat_card(request.model).id
+    reasons = [FinishReason.STOP] * request.sampling.n
+    async with EventQueue(front.service.chat(request)) as queue:
+        while True:
+            for event in joined(await queue.take()):
+                if isinstance(event, ChatEnd):
+                    visit.outcome = OK
+                    yield message_from_end(event, request.model, reasons)
+                    return
+                reasons[event.index] = event.finish_reason or reasons[event.index]
+                for response in messages_from_delta(event):
+                    yield response
