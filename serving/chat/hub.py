@@ -27,12 +27,13 @@ from serving.chat.domain import FinishReason
 from serving.chat.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.engines.chat.base import ChatEngine, EngineDelta
 from serving.engines.chat.slots import PrioritySlots
-from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ServingError
+from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
 
 _log = structlog.get_logger(__name__)
 LINGER_S = 1.0
 """For how long a stream with nothing to say stays open."""
 _RETRY_S = 1.0
+_HEALTH_TIMEOUT_S = 5.0
 
 
 class HubObserver(Protocol):
@@ -121,6 +122,7 @@ class ChoiceHub:
         self._boxes: dict[str, _Outbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        """Also set when the engine is dead."""
 
     # -- calls of gateways -------------------------------------------------------------------------------------------
 
@@ -204,6 +206,8 @@ class ChoiceHub:
                 await self._generate(box, choice, start)
         except TimeoutError:
             self._fail(box, start.id, DeadlineExceeded("the deadline passed; allow more latency_ms, or fewer tokens"))
+        except EngineFailed as error:
+            self._fail(box, start.id, await self._explained(error))
         except ServingError as error:
             self._fail(box, start.id, error)
         except Exception:
@@ -226,6 +230,16 @@ class ChoiceHub:
     def _fail(self, box: _Outbox, number: int, error: ServingError) -> None:
         self._observer.ended_early(error.code)
         box.put(Failure(number, error))
+
+    async def _explained(self, error: EngineFailed) -> ServingError:
+        """A dead engine is a lost replica: the request may be sent to another one, and no more may come here."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await self._engine.check_health()
+        except (EngineFailed, TimeoutError):
+            self._is_stopping = True
+            return ReplicaLost("the model's process ended; retry")
+        return error
 
     async def _generate(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
         if self._is_stopping:
