@@ -112,9 +112,11 @@ def collate(items: Sequence[Encoded], pad_id: int) -> Batch:
 class Batches(IterableDataset[Batch]):
     """Batches of about equal numbers of tiles, without end."""
 
-    def __init__(self, encoder: Encoder, pad_id: int, split: Split, tiles: int, seed: int, weights: Any = None) -> None:
+    def __init__(
+        self, encoder: Encoder, pad_id: int, split: Split, tiles: int, seed: int, tiles_per_image: int = 1000
+    ) -> None:
         self._encoder, self._pad_id, self._split = encoder, pad_id, split
-        self._tiles, self._seed, self._weights = tiles, seed, weights
+        self._tiles, self._seed, self._tiles_per_image = tiles, seed, tiles_per_image
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -122,8 +124,9 @@ class Batches(IterableDataset[Batch]):
         while True:
             pool: list[Encoded] = []
             while sum(len(item.tiles) for item in pool) < POOL * self._tiles:
-                example = sample(rng, self._split, self._weights)
-                pool.append(self._encoder(example, image_first=rng.random() < 0.8))
+                encoded = self._encoder(sample(rng, self._split), image_first=rng.random() < 0.8)
+                if len(encoded.tiles) <= self._tiles_per_image:
+                    pool.append(encoded)
             pool.sort(key=lambda item: len(item.input_ids))
             chunks = list(_chunks(pool, self._tiles))
             for index in rng.permutation(len(chunks)):

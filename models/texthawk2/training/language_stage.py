@@ -2,7 +2,10 @@
 
 Every step also shows a few of the first stage's densely labelled tiles: they go on sharpening the tower.
 
-python -m models.texthawk2.training.language_stage --vision .cache/texthawk2-nano/vision --out .cache/texthawk2-nano
+    python -m models.texthawk2.training.language_stage --vision .cache/nano/vision --out .cache/nano
+
+A first run on small images only (``--tiles-per-image 1``) learns sooner that the image matters; a second one goes on
+from it (``--resume``) with images of all sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -28,6 +31,7 @@ from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
 from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches
 
+HEADS_FILE = "heads.safetensors"
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -42,7 +46,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
     parser.add_argument("--tiles", type=int, default=40, help="tiles per step")
     parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
+    parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
@@ -69,56 +75,62 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_nano_tokenizer(CHINESE)
-    model = build_model(tokenizer)
-    if args.resume:
-        model = TextHawk2ForConditionalGeneration.from_pretrained(args.out)
-    elif args.vision:
-        model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
-    detection = DetectionHead(model.config.text_config.hidden_size)
-    characters = nn.Linear(model.config.vision_config.hidden_size, len(CHAR_CLASSES))
-    if args.vision:
-        characters.load_state_dict(load_file(args.vision / "head.safetensors"))
-    dense = iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
+    model, heads = build_parts(args, tokenizer)
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
     pad_id = model.config.text_config.pad_token_id
-    loader = iter(DataLoader(Batches(encoder, pad_id, "train", args.tiles, args.seed), batch_size=None, num_workers=1))
-    held_out = [batch for batch, _ in zip(Batches(encoder, pad_id, "test", args.tiles, 999), range(6), strict=False)]
-    optimizers = Optimizers(
-        [model, detection, characters], muon_lr=args.lr, adam_lr=args.lr, num_steps=args.steps, warmup=100
-    )
+    batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=1))
+    dense = iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
+    unseen = Batches(encoder, pad_id, "test", args.tiles, 999, args.tiles_per_image)
+    held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)]
+    optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
-    recent: list[float] = []
+    recent: list[tuple[float, ...]] = []
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:
             break
-        loss, box_loss, _ = losses(model, detection, next(loader))
-        tiles, labels = next(dense)
-        with torch.autocast("cpu", torch.bfloat16):
-            named = name_patches(model.vision_tower, characters, tiles)
-        dense_loss = character_loss(named, labels)
-        total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
-        total.backward()  # type: ignore[no-untyped-call]
+        recent.append(take_step(model, heads, next(loader), *next(dense)))
         optimizers.step(progress, step)
-        recent.append(float(loss.detach()))
         if step % 50 == 49:
-            log.write(
-                step=step + 1,
-                progress=progress,
-                loss=sum(recent) / len(recent),
-                box=float(box_loss.detach()),
-                dense=float(dense_loss.detach()),
-            )
+            loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
+            log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
             recent.clear()
         if step % 250 == 249:
-            log.write(step=step + 1, **exact_matches(model, detection, held_out))
-            save(model, tokenizer, args.out)
-    log.write(step=step, **exact_matches(model, detection, held_out))
-    save(model, tokenizer, args.out)
+            log.write(step=step + 1, **exact_matches(model, heads["detection"], held_out))
+            save(model, heads, tokenizer, args.out)
+    log.write(step=step, **exact_matches(model, heads["detection"], held_out))
+    save(model, heads, tokenizer, args.out)
+
+
+def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForConditionalGeneration, nn.ModuleDict]:
+    """The model and the heads that only training has: fresh, from the first stage, or from an earlier run."""
+    model = TextHawk2ForConditionalGeneration.from_pretrained(args.out) if args.resume else build_model(tokenizer)
+    characters = nn.Linear(model.config.vision_config.hidden_size, len(CHAR_CLASSES))
+    heads = nn.ModuleDict({"detection": DetectionHead(model.config.text_config.hidden_size), "characters": characters})
+    if args.resume:
+        heads.load_state_dict(load_file(args.out / HEADS_FILE))
+    elif args.vision:
+        model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
+        characters.load_state_dict(load_file(args.vision / "head.safetensors"))
+    return model, heads
+
+
+def take_step(
+    model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, batch: Batch, tiles: Tensor, labels: Tensor
+) -> tuple[float, float, float]:
+    """Forward and backward. Returns the losses of answers, boxes and characters."""
+    loss, box_loss, _ = losses(model, heads["detection"], batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        named = name_patches(model.vision_tower, heads["characters"], tiles)
+    dense_loss = character_loss(named, labels)
+    total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
+    total.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), float(box_loss.detach()), float(dense_loss.detach())
 
 
 def losses(
-    model: TextHawk2ForConditionalGeneration, detection: DetectionHead, batch: Batch
+    model: TextHawk2ForConditionalGeneration, detection: nn.Module, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy of the answers, L1 of their boxes, and which answer tokens are right (B, L - 1)."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -137,7 +149,7 @@ def losses(
 
 @torch.no_grad()
 def exact_matches(
-    model: TextHawk2ForConditionalGeneration, detection: DetectionHead, batches: list[Batch]
+    model: TextHawk2ForConditionalGeneration, detection: nn.Module, batches: list[Batch]
 ) -> dict[str, float]:
     """Share of conversations of each task whose every answer token is the likeliest: what greedy decoding gives."""
     outcomes: dict[str, list[float]] = defaultdict(list)
@@ -148,9 +160,10 @@ def exact_matches(
     return {f"exact_{task}": sum(values) / len(values) for task, values in sorted(outcomes.items())}
 
 
-def save(model: TextHawk2ForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
-    """A folder that the Auto classes load."""
+def save(model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, tokenizer: Any, folder: Path) -> None:
+    """A folder that the Auto classes load, and the training-only heads beside it."""
     model.save_pretrained(folder)
+    save_file(heads.state_dict(), folder / HEADS_FILE)
     tokenizer.save_pretrained(folder)
 
 

@@ -59,7 +59,7 @@ class CharacterTower(nn.Module):
         return name_patches(self.tower, self.head, tiles)
 
 
-def name_patches(tower: SiglipVisionModel, head: nn.Linear, tiles: Tensor) -> Tensor:
+def name_patches(tower: SiglipVisionModel, head: nn.Module, tiles: Tensor) -> Tensor:
     """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
     features = read_levels(tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
     logits: Tensor = head(nn.functional.layer_norm(features, features.shape[-1:]))
@@ -91,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model = CharacterTower()
-    optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3, num_steps=args.steps, warmup=100)
+    optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3)
     loader = iter(DataLoader(DenseTiles("train", args.batch, args.seed), batch_size=None, num_workers=1))
     held_out = next(iter(DenseTiles("test", 64, 99)))
     log, started_s = TrainingLog(args.out / "vision_log.jsonl"), time.monotonic()
