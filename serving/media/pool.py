@@ -30,7 +30,7 @@ from serving.media.worker_process import WorkerGone, WorkerProcess
 
 TileCounter: TypeAlias = Callable[[str, int, int], int]
 """(model id, width, height) to tiles; see ``serving.media.processors.count_tiles``."""
-_Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, bytearray]]"
+_Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, wire.Payload]]"
 
 _START_TIMEOUT_S = 30.0
 _MAX_BACKOFF_S = 5.0
@@ -234,8 +234,8 @@ class MediaPool:
             return BackendError("the decoder of this image was killed from outside; send the request again")
         return InvalidImage("image crashed the decoder; re-encode it. Other images are not affected")
 
-    def _unpack(self, reply: wire.ReplyHeader, body: bytearray) -> PreparedImage:
-        if reply.status is wire.Status.OK:
+    def _unpack(self, reply: wire.ReplyHeader, body: wire.Payload) -> PreparedImage:
+        if reply.is_ok:
             self.stats.decoded_in_workers += 1
             return reply.to_image(body)
         raise reply.to_error(body) or _failed()

@@ -9,6 +9,7 @@ import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,7 +23,12 @@ _REPLY = struct.Struct("<BIIIIHHIId32sI")
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 MAX_OUTPUT_BYTES = 256 << 20
+SHARED_FROM_BYTES = 256 << 10
+"""Results of so many bytes are passed as memory: from about there on, that costs the reader less than copying them."""
 _MAX_TEXT_BYTES = 1_000
+
+Payload: TypeAlias = bytearray | memoryview
+"""What belongs to a reply: received bytes, or shared memory."""
 
 
 class Kind(IntEnum):
@@ -33,13 +39,14 @@ class Kind(IntEnum):
 
 
 class Status(IntEnum):
-    """How a worker's job ended."""
+    """How a worker's job ended. After ``OK`` the pixels follow; with ``OK_SHARED`` comes a descriptor of them."""
 
     OK = 0
     INVALID = 1
     UNSUPPORTED = 2
     TOO_LARGE = 3
     INTERNAL = 4
+    OK_SHARED = 5
 
 
 _ERRORS: dict[Status, type[ServingError]] = {
@@ -77,10 +84,10 @@ def pack_request(kind: Kind, model_id: str, payload_bytes: int, height: int = 0,
 
 
 def pack_reply(image: PreparedImage) -> bytes:
-    """Header of a success; the pixels follow."""
+    """Header of a success; the pixels follow, or go with it."""
     num_tiles = 0 if image.grid is None else image.pixels.shape[0]
     return _REPLY.pack(
-        Status.OK,
+        Status.OK if image.pixels.nbytes < SHARED_FROM_BYTES else Status.OK_SHARED,
         num_tiles,
         *image.pixels.shape[-3:],
         *(image.grid or (0, 0)),
@@ -134,13 +141,19 @@ class ReplyHeader:
         if not rows * cols <= num_tiles <= rows * cols + 1 or (num_tiles == 1 and rows * cols != 1):
             raise ProtocolError(f"{num_tiles} tiles for a grid of {rows} x {cols}")
         shape = (num_tiles, height, width, channels) if num_tiles else (height, width, channels)
-        expected = math.prod(shape) if code == Status.OK else min(payload_bytes, _MAX_TEXT_BYTES)
+        is_ok = code in (Status.OK, Status.OK_SHARED)
+        expected = math.prod(shape) if is_ok else min(payload_bytes, _MAX_TEXT_BYTES)
         if payload_bytes != expected or payload_bytes > MAX_OUTPUT_BYTES:
             raise ProtocolError(f"payload of {payload_bytes} bytes, expected {expected}")
         grid = (rows, cols) if num_tiles else None
         return cls(Status(code), shape, grid, (original[0], original[1]), decode_ms, digest, payload_bytes)
 
-    def to_image(self, payload: bytearray) -> PreparedImage:
+    @property
+    def is_ok(self) -> bool:
+        """Whether there are pixels."""
+        return self.status in (Status.OK, Status.OK_SHARED)
+
+    def to_image(self, payload: Payload) -> PreparedImage:
         """Build the result of a success. The array owns ``payload``."""
         pixels: Pixels = np.frombuffer(payload, dtype=np.uint8).reshape(self.shape)
         pixels.flags.writeable = False
@@ -152,7 +165,7 @@ class ReplyHeader:
             grid=self.grid,
         )
 
-    def to_error(self, payload: bytearray) -> ServingError | None:
+    def to_error(self, payload: Payload) -> ServingError | None:
         """Build the refusal, or None when the failure was internal."""
         kind = _ERRORS.get(self.status)
-        return kind(payload.decode(errors="replace")) if kind else None
+        return kind(bytes(payload).decode(errors="replace")) if kind else None

@@ -27,6 +27,7 @@ from serving.errors import ServingError
 from serving.media import wire
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory, prepare_encoded, prepare_pixels
+from serving.media.shared_pixels import share
 
 READY = b"R"
 _PR_SET_PDEATHSIG = 1
@@ -71,13 +72,17 @@ class _Worker:
     def _answer(self, header: wire.RequestHeader, model_id: str, payload: bytes) -> None:
         try:
             image = self._prepare(header, model_id, payload)
+            shared = share(image.pixels) if image.pixels.nbytes >= wire.SHARED_FROM_BYTES else None
         except ServingError as error:
             self._connection.sendall(wire.pack_error(error))
         except Exception as error:  # a bug, or a processor that cannot be built: say it in our log, not to the client
             print(f"media worker: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self._connection.sendall(wire.pack_internal_error())
         else:
-            _send_reply(self._connection, wire.pack_reply(image), image.pixels)
+            if shared is None:
+                _send_reply(self._connection, wire.pack_reply(image), image.pixels)
+            else:
+                _send_shared(self._connection, wire.pack_reply(image), shared)
 
     def _prepare(self, header: wire.RequestHeader, model_id: str, payload: bytes) -> PreparedImage:
         limits, process = self._config.limits, self._processor(model_id)
@@ -108,6 +113,15 @@ def _send_reply(connection: socket.socket, head: bytes, pixels: Pixels) -> None:
         connection.sendall(head[sent:])
         sent = 0
     connection.sendall(flat[sent:])
+
+
+def _send_shared(connection: socket.socket, head: bytes, fd: int) -> None:
+    """Pass the memory along with the header's first bytes."""
+    try:
+        sent = socket.send_fds(connection, [head], [fd])
+    finally:
+        os.close(fd)
+    connection.sendall(head[sent:])
 
 
 def _die_with_parent(parent_pid: int) -> None:

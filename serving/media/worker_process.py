@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from serving.media import wire
+from serving.media.shared_pixels import open_shared
 from serving.media.worker import READY, WorkerConfig
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HOME")
@@ -102,7 +103,7 @@ class WorkerProcess:
         """Whether the process is known to run."""
         return self._pidfd >= 0
 
-    async def exchange(self, head: bytes, payload: bytes) -> tuple[wire.ReplyHeader, bytearray]:
+    async def exchange(self, head: bytes, payload: bytes) -> tuple[wire.ReplyHeader, wire.Payload]:
         """Send one job and wait for its answer.
 
         Raises:
@@ -115,8 +116,7 @@ class WorkerProcess:
             else:
                 await self._loop.sock_sendall(self._connection, head)
                 await self._loop.sock_sendall(self._connection, payload)
-            reply = wire.ReplyHeader.unpack(await self._receive(wire.REPLY_BYTES))
-            return reply, await self._receive(reply.payload_bytes)
+            return await self._receive_reply()
         except OSError as error:
             raise await self._gone() from error
 
@@ -127,6 +127,45 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             return WorkerGone("worker closed its connection and lives on")
         return WorkerGone(f"worker ended with {code}", code)
+
+    async def _receive_reply(self) -> tuple[wire.ReplyHeader, wire.Payload]:
+        fds: list[int] = []
+        try:
+            reply = wire.ReplyHeader.unpack(await self._receive_head(fds))
+            if len(fds) != (reply.status is wire.Status.OK_SHARED):
+                raise wire.ProtocolError(f"{len(fds)} descriptors with status {reply.status}")
+            if fds:
+                return reply, _open_shared(fds[0], reply.payload_bytes)
+            return reply, await self._receive(reply.payload_bytes)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _receive_head(self, fds: list[int]) -> bytes:
+        """Receive the header of a reply; a descriptor that comes with it is added to ``fds``."""
+        head = b""
+        while len(head) < wire.REPLY_BYTES:
+            try:
+                part, passed, _, _ = socket.recv_fds(
+                    self._connection, wire.REPLY_BYTES - len(head), 1, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await self._readable()
+                continue
+            fds += passed
+            if not part:
+                raise ConnectionResetError("worker closed its connection")
+            head += part
+        return head
+
+    async def _readable(self) -> None:
+        """Wait until there is something to read; asyncio itself cannot receive descriptors."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._connection, _tell, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(self._connection)
 
     async def _receive(self, num_bytes: int) -> bytearray:
         buffer = bytearray(num_bytes)
@@ -158,6 +197,18 @@ class WorkerProcess:
     def _exited(self, on_exit: Callable[[WorkerProcess], None]) -> None:
         self._stop_watching()
         on_exit(self)
+
+
+def _tell(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _open_shared(fd: int, num_bytes: int) -> memoryview:
+    try:
+        return open_shared(fd, num_bytes)
+    except (OSError, ValueError) as error:
+        raise wire.ProtocolError(f"shared memory: {error}") from None
 
 
 def _launch(theirs: socket.socket) -> subprocess.Popen[bytes]:
