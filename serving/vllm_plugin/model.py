@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ class TextHawk2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         super().__init__()
         config: TextHawk2Config = vllm_config.model_config.hf_config
         self.config = config
+        self.encoder_seconds = 0.0
         with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
             self.vision_tower = SiglipVisionModel(config.vision_config)
             self.connector = Connector(config)
@@ -53,7 +55,10 @@ class TextHawk2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         """uint8 tiles (T, S, S, 3) and grids (images, 2) to one (16 * tiles, width) tensor per image."""
         if pixel_values is None or grids is None:
             return []
-        return encode_images(self.vision_tower, self.connector, self.config, pixel_values, grids)
+        started = time.perf_counter()
+        embeddings = encode_images(self.vision_tower, self.connector, self.config, pixel_values, grids)
+        self.encoder_seconds += time.perf_counter() - started
+        return embeddings
 
     def forward(
         self,

@@ -190,6 +190,7 @@ class FakeChatEngine:
 
     async def _encode(self, request: EngineRequest) -> None:
         for image in request.images:
+            self._count.image_tokens += self._image_tokens(image.grid)
             if image.key in self._images:
                 self._images.move_to_end(image.key)
                 self._count.hits += 1
@@ -197,7 +198,6 @@ class FakeChatEngine:
             await self._sleep(self._encode_s)
             self._count.encoder_seconds += self._encode_s
             self._count.encoder_images += 1
-            self._count.image_tokens += self._image_tokens(image.grid)
             self._images[image.key] = None
             while len(self._images) > self._max_held_images:
                 self._images.popitem(last=False)

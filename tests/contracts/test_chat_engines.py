@@ -1,0 +1,396 @@
+"""One suite for every ``ChatEngine``; vLLM is started once for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from models.texthawk2.prompt import PromptBuilder
+from serving.chat.domain import FinishReason
+from serving.engines.chat.base import ChatEngine, EngineRequest
+from serving.engines.chat.fake_engine import FakeChatEngine
+from serving.errors import EngineFailed, InvalidRequest, TooManyImages
+from tests.support.chat_engines import (
+    MAX_NUM_SEQS,
+    Answer,
+    collect,
+    engine_processes,
+    holds_nothing,
+    make_request,
+    until,
+    vllm_environment,
+    vllm_options,
+)
+from tests.support.chat_models import MAX_MODEL_LEN, TILE, make_image, make_model_folder
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+REAL = ["torch", "vllm"]
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "green", "blue"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def prompts(folder: Path) -> PromptBuilder:
+    return PromptBuilder.from_dir(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fake() -> AsyncIterator[ChatEngine]:
+    engine = FakeChatEngine(
+        answer=lambda request: f"{len(request.prompt_token_ids)} tokens, seed {request.seed}. " + "and so on " * 200,
+        step_s=0.001,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def torch(folder: Path) -> AsyncIterator[ChatEngine]:
+    from serving.engines.chat.torch_engine import TorchEngine, TorchOptions
+
+    engine = TorchEngine(
+        TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_images=3)
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChatEngine]:
+    with vllm_environment(tmp_path_factory.mktemp("run")):
+        from serving.engines.chat.vllm_engine import VllmEngine
+
+        engine = VllmEngine(vllm_options(folder))
+        await engine.start()
+        yield engine
+        await engine.stop()
+        assert not engine_processes()
+
+
+@pytest.fixture(params=["fake", *REAL])
+def engine(request: pytest.FixtureRequest) -> ChatEngine:
+    made: ChatEngine = request.getfixturevalue(request.param)
+    return made
+
+
+@pytest.fixture(params=REAL)
+def real(request: pytest.FixtureRequest) -> ChatEngine:
+    made: ChatEngine = request.getfixturevalue(request.param)
+    return made
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_answer_ends_at_max_tokens(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    for num_tokens in (1, 7):
+        answer = await collect(engine, make_request(prompts, "go on", max_tokens=num_tokens))
+        assert len(answer.token_ids) == num_tokens
+        assert answer.reason is FinishReason.LENGTH
+        assert answer.logprobs == ()
+
+
+async def test_prompt_is_counted_with_its_images_expanded(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    images = [make_image(1), make_image(2, 2 * TILE, 3 * TILE)]
+    before = engine.stats()
+    answer = await collect(engine, make_request(prompts, "two", images, max_tokens=2))
+    plain = await collect(engine, make_request(prompts, "two", max_tokens=2))
+    assert answer.num_prompt_tokens - plain.num_prompt_tokens == 2 * 2 + 16 * (1 + 7)
+    assert engine.stats().image_tokens - before.image_tokens == 16 * (1 + 7)
+    assert engine.stats().decode_tokens - before.decode_tokens == 4
+    assert engine.stats().prefill_tokens > before.prefill_tokens
+
+
+async def test_text_ends_before_a_stop_string(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    whole = await collect(engine, make_request(prompts, "stop me"))
+    word = whole.text[len(whole.text) // 2 :][:3]
+    answer = await collect(engine, make_request(prompts, "stop me", stop=("never said", word)))
+    assert answer.reason is FinishReason.STOP
+    assert answer.text == whole.text[: whole.text.index(word)]
+    assert len(answer.token_ids) < len(whole.token_ids)
+
+
+async def test_same_seed_same_answer(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    def request(seed: int) -> EngineRequest:
+        return make_request(prompts, "anything", temperature=1.0, top_p=0.95, seed=seed)
+
+    first, again, other = [await collect(engine, request(seed)) for seed in (7, 7, 8)]
+    assert first.token_ids == again.token_ids
+    assert first.token_ids != other.token_ids
+
+
+async def test_answer_fits_its_schema(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    for temperature in (0.0, 1.0):
+        request = make_request(prompts, "as JSON", json_schema=SCHEMA, max_tokens=80, temperature=temperature, seed=3)
+        answer = await collect(engine, request)
+        parsed = json.loads(answer.text)
+        assert parsed["colour"] in ("red", "green", "blue")
+        assert parsed["count"] in range(10)
+        assert answer.reason is FinishReason.STOP
+
+
+async def test_many_at_a_time_answer_as_each_alone(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    requests = [
+        make_request(prompts, f"number {i}", [make_image(i, TILE, (1 + i % 3) * TILE)] * (i % 2), max_tokens=12)
+        for i in range(2 * MAX_NUM_SEQS)
+    ]
+    together = await asyncio.gather(*[collect(engine, request) for request in requests])
+    alone = [await collect(engine, request._replace(request_id=f"{request.request_id}-again")) for request in requests]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert holds_nothing(engine)
+
+
+async def test_bias_decides_and_logprobs_are_those_of_the_model(real: ChatEngine, prompts: PromptBuilder) -> None:
+    token = prompts.encode_untrusted("q")[0]
+    answer = await collect(real, make_request(prompts, "x", logit_bias={token: 100.0}, logprobs=3, max_tokens=4))
+    assert set(answer.token_ids) == {token}
+    for entry in answer.logprobs:
+        assert entry.token == "q"
+        assert len(entry.top) == 3
+        assert [value for _, value in entry.top] == sorted((value for _, value in entry.top), reverse=True)
+        assert entry.logprob <= entry.top[0][1] <= 0
+        assert entry.logprob < -1  # without the bias the model would hardly say it
+    none = await collect(real, make_request(prompts, "x", logprobs=0, max_tokens=2))
+    assert [entry.top for entry in none.logprobs] == [(), ()]
+
+
+# -- torch and vLLM --------------------------------------------------------------------------------------------------
+
+
+def mixed_requests(prompts: PromptBuilder) -> list[EngineRequest]:
+    """No image, one of several sizes, two in both orders; longer than one step of prefill."""
+    small, wide, tall = make_image(1), make_image(2, TILE, 3 * TILE), make_image(3, 3 * TILE, 2 * TILE)
+    odd = make_image(4, 37, 111)
+    cases = [
+        ("hello", []),
+        ("你好, read 世界", []),
+        ("a longer question " * 12, []),
+        ("what is it?", [small]),
+        ("what is it?", [wide]),
+        ("what is it?", [tall]),
+        ("what is it?", [odd]),
+        ("which one?", [small, tall]),
+        ("which one?", [tall, small]),
+        ("which one?", [wide, odd]),
+    ]
+    return [make_request(prompts, text, images) for text, images in cases]
+
+
+async def test_torch_and_vllm_choose_the_same_tokens(
+    torch: ChatEngine, vllm: ChatEngine, prompts: PromptBuilder
+) -> None:
+    requests = mixed_requests(prompts)
+    expected = [await collect(torch, request) for request in requests]
+    assert len({answer.token_ids for answer in expected}) == len(expected)  # every input matters
+    together = await asyncio.gather(*[collect(vllm, request) for request in requests])
+    alone = [await collect(vllm, request._replace(cache_salt="cold")) for request in requests]
+    for answers in (together, alone):
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+        assert [answer.text for answer in answers] == [answer.text for answer in expected]
+        assert [answer.num_prompt_tokens for answer in answers] == [a.num_prompt_tokens for a in expected]
+        assert [answer.reason for answer in answers] == [answer.reason for answer in expected]
+
+
+async def test_torch_and_vllm_agree_on_logprobs(torch: ChatEngine, vllm: ChatEngine, prompts: PromptBuilder) -> None:
+    request = make_request(prompts, "how sure?", [make_image(5)], logprobs=2)
+    mine, theirs = await collect(torch, request), await collect(vllm, request)
+    for one, other in zip(mine.logprobs, theirs.logprobs, strict=True):
+        if "\ufffd" not in one.token:  # one byte of a longer character has no name that both could use
+            assert one.token == other.token
+        assert [value for _, value in one.top] == pytest.approx([value for _, value in other.top], abs=1e-3)
+        # float32 sums in another order; logits are around ten
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+async def test_torch_and_vllm_follow_a_schema_alike(
+    torch: ChatEngine, vllm: ChatEngine, prompts: PromptBuilder
+) -> None:
+    request = make_request(prompts, "as JSON", json_schema=SCHEMA, max_tokens=80)
+    assert (await collect(torch, request)).text == (await collect(vllm, request)).text
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+async def test_repeated_image_is_encoded_once(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    image = make_image(77, TILE, 2 * TILE)
+    before = engine.stats()
+    answers = [
+        await collect(engine, make_request(prompts, "again", [image], max_tokens=4, cache_salt=f"{i}"))
+        for i in range(3)
+    ]
+    after = engine.stats()
+    assert after.encoder_images - before.encoder_images == 1
+    assert after.image_cache_hits - before.image_cache_hits == 2
+    assert after.image_cache_misses - before.image_cache_misses == 1
+    assert len({answer.token_ids for answer in answers}) == 1
+
+
+async def test_time_of_the_encoder_is_counted(real: ChatEngine, prompts: PromptBuilder) -> None:
+    before = real.stats().encoder_seconds
+    await collect(real, make_request(prompts, "new", [make_image(78, 2 * TILE, 2 * TILE)], max_tokens=1))
+    await until(lambda: real.stats().encoder_seconds > before)
+
+
+async def test_prefix_is_shared_within_a_salt_only(vllm: ChatEngine, prompts: PromptBuilder) -> None:
+    image, text = make_image(79, 3 * TILE, 3 * TILE), "a long prompt " * 8
+
+    async def ask(salt: str) -> Answer:
+        return await collect(vllm, make_request(prompts, text, [image], max_tokens=2, cache_salt=salt))
+
+    first, again, other = await ask("aa"), await ask("aa"), await ask("bb")
+    assert (first.num_cached_tokens, other.num_cached_tokens) == (0, 0)
+    assert again.num_cached_tokens > 0
+    assert first.token_ids == again.token_ids == other.token_ids
+
+
+# -- leaving ---------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_the_stream_frees_everything(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    before = engine.stats().aborts
+    stream = engine.generate(make_request(prompts, "long", [make_image(9)], max_tokens=300))
+    async for delta in stream:
+        assert delta.finish_reason is None
+        break
+    await until(lambda: engine.stats().running == 1)
+    await until(lambda: engine.stats().kv_blocks_used > 0)
+    await stream.aclose()
+    await until(lambda: holds_nothing(engine))
+    assert engine.stats().aborts == before + 1
+
+
+async def test_cancelled_tasks_free_everything_wherever_they_were(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    """Waiting, being prepared, in prefill, in decode: the delays hit them all."""
+    image = make_image(10, 3 * TILE, 3 * TILE)
+    before = engine.stats().aborts
+    tasks = [
+        asyncio.create_task(collect(engine, make_request(prompts, f"{i}", [image], max_tokens=300)))
+        for i in range(3 * MAX_NUM_SEQS)
+    ]
+    for i, task in enumerate(tasks):
+        await asyncio.sleep(0.002 * (i % 4))
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    await until(lambda: holds_nothing(engine))
+    assert engine.stats().aborts > before
+
+
+async def test_image_of_a_cancelled_request_works_afterwards(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    """vLLM keeps track of images in two processes; a request that is lost in between must not poison the next one."""
+    for i in range(8):
+        image = make_image(200 + i, 2 * TILE, 2 * TILE)
+        task = asyncio.create_task(collect(engine, make_request(prompts, "lost", [image], max_tokens=300)))
+        await asyncio.sleep(0.001 * i)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        answer = await collect(engine, make_request(prompts, "kept", [image], max_tokens=3))
+        assert len(answer.token_ids) == 3
+    await until(lambda: holds_nothing(engine))
+
+
+async def test_urgent_request_passes_those_that_wait(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    order: list[str] = []
+
+    async def ask(name: str, priority: int, max_tokens: int) -> None:
+        await collect(engine, make_request(prompts, name, priority=priority, max_tokens=max_tokens))
+        order.append(name)
+
+    running = [asyncio.create_task(ask("running", 0, 60 + 40 * i)) for i in range(MAX_NUM_SEQS)]
+    await until(lambda: engine.stats().running == MAX_NUM_SEQS)
+    waiting = [asyncio.create_task(ask(f"batch {i}", 5, 3)) for i in range(2)]
+    await until(lambda: engine.stats().waiting >= 2)
+    urgent = asyncio.create_task(ask("urgent", 0, 3))
+    await asyncio.gather(*running, *waiting, urgent)
+    assert order.index("urgent") < order.index("batch 0")
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_fit_is_refused(engine: ChatEngine, prompts: PromptBuilder) -> None:
+    for text, max_tokens in (("word " * 200, 5), ("short", MAX_MODEL_LEN)):
+        with pytest.raises(InvalidRequest, match="limit"):
+            await collect(engine, make_request(prompts, text, max_tokens=max_tokens))
+
+
+async def test_bad_requests_are_refused_with_the_reason(real: ChatEngine, prompts: PromptBuilder) -> None:
+    image = make_image(1)
+    with pytest.raises(TooManyImages, match="limit is 3"):
+        await collect(real, make_request(prompts, "x", [image] * 4))
+    with pytest.raises(InvalidRequest, match="one place per image"):
+        await collect(real, make_request(prompts, "x", [image])._replace(images=()))
+    with pytest.raises(InvalidRequest, match="logit_bias"):
+        await collect(real, make_request(prompts, "x", logit_bias={10**6: 1.0}))
+    with pytest.raises(InvalidRequest, match="top_logprobs"):
+        await collect(real, make_request(prompts, "x", logprobs=1000))
+    for schema in ('{"type": "nonsense"}', "not JSON", '{"x-guidance": {}}', '{"type": "string", "pattern": "("}'):
+        with pytest.raises(InvalidRequest) as caught:
+            await collect(real, make_request(prompts, "x", json_schema=schema))
+        assert caught.value.param == "response_format"
+    assert holds_nothing(real)
+
+
+async def test_costly_schema_is_refused_and_hurts_nobody(real: ChatEngine, prompts: PromptBuilder) -> None:
+    """A regular expression whose automaton has two to the power of forty states."""
+    schema = json.dumps({"type": "string", "pattern": "^(a|b)*a(a|b){40}c(a|b)*b(a|b){400}$", "maxLength": 100_000})
+    bad = asyncio.create_task(collect(real, make_request(prompts, "x", json_schema=schema, max_tokens=8)))
+    good = await collect(real, make_request(prompts, "x", max_tokens=8))
+    assert len(good.token_ids) == 8
+    (outcome,) = await asyncio.gather(bad, return_exceptions=True)
+    assert isinstance(outcome, Answer | InvalidRequest | EngineFailed)
+    await until(lambda: holds_nothing(real))
+
+
+# -- death: the last tests, since vLLM is gone after them --------------------------------------------------------------
+
+
+async def test_death_of_the_fake_is_like_death(prompts: PromptBuilder) -> None:
+    engine = FakeChatEngine(step_s=0.01, answer=lambda request: "word" * 500)
+    tasks = [asyncio.create_task(collect(engine, make_request(prompts, "x", max_tokens=400))) for _ in range(3)]
+    await until(lambda: engine.stats().running == 3)
+    engine.die()
+    assert all(isinstance(r, EngineFailed) for r in await asyncio.gather(*tasks, return_exceptions=True))
+    with pytest.raises(EngineFailed):
+        await engine.check_health()
+    assert holds_nothing(engine)
+
+
+async def test_death_of_the_engine_process_fails_what_it_held_and_is_reported(
+    vllm: ChatEngine, prompts: PromptBuilder
+) -> None:
+    await vllm.check_health()
+    tasks = [asyncio.create_task(collect(vllm, make_request(prompts, "x", max_tokens=400))) for _ in range(3)]
+    await until(lambda: vllm.stats().running == 3)
+    (process,) = engine_processes()
+    process.kill()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, EngineFailed) for result in results)
+    with pytest.raises(EngineFailed):
+        await vllm.check_health()
+    with pytest.raises(EngineFailed):
+        await collect(vllm, make_request(prompts, "x"))

@@ -1,0 +1,132 @@
+"""Chat engines on a small random model, and what tests ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from models.texthawk2.prompt import IMAGE_PART, PromptBuilder
+from serving.chat.domain import FinishReason, TokenLogprob
+from serving.engines.chat.base import ChatEngine, EngineDelta, EngineImage, EngineRequest
+from serving.engines.chat.vllm_options import VllmOptions, engine_environment
+from tests.support.chat_models import MAX_MODEL_LEN
+
+MAX_NUM_SEQS = 4
+WAIT_S = 30.0
+"""How long a test waits for what must happen; only a broken program comes near it."""
+_IDS = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole choice."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+def make_request(
+    prompts: PromptBuilder, text: str, images: Sequence[EngineImage] = (), **options: Any
+) -> EngineRequest:
+    """A user's turn: the images, then the text."""
+    ids = prompts.build([("user", [*[IMAGE_PART] * len(images), text])])
+    defaults: dict[str, Any] = {
+        "max_tokens": 24,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": None,
+        "stop": (),
+        "json_schema": None,
+        "logprobs": None,
+        "logit_bias": {},
+        "cache_salt": "5a",
+        "priority": 1,
+    }
+    return EngineRequest(f"test-{next(_IDS)}", tuple(ids), tuple(images), **(defaults | options))
+
+
+async def collect(engine: ChatEngine, request: EngineRequest) -> Answer:
+    """The whole answer; checks what holds for every stream of deltas."""
+    deltas: list[EngineDelta] = []
+    async with aclosing(engine.generate(request)) as stream:
+        async for delta in stream:
+            assert not deltas or deltas[-1].finish_reason is None, "something follows the end"
+            deltas.append(delta)
+    assert deltas, "an answer has at least its end"
+    assert deltas[-1].finish_reason is not None, "the stream stopped without an end"
+    assert len({delta.num_prompt_tokens for delta in deltas}) == 1
+    return Answer(
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.token_ids),
+        deltas[-1].finish_reason,
+        tuple(entry for delta in deltas for entry in delta.logprobs),
+        deltas[-1].num_prompt_tokens,
+        deltas[-1].num_cached_tokens,
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for ``condition``."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110  (counters have nothing to wait on)
+            await asyncio.sleep(0.01)
+
+
+def holds_nothing(engine: ChatEngine) -> bool:
+    """Whether the engine's own counters say that no request is left."""
+    stats = engine.stats()
+    return (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
+
+
+def vllm_options(folder: Path) -> VllmOptions:
+    """Small, so that a start is short and its bounds are met."""
+    return VllmOptions(
+        model_dir=folder,
+        model_id="texthawk2-test",
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_num_batched_tokens=128,
+        kv_cache_bytes=16 << 20,
+        encoder_cache_tokens=1024,
+        max_images=3,
+    )
+
+
+@contextmanager
+def vllm_environment(run_dir: Path) -> Iterator[None]:
+    """The variables that a deployment gets, for as long as an engine lives in this process."""
+    added = engine_environment(run_dir)
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vLLM's own
+            yield
+            gc.collect()  # what vLLM leaves open is reported when it is collected
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def engine_processes(pid: int | None = None) -> list[psutil.Process]:
+    """vLLM's engine processes below ``pid``, this one by default."""
+    return [
+        child for child in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(child.cmdline())
+    ]
