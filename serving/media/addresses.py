@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """(host, port) to the addresses of the host, as text. Raises OSError if there are none."""
+LookUp: TypeAlias = Callable[[str, int], list[str]]
 AddressPolicy: TypeAlias = Callable[[Address], bool]
 
 _MAX_LOOKUPS = 4
@@ -75,23 +76,25 @@ def parse_address(text: str) -> Address | None:
         return None
 
 
+def look_up(host: str, port: int) -> list[str]:
+    """Ask the system; blocks. Raises OSError if the name has no address."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [str(answer[4][0]) for answer in answers]
+
+
 class SystemResolver:
     """The system's resolver in threads of its own: a slow name server must not take those of everybody else."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_up: LookUp = look_up) -> None:
+        self._look_up = look_up
         self._threads = ThreadPoolExecutor(_MAX_LOOKUPS, "media-dns")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """Look a name up, as it is: the dot at its end keeps the search list of resolv.conf out of it."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _look_up, host + ".", port)
+        found = await loop.run_in_executor(self._threads, self._look_up, host + ".", port)
         return list(dict.fromkeys(found))
 
     def close(self) -> None:
         """Take no more lookups; those that run end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _look_up(host: str, port: int) -> list[str]:
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return [str(answer[4][0]) for answer in answers]

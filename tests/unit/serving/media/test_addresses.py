@@ -69,10 +69,21 @@ def test_what_is_no_address_is_none(text: str) -> None:
     assert parse_address(text) is None
 
 
-async def test_system_resolver_asks_for_the_whole_name_and_says_that_it_is_not_there() -> None:
+async def test_name_is_looked_up_whole_so_that_no_search_list_is_tried() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def look_up(host: str, port: int) -> list[str]:
+        asked.append((host, port))
+        return ["1.1.1.1", "2606:4700::1111", "1.1.1.1"]
+
+    resolve = SystemResolver(look_up)
+    assert await resolve("example.org", 443) == ["1.1.1.1", "2606:4700::1111"]
+    assert asked == [("example.org.", 443)]
+    resolve.close()
+
+
+async def test_system_says_that_a_name_is_not_there() -> None:
     resolve = SystemResolver()
-    try:
-        with pytest.raises(OSError, match=r"."):
-            await resolve("no-such-host.invalid", 443)
-    finally:
-        resolve.close()
+    with pytest.raises(OSError, match=r"."):
+        await resolve("no-such-host.invalid", 443)
+    resolve.close()
