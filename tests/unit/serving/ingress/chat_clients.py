@@ -240,7 +240,7 @@ def _tokens(choice: Any) -> list[str]:
 def _flat(usage: Any) -> dict[str, int]:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     flat = {name: value for name, value in usage.items() if name.endswith("_tokens") and name != "total_tokens"}
-    return flat | usage["prompt_tokens_details"]
+    return {**flat, **usage["prompt_tokens_details"]}
 
 
 def _failed(reply: HttpReply) -> ChatOutcome:

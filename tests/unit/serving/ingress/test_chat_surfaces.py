@@ -130,7 +130,7 @@ SMALL = IngressLimits(
     max_schema_properties=5,
     max_logit_bias=3,
 )
-PROPERTIES = {f"p{index}": {} for index in range(5)}
+PROPERTIES: dict[str, Any] = {f"p{index}": {} for index in range(5)}
 
 WITHIN: dict[str, Chat] = {
     "messages": Chat([Turn("user", ["x"])] * 4),
