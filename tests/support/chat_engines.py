@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -116,7 +115,6 @@ def vllm_environment(run_dir: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # vLLM's own
             yield
-            gc.collect()  # what vLLM leaves open is reported when it is collected
     finally:
         for name, value in before.items():
             if value is None:

@@ -53,7 +53,7 @@ class VllmEngine:
         self._encoder_seconds = 0.0
         self._image_tokens = 0
         self._aborts = 0
-        self._in_flight = 0
+        self._running: set[str] = set()
         self._last_idle_s = 0.0
 
     @property
@@ -88,14 +88,23 @@ class VllmEngine:
                 await self._encoder_poll
             self._encoder_poll = None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
+            await self._end(llm)
+
+    async def _end(self, llm: AsyncLLM) -> None:
+        """Requests in flight first, then the task that waits for steps, so that neither takes this for a crash."""
+        if not llm.errored:
+            await llm.abort(list(self._running))
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()
+            await asyncio.wait([llm.output_handler])
+        await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
 
     async def check_health(self) -> None:
         """Raises: EngineFailed: the engine process has ended, was not started, or has not moved for too long."""
         if self._llm is None or self._llm.errored:
             raise _dead()
         waited_s = time.monotonic() - max(self._counters.last_step_s, self._last_idle_s)
-        if self._in_flight and waited_s > self._options.stuck_after_s:
+        if self._running and waited_s > self._options.stuck_after_s:
             raise EngineFailed(f"the model's process has not moved for {waited_s:.0f} seconds; retry")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
@@ -112,10 +121,10 @@ class VllmEngine:
                 async for delta in deltas:
                     finished = delta.finish_reason is not None
                     yield delta
-        except VLLMError as error:
+        except (VLLMError, ValueError) as error:
             raise _translated(error) from error
         finally:
-            self._in_flight -= 1
+            self._running.discard(request.request_id)
             if not finished:
                 self._aborts += 1
                 await self._abort(request)
@@ -138,7 +147,7 @@ class VllmEngine:
             preemptions=count.preemptions,
             aborts=self._aborts,
             extra={
-                "in_flight": self._in_flight,
+                "in_flight": len(self._running),
                 "steps": count.steps,
                 "prefix_query_tokens": count.prefix_queries,
                 "prefix_hit_tokens": count.prefix_hits,
@@ -147,15 +156,16 @@ class VllmEngine:
         )
 
     def _enter(self, request: EngineRequest) -> None:
-        if not self._in_flight:
+        if not self._running:
             self._last_idle_s = time.monotonic()
-        self._in_flight += 1
+        self._running.add(request.request_id)
         assert self._checks is not None, "set by start"
         self._image_tokens += self._checks.image_tokens(request)
 
     async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
-        prompt, params = _prompt(request), _sampling_params(request)
+        params = _sampling_params(request)
         for _ in range(_ATTEMPTS):
+            (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
             outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
             async with aclosing(outputs):
                 async for output in outputs:
@@ -270,10 +280,10 @@ def _dead() -> EngineFailed:
     return EngineFailed("the model's process ended; retry")
 
 
-def _translated(error: VLLMError) -> InvalidRequest | EngineFailed:
+def _translated(error: VLLMError | ValueError) -> InvalidRequest | EngineFailed:
     if isinstance(error, EngineDeadError):
         return _dead()
     _LOG.warning("vLLM refused a request: %s", error)
-    if isinstance(error, VLLMClientError):
+    if isinstance(error, VLLMClientError | ValueError):
         return InvalidRequest("the model cannot run this request; simplify response_format or shorten the prompt")
     return EngineFailed("the model failed on this request; retry, or send another one")
