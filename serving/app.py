@@ -6,16 +6,18 @@ HAProxy -> Gateway (ingress, HTTP and gRPC) -> one inner deployment per served m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serving.config import ModelSettings, ResolvedConfig, load, resolve, threads_for
+from serving.config import ModelSettings, ResolvedConfig, VlmSettings, load, resolve, threads_for
 from serving.deployments.classifier import Classifier
+from serving.deployments.vlm import Vlm
+from serving.engines.chat.vllm_options import engine_environment
 from serving.gateway import Gateway
-from serving.router import STATS_PERIOD_S, LeastWorkRouter
+from serving.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter
 
 GATEWAY = "Gateway"
 GRPC_SERVICERS = (
@@ -24,6 +26,9 @@ GRPC_SERVICERS = (
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 )
 """What `serve` needs to know to open the gRPC port; deploy/serve-config.yaml repeats them."""
+
+_GATEWAY_STREAMS = 64
+"""Gateways that may have a stream to one chat replica open."""
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
@@ -38,6 +43,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
 def build_graph(config: ResolvedConfig) -> Application:
     """The graph of a resolved configuration."""
     handles = {model.id: _inner(model, config) for model in config.settings.models}
+    chat_handles = {model.id: _chat(model, config) for model in config.settings.chat_models}
     gateway = config.settings.gateway
     deployment = serve.deployment(
         name=GATEWAY,
@@ -49,7 +55,7 @@ def build_graph(config: ResolvedConfig) -> Application:
         health_check_timeout_s=10.0,
         ray_actor_options={"num_cpus": gateway.cpus, "runtime_env": {"env_vars": _environment(config, 1)}},
     )(Gateway)
-    return deployment.bind(config, handles)
+    return deployment.bind(config, handles, chat_handles)
 
 
 def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
@@ -78,6 +84,34 @@ def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
         # A call carries samples of several requests; the requests themselves are in the gateway's access log.
         logging_config={"enable_access_log": False},
     )(Classifier)
+    return deployment.bind(model, config.settings.log_level, config.metrics_dir)
+
+
+def _chat(model: VlmSettings, config: ResolvedConfig) -> Application:
+    env = _environment(config, threads_for(model))
+    if model.engine == "vllm":
+        env |= engine_environment(config.run_dir, cast(Any, model.device))
+    options: dict[str, Any] = {"num_cpus": model.cpus, "runtime_env": {"env_vars": env}}
+    if model.gpus:
+        options["num_gpus"] = model.gpus
+    routing: dict[str, Any] = {
+        "request_router_class": AffinityRouter,
+        "request_routing_stats_period_s": STATS_PERIOD_S,
+        "request_routing_stats_timeout_s": 5.0,
+    }
+    deployment = serve.deployment(
+        name=model.id,
+        num_replicas=model.replicas,
+        # The replica bounds itself and answers with a typed error; every gateway has a stream here besides.
+        max_ongoing_requests=2 * (model.max_num_seqs + model.max_queue) + _GATEWAY_STREAMS,
+        graceful_shutdown_timeout_s=config.settings.drain_s + config.settings.gateway.default_deadline_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=1.0,
+        health_check_timeout_s=10.0,
+        ray_actor_options=options,
+        request_router_config=RequestRouterConfig(**routing),
+        logging_config={"enable_access_log": False},
+    )(Vlm)
     return deployment.bind(model, config.settings.log_level, config.metrics_dir)
 
 

@@ -8,6 +8,7 @@ Environment variables are read in this file only. ``auto`` never survives ``reso
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import tempfile
@@ -29,6 +30,8 @@ _SHA256_HEX = r"^[0-9a-f]{64}$"
 _Count = Annotated[int, Field(ge=1, le=64)]
 _MAX_SOCKET_PATH_BYTES = 107
 """What Linux allows for the address of a unix socket."""
+DEFAULT_CHAT_MODELS: tuple[str, ...] = ()
+"""Chat models that every profile serves unless told otherwise: those whose weights are in the repository."""
 
 
 class _Section(BaseModel):
@@ -117,6 +120,45 @@ class ModelSettings(_Section):
     max_ongoing_calls: int = Field(256, ge=1, description="Handle calls that Ray lets into one replica.")
 
 
+class VlmSettings(_Section):
+    """One served chat model: an inner deployment, one engine per replica."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Model id, see `vireo models list`.")
+    checkpoint_dir: Path | None = Field(
+        None, strict=False, description="Folder with the weights; the packaged ones when absent."
+    )
+    engine: Literal["auto", "vllm", "torch", "fake"] = Field(
+        "auto", description="auto: vllm where it is installed, else torch. fake has no model; for tests of plumbing."
+    )
+    replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
+    cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$", description="Torch device.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Numbers of weights and KV cache.")
+    threads: _Count | Auto = Field("auto", description="Torch threads per replica, 1 to 64.")
+    max_model_len: int | None = Field(
+        None, ge=64, le=1 << 20, description="Most tokens of prompt and answer; the model's own limit when absent."
+    )
+    max_output_tokens: int = Field(512, ge=1, le=1 << 20, description="Most tokens of one answer.")
+    max_num_seqs: int = Field(16, ge=1, le=1024, description="Answers generated at a time by one replica.")
+    max_queue: int = Field(256, ge=0, le=100_000, description="Answers waiting per replica; more are refused.")
+    max_images: int = Field(16, ge=1, le=1024, description="Images of one chat.")
+    max_batched_tokens: int = Field(2048, ge=64, le=1 << 20, description="Most tokens of one engine step.")
+    kv_cache_mb: int = Field(256, ge=1, description="MiB of KV cache per replica, taken at the start.")
+    image_cache_mb: int = Field(256, ge=0, description="MiB of tiles that one replica keeps for repeated images.")
+    encoder_cache_tokens: int = Field(16_384, ge=0, description="Image tokens whose embeddings one replica keeps.")
+    enforce_eager: bool = Field(True, description="Whether vLLM runs without compiling; compiling starts slowly.")
+    stuck_after_s: float = Field(
+        120.0,
+        gt=0,
+        le=3600,
+        description="Seconds without a step, with requests there, after which a replica is replaced.",
+    )
+    watts: float = Field(
+        6.0, gt=0, description="Power of a busy replica, an assumption: joules are busy seconds times this."
+    )
+
+
 class MediaSettings(_Section):
     """Bounds on untrusted images (serving/media/limits.py)."""
 
@@ -173,11 +215,21 @@ class Settings(_Section):
     models: tuple[ModelSettings, ...] = Field(
         (ModelSettings(id="dyn-perceiver-nano"),), strict=False, min_length=1, description="What is served."
     )
+    chat_models: tuple[VlmSettings, ...] = Field(
+        tuple(VlmSettings(id=name) for name in DEFAULT_CHAT_MODELS),
+        strict=False,
+        description="Chat models served; [] switches chat off.",
+    )
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
     run_dir: str = Field("auto", description="Folder for sockets, logs and state of this start; keep its path short.")
     drain_s: float = Field(2.0, ge=0, le=600, description="Seconds that a stopping gateway still takes requests.")
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """Everything that is served."""
+        return (*(model.id for model in self.models), *(model.id for model in self.chat_models))
 
     @field_validator("tenants")
     @classmethod
@@ -194,6 +246,12 @@ class Settings(_Section):
         _check_unique("model ids", [model.id for model in models])
         return models
 
+    @field_validator("chat_models")
+    @classmethod
+    def _chat_models_differ(cls, models: tuple[VlmSettings, ...]) -> tuple[VlmSettings, ...]:
+        _check_unique("chat model ids", [model.id for model in models])
+        return models
+
 
 def _check_unique(what: str, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -205,6 +263,10 @@ PROFILES: Mapping[Profile, Mapping[str, Any]] = {
     "local": {},
     "gpu": {
         "models": [{"id": "dyn-perceiver-nano", "gpus": 0.2, "device": "cuda", "max_batch": 64}],
+        "chat_models": [
+            {"id": name, "gpus": 0.5, "device": "cuda", "kv_cache_mb": 4096, "max_num_seqs": 64, "enforce_eager": False}
+            for name in DEFAULT_CHAT_MODELS
+        ],
         "gateway": {"replicas": 2, "media_workers": 4},
         "drain_s": 10.0,
     },
@@ -213,6 +275,7 @@ PROFILES: Mapping[Profile, Mapping[str, Any]] = {
         "redis": {"url": "redis://vireo-redis:6379/0"},
         "gateway": {"replicas": 2, "media_workers": 2},
         "models": [{"id": "dyn-perceiver-nano", "replicas": 2}],
+        "chat_models": [{"id": name, "replicas": 2} for name in DEFAULT_CHAT_MODELS],
         "drain_s": 30.0,
     },
 }
@@ -356,6 +419,7 @@ def _decide(settings: Settings) -> Settings:
             "redis": settings.redis.model_copy(update={"secret": secret}),
             "gateway": settings.gateway.model_copy(update={"media_workers": _media_workers(settings)}),
             "models": tuple(_decide_model(model) for model in settings.models),
+            "chat_models": tuple(_decide_vlm(model) for model in settings.chat_models),
             "run_dir": str(_run_dir(settings)),
         }
     )
@@ -367,12 +431,20 @@ def _decide_model(model: ModelSettings) -> ModelSettings:
     return model.model_copy(update={"device": device, "threads": threads_for(model)})
 
 
+def _decide_vlm(model: VlmSettings) -> VlmSettings:
+    device = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
+    engine = model.engine
+    if engine == "auto":
+        engine = "vllm" if importlib.util.find_spec("vllm") is not None else "torch"
+    return model.model_copy(update={"device": device, "engine": engine, "threads": threads_for(model)})
+
+
 def _media_workers(settings: Settings) -> int:
     workers = settings.gateway.media_workers
     return max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers
 
 
-def threads_for(model: ModelSettings) -> int:
+def threads_for(model: ModelSettings | VlmSettings) -> int:
     """Torch threads of a replica: its share of the machine, one at the least."""
     return max(1, round(model.cpus)) if model.threads == "auto" else model.threads
 

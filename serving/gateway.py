@@ -30,14 +30,19 @@ _log = structlog.get_logger(__name__)
 
 @serve.ingress()
 class Gateway(GrpcMethods):
-    """Ray Serve deployment class. ``handles`` leads to the inner deployment of each model id."""
+    """Ray Serve deployment class. The handles lead to the inner deployment of each model id."""
 
-    def __init__(self, config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        handles: dict[str, DeploymentHandle[Any]],
+        chat_handles: dict[str, DeploymentHandle[Any]],
+    ) -> None:
         setup(config.metrics_dir, config.settings.log_level)
         from serving.gateway_setup import build_parts
         from serving.telemetry.ingress_metrics import IngressMetrics
 
-        self._parts = build_parts(config, handles)
+        self._parts = build_parts(config, handles, chat_handles)
         self._need_key_for_metrics = config.settings.http.metrics_need_key
         self._front: dict[str, Any] = {
             "service": JoinedService(self._parts.service, NoChat()),
@@ -65,7 +70,7 @@ class Gateway(GrpcMethods):
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         await self._parts.start()
         freeze_start_up()
-        _log.info("gateway ready", models=[card.id for card in self._parts.service.models()])
+        _log.info("gateway ready", models=self._parts.model_ids)
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,31 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from models.registry import ModelSpec, get_spec
+from schedulers.token_cost import TokenCost, TokenPrices
+from serving.chat.handle_calls import HandleCalls
+from serving.chat.links import ChatLinks
+from serving.chat.models import read_card, read_prompts
+from serving.chat.service import ChatLimits, ChatService, ServedChat
+from serving.chat.tenant_keys import TenantKeys
 from serving.classify import ClassifyService, ServedModel, ServiceLimits
-from serving.config import ModelSettings, ResolvedConfig
+from serving.config import ModelSettings, ResolvedConfig, VlmSettings
 from serving.dispatch import Dispatcher, PendingCall
+from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
 from serving.replica_protocol import SampleCall
-from serving.service import ModelCard
+from serving.service import JoinedService, ModelCard, Service
+from serving.stores.chat_results import ChatResults
 from serving.stores.results import ResultStore
+from serving.telemetry.chat_metrics import ChatMetrics
 from serving.telemetry.dispatch_metrics import DispatchMetrics
+from serving.telemetry.media_metrics import MediaMetrics
 from serving.telemetry.service_metrics import ServiceMetrics
 from serving.telemetry.store_metrics import StoreMetrics
+
+_FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
+"""A guess, for the reservations of the first requests only: nobody is refused for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,14 @@ class GatewayParts:
 
     media: MediaPool
     results: ResultStore
-    service: ClassifyService
+    images: ChatImages
+    chat: ChatService
+    service: Service
+
+    @property
+    def model_ids(self) -> list[str]:
+        """Everything that is served here."""
+        return [card.id for card in self.service.models()] + [card.id for card in self.service.chat_models()]
 
     async def start(self) -> None:
         """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
@@ -40,11 +61,17 @@ class GatewayParts:
 
     async def stop(self) -> None:
         """Take down in reverse order."""
+        await self.chat.stop()
         await self.results.stop()
+        await self.images.stop()
         await self.media.stop()
 
 
-def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> GatewayParts:
+def build_parts(
+    config: ResolvedConfig,
+    handles: dict[str, DeploymentHandle[Any]],
+    chat_handles: dict[str, DeploymentHandle[Any]],
+) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
     media = MediaPool(_media_limits(config), config.media_workers)
@@ -57,8 +84,36 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_in_flight=settings.gateway.max_in_flight,
         default_deadline_s=settings.gateway.default_deadline_s,
     )
-    service = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
-    return GatewayParts(media=media, results=results, service=service)
+    images = build_chat_images(settings.media, media, MediaMetrics())
+    chat = _chat_service(config, images, results, chat_handles)
+    classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
+    return GatewayParts(
+        media=media, results=results, images=images, chat=chat, service=JoinedService(classifiers, chat)
+    )
+
+
+def _chat_service(
+    config: ResolvedConfig, images: ChatImages, results: ResultStore, handles: dict[str, DeploymentHandle[Any]]
+) -> ChatService:
+    gateway = config.settings.gateway
+    return ChatService(
+        {model.id: _served_chat(model, handles[model.id]) for model in config.settings.chat_models},
+        images,
+        ChatResults(results),
+        TenantKeys(config.secret.encode()),
+        ChatLimits(max_in_flight=gateway.max_in_flight, default_deadline_s=gateway.default_deadline_s),
+        observer=ChatMetrics(),
+    )
+
+
+def _served_chat(model: VlmSettings, handle: DeploymentHandle[Any]) -> ServedChat:
+    return ServedChat(
+        card=read_card(model),
+        prompts=read_prompts(model),
+        links=ChatLinks(HandleCalls(handle), f"{model.id}-{uuid.uuid4().hex[:12]}"),
+        cost=TokenCost(_FIRST_PRICES),
+        watts=model.watts,
+    )
 
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:

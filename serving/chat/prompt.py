@@ -60,3 +60,26 @@ class TextHawkPrompts:
 
 def _plain(message: Message) -> PromptMessage:
     return message.role.value, [part.text if isinstance(part, TextPart) else IMAGE_PART for part in message.parts]
+
+
+class BytePrompts:
+    """``Prompts`` of the fake engine: every byte is a token."""
+
+    IMAGE_ID = 256
+
+    def __init__(self, tokens_per_tile: int) -> None:
+        self._tokens_per_tile = tokens_per_tile
+
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """See ``Prompts``."""
+        parts = [part for message in messages for part in message.parts]
+        texts = [list(part.text.encode()) if isinstance(part, TextPart) else [self.IMAGE_ID] for part in parts]
+        return [token for text in texts for token in text]
+
+    def num_expanded(self, token_ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> int:
+        """See ``Prompts``."""
+        return len(token_ids) + sum(self.image_tokens(grid) + 1 for grid in grids)
+
+    def image_tokens(self, grid: tuple[int, int]) -> int:
+        """See ``Prompts``."""
+        return image_tokens(grid, self._tokens_per_tile)

@@ -21,9 +21,7 @@ from serving.chat.prompt import Prompts
 from serving.chat.tenant_keys import TenantKeys
 from serving.domain import Priority, Report
 from serving.engines.chat.base import EngineImage, EngineRequest
-from serving.errors import DeadlineExceeded, InvalidImage, QueueFull, UnknownModel
-from serving.media.limits import MediaBudget
-from serving.media.pool import MediaPool
+from serving.errors import DeadlineExceeded, QueueFull, UnknownModel
 from serving.media.prepare import PreparedImage
 from serving.service import ChatModelCard
 from serving.stores.chat_results import ChatLookup, ChatResults, StoredChat
@@ -54,11 +52,13 @@ class ChatLimits:
     default_deadline_s: float
 
 
-class UrlFetcher(Protocol):
-    """Where images with a URL come from: ``serving.media.fetch.ImageFetcher``."""
+class Images(Protocol):
+    """Where images become tiles: ``serving.media.chat_images.ChatImages``."""
 
-    async def fetch(self, url: str, deadline_s: float = ..., budget: MediaBudget | None = None) -> bytes:
-        """The file. Raises: ServingError: refused, or not to be had."""
+    async def prepare(
+        self, parts: Sequence[ImagePart], model_id: str, tenant: str, deadline_s: float
+    ) -> list[PreparedImage]:
+        """Prepare the images of a request, in their order. Raises: ServingError: of the first that failed."""
         ...
 
 
@@ -100,8 +100,7 @@ class ChatService:
     def __init__(
         self,
         models: Mapping[str, ServedChat],
-        media: MediaPool,
-        fetcher: UrlFetcher,
+        images: Images,
         results: ChatResults,
         keys: TenantKeys,
         limits: ChatLimits,
@@ -109,8 +108,7 @@ class ChatService:
         observer: ChatObserver | None = None,
     ) -> None:
         self._models = models
-        self._media = media
-        self._fetcher = fetcher
+        self._images = images
         self._results = results
         self._keys = keys
         self._limits = limits
@@ -156,7 +154,10 @@ class ChatService:
 
     async def _make_ready(self, model: ServedChat, request: ChatRequest, deadline_s: float) -> _Ready:
         """Everything before the engine: images, token ids, plan, look-up and reservation."""
-        images = await self._prepare(model, request, deadline_s)
+        parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+        images: list[PreparedImage] = []
+        if parts:
+            images = await self._images.prepare(parts, model.card.id, request.tenant, deadline_s)
         grids = [image.grid or (1, 1) for image in images]
         token_ids = await model.prompts.token_ids(request.messages)
         plan = self._plan(model, request, model.prompts.num_expanded(token_ids, grids), deadline_s)
@@ -248,38 +249,7 @@ class ChatService:
             self._observer.answered(request.model, request.tenant, event.report, event.usage)
         return event
 
-    # -- images ------------------------------------------------------------------------------------------------------
-
-    async def _prepare(self, model: ServedChat, request: ChatRequest, deadline_s: float) -> Sequence[PreparedImage]:
-        """In order; the first that fails ends the others."""
-        parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
-        budget = MediaBudget(self._media.limits)
-        if len(parts) < 2:
-            return [await self._prepare_one(model, part, budget, deadline_s) for part in parts]
-        try:
-            async with asyncio.TaskGroup() as group:
-                work = (self._prepare_one(model, part, budget, deadline_s) for part in parts)
-                tasks = [group.create_task(one) for one in work]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _prepare_one(
-        self, model: ServedChat, part: ImagePart, budget: MediaBudget, deadline_s: float
-    ) -> PreparedImage:
-        budget.add_image()
-        try:
-            encoded = part.encoded
-            if encoded is None:
-                if part.url is None:
-                    raise InvalidImage("the image has neither data nor a URL; send one")
-                encoded = await self._fetcher.fetch(part.url, deadline_s, budget)
-            else:
-                budget.add_bytes(len(encoded))
-            return await self._media.prepare(encoded, model.card.id, budget)
-        except InvalidImage as error:
-            error.param = error.param or part.param
-            raise
+    # -- the engine's request ------------------------------------------------------------------------------------------
 
     def _engine_request(self, model: ServedChat, request: ChatRequest, ready: _Ready, choice: int) -> EngineRequest:
         """``ChatLinks`` gives it its id."""

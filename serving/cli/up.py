@@ -19,6 +19,7 @@ from rich.console import Console
 
 from models.registry import get_spec
 from serving import ray_env
+from serving.chat.models import read_card, read_prompts
 from serving.cli import drain
 from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
@@ -88,6 +89,9 @@ def _refuse_unservable_models(config: ResolvedConfig) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         load_table(spec.id, model.checkpoint_dir or spec.checkpoint_dir)
+    for chat_model in config.settings.chat_models:
+        read_card(chat_model)
+        read_prompts(chat_model)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -105,7 +109,7 @@ def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
         http_url=f"http://{host}:{http.port}",
         grpc_address=f"{host}:{http.grpc_port}",
         profile=config.settings.profile,
-        models=tuple(model.id for model in config.settings.models),
+        models=config.settings.model_ids,
         ready=ready,
     )
 
@@ -179,7 +183,9 @@ def _deploy(config: ResolvedConfig) -> None:
 def _cpus(config: ResolvedConfig) -> int:
     """Logical CPUs that Ray may hand out: replicas must be placed even on a machine with fewer cores."""
     settings = config.settings
-    wanted = settings.gateway.replicas * settings.gateway.cpus + sum(m.replicas * m.cpus for m in settings.models)
+    wanted = settings.gateway.replicas * settings.gateway.cpus
+    wanted += sum(model.replicas * model.cpus for model in settings.models)
+    wanted += sum(model.replicas * model.cpus for model in settings.chat_models)
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 

@@ -57,6 +57,48 @@ PROCESSED_IMAGE_BYTES = Gauge(
     "vireo_processed_image_bytes", "Bytes of processed images held by gateways.", multiprocess_mode="livesum"
 )
 
+CHAT_FIRST_TOKEN_SECONDS = Histogram(
+    "vireo_chat_first_token_seconds", "From a choice's arrival at its replica to its first token.", ["model"],
+    buckets=SECONDS,
+)  # fmt: skip
+CHAT_QUEUE_SECONDS = Histogram(
+    "vireo_chat_queue_seconds", "Seconds a choice waited in its replica for the engine.", ["model"], buckets=SECONDS
+)
+CHAT_INTER_TOKEN_SECONDS = Histogram(
+    "vireo_chat_inter_token_seconds", "Mean time between two tokens of an answer, per answer.", ["model"],
+    buckets=SECONDS,
+)  # fmt: skip
+CHAT_ANSWER_TOKENS = Histogram(
+    "vireo_chat_answer_tokens", "Tokens of an answer.", ["model"], buckets=(1, 4, 16, 64, 256, 1024, 4096)
+)
+CHAT_ENDED_EARLY = Counter(
+    "vireo_chat_ended_early_total", "Choices that ended without an answer: cancelled, or an error's code.",
+    ["model", "reason"],
+)  # fmt: skip
+CHAT_TOKENS = Counter(
+    "vireo_chat_tokens_total", "Tokens of the engine: prefill (computed), decode, image.", ["model", "kind"]
+)
+CHAT_ENCODER_SECONDS = Counter("vireo_chat_encoder_seconds_total", "Seconds in the vision tower.", ["model"])
+CHAT_ENCODER_IMAGES = Counter("vireo_chat_encoder_images_total", "Images through the vision tower.", ["model"])
+CHAT_IMAGE_LOOKUPS = Counter(
+    "vireo_chat_image_lookups_total", "Images that a replica held: hit, or not: miss.", ["model", "outcome"]
+)
+CHAT_PREEMPTIONS = Counter("vireo_chat_preemptions_total", "Answers set back for want of KV blocks.", ["model"])
+CHAT_ABORTS = Counter("vireo_chat_aborts_total", "Answers that the engine was told to give up.", ["model"])
+CHAT_KV_BLOCKS = Gauge(
+    "vireo_chat_kv_blocks", "Blocks of the KV cache: used, total.", ["model", "kind"], multiprocess_mode="livesum"
+)
+CHAT_REQUESTS = Gauge(
+    "vireo_chat_engine_requests", "Choices in the engine: running, waiting.", ["model", "state"],
+    multiprocess_mode="livesum",
+)  # fmt: skip
+CHAT_ANSWERS = Counter("vireo_chat_answers_total", "Whole answers, by exact-result cache.", ["model", "cache"])
+CHAT_USAGE = Counter(
+    "vireo_chat_usage_tokens_total", "Tokens told to clients: prompt, image, cached, completion.",
+    ["model", "tenant", "kind"],
+)  # fmt: skip
+CHAT_RETRIES = Counter("vireo_chat_retries_total", "Requests sent again because a replica was lost.", ["model"])
+
 
 def exposition() -> bytes:
     """The metrics of every live process of this node, in Prometheus' text format."""

@@ -181,7 +181,7 @@ def test_profile_fills_what_the_user_did_not_write(profile: Any) -> None:
     assert settings.profile == profile
     assert settings.http.port == 8123
     for section, values in PROFILES[profile].items():
-        if section in ("models", "drain_s"):
+        if section in ("models", "chat_models", "drain_s"):
             continue
         for key, value in values.items():
             assert getattr(getattr(settings, section), key) == value
@@ -417,3 +417,19 @@ def test_every_field_says_what_it_is(section: type[Any]) -> None:
     for name, field in getattr(section, "model_fields", {}).items():
         is_section = isinstance(field.default, BaseModel)
         assert is_section or field.description, f"{section.__name__}.{name} has no description"
+
+
+# -- chat ------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_engine_and_device_are_decided() -> None:
+    settings = from_mapping({"chat_models": [{"id": "c"}, {"id": "d", "engine": "fake", "gpus": 1.0}]})
+    first, second = resolve(settings).settings.chat_models
+    assert (first.engine in ("vllm", "torch"), first.device, first.threads) == (True, "cpu", 1)
+    assert (second.engine, second.device) == ("fake", "cuda")
+
+
+def test_chat_can_be_switched_off_and_its_names_differ() -> None:
+    assert load(overrides=["chat_models=[]"]).chat_models == ()
+    with pytest.raises(ConfigError, match="chat model ids repeat: c"):
+        from_mapping({"chat_models": [{"id": "c"}, {"id": "c"}]})
