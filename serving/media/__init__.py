@@ -1,4 +1,5 @@
-"""Images in, canonical pixels out: probe, decode, hash, prepare. numpy and Pillow only, because it runs in workers.
+"""Images in, canonical pixels or tiles out: fetch, probe, decode, hash, prepare, remember. The page: docs/media.md.
 
-Nothing below this package may import torch: a decode worker starts in a fraction of a second and is killed freely.
+What decode workers load (``worker`` and what it imports) is numpy and Pillow only: a worker starts in a fraction of a
+second and is killed freely. Nothing in this package may import torch.
 """
