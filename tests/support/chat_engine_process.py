@@ -1,0 +1,43 @@
+"""Runs a vLLM engine like a replica does, says what a test wants to know, and waits to be killed.
+
+``python -m tests.support.chat_engine_process MODEL_FOLDER RUN_FOLDER``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+from models.texthawk2.prompt import PromptBuilder
+from serving.telemetry import metrics
+from tests.support.chat_engines import collect, engine_processes, make_request, vllm_environment, vllm_options
+from tests.support.chat_models import make_image
+
+
+async def _main(model: Path, run_dir: Path) -> None:
+    metrics.RETRIES.labels("before").inc()
+    with vllm_environment(run_dir):
+        from serving.engines.chat.vllm_engine import VllmEngine
+
+        engine = VllmEngine(vllm_options(model))
+        started = time.monotonic()
+        await engine.start()
+        start_s = time.monotonic() - started
+        prompts = PromptBuilder.from_dir(model)
+        answer = await collect(engine, make_request(prompts, "hello", [make_image(1)], max_tokens=5))
+        metrics.RETRIES.labels("after").inc()
+        report = {
+            "start_s": round(start_s, 1),
+            "num_tokens": len(answer.token_ids),
+            "engine_pids": [process.pid for process in engine_processes()],
+            "exposition": metrics.exposition().decode(),
+        }
+        print(json.dumps(report), flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1]), Path(sys.argv[2])))
