@@ -19,7 +19,6 @@ from serving.ingress.auth import Authenticator
 from serving.ingress.grpc_methods import GrpcMethods
 from serving.limits import IngressLimits
 from serving.pauses import freeze_start_up
-from serving.service import JoinedService, NoChat
 from serving.telemetry import setup
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Gateway(GrpcMethods):
         self._parts = build_parts(config, handles, chat_handles)
         self._need_key_for_metrics = config.settings.http.metrics_need_key
         self._front: dict[str, Any] = {
-            "service": JoinedService(self._parts.service, NoChat()),
+            "service": self._parts.service,
             "authenticator": build_authenticator(config),
             "limits": build_limits(config),
             "observer": IngressMetrics(),
