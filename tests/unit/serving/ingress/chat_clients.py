@@ -111,7 +111,7 @@ def document_of(chat: Chat) -> dict[str, Any]:
 class Line:
     """One HTTP connection to an ASGI application: a request, what was sent back, and a client that can leave.
 
-    ``can_send``: cleared, it stands for a socket that is full.
+    ``can_send``: cleared, it stands for a socket that is full; ``stuck`` is set once something waits for it.
     """
 
     def __init__(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -121,6 +121,7 @@ class Line:
         self.left = asyncio.Event()
         self.can_send = asyncio.Event()
         self.can_send.set()
+        self.stuck = asyncio.Event()
         self._news = asyncio.Condition()
 
     async def run(self, app: Callable[..., Awaitable[None]]) -> HttpReply:
@@ -163,7 +164,9 @@ class Line:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
-        await self.can_send.wait()
+        if not self.can_send.is_set():
+            self.stuck.set()
+            await self.can_send.wait()
         self.sent.append(message)
         async with self._news:
             self._news.notify_all()

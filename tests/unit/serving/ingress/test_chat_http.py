@@ -458,6 +458,7 @@ async def test_client_that_leaves_while_its_socket_is_full_ends_the_work_at_once
     await line.until(b'"Two "')
     line.can_send.clear()
     door.service.chat_gates[1].set()
+    await asyncio.wait_for(line.stuck.wait(), 10)
     line.left.set()
     await settled(door)
     assert door.service.chats_cut == 1
