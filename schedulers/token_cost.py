@@ -1,8 +1,9 @@
 """What a token costs on a replica, learnt from the requests that have run.
 
-Two prices, both averaged over recent requests with exponentially falling weight: busy seconds per prompt token that was
-computed, and per generated token. They are shares of busy time (``schedulers.shared_time``), so that they fall when
-requests run together. Beside them the seconds between two tokens of one answer, which is what a deadline meets.
+Two prices, both ratios of sums over recent requests with exponentially falling weight, so that large requests count
+for more than small ones: busy seconds per prompt token that was computed, and per generated token. They are shares of
+busy time (``schedulers.shared_time``), so that they fall when requests run together. Beside them the seconds between
+two tokens of one answer, which is what a deadline meets.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class TokenCost:
     def __init__(self, first: TokenPrices, weight: float = 0.1) -> None:
         if not 0.0 < weight <= 1.0:
             raise ValueError(f"weight is {weight}; it must be over 0 and at most 1")
+        self._prefill = _Ratio(first.prefill_s, 1.0)
+        self._decode = _Ratio(first.decode_s, 1.0)
+        self._interval = _Ratio(first.interval_s, 1.0)
+        self._answers = _Ratio(first.answer_tokens, 1.0)
         self._prices = first
         self._weight = weight
         self._num_observed = 0
@@ -71,12 +76,15 @@ class TokenCost:
         self._num_observed += 1
         self._observed_at_s = now_s
         weight = max(self._weight, 1.0 / self._num_observed)
-        prices = self._prices
+        self._prefill.observe(prefill_s, prefill_tokens, weight)
+        self._decode.observe(decode_s, decode_tokens, weight)
+        self._interval.observe(answer_s, decode_tokens, weight)
+        self._answers.observe(decode_tokens + 1.0, 1, weight)
         self._prices = TokenPrices(
-            prefill_s=_moved(prices.prefill_s, prefill_s, prefill_tokens, weight),
-            decode_s=_moved(prices.decode_s, decode_s, decode_tokens, weight),
-            interval_s=_moved(prices.interval_s, answer_s, decode_tokens, weight),
-            answer_tokens=prices.answer_tokens + weight * (decode_tokens + 1 - prices.answer_tokens),
+            prefill_s=self._prefill.value,
+            decode_s=self._decode.value,
+            interval_s=self._interval.value,
+            answer_tokens=self._answers.value,
         )
 
     def seconds(self, prefill_tokens: int, decode_tokens: int) -> float:
@@ -92,10 +100,21 @@ class TokenCost:
         return math.floor(_bounded((seconds - prefill_tokens * self._prices.prefill_s) / self._prices.interval_s))
 
 
-def _moved(price: float, seconds: float, tokens: int, weight: float) -> float:
-    if tokens <= 0 or not 0.0 < seconds < math.inf:
-        return price
-    return price + weight * (seconds / tokens - price)
+@dataclass(slots=True)
+class _Ratio:
+    """Sums of late, and how one relates to the other."""
+
+    seconds: float
+    tokens: float
+
+    @property
+    def value(self) -> float:
+        return self.seconds / self.tokens
+
+    def observe(self, seconds: float, tokens: int, weight: float) -> None:
+        if tokens > 0 and 0.0 < seconds < math.inf:
+            self.seconds += weight * (seconds - self.seconds)
+            self.tokens += weight * (tokens - self.tokens)
 
 
 def _bounded(value: float) -> float:

@@ -1,0 +1,272 @@
+"""Hub and links together, on virtual time: what is said arrives once, in order; who leaves frees what ran for him."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from serving.chat.domain import FinishReason
+from serving.chat.links import ChatLinks, Mailbox, NewChoice, Route
+from serving.chat.wire import Delta, Failure, Item
+from serving.engines.chat.fake_engine import FakeChatEngine
+from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
+from tests.support.chat_replicas import LocalCalls, Replica, engine_request
+from tests.support.virtual_loop import run_virtual
+
+LONG = "a long answer that takes its time. " * 8
+
+
+def engine(answer: str = LONG, step_s: float = 0.01, **options: Any) -> FakeChatEngine:
+    return FakeChatEngine(answer=lambda request: answer, step_s=step_s, **options)
+
+
+def start(links: ChatLinks, count: int = 1, *, is_streamed: bool = True, remaining_s: float = 60.0) -> Mailbox:
+    choices = [NewChoice(engine_request(max_tokens=500), 1.0, is_streamed) for _ in range(count)]
+    return links.start(choices, remaining_s, Route())
+
+
+async def read(mailbox: Mailbox) -> dict[int, list[Delta]]:
+    """Everything until the last choice is complete."""
+    deltas: dict[int, list[Delta]] = {}
+    while mailbox.open_ids:
+        for item in await mailbox.next():
+            assert isinstance(item, Delta), item
+            deltas.setdefault(mailbox.index(item), []).append(item)
+    mailbox.close()
+    return deltas
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+async def settled(replica: Replica) -> None:
+    """Let everything that was cancelled end; far less than an answer takes."""
+    await asyncio.sleep(0.05)
+    assert replica.hub.num_choices == 0
+    stats = replica.engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
+
+
+def virtual(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        run_virtual(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@virtual
+async def test_an_answer_arrives_whole_in_order_and_with_its_cost() -> None:
+    replica = Replica("r", engine(prefill_s=0.1))
+    mailbox = start(ChatLinks(LocalCalls(replica), "g"))
+    deltas = (await read(mailbox))[0]
+    assert text(deltas) == LONG
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert sum(delta.num_tokens for delta in deltas) == len(LONG) // 4
+    assert deltas[-1].prefill_s == pytest.approx(0.11)
+    assert deltas[-1].decode_s == pytest.approx(0.01 * (len(LONG) // 4 - 1), rel=0.01)
+    assert mailbox.replica_id == "r"
+    await settled(replica)
+
+
+@virtual
+async def test_many_requests_share_one_stream() -> None:
+    replica = Replica("r", engine())
+    calls = LocalCalls(replica)
+    links = ChatLinks(calls, "g")
+    answers = await asyncio.gather(*(read(start(links, 2)) for _ in range(8)))
+    assert [text(deltas) for answer in answers for deltas in answer.values()] == [LONG] * 16
+    assert replica.num_opens == 8
+    assert links.num_open == 0
+    charged_s = sum(deltas[-1].prefill_s + deltas[-1].decode_s for answer in answers for deltas in answer.values())
+    assert charged_s == pytest.approx(replica.hub.busy_s())
+    await settled(replica)
+
+
+@virtual
+async def test_the_stream_ends_by_itself_and_the_next_request_opens_another() -> None:
+    replica = Replica("r", engine("short"))
+    calls = LocalCalls(replica)
+    links = ChatLinks(calls, "g")
+    for _ in range(3):
+        assert text((await read(start(links)))[0]) == "short"
+        await asyncio.sleep(2.5)
+        assert all(call._task.done() for call in calls.open_calls)
+
+
+@virtual
+async def test_a_request_that_arrives_as_the_stream_ends_is_not_lost() -> None:
+    replica = Replica("r", engine("short", step_s=0.0))
+    links = ChatLinks(LocalCalls(replica), "g")
+    await read(start(links))
+    for number in range(40):  # around the moment at which the stream ends
+        await asyncio.sleep(0.99 + number * 0.0005)
+        assert text((await read(start(links)))[0]) == "short"
+
+
+@virtual
+async def test_unary_requests_get_one_delta() -> None:
+    replica = Replica("r", engine())
+    deltas = (await read(start(ChatLinks(LocalCalls(replica), "g"), is_streamed=False)))[0]
+    assert [delta.text for delta in deltas] == [LONG]
+    assert deltas[0].num_tokens == len(LONG) // 4
+    assert deltas[0].answer_s > 0.5
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.0005, 0.0015, 0.0025, 0.05, 0.2])
+def test_closing_frees_the_engine_at_once(wait_s: float) -> None:
+    async def run() -> None:
+        replica = Replica("r", engine(prefill_s=0.1))
+        links = ChatLinks(LocalCalls(replica), "g")
+        other = start(links)
+        mailbox = start(links, 3)
+        await asyncio.sleep(wait_s)
+        mailbox.close()
+        await asyncio.sleep(0.05)
+        assert replica.hub.num_choices == 1
+        assert text((await read(other))[0]) == LONG
+        await settled(replica)
+        assert replica.observer.num_finished == 1
+
+    run_virtual(run())
+
+
+@virtual
+async def test_a_choice_in_the_queue_is_cancelled_like_one_that_runs() -> None:
+    replica = Replica("r", engine(), max_running=1)
+    links = ChatLinks(LocalCalls(replica), "g")
+    first, second, third = start(links), start(links), start(links)
+    await asyncio.sleep(0.05)
+    second.close()
+    assert text((await read(first))[0]) == LONG
+    deltas = (await read(third))[0]
+    assert deltas[-1].queue_s == pytest.approx(0.01 * (len(LONG) // 4), rel=0.1)
+    await settled(replica)
+
+
+@virtual
+async def test_a_gateway_that_dies_takes_its_choices_with_it_and_no_others() -> None:
+    replica = Replica("r", engine())
+    dying, living = LocalCalls(replica), LocalCalls(replica)
+    links = ChatLinks(dying, "dying")
+    for _ in range(4):
+        start(links)
+    other = start(ChatLinks(living, "living"))
+    await asyncio.sleep(0.1)
+    assert replica.hub.num_choices == 5
+    dying.die()
+    await asyncio.sleep(0.01)
+    assert replica.hub.num_choices == 1
+    assert text((await read(other))[0]) == LONG
+    await settled(replica)
+
+
+@virtual
+async def test_a_replica_that_dies_is_told_to_every_listener_once() -> None:
+    replica = Replica("r", engine())
+    links = ChatLinks(LocalCalls(replica), "g")
+    mailboxes = [start(links, 2) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    await replica.kill()
+    for mailbox in mailboxes:
+        assert isinstance(await last(mailbox), ReplicaLost)
+    assert links.num_open == 0
+
+
+@virtual
+async def test_a_dead_engine_is_a_lost_replica_and_takes_no_more() -> None:
+    replica = Replica("r", engine())
+    links = ChatLinks(LocalCalls(replica), "g")
+    running = start(links)
+    await asyncio.sleep(0.1)
+    replica.engine.die()
+    assert isinstance(await last(running), ReplicaLost)
+    assert isinstance(await last(start(links)), Draining)
+
+
+@virtual
+async def test_an_engine_that_fails_on_one_request_harms_no_other() -> None:
+    failing = FakeChatEngine(answer=lambda request: LONG, step_s=0.01, fails=lambda request: request.max_tokens == 7)
+    replica = Replica("r", failing)
+    links = ChatLinks(LocalCalls(replica), "g")
+    good = start(links)
+    bad = links.start([NewChoice(engine_request(max_tokens=7), 1.0, True)], 60.0, Route())
+    assert isinstance(await last(bad), EngineFailed)
+    assert text((await read(good))[0]) == LONG
+    await settled(replica)
+
+
+@virtual
+async def test_bounds_of_the_replica_are_typed_errors() -> None:
+    replica = Replica("r", engine(), max_running=1, max_waiting=1)
+    links = ChatLinks(LocalCalls(replica), "g")
+    mailbox = start(links, 3)
+    assert isinstance(await last(mailbox), QueueFull)
+    late = start(links, remaining_s=0.05)
+    assert isinstance(await last(late), DeadlineExceeded | QueueFull)
+    mailbox.close()
+    await settled(replica)
+
+
+@virtual
+async def test_a_deadline_ends_the_choice_in_the_replica_too() -> None:
+    replica = Replica("r", engine())
+    mailbox = start(ChatLinks(LocalCalls(replica), "g"), remaining_s=0.1)
+    assert isinstance(await last(mailbox), DeadlineExceeded)
+    await settled(replica)
+    assert replica.observer.early == ["deadline_exceeded"]
+
+
+@virtual
+async def test_a_call_that_finds_no_replica_is_given_up_when_nobody_waits() -> None:
+    calls = LocalCalls()
+    links = ChatLinks(calls, "g")
+    mailbox = start(links)
+    await asyncio.sleep(0.5)
+    mailbox.close()
+    await asyncio.sleep(1.5)
+    assert all(call._task.done() for call in calls.open_calls)
+
+
+@virtual
+async def test_stopping_links_breaks_everything_off() -> None:
+    replica = Replica("r", engine())
+    links = ChatLinks(LocalCalls(replica), "g")
+    mailbox = start(links)
+    await asyncio.sleep(0.1)
+    await links.stop()
+    assert isinstance(await last(mailbox), ReplicaLost)
+
+
+@virtual
+async def test_every_choice_that_came_has_ended_in_one_way() -> None:
+    replica = Replica("r", engine(), max_running=4, max_waiting=6)
+    links = ChatLinks(LocalCalls(replica), "g")
+    mailboxes = []
+    for number in range(30):
+        mailboxes.append(start(links, remaining_s=0.3 if number % 5 == 0 else 60.0))
+        await asyncio.sleep(0.02)
+        if number % 3 == 0:
+            mailboxes[number // 2].close()
+    await asyncio.sleep(30.0)
+    ended = replica.observer.num_finished + len(replica.observer.early)
+    assert ended == 30
+    assert replica.observer.num_finished > 3
+    assert set(replica.observer.early) == {"cancelled", "deadline_exceeded", "queue_full"}
+    await settled(replica)
+    assert replica.hub.queued_s() == 0.0
+
+
+async def last(mailbox: Mailbox) -> Exception | Item:
+    """How a mailbox ends: an error item, or what ``next`` raises."""
+    try:
+        while True:
+            for item in await mailbox.next():
+                if isinstance(item, Failure):
+                    return item.error
+    except (ReplicaLost, Draining) as error:
+        return error
