@@ -85,7 +85,7 @@ def lift(body: bytes) -> tuple[bytes, dict[str, memoryview]]:
                 urls[word] = url
                 pieces += (view[done:start], word.encode())
                 done = end
-        at = body.find(_OPENING, start)
+        at = body.find(_OPENING, end) if end >= 0 else -1
     pieces.append(view[done:])
     return (b"".join(pieces) if urls else body), urls
 
