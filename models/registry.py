@@ -170,6 +170,8 @@ _CHAT_SPECS = (
         family="texthawk2",
         variant="nano",
         checkpoint_dir=CHECKPOINTS / "texthawk2-nano",
+        max_tiles=12,
+        max_tiles_side=6,
         max_model_len=2048,
         summary="reads words, finds shapes; trained here on rendered pictures; weights included",
     ),

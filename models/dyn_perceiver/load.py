@@ -49,7 +49,7 @@ def _from_checkpoint(spec: ModelSpec) -> DynPerceiver:
     if spec.checkpoint_dir is None:
         raise ValueError(
             f"{spec.id} ships without weights; convert the official ones with "
-            f"'vireo convert SRC.pth --model {spec.id} --out DIR' and point the configuration at DIR"
+            f"'vireo convert dyn-perceiver SRC.pth --model {spec.id} --out DIR' and point the configuration at DIR"
         )
     model = build_meta(spec)
     load_into(model, read_weights(spec.checkpoint_dir))

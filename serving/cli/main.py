@@ -6,7 +6,14 @@ import sys
 
 import typer
 
-from serving.cli import classify_command, model_commands, system_commands
+from serving.cli import (
+    chat_command,
+    classify_command,
+    convert_commands,
+    model_commands,
+    read_command,
+    system_commands,
+)
 from serving.errors import ConfigError
 
 app = typer.Typer(
@@ -22,7 +29,8 @@ def build() -> typer.Typer:
     """Register every command."""
     from loadtest import cli as loadtest_cli
 
-    for module in (system_commands, classify_command, model_commands, loadtest_cli):
+    commands = (system_commands, classify_command, chat_command, read_command, model_commands, convert_commands)
+    for module in (*commands, loadtest_cli):
         module.register(app)
     return app
 

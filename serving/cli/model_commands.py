@@ -1,36 +1,33 @@
-"""Commands about models: list, show, train, calibrate, convert. Torch is imported only by those that need it."""
+"""Commands about models: list, show, train, calibrate. Torch is imported only by those that need it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from models.registry import MODELS, ModelSpec, get_spec
+from serving.cli.told import console, progress_bar, told_plainly
 
 if TYPE_CHECKING:
     from models.dyn_perceiver.train import Progress as TrainingProgress
 
-console = Console()
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``models list``, ``models show``, ``train``, ``calibrate`` and ``convert`` to the command line."""
+    """Add ``models list``, ``models show``, ``train`` and ``calibrate`` to the command line."""
     models = typer.Typer(no_args_is_help=True, help="What models there are and what each one costs.")
     models.command("list")(list_models)
     models.command("show")(show_model)
     app.add_typer(models, name="models")
     app.command("train")(train)
     app.command("calibrate")(calibrate)
-    app.command("convert")(convert)
 
 
 def list_models() -> None:
@@ -54,7 +51,7 @@ def show_model(
     """Show a model and its operating points: what each one costs and how good it is."""
     from models.operating_points import read_table
 
-    with _told_plainly():
+    with told_plainly():
         spec = _spec(model, checkpoint)
         if as_json:
             typer.echo(json.dumps(read_table(spec), indent=1))
@@ -79,7 +76,7 @@ def train(
     Takes about a quarter of an hour on one core. Interrupt it at will: the same command goes on where it stopped.
     Run 'vireo calibrate' afterwards; the old operating points belong to the old weights.
     """
-    with _told_plainly(), _progress() as progress:
+    with told_plainly(), progress_bar() as progress:
         from models.dyn_perceiver import train as training
         from models.dyn_perceiver.card import write_card
 
@@ -111,7 +108,7 @@ def calibrate(
     An operating point is a set of exit thresholds with its measured cost and its accuracy on pictures that the
     thresholds were not searched on.
     """
-    with _told_plainly(), _progress() as progress:
+    with told_plainly(), progress_bar() as progress:
         from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
         from models.dyn_perceiver.card import write_card
 
@@ -121,29 +118,6 @@ def calibrate(
         if spec.checkpoint_dir is not None and (spec.checkpoint_dir / "training_log.json").is_file():
             write_card(spec)
     _print_points(spec)
-
-
-def convert(
-    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).", metavar="SRC.pth")],
-    model: Annotated[str, typer.Option(help="Model id that it belongs to.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors.")],
-    ema: Annotated[bool, typer.Option(help="Take the averaged weights where the file has both.")] = True,
-) -> None:
-    """Convert a published checkpoint to safetensors.
-
-    The file is read without running code that it may contain, and every name and shape is checked.
-    """
-    with _told_plainly():
-        from models.checkpoint import check_against, load_official, save_weights
-        from models.dyn_perceiver.load import build_meta
-
-        spec = get_spec(model)
-        if not source.is_file():
-            raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
-        state = load_official(source, prefer_ema=ema)
-        check_against(build_meta(spec), state)
-        path = save_weights(state, out, {"model": spec.id, "source": source.name})
-    console.print(f"{len(state)} tensors written to {path}")
 
 
 def _spec(model: str, checkpoint: Path | None) -> ModelSpec:
@@ -185,12 +159,6 @@ def _drop_stale_table(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-
-
 def _show_training(progress: Progress, task: TaskID) -> Callable[[TrainingProgress], None]:
     def show(step: TrainingProgress) -> None:
         progress.update(task, completed=step.step, description=f"training, loss {step.loss:.3f}")
@@ -210,13 +178,3 @@ def _show_phases(progress: Progress) -> Callable[[str, int, int], None]:
         progress.update(tasks[what], completed=done)
 
     return show
-
-
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    """Mistakes of the user end in one line and exit status 2, not in a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error

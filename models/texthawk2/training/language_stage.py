@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
     parser.add_argument("--tiles", type=int, default=40, help="tiles per step")
     parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
+    parser.add_argument("--freeze-tower", action="store_true", help="train connector and language model only")
     parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
@@ -80,7 +82,8 @@ def train(args: argparse.Namespace) -> None:
     pad_id = model.config.text_config.pad_token_id
     batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1))
-    dense = iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
+    dense = None if args.freeze_tower else dense_tiles(args)
+    model.vision_tower.requires_grad_(not args.freeze_tower)
     unseen = Batches(encoder, pad_id, "test", args.tiles, 999, args.tiles_per_image)
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)]
     optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
@@ -90,13 +93,13 @@ def train(args: argparse.Namespace) -> None:
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:
             break
-        recent.append(take_step(model, heads, next(loader), *next(dense)))
+        recent.append(take_step(model, heads, next(loader), next(dense) if dense else None))
         optimizers.step(progress, step)
         if step % 50 == 49:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
             log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
             recent.clear()
-        if step % 250 == 249:
+        if step % 200 == 199:
             log.write(step=step + 1, **exact_matches(model, heads["detection"], held_out))
             save(model, heads, tokenizer, args.out)
     log.write(step=step, **exact_matches(model, heads["detection"], held_out))
@@ -116,14 +119,24 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
     return model, heads
 
 
+def dense_tiles(args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the first stage's tiles and labels, without end."""
+    return iter(DataLoader(DenseTiles("train", args.dense_tiles, args.seed + 1), batch_size=None, num_workers=1))
+
+
 def take_step(
-    model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, batch: Batch, tiles: Tensor, labels: Tensor
+    model: TextHawk2ForConditionalGeneration,
+    heads: nn.ModuleDict,
+    batch: Batch,
+    dense: tuple[Tensor, Tensor] | None,
 ) -> tuple[float, float, float]:
     """Forward and backward. Returns the losses of answers, boxes and characters."""
     loss, box_loss, _ = losses(model, heads["detection"], batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        named = name_patches(model.vision_tower, heads["characters"], tiles)
-    dense_loss = character_loss(named, labels)
+    dense_loss = loss.new_zeros(())
+    if dense is not None:
+        with torch.autocast("cpu", torch.bfloat16):
+            named = name_patches(model.vision_tower, heads["characters"], dense[0])
+        dense_loss = character_loss(named, dense[1])
     total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
     total.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), float(box_loss.detach()), float(dense_loss.detach())

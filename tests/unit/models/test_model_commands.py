@@ -13,14 +13,15 @@ from typer.testing import CliRunner
 from models.dyn_perceiver.load import random_model
 from models.identity import checkpoint_sha256
 from models.registry import MODELS, get_spec
-from serving.cli.model_commands import register
+from serving.cli import convert_commands, model_commands
 
 NANO = get_spec("dyn-perceiver-nano")
 
 
 def run(*arguments: str) -> tuple[int, str]:
     app = typer.Typer()
-    register(app)
+    model_commands.register(app)
+    convert_commands.register(app)
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -68,7 +69,7 @@ def test_published_model_without_weights_says_what_to_do() -> None:
 def test_convert_writes_safetensors_that_fit(tmp_path: Path) -> None:
     source = tmp_path / "published.pth"
     torch.save({"model": random_model(NANO).state_dict(), "epoch": 1}, source)
-    status, output = run("convert", str(source), "--model", NANO.id, "--out", str(tmp_path / "out"))
+    status, output = run("convert", "dyn-perceiver", str(source), "--model", NANO.id, "--out", str(tmp_path / "out"))
     assert status == 0, output
     assert "tensors written" in output
     assert len(checkpoint_sha256(tmp_path / "out")) == 64
@@ -78,12 +79,14 @@ def test_convert_refuses_weights_of_another_model_and_missing_files(tmp_path: Pa
     source = tmp_path / "nano.pth"
     torch.save(random_model(NANO).state_dict(), source)
     status, output = run(
-        "convert", str(source), "--model", "dyn-perceiver-resnet50-x0375", "--out", str(tmp_path / "o")
+        "convert", "dyn-perceiver", str(source), "--model", "dyn-perceiver-resnet50-x0375", "--out", str(tmp_path / "o")
     )
     assert status == 2
     assert "weights do not fit" in output
     assert not (tmp_path / "o").exists()
-    status, output = run("convert", str(tmp_path / "gone.pth"), "--model", NANO.id, "--out", str(tmp_path / "o"))
+    status, output = run(
+        "convert", "dyn-perceiver", str(tmp_path / "gone.pth"), "--model", NANO.id, "--out", str(tmp_path / "o")
+    )
     assert status == 2
     assert "is not a file" in output
 
@@ -97,7 +100,19 @@ def test_train_and_calibrate_into_a_folder(tmp_path: Path) -> None:
     assert not (out / "operating_points.json").exists()
 
 
-@pytest.mark.parametrize("command", ["models", "models list", "models show", "train", "calibrate", "convert"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "models",
+        "models list",
+        "models show",
+        "train",
+        "calibrate",
+        "convert",
+        "convert dyn-perceiver",
+        "convert texthawk2",
+    ],
+)
 def test_every_command_explains_itself(command: str) -> None:
     status, output = run(*command.split(), "--help")
     assert status == 0
