@@ -1,0 +1,588 @@
+"""The chat service on virtual time, around real transport and a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from schedulers.token_cost import TokenCost, TokenPrices
+from serving.chat.domain import (
+    ChatDelta,
+    ChatEnd,
+    ChatEvent,
+    ChatRequest,
+    FinishReason,
+    ImagePart,
+    Message,
+    Part,
+    Role,
+    Sampling,
+    TextPart,
+)
+from serving.chat.links import ChatLinks
+from serving.chat.prompt import BytePrompts
+from serving.chat.service import ChatLimits, ChatService, ServedChat
+from serving.chat.tenant_keys import TenantKeys
+from serving.domain import Budget, Priority, Surface
+from serving.engines.chat.base import EngineRequest
+from serving.engines.chat.fake_engine import FakeChatEngine
+from serving.errors import (
+    BudgetInfeasible,
+    DeadlineExceeded,
+    InvalidImage,
+    PromptTooLong,
+    QueueFull,
+    QuotaExceeded,
+    ReplicaLost,
+    ServingError,
+    UnknownModel,
+)
+from serving.media.prepare import PreparedImage
+from serving.service import ChatModelCard
+from serving.stores.chat_results import ChatResults
+from tests.support.chat_replicas import LocalCalls, Replica
+from tests.support.chat_results import MemoryResultStore
+from tests.support.virtual_loop import run_virtual
+
+MODEL = "fake-chat"
+ANSWER = "the answer of the fake engine, " * 8
+STEPS = len(ANSWER) // 4
+STEP_S = 0.01
+WATTS = 5.0
+
+
+class Images:
+    """Every image is two tiles beside each other; its content is its bytes."""
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+
+    async def prepare(
+        self, parts: Sequence[ImagePart], model_id: str, tenant: str, deadline_s: float
+    ) -> list[PreparedImage]:
+        await asyncio.sleep(self.delay_s)
+        if any(part.encoded == b"broken" for part in parts):
+            raise InvalidImage("broken")
+        tiles = np.zeros((3, 4, 4, 3), np.uint8)
+        hashes = [hashlib.sha256(part.encoded or b"").digest() for part in parts]
+        return [
+            PreparedImage(pixels=tiles, content_sha256=content, original_size=(8, 4), decode_ms=0.0, grid=(1, 2))
+            for content in hashes
+        ]
+
+
+class Recorder:
+    """Implements ``ChatObserver``."""
+
+    def __init__(self) -> None:
+        self.caches: list[str] = []
+        self.num_retries = 0
+
+    def answered(self, model: str, tenant: str, report: Any, usage: Any) -> None:
+        self.caches.append(report.cache)
+
+    def retried(self, model: str) -> None:
+        self.num_retries += 1
+
+
+class World:
+    """One gateway's service, and what is behind it."""
+
+    def __init__(
+        self,
+        num_replicas: int = 1,
+        *,
+        answer: Callable[[EngineRequest], str] = lambda request: ANSWER,
+        burst_s: float = 1e9,
+        images: Images | None = None,
+        max_in_flight: int = 64,
+        default_deadline_s: float = 60.0,
+        prefill_s: float = 0.05,
+    ) -> None:
+        self.seen: list[EngineRequest] = []
+
+        def tell(request: EngineRequest) -> str:
+            self.seen.append(request)
+            return answer(request)
+
+        engines = [FakeChatEngine(answer=tell, step_s=STEP_S, prefill_s=prefill_s) for _ in range(num_replicas)]
+        self.replicas = [Replica(f"r{number}", engine) for number, engine in enumerate(engines)]
+        self.calls = LocalCalls(*self.replicas)
+        self.store = MemoryResultStore(burst_s)
+        self.observer = Recorder()
+        self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
+        self.card = ChatModelCard(
+            id=MODEL, created_s=0, max_model_len=1024, max_output_tokens=256, checkpoint_sha256="c" * 64
+        )
+        served = ServedChat(
+            card=self.card,
+            prompts=BytePrompts(tokens_per_tile=16),
+            links=ChatLinks(self.calls, "g"),
+            cost=self.cost,
+            watts=WATTS,
+        )
+        self.service = ChatService(
+            {MODEL: served},
+            images or Images(),
+            ChatResults(cast(Any, self.store)),
+            TenantKeys(b"secret" * 6),
+            ChatLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s),
+            clock=asyncio.get_running_loop().time,
+            observer=self.observer,
+        )
+
+    async def ask(self, request: ChatRequest) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
+        await self.ask_into(events, request)
+        return events
+
+    async def ask_into(self, events: list[ChatEvent], request: ChatRequest) -> None:
+        async with aclosing(self.service.chat(request)) as stream:
+            async for event in stream:
+                events += [event]
+
+    async def check_nothing_is_left(self) -> None:
+        """Every slot is free, every reservation settled, soon after; far sooner than an answer takes."""
+        await asyncio.sleep(0.05)
+        assert self.service.in_flight == 0
+        assert self.store.open == {}
+        for replica in self.replicas:
+            if not replica.is_dead.is_set():
+                assert replica.hub.num_choices == 0
+                assert replica.engine.stats().kv_blocks_used == 0
+
+
+def request(text: str = "hello", *images: bytes, **fields: Any) -> ChatRequest:
+    sampling = Sampling(**{"temperature": 0.0, **fields.pop("sampling", {})})
+    parts: tuple[Part, ...] = (TextPart(text), *(ImagePart(encoded=image) for image in images))
+    defaults: dict[str, Any] = {"tenant": "acme", "model": MODEL, "surface": Surface.HTTP_CLASSIFY, "request_id": "id"}
+    return ChatRequest(messages=(Message(Role.USER, parts),), sampling=sampling, **{**defaults, **fields})
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        run_virtual(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+def text(events: list[ChatEvent], index: int = 0) -> str:
+    return "".join(event.text for event in events if isinstance(event, ChatDelta) and event.index == index)
+
+
+def end(events: list[ChatEvent]) -> ChatEnd:
+    assert [isinstance(event, ChatEnd) for event in events] == [False] * (len(events) - 1) + [True]
+    last = events[-1]
+    assert isinstance(last, ChatEnd)
+    return last
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_answer_usage_and_report() -> None:
+    world = World()
+    events = await world.ask(request("hello", b"image"))
+    assert text(events) == ANSWER
+    usage, report = end(events).usage, end(events).report
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.image_tokens) == (6 + 49, STEPS, 48)
+    assert report.compute_ms == pytest.approx(50 + STEPS * 10, rel=0.02)
+    assert report.energy_j == pytest.approx(report.compute_ms / 1e3 * WATTS)
+    assert (report.operating_point, report.energy_source, report.cache) == ("full", "estimate", "miss")
+    assert world.store.settled_s == [pytest.approx(report.compute_ms / 1e3)]
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_unary_answers_come_in_one_delta_per_choice() -> None:
+    world = World(answer=lambda request: f"{ANSWER} seed {request.seed}")
+    events = await world.ask(request(is_streamed=False, sampling={"n": 3, "seed": 7, "temperature": 1.0}))
+    assert [event.index for event in events if isinstance(event, ChatDelta)] == [0, 1, 2]
+    assert [text(events, index)[-6:] for index in range(3)] == ["seed 7", "seed 8", "seed 9"]
+    assert end(events).usage.prompt_tokens == 5
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_what_the_engine_gets_names_images_and_tenants_by_keys_of_ours() -> None:
+    world = World()
+    for tenant in ("acme", "acme", "rival"):
+        sampling = {"temperature": 0.5, "stop": ("zz",)}
+        budget = Budget(priority=Priority.HIGH)
+        await world.ask(request("hi", b"image", tenant=tenant, sampling=sampling, budget=budget))
+    first, same, other = world.seen
+    assert first.images[0].key == same.images[0].key != other.images[0].key
+    assert first.cache_salt == same.cache_salt != other.cache_salt
+    assert bytes.fromhex(first.images[0].key)
+    assert (first.priority, first.stop, first.images[0].grid) == (0, ("zz",), (1, 2))
+    assert len({seen.request_id for seen in world.seen}) == 3
+    assert [route.key for route in world.calls.routes] == [seen.images[0].key for seen in world.seen]
+
+
+# -- exact results ---------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_repeated_request_is_answered_from_the_cache_for_nothing() -> None:
+    world = World()
+    first = await world.ask(request("hello", b"image"))
+    again = await world.ask(request("hello", b"image", is_streamed=False))
+    assert text(again) == text(first)
+    assert len(world.seen) == 1
+    assert end(again).report.cache == "hit"
+    assert end(again).report.energy_j == 0.0
+    assert dataclasses.replace(end(again).usage, cached_tokens=0) == end(first).usage
+    assert world.observer.caches == ["miss", "hit"]
+    assert len(world.store.settled_s) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tenant": "rival"},
+        {"sampling": {"max_tokens": 5}},
+        {"sampling": {"stop": ("answer",)}},
+        {"sampling": {"seed": 1}},
+        {"sampling": {"n": 2}},
+        {"sampling": {"top_p": 0.5}},
+        {"sampling": {"json_schema": "{}"}},
+        {"sampling": {"logit_bias": {1: 2.0}}},
+        {"sampling": {"logprobs": 0}},
+        {"sampling": {"temperature": 0.1}},
+        {"images": (b"another",)},
+        {"images": ()},
+        {"images": (b"image", b"image")},
+        {"text": "hellO"},
+    ],
+    ids=str,
+)
+def test_anything_else_is_another_result(other: dict[str, Any]) -> None:
+    async def run() -> None:
+        world = World()
+        await world.ask(request("hello", b"image"))
+        fields = dict(other)
+        events = await world.ask(request(fields.pop("text", "hello"), *fields.pop("images", (b"image",)), **fields))
+        assert end(events).report.cache == "miss"
+
+    run_virtual(run())
+
+
+@virtual
+async def test_answers_that_may_differ_or_broke_off_are_not_kept() -> None:
+    world = World()
+    await world.ask(request(sampling={"temperature": 0.7}))
+    await world.ask(request(sampling={"logprobs": 2}))
+    async with aclosing(world.service.chat(request())) as events:
+        await anext(events)
+    assert world.store.payloads == {}
+    await world.ask(request())
+    assert len(world.store.payloads) == 1
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        (request(model="other"), UnknownModel, "fake-chat"),
+        (request("x" * 1024), PromptTooLong, "1024 tokens"),
+        (request("x" * 900, sampling={"max_tokens": 200}), PromptTooLong, "1100"),
+        (request("hi", b"broken"), InvalidImage, "broken"),
+    ],
+    ids=["model", "prompt", "together", "image"],
+)
+def test_bad_requests_are_refused_before_anything_runs(bad: ChatRequest, error: type[ServingError], words: str) -> None:
+    async def run() -> None:
+        world = World()
+        with pytest.raises(error, match=words):
+            await world.ask(bad)
+        assert world.seen == []
+        assert world.store.num_look_ups == 0
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+@virtual
+async def test_the_cap_of_the_server_is_above_what_is_asked_for() -> None:
+    world = World()
+    await world.ask(request(sampling={"max_tokens": 100_000}))
+    await world.ask(request("x" * 900))
+    assert [seen.max_tokens for seen in world.seen] == [256, 124]
+
+
+@virtual
+async def test_quotas_are_reserved_settled_and_refuse() -> None:
+    world = World(burst_s=0.3)
+    with pytest.raises(QuotaExceeded):
+        await world.ask(request(sampling={"n": 2}))
+    assert world.seen == []
+    await world.ask(request())
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_a_full_gateway_refuses() -> None:
+    world = World(max_in_flight=2)
+    running = [asyncio.create_task(world.ask(request(str(number)))) for number in range(2)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(QueueFull, match="serves 2 chats"):
+        await world.ask(request())
+    await asyncio.gather(*running)
+    await world.ask(request())
+    await world.check_nothing_is_left()
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_budget_caps_the_answer_and_says_so() -> None:
+    world = World()
+    await world.ask(request("learn the prices"))
+    events = await world.ask(request("learn the prices", budget=Budget(energy_j=0.2 * WATTS)))
+    report = end(events).report
+    assert report.degraded == ("max_tokens",)
+    assert report.energy_j == pytest.approx(0.2 * WATTS, rel=0.15)
+    assert end(events).usage.completion_tokens < STEPS
+    events = await world.ask(request("learn the prices", budget=Budget(latency_ms=300)))
+    assert end(events).report.degraded == ("max_tokens",)
+    assert len(world.store.payloads) == 1
+
+
+@virtual
+async def test_a_budget_that_does_not_bite_is_not_told() -> None:
+    world = World()
+    await world.ask(request())
+    events = await world.ask(request("other", budget=Budget(energy_j=1e6, latency_ms=60_000)))
+    assert end(events).report.degraded == ()
+
+
+@pytest.mark.parametrize("budget", [Budget(energy_j=1e-6), Budget(latency_ms=5)], ids=["energy", "latency"])
+def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Budget) -> None:
+    async def run() -> None:
+        world = World()
+        await world.ask(request("hello"))
+        with pytest.raises(BudgetInfeasible, match="predicted to take"):
+            await world.ask(request("hello there", budget=budget))
+        await asyncio.sleep(60.0)  # old prices refuse nobody: otherwise none would ever be learnt again
+        if budget.energy_j is not None:
+            await world.ask(request("hello there", budget=budget))
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["images", "store", "prefill", "decode", "no replica"])
+def test_the_deadline_is_a_typed_error_wherever_it_falls(where: str) -> None:
+    async def run() -> None:
+        world = World(
+            num_replicas=0 if where == "no replica" else 1,
+            images=Images(9.0 if where == "images" else 0.0),
+            prefill_s=9.0 if where == "prefill" else 0.05,
+        )
+        if where == "store":
+            world.store.gate = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        events: list[ChatEvent] = []
+        with pytest.raises(DeadlineExceeded):
+            await world.ask_into(events, request("hi", b"image", deadline_s=loop.time() + 0.3))
+        assert loop.time() == pytest.approx(0.3, abs=0.01)
+        assert bool(events) == (where == "decode")
+        await asyncio.sleep(2.0)
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+# -- leaving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.0015, 0.003, 0.0045, 0.03, 0.2])
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("num_choices", [1, 3])
+def test_cancelling_the_task_frees_everything_at_once(after_s: float, is_streamed: bool, num_choices: int) -> None:
+    async def run() -> None:
+        world = World(images=Images(0.001))
+        asked = request("hi", b"image", is_streamed=is_streamed, sampling={"n": num_choices})
+        task = asyncio.create_task(world.ask(asked))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await world.check_nothing_is_left()
+        assert all(seconds >= 0.0 for seconds in world.store.settled_s)
+
+    run_virtual(run())
+
+
+@virtual
+async def test_closing_the_generator_frees_everything_and_charges_what_was_used() -> None:
+    world = World()
+    async with aclosing(world.service.chat(request())) as events:
+        for _ in range(10):
+            await anext(events)
+    await world.check_nothing_is_left()
+    assert world.store.settled_s == [pytest.approx(0.05 + 10 * STEP_S, rel=0.1)]
+
+
+@virtual
+async def test_dropping_the_generator_frees_everything() -> None:
+    world = World()
+    events: AsyncGenerator[ChatEvent, None] | None = world.service.chat(request())
+    assert events is not None
+    await anext(events)
+    del events
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_giving_up_before_the_first_token_is_not_free() -> None:
+    world = World(prefill_s=1.0)
+    task = asyncio.create_task(world.ask(request()))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert world.store.settled_s[0] > 0.1
+
+
+# -- losing replicas -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("death", ["process", "engine"])
+def test_a_whole_answer_is_sent_again_when_its_replica_dies(death: str) -> None:
+    async def run() -> None:
+        world = World(num_replicas=2)
+        task = asyncio.create_task(world.ask(request(is_streamed=False, sampling={"n": 2})))
+        await asyncio.sleep(0.3)
+        await kill(world.replicas[0], death)
+        events = await task
+        assert text(events) == text(events, 1) == ANSWER
+        assert end(events).usage.completion_tokens == 2 * STEPS
+        assert world.observer.num_retries == 1
+        assert world.replicas[1].observer.num_finished == 2
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+@pytest.mark.parametrize("death", ["process", "engine"])
+def test_a_stream_that_has_begun_ends_with_one_error(death: str) -> None:
+    async def run() -> None:
+        world = World(num_replicas=2)
+        events: list[ChatEvent] = []
+        task = asyncio.create_task(world.ask_into(events, request()))
+        await asyncio.sleep(0.2)
+        await kill(world.replicas[0], death)
+        with pytest.raises(ReplicaLost):
+            await task
+        assert len(events) >= 5
+        assert world.observer.num_retries == 0
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+@virtual
+async def test_a_stream_that_has_not_begun_is_sent_again() -> None:
+    world = World(num_replicas=2, prefill_s=0.5)
+    task = asyncio.create_task(world.ask(request()))
+    await asyncio.sleep(0.2)
+    await kill(world.replicas[0], "process")
+    assert text(await task) == ANSWER
+    assert world.calls.routes[-1].avoid == ("r0",)
+
+
+@virtual
+async def test_a_request_that_kills_replicas_gets_no_more_of_them() -> None:
+    world = World(num_replicas=6, prefill_s=0.5)
+    task = asyncio.create_task(world.ask(request(is_streamed=False)))
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        for replica in world.replicas:
+            if replica.hub.num_choices:
+                await kill(replica, "process")
+    with pytest.raises(ReplicaLost):
+        await task
+    assert sum(replica.is_dead.is_set() for replica in world.replicas) == 3
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_a_request_waits_for_the_replacement_of_a_dead_engine() -> None:
+    world = World()
+    await kill(world.replicas[0], "engine")
+    task = asyncio.create_task(world.ask(request(is_streamed=False)))
+    await asyncio.sleep(3.0)
+    await world.replicas[0].kill()
+    world.calls.replicas.append(Replica("new", FakeChatEngine(answer=lambda request: ANSWER, step_s=STEP_S)))
+    assert text(await task) == ANSWER
+    await world.check_nothing_is_left()
+
+
+async def kill(replica: Replica, death: str) -> None:
+    if death == "engine":
+        replica.engine.die()
+    else:
+        await replica.kill()
+
+
+# -- all together ----------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_every_request_ends_once_whatever_happens() -> None:
+    world = World(num_replicas=3, max_in_flight=40)
+    outcomes: list[str] = []
+
+    async def one(number: int) -> None:
+        budget = Budget(latency_ms=300) if number % 7 == 0 else Budget()
+        try:
+            asked = request(
+                f"{number}", b"i", is_streamed=number % 2 == 0, budget=budget, sampling={"n": number % 3 + 1}
+            )
+            outcomes.append(end(await world.ask(asked)).report.cache)
+        except ServingError as error:
+            outcomes.append(error.code)
+        except asyncio.CancelledError:
+            outcomes.append("cancelled")
+
+    tasks = []
+    for number in range(60):
+        tasks.append(asyncio.create_task(one(number)))
+        await asyncio.sleep(0.013)
+        if number % 5 == 0:
+            tasks[number // 2].cancel()
+        if number == 30:
+            await kill(world.replicas[0], "process")
+    await asyncio.gather(*tasks)
+    assert len(outcomes) == 60
+    assert set(outcomes) <= {"miss", "cancelled", "queue_full", "replica_lost", "deadline_exceeded"}
+    assert outcomes.count("miss") > 20
+    await asyncio.sleep(1.0)
+    await world.check_nothing_is_left()
+
+
+def test_finish_reason_at_the_cap() -> None:
+    async def run() -> None:
+        world = World()
+        events = await world.ask(request(sampling={"max_tokens": 5}))
+        deltas = [event for event in events if isinstance(event, ChatDelta)]
+        assert deltas[-1].finish_reason is FinishReason.LENGTH
+        assert end(events).usage.completion_tokens == 5
+        assert end(events).report.degraded == ()
+
+    run_virtual(run())
