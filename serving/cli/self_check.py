@@ -16,6 +16,7 @@ from rich.console import Console
 from vireo_pb.oip import open_inference_pb2, open_inference_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
+from serving.cli import self_check_chat
 from serving.cli.run_state import RunState
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
@@ -29,6 +30,7 @@ class _Target:
     channel: grpc.Channel
     model: str
     image: bytes
+    chat_model: str | None
 
 
 def check_every_surface(config: ResolvedConfig, console: Console) -> None:
@@ -42,11 +44,23 @@ def check_every_surface(config: ResolvedConfig, console: Console) -> None:
         httpx.Client(base_url=state.http_url, timeout=_TIMEOUT_S) as http,
         grpc.insecure_channel(state.grpc_address) as channel,
     ):
-        target = _Target(http, channel, state.models[0], digit_png("7"))
-        for name, check in _OPEN + (_KEYED if config.allow_anonymous_loopback else ()):
-            started_s = time.perf_counter()
-            answer = _ask(name, check, target)
-            console.print(f"  {name:<43} {answer:<22} {1e3 * (time.perf_counter() - started_s):6.1f} ms")
+        is_open = config.allow_anonymous_loopback
+        chat_model = self_check_chat.served_chat_model(http) if is_open else None
+        target = _Target(http, channel, state.models[0], digit_png("7"), chat_model)
+        for name, check in _OPEN + (_KEYED if is_open else ()):
+            _show(name, check, target, console)
+        for name, check in _CHAT if is_open else ():
+            if chat_model is None:
+                console.print(f"  {name:<43} skipped: no chat model is served", markup=False, highlight=False)
+            else:
+                _show(name, check, target, console)
+
+
+def _show(name: str, check: _Check, target: _Target, console: Console) -> None:
+    started_s = time.perf_counter()
+    answer = _ask(name, check, target)
+    took_ms = 1e3 * (time.perf_counter() - started_s)
+    console.print(f"  {name:<43} {answer:<22} {took_ms:6.1f} ms", markup=False, soft_wrap=True)
 
 
 def _ask(name: str, check: _Check, target: _Target) -> str:
@@ -132,6 +146,21 @@ def _infer_grpc(target: _Target) -> str:
     return f"{len(answer.outputs)} output tensors"
 
 
+def _chat_http(target: _Target) -> str:
+    assert target.chat_model is not None
+    return self_check_chat.chat_http(target.http, target.chat_model)
+
+
+def _chat_sse(target: _Target) -> str:
+    assert target.chat_model is not None
+    return self_check_chat.chat_sse(target.http, target.chat_model)
+
+
+def _chat_grpc(target: _Target) -> str:
+    assert target.chat_model is not None
+    return self_check_chat.chat_grpc(target.channel, target.chat_model)
+
+
 _Check = Callable[[_Target], str]
 _OPEN: tuple[tuple[str, _Check], ...] = (
     ("GET /v2/health/ready", _health_http),
@@ -144,4 +173,9 @@ _KEYED: tuple[tuple[str, _Check], ...] = (
     ("vireo.v1.Vireo/Classify", _classify_grpc),
     ("vireo.v1.Vireo/ClassifyStream", _stream_grpc),
     ("inference.GRPCInferenceService/ModelInfer", _infer_grpc),
+)
+_CHAT: tuple[tuple[str, _Check], ...] = (
+    ("POST /v1/chat/completions", _chat_http),
+    ("POST /v1/chat/completions (events)", _chat_sse),
+    ("vireo.v1.Vireo/Chat", _chat_grpc),
 )

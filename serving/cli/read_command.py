@@ -1,0 +1,174 @@
+"""``vireo read IMAGE...``: what is written in images, or where something is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.cli.chat_options import (
+    DEFAULT_URL,
+    BadUse,
+    EnergyOption,
+    KeyOption,
+    LatencyOption,
+    MaxTokensOption,
+    ModelOption,
+    UrlOption,
+    request_fields,
+)
+
+if TYPE_CHECKING:
+    from serving.cli.chat_client import Answer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(read)
+
+
+def read(
+    images: Annotated[list[str], typer.Argument(help="JPEG, PNG or WebP files, or https URLs.")],
+    page: Annotated[bool, typer.Option("--page", help="A whole page: its lines are kept.")] = False,
+    where: Annotated[str | None, typer.Option(help='What to find, as in "the red square": prints its box.')] = None,
+    model: ModelOption = None,
+    max_tokens: MaxTokensOption = None,
+    latency_ms: LatencyOption = None,
+    energy_j: EnergyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Read the text in images, or find something in them: left, top, right, bottom in pixels.
+
+    Exit code not 0 if any image has no answer, 1 if that is the server's fault or nothing was found; the others are
+    still read.
+    """
+    from serving.cli.chat_client import CLIENT_FAULT, ChatClient, ChatFailed
+
+    try:
+        job = _job(page, where)
+        with ChatClient(url, api_key) as client:
+            fields = request_fields(model or client.chat_model(), 0.0, max_tokens, latency_ms, energy_j)
+            printer = _Printer(as_json=as_json, is_page=page, is_alone=len(images) == 1)
+            codes = [_read_one(name, job, lambda body: client.ask({**fields, **body}), printer) for name in images]
+    except BadUse as error:
+        typer.echo(f"vireo: {error}", err=True)
+        raise typer.Exit(CLIENT_FAULT) from None
+    except ChatFailed as error:
+        typer.echo(f"vireo: {error.line}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("vireo: stopped", err=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(min((code for code in codes if code), default=0))
+
+
+@dataclass(frozen=True)
+class _Job:
+    question: str
+    finds_boxes: bool = False
+
+
+def _job(page: bool, where: str | None) -> _Job:
+    if where is None:
+        return _Job("Read the whole page." if page else "Read the text.")
+    if page:
+        raise BadUse("--page reads and --where finds; give one of them")
+    what = where.strip().rstrip("?.").strip()
+    if not what:
+        raise BadUse("--where is empty; say what to find")
+    return _Job(f"Where is {what}?", finds_boxes=True)
+
+
+def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], printer: _Printer) -> int:
+    """Read one image and print what came of it. Returns its exit code.
+
+    Raises: ChatFailed: nobody answers at that address; there is no point in going on.
+    """
+    from serving.cli.chat_client import CLIENT_FAULT, SERVER_FAULT, ChatFailed, whole
+    from serving.cli.pictures import BadPicture, load_picture
+
+    try:
+        picture = load_picture(name)
+        size = picture.open().size if job.finds_boxes else None
+        content = [picture.part(), {"type": "text", "text": whole(job.question)}]
+        answer = ask({"messages": [{"role": "user", "content": content}]})
+    except BadPicture as error:
+        printer.failed(name, str(error), {"code": "invalid_image", "message": str(error)})
+        return CLIENT_FAULT
+    except ChatFailed as error:
+        if error.document is None and not error.is_servers_fault:
+            raise
+        document = error.document["error"] if error.document else {"code": "no_answer", "message": error.line}
+        printer.failed(name, error.line, document)
+        return error.exit_code
+    if size is None:
+        printer.text(name, answer)
+        return 0
+    return 0 if printer.boxes(name, answer, size) else SERVER_FAULT
+
+
+@dataclass(frozen=True)
+class _Printer:
+    """One line for each image, unless there is but one, or pages are read."""
+
+    as_json: bool
+    is_page: bool
+    is_alone: bool
+
+    def text(self, name: str, answer: Answer) -> None:
+        from serving.cli.chat_client import plain
+
+        if self.as_json:
+            self._object(name, {"text": answer.text, **_facts(answer)})
+        elif self.is_alone:
+            typer.echo(plain(answer.text))
+        elif self.is_page:
+            typer.echo(f"== {plain(name)} ==\n{plain(answer.text)}")
+        else:
+            self._line(name, " ".join(answer.text.split()))
+
+    def boxes(self, name: str, answer: Answer, size: tuple[int, int]) -> bool:
+        """Print boxes in pixels. Returns whether there are any."""
+        from serving.cli.pictures import pixel_boxes
+
+        boxes = pixel_boxes(answer.text, size)
+        if self.as_json:
+            shape = {"width": size[0], "height": size[1]}
+            self._object(name, {"boxes": boxes, **shape, "text": answer.text, **_facts(answer)})
+        elif not boxes:
+            self._problem(name, f"the answer holds no box: {answer.text}")
+        elif self.is_alone:
+            typer.echo("\n".join(" ".join(map(str, box)) for box in boxes))
+        else:
+            self._line(name, "; ".join(" ".join(map(str, box)) for box in boxes))
+        return bool(boxes)
+
+    def failed(self, name: str, line: str, error: Any) -> None:
+        """Print why an image has no answer."""
+        if self.as_json:
+            self._object(name, {"error": error})
+        else:
+            self._problem(name, line)
+
+    def _object(self, name: str, fields: dict[str, Any]) -> None:
+        typer.echo(json.dumps({"file": name, **fields}))
+
+    def _line(self, name: str, text: str) -> None:
+        from serving.cli.chat_client import plain
+
+        typer.echo(plain(f"{name}: {text}").replace("\n", " "))
+
+    def _problem(self, name: str, line: str) -> None:
+        from serving.cli.chat_client import plain
+
+        line = line if line.startswith(name) else f"{name}: {line}"
+        typer.echo("vireo: " + plain(line).replace("\n", " "), err=True)
+
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    return {"finish_reason": answer.finish_reason, "usage": answer.usage, "vireo": answer.report}
