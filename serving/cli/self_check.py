@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import httpx
@@ -30,7 +31,6 @@ class _Target:
     channel: grpc.Channel
     model: str
     image: bytes
-    chat_model: str | None
 
 
 def check_every_surface(config: ResolvedConfig, console: Console) -> None:
@@ -45,27 +45,40 @@ def check_every_surface(config: ResolvedConfig, console: Console) -> None:
         grpc.insecure_channel(state.grpc_address) as channel,
     ):
         is_open = config.allow_anonymous_loopback
-        chat_model = self_check_chat.served_chat_model(http) if is_open else None
-        target = _Target(http, channel, state.models[0], digit_png("7"), chat_model)
+        target = _Target(http, channel, state.models[0], digit_png("7"))
         for name, check in _OPEN + (_KEYED if is_open else ()):
-            _show(name, check, target, console)
-        for name, check in _CHAT if is_open else ():
-            if chat_model is None:
-                console.print(f"  {name:<43} skipped: no chat model is served", markup=False, highlight=False)
-            else:
-                _show(name, check, target, console)
+            _show(name, partial(check, target), console)
+        check_chat(http, channel, is_open=is_open, console=console)
 
 
-def _show(name: str, check: _Check, target: _Target, console: Console) -> None:
+def check_chat(http: httpx.Client, channel: grpc.Channel, *, is_open: bool, console: Console) -> None:
+    """Ask the first chat model on each surface that has chat; where none is served, say that this is left out.
+
+    Raises: ConfigError: an answer did not come.
+    """
+    model = self_check_chat.served_chat_model(http) if is_open else None
+    checks: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("POST /v1/chat/completions", partial(self_check_chat.chat_http, http)),
+        ("POST /v1/chat/completions (events)", partial(self_check_chat.chat_sse, http)),
+        ("vireo.v1.Vireo/Chat", partial(self_check_chat.chat_grpc, channel)),
+    )
+    for name, check in checks if is_open else ():
+        if model is None:
+            console.print(f"  {name:<43} skipped: no chat model is served", soft_wrap=True)
+        else:
+            _show(name, partial(check, model), console)
+
+
+def _show(name: str, ask: Callable[[], str], console: Console) -> None:
     started_s = time.perf_counter()
-    answer = _ask(name, check, target)
+    answer = _ask(name, ask)
     took_ms = 1e3 * (time.perf_counter() - started_s)
     console.print(f"  {name:<43} {answer:<22} {took_ms:6.1f} ms", markup=False, soft_wrap=True)
 
 
-def _ask(name: str, check: _Check, target: _Target) -> str:
+def _ask(name: str, ask: Callable[[], str]) -> str:
     try:
-        return check(target)
+        return ask()
     except Exception as error:
         raise ConfigError(f"self-check failed: {name}: {type(error).__name__}: {error}") from error
 
@@ -146,21 +159,6 @@ def _infer_grpc(target: _Target) -> str:
     return f"{len(answer.outputs)} output tensors"
 
 
-def _chat_http(target: _Target) -> str:
-    assert target.chat_model is not None
-    return self_check_chat.chat_http(target.http, target.chat_model)
-
-
-def _chat_sse(target: _Target) -> str:
-    assert target.chat_model is not None
-    return self_check_chat.chat_sse(target.http, target.chat_model)
-
-
-def _chat_grpc(target: _Target) -> str:
-    assert target.chat_model is not None
-    return self_check_chat.chat_grpc(target.channel, target.chat_model)
-
-
 _Check = Callable[[_Target], str]
 _OPEN: tuple[tuple[str, _Check], ...] = (
     ("GET /v2/health/ready", _health_http),
@@ -173,9 +171,4 @@ _KEYED: tuple[tuple[str, _Check], ...] = (
     ("vireo.v1.Vireo/Classify", _classify_grpc),
     ("vireo.v1.Vireo/ClassifyStream", _stream_grpc),
     ("inference.GRPCInferenceService/ModelInfer", _infer_grpc),
-)
-_CHAT: tuple[tuple[str, _Check], ...] = (
-    ("POST /v1/chat/completions", _chat_http),
-    ("POST /v1/chat/completions (events)", _chat_sse),
-    ("vireo.v1.Vireo/Chat", _chat_grpc),
 )

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from serving.chat.domain import ImagePart, Message, Role, TextPart
 from serving.cli import chat_command, read_command

@@ -9,14 +9,16 @@ import grpc
 import httpx
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from serving.chat.domain import ImagePart
 from serving.cli import self_check_chat
+from serving.cli.self_check import check_chat
 from serving.domain import Surface
 from serving.errors import ConfigError, EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from tests.support.fake_service import CHAT_MODEL, FakeService
+from tests.support.fake_service import CHAT_MODEL, FakeService, make_chat_card
 from tests.support.served_door import served
 
 SHOWN = 'Two squares and a "circle". 方块'
@@ -72,6 +74,41 @@ def test_server_without_a_chat_model_has_none() -> None:
         http.base_url = httpx.URL(door.url + "/elsewhere")
         with pytest.raises(ConfigError, match="GET /v1/models"):
             self_check_chat.served_chat_model(http)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("is_served", [True, False])
+def test_self_check_shows_each_answer_or_says_what_it_skips(
+    is_open: bool, is_served: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = (make_chat_card(),) if is_served else ()
+    with (
+        served(FakeService(chat_cards=cards)) as door,
+        httpx.Client(base_url=door.url) as http,
+        grpc.insecure_channel(f"127.0.0.1:{door.grpc_port}") as channel,
+    ):
+        check_chat(http, channel, is_open=is_open, console=Console(width=60))
+    lines = capsys.readouterr().out.splitlines()
+    if not is_open:
+        assert lines == []
+        return
+    assert [line.split("  ")[1] for line in lines] == [
+        "POST /v1/chat/completions",
+        "POST /v1/chat/completions (events)",
+        "vireo.v1.Vireo/Chat",
+    ]
+    wanted = SHOWN if is_served else "skipped: no chat model is served"
+    assert all(wanted in line for line in lines)
+
+
+def test_failed_chat_fails_the_self_check() -> None:
+    with (
+        served(FakeService(chat_errors={0: EngineFailed("broken")})) as door,
+        httpx.Client(base_url=door.url) as http,
+        grpc.insecure_channel(f"127.0.0.1:{door.grpc_port}") as channel,
+        pytest.raises(ConfigError, match="self-check failed: POST /v1/chat/completions: HTTPStatusError"),
+    ):
+        check_chat(http, channel, is_open=True, console=Console(width=60))
 
 
 @pytest.mark.parametrize(("name", "word"), [("nothing-like-it.png", "harbour"), ("nothing-like-it.png", None)])
