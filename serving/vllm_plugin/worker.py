@@ -13,7 +13,7 @@ class WorkerExtension:
     """Mixed into vLLM's worker class. Names are prefixed, since they share a namespace with the worker's own."""
 
     def vireo_die_with(self: Any, pid: int) -> bool:
-        """Kill this process once process ``pid`` has ended, however it ended. vLLM itself would stay behind for ever.
+        """Kill this process once process ``pid`` has ended, however it ended. vLLM itself stays behind.
 
         Returns False where the platform cannot watch processes.
         """

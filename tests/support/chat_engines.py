@@ -102,6 +102,7 @@ def vllm_options(folder: Path) -> VllmOptions:
         kv_cache_bytes=16 << 20,
         encoder_cache_tokens=1024,
         max_images=3,
+        stuck_after_s=1.0,
     )
 
 

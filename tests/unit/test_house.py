@@ -118,6 +118,7 @@ _LOADS = {
         ["serving.gateway_setup", "serving.classify", "serving.ingress.http_app"],
         {"torch", "sklearn", "vllm"},
     ),
+    "chat options": (["serving.engines.chat.vllm_options", "serving.engines.chat.fake_engine"], _HEAVY),
     "application": (["serving.app"], {"torch", "sklearn", "vllm"}),
     "command line": (["serving.cli.main"], {"torch", "ray", "sklearn", "vllm"}),
     "load test": (["loadtest.cli"], {"torch", "ray", "serving", "models", "schedulers"}),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import EngineFailed, InvalidRequest
+from serving.errors import InvalidRequest
 
 _PARAM = "response_format"
 
@@ -66,17 +66,22 @@ class SchemaMatcher:
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Which tokens may come next, shape (vocab_size,). The end of the text alone once the answer is complete.
 
-        Raises: EngineFailed: the schema turned out to need more work per token than is allowed.
+        Raises: InvalidRequest: the schema turned out to need more work per token than is allowed.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise EngineFailed("the schema is too complex to follow; simplify response_format", param=_PARAM)
+            raise too_complex()
         return np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool)
 
     def accept(self, token_id: int) -> None:
         """Move on by a token that was allowed."""
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token_id)
+
+
+def too_complex() -> InvalidRequest:
+    """Found out while the answer was being written."""
+    return InvalidRequest("the schema is too complex to follow; simplify response_format", param=_PARAM)
 
 
 def _grammar(schema: str) -> str:

@@ -6,6 +6,7 @@ Nothing that a client sent reaches vLLM's own media code: images arrive here as 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from serving.chat.domain import FinishReason, TokenLogprob
 from serving.engines.chat.base import EngineDelta, EngineRequest, EngineStats
 from serving.engines.chat.checks import RequestChecks
-from serving.engines.chat.schemas import SchemaCompiler
+from serving.engines.chat.schemas import SchemaCompiler, too_complex
 from serving.engines.chat.vllm_options import VllmOptions
 from serving.engines.chat.vllm_stats import CountingStatLogger, VllmCounters
 from serving.errors import EngineFailed, InvalidRequest
@@ -115,11 +116,14 @@ class VllmEngine:
         if request.json_schema is not None and self._schemas is not None:
             await asyncio.to_thread(self._schemas.check, request.json_schema)
         self._enter(request)
-        finished = False
+        finished, text = False, ""
         try:
             async with aclosing(self._attempts(self._llm, request)) as deltas:
                 async for delta in deltas:
                     finished = delta.finish_reason is not None
+                    if request.json_schema is not None:
+                        text += delta.text
+                        _check_json(request, text, delta.finish_reason)
                     yield delta
         except (VLLMError, ValueError) as error:
             raise _translated(error) from error
@@ -163,18 +167,23 @@ class VllmEngine:
         self._image_tokens += self._checks.image_tokens(request)
 
     async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
-        params = _sampling_params(request)
+        params, started = _sampling_params(request), False
         for _ in range(_ATTEMPTS):
             (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
             outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
             async with aclosing(outputs):
                 async for output in outputs:
-                    if output.outputs[0].finish_reason == "error" and not output.outputs[0].token_ids:
+                    if output.outputs[0].finish_reason == "error":
                         break
+                    started = True
                     yield _delta(output, request.logprobs)
                 else:
                     return
-        raise EngineFailed("the model could not take this request; retry")
+            if started or not request.images:
+                break
+        if request.json_schema is not None:
+            raise too_complex()
+        raise EngineFailed("the model gave up on this request; retry")
 
     async def _abort(self, request: EngineRequest) -> None:
         """vLLM aborts what is closed or cancelled, unless that happens while the request is being handed over."""
@@ -274,6 +283,15 @@ def _logprobs(choice: CompletionOutput, num_alternatives: int | None) -> tuple[T
         top = tuple((entry.decoded_token or "", entry.logprob) for entry in others[:num_alternatives])
         found.append(TokenLogprob(chosen.decoded_token or "", chosen.logprob, top))
     return tuple(found)
+
+
+def _check_json(request: EngineRequest, text: str, reason: FinishReason | None) -> None:
+    """When its grammar library gives up on a schema, vLLM ends the text as if it were complete."""
+    if reason is FinishReason.STOP and not request.stop:
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise too_complex() from error
 
 
 def _dead() -> EngineFailed:

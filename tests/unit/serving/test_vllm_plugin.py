@@ -1,0 +1,104 @@
+"""The parts of the plugin that need no engine. With one: tests/contracts/test_chat_engines.py."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.texthawk2.image_processor import cut_tiles
+from serving.engines.chat.vllm_options import VllmOptions, engine_environment
+from serving.vllm_plugin.images import CutImage, TileProcessor
+from tests.support.chat_models import LIMITS, TILE, make_image
+
+
+def test_entry_point_names_the_registration() -> None:
+    """vLLM finds the plugin by this; `make install` writes it."""
+    (found,) = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "vireo_texthawk2"]
+    assert found.value == "serving.vllm_plugin:register"
+
+
+def test_registration_may_be_repeated() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, on import
+        from vllm import ModelRegistry
+
+        from serving.vllm_plugin import register
+
+        register()
+        register()
+    assert "TextHawk2ForConditionalGeneration" in ModelRegistry.get_supported_archs()
+    assert "serving.vllm_plugin.model" not in sys.modules  # loaded with the first model, not before
+
+
+def test_tiles_go_through_as_they_are_and_pictures_are_cut_alike() -> None:
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (2 * TILE, 3 * TILE, 3), dtype=np.uint8)
+    tiles, grid = cut_tiles(pixels, LIMITS)
+    other = make_image(1)
+    process = TileProcessor(LIMITS)
+    ours = process([CutImage(tiles, grid), CutImage(other.tiles, other.grid)])
+    bare = process([Image.fromarray(pixels), Image.fromarray(other.tiles[0])])
+    for output in (ours, bare):
+        assert output["grids"].tolist() == [[2, 3], [1, 1]]
+        assert output["pixel_values"].numpy().dtype == np.uint8
+        np.testing.assert_array_equal(output["pixel_values"].numpy(), np.concatenate([tiles, other.tiles]))
+
+
+def test_read_only_tiles_are_taken() -> None:
+    """Tiles may lie in memory that another process owns."""
+    image = make_image(2)
+    image.tiles.flags.writeable = False
+    output = TileProcessor(LIMITS)([CutImage(image.tiles, image.grid)])
+    np.testing.assert_array_equal(output["pixel_values"].numpy(), image.tiles)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "grid"),
+    [
+        (np.zeros((1, TILE, TILE, 3), np.float32), (1, 1)),
+        (np.zeros((2, TILE, TILE, 3), np.uint8), (1, 1)),
+        (np.zeros((2, TILE, TILE, 3), np.uint8), (1, 2)),  # the thumbnail is missing
+        (np.zeros((1, TILE, TILE + 1, 3), np.uint8), (1, 1)),
+        (np.zeros((0, TILE, TILE, 3), np.uint8), (0, 1)),
+        (np.zeros((17, TILE, TILE, 3), np.uint8), (4, 4)),  # more than nine tiles
+        (np.zeros((6, TILE, TILE, 3), np.uint8), (1, 5)),  # longer than four
+    ],
+)
+def test_tiles_that_no_gateway_cuts_are_refused(tiles: np.ndarray[Any, Any], grid: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="tiles"):
+        TileProcessor(LIMITS)([CutImage(tiles, grid)])
+
+
+def test_other_things_are_refused() -> None:
+    with pytest.raises(ValueError, match="not str"):
+        TileProcessor(LIMITS)(["https://example.org/image.png"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes is 0"),
+        ({"max_images": -1}, "negative"),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "below max_num_seqs"),
+    ],
+)
+def test_impossible_options_are_refused(change: dict[str, Any], reason: str) -> None:
+    options = VllmOptions(model_dir=Path("m"), model_id="m", max_model_len=512)
+    with pytest.raises(ValueError, match=reason):
+        replace(options, **change)
+
+
+def test_environment_keeps_to_the_run_folder_and_compiles_on_gpus_only() -> None:
+    cpu, cuda = engine_environment(Path("run")), engine_environment(Path("run"), "cuda")
+    assert cpu["VLLM_CACHE_ROOT"] == str(Path("run", "vllm"))
+    assert cpu.keys() - cuda.keys() == {"TORCH_COMPILE_DISABLE"}
+    assert {cpu[name] for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE")} == {"1"}
