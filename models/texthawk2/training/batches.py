@@ -90,7 +90,8 @@ class Encoder:
 
 def collate(items: Sequence[Encoded], pad_id: int) -> Batch:
     """Stack conversations."""
-    length = max(len(item.input_ids) for item in items)
+    longest = max(len(item.input_ids) for item in items)
+    length = -(-longest // 32) * 32  # kernels are prepared, and kept, for every new shape
     input_ids = torch.full((len(items), length), pad_id)
     labels = torch.full((len(items), length), IGNORE)
     for row, item in enumerate(items):

@@ -1,6 +1,7 @@
 """Second stage: the whole model learns to answer questions about rendered images.
 
-Every step also shows a few of the first stage's densely labelled tiles: they go on sharpening the tower.
+Every step also shows some of the first stage's densely labelled tiles. They go on sharpening the tower, and they teach
+the connector: from each token that it makes, a linear head names the characters of the token's 2x8 patches.
 
     python -m models.texthawk2.training.language_stage --vision .cache/nano/vision --out .cache/nano
 
@@ -15,13 +16,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.texthawk2.config import TextHawk2Config
 from models.texthawk2.detection import DetectionHead
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE
@@ -31,6 +33,8 @@ from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
 from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches
+from models.texthawk2.training.windows import WindowHead
+from models.texthawk2.vision import normalise, read_levels
 
 HEADS_FILE = "heads.safetensors"
 DETECTION_WEIGHT = 1.0
@@ -93,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:
             break
-        recent.append(take_step(model, heads, next(loader), next(dense) if dense else None))
+        recent.append(take_step(model, heads, next(loader), next(dense) if dense is not None else None))
         optimizers.step(progress, step)
         if step % 50 == 49:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
@@ -110,7 +114,13 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
     """The model and the heads that only training has: fresh, from the first stage, or from an earlier run."""
     model = TextHawk2ForConditionalGeneration.from_pretrained(args.out) if args.resume else build_model(tokenizer)
     characters = nn.Linear(model.config.vision_config.hidden_size, len(CHAR_CLASSES))
-    heads = nn.ModuleDict({"detection": DetectionHead(model.config.text_config.hidden_size), "characters": characters})
+    heads = nn.ModuleDict(
+        {
+            "detection": DetectionHead(model.config.text_config.hidden_size),
+            "characters": characters,
+            "windows": WindowHead(cast(TextHawk2Config, model.config), len(CHAR_CLASSES)),
+        }
+    )
     if args.resume:
         heads.load_state_dict(load_file(args.out / HEADS_FILE))
     elif args.vision:
@@ -134,12 +144,23 @@ def take_step(
     loss, box_loss, _ = losses(model, heads["detection"], batch)
     dense_loss = loss.new_zeros(())
     if dense is not None:
-        with torch.autocast("cpu", torch.bfloat16):
-            named = name_patches(model.vision_tower, heads["characters"], dense[0])
-        dense_loss = character_loss(named, dense[1])
+        dense_loss = dense_losses(model, heads, *dense)
     total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
     total.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), float(box_loss.detach()), float(dense_loss.detach())
+
+
+def dense_losses(
+    model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, tiles: Tensor, labels: Tensor
+) -> Tensor:
+    """Characters named from the tower's patches, and again from the connector's tokens."""
+    with torch.autocast("cpu", torch.bfloat16):
+        levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
+        named = name_patches(heads["characters"], levels[-1])
+        tokens = torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))
+        window_head = cast(WindowHead, heads["windows"])
+        windows, expected = window_head(tokens), window_head.arrange(labels)
+    return character_loss(named, labels) + character_loss(windows.flatten(1, 2), expected.flatten(1))
 
 
 def losses(
@@ -151,13 +172,18 @@ def losses(
         hidden = model.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]
         asked = targets != IGNORE
-        logits = model.language_model.lm_head(hidden[:, :-1][asked]).float()
+        logits = model.language_model.lm_head(_padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
         boxes = detection(hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
     loss = nn.functional.cross_entropy(logits, targets[asked])
     box_loss = (boxes - batch.boxes).abs().mean() if len(batch.boxes) else loss.new_zeros(())
     right = torch.ones_like(asked)
     right[asked] = logits.argmax(-1) == targets[asked]
     return loss, box_loss, right
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Rows up to a multiple of 256: kernels are prepared, and kept, for every new shape."""
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % 256))
 
 
 @torch.no_grad()

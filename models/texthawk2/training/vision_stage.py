@@ -56,12 +56,12 @@ class CharacterTower(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
-        return name_patches(self.tower, self.head, tiles)
+        features = read_levels(self.tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
+        return name_patches(self.head, features)
 
 
-def name_patches(tower: SiglipVisionModel, head: nn.Module, tiles: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
-    features = read_levels(tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
+def name_patches(head: nn.Module, features: Tensor) -> Tensor:
+    """Features (B, patches, width) of the last layer to logits (B, patches, classes)."""
     logits: Tensor = head(nn.functional.layer_norm(features, features.shape[-1:]))
     return logits
 
