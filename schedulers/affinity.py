@@ -15,6 +15,9 @@ from schedulers.routing import ReplicaLoad, preference
 
 BOUND = 1.25
 """How far over the mean a replica may be and still get requests for the sake of what it holds."""
+SLACK = 4
+"""Requests of its own size that a request finds no reason to leave for, however small the mean: an engine that batches
+hardly slows down for them. Without it one request in flight would send the next one with that image elsewhere."""
 
 
 def rank_by_affinity(
@@ -27,7 +30,8 @@ def rank_by_affinity(
     """Replicas, best first: those with room that hold the image, those with room, then the rest by load.
 
     ``added_s`` is the work that the request brings; a replica has room if its load with it is at most ``bound`` times
-    the mean with it. At least one always has. ``holders``: replicas known to hold what ``key`` stands for.
+    the mean with it, or at most ``SLACK`` such requests over the least loaded. ``holders``: replicas known to hold what
+    ``key`` stands for.
 
     Raises:
         ValueError: ``bound`` is under 1, or a load is NaN or negative.
@@ -54,9 +58,8 @@ def load_limit_s(loads_s: Sequence[float], added_s: float, bound: float) -> floa
         raise ValueError(f"loads are {list(loads_s)} and {added_s}; need numbers >= 0")
     if not loads_s:
         return math.inf
-    # The least loaded one may be over bound * mean when the request is larger than everything that runs.
     mean_s = (math.fsum(loads_s) + added_s) / len(loads_s)
-    return max(bound * mean_s, min(loads_s) + added_s)
+    return max(bound * mean_s, min(loads_s) + (1 + SLACK) * added_s)
 
 
 @dataclass(slots=True)
