@@ -54,5 +54,8 @@ lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs u
 bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-scheduler, bench-media.
 	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
 
+train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.
+	PYTHON=$(BIN)/python bash scripts/train_texthawk2_nano.sh
+
 clean: ## Remove the environment and everything generated at run time.
 	rm -rf $(VENV) .vireo out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,227 @@
+"""The nano checkpoint's model card and pictures, made from its logs and its held-out answers: no hand-typed figures.
+
+python -m models.texthawk2.card CHECKPOINT_DIR --training .cache/texthawk2-nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from models.texthawk2.auto import register
+from models.texthawk2.coordinates import Box, parse_boxes
+from models.texthawk2.evaluation import GROUNDING, SEED, Answered, answer, held_out, summarise
+from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.texthawk2.synth.examples import TASKS
+from models.texthawk2.synth.fonts import HELD_OUT_CHINESE, HELD_OUT_LATIN, default_fonts, font
+
+AIMS = {"word": 0.95, "chinese": 0.85, "ground_shape": 0.85, "ground_text": 0.85, "chinese_ground": 0.85}
+"""Shares of right answers that this checkpoint was made to reach."""
+CELL = (300, 330)
+COLUMNS = 4
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--training", type=Path, required=True, help="folder with the logs of the training runs")
+    parser.add_argument("--count", type=int, default=200, help="held-out pictures per task")
+    args = parser.parse_args()
+    write_card(args.checkpoint, args.training, args.count)
+
+
+def write_card(checkpoint: Path, training: Path, count: int) -> None:
+    """Write README.md, evaluation.json, curves.png, answers.png and failures.png into ``checkpoint``."""
+    from transformers import AutoTokenizer
+
+    register()
+    model = TextHawk2ForConditionalGeneration.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    answers: list[Answered] = []
+    for task in TASKS:
+        fewer = count // 4 if task == "page" else count
+        answers += answer(model, tokenizer, held_out(task, fewer))
+        print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
+    summary = summarise(answers)
+    (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
+    vision_log, log = _read(training / "vision_log.jsonl"), _read(training / "log.jsonl")
+    plot_curves(vision_log, log, checkpoint / "curves.png")
+    draw_answers([one for one in answers if one.is_right], checkpoint / "answers.png")
+    draw_answers([one for one in answers if not one.is_right], checkpoint / "failures.png")
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    (checkpoint / "README.md").write_text(_card(summary, vision_log, log, num_parameters), encoding="utf-8")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def plot_curves(vision_log: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """First stage: characters named right in held-out fonts. Second stage: loss, and exact answers per task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    first, second, third = figure.subplots(1, 3)
+    for name in ("latin", "chinese"):
+        first.plot([one["step"] for one in vision_log], [100 * one[name] for one in vision_log], label=name)
+    first.set(title="first stage, held-out fonts", xlabel="step", ylabel="patches named right, %")
+    first.legend()
+    total = _running_steps(log)
+    pairs = [(step, one) for step, one in zip(total, log, strict=True) if "loss" in one]
+    second.plot([step for step, _ in pairs], [one["loss"] for _, one in pairs])
+    second.set(title="second stage", xlabel="step", ylabel="loss of an answer's token", yscale="log")
+    for task in ("word", "chinese", "line", "ground_shape", "read_box", "caption"):
+        key = f"exact_{task}"
+        pairs = [(step, one) for step, one in zip(total, log, strict=True) if key in one]
+        third.plot([step for step, _ in pairs], [100 * one[key] for _, one in pairs], label=task)
+    third.set(title="second stage, small held-out set", xlabel="step", ylabel="exact answers, %")
+    third.legend()
+    figure.savefig(path, dpi=70)
+
+
+def _running_steps(log: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Steps over several runs, each of which counts from 0 again."""
+    steps: list[int] = []
+    base = previous = 0
+    for one in log:
+        if one["step"] < previous:
+            base += previous
+        previous = int(one["step"])
+        steps.append(base + previous)
+    return steps
+
+
+def draw_answers(answers: Sequence[Answered], path: Path, most: int = 16) -> None:
+    """A sheet of pictures with question, expected and given answer, tasks taken in turn; boxes are drawn."""
+    chosen = _in_turn(answers, most)
+    rows = -(-max(1, len(chosen)) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], rows * CELL[1]), "white")
+    for index, one in enumerate(chosen):
+        sheet.paste(_cell(one), (index % COLUMNS * CELL[0], index // COLUMNS * CELL[1]))
+    sheet.quantize(128).save(path, optimize=True)
+
+
+def _in_turn(answers: Sequence[Answered], most: int) -> list[Answered]:
+    by_task: dict[str, list[Answered]] = {}
+    for one in answers:
+        by_task.setdefault(one.task, []).append(one)
+    rounds = [group[index] for index in range(most) for group in by_task.values() if index < len(group)]
+    return sorted(rounds[:most], key=lambda one: one.task)
+
+
+def _cell(one: Answered) -> Image.Image:
+    cell = Image.new("RGB", CELL, "white")
+    picture = one.example.image.copy()
+    if one.task in GROUNDING:
+        pen = ImageDraw.Draw(picture)
+        for text, colour in ((one.expected, "lime"), (one.given, "red")):
+            for box in _boxes(text):
+                pen.rectangle(_pixels(box, picture.size), outline=colour, width=max(2, picture.width // 150))
+    picture.thumbnail((CELL[0] - 10, 210))
+    cell.paste(picture, (5, 5))
+    lines = [one.question] if one.task in GROUNDING else [one.question, f"expected: {one.expected}"]
+    if one.task not in GROUNDING:
+        lines.append(f"given: {one.given}")
+    shown = "\n".join(part for line in lines for part in textwrap.wrap(line[:90], 40))
+    ImageDraw.Draw(cell).text((5, 220), shown, fill="black", font=_label_font())
+    return cell
+
+
+def _boxes(text: str) -> list[Box]:
+    try:
+        return parse_boxes(text)
+    except ValueError:
+        return []
+
+
+def _pixels(box: Box, size: tuple[int, int]) -> list[float]:
+    return [box.x1 * size[0], box.y1 * size[1], box.x2 * size[0], box.y2 * size[1]]
+
+
+def _label_font() -> Any:
+    """A font that has Latin and Chinese letters."""
+    return font(default_fonts().families("chinese", "train")[0][0], 13)
+
+
+def _card(
+    summary: Mapping[str, Mapping[str, float]],
+    vision_log: Sequence[Mapping[str, Any]],
+    log: Sequence[Mapping[str, Any]],
+    num_parameters: int,
+) -> str:
+    rows = "\n".join(_row(task, values) for task, values in summary.items())
+    hours = (vision_log[-1]["seconds"] + _total_seconds(log)) / 3600
+    fonts = ", ".join(family.name for family in (*HELD_OUT_LATIN, *HELD_OUT_CHINESE))
+    return f"""# texthawk2-nano
+
+Every figure below was written by `python -m models.texthawk2.card` from the logs and the checkpoint's own answers.
+
+TextHawk2's architecture with {num_parameters:,} parameters: a SigLIP tower of 4 layers, 64 proposed queries and
+16 tokens per 224x224 tile, a Qwen2 of 4 layers. It reads printed Latin and 300 common Chinese characters, finds
+coloured shapes and words, counts, describes, and copies small pages. It knows nothing else: no photographs, no
+general questions.
+
+## Reproduce
+
+```
+make train-texthawk2-nano
+```
+
+It fetches the fonts, renders as it goes, and took {hours:.1f} hours here, on one or two busy CPU cores
+({_running_steps(log)[-1]:,} steps of the second stage). Interrupt it at will: the same command goes on.
+
+## Answers on held-out data
+
+Pictures in fonts, words and layouts that training never uses (held-out fonts: {fonts}). Greedy decoding. *right*: the
+whole answer, to the character; for the three *ground* tasks an overlap (IoU) of at least 0.5. *similarity*: share of
+characters in common, which says more of long answers.
+
+| task | pictures | right | of one tile | of several tiles | similarity | aim |
+|---|---:|---:|---:|---:|---:|---:|
+{rows}
+
+![curves](curves.png)
+
+## Right answers
+
+![answers](answers.png)
+
+## Wrong answers
+
+Green: where it is; red: what was answered.
+
+![failures](failures.png)
+"""
+
+
+def _row(task: str, values: Mapping[str, float]) -> str:
+    aim = f"{100 * AIMS[task]:.0f}%" if task in AIMS else ""
+    shares = " | ".join(_percent(values[key]) for key in ("right", "one_tile", "several_tiles", "similarity"))
+    return f"| {task} | {int(values['count'])} | {shares} | {aim} |"
+
+
+def _percent(share: float) -> str:
+    return "" if share != share else f"{100 * share:.1f}%"
+
+
+def _total_seconds(log: Sequence[Mapping[str, Any]]) -> float:
+    """Of all runs; each starts its clock anew."""
+    total = previous = 0.0
+    for one in log:
+        if one["seconds"] < previous:
+            total += previous
+        previous = float(one["seconds"])
+    return total + previous
+
+
+if __name__ == "__main__":
+    main()
