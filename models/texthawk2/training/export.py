@@ -22,7 +22,7 @@ def export(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = TextHawk2ForConditionalGeneration.from_pretrained(source)
     config = model.config
-    model.half().save_pretrained(out)
+    model.half().save_pretrained(out)  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(source)
     images = TextHawk2ImageProcessor(config.tile_size, config.max_tiles, config.max_tiles_side)
     TextHawk2Processor(images, tokenizer, config.tokens_per_tile).save_pretrained(out)
