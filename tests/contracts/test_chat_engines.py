@@ -372,6 +372,23 @@ async def test_costly_schema_hurts_nobody(real: ChatEngine, prompts: PromptBuild
     await until(lambda: holds_nothing(real))
 
 
+@pytest.mark.parametrize("kind", ["fake", "torch"])
+async def test_stopping_fails_what_is_in_flight(kind: str, folder: Path, prompts: PromptBuilder) -> None:
+    from serving.engines.chat.torch_engine import TorchEngine, TorchOptions
+
+    engine: ChatEngine = FakeChatEngine(step_s=0.01, answer=lambda request: "word" * 500, max_num_seqs=2)
+    if kind == "torch":
+        engine = TorchEngine(TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=2))
+    await engine.start()
+    tasks = [asyncio.create_task(collect(engine, make_request(prompts, "x", max_tokens=400))) for _ in range(3)]
+    await until(lambda: (engine.stats().running, engine.stats().waiting) == (2, 1))
+    await engine.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, EngineFailed) for result in results)
+    assert holds_nothing(engine)
+    await engine.stop()
+
+
 # -- death: the last tests, since vLLM is gone after them --------------------------------------------------------------
 
 

@@ -87,7 +87,8 @@ class FakeChatEngine:
         """Nothing to load."""
 
     async def stop(self) -> None:
-        """Forget the images."""
+        """Fail what is in flight, forget the images."""
+        self.die()
         self._images.clear()
 
     async def check_health(self) -> None:

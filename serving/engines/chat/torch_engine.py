@@ -139,6 +139,11 @@ class TorchEngine:
             return await asyncio.get_running_loop().run_in_executor(self._thread, sequence.step)
         except ServingError:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._loaded is None and task is not None and not task.cancelling():
+                raise EngineFailed("the model was stopped; retry") from None
+            raise
         except RuntimeError as error:  # torch's, out of memory included; the thread's, when it was stopped
             _LOG.exception("a step failed")
             raise EngineFailed("the model failed on this request; retry, or send another one") from error
