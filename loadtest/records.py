@@ -66,6 +66,23 @@ class ServerReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What a chat answer was made of. Counts are the server's, ``None`` where it does not tell."""
+
+    first_token_at_s: float | None = None
+    """When the first text arrived. ``None`` in an answer that came whole."""
+    gaps_s: tuple[float, ...] = ()
+    """Seconds between one arrival of text and the next. Text that arrives together is one arrival."""
+    num_tokens: int | None = None
+    num_prompt_tokens: int | None = None
+    num_image_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    finish_reasons: tuple[str, ...] = ()
+    text: str = ""
+    """Begin of the first choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One request of a run."""
 
@@ -102,6 +119,13 @@ class Record:
     labels: tuple[str | None, ...] = ()
     exits: tuple[int, ...] = ()
     server: ServerReport | None = None
+    generated: Generated | None = None
+    """Of a chat answer."""
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds to the first token: from scheduled where there is a schedule, else from sent."""
+        return None if self.generated is None else _difference(self.generated.first_token_at_s, self.started_at_s)
 
     @property
     def started_at_s(self) -> float:
@@ -153,14 +177,18 @@ def _parse_lines(lines: Iterable[str]) -> Iterator[Record]:
 
 
 def _from_json(fields: dict[str, Any]) -> Record:
-    server = fields.pop("server")
+    server, generated = fields.pop("server"), fields.pop("generated", None)
     fields["outcome"] = Outcome(fields["outcome"])
     fields["labels"] = tuple(fields["labels"])
     fields["exits"] = tuple(fields["exits"])
     if server is not None:
         server["degraded"] = tuple(server["degraded"])
         server = ServerReport(**server)
-    return Record(server=server, **fields)
+    if generated is not None:
+        for name in ("gaps_s", "finish_reasons"):
+            generated[name] = tuple(generated[name])
+        generated = Generated(**generated)
+    return Record(server=server, generated=generated, **fields)
 
 
 def _difference(later_s: float | None, earlier_s: float | None) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any
 from loadtest.arrivals import bounded
 from loadtest.clients.base import Client, Payload, Prepared, Reply
 from loadtest.clock import Clock, MonotonicClock
-from loadtest.records import Outcome, Record
+from loadtest.records import Generated, Outcome, Record
 
 Observer = Callable[[Record], None]
 """Called with each record when its request has ended."""
@@ -313,7 +313,14 @@ def _make_record(call: _Call, epoch_s: float, sent_s: float | None, reply: Reply
         labels=end.labels,
         exits=end.exits,
         server=end.server,
+        generated=_relative(end.generated, epoch_s),
     )
+
+
+def _relative(generated: Generated | None, epoch_s: float) -> Generated | None:
+    if generated is None or generated.first_token_at_s is None:
+        return generated
+    return replace(generated, first_token_at_s=generated.first_token_at_s - epoch_s)
 
 
 def _num_correct(payload: Payload, reply: Reply) -> int | None:

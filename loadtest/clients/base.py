@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from loadtest.records import Outcome, ServerReport
+from loadtest.records import Generated, Outcome, ServerReport
 
 DEFAULT_MODEL = "dyn-perceiver-nano"
 MAX_ERROR_CHARS = 300
@@ -42,9 +42,18 @@ class Budget:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a chat call asks, besides its images: one turn of a user, the images first."""
+
+    text: str
+    max_tokens: int
+    temperature: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Payload:
-    """One classify call to be made, the same for every surface. Compared by identity: a repeat *is* the same object."""
+    """One call to be made, the same for every surface. Compared by identity: a repeat *is* the same object."""
 
     images: tuple[bytes, ...]
     """Encoded images (PNG, JPEG, WebP), or deliberately broken bytes."""
@@ -57,6 +66,8 @@ class Payload:
     expects_error: bool = False
     expected_labels: tuple[str, ...] | None = None
     """True label of each image, or ``None`` if unknown."""
+    question: Question | None = None
+    """Of a chat call; ``None`` in a classify call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,7 @@ class Reply:
     labels: tuple[str | None, ...] = ()
     exits: tuple[int, ...] = ()
     server: ServerReport | None = None
+    generated: Generated | None = None
 
 
 class Client(Protocol):

@@ -65,6 +65,10 @@ class GrpcChannel:
         """A bidirectional call that takes serialised requests. Raises: TargetError: before ``open``."""
         return self._opened().stream_stream(path, request_serializer=_identity, response_deserializer=parse)
 
+    def server_stream(self, path: str, parse: Callable[[bytes], Any]) -> Any:
+        """A call with one serialised request and many answers. Raises: TargetError: before ``open``."""
+        return self._opened().unary_stream(path, request_serializer=_identity, response_deserializer=parse)
+
     def metadata(self, tenant: str) -> tuple[tuple[str, str], ...]:
         """The API key of a tenant, as metadata."""
         return self._metadata.get(tenant, ())
@@ -87,6 +91,7 @@ class GrpcChannel:
             labels=answer.labels,
             exits=answer.exits,
             server=answer.server,
+            generated=answer.generated,
         )
 
     def failed(self, error: grpc.aio.AioRpcError) -> Reply:

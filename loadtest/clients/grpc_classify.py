@@ -13,8 +13,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from loadtest.clients.base import Budget, Payload, Prepared, Reply
 from loadtest.clients.grpc_base import GrpcChannel
-from loadtest.clients.outcomes import Answer, WrongAnswer, outcome_of_error_type, outcome_of_items, read_report, short
-from loadtest.records import Outcome
+from loadtest.clients.outcomes import Answer, WrongAnswer, outcome_of_error_type, outcome_of_items, short
+from loadtest.records import Outcome, ServerReport
 
 _UNARY = "/vireo.v1.Vireo/Classify"
 _STREAM = "/vireo.v1.Vireo/ClassifyStream"
@@ -165,12 +165,13 @@ class _Stream:
 def _prepare(payload: Payload) -> Prepared:
     request = vireo_pb2.ClassifyRequest(model=payload.model, images=payload.images, top_k=payload.top_k)
     if payload.budget is not None:
-        request.vireo.CopyFrom(_budget(payload.budget))
+        request.vireo.CopyFrom(budget_to_proto(payload.budget))
     wire = request.SerializeToString()
     return Prepared(payload=payload, wire=wire, request_bytes=len(wire))
 
 
-def _budget(budget: Budget) -> vireo_pb2.Budget:
+def budget_to_proto(budget: Budget) -> vireo_pb2.Budget:
+    """The fields that are set."""
     fields: dict[str, Any] = budget.to_json()
     if "priority" in fields:
         fields["priority"] = vireo_pb2.Priority.Value(f"PRIORITY_{str(fields['priority']).upper()}")
@@ -192,23 +193,21 @@ def _read(response: Any, payload: Payload) -> Answer:
         outcome=outcome_of_items([None if error is None else error.type for error in errors]),
         labels=tuple(None if result.HasField("error") else result.label for result in response.results),
         exits=tuple(result.exit for result in response.results if not result.HasField("error")),
-        server=read_report(_report(response)),
+        # proto3 cannot tell an absent number from 0, so a response without a report gives none.
+        server=report_from_proto(response.vireo) if response.HasField("vireo") else ServerReport(),
         error_code=None if first is None else first.code,
         error_message=None if first is None else short(first.message),
     )
 
 
-def _report(response: Any) -> dict[str, Any]:
-    """The report's fields. proto3 cannot tell an absent number from 0, so a response without a report gives none."""
-    if not response.HasField("vireo"):
-        return {}
-    report = response.vireo
-    return {
-        "operating_point": report.operating_point or None,
-        "energy_j": report.energy_j,
-        "energy_source": report.energy_source or None,
-        "queue_ms": report.queue_ms,
-        "compute_ms": report.compute_ms,
-        "cache": report.cache or None,
-        "degraded": list(report.degraded),
-    }
+def report_from_proto(report: vireo_pb2.Report) -> ServerReport:
+    """The report's fields; an empty text is absent."""
+    return ServerReport(
+        operating_point=report.operating_point or None,
+        energy_j=report.energy_j,
+        energy_source=report.energy_source or None,
+        queue_ms=report.queue_ms,
+        compute_ms=report.compute_ms,
+        cache=report.cache or None,
+        degraded=tuple(report.degraded),
+    )

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from urllib.parse import urlsplit
 
 _MAX_HEAD_BYTES = 65_536
@@ -38,6 +40,13 @@ class HttpResponse:
     first_byte_at_s: float
     """When the first byte of the body arrived, or the end of the head if there is no body."""
     done_at_s: float
+    arrivals: tuple[tuple[int, float], ...] = ()
+    """How many bytes of the body were there, and when: one entry for each time that more came."""
+
+    def arrived_at_s(self, end: int) -> float:
+        """When the first ``end`` bytes of the body were there."""
+        index = bisect_left(self.arrivals, end, key=itemgetter(0))
+        return self.arrivals[index][1] if index < len(self.arrivals) else self.done_at_s
 
 
 class ResponseParser:
@@ -51,6 +60,7 @@ class ResponseParser:
         self._read_body: Callable[[float], HttpResponse | None] | None = None
         self._length = 0
         self._body = bytearray()
+        self._arrivals: list[tuple[int, float]] = []
 
     def feed(self, data: bytes, now_s: float) -> HttpResponse | None:
         """Take bytes that arrived at ``now_s``; the answer if it is whole now.
@@ -118,6 +128,14 @@ class ResponseParser:
         return None
 
     def _read_chunks(self, now_s: float) -> HttpResponse | None:
+        num_before = len(self._body)
+        try:
+            return self._take_chunks(now_s)
+        finally:
+            if len(self._body) > num_before:
+                self._arrivals.append((len(self._body), now_s))
+
+    def _take_chunks(self, now_s: float) -> HttpResponse | None:
         while (end := self._buffer.find(b"\r\n")) >= 0:
             size = self._chunk_size(end)
             if size == 0:
@@ -152,7 +170,8 @@ class ResponseParser:
 
     def _finish(self, body: bytes, now_s: float) -> HttpResponse:
         first = now_s if self._first_byte_at_s is None else self._first_byte_at_s
-        return HttpResponse(self._status, self._headers, body, first, now_s)
+        arrivals = (*self._arrivals, (len(body), now_s))
+        return HttpResponse(self._status, self._headers, body, first, now_s, arrivals)
 
 
 class _Connection(asyncio.Protocol):

@@ -44,6 +44,10 @@ class HttpClient(ABC):
     def read_answer(self, body: Any, payload: Payload) -> Answer:
         """Read the JSON of a success. Raises: WrongAnswer."""
 
+    def read_response(self, response: HttpResponse, payload: Payload) -> Answer:
+        """Read a success: JSON, unless a subclass knows better. Raises: ValueError, WrongAnswer."""
+        return self.read_answer(json.loads(response.body), payload)
+
     async def send(self, prepared: Prepared) -> Reply:
         """Send and wait; every failure of the target is a ``Reply``."""
         try:
@@ -71,7 +75,7 @@ class HttpClient(ABC):
         if outcome_of_http(response.status) is not Outcome.OK:
             return self._refused(response)
         try:
-            return self._answered(response, self.read_answer(json.loads(response.body), payload))
+            return self._answered(response, self.read_response(response, payload))
         except (ValueError, WrongAnswer) as error:
             return self._answered(response, Answer(outcome=Outcome.PROTOCOL_ERROR, error_message=short(error)))
 
@@ -103,6 +107,7 @@ class HttpClient(ABC):
             labels=answer.labels,
             exits=answer.exits,
             server=answer.server,
+            generated=answer.generated,
         )
 
     def _failed(self, outcome: Outcome, error: Exception) -> Reply:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.clients.base import MAX_ERROR_CHARS
-from loadtest.records import Outcome, ServerReport
+from loadtest.records import Generated, Outcome, ServerReport
 
 
 class WrongAnswer(Exception):
@@ -24,6 +24,7 @@ class Answer:
     server: ServerReport | None = None
     error_code: str | None = None
     error_message: str | None = None
+    generated: Generated | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

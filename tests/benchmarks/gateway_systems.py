@@ -25,7 +25,10 @@ START_TIMEOUT_S = 180.0
 _IMAGE_FREE_BODY = {"model": "dyn-perceiver-nano", "images": []}
 #: First match wins; what matches nothing is "other".
 _GROUPS = (
+    ("engine core", r"VLLM::EngineCore"),
+    ("bare server", r"vllm\.entrypoints"),
     ("gateway", r"ServeReplica.*Gateway"),
+    ("chat replica", r"ServeReplica.*texthawk2"),
     ("model", r"ServeReplica"),
     ("proxy", r"haproxy|HAProxy|ProxyActor"),
     ("controller", r"ServeController"),
@@ -46,6 +49,8 @@ class System:
     ports: dict[str, int]
     env: dict[str, str]
     run_dir: Path
+    readiness_path: str | None = None
+    """A path that answers 200 once the system is ready, where that is how to know."""
     roots: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
 
     def start(self) -> None:
@@ -77,6 +82,8 @@ class System:
             time.sleep(0.3)
 
     def _is_ready(self) -> bool:
+        if self.readiness_path is not None:
+            return _answers_get(self.ports["http"], self.readiness_path)
         if self.name.startswith("ours"):
             state = RunState.read(self.run_dir)
             return state is not None and state.ready
@@ -149,6 +156,13 @@ def _answers(surface: str, port: int) -> bool:
     return status not in (404, 502, 503)
 
 
+def _answers_get(port: int, path: str) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 # -- the sides ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +225,7 @@ def flags(run_dir: Path) -> dict[str, str]:
 
 def _ours(name: str, title: str, run_dir: Path, *, cache: bool) -> System:
     http, grpc = free_ports(2)
-    settings = [f"redis.cache={str(cache).lower()}", f"run_dir={run_dir}", "log_level=warning"]
+    settings = [f"redis.cache={str(cache).lower()}", f"run_dir={run_dir}", "log_level=warning", "chat_models=[]"]
     command = ["serving.cli", "up", "--port", str(http), "--grpc-port", str(grpc)]
     return System(
         name=name,
