@@ -19,11 +19,22 @@ from rich.table import Table as RichTable
 from loadtest.clients.base import TargetError
 from loadtest.environment import describe_environment
 from loadtest.execute import Result, execute, make_clients
+from loadtest.memory import FIRST_STEADY, MemorySource, Process, growth_bytes, memory_tables
 from loadtest.records import Outcome, Record
-from loadtest.report import write_report
+from loadtest.report import write_repetitions, write_report
 from loadtest.scenario import Scenario, ScenarioError, load_scenario
 from loadtest.selfcheck import DEFAULT_RATES, check_generator, selfcheck_table
-from loadtest.tables import Table, counts_table, latency_table, load_table, server_table, slo_table
+from loadtest.tables import (
+    LOAD_HEAD,
+    Table,
+    chat_tables,
+    counts_table,
+    latency_table,
+    load_row,
+    load_table,
+    server_table,
+    slo_table,
+)
 from loadtest.workloads.mix import PhaseLoad, build_load, count_requests
 
 EXIT_SLO_FAILED = 1
@@ -45,6 +56,17 @@ def loadtest(
     out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: out/loadtest/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces the scenario's seed.")] = None,
     rate: Annotated[float | None, typer.Option(help="Replaces the rate of the measured open phases, per s.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Carry the scenario out so many times.")] = 1,
+    vary: Annotated[bool, typer.Option(help="Another seed for each repetition: other requests.")] = False,
+    watch_pid: Annotated[
+        list[int] | None, typer.Option(help="Report the memory of this process and its descendants; may be repeated.")
+    ] = None,
+    watch_metrics: Annotated[
+        list[str] | None, typer.Option(help="Report process_resident_memory_bytes of this URL; may be repeated.")
+    ] = None,
+    max_growth_mib: Annotated[
+        float | None, typer.Option(help="Fail if memory grows by more from repetition 2 to the last.")
+    ] = None,
 ) -> None:
     """Send a scenario's load to a server and report what came back.
 
@@ -52,16 +74,63 @@ def loadtest(
     2 if the test could not be made. Ctrl-C ends the run early and still writes the report.
     """
     console = Console()
+    source = MemorySource(pids=tuple(watch_pid or ()), metrics_urls=tuple(watch_metrics or ()))
     try:
+        if max_growth_mib is not None and (source.is_empty or repeat <= FIRST_STEADY):
+            raise ScenarioError(f"--max-growth-mib needs --watch-pid or --watch-metrics, and --repeat > {FIRST_STEADY}")
         plan = load_scenario(scenario).with_overrides(http_url=target, grpc_address=grpc, seed=seed, rate_per_s=rate)
-        result = _run(plan, _api_keys(plan), console)
+        folder, memory = out or Path("out", "loadtest", plan.name), _Memory(source, max_growth_mib)
+        is_passed = _repeat(plan, repeat, vary, folder, memory, console)
     except (ScenarioError, TargetError) as error:
         console.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(EXIT_UNUSABLE) from error
-    paths = write_report(result, out or Path("out", "loadtest", plan.name), describe_environment())
-    _print_result(console, result, paths)
-    if not result.is_passed:
+    if not is_passed:
         raise typer.Exit(EXIT_SLO_FAILED)
+
+
+class _Memory:
+    """What the server's processes held after each repetition."""
+
+    def __init__(self, source: MemorySource, max_growth_mib: float | None) -> None:
+        self._source = source
+        self._max_growth_mib = max_growth_mib
+        self.readings: list[list[Process]] = []
+
+    def read(self) -> None:
+        """Raises: TargetError: there is nothing to read any more."""
+        self.readings.append(asyncio.run(self._source.read()))
+
+    @property
+    def is_passed(self) -> bool:
+        growth = growth_bytes(self.readings)
+        return self._max_growth_mib is None or growth is None or growth <= self._max_growth_mib * 2**20
+
+
+def _repeat(plan: Scenario, repeat: int, vary: bool, folder: Path, memory: _Memory, console: Console) -> bool:
+    """Carry ``plan`` out ``repeat`` times. One repetition is reported in ``folder``, several in folders below it."""
+    api_keys, rows = _api_keys(plan), []
+    memory.read()  # what cannot be read later is told before the first request
+    memory.readings.clear()
+    is_passed = True
+    for number in range(1, repeat + 1):
+        now = plan.with_overrides(seed=plan.seed + number - 1) if vary else plan
+        result = _run(now, api_keys, console)
+        memory.read()
+        where = folder if repeat == 1 else folder / f"repetition-{number:03d}"
+        _print_result(console, result, write_report(result, where, describe_environment()))
+        rows.append((str(number), *load_row(result.summary), "passed" if result.is_passed else "FAILED"))
+        is_passed = is_passed and result.is_passed
+        if result.was_stopped:
+            break
+    tables = memory_tables(memory.readings)
+    if repeat > 1:
+        tables.insert(
+            0, Table(title="Repetitions", head=("repetition", *LOAD_HEAD[1:], "objectives"), rows=tuple(rows))
+        )
+        console.print(f"Report: {escape(str(write_repetitions(tables, folder, describe_environment())))}")
+    for table in tables:
+        console.print(_rich(table))
+    return is_passed and memory.is_passed
 
 
 def loadtest_selfcheck(
@@ -163,7 +232,8 @@ def _print_result(console: Console, result: Result, paths: Sequence[Path]) -> No
     main = result.summary
     phases = load_table({"all": main, **result.phases} if len(result.phases) > 1 else result.phases, is_brief=True)
     outcomes = counts_table("Outcomes", main.outcomes, main.num_offered)
-    for table in (phases, latency_table(main, is_brief=True), outcomes, server_table(main), slo_table(result)):
+    times = latency_table(main, is_brief=True)
+    for table in (phases, times, *chat_tables(result), outcomes, server_table(main), slo_table(result)):
         if table.rows:
             console.print(_rich(table))
     for warning in main.warnings:

@@ -180,6 +180,7 @@ class _PhaseRun:
             phase_load.payloads,
             phase.arrival.concurrency,
             duration_s=phase.duration_s,
+            num_requests=phase.arrival.num_requests,
             warm_up_s=phase.duration_s if phase.is_warm_up else 0.0,
             phase=phase.name,
             limits=self._limits,
@@ -187,7 +188,11 @@ class _PhaseRun:
         )
         if records:
             start_s = min(record.started_at_s for record in records)
-            self.windows.append(_window(phase, start_s, is_open=False))
+            window = _window(phase, start_s, is_open=False)
+            ends = [record.done_at_s for record in records if record.done_at_s is not None]
+            if phase.arrival.num_requests is not None and ends and max(ends) < window.end_s:
+                window = replace(window, end_s=max(ends))  # all were sent before the time was up
+            self.windows.append(window)
         self.records += records
 
     def _here(self) -> RunControl:
@@ -261,8 +266,10 @@ def _summarise(records: Sequence[Record], windows: Sequence[PhaseWindow], deadli
 
 def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) -> Client:
     # Imported here: a scenario without gRPC needs no stubs, and gRPC starts threads when it is loaded.
+    from loadtest.clients.grpc_chat import GrpcChatClient
     from loadtest.clients.grpc_classify import GrpcClassifyClient, GrpcStreamClient
     from loadtest.clients.grpc_oip import GrpcOipClient
+    from loadtest.clients.http_chat import HttpChatClient
     from loadtest.clients.http_classify import HttpClassifyClient
     from loadtest.clients.http_oip import HttpOipClient
 
@@ -273,5 +280,8 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
         "grpc_vireo": lambda: GrpcClassifyClient(address, api_keys=api_keys),
         "grpc_vireo_stream": lambda: GrpcStreamClient(address, api_keys=api_keys),
         "grpc_oip": lambda: GrpcOipClient(address, api_keys=api_keys),
+        "http_chat": lambda: HttpChatClient(url, is_streamed=True, api_keys=api_keys),
+        "http_chat_unary": lambda: HttpChatClient(url, is_streamed=False, api_keys=api_keys),
+        "grpc_chat": lambda: GrpcChatClient(address, api_keys=api_keys),
     }
     return makers[surface]()

@@ -45,6 +45,9 @@ class Outcome(StrEnum):
     """The generator's own code failed on this request. A run with one of these proves nothing; report it."""
 
 
+CHAT_SURFACES = frozenset({"http_chat", "http_chat_unary", "grpc_chat"})
+"""Surfaces whose requests are questions to a chat model."""
+
 ANSWERED_WITH_ERROR = frozenset({Outcome.PARTIAL, Outcome.CLIENT_ERROR})
 """Typed answers that blame the request: what a deliberately bad input should get."""
 

@@ -40,6 +40,14 @@ def write_report(result: Result, out_dir: Path, environment: Mapping[str, str]) 
     return [html, summary, records]
 
 
+def write_repetitions(tables: Sequence[Table], out_dir: Path, environment: Mapping[str, str]) -> Path:
+    """Write ``repetitions.html``: what was the same and what was not from one repetition of a run to the next."""
+    path = out_dir / "repetitions.html"
+    facts = Table(title="Environment of the generator", head=("", ""), rows=tuple(environment.items()))
+    path.write_text(_page("Load test, repeated", [_table(table) for table in (*tables, facts)]), encoding="utf-8")
+    return path
+
+
 def to_json(result: Result, environment: Mapping[str, str]) -> dict[str, object]:
     """Everything but the records, as plain JSON types."""
     return {
@@ -57,9 +65,7 @@ def to_json(result: Result, environment: Mapping[str, str]) -> dict[str, object]
 
 def render_html(result: Result, environment: Mapping[str, str]) -> str:
     """The whole page. Everything that comes from outside is escaped."""
-    title = f"Load test: {escape(result.scenario.name)}"
     sections = [
-        f"<h1>{title}</h1>",
         f"<p>{escape(result.scenario.description)}</p>",
         _verdict(result),
         *(_table(table) for table in all_tables(result)),
@@ -68,10 +74,13 @@ def render_html(result: Result, environment: Mapping[str, str]) -> str:
         _table(Table(title="Environment of the generator", head=("", ""), rows=tuple(environment.items()))),
         _section("Scenario", f"<pre>{escape(_scenario_yaml(result))}</pre>"),
     ]
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(sections) + "\n</body></html>\n"
-    )
+    return _page(f"Load test: {result.scenario.name}", sections)
+
+
+def _page(title: str, sections: Sequence[str]) -> str:
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *sections])
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _verdict(result: Result) -> str:

@@ -12,10 +12,20 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loadtest.clients.base import DEFAULT_MODEL
+from loadtest.clients.base import DEFAULT_CHAT_MODEL, DEFAULT_MODEL
+from loadtest.records import CHAT_SURFACES
 
-SurfaceName = Literal["http_classify", "http_oip", "grpc_vireo", "grpc_vireo_stream", "grpc_oip"]
-GRPC_SURFACES = frozenset({"grpc_vireo", "grpc_vireo_stream", "grpc_oip"})
+SurfaceName = Literal[
+    "http_classify",
+    "http_oip",
+    "grpc_vireo",
+    "grpc_vireo_stream",
+    "grpc_oip",
+    "http_chat",
+    "http_chat_unary",
+    "grpc_chat",
+]
+GRPC_SURFACES = frozenset({"grpc_vireo", "grpc_vireo_stream", "grpc_oip", "grpc_chat"})
 SCENARIO_DIR = Path(__file__).parent / "scenarios"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -73,6 +83,9 @@ class Closed(_Strict):
 
     kind: Literal["closed"]
     concurrency: int = Field(gt=0, description="Callers at work at once.")
+    num_requests: int | None = Field(
+        default=None, gt=0, le=1_000_000, description="End after so many requests, if the duration is not over before."
+    )
 
 
 Arrival = Annotated[Uniform | Poisson | Gamma | Trace | Closed, Field(discriminator="kind")]
@@ -107,15 +120,50 @@ class BudgetModel(_Strict):
     quality_floor: Share | None = Field(default=None, description="Lowest acceptable accuracy, 0 to 1.")
 
 
+class Chat(_Strict):
+    """What a chat request asks. Its pictures show words instead of digits."""
+
+    model: str = Field(default=DEFAULT_CHAT_MODEL, min_length=1, description="Chat model to ask.")
+    question: str = Field(default="What does the picture say?", min_length=1, description="Text of the request.")
+    is_numbered: bool = Field(
+        default=False, description="Begin each question with a number of its own: no two questions are the same."
+    )
+    max_tokens: int = Field(default=32, ge=1, le=4096, description="Most tokens of the answer.")
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, allow_inf_nan=False, description="0: always the likeliest token. No unit."
+    )
+    width_px: int = Field(default=224, ge=16, le=8192, description="Width of a picture in pixels.")
+    height_px: int = Field(default=224, ge=16, le=8192, description="Height of a picture in pixels.")
+    repeat_images_share: Share = Field(
+        default=0.0,
+        description="Share of fresh requests whose pictures were shown before, for caches of images. 0 to 1.",
+    )
+
+
 class MixEntry(_Strict):
     """One kind of request of the mix."""
 
     surface: SurfaceName = Field(description="Front door to use.")
     tenant: str = Field(default="default", min_length=1, description="Who asks; must be in `tenants` if that is given.")
     weight: Positive = Field(default=1.0, description="Share of requests relative to the other entries. No unit.")
-    images_per_request: int = Field(default=1, ge=1, le=64, description="Images in one request.")
+    images_per_request: int = Field(default=1, ge=0, le=64, description="Images in one request; 0 only in a chat.")
     top_k: int = Field(default=1, ge=1, le=1000, description="Classes to return for each image.")
     budget: BudgetModel | None = Field(default=None, description="Budget that the request carries.")
+    chat: Chat | None = Field(default=None, description="What a request to a chat surface asks; only there.")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        is_chat = self.surface in CHAT_SURFACES
+        if self.chat is not None and not is_chat:
+            raise ValueError(f"chat is set, but {self.surface} is no chat surface; remove it")
+        if self.images_per_request == 0 and not is_chat:
+            raise ValueError(f"images_per_request is 0; {self.surface} needs at least 1")
+        return self
+
+    @property
+    def question(self) -> Chat | None:
+        """What is asked; ``None`` for classification."""
+        return (self.chat or Chat()) if self.surface in CHAT_SURFACES else None
 
 
 class Tenant(_Strict):
@@ -168,7 +216,7 @@ class Scenario(_Strict):
     name: str = Field(min_length=1, description="Name in the report.")
     description: str = Field(default="", description="What this test is for.")
     seed: int = Field(default=0, ge=0, description="Seed of arrivals, pictures and mix. The same seed, the same load.")
-    model: str = Field(default=DEFAULT_MODEL, min_length=1, description="Model id to ask for.")
+    model: str = Field(default=DEFAULT_MODEL, min_length=1, description="Classifier to ask.")
     target: Target = Field(default_factory=Target, description="Where the server is.")
     tenants: tuple[Tenant, ...] = Field(default=(), description="Callers with keys; empty for a server without keys.")
     mix: tuple[MixEntry, ...] = Field(min_length=1, description="Kinds of requests.")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from loadtest.records import ANSWERED_WITH_ERROR, GENERATOR_FAULTS, Outcome, Record
+from loadtest.records import ANSWERED_WITH_ERROR, CHAT_SURFACES, GENERATOR_FAULTS, Outcome, Record
 from loadtest.stats import Distribution, Interval, describe, mean_interval, share_interval
 
 MAX_CREDIBLE_LAG_S = 0.001
@@ -36,6 +36,15 @@ FORMULAS: tuple[tuple[str, str], ...] = (
     ("interval of a quantile", "order statistics with binomial coverage >= 95%; assumes independent requests"),
     ("interval of a mean", "circular block bootstrap, blocks of n^(1/3), 1,000 resamples, seeded"),
     ("energy, queue, compute", "as the server reports them in its vireo block, over answers that report them"),
+    (
+        "first token",
+        "arrival of the first text of a streamed chat answer - scheduled time; failures are infinitely slow",
+    ),
+    (
+        "gap",
+        "time between two arrivals of text in one answer, all answers together; text that came at once is one arrival",
+    ),
+    ("tokens per second", "tokens, by the server's count, of the chat answers that ended in the window / W"),
     ("accuracy", "images whose label is the expected one / images answered that had an expected label"),
 )
 
@@ -71,6 +80,29 @@ class ServerClaims:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFigures:
+    """Of the chat requests among those offered."""
+
+    num_offered: int
+    num_ok: int
+    num_streamed: int
+    """Answered requests whose text came in pieces."""
+    first_token: Distribution
+    """Of streamed requests; those without an answer count as infinitely slow."""
+    gap: Distribution
+    tokens_per_s: float | None
+    num_tokens: int
+    tokens_per_arrival: float | None
+    """Over streamed answers: 1 means that every token came alone."""
+    num_prompt_tokens: int
+    num_image_tokens: int
+    num_cached_tokens: int
+    num_images: int
+    finish_reasons: dict[str, int]
+    error_codes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The figures of a set of records."""
 
@@ -101,6 +133,8 @@ class Summary:
     server: ServerClaims
     bad_inputs: BadInputs
     warnings: tuple[str, ...]
+    chat: ChatFigures | None = None
+    """``None`` if nothing was asked of a chat model."""
 
     @property
     def latency(self) -> Distribution:
@@ -156,6 +190,7 @@ def summarise(
         server=_server_claims(ok, seed),
         bad_inputs=_bad_inputs(record for record in measured if record.expects_error),
         warnings=tuple(_warnings(offered, lag)),
+        chat=_chat([record for record in offered if record.surface in CHAT_SURFACES], start_s, end_s, seed),
     )
 
 
@@ -239,6 +274,39 @@ def _server_claims(ok: Sequence[Record], seed: int) -> ServerClaims:
         caches=_counts(report.cache for report in reports),
         degraded=_counts(item for report in reports for item in report.degraded),
         exits=_counts(str(exit_) for record in ok for exit_ in record.exits),
+    )
+
+
+def _chat(offered: Sequence[Record], start_s: float | None, end_s: float | None, seed: int) -> ChatFigures | None:
+    if not offered:
+        return None
+    answers = [(record, record.generated) for record in offered if record.outcome is Outcome.OK and record.generated]
+    streamed = [generated for _, generated in answers if generated.first_token_at_s is not None]
+    firsts = [seconds for record, _ in answers if (seconds := record.first_token_s) is not None]
+    gaps = [gap for generated in streamed for gap in generated.gaps_s]
+    per_s = _rate(start_s, end_s)
+    in_window = [item for record, item in answers if _num_done_between([record], start_s, end_s)]
+    num_lost = sum(record.surface != "http_chat_unary" and record.outcome is not Outcome.OK for record in offered)
+    num_arrivals = len(gaps) + len(streamed)
+
+    def total(field: str) -> int:
+        return sum(getattr(generated, field) or 0 for _, generated in answers)
+
+    return ChatFigures(
+        num_offered=len(offered),
+        num_ok=len(answers),
+        num_streamed=len(streamed),
+        first_token=describe(firsts, num_failed=num_lost, seed=seed),
+        gap=describe(gaps, seed=seed),
+        tokens_per_s=per_s(sum(generated.num_tokens or 0 for generated in in_window)),
+        num_tokens=total("num_tokens"),
+        tokens_per_arrival=sum(item.num_tokens or 0 for item in streamed) / num_arrivals if num_arrivals else None,
+        num_prompt_tokens=total("num_prompt_tokens"),
+        num_image_tokens=total("num_image_tokens"),
+        num_cached_tokens=total("num_cached_tokens"),
+        num_images=sum(record.num_images for record, _ in answers),
+        finish_reasons=_counts(reason for _, generated in answers for reason in generated.finish_reasons),
+        error_codes=_counts(record.error_code for record in offered),
     )
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from loadtest.execute import Result
 from loadtest.records import Record
 from loadtest.stats import Distribution, Interval, Quantile
-from loadtest.summary import Summary, group_by, summarise
+from loadtest.summary import ChatFigures, Summary, group_by, summarise
 
 NONE = "–"
+LOAD_HEAD = ("", "n", "ok", "n/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ def all_tables(result: Result) -> list[Table]:
         latency_table(main),
         load_table(_by(result, "surface"), title="By surface"),
         load_table(_by(result, "tenant"), title="By tenant"),
+        *chat_tables(result),
         counts_table("Outcomes", main.outcomes, main.num_offered),
         counts_table("Error codes", main.error_codes, main.num_offered),
         bad_inputs_table(main),
@@ -50,9 +52,8 @@ def slo_table(result: Result) -> Table:
 
 def load_table(summaries: Mapping[str, Summary], *, title: str = "Load", is_brief: bool = False) -> Table:
     """One row per summary; ``is_brief`` leaves out the intervals. A quantile of too few samples reads "n<FLOOR"."""
-    head = ("", "n", "ok", "n/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99")
-    rows = tuple(_load_row(name, item, is_brief) for name, item in summaries.items())
-    return Table(title=title, head=head, rows=rows)
+    rows = tuple((name, *load_row(item, is_brief=is_brief)) for name, item in summaries.items())
+    return Table(title=title, head=LOAD_HEAD, rows=rows)
 
 
 def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
@@ -62,6 +63,8 @@ def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
         "latency from sent": summary.latency_from_sent,
         "latency of answers": summary.latency_of_answers,
         "first chunk": summary.first_chunk,
+        "first token (chat)": None if summary.chat is None else summary.chat.first_token,
+        "gap between tokens (chat)": None if summary.chat is None else summary.chat.gap,
         "generator lag": summary.generator_lag,
         "queue (server's word)": summary.server.queue_s,
         "compute (server's word)": summary.server.compute_s,
@@ -71,6 +74,40 @@ def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
     head = ("milliseconds", "n", "mean", *(f"p{100 * q:g}" for q in quantiles), "max")
     return Table(
         title="Times", head=head, rows=tuple(_latency_row(name, item, is_brief) for name, item in shown.items())
+    )
+
+
+def chat_tables(result: Result) -> list[Table]:
+    """Figures of chat, all together and by surface; none if there was no chat."""
+    main = result.summary
+    if main.chat is None:
+        return []
+    surfaces = {name: item for name, item in _by(result, "surface").items() if item.chat is not None}
+    rows = tuple(_chat_row(name, item.chat) for name, item in {"all": main, **surfaces}.items() if item.chat)
+    head = (
+        "", "n", "ok", "tokens/s", "first token p50 ms", "p99", "gap p50 ms", "p99", "tokens/arrival", "tokens",
+        "images", "image tokens", "prompt tokens", "of them cached", "finish reasons", "error codes",
+    )  # fmt: skip
+    return [Table(title="Chat", head=head, rows=rows)]
+
+
+def _chat_row(name: str, chat: ChatFigures) -> tuple[str, ...]:
+    is_streamed = chat.num_streamed > 0
+    times = [entry.quantile(q) for entry in (chat.first_token, chat.gap) for q in (0.5, 0.99)]
+    return (
+        name,
+        str(chat.num_offered),
+        str(chat.num_ok),
+        _number(chat.tokens_per_s),
+        *(_brief(entry) if is_streamed else NONE for entry in times),
+        _number(chat.tokens_per_arrival),
+        str(chat.num_tokens),
+        str(chat.num_images),
+        str(chat.num_image_tokens),
+        str(chat.num_prompt_tokens),
+        str(chat.num_cached_tokens),
+        _counts(chat.finish_reasons) or NONE,
+        _counts(chat.error_codes) or NONE,
     )
 
 
@@ -142,10 +179,10 @@ def _by(result: Result, field: str) -> dict[str, Summary]:
     return {name: summarise(group, deadline_s=main.deadline_s, window_s=span) for name, group in groups.items()}
 
 
-def _load_row(name: str, summary: Summary, is_brief: bool) -> tuple[str, ...]:
+def load_row(summary: Summary, *, is_brief: bool = True) -> tuple[str, ...]:
+    """One row under ``LOAD_HEAD`` but for its first cell, the name."""
     lag, good = summary.generator_lag, summary.good_share
     return (
-        name,
         str(summary.num_offered),
         str(summary.num_ok),
         _number(summary.offered_per_s),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from loadtest.records import Generated, Outcome, ServerReport
 
 DEFAULT_MODEL = "dyn-perceiver-nano"
+DEFAULT_CHAT_MODEL = "texthawk2-nano"
 MAX_ERROR_CHARS = 300
 """Longest error message that is kept in a record."""
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest import arrivals
-from loadtest.clients.base import Budget, Payload
-from loadtest.scenario import BudgetModel, Closed, Gamma, MixEntry, Phase, Poisson, Scenario, Trace, Uniform
+from loadtest.clients.base import Budget, Payload, Question
+from loadtest.scenario import BudgetModel, Chat, Closed, Gamma, MixEntry, Phase, Poisson, Scenario, Trace, Uniform
 from loadtest.workloads.bad_inputs import makers
 from loadtest.workloads.digits import draw_digit
+from loadtest.workloads.words import draw_words
 
 CLOSED_LOOP_POOL = 1000
 """Distinct requests drawn for a closed-loop phase, whose number of requests is not known before."""
@@ -37,7 +38,7 @@ def build_load(scenario: Scenario, *, on_request: Callable[[], None] = lambda: N
     loads = []
     for number, phase in enumerate(scenario.phases):
         times_s = phase_times(scenario, number)
-        num_payloads = CLOSED_LOOP_POOL if isinstance(phase.arrival, Closed) else len(times_s)
+        num_payloads = _num_payloads(phase, times_s)
         payloads = []
         for _ in range(num_payloads):
             payloads.append(maker.next())
@@ -48,10 +49,13 @@ def build_load(scenario: Scenario, *, on_request: Callable[[], None] = lambda: N
 
 def count_requests(scenario: Scenario) -> int:
     """How often ``build_load`` will call ``on_request``."""
-    return sum(
-        CLOSED_LOOP_POOL if isinstance(phase.arrival, Closed) else len(phase_times(scenario, number))
-        for number, phase in enumerate(scenario.phases)
-    )
+    return sum(_num_payloads(phase, phase_times(scenario, number)) for number, phase in enumerate(scenario.phases))
+
+
+def _num_payloads(phase: Phase, times_s: tuple[float, ...]) -> int:
+    if isinstance(phase.arrival, Closed):
+        return phase.arrival.num_requests or CLOSED_LOOP_POOL
+    return len(times_s)
 
 
 def phase_times(scenario: Scenario, number: int) -> tuple[float, ...]:
@@ -88,6 +92,8 @@ class _PayloadMaker:
         self._next_again = dict.fromkeys(self._sent, 0)
         self._num_distinct = 0
         self._num_images = 0
+        self._num_questions = 0
+        self._shown: dict[int, list[tuple[bytes, ...]]] = {number: [] for number in self._sent}
         self._bad = sorted(makers().items())
         self._num_bad = 0
 
@@ -102,7 +108,7 @@ class _PayloadMaker:
             return sent[int(pick * len(sent))]
         if sent and self._num_distinct >= images.pool_size:
             return self._send_again(number)
-        payload = self._make(self._scenario.mix[number])
+        payload = self._make(number)
         sent.append(payload)
         self._num_distinct += 1
         return payload
@@ -113,7 +119,11 @@ class _PayloadMaker:
         self._next_again[number] += 1
         return payload
 
-    def _make(self, entry: MixEntry) -> Payload:
+    def _make(self, number: int) -> Payload:
+        entry = self._scenario.mix[number]
+        if (chat := entry.question) is not None:
+            images = self._show(number, entry, chat)
+            return self._payload(entry, images, kind="words" if images else "text", labels=())
         drawn = [self._draw() for _ in range(entry.images_per_request)]
         images, labels = zip(*drawn, strict=True)
         return self._payload(entry, images, kind="digit", labels=labels)
@@ -123,26 +133,57 @@ class _PayloadMaker:
         self._num_bad += 1
         return self._payload(entry, (make(self._num_bad),), kind=kind, labels=None)
 
+    def _show(self, number: int, entry: MixEntry, chat: Chat) -> tuple[bytes, ...]:
+        """Pictures for a question: new ones, or some that a request of this entry has shown before."""
+        shown = self._shown[number]
+        if chat.repeat_images_share and shown and self._rng.random() < chat.repeat_images_share:
+            return shown[int(self._rng.integers(len(shown)))]
+        images = tuple(self._draw_words(chat) for _ in range(entry.images_per_request))
+        shown.append(images)
+        return images
+
+    def _draw_words(self, chat: Chat) -> bytes:
+        image_format = self._next_format()
+        return draw_words(
+            self._image_seed,
+            self._num_images,
+            width_px=chat.width_px,
+            height_px=chat.height_px,
+            image_format=image_format,
+        )
+
     def _draw(self) -> tuple[bytes, str]:
-        images = self._scenario.images
-        image_format = images.formats[self._num_images % len(images.formats)]
+        image_format, size_px = self._next_format(), self._scenario.images.size_px
+        return draw_digit(self._image_seed, self._num_images, size_px=size_px, image_format=image_format)
+
+    def _next_format(self) -> str:
+        formats = self._scenario.images.formats
+        image_format = formats[self._num_images % len(formats)]
         self._num_images += 1
-        return draw_digit(self._image_seed, self._num_images, size_px=images.size_px, image_format=image_format)
+        return image_format
 
     def _payload(
         self, entry: MixEntry, images: tuple[bytes, ...], *, kind: str, labels: tuple[str, ...] | None
     ) -> Payload:
+        """``labels``: ``None`` for a broken picture, empty where no label is known."""
+        chat = entry.question
         return Payload(
             images=images,
-            model=self._scenario.model,
+            model=self._scenario.model if chat is None else chat.model,
             surface=entry.surface,
             tenant=entry.tenant,
             top_k=entry.top_k,
             budget=_budget(entry.budget),
             kind=kind,
             expects_error=labels is None,
-            expected_labels=labels,
+            expected_labels=labels or None,
+            question=None if chat is None else self._ask(chat),
         )
+
+    def _ask(self, chat: Chat) -> Question:
+        self._num_questions += 1
+        text = f"({self._num_questions}) {chat.question}" if chat.is_numbered else chat.question
+        return Question(text=text, max_tokens=chat.max_tokens, temperature=chat.temperature)
 
 
 def _budget(model: BudgetModel | None) -> Budget | None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,7 +13,7 @@ from loadtest.clients.fake import FakeClient
 from loadtest.clock import LoopClock
 from loadtest.execute import LEAD_S, Result, execute, make_clients, settled_memory
 from loadtest.records import Outcome
-from loadtest.scenario import Slo, parse_scenario
+from loadtest.scenario import Slo, SurfaceName, parse_scenario
 from loadtest.slo import check_slo
 from loadtest.summary import summarise
 from loadtest.workloads.mix import build_load
@@ -62,6 +62,15 @@ def test_a_closed_phase_waits_for_what_went_before_and_stays_out_of_the_open_fig
     assert (len(closed), result.summary.num_offered, result.phases["c"].num_offered) == (4, 10, 4)
     assert result.phases["c"].throughput_per_s == pytest.approx(4.0)
     assert [record.index for record in result.records] == list(range(14))
+
+
+def test_a_closed_phase_may_end_after_a_number_of_requests() -> None:
+    phases = [phase(arrival={**CLOSED, "num_requests": 10}, duration_s=100)]
+    result = run(lambda: FakeClient(lambda _: 0.5), phases=phases)
+    (window,) = result.windows
+    assert len(result.records) == 10
+    assert window.end_s - window.start_s == pytest.approx(2.5)
+    assert result.summary.throughput_per_s == pytest.approx(4.0)
 
 
 def test_a_phase_keeps_its_length_even_if_nothing_is_due_at_its_end() -> None:
@@ -137,7 +146,7 @@ def test_an_accepted_bad_input_fails_the_run_unless_the_scenario_allows_it() -> 
 
 
 def test_every_surface_of_the_mix_gets_its_client() -> None:
-    surfaces = ["http_classify", "http_oip", "grpc_vireo", "grpc_vireo_stream", "grpc_oip"]
+    surfaces = get_args(SurfaceName)
     scenario = parse_scenario(minimal(mix=[{"surface": surface} for surface in surfaces]), source="x")
     client = make_clients(scenario, {})
     for item in build_load(scenario)[0].payloads:

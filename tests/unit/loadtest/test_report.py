@@ -1,21 +1,24 @@
+import asyncio
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loadtest.clients.base import Prepared, Reply
 from loadtest.clients.fake import FakeClient
 from loadtest.clock import LoopClock
 from loadtest.environment import describe_environment
 from loadtest.execute import Result, execute
-from loadtest.records import Outcome, read_jsonl
-from loadtest.report import render_html, write_report
+from loadtest.records import Generated, Outcome, read_jsonl
+from loadtest.report import render_html, write_repetitions, write_report
 from loadtest.scenario import parse_scenario
 from loadtest.summary import FORMULAS
-from loadtest.tables import all_tables, format_ms, latency_table, load_table
+from loadtest.tables import Table, all_tables, format_ms, latency_table, load_table
 from loadtest.workloads.mix import build_load
 from tests.support.virtual_loop import run_virtual
 from tests.unit.loadtest.test_scenario import minimal, phase
@@ -139,3 +142,41 @@ def test_the_environment_names_no_host_and_no_user() -> None:
     text = " ".join(facts.values()).split()
     assert socket.gethostname() not in text
     assert getpass.getuser() not in text
+
+
+class ChatClient(FakeClient):
+    """Answers in three pieces, the first after 10 ms."""
+
+    async def send(self, prepared: Prepared) -> Reply:
+        start_s = asyncio.get_running_loop().time()
+        generated = Generated(
+            first_token_at_s=start_s + 0.01, gaps_s=(0.002, 0.004), num_tokens=3, finish_reasons=("stop",), text="a cat"
+        )
+        return replace(await super().send(prepared), generated=generated)
+
+
+def test_chat_has_its_own_table_and_its_records_survive_the_file(tmp_path: Path) -> None:
+    mix = [{"surface": surface, "chat": {"width_px": 16, "height_px": 16}} for surface in ("http_chat", "grpc_chat")]
+    phases = [phase(name="main", arrival={"kind": "uniform", "rate_per_s": 100}, duration_s=9)]
+    scenario = parse_scenario(minimal(mix=mix, phases=phases), source="x")
+
+    async def work() -> Result:
+        return await execute(scenario, build_load(scenario), ChatClient(lambda _: 0.016), clock=LoopClock())
+
+    result = run_virtual(work())
+    (table,) = [table for table in all_tables(result) if table.title == "Chat"]
+    assert [row[0] for row in table.rows] == ["all", "http_chat", "grpc_chat"]
+    # The last of 900 answers comes after the window of 9 s.
+    shown = dict(zip(table.head[:5], table.rows[0][:5], strict=True))
+    assert shown == {"": "all", "n": "900", "ok": "900", "tokens/s": "299.7", "first token p50 ms": "10"}
+    assert "<h2>Chat</h2>" in render_html(result, {})
+    write_report(result, tmp_path, {})
+    assert read_jsonl(tmp_path / "records.jsonl") == list(result.records)
+
+
+def test_repetitions_have_a_page_of_their_own_and_it_is_escaped(tmp_path: Path) -> None:
+    table = Table(title="Memory", head=("<b>",), rows=(("<script>",),))
+    page = write_repetitions([table], tmp_path, {"k": "v"}).read_text()
+    assert "<h2>Memory</h2>" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page

@@ -28,7 +28,10 @@ SHIPPED = sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml"))
 
 
 def test_the_scenarios_that_the_documentation_names_are_shipped() -> None:
-    assert SHIPPED == ["classify-burst", "classify-poisson", "mixed-surfaces", "smoke"]
+    chat = ["chat-image", "chat-repeated", "chat-text"]
+    assert sorted(SHIPPED) == sorted(
+        [*chat, "classify-burst", "classify-poisson", "mixed-200", "mixed-surfaces", "smoke"]
+    )
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -59,6 +62,9 @@ def test_every_field_says_what_it_is() -> None:
         ({"mix": []}, "mix"),
         ({"mix": [{"surface": "smtp"}]}, "mix[0].surface"),
         ({"mix": [{"surface": "http_oip", "weight": 0}]}, "mix[0].weight"),
+        ({"mix": [{"surface": "http_oip", "chat": {}}]}, "http_oip is no chat surface"),
+        ({"mix": [{"surface": "http_classify", "images_per_request": 0}]}, "images_per_request is 0"),
+        ({"mix": [{"surface": "http_chat", "chat": {"max_token": 3}}]}, "mix[0].chat.max_token"),
         ({"mix": [{"surface": "http_oip", "budget": {"latency": 1}}]}, "mix[0].budget.latency"),
         ({"phases": [phase(duration_s=0)]}, "phases[0].duration_s"),
         ({"phases": [phase(arrival={"kind": "gamma", "rate_per_s": 5})]}, "phases[0].arrival.gamma.cv"),

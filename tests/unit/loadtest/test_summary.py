@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from loadtest.records import Outcome, ServerReport
+from loadtest.records import Generated, Outcome, ServerReport
 from loadtest.summary import group_by, summarise
 from tests.unit.loadtest.builders import make_record
 
@@ -111,3 +113,36 @@ def test_drops_and_lateness_of_the_generator_are_warned_of() -> None:
 def test_groups_keep_the_order_of_first_appearance() -> None:
     records = [make_record(i, tenant=name) for i, name in enumerate("bab")]
     assert {name: len(group) for name, group in group_by(records, lambda r: r.tenant).items()} == {"b": 2, "a": 1}
+
+
+def test_chat_figures_are_of_chat_requests_alone_and_failures_have_no_first_token() -> None:
+    generated = Generated(
+        gaps_s=(0.01, 0.03), num_tokens=6, num_prompt_tokens=40, num_image_tokens=32, num_cached_tokens=8,
+        finish_reasons=("length",),
+    )  # fmt: skip
+    chats = [
+        make_record(i, surface="http_chat", generated=replace(generated, first_token_at_s=i + 0.02)) for i in range(90)
+    ]
+    whole = make_record(
+        90, surface="http_chat_unary", generated=replace(generated, gaps_s=(), finish_reasons=("stop",))
+    )
+    failed = [
+        make_record(i, surface="grpc_chat", outcome=Outcome.REJECTED, error_code="queue_full") for i in range(91, 100)
+    ]
+    chat = summarise([*chats, whole, *failed, make_record(100)], window_s=(0.0, 101.0)).chat
+    assert chat is not None
+    assert (chat.num_offered, chat.num_ok, chat.num_streamed) == (100, 91, 90)
+    assert chat.first_token.quantile(0.5).value_s == pytest.approx(0.02)
+    assert (chat.first_token.num_values, chat.first_token.num_failed) == (90, 9)
+    assert (chat.gap.num_values, chat.gap.quantile(0.9).value_s) == (180, 0.03)
+    assert (chat.num_tokens, chat.tokens_per_arrival) == (546, 2.0)
+    assert chat.tokens_per_s == pytest.approx(546 / 101)
+    assert (chat.num_prompt_tokens, chat.num_image_tokens, chat.num_cached_tokens, chat.num_images) == (
+        91 * 40, 91 * 32, 91 * 8, 91,
+    )  # fmt: skip
+    assert chat.finish_reasons == {"length": 90, "stop": 1}
+    assert chat.error_codes == {"queue_full": 9}
+
+
+def test_without_chat_there_are_no_chat_figures() -> None:
+    assert summarise([make_record(1)]).chat is None

@@ -8,6 +8,7 @@ from loadtest.scenario import parse_scenario
 from loadtest.workloads.bad_inputs import makers
 from loadtest.workloads.digits import draw_digit
 from loadtest.workloads.mix import CLOSED_LOOP_POOL, PhaseLoad, build_load, count_requests
+from loadtest.workloads.words import draw_words
 from tests.unit.loadtest.test_scenario import minimal, phase
 
 
@@ -110,3 +111,45 @@ def test_formats_are_used_in_turn_and_budgets_reach_the_payload() -> None:
     assert starts == [b"\x89P", b"\xff\xd8"] * 2
     assert item.payloads[0].budget is not None
     assert item.payloads[0].budget.to_json() == {"latency_ms": 50, "priority": "high"}
+
+
+def test_drawn_words_have_their_size_and_depend_on_seed_and_index() -> None:
+    drawn = [draw_words(1, index, width_px=96, height_px=48) for index in range(50)]
+    assert drawn == [draw_words(1, index, width_px=96, height_px=48) for index in range(50)]
+    assert len({*drawn, draw_words(2, 0, width_px=96, height_px=48)}) == 51
+    for image_format in ("png", "jpeg", "webp"):
+        image = Image.open(io.BytesIO(draw_words(1, 1, width_px=40, height_px=30, image_format=image_format)))
+        assert (image.size, image.mode, image.format) == ((40, 30), "RGB", image_format.upper())
+    for fields in ({"width_px": 8, "height_px": 40}, {"width_px": 40, "height_px": 40, "image_format": "gif"}):
+        with pytest.raises(ValueError, match=r"picture of 8 x 40|image_format"):
+            draw_words(1, 1, **fields)
+
+
+def chat_load(surface: str = "http_chat", **chat: Any) -> list[Any]:
+    mix = [{"surface": surface, "chat": {"width_px": 32, "height_px": 32, **chat}}]
+    phases = [phase(arrival={"kind": "closed", "concurrency": 2, "num_requests": 200})]
+    scenario = parse_scenario(minimal(mix=mix, phases=phases), source="x")
+    (item,) = build_load(scenario)
+    assert len(item.payloads) == count_requests(scenario) == 200
+    return list(item.payloads)
+
+
+def test_a_chat_asks_its_own_model_about_pictures_that_are_all_new() -> None:
+    payloads = chat_load(question="What?", max_tokens=7, temperature=0.5)
+    assert {(p.model, p.kind, p.expects_error, p.expected_labels) for p in payloads} == {
+        ("texthawk2-nano", "words", False, None)
+    }
+    assert {(p.question.text, p.question.max_tokens, p.question.temperature) for p in payloads} == {("What?", 7, 0.5)}
+    assert len({p.images for p in payloads}) == 200
+
+
+def test_repeated_pictures_come_with_new_questions() -> None:
+    payloads = chat_load(is_numbered=True, repeat_images_share=0.7)
+    assert len({p.question.text for p in payloads}) == 200
+    assert 30 <= len({p.images for p in payloads}) <= 90
+
+
+def test_a_chat_without_pictures_is_text_and_classification_asks_nothing() -> None:
+    (item,) = load(mix=[{"surface": "grpc_chat", "images_per_request": 0}])
+    assert {(p.kind, p.images) for p in item.payloads} == {("text", ())}
+    assert {p.question for p in load()[0].payloads} == {None}
