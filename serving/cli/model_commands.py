@@ -11,7 +11,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from models.registry import MODELS, ModelSpec, get_spec
+from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, get_spec
+from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_models() -> None:
-    """List the models that this version knows."""
+    """List the models that this version knows: those that classify, and those that chat."""
     table = Table("id", "input", "classes", "exits", "weights", "what it is")
     for spec in MODELS.values():
         side = str(spec.input_size)
@@ -39,6 +40,12 @@ def list_models() -> None:
             spec.id, f"{side}x{side}", str(spec.num_classes), str(spec.num_exits), _weights(spec), spec.summary
         )
     console.print(table)
+    chat = Table("id", "context", "tile", "tiles", "a side", "tokens a tile", "weights", "what it is")
+    for model in CHAT_MODELS.values():
+        limits = (model.max_tiles, model.max_tiles_side, model.tokens_per_tile)
+        tile = f"{model.tile_size}x{model.tile_size}"
+        chat.add_row(model.id, str(model.max_model_len), tile, *map(str, limits), weights_of(model), model.summary)
+    console.print(chat)
 
 
 def show_model(
@@ -46,13 +53,18 @@ def show_model(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the operating-point table as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the operating-point table, or a chat model's limits, as JSON.")
+    ] = False,
 ) -> None:
-    """Show a model and its operating points: what each one costs and how good it is."""
+    """Show a model: its operating points, what each one costs and how good it is; of a chat model its limits."""
     from models.operating_points import read_table
 
     with told_plainly():
-        spec = _spec(model, checkpoint)
+        if model in CHAT_MODELS:
+            _show_chat(CHAT_MODELS[model], checkpoint, as_json)
+            return
+        spec = _shown_spec(model, checkpoint)
         if as_json:
             typer.echo(json.dumps(read_table(spec), indent=1))
             return
@@ -118,6 +130,23 @@ def calibrate(
         if spec.checkpoint_dir is not None and (spec.checkpoint_dir / "training_log.json").is_file():
             write_card(spec)
     _print_points(spec)
+
+
+def _show_chat(spec: ChatModelSpec, checkpoint: Path | None, as_json: bool) -> None:
+    facts = facts_of(spec if checkpoint is None else spec.with_checkpoint(checkpoint))
+    if as_json:
+        typer.echo(facts.as_json())
+        return
+    console.print(f"[bold]{facts.id}[/]  {facts.summary}")
+    for line in facts.lines():
+        console.print(line, soft_wrap=True)
+
+
+def _shown_spec(model: str, checkpoint: Path | None) -> ModelSpec:
+    try:
+        return _spec(model, checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error}; chat models: {', '.join(CHAT_MODELS)}") from None
 
 
 def _spec(model: str, checkpoint: Path | None) -> ModelSpec:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from models.dyn_perceiver.load import random_model
 from models.identity import checkpoint_sha256
-from models.registry import MODELS, get_spec
+from models.registry import CHAT_MODELS, CHECKPOINTS, MODELS, get_spec
 from serving.cli import convert_commands, model_commands
+from serving.cli.chat_model_facts import kv_numbers_per_token, weights_of
 
 NANO = get_spec("dyn-perceiver-nano")
 
@@ -32,6 +33,8 @@ def test_list_names_every_model() -> None:
     status, output = run("models", "list")
     assert status == 0
     assert all(model_id in output for model_id in MODELS)
+    assert all(model_id in output for model_id in CHAT_MODELS)
+    assert "bring your own (vireo convert texthawk2)" in output
 
 
 def test_show_prints_the_operating_points() -> None:
@@ -46,6 +49,68 @@ def test_show_as_json_is_the_table() -> None:
     assert status == 0
     assert NANO.checkpoint_dir is not None
     assert json.loads(output)["checkpoint_sha256"] == checkpoint_sha256(NANO.checkpoint_dir)
+
+
+def test_show_of_a_published_chat_model_gives_its_limits_and_how_to_get_weights() -> None:
+    status, output = run("models", "show", "texthawk2-7b")
+    assert status == 0
+    assert "bring your own (vireo convert texthawk2)" in output
+    assert "8192 tokens" in output
+    assert "72 at most and 12 a side" in output
+    assert "1168 an image at most" in output
+
+
+def test_show_of_a_chat_model_with_a_folder_sizes_its_kv_cache(tmp_path: Path) -> None:
+    write_chat_folder(tmp_path)
+    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path))
+    assert status == 0
+    assert "weights: yours" in output
+    assert "16,384 bytes in float32 or 8,192 bytes in bfloat16" in output
+    assert str(tmp_path / "README.md") in output
+
+
+def test_show_of_a_chat_model_as_json(tmp_path: Path) -> None:
+    write_chat_folder(tmp_path)
+    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path), "--json")
+    assert status == 0
+    shown = json.loads(output)
+    assert shown["kv_numbers_per_token"] == 4096
+    assert shown["max_model_len"] == CHAT_MODELS["texthawk2-nano"].max_model_len
+    assert shown["max_image_tokens"] == (12 + 1) * 16
+
+
+def write_chat_folder(folder: Path) -> None:
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 16, "num_key_value_heads": 2}
+    (folder / "config.json").write_text(json.dumps({"text_config": sizes}))
+    (folder / "model.safetensors").write_bytes(b"\0")
+    (folder / "README.md").write_text("# A model\n")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"text_config": {"hidden_size": "x"}}'])
+def test_show_of_a_chat_model_with_a_broken_config_ends_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path))
+    assert status == 2
+    assert "config.json" in output
+    assert "Traceback" not in output
+
+
+def test_weights_that_are_missing_are_said_to_be(tmp_path: Path) -> None:
+    spec = CHAT_MODELS["texthawk2-nano"]
+    assert weights_of(spec.with_checkpoint(tmp_path)) == "not here: no model.safetensors"
+    assert weights_of(spec.with_checkpoint(CHECKPOINTS / "none")) == "not here: make train-texthawk2-nano"
+
+
+def test_the_kv_cache_of_the_published_chat_model() -> None:
+    from models.texthawk2.config import TextHawk2Config
+
+    assert kv_numbers_per_token(TextHawk2Config().to_dict()) == 2 * 28 * 4 * 128
+
+
+def test_show_of_an_unknown_model_names_the_chat_models_too() -> None:
+    status, output = run("models", "show", "no-such-model")
+    assert status == 2
+    assert "chat models: texthawk2-nano" in output
 
 
 @pytest.mark.parametrize("command", ["models show", "train", "calibrate"])
