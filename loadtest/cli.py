@@ -25,13 +25,12 @@ from loadtest.report import write_repetitions, write_report
 from loadtest.scenario import Scenario, ScenarioError, load_scenario
 from loadtest.selfcheck import DEFAULT_RATES, check_generator, selfcheck_table
 from loadtest.tables import (
-    LOAD_HEAD,
     Table,
     chat_tables,
     counts_table,
     latency_table,
-    load_row,
     load_table,
+    repetitions_table,
     server_table,
     slo_table,
 )
@@ -108,7 +107,7 @@ class _Memory:
 
 def _repeat(plan: Scenario, repeat: int, vary: bool, folder: Path, memory: _Memory, console: Console) -> bool:
     """Carry ``plan`` out ``repeat`` times. One repetition is reported in ``folder``, several in folders below it."""
-    api_keys, rows = _api_keys(plan), []
+    api_keys, results = _api_keys(plan), list[Result]()
     memory.read()  # what cannot be read later is told before the first request
     memory.readings.clear()
     is_passed = True
@@ -118,15 +117,13 @@ def _repeat(plan: Scenario, repeat: int, vary: bool, folder: Path, memory: _Memo
         memory.read()
         where = folder if repeat == 1 else folder / f"repetition-{number:03d}"
         _print_result(console, result, write_report(result, where, describe_environment()))
-        rows.append((str(number), *load_row(result.summary), "passed" if result.is_passed else "FAILED"))
+        results.append(result)
         is_passed = is_passed and result.is_passed
         if result.was_stopped:
             break
     tables = memory_tables(memory.readings)
     if repeat > 1:
-        tables.insert(
-            0, Table(title="Repetitions", head=("repetition", *LOAD_HEAD[1:], "objectives"), rows=tuple(rows))
-        )
+        tables.insert(0, repetitions_table(results))
         console.print(f"Report: {escape(str(write_repetitions(tables, folder, describe_environment())))}")
     for table in tables:
         console.print(_rich(table))

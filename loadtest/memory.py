@@ -17,7 +17,7 @@ from loadtest.tables import NONE, Table
 
 _MIB = 1 << 20
 _METRIC = "process_resident_memory_bytes"
-_MAX_NAME_CHARS = 60
+_MAX_NAME_CHARS = 48
 FIRST_STEADY = 2
 """Growth counts from the end of this repetition: the first one fills caches and pools."""
 
@@ -144,13 +144,14 @@ def _children(proc: Path) -> Mapping[int, list[int]]:
 def _read(folder: Path) -> Process | None:
     try:
         status = (folder / "status").read_text()
-        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ").split()
     except OSError:
         return None
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in status.splitlines())}
     if "VmRSS" not in fields:  # a zombie
         return None
-    name = (command or " ".join(fields["Name"]))[:_MAX_NAME_CHARS]
+    # Folders say little about a process, and they make names long.
+    name = " ".join(word.rpartition("/")[2] or word for word in words or fields["Name"])[:_MAX_NAME_CHARS]
     return Process(name, int(fields["VmRSS"][0]) * 1024, int(fields["RssAnon"][0]) * 1024)
 
 

@@ -5,7 +5,7 @@ A figure that is refused shows its reason, never a blank and never a 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtest.execute import Result
@@ -14,7 +14,6 @@ from loadtest.stats import Distribution, Interval, Quantile
 from loadtest.summary import ChatFigures, Summary, group_by, summarise
 
 NONE = "–"
-LOAD_HEAD = ("", "n", "ok", "n/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +51,31 @@ def slo_table(result: Result) -> Table:
 
 def load_table(summaries: Mapping[str, Summary], *, title: str = "Load", is_brief: bool = False) -> Table:
     """One row per summary; ``is_brief`` leaves out the intervals. A quantile of too few samples reads "n<FLOOR"."""
-    rows = tuple((name, *load_row(item, is_brief=is_brief)) for name, item in summaries.items())
-    return Table(title=title, head=LOAD_HEAD, rows=rows)
+    head = ("", "n", "ok", "n/s", "ok/s", "good/s", "good share", "p50 ms", "p99 ms", "lag p99")
+    rows = tuple(_load_row(name, item, is_brief) for name, item in summaries.items())
+    return Table(title=title, head=head, rows=rows)
+
+
+def repetitions_table(results: Sequence[Result]) -> Table:
+    """One row per repetition of a scenario."""
+    head = ("repetition", "n", "ok", "ok/s", "p50 ms", "p99 ms", "first token p50 ms", "tokens/s", "objectives")
+    rows = tuple(_repetition_row(number, result) for number, result in enumerate(results, start=1))
+    return Table(title="Repetitions", head=head, rows=rows)
+
+
+def _repetition_row(number: int, result: Result) -> tuple[str, ...]:
+    summary, chat = result.summary, result.summary.chat
+    return (
+        str(number),
+        str(summary.num_offered),
+        str(summary.num_ok),
+        _number(summary.throughput_per_s),
+        _brief(summary.latency.quantile(0.5)),
+        _brief(summary.latency.quantile(0.99)),
+        NONE if chat is None else _brief(chat.first_token.quantile(0.5)),
+        NONE if chat is None else _number(chat.tokens_per_s),
+        "passed" if result.is_passed else "FAILED",
+    )
 
 
 def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
@@ -179,10 +201,10 @@ def _by(result: Result, field: str) -> dict[str, Summary]:
     return {name: summarise(group, deadline_s=main.deadline_s, window_s=span) for name, group in groups.items()}
 
 
-def load_row(summary: Summary, *, is_brief: bool = True) -> tuple[str, ...]:
-    """One row under ``LOAD_HEAD`` but for its first cell, the name."""
+def _load_row(name: str, summary: Summary, is_brief: bool) -> tuple[str, ...]:
     lag, good = summary.generator_lag, summary.good_share
     return (
+        name,
         str(summary.num_offered),
         str(summary.num_ok),
         _number(summary.offered_per_s),

@@ -42,7 +42,7 @@ def add_process(proc: Path, pid: int, parent: int, command: str, rss_kb: int, an
 
 
 def test_a_process_is_read_with_all_that_descend_from_it_each_once(tmp_path: Path) -> None:
-    add_process(tmp_path, 10, 1, "vireo up", 100, 60)
+    add_process(tmp_path, 10, 1, "/usr/bin/vireo up", 100, 60)
     add_process(tmp_path, 11, 10, "ray::replica", 200, 150)
     add_process(tmp_path, 12, 11, "", 50, 40)
     add_process(tmp_path, 13, 11, "zombie", 0, 0)

@@ -18,7 +18,7 @@ from loadtest.records import Generated, Outcome, read_jsonl
 from loadtest.report import render_html, write_repetitions, write_report
 from loadtest.scenario import parse_scenario
 from loadtest.summary import FORMULAS
-from loadtest.tables import Table, all_tables, format_ms, latency_table, load_table
+from loadtest.tables import Table, all_tables, format_ms, latency_table, load_table, repetitions_table
 from loadtest.workloads.mix import build_load
 from tests.support.virtual_loop import run_virtual
 from tests.unit.loadtest.test_scenario import minimal, phase
@@ -180,3 +180,13 @@ def test_repetitions_have_a_page_of_their_own_and_it_is_escaped(tmp_path: Path) 
     assert "<h2>Memory</h2>" in page
     assert "&lt;script&gt;" in page
     assert "<script" not in page
+
+
+def test_each_repetition_is_a_row(result: Result) -> None:
+    table = repetitions_table([result, make_result(slo={"deadline_ms": 100})])
+    rows = [dict(zip(table.head, row, strict=True)) for row in table.rows]
+    assert [(row["repetition"], row["n"], row["ok"], row["objectives"]) for row in rows] == [
+        ("1", "900", "810", "FAILED"),
+        ("2", "900", "810", "passed"),
+    ]
+    assert rows[0]["first token p50 ms"] == "–"
