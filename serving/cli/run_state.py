@@ -14,7 +14,9 @@ FILE_NAME = "run.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One `vireo up`. ``created_s`` is the process's own start time, so that a reused pid is not mistaken for it."""
+    """One `vireo up`. ``created_s`` is the process's own start time, so that a reused pid is not mistaken for it.
+    ``chat_models`` are those of ``models`` that chat.
+    """
 
     pid: int
     created_s: float
@@ -23,6 +25,7 @@ class RunState:
     grpc_address: str
     profile: str
     models: tuple[str, ...]
+    chat_models: tuple[str, ...] = ()
     ready: bool = False
 
     @staticmethod
@@ -32,7 +35,8 @@ class RunState:
             fields = json.loads((run_dir / FILE_NAME).read_text())
         except (OSError, ValueError):
             return None
-        return RunState(**{**fields, "models": tuple(fields["models"])})
+        lists = {name: tuple(fields.get(name, ())) for name in ("models", "chat_models")}
+        return RunState(**{**fields, **lists})
 
     def write(self) -> None:
         """Replace the file in one step."""

@@ -53,7 +53,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
 
                 check_every_surface(config, console)
             _state(config, ready=True).write()
-            _announce(config, console, time.monotonic() - started_s)
+            announce(config, console, time.monotonic() - started_s)
             stop.wait()
             console.print("stopping")
             drain.close_front_door(
@@ -110,6 +110,7 @@ def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
         grpc_address=f"{host}:{http.grpc_port}",
         profile=config.settings.profile,
         models=config.settings.model_ids,
+        chat_models=tuple(model.id for model in config.settings.chat_models),
         ready=ready,
     )
 
@@ -189,11 +190,16 @@ def _cpus(config: ResolvedConfig) -> int:
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 
-def _announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
+def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
+    """Say where it listens, what it serves, and what to type next."""
     state = _state(config)
     keys = "no API keys: loopback callers only" if config.allow_anonymous_loopback else "API keys required"
     console.print(f"\nVireo is up after {seconds:.0f} s (profile {state.profile}; {keys})", style="bold")
     console.print(f"  HTTP   {state.http_url}        API at /openapi.json, metrics at /metrics")
     console.print(f"  gRPC   {state.grpc_address}    vireo.v1, Open Inference Protocol v2, health, reflection")
-    console.print(f"  models {', '.join(state.models)}")
-    console.print("  try    vireo classify examples/digit-7.png      stop: Ctrl-C or `vireo down`")
+    console.print(f"  models {', '.join(state.models)}", soft_wrap=True)
+    console.print("  try    vireo classify examples/digit-7.png")
+    if state.chat_models:
+        console.print('         vireo chat "Read the text." --image examples/word-en.png', soft_wrap=True)
+        console.print("         vireo read examples/word-zh.png")
+    console.print("  stop   Ctrl-C or `vireo down`")
