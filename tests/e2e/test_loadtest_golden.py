@@ -310,6 +310,40 @@ def test_the_command_ends_with_2_and_says_why_if_the_test_cannot_be_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_repetitions_are_reported_apart_and_their_memory_together(target: str, tmp_path: Path) -> None:
+    phases = [{"name": "main", "arrival": {"kind": "closed", "concurrency": 2, "num_requests": 20}, "duration_s": 30}]
+    arguments = [write_scenario(tmp_path / "s.yaml", phases=phases), "--target", target, "--repeat", "3"]
+    arguments += ["--watch-pid", str(os.getpid()), "--out", str(tmp_path / "out")]
+    code, output = call_cli(*arguments, "--max-growth-mib", "10000", "--vary")
+    assert code == 0, output
+    folders = [tmp_path / "out" / f"repetition-00{number}" for number in (1, 2, 3)]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert [summary["scenario"]["seed"] for summary in summaries] == [0, 1, 2]
+    assert [summary["summary"]["num_ok"] for summary in summaries] == [20, 20, 20]
+    page = (tmp_path / "out" / "repetitions.html").read_text()
+    for title in ("Repetitions", "Memory of the server after each repetition", "Growth from repetition 2 to 3"):
+        assert title in page
+        assert title in output
+    assert call_cli(*arguments, "--max-growth-mib", "-10000")[0] == EXIT_SLO_FAILED  # nothing shrinks by as much
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--repeat", "3", "--max-growth-mib", "1"], "--watch-pid"),
+        (["--repeat", "2", "--max-growth-mib", "1", "--watch-pid", "1"], "--repeat > 2"),
+        (["--watch-pid", "999999999"], "process 999999999 is not there"),
+    ],
+)
+def test_memory_that_cannot_be_watched_is_told_before_the_first_request(
+    target: str, tmp_path: Path, options: list[str], named: str
+) -> None:
+    code, output = call_cli(write_scenario(tmp_path / "s.yaml"), "--target", target, *options)
+    assert code == EXIT_UNUSABLE
+    assert named in output
+    assert "sending" not in output
+
+
 def test_an_interrupt_ends_the_run_early_and_keeps_the_report(target: str, tmp_path: Path) -> None:
     phases = [{"name": "long", "arrival": {"kind": "uniform", "rate_per_s": 50}, "duration_s": 60}]
     scenario = write_scenario(tmp_path / "s.yaml", phases=phases)
