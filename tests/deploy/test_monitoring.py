@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,27 +19,25 @@ from tests.deploy.conftest import REPOSITORY
 from tests.deploy.render import Manifest
 
 MONITORING = REPOSITORY / "deploy" / "components" / "monitoring"
-# Metric -> its labels. Histograms are named without the suffix that Prometheus adds.
+_METRICS = [m for m in vars(metrics).values() if isinstance(m, Counter | Gauge | Histogram)]
+# Metric, as it is exported -> its labels, from the code. Histograms are named without the suffix that Prometheus adds.
 COUNTERS_AND_GAUGES = {
-    "vireo_requests_total": {"surface", "model", "tenant", "outcome"},
-    "vireo_exits_total": {"model", "exit"},
-    "vireo_cache_lookups_total": {"outcome"},
-    "vireo_energy_joules_total": {"model", "tenant", "source"},
-    "vireo_in_flight_requests": {"surface"},
-    "vireo_breaker_state": {"store"},
-    "vireo_rejections_total": {"reason"},
+    f"{metric._name}_total" if isinstance(metric, Counter) else metric._name: set(metric._labelnames)
+    for metric in _METRICS
+    if isinstance(metric, Counter | Gauge)
 }
-HISTOGRAMS = {
-    "vireo_request_seconds": {"surface", "model"},
-    "vireo_queue_seconds": {"model"},
-    "vireo_compute_seconds": {"model"},
-    "vireo_stage_batch_size": {"model", "stage"},
-    "vireo_cost_ratio": {"model"},
-}
+HISTOGRAMS = {metric._name: set(metric._labelnames) for metric in _METRICS if isinstance(metric, Histogram)}
 SERIES = COUNTERS_AND_GAUGES | {
     f"{name}{suffix}": labels | ({"le"} if suffix == "_bucket" else set())
     for name, labels in HISTOGRAMS.items()
     for suffix in ("_bucket", "_sum", "_count")
+}
+# Values that a label may have, where an expression picks some.
+VALUES = {
+    ("vireo_chat_kv_blocks", "kind"): {"used", "total"},
+    ("vireo_chat_ended_early_total", "reason"): {"cancelled"},
+    ("vireo_image_fetches_total", "outcome"): {"ok"},
+    ("vireo_requests_total", "outcome"): {"ok"},
 }
 # Added by Prometheus when it scrapes a pod.
 SCRAPE_LABELS = {"namespace", "pod", "container"}
@@ -68,20 +69,44 @@ def test_an_expression_names_known_series_and_labels(where: str, expression: str
     grouped = [
         label.strip() for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for label in group.split(",")
     ]
-    matched = re.findall(r"[{,](\w+)=~?\"", expression)
+    matched = re.findall(r"[{,](\w+)(?:=~|!~|!=|=)\"", expression)
     assert set(grouped + matched) <= known
     assert expression.count("(") == expression.count(")")
     assert expression.count("{") == expression.count("}")
 
 
-def test_the_service_has_these_metrics_with_these_labels() -> None:
-    defined = {
-        f"{metric._name}_total" if isinstance(metric, Counter) else metric._name: set(metric._labelnames)
-        for metric in vars(metrics).values()
-        if isinstance(metric, Counter | Gauge | Histogram)
-    }
-    wanted = COUNTERS_AND_GAUGES | HISTOGRAMS
-    assert {name: defined.get(name) for name in wanted} == wanted
+def test_what_the_code_exports_is_what_the_expressions_are_held_against() -> None:
+    exported = exposition_of_a_fresh_process()
+    assert len(COUNTERS_AND_GAUGES) > 20
+    assert len(HISTOGRAMS) > 8
+    assert {name for name in (*COUNTERS_AND_GAUGES, *HISTOGRAMS) if f"# TYPE {name} " not in exported} == set()
+    kinds = re.findall(r'vireo_chat_kv_blocks\{kind="(\w+)"', exported)
+    assert set(kinds) == VALUES["vireo_chat_kv_blocks", "kind"]
+
+
+def exposition_of_a_fresh_process() -> str:
+    """Return the text of /metrics: names there, not in the code, are what Prometheus sees."""
+    code = (
+        "from serving.engines.chat.base import EngineStats\n"
+        "from serving.telemetry.chat_metrics import EngineMetrics\n"
+        "from serving.telemetry.metrics import exposition\n"
+        "EngineMetrics('a').show(EngineStats())\n"
+        "print(exposition().decode())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize(("where", "expression"), list(expressions()))
+def test_a_value_that_an_expression_picks_is_one_that_the_label_can_have(where: str, expression: str) -> None:
+    codes = _codes_below(errors.ServingError) | {errors.ServingError.code}
+    for name, matchers in re.findall(r"\b(vireo_\w+)\{([^}]*)\}", expression):
+        for label, pattern in re.findall(r"(\w+)(?:=~|!~|!=|=)\"([^\"]*)\"", matchers):
+            if "$" not in pattern:
+                known = VALUES[name, label] | (codes if label in {"reason", "outcome"} else set())
+                assert set(pattern.split("|")) <= known, where
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
