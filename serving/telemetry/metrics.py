@@ -112,8 +112,11 @@ def exposition() -> bytes:
 
 
 def forget_dead_processes(folder: Path) -> None:
-    """Drop the live gauges of processes that have gone: a killed replica must not stay in flight for ever."""
-    for path in folder.glob("gauge_live*.db"):
+    """Drop the gauges of processes that have gone: a killed replica must not stay in flight for ever.
+
+    Live ones, and those of which the most recent counts (vLLM's): nobody else may have set them since.
+    """
+    for path in (*folder.glob("gauge_live*.db"), *folder.glob("gauge_mostrecent_*.db")):
         if not _is_alive(int(path.stem.rsplit("_", 1)[1])):
             # Another gateway of this node may be doing the same.
             path.unlink(missing_ok=True)

@@ -143,6 +143,20 @@ async def test_same_seed_same_answer(engine: ChatEngine, prompts: PromptBuilder)
     assert first.token_ids != other.token_ids
 
 
+async def test_seed_means_the_same_when_a_long_prompt_is_read_in_parts(
+    engine: ChatEngine, prompts: PromptBuilder
+) -> None:
+    """vLLM's own generators cannot do this on a CPU: the engine process died of it."""
+
+    def request(seed: int) -> EngineRequest:
+        return make_request(prompts, "a long question " * 20, [make_image(5)], temperature=1.0, seed=seed)
+
+    alone = [await collect(engine, request(seed)) for seed in (7, 8, 9)]
+    together = await asyncio.gather(*[collect(engine, request(seed)) for seed in (7, 8, 9)])
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert len({answer.token_ids for answer in alone}) == 3
+
+
 async def test_answer_fits_its_schema(engine: ChatEngine, prompts: PromptBuilder) -> None:
     for temperature in (0.0, 1.0):
         request = make_request(prompts, "as JSON", json_schema=SCHEMA, max_tokens=80, temperature=temperature, seed=3)

@@ -32,6 +32,7 @@ from serving.engines.chat.vllm_options import VllmOptions
 from serving.engines.chat.vllm_stats import CountingStatLogger, VllmCounters
 from serving.errors import EngineFailed, InvalidRequest
 from serving.vllm_plugin.images import CutImage
+from serving.vllm_plugin.sampling import seeded_arguments
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 3
@@ -167,7 +168,7 @@ class VllmEngine:
         self._image_tokens += self._checks.image_tokens(request)
 
     async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
-        params, started = _sampling_params(request), False
+        params, started = _sampling_params(request, self._options.device), False
         for _ in range(_ATTEMPTS):
             (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
             outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
@@ -227,6 +228,7 @@ def _vllm_config(options: VllmOptions) -> VllmConfig:
         # Lazy, and with bounds on its own work, so that no schema can hold the engine up.
         structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
         worker_extension_cls="serving.vllm_plugin.worker.WorkerExtension",
+        logits_processors=["serving.vllm_plugin.sampling:SeededSampling"] if options.device == "cpu" else None,
         enable_logging_iteration_details=True,  # reports encoder runs; the logger that would print them is off
         disable_log_stats=True,
     )
@@ -244,13 +246,18 @@ def _prompt(request: EngineRequest) -> dict[str, Any]:
     return prompt
 
 
-def _sampling_params(request: EngineRequest) -> SamplingParams:
-    schema = request.json_schema
+def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:
+    schema, temperature, top_p, seed = request.json_schema, request.temperature, request.top_p, request.seed
+    extra_args = None
+    if device == "cpu" and seed is not None and temperature > 0:
+        extra_args = seeded_arguments(seed, temperature, top_p)
+        temperature, top_p, seed = 0.0, 1.0, None
     return SamplingParams(
         max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        extra_args=extra_args,
         stop=list(request.stop),
         logprobs=request.logprobs,
         logit_bias=dict(request.logit_bias) or None,

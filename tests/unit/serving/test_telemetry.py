@@ -105,6 +105,17 @@ def test_killed_process_that_nobody_has_waited_for_is_dead_too(processes: Proces
     assert scrape().get(IN_FLIGHT, 0) == 0
 
 
+def test_most_recent_gauges_of_the_dead_do_not_outlive_them(tmp_path: Path) -> None:
+    """vLLM's: its replica died with a request waiting, and one request waited from then on."""
+    gone = tmp_path / f"gauge_mostrecent_{2**22 + 1}.db"
+    alive = tmp_path / f"gauge_mostrecent_{os.getpid()}.db"
+    counter = tmp_path / f"counter_{2**22 + 1}.db"
+    for path in (gone, alive, counter):
+        path.touch()
+    metrics.forget_dead_processes(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, counter])
+
+
 def test_two_scrapers_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = 2**22 + 1  # above the largest pid that Linux gives
     path = tmp_path / f"gauge_livesum_{gone}.db"
