@@ -118,6 +118,11 @@ def test_the_cpu_image_installs_torch_then_the_lock_then_the_project(stages: dic
     assert not re.search(r"^torch==", lock, re.MULTILINE)
 
 
+def test_the_cpu_image_has_what_the_kernels_of_torch_and_vllm_load(stages: dict[str, Stage]) -> None:
+    installed = " ".join(stages["cpu"].all("RUN")).split()
+    assert {"libgomp1", "libnuma1"} <= set(installed)
+
+
 def test_the_gpu_image_installs_the_gpu_extra(stages: dict[str, Stage]) -> None:
     assert 'pip install ".[gpu]"' in " ".join(stages["gpu-build"].all("RUN"))
     assert re.search(r"^gpu = \[", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)

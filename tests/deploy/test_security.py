@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
+from serving.media import addresses
 from tests.deploy.conftest import REPOSITORY, load_script
-from tests.deploy.render import Manifest, containers_of
+from tests.deploy.render import Manifest, containers_of, render
 
 
 def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
@@ -125,18 +129,85 @@ def test_only_ray_pods_reach_each_redis(manifests: list[Manifest]) -> None:
         assert _openings(manifests, labels) == [(ray, "redis")]
 
 
-def test_workers_can_reach_redis_and_names_but_not_the_internet(manifests: list[Manifest]) -> None:
-    worker = {"app.kubernetes.io/name": "vireo", "app.kubernetes.io/component": "worker"}
-    peers = [
+def egress_peers(manifests: list[Manifest], labels: dict[str, str]) -> list[Manifest]:
+    return [
         peer
         for m in manifests
-        if m["kind"] == "NetworkPolicy" and _selects(m["spec"]["podSelector"], worker)
+        if m["kind"] == "NetworkPolicy" and _selects(m["spec"]["podSelector"], labels)
         for rule in m["spec"].get("egress", [])
         for peer in rule["to"]
     ]
-    assert peers
-    assert not any("ipBlock" in peer for peer in peers)
-    assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo-redis"}}} in peers
+
+
+WORKER = {"app.kubernetes.io/name": "vireo", "app.kubernetes.io/component": "worker"}
+
+
+def test_workers_can_reach_redis_and_names(manifests: list[Manifest]) -> None:
+    assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo-redis"}}} in egress_peers(
+        manifests, WORKER
+    )
+
+
+def test_workers_reach_the_internet_exactly_where_hosts_of_images_are_listed(manifests: list[Manifest]) -> None:
+    (config_map,) = [
+        m for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"].startswith("vireo-config")
+    ]
+    settings = yaml.safe_load(config_map["data"]["vireo.yaml"])
+    is_open = any("ipBlock" in peer for peer in egress_peers(manifests, WORKER))
+    assert is_open == bool(settings["media"]["allowed_hosts"])
+
+
+@pytest.fixture(scope="module")
+def with_fetches(deploy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """The production overlay with components/image-fetch."""
+    folder = shutil.copytree(deploy_dir, tmp_path_factory.mktemp("fetch") / "deploy")
+    path = folder / "overlays" / "prod" / "kustomization.yaml"
+    kustomization = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kustomization["components"].append("../../components/image-fetch")
+    path.write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+    return render(folder / "overlays" / "prod")
+
+
+def test_the_component_for_fetches_is_a_valid_policy_in_the_overlays_namespace(with_fetches: list[Manifest]) -> None:
+    (policy,) = [m for m in with_fetches if m["metadata"]["name"] == "vireo-image-fetch"]
+    assert policy["metadata"]["namespace"] == "vireo"
+    for version in ("1.33", "1.37"):
+        kubernetes_validate.validate(policy, version, strict=True)
+
+
+def test_fetches_go_from_workers_to_port_443_alone(with_fetches: list[Manifest]) -> None:
+    (policy,) = [m for m in with_fetches if m["metadata"]["name"] == "vireo-image-fetch"]
+    (rule,) = policy["spec"]["egress"]
+    assert rule["ports"] == [{"port": 443, "protocol": "TCP"}]
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == WORKER
+    head = WORKER | {"app.kubernetes.io/component": "head"}
+    assert not any("ipBlock" in peer for peer in egress_peers(with_fetches, head))
+
+
+def _edges() -> list[addresses.Address]:
+    """First and last address of every network that the fetcher refuses, and their neighbours outside."""
+    found: list[addresses.Address] = []
+    for text in [str(network) for network in (*addresses._REFUSED_V4, *addresses._REFUSED_V6)]:
+        network = ip_network(text)
+        largest = 2**network.max_prefixlen - 1
+        numbers = (int(network[0]) - 1, int(network[0]), int(network[-1]), int(network[-1]) + 1)
+        found += [type(network[0])(number) for number in numbers if 0 <= number <= largest]
+    return found
+
+
+@pytest.mark.parametrize("address", sorted(set(_edges()), key=str), ids=str)
+def test_the_policy_for_fetches_opens_what_the_fetcher_may_connect_to(
+    address: addresses.Address, with_fetches: list[Manifest]
+) -> None:
+    """At the edges of every network that the fetcher refuses. A policy may open less, never more."""
+    blocks = [peer["ipBlock"] for peer in egress_peers(with_fetches, WORKER) if "ipBlock" in peer]
+    is_open = any(
+        address in ip_network(block["cidr"]) and not any(address in ip_network(e) for e in block["except"])
+        for block in blocks
+        if ip_network(block["cidr"]).version == address.version
+    )
+    assert is_open == addresses.is_public(address)
 
 
 def test_the_cluster_state_outlives_the_head_in_production(rendered: dict[str, list[Manifest]]) -> None:

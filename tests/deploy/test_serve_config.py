@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serving.config import ResolvedConfig, Settings, load, resolve
+from models.registry import get_chat_spec
+from serving.chat.models import read_card
+from serving.config import ModelSettings, ResolvedConfig, Settings, VlmSettings, load, resolve
+from serving.engines.chat.vllm_options import engine_environment
 from tests.deploy.conftest import REPOSITORY, load_script, pod_environment, secret_values
 from tests.deploy.render import Manifest
 
@@ -84,10 +88,177 @@ def test_the_workers_have_what_the_settings_ask_for(
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    num_cpus = settings.gateway.replicas * settings.gateway.cpus + sum(m.replicas * m.cpus for m in settings.models)
-    num_gpus = sum(model.replicas * model.gpus for model in settings.models)
+    num_cpus, num_gpus = (sum(sizes) for sizes in zip(*replicas_of(settings), strict=True))
     assert num_cpus <= workers["replicas"] * int(limits["cpu"])
     assert num_gpus <= workers["replicas"] * int(limits.get("nvidia.com/gpu", 0))
+
+
+def replicas_of(settings: Settings) -> list[tuple[float, float]]:
+    """Return (CPUs, GPUs) of every replica that the settings ask for."""
+    gateway = settings.gateway
+    models: list[ModelSettings | VlmSettings] = [*settings.models, *settings.chat_models]
+    found = [(m.cpus, m.gpus) for m in models for _ in range(m.replicas)]
+    return [(gateway.cpus, 0.0)] * gateway.replicas + found
+
+
+Nodes = tuple[tuple[float, float], ...]
+
+
+def finds_room_in_any_order(replicas: list[tuple[float, float]], nodes: Nodes) -> bool:
+    """Whether Ray, which places replicas one by one where it likes, cannot get stuck. Nodes are (CPUs, GPUs) left."""
+    seen: dict[tuple[tuple[tuple[float, float], ...], Nodes], bool] = {}
+
+    def works(left: tuple[tuple[float, float], ...], free: Nodes) -> bool:
+        if not left:
+            return True
+        if (left, free) not in seen:
+            seen[left, free] = all(
+                (following := _placements(replica, free)) and all(works(_without(left, replica), f) for f in following)
+                for replica in set(left)
+            )
+        return seen[left, free]
+
+    return works(tuple(sorted(replicas)), tuple(sorted(nodes)))
+
+
+def _without(left: tuple[tuple[float, float], ...], replica: tuple[float, float]) -> tuple[tuple[float, float], ...]:
+    at = left.index(replica)
+    return left[:at] + left[at + 1 :]
+
+
+def _placements(replica: tuple[float, float], free: Nodes) -> set[Nodes]:
+    found = set()
+    for at, (cpus, gpus) in enumerate(free):
+        node = (round(cpus - replica[0], 4), round(gpus - replica[1], 4))
+        if min(node) >= 0:
+            found.add(tuple(sorted((*free[:at], node, *free[at + 1 :]))))
+    return found
+
+
+def test_every_replica_finds_room_whatever_the_order(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = settings_of(manifests, monkeypatch, tmp_path)
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    node = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
+    assert finds_room_in_any_order(replicas_of(settings), (node,) * workers["replicas"])
+
+
+def test_replicas_that_can_get_stuck_are_found() -> None:
+    small_and_chat = [(2.0, 0.25), (2.0, 0.25), (2.0, 0.8), (2.0, 0.8)]
+    assert not finds_room_in_any_order(small_and_chat, ((8.0, 1.0), (8.0, 1.0)))
+
+
+def test_two_engines_of_vllm_never_share_a_gpu(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each starts only where most of the GPU's memory is free, and would find that the other one has it."""
+    for model in settings_of(manifests, monkeypatch, tmp_path).chat_models:
+        assert model.gpus == 0 or model.gpus > 0.5
+
+
+BASE_BYTES = {"gateway": 300 << 20, "decode worker": 150 << 20, "classifier": 500 << 20, "chat": 1900 << 20}
+"""Resident without caches, rounded up from a running system on a CPU (docs/deploy.md); Ray's own processes: 1 GiB."""
+
+
+def test_the_memory_of_a_worker_holds_what_may_be_placed_on_it(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At the worst: the largest replicas that fit there together, their caches full, and Ray's object store."""
+    settings = settings_of(manifests, monkeypatch, tmp_path)
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    ray = (1 << 30) + int(workers["rayStartParams"]["object-store-memory"])
+    sized = list(zip(replicas_of(settings), _resident_bytes(settings), strict=True))
+    together = max(
+        sum(size for _, size in chosen)
+        for number in range(len(sized) + 1)
+        for chosen in itertools.combinations(sized, number)
+        if sum(cpus for (cpus, _), _ in chosen) <= float(limits["cpu"])
+        and sum(gpus for (_, gpus), _ in chosen) <= float(limits.get("nvidia.com/gpu", 0))
+    )
+    assert together + ray <= _bytes(limits["memory"])
+
+
+def _resident_bytes(settings: Settings) -> list[int]:
+    """Host memory of every replica, in the order of ``replicas_of``. On a GPU the KV cache lies in the GPU's memory."""
+    gateway, mib = settings.gateway, 1 << 20
+    assert isinstance(gateway.media_workers, int)
+    door = BASE_BYTES["gateway"] + gateway.media_workers * BASE_BYTES["decode worker"] + settings.media.cache_bytes
+    sizes = [door] * gateway.replicas
+    sizes += [BASE_BYTES["classifier"] for m in settings.models for _ in range(m.replicas)]
+    caches = [m.image_cache_mb + (0 if m.gpus else m.kv_cache_mb) for m in settings.chat_models]
+    for model, cache in zip(settings.chat_models, caches, strict=True):
+        sizes += [BASE_BYTES["chat"] + cache * mib] * model.replicas
+    return sizes
+
+
+def _bytes(quantity: str) -> int:
+    units = {"Mi": 1 << 20, "Gi": 1 << 30}
+    return int(quantity[:-2]) * units[quantity[-2:]]
+
+
+def test_ray_and_nothing_else_fills_dev_shm(rayservice: Manifest) -> None:
+    (workers,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (shm,) = [v["emptyDir"] for v in workers["template"]["spec"]["volumes"] if v["name"] == "shm"]
+    assert shm["medium"] == "Memory"
+    assert int(workers["rayStartParams"]["object-store-memory"]) <= _bytes(shm["sizeLimit"]) - (128 << 20)
+
+
+def test_what_an_engine_writes_while_running_lies_on_a_volume(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = resolve(settings_of(manifests, monkeypatch, tmp_path))
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    volumes = {v["name"]: v for v in workers["template"]["spec"]["volumes"]}
+    writable = {
+        Path(mount["mountPath"]): volumes[mount["name"]]["emptyDir"].get("sizeLimit")
+        for mount in container["volumeMounts"]
+        if "emptyDir" in volumes[mount["name"]]
+    }
+    cache = Path(engine_environment(config.run_dir)["VLLM_CACHE_ROOT"])
+    (limit,) = [size for path, size in writable.items() if cache.is_relative_to(path)]
+    assert _bytes(limit) >= 1 << 30
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        assert any(Path(environment[name]).is_relative_to(path) for path in writable)
+    assert set(engine_environment(config.run_dir)) & set(environment) == set()  # one place says what an engine gets
+
+
+def test_what_is_served_chats_with_weights_that_are_there(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models = settings_of(manifests, monkeypatch, tmp_path).chat_models
+    assert models
+    for model in models:
+        spec = get_chat_spec(model.id)
+        folder = model.checkpoint_dir or spec.checkpoint_dir
+        assert folder is not None, f"{model.id} has no weights in the image: set checkpoint_dir"
+        if model.checkpoint_dir is None and not folder.is_dir():
+            pytest.skip(f"{model.id} is not trained here: no {folder.name} below models/checkpoints")
+        if model.checkpoint_dir is None:
+            assert read_card(model).max_output_tokens >= 1
+
+
+def test_a_stream_that_has_begun_may_end_before_its_pod_or_cluster_goes(
+    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = settings_of(manifests, monkeypatch, tmp_path)
+    (service,) = [m for m in manifests if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    spec = workers["template"]["spec"]
+    (container,) = spec["containers"]
+    sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    deadline_s = settings.gateway.default_deadline_s
+    assert int(seconds) >= deadline_s + 10  # ten seconds until no Service sends anything here
+    assert spec["terminationGracePeriodSeconds"] >= int(seconds) + deadline_s + settings.drain_s
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] >= deadline_s + settings.drain_s + 30
 
 
 def test_the_config_file_is_where_the_pods_mount_it(rayservice: Manifest) -> None:
