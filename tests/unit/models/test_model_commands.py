@@ -14,7 +14,7 @@ from models.dyn_perceiver.load import random_model
 from models.identity import checkpoint_sha256
 from models.registry import CHAT_MODELS, CHECKPOINTS, MODELS, get_spec
 from serving.cli import convert_commands, model_commands
-from serving.cli.chat_model_facts import kv_numbers_per_token, weights_of
+from serving.cli.chat_model_facts import BYTES_PER_NUMBER, kv_numbers_per_token, weights_of
 
 NANO = get_spec("dyn-perceiver-nano")
 
@@ -101,10 +101,19 @@ def test_weights_that_are_missing_are_said_to_be(tmp_path: Path) -> None:
     assert weights_of(spec.with_checkpoint(CHECKPOINTS / "none")) == "not here: make train-texthawk2-nano"
 
 
-def test_the_kv_cache_of_the_published_chat_model() -> None:
+@pytest.mark.parametrize(("model_id", "dtype"), [("texthawk2-nano", "float32"), ("texthawk2-7b", "bfloat16")])
+def test_the_page_on_deployment_sizes_the_kv_cache_as_the_models_are(model_id: str, dtype: str) -> None:
     from models.texthawk2.config import TextHawk2Config
+    from models.texthawk2.training.nano import nano_config
 
-    assert kv_numbers_per_token(TextHawk2Config().to_dict()) == 2 * 28 * 4 * 128
+    config = TextHawk2Config() if model_id == "texthawk2-7b" else nano_config(1000, *range(6))
+    per_token = kv_numbers_per_token(config.to_dict()) * BYTES_PER_NUMBER[dtype]
+    context = CHAT_MODELS[model_id].max_model_len
+    row = (
+        f"| `{model_id}` | {dtype} | {per_token:,} | {context:,} tokens, {per_token * context >> 20} MiB "
+        f"| {(4096 << 20) // (per_token * context)} |"
+    )
+    assert row in (Path(__file__).parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
 
 
 def test_show_of_an_unknown_model_names_the_chat_models_too() -> None:
