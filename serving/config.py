@@ -263,8 +263,9 @@ PROFILES: Mapping[Profile, Mapping[str, Any]] = {
     "local": {},
     "gpu": {
         "models": [{"id": "dyn-perceiver-nano", "gpus": 0.2, "device": "cuda", "max_batch": 64}],
+        # vLLM starts only where nearly all of a GPU's memory is free: more than half, so that no two share one.
         "chat_models": [
-            {"id": name, "gpus": 0.5, "device": "cuda", "kv_cache_mb": 4096, "max_num_seqs": 64, "enforce_eager": False}
+            {"id": name, "gpus": 0.8, "device": "cuda", "kv_cache_mb": 4096, "max_num_seqs": 64, "enforce_eager": False}
             for name in DEFAULT_CHAT_MODELS
         ],
         "gateway": {"replicas": 2, "media_workers": 4},
