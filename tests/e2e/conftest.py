@@ -6,13 +6,16 @@ import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.dyn_perceiver.evaluation import held_out_sets
+from tests.benchmarks.chat_systems import CHECKPOINT, write_random_folder
 from tests.e2e.surfaces import Door, opened
+from tests.support.chat_system import ALPHA, BETA, ChatSystem, running_chat_system
 from tests.support.media_files import encode
 from tests.support.system import MODEL, System, running_system
 
@@ -84,4 +87,45 @@ def alpha(strict: System) -> Iterator[Door]:
 @pytest.fixture(scope="session")
 def beta(strict: System) -> Iterator[Door]:
     with opened(strict, {"x-api-key": KEYS["beta"]}) as opened_door:
+        yield opened_door
+
+
+# -- chat ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint() -> Path:
+    """The committed weights, for tests that judge what an answer says."""
+    if not (CHECKPOINT / "config.json").is_file():
+        pytest.skip(f"{CHECKPOINT.name} has no trained weights here (make train-texthawk2-nano): answers mean nothing")
+    return CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed weights, or random ones of the same shape where there are none: enough for all but meaning."""
+    if (CHECKPOINT / "config.json").is_file():
+        return CHECKPOINT
+    return write_random_folder(tmp_path_factory.mktemp("texthawk2"))
+
+
+@pytest.fixture(scope="session")
+def chat(chat_checkpoint: Path) -> Iterator[ChatSystem]:
+    """The one system of all tests of chat."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    with running_chat_system(chat_checkpoint) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chat_door(chat: ChatSystem) -> Iterator[Door]:
+    """Connections of the tenant that may see probabilities."""
+    with opened(chat.system, {"authorization": f"Bearer {ALPHA}"}) as opened_door:
+        yield opened_door
+
+
+@pytest.fixture(scope="session")
+def other_chat_door(chat: ChatSystem) -> Iterator[Door]:
+    """Connections of the other tenant."""
+    with opened(chat.system, {"authorization": f"Bearer {BETA}"}) as opened_door:
         yield opened_door

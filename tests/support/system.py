@@ -193,18 +193,23 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_system(*settings: str, tenants: Sequence[Mapping[str, Any]] = ()) -> Iterator[System]:
+def running_system(
+    *settings: str, tenants: Sequence[Mapping[str, Any]] = (), start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[System]:
     """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`.
+
+    It does not chat, unless a setting says so: that takes its start from seconds to half a minute.
 
     Raises: AssertionError: it did not start, or something of it is left after its end.
     """
     mark = secrets.token_hex(8)
+    settings = ("chat_models=[]", *settings)
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
         system = System(port, grpc_port, base_dir, mark, _launch(base_dir, mark, port, grpc_port, settings, tenants),
                         cli_environment(base_dir, mark))  # fmt: skip
         try:
-            _wait_ready(system)
+            _wait_ready(system, start_timeout_s)
             yield system
         finally:
             stop(system)
@@ -237,13 +242,13 @@ def _launch(
         )
 
 
-def _wait_ready(system: System) -> None:
+def _wait_ready(system: System, timeout_s: float) -> None:
     def is_up() -> bool:
         assert system.process.poll() is None, f"vireo up ended: {system.output[-4000:]}"
         state = system.run_dir / "run.json"
         return state.exists() and json.loads(state.read_text())["ready"] and system.is_ready()
 
-    wait_until(is_up, "vireo up is ready", START_TIMEOUT_S)
+    wait_until(is_up, "vireo up is ready", timeout_s)
 
 
 def stop(system: System) -> None:
