@@ -5,8 +5,8 @@ the connector: from each token that it makes, a linear head names the characters
 
     python -m models.texthawk2.training.language_stage --vision .cache/nano/vision --out .cache/nano
 
-A first run on small images only (``--tiles-per-image 1``) learns sooner that the image matters; a second one goes on
-from it (``--resume``) with images of all sizes.
+The order that learns soonest: ``--tiles 0`` first (the connector's tokens name the characters that they cover), then
+small images (``--tiles-per-image 1``), then all; each goes on from the one before with ``--resume``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the model in --out")
     parser.add_argument("--steps", type=int, default=6000, help="optimiser steps")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
-    parser.add_argument("--tiles", type=int, default=40, help="tiles per step")
+    parser.add_argument("--tiles", type=int, default=40, help="tiles per step; 0: characters only")
     parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
     parser.add_argument("--freeze-tower", action="store_true", help="train connector and language model only")
     parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
@@ -85,10 +85,10 @@ def train(args: argparse.Namespace) -> None:
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
     pad_id = model.config.text_config.pad_token_id
     batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=1))
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
     dense = None if args.freeze_tower else dense_tiles(args)
     model.vision_tower.requires_grad_(not args.freeze_tower)
-    unseen = Batches(encoder, pad_id, "test", args.tiles, 999, args.tiles_per_image)
+    unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image)
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)]
     optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
@@ -97,7 +97,8 @@ def train(args: argparse.Namespace) -> None:
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:
             break
-        recent.append(take_step(model, heads, next(loader), next(dense) if dense is not None else None))
+        batch = next(loader) if loader is not None else None
+        recent.append(take_step(model, heads, batch, next(dense) if dense is not None else None))
         optimizers.step(progress, step)
         if step % 50 == 49:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
@@ -137,12 +138,13 @@ def dense_tiles(args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
 def take_step(
     model: TextHawk2ForConditionalGeneration,
     heads: nn.ModuleDict,
-    batch: Batch,
+    batch: Batch | None,
     dense: tuple[Tensor, Tensor] | None,
 ) -> tuple[float, float, float]:
     """Forward and backward. Returns the losses of answers, boxes and characters."""
-    loss, box_loss, _ = losses(model, heads["detection"], batch)
-    dense_loss = loss.new_zeros(())
+    loss = box_loss = dense_loss = torch.zeros(())
+    if batch is not None:
+        loss, box_loss, _ = losses(model, heads["detection"], batch)
     if dense is not None:
         dense_loss = dense_losses(model, heads, *dense)
     total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
