@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from tests.support.chat_system import CHAT_MODEL
 from tests.support.media_files import encode
 from tests.support.system import ROOT, System
 
-_COUNT = itertools.count(1)
+_COUNT = itertools.count(secrets.randbelow(9 * 10**8) + 10**8)
 RED_SQUARE = (140, 30, 190, 80)
 """Left, top, right and bottom, in pixels of ``red_square_png``."""
 
@@ -35,7 +36,7 @@ def fresh_question() -> str:
 
 def fresh_png(height: int = 224, width: int = 224) -> bytes:
     """A picture that was never sent before: blocks of random colours."""
-    rng = np.random.default_rng(10_000 + next(_COUNT))
+    rng = np.random.default_rng(next(_COUNT))
     blocks = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     return encode(np.kron(blocks, np.ones((16, 16, 1), np.uint8))[:height, :width])
 
