@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -35,7 +36,16 @@ def test_registration_may_be_repeated() -> None:
         register()
         register()
     assert "TextHawk2ForConditionalGeneration" in ModelRegistry.get_supported_archs()
-    assert "serving.vllm_plugin.model" not in sys.modules  # loaded with the first model, not before
+
+
+def test_the_model_is_loaded_when_it_is_built_and_not_before() -> None:
+    """In a process of its own: other tests here build it."""
+    code = (
+        "import sys; from serving.vllm_plugin import register; register(); "
+        "sys.exit('serving.vllm_plugin.model' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tiles_go_through_as_they_are_and_pictures_are_cut_alike() -> None:
