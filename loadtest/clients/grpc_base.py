@@ -114,6 +114,33 @@ class GrpcChannel:
         return self._channel
 
 
+class GrpcCallClient:
+    """What a client of one method has: a channel, and the method on it once ``start`` is through."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_keys: Mapping[str, str] | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._channel = GrpcChannel(address, api_keys=api_keys, now_s=now_s)
+        self._call: Any = None
+
+    async def start(self) -> None:
+        """Connect. Raises: TargetError."""
+        await self._channel.open()
+        self._call = self._bind(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    def _bind(self, channel: GrpcChannel) -> Any:
+        """The method, on an open channel."""
+        raise NotImplementedError
+
+
 def _identity(data: bytes) -> bytes:
     return data
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +10,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from loadtest.clients.base import Payload, Prepared, Reply
 from loadtest.clients.generated import Pieces
-from loadtest.clients.grpc_base import GrpcChannel
+from loadtest.clients.grpc_base import GrpcCallClient, GrpcChannel
 from loadtest.clients.grpc_classify import budget_to_proto, report_from_proto
 from loadtest.clients.outcomes import Answer, WrongAnswer
 from loadtest.records import Outcome
@@ -21,23 +19,11 @@ _PATH = "/vireo.v1.Vireo/Chat"
 _REASONS = {vireo_pb2.FINISH_REASON_STOP: "stop", vireo_pb2.FINISH_REASON_LENGTH: "length"}
 
 
-class GrpcChatClient:
+class GrpcChatClient(GrpcCallClient):
     """Deltas as they come, then the end."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_keys: Mapping[str, str] | None = None,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._channel = GrpcChannel(address, api_keys=api_keys, now_s=now_s)
-        self._call: Any = None
-
-    async def start(self) -> None:
-        """Connect. Raises: TargetError."""
-        await self._channel.open()
-        self._call = self._channel.server_stream(_PATH, vireo_pb2.ChatResponse.FromString)
+    def _bind(self, channel: GrpcChannel) -> Any:
+        return channel.server_stream(_PATH, vireo_pb2.ChatResponse.FromString)
 
     def prepare(self, payload: Payload) -> Prepared:
         """The serialised request. Raises: ValueError: the payload asks nothing."""
@@ -73,10 +59,6 @@ class GrpcChatClient:
         reply = self._channel.answered(lambda: _read(end, pieces), num_bytes)
         first_s = None if reply.generated is None else reply.generated.first_token_at_s
         return reply if first_s is None else replace(reply, first_chunk_at_s=first_s)
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
 
 
 def _read(end: Any, pieces: Pieces) -> Answer:

@@ -12,7 +12,7 @@ import grpc
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from loadtest.clients.base import Budget, Payload, Prepared, Reply
-from loadtest.clients.grpc_base import GrpcChannel
+from loadtest.clients.grpc_base import GrpcCallClient, GrpcChannel
 from loadtest.clients.outcomes import Answer, WrongAnswer, outcome_of_error_type, outcome_of_items, short
 from loadtest.records import Outcome, ServerReport
 
@@ -20,23 +20,11 @@ _UNARY = "/vireo.v1.Vireo/Classify"
 _STREAM = "/vireo.v1.Vireo/ClassifyStream"
 
 
-class GrpcClassifyClient:
+class GrpcClassifyClient(GrpcCallClient):
     """Unary ``Classify``."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_keys: Mapping[str, str] | None = None,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._channel = GrpcChannel(address, api_keys=api_keys, now_s=now_s)
-        self._call: Any = None
-
-    async def start(self) -> None:
-        """Connect. Raises: TargetError."""
-        await self._channel.open()
-        self._call = self._channel.unary(_UNARY, vireo_pb2.ClassifyResponse.FromString)
+    def _bind(self, channel: GrpcChannel) -> Any:
+        return channel.unary(_UNARY, vireo_pb2.ClassifyResponse.FromString)
 
     def prepare(self, payload: Payload) -> Prepared:
         """The serialised request."""
@@ -50,10 +38,6 @@ class GrpcClassifyClient:
         except grpc.aio.AioRpcError as error:
             return self._channel.failed(error)
         return self._channel.answered(lambda: _read(response, payload), response.ByteSize())
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
 
 
 class GrpcStreamClient:

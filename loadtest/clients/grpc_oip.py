@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -12,29 +10,17 @@ from vireo_pb.oip import open_inference_pb2
 
 from loadtest.clients import oip
 from loadtest.clients.base import Payload, Prepared, Reply
-from loadtest.clients.grpc_base import GrpcChannel
+from loadtest.clients.grpc_base import GrpcCallClient, GrpcChannel
 from loadtest.clients.outcomes import Answer, WrongAnswer
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-class GrpcOipClient:
+class GrpcOipClient(GrpcCallClient):
     """Encoded images in a raw BYTES tensor."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_keys: Mapping[str, str] | None = None,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._channel = GrpcChannel(address, api_keys=api_keys, now_s=now_s)
-        self._call: Any = None
-
-    async def start(self) -> None:
-        """Connect. Raises: TargetError."""
-        await self._channel.open()
-        self._call = self._channel.unary(_METHOD, open_inference_pb2.ModelInferResponse.FromString)
+    def _bind(self, channel: GrpcChannel) -> Any:
+        return channel.unary(_METHOD, open_inference_pb2.ModelInferResponse.FromString)
 
     def prepare(self, payload: Payload) -> Prepared:
         """The serialised request."""
@@ -57,10 +43,6 @@ class GrpcOipClient:
         except grpc.aio.AioRpcError as error:
             return self._channel.failed(error)
         return self._channel.answered(lambda: _read(response, payload), response.ByteSize())
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
 
 
 def _parameter(value: int | float | str) -> open_inference_pb2.InferParameter:
