@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 
@@ -90,14 +89,3 @@ class Resampler(nn.Module):
             queries = layer(queries, levels[level], key_position)
         out: Tensor = self.norm(queries)
         return out
-
-
-def init_linear(module: nn.Module, std: float) -> None:
-    """Normal weights and zero biases for every linear layer below ``module``."""
-    for child in module.modules():
-        if isinstance(child, nn.Linear):
-            nn.init.normal_(child.weight, std=std)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.RMSNorm):
-            torch.nn.init.ones_(child.weight)
