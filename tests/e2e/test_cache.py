@@ -19,7 +19,7 @@ LOADED = [UNARY[name] for name in ("http_json", "grpc_vireo", "http_oip", "grpc_
 
 
 def redis_of(system: System) -> psutil.Process:
-    (process,) = [process for process in system.processes() if process.name() == "redis-server"]
+    (process,) = system.named("redis-server")
     return process
 
 
@@ -78,9 +78,7 @@ def test_killed_redis_costs_no_request_and_comes_back(
     with Load(door, LOADED, new_picture) as load:
         load.wait_for(30)
         old.kill()
-        wait_until(
-            lambda: [p for p in system.processes() if p.name() == "redis-server" and p.pid != old.pid], "a new one"
-        )
+        wait_until(lambda: [p for p in system.named("redis-server") if p.pid != old.pid], "a new one")
         load.wait_for(60)
     assert load.failures == []
     wait_until(lambda: breaker(system) == 0, "the breaker is closed")

@@ -21,6 +21,7 @@ from tests.support.system import (
     System,
     cli_environment,
     free_service_ports,
+    name_of,
     processes_of,
     run_cli,
     running_system,
@@ -158,8 +159,8 @@ def test_system_whose_starter_is_killed_serves_no_more_and_down_clears_up(new_pi
             assert SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).error is None
         system.process.kill()
         system.process.wait()
-        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-        wait_until(lambda: {p.name() for p in system.processes()} <= agents, "all but two agents of Ray end", 60)
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent", ""}
+        wait_until(lambda: {name_of(p) for p in system.processes()} <= agents, "all but two agents of Ray end", 60)
         down = system.command("down", "--port", str(system.port))
         assert down.returncode == 0
         assert "nothing is running" in down.stdout

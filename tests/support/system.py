@@ -137,6 +137,10 @@ class System:
         """Every living process of this system."""
         return processes_of(self.mark, self.process.pid)
 
+    def named(self, name: str) -> list[psutil.Process]:
+        """This system's living processes of this name."""
+        return [process for process in self.processes() if name_of(process) == name]
+
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The replicas of a deployment, oldest first; the newest may still be starting."""
         title = f"ray::ServeReplica:vireo:{deployment}"
@@ -272,6 +276,14 @@ def stop(system: System) -> None:
     for port in (system.port, system.grpc_port):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still open"
+
+
+def name_of(process: psutil.Process) -> str:
+    """The process's name, or nothing when it has ended since it was listed."""
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -16,7 +16,7 @@ TILE = 224
 PATCH = 14
 GRID = TILE // PATCH
 # Few sizes, so that glyphs are drawn once and kept; the scale of the whole tile makes what lies between them.
-_SIZES = (15, 17, 19, 22, 25, 28, 32, 37, 42, 48)
+_SIZES = (19, 21, 23, 26, 29, 33, 38, 44, 52)
 _MAX_DEGREES = 8.0
 _CHINESE_LINES = 0.58
 

@@ -27,16 +27,16 @@ TASKS: dict[str, Task] = {
 }
 CHINESE_TASKS = ("chinese", "chinese_ground")
 WEIGHTS: dict[str, float] = {
-    "word": 0.2,
-    "line": 0.12,
-    "chinese": 0.16,
-    "mixed_lines": 0.1,
-    "page": 0.07,
-    "ground_shape": 0.09,
+    "word": 0.22,
+    "line": 0.13,
+    "chinese": 0.17,
+    "mixed_lines": 0.09,
+    "page": 0.04,
+    "ground_shape": 0.11,
     "ground_text": 0.08,
-    "chinese_ground": 0.04,
-    "read_box": 0.06,
-    "caption": 0.05,
+    "chinese_ground": 0.05,
+    "read_box": 0.05,
+    "caption": 0.03,
     "count": 0.03,
 }
 

@@ -203,8 +203,8 @@ def _different_shapes(rng: np.random.Generator, frame: Frame, number: int) -> li
 
 
 def _shape(rng: np.random.Generator, frame: Frame, colour: str, shape: str, largest: float = 0.32) -> Figure:
-    """Between 18 pixels as the model sees them and ``largest`` of the shorter side."""
-    smallest = 18 / frame.zoom
+    """Between 22 pixels as the model sees them and ``largest`` of the shorter side."""
+    smallest = 22 / frame.zoom
     side = float(rng.uniform(smallest, max(largest * min(frame.size), smallest + 4)))
     jitter = rng.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, size=3)
     red, green, blue = (min(max(int(value), 0), 255) for value in np.asarray(COLOURS[colour]) + jitter)

@@ -80,7 +80,7 @@ def mixed_lines(rng: np.random.Generator, split: Split, fonts: FontSet | None = 
     count = int(rng.integers(2, 5))
     lines: list[Line] = []
     while len(lines) < count:
-        size = min(_size(rng, frame, 18.0), round(frame.height / (count * 1.6)))
+        size = min(_size(rng, frame), round(frame.height / (count * 1.6)))
         fitted = _short_line(rng, split, fonts, frame, size, 0.45)
         if fitted:
             lines.append(fitted)

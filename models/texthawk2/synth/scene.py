@@ -18,8 +18,9 @@ from models.texthawk2.synth.backgrounds import Colour
 from models.texthawk2.synth.fonts import Face, Family, Glyph, Split, draw_text, font
 from models.texthawk2.tiling import TilingLimits, best_grid
 
-SMALLEST_TEXT, LARGEST_TEXT = 14.0, 60.0
-SMALLEST_CHINESE = 20.0
+# A letter of the smallest text is about as wide as a patch; two on one patch were hardly ever told apart.
+SMALLEST_TEXT, LARGEST_TEXT = 22.0, 60.0
+SMALLEST_CHINESE = 24.0
 LIMITS = TilingLimits(max_area=12, max_side=6)
 _GAP = 3
 _TRIES = 40

@@ -28,7 +28,10 @@ from models.texthawk2.detection import DetectionHead
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE
 from models.texthawk2.tokenizer import build_nano_tokenizer
+from models.texthawk2.tokens import BOX_TOKENS, COORDINATE_TOKENS
 from models.texthawk2.training.batches import IGNORE, Batch, Batches, Encoder
+from models.texthawk2.training.compiled import compile_layers
+from models.texthawk2.training.coordinate_loss import answer_loss, overlaps, start_alike
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
@@ -37,6 +40,10 @@ from models.texthawk2.training.windows import WindowHead
 from models.texthawk2.vision import normalise, read_levels
 
 HEADS_FILE = "heads.safetensors"
+FIRST_COORDINATE = BOX_TOKENS.index(COORDINATE_TOKENS[0])
+"""From the box's open tag to the first coordinate, in ids."""
+CORNERS = (0, 1, 3, 4)
+"""Where, after a box's open tag, its corners are predicted: a comma stands between them."""
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -56,6 +63,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--no-compile", action="store_true", help="start at once, run slower")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
@@ -72,7 +80,9 @@ def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
         eos_id=token("<|im_end|>"),
         pad_id=token("<|endoftext|>"),
     )
-    return TextHawk2ForConditionalGeneration(config)
+    model = TextHawk2ForConditionalGeneration(config)
+    start_alike(model.get_input_embeddings(), token(COORDINATE_TOKENS[0]))
+    return model
 
 
 def train(args: argparse.Namespace) -> None:
@@ -88,6 +98,8 @@ def train(args: argparse.Namespace) -> None:
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
     dense = None if args.freeze_tower else dense_tiles(args)
     model.vision_tower.requires_grad_(not args.freeze_tower)
+    if not args.no_compile:
+        compile_layers(model)
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image)
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)]
     optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
@@ -176,11 +188,21 @@ def losses(
         asked = targets != IGNORE
         logits = model.language_model.lm_head(_padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
         boxes = detection(hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
-    loss = nn.functional.cross_entropy(logits, targets[asked])
+    loss = answer_loss(logits, targets[asked], model.config.box_start_token_id + FIRST_COORDINATE)
     box_loss = (boxes - batch.boxes).abs().mean() if len(batch.boxes) else loss.new_zeros(())
-    right = torch.ones_like(asked)
-    right[asked] = logits.argmax(-1) == targets[asked]
-    return loss, box_loss, right
+    said = targets.clone()
+    said[asked] = logits.argmax(-1)
+    return loss, box_loss, _judged(said, targets, batch.box_places)
+
+
+def _judged(said: Tensor, targets: Tensor, box_places: Tensor) -> Tensor:
+    """Which tokens are right (B, L - 1); a box's coordinates are, all four, when it overlaps the true one by half."""
+    right = said == targets
+    rows = box_places[:, :1]
+    columns = box_places[:, 1:] + torch.tensor(CORNERS)
+    shared = overlaps(said[rows, columns], targets[rows, columns])
+    right[rows, columns] = (shared >= 0.5)[:, None]
+    return right
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -192,7 +214,10 @@ def _padded(rows: Tensor) -> Tensor:
 def exact_matches(
     model: TextHawk2ForConditionalGeneration, detection: nn.Module, batches: list[Batch]
 ) -> dict[str, float]:
-    """Share of conversations of each task whose every answer token is the likeliest: what greedy decoding gives."""
+    """Share of conversations of each task whose every answer token is the likeliest: what greedy decoding gives.
+
+    A box counts as right at an IoU of 0.5.
+    """
     outcomes: dict[str, list[float]] = defaultdict(list)
     for batch in batches:
         _, _, right = losses(model, detection, batch)
