@@ -1,4 +1,4 @@
-"""Tiles full of text with the character under every patch: dense supervision for the vision tower."""
+"""Tiles full of text and shapes with what is under every patch: dense supervision for the vision tower."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from PIL import Image
 
 from models.texthawk2.synth.backgrounds import background, ink_colour, paper_colour
 from models.texthawk2.synth.camera import canvas_size, photographed, turned
-from models.texthawk2.synth.charset import CHINESE, CLASS_OF, LATIN
+from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
 from models.texthawk2.synth.fonts import Face, FontSet, Split, default_fonts, glyph
+from models.texthawk2.synth.scene import COLOURS, SHAPES, Placed, shape_colour, shape_thing
 from models.texthawk2.synth.words import latin_word
 
 TILE = 224
@@ -17,8 +18,14 @@ PATCH = 14
 GRID = TILE // PATCH
 # Few sizes, so that glyphs are drawn once and kept; the scale of the whole tile makes what lies between them.
 _SIZES = (19, 21, 23, 26, 29, 33, 38, 44, 52)
+_SHAPE_SIDES = (20, 76)
+_TILES_WITH_SHAPES, _OF_THEM_WITHOUT_TEXT = 0.45, 0.4
 _MAX_DEGREES = 8.0
 _CHINESE_LINES = 0.58
+
+DENSE_CLASSES: tuple[str, ...] = (*CHAR_CLASSES, *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
+"""What a patch can show: nothing, a character, a shape of a colour."""
+_SHAPE_CLASS = {name: number for number, name in enumerate(DENSE_CLASSES) if number >= len(CHAR_CLASSES)}
 
 Labels = NDArray[np.int16]
 
@@ -26,7 +33,7 @@ Labels = NDArray[np.int16]
 def dense_tile(
     rng: np.random.Generator, split: Split, fonts: FontSet | None = None
 ) -> tuple[NDArray[np.uint8], Labels]:
-    """Pixels uint8 (224, 224, 3), and for each 14x14 patch the class of the character at its centre, int16 (16, 16).
+    """Pixels uint8 (224, 224, 3), and for each 14x14 patch the class of what is at its centre, int16 (16, 16).
 
     A character is at a point that lies within its advance across and its ink (at least a third of the font size) down.
     ``fonts`` is the project's set when None; one without Chinese fonts gives Latin text alone.
@@ -39,7 +46,11 @@ def dense_tile(
     paper = paper_colour(rng, split)
     canvas = background(rng, split, *size, paper)
     under = np.zeros((size[1], size[0]), np.int16)
-    _fill(rng, split, fonts, canvas, under, paper)
+    has_shapes = rng.random() < _TILES_WITH_SHAPES
+    if not (has_shapes and rng.random() < _OF_THEM_WITHOUT_TEXT):
+        _fill(rng, split, fonts, canvas, under, paper)
+    if has_shapes:
+        _strew(rng, canvas, under)
     picture = photographed(rng, turn.apply(canvas, (TILE, TILE)))
     return np.asarray(picture), labels_at_centres(under, turn.coefficients)
 
@@ -80,6 +91,19 @@ def _fill(
         y += round(size * float(rng.uniform(1.15, 1.7)))
         if not same_ink:
             ink = ink_colour(rng, paper)
+
+
+def _strew(rng: np.random.Generator, canvas: Image.Image, under: Labels) -> None:
+    """One to six shapes anywhere, also over text and each other."""
+    for _ in range(int(rng.integers(1, 7))):
+        colour, shape = (names[int(rng.integers(len(names)))] for names in (list(COLOURS), SHAPES))
+        turn = float(rng.uniform(-_MAX_DEGREES, _MAX_DEGREES))
+        thing = shape_thing(shape, float(rng.uniform(*_SHAPE_SIDES)), f"{colour} {shape}", turn)
+        free_x, free_y = canvas.width - thing.ink.width, canvas.height - thing.ink.height
+        spot = Placed(thing, int(rng.integers(free_x)), int(rng.integers(free_y)))
+        left, top, right, bottom = spot.edges
+        canvas.paste(shape_colour(rng, colour), (left, top), thing.ink)
+        under[top:bottom, left:right][np.asarray(thing.ink) > 127] = _SHAPE_CLASS[thing.name]
 
 
 def _line(rng: np.random.Generator, split: Split, is_chinese: bool, length: int) -> str:

@@ -14,6 +14,7 @@ from models.texthawk2.synth.camera import photographed
 from models.texthawk2.synth.example import Example, box_text, pick
 from models.texthawk2.synth.fonts import FontSet, Split, default_fonts
 from models.texthawk2.synth.scene import (
+    COLOURS,
     SHAPES,
     SMALLEST_CHINESE,
     SMALLEST_TEXT,
@@ -26,21 +27,13 @@ from models.texthawk2.synth.scene import (
     random_face,
     rows_of,
     scatter,
+    shape_colour,
     shape_thing,
     text_size,
     text_thing,
 )
 from models.texthawk2.synth.words import chinese_word, latin_word
 
-COLOURS: dict[str, Colour] = {
-    "red": (215, 35, 40),
-    "green": (35, 150, 60),
-    "blue": (40, 80, 215),
-    "yellow": (245, 215, 40),
-    "orange": (245, 135, 25),
-    "purple": (140, 55, 170),
-}
-_COLOUR_JITTER = 16
 _MIN_CONTRAST = 60.0
 _MAX_DEGREES = 6.0
 _LARGEST_WORD = 40.0
@@ -206,9 +199,8 @@ def _shape(rng: np.random.Generator, frame: Frame, colour: str, shape: str, larg
     """Between 22 pixels as the model sees them and ``largest`` of the shorter side."""
     smallest = 22 / frame.zoom
     side = float(rng.uniform(smallest, max(largest * min(frame.size), smallest + 4)))
-    jitter = rng.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, size=3)
-    red, green, blue = (min(max(int(value), 0), 255) for value in np.asarray(COLOURS[colour]) + jitter)
-    return Figure(shape_thing(shape, side, f"{colour} {shape}", _turn(rng)), (red, green, blue))
+    tint = shape_colour(rng, colour)
+    return Figure(shape_thing(shape, side, f"{colour} {shape}", _turn(rng)), tint)
 
 
 def _different_words(rng: np.random.Generator, split: Split, fonts: FontSet, frame: Frame, number: int) -> list[Figure]:

@@ -176,6 +176,22 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
     "star": _regular(5, -90.0, 0.42),
 }
 SHAPES = ("square", "circle", "triangle", "star")
+COLOURS: dict[str, Colour] = {
+    "red": (215, 35, 40),
+    "green": (35, 150, 60),
+    "blue": (40, 80, 215),
+    "yellow": (245, 215, 40),
+    "orange": (245, 135, 25),
+    "purple": (140, 55, 170),
+}
+_COLOUR_JITTER = 16
+
+
+def shape_colour(rng: np.random.Generator, name: str) -> Colour:
+    """A colour that goes by this name."""
+    jitter = rng.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, size=3)
+    red, green, blue = (min(max(int(value), 0), 255) for value in np.asarray(COLOURS[name]) + jitter)
+    return red, green, blue
 
 
 def shape_thing(shape: str, side: float, name: str, degrees: float = 0.0) -> Thing:

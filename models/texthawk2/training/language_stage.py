@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from models.texthawk2.config import TextHawk2Config
 from models.texthawk2.detection import DetectionHead
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
-from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE
+from models.texthawk2.synth.charset import CHINESE
+from models.texthawk2.synth.dense import DENSE_CLASSES
 from models.texthawk2.tokenizer import build_nano_tokenizer
 from models.texthawk2.tokens import BOX_TOKENS, COORDINATE_TOKENS
 from models.texthawk2.training.batches import IGNORE, Batch, Batches, Encoder
@@ -35,7 +36,7 @@ from models.texthawk2.training.coordinate_loss import answer_loss, overlaps, sta
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
-from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches
+from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
 from models.texthawk2.training.windows import WindowHead
 from models.texthawk2.vision import normalise, read_levels
 
@@ -101,7 +102,8 @@ def train(args: argparse.Namespace) -> None:
     if not args.no_compile:
         compile_layers(model)
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image)
-    held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)]
+    named_tiles = next(iter(DenseTiles("test", 64, 99)))
+    held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)] if args.tiles else []
     optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
     recent: list[tuple[float, ...]] = []
@@ -117,21 +119,21 @@ def train(args: argparse.Namespace) -> None:
             log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
             recent.clear()
         if step % 200 == 199:
-            log.write(step=step + 1, **exact_matches(model, heads["detection"], held_out))
+            log.write(step=step + 1, **measured(model, heads, held_out, named_tiles))
             save(model, heads, tokenizer, args.out)
-    log.write(step=step, **exact_matches(model, heads["detection"], held_out))
+    log.write(step=step, **measured(model, heads, held_out, named_tiles))
     save(model, heads, tokenizer, args.out)
 
 
 def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForConditionalGeneration, nn.ModuleDict]:
     """The model and the heads that only training has: fresh, from the first stage, or from an earlier run."""
     model = TextHawk2ForConditionalGeneration.from_pretrained(args.out) if args.resume else build_model(tokenizer)
-    characters = nn.Linear(model.config.vision_config.hidden_size, len(CHAR_CLASSES))
+    characters = nn.Linear(model.config.vision_config.hidden_size, len(DENSE_CLASSES))
     heads = nn.ModuleDict(
         {
             "detection": DetectionHead(model.config.text_config.hidden_size),
             "characters": characters,
-            "windows": WindowHead(cast(TextHawk2Config, model.config), len(CHAR_CLASSES)),
+            "windows": WindowHead(cast(TextHawk2Config, model.config), len(DENSE_CLASSES)),
         }
     )
     if args.resume:
@@ -208,6 +210,25 @@ def _judged(said: Tensor, targets: Tensor, box_places: Tensor) -> Tensor:
 def _padded(rows: Tensor) -> Tensor:
     """Rows up to a multiple of 256: kernels are prepared, and kept, for every new shape."""
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % 256))
+
+
+@torch.no_grad()
+def measured(
+    model: TextHawk2ForConditionalGeneration,
+    heads: nn.ModuleDict,
+    held_out: list[Batch],
+    named_tiles: tuple[Tensor, Tensor],
+) -> dict[str, float]:
+    """Exact matches of each task, and how well the connector's tokens name what they cover."""
+    tiles, labels = named_tiles
+    window_head = cast(WindowHead, heads["windows"])
+    with torch.autocast("cpu", torch.bfloat16):
+        levels = read_levels(model.vision_tower, normalise(tiles), model.config.vision_levels)
+        windows = window_head(torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))).argmax(-1)
+    expected = window_head.arrange(labels)
+    named = shares_by_kind(windows == expected, expected)
+    exact = exact_matches(model, heads["detection"], held_out) if held_out else {}
+    return {**{f"tokens_{kind}": share for kind, share in named.items()}, **exact}
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from models.texthawk2.synth.charset import CHAR_CLASSES
-from models.texthawk2.synth.dense import dense_tile
+from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF
+from models.texthawk2.synth.dense import DENSE_CLASSES, dense_tile
 from models.texthawk2.synth.fonts import Split
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import VISION
@@ -52,7 +52,7 @@ class CharacterTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
-        self.head = nn.Linear(VISION["hidden_size"], len(CHAR_CLASSES))
+        self.head = nn.Linear(VISION["hidden_size"], len(DENSE_CLASSES))
 
     def forward(self, tiles: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
@@ -114,15 +114,21 @@ def train(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def accuracy(model: CharacterTower, tiles: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of the patches with a character that are named right, in the split's own fonts: all, Latin, Chinese."""
+    """Share of the patches that are named right among those of Latin letters, of Chinese ones, and of shapes."""
     with torch.autocast("cpu", torch.bfloat16):
         right = model(tiles).argmax(-1) == labels
-    is_chinese = torch.tensor([False, *(ord(char) > 0x2E80 for char in CHAR_CLASSES[1:])])[labels]
-    return {
-        "characters": float(right[labels > 0].float().mean()),
-        "latin": float(right[(labels > 0) & ~is_chinese].float().mean()),
-        "chinese": float(right[is_chinese].float().mean()),
+    return shares_by_kind(right, labels)
+
+
+def shares_by_kind(right: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean of ``right`` where ``labels`` (the same shape) show a Latin character, a Chinese one, a shape."""
+    first_shape, first_chinese = len(CHAR_CLASSES), CLASS_OF[CHINESE[0]]
+    kinds = {
+        "latin": (labels > 0) & (labels < first_chinese),
+        "chinese": (labels >= first_chinese) & (labels < first_shape),
+        "shapes": labels >= first_shape,
     }
+    return {name: float(right[kind].float().mean()) for name, kind in kinds.items()}
 
 
 def save(model: CharacterTower, folder: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from models.texthawk2.synth.camera import canvas_size, turned
-from models.texthawk2.synth.charset import CHINESE, CLASS_OF, LATIN
-from models.texthawk2.synth.dense import GRID, PATCH, TILE, dense_tile, labels_at_centres, write
+from models.texthawk2.synth.charset import CHAR_CLASSES, CLASS_OF, LATIN
+from models.texthawk2.synth.dense import DENSE_CLASSES, GRID, PATCH, TILE, dense_tile, labels_at_centres, write
 from models.texthawk2.synth.fonts import SPLITS, FontSet, Split
+from models.texthawk2.synth.scene import COLOURS
 from tests.support.synth_fonts import DEJAVU, fetched_fonts, needs_fetched_fonts
 
 _TURNS = [(0.0, 1.0), (8.0, 1.0), (-8.0, 0.92), (5.0, 1.08)]
@@ -23,7 +24,7 @@ def test_tile_has_text_and_is_drawn_again_from_the_same_seed(split: Split) -> No
     assert (pixels.shape, pixels.dtype) == ((TILE, TILE, 3), np.uint8)
     assert (labels.shape, labels.dtype) == ((GRID, GRID), np.int16)
     assert 20 < np.count_nonzero(labels) < GRID * GRID
-    assert labels.max() <= len(LATIN)
+    assert ((labels <= len(LATIN)) | (labels >= len(CHAR_CLASSES))).all(), "no Chinese without its fonts"
     np.testing.assert_array_equal(pixels, again)
     np.testing.assert_array_equal(labels, labels_again)
     assert (pixels != other).any()
@@ -33,9 +34,18 @@ def test_tile_has_text_and_is_drawn_again_from_the_same_seed(split: Split) -> No
 def test_half_of_the_characters_are_chinese() -> None:
     rng = np.random.default_rng(0)
     labels = np.stack([dense_tile(rng, "train", fetched_fonts())[1] for _ in range(60)])
-    chinese = np.count_nonzero(labels > len(LATIN))
-    assert 0.5 < chinese / np.count_nonzero(labels) < 0.8, "of the area; they are twice as wide as Latin ones"
-    assert labels.max() <= CLASS_OF[CHINESE[-1]]
+    text = labels[(labels > 0) & (labels < len(CHAR_CLASSES))]
+    assert 0.5 < np.mean(text > len(LATIN)) < 0.8, "of the area; they are twice as wide as Latin ones"
+
+
+def test_some_tiles_have_shapes_and_their_patches_have_the_colour_of_their_name() -> None:
+    rng = np.random.default_rng(0)
+    tiles = [dense_tile(rng, "train", DEJAVU) for _ in range(60)]
+    assert 0.3 < np.mean([(labels >= len(CHAR_CLASSES)).any() for _, labels in tiles]) < 0.6
+    for name, colour in COLOURS.items():
+        classes = [number for number, shown in enumerate(DENSE_CLASSES) if shown.split(" ")[0] == name]
+        seen = [pixels[7::14, 7::14][np.isin(labels, classes)] for pixels, labels in tiles]
+        assert np.abs(np.median(np.concatenate(seen), axis=0) - colour).max() < 20
 
 
 @pytest.mark.parametrize("text", ["A", "Wg.", "I i"])
