@@ -148,6 +148,12 @@ class VlmSettings(_Section):
     image_cache_mb: int = Field(256, ge=0, description="MiB of tiles that one replica keeps for repeated images.")
     encoder_cache_tokens: int = Field(16_384, ge=0, description="Image tokens whose embeddings one replica keeps.")
     enforce_eager: bool = Field(True, description="Whether vLLM runs without compiling; compiling starts slowly.")
+    stream_interval_ms: float = Field(
+        20.0,
+        ge=0,
+        le=1000,
+        description="Between its first token and its end, an answer is sent on so often at most; 0: at every step.",
+    )
     stuck_after_s: float = Field(
         120.0,
         gt=0,

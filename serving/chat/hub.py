@@ -3,8 +3,9 @@
     open(gateway, session, starts) -> Accepted, then frames of every choice of that gateway
 
 Each gateway has one stream here, whatever the number of its requests. An engine step wakes every choice that it
-touched; each leaves its delta in the gateway's outbox, and the stream, woken last, takes them all: one message a step.
-While a message is being sent the outbox fills, so that a slow connection gets fewer and larger messages.
+touched; each leaves its delta in the gateway's outbox, and the stream takes them all: one message for all choices. The
+first token and the end of a choice go out at once. What lies between waits until ``interval_s`` after the message
+before, so that a small model, faster than anybody reads, does not cost more to send than to run (DESIGN.md, section 3).
 
 The stream ends when there has been nothing to say for a while, lest it hold up a replica that is to be stopped. One
 that breaks off takes its gateway's choices with it: the gateway has given them up, or is dead (docs/decisions/0009).
@@ -66,27 +67,62 @@ class _Outbox:
     session: int | None = None
     items: list[Item] = field(default_factory=list)
     choices: dict[int, _Running] = field(default_factory=dict)
+    is_urgent: bool = False
+    """Whether a first token or an end waits."""
+    is_holding: bool = False
+    """Whether the stream waits for its time, and nothing but something urgent need wake it."""
     wake: asyncio.Future[None] | None = None
+    sent_s: float = float("-inf")
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, *, is_urgent: bool) -> None:
         self.items.append(item)
-        if self.wake is not None and not self.wake.done():
+        self.is_urgent |= is_urgent
+        if self.wake is not None and not self.wake.done() and (is_urgent or not self.is_holding):
             self.wake.set_result(None)
 
-    async def take(self, linger_s: float) -> list[Item] | None:
+    async def take(self, linger_s: float, interval_s: float) -> list[Item] | None:
         """All that waits; None after ``linger_s`` without choices and without anything to say."""
         while not self.items:
-            loop = asyncio.get_running_loop()
-            self.wake = loop.create_future()
-            timer = loop.call_later(linger_s, _wake, self.wake)
-            try:
-                await self.wake
-            finally:
-                timer.cancel()
+            await self._woken(linger_s)
             if not self.items and not self.choices:
                 return None
+        loop = asyncio.get_running_loop()
+        early_s = self.sent_s + interval_s - loop.time()
+        if early_s > 0 and not self.is_urgent:
+            self.is_holding = True
+            await self._woken(early_s)
+            self.is_holding = False
+        self.sent_s, self.is_urgent = loop.time(), False
         taken, self.items = self.items, []
-        return taken
+        return _joined_by_choice(taken)
+
+    async def _woken(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.wake = loop.create_future()
+        timer = loop.call_later(timeout_s, _wake, self.wake)
+        try:
+            await self.wake
+        finally:
+            timer.cancel()
+
+
+def _joined_by_choice(items: list[Item]) -> list[Item]:
+    """One delta per choice; a failure stays behind what was said before it."""
+    joined: list[Item] = []
+    places: dict[int, int] = {}
+    for item in items:
+        place = places.setdefault(item.id, len(joined))
+        if place == len(joined) or not isinstance(item, Delta):
+            joined.append(item)
+            continue
+        before = joined[place]
+        assert isinstance(before, Delta), "nothing follows a failure"
+        joined[place] = item._replace(
+            text=before.text + item.text,
+            num_tokens=before.num_tokens + item.num_tokens,
+            logprobs=before.logprobs + item.logprobs,
+        )
+    return joined
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -97,7 +133,8 @@ def _wake(future: asyncio.Future[None]) -> None:
 class ChoiceHub:
     """One per replica. Use from one event loop; ``stop`` when done.
 
-    At most ``max_running`` choices are on the engine, at most ``max_waiting`` wait for that.
+    At most ``max_running`` choices are on the engine, at most ``max_waiting`` wait for that. Between the first token
+    and the end, a gateway gets a message every ``interval_s`` at most; 0: one per engine step.
     """
 
     def __init__(
@@ -108,6 +145,7 @@ class ChoiceHub:
         *,
         max_running: int,
         max_waiting: int,
+        interval_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -117,6 +155,7 @@ class ChoiceHub:
         self._slots = PrioritySlots(max_running)
         self._max_waiting = max_waiting
         self._clock = clock
+        self._interval_s = interval_s
         self._linger_s = linger_s
         self._time = SharedTime()
         self._boxes: dict[str, _Outbox] = {}
@@ -135,7 +174,7 @@ class ChoiceHub:
             self._begin(box, start)
         try:
             yield Accepted(self._replica_id, carrier)
-            while is_carrier and (items := await box.take(self._linger_s)) is not None:
+            while is_carrier and (items := await box.take(self._linger_s, self._interval_s)) is not None:
                 yield items
         finally:
             if is_carrier:
@@ -229,7 +268,7 @@ class ChoiceHub:
 
     def _fail(self, box: _Outbox, number: int, error: ServingError) -> None:
         self._observer.ended_early(error.code)
-        box.put(Failure(number, error))
+        box.put(Failure(number, error), is_urgent=True)
 
     async def _explained(self, error: EngineFailed) -> ServingError:
         """A dead engine is a lost replica: the request may be sent to another one, and no more may come here."""
@@ -252,10 +291,11 @@ class ChoiceHub:
             try:
                 async with aclosing(self._engine.generate(start.request)) as deltas:
                     async for delta in deltas:
-                        if teller.first_s is None:
+                        is_first = teller.first_s is None
+                        if is_first:
                             self._observer.first_token(self._clock() - arrived_s, started_s - arrived_s)
                         if (item := teller.add(delta)) is not None:
-                            box.put(item)
+                            box.put(item, is_urgent=is_first or item.finish_reason is not None)
             finally:
                 self._time.leave(self._clock())
         if teller.finish_reason is None:

@@ -47,6 +47,7 @@ class Vlm:
             HubMetrics(model.id),
             max_running=model.max_num_seqs,
             max_waiting=model.max_queue,
+            interval_s=model.stream_interval_ms / 1e3,
         )
         self._held = HeldImages()
         self._num_reports = 0

@@ -42,7 +42,14 @@ class Replica:
     """One replica: a hub, its engine, and whether the process lives."""
 
     def __init__(
-        self, name: str, engine: FakeChatEngine, *, max_running: int = 16, max_waiting: int = 64, linger_s: float = 1.0
+        self,
+        name: str,
+        engine: FakeChatEngine,
+        *,
+        max_running: int = 16,
+        max_waiting: int = 64,
+        interval_s: float = 0.0,
+        linger_s: float = 1.0,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -53,6 +60,7 @@ class Replica:
             self.observer,
             max_running=max_running,
             max_waiting=max_waiting,
+            interval_s=interval_s,
             clock=asyncio.get_running_loop().time,
             linger_s=linger_s,
         )

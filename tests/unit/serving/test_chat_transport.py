@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -71,6 +72,53 @@ async def test_an_answer_arrives_whole_in_order_and_with_its_cost() -> None:
     assert deltas[-1].decode_s == pytest.approx(0.01 * (len(LONG) // 4 - 1), rel=0.01)
     assert mailbox.replica_id == "r"
     await settled(replica)
+
+
+@virtual
+async def test_between_first_token_and_end_messages_keep_their_interval() -> None:
+    replica = Replica("r", engine(step_s=0.003, prefill_s=0.1), interval_s=0.02)
+    loop, mailbox = asyncio.get_running_loop(), start(ChatLinks(LocalCalls(replica), "g"))
+    arrivals: list[tuple[float, Delta]] = []
+    while mailbox.open_ids:
+        arrivals += [(loop.time(), item) for item in await mailbox.next() if isinstance(item, Delta)]
+    deltas = [delta for _, delta in arrivals]
+    assert text(deltas) == LONG
+    assert sum(delta.num_tokens for delta in deltas) == len(LONG) // 4
+    assert deltas[0].num_tokens == 1, "the first token does not wait for others"
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(arrivals)]
+    assert len(gaps) > 5
+    assert all(gap == pytest.approx(0.02, abs=1e-3) for gap in gaps[:-1])
+    assert gaps[-1] < 0.021, "nor does the end"
+
+
+@virtual
+async def test_a_first_token_takes_along_what_others_have_to_say() -> None:
+    replica = Replica("r", engine(step_s=0.003), interval_s=1.0)
+    links = ChatLinks(LocalCalls(replica), "g")
+    early = start(links)
+    assert len(await early.next()) == 1
+    await asyncio.sleep(0.06)
+    late = start(links)
+    (first,), (more,) = await late.next(), await early.next()
+    assert isinstance(first, Delta)
+    assert isinstance(more, Delta)
+    assert first.num_tokens == 1
+    assert more.num_tokens > 10
+    for mailbox in (early, late):
+        mailbox.close()
+    await settled(replica)
+
+
+@virtual
+async def test_what_was_said_before_a_failure_arrives_before_it() -> None:
+    replica = Replica("r", engine(step_s=0.003), interval_s=1.0)
+    mailbox = start(ChatLinks(LocalCalls(replica), "g"), remaining_s=0.1)
+    assert len(await mailbox.next()) == 1
+    said, failed = await mailbox.next()
+    assert isinstance(said, Delta)
+    assert said.num_tokens > 10
+    assert isinstance(failed, Failure)
+    assert isinstance(failed.error, DeadlineExceeded)
 
 
 @virtual
