@@ -307,7 +307,7 @@ def main() -> None:
                 for clients in plan.requests
                 for system in (systems if number % 2 == 0 else systems[::-1])
             ]
-            profiles = [profile(system, max(plan.clients), plan, folder) for system in systems] if args.profile else []
+            profiles = [profile(system, max(plan.requests), plan, folder) for system in systems] if args.profile else []
     equal = check(rows)
     summary = summarise(rows, systems)
     print_table(HEADER, [cells(row) for row in summary])
