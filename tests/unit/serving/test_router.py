@@ -1,0 +1,80 @@
+"""The request routers, asked as Serve asks them."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+
+from serving.chat.held_images import HeldImages
+from serving.router import AffinityRouter, LeastWorkRouter
+
+Router = TypeVar("Router", AffinityRouter, LeastWorkRouter)
+KEY = "0badcafe" + 56 * "0"
+
+
+def router_of(kind: type[Router]) -> Router:
+    """Without the parts that talk to replicas, which choosing does not touch."""
+    router = kind.__new__(kind)
+    router.initialize_state()
+    return router
+
+
+def replica(name: str, queued_s: float = 0.0, report: int = 1, keys: tuple[str, ...] = ()) -> Any:
+    held = HeldImages()
+    held.add(keys)
+    stats = {"queued_s": queued_s, "report": report, "held": held.marks()}
+    return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), routing_stats=stats)
+
+
+def chosen(router: LeastWorkRouter | AffinityRouter, replicas: list[Any], **kwargs: Any) -> list[str]:
+    """Names in the order in which Serve is to try them."""
+    ranks = asyncio.run(router.choose_replicas(replicas, SimpleNamespace(kwargs=kwargs)))  # type: ignore[arg-type]
+    return [one.replica_id.unique_id for rank in ranks for one in rank]
+
+
+@pytest.mark.parametrize("kind", [LeastWorkRouter, AffinityRouter])
+def test_least_work_first(kind: type[Router]) -> None:
+    replicas = [replica("a", 3.0), replica("b", 1.0), replica("c", 2.0)]
+    assert chosen(router_of(kind), replicas, predicted_s=0.1) == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("kind", [LeastWorkRouter, AffinityRouter])
+def test_a_report_counts_once(kind: type[Router]) -> None:
+    router = router_of(kind)
+    assert chosen(router, [replica("a", 1.0), replica("b", 2.0)])[0] == "a"
+    assert chosen(router, [replica("a", 9.0), replica("b", 2.0)])[0] == "a", "the same number: the same report"
+    assert chosen(router, [replica("a", 9.0, report=2), replica("b", 2.0)])[0] == "b"
+
+
+@pytest.mark.parametrize("kind", [LeastWorkRouter, AffinityRouter])
+def test_a_replica_without_a_report_is_idle(kind: type[Router]) -> None:
+    new = replica("new")
+    new.routing_stats = {}
+    assert chosen(router_of(kind), [replica("a", 1.0), new])[0] == "new"
+
+
+def test_the_only_replica_is_chosen_unseen() -> None:
+    assert chosen(router_of(AffinityRouter), [replica("a")], key=KEY) == ["a"]
+
+
+def test_who_holds_the_image_comes_first_unless_it_is_busy() -> None:
+    router = router_of(AffinityRouter)
+    idle, holder = replica("idle"), replica("holder", 0.3, keys=(KEY,))
+    assert chosen(router, [idle, holder], key=KEY, predicted_s=0.1)[0] == "holder"
+    assert chosen(router, [idle, holder], key="1" + KEY[1:], predicted_s=0.01)[0] == "idle"
+    busy = replica("holder", 60.0, report=2, keys=(KEY,))
+    assert chosen(router, [idle, busy], key=KEY, predicted_s=0.1)[0] == "idle"
+
+
+def test_replicas_to_avoid_come_last_though_they_hold_the_image() -> None:
+    replicas = [replica("a", keys=(KEY,)), replica("b", 1.0)]
+    assert chosen(router_of(AffinityRouter), replicas, key=KEY, predicted_s=0.1, avoid=("a",)) == ["b", "a"]
+
+
+def test_a_call_for_one_replica_goes_there_and_nowhere_else() -> None:
+    replicas = [replica("a"), replica("b", 60.0)]
+    assert chosen(router_of(AffinityRouter), replicas, replica="b") == ["b"]
+    assert sorted(chosen(router_of(AffinityRouter), replicas, replica="gone")) == ["a", "b"]
