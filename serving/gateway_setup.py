@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
+from serving.reached import Ping, Reached
 from serving.replica_protocol import SampleCall
 from serving.service import JoinedService, ModelCard, Service
 from serving.stores.chat_results import ChatResults
@@ -47,6 +49,7 @@ class GatewayParts:
     results: ResultStore
     images: ChatImages
     chat: ChatService
+    reached: Reached
     service: Service
 
     @property
@@ -58,9 +61,11 @@ class GatewayParts:
         """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
         await self.media.start()
         await self.results.start()
+        await self.reached.start()
 
     async def stop(self) -> None:
         """Take down in reverse order."""
+        await self.reached.stop()
         await self.chat.stop()
         await self.results.stop()
         await self.images.stop()
@@ -87,9 +92,18 @@ def build_parts(
     images = build_chat_images(settings.media, media, MediaMetrics())
     chat = _chat_service(config, images, results, chat_handles)
     classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
-    return GatewayParts(
-        media=media, results=results, images=images, chat=chat, service=JoinedService(classifiers, chat)
-    )
+    reached = Reached(_pings(handles, chat_handles))
+    service = JoinedService(classifiers, chat, lambda: reached.is_complete)
+    return GatewayParts(media=media, results=results, images=images, chat=chat, reached=reached, service=service)
+
+
+def _pings(
+    handles: dict[str, DeploymentHandle[Any]], chat_handles: dict[str, DeploymentHandle[Any]]
+) -> dict[str, Ping]:
+    """Calls that ask nothing of a model."""
+    classifiers: dict[str, Ping] = {name: partial(handle.run.remote, []) for name, handle in handles.items()}
+    chats: dict[str, Ping] = {name: partial(handle.cancel.remote, "", []) for name, handle in chat_handles.items()}
+    return classifiers | chats
 
 
 def _chat_service(

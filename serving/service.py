@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,6 +106,8 @@ class JoinedService:
 
     classifiers: ClassifierService
     chats: ChatService
+    is_reached: Callable[[], bool] = lambda: True
+    """Whether what the services call is there."""
 
     def models(self) -> tuple[ModelCard, ...]:
         """The classifiers served here."""
@@ -113,7 +115,7 @@ class JoinedService:
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered."""
-        return self.classifiers.is_ready()
+        return self.classifiers.is_ready() and self.is_reached()
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """See ``ClassifierService.classify``."""

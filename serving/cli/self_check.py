@@ -94,7 +94,11 @@ def digit_png(digit: str) -> bytes:
 
 
 def _health_http(target: _Target) -> str:
-    return str(target.http.get("/v2/health/ready").raise_for_status().status_code)
+    """The gateway may learn a moment later than Serve that everything runs."""
+    give_up_s = time.monotonic() + _TIMEOUT_S
+    while (answer := target.http.get("/v2/health/ready")).status_code == 503 and time.monotonic() < give_up_s:
+        time.sleep(0.1)
+    return str(answer.raise_for_status().status_code)
 
 
 def _health_grpc(target: _Target) -> str:

@@ -82,7 +82,7 @@ def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
         pad_id=token("<|endoftext|>"),
     )
     model = TextHawk2ForConditionalGeneration(config)
-    start_alike(model.get_input_embeddings(), token(COORDINATE_TOKENS[0]))
+    start_alike(cast(nn.Embedding, model.get_input_embeddings()), token(COORDINATE_TOKENS[0]))
     return model
 
 
