@@ -2,7 +2,8 @@
 
     gateway -> replica   open(gateway, session, starts)    one streaming call per request
     replica -> gateway   the first frame: Accepted; then, if no stream of this gateway was open, the deltas of ALL its
-                         choices, one frame per engine step, until there has been nothing to say for a while
+                         choices: the first token and the end at once, the rest in frames 20 ms apart, until
+                         there has been nothing to say for a while
     gateway -> replica   cancel(gateway, ids)
 
 Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
