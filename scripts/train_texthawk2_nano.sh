@@ -21,7 +21,7 @@ run() {
 
 run vision vision_stage --out "$WORK/vision" --steps 1500
 run tokens language_stage --out "$WORK" --vision "$WORK/vision" --tiles 0 --dense-tiles 32 --steps 1200 --final 0.5
-run answers language_stage --out "$WORK" --resume --freeze-tower --tiles 40 --tiles-per-image 1 --steps 1200 --final 0.25
+run answers language_stage --out "$WORK" --resume --freeze tower --tiles 40 --tiles-per-image 1 --steps 1200 --final 0.25
 run small language_stage --out "$WORK" --resume --tiles 40 --dense-tiles 16 --tiles-per-image 1 --steps 3000 --final 0.5
 run all language_stage --out "$WORK" --resume --tiles 48 --dense-tiles 8 --steps 4000
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +114,16 @@ class Batches(IterableDataset[Batch]):
     """Batches of about equal numbers of tiles, without end."""
 
     def __init__(
-        self, encoder: Encoder, pad_id: int, split: Split, tiles: int, seed: int, tiles_per_image: int = 1000
+        self,
+        encoder: Encoder,
+        pad_id: int,
+        split: Split,
+        tiles: int,
+        seed: int,
+        tiles_per_image: int = 1000,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
-        self._encoder, self._pad_id, self._split = encoder, pad_id, split
+        self._encoder, self._pad_id, self._split, self._weights = encoder, pad_id, split, weights
         self._tiles, self._seed, self._tiles_per_image = tiles, seed, tiles_per_image
 
     def __iter__(self) -> Iterator[Batch]:
@@ -125,7 +132,7 @@ class Batches(IterableDataset[Batch]):
         while True:
             pool: list[Encoded] = []
             while sum(len(item.tiles) for item in pool) < POOL * self._tiles:
-                encoded = self._encoder(sample(rng, self._split), image_first=rng.random() < 0.8)
+                encoded = self._encoder(sample(rng, self._split, self._weights), image_first=rng.random() < 0.8)
                 if len(encoded.tiles) <= self._tiles_per_image:
                     pool.append(encoded)
             pool.sort(key=lambda item: len(item.input_ids))

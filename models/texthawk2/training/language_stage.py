@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
     parser.add_argument("--tiles", type=int, default=40, help="tiles per step; 0: characters only")
     parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
-    parser.add_argument("--freeze-tower", action="store_true", help="train connector and language model only")
+    parser.add_argument("--freeze", choices=("tower", "vision"), help="tower; or tower and connector: not trained")
+    parser.add_argument("--tasks", type=_weight, nargs="+", help="shares of tasks, as word=0.3; those not named: none")
     parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
@@ -67,6 +68,11 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="start at once, run slower")
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
+
+
+def _weight(text: str) -> tuple[str, float]:
+    task, _, share = text.partition("=")
+    return task, float(share)
 
 
 def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
@@ -95,13 +101,15 @@ def train(args: argparse.Namespace) -> None:
     model, heads = build_parts(args, tokenizer)
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
     pad_id = model.config.text_config.pad_token_id
-    batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image)
+    weights = dict(args.tasks) if args.tasks else None
+    batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image, weights)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
-    dense = None if args.freeze_tower else dense_tiles(args)
-    model.vision_tower.requires_grad_(not args.freeze_tower)
+    dense = None if args.freeze else dense_tiles(args)
+    model.vision_tower.requires_grad_(not args.freeze)
+    model.connector.requires_grad_(args.freeze != "vision")
     if not args.no_compile:
         compile_layers(model)
-    unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image)
+    unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image, weights)
     named_tiles = next(iter(DenseTiles("test", 64, 99)))
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)] if args.tiles else []
     optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
