@@ -51,7 +51,7 @@ def write_card(checkpoint: Path, training: Path, count: int) -> None:
         print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
     summary = summarise(answers)
     (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
-    vision_log, log = _read(training / "vision_log.jsonl"), _read(training / "log.jsonl")
+    vision_log, log = _read(training / "vision" / "vision_log.jsonl"), _read(training / "log.jsonl")
     plot_curves(vision_log, log, checkpoint / "curves.png")
     draw_answers([one for one in answers if one.is_right], checkpoint / "answers.png")
     draw_answers([one for one in answers if not one.is_right], checkpoint / "failures.png")
@@ -64,25 +64,30 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(vision_log: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """First stage: characters named right in held-out fonts. Second stage: loss, and exact answers per task."""
+    """Held-out fonts: patches named right by the tower, then from the connector's tokens; loss; exact answers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(20, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    first, second, third = figure.subplots(1, 3)
+    first, tokens, second, third = figure.subplots(1, 4)
     for name in ("latin", "chinese"):
         first.plot([one["step"] for one in vision_log], [100 * one[name] for one in vision_log], label=name)
     first.set(title="first stage, held-out fonts", xlabel="step", ylabel="patches named right, %")
     first.legend()
     total = _running_steps(log)
-    pairs = [(step, one) for step, one in zip(total, log, strict=True) if "loss" in one]
-    second.plot([step for step, _ in pairs], [one["loss"] for _, one in pairs])
+    for name in ("latin", "chinese", "shapes"):
+        pairs = [(step, one[f"tokens_{name}"]) for step, one in zip(total, log, strict=True) if f"tokens_{name}" in one]
+        tokens.plot([step for step, _ in pairs], [100 * share for _, share in pairs], label=name)
+    tokens.set(title="second stage, held-out fonts", xlabel="step", ylabel="patches named right from tokens, %")
+    tokens.legend()
+    pairs = [(step, one["loss"]) for step, one in zip(total, log, strict=True) if one.get("loss")]
+    second.plot([step for step, _ in pairs], [loss for _, loss in pairs])
     second.set(title="second stage", xlabel="step", ylabel="loss of an answer's token", yscale="log")
     for task in ("word", "chinese", "line", "ground_shape", "read_box", "caption"):
         key = f"exact_{task}"
-        pairs = [(step, one) for step, one in zip(total, log, strict=True) if key in one]
-        third.plot([step for step, _ in pairs], [100 * one[key] for _, one in pairs], label=task)
+        pairs = [(step, one[key]) for step, one in zip(total, log, strict=True) if key in one]
+        third.plot([step for step, _ in pairs], [100 * share for _, share in pairs], label=task)
     third.set(title="second stage, small held-out set", xlabel="step", ylabel="exact answers, %")
     third.legend()
     figure.savefig(path, dpi=70)
