@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.optimizer import Optimizers
 from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
-from models.texthawk2.training.windows import WindowHead
+from models.texthawk2.training.windows import PlaceHead, WindowHead
 from models.texthawk2.vision import normalise, read_levels
 
 HEADS_FILE = "heads.safetensors"
@@ -104,7 +104,7 @@ def train(args: argparse.Namespace) -> None:
     weights = dict(args.tasks) if args.tasks else None
     batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image, weights)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
-    dense = None if args.freeze else dense_tiles(args)
+    dense = None if args.freeze == "vision" else dense_tiles(args)
     model.vision_tower.requires_grad_(not args.freeze)
     model.connector.requires_grad_(args.freeze != "vision")
     if not args.no_compile:
@@ -142,10 +142,11 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
             "detection": DetectionHead(model.config.text_config.hidden_size),
             "characters": characters,
             "windows": WindowHead(cast(TextHawk2Config, model.config), len(DENSE_CLASSES)),
+            "places": PlaceHead(cast(TextHawk2Config, model.config)),
         }
     )
     if args.resume:
-        heads.load_state_dict(load_file(args.out / HEADS_FILE))
+        heads.load_state_dict(load_file(args.out / HEADS_FILE), strict=False)
     elif args.vision:
         model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
         characters.load_state_dict(load_file(args.vision / "head.safetensors"))
@@ -166,7 +167,7 @@ def take_step(
     """Forward and backward. Returns the losses of answers, boxes and characters."""
     loss = box_loss = dense_loss = torch.zeros(())
     if batch is not None:
-        loss, box_loss, _ = losses(model, heads["detection"], batch)
+        loss, box_loss, _ = losses(model, heads, batch)
     if dense is not None:
         dense_loss = dense_losses(model, heads, *dense)
     total = loss + DETECTION_WEIGHT * box_loss + DENSE_WEIGHT * dense_loss
@@ -184,22 +185,31 @@ def dense_losses(
         tokens = torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))
         window_head = cast(WindowHead, heads["windows"])
         windows, expected = window_head(tokens), window_head.arrange(labels)
-    return character_loss(named, labels) + character_loss(windows.flatten(1, 2), expected.flatten(1))
+    places = place_loss(heads, tokens.flatten(0, 1), [(1, 1)] * len(tiles))
+    return character_loss(named, labels) + character_loss(windows.flatten(1, 2), expected.flatten(1)) + places
+
+
+def place_loss(heads: nn.ModuleDict, tokens: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+    """L1 between where the connector's tokens (N, width) say that they are and where they are."""
+    head = cast(PlaceHead, heads["places"])
+    distance: Tensor = head(tokens.float()).float() - head.expected(grids)
+    return distance.abs().mean()
 
 
 def losses(
-    model: TextHawk2ForConditionalGeneration, detection: nn.Module, batch: Batch
+    model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the answers, L1 of their boxes, and which answer tokens are right (B, L - 1)."""
+    """Cross-entropy of the answers, L1 of boxes and places, and which answer tokens are right (B, L - 1)."""
     with torch.autocast("cpu", torch.bfloat16):
         embeds = model.embed(batch.input_ids, batch.tiles, batch.grids)  # type: ignore[arg-type]
         hidden = model.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]
         asked = targets != IGNORE
         logits = model.language_model.lm_head(_padded(hidden[:, :-1][asked])).float()[: int(asked.sum())]
-        boxes = detection(hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
+        boxes = heads["detection"](hidden[batch.box_places[:, 0], batch.box_places[:, 1]]).float()
     loss = answer_loss(logits, targets[asked], model.config.box_start_token_id + FIRST_COORDINATE)
     box_loss = (boxes - batch.boxes).abs().mean() if len(batch.boxes) else loss.new_zeros(())
+    box_loss = box_loss + place_loss(heads, embeds[batch.input_ids == model.config.image_token_id], batch.grids)
     said = targets.clone()
     said[asked] = logits.argmax(-1)
     return loss, box_loss, _judged(said, targets, batch.box_places)
@@ -235,13 +245,13 @@ def measured(
         windows = window_head(torch.stack(model.connector(levels, [(1, 1)] * len(tiles)))).argmax(-1)
     expected = window_head.arrange(labels)
     named = shares_by_kind(windows == expected, expected)
-    exact = exact_matches(model, heads["detection"], held_out) if held_out else {}
+    exact = exact_matches(model, heads, held_out) if held_out else {}
     return {**{f"tokens_{kind}": share for kind, share in named.items()}, **exact}
 
 
 @torch.no_grad()
 def exact_matches(
-    model: TextHawk2ForConditionalGeneration, detection: nn.Module, batches: list[Batch]
+    model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict, batches: list[Batch]
 ) -> dict[str, float]:
     """Share of conversations of each task whose every answer token is the likeliest: what greedy decoding gives.
 
@@ -249,7 +259,7 @@ def exact_matches(
     """
     outcomes: dict[str, list[float]] = defaultdict(list)
     for batch in batches:
-        _, _, right = losses(model, detection, batch)
+        _, _, right = losses(model, heads, batch)
         for task, good in zip(batch.tasks, right.all(1).tolist(), strict=True):
             outcomes[task].append(float(good))
     return {f"exact_{task}": sum(values) / len(values) for task, values in sorted(outcomes.items())}
