@@ -74,4 +74,7 @@ def engine_environment(run_dir: Path, device: Literal["cpu", "cuda"] = "cpu") ->
     }
     if device == "cpu":
         variables["TORCH_COMPILE_DISABLE"] = "1"  # else the first request with logprobs waits for a C++ compiler
+        # A kernel is prepared, and kept with its memory, for every length of a prompt and number of tiles; the default
+        # of 1,024 kernels is reached only after hours of growing.
+        variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "128"
     return variables
