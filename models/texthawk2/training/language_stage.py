@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=_weight, nargs="+", help="shares of tasks, as word=0.3; those not named: none")
     parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--tower-lr", type=float, help="of the vision tower; default: the same")
     parser.add_argument("--final", type=float, default=0.05, help="share of the learning rate that is left at the end")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--no-compile", action="store_true", help="start at once, run slower")
@@ -112,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image, weights)
     named_tiles = next(iter(DenseTiles("test", 64, 99)))
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)] if args.tiles else []
-    optimizers = Optimizers([model], [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)
+    optimizers = build_optimizers(args, model, heads)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
     recent: list[tuple[float, ...]] = []
     for step in range(args.steps):
@@ -121,7 +122,8 @@ def train(args: argparse.Namespace) -> None:
             break
         batch = next(loader) if loader is not None else None
         recent.append(take_step(model, heads, batch, next(dense) if dense is not None else None))
-        optimizers.step(progress, step)
+        for optimizer in optimizers:
+            optimizer.step(progress, step)
         if step % 50 == 49:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
             log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
@@ -151,6 +153,18 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
         model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
         characters.load_state_dict(load_file(args.vision / "head.safetensors"))
     return model, heads
+
+
+def build_optimizers(
+    args: argparse.Namespace, model: TextHawk2ForConditionalGeneration, heads: nn.ModuleDict
+) -> list[Optimizers]:
+    """One for the tower, which has learnt most of what it will, one for all that reads from it."""
+    readers = [model.connector, model.language_model]
+    optimizers = [Optimizers(readers, [heads], muon_lr=args.lr, adam_lr=args.lr, final=args.final)]
+    if not args.freeze:
+        lr = args.tower_lr or args.lr
+        optimizers.append(Optimizers([model.vision_tower], muon_lr=lr, adam_lr=lr, final=args.final))
+    return optimizers
 
 
 def dense_tiles(args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
