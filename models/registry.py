@@ -173,7 +173,7 @@ _CHAT_SPECS = (
         max_tiles=12,
         max_tiles_side=6,
         max_model_len=2048,
-        summary="reads words, finds shapes in rendered pictures; `make train-texthawk2-nano`",
+        summary="reads words, finds shapes in rendered pictures; weights included",
     ),
     ChatModelSpec(
         id="texthawk2-7b",

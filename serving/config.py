@@ -30,7 +30,7 @@ _SHA256_HEX = r"^[0-9a-f]{64}$"
 _Count = Annotated[int, Field(ge=1, le=64)]
 _MAX_SOCKET_PATH_BYTES = 107
 """What Linux allows for the address of a unix socket."""
-DEFAULT_CHAT_MODELS: tuple[str, ...] = ()
+DEFAULT_CHAT_MODELS: tuple[str, ...] = ("texthawk2-nano",)
 """Chat models that every profile serves unless told otherwise: those whose weights are in the repository."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 import secrets
@@ -14,9 +13,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from tests.e2e.surfaces import Door
@@ -25,8 +22,6 @@ from tests.support.media_files import encode
 from tests.support.system import ROOT, System
 
 _COUNT = itertools.count(secrets.randbelow(9 * 10**8) + 10**8)
-RED_SQUARE = (140, 30, 190, 80)
-"""Left, top, right and bottom, in pixels of ``red_square_png``."""
 
 
 def fresh_question() -> str:
@@ -39,29 +34,6 @@ def fresh_png(height: int = 224, width: int = 224) -> bytes:
     rng = np.random.default_rng(next(_COUNT))
     blocks = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     return encode(np.kron(blocks, np.ones((16, 16, 1), np.uint8))[:height, :width])
-
-
-def word_png(word: str) -> bytes:
-    """A Latin word in matplotlib's DejaVu Sans, black on white."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    image = Image.new("RGB", (224, 112), "white")
-    ImageDraw.Draw(image).text((112, 56), word, "black", ImageFont.truetype(str(path), 36), anchor="mm")
-    return _encoded(image)
-
-
-def red_square_png() -> bytes:
-    """A red square on the right and a blue circle on the left."""
-    image = Image.new("RGB", (224, 112), "white")
-    canvas = ImageDraw.Draw(image)
-    canvas.rectangle(RED_SQUARE, fill=(215, 35, 40))
-    canvas.ellipse((30, 35, 75, 80), fill=(40, 80, 215))
-    return _encoded(image)
-
-
-def _encoded(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def example(name: str) -> Path:

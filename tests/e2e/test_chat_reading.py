@@ -9,26 +9,17 @@ import pytest
 
 from models.texthawk2.tokens import find_boxes
 from serving.cli.pictures import pixel_boxes
-from tests.e2e.chats import (
-    RED_SQUARE,
-    body_of,
-    example,
-    grpc_answer,
-    grpc_call,
-    grpc_request,
-    red_square_png,
-    turn,
-    word_png,
-)
+from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
 from tests.support.chat_system import ALPHA, ChatSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.usefixtures("trained_checkpoint")]
 
-WORD, CHINESE_WORD = "harbour", "天地和平"
+WORD, CHINESE_WORD = example("word-en.png"), example("word-zh.png")
+SAID = {WORD: "lantern", CHINESE_WORD: "天地和平"}
+SQUARE = example("red-square.png")
+SQUARE_SIZE, SQUARE_BOX = (448, 224), (290, 50, 360, 120)
 READ, FIND = "Read the text.", "Where is the red square?"
-SIZE = (224, 112)
-"""Width and height of ``red_square_png``."""
 
 
 def overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
@@ -43,56 +34,33 @@ def overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
 
 def check_box(text: str) -> None:
     assert len(find_boxes(text)) == 1, text
-    assert overlap(pixel_boxes(text, SIZE)[0], RED_SQUARE) >= 0.5, text
+    assert overlap(pixel_boxes(text, SQUARE_SIZE)[0], SQUARE_BOX) >= 0.5, text
 
 
-def by_openai(chat: ChatSystem, question: str, image: bytes) -> str:
+def by_openai(chat: ChatSystem, question: str, image: Path) -> str:
     with chat.client() as client:
-        answer = client.chat.completions.create(**body_of(turn(question, image)))
+        answer = client.chat.completions.create(**body_of(turn(question, image.read_bytes())))
     return str(answer.choices[0].message.content)
 
 
-def by_grpc(door: Door, question: str, image: bytes) -> str:
-    request = grpc_request(question, image)
-    return grpc_answer(grpc_call(door, request)).text
+def by_grpc(door: Door, question: str, image: Path) -> str:
+    return grpc_answer(grpc_call(door, grpc_request(question, image.read_bytes()))).text
 
 
-def by_command(chat: ChatSystem, path: Path, *options: str) -> dict[str, object]:
+def by_command(chat: ChatSystem, path: Path, *options: str) -> str:
     options = (*options, "--json", "--url", chat.system.http_url, "--api-key", ALPHA)
     run = chat.system.command("read", str(path), *options)
     assert run.returncode == 0, run.stderr
-    document: dict[str, object] = json.loads(run.stdout)
-    return document
+    return str(json.loads(run.stdout)["text"])
 
 
-@pytest.fixture
-def chinese() -> Path:
-    path = example("word-zh.png")
-    if not path.is_file():
-        pytest.skip(f"{path.name} is not among the examples")
-    return path
+@pytest.mark.parametrize("word", [WORD, CHINESE_WORD], ids=["english", "chinese"])
+def test_every_client_reads_the_word(word: Path, chat: ChatSystem, other_chat_door: Door) -> None:
+    told = [by_openai(chat, READ, word), by_grpc(other_chat_door, READ, word), by_command(chat, word)]
+    assert [text.strip() for text in told] == 3 * [SAID[word]]
 
 
-def test_openai_client_reads_an_english_word_and_finds_a_shape(chat: ChatSystem) -> None:
-    assert by_openai(chat, READ, word_png(WORD)).strip() == WORD
-    check_box(by_openai(chat, FIND, red_square_png()))
-
-
-def test_grpc_reads_an_english_word_and_finds_a_shape(chat: ChatSystem, other_chat_door: Door) -> None:
-    assert by_grpc(other_chat_door, READ, word_png(WORD)).strip() == WORD
-    check_box(by_grpc(other_chat_door, FIND, red_square_png()))
-
-
-def test_command_line_reads_an_english_word_and_finds_a_shape(chat: ChatSystem, tmp_path: Path) -> None:
-    word, square = tmp_path / "word.png", tmp_path / "square.png"
-    word.write_bytes(word_png(WORD))
-    square.write_bytes(red_square_png())
-    assert str(by_command(chat, word)["text"]).strip() == WORD
-    check_box(str(by_command(chat, square, "--where", "the red square")["text"]))
-
-
-def test_every_client_reads_the_same_chinese_word(chat: ChatSystem, other_chat_door: Door, chinese: Path) -> None:
-    said = by_openai(chat, READ, chinese.read_bytes()).strip()
-    assert said == CHINESE_WORD
-    assert by_grpc(other_chat_door, READ, chinese.read_bytes()).strip() == said
-    assert str(by_command(chat, chinese)["text"]).strip() == said
+def test_every_client_finds_the_shape(chat: ChatSystem, other_chat_door: Door) -> None:
+    check_box(by_openai(chat, FIND, SQUARE))
+    check_box(by_grpc(other_chat_door, FIND, SQUARE))
+    check_box(by_command(chat, SQUARE, "--where", "the red square"))
