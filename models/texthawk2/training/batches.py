@@ -132,7 +132,7 @@ class Batches(IterableDataset[Batch]):
         while True:
             pool: list[Encoded] = []
             while sum(len(item.tiles) for item in pool) < POOL * self._tiles:
-                encoded = self._encoder(sample(rng, self._split, self._weights), image_first=rng.random() < 0.8)
+                encoded = self._encoder(sample(rng, self._split, self._weights), image_first=rng.random() < 0.5)
                 if len(encoded.tiles) <= self._tiles_per_image:
                     pool.append(encoded)
             pool.sort(key=lambda item: len(item.input_ids))
