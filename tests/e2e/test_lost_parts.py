@@ -91,7 +91,10 @@ def test_one_of_two_gateways_killed_under_load_loses_nothing(
         load.wait_for(100)
         wait_replaced(doubled, "Gateway", victim, 2)
         load.wait_for(60)
-    assert load.failures == []
+    # An answer whose headers were out when its gateway died cannot be taken back (docs/decisions/0004).
+    begun = [line for line in load.failures if "without sending complete message body" in line]
+    assert [line for line in load.failures if line not in begun] == []
+    assert len(begun) <= 1
     assert len(load.answers) > 200
     wait_until(lambda: doubled.in_flight() == 0, "in-flight gauge back to 0, the dead gateway's part included")
 
