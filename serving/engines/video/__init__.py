@@ -1,0 +1,1 @@
+"""Engines that denoise video step by step."""

@@ -1,0 +1,1 @@
+"""Durable jobs: records and leases in Redis, artefacts in a shared store."""

@@ -1,0 +1,159 @@
+"""The types in which the HTTP surface, gRPC, the job store and the replicas of video generation meet.
+
+Free of torch, Redis and Ray. Seconds and joules inside; milliseconds only where ``serving.domain`` has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from serving.domain import Budget, Surface
+
+
+class VideoFormat(StrEnum):
+    """How a finished clip is encoded."""
+
+    MP4 = "mp4"
+    GIF = "gif"
+
+
+class AttentionKind(StrEnum):
+    """How self-attention is thinned out. ``ras`` thins out the tokens instead."""
+
+    DENSE = "dense"
+    TILE = "tile"
+    ADASPA = "adaspa"
+    RAS = "ras"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoRequest:
+    """A whole request for a clip, parsed and authenticated; ``None`` leaves the choice to the operating point.
+
+    ``num_frames``, ``width``, ``height`` and ``fps`` are in pixels and frames of the finished clip. Ranges that depend
+    on the model are checked by the service, everything else by the ingress.
+    """
+
+    request_id: str
+    surface: Surface
+    tenant: str
+    model: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    sampler: str | None = None
+    attention: str | None = None
+    """``dense``, ``tile:2:6``, ``adaspa:0.8``, ``ras:0.5``: see ``VideoSettings.attention``."""
+    output_format: VideoFormat = VideoFormat.MP4
+    budget: Budget = field(default_factory=Budget)
+    user: str = ""
+    """The caller's own label; returned, never interpreted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSettings:
+    """Everything that decides what a clip looks like: same settings and checkpoint, same clip. Plain numbers: it is
+    stored in the job's record and sent to the engine.
+
+    ``attention``: ``dense``, ``tile:K:F-K`` (K reference frames), ``adaspa:SPARSITY``, ``ras:SHARE`` of tokens run.
+    """
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+    seed: int
+    sampler: str
+    attention: str
+    variant: str = "teacher"
+    """Which weights of the model: ``teacher`` or ``student`` (few steps)."""
+    output_format: str = VideoFormat.MP4
+
+
+class JobStatus(StrEnum):
+    """Where a job stands; ``cancelled`` is ``failed`` with the error code ``cancelled``."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job failed: a stable code of ``serving.errors`` and a message for the caller."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefact:
+    """A file of a finished job in the shared store. ``key`` is relative to the store's root."""
+
+    key: str
+    media_type: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoJob:
+    """One job as the index has it. Times are Unix seconds; ``None``: not yet.
+
+    ``artefacts`` by variant: ``video`` and ``thumbnail``. ``checkpoint_key`` names the latents that a later attempt
+    resumes from, after ``checkpoint_step`` steps. ``report`` is the ``vireo`` block so far.
+    """
+
+    id: str
+    owner: str
+    model: str
+    settings: VideoSettings
+    status: JobStatus = JobStatus.QUEUED
+    priority: str = "normal"
+    created_at_s: float
+    deadline_at_s: float | None = None
+    predicted_s: float = 0.0
+    """Engine seconds that the whole job was expected to need when it was admitted."""
+    predicted_j: float = 0.0
+    started_at_s: float | None = None
+    completed_at_s: float | None = None
+    expires_at_s: float | None = None
+    attempts: int = 0
+    preemptions: int = 0
+    step: int = 0
+    stage: str = "queued"
+    """``queued``, ``text``, ``denoise``, ``decode``, ``encode``, ``done``."""
+    checkpoint_key: str | None = None
+    checkpoint_step: int = 0
+    artefacts: dict[str, Artefact] = field(default_factory=dict)
+    error: JobError | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    operating_point: str = ""
+    user: str = ""
+    remaining_s: float | None = None
+    """Engine seconds that the replica expects to need still; None while queued."""
+
+    @property
+    def progress(self) -> int:
+        """Percent, 0 to 100; 100 only once completed."""
+        if self.status is JobStatus.COMPLETED:
+            return 100
+        return min(99, int(99 * self.step / max(1, self.settings.num_steps)))
