@@ -4,7 +4,8 @@
                      ^         |
                      +-- (step boundary: another job is more urgent; its state may be parked outside memory)
 
-Times are seconds on the driver's clock. Every job ends in exactly one of ``Finish``, ``Fail``, ``Release``, ``GiveBack``.
+Times are seconds on the driver's clock. Every job ends in exactly one of ``Finish``, ``Fail``, ``Release`` and
+``GiveBack``.
 """
 
 from __future__ import annotations
