@@ -32,6 +32,8 @@ _MAX_SOCKET_PATH_BYTES = 107
 """What Linux allows for the address of a unix socket."""
 DEFAULT_CHAT_MODELS: tuple[str, ...] = ("texthawk2-nano",)
 """Chat models that every profile serves unless told otherwise: those whose weights are in the repository."""
+DEFAULT_VIDEO_MODELS: tuple[str, ...] = ()
+"""Video models that every profile serves unless told otherwise."""
 
 
 class _Section(BaseModel):
@@ -165,6 +167,52 @@ class VlmSettings(_Section):
     )
 
 
+class VideoModelSettings(_Section):
+    """One served video model: an inner deployment whose replicas pull durable jobs."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="Model id, see `vireo models list`.")
+    checkpoint_dir: Path | None = Field(
+        None, strict=False, description="Folder with the weights; the packaged ones when absent."
+    )
+    engine: Literal["torch", "fake"] = Field("torch", description="fake has no model; for tests of plumbing.")
+    replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
+    ranks: int = Field(1, ge=1, le=64, description="Sequence-parallel ranks of one replica, each with its own CPUs.")
+    cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica, or for each rank.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica, or for each rank.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$", description="Torch device.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers of weights and activations.")
+    threads: _Count | Auto = Field("auto", description="Torch threads per replica, 1 to 64.")
+    max_batch: int = Field(4, ge=1, le=256, description="Jobs that share a denoising step.")
+    max_jobs: int = Field(8, ge=1, le=1024, description="Jobs that one replica holds at a time.")
+    max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that held jobs may take, activations included.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a job before it fails.")
+    lease_s: float = Field(6.0, ge=0.5, le=600, description="Seconds after which the jobs of a dead replica are taken.")
+    checkpoint_every: int = Field(5, ge=1, le=1000, description="Steps between two checkpoints of latents.")
+    checkpoint_after_s: float = Field(2.0, ge=0, le=3600, description="Seconds between two checkpoints, at least.")
+    stuck_after_s: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds in one engine call after which a replica is replaced."
+    )
+    watts: float = Field(
+        6.0, gt=0, description="Power of a busy replica, an assumption: joules are busy seconds times this."
+    )
+
+
+class JobSettings(_Section):
+    """Durable jobs and what they leave behind."""
+
+    store: str = Field(
+        "auto",
+        description="Where clips are kept: a folder, or a URL that fsspec knows (s3://bucket/prefix); 'auto' is a folder "
+        "in run_dir.",
+    )
+    ttl_s: float = Field(24 * 3600.0, gt=0, description="Seconds that a finished clip and its record are kept.")
+    max_queued: int = Field(256, ge=1, le=1_000_000, description="Jobs that wait, of all tenants; more are refused.")
+    max_queued_per_tenant: int = Field(64, ge=1, le=1_000_000, description="Jobs of one tenant that are not over.")
+    redis_timeout_s: float = Field(
+        2.0, gt=0, le=60, description="Seconds for a call on the index: jobs never fail open."
+    )
+
+
 class MediaSettings(_Section):
     """Bounds on untrusted images (serving/media/limits.py)."""
 
@@ -226,6 +274,12 @@ class Settings(_Section):
         strict=False,
         description="Chat models served; [] switches chat off.",
     )
+    video_models: tuple[VideoModelSettings, ...] = Field(
+        tuple(VideoModelSettings(id=name) for name in DEFAULT_VIDEO_MODELS),
+        strict=False,
+        description="Video models served; [] switches video generation off.",
+    )
+    jobs: JobSettings = JobSettings()
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
@@ -235,7 +289,8 @@ class Settings(_Section):
     @property
     def model_ids(self) -> tuple[str, ...]:
         """Everything that is served."""
-        return (*(model.id for model in self.models), *(model.id for model in self.chat_models))
+        served = (*self.models, *self.chat_models, *self.video_models)
+        return tuple(model.id for model in served)
 
     @field_validator("tenants")
     @classmethod
@@ -256,6 +311,12 @@ class Settings(_Section):
     @classmethod
     def _chat_models_differ(cls, models: tuple[VlmSettings, ...]) -> tuple[VlmSettings, ...]:
         _check_unique("chat model ids", [model.id for model in models])
+        return models
+
+    @field_validator("video_models")
+    @classmethod
+    def _video_models_differ(cls, models: tuple[VideoModelSettings, ...]) -> tuple[VideoModelSettings, ...]:
+        _check_unique("video model ids", [model.id for model in models])
         return models
 
 
@@ -314,6 +375,12 @@ class ResolvedConfig:
     def store_url(self) -> str:
         """Where the stores connect."""
         return self.redis_url or f"unix://{self.redis_socket}"
+
+    @property
+    def artefact_url(self) -> str:
+        """Where clips are kept."""
+        store = self.settings.jobs.store
+        return str(self.run_dir / "artefacts") if store == "auto" else store
 
     @property
     def metrics_dir(self) -> Path:
@@ -398,6 +465,8 @@ def resolve(settings: Settings) -> ResolvedConfig:
         raise ConfigError("profile 'cluster' needs redis.url: gateways on several nodes must share one server")
     if settings.profile == "cluster" and settings.redis.secret == "auto":
         raise ConfigError("profile 'cluster' needs redis.secret: gateways must agree on it (openssl rand -hex 32)")
+    if settings.profile == "cluster" and settings.video_models and settings.jobs.store == "auto":
+        raise ConfigError("profile 'cluster' needs jobs.store: gateways on several nodes must read the same clips")
     if settings.http.port == settings.http.grpc_port:
         raise ConfigError(f"http.port and http.grpc_port are both {settings.http.port}; give each its own")
     decided = _decide(settings)
@@ -427,6 +496,7 @@ def _decide(settings: Settings) -> Settings:
             "gateway": settings.gateway.model_copy(update={"media_workers": _media_workers(settings)}),
             "models": tuple(_decide_model(model) for model in settings.models),
             "chat_models": tuple(_decide_vlm(model) for model in settings.chat_models),
+            "video_models": tuple(_decide_video(model) for model in settings.video_models),
             "run_dir": str(_run_dir(settings)),
         }
     )
@@ -446,12 +516,17 @@ def _decide_vlm(model: VlmSettings) -> VlmSettings:
     return model.model_copy(update={"device": device, "engine": engine, "threads": threads_for(model)})
 
 
+def _decide_video(model: VideoModelSettings) -> VideoModelSettings:
+    device = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
+    return model.model_copy(update={"device": device, "threads": threads_for(model)})
+
+
 def _media_workers(settings: Settings) -> int:
     workers = settings.gateway.media_workers
     return max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers
 
 
-def threads_for(model: ModelSettings | VlmSettings) -> int:
+def threads_for(model: ModelSettings | VlmSettings | VideoModelSettings) -> int:
     """Torch threads of a replica: its share of the machine, one at the least."""
     return max(1, round(model.cpus)) if model.threads == "auto" else model.threads
 
