@@ -202,8 +202,8 @@ class JobSettings(_Section):
 
     store: str = Field(
         "auto",
-        description="Where clips are kept: a folder, or a URL that fsspec knows (s3://bucket/prefix); 'auto' is a folder "
-        "in run_dir.",
+        description="Where clips are kept: a folder, or a URL that fsspec knows (s3://bucket/prefix); 'auto' is a "
+        "folder in run_dir.",
     )
     ttl_s: float = Field(24 * 3600.0, gt=0, description="Seconds that a finished clip and its record are kept.")
     max_queued: int = Field(256, ge=1, le=1_000_000, description="Jobs that wait, of all tenants; more are refused.")
@@ -379,8 +379,7 @@ class ResolvedConfig:
     @property
     def artefact_url(self) -> str:
         """Where clips are kept."""
-        store = self.settings.jobs.store
-        return str(self.run_dir / "artefacts") if store == "auto" else store
+        return self.settings.jobs.store
 
     @property
     def metrics_dir(self) -> Path:
@@ -490,6 +489,8 @@ def resolve(settings: Settings) -> ResolvedConfig:
 def _decide(settings: Settings) -> Settings:
     """A copy of the settings without ``auto``."""
     secret = secrets.token_hex(32) if settings.redis.secret == "auto" else settings.redis.secret
+    run_dir = _run_dir(settings)
+    store = str(run_dir / "artefacts") if settings.jobs.store == "auto" else settings.jobs.store
     return settings.model_copy(
         update={
             "redis": settings.redis.model_copy(update={"secret": secret}),
@@ -497,7 +498,8 @@ def _decide(settings: Settings) -> Settings:
             "models": tuple(_decide_model(model) for model in settings.models),
             "chat_models": tuple(_decide_vlm(model) for model in settings.chat_models),
             "video_models": tuple(_decide_video(model) for model in settings.video_models),
-            "run_dir": str(_run_dir(settings)),
+            "jobs": settings.jobs.model_copy(update={"store": store}),
+            "run_dir": str(run_dir),
         }
     )
 
