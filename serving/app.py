@@ -12,8 +12,17 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serving.config import ModelSettings, ResolvedConfig, VlmSettings, load, resolve, threads_for
+from serving.config import (
+    ModelSettings,
+    ResolvedConfig,
+    VideoModelSettings,
+    VlmSettings,
+    load,
+    resolve,
+    threads_for,
+)
 from serving.deployments.classifier import Classifier
+from serving.deployments.video import VideoGenerator
 from serving.deployments.vlm import Vlm
 from serving.engines.chat.vllm_options import engine_environment
 from serving.gateway import Gateway
@@ -44,6 +53,7 @@ def build_graph(config: ResolvedConfig) -> Application:
     """The graph of a resolved configuration."""
     handles = {model.id: _inner(model, config) for model in config.settings.models}
     chat_handles = {model.id: _chat(model, config) for model in config.settings.chat_models}
+    video_handles = {model.id: _video(model, config) for model in config.settings.video_models}
     gateway = config.settings.gateway
     deployment = serve.deployment(
         name=GATEWAY,
@@ -55,7 +65,7 @@ def build_graph(config: ResolvedConfig) -> Application:
         health_check_timeout_s=10.0,
         ray_actor_options={"num_cpus": gateway.cpus, "runtime_env": {"env_vars": _environment(config, 1)}},
     )(Gateway)
-    return deployment.bind(config, handles, chat_handles)
+    return deployment.bind(config, handles, chat_handles, video_handles)
 
 
 def _inner(model: ModelSettings, config: ResolvedConfig) -> Application:
@@ -113,6 +123,29 @@ def _chat(model: VlmSettings, config: ResolvedConfig) -> Application:
         logging_config={"enable_access_log": False},
     )(Vlm)
     return deployment.bind(model, config.settings.log_level, config.metrics_dir)
+
+
+def _video(model: VideoModelSettings, config: ResolvedConfig) -> Application:
+    options: dict[str, Any] = {
+        "num_cpus": model.cpus if model.ranks == 1 else 0.1,  # ranks reserve their own
+        "runtime_env": {"env_vars": _environment(config, threads_for(model))},
+    }
+    if model.gpus and model.ranks == 1:
+        options["num_gpus"] = model.gpus
+    deployment = serve.deployment(
+        name=model.id,
+        num_replicas=model.replicas,
+        # Work is pulled, not sent: all calls are pings.
+        max_ongoing_requests=_GATEWAY_STREAMS,
+        # Jobs go back into the queue at their next step boundary.
+        graceful_shutdown_timeout_s=max(config.settings.drain_s, 20.0),
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=1.0,
+        health_check_timeout_s=10.0,
+        ray_actor_options=options,
+        logging_config={"enable_access_log": False},
+    )(VideoGenerator)
+    return deployment.bind(model, config)
 
 
 def _environment(config: ResolvedConfig, threads: int) -> dict[str, str]:

@@ -289,8 +289,8 @@ class Settings(_Section):
     @property
     def model_ids(self) -> tuple[str, ...]:
         """Everything that is served."""
-        served = (*self.models, *self.chat_models, *self.video_models)
-        return tuple(model.id for model in served)
+        classifiers, chats, videos = self.models, self.chat_models, self.video_models
+        return (*(one.id for one in classifiers), *(one.id for one in chats), *(one.id for one in videos))
 
     @field_validator("tenants")
     @classmethod

@@ -36,12 +36,13 @@ class Gateway(GrpcMethods):
         config: ResolvedConfig,
         handles: dict[str, DeploymentHandle[Any]],
         chat_handles: dict[str, DeploymentHandle[Any]],
+        video_handles: dict[str, DeploymentHandle[Any]],
     ) -> None:
         setup(config.metrics_dir, config.settings.log_level)
         from serving.gateway_setup import build_parts
         from serving.telemetry.ingress_metrics import IngressMetrics
 
-        self._parts = build_parts(config, handles, chat_handles)
+        self._parts = build_parts(config, handles, chat_handles, video_handles)
         self._need_key_for_metrics = config.settings.http.metrics_need_key
         self._front: dict[str, Any] = {
             "service": self._parts.service,

@@ -76,6 +76,7 @@ def build_parts(
     config: ResolvedConfig,
     handles: dict[str, DeploymentHandle[Any]],
     chat_handles: dict[str, DeploymentHandle[Any]],
+    video_handles: dict[str, DeploymentHandle[Any]],
 ) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
@@ -92,18 +93,21 @@ def build_parts(
     images = build_chat_images(settings.media, media, MediaMetrics())
     chat = _chat_service(config, images, results, chat_handles)
     classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
-    reached = Reached(_pings(handles, chat_handles))
+    reached = Reached(_pings(handles, chat_handles, video_handles))
     service = JoinedService(classifiers, chat, lambda: reached.is_complete)
     return GatewayParts(media=media, results=results, images=images, chat=chat, reached=reached, service=service)
 
 
 def _pings(
-    handles: dict[str, DeploymentHandle[Any]], chat_handles: dict[str, DeploymentHandle[Any]]
+    handles: dict[str, DeploymentHandle[Any]],
+    chat_handles: dict[str, DeploymentHandle[Any]],
+    video_handles: dict[str, DeploymentHandle[Any]],
 ) -> dict[str, Ping]:
     """Calls that ask nothing of a model."""
     classifiers: dict[str, Ping] = {name: partial(handle.run.remote, []) for name, handle in handles.items()}
     chats: dict[str, Ping] = {name: partial(handle.cancel.remote, "", []) for name, handle in chat_handles.items()}
-    return classifiers | chats
+    videos: dict[str, Ping] = {name: handle.ping.remote for name, handle in video_handles.items()}
+    return classifiers | chats | videos
 
 
 def _chat_service(

@@ -187,6 +187,7 @@ def _cpus(config: ResolvedConfig) -> int:
     wanted = settings.gateway.replicas * settings.gateway.cpus
     wanted += sum(model.replicas * model.cpus for model in settings.models)
     wanted += sum(model.replicas * model.cpus for model in settings.chat_models)
+    wanted += sum(model.replicas * model.cpus * model.ranks for model in settings.video_models)
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 

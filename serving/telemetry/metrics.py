@@ -99,6 +99,36 @@ CHAT_USAGE = Counter(
 )  # fmt: skip
 CHAT_RETRIES = Counter("vireo_chat_retries_total", "Requests sent again because a replica was lost.", ["model"])
 
+LONG_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
+VIDEO_STAGE_SECONDS = Histogram(
+    "vireo_video_stage_seconds", "Seconds of a job's stages: text, denoise, decode, encode, search (part of denoise).",
+    ["model", "stage"], buckets=LONG_SECONDS,
+)  # fmt: skip
+VIDEO_QUEUE_SECONDS = Histogram(
+    "vireo_video_queue_seconds", "From a job's making to a replica's taking it.", ["model"], buckets=LONG_SECONDS
+)
+VIDEO_STEPS = Counter("vireo_video_steps_total", "Denoising steps, of all jobs.", ["model"])
+VIDEO_STEP_SECONDS = Histogram(
+    "vireo_video_step_seconds", "Seconds of one denoising step of a batch.", ["model"], buckets=SECONDS
+)
+VIDEO_BATCH_SIZE = Histogram("vireo_video_batch_size", "Jobs per denoising step.", ["model"], buckets=BATCH_SIZES)
+VIDEO_SPARSITY = Histogram(
+    "vireo_video_sparsity", "Mean share of attention that a finished job skipped.", ["model"],
+    buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)  # fmt: skip
+VIDEO_HELD_BYTES = Gauge(
+    "vireo_video_held_bytes", "Bytes of the jobs that replicas hold.", ["model"], multiprocess_mode="livesum"
+)
+VIDEO_JOBS = Gauge("vireo_video_jobs", "Jobs: held, queued.", ["model", "state"], multiprocess_mode="livemax")
+VIDEO_CLAIMS = Counter(
+    "vireo_video_claims_total", "Jobs taken from the queue: first, again (a later attempt).", ["model", "attempt"]
+)
+VIDEO_PREEMPTIONS = Counter("vireo_video_preemptions_total", "Jobs set back for more urgent ones.", ["model"])
+VIDEO_LEASES_LOST = Counter("vireo_video_leases_lost_total", "Jobs taken from a worker that was late.", ["model"])
+VIDEO_ENDED = Counter(
+    "vireo_video_jobs_ended_total", "Jobs that are over: completed, or an error's code.", ["model", "outcome"]
+)
+
 
 def exposition() -> bytes:
     """The metrics of every live process of this node, in Prometheus' text format."""
