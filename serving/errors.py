@@ -5,6 +5,7 @@
     │   ├── InvalidRequest           malformed body, field or tensor
     │   │   ├── UnknownField
     │   │   ├── UnsupportedField     known to other servers, refused here
+    │   │   ├── UnsupportedVideo     size, frames, steps or attention that the video model cannot do
     │   │   └── PromptTooLong        prompt and answer do not fit the model's context
     │   ├── InvalidImage             not decodable, or of a forbidden shape
     │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
@@ -88,6 +89,12 @@ class UnsupportedField(InvalidRequest):
     """A field that other servers take and this one refuses; the message says why."""
 
     code = "unsupported_field"
+
+
+class UnsupportedVideo(InvalidRequest):
+    """A setting of a clip that this checkpoint cannot do; the message names what it can."""
+
+    code = "unsupported_video_setting"
 
 
 class PromptTooLong(InvalidRequest):

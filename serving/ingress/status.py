@@ -50,6 +50,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.InvalidRequest: _BAD,
         errors.UnknownField: _BAD,
         errors.UnsupportedField: _BAD,
+        errors.UnsupportedVideo: _BAD,
         errors.PromptTooLong: _BAD,
         errors.InvalidImage: _BAD,
         errors.UnsupportedMediaType: Status(415, StatusCode.INVALID_ARGUMENT),

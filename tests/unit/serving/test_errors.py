@@ -38,6 +38,7 @@ CODES = {
     "PayloadTooLarge": "payload_too_large",
     "TooManyImages": "too_many_images",
     "UnsupportedField": "unsupported_field",
+    "UnsupportedVideo": "unsupported_video_setting",
     "PromptTooLong": "context_length_exceeded",
     "FeatureNotAllowed": "feature_not_allowed",
     "UnknownModel": "model_not_found",

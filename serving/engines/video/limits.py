@@ -1,0 +1,85 @@
+"""What a video checkpoint can do, and the refusal of everything else. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from serving.engines.video.attention_setting import AttentionSetting, parse_attention
+from serving.errors import PromptTooLong, UnsupportedVideo
+from serving.video.domain import AttentionKind, VideoSettings
+
+FRAME_STRIDE = 4
+"""Frames of the clip for each latent frame after the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoLimits:
+    """``sizes`` are (width, height). ``samplers`` are those of each variant; ``num_frames`` are what it was trained
+    on: others give noise. ``max_prompt_characters`` bounds the work of the tokenizer; tokens are counted by it."""
+
+    sizes: tuple[tuple[int, int], ...] = ((64, 64),)
+    num_frames: tuple[int, ...] = (29, 93)
+    samplers: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("teacher", ("euler_ancestral", "ddim")),
+        ("student", ("consistency",)),
+    )
+    max_steps: int = 100
+    max_guidance_scale: float = 20.0
+    fps: tuple[int, int] = (1, 60)
+    attention: tuple[AttentionKind, ...] = tuple(AttentionKind)
+    max_prompt_characters: int = 4096
+
+    def check(self, settings: VideoSettings) -> AttentionSetting:
+        """Pass the settings, or say what is wrong with the first that cannot be done.
+
+        Raises: UnsupportedVideo, PromptTooLong.
+        """
+        samplers = dict(self.samplers)
+        _one_of("variant", settings.variant, samplers)
+        _one_of("sampler", settings.sampler, samplers[settings.variant])
+        sizes = [f"{width}x{height}" for width, height in self.sizes]
+        _one_of("size", f"{settings.width}x{settings.height}", sizes)
+        _one_of("num_frames", settings.num_frames, self.num_frames)
+        _within("num_inference_steps", settings.num_steps, 1, self.max_steps)
+        _within("fps", settings.fps, *self.fps)
+        _within("guidance_scale", settings.guidance_scale, 1, self.max_guidance_scale)
+        _within("seed", settings.seed, 0, 2**63 - 1)
+        self._check_prompts(settings)
+        return self._check_attention(settings)
+
+    def _check_prompts(self, settings: VideoSettings) -> None:
+        for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):
+            if len(text) > self.max_prompt_characters:
+                raise PromptTooLong(
+                    f"{name} has {len(text)} characters; limit is {self.max_prompt_characters}; shorten it", param=name
+                )
+
+    def _check_attention(self, settings: VideoSettings) -> AttentionSetting:
+        setting = parse_attention(settings.attention)
+        _one_of("attention", setting.kind.value, [kind.value for kind in self.attention])
+        frames = latent_frames(settings.num_frames)
+        if setting.kind is AttentionKind.TILE and setting.references + setting.others != frames:
+            raise UnsupportedVideo(
+                f"attention is {settings.attention!r}, of {setting.references + setting.others} latent frames; "
+                f"{settings.num_frames} frames make {frames}: use tile:K:{frames}-K, e.g. tile:2:{max(0, frames - 2)}",
+                param="attention",
+            )
+        return setting
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of a clip: one for the first frame, one for each four after it."""
+    return 1 + (num_frames - 1) // FRAME_STRIDE
+
+
+def _one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    choices = list(allowed)
+    if value not in choices:
+        raise UnsupportedVideo(f"{name} is {value}; this model does {', '.join(map(str, choices))}", param=name)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise UnsupportedVideo(f"{name} is {value}; this model does {low} to {high}", param=name)
