@@ -1,0 +1,94 @@
+"""Shape of a CausalVAE: the fields of the published config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+_R2, _R3 = "ResnetBlock2D", "ResnetBlock3D"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalVaeConfig:
+    """Defaults are those of the published CausalVAEModel_D4_4x8x8.
+
+    ``norm_num_groups`` is ours (published: 32 everywhere); ``scale_factor`` multiplies latents before diffusion.
+
+    Raises: ValueError: lists of different lengths, or widths that the groups do not divide.
+    """
+
+    hidden_size: int = 128
+    z_channels: int = 4
+    embed_dim: int = 4
+    hidden_size_mult: tuple[int, ...] = (1, 2, 4, 4)
+    attn_resolutions: tuple[int, ...] = ()
+    resolution: int = 256
+    num_res_blocks: int = 2
+    double_z: bool = True
+    use_quant_layer: bool = True
+    encoder_conv_in: str = "Conv2d"
+    encoder_conv_out: str = "CausalConv3d"
+    encoder_attention: str = "AttnBlock3DFix"
+    encoder_resnet_blocks: tuple[str, ...] = (_R2, _R2, _R3, _R3)
+    encoder_spatial_downsample: tuple[str, ...] = ("Downsample", "Downsample", "Downsample", "")
+    encoder_temporal_downsample: tuple[str, ...] = ("", "TimeDownsampleRes2x", "TimeDownsampleRes2x", "")
+    encoder_mid_resnet: str = _R3
+    decoder_conv_in: str = "CausalConv3d"
+    decoder_conv_out: str = "CausalConv3d"
+    decoder_attention: str = "AttnBlock3DFix"
+    decoder_resnet_blocks: tuple[str, ...] = (_R3, _R3, _R3, _R3)
+    decoder_spatial_upsample: tuple[str, ...] = ("", "SpatialUpsample2x", "SpatialUpsample2x", "SpatialUpsample2x")
+    decoder_temporal_upsample: tuple[str, ...] = ("", "", "TimeUpsampleRes2x", "TimeUpsampleRes2x")
+    decoder_mid_resnet: str = _R3
+    norm_num_groups: int = 32
+    scale_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        levels = len(self.hidden_size_mult)
+        for name in ("encoder_resnet_blocks", "encoder_spatial_downsample", "encoder_temporal_downsample",
+                     "decoder_resnet_blocks", "decoder_spatial_upsample", "decoder_temporal_upsample"):  # fmt: skip
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries; hidden_size_mult has {levels}")
+        for multiple in self.hidden_size_mult:
+            if self.hidden_size * multiple % self.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups {self.norm_num_groups} does not divide {self.hidden_size * multiple} channels"
+                )
+
+    @property
+    def time_stride(self) -> int:
+        """Frames per latent frame, the first one apart."""
+        return int(2 ** sum(map(bool, self.encoder_temporal_downsample)))
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels per latent pixel, along each side."""
+        return int(2 ** sum(map(bool, self.encoder_spatial_downsample)))
+
+    def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a clip.
+
+        Raises: ValueError: the strides do not divide it.
+        """
+        if frames < 1 or (frames - 1) % self.time_stride:
+            raise ValueError(f"{frames} frames; the count must be {self.time_stride} k + 1")
+        if height % self.space_stride or width % self.space_stride or min(height, width) < self.space_stride:
+            raise ValueError(f"{width}x{height} pixels; both sides must be multiples of {self.space_stride}")
+        return (frames - 1) // self.time_stride + 1, height // self.space_stride, width // self.space_stride
+
+    @classmethod
+    def from_dict(cls, written: dict[str, Any]) -> CausalVaeConfig:
+        """From a config.json. Private fields (leading underscore) and ``dropout`` and ``q_conv`` are not ours to use.
+
+        Raises: ValueError: a field that is not known.
+        """
+        known = {field.name for field in fields(cls)}
+        ignored = {"dropout", "q_conv"}
+        values = {key: value for key, value in written.items() if not key.startswith("_") and key not in ignored}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise ValueError(f"config.json of the VAE has fields that are not known: {', '.join(unknown)}")
+        frozen: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**frozen)
