@@ -1,4 +1,4 @@
-"""Ranks as processes of this machine, kept warm, for tests, benchmarks and scripts. Serving has its own (Ray actors)."""
+"""Ranks as processes of this machine, kept warm: for tests, benchmarks and scripts. Serving uses Ray actors."""
 
 from __future__ import annotations
 
