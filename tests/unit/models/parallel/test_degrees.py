@@ -1,0 +1,53 @@
+"""Degrees: which rank stands where."""
+
+import pytest
+
+from models.parallel.degrees import ParallelDegrees, check_heads
+
+
+def test_degrees_that_do_not_divide_the_world_are_refused_with_the_equation() -> None:
+    with pytest.raises(
+        ValueError, match=r"ulysses \(2\) \* ring \(3\) \* cfg \(1\) = 6 ranks do not divide a world of 4"
+    ):
+        ParallelDegrees(ulysses=2, ring=3).num_instances(4)
+
+
+@pytest.mark.parametrize("axis", ["ulysses", "ring", "cfg"])
+def test_degree_below_one_is_refused_by_name(axis: str) -> None:
+    with pytest.raises(ValueError, match=f"{axis} degree is 0"):
+        ParallelDegrees(**{axis: 0})
+
+
+def test_guidance_has_two_branches_at_most() -> None:
+    with pytest.raises(ValueError, match="cfg degree is 3"):
+        ParallelDegrees(cfg=3)
+
+
+def test_ulysses_neighbours_are_neighbours_in_the_world() -> None:
+    degrees = ParallelDegrees(ulysses=2, ring=3, cfg=2)
+    assert degrees.members("ulysses", 15) == (14, 15)
+    assert degrees.members("ring", 15) == (13, 15, 17)
+    assert degrees.members("sequence", 15) == (12, 13, 14, 15, 16, 17)
+    assert degrees.members("cfg", 15) == (15, 21)
+
+
+@pytest.mark.parametrize("axis", ["ulysses", "ring", "sequence", "cfg"])
+def test_groups_of_an_axis_are_disjoint_and_cover_the_world(axis: str) -> None:
+    degrees = ParallelDegrees(ulysses=2, ring=3, cfg=2)
+    groups = {degrees.members(axis, rank) for rank in range(24)}
+    assert sorted(rank for group in groups for rank in group) == list(range(24))
+    assert all(rank in degrees.members(axis, rank) for rank in range(24))
+
+
+def test_sequence_order_is_ring_then_ulysses_so_that_a_ring_block_is_one_run_of_tokens() -> None:
+    degrees = ParallelDegrees(ulysses=2, ring=2)
+    for place, rank in enumerate(degrees.members("sequence", 5)):
+        where = degrees.coordinates(rank)
+        assert where["instance"] == 1
+        assert where["ring"] * 2 + where["ulysses"] == place
+
+
+def test_heads_that_the_ulysses_degree_does_not_divide_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="24 heads, which the ulysses degree 5 does not divide"):
+        check_heads(24, 5)
+    check_heads(24, 8)
