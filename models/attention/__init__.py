@@ -1,0 +1,1 @@
+"""Self-attention of video transformers: one interface, dense and sparse."""
