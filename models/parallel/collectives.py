@@ -50,7 +50,7 @@ def all_gather(rows: Tensor, lengths: Sequence[int], group: Group) -> Tensor:
     mine = rows.new_zeros((longest, *rows.shape[1:]))
     mine[: len(rows)] = rows
     arrived = rows.new_empty((group.size * longest, *rows.shape[1:]))
-    pieces = list(arrived.split(longest))
+    pieces = list(torch.split(arrived, longest))
     work = dist.all_gather(pieces, mine, group=group.process_group, async_op=True)
     _wait("all_gather", [work], (group.size - 1) * longest * _row_bytes(mine), group)
     if len(set(lengths)) == 1:

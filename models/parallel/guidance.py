@@ -9,21 +9,21 @@ from torch import Tensor
 from models.parallel.collectives import all_gather
 from models.parallel.groups import SequenceGroups
 
-PROMPT, NO_PROMPT = 0, 1
+NO_PROMPT, PROMPT = 0, 1
 
 
 def guided(predict: Callable[[int], Tensor], scale: float, groups: SequenceGroups) -> Tensor:
     """Guided prediction, the same bits on every rank.
 
-    ``predict(branch)`` is the model's output (B, ...) for ``PROMPT`` or ``NO_PROMPT``. With a cfg degree of 2 each rank
+    ``predict(branch)`` is the model's output (B, ...) for ``NO_PROMPT`` or ``PROMPT``. With a cfg degree of 2 each rank
     computes the branch of its number and they exchange; otherwise this rank computes both, one after the other.
     """
     cfg = groups.cfg
     if cfg.size == 1:
-        prompt, no_prompt = predict(PROMPT), predict(NO_PROMPT)
+        no_prompt, prompt = predict(NO_PROMPT), predict(PROMPT)
     else:
         mine = predict(cfg.rank)
-        prompt, no_prompt = all_gather(mine, [len(mine)] * 2, cfg).chunk(2)
+        no_prompt, prompt = all_gather(mine, [len(mine)] * 2, cfg).chunk(2)
     return combine(prompt, no_prompt, scale)
 
 

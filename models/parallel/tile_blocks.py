@@ -36,13 +36,17 @@ class TileBlocks:
     def _calls(self, mask: Tensor, queries: slice, keys: slice) -> Iterator[tuple[Tensor, Tensor]]:
         """Row and column numbers within the two runs."""
         query_frames, key_frames = self._frames(queries), self._frames(keys)
-        present = query_frames.unique()
-        seen, which = mask[present].unique(dim=0, return_inverse=True)
-        for number, frames_seen in enumerate(seen):
-            rows = torch.isin(query_frames, present[which == number]).nonzero().flatten()
+        present = torch.arange(int(query_frames[0]), int(query_frames[-1]) + 1)
+        for frames_seen in _distinct(mask[present]):
+            alike = (mask == frames_seen).all(dim=1)
+            rows = alike[query_frames].nonzero().flatten()
             columns = frames_seen[key_frames].nonzero().flatten()
             if len(columns):
                 yield rows, columns
 
     def _frames(self, run: slice) -> Tensor:
         return torch.arange(run.start, run.stop) // self._tokens_per_frame
+
+
+def _distinct(rows: Tensor) -> list[Tensor]:
+    return [rows[number] for number in {tuple(row): number for number, row in enumerate(rows.tolist())}.values()]

@@ -49,11 +49,13 @@ class UlyssesAttention:
         check_heads(x.shape[2], size)
         if length != lengths[self.group.rank]:
             raise ValueError(f"rank {self.group.rank} has {length} tokens where {lengths[self.group.rank]} were agreed")
-        pieces = x.unflatten(2, (size, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)  # (P * l, B, N/P, D)
+        pieces = (
+            x.view(*x.shape[:2], size, x.shape[2] // size, x.shape[3]).permute(2, 1, 0, 3, 4).flatten(0, 1)
+        )  # (P * l, B, N/P, D)
         return all_to_all(pieces, [length] * size, lengths, self.group)
 
     def _gather_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """(B, L, N/P, D) -> (B, l, N, D)."""
         size, length = self.group.size, lengths[self.group.rank]
         arrived = all_to_all(x.transpose(0, 1), lengths, [length] * size, self.group)()  # (P * l, B, N/P, D)
-        return arrived.unflatten(0, (size, length)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+        return arrived.view(size, length, *arrived.shape[1:]).permute(2, 1, 0, 3, 4).flatten(2, 3)

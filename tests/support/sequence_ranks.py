@@ -1,0 +1,155 @@
+"""What runs inside each rank in the tests of sequence parallelism; every function returns plain values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.attention.base import SelfAttention
+from models.attention.dense import DenseAttention
+from models.opensora.config import OpenSoraConfig
+from models.opensora.transformer import OpenSoraT2V
+from models.parallel.choose import sequence_parallel
+from models.parallel.degrees import ParallelDegrees
+from models.parallel.forward import parallel_forward
+from models.parallel.groups import SequenceGroups, make_groups
+from models.parallel.guidance import guided
+from models.parallel.layout import gather, shard
+
+
+def qkv(num_tokens: int, *, heads: int = 4, head_dim: int = 8, batch: int = 2, seed: int = 0) -> list[Tensor]:
+    """The same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, num_tokens, heads, head_dim, generator=generator) for _ in range(3)]
+
+
+def on_shards(attention: SelfAttention, tensors: list[Tensor], groups: SequenceGroups, layer: int = 0) -> Tensor:
+    """``attention`` of all ranks together, gathered."""
+    num_tokens = tensors[0].shape[1]
+    parallel = sequence_parallel(attention, groups, num_tokens)
+    return gather(parallel(*(shard(x, groups) for x in tensors), layer=layer), groups, num_tokens=num_tokens)
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    """Largest difference, infinite where shapes differ."""
+    return (a - b).abs().max().item() if a.shape == b.shape else float("inf")
+
+
+def dense_error(degrees: ParallelDegrees, num_tokens: int) -> float:
+    """Against one rank."""
+    groups, tensors = make_groups(degrees), qkv(num_tokens)
+    error = worst(on_shards(DenseAttention(), tensors, groups), DenseAttention()(*tensors, layer=0))
+    groups.close()
+    return error
+
+
+def seen_by_inner(degrees: ParallelDegrees, num_tokens: int) -> list[tuple[int, ...]]:
+    """Shapes of q that the attention inside Ulysses is given."""
+    shapes: list[tuple[int, ...]] = []
+
+    class Recording:
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
+            shapes.append(tuple(q.shape))
+            return q
+
+    groups = make_groups(degrees)
+    on_shards(Recording(), qkv(num_tokens), groups)
+    groups.close()
+    return shapes
+
+
+def traffic(degrees: ParallelDegrees, num_tokens: int) -> dict[str, int]:
+    """Bytes by collective of one call of dense attention."""
+    groups = make_groups(degrees)
+    parallel = sequence_parallel(DenseAttention(), groups, num_tokens)
+    parallel(*(shard(x, groups) for x in qkv(num_tokens)), layer=0)
+    sent = {name: one.sent_bytes for name, one in groups.meter.by_collective.items()}
+    groups.close()
+    return sent
+
+
+def uneven_gather(lengths_by_rank: list[int]) -> list[float]:
+    """Rank r brings ``lengths_by_rank[r]`` tokens with value r; what all then have."""
+    groups = make_groups(ParallelDegrees(ulysses=len(lengths_by_rank)))
+    mine = torch.full((1, lengths_by_rank[groups.sequence.rank], 1), float(groups.sequence.rank))
+    values: list[float] = gather(mine, groups).flatten().tolist()
+    groups.close()
+    return values
+
+
+def guidance_error(degrees: ParallelDegrees) -> tuple[float, int]:
+    """Difference from both branches on one rank, and how many branches this rank computed."""
+    groups, outputs, computed = make_groups(degrees), torch.randn(2, 3, 4, generator=_seeded(3)), []
+
+    def predict(branch: int) -> Tensor:
+        computed.append(branch)
+        return outputs[branch]
+
+    error = worst(guided(predict, 7.5, groups), outputs[0] + 7.5 * (outputs[1] - outputs[0]))
+    groups.close()
+    return error, len(computed)
+
+
+def refusal(degrees: ParallelDegrees, num_tokens: int, heads: int) -> str:
+    """The message with which dense attention refuses, or nothing."""
+    groups = make_groups(degrees)
+    try:
+        on_shards(DenseAttention(), qkv(num_tokens, heads=heads), groups)
+    except ValueError as error:
+        return str(error)
+    finally:
+        groups.close()
+    return ""
+
+
+def with_gradient(degrees: ParallelDegrees) -> str:
+    """The message for tensors that want a gradient."""
+    groups = make_groups(degrees)
+    try:
+        on_shards(DenseAttention(), [x.requires_grad_() for x in qkv(8)], groups)
+    except ValueError as error:
+        return str(error)
+    finally:
+        groups.close()
+    return ""
+
+
+def fail_on(rank: int) -> int:
+    """Raises on one rank while the others wait for it."""
+    groups = make_groups(ParallelDegrees(ulysses=torch.distributed.get_world_size()))
+    if torch.distributed.get_rank() == rank:
+        raise ValueError("this rank has had enough")
+    gather(torch.zeros(1, 1, 1), groups)
+    return rank
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small_model() -> OpenSoraT2V:
+    """Random, the same on every rank."""
+    torch.manual_seed(5)
+    config = OpenSoraConfig(
+        num_attention_heads=4, attention_head_dim=12, num_layers=3, cross_attention_dim=48, caption_channels=20
+    )
+    return OpenSoraT2V(config).eval()
+
+
+def model_inputs(grid: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, timesteps, text, mask of the text; batch 2."""
+    frames, rows, columns = grid
+    generator = _seeded(6)
+    latents = torch.randn(2, 4, frames, 2 * rows, 2 * columns, generator=generator)
+    text = torch.randn(2, 7, 20, generator=generator)
+    mask = torch.arange(7) < torch.tensor([[7], [3]])
+    return latents, torch.tensor([900.0, 40.0]), text, mask
+
+
+@torch.inference_mode()
+def model_error(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> float:
+    """Whole model against ``OpenSoraT2V.forward``."""
+    groups, model, inputs = make_groups(degrees), small_model(), model_inputs(grid)
+    error = worst(parallel_forward(model, *inputs, groups, DenseAttention()), model(*inputs))
+    groups.close()
+    return error
