@@ -1,9 +1,9 @@
 """OpenSoraT2V, the diffusion transformer of Open-Sora-Plan v1.2: 3-D full attention, AdaLN-single, 3-D RoPE.
 
 Source: official code github.com/PKU-YuanGroup/Open-Sora-Plan at tag v1.2.0, opensora/models/diffusion/opensora. Names
-of parameters are those of the published checkpoints. Differs from it: self-attention is an argument, and the forward pass
-is in parts, so that shards of a sequence and subsets of its tokens run through the same code. Image-only inputs and the
-downsampler, which no published v1.2 checkpoint uses, are left out.
+of parameters are those of the published checkpoints. Differs from it: self-attention is an argument, and the forward
+pass is in parts, so that shards of a sequence and subsets of its tokens run through the same code. Image-only inputs
+and the downsampler, which no published v1.2 checkpoint uses, are left out.
 
 Legend: B batch, C latent channels, T/H/W latent frames, rows, columns, L tokens (t-major), S text tokens, N heads,
 D head dim, W width.

@@ -1,0 +1,40 @@
+"""Shapes of the nano model: the published architecture at a small width."""
+
+from __future__ import annotations
+
+from models.opensora.config import OpenSoraConfig
+from models.opensora.vae_config import CausalVaeConfig
+
+FRAMES = 29
+"""8 latent frames, as in the shorter published checkpoint."""
+LONG_FRAMES = 93
+"""24 latent frames, as in the longer one."""
+FPS = 8
+CAPTION_CHANNELS = 96
+MAX_WORDS = 24
+
+
+def nano_vae(scale_factor: float = 1.0) -> CausalVaeConfig:
+    """The autoencoder."""
+    return CausalVaeConfig(
+        hidden_size=16,
+        hidden_size_mult=(1, 2, 3, 3),
+        num_res_blocks=1,
+        norm_num_groups=8,
+        resolution=64,
+        scale_factor=scale_factor,
+    )
+
+
+def nano_transformer() -> OpenSoraConfig:
+    """The diffusion transformer; teacher and student have the same shape."""
+    return OpenSoraConfig(
+        num_attention_heads=4,
+        attention_head_dim=48,
+        num_layers=6,
+        cross_attention_dim=192,
+        caption_channels=CAPTION_CHANNELS,
+        sample_size=(8, 8),
+        sample_size_t=8,
+        interpolation_scale_thw=(1.0, 1.0, 1.0),
+    )

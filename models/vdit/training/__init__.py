@@ -1,0 +1,1 @@
+"""Training of the nano model: autoencoder, teacher, student."""

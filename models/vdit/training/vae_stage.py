@@ -1,0 +1,136 @@
+"""First stage: the autoencoder learns to compress rendered clips 4x8x8.
+
+    python -m models.vdit.training.vae_stage --out .cache/vdit-nano --minutes 20
+
+Crops first, whole frames in the last fifth. The folder gets vae.safetensors, vae.json (the config, with the factor that
+gives latents unit variance) and vae_log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from models.opensora.causal_vae import CausalVae
+from models.texthawk2.training.log import TrainingLog
+from models.vdit.clips import SIZE, render
+from models.vdit.nano import FRAMES, nano_vae
+from models.vdit.scenes import sample_scene
+
+KL_WEIGHT = 1e-4
+CROP = 32
+CROP_FRAMES = 9
+
+
+class Crops(IterableDataset[Tensor]):
+    """Batches (B, 3, T, H, W) in -1..1, without end."""
+
+    def __init__(self, batch: int, frames: int, side: int, seed: int, *, held_out: bool = False) -> None:
+        self._batch, self._frames, self._side, self._seed, self._held_out = batch, frames, side, seed, held_out
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = np.random.default_rng(self._seed)
+        while True:
+            yield torch.stack([self._crop(rng) for _ in range(self._batch)])
+
+    def _crop(self, rng: np.random.Generator) -> Tensor:
+        scene = sample_scene(rng, two=0.4, held_out=self._held_out)
+        clip = render(scene, FRAMES, rng)
+        first = int(rng.integers(0, FRAMES - self._frames + 1))
+        top, left = (int(rng.integers(0, SIZE - self._side + 1)) for _ in range(2))
+        piece = clip[first : first + self._frames, top : top + self._side, left : left + self._side]
+        return to_pixels(torch.from_numpy(piece.copy()))
+
+
+def to_pixels(clip: Tensor) -> Tensor:
+    """uint8 (T, H, W, 3) to float (3, T, H, W) in -1..1."""
+    return clip.permute(3, 0, 1, 2).float() / 127.5 - 1.0
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--batch", type=int, default=8, help="crops per step")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    train(parser.parse_args())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train for ``minutes``."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    vae = CausalVae(nano_vae())
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+    crops = iter(DataLoader(Crops(args.batch, CROP_FRAMES, CROP, args.seed), batch_size=None, num_workers=1))
+    whole = iter(DataLoader(Crops(1, 17, SIZE, args.seed + 1), batch_size=None, num_workers=1))
+    held_out = next(iter(Crops(12, FRAMES, SIZE, 999, held_out=True)))
+    log, started_s, step = TrainingLog(args.out / "vae_log.jsonl"), time.monotonic(), 0
+    recent: list[float] = []
+    while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
+        factor = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * factor
+        recent.append(take_step(vae, next(crops) if progress < 0.8 else next(whole), optimizer))
+        step += 1
+        if step % 50 == 0:
+            log.write(step=step, loss=sum(recent) / len(recent))
+            recent.clear()
+        if step % 300 == 0:
+            log.write(step=step, psnr=psnr(vae, held_out))
+            save(vae, held_out, args.out)
+    log.write(step=step, psnr=psnr(vae, held_out))
+    save(vae, held_out, args.out)
+
+
+def take_step(vae: CausalVae, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One optimiser step on (B, 3, T, H, W). Returns the reconstruction loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(pixels)
+        decoded = vae.decode(posterior.sample())
+    error = decoded.float() - pixels
+    loss = error.abs().mean() + 2.0 * error.square().mean()
+    (loss + KL_WEIGHT * posterior.kl().float()).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def psnr(vae: CausalVae, pixels: Tensor) -> float:
+    """Decibels of the likeliest reconstruction, pixels in -1..1; clip by clip, then the mean."""
+    values = []
+    for clip in pixels.split(1):
+        error = (vae.decode(vae.encode(clip).mode()).clamp(-1, 1) - clip).square().mean()
+        values.append(10 * math.log10(4.0 / float(error)))
+    return sum(values) / len(values)
+
+
+@torch.no_grad()
+def save(vae: CausalVae, pixels: Tensor, folder: Path) -> None:
+    """Weights, and the config with the factor that gives the latents of ``pixels`` unit variance."""
+    latents = torch.cat([vae.encode(clip).mode() for clip in pixels.split(1)])
+    config = dataclasses.replace(vae.config, scale_factor=float(1.0 / latents.std()))
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in vae.state_dict().items()}
+    save_file(contiguous, folder / "vae.safetensors")
+    (folder / "vae.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
