@@ -1,7 +1,8 @@
 """Deterministic steps (DDIM, eta 0), and the multi-step consistency sampler, which has the same form.
 
 Source: Song et al., arXiv 2010.02502, Eq. (12); Heek et al., arXiv 2403.06807 (multi-step consistency): a student maps
-any point of a segment to the segment's beginning, x = model(z_t), z_s = alpha_s x + (sigma_s / sigma_t)(z_t - alpha_t x).
+any point of a segment to the segment's beginning: x = model(z_t), z_s = alpha_s x + (sigma_s / sigma_t) (z_t - alpha_t
+x).
 """
 
 from __future__ import annotations

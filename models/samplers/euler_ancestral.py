@@ -62,8 +62,8 @@ class EulerAncestral:
     def step(self, latents: Tensor, output: Tensor, step: int, generator: torch.Generator | None) -> Tensor:
         """See ``Sampler``."""
         now, then = float(self._sigmas[step]), float(self._sigmas[step + 1])
-        up = (then**2 * (now**2 - then**2) / now**2) ** 0.5
-        down = (then**2 - up**2) ** 0.5
+        up: float = (then**2 * (now**2 - then**2) / now**2) ** 0.5
+        down: float = (then**2 - up**2) ** 0.5
         moved = latents + output * (down - now)
         if up == 0:
             return moved

@@ -1,7 +1,7 @@
 """How much noise there is at each training timestep.
 
-Source: Open-Sora-Plan v1.2 trains and samples with the defaults of diffusers' schedulers: 1,000 steps, linear betas from
-1e-4 to 2e-2, epsilon prediction.
+Source: Open-Sora-Plan v1.2 trains and samples with the defaults of diffusers' schedulers: 1,000 steps, linear betas
+from 1e-4 to 2e-2, epsilon prediction.
 
 Legend: alpha, sigma with z = alpha x0 + sigma eps and alpha^2 + sigma^2 = 1 (variance preserving).
 """
