@@ -5,19 +5,15 @@ Legend: B rows of the batch (R for each request, in order), L tokens, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from models.attention.base import SelfAttention
-from models.opensora.transformer import Conditioning, OpenSoraT2V
+from models.parallel.forward import VideoTransformer
 from models.ras.attention import RasAttention
 from models.ras.state import RasState
-
-RunBlocks: TypeAlias = Callable[[Tensor, Tensor, Conditioning, Tensor | None, SelfAttention], Tensor]
-"""Takes what ``OpenSoraT2V.run_blocks`` takes; another one may share the tokens out over ranks."""
 
 
 def choose_all(states: Sequence[RasState], step: int) -> list[Tensor] | None:
@@ -28,7 +24,7 @@ def choose_all(states: Sequence[RasState], step: int) -> list[Tensor] | None:
 
 
 def ras_forward(
-    model: OpenSoraT2V,
+    model: VideoTransformer,
     latents: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -37,7 +33,6 @@ def ras_forward(
     states: Sequence[RasState],
     step: int,
     inner: SelfAttention,
-    run_blocks: RunBlocks | None = None,
 ) -> Tensor:
     """As ``model.forward``, (B, C, T, H, W) to (B, out, T, H, W), in ``step`` of every request in ``states``.
 
@@ -55,7 +50,7 @@ def ras_forward(
         positions = positions[indices]
     conditioning = model.conditioning(timestep, text)
     attention = RasAttention(inner, states, active)
-    tokens = (run_blocks or model.run_blocks)(tokens, positions, conditioning, text_mask, attention)
+    tokens = model.run_blocks(tokens, positions, conditioning, text_mask, attention)
     values = torch.split(model.project(tokens, conditioning), rows)
     outputs = [
         state.finish(value, None if active is None else active[index])

@@ -1,0 +1,51 @@
+"""From the setting ``attention`` of a request to the attention that its steps run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from models.attention.dense import DENSE
+from models.opensora.config import OpenSoraConfig
+from models.ras.config import RasConfig
+from models.ras.state import RasState, predicted_bytes
+from serving.engines.video.attention_setting import AttentionSetting
+from serving.engines.video.attention_state import AttentionState, RasAttentionState, StatelessAttention
+from serving.engines.video.memory import RequestShape
+from serving.errors import UnsupportedVideo
+from serving.video.domain import AttentionKind, VideoSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMaker:
+    """``ras``: all but its share, which the request says."""
+
+    ras: RasConfig = field(default_factory=RasConfig)
+
+    def check(self, setting: AttentionSetting, config: OpenSoraConfig) -> None:
+        """Raises: UnsupportedVideo: not for this model."""
+
+    def make(
+        self, setting: AttentionSetting, settings: VideoSettings, config: OpenSoraConfig, shape: RequestShape
+    ) -> AttentionState:
+        """Attention of one request; it holds nothing before the first step."""
+        match setting.kind:
+            case AttentionKind.DENSE:
+                return StatelessAttention(setting, DENSE)
+            case AttentionKind.RAS:
+                ras = replace(self.ras, share=setting.amount)
+                state = RasState(ras, num_steps=settings.num_steps, guidance_scale=settings.guidance_scale)
+                return RasAttentionState(setting, state, DENSE)
+        raise UnsupportedVideo(f"attention is {settings.attention!r}; this model does dense", param="attention")
+
+    def predicted_bytes(self, setting: AttentionSetting, config: OpenSoraConfig, shape: RequestShape) -> int:
+        """Most that the attention will hold."""
+        if setting.kind is AttentionKind.RAS:
+            return predicted_bytes(
+                num_layers=config.num_layers,
+                num_tokens=shape.num_tokens(config),
+                width=config.width,
+                patch_values=config.patch_size**2 * config.out_channels,
+                rows=shape.rows,
+                itemsize=shape.dtype.itemsize,
+            )
+        return 0
