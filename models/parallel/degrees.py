@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 AXES = ("cfg", "ring", "ulysses")
@@ -74,3 +75,13 @@ def check_heads(num_heads: int, ulysses: int) -> None:
             f"attention has {num_heads} heads, which the ulysses degree {ulysses} does not divide; "
             f"use a divisor of {num_heads} and give the other ranks to the ring axis"
         )
+
+
+def degrees_for(num_ranks: int, num_heads: int, *, guided: bool) -> ParallelDegrees:
+    """Degrees that use all of ``num_ranks`` with the least to exchange.
+
+    Branches of guidance first (they exchange one output a step), then as many heads as divide, then the ring.
+    """
+    cfg = 2 if guided and num_ranks % 2 == 0 else 1
+    ulysses = math.gcd(num_ranks // cfg, num_heads)
+    return ParallelDegrees(ulysses=ulysses, ring=num_ranks // cfg // ulysses, cfg=cfg)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.parallel.degrees import ParallelDegrees, check_heads
+from models.parallel.degrees import ParallelDegrees, check_heads, degrees_for
 
 
 def test_degrees_that_do_not_divide_the_world_are_refused_with_the_equation() -> None:
@@ -51,3 +51,20 @@ def test_heads_that_the_ulysses_degree_does_not_divide_are_refused_by_name() -> 
     with pytest.raises(ValueError, match="24 heads, which the ulysses degree 5 does not divide"):
         check_heads(24, 5)
     check_heads(24, 8)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "num_heads", "guided", "wanted"),
+    [
+        (1, 24, True, ParallelDegrees()),
+        (4, 24, False, ParallelDegrees(ulysses=4)),
+        (8, 24, True, ParallelDegrees(ulysses=4, cfg=2)),
+        (5, 24, True, ParallelDegrees(ring=5)),
+        (16, 24, False, ParallelDegrees(ulysses=8, ring=2)),
+    ],
+)
+def test_chosen_degrees_use_every_rank_and_divide_the_heads(
+    num_ranks: int, num_heads: int, guided: bool, wanted: ParallelDegrees
+) -> None:
+    assert degrees_for(num_ranks, num_heads, guided=guided) == wanted
+    assert wanted.total == num_ranks
