@@ -94,6 +94,13 @@ def test_whole_model_on_four_ranks_equals_its_forward(four: RankPool, degrees: P
     assert max(four.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
 
 
+def test_region_adaptive_sampling_equals_one_rank_and_keeps_only_its_heads(four: RankPool) -> None:
+    for errors, run, share in four.run(ranks.ras_errors, ParallelDegrees(ulysses=4), _ODD_GRID):
+        assert max(errors) <= _MODEL_TOLERANCE
+        assert run == [45, 45, 22, 45, 22, 22]
+        assert 0.25 <= share < 0.35  # the last output is kept whole
+
+
 def test_gradients_are_refused_rather_than_cut_off(two: RankPool) -> None:
     for degrees in _TWO:
         assert all("no backward" in message for message in two.run(ranks.with_gradient, degrees))

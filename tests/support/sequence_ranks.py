@@ -11,10 +11,13 @@ from models.opensora.config import OpenSoraConfig
 from models.opensora.transformer import OpenSoraT2V
 from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
-from models.parallel.forward import parallel_forward
+from models.parallel.forward import ShardedTransformer, parallel_forward
 from models.parallel.groups import SequenceGroups, make_groups
 from models.parallel.guidance import guided
 from models.parallel.layout import gather, shard
+from models.ras.config import RasConfig
+from models.ras.forward import ras_forward
+from models.ras.state import RasState
 
 
 def qkv(num_tokens: int, *, heads: int = 4, head_dim: int = 8, batch: int = 2, seed: int = 0) -> list[Tensor]:
@@ -153,3 +156,27 @@ def model_error(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> float:
     error = worst(parallel_forward(model, *inputs, groups, DenseAttention()), model(*inputs))
     groups.close()
     return error
+
+
+@torch.inference_mode()
+def ras_errors(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> tuple[list[float], list[int], float]:
+    """Six steps of region-adaptive sampling against one rank.
+
+    Errors by step, tokens run by step, and the share of the one rank's state that this rank keeps.
+    """
+    groups, model, inputs = make_groups(degrees), small_model(), model_inputs(grid)
+    config = RasConfig(share=0.5, num_warmup_steps=2, resets=(0.5,))
+    ours, theirs = (RasState(config, num_steps=6, guidance_scale=3.0) for _ in range(2))
+    sharded, latents, errors, run = ShardedTransformer(model, groups), inputs[0], [], []
+    for step in range(6):
+        chosen = theirs.choose(step)
+        run.append(latents[0, 0].numel() // 4 if chosen is None else len(chosen))
+        out, wanted = (
+            ras_forward(one, latents, *inputs[1:], states=[state], step=step, inner=DenseAttention())
+            for one, state in ((sharded, ours), (model, theirs))
+        )
+        errors.append(worst(out, wanted))
+        latents = latents - 0.2 * wanted
+    share = ours.state_bytes / theirs.state_bytes
+    groups.close()
+    return errors, run, share
