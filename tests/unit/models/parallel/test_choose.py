@@ -24,9 +24,7 @@ def _ring_of_two() -> SequenceGroups:
 
 
 def test_kinds_that_need_all_keys_of_a_head_are_refused_on_a_ring_by_name() -> None:
-    with pytest.raises(
-        ValueError, match="RasAttention needs every key of a head on one rank .* use a ring degree of 1"
-    ):
+    with pytest.raises(ValueError, match="RasAttention needs every key of a head on one rank"):
         sequence_parallel(RasAttention(DENSE, [], None), _ring_of_two(), 8)
 
 
