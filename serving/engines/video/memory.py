@@ -11,9 +11,15 @@ import torch
 
 from models.opensora.config import OpenSoraConfig
 
-_ACTIVATION_COPIES = 12
-"""Most tensors of (R, L, W) that live at a time in a block: the feed-forward's fourfold ones, or queries, keys and
-values before and after their rotation, beside the residual stream and its norm."""
+_TOKEN_COPIES = 15
+"""Most tensors of (R, L, W) that live at a time: queries, keys and values while the last of them is rotated, beside the
+residual stream and its norm. Measured at every operation; the feed-forward's fourfold ones stay below it."""
+
+_POSITION_COPIES = 6
+"""Likewise of (L, head dim) in float32: angles, cosines, sines."""
+
+_ROW_COPIES, _TEXT_COPIES, _LATENT_COPIES = 24, 2, 6
+"""Likewise of (R, W): the modulation of a block; of (R, S, W): the text and its keys and values; and of latents."""
 
 FLOAT_BYTES = 4
 """Latents are float32, whatever the weights are."""
@@ -57,13 +63,13 @@ class RequestShape:
 def predict(config: OpenSoraConfig, shape: RequestShape, attention_bytes: int) -> VideoMemory:
     """Bytes of one request alone; in a batch, activations add up."""
     numbers = torch.Size(shape.latents).numel()
-    text = shape.rows * shape.text_tokens
-    tokens = shape.rows * shape.num_tokens(config)
-    output = shape.rows * numbers * (config.out_channels / config.in_channels)
-    activations = _ACTIVATION_COPIES * tokens * config.width * shape.dtype.itemsize
+    text, tokens = shape.rows * shape.text_tokens, shape.num_tokens(config)
+    copies = _TOKEN_COPIES * shape.rows * tokens + _ROW_COPIES * shape.rows + _TEXT_COPIES * text
+    positions = _POSITION_COPIES * tokens * config.attention_head_dim * FLOAT_BYTES
+    outputs = _LATENT_COPIES * shape.rows * numbers * FLOAT_BYTES * config.out_channels // config.in_channels
     return VideoMemory(
         latents_bytes=2 * numbers * FLOAT_BYTES,
         text_bytes=text * (config.caption_channels * shape.dtype.itemsize + 1),
         attention_bytes=attention_bytes,
-        activation_bytes=activations + text * config.width * shape.dtype.itemsize + int(3 * output * FLOAT_BYTES),
+        activation_bytes=copies * config.width * shape.dtype.itemsize + positions + outputs,
     )

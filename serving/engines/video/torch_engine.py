@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 
 import structlog
 import torch
+from torch import Tensor
 
 from serving.engines.video.attention_maker import AttentionMaker
 from serving.engines.video.base import Admitted, Frames, StepDone, StepOutcome
@@ -157,7 +158,7 @@ class TorchVideoEngine:
         else:
             step, latents = read_snapshot(snapshot, settings, shape.latents)
         latents = latents.to(self._device)
-        text, mask = weights.encode_text([settings.negative_prompt, settings.prompt][-shape.rows :])
+        text, mask = _trimmed(*weights.encode_text([settings.negative_prompt, settings.prompt][-shape.rows :]))
         setting = self._options.limits.check(settings)
         return RequestState(
             job_id=job_id,
@@ -293,3 +294,9 @@ class TorchVideoEngine:
             text_tokens=max(map(weights.count_tokens, texts)),
             dtype=weights.dtype,
         )
+
+
+def _trimmed(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the padding at the end that all rows have: (R, S, C) and (R, S)."""
+    longest = int(mask.any(0).nonzero().max()) + 1
+    return text[:, :longest].clone(), mask[:, :longest].clone()

@@ -1,0 +1,303 @@
+"""What the torch engine promises beyond the contract: exact batches, guilty ones alone, memory as predicted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from models.opensora.transformer import Conditioning, OpenSoraT2V
+from models.ras.config import RasConfig
+from serving.engines.video.attention_maker import AttentionMaker
+from serving.engines.video.base import StepDone
+from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.engines.video.weights import VideoWeights
+from serving.errors import EngineFailed, UnsupportedVideo
+from tests.support.live_bytes import LiveBytes
+from tests.support.video_engines import LIMITS, tiny_weights
+from tests.support.video_models import tiny_config, video_settings
+
+OPTIONS = TorchVideoOptions(
+    limits=LIMITS, stop_grace_s=5.0, attention=AttentionMaker(ras=RasConfig(num_warmup_steps=1, resets=(0.75,)))
+)
+HELD_FACTOR = 1.1
+"""Prediction of what is held, over what is: all of it is counted, nothing is rounded but by a snapshot's estimate."""
+
+ACTIVATION_FACTOR = 2.5
+"""Prediction of a step's peak over what was seen live; with few tokens, what does not grow with them counts."""
+
+
+def engine_with(weights: VideoWeights, options: TorchVideoOptions = OPTIONS) -> TorchVideoEngine:
+    return TorchVideoEngine(options, lambda: {"teacher": weights, "student": weights})
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[TorchVideoEngine]:
+    made = engine_with(tiny_weights())
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def latents(engine: TorchVideoEngine, job_id: str) -> Tensor:
+    return load(await engine.snapshot(job_id))["latents"]
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["dense", "ras:0.5", "ras:1"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+async def test_batched_step_equals_single_steps(
+    engine: TorchVideoEngine, attention: str, guidance_scale: float
+) -> None:
+    """Prompts of different lengths: the shorter one is padded, and must not notice. 1e-5 of the largest number:
+    products of other sizes add up in another order."""
+    wanted = [
+        video_settings(attention=attention, guidance_scale=guidance_scale, seed=seed, prompt=prompt)
+        for seed, prompt in ((1, "a ball"), (2, "a very small blue square on a plain"), (3, "red"))
+    ]
+    names = [f"together-{index}" for index in range(3)]
+    for index, settings in enumerate(wanted):
+        await engine.admit(names[index], settings)
+        await engine.admit(f"alone-{index}", settings)
+    for _ in range(4):
+        assert len({engine.phase(name) for name in names}) == 1
+        await engine.run_step(names)
+        for index in range(3):
+            await engine.run_step([f"alone-{index}"])
+            alone = await latents(engine, f"alone-{index}")
+            difference = (await latents(engine, names[index]) - alone).abs().max()
+            assert difference <= 1e-5 * alone.abs().max()
+
+
+async def test_share_one_of_region_adaptive_sampling_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
+    for job_id, attention in (("dense", "dense"), ("all", "ras:1")):
+        await engine.admit(job_id, video_settings(attention=attention))
+        for _ in range(4):
+            await engine.run_step([job_id])
+    assert torch.equal(await latents(engine, "dense"), await latents(engine, "all"))
+
+
+async def test_sparse_steps_are_reported_and_change_the_clip(engine: TorchVideoEngine) -> None:
+    sparsity = []
+    for job_id, attention in (("dense", "dense"), ("half", "ras:0.5")):
+        await engine.admit(job_id, video_settings(attention=attention))
+        for _ in range(4):
+            (outcome,) = await engine.run_step([job_id])
+            assert isinstance(outcome, StepDone)
+            sparsity.append(outcome.sparsity)
+    assert sparsity == [0, 0, 0, 0, 0, 0.5, 0.5, 0]
+    assert not torch.equal(await latents(engine, "dense"), await latents(engine, "half"))
+
+
+async def test_request_with_caches_that_was_resumed_is_dense_first_and_apart_from_others(
+    engine: TorchVideoEngine,
+) -> None:
+    settings = video_settings(attention="ras:0.5")
+    await engine.admit("warm", settings)
+    await engine.run_step(["warm"])
+    await engine.admit("resumed", settings, await engine.snapshot("warm"))
+    assert engine.phase("warm") != engine.phase("resumed"), "one runs half of its tokens, the other all"
+    (outcome,) = await engine.run_step(["resumed"])
+    assert isinstance(outcome, StepDone)
+    assert (outcome.step, outcome.sparsity) == (2, 0.0)
+
+
+async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine: TorchVideoEngine) -> None:
+    for job_id, negative in (("a", ""), ("b", "ugly and dark")):
+        await engine.admit(job_id, video_settings(guidance_scale=1.0, negative_prompt=negative))
+        await engine.run_step([job_id])
+    assert torch.equal(await latents(engine, "a"), await latents(engine, "b"))
+    await engine.admit("guided", video_settings(guidance_scale=3.0))
+    assert engine.phase("guided") != engine.phase("a")
+
+
+async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine: TorchVideoEngine) -> None:
+    """Same text on both sides: nothing to be guided to, whatever the scale."""
+    for job_id, scale in (("plain", 1.0), ("guided", 9.0)):
+        await engine.admit(job_id, video_settings(guidance_scale=scale, prompt="ball", negative_prompt="ball"))
+        await engine.run_step([job_id])
+    torch.testing.assert_close(await latents(engine, "plain"), await latents(engine, "guided"), atol=1e-4, rtol=1e-4)
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+class Fussy(OpenSoraT2V):
+    """Raises where another would compute with what is not a number."""
+
+    def conditioning(self, timestep: Tensor, text: Tensor) -> Conditioning:
+        if bool(text.isnan().any()):
+            raise RuntimeError("out of memory, or so")
+        return super().conditioning(timestep, text)
+
+
+async def test_exception_in_a_batch_fails_the_guilty_one_only() -> None:
+    torch.manual_seed(0)
+    fussy = Fussy(tiny_config()).eval()
+    engine = engine_with(replace(tiny_weights(), transformer=fussy))
+    await engine.start()
+    for job_id, prompt in (("one", "a ball"), ("guilty", "a nan ball"), ("two", "a square")):
+        await engine.admit(job_id, video_settings(prompt=prompt))
+    outcomes = await engine.run_step(["one", "guilty", "two"])
+    assert [type(outcome) for outcome in outcomes] == [StepDone, EngineFailed, StepDone]
+    assert isinstance(outcomes[1], EngineFailed)
+    assert "memory" not in outcomes[1].message, "nothing internal reaches a caller"
+    assert (engine.stats.retried, engine.stats.failed, engine.stats.steps) == (3, 1, 2)
+    await engine.admit("guilty alone", video_settings(prompt="a nan ball"))
+    await engine.stop()
+
+
+async def test_failed_step_leaves_the_request_as_it_was(engine: TorchVideoEngine) -> None:
+    await engine.admit("bad", video_settings(prompt="nan"))
+    before = await latents(engine, "bad")
+    await engine.run_step(["bad"])
+    assert torch.equal(await latents(engine, "bad"), before)
+
+
+async def test_weights_that_cannot_be_loaded_are_an_engine_failure() -> None:
+    def load_nothing() -> dict[str, VideoWeights]:
+        raise FileNotFoundError("no such folder")
+
+    engine = TorchVideoEngine(OPTIONS, load_nothing)
+    with pytest.raises(EngineFailed, match="could not be loaded"):
+        await engine.start()
+    with pytest.raises(EngineFailed):
+        engine.check_health()
+    await engine.stop()
+
+
+class Gate:
+    """Calls pass while it is open; once ``shut``, they wait until it is opened again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._opened, self.entered = threading.Event(), threading.Event()
+        self._opened.set()
+
+    def shut(self) -> None:
+        self._opened.clear()
+        self.entered.clear()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def __call__(self, *args: Any) -> Any:
+        self.entered.set()
+        self._opened.wait(30)
+        return self._function(*args)
+
+
+@pytest.mark.parametrize("call", ["text", "step", "decode"])
+async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str) -> None:
+    weights = tiny_weights()
+    gates = {
+        "text": Gate(weights.encode_text),
+        "step": Gate(weights.transformer.patchify),
+        "decode": Gate(weights.decode),
+    }
+    weights.transformer.patchify = gates["step"]  # type: ignore[method-assign]
+    weights = replace(weights, encode_text=gates["text"], decode=gates["decode"])
+    engine = engine_with(weights, replace(OPTIONS, stuck_after_s=0.2))
+    await engine.start()
+    for job_id in ("job", "done"):
+        await engine.admit(job_id, video_settings(num_steps=1))
+    await engine.run_step(["done"])
+    gates[call].shut()
+    calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "text": lambda: engine.admit("other", video_settings()),
+        "step": lambda: engine.run_step(["job"]),
+        "decode": lambda: engine.decode("done"),
+    }
+    running = asyncio.create_task(calls[call]())
+    assert await asyncio.to_thread(gates[call].entered.wait, 10)
+    await asyncio.sleep(0.3)
+    with pytest.raises(EngineFailed, match="stuck"):
+        engine.check_health()
+    gates[call].open()
+    await running
+    engine.check_health()
+    await engine.stop()
+
+
+async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -> None:
+    engine = engine_with(tiny_weights())
+    await engine.start()
+    await engine.admit("job", video_settings(num_steps=100))
+    calls = [asyncio.ensure_future(engine.run_step(["job"])) for _ in range(50)]
+    await asyncio.sleep(0)
+    await engine.stop()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, list | EngineFailed) for answer in answers)
+    assert any(isinstance(answer, EngineFailed) for answer in answers)
+
+
+async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: TorchVideoEngine) -> None:
+    with pytest.raises(UnsupportedVideo, match="segments") as caught:
+        engine.check_settings(video_settings(variant="student", sampler="consistency", num_steps=3))
+    assert caught.value.param == "num_inference_steps"
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["dense", "ras:0.5"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("num_frames", [1, 9])
+async def test_prediction_is_close_to_what_is_held(
+    engine: TorchVideoEngine, attention: str, guidance_scale: float, num_frames: int
+) -> None:
+    settings = video_settings(attention=attention, guidance_scale=guidance_scale, num_frames=num_frames)
+    predicted = engine.predicted_memory(settings)
+    await engine.admit("job", settings)
+    for _ in range(3):
+        await engine.run_step(["job"])
+    assert engine.held_bytes() <= predicted.held_bytes <= HELD_FACTOR * engine.held_bytes()
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("num_frames", [1, 9])
+async def test_step_takes_no_more_than_was_predicted(guidance_scale: float, num_frames: int) -> None:
+    """Counted at every operation of the step, in the thread that runs it."""
+    weights = tiny_weights()
+    engine = engine_with(weights)
+    await engine.start()
+    live = LiveBytes()
+    whole = engine._run
+
+    def counted(states: object) -> object:
+        with live:
+            return whole(states)  # type: ignore[arg-type]
+
+    engine._run = counted  # type: ignore[method-assign, assignment]
+    settings = video_settings(guidance_scale=guidance_scale, num_frames=num_frames)
+    await engine.admit("job", settings)
+    (outcome,) = await engine.run_step(["job"])
+    assert isinstance(outcome, StepDone)
+    predicted = engine.predicted_memory(settings).activation_bytes
+    assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
+    await engine.stop()
+
+
+async def test_nothing_refers_to_a_request_after_its_release(engine: TorchVideoEngine) -> None:
+    await engine.admit("job", video_settings(attention="ras:0.5"))
+    await engine.run_step(["job"])
+    state = engine._held["job"]
+    tensors = [*state.attention.state.tensors(), state.text, state.progress.latents]  # type: ignore[attr-defined]
+    watched = [weakref.ref(tensor) for tensor in tensors]
+    del state, tensors
+    engine.release("job")
+    await engine.admit("next", video_settings())
+    await engine.run_step(["next"])  # the thread lets go of its last call
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * len(watched)
