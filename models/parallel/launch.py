@@ -45,7 +45,7 @@ def default_backend(device: torch.device) -> str:
 def join(config: RankConfig) -> None:
     """Enter the world; returns when all ranks have. A process is in one world at a time.
 
-    Raises: RuntimeError: if this process is in a world already. torch's DistStoreError: if some rank does not come.
+    Raises: RuntimeError: if this process is in a world already, or some rank does not come in time.
     """
     if dist.is_initialized():
         raise RuntimeError("this process has joined a world already; leave() it first")
