@@ -16,8 +16,7 @@ from tests.support.ports import free_port
 
 def test_world_is_left_when_the_work_in_it_fails_and_another_can_be_joined(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), world(_alone(f"file://{tmp_path / 'store'}")):
-        assert make_groups(ParallelDegrees()).sequence.size == 1
-        raise ZeroDivisionError
+        _work_that_fails()
     assert not dist.is_initialized()
     with world(_alone(f"tcp://127.0.0.1:{free_port()}")):
         assert dist.get_world_size() == 1
@@ -41,6 +40,11 @@ def test_rank_whose_peers_do_not_come_gives_up_in_time(tmp_path: Path) -> None:
 
 def test_backend_follows_the_device() -> None:
     assert (default_backend(torch.device("cpu")), default_backend(torch.device("cuda"))) == ("gloo", "nccl")
+
+
+def _work_that_fails() -> None:
+    assert make_groups(ParallelDegrees()).sequence.size == 1
+    raise ZeroDivisionError
 
 
 def _alone(init_method: str) -> RankConfig:
