@@ -43,13 +43,15 @@ Load: TypeAlias = Callable[[], Mapping[str, VideoWeights]]
 @dataclass(frozen=True, kw_only=True)
 class TorchVideoOptions:
     """``stuck_after_s``: a call that takes longer makes the engine unhealthy. ``stop_grace_s``: how long ``stop`` waits
-    for a running one."""
+    for a running one. ``retries_alone``: a batch that raises is run again one by one; not where several ranks must do
+    the same."""
 
     limits: VideoLimits = field(default_factory=VideoLimits)
     attention: AttentionMaker = field(default_factory=AttentionMaker)
     device: str = "cpu"
     stuck_after_s: float = 300.0
     stop_grace_s: float = 10.0
+    retries_alone: bool = True
 
 
 @dataclass(slots=True)
@@ -198,6 +200,8 @@ class TorchVideoEngine:
             self._synchronize()
         except Exception:
             _log.exception("a step failed", batch_size=len(states))
+            if not self._options.retries_alone:
+                raise
             if len(states) == 1:
                 self.stats.failed += 1
                 return [EngineFailed(_FAILED)]
@@ -257,6 +261,10 @@ class TorchVideoEngine:
     def release(self, job_id: str) -> None:
         """Forget the request: nothing else refers to its tensors, but for a step or decode that runs."""
         self._held.pop(job_id, None)
+
+    def holds(self, job_id: str) -> bool:
+        """Whether the request is here."""
+        return job_id in self._held
 
     def held_bytes(self) -> int:
         """Bytes of all requests."""

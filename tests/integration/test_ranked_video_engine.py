@@ -1,0 +1,121 @@
+"""Sequence-parallel ranks as Ray actors: the same clip as one rank, and a dead rank is heard of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load
+
+from models.parallel.degrees import ParallelDegrees
+from models.ras.config import RasConfig
+from serving.engines.video.attention_maker import AttentionMaker
+from serving.engines.video.base import StepDone
+from serving.engines.video.rank import RankRecipe
+from serving.engines.video.rank_actors import RankActors
+from serving.engines.video.ranked_engine import RankedVideoEngine
+from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.errors import EngineFailed, UnsupportedVideo
+from tests.support.video_engines import BAD_PROMPT, LIMITS, two_variants
+from tests.support.video_models import video_settings
+
+OPTIONS = TorchVideoOptions(
+    limits=LIMITS, stop_grace_s=2.0, attention=AttentionMaker(ras=RasConfig(num_warmup_steps=1, resets=()))
+)
+RECIPE = RankRecipe(options=OPTIONS, load=two_variants, degrees=ParallelDegrees(ulysses=2), timeout_s=20.0)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+async def engine(local_ray: None) -> AsyncIterator[RankedVideoEngine]:
+    made = RankedVideoEngine(RECIPE, RankActors(num_ranks=2, cpus=0.5, timeout_s=60.0))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def run_steps(engine: RankedVideoEngine, count: int) -> None:
+    for _ in range(count):
+        await engine.run_step(["job"])
+
+
+async def check_until_unhealthy(engine: RankedVideoEngine) -> None:
+    while True:
+        engine.check_health()
+        await asyncio.sleep(0.05)
+
+
+async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None:
+    """Dense and region-adaptive, guided, two requests in a batch. 1e-5 of the largest: another order of sums."""
+    one = TorchVideoEngine(OPTIONS, two_variants)
+    await one.start()
+    for attention in ("dense", "ras:0.5"):
+        jobs = [f"{attention}-{seed}" for seed in (1, 2)]
+        for seed, job_id in enumerate(jobs):
+            for each in (engine, one):
+                await each.admit(job_id, video_settings(attention=attention, seed=seed))
+        for _ in range(4):
+            outcomes = await engine.run_step(jobs)
+            assert all(isinstance(outcome, StepDone) for outcome in outcomes)
+            await one.run_step(jobs)
+        for job_id in jobs:
+            ours = load(await engine.snapshot(job_id))["latents"]
+            alone = load(await one.snapshot(job_id))["latents"]
+            assert torch.isfinite(ours).all()
+            assert (ours - alone).abs().max() <= 1e-5 * alone.abs().max()
+            assert (await engine.decode(job_id)).shape == (9, 32, 48, 3)
+    await one.stop()
+
+
+async def test_requests_fail_apart_and_are_freed_on_every_rank(engine: RankedVideoEngine) -> None:
+    await engine.admit("good", video_settings())
+    await engine.admit("bad", video_settings(prompt=BAD_PROMPT))
+    with pytest.raises(UnsupportedVideo):
+        await engine.admit("refused", video_settings(width=40))
+    with pytest.raises(EngineFailed):
+        await engine.admit("torn", video_settings(), b"no snapshot")
+    outcomes = await engine.run_step(["good", "gone", "bad"])
+    assert [type(outcome) for outcome in outcomes] == [StepDone, EngineFailed, EngineFailed]
+    engine.check_health()
+    for job_id in ("good", "bad"):
+        engine.release(job_id)
+    await engine.admit("next", video_settings())
+    (elsewhere,) = await asyncio.gather(*(rank.held_bytes.remote() for rank in engine._ranks))
+    assert elsewhere == engine.held_bytes() > 0
+
+
+async def test_rank_that_dies_breaks_the_engine_at_once_and_for_good(engine: RankedVideoEngine) -> None:
+    await engine.admit("job", video_settings(num_steps=100))
+    await engine.run_step(["job"])
+    steps = asyncio.create_task(run_steps(engine, 99))
+    await asyncio.sleep(0.05)
+    ray.kill(engine._ranks[0])
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(steps, 15)
+    with pytest.raises(EngineFailed, match="rank"):
+        engine.check_health()
+    for call in (engine.run_step(["job"]), engine.decode("job"), engine.snapshot("job"), engine.preview("job")):
+        with pytest.raises(EngineFailed):
+            await call
+    with pytest.raises(EngineFailed):
+        await engine.admit("other", video_settings())
+
+
+async def test_idle_engine_hears_of_a_dead_rank(engine: RankedVideoEngine) -> None:
+    ray.kill(engine._ranks[0])
+    with pytest.raises(EngineFailed, match="rank"):
+        await asyncio.wait_for(check_until_unhealthy(engine), 15)
+
+
+def test_guidance_over_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match="cfg degree"):
+        RankRecipe(options=OPTIONS, load=two_variants, degrees=ParallelDegrees(cfg=2))
