@@ -47,6 +47,12 @@ def test_dense_on_four_ranks_equals_one(four: RankPool, degrees: ParallelDegrees
     assert max(four.run(ranks.dense_error, degrees, num_tokens)) <= _TOLERANCE
 
 
+@pytest.mark.parametrize("references", [[], [0], [1, 5]])
+def test_tile_masks_round_a_ring_of_four_equal_the_mask_as_a_whole(four: RankPool, references: list[int]) -> None:
+    """Seven frames of five tokens: runs end inside frames, and some blocks hold nothing that a query may see."""
+    assert max(four.run(ranks.tile_ring_error, references, 7, 5)) <= _TOLERANCE
+
+
 def test_two_instances_of_two_ranks_do_not_hear_each_other(four: RankPool) -> None:
     assert max(four.run(ranks.dense_error, ParallelDegrees(ulysses=2), 11)) <= _TOLERANCE
 

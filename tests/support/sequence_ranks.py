@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.attention.base import SelfAttention
-from models.attention.dense import DenseAttention
+from models.attention.dense import DenseAttention, reference
 from models.opensora.config import OpenSoraConfig
 from models.opensora.transformer import OpenSoraT2V
 from models.parallel.choose import sequence_parallel
@@ -14,7 +14,9 @@ from models.parallel.degrees import ParallelDegrees
 from models.parallel.forward import ShardedTransformer, parallel_forward
 from models.parallel.groups import SequenceGroups, make_groups
 from models.parallel.guidance import guided
-from models.parallel.layout import gather, shard
+from models.parallel.layout import gather, shard, split
+from models.parallel.ring import RingAttention
+from models.parallel.tile_blocks import TileBlocks
 from models.ras.config import RasConfig
 from models.ras.forward import ras_forward
 from models.ras.state import RasState
@@ -44,6 +46,21 @@ def dense_error(degrees: ParallelDegrees, num_tokens: int) -> float:
     error = worst(on_shards(DenseAttention(), tensors, groups), DenseAttention()(*tensors, layer=0))
     groups.close()
     return error
+
+
+def tile_ring_error(references: list[int], num_frames: int, tokens_per_frame: int) -> float:
+    """Tile mask round a ring of all ranks, against the mask as a whole."""
+    groups = make_groups(ParallelDegrees(ring=torch.distributed.get_world_size()))
+    frames = torch.eye(num_frames, dtype=torch.bool)
+    frames[references] = True
+    frames[:, references] = True
+    tensors = qkv(num_frames * tokens_per_frame)
+    lengths = split(num_frames * tokens_per_frame, groups).lengths
+    ring = RingAttention(groups.ring, lengths=lengths, kind=TileBlocks([None, frames], tokens_per_frame))
+    out = gather(ring(*(shard(x, groups) for x in tensors), layer=1), groups)
+    mask = frames.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+    groups.close()
+    return worst(out, reference(*tensors, mask))
 
 
 def seen_by_inner(degrees: ParallelDegrees, num_tokens: int) -> list[tuple[int, ...]]:
