@@ -53,8 +53,9 @@ def test_tile_masks_round_a_ring_of_four_equal_the_mask_as_a_whole(four: RankPoo
     assert max(four.run(ranks.tile_ring_error, references, 7, 5)) <= _TOLERANCE
 
 
-def test_two_instances_of_two_ranks_do_not_hear_each_other(four: RankPool) -> None:
-    assert max(four.run(ranks.dense_error, ParallelDegrees(ulysses=2), 11)) <= _TOLERANCE
+@pytest.mark.parametrize("degrees", _TWO, ids=_name)
+def test_two_instances_of_two_ranks_do_not_hear_each_other(four: RankPool, degrees: ParallelDegrees) -> None:
+    assert max(four.run(ranks.dense_error, degrees, 11)) <= _TOLERANCE
 
 
 def test_every_rank_has_equally_many_heads_of_all_tokens(four: RankPool) -> None:
