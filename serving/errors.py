@@ -16,6 +16,10 @@
     │   ├── PayloadTooLarge          the whole body over the limit
     │   ├── TooManyImages
     │   ├── UnknownModel
+    │   ├── UnknownVideo             no job of that id is the caller's
+    │   ├── VideoNotReady            the job has no clip yet
+    │   ├── VideoFailed              the job has ended without a clip
+    │   ├── RangeNotSatisfiable      a part of a file that it does not have
     │   ├── UnknownPath / MethodNotAllowed
     │   ├── UnknownService           asked of grpc.health.v1
     │   ├── SlowBody                 the body did not arrive in time
@@ -34,7 +38,7 @@
     └── BackendError                 our fault
         ├── EngineFailed             the model failed on this sample
         ├── ReplicaLost              the replica died and the retries ran out
-        └── StoreUnavailable         never reaches a client: stores fail open
+        └── StoreUnavailable         reaches clients of jobs only: all other stores fail open
             └── StoreFull            it answers, and refuses to write
 
 Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
@@ -157,6 +161,30 @@ class UnknownModel(ClientError):
     code = "model_not_found"
 
 
+class UnknownVideo(ClientError):
+    """No video job of that id belongs to the caller; it may have expired."""
+
+    code = "video_not_found"
+
+
+class VideoNotReady(ClientError):
+    """The video job is not completed yet, so it has no content."""
+
+    code = "video_not_ready"
+
+
+class VideoFailed(ClientError):
+    """The video job has ended without a clip; the job's own error says why."""
+
+    code = "video_failed"
+
+
+class RangeNotSatisfiable(ClientError):
+    """The range asked for is not within the file."""
+
+    code = "range_not_satisfiable"
+
+
 class UnknownPath(ClientError):
     """No resource at that path."""
 
@@ -276,7 +304,7 @@ class ReplicaLost(BackendError):
 
 
 class StoreUnavailable(BackendError):
-    """Redis is unreachable. Raised and caught inside ``serving/stores``."""
+    """The job index or the store of clips cannot be reached, and jobs do not go without; everything else does."""
 
     code = "store_unavailable"
 

@@ -1,18 +1,20 @@
 """What the ingress needs from the rest of the system: one protocol, spoken in domain types.
 
-``JoinedService`` makes it of its two halves: ``serving.classify.ClassifyService``, and whatever serves chat.
+``JoinedService`` makes it of its parts: ``serving.classify.ClassifyService``, and whatever serves chat and video.
 ``tests/support`` has a fake.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serving.chat.domain import ChatEvent, ChatRequest
 from serving.domain import ClassifyReply, ClassifyRequest
-from serving.errors import UnknownModel
+from serving.errors import InvalidRequest, UnknownModel, UnknownVideo
+from serving.jobs.base import JobPage
+from serving.video.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,27 @@ class ChatModelCard:
     checkpoint_sha256: str
     modalities: tuple[str, ...] = ("text", "image")
     """What a user message may hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoModelCard:
+    """What clients may know of a served video model."""
+
+    id: str
+    created_s: int
+    """Unix time at which the checkpoint was made."""
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of the clips that it makes."""
+    num_frames: tuple[int, ...]
+    """Lengths of the clips that it makes."""
+    fps: int
+    """Frames per second, unless a request says otherwise."""
+    max_steps: int
+    samplers: tuple[str, ...]
+    attention: tuple[str, ...]
+    """Kinds of attention."""
+    checkpoint_sha256: str
+    operating_points: tuple[str, ...]
 
 
 class ClassifierService(Protocol):
@@ -83,7 +106,52 @@ class ChatService(Protocol):
         ...
 
 
-class Service(ClassifierService, ChatService, Protocol):
+class VideoService(Protocol):
+    """Durable jobs that make clips. Every method raises ``StoreUnavailable`` where the job index cannot be reached."""
+
+    def video_models(self) -> tuple[VideoModelCard, ...]:
+        """The video models served here."""
+        ...
+
+    async def create_video(self, request: VideoRequest) -> VideoJob:
+        """Queue a job; it is durable once this returns.
+
+        Raises: ServingError: nothing was queued.
+        """
+        ...
+
+    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+        """The job as it is now. Raises: UnknownVideo: not there, or somebody else's."""
+        ...
+
+    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """A page of the owner's jobs. Raises: InvalidRequest: ``after`` names none of them."""
+        ...
+
+    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
+        """End the job if it is not over; a running one ends at its next step. Raises: UnknownVideo."""
+        ...
+
+    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
+        """Cancel a job that is not over, whose record stays; remove one that is, with its files.
+
+        Raises: UnknownVideo.
+        """
+        ...
+
+    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """Bytes from ``start`` up to, not including, ``end``. Raises: UnknownVideo: the file is gone."""
+        ...
+
+    def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        """The job now, again whenever it changes, and last when it is over. Closing it changes nothing of the job.
+
+        Raises: UnknownVideo: before the first update, or when somebody deletes it.
+        """
+        ...
+
+
+class Service(ClassifierService, ChatService, VideoService, Protocol):
     """Everything behind the front door."""
 
 
@@ -100,14 +168,58 @@ class NoChat:
         yield  # makes this a generator, as the protocol has it
 
 
+class NoVideo:
+    """Stands where no video model is served."""
+
+    def video_models(self) -> tuple[VideoModelCard, ...]:
+        """None."""
+        return ()
+
+    async def create_video(self, request: VideoRequest) -> VideoJob:
+        """Raises: UnknownModel."""
+        raise UnknownModel("no video model is served here; see /v1/models for what is", param="model")
+
+    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+        """Raises: UnknownVideo."""
+        raise _no_videos()
+
+    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """An empty page. Raises: InvalidRequest: it has no second one."""
+        if after is not None:
+            raise InvalidRequest("after names no video: no video model is served here", param="after")
+        return JobPage(jobs=(), has_more=False)
+
+    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
+        """Raises: UnknownVideo."""
+        raise _no_videos()
+
+    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
+        """Raises: UnknownVideo."""
+        raise _no_videos()
+
+    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """Raises: UnknownVideo."""
+        raise _no_videos()
+
+    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        """Raises: UnknownVideo."""
+        raise _no_videos()
+        yield  # makes this a generator, as the protocol has it
+
+
+def _no_videos() -> UnknownVideo:
+    return UnknownVideo("no video has that id: no video model is served here", param="id")
+
+
 @dataclass(frozen=True, slots=True)
 class JoinedService:
-    """Classifiers and chat models behind one front door."""
+    """Classifiers, chat models and video models behind one front door."""
 
     classifiers: ClassifierService
     chats: ChatService
     is_reached: Callable[[], bool] = lambda: True
     """Whether what the services call is there."""
+    videos: VideoService = field(default_factory=NoVideo)
 
     def models(self) -> tuple[ModelCard, ...]:
         """The classifiers served here."""
@@ -128,3 +240,35 @@ class JoinedService:
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """See ``ChatService.chat``."""
         return self.chats.chat(request)
+
+    def video_models(self) -> tuple[VideoModelCard, ...]:
+        """The video models served here."""
+        return self.videos.video_models()
+
+    async def create_video(self, request: VideoRequest) -> VideoJob:
+        """See ``VideoService.create_video``."""
+        return await self.videos.create_video(request)
+
+    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``VideoService.get_video``."""
+        return await self.videos.get_video(owner, video_id)
+
+    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """See ``VideoService.list_videos``."""
+        return await self.videos.list_videos(owner, after=after, limit=limit, newest_first=newest_first)
+
+    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``VideoService.cancel_video``."""
+        return await self.videos.cancel_video(owner, video_id)
+
+    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``VideoService.delete_video``."""
+        return await self.videos.delete_video(owner, video_id)
+
+    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """See ``VideoService.read_artefact``."""
+        return await self.videos.read_artefact(artefact, start, end)
+
+    def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        """See ``VideoService.watch_video``."""
+        return self.videos.watch_video(owner, video_id)

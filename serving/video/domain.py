@@ -45,6 +45,8 @@ class VideoRequest:
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
+    seconds: float | None = None
+    """Length asked for, of which the nearest possible number of frames is made; ``num_frames`` goes before it."""
     fps: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -56,6 +58,8 @@ class VideoRequest:
     budget: Budget = field(default_factory=Budget)
     user: str = ""
     """The caller's own label; returned, never interpreted."""
+    idempotency_key: str = ""
+    """Requests of one tenant with the same key are one job, however often they are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +156,24 @@ class VideoJob:
     """Engine seconds that the replica expects to need still; None while queued."""
 
     @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.settings.num_frames / self.settings.fps
+
+    @property
     def progress(self) -> int:
         """Percent, 0 to 100; 100 only once completed."""
         if self.status is JobStatus.COMPLETED:
             return 100
         return min(99, int(99 * self.step / max(1, self.settings.num_steps)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoUpdate:
+    """A job as it is now, for whoever watches it. The last update of a job is final."""
+
+    job: VideoJob
+    finish_at_s: float | None = None
+    """Unix time at which the clip is expected; None: not known, or over."""
+    preview: bytes | None = None
+    """JPEG of a frame as far as it is denoised; None where there is none, or none that is new."""

@@ -31,7 +31,8 @@ def psnr(one: Frames, other: Frames) -> float:
 
 
 def decode(data: bytes) -> tuple[Frames, Any]:
-    with av.open(io.BytesIO(data)) as container:
+    opened: Any = av.open(io.BytesIO(data))
+    with opened as container:
         stream = container.streams.video[0]
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
         facts = (stream.codec_context.name, stream.pix_fmt, float(stream.average_rate), container.duration / 1e6)
