@@ -228,8 +228,9 @@ class TorchVideoEngine:
         )
 
     def _synchronize(self) -> None:
+        """Wait for this step; not for a decode, which is on a stream of its own."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
 
     # -- what comes of it --------------------------------------------------------------------------------------------
 
@@ -239,10 +240,16 @@ class TorchVideoEngine:
         if not state.is_denoised:
             raise EngineFailed("the model has steps left for this request")
         started_s = time.perf_counter()
-        frames = await self._guarded(self._decodes, state.weights.decode, state.progress.latents)
+        frames = await self._guarded(self._decodes, self._decode, state)
         self.stats.decodes += 1
         self.stats.decode_s += time.perf_counter() - started_s
         return frames
+
+    def _decode(self, state: RequestState) -> Frames:
+        if self._device.type != "cuda":
+            return state.weights.decode(state.progress.latents)
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):  # type: ignore[no-untyped-call]
+            return state.weights.decode(state.progress.latents)  # the steps thread has waited for these latents
 
     async def preview(self, job_id: str) -> Frames:
         """The middle frame of the present estimate, one pixel for each latent pixel."""

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from models.opensora.transformer import Conditioning, OpenSoraT2V
 from models.ras.config import RasConfig
+from models.samplers.base import step_generator
+from models.samplers.make import make_sampler
 from serving.engines.video.attention_maker import AttentionMaker
 from serving.engines.video.base import StepDone
 from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
@@ -24,7 +26,7 @@ from serving.engines.video.weights import VideoWeights
 from serving.errors import EngineFailed, UnsupportedVideo
 from tests.support.live_bytes import LiveBytes
 from tests.support.video_engines import LIMITS, tiny_weights
-from tests.support.video_models import tiny_config, video_settings
+from tests.support.video_models import encode_words, tiny_config, video_settings
 
 OPTIONS = TorchVideoOptions(
     limits=LIMITS, stop_grace_s=5.0, attention=AttentionMaker(ras=RasConfig(num_warmup_steps=1, resets=(0.75,)))
@@ -128,6 +130,23 @@ async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine
         await engine.admit(job_id, video_settings(guidance_scale=scale, prompt="ball", negative_prompt="ball"))
         await engine.run_step([job_id])
     torch.testing.assert_close(await latents(engine, "plain"), await latents(engine, "guided"), atol=1e-4, rtol=1e-4)
+
+
+async def test_step_is_the_samplers_with_noise_of_seed_and_step(engine: TorchVideoEngine) -> None:
+    """Written out by hand, for the second step of two."""
+    settings = video_settings(num_steps=2, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
+    await engine.admit("job", settings)
+    await engine.run_step(["job"])
+    before = await latents(engine, "job")
+    await engine.run_step(["job"])
+    weights, sampler = tiny_weights(), make_sampler("euler_ancestral", 2)
+    text, mask = encode_words(["dark", "a ball"])
+    shown = sampler.scale_input(before, 1).repeat(2, 1, 1, 1, 1)
+    timestep = torch.full((2,), sampler.timestep(1))
+    without, with_prompt = weights.transformer(shown, timestep, text, mask).split(1)  # type: ignore[operator]
+    guided = without + 4.0 * (with_prompt - without)
+    expected = sampler.step(before, guided, 1, step_generator(7, 1))
+    torch.testing.assert_close(await latents(engine, "job"), expected, atol=1e-4, rtol=1e-4)
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
