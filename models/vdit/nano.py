@@ -20,7 +20,7 @@ def nano_vae(scale_factor: float = 1.0) -> CausalVaeConfig:
         hidden_size=16,
         hidden_size_mult=(1, 2, 3, 3),
         num_res_blocks=1,
-        norm_num_groups=8,
+        norm_num_groups=4,
         resolution=64,
         scale_factor=scale_factor,
     )

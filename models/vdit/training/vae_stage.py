@@ -2,8 +2,8 @@
 
     python -m models.vdit.training.vae_stage --out .cache/vdit-nano --minutes 20
 
-Crops first, whole frames in the last fifth. The folder gets vae.safetensors, vae.json (the config, with the factor that
-gives latents unit variance) and vae_log.jsonl.
+Single frames first, then crops of clips, then whole frames. The folder gets vae.safetensors, vae.json (the config, with
+the factor that gives latents unit variance) and vae_log.jsonl.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from models.opensora.causal_vae import CausalVae
 from models.texthawk2.training.log import TrainingLog
-from models.vdit.clips import SIZE, render
+from models.vdit.clips import SIZE, Clip, render
 from models.vdit.nano import FRAMES, nano_vae
 from models.vdit.scenes import sample_scene
+from models.vdit.training.conv_muon import ConvMuon
 
 KL_WEIGHT = 1e-4
 CROP = 32
@@ -45,12 +46,18 @@ class Crops(IterableDataset[Tensor]):
             yield torch.stack([self._crop(rng) for _ in range(self._batch)])
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
+        """Mostly of places where something is."""
+        while True:
+            piece = self._any_crop(rng)
+            if piece.std() > 8 or rng.random() < 0.15:
+                return to_pixels(torch.from_numpy(piece.copy()))
+
+    def _any_crop(self, rng: np.random.Generator) -> Clip:
         scene = sample_scene(rng, two=0.4, held_out=self._held_out)
         clip = render(scene, FRAMES, rng)
         first = int(rng.integers(0, FRAMES - self._frames + 1))
         top, left = (int(rng.integers(0, SIZE - self._side + 1)) for _ in range(2))
-        piece = clip[first : first + self._frames, top : top + self._side, left : left + self._side]
-        return to_pixels(torch.from_numpy(piece.copy()))
+        return clip[first : first + self._frames, top : top + self._side, left : left + self._side]
 
 
 def to_pixels(clip: Tensor) -> Tensor:
@@ -63,33 +70,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--batch", type=int, default=8, help="crops per step")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train for ``minutes``."""
+    """Train for ``minutes``: single frames up to 0.4 of the time, crops of clips up to 0.85, then whole frames."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     vae = CausalVae(nano_vae())
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    crops = iter(DataLoader(Crops(args.batch, CROP_FRAMES, CROP, args.seed), batch_size=None, num_workers=1))
-    whole = iter(DataLoader(Crops(1, 17, SIZE, args.seed + 1), batch_size=None, num_workers=1))
-    held_out = next(iter(Crops(12, FRAMES, SIZE, 999, held_out=True)))
+    start_certain(vae)
+    optimizers = Optimizers(vae, args.lr)
+    kinds = (
+        Crops(16, 1, CROP, args.seed),
+        Crops(4, CROP_FRAMES, CROP, args.seed + 1),
+        Crops(1, 17, SIZE, args.seed + 2),
+    )
+    sources = [iter(DataLoader(kind, batch_size=None, num_workers=1)) for kind in kinds]
+    held_out = next(iter(Crops(8, FRAMES, SIZE, 999, held_out=True)))
     log, started_s, step = TrainingLog(args.out / "vae_log.jsonl"), time.monotonic(), 0
     recent: list[float] = []
     while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
-        factor = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * factor
-        recent.append(take_step(vae, next(crops) if progress < 0.8 else next(whole), optimizer))
+        kind = sum(progress > bound for bound in (0.4, 0.85))
+        recent.append(take_step(vae, next(sources[kind])))
+        optimizers.step(progress, step)
         step += 1
         if step % 50 == 0:
-            log.write(step=step, loss=sum(recent) / len(recent))
+            log.write(step=step, kind=kind, loss=sum(recent) / len(recent))
             recent.clear()
         if step % 300 == 0:
             log.write(step=step, psnr=psnr(vae, held_out))
@@ -98,17 +108,48 @@ def train(args: argparse.Namespace) -> None:
     save(vae, held_out, args.out)
 
 
-def take_step(vae: CausalVae, pixels: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One optimiser step on (B, 3, T, H, W). Returns the reconstruction loss."""
+class Optimizers:
+    """Muon for the kernels between layers, AdamW for the rest; warm-up and cosine decay for both."""
+
+    def __init__(self, vae: CausalVae, lr: float) -> None:
+        kernels = {name: p for name, p in vae.named_parameters() if p.ndim >= 4 and not _is_border(name)}
+        others = [p for name, p in vae.named_parameters() if name not in kernels]
+        self._muon, self._lr = ConvMuon(kernels.values(), lr), lr
+        self._adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
+        self._parameters = list(vae.parameters())
+
+    def step(self, progress: float, step: int) -> None:
+        """Clip, update, clear."""
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        factor = min(1.0, (step + 1) / 50) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in self._adam.param_groups:
+            group["lr"] = 0.5 * self._lr * factor
+        self._muon.step(factor)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+
+
+def _is_border(name: str) -> bool:
+    """Layers between pixels or latents and the inside."""
+    return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
+
+
+def start_certain(vae: CausalVae) -> None:
+    """Latents begin with a standard deviation of 0.05: with one of 1, the first minutes are spent on unlearning it."""
+    conv, half = vae.quant_conv.conv, vae.config.embed_dim
+    with torch.no_grad():
+        conv.weight[half:].zero_()
+        conv.bias[half:].fill_(-6.0)
+
+
+def take_step(vae: CausalVae, pixels: Tensor) -> float:
+    """Forward and backward on (B, 3, T, H, W). Returns the reconstruction loss."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(pixels)
         decoded = vae.decode(posterior.sample())
     error = decoded.float() - pixels
     loss = error.abs().mean() + 2.0 * error.square().mean()
     (loss + KL_WEIGHT * posterior.kl().float()).backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
 
 

@@ -1,0 +1,144 @@
+"""Third stage: the transformer and its text encoder learn to predict the noise in latents.
+
+    python -m models.vdit.training.dit_stage --out .cache/vdit-nano --minutes 45
+
+Epsilon prediction on the published noise schedule, min-SNR weights (Hang et al., arXiv 2303.09556), one caption in ten
+dropped for guidance, weights averaged over steps. ``--resume`` goes on; interrupted at will.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.opensora.transformer import OpenSoraT2V
+from models.samplers.schedule import NoiseSchedule
+from models.texthawk2.training.log import TrainingLog
+from models.texthawk2.training.optimizer import Optimizers
+from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
+from models.vdit.training.latents_stage import read_shards
+from models.vdit.words import small_encoder, word_tokenizer
+
+DROPPED = 0.1
+SNR_CAP = 5.0
+EMA = 0.995
+RELOAD_EVERY = 100
+HELD_BACK = 64
+"""Clips of the first shard that are for measuring alone."""
+
+
+class TextToLatents(nn.Module):
+    """Text encoder and transformer, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = word_tokenizer()
+        self.text = small_encoder(len(self.tokenizer))
+        self.transformer = OpenSoraT2V(nano_transformer())
+        start_quiet(self.transformer)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
+        """Predict the noise in (B, 4, t, h, w)."""
+        words = self.tokenizer(prompts, padding="max_length", max_length=MAX_WORDS, return_tensors="pt")
+        ids, mask = words["input_ids"], words["attention_mask"]
+        text = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.transformer(latents, timesteps, text, mask.bool())  # type: ignore[no-any-return]
+
+
+def start_quiet(transformer: OpenSoraT2V) -> None:
+    """Blocks begin as the identity, the output as nothing (DiT, adaLN-zero)."""
+    with torch.no_grad():
+        transformer.adaln_single.linear.weight.zero_()
+        transformer.adaln_single.linear.bias.zero_()
+        transformer.proj_out.weight.zero_()
+        transformer.proj_out.bias.zero_()
+        for block in transformer.transformer_blocks:
+            block.scale_shift_table.mul_(0.1)
+            block.scale_shift_table[[2, 5]] = 0.2  # gates
+            block.attn2.to_out[0].weight.mul_(0.3)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--frames", type=int, default=FRAMES)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    train(parser.parse_args())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train for ``minutes``."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    model, schedule = TextToLatents(), NoiseSchedule()
+    if args.resume:
+        model.load_state_dict(load_file(args.out / "teacher.safetensors"))
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers = Optimizers([model], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
+    log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl"), time.monotonic(), 0
+    recent: list[float] = []
+    latents, prompts = read_shards(args.out, args.frames)
+    while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
+        if step % RELOAD_EVERY == 0:
+            latents, prompts = read_shards(args.out, args.frames)
+        rows = torch.randint(HELD_BACK, len(latents), (args.batch,))
+        picked = [prompts[row] if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
+        loss = noise_loss(model, schedule, latents[rows].float(), picked)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizers.step(progress, step)
+        follow(average, model, min(EMA, (step + 1) / (step + 10)))
+        recent.append(float(loss.detach()))
+        step += 1
+        if step % 50 == 0:
+            log.write(step=step, progress=progress, clips=len(latents), loss=sum(recent) / len(recent))
+            recent.clear()
+        if step % 250 == 0:
+            log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
+            save_file(average.state_dict(), args.out / "teacher.safetensors")
+    log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
+    save_file(average.state_dict(), args.out / "teacher.safetensors")
+
+
+def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: list[str]) -> Tensor:
+    """Min-SNR weighted error of the predicted noise."""
+    timesteps = torch.randint(0, schedule.num_train_steps, (len(x0),))
+    noise = torch.randn_like(x0)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, prompts)
+    squared = schedule.alphas_cumprod[timesteps]
+    snr = squared / (1 - squared)
+    weight = (snr.clamp(max=SNR_CAP) / snr).float()
+    return (weight * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights a little way."""
+    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(new, 1 - decay)
+
+
+@torch.no_grad()
+def held_back_loss(model: nn.Module, schedule: NoiseSchedule, latents: Tensor, prompts: list[str]) -> float:
+    """The same loss on clips that are never trained on, with the same noise each time."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    losses = [float(noise_loss(model, schedule, latents[:HELD_BACK].float(), prompts[:HELD_BACK])) for _ in range(2)]
+    torch.random.set_rng_state(state)
+    return sum(losses) / len(losses)
+
+
+if __name__ == "__main__":
+    main()
