@@ -46,14 +46,15 @@ def words(text: str) -> int:
 
 
 def encode_words(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Each word's own random embedding; padded to the longest. The word ``nan`` is not a number."""
+    """Each word's own random embedding, large, so that untrained weights heed it; padded to the longest. The word
+    ``nan`` is not a number."""
     longest = max(map(words, prompts))
     text = torch.zeros(len(prompts), longest, CAPTION_CHANNELS)
     mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         for column, word in enumerate([*prompt.split(), "</s>"]):
             generator = torch.Generator().manual_seed(int.from_bytes(word.encode()) % 2**31)
-            text[row, column] = torch.randn(CAPTION_CHANNELS, generator=generator)
+            text[row, column] = 30 * torch.randn(CAPTION_CHANNELS, generator=generator)
             if word == "nan":
                 text[row, column] = torch.nan
             mask[row, column] = True

@@ -133,17 +133,18 @@ async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine
 
 
 async def test_step_is_the_samplers_with_noise_of_seed_and_step(engine: TorchVideoEngine) -> None:
-    """Written out by hand, for the second step of two."""
-    settings = video_settings(num_steps=2, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
+    """Written out by hand, for the second step of three."""
+    settings = video_settings(num_steps=3, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
     await engine.admit("job", settings)
     await engine.run_step(["job"])
     before = await latents(engine, "job")
     await engine.run_step(["job"])
-    weights, sampler = tiny_weights(), make_sampler("euler_ancestral", 2)
+    weights, sampler = tiny_weights(), make_sampler("euler_ancestral", 3)
     text, mask = encode_words(["dark", "a ball"])
     shown = sampler.scale_input(before, 1).repeat(2, 1, 1, 1, 1)
     timestep = torch.full((2,), sampler.timestep(1))
     without, with_prompt = weights.transformer(shown, timestep, text, mask).split(1)  # type: ignore[operator]
+    assert (with_prompt - without).abs().max() > 0.01, "the text has a say"
     guided = without + 4.0 * (with_prompt - without)
     expected = sampler.step(before, guided, 1, step_generator(7, 1))
     torch.testing.assert_close(await latents(engine, "job"), expected, atol=1e-4, rtol=1e-4)
