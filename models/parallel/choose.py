@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention
+from models.attention.tile_attention import TileAttention
 from models.parallel.groups import SequenceGroups
 from models.parallel.layout import split
 from models.parallel.ring import BlockKind, DenseBlocks, RingAttention
+from models.parallel.tile_blocks import TileBlocks
 from models.parallel.ulysses import UlyssesAttention
 from models.parallel.usp import UspAttention
 
@@ -34,6 +36,8 @@ def _blocks(lengths: Sequence[int], ulysses: int) -> list[Sequence[int]]:
 def _kind(attention: SelfAttention) -> BlockKind:
     if isinstance(attention, DenseAttention):
         return DenseBlocks()
+    if isinstance(attention, TileAttention):
+        return TileBlocks(attention.frame_masks, attention.tokens_per_frame)
     raise ValueError(
         f"{type(attention).__name__} needs every key of a head on one rank and cannot go round a ring; "
         "use a ring degree of 1 and more ulysses ranks"

@@ -4,7 +4,9 @@
 
 Every rank is a process with one thread, kept warm; sides take turns within each round. "two for themselves" is two
 processes that each run the whole step at once and exchange nothing: the most that two cores of this machine can give,
-since they share caches, memory and, here, other work. Bytes are counted where they are sent. The projection takes the
+since they share caches, memory and, here, other work ("x" of two for themselves below 2 is that other work). "x by CPU"
+compares processor seconds of one rank with those of the busiest of two: what "x" would be on two cores that do nothing
+else, but for the wait for the wire. Bytes are counted where they are sent. The projection takes the
 bytes of one attention call, counted in bfloat16 at full size on groups of 2, 4 and 8 ranks, times layers and branches;
 its bandwidths and the seconds of one GPU are assumptions, stated beside it.
 """
@@ -35,7 +37,7 @@ _SIDES: dict[str, tuple[int, ParallelDegrees | None]] = {
     "2 ranks, ring": (2, ParallelDegrees(ring=2)),
     "two for themselves": (2, None),
 }
-_KINDS = ("dense",)
+_KINDS = ("dense", "tile 2:6")
 
 
 def measure(shape: sides.Shape, rounds: int) -> tuple[list[dict[str, Any]], float]:
@@ -77,12 +79,15 @@ def _row(kind: str, side: str, rounds: list[list[dict[str, Any]]]) -> dict[str, 
 
 
 def _compare(rows: list[dict[str, Any]]) -> None:
-    """Times one rank; for two that work for themselves, steps per second."""
+    """Times as fast as one rank; for two that work for themselves, in steps per second."""
     for row in rows:
-        base = next(other for other in rows if other["kind"] == row["kind"] and other["side"] == "1 rank")
+        base: dict[str, Any] = next(
+            other for other in rows if other["kind"] == row["kind"] and other["side"] == "1 rank"
+        )
         steps = 2 if row["side"] == "two for themselves" else 1
         ratios = [steps * a / b for a, b in zip(base["seconds_all"], row["seconds_all"], strict=True)]
         row["times_one_rank"] = round(statistics.median(ratios), 2)
+        row["times_one_rank_by_cpu"] = round(steps * base["cpu_s_per_rank"][0] / max(row["cpu_s_per_rank"]), 2)
 
 
 def count_bytes() -> list[dict[str, Any]]:
@@ -123,13 +128,14 @@ def main() -> None:
 
 
 def _report(arguments: argparse.Namespace, document: dict[str, Any]) -> None:
-    header = ["attention", "side", "s", "times one rank", "waiting %", "sent MB/rank", "CPU s/rank"]
+    header = ["attention", "side", "s", "x", "x by CPU", "waiting %", "sent MB/rank", "CPU s/rank"]
     table = [
         [
             row["kind"],
             row["side"],
             row["seconds"],
             row["times_one_rank"],
+            row["times_one_rank_by_cpu"],
             round(100 * row["waiting_share"], 1),
             row["sent_mb_per_rank"],
             " ".join(map(str, row["cpu_s_per_rank"])),

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention
+from models.attention.tile_attention import TileAttention
+from models.attention.tile_mask import TileMask
 from models.opensora.config import OpenSoraConfig
 from models.opensora.transformer import OpenSoraT2V
 from models.parallel.choose import sequence_parallel
@@ -94,7 +96,8 @@ def _traffic(groups: SequenceGroups) -> dict[str, dict[str, Any]]:
 def _attention(shape: Shape, kind: str) -> SelfAttention:
     if kind == "dense":
         return DenseAttention()
-    raise ValueError(f"kind is {kind!r}")
+    masks = [TileMask.parse(kind.removeprefix("tile "))] * shape.num_layers
+    return TileAttention(masks, shape.grid)
 
 
 def _together() -> None:

@@ -101,6 +101,21 @@ def test_whole_model_on_four_ranks_equals_its_forward(four: RankPool, degrees: P
     assert max(four.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
 
 
+@pytest.mark.parametrize("degrees", _FOUR, ids=_name)
+def test_tile_masks_on_four_ranks_equal_one(four: RankPool, degrees: ParallelDegrees) -> None:
+    """Another mask in each layer, one of them none; 105 tokens in frames of 15."""
+    assert max(four.run(ranks.tile_model_error, degrees, (7, 3, 5), [2, None, 3])) <= _MODEL_TOLERANCE
+
+
+def test_tile_masks_leave_the_same_work_to_every_rank_that_has_whole_heads(four: RankPool) -> None:
+    """2 reference frames of 8: 34 of 64 pairs of frames are kept, for a batch of 2 and 4 heads."""
+    pairs = 2 * 4 * 34 * (3 * 5) ** 2
+    assert four.run(ranks.tile_pairs, ParallelDegrees(ulysses=4), (8, 3, 5), 2) == [pairs // 4] * 4
+    round_a_ring = four.run(ranks.tile_pairs, ParallelDegrees(ring=4), (8, 3, 5), 2)
+    assert sum(round_a_ring) == pairs
+    assert max(round_a_ring) > min(round_a_ring)
+
+
 def test_region_adaptive_sampling_equals_one_rank_and_keeps_only_its_heads(four: RankPool) -> None:
     for errors, run, share in four.run(ranks.ras_errors, ParallelDegrees(ulysses=4), _ODD_GRID):
         assert max(errors) <= _MODEL_TOLERANCE

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention, reference
+from models.attention.tile_attention import TileAttention
+from models.attention.tile_mask import TileMask
 from models.opensora.config import OpenSoraConfig
 from models.opensora.transformer import OpenSoraT2V
 from models.parallel.choose import sequence_parallel
@@ -197,3 +202,39 @@ def ras_errors(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> tuple[li
     share = ours.state_bytes / theirs.state_bytes
     groups.close()
     return errors, run, share
+
+
+@torch.inference_mode()
+def tile_model_error(degrees: ParallelDegrees, grid: tuple[int, int, int], references: list[int | None]) -> float:
+    """Whole model under tile masks, one number of reference frames for each layer, against one rank."""
+    groups, model, inputs = make_groups(degrees), small_model(), model_inputs(grid)
+    masks = [None if one is None else TileMask(num_frames=grid[0], references=one) for one in references]
+    attention = TileAttention(masks, grid)
+    error = worst(parallel_forward(model, *inputs, groups, attention), model(*inputs, attention=attention))
+    groups.close()
+    return error
+
+
+class CountPairs(TorchDispatchMode):
+    """Adds up batch x heads x queries x keys of every attention kernel that is called; FLOPs are 4 D times that."""
+
+    pairs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in str(func):
+            q, k = args[:2]
+            self.pairs += q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def tile_pairs(degrees: ParallelDegrees, grid: tuple[int, int, int], references: int) -> int:
+    """Pairs of a query and a key that this rank computes under a tile mask, batch of 2, 4 heads in all."""
+    groups = make_groups(degrees)
+    attention = TileAttention([TileMask(num_frames=grid[0], references=references)], grid)
+    num_tokens = grid[0] * grid[1] * grid[2]
+    mine = [shard(x, groups) for x in qkv(num_tokens, head_dim=16)]
+    with CountPairs() as counted:
+        sequence_parallel(attention, groups, num_tokens)(*mine, layer=0)
+    groups.close()
+    return counted.pairs
