@@ -64,7 +64,7 @@ async def answer_stream(call: Call, chat: ChatCall, front: Front) -> None:
             await call.send_piece(writer.error(call.known(error)), is_last=True)
 
 
-async def _send_events(call: Call, writer: ChunkWriter, queue: EventQueue, taken: list[ChatEvent]) -> None:
+async def _send_events(call: Call, writer: ChunkWriter, queue: EventQueue[ChatEvent], taken: list[ChatEvent]) -> None:
     """Send what there is and then what comes, one piece for everything that is there at a time."""
     while True:
         pieces, is_over = [], False

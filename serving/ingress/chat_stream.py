@@ -1,4 +1,4 @@
-"""Between a chat service that generates and a client that reads: what waits, in order, joined where it can be.
+"""Between a service that makes events and a client that reads: what waits, in order, joined where it can be.
 
 The service is never held up by a slow client, so that it is done with the request, and its memory free, as soon as
 possible; what waits is bounded by what one answer may hold.
@@ -10,14 +10,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from serving.chat.domain import ChatDelta, ChatEvent
 from serving.errors import BackendError, Cancelled
 from serving.ingress.body import Receive
 
+Event = TypeVar("Event")
 
-class EventQueue:
+
+class EventQueue(Generic[Event]):
     """Runs a service's generator in a task of its own while entered; leaving closes it, however far it has come.
 
     ``receive``: the ASGI channel of a request whose body is read, where the client's leaving is heard of.
@@ -26,7 +28,7 @@ class EventQueue:
 
     def __init__(
         self,
-        events: AsyncGenerator[ChatEvent, None],
+        events: AsyncGenerator[Event, None],
         *,
         receive: Receive | None = None,
         silence_s: float | None = None,
@@ -35,7 +37,7 @@ class EventQueue:
         self._receive = receive
         self._silence_s = silence_s
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[ChatEvent] = []
+        self._waiting: list[Event] = []
         self._end: BaseException | None = None
         """Why no more events will come."""
         self._is_gone = False
@@ -62,7 +64,7 @@ class EventQueue:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def take(self) -> list[ChatEvent]:
+    async def take(self) -> list[Event]:
         """Return everything that waits; wait if nothing does. An empty list says that it has been silent for long.
 
         Raises:

@@ -12,7 +12,7 @@ from serving.errors import ServingError, UnknownModel
 from serving.ingress.auth import Authenticator
 from serving.ingress.observer import OK, PARTIAL, UNKNOWN, IngressObserver
 from serving.limits import IngressLimits
-from serving.service import ChatModelCard, ModelCard, Service
+from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
 
 MODEL_VERSION = "1"
 """The only version of every model that OIP clients see; the checkpoint's hash says more."""
@@ -88,9 +88,9 @@ class Front:
 
     def _is_served(self, model: str) -> bool:
         service = self.service
-        return any(card.id == model for card in service.models()) or any(
-            card.id == model for card in service.chat_models()
-        )
+        ids = [card.id for card in service.models()]
+        ids += [card.id for card in service.chat_models()]
+        return model in ids or any(card.id == model for card in service.video_models())
 
     async def classify(self, request: ClassifyRequest, visit: Visit) -> ClassifyReply:
         """Have a request answered.
@@ -116,6 +116,23 @@ class Front:
                 return card
         known = ", ".join(card.id for card in cards) or "none"
         raise UnknownModel(f"chat model {shown(model)} is not served here; served: {known}", param="model")
+
+    def video_card(self, model: str) -> VideoModelCard:
+        """Look a video model up.
+
+        Raises: UnknownModel: no such model, or it makes no clips.
+        """
+        cards = self.service.video_models()
+        for card in cards:
+            if card.id == model:
+                return card
+        known = ", ".join(card.id for card in cards) or "none"
+        raise UnknownModel(f"video model {shown(model)} is not served here; served: {known}", param="model")
+
+    def default_video_model(self) -> str | None:
+        """The only video model, if there is but one."""
+        cards = self.service.video_models()
+        return cards[0].id if len(cards) == 1 else None
 
     def card(self, model: str, version: str = "") -> ModelCard:
         """Look a model up.

@@ -34,6 +34,8 @@ from serving.ingress.observer import IngressObserver, NullObserver
 from serving.ingress.oip_http import EXTENSIONS, SERVER_NAME, encode_answer, model_metadata, parse_infer
 from serving.ingress.openapi import openapi_document, vireo_version
 from serving.ingress.status import http_error, to_serving_error
+from serving.ingress.video_http import VideoPaths
+from serving.ingress.video_reply import video_model_to_json
 from serving.limits import IngressLimits
 from serving.service import ChatModelCard, ModelCard, Service
 
@@ -64,6 +66,7 @@ def build_http_app(
     table: list[tuple[str, str, Handler, Surface | None, bool]] = [
         ("POST", "/v1/classify", paths.classify, Surface.HTTP_CLASSIFY, True),
         ("POST", "/v1/chat/completions", paths.chat, Surface.HTTP_CHAT, True),
+        *VideoPaths(front, lambda call: budget_from_headers(call.headers, limits)).table(),
         ("POST", "/v2/models/{model}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("POST", "/v2/models/{model}/versions/{version}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("GET", "/v1/models", paths.list_models, None, True),
@@ -157,6 +160,7 @@ class HttpPaths:
         service = self._front.service
         cards = [model_to_json(card) for card in service.models()]
         cards += [chat_model_to_json(card) for card in service.chat_models()]
+        cards += [video_model_to_json(card) for card in service.video_models()]
         return json_answer({"object": "list", "data": cards})
 
     async def show_model(self, call: Call) -> Answer:
@@ -165,6 +169,9 @@ class HttpPaths:
         for card in self._front.service.chat_models():
             if card.id == model:
                 return json_answer(chat_model_to_json(card))
+        for video_card in self._front.service.video_models():
+            if video_card.id == model:
+                return json_answer(video_model_to_json(video_card))
         return json_answer(model_to_json(self._card(call)))
 
     async def server_metadata(self, call: Call) -> Answer:

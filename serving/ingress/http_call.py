@@ -47,11 +47,11 @@ class Call:
         params: dict[str, str] = self.scope.get("path_params", {})
         return params
 
-    async def start(self, headers: HeaderList) -> None:
+    async def start(self, headers: HeaderList, status: int = 200) -> None:
         """Begin a successful answer that is sent piece by piece."""
         if self.adds_request_id:
             headers = [*headers, (b"x-request-id", self.request_id.encode())]
-        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send_piece(self, data: bytes, *, is_last: bool = False) -> None:
         """Send a piece of an answer that was begun."""

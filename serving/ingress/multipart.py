@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from serving.errors import InvalidRequest, TooManyImages, UnknownField, UnsupportedMediaType
+from serving.errors import InvalidRequest, TooManyImages, UnknownField, UnsupportedField, UnsupportedMediaType
 from serving.ingress.front import shown
 from serving.limits import IngressLimits
 
@@ -22,6 +23,21 @@ _SILENT: Final = logging.Logger("multipart", level=logging.CRITICAL + 1)
 """The parser logs a line for every malformed body; that would let a caller fill the log."""
 
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormRules:
+    """Parts that a form may have. ``refused``: names that are known and not taken, and why."""
+
+    text_fields: tuple[str, ...] = TEXT_FIELDS
+    takes_files: bool = True
+    max_text_bytes: int = MAX_TEXT_BYTES
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that are taken."""
+        return (FILE_FIELD, *self.text_fields) if self.takes_files else self.text_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +53,14 @@ class FormReader:
 
     Raises, while fed:
         InvalidRequest: broken framing, or a text field that is too long, repeated or not UTF-8.
-        UnknownField: a part of another name.
+        UnknownField, UnsupportedField: a part of another name.
         TooManyImages: one ``file`` too many.
         UnsupportedMediaType: no boundary, or a part with a transfer encoding.
     """
 
-    def __init__(self, content_type: str, limits: IngressLimits) -> None:
+    def __init__(self, content_type: str, limits: IngressLimits, rules: FormRules | None = None) -> None:
         self._limits = limits
+        self._rules = rules or FormRules()
         self._form = Form()
         self._name: str | None = None
         self._chunks: list[bytes] = []
@@ -84,7 +101,9 @@ class FormReader:
         Raises: InvalidRequest: it ended before its closing boundary.
         """
         if not self._started:
-            raise InvalidRequest("body is empty; send model and file as multipart/form-data", param="body")
+            raise InvalidRequest(
+                f"body is empty; send {' and '.join(self._rules.names[:2])} as multipart/form-data", param="body"
+            )
         if not self._finished:
             raise InvalidRequest("body ends before its closing boundary; send all of it", param="body")
         return self._form
@@ -111,25 +130,27 @@ class FormReader:
         self._name = self._checked_name(options[b"name"].decode("utf-8", "replace"))
 
     def _checked_name(self, name: str) -> str:
-        if name == FILE_FIELD:
+        rules = self._rules
+        if name in rules.refused:
+            raise UnsupportedField(f"{name} is not offered: {rules.refused[name]}. Remove it", param=name)
+        if name == FILE_FIELD and rules.takes_files:
             if len(self._form.files) == self._limits.max_images:
                 raise TooManyImages(
                     f"request has more than {self._limits.max_images} images, the limit. Split it into several",
                     param=FILE_FIELD,
                 )
-        elif name not in TEXT_FIELDS:
-            raise UnknownField(
-                f"form field {shown(name)} is unknown; known: {FILE_FIELD}, {', '.join(TEXT_FIELDS)}", param=name[:64]
-            )
+        elif name not in rules.text_fields:
+            raise UnknownField(f"form field {shown(name)} is unknown; known: {', '.join(rules.names)}", param=name[:64])
         elif name in self._form.fields:
             raise InvalidRequest(f"form field {name} is there twice; send it once", param=name)
         return name
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._num_bytes += end - start
-        if self._name != FILE_FIELD and self._num_bytes > MAX_TEXT_BYTES:
+        limit = self._rules.max_text_bytes
+        if self._name != FILE_FIELD and self._num_bytes > limit:
             raise InvalidRequest(
-                f"form field {self._name} has more than {MAX_TEXT_BYTES} bytes, the limit; shorten it", param=self._name
+                f"form field {self._name} has more than {limit} bytes, the limit; shorten it", param=self._name
             )
         self._chunks.append(data[start:end])
 

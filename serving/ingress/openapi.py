@@ -11,18 +11,29 @@ from pydantic.json_schema import models_json_schema
 
 from serving.ingress import schemas
 from serving.ingress.status import TABLE
+from serving.ingress.video_rules import MAX_KEY_CHARS, MAX_PAGE
 
+VARIANTS = ("video", "thumbnail")
+"""Files of a video."""
+
+_FILES = ("video/mp4", "image/gif", "image/jpeg")
+_BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (
     schemas.ClassifyBody,
     schemas.ChatBody,
     schemas.InferBody,
+    schemas.VideoBody,
     schemas.ErrorAnswer,
     schemas.ClassifyAnswer,
     schemas.ChatAnswer,
     schemas.ChatChunk,
     schemas.ShownModelAnswer,
     schemas.ModelListAnswer,
+    schemas.VideoAnswer,
+    schemas.VideoEventAnswer,
+    schemas.VideoListAnswer,
+    schemas.VideoDeletedAnswer,
     schemas.ServerMetadataAnswer,
     schemas.ModelMetadataAnswer,
     schemas.InferAnswer,
@@ -86,6 +97,7 @@ def _paths() -> dict[str, Any]:
     return {
         "/v1/chat/completions": {"post": _chat()},
         "/v1/classify": {"post": _classify()},
+        **_videos(),
         **keyed,
         **open_paths,
     }
@@ -116,6 +128,56 @@ def _chat() -> dict[str, Any]:
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _ref("ChatChunk")}
     text = "With stream, each event is a line of data with a chunk; the last one is [DONE]."
     return operation | {"requestBody": body, "description": text}
+
+
+def _videos() -> dict[str, Any]:
+    video_id = _path_parameter("id")
+    page = (
+        _query("after", {"type": "string"}, "Id of the video after which the page begins."),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}, "Most videos of a page."),
+        _query("order", {"enum": ["asc", "desc"]}, "By time of creation; newest first when absent."),
+    )
+    variant = _query("variant", {"enum": list(VARIANTS)}, "Which file of the video.")
+    events = _operation("Watch a video job", "VideoEventAnswer", video_id, content="text/event-stream")
+    events["description"] = "An event for each change, named progress; the last is named completed or failed."
+    remove = _operation("Cancel a video job, or remove one that is over", "VideoDeletedAnswer", video_id)
+    return {
+        "/v1/videos": {"post": _create("VideoAnswer"), **_get("List video jobs", "VideoListAnswer", *page)},
+        "/v1/videos/sync": {"post": _create(None)},
+        "/v1/videos/{id}": {**_get("Show a video job", "VideoAnswer", video_id), "delete": remove},
+        "/v1/videos/{id}/content": {"get": _content(video_id, variant)},
+        "/v1/videos/{id}/events": {"get": events},
+    }
+
+
+def _create(answer: str | None) -> dict[str, Any]:
+    schema = {"schema": _ref("VideoBody")}
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS},
+        "description": "Requests with the same key are one job.",
+    }
+    summary = "Make a video" if answer else "Make a video and wait for it"
+    operation = _operation(summary, answer, key, *_budget_headers())
+    if answer is None:
+        operation["responses"]["200"]["content"] = dict.fromkeys(_FILES[:2], _BINARY)
+    body = {"required": True, "content": {"application/json": schema, "multipart/form-data": schema}}
+    return operation | {"requestBody": body}
+
+
+def _content(*parameters: dict[str, Any]) -> dict[str, Any]:
+    span = {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "One range of bytes."}
+    operation = _operation("Fetch a file of a video", None, *parameters, span)
+    content = dict.fromkeys(_FILES, _BINARY)
+    operation["responses"]["200"]["content"] = content
+    operation["responses"]["206"] = {"description": "The range asked for", "content": content}
+    operation["responses"]["304"] = {"description": "The caller has it already (If-None-Match)"}
+    return operation
+
+
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema, "description": text}
 
 
 def _infer(*parameters: dict[str, Any]) -> dict[str, Any]:

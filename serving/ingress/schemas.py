@@ -152,6 +152,51 @@ class ChatBody(Strict):
     """Budget."""
 
 
+class VideoExtraBody(Strict):
+    """Settings of Vireo beyond those of other servers; each may be sent beside the others just as well."""
+
+    sampler: str | None = None
+    attention: str | None = None
+    output_format: Literal["mp4", "gif"] | None = None
+
+
+class VideoBody(Strict):
+    """Body of ``POST /v1/videos``, as JSON or as a form. What is absent is chosen by the operating point."""
+
+    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
+    """Model id, as in ``GET /v1/models``; may be absent where one video model is served."""
+    prompt: Annotated[str, Field(min_length=1)]
+    """What the clip shows."""
+    negative_prompt: str | None = None
+    """What it does not."""
+    seconds: str | float | None = None
+    """Length; the nearest number of frames that the model makes."""
+    num_frames: Annotated[int | None, Field(ge=1)] = None
+    """Length in frames; goes before ``seconds``."""
+    fps: Annotated[int | None, Field(ge=1)] = None
+    """Frames per second of the file."""
+    size: str | None = None
+    """Width and height, as in ``64x64``."""
+    width: Annotated[int | None, Field(ge=1)] = None
+    height: Annotated[int | None, Field(ge=1)] = None
+    num_inference_steps: Annotated[int | None, Field(ge=1)] = None
+    """Denoising steps."""
+    guidance_scale: Annotated[float | None, Field(ge=0)] = None
+    """How much more the prompt counts than the negative prompt; 1 is no guidance."""
+    seed: Annotated[int | None, Field(ge=0)] = None
+    """Makes the clip repeatable."""
+    sampler: str | None = None
+    """``euler_ancestral``, ``ddim`` or ``consistency``."""
+    attention: str | None = None
+    """``dense``, ``tile:K:REST``, ``adaspa:SPARSITY`` or ``ras:SHARE``."""
+    output_format: Literal["mp4", "gif"] | None = None
+    user: str | None = None
+    """The caller's own label; returned and not used."""
+    extra_params: VideoExtraBody | None = None
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
 class InferInput(Strict):
     """An input tensor of the Open Inference Protocol."""
 
@@ -379,15 +424,140 @@ class ChatModelAnswer(Strict):
     vireo: ChatModelBlock
 
 
-class ShownModelAnswer(RootModel[ModelAnswer | ChatModelAnswer]):
-    """A served model of either kind."""
+class VideoModelBlock(Strict):
+    """What Vireo says of a video model beyond OpenAI's fields."""
+
+    outputs: list[str]
+    sizes: list[str]
+    num_frames: list[int]
+    fps: int
+    max_steps: int
+    samplers: list[str]
+    attention: list[str]
+    checkpoint_sha256: str
+    operating_points: list[str]
+
+
+class VideoModelAnswer(Strict):
+    """A served video model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    vireo: VideoModelBlock
+
+
+class ShownModelAnswer(RootModel[ModelAnswer | ChatModelAnswer | VideoModelAnswer]):
+    """A served model of any kind."""
 
 
 class ModelListAnswer(Strict):
     """The served models."""
 
     object: Literal["list"]
-    data: list[ModelAnswer | ChatModelAnswer]
+    data: list[ModelAnswer | ChatModelAnswer | VideoModelAnswer]
+
+
+class VideoSettingsAnswer(Strict):
+    """Everything that decides what the clip looks like: the same settings make the same clip."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    sampler: str
+    attention: str
+    variant: str
+    output_format: Literal["mp4", "gif"]
+    negative_prompt: str
+
+
+class VideoBlock(Strict):
+    """What was picked, how far it is and what it cost; null where it is not known yet."""
+
+    operating_point: str
+    energy_j: float | None
+    energy_source: str
+    queue_ms: float | None
+    compute_ms: float | None
+    cache: str
+    degraded: list[str]
+    guard: dict[str, Any]
+    settings: VideoSettingsAnswer
+    stage: str
+    step: int
+    num_steps: int
+    attempts: int
+    preemptions: int
+    priority: str
+    predicted_s: float
+    predicted_j: float
+    remaining_s: float | None
+    predicted_finish_at: float | None
+    deadline_at: float | None
+    stages_s: dict[str, float]
+    sparsity: float | None
+    peak_bytes: int | None
+    resumed_at_step: int
+
+
+class VideoErrorAnswer(Strict):
+    """Why a job failed; ``cancelled`` if somebody wanted it to."""
+
+    code: str
+    message: str
+
+
+class VideoAnswer(Strict):
+    """A video job."""
+
+    id: str
+    object: Literal["video"]
+    model: str
+    prompt: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    seconds: str
+    size: str
+    remixed_from_video_id: None
+    error: VideoErrorAnswer | None
+    url: str | None
+    media_type: str | None
+    file_name: str | None
+    inference_time_s: float | None
+    user: str
+    vireo: VideoBlock
+
+
+class VideoEventAnswer(VideoAnswer):
+    """An event of ``GET /v1/videos/{id}/events``: the job as it is now, and a frame as far as it is made."""
+
+    preview: str | None
+
+
+class VideoListAnswer(Strict):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[VideoAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeletedAnswer(Strict):
+    """Answer of ``DELETE /v1/videos/{id}``."""
+
+    id: str
+    object: Literal["video.deleted"]
+    deleted: bool
 
 
 class TensorMetadata(Strict):

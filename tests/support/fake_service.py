@@ -1,6 +1,6 @@
 """A stand-in for everything behind the front door.
 
-It decodes for real, classifies by mean brightness, and chats by rote.
+It decodes for real, classifies by mean brightness, and chats by rote; ``tests.support.fake_videos`` has its video jobs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from serving.domain import Classification, ClassifyReply, ClassifyRequest, Image
 from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ChatModelCard, ModelCard
+from serving.service import ChatModelCard, ModelCard, VideoModelCard
+from tests.support.fake_videos import FakeVideos
 
 MODEL = "fake-nano"
 CHAT_MODEL = "fake-chat"
@@ -44,7 +45,7 @@ def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
     )
 
 
-class FakeService:
+class FakeService(FakeVideos):
     """Records what it is asked.
 
     ``error`` is raised for the requests that ``fails_on`` picks; ``gate``, if given, is waited for before each answer.
@@ -65,7 +66,10 @@ class FakeService:
         words: Sequence[str] = WORDS,
         chat_gates: Mapping[int, asyncio.Event] | None = None,
         chat_errors: Mapping[int, BaseException] | None = None,
+        video_cards: Sequence[VideoModelCard] = (),
+        is_fast: bool = False,
     ) -> None:
+        super().__init__(video_cards, is_fast)
         self.cards = tuple(cards)
         self.error = error
         self.fails_on = fails_on

@@ -1,0 +1,214 @@
+"""Video jobs in memory, for tests of what clients see. A job goes on when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from serving.errors import InvalidRequest, UnknownVideo
+from serving.jobs.base import JobPage
+from serving.service import VideoModelCard
+from serving.video.domain import (
+    Artefact,
+    JobError,
+    JobStatus,
+    VideoJob,
+    VideoRequest,
+    VideoSettings,
+    VideoUpdate,
+)
+
+VIDEO_MODEL = "fake-video"
+CREATED_S = 1_790_000_000.0
+CLIP = b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 2000
+"""Stands for an MP4 of more than one piece."""
+THUMBNAIL = b"\xff\xd8\xff" + bytes(100)
+NUM_STEPS = 4
+REPORT = {
+    "operating_point": "quick",
+    "energy_j": 1.5,
+    "energy_source": "estimate",
+    "queue_ms": 2.0,
+    "compute_ms": 250.0,
+    "stages_s": {"text": 0.01, "denoise": 0.2, "decode": 0.04},
+    "sparsity": 0.5,
+    "peak_bytes": 4096,
+    "resumed_at_step": 0,
+}
+
+
+def make_video_card(model: str = VIDEO_MODEL) -> VideoModelCard:
+    return VideoModelCard(
+        id=model,
+        created_s=1_700_000_002,
+        sizes=((64, 64),),
+        num_frames=(29, 93),
+        fps=8,
+        max_steps=100,
+        samplers=("euler_ancestral", "ddim", "consistency"),
+        attention=("dense", "tile"),
+        checkpoint_sha256="ef" * 32,
+        operating_points=("full", "quick"),
+    )
+
+
+def make_settings(request: VideoRequest) -> VideoSettings:
+    return VideoSettings(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width or 64,
+        height=request.height or 64,
+        num_frames=request.num_frames or 29,
+        fps=request.fps or 8,
+        num_steps=request.num_inference_steps or NUM_STEPS,
+        guidance_scale=5.0 if request.guidance_scale is None else request.guidance_scale,
+        seed=request.seed or 0,
+        sampler=request.sampler or "euler_ancestral",
+        attention=request.attention or "dense",
+        output_format=request.output_format,
+    )
+
+
+class FakeVideos:
+    """Part of ``FakeService``. ``video_error`` is raised by every method; ``is_fast``: jobs are done when created."""
+
+    def __init__(self, video_cards: Sequence[VideoModelCard] = (), is_fast: bool = False) -> None:
+        self.video_cards = tuple(video_cards)
+        self.is_fast = is_fast
+        self.video_error: BaseException | None = None
+        self.video_requests: list[VideoRequest] = []
+        self.jobs: dict[str, VideoJob] = {}
+        self.cancelled: list[str] = []
+        self.previews: dict[str, bytes] = {}
+        self.watchers = 0
+        self.read_error_at: int | None = None
+        """Reads of a file from this byte on fail."""
+        self.created = asyncio.Event()
+        self._changes: list[asyncio.Event] = []
+
+    # -- what tests do -----------------------------------------------------------------------------------------------
+
+    def change(self, video_id: str, **changes: Any) -> None:
+        """Set fields of a job; watchers hear of it."""
+        self.jobs[video_id] = replace(self.jobs[video_id], **changes)
+        for change in self._changes:
+            change.set()
+
+    def run_steps(self, video_id: str, step: int) -> None:
+        """The job is at a step."""
+        self.change(
+            video_id,
+            status=JobStatus.IN_PROGRESS, stage="denoise", step=step, attempts=1, started_at_s=CREATED_S + 1,
+            remaining_s=10.0 - step,
+        )  # fmt: skip
+
+    def complete(self, video_id: str, clip: bytes = CLIP) -> None:
+        """The job has its clip."""
+        is_gif = self.jobs[video_id].settings.output_format == "gif"
+        files = {"video": (clip, "image/gif" if is_gif else "video/mp4"), "thumbnail": (THUMBNAIL, "image/jpeg")}
+        self.change(
+            video_id,
+            status=JobStatus.COMPLETED, stage="done", step=self.jobs[video_id].settings.num_steps, report=REPORT,
+            completed_at_s=CREATED_S + 12, expires_at_s=CREATED_S + 3600,
+            artefacts={
+                name: Artefact(
+                    key=f"{video_id}/{name}", media_type=kind, num_bytes=len(data),
+                    sha256=hashlib.sha256(data).hexdigest(),
+                )
+                for name, (data, kind) in files.items()
+            },
+        )  # fmt: skip
+
+    def fail(self, video_id: str, code: str = "engine_failed", message: str = "the model failed") -> None:
+        """The job ends without a clip."""
+        error = JobError(code=code, message=message)
+        self.change(video_id, status=JobStatus.FAILED, error=error, completed_at_s=CREATED_S + 3)
+
+    # -- serving.service.VideoService --------------------------------------------------------------------------------
+
+    def video_models(self) -> tuple[VideoModelCard, ...]:
+        return self.video_cards
+
+    async def create_video(self, request: VideoRequest) -> VideoJob:
+        self._check()
+        self.video_requests.append(request)
+        number = len(self.video_requests)
+        job = VideoJob(
+            id=f"video_{request.idempotency_key or number:0>4}",
+            owner=request.tenant,
+            model=request.model,
+            settings=make_settings(request),
+            created_at_s=CREATED_S + number,
+            predicted_s=10.0,
+            predicted_j=60.0,
+            operating_point="quick",
+            priority=request.budget.priority,
+            user=request.user,
+        )
+        self.jobs.setdefault(job.id, job)
+        if self.is_fast:
+            self.run_steps(job.id, 1)
+            self.complete(job.id)
+        self.created.set()
+        return self.jobs[job.id]
+
+    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+        self._check()
+        job = self.jobs.get(video_id)
+        if job is None or job.owner != owner:
+            raise UnknownVideo(f"no video has the id {video_id}", param="id")
+        return job
+
+    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        self._check()
+        jobs = [job for job in self.jobs.values() if job.owner == owner]
+        jobs.sort(key=lambda job: job.created_at_s, reverse=newest_first)
+        ids = [job.id for job in jobs]
+        if after is not None and after not in ids:
+            raise InvalidRequest(f"after names no video: {after}", param="after")
+        start = 0 if after is None else ids.index(after) + 1
+        return JobPage(jobs=tuple(jobs[start : start + limit]), has_more=len(jobs) > start + limit)
+
+    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
+        job = await self.get_video(owner, video_id)
+        self.cancelled.append(video_id)
+        if not job.status.is_final:
+            self.fail(video_id, "cancelled", "the job was cancelled")
+        return self.jobs[video_id]
+
+    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
+        job = await self.get_video(owner, video_id)
+        if not job.status.is_final:
+            return await self.cancel_video(owner, video_id)
+        return self.jobs.pop(video_id)
+
+    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+        if self.read_error_at is not None and start >= self.read_error_at:
+            raise UnknownVideo("the file is gone", param="id")
+        data = THUMBNAIL if artefact.key.endswith("thumbnail") else CLIP
+        return data[start:end]
+
+    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        changed = asyncio.Event()
+        self._changes.append(changed)
+        self.watchers += 1
+        try:
+            while True:
+                changed.clear()
+                job = await self.get_video(owner, video_id)
+                left_s = job.remaining_s
+                finish_at_s = None if left_s is None or job.status.is_final else CREATED_S + left_s
+                yield VideoUpdate(job=job, finish_at_s=finish_at_s, preview=self.previews.get(video_id))
+                if job.status.is_final:
+                    return
+                await changed.wait()
+        finally:
+            self.watchers -= 1
+            self._changes.remove(changed)
+
+    def _check(self) -> None:
+        if self.video_error is not None:
+            raise self.video_error
