@@ -54,10 +54,9 @@ class Crops(IterableDataset[Tensor]):
 
     def _any_crop(self, rng: np.random.Generator) -> Clip:
         scene = sample_scene(rng, two=0.4, held_out=self._held_out)
-        clip = render(scene, FRAMES, rng)
-        first = int(rng.integers(0, FRAMES - self._frames + 1))
+        clip = render(scene, self._frames, rng)
         top, left = (int(rng.integers(0, SIZE - self._side + 1)) for _ in range(2))
-        return clip[first : first + self._frames, top : top + self._side, left : left + self._side]
+        return clip[:, top : top + self._side, left : left + self._side]
 
 
 def to_pixels(clip: Tensor) -> Tensor:
