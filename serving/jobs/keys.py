@@ -1,0 +1,38 @@
+"""Key names of the job index. All lie in one slot of a cluster, because one script touches several of them.
+
+No key of a job that is not over has a lifetime, so that ``volatile-lru`` evicts none of them; final records have one.
+
+    P:job:ID       hash: the record as created (JSON), and everything that changes beside it
+    P:queue:MODEL  sorted set: jobs that wait, by ``schedulers.video_urgency.queue_key``
+    P:waiting      set: jobs that wait, of all models
+    P:load         hash: predicted microseconds of the jobs that wait, by model
+    P:leases       sorted set: running jobs, by when their lease expires (ms, the server's clock)
+    P:owner:OWNER  sorted set: an owner's jobs by creation
+    P:open:OWNER   set: an owner's jobs that are not over
+    P:ended        sorted set: "ID OWNER" by when the record expires; the owner's list is swept by it
+    P:claim:TOKEN  string with a lifetime: which job a claim was given, should its answer be lost
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from serving.stores.keys import PREFIX
+
+JOBS: Final = f"{PREFIX}:{{jobs}}"
+"""``P`` above; the scripts append the rest."""
+
+
+def job(job_id: str) -> str:
+    """The record of a job."""
+    return f"{JOBS}:job:{job_id}"
+
+
+def queue(model: str) -> str:
+    """The jobs of a model that wait."""
+    return f"{JOBS}:queue:{model}"
+
+
+def load() -> str:
+    """Predicted work that waits."""
+    return f"{JOBS}:load"
