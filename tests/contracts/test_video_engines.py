@@ -53,9 +53,10 @@ async def test_same_settings_give_the_same_clip_and_another_seed_another(engine:
     assert not np.array_equal(first, await clip(engine, video_settings(seed=6)))
 
 
+@pytest.mark.parametrize("attention", ["dense", "tile:1:2"])
 @pytest.mark.parametrize("after", [0, 1, 3, 4])
-async def test_clip_resumed_from_a_snapshot_is_the_same(engine: VideoEngine, after: int) -> None:
-    settings = video_settings()
+async def test_clip_resumed_from_a_snapshot_is_the_same(engine: VideoEngine, after: int, attention: str) -> None:
+    settings = video_settings(attention=attention)
     whole = await clip(engine, settings)
     await engine.admit("first", settings)
     await run_steps(engine, "first", count=after)
@@ -182,7 +183,7 @@ async def test_prompt_that_is_too_long_is_refused(engine: VideoEngine, name: str
     assert caught.value.param == name
 
 
-@pytest.mark.parametrize("attention", ["dense", "ras:0.5"])
+@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "ras:0.5"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 async def test_no_more_is_held_than_was_predicted_and_nothing_after_release(
     engine: VideoEngine, attention: str, guidance_scale: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from models.attention.dense import DENSE
+from models.attention.tile_attention import TileAttention
+from models.attention.tile_mask import TileMask
 from models.opensora.config import OpenSoraConfig
 from models.ras.config import RasConfig
 from models.ras.state import RasState, predicted_bytes
@@ -13,6 +15,9 @@ from serving.engines.video.attention_state import AttentionState, RasAttentionSt
 from serving.engines.video.memory import RequestShape
 from serving.errors import UnsupportedVideo
 from serving.video.domain import AttentionKind, VideoSettings
+
+_GATHERED_BYTES = 16 << 20
+"""Most keys that tile attention puts side by side in one call, if more than one frame's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,10 @@ class AttentionMaker:
         match setting.kind:
             case AttentionKind.DENSE:
                 return StatelessAttention(setting, DENSE)
+            case AttentionKind.TILE:
+                grid = config.grid(*shape.latents[2:])
+                mask = TileMask(num_frames=grid[0], references=setting.references)
+                return StatelessAttention(setting, TileAttention([mask] * config.num_layers, grid), mask.sparsity)
             case AttentionKind.RAS:
                 ras = replace(self.ras, share=setting.amount)
                 state = RasState(ras, num_steps=settings.num_steps, guidance_scale=settings.guidance_scale)
@@ -49,3 +58,12 @@ class AttentionMaker:
                 itemsize=shape.dtype.itemsize,
             )
         return 0
+
+    def step_bytes(self, setting: AttentionSetting, config: OpenSoraConfig, shape: RequestShape) -> int:
+        """Most that a step takes on top of a dense one's activations."""
+        if setting.kind is not AttentionKind.TILE:
+            return 0
+        frames = setting.references + setting.others
+        frame = shape.rows * shape.num_tokens(config) * config.width * shape.dtype.itemsize // frames
+        gathered = frame * (setting.references + 1)
+        return 2 * min(setting.others * gathered, max(gathered, _GATHERED_BYTES))

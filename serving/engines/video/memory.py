@@ -60,8 +60,9 @@ class RequestShape:
         return frames * height * width
 
 
-def predict(config: OpenSoraConfig, shape: RequestShape, attention_bytes: int) -> VideoMemory:
-    """Bytes of one request alone; in a batch, activations add up."""
+def predict(config: OpenSoraConfig, shape: RequestShape, attention_bytes: int, step_bytes: int = 0) -> VideoMemory:
+    """Bytes of one request alone; in a batch, activations add up. ``attention_bytes`` are held, ``step_bytes`` added to
+    a dense step's activations."""
     numbers = torch.Size(shape.latents).numel()
     text, tokens = shape.rows * shape.text_tokens, shape.num_tokens(config)
     copies = _TOKEN_COPIES * shape.rows * tokens + _ROW_COPIES * shape.rows + _TEXT_COPIES * text
@@ -71,5 +72,5 @@ def predict(config: OpenSoraConfig, shape: RequestShape, attention_bytes: int) -
         latents_bytes=2 * numbers * FLOAT_BYTES,
         text_bytes=text * (config.caption_channels * shape.dtype.itemsize + 1),
         attention_bytes=attention_bytes,
-        activation_bytes=copies * config.width * shape.dtype.itemsize + positions + outputs,
+        activation_bytes=copies * config.width * shape.dtype.itemsize + positions + outputs + step_bytes,
     )

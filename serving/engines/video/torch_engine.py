@@ -132,8 +132,9 @@ class TorchVideoEngine:
         """By what it is for. Raises: ClientError."""
         setting = self._options.limits.check(settings)
         config, shape = self._of(settings).transformer.config, self._shape(settings)
-        attention_bytes = self._options.attention.predicted_bytes(setting, config, shape)
-        return predict(config, shape, attention_bytes)
+        maker = self._options.attention
+        attention_bytes = maker.predicted_bytes(setting, config, shape)
+        return predict(config, shape, attention_bytes, maker.step_bytes(setting, config, shape))
 
     def predicted_bytes(self, settings: VideoSettings) -> int:
         """Latents, text, caches and the activations of a step alone."""

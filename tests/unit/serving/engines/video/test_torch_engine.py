@@ -57,7 +57,7 @@ async def latents(engine: TorchVideoEngine, job_id: str) -> Tensor:
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["dense", "ras:0.5", "ras:1"])
+@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "ras:0.5", "ras:1"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 async def test_batched_step_equals_single_steps(
     engine: TorchVideoEngine, attention: str, guidance_scale: float
@@ -80,6 +80,29 @@ async def test_batched_step_equals_single_steps(
             alone = await latents(engine, f"alone-{index}")
             difference = (await latents(engine, names[index]) - alone).abs().max()
             assert difference <= 1e-5 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", ["tile:3:0", "tile:2:1"])
+async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: TorchVideoEngine, name: str) -> None:
+    for job_id, attention in (("dense", "dense"), ("tile", name)):
+        await engine.admit(job_id, video_settings(attention=attention))
+        for _ in range(2):
+            (outcome,) = await engine.run_step([job_id])
+            assert isinstance(outcome, StepDone)
+    assert outcome.sparsity == 0
+    dense = await latents(engine, "dense")
+    assert (await latents(engine, "tile") - dense).abs().max() <= 1e-5 * dense.abs().max()
+
+
+async def test_tile_mask_leaves_out_its_share_in_every_step(engine: TorchVideoEngine) -> None:
+    await engine.admit("dense", video_settings())
+    await engine.admit("tile", video_settings(attention="tile:1:2"))
+    for _ in range(2):
+        await engine.run_step(["dense"])
+        (outcome,) = await engine.run_step(["tile"])
+        assert isinstance(outcome, StepDone)
+        assert outcome.sparsity == pytest.approx(2 / 9)
+    assert not torch.allclose(await latents(engine, "tile"), await latents(engine, "dense"))
 
 
 async def test_share_one_of_region_adaptive_sampling_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
@@ -286,11 +309,14 @@ async def test_prediction_is_close_to_what_is_held(
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("num_frames", [1, 9])
-async def test_step_takes_no_more_than_was_predicted(guidance_scale: float, num_frames: int) -> None:
+@pytest.mark.parametrize(
+    ("num_frames", "attention"),
+    [(1, "dense"), (9, "dense"), (93, "dense"), (1, "tile:1:0"), (9, "tile:1:2"), (93, "tile:12:12"), (9, "ras:0.5")],
+)
+async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
     """Counted at every operation of the step, in the thread that runs it."""
     weights = tiny_weights()
-    engine = engine_with(weights)
+    engine = engine_with(weights, replace(OPTIONS, limits=replace(LIMITS, num_frames=(1, 9, 93))))
     await engine.start()
     live = LiveBytes()
     whole = engine._run
@@ -300,11 +326,12 @@ async def test_step_takes_no_more_than_was_predicted(guidance_scale: float, num_
             return whole(states)  # type: ignore[arg-type]
 
     engine._run = counted  # type: ignore[method-assign, assignment]
-    settings = video_settings(guidance_scale=guidance_scale, num_frames=num_frames)
+    settings = video_settings(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
     await engine.admit("job", settings)
     (outcome,) = await engine.run_step(["job"])
     assert isinstance(outcome, StepDone)
-    predicted = engine.predicted_memory(settings).activation_bytes
+    memory = engine.predicted_memory(settings)
+    predicted = memory.activation_bytes + memory.attention_bytes
     assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
     await engine.stop()
 
