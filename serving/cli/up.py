@@ -122,7 +122,7 @@ def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
         return
     from serving.stores.redis_server import EmbeddedRedis
 
-    server = EmbeddedRedis(config.redis_socket.parent)
+    server = EmbeddedRedis(config.redis_socket.parent, is_persistent=bool(config.settings.video_models))
     with console.status("starting Redis"):
         server.start()
     try:
