@@ -18,7 +18,7 @@ class TextEncoder:
     """Frozen. ``max_tokens`` is the length that every caption is padded to (OSP v1.2: 512)."""
 
     def __init__(self, model: MT5EncoderModel, tokenizer: Any, max_tokens: int) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 

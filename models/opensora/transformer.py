@@ -188,7 +188,8 @@ class Block(nn.Module):
         x = x + gate * self.attn1.merge(attended)
         x = x + self._read_text(x, conditioning.text, text_mask)
         h = self._norm(x) * (1 + scale_ff) + shift_ff
-        return x + gate_ff * self.ff(h)
+        out: Tensor = x + gate_ff * self.ff(h)
+        return out
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)

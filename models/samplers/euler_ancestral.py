@@ -53,7 +53,8 @@ class EulerAncestral:
 
     def scale_input(self, latents: Tensor, step: int) -> Tensor:
         """See ``Sampler``."""
-        return latents / (float(self._sigmas[step]) ** 2 + 1) ** 0.5
+        scale: float = (float(self._sigmas[step]) ** 2 + 1) ** 0.5
+        return latents / scale
 
     def denoised(self, latents: Tensor, output: Tensor, step: int) -> Tensor:
         """See ``Sampler``."""
@@ -64,7 +65,7 @@ class EulerAncestral:
         now, then = float(self._sigmas[step]), float(self._sigmas[step + 1])
         up: float = (then**2 * (now**2 - then**2) / now**2) ** 0.5
         down: float = (then**2 - up**2) ** 0.5
-        moved = latents + output * (down - now)
+        moved: Tensor = latents + output * (down - now)
         if up == 0:
             return moved
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32)
