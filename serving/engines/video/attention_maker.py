@@ -26,9 +26,6 @@ class AttentionMaker:
 
     ras: RasConfig = field(default_factory=RasConfig)
 
-    def check(self, setting: AttentionSetting, config: OpenSoraConfig) -> None:
-        """Raises: UnsupportedVideo: not for this model."""
-
     def make(
         self, setting: AttentionSetting, settings: VideoSettings, config: OpenSoraConfig, shape: RequestShape
     ) -> AttentionState:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+from models.vdit.spec import SamplerRange, VideoModelSpec
 from serving.engines.video.attention_setting import AttentionSetting, parse_attention
 from serving.errors import PromptTooLong, UnsupportedVideo
 from serving.video.domain import AttentionKind, VideoSettings
@@ -14,40 +15,65 @@ FRAME_STRIDE = 4
 """Frames of the clip for each latent frame after the first."""
 
 
+def _default_samplers() -> Mapping[str, SamplerRange]:
+    return {
+        "euler_ancestral": SamplerRange(variant="teacher", min_steps=1, max_steps=100, default_steps=50),
+        "ddim": SamplerRange(variant="teacher", min_steps=1, max_steps=100, default_steps=20),
+        "consistency": SamplerRange(variant="student", min_steps=4, max_steps=8, default_steps=4, multiple=4),
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoLimits:
-    """``sizes`` are (width, height). ``samplers`` are those of each variant; ``num_frames`` are what it was trained
-    on: others give noise. ``max_prompt_characters`` bounds the work of the tokenizer; tokens are counted by it."""
+    """``sizes`` are (width, height). ``samplers`` by name, with the variant and the steps that each was made for;
+    ``num_frames`` are what the checkpoint was trained on: others give noise. ``max_prompt_characters`` bounds the work
+    of the tokenizer; tokens are counted by it."""
 
     sizes: tuple[tuple[int, int], ...] = ((64, 64),)
     num_frames: tuple[int, ...] = (29, 93)
-    samplers: tuple[tuple[str, tuple[str, ...]], ...] = (
-        ("teacher", ("euler_ancestral", "ddim")),
-        ("student", ("consistency",)),
-    )
-    max_steps: int = 100
+    samplers: Mapping[str, SamplerRange] = field(default_factory=_default_samplers)
     max_guidance_scale: float = 20.0
     fps: tuple[int, int] = (1, 60)
     attention: tuple[AttentionKind, ...] = tuple(AttentionKind)
     max_prompt_characters: int = 4096
+
+    @classmethod
+    def of_model(cls, spec: VideoModelSpec) -> VideoLimits:
+        """What a checkpoint was made for."""
+        return cls(
+            sizes=((spec.width, spec.height),),
+            num_frames=spec.frame_counts,
+            samplers=dict(spec.samplers),  # a plain one travels to other processes
+            max_guidance_scale=spec.max_guidance,
+            max_prompt_characters=spec.max_prompt_chars,
+        )
 
     def check(self, settings: VideoSettings) -> AttentionSetting:
         """Pass the settings, or say what is wrong with the first that cannot be done.
 
         Raises: UnsupportedVideo, PromptTooLong.
         """
-        samplers = dict(self.samplers)
-        _one_of("variant", settings.variant, samplers)
-        _one_of("sampler", settings.sampler, samplers[settings.variant])
+        self._check_sampler(settings)
         sizes = [f"{width}x{height}" for width, height in self.sizes]
         _one_of("size", f"{settings.width}x{settings.height}", sizes)
         _one_of("num_frames", settings.num_frames, self.num_frames)
-        _within("num_inference_steps", settings.num_steps, 1, self.max_steps)
         _within("fps", settings.fps, *self.fps)
         _within("guidance_scale", settings.guidance_scale, 1, self.max_guidance_scale)
         _within("seed", settings.seed, 0, 2**63 - 1)
         self._check_prompts(settings)
         return self._check_attention(settings)
+
+    def _check_sampler(self, settings: VideoSettings) -> None:
+        _one_of("variant", settings.variant, sorted({made.variant for made in self.samplers.values()}))
+        names = [name for name, made in self.samplers.items() if made.variant == settings.variant]
+        _one_of("sampler", settings.sampler, names)
+        steps = self.samplers[settings.sampler]
+        _within("num_inference_steps", settings.num_steps, steps.min_steps, steps.max_steps)
+        if settings.num_steps % steps.multiple:
+            raise UnsupportedVideo(
+                f"num_inference_steps is {settings.num_steps}; {settings.sampler} takes multiples of {steps.multiple}",
+                param="num_inference_steps",
+            )
 
     def _check_prompts(self, settings: VideoSettings) -> None:
         for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):

@@ -27,7 +27,7 @@ from serving.engines.video.memory import RequestShape, VideoMemory, predict
 from serving.engines.video.preview import LatentColours
 from serving.engines.video.request_state import Progress, RequestState, first_latents, read_snapshot, rows_of
 from serving.engines.video.weights import VideoWeights
-from serving.errors import EngineFailed, PromptTooLong, ServingError, UnsupportedVideo
+from serving.errors import EngineFailed, PromptTooLong, ServingError
 from serving.video.domain import VideoSettings
 
 _log = structlog.get_logger(__name__)
@@ -115,18 +115,13 @@ class TorchVideoEngine:
 
     def check_settings(self, settings: VideoSettings) -> None:
         """Refuse what this checkpoint cannot do. Raises: UnsupportedVideo, PromptTooLong."""
-        setting = self._options.limits.check(settings)
+        self._options.limits.check(settings)
         weights = self._of(settings)
         for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):
             if (tokens := weights.count_tokens(text)) > weights.max_text_tokens:
                 raise PromptTooLong(
                     f"{name} has {tokens} tokens; limit is {weights.max_text_tokens}; shorten it", param=name
                 )
-        self._options.attention.check(setting, weights.transformer.config)
-        try:
-            weights.make_sampler(settings.sampler, settings.num_steps)
-        except ValueError as error:
-            raise UnsupportedVideo(str(error), param="num_inference_steps") from None
 
     def predicted_memory(self, settings: VideoSettings) -> VideoMemory:
         """By what it is for. Raises: ClientError."""

@@ -89,7 +89,7 @@ async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: To
         for _ in range(2):
             (outcome,) = await engine.run_step([job_id])
             assert isinstance(outcome, StepDone)
-    assert outcome.sparsity == 0
+            assert outcome.sparsity == 0
     dense = await latents(engine, "dense")
     assert (await latents(engine, "tile") - dense).abs().max() <= 1e-5 * dense.abs().max()
 
@@ -249,7 +249,7 @@ async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str
         "step": Gate(weights.transformer.patchify),
         "decode": Gate(weights.decode),
     }
-    weights.transformer.patchify = gates["step"]  # type: ignore[method-assign]
+    weights.transformer.patchify = gates["step"]  # type: ignore[method-assign, assignment]
     weights = replace(weights, encode_text=gates["text"], decode=gates["decode"])
     engine = engine_with(weights, replace(OPTIONS, stuck_after_s=0.2))
     await engine.start()
@@ -286,8 +286,8 @@ async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -
 
 
 async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: TorchVideoEngine) -> None:
-    with pytest.raises(UnsupportedVideo, match="segments") as caught:
-        engine.check_settings(video_settings(variant="student", sampler="consistency", num_steps=3))
+    with pytest.raises(UnsupportedVideo, match="multiples of 4") as caught:
+        engine.check_settings(video_settings(variant="student", sampler="consistency", num_steps=6))
     assert caught.value.param == "num_inference_steps"
 
 
