@@ -1,120 +1,206 @@
-"""Files of jobs in a store that every gateway and replica reaches: a folder, or whatever fsspec has a driver for."""
+"""Files of jobs in a shared store: finished clips, thumbnails, previews, checkpoints of latents.
+
+A folder, or any URL that fsspec knows. Keys are relative (``jobs/ID/NAME``) and checked. Whatever is named by a key is
+whole: local files are written beside their place and renamed, objects appear when their upload ends. All I/O runs in
+threads and under a deadline; a call that is over its deadline goes on unseen, and harms nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from serving.errors import ConfigError, StoreUnavailable
+from serving.errors import ConfigError, EngineFailed, StoreUnavailable
 from serving.video.domain import Artefact
 
 T = TypeVar("T")
-_KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
-_TIMEOUT_S = 30.0
+_PART: Final = re.compile(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,127}")
+_MAX_KEY: Final = 512
+_NUM_THREADS: Final = 8
 
 
 class ArtefactStore:
-    """``url``: a folder, or a URL such as s3://bucket/prefix, whose driver the operator installs.
+    """One per process; ``close`` when done. Safe to use from several loops.
 
-    Every method does its blocking work on a thread, in ``timeout_s`` at most.
+    ``url``: a folder (absolute or not), ``file://``, ``memory://``, or an object store such as ``s3://bucket/prefix``,
+    whose driver has to be installed; it takes its credentials as that driver is used to. ``timeout_s`` bounds a call.
 
-    Raises: ConfigError: no driver for that URL.
+    Raises: ConfigError: nothing knows such URLs, or the driver is not installed.
     """
 
-    def __init__(self, url: str, timeout_s: float = _TIMEOUT_S) -> None:
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"jobs.store {url!r} cannot be used: {error}") from None
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s is {timeout_s}; need a positive number")
+        self._fs, self._root = _open(url)
         self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="artefacts")
 
-    async def put(self, key: str, data: bytes, media_type: str) -> Artefact:
-        """Write a file, whole or not at all. Raises: StoreUnavailable."""
+    def close(self) -> None:
+        """Let go of the threads; calls that run go on to their end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> Artefact:
+        """Write a file; one of that key before is replaced at once.
+
+        Raises: StoreUnavailable: the store cannot be reached, is full, or took too long.
+        """
         path = self._path(key)
-        await self._do("write", lambda: self._write(path, data))
-        return Artefact(key=key, media_type=media_type, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return await self._in_thread(lambda: self._put(path, key, data, media_type))
+
+    def _put(self, path: str, key: str, data: bytes, media_type: str) -> Artefact:
+        if isinstance(self._fs, LocalFileSystem):
+            _write_local(Path(path), data)
+        else:
+            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self._fs.pipe_file(path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return Artefact(key=key, media_type=media_type, num_bytes=len(data), sha256=digest)
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes from ``start`` up to, not including, ``end``. Raises: FileNotFoundError, StoreUnavailable."""
+        """A file, or its bytes from ``start`` up to and without ``end``; fewer where it is shorter.
+
+        Raises: FileNotFoundError; StoreUnavailable; ValueError: not 0 <= start <= end.
+        """
+        if start < 0 or (end is not None and end < start):
+            raise ValueError(f"range {start}:{end} of {key}: need 0 <= start <= end")
         path = self._path(key)
-        return await self._do("read", lambda: bytes(self._files.cat_file(path, start=start, end=end)))
+        return await self._in_thread(lambda: self._read(path, start, end))
+
+    def _read(self, path: str, start: int, end: int | None) -> bytes:
+        if end is None and start == 0:
+            return bytes(self._fs.cat_file(path))
+        num_bytes = self._fs.size(path)
+        stop = num_bytes if end is None else min(end, num_bytes)
+        return bytes(self._fs.cat_file(path, start=start, end=stop)) if start < stop else b""
+
+    async def read_artefact(self, artefact: Artefact) -> bytes:
+        """A whole file that is what it was when it was written.
+
+        Raises: FileNotFoundError; StoreUnavailable; EngineFailed: somebody has changed it.
+        """
+        data = await self.read(artefact.key)
+        if len(data) != artefact.num_bytes or hashlib.sha256(data).hexdigest() != artefact.sha256:
+            raise EngineFailed("the stored file is damaged; make the clip again")
+        return data
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a file. Raises: StoreUnavailable."""
         path = self._path(key)
-        return await self._do("look up", lambda: bool(self._files.exists(path)))
+        return await self._in_thread(lambda: bool(self._fs.isfile(path)))
 
-    async def delete(self, key: str) -> None:
-        """Remove a file, or everything below a folder. Nothing there is no error. Raises: StoreUnavailable."""
-        path = self._path(key)
-        await self._do("delete", lambda: self._remove(path))
+    async def delete(self, prefix: str) -> None:
+        """Remove a file, or a folder with all that is in it. Nothing there is no error. Raises: StoreUnavailable."""
+        path = self._path(prefix)
+        await self._in_thread(lambda: self._delete(path))
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+
+    # -- clean-up ----------------------------------------------------------------------------------------------------
 
     async def sweep(self, folder: str, older_than_s: float, is_needed: Callable[[str], Awaitable[bool]]) -> int:
         """Remove the folders below ``folder`` whose youngest file is older than that and that nobody needs any more.
 
-        ``is_needed`` is asked by folder name. Returns how many were removed. Raises: StoreUnavailable.
+        ``is_needed`` is asked by folder name; what it raises ends the sweep before anything more is removed. Drafts of
+        writers that died go with their folder. Returns how many were removed. Raises: StoreUnavailable.
         """
-        now_s, root = time.time(), self._path(folder)
-        ages = await self._do("list", lambda: self._youngest(root))
-        num_removed = 0
-        for name, youngest_s in ages.items():
-            if now_s - youngest_s > older_than_s and not await is_needed(name):
+        root = self._path(folder)
+        youngest = await self._in_thread(lambda: self._youngest(root))
+        now_s, num_removed = time.time(), 0
+        for name, youngest_s in sorted(youngest.items()):
+            if now_s - youngest_s > older_than_s and _PART.fullmatch(name) and not await is_needed(name):
                 await self.delete(f"{folder}/{name}")
                 num_removed += 1
         return num_removed
 
-    # -- blocking, on a thread ---------------------------------------------------------------------------------------
-
-    async def _do(self, what: str, work: Callable[[], T]) -> T:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await asyncio.to_thread(work)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # whatever a driver makes of what goes wrong
-            raise StoreUnavailable(f"the store of clips failed to {what}; try again") from error
-
-    def _write(self, path: str, data: bytes) -> None:
-        """Object stores write whole objects; on a file system that is done by renaming."""
-        parent = path.rsplit("/", 1)[0]
-        self._files.makedirs(parent, exist_ok=True)
-        draft = f"{parent}/.{uuid.uuid4().hex}.draft"
-        self._files.pipe_file(draft, data)
-        self._files.mv(draft, path)
-
-    def _remove(self, path: str) -> None:
-        if self._files.exists(path):
-            self._files.rm(path, recursive=True)
-
     def _youngest(self, root: str) -> dict[str, float]:
-        if not self._files.exists(root):
-            return {}
+        """When the last file of each folder was written, Unix seconds."""
         ages: dict[str, float] = {}
-        for path, facts in self._files.find(root, detail=True).items():
-            name = path[len(root.rstrip("/")) + 1 :].split("/", 1)[0]
-            ages[name] = max(ages.get(name, 0.0), _modified_s(facts))
+        for path, facts in self._fs.find(root, detail=True).items():
+            name, is_inside, _ = path[len(root) + 1 :].partition("/")
+            if is_inside:
+                ages[name] = max(ages.get(name, 0.0), _modified_s(facts))
         return ages
 
+    # -- plumbing ----------------------------------------------------------------------------------------------------
+
     def _path(self, key: str) -> str:
-        """Keys come from records: nothing that leaves the root may get through.
+        check_key(key)
+        return f"{self._root}/{key}"
 
-        Raises: ValueError: no such key can exist.
-        """
-        if not _KEY.fullmatch(key) or any(part.startswith("..") or part == "." for part in key.split("/")):
-            raise ValueError(f"{key!r} is no key of a file: parts of letters, digits, '.', '_' and '-', joined by '/'")
-        return f"{self._root.rstrip('/')}/{key}"
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await future
+        except FileNotFoundError:
+            raise
+        except TimeoutError:
+            raise StoreUnavailable(f"the store of clips did not answer within {self._timeout_s:g} s") from None
+        except Exception as error:  # drivers raise what they like
+            raise StoreUnavailable("the store of clips failed") from error
 
 
-def _modified_s(facts: dict[str, Any]) -> float:
-    """Drivers disagree on the name and the type; one that says nothing never has a file removed by age."""
-    value: Any = facts.get("mtime") or facts.get("LastModified") or facts.get("last_modified") or facts.get("created")
+def check_key(key: str) -> None:
+    """Keys are relative, and stay below the root.
+
+    Raises: ValueError: this one might not.
+    """
+    if len(key) > _MAX_KEY or not all(_PART.fullmatch(part) for part in key.split("/")):
+        raise ValueError(f"key {key[:80]!r} is unfit: parts of letters, digits, '.', '_', '-', '=' joined by '/'")
+
+
+def _open(url: str) -> tuple[Any, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ConfigError(f"the driver for store {_scheme(url)} is not installed ({error}); install it") from None
+    except ValueError:
+        known = "a folder, file://, memory://, s3://, gs://, abfs://"
+        raise ConfigError(f"no store is known for {_scheme(url)}; use {known}") from None
+    return fs, root.rstrip("/")
+
+
+def _scheme(url: str) -> str:
+    """Without what may be secret."""
+    return url.split("://", 1)[0] + "://" if "://" in url else "a folder"
+
+
+def _modified_s(facts: Mapping[str, Any]) -> float:
+    """Drivers disagree on name and type. A file without a time is as good as new: it is never removed for its age."""
+    names = ("mtime", "LastModified", "last_modified", "updated", "created")
+    value: Any = next((facts[name] for name in names if facts.get(name) is not None), None)
     if hasattr(value, "timestamp"):
         return float(value.timestamp())
     return float(value) if isinstance(value, int | float) else time.time()
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    """Whole or not at all, also when the machine stops in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
