@@ -9,6 +9,7 @@ Legend: B batch, T frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ class Judge(nn.Module):
         widths = (3, width, 2 * width, 3 * width)
         self.convolutions = nn.ModuleList(
             nn.Conv3d(a, b, 3, stride=(1, 2, 2) if k else (1, 1, 1), padding=1)
-            for k, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for k, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(4, b) for b in widths[1:])
         self.last = nn.Conv3d(widths[-1], 4 * width, 3, stride=2, padding=1)

@@ -85,10 +85,15 @@ def main() -> None:
         step += 1
         if step % 100 == 0:
             log.write(step=step, loss=float(loss.detach()), **accuracy(judge, 4))
-            save_file(judge.half().state_dict(), args.out / "judge.safetensors")
-            judge.float()
+            save(judge, args.out)
     log.write(step=step, **accuracy(judge, 32))
-    save_file(judge.half().state_dict(), args.out / "judge.safetensors")
+    save(judge, args.out)
+
+
+def save(judge: Judge, folder: Path) -> None:
+    """Write half-precision weights."""
+    halves = {name: tensor.half() for name, tensor in judge.state_dict().items()}
+    save_file(halves, folder / "judge.safetensors")
 
 
 @torch.no_grad()
