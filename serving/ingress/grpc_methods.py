@@ -25,6 +25,7 @@ from serving.ingress.oip_http import EXTENSIONS, SERVER_NAME, model_metadata
 from serving.ingress.openapi import vireo_version
 from serving.ingress.schemas import MAX_ID_CHARS
 from serving.ingress.status import message_of
+from serving.ingress.video_grpc import VideoMethods
 from serving.ingress.vireo_wire import message_from_error, message_from_reply, request_from_message
 from serving.limits import IngressLimits
 from serving.service import Service
@@ -33,7 +34,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-class GrpcMethods(ChatMethods):
+class GrpcMethods(ChatMethods, VideoMethods):
     """Mix into the gateway's class and call ``__init__`` from its own.
 
     Server reflection and unknown methods are answered by the gRPC server itself.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +10,8 @@ from serving.domain import Budget, Surface
 from serving.errors import (
     Cancelled,
     RangeNotSatisfiable,
-    ServingError,
     UnknownVideo,
     UnsupportedMediaType,
-    VideoFailed,
-    VideoNotReady,
 )
 from serving.ingress.body import header, read_body, read_into
 from serving.ingress.byte_range import parse_range
@@ -28,6 +23,7 @@ from serving.ingress.http_call import Answer, Call, Handler, HeaderList, error_a
 from serving.ingress.multipart import FormReader
 from serving.ingress.observer import OK
 from serving.ingress.openapi import VARIANTS
+from serving.ingress.video_content import artefact_of, cancel_for_good
 from serving.ingress.video_json import (
     document_from_form,
     document_from_json,
@@ -80,10 +76,12 @@ class VideoPaths:
         job = await service.create_video(request)
         try:
             done = await self._wait(call, job)
-            artefact = _artefact(done, "video")
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._cancel(job)))
+            await cancel_for_good(self._front, job)
             raise
+        if done.status is JobStatus.FAILED:
+            raise error_of(done)
+        artefact = artefact_of(done, "video")
         await self._send_file(call, done, artefact, 0, artefact.num_bytes)
         assert call.visit is not None
         call.visit.outcome = OK
@@ -109,7 +107,7 @@ class VideoPaths:
         if variant not in VARIANTS:
             raise UnknownVideo(f"variant is {shown(variant)}; there are {', '.join(VARIANTS)}", param="variant")
         job = await self._job(call)
-        artefact = _artefact(job, variant)
+        artefact = artefact_of(job, variant)
         limits, etag = self._front.limits, _etag(artefact)
         if etag in _etags(header(call.headers, b"if-none-match", limits)):
             return Answer(b"", 304, artefact.media_type.encode(), ((b"etag", etag.encode()),))
@@ -157,19 +155,13 @@ class VideoPaths:
         return is_last
 
     async def _wait(self, call: Call, job: VideoJob) -> VideoJob:
-        """Raises: Cancelled: the caller is gone; what the job failed of."""
+        """Return the job once it is over. Raises: Cancelled: the caller is gone."""
         updates = self._front.service.watch_video(job.owner, job.id)
         async with EventQueue(updates, receive=call.receive) as queue:
             while True:
                 last = (await queue.take())[-1].job
-                if last.status is JobStatus.FAILED:
-                    raise error_of(last)
-                if last.status is JobStatus.COMPLETED:
+                if last.status.is_final:
                     return last
-
-    async def _cancel(self, job: VideoJob) -> None:
-        with suppress(ServingError):
-            await self._front.service.cancel_video(job.owner, job.id)
 
     async def _request(self, call: Call) -> VideoRequest:
         """Read and parse the body. Raises: ClientError."""
@@ -239,19 +231,6 @@ def _id(call: Call) -> str:
     if not is_video_id(video_id):
         raise UnknownVideo(f"no video has the id {shown(video_id)}", param="id")
     return video_id
-
-
-def _artefact(job: VideoJob, variant: str) -> Artefact:
-    """Raises: VideoNotReady, VideoFailed, UnknownVideo: there is none."""
-    if job.status is JobStatus.FAILED:
-        why = "unknown" if job.error is None else job.error.code
-        raise VideoFailed(f"video {job.id} has no content: it failed ({why}). Create it again", param="id")
-    if job.status is not JobStatus.COMPLETED:
-        raise VideoNotReady(f"video {job.id} is {job.status}, {job.progress} %; wait until it is completed", param="id")
-    artefact = job.artefacts.get(variant)
-    if artefact is None:
-        raise UnknownVideo(f"video {job.id} has no {variant}", param="variant")
-    return artefact
 
 
 def _file_headers(job: VideoJob, artefact: Artefact, num_bytes: int) -> HeaderList:

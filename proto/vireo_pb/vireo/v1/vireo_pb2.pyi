@@ -103,6 +103,30 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The limit of tokens was reached."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _VideoFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VideoFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VIDEO_FORMAT_UNSPECIFIED: _VideoFormat.ValueType  # 0
+    """Treated as VIDEO_FORMAT_MP4."""
+    VIDEO_FORMAT_MP4: _VideoFormat.ValueType  # 1
+    """H.264 in MP4."""
+    VIDEO_FORMAT_GIF: _VideoFormat.ValueType  # 2
+    """An animated GIF."""
+
+class VideoFormat(_VideoFormat, metaclass=_VideoFormatEnumTypeWrapper):
+    """How a finished clip is encoded."""
+
+VIDEO_FORMAT_UNSPECIFIED: VideoFormat.ValueType  # 0
+"""Treated as VIDEO_FORMAT_MP4."""
+VIDEO_FORMAT_MP4: VideoFormat.ValueType  # 1
+"""H.264 in MP4."""
+VIDEO_FORMAT_GIF: VideoFormat.ValueType  # 2
+"""An animated GIF."""
+Global___VideoFormat: _TypeAlias = VideoFormat  # noqa: Y015
+
 @_typing.final
 class Budget(_message.Message):
     """What the caller is willing to spend. An absent field means no limit of that kind."""
@@ -830,3 +854,390 @@ class ChatResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ChatResponse: _TypeAlias = ChatResponse  # noqa: Y015
+
+@_typing.final
+class GenerateVideoRequest(_message.Message):
+    """One clip. An absent field is chosen by the operating point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    FPS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    VIREO_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model id, for example "vdit-nano"; may be empty where one video model is served."""
+    prompt: _builtins.str
+    """What the clip shows."""
+    negative_prompt: _builtins.str
+    """What it does not."""
+    width: _builtins.int
+    """Pixels; both or neither."""
+    height: _builtins.int
+    """Pixels; both or neither."""
+    num_frames: _builtins.int
+    """Length in frames; goes before "seconds"."""
+    seconds: _builtins.float
+    """Length; the nearest number of frames that the model makes."""
+    fps: _builtins.int
+    """Frames per second of the file."""
+    num_inference_steps: _builtins.int
+    """Denoising steps."""
+    guidance_scale: _builtins.float
+    """How much more the prompt counts than the negative prompt; 1 is no guidance."""
+    seed: _builtins.int
+    """Makes the clip repeatable; 0 or more."""
+    sampler: _builtins.str
+    """"euler_ancestral", "ddim" or "consistency"."""
+    attention: _builtins.str
+    """"dense", "tile:K:REST", "adaspa:SPARSITY" or "ras:SHARE"."""
+    output_format: Global___VideoFormat.ValueType
+    """How the clip is encoded."""
+    user: _builtins.str
+    """The caller's own label; returned and not used."""
+    idempotency_key: _builtins.str
+    """Requests with the same key are one job, however often they are sent; empty: each is a job of its own."""
+    detach: _builtins.bool
+    """Whether the job goes on when the call is cancelled; fetch its clip over HTTP then."""
+    @_builtins.property
+    def vireo(self) -> Global___Budget:
+        """Latency, energy, priority and quality."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        negative_prompt: _builtins.str = ...,
+        width: _builtins.int | None = ...,
+        height: _builtins.int | None = ...,
+        num_frames: _builtins.int | None = ...,
+        seconds: _builtins.float | None = ...,
+        fps: _builtins.int | None = ...,
+        num_inference_steps: _builtins.int | None = ...,
+        guidance_scale: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+        sampler: _builtins.str | None = ...,
+        attention: _builtins.str | None = ...,
+        output_format: Global___VideoFormat.ValueType = ...,
+        vireo: Global___Budget | None = ...,
+        user: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        detach: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "detach", b"detach", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "idempotency_key", b"idempotency_key", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "prompt", b"prompt", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "user", b"user", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attention: _TypeAlias = _typing.Literal["attention"]  # noqa: Y015
+    _WhichOneofArgType__attention: _TypeAlias = _typing.Literal["_attention", b"_attention"]  # noqa: Y015
+    _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
+    _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
+    _WhichOneofArgType__height: _TypeAlias = _typing.Literal["_height", b"_height"]  # noqa: Y015
+    _WhichOneofReturnType__num_frames: _TypeAlias = _typing.Literal["num_frames"]  # noqa: Y015
+    _WhichOneofArgType__num_frames: _TypeAlias = _typing.Literal["_num_frames", b"_num_frames"]  # noqa: Y015
+    _WhichOneofReturnType__num_inference_steps: _TypeAlias = _typing.Literal["num_inference_steps"]  # noqa: Y015
+    _WhichOneofArgType__num_inference_steps: _TypeAlias = _typing.Literal["_num_inference_steps", b"_num_inference_steps"]  # noqa: Y015
+    _WhichOneofReturnType__sampler: _TypeAlias = _typing.Literal["sampler"]  # noqa: Y015
+    _WhichOneofArgType__sampler: _TypeAlias = _typing.Literal["_sampler", b"_sampler"]  # noqa: Y015
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
+    _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attention) -> _WhichOneofReturnType__attention | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fps) -> _WhichOneofReturnType__fps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__height) -> _WhichOneofReturnType__height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_frames) -> _WhichOneofReturnType__num_frames | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_inference_steps) -> _WhichOneofReturnType__num_inference_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sampler) -> _WhichOneofReturnType__sampler | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
+
+Global___GenerateVideoRequest: _TypeAlias = GenerateVideoRequest  # noqa: Y015
+
+@_typing.final
+class VideoSettings(_message.Message):
+    """Everything that decides what a clip looks like: the same settings make the same clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_FIELD_NUMBER: _builtins.int
+    FPS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Pixels."""
+    height: _builtins.int
+    """Pixels."""
+    num_frames: _builtins.int
+    """Length in frames."""
+    fps: _builtins.int
+    """Frames per second."""
+    num_inference_steps: _builtins.int
+    """Denoising steps."""
+    guidance_scale: _builtins.float
+    """Guidance."""
+    seed: _builtins.int
+    """Seed of the noise."""
+    sampler: _builtins.str
+    """Sampler."""
+    attention: _builtins.str
+    """Attention."""
+    variant: _builtins.str
+    """Which weights of the model, for example "teacher"."""
+    output_format: Global___VideoFormat.ValueType
+    """How the clip is encoded."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        num_frames: _builtins.int = ...,
+        fps: _builtins.int = ...,
+        num_inference_steps: _builtins.int = ...,
+        guidance_scale: _builtins.float = ...,
+        seed: _builtins.int = ...,
+        sampler: _builtins.str = ...,
+        attention: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        output_format: Global___VideoFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "sampler", b"sampler", "seed", b"seed", "variant", b"variant", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VideoSettings: _TypeAlias = VideoSettings  # noqa: Y015
+
+@_typing.final
+class VideoAccepted(_message.Message):
+    """The job is durable from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPERATING_POINT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    PREDICTED_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_J_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the job, the same as over HTTP."""
+    model: _builtins.str
+    """Model that makes the clip."""
+    operating_point: _builtins.str
+    """Name of the operating point."""
+    predicted_s: _builtins.float
+    """Engine seconds that the job is expected to take."""
+    predicted_j: _builtins.float
+    """Joules that the job is expected to take."""
+    @_builtins.property
+    def settings(self) -> Global___VideoSettings:
+        """What was chosen."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        operating_point: _builtins.str = ...,
+        settings: Global___VideoSettings | None = ...,
+        predicted_s: _builtins.float = ...,
+        predicted_j: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "model", b"model", "operating_point", b"operating_point", "predicted_j", b"predicted_j", "predicted_s", b"predicted_s", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VideoAccepted: _TypeAlias = VideoAccepted  # noqa: Y015
+
+@_typing.final
+class VideoProgress(_message.Message):
+    """How far the job is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    REMAINING_S_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """"queued", "text", "denoise", "decode", "encode" or "done"."""
+    step: _builtins.int
+    """Steps done."""
+    num_steps: _builtins.int
+    """Steps in all."""
+    percent: _builtins.int
+    """0 to 100."""
+    remaining_s: _builtins.float
+    """Seconds until the clip is expected; absent when not known."""
+    preview: _builtins.bytes
+    """A frame as far as it is denoised, JPEG; empty when none is new."""
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        step: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+        percent: _builtins.int = ...,
+        remaining_s: _builtins.float | None = ...,
+        preview: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "num_steps", b"num_steps", "percent", b"percent", "preview", b"preview", "remaining_s", b"remaining_s", "stage", b"stage", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
+    _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
+
+Global___VideoProgress: _TypeAlias = VideoProgress  # noqa: Y015
+
+@_typing.final
+class VideoContent(_message.Message):
+    """Bytes of the file, in order; at most 1 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VideoContent: _TypeAlias = VideoContent  # noqa: Y015
+
+@_typing.final
+class VideoEnd(_message.Message):
+    """The last message of a call that did not fail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    VIREO_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the job."""
+    media_type: _builtins.str
+    """Media type of the file, for example "video/mp4"."""
+    num_bytes: _builtins.int
+    """Bytes of the file."""
+    sha256: _builtins.str
+    """SHA-256 of the file, in hexadecimal."""
+    @_builtins.property
+    def vireo(self) -> Global___Report:
+        """What was picked and what it cost."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        vireo: Global___Report | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vireo", b"vireo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "media_type", b"media_type", "num_bytes", b"num_bytes", "sha256", b"sha256", "vireo", b"vireo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VideoEnd: _TypeAlias = VideoEnd  # noqa: Y015
+
+@_typing.final
+class GenerateVideoResponse(_message.Message):
+    """A message of the stream of a video call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted(self) -> Global___VideoAccepted:
+        """Comes first, once."""
+
+    @_builtins.property
+    def progress(self) -> Global___VideoProgress:
+        """The job has changed."""
+
+    @_builtins.property
+    def content(self) -> Global___VideoContent:
+        """A piece of the file."""
+
+    @_builtins.property
+    def end(self) -> Global___VideoEnd:
+        """The file is complete."""
+
+    def __init__(
+        self,
+        *,
+        accepted: Global___VideoAccepted | None = ...,
+        progress: Global___VideoProgress | None = ...,
+        content: Global___VideoContent | None = ...,
+        end: Global___VideoEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "content", b"content", "end", b"end", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "content", b"content", "end", b"end", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "progress", "content", "end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___GenerateVideoResponse: _TypeAlias = GenerateVideoResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class VireoStub:
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.SerializeToString,
                 response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.GenerateVideo = channel.unary_stream(
+                '/vireo.v1.Vireo/GenerateVideo',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.FromString,
+                _registered_method=True)
 
 
 class VireoServicer:
@@ -79,6 +84,15 @@ class VireoServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateVideo(self, request, context):
+        """Makes a clip from words: the job as accepted, then its progress, then its file in pieces, then one "end". A call
+        that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
+        some progress, ends with a status instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VireoServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +110,11 @@ def add_VireoServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.FromString,
                     response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.SerializeToString,
+            ),
+            'GenerateVideo': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateVideo,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +199,33 @@ class Vireo:
             '/vireo.v1.Vireo/Chat',
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.SerializeToString,
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vireo.v1.Vireo/GenerateVideo',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,11 @@ class VireoStub:
     """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
     some deltas, ends with a status instead.
     """
+    GenerateVideo: _grpc.UnaryStreamMultiCallable[_vireo_pb2.GenerateVideoRequest, _vireo_pb2.GenerateVideoResponse]
+    """Makes a clip from words: the job as accepted, then its progress, then its file in pieces, then one "end". A call
+    that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
+    some progress, ends with a status instead.
+    """
 
 @_typing.type_check_only
 class VireoAsyncStub(VireoStub):
@@ -62,6 +67,11 @@ class VireoAsyncStub(VireoStub):
     Chat: _aio.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]  # type: ignore[assignment]
     """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
     some deltas, ends with a status instead.
+    """
+    GenerateVideo: _aio.UnaryStreamMultiCallable[_vireo_pb2.GenerateVideoRequest, _vireo_pb2.GenerateVideoResponse]  # type: ignore[assignment]
+    """Makes a clip from words: the job as accepted, then its progress, then its file in pieces, then one "end". A call
+    that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
+    some progress, ends with a status instead.
     """
 
 class VireoServicer(metaclass=_abc_1.ABCMeta):
@@ -93,6 +103,17 @@ class VireoServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_vireo_pb2.ChatResponse], _abc.AsyncIterator[_vireo_pb2.ChatResponse]]:
         """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
         some deltas, ends with a status instead.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateVideo(
+        self,
+        request: _vireo_pb2.GenerateVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vireo_pb2.GenerateVideoResponse], _abc.AsyncIterator[_vireo_pb2.GenerateVideoResponse]]:
+        """Makes a clip from words: the job as accepted, then its progress, then its file in pieces, then one "end". A call
+        that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
+        some progress, ends with a status instead.
         """
 
 def add_VireoServicer_to_server(servicer: VireoServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,82 @@
+"""``vireo.v1.Vireo/GenerateVideo``, as a part of the gateway's class."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from serving.domain import Surface
+from serving.ingress.front import Front, Visit
+from serving.ingress.grpc_call import GrpcCall, GrpcContext
+from serving.ingress.observer import OK
+from serving.ingress.video_content import artefact_of, cancel_for_good
+from serving.ingress.video_wire import (
+    message_accepted,
+    message_content,
+    message_end,
+    message_progress,
+    request_from_message,
+)
+from serving.video.domain import JobStatus, VideoRequest
+from serving.video.failures import error_of
+
+MAX_PIECE_BYTES = 1 << 20
+
+Responses = AsyncGenerator[vireo_pb2.GenerateVideoResponse, None]
+
+
+class VideoMethods:
+    """Video over gRPC. Whoever mixes it in sets ``_grpc_front``."""
+
+    _grpc_front: Front
+
+    async def GenerateVideo(self, request: vireo_pb2.GenerateVideoRequest, grpc_context: GrpcContext) -> Responses:
+        """``vireo.v1.Vireo/GenerateVideo``. A call that is cancelled cancels its job, unless it is detached."""
+        call, front = GrpcCall(grpc_context), self._grpc_front
+        visit = front.begin(Surface.GRPC_VIDEO)
+        try:
+            call.authenticate(front)
+            visit.tenant = call.tenant
+            domain_request = request_from_message(
+                request,
+                request_id=call.request_id,
+                tenant=call.tenant,
+                default_model=front.default_video_model(),
+                limits=front.limits,
+            )
+            responses = _responses(domain_request, front, visit, detach=request.detach)
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
+        except Exception as error:
+            known = call.known(error)
+            visit.outcome = known.code
+            call.fail(known)
+        finally:
+            front.end(visit)
+
+
+async def _responses(request: VideoRequest, front: Front, visit: Visit, *, detach: bool) -> Responses:
+    visit.model = front.video_card(request.model).id
+    job = await front.service.create_video(request)
+    try:
+        yield message_accepted(job)
+        async with aclosing(front.service.watch_video(job.owner, job.id)) as updates:
+            async for update in updates:
+                job = update.job
+                yield message_progress(update, time.time())
+    except BaseException:  # GeneratorExit and cancellation among them: the caller is gone
+        if not detach:
+            await cancel_for_good(front, job)
+        raise
+    if job.status is JobStatus.FAILED:
+        raise error_of(job)
+    artefact = artefact_of(job, "video")
+    for start in range(0, artefact.num_bytes, MAX_PIECE_BYTES):
+        end = min(artefact.num_bytes, start + MAX_PIECE_BYTES)
+        yield message_content(await front.service.read_artefact(artefact, start, end))
+    visit.outcome = OK
+    yield message_end(job, artefact)
