@@ -82,20 +82,21 @@ def start_positions(scene: Scene, rng: np.random.Generator) -> list[tuple[float,
     return places
 
 
-def render(scene: Scene, num_frames: int, rng: np.random.Generator) -> Clip:
-    """Draw a scene from random starting points."""
+def render(scene: Scene, num_frames: int, rng: np.random.Generator, *, every: int = 1) -> Clip:
+    """Draw a scene from random starting points; of ``num_frames``, one in ``every``."""
     places = start_positions(scene, rng)
-    clip = np.empty((num_frames, SIZE, SIZE, 3), np.float32)
+    numbers = np.arange(0, num_frames, every, dtype=np.float32)
+    clip = np.empty((len(numbers), SIZE, SIZE, 3), np.float32)
     clip[:] = RGB[scene.background]
     for mover, place in zip(scene.movers, places, strict=True):
-        _draw(clip, mover, place)
+        _draw(clip, numbers, mover, place)
     return clip.round().astype(np.uint8)
 
 
-def _draw(clip: Image, mover: Mover, place: tuple[float, float]) -> None:
+def _draw(clip: Image, numbers: Image, mover: Mover, place: tuple[float, float]) -> None:
     dx, dy = STEP[mover.direction]
     speed = PIXELS_PER_FRAME[mover.speed]
-    frames = np.arange(len(clip), dtype=np.float32) * speed
+    frames = numbers * speed
     x = _wrapped(np.arange(SIZE, dtype=np.float32)[None, :] - (place[0] + dx * frames)[:, None])[:, None, :]
     y = _wrapped(np.arange(SIZE, dtype=np.float32)[None, :] - (place[1] + dy * frames)[:, None])[:, :, None]
     distance = DISTANCE[mover.shape](*np.broadcast_arrays(x, y))
