@@ -1,0 +1,129 @@
+"""Builds what a video replica owns, and starts and stops it in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.vdit.spec import VideoModelSpec
+from schedulers.video import VideoPolicyConfig, VideoScheduler
+from serving.config import ResolvedConfig, VideoModelSettings, threads_for
+from serving.engines.video.base import VideoEngine
+from serving.engines.video.limits import VideoLimits
+from serving.errors import ConfigError
+from serving.jobs.artefacts import ArtefactStore
+from serving.jobs.redis_jobs import RedisJobs
+from serving.jobs.setup import build_index
+from serving.telemetry.video_metrics import VideoMetrics
+from serving.video.checkpoints import Checkpoints
+from serving.video.delivery import Delivery
+from serving.video.models import spec_of
+from serving.video.worker import VideoWorker, WorkerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoParts:
+    """What one replica owns."""
+
+    engine: VideoEngine
+    index: RedisJobs
+    store: ArtefactStore
+    worker: VideoWorker
+    metrics: VideoMetrics
+
+    async def start(self) -> None:
+        """Load the weights, then begin to claim. A dead Redis is no reason not to start."""
+        await self.engine.start()
+        await self.index.start()
+        await self.worker.start()
+
+    async def stop(self) -> None:
+        """Take down in reverse order."""
+        await self.worker.stop()
+        await self.index.stop()
+        self.store.close()
+        await self.engine.stop()
+
+
+def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) -> VideoParts:
+    """Put one replica together. ``name`` is the worker's in leases.
+
+    Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
+    """
+    spec = spec_of(model)
+    engine = build_engine(model, spec)
+    index, store = build_index(config), ArtefactStore(config.artefact_url)
+    metrics = VideoMetrics(model.id, model.watts)
+    policy = VideoPolicyConfig(max_batch=model.max_batch, max_jobs=model.max_jobs, max_held_bytes=model.max_held_bytes)
+    worker = VideoWorker(
+        model=model.id,
+        name=name,
+        engine=engine,
+        scheduler=VideoScheduler(policy),
+        index=index,
+        checkpoints=Checkpoints(store),
+        delivery=Delivery(store),
+        config=WorkerConfig(
+            lease_s=model.lease_s,
+            checkpoint_every=model.checkpoint_every,
+            checkpoint_after_s=model.checkpoint_after_s,
+            ttl_s=config.settings.jobs.ttl_s,
+            watts=model.watts,
+        ),
+        observer=metrics,
+    )
+    return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics)
+
+
+def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine:
+    """The engine of the settings, not started: fake, in this process, or spread over ranks.
+
+    Raises: ConfigError: no weights.
+    """
+    limits = VideoLimits.of_model(spec)
+    if model.engine == "fake":
+        from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+
+        return FakeVideoEngine(FakeVideoOptions(limits=limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
+    if spec.checkpoint_dir is None:
+        raise ConfigError(f"{spec.id} has no weights here: set video_models[].checkpoint_dir to a published folder")
+    import torch
+
+    from serving.deployments.video_weights import LoadWeights
+    from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+
+    torch.set_num_threads(threads_for(model))
+    options = TorchVideoOptions(limits=limits, device=model.device, stuck_after_s=model.stuck_after_s)
+    load = LoadWeights(spec, model.device, model.dtype)
+    if model.ranks == 1:
+        return TorchVideoEngine(options, load)
+    return _ranked(model, options, load)
+
+
+def _ranked(model: VideoModelSettings, options: object, load: object) -> VideoEngine:
+    """One placement group: a bundle of CPUs (and GPUs) for each rank; the first rank is this process."""
+    from typing import Any, cast
+
+    import ray
+
+    from models.parallel.degrees import ParallelDegrees
+    from serving.engines.video.rank import RankRecipe
+    from serving.engines.video.rank_actors import RankActors
+    from serving.engines.video.ranked_engine import RankedVideoEngine
+
+    bundle: Mapping[str, float] = {"CPU": model.cpus} | ({"GPU": model.gpus} if model.gpus else {})
+    group = ray.util.placement_group([dict(bundle)] * model.ranks, strategy="PACK")
+    recipe = RankRecipe(
+        options=cast(Any, options),
+        load=cast(Any, load),
+        degrees=ParallelDegrees(ulysses=model.ranks),
+        num_threads=threads_for(model),
+    )
+    actors = RankActors(
+        num_ranks=model.ranks,
+        cpus=model.cpus,
+        gpus=model.gpus,
+        backend="nccl" if model.gpus else "gloo",
+        placement_group=group,
+    )
+    return RankedVideoEngine(recipe, actors)

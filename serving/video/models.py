@@ -1,0 +1,77 @@
+"""What a gateway and a replica read of a video model before they serve it. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from models.vdit.spec import VideoModelSpec, get_video_spec
+from serving.config import VideoModelSettings
+from serving.errors import ConfigError
+from serving.service import VideoModelCard
+from serving.video.domain import AttentionKind
+
+_WEIGHTS = "diffusion_pytorch_model"
+_NO_WEIGHTS = ("0" * 64, 0)
+
+
+def spec_of(model: VideoModelSettings) -> VideoModelSpec:
+    """Registry entry of a served video model, with its checkpoint folder.
+
+    Raises: ConfigError: unknown id.
+    """
+    try:
+        spec = get_video_spec(model.id)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
+
+
+def checkpoint_of(spec: VideoModelSpec) -> Path:
+    """The folder with its weights.
+
+    Raises: ConfigError: there are none; the message says what to do.
+    """
+    folder = spec.checkpoint_dir
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"video model {spec.id} has no weights here: set video_models[].checkpoint_dir to a folder with "
+            "transformer (or teacher), vae and text_encoder, or serve without it (--set video_models=[])"
+        )
+    return folder
+
+
+def read_card(model: VideoModelSettings, operating_points: tuple[str, ...]) -> VideoModelCard:
+    """What clients may know.
+
+    Raises: ConfigError: unknown id, or no weights.
+    """
+    spec = spec_of(model)
+    sha256, created_s = _NO_WEIGHTS if model.engine == "fake" else weights_identity(checkpoint_of(spec))
+    return VideoModelCard(
+        id=spec.id,
+        created_s=created_s,
+        sizes=((spec.width, spec.height),),
+        num_frames=spec.frame_counts,
+        fps=spec.fps,
+        max_steps=max(steps.max_steps for steps in spec.samplers.values()),
+        samplers=tuple(spec.samplers),
+        attention=tuple(kind.value for kind in AttentionKind),
+        checkpoint_sha256=sha256,
+        operating_points=operating_points,
+    )
+
+
+def weights_identity(folder: Path) -> tuple[str, int]:
+    """SHA-256 over all weights files of a checkpoint, in order of their paths, and when the youngest was made.
+
+    Raises: ConfigError: there are none.
+    """
+    files = sorted(folder.glob(f"*/{_WEIGHTS}*")) + sorted(folder.glob("text_encoder/model*.safetensors"))
+    if not files:
+        raise ConfigError(f"{folder} holds no {_WEIGHTS}.safetensors in any of its folders")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest(), int(max(path.stat().st_mtime for path in files))
