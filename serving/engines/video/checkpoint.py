@@ -1,0 +1,104 @@
+"""A checkpoint folder into the weights that the torch engine runs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.opensora.loading import load_transformer
+from models.samplers.base import Sampler
+from models.samplers.make import make_sampler
+from models.vdit.pipeline import VideoPipeline
+from models.vdit.spec import VideoModelSpec, get_video_spec
+from serving.engines.video.base import Frames
+from serving.engines.video.limits import VideoLimits
+from serving.engines.video.weights import VideoWeights
+
+_BASE = "teacher"
+
+
+def variants(spec: VideoModelSpec) -> tuple[str, ...]:
+    """Those of the registry whose weights are in the folder. The teacher's must be."""
+    folder = spec.checkpoint_dir
+    known = sorted({made.variant for made in spec.samplers.values()})
+    return tuple(name for name in known if name == _BASE or (folder is not None and (folder / name).is_dir()))
+
+
+def limits(spec: VideoModelSpec) -> VideoLimits:
+    """What the checkpoint was made for, less the variants that are not in its folder."""
+    present = variants(spec)
+    samplers = {name: made for name, made in spec.samplers.items() if made.variant in present}
+    return replace(VideoLimits.of_model(spec), samplers=samplers)
+
+
+def load_model(
+    model_id: str, checkpoint_dir: Path | None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, VideoWeights]:
+    """``load_variants`` by plain values, which travel to other processes. ``checkpoint_dir``: None for the packaged.
+
+    Raises: ValueError, OSError.
+    """
+    spec = get_video_spec(model_id)
+    return load_variants(spec if checkpoint_dir is None else spec.with_checkpoint(checkpoint_dir), device, dtype)
+
+
+def load_variants(
+    spec: VideoModelSpec, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, VideoWeights]:
+    """Read every variant; they share autoencoder and text encoder.
+
+    Raises: ValueError, OSError: missing, or of another model.
+    """
+    base = VideoPipeline.load(spec, _BASE, dtype)
+    pipelines = {_BASE: base}
+    for name in variants(spec):
+        if name != _BASE:
+            assert spec.checkpoint_dir is not None, "the base was read from it"
+            pipelines[name] = replace(base, transformer=load_transformer(spec.checkpoint_dir / name, dtype))
+    for network in (base.vae, base.text.model):
+        network.to(device)
+    count = _counter(base)
+    return {name: _weights(pipeline, count, torch.device(device), dtype) for name, pipeline in pipelines.items()}
+
+
+def _weights(
+    pipeline: VideoPipeline, count: Callable[[str], int], device: torch.device, dtype: torch.dtype
+) -> VideoWeights:
+    return VideoWeights(
+        transformer=pipeline.transformer.to(device),
+        dtype=dtype,
+        encode_text=pipeline.text.encode,
+        count_tokens=count,
+        max_text_tokens=pipeline.spec.max_text_tokens,
+        make_sampler=partial(_sampler, pipeline.spec),
+        decode=partial(_decode, pipeline, dtype),
+    )
+
+
+def _decode(pipeline: VideoPipeline, dtype: torch.dtype, latents: Tensor) -> Frames:
+    return pipeline.decode(latents.to(dtype))
+
+
+def _sampler(spec: VideoModelSpec, name: str, num_steps: int) -> Sampler:
+    return make_sampler(name, num_steps, segments=spec.check_sampler(name, num_steps).multiple)
+
+
+def _counter(pipeline: VideoPipeline) -> Callable[[str], int]:
+    """Tokens of a prompt. A tokenizer of its own and a lock: encoding changes the settings of the other one, and
+    admission, which counts, runs on another thread."""
+    text = copy.copy(pipeline.text)
+    text.tokenizer = copy.deepcopy(pipeline.text.tokenizer)
+    lock = threading.Lock()
+
+    def count(prompt: str) -> int:
+        with lock:
+            return text.count_tokens(prompt)
+
+    return count

@@ -1,0 +1,32 @@
+"""Video checkpoints on disk, with random weights and the nano model's words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from models.opensora.causal_vae import CausalVae
+from models.opensora.loading import save_network
+from models.opensora.transformer import OpenSoraT2V
+from models.vdit.nano import nano_transformer, nano_vae
+from models.vdit.spec import VideoModelSpec, get_video_spec
+from models.vdit.words import small_encoder, word_tokenizer
+
+
+def write_checkpoint(folder: Path, *variants: str) -> VideoModelSpec:
+    """A folder as published, of two layers and little width, and the spec that goes with it."""
+    torch.manual_seed(0)
+    config = replace(
+        nano_transformer(), num_layers=2, num_attention_heads=2, attention_head_dim=24, cross_attention_dim=48
+    )
+    for variant in variants:
+        save_network(OpenSoraT2V(config), config.to_dict(), folder / variant, torch.float32)
+    vae = replace(nano_vae(), hidden_size=8)
+    save_network(CausalVae(vae), asdict(vae), folder / "vae", torch.float32)
+    tokenizer = word_tokenizer()
+    small_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "text_encoder")
+    spec = replace(get_video_spec("vdit-nano"), num_layers=2, num_heads=2, head_dim=24)
+    return spec.with_checkpoint(folder)

@@ -1,0 +1,81 @@
+"""A folder of weights in the engine: the clip of the plain pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load
+
+from models.vdit.pipeline import VideoPipeline
+from serving.engines.video.checkpoint import limits, load_variants, variants
+from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
+from serving.video.domain import VideoSettings
+from tests.support.video_folders import write_checkpoint
+from tests.support.video_models import video_settings
+
+
+def settings(**changes: object) -> VideoSettings:
+    values = {"width": 64, "height": 64, "num_frames": 29, "sampler": "ddim", "prompt": "a red circle moves right"}
+    return video_settings(**{**values, **changes})
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale: float) -> None:
+    spec = write_checkpoint(tmp_path, "teacher")
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    await engine.start()
+    wanted = settings(guidance_scale=guidance_scale, seed=3)
+    assert engine.predicted_bytes(wanted) > 0
+    await engine.admit("job", wanted)
+    for _ in range(wanted.num_steps):
+        await engine.run_step(["job"])
+    frames, picture = await asyncio.gather(engine.decode("job"), engine.preview("job"))
+    ours = load(await engine.snapshot("job"))["latents"]
+    held, predicted = engine.held_bytes(), engine.predicted_memory(wanted).held_bytes
+    await engine.stop()
+    pipeline = VideoPipeline.load(spec)
+    latents = pipeline.generate(
+        [wanted.prompt], frames=29, sampler="ddim", num_steps=4, guidance=guidance_scale, seeds=[3]
+    )
+    assert (ours - latents).abs().max() <= 1e-4 * latents.abs().max(), "the engine leaves out padding of the text"
+    assert np.abs(frames.astype(int) - pipeline.decode(latents).astype(int)).max() <= 1
+    assert frames.shape == (29, 64, 64, 3)
+    assert picture.shape == (1, 8, 8, 3)
+    assert held <= predicted <= 1.1 * held
+
+
+async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
+    spec = write_checkpoint(tmp_path, "teacher")
+    assert variants(spec) == ("teacher",)
+    assert "consistency" not in limits(spec).samplers
+    with pytest.raises(UnsupportedVideo, match="teacher"):
+        limits(spec).check(settings(variant="student", sampler="consistency"))
+    spec = write_checkpoint(tmp_path, "student")
+    assert variants(spec) == ("student", "teacher")
+    loaded = load_variants(spec)
+    assert loaded["teacher"].transformer is not loaded["student"].transformer
+    assert loaded["student"].make_sampler("consistency", 8).num_steps == 8
+
+
+async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Path) -> None:
+    spec = write_checkpoint(tmp_path, "teacher")
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    await engine.start()
+    engine.check_settings(settings(prompt="red " * 23))
+    with pytest.raises(PromptTooLong, match="25 tokens; limit is 24"):
+        engine.check_settings(settings(prompt="red " * 24))
+    await engine.stop()
+
+
+async def test_folder_of_another_model_is_an_engine_failure(tmp_path: Path) -> None:
+    spec = write_checkpoint(tmp_path, "teacher")
+    (tmp_path / "vae" / "config.json").unlink()
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    with pytest.raises(EngineFailed, match="could not be loaded"):
+        await engine.start()
+    await engine.stop()
