@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from models.parallel.branches import all_rows, own_rows
 from models.parallel.choose import sequence_parallel
 from models.parallel.groups import SequenceGroups
 from models.parallel.layout import gather, shard
@@ -58,6 +59,8 @@ class ShardedTransformer:
     """``model`` with the same methods, of which two differ: ``run_blocks`` takes all tokens and returns this rank's,
     and ``project`` takes this rank's and returns the values of all. Code that drives the model in these steps (a plain
     forward, or region-adaptive sampling with its active tokens) runs on several ranks without knowing.
+
+    With a cfg degree of 2 the same goes for rows: each rank runs one branch of every request, see ``branches``.
     """
 
     def __init__(self, model: VideoTransformer, groups: SequenceGroups) -> None:
@@ -75,16 +78,24 @@ class ShardedTransformer:
         text_mask: Tensor | None,
         attention: SelfAttention,
     ) -> Tensor:
-        """(B, L, W) and (L, 3) or (B, L, 3) -> (B, l, W)."""
-        parallel = sequence_parallel(attention, self._groups, tokens.shape[1])
-        mine = positions[None] if positions.ndim == 2 else positions
-        mine = shard(mine, self._groups)
-        mine = mine[0] if positions.ndim == 2 else mine
-        return self._model.run_blocks(shard(tokens, self._groups), mine, conditioning, text_mask, parallel)
+        """(B, L, W) and (L, 3) or (B, L, 3) -> (B / cfg, l, W)."""
+        groups = self._groups
+        parallel = sequence_parallel(attention, groups, tokens.shape[1])
+        if positions.ndim == 2:
+            mine = shard(positions[None], groups)[0]
+        else:
+            mine = shard(own_rows(positions, groups.cfg), groups)
+        mask = None if text_mask is None else own_rows(text_mask, groups.cfg)
+        own = shard(own_rows(tokens, groups.cfg), groups)
+        return self._model.run_blocks(own, mine, self._own(conditioning), mask, parallel)
 
     def project(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        """(B, l, W) -> (B, L, P)."""
-        return gather(self._model.project(tokens, conditioning), self._groups)
+        """(B / cfg, l, W) -> (B, L, P)."""
+        values = gather(self._model.project(tokens, self._own(conditioning)), self._groups)
+        return all_rows(values, self._groups.cfg)
+
+    def _own(self, conditioning: Conditioning) -> Conditioning:
+        return type(conditioning)(*(own_rows(one, self._groups.cfg) for one in conditioning))
 
 
 def parallel_forward(
@@ -96,7 +107,7 @@ def parallel_forward(
     groups: SequenceGroups,
     attention: SelfAttention,
 ) -> Tensor:
-    """``transformer.forward`` with the same arguments on every rank of ``groups.sequence``; the result is on all too.
+    """``transformer.forward``, given the same arguments on every rank of an instance; the result is on all too.
 
     (B, C, T, H, W) -> (B, out, T, H, W). Kinds of attention with state need one object for each rank: with Ulysses it
     holds the state of that rank's heads.

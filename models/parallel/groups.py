@@ -83,6 +83,8 @@ def make_groups(
         for ranks in dict.fromkeys(members)
         if len(ranks) > 1
     }
+    if made and dist.get_backend() == "gloo":
+        dist.barrier()  # gloo connects at once: a rank that fails and closes now would break others' connecting
     return _groups(degrees, rank, made, meter or CommunicationMeter())
 
 

@@ -77,11 +77,6 @@ def test_gather_takes_any_lengths(two: RankPool, lengths: list[int]) -> None:
     assert two.run(ranks.uneven_gather, lengths) == [wanted, wanted]
 
 
-def test_guidance_branches_on_different_ranks_equal_both_on_one(four: RankPool) -> None:
-    assert four.run(ranks.guidance_error, ParallelDegrees(cfg=2, ulysses=2)) == [(0.0, 1)] * 4
-    assert four.run(ranks.guidance_error, ParallelDegrees(ulysses=4)) == [(0.0, 2)] * 4
-
-
 def test_heads_that_the_ulysses_degree_does_not_divide_are_refused_on_every_rank(four: RankPool) -> None:
     for message in four.run(ranks.refusal, ParallelDegrees(ulysses=4), 24, 6):
         assert "6 heads, which the ulysses degree 4 does not divide" in message
@@ -91,14 +86,19 @@ def test_heads_that_the_ulysses_degree_does_not_divide_are_refused_on_every_rank
 _ODD_GRID = (3, 3, 5)  # 45 tokens: neither 2 nor 4 divides them, and runs end inside frames
 
 
-@pytest.mark.parametrize("degrees", _TWO, ids=_name)
+@pytest.mark.parametrize("degrees", [*_TWO, ParallelDegrees(cfg=2)], ids=_name)
 def test_whole_model_on_two_ranks_equals_its_forward(two: RankPool, degrees: ParallelDegrees) -> None:
-    assert max(two.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
+    assert max(error for error, _ in two.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
 
 
-@pytest.mark.parametrize("degrees", _FOUR, ids=_name)
+@pytest.mark.parametrize("degrees", [*_FOUR, ParallelDegrees(ulysses=2, cfg=2)], ids=_name)
 def test_whole_model_on_four_ranks_equals_its_forward(four: RankPool, degrees: ParallelDegrees) -> None:
-    assert max(four.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
+    assert max(error for error, _ in four.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
+
+
+def test_guidance_on_two_ranks_runs_one_branch_of_every_request_on_each(four: RankPool) -> None:
+    for _, shape in four.run(ranks.model_error, ParallelDegrees(ulysses=2, cfg=2), _ODD_GRID):
+        assert shape == (1, 45, 2, 12)
 
 
 @pytest.mark.parametrize("degrees", _FOUR, ids=_name)
@@ -116,8 +116,11 @@ def test_tile_masks_leave_the_same_work_to_every_rank_that_has_whole_heads(four:
     assert max(round_a_ring) > min(round_a_ring)
 
 
-def test_region_adaptive_sampling_equals_one_rank_and_keeps_only_its_heads(four: RankPool) -> None:
-    for errors, run, share in four.run(ranks.ras_errors, ParallelDegrees(ulysses=4), _ODD_GRID):
+@pytest.mark.parametrize("degrees", [ParallelDegrees(ulysses=4), ParallelDegrees(ulysses=2, cfg=2)], ids=_name)
+def test_region_adaptive_sampling_equals_one_rank_and_keeps_only_its_part(
+    four: RankPool, degrees: ParallelDegrees
+) -> None:
+    for errors, run, share in four.run(ranks.ras_errors, degrees, _ODD_GRID):
         assert max(errors) <= _MODEL_TOLERANCE
         assert run == [45, 45, 22, 45, 22, 22]
         assert 0.25 <= share < 0.35  # the last output is kept whole

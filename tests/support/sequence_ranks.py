@@ -18,7 +18,6 @@ from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.forward import ShardedTransformer, parallel_forward
 from models.parallel.groups import SequenceGroups, make_groups
-from models.parallel.guidance import guided
 from models.parallel.layout import gather, shard, split
 from models.parallel.ring import RingAttention
 from models.parallel.tile_blocks import TileBlocks
@@ -102,19 +101,6 @@ def uneven_gather(lengths_by_rank: list[int]) -> list[float]:
     return values
 
 
-def guidance_error(degrees: ParallelDegrees) -> tuple[float, int]:
-    """Difference from both branches on one rank, and how many branches this rank computed."""
-    groups, outputs, computed = make_groups(degrees), torch.randn(2, 3, 4, generator=_seeded(3)), []
-
-    def predict(branch: int) -> Tensor:
-        computed.append(branch)
-        return outputs[branch]
-
-    error = worst(guided(predict, 7.5, groups), outputs[0] + 7.5 * (outputs[1] - outputs[0]))
-    groups.close()
-    return error, len(computed)
-
-
 def refusal(degrees: ParallelDegrees, num_tokens: int, heads: int) -> str:
     """The message with which dense attention refuses, or nothing."""
     groups = make_groups(degrees)
@@ -172,12 +158,19 @@ def model_inputs(grid: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 @torch.inference_mode()
-def model_error(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> float:
-    """Whole model against ``OpenSoraT2V.forward``."""
+def model_error(degrees: ParallelDegrees, grid: tuple[int, int, int]) -> tuple[float, tuple[int, ...]]:
+    """Whole model against ``OpenSoraT2V.forward``, and the shape of q in each layer inside Ulysses."""
+    shapes = set()
+
+    class Recording(DenseAttention):
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int = 0) -> Tensor:
+            shapes.add(tuple(q.shape))
+            return super().__call__(q, k, v, layer=layer)
+
     groups, model, inputs = make_groups(degrees), small_model(), model_inputs(grid)
-    error = worst(parallel_forward(model, *inputs, groups, DenseAttention()), model(*inputs))
+    error = worst(parallel_forward(model, *inputs, groups, Recording()), model(*inputs))
     groups.close()
-    return error
+    return error, max(shapes, default=())
 
 
 @torch.inference_mode()

@@ -1,11 +1,13 @@
-"""Groups, the meter, guidance and ranks of one."""
+"""Groups, the meter, the guidance axis and ranks of one."""
+
+from typing import Any, cast
 
 import pytest
 import torch
 
+from models.parallel.branches import all_rows, own_rows
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import Group, make_groups, single_rank
-from models.parallel.guidance import NO_PROMPT, PROMPT, guided
 from models.parallel.launch import RankConfig, leave
 from models.parallel.meter import CommunicationMeter
 
@@ -40,9 +42,16 @@ def test_group_of_several_ranks_needs_a_process_group() -> None:
         Group(rank=3)
 
 
-def test_one_rank_computes_both_branches_of_guidance() -> None:
-    outputs = {PROMPT: torch.tensor([3.0]), NO_PROMPT: torch.tensor([1.0])}
-    assert guided(outputs.__getitem__, 7.5, single_rank()).item() == 1 + 7.5 * 2
+def test_one_rank_has_both_branches_of_guidance() -> None:
+    rows, cfg = torch.randn(3, 2), single_rank().cfg
+    assert torch.equal(all_rows(own_rows(rows, cfg), cfg), rows)
+
+
+def test_batch_without_two_branches_for_each_request_is_refused_on_two_ranks() -> None:
+    cfg = Group(process_group=cast("Any", object()), rank=1, ranks=(0, 1))
+    assert own_rows(torch.arange(4), cfg).tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"a batch of 3 rows .* use a cfg degree of 1"):
+        own_rows(torch.arange(3), cfg)
 
 
 @pytest.mark.parametrize(
