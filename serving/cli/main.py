@@ -13,6 +13,7 @@ from serving.cli import (
     model_commands,
     read_command,
     system_commands,
+    video_command,
 )
 from serving.errors import ConfigError
 
@@ -29,8 +30,8 @@ def build() -> typer.Typer:
     """Register every command."""
     from loadtest import cli as loadtest_cli
 
-    commands = (system_commands, classify_command, chat_command, read_command, model_commands, convert_commands)
-    for module in (*commands, loadtest_cli):
+    asking = (classify_command, chat_command, read_command, video_command)
+    for module in (system_commands, *asking, model_commands, convert_commands, loadtest_cli):
         module.register(app)
     return app
 
