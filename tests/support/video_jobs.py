@@ -1,0 +1,61 @@
+"""Jobs for tests of the job index."""
+
+from __future__ import annotations
+
+import time
+
+from serving.jobs.base import Progress
+from serving.video.domain import Artefact, VideoJob, VideoSettings
+
+CLIP = {"video": Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=3, sha256="0" * 64)}
+
+
+def video_job(
+    job_id: str,
+    *,
+    owner: str = "acme",
+    model: str = "vdit-nano",
+    priority: str = "normal",
+    created_at_s: float | None = None,
+    deadline_at_s: float | None = None,
+    predicted_s: float = 2.0,
+    num_steps: int = 10,
+    prompt: str = "a red ball",
+) -> VideoJob:
+    settings = VideoSettings(
+        prompt=prompt,
+        negative_prompt="",
+        width=64,
+        height=64,
+        num_frames=29,
+        fps=8,
+        num_steps=num_steps,
+        guidance_scale=3.5,
+        seed=7,
+        sampler="ddim",
+        attention="tile:2:6",
+    )
+    return VideoJob(
+        id=job_id,
+        owner=owner,
+        model=model,
+        settings=settings,
+        priority=priority,
+        created_at_s=time.time() if created_at_s is None else created_at_s,
+        deadline_at_s=deadline_at_s,
+        predicted_s=predicted_s,
+        predicted_j=12.0,
+        operating_point="dense-20",
+        user="somebody",
+    )
+
+
+def progress(step: int, *, checkpoint_step: int = 0, stage: str = "denoise", preemptions: int = 0) -> Progress:
+    return Progress(
+        stage=stage,
+        step=step,
+        remaining_s=0.5,
+        checkpoint_key=f"jobs/x/checkpoint-{checkpoint_step}.safetensors" if checkpoint_step else None,
+        checkpoint_step=checkpoint_step,
+        preemptions=preemptions,
+    )
