@@ -117,24 +117,23 @@ def tile_attention(q: Tensor, k: Tensor, v: Tensor, plan: TilePlan, num_frames: 
     """(B, L, N, D) each -> (B, L, N, D)."""
     if plan.is_dense:
         return DENSE(q, k, v)
-    frames = [x.unflatten(1, (num_frames, -1)) for x in (q, k, v)]  # (B, F, S, N, D)
-    out = torch.empty_like(frames[0])
+    queries, *others = (torch.unflatten(x, 1, (num_frames, -1)) for x in (q, k, v))  # (B, F, S, N, D)
+    out = torch.empty_like(queries)
     if len(plan.references):
-        seen_by_all = frames[0][:, plan.references]
+        seen_by_all = queries[:, plan.references]
         out[:, plan.references] = DENSE(seen_by_all.flatten(1, 2), k, v).view_as(seen_by_all)
-    references = [x[:, None, plan.references].flatten(2, 3) for x in frames[1:]]  # (B, 1, k * S, N, D)
-    for some in plan.others.split(_frames_per_call(k, num_frames, len(plan.references))):
-        out[:, some] = _others(*frames, *references, some)
+    keys, values = (x[:, None, plan.references].flatten(2, 3) for x in others)  # (B, 1, k * S, N, D)
+    for some in torch.split(plan.others, _frames_per_call(k, num_frames, len(plan.references))):
+        out[:, some] = _others(queries[:, some], others, (keys, values), some)
     return out.flatten(1, 2)
 
 
-def _others(q: Tensor, k: Tensor, v: Tensor, more_k: Tensor, more_v: Tensor, some: Tensor) -> Tensor:
+def _others(queries: Tensor, own: Sequence[Tensor], more: Sequence[Tensor], some: Tensor) -> Tensor:
     """Frames ``some`` over themselves and the references: (B, f, S, N, D)."""
-    queries = q[:, some]
-    own = [
-        torch.cat((more.expand(-1, len(some), -1, -1, -1), x[:, some]), dim=2) for more, x in ((more_k, k), (more_v, v))
-    ]  # (B, f, (k + 1) * S, N, D)
-    return DENSE(*(x.flatten(0, 1) for x in (queries, *own))).view_as(queries)
+    keys, values = (
+        torch.cat((y.expand(-1, len(some), -1, -1, -1), x[:, some]), dim=2) for x, y in zip(own, more, strict=True)
+    )  # (B, f, (k + 1) * S, N, D)
+    return DENSE(*(x.flatten(0, 1) for x in (queries, keys, values))).view_as(queries)
 
 
 def _frames_per_call(k: Tensor, num_frames: int, references: int) -> int:

@@ -1,0 +1,121 @@
+"""AdaSpa's search: how much of each query block's attention falls on each key block, and which blocks to keep.
+
+Source: AdaSpa, arXiv:2502.21079, Sec. 4.2 and 4.3. The printed pseudo-code has a logarithm where exp is meant.
+
+Legend: B batch, L tokens, N heads, D head dim, R blocks of queries, C blocks of keys, b tokens of a block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.attention.adaspa_config import AdaSpaConfig
+from models.attention.block_layout import num_blocks
+from models.attention.triton_support import has_triton, supports
+
+_MAX_EXPONENT = 60.0  # a weight by a stale LSE may pass 1; sums of it stay finite
+_SCORE_BYTES = 2 << 20  # of scores held at a time on a CPU; on a GPU, where the kernel is missing, 64 times that
+
+
+def block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Tensor:
+    """Attention weights summed over each pair of blocks: (B, L, N, D) twice, (B, N, L) -> float32 (B, N, R, C).
+
+    ``lse`` is the logarithm of each row's softmax denominator, of this step or of an earlier one. Holds a few rows of
+    scores at a time, never L x L.
+    """
+    if q.device.type == "cuda" and has_triton() and supports(block_tokens):
+        from models.attention.triton_block_mass import triton_block_mass
+
+        return triton_block_mass(q, k, lse, block_tokens)
+    return plain_block_mass(q, k, lse, block_tokens)
+
+
+def plain_block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Tensor:
+    """The same by matrix products, on any device."""
+    blocks = num_blocks(q.shape[1], block_tokens)
+    padding = blocks * block_tokens - q.shape[1]
+    queries = F.pad(q.transpose(1, 2), (0, 0, 0, padding)) / math.sqrt(q.shape[-1])
+    keys = k.permute(0, 2, 3, 1)  # (B, N, D, L)
+    lse = F.pad(lse, (0, padding), value=math.inf)  # rows of padding weigh nothing
+    mass = torch.empty(*lse.shape[:2], blocks, blocks, dtype=torch.float32, device=q.device)
+    step = _blocks_per_call(q, block_tokens)
+    for row in range(q.shape[0]):
+        for head in range(q.shape[2]):
+            for first in range(0, blocks, step):
+                rows = slice(first * block_tokens, (first + step) * block_tokens)
+                scores = queries[row, head, rows] @ keys[row, head]
+                weights = scores.float().sub_(lse[row, head, rows, None]).clamp_(max=_MAX_EXPONENT).exp_()
+                mass[row, head, first : first + step] = _sum_blocks(weights, block_tokens, padding)
+    return mass
+
+
+def choose_blocks(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
+    """Bool (B, N, R, C), True = keep: the same number in every row of a head, heaviest first, and all text."""
+    scores = mass.clone()
+    first_text = _first_text_block(config, num_tokens)
+    scores[..., first_text:] = math.inf
+    keep = blocks_to_keep(mass, config, num_tokens)
+    best = scores.topk(int(keep.max()), dim=-1).indices
+    is_kept = torch.arange(best.shape[-1], device=mass.device) < keep[:, :, None, None]
+    chosen = torch.zeros_like(mass, dtype=torch.bool).scatter_(-1, best, is_kept.expand_as(best))
+    chosen[..., first_text:, :] = True
+    return chosen
+
+
+def blocks_to_keep(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
+    """Key blocks per row of each head, int64 (B, N)."""
+    num_columns = mass.shape[-1]
+    num_text = num_columns - _first_text_block(config, num_tokens)
+    sparsity = torch.full(mass.shape[:2], config.sparsity, dtype=torch.float64, device=mass.device)
+    if config.head_adaptive:
+        sparsity = adapt_heads(recall(mass, config, num_tokens), config)
+    keep = ((1 - sparsity) * num_columns).round().long()
+    return keep.clamp(min=max(1, num_text), max=num_columns)
+
+
+def recall(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
+    """Share of each head's mass that is kept at the configured sparsity. (B, N)."""
+    num_columns = mass.shape[-1]
+    first_text = _first_text_block(config, num_tokens)
+    keep = min(num_columns, max(1, num_columns - first_text, round((1 - config.sparsity) * num_columns)))
+    rows = mass[:, :, :first_text]
+    scores = rows.clone()
+    scores[..., first_text:] = math.inf
+    best = scores.topk(keep, dim=-1).indices
+    kept = rows.gather(-1, best).sum((-1, -2))
+    return kept / rows.sum((-1, -2)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def adapt_heads(recalls: Tensor, config: AdaSpaConfig) -> Tensor:
+    """Sparsity of each head, float64 (B, N); the mean stays.
+
+    n heads recall more than the threshold, at most half of all: the n best become sparser, the n worst denser.
+    """
+    num_heads = recalls.shape[-1]
+    count = (recalls > config.recall_threshold).sum(-1, keepdim=True).clamp(max=num_heads // 2)
+    place = recalls.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # 0 is the best
+    step = (place < count).double() - (place >= num_heads - count).double()
+    return config.sparsity + config.head_step * step
+
+
+def _first_text_block(config: AdaSpaConfig, num_tokens: int) -> int:
+    """Blocks from here on touch text."""
+    if config.num_text_tokens > num_tokens:
+        raise ValueError(f"{config.num_text_tokens} text tokens in a sequence of {num_tokens}; it must hold them")
+    blocks = num_blocks(num_tokens, config.block_tokens)
+    return (num_tokens - config.num_text_tokens) // config.block_tokens if config.num_text_tokens else blocks
+
+
+def _sum_blocks(weights: Tensor, block_tokens: int, padding: int) -> Tensor:
+    """(rows * b, L) -> (rows, C)."""
+    rows = weights.view(-1, block_tokens, weights.shape[1]).sum(1)
+    return F.pad(rows, (0, padding)).view(len(rows), -1, block_tokens).sum(-1)
+
+
+def _blocks_per_call(q: Tensor, block_tokens: int) -> int:
+    limit = _SCORE_BYTES * (1 if q.device.type == "cpu" else 64)
+    return max(1, limit // (4 * q.shape[1] * block_tokens))
