@@ -64,14 +64,13 @@ class RankPool:
             raise error if isinstance(error, RankFailed) else RankFailed("a rank died before it was asked") from error
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, at once: they hold nothing, and one of them may wait for another for ever."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(2.0)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.kill()
+        for process in self._processes:
+            process.join()
         self._pipes, self._processes = [], []
         self._folder.cleanup()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention, reference
@@ -208,12 +208,12 @@ def tile_model_error(degrees: ParallelDegrees, grid: tuple[int, int, int], refer
     return error
 
 
-class CountPairs(TorchDispatchMode):
-    """Adds up batch x heads x queries x keys of every attention kernel that is called; FLOPs are 4 D times that."""
+class CountPairs(TorchFunctionMode):
+    """Adds up batch x heads x queries x keys of every call of torch's attention; FLOPs are 4 D times that."""
 
     pairs = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "attention" in str(func):
             q, k = args[:2]
             self.pairs += q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
