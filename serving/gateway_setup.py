@@ -22,13 +22,16 @@ from serving.chat.tenant_keys import TenantKeys
 from serving.classify import ClassifyService, ServedModel, ServiceLimits
 from serving.config import ModelSettings, ResolvedConfig, VlmSettings
 from serving.dispatch import Dispatcher, PendingCall
+from serving.jobs.artefacts import ArtefactStore
+from serving.jobs.redis_jobs import RedisJobs
+from serving.jobs.setup import build_index
 from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
 from serving.reached import Ping, Reached
 from serving.replica_protocol import SampleCall
-from serving.service import JoinedService, ModelCard, Service
+from serving.service import JoinedService, ModelCard, NoVideo, Service, VideoService
 from serving.stores.chat_results import ChatResults
 from serving.stores.results import ResultStore
 from serving.telemetry.chat_metrics import ChatMetrics
@@ -36,6 +39,9 @@ from serving.telemetry.dispatch_metrics import DispatchMetrics
 from serving.telemetry.media_metrics import MediaMetrics
 from serving.telemetry.service_metrics import ServiceMetrics
 from serving.telemetry.store_metrics import StoreMetrics
+from serving.telemetry.video_metrics import AdmissionMetrics
+from serving.video.models import read_served
+from serving.video.service import VideoJobsService, VideoServiceConfig
 
 _FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
 """A guess, for the reservations of the first requests only: nobody is refused for it."""
@@ -49,24 +55,31 @@ class GatewayParts:
     results: ResultStore
     images: ChatImages
     chat: ChatService
+    jobs: RedisJobs
+    clips: ArtefactStore
     reached: Reached
     service: Service
 
     @property
     def model_ids(self) -> list[str]:
         """Everything that is served here."""
-        return [card.id for card in self.service.models()] + [card.id for card in self.service.chat_models()]
+        service = self.service
+        cards = (service.models(), service.chat_models(), service.video_models())
+        return [card.id for kind in cards for card in kind]
 
     async def start(self) -> None:
         """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
         await self.media.start()
         await self.results.start()
+        await self.jobs.start()
         await self.reached.start()
 
     async def stop(self) -> None:
         """Take down in reverse order."""
         await self.reached.stop()
         await self.chat.stop()
+        await self.jobs.stop()
+        self.clips.close()
         await self.results.stop()
         await self.images.stop()
         await self.media.stop()
@@ -94,8 +107,33 @@ def build_parts(
     chat = _chat_service(config, images, results, chat_handles)
     classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
     reached = Reached(_pings(handles, chat_handles, video_handles))
-    service = JoinedService(classifiers, chat, lambda: reached.is_complete)
-    return GatewayParts(media=media, results=results, images=images, chat=chat, reached=reached, service=service)
+    jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
+    videos = _video_service(config, jobs, clips, results)
+    service = JoinedService(classifiers, chat, lambda: reached.is_complete, videos)
+    return GatewayParts(
+        media=media,
+        results=results,
+        images=images,
+        chat=chat,
+        jobs=jobs,
+        clips=clips,
+        reached=reached,
+        service=service,
+    )
+
+
+def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore) -> VideoService:
+    settings = config.settings
+    if not settings.video_models:
+        return NoVideo()
+    return VideoJobsService(
+        {model.id: read_served(model) for model in settings.video_models},
+        jobs,
+        clips,
+        results,
+        VideoServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode()),
+        observer=AdmissionMetrics(),
+    )
 
 
 def _pings(

@@ -15,7 +15,7 @@ FILE_NAME = "run.json"
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """One `vireo up`. ``created_s`` is the process's own start time, so that a reused pid is not mistaken for it.
-    ``chat_models`` are those of ``models`` that chat.
+    ``chat_models`` and ``video_models`` are those of ``models`` that chat and that make clips.
     """
 
     pid: int
@@ -26,6 +26,7 @@ class RunState:
     profile: str
     models: tuple[str, ...]
     chat_models: tuple[str, ...] = ()
+    video_models: tuple[str, ...] = ()
     ready: bool = False
 
     @staticmethod
@@ -35,7 +36,7 @@ class RunState:
             fields = json.loads((run_dir / FILE_NAME).read_text())
         except (OSError, ValueError):
             return None
-        lists = {name: tuple(fields.get(name, ())) for name in ("models", "chat_models")}
+        lists = {name: tuple(fields.get(name, ())) for name in ("models", "chat_models", "video_models")}
         return RunState(**{**fields, **lists})
 
     def write(self) -> None:

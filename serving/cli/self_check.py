@@ -17,7 +17,7 @@ from rich.console import Console
 from vireo_pb.oip import open_inference_pb2, open_inference_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from serving.cli import self_check_chat
+from serving.cli import self_check_chat, self_check_video
 from serving.cli.run_state import RunState
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
@@ -49,6 +49,20 @@ def check_every_surface(config: ResolvedConfig, console: Console) -> None:
         for name, check in _OPEN + (_KEYED if is_open else ()):
             _show(name, partial(check, target), console)
         check_chat(http, channel, is_open=is_open, console=console)
+        if is_open and config.settings.video_models:
+            check_video(http, channel, console=console)
+
+
+def check_video(http: httpx.Client, channel: grpc.Channel, *, console: Console) -> None:
+    """Make a clip of the first video model on each surface that has video.
+
+    Raises: ConfigError: none is listed, or a clip did not come.
+    """
+    model = self_check_video.served_video_model(http)
+    if model is None:
+        raise ConfigError("self-check failed: a video model is configured and GET /v1/models lists none")
+    _show("POST /v1/videos/sync", partial(self_check_video.video_http, http, model), console)
+    _show("vireo.v1.Vireo/GenerateVideo", partial(self_check_video.video_grpc, channel, http, model), console)
 
 
 def check_chat(http: httpx.Client, channel: grpc.Channel, *, is_open: bool, console: Console) -> None:

@@ -27,6 +27,7 @@ from serving.config import ResolvedConfig
 from serving.errors import ConfigError
 from serving.operating_points import load_table
 from serving.telemetry import logs
+from serving.video.models import read_served
 
 _log = structlog.get_logger(__name__)
 
@@ -92,6 +93,8 @@ def _refuse_unservable_models(config: ResolvedConfig) -> None:
     for chat_model in config.settings.chat_models:
         read_card(chat_model)
         read_prompts(chat_model)
+    for video_model in config.settings.video_models:
+        read_served(video_model)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -111,6 +114,7 @@ def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
         profile=config.settings.profile,
         models=config.settings.model_ids,
         chat_models=tuple(model.id for model in config.settings.chat_models),
+        video_models=tuple(model.id for model in config.settings.video_models),
         ready=ready,
     )
 
@@ -203,4 +207,6 @@ def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     if state.chat_models:
         console.print('         vireo chat "Read the text." --image examples/word-en.png', soft_wrap=True)
         console.print("         vireo read examples/word-zh.png")
+    if state.video_models:
+        console.print('         vireo video "a red circle moves left" -o clip.mp4', soft_wrap=True)
     console.print("  stop   Ctrl-C or `vireo down`")

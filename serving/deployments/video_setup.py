@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from models.vdit.spec import VideoModelSpec
 from schedulers.video import VideoPolicyConfig, VideoScheduler
@@ -80,21 +81,21 @@ def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine
 
     Raises: ConfigError: no weights.
     """
-    limits = VideoLimits.of_model(spec)
     if model.engine == "fake":
         from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 
-        return FakeVideoEngine(FakeVideoOptions(limits=limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
+        all_limits = VideoLimits.of_model(spec)
+        return FakeVideoEngine(FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
     if spec.checkpoint_dir is None:
         raise ConfigError(f"{spec.id} has no weights here: set video_models[].checkpoint_dir to a published folder")
     import torch
 
-    from serving.deployments.video_weights import LoadWeights
+    from serving.engines.video.checkpoint import limits, load_model
     from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 
     torch.set_num_threads(threads_for(model))
-    options = TorchVideoOptions(limits=limits, device=model.device, stuck_after_s=model.stuck_after_s)
-    load = LoadWeights(spec, model.device, model.dtype)
+    options = TorchVideoOptions(limits=limits(spec), device=model.device, stuck_after_s=model.stuck_after_s)
+    load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.dtype))
     if model.ranks == 1:
         return TorchVideoEngine(options, load)
     return _ranked(model, options, load)

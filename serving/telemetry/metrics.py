@@ -123,6 +123,13 @@ VIDEO_JOBS = Gauge("vireo_video_jobs", "Jobs: held, queued.", ["model", "state"]
 VIDEO_CLAIMS = Counter(
     "vireo_video_claims_total", "Jobs taken from the queue: first, again (a later attempt).", ["model", "attempt"]
 )
+VIDEO_ADMITTED = Counter(
+    "vireo_video_admitted_total", "Jobs admitted, by operating point.", ["model", "tenant", "point"]
+)
+VIDEO_PREDICTED_SECONDS = Histogram(
+    "vireo_video_predicted_seconds", "Engine seconds that an admitted job was expected to take.", ["model"],
+    buckets=LONG_SECONDS,
+)  # fmt: skip
 VIDEO_PREEMPTIONS = Counter("vireo_video_preemptions_total", "Jobs set back for more urgent ones.", ["model"])
 VIDEO_LEASES_LOST = Counter("vireo_video_leases_lost_total", "Jobs taken from a worker that was late.", ["model"])
 VIDEO_ENDED = Counter(

@@ -57,3 +57,12 @@ class VideoMetrics:
         metrics.VIDEO_JOBS.labels(self._model, "held").set(held_jobs)
         metrics.VIDEO_JOBS.labels(self._model, "queued").set(queued_jobs)
         metrics.VIDEO_HELD_BYTES.labels(self._model).set(held_bytes)
+
+
+class AdmissionMetrics:
+    """A ``VideoObserver`` that counts jobs as gateways admit them."""
+
+    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
+        """A job is in the index."""
+        metrics.VIDEO_ADMITTED.labels(model, tenant, point).inc()
+        metrics.VIDEO_PREDICTED_SECONDS.labels(model).observe(predicted_s)

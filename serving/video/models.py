@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from models.vdit.spec import VideoModelSpec, get_video_spec
 from serving.config import VideoModelSettings
+from serving.engines.video.limits import VideoLimits
 from serving.errors import ConfigError
 from serving.service import VideoModelCard
 from serving.video.domain import AttentionKind
+from serving.video.points import VideoPoints, load_table
+from serving.video.resolve import ServedVideo
 
 _WEIGHTS = "diffusion_pytorch_model"
 _NO_WEIGHTS = ("0" * 64, 0)
@@ -60,6 +64,26 @@ def read_card(model: VideoModelSettings, operating_points: tuple[str, ...]) -> V
         checkpoint_sha256=sha256,
         operating_points=operating_points,
     )
+
+
+def read_served(model: VideoModelSettings) -> ServedVideo:
+    """Everything that a gateway needs of one model.
+
+    Raises: ConfigError: unknown id, no weights, no operating points, or points of other weights.
+    """
+    spec = spec_of(model)
+    folder = checkpoint_of(spec)
+    limits = VideoLimits.of_model(spec)
+    if model.engine != "fake":
+        samplers = {name: made for name, made in limits.samplers.items() if _is_there(folder, made.variant)}
+        limits = replace(limits, samplers=samplers)
+    points = VideoPoints(table=load_table(spec.id, folder), limits=limits)
+    return ServedVideo(card=read_card(model, points.names), limits=limits, points=points, replicas=model.replicas)
+
+
+def _is_there(folder: Path, variant: str) -> bool:
+    """The teacher is always; its absence is an error of its own."""
+    return variant == "teacher" or (folder / variant).is_dir()
 
 
 def weights_identity(folder: Path) -> tuple[str, int]:
