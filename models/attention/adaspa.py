@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.attention.adaspa_config import AdaSpaConfig
-from models.attention.adaspa_search import block_mass, choose_blocks
+from models.attention.adaspa_search import AdaptHeads, adapt_heads, block_mass, choose_blocks
 from models.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
 from models.attention.block_sparse import Backend, block_sparse_attention
 from models.attention.dense import DENSE
@@ -39,7 +39,7 @@ class AdaSpaAttention:
     """State of one request. Call ``begin_step`` before each pass through the layers.
 
     A request that starts in the middle, without its state, searches in its first step, which is then dense.
-    Rows of the batch and heads have choices of their own. Under Ulysses each rank adapts the heads that it has.
+    Rows of the batch and heads have choices of their own.
     """
 
     def __init__(self, config: AdaSpaConfig, *, backend: Backend = "auto") -> None:
@@ -90,26 +90,30 @@ class AdaSpaAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
         """See ``SelfAttention``."""
+        return self.attend(q, k, v, layer=layer)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, adapt: AdaptHeads = adapt_heads) -> Tensor:
+        """The same where these heads are some of a layer's: ``adapt`` knows the others."""
         if self.config.sparsity == 0 or self._step < self.config.search_steps[0]:
             self._sparsities.append(0.0)
             return DENSE(q, k, v)
         kept = self._chosen.get((self._branch, layer))
         if kept is None or self._step == self.config.search_steps[0]:
-            return self._first_search(q, k, v, layer)
+            return self._first_search(q, k, v, layer, adapt)
         if self._step in self.config.search_steps and kept.lse is not None:
-            self._search(q, k, kept.lse, layer)
+            self._search(q, k, kept.lse, layer, adapt)
         return self._sparse(q, k, v, self._chosen[self._branch, layer])
 
-    def _first_search(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    def _first_search(self, q: Tensor, k: Tensor, v: Tensor, layer: int, adapt: AdaptHeads) -> Tensor:
         out, lse = attention_with_lse(q, k, v)
-        self._search(q, k, lse.transpose(1, 2).contiguous(), layer)
+        self._search(q, k, lse.transpose(1, 2).contiguous(), layer, adapt)
         self._sparsities.append(0.0)
         return out
 
-    def _search(self, q: Tensor, k: Tensor, lse: Tensor, layer: int) -> None:
+    def _search(self, q: Tensor, k: Tensor, lse: Tensor, layer: int, adapt: AdaptHeads) -> None:
         started_s = self._clock(q)
         mass = block_mass(q, k, lse, self.config.block_tokens)
-        mask = choose_blocks(mass, self.config, q.shape[1])
+        mask = choose_blocks(mass, self.config, q.shape[1], adapt)
         layout = BlockLayout(mask=mask, block_tokens=self.config.block_tokens, num_tokens=q.shape[1])
         is_last = self._step >= self.config.search_steps[-1]
         self._chosen[self._branch, layer] = _Chosen(

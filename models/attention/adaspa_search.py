@@ -8,6 +8,7 @@ Legend: B batch, L tokens, N heads, D head dim, R blocks of queries, C blocks of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from models.attention.adaspa_config import AdaSpaConfig
 from models.attention.block_layout import num_blocks
 from models.attention.triton_support import has_triton, supports
 
+AdaptHeads = Callable[[Tensor, AdaSpaConfig], Tensor]
+"""From recalls to sparsities, (B, N) to (B, N): ``adapt_heads``, or that over the heads of all ranks."""
 _MAX_EXPONENT = 60.0  # a weight by a stale LSE may pass 1; sums of it stay finite
 _SCORE_BYTES = 2 << 20  # of scores held at a time on a CPU; on a GPU, where the kernel is missing, 64 times that
 
@@ -53,12 +56,24 @@ def plain_block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Te
     return mass
 
 
-def choose_blocks(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
+def adapt_heads(recalls: Tensor, config: AdaSpaConfig) -> Tensor:
+    """Sparsity of each head, float64 (B, N); the mean stays.
+
+    n heads recall more than the threshold, at most half of all: the n best become sparser, the n worst denser.
+    """
+    num_heads = recalls.shape[-1]
+    count = (recalls > config.recall_threshold).sum(-1, keepdim=True).clamp(max=num_heads // 2)
+    place = recalls.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # 0 is the best
+    step = (place < count).double() - (place >= num_heads - count).double()
+    return config.sparsity + config.head_step * step
+
+
+def choose_blocks(mass: Tensor, config: AdaSpaConfig, num_tokens: int, adapt: AdaptHeads = adapt_heads) -> Tensor:
     """Bool (B, N, R, C), True = keep: the same number in every row of a head, heaviest first, and all text."""
     scores = mass.clone()
     first_text = _first_text_block(config, num_tokens)
     scores[..., first_text:] = math.inf
-    keep = blocks_to_keep(mass, config, num_tokens)
+    keep = blocks_to_keep(mass, config, num_tokens, adapt)
     best = scores.topk(int(keep.max()), dim=-1).indices
     is_kept = torch.arange(best.shape[-1], device=mass.device) < keep[:, :, None, None]
     chosen = torch.zeros_like(mass, dtype=torch.bool).scatter_(-1, best, is_kept.expand_as(best))
@@ -66,13 +81,13 @@ def choose_blocks(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor
     return chosen
 
 
-def blocks_to_keep(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
+def blocks_to_keep(mass: Tensor, config: AdaSpaConfig, num_tokens: int, adapt: AdaptHeads = adapt_heads) -> Tensor:
     """Key blocks per row of each head, int64 (B, N)."""
     num_columns = mass.shape[-1]
     num_text = num_columns - _first_text_block(config, num_tokens)
     sparsity = torch.full(mass.shape[:2], config.sparsity, dtype=torch.float64, device=mass.device)
     if config.head_adaptive:
-        sparsity = adapt_heads(recall(mass, config, num_tokens), config)
+        sparsity = adapt(recall(mass, config, num_tokens), config)
     keep = ((1 - sparsity) * num_columns).round().long()
     return keep.clamp(min=max(1, num_text), max=num_columns)
 
@@ -88,18 +103,6 @@ def recall(mass: Tensor, config: AdaSpaConfig, num_tokens: int) -> Tensor:
     best = scores.topk(keep, dim=-1).indices
     kept = rows.gather(-1, best).sum((-1, -2))
     return kept / rows.sum((-1, -2)).clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def adapt_heads(recalls: Tensor, config: AdaSpaConfig) -> Tensor:
-    """Sparsity of each head, float64 (B, N); the mean stays.
-
-    n heads recall more than the threshold, at most half of all: the n best become sparser, the n worst denser.
-    """
-    num_heads = recalls.shape[-1]
-    count = (recalls > config.recall_threshold).sum(-1, keepdim=True).clamp(max=num_heads // 2)
-    place = recalls.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # 0 is the best
-    step = (place < count).double() - (place >= num_heads - count).double()
-    return config.sparsity + config.head_step * step
 
 
 def _first_text_block(config: AdaSpaConfig, num_tokens: int) -> int:

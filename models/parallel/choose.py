@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from models.attention.adaspa import AdaSpaAttention
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention
 from models.attention.tile_attention import TileAttention
 from models.parallel.groups import SequenceGroups
+from models.parallel.head_ranking import AdaSpaOnRank
 from models.parallel.layout import split
 from models.parallel.ring import BlockKind, DenseBlocks, RingAttention
 from models.parallel.tile_blocks import TileBlocks
@@ -22,10 +24,14 @@ def sequence_parallel(attention: SelfAttention, groups: SequenceGroups, num_toke
     """
     lengths = split(num_tokens, groups).lengths
     if groups.ring.size == 1:
-        return UlyssesAttention(attention, groups.ulysses, lengths=lengths)
+        return UlyssesAttention(_on_rank(attention, groups), groups.ulysses, lengths=lengths)
     blocks = _blocks(lengths, groups.ulysses.size)
     ring = RingAttention(groups.ring, lengths=[sum(block) for block in blocks], kind=_kind(attention))
     return UspAttention(groups.ulysses, ring, lengths=blocks[groups.ring.rank])
+
+
+def _on_rank(attention: SelfAttention, groups: SequenceGroups) -> SelfAttention:
+    return AdaSpaOnRank(attention, groups.ulysses) if isinstance(attention, AdaSpaAttention) else attention
 
 
 def _blocks(lengths: Sequence[int], ulysses: int) -> list[Sequence[int]]:

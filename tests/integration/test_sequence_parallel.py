@@ -126,6 +126,18 @@ def test_region_adaptive_sampling_equals_one_rank_and_keeps_only_its_part(
         assert 0.25 <= share < 0.35  # the last output is kept whole
 
 
+@pytest.mark.parametrize("head_adaptive", [False, True])
+@pytest.mark.parametrize("degrees", [ParallelDegrees(ulysses=4), ParallelDegrees(ulysses=2, cfg=2)], ids=_name)
+def test_adaspa_on_four_ranks_equals_one_and_keeps_only_its_part(
+    four: RankPool, degrees: ParallelDegrees, head_adaptive: bool
+) -> None:
+    for errors, sparsities, share in four.run(ranks.adaspa_errors, degrees, (7, 3, 5), head_adaptive):
+        assert max(errors) <= _MODEL_TOLERANCE
+        assert sparsities[:2] == [0.0, 0.0]
+        assert min(sparsities[2:]) > 0.4
+        assert share == pytest.approx(0.25)
+
+
 def test_gradients_are_refused_rather_than_cut_off(two: RankPool) -> None:
     for degrees in _TWO:
         assert all("no backward" in message for message in two.run(ranks.with_gradient, degrees))

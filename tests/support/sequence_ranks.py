@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from models.attention.adaspa import AdaSpaAttention
+from models.attention.adaspa_config import AdaSpaConfig
 from models.attention.base import SelfAttention
 from models.attention.dense import DenseAttention, reference
 from models.attention.tile_attention import TileAttention
@@ -231,3 +233,31 @@ def tile_pairs(degrees: ParallelDegrees, grid: tuple[int, int, int], references:
         sequence_parallel(attention, groups, num_tokens)(*mine, layer=0)
     groups.close()
     return counted.pairs
+
+
+@torch.inference_mode()
+def adaspa_errors(
+    degrees: ParallelDegrees, grid: tuple[int, int, int], head_adaptive: bool
+) -> tuple[list[float], list[float], float]:
+    """Five steps of a model with AdaSpa, searching in the second and the fourth, against one rank.
+
+    Errors by step, sparsity by step of the one rank, and the share of its state that this rank keeps after the second.
+    """
+    groups, model, inputs = make_groups(degrees), small_model(), model_inputs(grid)
+    # With a threshold of 0 half of the heads become sparser, and which do is decided among those of all ranks.
+    config = AdaSpaConfig(
+        sparsity=0.5, block_tokens=8, search_steps=(1, 3), head_adaptive=head_adaptive, recall_threshold=0.0
+    )
+    ours, theirs = AdaSpaAttention(config), AdaSpaAttention(config)
+    latents, errors, sparsities, share = inputs[0], [], [], 0.0
+    for step in range(5):
+        ours.begin_step(step)
+        theirs.begin_step(step)
+        out = parallel_forward(model, latents, *inputs[1:], groups, ours)
+        wanted = model(latents, *inputs[1:], attention=theirs)
+        errors.append(worst(out, wanted))
+        sparsities.append(theirs.achieved_sparsity)
+        share = ours.state_bytes / theirs.state_bytes if step == 1 else share
+        latents = latents - 0.2 * wanted
+    groups.close()
+    return errors, sparsities, share
