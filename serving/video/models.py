@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.vdit.spec import VideoModelSpec, get_video_spec
+from schedulers.video_points import ClipCost, VideoPoint
 from serving.config import VideoModelSettings
 from serving.engines.video.limits import VideoLimits
 from serving.errors import ConfigError
 from serving.service import VideoModelCard
 from serving.video.domain import AttentionKind
-from serving.video.points import VideoPoints, load_table
+from serving.video.points import VideoPoints, VideoPointTable, load_table
 from serving.video.resolve import ServedVideo
 
 _WEIGHTS = "diffusion_pytorch_model"
@@ -72,13 +73,39 @@ def read_served(model: VideoModelSettings) -> ServedVideo:
     Raises: ConfigError: unknown id, no weights, no operating points, or points of other weights.
     """
     spec = spec_of(model)
-    folder = checkpoint_of(spec)
     limits = VideoLimits.of_model(spec)
-    if model.engine != "fake":
+    if model.engine == "fake":
+        points = VideoPoints(table=_fake_table(spec), limits=limits)
+    else:
+        folder = checkpoint_of(spec)
         samplers = {name: made for name, made in limits.samplers.items() if _is_there(folder, made.variant)}
         limits = replace(limits, samplers=samplers)
-    points = VideoPoints(table=load_table(spec.id, folder), limits=limits)
+        points = VideoPoints(table=load_table(spec.id, folder), limits=limits)
     return ServedVideo(card=read_card(model, points.names), limits=limits, points=points, replicas=model.replicas)
+
+
+def _fake_table(spec: VideoModelSpec) -> VideoPointTable:
+    """What an engine without a model is said to take: every sampler with its own number of steps, undiluted."""
+    points = tuple(
+        VideoPoint(
+            name=f"{name}-{made.default_steps}",
+            variant=made.variant,
+            sampler=name,
+            num_steps=made.default_steps,
+            attention="dense",
+            guidance_scale=spec.default_guidance,
+            quality=1.0 if made.variant == "teacher" else 0.9,
+            watts=1.0,
+            costs=tuple(
+                ClipCost(width=spec.width, height=spec.height, num_frames=frames, step_s=0.02, fixed_s=0.05)
+                for frames in spec.frame_counts
+            ),
+        )
+        for name, made in spec.samplers.items()
+    )
+    return VideoPointTable(
+        model=spec.id, weights_sha256="0" * 64, energy_source="estimate", device="fake", points=points
+    )
 
 
 def _is_there(folder: Path, variant: str) -> bool:
