@@ -96,6 +96,10 @@ def test_whole_model_on_four_ranks_equals_its_forward(four: RankPool, degrees: P
     assert max(error for error, _ in four.run(ranks.model_error, degrees, _ODD_GRID)) <= _MODEL_TOLERANCE
 
 
+def test_rows_of_three_requests_come_back_in_order(two: RankPool) -> None:
+    assert two.run(ranks.rows_there_and_back, 6) == [([0, 2, 4], [*range(6)]), ([1, 3, 5], [*range(6)])]
+
+
 def test_guidance_on_two_ranks_runs_one_branch_of_every_request_on_each(four: RankPool) -> None:
     for _, shape in four.run(ranks.model_error, ParallelDegrees(ulysses=2, cfg=2), _ODD_GRID):
         assert shape == (1, 45, 2, 12)

@@ -16,6 +16,7 @@ from models.attention.tile_attention import TileAttention
 from models.attention.tile_mask import TileMask
 from models.opensora.config import OpenSoraConfig
 from models.opensora.transformer import OpenSoraT2V
+from models.parallel.branches import all_rows, own_rows
 from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.forward import ShardedTransformer, parallel_forward
@@ -101,6 +102,15 @@ def uneven_gather(lengths_by_rank: list[int]) -> list[float]:
     values: list[float] = gather(mine, groups).flatten().tolist()
     groups.close()
     return values
+
+
+def rows_there_and_back(num_rows: int) -> tuple[list[int], list[int]]:
+    """Rows of this rank of the guidance axis, and all of them gathered again."""
+    groups = make_groups(ParallelDegrees(cfg=2))
+    own = own_rows(torch.arange(num_rows)[:, None], groups.cfg)
+    back = all_rows(own, groups.cfg)
+    groups.close()
+    return own.flatten().tolist(), back.flatten().tolist()
 
 
 def refusal(degrees: ParallelDegrees, num_tokens: int, heads: int) -> str:
