@@ -26,6 +26,7 @@ from models.opensora.vae_layers import (
     UP,
     CausalConv3d,
     Norm,
+    maker,
 )
 
 
@@ -90,27 +91,29 @@ class Encoder(nn.Module):
     def __init__(self, config: CausalVaeConfig) -> None:
         super().__init__()
         groups, width = config.norm_num_groups, config.hidden_size
-        self.conv_in = CONVOLUTIONS[config.encoder_conv_in](3, width, 3, padding=1)
+        self.conv_in = maker(CONVOLUTIONS, config.encoder_conv_in)(3, width, 3, padding=1)
         self.down = nn.ModuleList()
         resolution = config.resolution
         for level, multiple in enumerate(config.hidden_size_mult):
             wide = config.hidden_size * multiple
-            resnet = RESNETS[config.encoder_resnet_blocks[level]]
+            resnet = maker(RESNETS, config.encoder_resnet_blocks[level])
             blocks = [resnet(width if k == 0 else wide, wide, groups) for k in range(config.num_res_blocks)]
             attends = resolution in config.attn_resolutions
-            make = ATTENTION[config.encoder_attention]
+            make = maker(ATTENTION, config.encoder_attention)
             stage = Level(blocks, [make(wide, groups) for _ in blocks] if attends else [])
             if config.encoder_spatial_downsample[level]:
-                stage.downsample = DOWN[config.encoder_spatial_downsample[level]](wide, wide)
+                stage.downsample = maker(DOWN, config.encoder_spatial_downsample[level])(wide, wide)
                 resolution //= 2
             if config.encoder_temporal_downsample[level]:
-                stage.time_downsample = TIME_DOWN[config.encoder_temporal_downsample[level]](wide, wide)
+                stage.time_downsample = maker(TIME_DOWN, config.encoder_temporal_downsample[level])(wide, wide)
             self.down.append(stage)
             width = wide
-        self.mid = Middle(RESNETS[config.encoder_mid_resnet], ATTENTION[config.encoder_attention], width, groups)
+        self.mid = Middle(
+            maker(RESNETS, config.encoder_mid_resnet), maker(ATTENTION, config.encoder_attention), width, groups
+        )
         self.norm_out = Norm(groups, width)
         out = 2 * config.z_channels if config.double_z else config.z_channels
-        self.conv_out = CONVOLUTIONS[config.encoder_conv_out](width, out, 3, padding=1)
+        self.conv_out = maker(CONVOLUTIONS, config.encoder_conv_out)(width, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -127,27 +130,29 @@ class Decoder(nn.Module):
         super().__init__()
         groups, levels = config.norm_num_groups, len(config.hidden_size_mult)
         width = config.hidden_size * config.hidden_size_mult[-1]
-        self.conv_in = CONVOLUTIONS[config.decoder_conv_in](config.z_channels, width, 3, padding=1)
-        self.mid = Middle(RESNETS[config.decoder_mid_resnet], ATTENTION[config.decoder_attention], width, groups)
+        self.conv_in = maker(CONVOLUTIONS, config.decoder_conv_in)(config.z_channels, width, 3, padding=1)
+        self.mid = Middle(
+            maker(RESNETS, config.decoder_mid_resnet), maker(ATTENTION, config.decoder_attention), width, groups
+        )
         resolution = config.resolution // 2 ** (levels - 1)
         stages: list[nn.Module] = []
         for level in reversed(range(levels)):
             wide = config.hidden_size * config.hidden_size_mult[level]
-            resnet = RESNETS[config.decoder_resnet_blocks[level]]
+            resnet = maker(RESNETS, config.decoder_resnet_blocks[level])
             blocks = [resnet(width if k == 0 else wide, wide, groups) for k in range(config.num_res_blocks + 1)]
             attends = resolution in config.attn_resolutions
-            make = ATTENTION[config.decoder_attention]
+            make = maker(ATTENTION, config.decoder_attention)
             stage = Level(blocks, [make(wide, groups) for _ in blocks] if attends else [])
             if config.decoder_spatial_upsample[level]:
-                stage.upsample = UP[config.decoder_spatial_upsample[level]](wide, wide)
+                stage.upsample = maker(UP, config.decoder_spatial_upsample[level])(wide, wide)
                 resolution *= 2
             if config.decoder_temporal_upsample[level]:
-                stage.time_upsample = TIME_UP[config.decoder_temporal_upsample[level]](wide, wide)
+                stage.time_upsample = maker(TIME_UP, config.decoder_temporal_upsample[level])(wide, wide)
             stages.insert(0, stage)
             width = wide
         self.up = nn.ModuleList(stages)
         self.norm_out = Norm(groups, width)
-        self.conv_out = CONVOLUTIONS[config.decoder_conv_out](width, 3, 3, padding=1)
+        self.conv_out = maker(CONVOLUTIONS, config.decoder_conv_out)(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """See the class."""
@@ -174,6 +179,7 @@ class CausalVae(nn.Module):
 
         Raises: ValueError: sizes that the strides do not divide.
         """
+        _check_shape(pixels, 3)
         self.config.latent_grid(*pixels.shape[2:])
         return Posterior(self.encode_moments(pixels))
 
@@ -183,6 +189,19 @@ class CausalVae(nn.Module):
         return self.quant_conv(moments) if self.config.use_quant_layer else moments  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, t, h, w), not scaled, to pixels (B, 3, 4 (t - 1) + 1, 8 h, 8 w), about -1..1."""
+        """Latents (B, 4, t, h, w), not scaled, to pixels (B, 3, 4 (t - 1) + 1, 8 h, 8 w), about -1..1.
+
+        Raises: ValueError: not five dimensions, or another number of channels.
+        """
+        self.check_latents(latents)
         z = self.post_quant_conv(latents) if self.config.use_quant_layer else latents
         return self.decoder(z)  # type: ignore[no-any-return]
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raises: ValueError: not (B, C, t, h, w) of this VAE's channels."""
+        _check_shape(latents, self.config.embed_dim if self.config.use_quant_layer else self.config.z_channels)
+
+
+def _check_shape(x: Tensor, channels: int) -> None:
+    if x.ndim != 5 or x.shape[1] != channels or 0 in x.shape:
+        raise ValueError(f"shape {tuple(x.shape)}; it must be (batch, {channels}, frames, rows, columns)")

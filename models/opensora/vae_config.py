@@ -6,15 +6,19 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 _R2, _R3 = "ResnetBlock2D", "ResnetBlock3D"
+_BOTH = "Spatial2xTime2x"  # layers of this name resample time as well as space
+_TRAINING_ONLY = frozenset({"dropout", "q_conv", "loss_params", "loss_type", "lr"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalVaeConfig:
-    """Defaults are those of the published CausalVAEModel_D4_4x8x8.
+    """Defaults are the published CausalVAEModel_4x8x8 of v1.1, which resamples space and time one after the other.
 
-    ``norm_num_groups`` is ours (published: 32 everywhere); ``scale_factor`` multiplies latents before diffusion.
+    ``published()`` is that of v1.2 (D4_4x8x8), which does both at once. ``norm_num_groups`` is ours (published: 32
+    everywhere); ``scale_factor`` multiplies latents before diffusion.
 
-    Raises: ValueError: lists of different lengths, or widths that the groups do not divide.
+    Raises: ValueError: lists of different lengths, widths that the groups do not divide, or a decoder that does not
+        undo the encoder's strides.
     """
 
     hidden_size: int = 128
@@ -55,10 +59,18 @@ class CausalVaeConfig:
                     f"norm_num_groups {self.norm_num_groups} does not divide {self.hidden_size * multiple} channels"
                 )
 
+        down = _halvings(self.encoder_spatial_downsample, self.encoder_temporal_downsample)
+        up = _halvings(self.decoder_spatial_upsample, self.decoder_temporal_upsample)
+        if down != up:
+            raise ValueError(
+                f"the encoder halves space and time {down} times, the decoder doubles them {up} times; "
+                "they must be the same"
+            )
+
     @property
     def time_stride(self) -> int:
         """Frames per latent frame, the first one apart."""
-        return int(2 ** sum(map(bool, self.encoder_temporal_downsample)))
+        return int(2 ** _halvings(self.encoder_spatial_downsample, self.encoder_temporal_downsample)[1])
 
     @property
     def space_stride(self) -> int:
@@ -77,14 +89,28 @@ class CausalVaeConfig:
         return (frames - 1) // self.time_stride + 1, height // self.space_stride, width // self.space_stride
 
     @classmethod
-    def from_dict(cls, written: dict[str, Any]) -> CausalVaeConfig:
-        """From a config.json. Private fields (leading underscore) and ``dropout`` and ``q_conv`` are not ours to use.
+    def published(cls) -> CausalVaeConfig:
+        """CausalVAEModel_D4_4x8x8 of v1.2: space and time are halved in one convolution of stride 2, 2, 2."""
+        both_down, both_up = f"{_BOTH}3DDownsample", f"{_BOTH}3DUpsample"
+        return cls(
+            encoder_spatial_downsample=("Downsample", both_down, both_down, ""),
+            encoder_temporal_downsample=("", "", "", ""),
+            decoder_spatial_upsample=("", "SpatialUpsample2x", both_up, both_up),
+            decoder_temporal_upsample=("", "", "", ""),
+        )
 
-        Raises: ValueError: a field that is not known.
+    @classmethod
+    def from_dict(cls, written: dict[str, Any]) -> CausalVaeConfig:
+        """From a config.json. Private fields (leading underscore) and those of training are not ours to use.
+
+        Raises: ValueError: a field that is not known, or pixels of other than 3 channels.
         """
         known = {field.name for field in fields(cls)}
-        ignored = {"dropout", "q_conv"}
-        values = {key: value for key, value in written.items() if not key.startswith("_") and key not in ignored}
+        values = {key: value for key, value in written.items() if not key.startswith("_")}
+        for key in ("in_channels", "out_channels"):
+            if values.pop(key, 3) != 3:
+                raise ValueError(f"{key} of the VAE is {written[key]}; only 3, RGB, is built here")
+        values = {key: value for key, value in values.items() if key not in _TRAINING_ONLY}
         unknown = sorted(values.keys() - known)
         if unknown:
             raise ValueError(f"config.json of the VAE has fields that are not known: {', '.join(unknown)}")
@@ -92,3 +118,9 @@ class CausalVaeConfig:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**frozen)
+
+
+def _halvings(spatial: tuple[str, ...], temporal: tuple[str, ...]) -> tuple[int, int]:
+    """How often space and time change by a factor of two."""
+    both = sum(name.startswith(_BOTH) for name in spatial)
+    return sum(map(bool, spatial)), sum(map(bool, temporal)) + both

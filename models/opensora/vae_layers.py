@@ -237,13 +237,59 @@ class TimeUpsampleRes2x(nn.Module):
         return alpha * x + (1 - alpha) * self.conv(x)  # type: ignore[no-any-return]
 
 
+class Spatial2xTime2x3DDownsample(nn.Module):
+    """Half of height, width and frames in one causal convolution."""
+
+    def __init__(self, chan_in: int, chan_out: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(chan_in, chan_out, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 2k + 1, H, W) to (B, C, k + 1, H / 2, W / 2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1, 0, 0)))  # type: ignore[no-any-return]
+
+
+class Spatial2xTime2x3DUpsample(nn.Module):
+    """Twice the height, width and frames, the first frame apart, by interpolating; then a causal convolution."""
+
+    def __init__(self, chan_in: int, chan_out: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(chan_in, chan_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, k + 1, H, W) to (B, C, 2k + 1, 2 H, 2 W)."""
+        y = F.interpolate(x[:, :, :1], scale_factor=(1.0, 2.0, 2.0), mode="trilinear")
+        if x.shape[2] > 1:
+            later = F.interpolate(x[:, :, 1:], scale_factor=(2.0, 2.0, 2.0), mode="trilinear")
+            y = torch.cat([y, later], dim=2)
+        return self.conv(y)  # type: ignore[no-any-return]
+
+
 _Makers = Mapping[str, Callable[..., nn.Module]]
 CONVOLUTIONS: _Makers = MappingProxyType({"Conv2d": Conv2d, "CausalConv3d": CausalConv3d})
 RESNETS: _Makers = MappingProxyType({"ResnetBlock2D": ResnetBlock2D, "ResnetBlock3D": ResnetBlock3D})
 ATTENTION: _Makers = MappingProxyType({"AttnBlock3D": AttnBlock3DMixed, "AttnBlock3DFix": AttnBlock3D})
-DOWN: _Makers = MappingProxyType({"Downsample": Downsample, "SpatialDownsample2x": SpatialDownsample2x})
-UP: _Makers = MappingProxyType({"SpatialUpsample2x": SpatialUpsample2x})
+DOWN: _Makers = MappingProxyType(
+    {
+        "Downsample": Downsample,
+        "SpatialDownsample2x": SpatialDownsample2x,
+        "Spatial2xTime2x3DDownsample": Spatial2xTime2x3DDownsample,
+    }
+)
+UP: _Makers = MappingProxyType(
+    {"SpatialUpsample2x": SpatialUpsample2x, "Spatial2xTime2x3DUpsample": Spatial2xTime2x3DUpsample}
+)
 TIME_DOWN: _Makers = MappingProxyType(
     {"TimeDownsample2x": TimeDownsample2x, "TimeDownsampleRes2x": TimeDownsampleRes2x}
 )
 TIME_UP: _Makers = MappingProxyType({"TimeUpsample2x": TimeUpsample2x, "TimeUpsampleRes2x": TimeUpsampleRes2x})
+
+
+def maker(makers: _Makers, name: str) -> Callable[..., nn.Module]:
+    """The layer that a config.json asks for.
+
+    Raises: ValueError: none of that name is built here.
+    """
+    if name not in makers:
+        raise ValueError(f"the VAE's config asks for layer {name!r}; known in that place: {', '.join(sorted(makers))}")
+    return makers[name]
