@@ -110,16 +110,45 @@ _FORM_FIELDS: Final[Mapping[str, Callable[[str, str], Any]]] = MappingProxyType(
 """How the text of each form field is read."""
 
 
+_FORM_MEMBERS: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] = MappingProxyType(
+    {
+        f"{parent}[{name}]": (parent, name, read)
+        for parent, name, read in (
+            ("vireo", "latency_ms", _number),
+            ("vireo", "energy_j", _number),
+            ("vireo", "priority", _text),
+            ("vireo", "quality_floor", _number),
+            ("extra_params", "sampler", _text),
+            ("extra_params", "attention", _text),
+            ("extra_params", "output_format", _text),
+        )
+    }
+)
+"""Members of objects as form fields of their own, which is how the official client sends them."""
+
+
 def form_rules(limits: IngressLimits) -> FormRules:
     """Parts that a form may have. A part that is refused is read no further than its name."""
     return FormRules(
-        text_fields=tuple(_FORM_FIELDS), takes_files=False, max_text_bytes=4 * limits.max_text_chars, refused=REFUSED
+        text_fields=(*_FORM_FIELDS, *_FORM_MEMBERS),
+        takes_files=False,
+        max_text_bytes=4 * limits.max_text_chars,
+        refused=REFUSED,
     )
 
 
 def document_from_form(form: Form) -> dict[str, Any]:
     """Return the body that says the same in JSON. Raises: InvalidRequest."""
-    return {name: _FORM_FIELDS[name](text, name) for name, text in form.fields.items()}
+    document = {name: _FORM_FIELDS[name](text, name) for name, text in form.fields.items() if name in _FORM_FIELDS}
+    whole = frozenset(document)
+    for field, text in form.fields.items():
+        if field not in _FORM_MEMBERS:
+            continue
+        parent, name, read = _FORM_MEMBERS[field]
+        if parent in whole:
+            raise InvalidRequest(f"{parent} and {field} are both there; send one of them", param=parent)
+        document.setdefault(parent, {})[name] = read(text, f"{parent}.{name}")
+    return document
 
 
 def document_from_json(body: bytes) -> dict[str, Any]:
@@ -142,7 +171,7 @@ def request_from_document(
 
     Raises: InvalidRequest, UnknownField, UnsupportedField.
     """
-    body = validate(VideoBody, _offered(document))
+    body = _validated(_offered(document))
     extra = body.extra_params or VideoExtraBody()
     width, height = join_sizes(body.size, body.width, body.height)
     model = body.model or default_model
@@ -171,6 +200,17 @@ def request_from_document(
         idempotency_key=idempotency_key,
     )
     return check_video(request, limits)
+
+
+def _validated(document: dict[str, Any]) -> VideoBody:
+    """Raises: InvalidRequest, UnknownField."""
+    try:
+        return validate(VideoBody, document)
+    except InvalidRequest as error:
+        if (error.param or "").startswith("seconds."):  # of several types, and at fault in each of them
+            sent = shown(document["seconds"])
+            raise InvalidRequest(f"seconds is {sent}; send a number, as in 4 or '4'", param="seconds") from None
+        raise
 
 
 def _offered(document: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ async def asgi(
     receive: Callable[[], Any] | None = None,
 ) -> HttpReply:
     """Send one request through the application; ``body`` may be a list of chunks."""
+    path, _, query = path.partition("?")
     chunks = [body] if isinstance(body, bytes) else list(body)
     names = {name.lower(): value for name, value in (headers or {}).items()}
     names.setdefault("content-length", str(sum(map(len, chunks))))
@@ -120,7 +121,7 @@ async def asgi(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in names.items() if value != ""],
         "client": client,
