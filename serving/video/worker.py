@@ -94,7 +94,7 @@ class HeldJob:
     checkpoint_step: int = 0
     checkpoint_at_s: float = 0.0
     preview_at_s: float = 0.0
-    is_checkpointing: bool = False
+    checkpointing: asyncio.Task[None] | None = None
     frames: Frames | None = None
     error: ServingError | None = None
     is_lost: bool = False
@@ -259,11 +259,12 @@ class VideoWorker:
             case GiveBack(job_id=job_id):
                 self._spawn(self._give_back(self._held[job_id]))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Every piece of work is kept, and none may die unheard."""
         task = asyncio.get_running_loop().create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         try:
@@ -318,9 +319,10 @@ class VideoWorker:
             self._spawn(self._preview(held))
         due = held.step - held.checkpoint_step >= self.config.checkpoint_every
         is_worth_it = now_s - held.checkpoint_at_s >= self.config.checkpoint_after_s
-        if due and is_worth_it and not held.is_checkpointing and held.step < held.job.settings.num_steps:
-            held.is_checkpointing, held.checkpoint_at_s = True, now_s
-            self._spawn(self._checkpoint(held))
+        is_free = held.checkpointing is None or held.checkpointing.done()
+        if due and is_worth_it and is_free and held.step < held.job.settings.num_steps:
+            held.checkpoint_at_s = now_s
+            held.checkpointing = self._spawn(self._checkpoint(held))
 
     async def _checkpoint(self, held: HeldJob) -> None:
         try:
@@ -328,8 +330,12 @@ class VideoWorker:
             held.checkpoint_key, held.checkpoint_step = saved.key, saved.step
         except Exception as error:  # a missing checkpoint costs repeated work, later, perhaps
             _log.warning("no checkpoint", job=held.job.id, error=type(error).__name__)
-        finally:
-            held.is_checkpointing = False
+
+    async def _drop_checkpoints(self, held: HeldJob) -> None:
+        """The job is over; one that is just being written is waited for."""
+        if held.checkpointing is not None:
+            await asyncio.wait([held.checkpointing])
+        await self.checkpoints.drop(held.job, held.checkpoint_key)
 
     async def _preview(self, held: HeldJob) -> None:
         with contextlib.suppress(ServingError, OSError, KeyError):
@@ -405,7 +411,7 @@ class VideoWorker:
         report = self.report(held)
         if await self._persist(lambda: self.index.fail(held.lease, failure, report, self.config.ttl_s)):
             self.observer.failed(error.code)
-            await self.checkpoints.drop(held.job, held.checkpoint_key)
+            await self._drop_checkpoints(held)
         self._forget(held)
 
     async def _give_back(self, held: HeldJob) -> None:
