@@ -1,11 +1,9 @@
 """Which jobs of a video replica take the next denoising step: one machine for one engine, pure and without a clock.
 
-At every step boundary the job that must be begun the soonest leads (``schedulers.video_urgency``), and jobs of equal
-phase join it, most urgent first, as long as that does not make the leader late. A job that had run and does not go on
-was preempted: it keeps its state and waits. Decodes run beside the steps, one at a time.
-
-A job keeps its urgency while it runs and gets a new one, with the work then left, when it is preempted. So two jobs of
-nearly equal slack do not take turns: one finishes first. Urgency counts from arrival, so nothing waits for ever.
+At every step boundary the job that is due first leads (``schedulers.video_urgency``), and jobs of equal phase join it,
+most urgent first, as long as that does not make the leader late. A job that had run and does not go on was preempted:
+it keeps its state and waits. Decodes run beside the steps, one at a time. Urgency counts from arrival and never
+changes, so jobs do not take turns and nothing waits for ever.
 """
 
 from __future__ import annotations
@@ -83,24 +81,18 @@ class VideoCounts:
 class _Job:
     """One live job. Mutated by its scheduler only."""
 
-    __slots__ = ("arrival", "arrived_s", "has_run", "is_cancelled", "key", "number", "phase", "place", "steps_left")
+    __slots__ = ("arrival", "has_run", "is_cancelled", "order", "phase", "place", "steps_left")
 
-    def __init__(self, arrival: JobArrived, arrived_s: float, number: int) -> None:
+    def __init__(self, arrival: JobArrived) -> None:
         self.arrival = arrival
-        self.arrived_s = arrived_s
-        self.number = number
         self.phase = arrival.phase
         self.steps_left = arrival.steps_left
         self.place = Place.WAITING
         self.is_cancelled = False
         #: Was in the batch that ended last.
         self.has_run = False
-        self.key = 0.0
-
-    @property
-    def order(self) -> tuple[float, int]:
-        """Smallest first; unique."""
-        return self.key, self.number
+        #: Smallest first; unique.
+        self.order = (0.0, 0)
 
     @property
     def part(self) -> StepPart:
@@ -237,7 +229,9 @@ class VideoScheduler:
         if event.job_id in self._jobs:
             raise ValueError(f"job {event.job_id} is here already; give each job an id of its own")
         self._num_arrived += 1
-        job = self._jobs[event.job_id] = _Job(event, self._now_s, self._num_arrived)
+        job = self._jobs[event.job_id] = _Job(event)
+        key = queue_key(event.priority, self._now_s, event.deadline_s, self._work_s(job))
+        job.order = (key, self._num_arrived)
         if self._is_draining:
             self._end(job, GiveBack(job_id=event.job_id))
         else:
@@ -273,8 +267,6 @@ class VideoScheduler:
         elif self._is_draining:
             self._end(job, GiveBack(job_id=job_id))
         else:
-            if not job.has_run:
-                self._set_key(job)
             job.place = Place.WAITING
 
     def _finish_decode(self, event: Decoded) -> None:
@@ -326,7 +318,6 @@ class VideoScheduler:
         batch = self._choose(sorted(waiting, key=lambda job: job.order))
         for job in waiting:
             if job.has_run and job not in batch:
-                self._set_key(job)
                 self._out.append(Preempted(job_id=job.arrival.job_id))
             job.has_run = False
         for job in batch:
@@ -361,10 +352,6 @@ class VideoScheduler:
         return self._now_s + leader.steps_left * step_s + self._cost.decode_s > deadline_s
 
     # -- small things ------------------------------------------------------------------------------------------------
-
-    def _set_key(self, job: _Job) -> None:
-        arrival = job.arrival
-        job.key = queue_key(arrival.priority, job.arrived_s, arrival.deadline_s, self._work_s(job))
 
     def _denoise_s(self, job: _Job) -> float:
         return job.steps_left * self._cost.seconds([job.part])
