@@ -1,8 +1,8 @@
 """Operating points of a video model: settings that were measured, what they cost, and which of them fits a budget.
 
 What a caller fixes goes before what a point says. Where points were measured with just that, one of them is taken. Else
-the points nearest in steps are run with the caller's settings; what that gives is then not known, so no quality floor
-is met by it.
+the points nearest to it are run with the caller's settings; what that gives is then not known, so no quality floor is
+met by it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 
 #: The parts of a budget, spelled as in the ``degraded`` list of an answer.
 VideoBudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
+_FEW_TIMES = 4.0
+"""Numbers of steps that differ by more belong to weights made for something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +183,24 @@ def _candidates(
     measured = [point for point, changed in pairs if changed == point]
     if measured:
         return [_costed(point, clip, is_measured=True) for point in measured]
-    distances = [abs(math.log(changed.num_steps / point.num_steps)) for point, changed in pairs]
-    nearest = min(distances, default=0.0)
+    distances = [_distance(point, changed) for point, changed in pairs]
+    nearest = min(distances, default=())
     return [
         _costed(changed, clip, is_measured=False)
         for (_, changed), distance in zip(pairs, distances, strict=True)
-        if distance <= nearest
+        if distance == nearest
     ]
+
+
+def _distance(point: VideoPoint, changed: VideoPoint) -> tuple[float, ...]:
+    """How far the caller's settings are from what was measured; the first difference counts most."""
+    steps = abs(math.log(changed.num_steps / point.num_steps))
+    return (
+        changed.sampler != point.sampler,
+        steps > math.log(_FEW_TIMES),
+        changed.attention != point.attention,
+        steps,
+    )
 
 
 def _with(point: VideoPoint, clip: Clip) -> VideoPoint:

@@ -1,0 +1,152 @@
+"""The table of operating points as a file, and what resolving a request gets from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schedulers.video_points import ClipCost, VideoPoint
+from serving.engines.video.limits import VideoLimits
+from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
+from serving.video.points import FILE_NAME, VideoPoints, VideoPointTable, load_table, weights_digest, write_table
+from serving.video.resolve import Wish
+
+COSTS = (ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=0.5),)
+
+
+def point(name: str, steps: int, quality: float, **options: Any) -> VideoPoint:
+    settings = {"variant": "teacher", "sampler": "ddim", "attention": "dense", "guidance_scale": 4.0, **options}
+    return VideoPoint(name=name, num_steps=steps, quality=quality, watts=6.0, costs=COSTS, **settings)
+
+
+STUDENT = point("student-4", 4, 0.5, variant="student", sampler="consistency", guidance_scale=1.0)
+POINTS = (point("dense-20", 20, 0.8), STUDENT, point("dense-50", 50, 0.9, sampler="euler_ancestral"))
+
+
+def wish(**fixed: Any) -> Wish:
+    nothing = dict.fromkeys(
+        ("num_steps", "guidance_scale", "sampler", "attention", "allowed_s", "energy_j", "quality_floor")
+    )
+    return Wish(width=64, height=64, num_frames=29, **{**nothing, **fixed})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def table(folder: Path) -> VideoPointTable:
+    return VideoPointTable(
+        model="vdit-nano", weights_sha256=weights_digest(folder), energy_source="estimate", device="cpu", points=POINTS
+    )
+
+
+@pytest.fixture
+def points(table: VideoPointTable) -> VideoPoints:
+    return VideoPoints(table=table, limits=VideoLimits())
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_table_comes_back_as_it_was_written(folder: Path, table: VideoPointTable) -> None:
+    path = write_table(folder, table)
+    assert load_table("vdit-nano", folder) == table
+    assert json.loads(path.read_text())["points"][0]["costs"][0]["step_s"] == 0.1
+    assert [entry.name for entry in folder.iterdir() if entry.is_file()] == [FILE_NAME]  # no draft
+
+
+def test_missing_table_names_the_command(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no operating points.*vireo calibrate vdit-nano"):
+        load_table("vdit-nano", folder)
+
+
+def test_table_of_other_weights_or_of_another_model_is_refused(folder: Path, table: VideoPointTable) -> None:
+    write_table(folder, table)
+    with pytest.raises(ConfigError, match="of model vdit-nano, not other"):
+        load_table("other", folder)
+    (folder / "student" / "model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(ConfigError, match="other weights"):
+        load_table("vdit-nano", folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"kind": "classifier"},
+        {"points": []},
+        {"points": "none"},
+        {"model": 3},
+    ],
+)
+def test_damaged_table_is_refused(folder: Path, table: VideoPointTable, change: dict[str, Any]) -> None:
+    path = write_table(folder, table)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        load_table("vdit-nano", folder)
+
+
+def test_damaged_point_is_refused(folder: Path, table: VideoPointTable) -> None:
+    path = write_table(folder, table)
+    for field, value in (("quality", 2.0), ("num_steps", 0), ("costs", []), ("name", "dense-20")):
+        data = json.loads(json.dumps(json.loads(write_table(folder, table).read_text())))
+        data["points"][1][field] = value
+        path.write_text(json.dumps(data))
+        with pytest.raises(ConfigError, match="cannot be used"):
+            load_table("vdit-nano", folder)
+
+
+def test_folder_without_weights_has_no_digest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no weights"):
+        weights_digest(tmp_path)
+
+
+# -- choosing --------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_best_first(points: VideoPoints) -> None:
+    assert points.names == ("dense-50", "dense-20", "student-4")
+
+
+def test_point_is_chosen_within_the_budget(points: VideoPoints) -> None:
+    best = points.choose(wish())
+    assert (best.name, best.sampler, best.num_steps, best.guidance_scale) == ("dense-50", "euler_ancestral", 50, 4.0)
+    assert (best.predicted_s, best.predicted_j) == (pytest.approx(5.5), pytest.approx(33.0))
+    quick = points.choose(wish(allowed_s=1.0))
+    assert (quick.name, quick.variant, quick.degraded) == ("student-4", "student", ("latency",))
+
+
+def test_callers_own_settings_are_kept_and_named_custom(points: VideoPoints) -> None:
+    chosen = points.choose(wish(num_steps=12, attention="ras:0.5"))
+    assert (chosen.name, chosen.num_steps, chosen.attention) == ("custom", 12, "ras:0.5")
+    assert chosen.predicted_s == pytest.approx(1.7)
+
+
+def test_steps_that_a_sampler_cannot_take_go_to_another(points: VideoPoints) -> None:
+    """Five is nearer to the student's four than to twenty, and the student takes multiples of four."""
+    assert points.choose(wish(num_steps=5)).variant == "teacher"
+    assert points.choose(wish(num_steps=8)).variant == "student"
+
+
+def test_refusals_say_which_part_of_the_budget(points: VideoPoints) -> None:
+    for fixed, param in (
+        ({"allowed_s": 0.1}, "vireo.latency_ms"),
+        ({"energy_j": 0.1}, "vireo.energy_j"),
+        ({"quality_floor": 0.95}, "vireo.quality_floor"),
+    ):
+        with pytest.raises(BudgetInfeasible, match="nearest") as caught:
+            points.choose(wish(**fixed))
+        assert caught.value.param == param
+
+
+def test_impossible_combination_is_no_matter_of_budget(points: VideoPoints) -> None:
+    with pytest.raises(UnsupportedVideo, match="combination"):
+        points.choose(wish(sampler="consistency", num_steps=50))
