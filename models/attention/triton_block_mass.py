@@ -48,10 +48,10 @@ if has_triton():
             is_key = keys < num_tokens
             at_key = base + keys.to(tl.int64)[:, None] * stride
             k_first = tl.load(k + at_key + in_first[None, :], mask=is_key[:, None] & mask_first, other=0.0)
-            scores = tl.dot(q_first, tl.trans(k_first))
+            scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
             if second > 0:
                 k_second = tl.load(k + at_key + in_second[None, :], mask=is_key[:, None] & mask_second, other=0.0)
-                scores += tl.dot(q_second, tl.trans(k_second))
+                scores += tl.dot(q_second, tl.trans(k_second), input_precision="ieee")
             exponent = tl.minimum(scores * scale - shift[:, None], 86.0)
             weights = tl.where(is_key[None, :], tl.exp2(exponent), 0.0)
             at = (head * num_columns + row) * num_columns + column

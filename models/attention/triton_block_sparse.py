@@ -56,11 +56,11 @@ if has_triton():
             at_key = base + keys.to(tl.int64)[:, None] * stride
             mask_first = (in_first < dim)[None, :] if is_even else is_key & (in_first < dim)[None, :]
             k_first = tl.load(k + at_key + in_first[None, :], mask=mask_first, other=0.0)
-            scores = tl.dot(q_first, tl.trans(k_first))
+            scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
             if second > 0:
                 mask_second = (in_second < dim)[None, :] if is_even else is_key & (in_second < dim)[None, :]
                 k_second = tl.load(k + at_key + in_second[None, :], mask=mask_second, other=0.0)
-                scores += tl.dot(q_second, tl.trans(k_second))
+                scores += tl.dot(q_second, tl.trans(k_second), input_precision="ieee")
             scores = scores * scale
             if not is_even:
                 scores = tl.where((keys < num_tokens)[None, :], scores, float("-inf"))
@@ -69,10 +69,12 @@ if has_triton():
             shrink = tl.exp2(highest - higher)
             total = total * shrink + tl.sum(weights, 1)
             v_first = tl.load(v + at_key + in_first[None, :], mask=mask_first, other=0.0)
-            acc_first = acc_first * shrink[:, None] + tl.dot(weights.to(v_first.dtype), v_first)
+            acc_first = acc_first * shrink[:, None] + tl.dot(weights.to(v_first.dtype), v_first, input_precision="ieee")
             if second > 0:
                 v_second = tl.load(v + at_key + in_second[None, :], mask=mask_second, other=0.0)
-                acc_second = acc_second * shrink[:, None] + tl.dot(weights.to(v_second.dtype), v_second)
+                acc_second = acc_second * shrink[:, None] + tl.dot(
+                    weights.to(v_second.dtype), v_second, input_precision="ieee"
+                )
             highest = higher
         total = tl.where(total > 0, total, 1.0)[:, None]
         tl.store(out + at_first, (acc_first / total).to(out.dtype.element_ty), mask=is_row & (in_first < dim)[None, :])
