@@ -8,7 +8,7 @@ PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.
 SOURCES := serving models schedulers loadtest tests
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve down test check format proto lock train-texthawk2-nano clean
+.PHONY: help install serve down test check format proto lock train-texthawk2-nano train-vdit-nano clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -56,6 +56,9 @@ bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-sc
 
 train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.
 	PYTHON=$(BIN)/python bash scripts/train_texthawk2_nano.sh
+
+train-vdit-nano: install ## Train the nano video model from nothing: autoencoder, judge, teacher, student, model card.
+	PYTHON=$(BIN)/python bash scripts/train_vdit_nano.sh
 
 clean: ## Remove the environment and everything generated at run time.
 	rm -rf $(VENV) .vireo out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

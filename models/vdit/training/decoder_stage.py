@@ -22,12 +22,10 @@ from models.texthawk2.training.log import TrainingLog
 from models.vdit.clips import SIZE
 from models.vdit.nano import FRAMES
 from models.vdit.training.latents_stage import load_vae
-from models.vdit.training.vae_stage import Crops, Optimizers, psnr
+from models.vdit.training.vae_stage import Crops, Optimizers, moving, psnr
 
 NOISE = 0.08
 """Of latents with unit variance."""
-SMEAR = 4.0
-"""How much more the error of pixels that move counts than that of a still background."""
 
 
 def main() -> None:
@@ -76,14 +74,6 @@ def take_step(vae: CausalVae, pixels: Tensor) -> float:
     loss = (moving(pixels) * (error.abs() + 2.0 * error.square())).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
-
-
-def moving(pixels: Tensor) -> Tensor:
-    """Weight of each pixel (1, 1, T, H, W), mean 1: more where it differs from the clip's commonest colour."""
-    ground = pixels.flatten(2).median(dim=2).values[..., None, None, None]
-    differs = ((pixels - ground).abs().amax(1, keepdim=True) > 0.05).float()
-    weight = 1.0 + SMEAR * differs
-    return weight / weight.mean()
 
 
 def save(vae: CausalVae, folder: Path) -> None:

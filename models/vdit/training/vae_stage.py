@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from models.opensora.causal_vae import CausalVae
+from models.opensora.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
 from models.texthawk2.training.log import TrainingLog
 from models.vdit.clips import SIZE, Clip, render
 from models.vdit.nano import FRAMES, nano_vae
@@ -30,6 +31,8 @@ from models.vdit.scenes import sample_scene
 from models.vdit.training.conv_muon import ConvMuon
 
 KL_WEIGHT = 1e-4
+SMEAR = 4.0
+"""How much more the error of pixels that move counts than that of a still background."""
 CROP = 32
 CROP_FRAMES = 9
 
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", type=Path, help="weights to go on from; single frames are then left out")
     train(parser.parse_args())
 
 
@@ -82,6 +86,10 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     vae = CausalVae(nano_vae())
     start_certain(vae)
+    if args.resume:
+        vae.load_state_dict(load_file(args.resume))
+    bounds = (-1.0, 0.85) if args.resume else (0.4, 0.85)
+    open_time(vae)
     optimizers = Optimizers(vae, args.lr)
     kinds = (
         Crops(16, 1, CROP, args.seed),
@@ -93,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
     log, started_s, step = TrainingLog(args.out / "vae_log.jsonl"), time.monotonic(), 0
     recent: list[float] = []
     while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
-        kind = sum(progress > bound for bound in (0.4, 0.85))
+        kind = sum(progress > bound for bound in bounds)
         recent.append(take_step(vae, next(sources[kind])))
         optimizers.step(progress, step)
         step += 1
@@ -103,6 +111,7 @@ def train(args: argparse.Namespace) -> None:
         if step % 300 == 0:
             log.write(step=step, psnr=psnr(vae, held_out))
             save(vae, held_out, args.out)
+    whiten(vae, next(iter(Crops(24, FRAMES, SIZE, args.seed + 3))))
     log.write(step=step, psnr=psnr(vae, held_out))
     save(vae, held_out, args.out)
 
@@ -141,15 +150,66 @@ def start_certain(vae: CausalVae) -> None:
         conv.bias[half:].fill_(-6.0)
 
 
+@torch.no_grad()
+def open_time(vae: CausalVae, openness: float = 0.5) -> None:
+    """Give the convolutions over time ``openness`` of the say (published start: 0.12); what they compute stays.
+
+    Averages over frames show no motion; at the published start, learning it takes most of the time.
+    """
+    for layer in vae.modules():
+        if isinstance(layer, TimeDownsampleRes2x | TimeUpsampleRes2x):
+            conv = layer.conv if isinstance(layer, TimeDownsampleRes2x) else layer.conv.conv
+            plain = torch.zeros_like(conv.weight)  # the average, or the identity, as a kernel
+            index = torch.arange(len(plain))
+            if isinstance(layer, TimeDownsampleRes2x):
+                plain[index, index, :, 1, 1] = 1 / 3
+            else:
+                plain[index, index, 2, 1, 1] = 1.0
+            alpha = float(torch.sigmoid(layer.mix_factor))
+            conv.weight.copy_(((1 - alpha) * conv.weight + (alpha - (1 - openness)) * plain) / openness)
+            conv.bias.mul_((1 - alpha) / openness)  # type: ignore[union-attr]
+            layer.mix_factor.fill_(math.log((1 - openness) / openness))
+
+
+@torch.no_grad()
+def whiten(vae: CausalVae, pixels: Tensor) -> None:
+    """Give the latents' channels mean 0, variance 1 and no correlation; what is decoded stays.
+
+    Exact, since the layers on both sides of the latents are matrices. Without it most of the variance is that of the
+    channels' means, and a denoiser of unit noise sees little of what differs between clips.
+    """
+    latents = torch.cat([vae.encode(clip).mode() for clip in pixels.split(1)]).transpose(0, 1).flatten(1).double()
+    mean = latents.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(latents))
+    there = (vectors * values.rsqrt()) @ vectors.T
+    back = torch.linalg.inv(there)
+    before, after, half = vae.quant_conv.conv, vae.post_quant_conv.conv, vae.config.embed_dim
+    matrix = before.weight[:half].flatten(1).double()
+    before.weight[:half] = (there @ matrix).reshape(before.weight[:half].shape).float()
+    before.bias[:half] = (there @ (before.bias[:half].double() - mean)).float()
+    before.bias[half:] += there.square().sum(1).log().float()  # of the variances, the diagonal alone
+    matrix = after.weight.flatten(1).double()
+    after.bias += (matrix @ mean).float()
+    after.weight.copy_((matrix @ back).reshape(after.weight.shape).float())
+
+
 def take_step(vae: CausalVae, pixels: Tensor) -> float:
     """Forward and backward on (B, 3, T, H, W). Returns the reconstruction loss."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(pixels)
         decoded = vae.decode(posterior.sample())
     error = decoded.float() - pixels
-    loss = error.abs().mean() + 2.0 * error.square().mean()
+    loss = (moving(pixels) * (error.abs() + 2.0 * error.square())).mean()
     (loss + KL_WEIGHT * posterior.kl().float()).backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
+
+
+def moving(pixels: Tensor) -> Tensor:
+    """Weight of each pixel, (B, 1, T, H, W), mean 1: more where it differs from its clip's commonest colour."""
+    ground = pixels.flatten(2).median(dim=2).values[..., None, None, None]
+    differs = ((pixels - ground).abs().amax(1, keepdim=True) > 0.05).float()
+    weight = 1.0 + SMEAR * differs
+    return weight / weight.mean()
 
 
 @torch.no_grad()
