@@ -28,6 +28,7 @@ COMBINATIONS: tuple[tuple[str, str, str], ...] = tuple(product(COLOURS, SHAPES, 
 EVERY = 4
 """Of so many frames it looks at one: 8 of 29."""
 SEEN = len(range(0, SHORT_CLIP, EVERY))
+_WORDS = (len(COLOURS), len(SHAPES), len(DIRECTIONS))
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
@@ -40,7 +41,11 @@ class Logits(NamedTuple):
 
 
 class JudgeNet(nn.Module):
-    """Frames (B, 8, 3, 64, 64) in 0..1 to logits. Each of 8x8 places votes; the strongest votes count."""
+    """Frames (B, 8, 3, 64, 64) in 0..1 to logits.
+
+    Each of 8x8 places votes for a colour, a shape, a direction, and for there being something; a combination's vote is
+    the sum, so that what is learnt of a word serves all combinations with it. The strongest places count.
+    """
 
     def __init__(self, widths: Sequence[int] = (48, 96, 128, 192)) -> None:
         super().__init__()
@@ -56,13 +61,18 @@ class JudgeNet(nn.Module):
             before = width
         self.widths = tuple(widths)
         self.body = nn.Sequential(*layers)
-        self.objects = nn.Conv2d(before, len(COMBINATIONS), 1)
+        self.objects = nn.Conv2d(before, sum(_WORDS) + 1, 1)
+        nn.init.constant_(self.objects.bias[-1:], -8.0)  # type: ignore[index]
         self.rest = nn.Linear(2 * before, len(SPEEDS) + len(BACKGROUNDS))
 
     def forward(self, frames: Tensor) -> Logits:
         """See the class."""
         places = self.body(frames.flatten(1, 2) * 2 - 1)
-        objects = torch.logsumexp(self.objects(places).flatten(2), dim=2)
+        colours, shapes, directions, anything = self.objects(places).float().flatten(2).split((*_WORDS, 1), dim=1)
+        votes = (
+            colours[:, :, None, None] + shapes[:, None, :, None] + directions[:, None, None, :]
+        )  # (B, c, s, d, place)
+        objects = torch.logsumexp((votes + anything[:, :, None, None]).flatten(1, 3), dim=2)
         pooled = torch.cat([places.mean((2, 3)), places.amax((2, 3))], dim=1)
         speeds, backgrounds = self.rest(pooled).split((len(SPEEDS), len(BACKGROUNDS)), dim=1)
         return Logits(objects, speeds, backgrounds)
