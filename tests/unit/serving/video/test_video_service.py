@@ -1,0 +1,542 @@
+"""The gateway's half of video jobs over an index in memory: admission, ownership, quotas, files, watching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from schedulers.video_points import ClipCost, VideoPoint
+from serving.domain import Budget, Priority, Surface
+from serving.engines.video.limits import VideoLimits
+from serving.errors import (
+    BudgetInfeasible,
+    ClientError,
+    DeadlineUnreachable,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    QuotaExceeded,
+    StoreUnavailable,
+    UnknownModel,
+    UnknownVideo,
+    UnsupportedVideo,
+)
+from serving.jobs.base import JobPage
+from serving.service import VideoModelCard
+from serving.stores.buckets import Reservation
+from serving.video.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
+from serving.video.names import folder, preview_key
+from serving.video.points import VideoPoints, VideoPointTable
+from serving.video.resolve import ServedVideo
+from serving.video.service import VideoJobsService, VideoServiceConfig
+from tests.support.fake_videos import make_video_card
+
+NOW_S = 1_800_000_000.0
+LIMITS = VideoLimits(max_prompt_characters=100)
+
+
+def point(name: str, **fields: Any) -> VideoPoint:
+    values: dict[str, Any] = {
+        "name": name, "variant": "teacher", "sampler": "euler_ancestral", "num_steps": 50, "attention": "dense",
+        "guidance_scale": 4.0, "quality": 0.9, "watts": 6.0,
+        "costs": (
+            ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=1.0),
+            ClipCost(width=64, height=64, num_frames=93, step_s=0.4, fixed_s=3.0),
+        ),
+    }  # fmt: skip
+    return VideoPoint(**(values | fields))
+
+
+POINTS = (
+    point("full"),
+    point("sparse", attention="ras:0.5", num_steps=20, quality=0.8),
+    point("quick", variant="student", sampler="consistency", num_steps=4, guidance_scale=1.0, quality=0.6),
+)
+"""6, 3 and 1.4 seconds; 36, 18 and 8.4 joules, of 29 frames."""
+
+
+def served(**fields: Any) -> ServedVideo:
+    table = VideoPointTable(
+        model="fake-video", weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=POINTS
+    )
+    card: VideoModelCard = make_video_card()
+    return ServedVideo(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS), **fields)
+
+
+@dataclass
+class MemoryIndex:
+    """Jobs of a gateway's point of view. ``is_away``: Redis cannot be reached."""
+
+    jobs: dict[str, VideoJob] = field(default_factory=dict)
+    is_away: bool = False
+    waiting_s: float = 0.0
+    num_creates: int = 0
+    before_create: Callable[[], None] = lambda: None
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable("ConnectionError at redis://:secret@10.0.0.1")
+
+    async def create(self, job: VideoJob, *, max_queued: int) -> None:
+        self._check()
+        self.num_creates += 1
+        self.before_create()
+        if job.id in self.jobs:
+            return
+        if len(self.jobs) >= max_queued:
+            raise QueueFull(f"{max_queued} jobs wait")
+        self.jobs[job.id] = job
+
+    async def get(self, owner: str, job_id: str) -> VideoJob | None:
+        self._check()
+        job = self.jobs.get(job_id)
+        return job if job is not None and job.owner == owner else None
+
+    async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
+        self._check()
+        mine = [job for job in self.jobs.values() if job.owner == owner]
+        if after is not None and after not in [job.id for job in mine]:
+            return None
+        return JobPage(jobs=tuple(mine[:limit]), has_more=len(mine) > limit)
+
+    async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
+        job = await self.get(owner, job_id)
+        if job is not None and not job.status.is_final:
+            self.jobs[job_id] = replace(job, status=JobStatus.FAILED)
+        return self.jobs.get(job_id) if job is not None else None
+
+    async def delete(self, owner: str, job_id: str) -> VideoJob | None:
+        job = await self.get(owner, job_id)
+        if job is None or not job.status.is_final:
+            return None
+        return self.jobs.pop(job_id)
+
+    async def queued_s(self, model: str) -> float:
+        self._check()
+        return self.waiting_s
+
+
+@dataclass
+class MemoryFiles:
+    files: dict[str, bytes] = field(default_factory=dict)
+    is_away: bool = False
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        if self.is_away:
+            raise StoreUnavailable("disk at /srv/secret")
+        if key not in self.files:
+            raise FileNotFoundError(key)
+        return self.files[key][start:end]
+
+    async def delete(self, key: str) -> None:
+        if self.is_away:
+            raise StoreUnavailable("disk at /srv/secret")
+        for name in [name for name in self.files if name.startswith(f"{key}/")]:
+            del self.files[name]
+
+
+@dataclass
+class Buckets:
+    """What each tenant reserved and was charged. ``joules``: what is left of them."""
+
+    joules: float = 1e9
+    reserved: list[tuple[str, float, float]] = field(default_factory=list)
+    charged: list[tuple[float, float]] = field(default_factory=list)
+
+    async def look_up_payload(self, name: object, tenant: str, joules: float, seconds: float) -> tuple[None, None]:
+        if joules > self.joules:
+            raise QuotaExceeded("the bucket is empty", retry_after_s=5)
+        self.reserved.append((tenant, joules, seconds))
+        return None, None
+
+    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
+        self.charged.append((joules, seconds))
+
+
+@dataclass
+class Gateway:
+    index: MemoryIndex = field(default_factory=MemoryIndex)
+    files: MemoryFiles = field(default_factory=MemoryFiles)
+    quotas: Buckets = field(default_factory=Buckets)
+    now_s: float = NOW_S
+    max_queued: int = 100
+    served: ServedVideo = field(default_factory=served)
+    admitted_jobs: list[tuple[str, str, str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = VideoServiceConfig(max_queued=self.max_queued, secret=b"s", poll_s=0.001, patience_s=30.0)
+        index: Any = self.index
+        self.service = VideoJobsService(
+            {"fake-video": self.served}, index, self.files, self.quotas, config, lambda: self.now_s, self
+        )
+
+    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
+        self.admitted_jobs.append((model, tenant, point, predicted_s))
+
+    async def create(self, **fields: Any) -> VideoJob:
+        return await self.service.create_video(asked(**fields))
+
+
+def asked(**fields: Any) -> VideoRequest:
+    values: dict[str, Any] = {
+        "request_id": "r", "surface": Surface.HTTP_VIDEO, "tenant": "ada", "model": "fake-video", "prompt": "a ball",
+    }  # fmt: skip
+    return VideoRequest(**(values | fields))
+
+
+# -- what is chosen --------------------------------------------------------------------------------------------------
+
+
+async def test_open_request_gets_the_best_point_and_the_defaults_of_the_model() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    settings = job.settings
+    assert (settings.width, settings.height, settings.num_frames, settings.fps) == (64, 64, 29, 8)
+    assert (settings.num_steps, settings.sampler, settings.attention) == (50, "euler_ancestral", "dense")
+    assert (settings.variant, settings.guidance_scale) == ("teacher", 4.0)
+    assert (job.operating_point, job.predicted_s, job.predicted_j) == ("full", 6.0, 36.0)
+    assert (job.owner, job.status, job.created_at_s, job.deadline_at_s) == ("ada", JobStatus.QUEUED, NOW_S, None)
+    assert gateway.index.jobs == {job.id: job}
+    assert gateway.admitted_jobs == [("fake-video", "ada", "full", 6.0)]
+
+
+async def test_what_the_caller_fixes_is_what_is_made() -> None:
+    job = await Gateway().create(
+        negative_prompt="blur", width=64, height=64, num_frames=93, fps=24, num_inference_steps=30, guidance_scale=2.0,
+        seed=7, sampler="ddim", attention="tile:2:22", output_format=VideoFormat.GIF, user="me",
+        budget=Budget(priority=Priority.HIGH),
+    )  # fmt: skip
+    settings = job.settings
+    assert (settings.negative_prompt, settings.num_frames, settings.fps, settings.seed) == ("blur", 93, 24, 7)
+    assert (settings.num_steps, settings.guidance_scale, settings.sampler) == (30, 2.0, "ddim")
+    assert (settings.attention, settings.output_format) == ("tile:2:22", "gif")
+    assert (job.priority, job.user, job.seconds) == ("high", "me", 93 / 24)
+
+
+@pytest.mark.parametrize(
+    ("budget", "name", "degraded"),
+    [
+        (Budget(latency_ms=100_000), "full", []),
+        (Budget(latency_ms=4_000), "sparse", ["latency"]),
+        (Budget(energy_j=10), "quick", ["energy"]),
+        (Budget(latency_ms=4_000, quality_floor=0.7), "sparse", ["latency"]),
+    ],
+)
+async def test_budget_picks_the_best_point_that_fits_and_says_what_it_cost(
+    budget: Budget, name: str, degraded: list[str]
+) -> None:
+    job = await Gateway().create(budget=budget)
+    assert (job.operating_point, job.report.get("degraded", [])) == (name, degraded)
+    expected = None if budget.latency_ms is None else NOW_S + budget.latency_ms / 1e3
+    assert job.deadline_at_s == expected
+
+
+async def test_consistency_runs_on_the_students_weights() -> None:
+    job = await Gateway().create(sampler="consistency")
+    assert (job.settings.variant, job.settings.num_steps) == ("student", 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "frames"), [(4, None, 29), (3.625, None, 29), (8, None, 93), (1, 24, 29), (4.0, 24, 93)]
+)
+async def test_seconds_make_the_nearest_length(seconds: float, fps: int | None, frames: int) -> None:
+    assert (await Gateway().create(seconds=seconds, fps=fps)).settings.num_frames == frames
+
+
+async def test_frames_go_before_seconds_that_agree() -> None:
+    assert (await Gateway().create(seconds=4, num_frames=29)).settings.num_frames == 29
+
+
+async def test_seeds_differ_unless_they_are_asked_for() -> None:
+    gateway = Gateway()
+    seeds = {(await gateway.create()).settings.seed for _ in range(5)}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert (await gateway.create(seed=0)).settings.seed == 0
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[str, dict[str, Any], type[ClientError], str, str]] = [
+    ("size", {"width": 128, "height": 64}, UnsupportedVideo, "size", "64x64"),
+    ("frames", {"num_frames": 30}, UnsupportedVideo, "num_frames", "29, 93"),
+    ("seconds_long", {"seconds": 60}, UnsupportedVideo, "seconds", "3.625, 11.625"),
+    ("seconds_short", {"seconds": 0.5}, UnsupportedVideo, "seconds", "3.625"),
+    ("contradiction", {"seconds": 12, "num_frames": 29}, UnsupportedVideo, "seconds", "send one"),
+    ("frames_and_seconds", {"seconds": 4, "num_frames": 31}, UnsupportedVideo, "num_frames", "29, 93"),
+    ("fps", {"fps": 240}, UnsupportedVideo, "fps", "1 to 60"),
+    ("steps", {"num_inference_steps": 500}, UnsupportedVideo, "num_inference_steps", "100"),
+    ("steps_of_sampler", {"sampler": "consistency", "num_inference_steps": 6}, UnsupportedVideo,
+     "num_inference_steps", "multiples of 4"),
+    ("guidance_nan", {"guidance_scale": float("nan")}, UnsupportedVideo, "guidance_scale", "20"),
+    ("guidance_high", {"guidance_scale": 50.0}, UnsupportedVideo, "guidance_scale", "20"),
+    ("guidance_low", {"guidance_scale": 0.5}, UnsupportedVideo, "guidance_scale", "1 to"),
+    ("sampler", {"sampler": "heun"}, UnsupportedVideo, "sampler", "ddim"),
+    ("attention", {"attention": "sage"}, UnsupportedVideo, "attention", "dense"),
+    ("tiles", {"attention": "tile:2:9"}, UnsupportedVideo, "attention", "tile:2:6"),
+    ("sparsity", {"attention": "adaspa:1.5"}, UnsupportedVideo, "attention", "between 0 and 1"),
+    ("prompt", {"prompt": "x" * 101}, PromptTooLong, "prompt", "100"),
+    ("negative", {"negative_prompt": "x" * 101}, PromptTooLong, "negative_prompt", "100"),
+    ("latency", {"budget": Budget(latency_ms=500)}, BudgetInfeasible, "vireo.latency_ms", "quick"),
+    ("energy", {"budget": Budget(energy_j=1)}, BudgetInfeasible, "vireo.energy_j", "quick"),
+    ("quality", {"budget": Budget(quality_floor=0.95)}, BudgetInfeasible, "vireo.quality_floor", "full"),
+    ("model", {"model": "sora-2"}, UnknownModel, "model", "fake-video"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param", "says"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+async def test_what_the_model_cannot_do_is_refused_before_anything_is_spent(
+    fields: dict[str, Any], error: type[ClientError], param: str, says: str
+) -> None:
+    gateway = Gateway()
+    with pytest.raises(error, match=says) as caught:
+        await gateway.create(**fields)
+    assert caught.value.param == param
+    assert (gateway.index.num_creates, gateway.quotas.reserved, gateway.admitted_jobs) == (0, [], [])
+
+
+async def test_tokens_of_a_prompt_are_counted_where_they_can_be() -> None:
+    gateway = Gateway(served=served(count_tokens=lambda text: len(text.split()), max_prompt_tokens=3))
+    await gateway.create(prompt="one two three")
+    with pytest.raises(PromptTooLong, match="4 tokens"):
+        await gateway.create(prompt="one two three four")
+
+
+async def test_queue_counts_against_the_latency_and_is_told_apart_from_a_budget_too_small() -> None:
+    gateway = Gateway(served=served(replicas=2))
+    gateway.index.waiting_s = 8.0
+    budget = Budget(latency_ms=8_000)
+    assert (await gateway.create(budget=budget)).operating_point == "sparse"  # four of eight seconds are left
+    gateway.index.waiting_s = 15.0
+    with pytest.raises(DeadlineUnreachable, match=r"7\.5 s") as caught:
+        await gateway.create(budget=budget)
+    assert caught.value.retry_after_s == 7.5
+    with pytest.raises(BudgetInfeasible):
+        await gateway.create(budget=Budget(latency_ms=500))
+    assert (await gateway.create()).operating_point == "full"  # no deadline, no matter
+
+
+# -- bounds, quota, outage -------------------------------------------------------------------------------------------
+
+
+async def test_quota_is_charged_with_the_prediction() -> None:
+    gateway = Gateway()
+    await gateway.create()
+    assert gateway.quotas.reserved == [("ada", 36.0, 6.0)]
+    assert gateway.quotas.charged == [(36.0, 6.0)]
+    gateway.quotas.joules = 1.0
+    with pytest.raises(QuotaExceeded):
+        await gateway.create()
+    assert len(gateway.index.jobs) == 1
+
+
+async def test_full_queue_charges_nothing() -> None:
+    gateway = Gateway(max_queued=1)
+    await gateway.create()
+    with pytest.raises(QueueFull):
+        await gateway.create()
+    assert gateway.quotas.charged == [(36.0, 6.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"idempotency_key": "k"}, {"budget": Budget(latency_ms=60_000)}])
+async def test_without_the_index_there_is_no_id_no_charge_and_nothing_internal(fields: dict[str, Any]) -> None:
+    gateway = Gateway()
+    gateway.index.is_away = True
+    with pytest.raises(StoreUnavailable) as caught:
+        await gateway.create(**fields)
+    assert "secret" not in caught.value.message
+    assert caught.value.retry_after_s
+    assert all(charge == (0.0, 0.0) for charge in gateway.quotas.charged)
+
+
+async def test_every_look_at_a_job_fails_in_the_same_words_without_the_index() -> None:
+    gateway = Gateway()
+    gateway.index.is_away, service = True, gateway.service
+    calls: list[Awaitable[Any]] = [
+        service.get_video("ada", "x"),
+        service.list_videos("ada", after=None, limit=5, newest_first=True),
+        service.cancel_video("ada", "x"),
+        service.delete_video("ada", "x"),
+        anext(service.watch_video("ada", "x")),
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match="jobs cannot be reached"):
+            await call
+
+
+# -- idempotency -----------------------------------------------------------------------------------------------------
+
+
+async def test_same_key_is_the_same_job_and_is_charged_once() -> None:
+    gateway, other = Gateway(), Gateway()
+    first = await gateway.create(idempotency_key="k")
+    again = await gateway.create(idempotency_key="k")
+    assert first == again
+    assert len(gateway.quotas.charged) == 1
+    elsewhere = await other.create(idempotency_key="k")
+    assert (elsewhere.id, elsewhere.settings.seed) == (first.id, first.settings.seed)
+
+
+async def test_keys_of_different_tenants_and_requests_without_one_are_different_jobs() -> None:
+    gateway = Gateway()
+    jobs = [await gateway.create(tenant=tenant, idempotency_key="k") for tenant in ("ada", "bob")]
+    jobs += [await gateway.create() for _ in range(2)]
+    assert len({job.id for job in jobs}) == 4
+    assert all(job.id.startswith("video_") and len(job.id) == 38 for job in jobs)
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a cube"}, {"seed": 3}, {"num_frames": 93}, {"user": "x"}])
+async def test_key_that_was_used_for_another_request_is_refused(change: dict[str, Any]) -> None:
+    gateway = Gateway()
+    await gateway.create(idempotency_key="k", seed=1)
+    with pytest.raises(InvalidRequest) as caught:
+        await gateway.create(**({"idempotency_key": "k", "seed": 1} | change))
+    assert caught.value.param == "idempotency-key"
+
+
+async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_won() -> None:
+    gateway, rival = Gateway(), Gateway()
+    won = replace(await rival.create(idempotency_key="k"), step=3)
+
+    def win() -> None:
+        gateway.index.jobs[won.id] = won
+
+    gateway.index.before_create = win
+    assert await gateway.create(idempotency_key="k") == won
+
+
+# -- jobs afterwards -------------------------------------------------------------------------------------------------
+
+
+async def test_job_of_another_tenant_is_unknown_in_the_same_words() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    for call in (gateway.service.get_video, gateway.service.cancel_video, gateway.service.delete_video):
+        with pytest.raises(UnknownVideo) as theirs:
+            await call("bob", job.id)
+        with pytest.raises(UnknownVideo) as nobodys:
+            await call("bob", "video_x")
+        assert theirs.value.message.replace(job.id, "") == nobodys.value.message.replace("video_x", "")
+    assert gateway.index.jobs == {job.id: job}
+    with pytest.raises(InvalidRequest, match="after"):
+        await gateway.service.list_videos("bob", after=job.id, limit=5, newest_first=True)
+
+
+async def test_delete_cancels_then_removes_with_all_files() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    gateway.files.files = {f"{folder(job.id)}/clip.mp4": b"x", f"{folder('other')}/clip.mp4": b"y"}
+    assert (await gateway.service.delete_video("ada", job.id)).status is JobStatus.FAILED
+    assert job.id in gateway.index.jobs
+    await gateway.service.delete_video("ada", job.id)
+    assert gateway.index.jobs == {}
+    assert list(gateway.files.files) == ["jobs/other/clip.mp4"]
+
+
+async def test_job_that_is_completed_while_it_is_deleted_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+
+    async def too_late(owner: str, job_id: str) -> VideoJob:
+        gateway.index.jobs[job_id] = replace(job, status=JobStatus.COMPLETED)
+        return gateway.index.jobs[job_id]
+
+    monkeypatch.setattr(gateway.index, "cancel", too_late)
+    await gateway.service.delete_video("ada", job.id)
+    assert gateway.index.jobs == {}
+
+
+async def test_deletion_is_not_held_up_by_files_that_cannot_be_reached() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    await gateway.service.cancel_video("ada", job.id)
+    gateway.files.is_away = True
+    await gateway.service.delete_video("ada", job.id)
+    assert gateway.index.jobs == {}
+
+
+async def test_files_are_read_in_parts_and_missing_ones_are_not_found() -> None:
+    gateway = Gateway()
+    artefact = Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=10, sha256="0" * 64)
+    with pytest.raises(UnknownVideo):
+        await gateway.service.read_artefact(artefact, 0, 5)
+    gateway.files.files[artefact.key] = b"0123456789"
+    assert await gateway.service.read_artefact(artefact, 3, 6) == b"345"
+    gateway.files.is_away = True
+    with pytest.raises(StoreUnavailable) as caught:
+        await gateway.service.read_artefact(artefact, 0, 5)
+    assert "/srv" not in caught.value.message
+
+
+# -- watching --------------------------------------------------------------------------------------------------------
+
+
+async def test_watcher_hears_of_changes_only_and_of_the_end() -> None:
+    gateway = Gateway()
+    gateway.index.waiting_s = 20.0
+    job = await gateway.create()
+    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+        first = await anext(updates)
+        assert (first.job, first.finish_at_s, first.preview) == (job, NOW_S + 20.0, None)
+        waiting = asyncio.ensure_future(anext(updates))
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        gateway.files.files[preview_key(job.id)] = b"jpeg"
+        running = replace(job, status=JobStatus.IN_PROGRESS, step=10, remaining_s=4.0)
+        gateway.index.jobs[job.id] = running
+        second = await waiting
+        assert (second.job, second.finish_at_s, second.preview) == (running, NOW_S + 4.0, b"jpeg")
+        gateway.index.jobs[job.id] = replace(running, step=11)
+        assert (await anext(updates)).preview is None  # the same one is not sent again
+        gateway.index.jobs[job.id] = replace(running, status=JobStatus.COMPLETED)
+        last = await anext(updates)
+        assert (last.job.status, last.finish_at_s, last.preview) == (JobStatus.COMPLETED, None, None)
+        with pytest.raises(StopAsyncIteration):
+            await anext(updates)
+
+
+async def test_watcher_bears_with_a_short_outage_and_not_with_a_long_one() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+        await anext(updates)
+        gateway.index.is_away = True
+        waiting = asyncio.ensure_future(anext(updates))
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        gateway.index.is_away = False
+        gateway.index.jobs[job.id] = replace(job, step=1)
+        assert (await waiting).job.step == 1
+        gateway.index.is_away = True
+        waiting = asyncio.ensure_future(anext(updates))
+        await asyncio.sleep(0.02)
+        gateway.now_s += 31
+        with pytest.raises(StoreUnavailable):
+            await waiting
+
+
+async def test_watched_job_that_is_deleted_ends_the_watching() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+        await anext(updates)
+        gateway.index.jobs.clear()
+        with pytest.raises(UnknownVideo):
+            await anext(updates)
+
+
+async def test_preview_that_cannot_be_read_or_is_huge_is_left_out() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    gateway.index.jobs[job.id] = replace(job, status=JobStatus.IN_PROGRESS)
+    gateway.files.files[preview_key(job.id)] = bytes(1 << 19)
+    assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
+    gateway.files.is_away = True
+    assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
