@@ -148,6 +148,9 @@ class VideoClient(ChatClient):
         headers = {"range": f"bytes={have}-"} if have else {}
         try:
             with self._http.stream("GET", f"{self.url}/v1/videos/{video_id}/content", headers=headers) as response:
+                if response.status_code == 416:  # all of it had come, and was not the clip
+                    file.truncate(0)
+                    raise ChatFailed("the clip arrived damaged; ask again", SERVER_FAULT)
                 if response.status_code not in (200, 206):
                     response.read()
                     raise self._refusal(response)
@@ -161,6 +164,7 @@ class VideoClient(ChatClient):
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if response.headers.get("etag", "").strip('"') != digest:
+            file.truncate(0)
             raise ChatFailed("the clip arrived damaged; ask again", SERVER_FAULT)
 
 
