@@ -1,6 +1,6 @@
 """AdaSpa: block-sparse attention whose blocks are searched for while denoising, and used until the next search.
 
-Source: AdaSpa, arXiv:2502.21079, Sec. 4 (no official code found).
+Source: AdaSpa, arXiv:2502.21079 (no official code found).
 
 1. Dense steps up to the first search. That step is dense, too; its softmax denominators (LSE) are kept, and a second
    pass over queries and keys sums the weights of each pair of blocks.

@@ -1,6 +1,6 @@
 """When AdaSpa searches, and how sparse it makes attention.
 
-Source: AdaSpa, arXiv:2502.21079, Sec. 4 (no official code found). Differs from the paper: steps count from 0; at most
+Source: AdaSpa, arXiv:2502.21079 (no official code found). Differs from the paper: steps count from 0; at most
 half of the heads become sparser, so that the sets never overlap; for sparsity below 1/3 both sets change by less, so
 that neither leaves [0, 1].
 """

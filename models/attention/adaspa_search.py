@@ -1,6 +1,6 @@
 """AdaSpa's search: how much of each query block's attention falls on each key block, and which blocks to keep.
 
-Source: AdaSpa, arXiv:2502.21079, Sec. 4.2 and 4.3. The printed pseudo-code has a logarithm where exp is meant.
+Source: AdaSpa, arXiv:2502.21079 The printed pseudo-code has a logarithm where exp is meant.
 
 Legend: B batch, L tokens, N heads, D head dim, R blocks of queries, C blocks of keys, b tokens of a block.
 """

@@ -1,6 +1,6 @@
 """Tile masks "k : F-k": each latent frame sees itself and k reference frames, which see and are seen by all.
 
-Source: Efficient-vDiT, arXiv:2502.06155, Sec. 3.3 (no official code found). The published sparsities are reproduced to
+Source: Efficient-vDiT, arXiv:2502.06155 (no official code found). The published sparsities are reproduced to
 about a point by (F-k)(F-k-1)/F^2, so rows and columns of the reference frames are both kept.
 
 Legend: F latent frames, k reference frames.
