@@ -106,9 +106,12 @@ async def test_other_shapes_weights_and_attention_have_other_phases(
     assert engine.phase("one") != engine.phase("other")
 
 
-async def test_attention_with_a_schedule_goes_together_at_the_same_step_only(engine: VideoEngine) -> None:
-    await engine.admit("one", video_settings(attention="ras:0.5"))
-    await engine.admit("other", video_settings(attention="ras:0.5", seed=9))
+@pytest.mark.parametrize("attention", ["ras:0.5", "adaspa:0.5"])
+async def test_attention_with_a_schedule_goes_together_at_the_same_step_only(
+    engine: VideoEngine, attention: str
+) -> None:
+    await engine.admit("one", video_settings(attention=attention))
+    await engine.admit("other", video_settings(attention=attention, seed=9))
     assert engine.phase("one") == engine.phase("other")
     await run_steps(engine, "one")
     assert engine.phase("one") != engine.phase("other")
@@ -183,7 +186,7 @@ async def test_prompt_that_is_too_long_is_refused(engine: VideoEngine, name: str
     assert caught.value.param == name
 
 
-@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "ras:0.5"])
+@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "adaspa:0.5", "ras:0.5"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 async def test_no_more_is_held_than_was_predicted_and_nothing_after_release(
     engine: VideoEngine, attention: str, guidance_scale: float

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from models.attention.adaspa import AdaSpaAttention
 from models.attention.base import SelfAttention
 from models.parallel.forward import VideoTransformer
 from models.ras.forward import ras_forward
@@ -101,6 +103,44 @@ class StatelessAttention:
 
     def release(self) -> None:
         """Nothing is held."""
+
+
+class AdaSpaAttentionState:
+    """Blocks that are searched for while denoising: requests at the same step have one phase, and run one after the
+    other, for each has blocks of its own."""
+
+    def __init__(self, setting: AttentionSetting, attention: AdaSpaAttention) -> None:
+        self.setting = setting
+        self.sparsity = self.search_s = 0.0
+        self._attention = attention
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether blocks were chosen. Otherwise the first step that may be sparse is dense and searches."""
+        return self._attention.is_warm
+
+    @property
+    def held_bytes(self) -> int:
+        """Softmax denominators and chosen blocks."""
+        return self._attention.state_bytes
+
+    def forward(self, call: ModelCall, peers: Sequence[AttentionState]) -> Tensor:
+        """One pass for each request."""
+        states = [peer for peer in peers if isinstance(peer, AdaSpaAttentionState)]
+        calls = call.split(len(states))
+        return torch.cat([state._run(one) for state, one in zip(states, calls, strict=True)])
+
+    def _run(self, call: ModelCall) -> Tensor:
+        before_s = self._attention.search_seconds
+        self._attention.begin_step(call.step)
+        output = call.run(self._attention)
+        self.sparsity = self._attention.achieved_sparsity
+        self.search_s = self._attention.search_seconds - before_s
+        return output
+
+    def release(self) -> None:
+        """Drop what was chosen."""
+        self._attention.release()
 
 
 class RasAttentionState:

@@ -128,7 +128,7 @@ class TorchVideoEngine:
         setting = self._options.limits.check(settings)
         config, shape = self._of(settings).transformer.config, self._shape(settings)
         maker = self._options.attention
-        attention_bytes = maker.predicted_bytes(setting, config, shape)
+        attention_bytes = maker.predicted_bytes(setting, settings, config, shape)
         return predict(config, shape, attention_bytes, maker.step_bytes(setting, config, shape))
 
     def predicted_bytes(self, settings: VideoSettings) -> int:

@@ -57,7 +57,7 @@ async def latents(engine: TorchVideoEngine, job_id: str) -> Tensor:
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "ras:0.5", "ras:1"])
+@pytest.mark.parametrize("attention", ["dense", "tile:1:2", "adaspa:0.6", "ras:0.5", "ras:1"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 async def test_batched_step_equals_single_steps(
     engine: TorchVideoEngine, attention: str, guidance_scale: float
@@ -103,6 +103,24 @@ async def test_tile_mask_leaves_out_its_share_in_every_step(engine: TorchVideoEn
         assert isinstance(outcome, StepDone)
         assert outcome.sparsity == pytest.approx(2 / 9)
     assert not torch.allclose(await latents(engine, "tile"), await latents(engine, "dense"))
+
+
+async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
+    for job_id, attention in (("dense", "dense"), ("all", "adaspa:0")):
+        await engine.admit(job_id, video_settings(attention=attention))
+        for _ in range(4):
+            await engine.run_step([job_id])
+    assert torch.equal(await latents(engine, "dense"), await latents(engine, "all"))
+
+
+async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: TorchVideoEngine) -> None:
+    """Ten steps: searches after the published fifth and three fifths. 18 tokens are 3 blocks, of which 1 is kept."""
+    await engine.admit("job", video_settings(attention="adaspa:0.6", num_steps=10))
+    outcomes = [(await engine.run_step(["job"]))[0] for _ in range(10)]
+    assert all(isinstance(outcome, StepDone) for outcome in outcomes)
+    done = [outcome for outcome in outcomes if isinstance(outcome, StepDone)]
+    assert [outcome.search_s > 0 for outcome in done] == [step in (1, 5) for step in range(10)]
+    assert [outcome.sparsity > 0.3 for outcome in done] == [step > 1 for step in range(10)]
 
 
 async def test_share_one_of_region_adaptive_sampling_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
@@ -294,7 +312,7 @@ async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: Tor
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["dense", "ras:0.5"])
+@pytest.mark.parametrize("attention", ["dense", "adaspa:0.6", "ras:0.5"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("num_frames", [1, 9])
 async def test_prediction_is_close_to_what_is_held(
@@ -303,15 +321,27 @@ async def test_prediction_is_close_to_what_is_held(
     settings = video_settings(attention=attention, guidance_scale=guidance_scale, num_frames=num_frames)
     predicted = engine.predicted_memory(settings)
     await engine.admit("job", settings)
+    most = 0
     for _ in range(3):
         await engine.run_step(["job"])
-    assert engine.held_bytes() <= predicted.held_bytes <= HELD_FACTOR * engine.held_bytes()
+        most = max(most, engine.held_bytes())
+    assert most <= predicted.held_bytes <= HELD_FACTOR * most
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     ("num_frames", "attention"),
-    [(1, "dense"), (9, "dense"), (93, "dense"), (1, "tile:1:0"), (9, "tile:1:2"), (93, "tile:12:12"), (9, "ras:0.5")],
+    [
+        (1, "dense"),
+        (9, "dense"),
+        (93, "dense"),
+        (1, "tile:1:0"),
+        (9, "tile:1:2"),
+        (93, "tile:12:12"),
+        (9, "adaspa:0.6"),
+        (93, "adaspa:0.6"),
+        (9, "ras:0.5"),
+    ],
 )
 async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
     """Counted at every operation of the step, in the thread that runs it."""
@@ -328,8 +358,9 @@ async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention:
     engine._run = counted  # type: ignore[method-assign, assignment]
     settings = video_settings(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
     await engine.admit("job", settings)
-    (outcome,) = await engine.run_step(["job"])
-    assert isinstance(outcome, StepDone)
+    for _ in range(2):  # AdaSpa has searched, in the first
+        (outcome,) = await engine.run_step(["job"])
+        assert isinstance(outcome, StepDone)
     memory = engine.predicted_memory(settings)
     predicted = memory.activation_bytes + memory.attention_bytes
     assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
