@@ -26,17 +26,14 @@ class Checkpoints:
 
     def __init__(self, store: ArtefactStore) -> None:
         self._store = store
-        self._last: dict[str, str] = {}
+        self._written: dict[str, list[str]] = {}
 
     async def save(self, job: VideoJob, lease: Lease, snapshot: bytes) -> SavedCheckpoint:
-        """Write one, and remove the one before of this attempt."""
+        """Write one. Those before it stay, for the index still names one of them."""
         step = snapshot_step(snapshot)
         key = f"{folder(job.id)}/checkpoint-{step}-{lease.token[:12]}.safetensors"
         await self._store.put(key, snapshot, "application/octet-stream")
-        before = self._last.get(job.id)
-        self._last[job.id] = key
-        if before is not None and before != key:
-            await self._store.delete(before)
+        self._written.setdefault(job.id, []).append(key)
         return SavedCheckpoint(key=key, step=step)
 
     async def load(self, job: VideoJob) -> bytes | None:
@@ -47,12 +44,18 @@ class Checkpoints:
         except FileNotFoundError:
             return None
 
-    async def drop(self, job: VideoJob, key: str | None) -> None:
-        """The job is over: remove its last checkpoint. What cannot be removed now goes with the job's folder."""
-        for one in {key, job.checkpoint_key, self._last.pop(job.id, None)} - {None}:
+    async def drop(self, job: VideoJob, *, but: str | None = None) -> None:
+        """Remove what this worker wrote, and what it began from; all but the one that the index names now.
+
+        What cannot be removed goes later, with the folder of the job.
+        """
+        written = self._written.pop(job.id, [])
+        for key in {*written, job.checkpoint_key} - {None, but}:
             with contextlib.suppress(StoreUnavailable):
-                await self._store.delete(str(one))
+                await self._store.delete(str(key))
+        if but is not None:
+            self._written[job.id] = [but]
 
     def forget(self, job_id: str) -> None:
         """The job has left this worker, to be gone on with elsewhere."""
-        self._last.pop(job_id, None)
+        self._written.pop(job_id, None)

@@ -98,6 +98,7 @@ class HeldJob:
     frames: Frames | None = None
     error: ServingError | None = None
     is_lost: bool = False
+    renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     queue_s: float = 0.0
 
     @property
@@ -131,6 +132,7 @@ class VideoWorker:
     _loops: list[asyncio.Task[None]] = field(default_factory=list, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _is_draining: bool = field(default=False, init=False)
+    _is_stopped: bool = field(default=False, init=False)
     _num_admitting: int = field(default=0, init=False)
 
     async def start(self) -> None:
@@ -143,6 +145,7 @@ class VideoWorker:
         self._feed(Drain())
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+        self._is_stopped = True  # as well as cancelled: the Redis client may take a cancellation for itself
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -328,6 +331,8 @@ class VideoWorker:
         try:
             saved = await self.checkpoints.save(held.job, held.lease, await self.engine.snapshot(held.job.id))
             held.checkpoint_key, held.checkpoint_step = saved.key, saved.step
+            if await self._renew(held):
+                await self.checkpoints.drop(held.job, but=saved.key)
         except Exception as error:  # a missing checkpoint costs repeated work, later, perhaps
             _log.warning("no checkpoint", job=held.job.id, error=type(error).__name__)
 
@@ -335,7 +340,7 @@ class VideoWorker:
         """The job is over; one that is just being written is waited for."""
         if held.checkpointing is not None:
             await asyncio.wait([held.checkpointing])
-        await self.checkpoints.drop(held.job, held.checkpoint_key)
+        await self.checkpoints.drop(held.job)
 
     async def _preview(self, held: HeldJob) -> None:
         with contextlib.suppress(ServingError, OSError, KeyError):
@@ -344,23 +349,26 @@ class VideoWorker:
     # -- leases ------------------------------------------------------------------------------------------------------
 
     async def _renew_loop(self) -> None:
-        while True:
+        while not self._is_stopped:
             await asyncio.sleep(min(self.config.lease_s / 3, 0.25))
             await asyncio.gather(*(self._renew(held) for held in list(self._held.values())))
 
-    async def _renew(self, held: HeldJob) -> None:
-        try:
-            state = await self.index.renew(held.lease, self.config.lease_s, self._progress(held))
-        except StoreUnavailable:
-            return  # it may come back before the lease expires; if not, the next answer is LOST
+    async def _renew(self, held: HeldJob) -> bool:
+        """Returns whether the index has what this job has come to. One at a time: the record never goes back."""
+        async with held.renewing:
+            try:
+                state = await self.index.renew(held.lease, self.config.lease_s, self._progress(held))
+            except StoreUnavailable:
+                return False  # it may come back before the lease expires; if not, the next answer is LOST
         if state is LeaseState.HELD or held.is_lost or held.job.id not in self._held:
-            return
+            return state is LeaseState.HELD
         held.error = held.error or Cancelled("the job was cancelled")
         held.is_lost = state is LeaseState.LOST
         if held.is_lost:
             self.observer.lease_lost()
         if held.admitted is not None:
             self._feed(JobCancelled(job_id=held.job.id))
+        return not held.is_lost
 
     def _progress(self, held: HeldJob) -> Progress:
         left_s = None if held.admitted is None else self.scheduler.remaining_s(held.job.id)
@@ -385,11 +393,12 @@ class VideoWorker:
             held.error = self._known(error)
             await self._end_failed(held)
             return
-        held.encode_s, held.stage = self.clock() - started_s, "done"
-        if await self._persist(
-            lambda: self.index.complete(held.lease, artefacts, self.report(held), self.config.ttl_s)
-        ):
+        held.encode_s = self.clock() - started_s
+        await self._renew(held)  # the record shows the last step, too
+        report = self.report(held)
+        if await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s)):
             self.observer.completed(held)
+            await self._drop_checkpoints(held)
         self._forget(held)
 
     async def _end_failed(self, held: HeldJob) -> None:

@@ -80,6 +80,7 @@ async def running(worker: VideoWorker) -> AsyncIterator[VideoWorker]:
 
 async def kill(worker: VideoWorker) -> None:
     """As SIGKILL would: nobody says goodbye to the index."""
+    worker._is_draining = worker._is_stopped = True
     for task in [*worker._loops, *worker._tasks]:
         task.cancel()
     await asyncio.gather(*worker._loops, *worker._tasks, return_exceptions=True)
