@@ -200,18 +200,14 @@ class RedisJobs:
 
         return await self._connection.call("jobs.queued_s", send)
 
-    async def present(self, job_ids: tuple[str, ...]) -> frozenset[str]:
-        """Those of ``job_ids`` that the index still has, whoever owns them; for the clean-up of files."""
+    async def has(self, job_id: str) -> bool:
+        """Whether the index has that job, whoever owns it; for the clean-up of files."""
 
-        async def send(client: aioredis.Redis) -> frozenset[str]:
-            pipeline = client.pipeline(transaction=False)
-            for job_id in job_ids:
-                pipeline.hmget(keys.job(job_id), "owner", "deleted")
-            replies = await pipeline.execute()
-            pairs = zip(job_ids, replies, strict=True)
-            return frozenset(job_id for job_id, (owner, deleted) in pairs if owner is not None and deleted is None)
+        async def send(client: aioredis.Redis) -> bool:
+            owner, deleted = await client.hmget(keys.job(job_id), ["owner", "deleted"])
+            return owner is not None and deleted is None
 
-        return await self._connection.call("jobs.present", send)
+        return await self._connection.call("jobs.has", send)
 
     async def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
         async def send(client: aioredis.Redis) -> Any:

@@ -73,7 +73,8 @@ end
 
 -- A server that has just been started asks the holders of leases first: they could not renew while it was away.
 local function has_been_up(seconds)
-  local uptime = string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)')
+  local info = redis.pcall('INFO', 'server')  -- which an operator may have forbidden
+  local uptime = type(info) == 'string' and string.match(info, 'uptime_in_seconds:(%d+)')
   return not uptime or tonumber(uptime) >= seconds
 end
 

@@ -326,12 +326,13 @@ async def test_only_final_jobs_are_deleted(jobs: RedisJobs) -> None:
     lease = (await claimed(jobs)).lease
     assert await jobs.delete("acme", "a") is None
     await jobs.complete(lease, CLIP, {}, TTL_S)
+    assert await jobs.has("a")
     deleted = await jobs.delete("acme", "a")
     assert deleted is not None
     assert deleted.artefacts == CLIP
     assert await jobs.get("acme", "a") is None
     assert await jobs.delete("acme", "a") is None
-    assert await jobs.present(("a",)) == frozenset()
+    assert not await jobs.has("a")
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------
@@ -615,4 +616,16 @@ async def test_silent_redis_is_reported_in_time_and_never_as_no_job() -> None:
                 return False
 
         await eventually(answers)
+        await jobs.stop()
+
+
+async def test_server_that_keeps_its_age_to_itself_still_gives_jobs_of_the_dead_away() -> None:
+    with embedded_redis() as server:
+        async with aioredis.Redis.from_url(server.url) as admin:
+            await admin.execute_command("ACL", "SETUSER", "default", "-info")
+        jobs = RedisJobs(jobs_config(server.url), restart_grace_s=600.0)
+        await jobs.create(video_job("a"), max_queued=9)
+        await claimed(jobs, SHORT_S)
+        await asyncio.sleep(2 * SHORT_S)
+        assert (await claimed(jobs)).job.attempts == 2
         await jobs.stop()
