@@ -1,0 +1,205 @@
+"""From a request to a clip: the front door, the gateway's service, a real Redis, a store of files, a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import redis.asyncio as aioredis
+from fastapi import FastAPI
+from PIL import Image
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from schedulers.video import VideoPolicyConfig, VideoScheduler
+from schedulers.video_points import ClipCost, VideoPoint
+from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.engines.video.limits import VideoLimits
+from serving.ingress.auth import Authenticator
+from serving.ingress.grpc_methods import GrpcMethods
+from serving.ingress.http_app import build_http_app
+from serving.jobs.artefacts import ArtefactStore
+from serving.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.limits import IngressLimits
+from serving.service import JoinedService
+from serving.stores.redis_server import EmbeddedRedis
+from serving.video.checkpoints import Checkpoints
+from serving.video.delivery import Delivery
+from serving.video.points import VideoPoints, VideoPointTable
+from serving.video.resolve import ServedVideo
+from serving.video.service import VideoJobsService, VideoServiceConfig
+from serving.video.worker import VideoWorker, WorkerConfig
+from tests.support.fake_service import FakeService
+from tests.support.fake_videos import make_video_card
+from tests.support.redis_server import embedded_redis, stopped
+from tests.unit.serving.ingress.clients import FakeContext, asgi
+from tests.unit.serving.ingress.video_clients import Presence, events_of, until
+
+MODEL = "fake-video"
+BODY = {"model": MODEL, "prompt": "a red ball", "num_inference_steps": 8}
+JSON = {"content-type": "application/json"}
+
+
+class NoQuotas:
+    """Nobody has one."""
+
+    async def look_up_payload(self, *reserved: object) -> tuple[None, None]:
+        return None, None
+
+    def settle_reservation(self, *charged: object) -> None:
+        pass
+
+
+class System:
+    """One gateway and one replica; ``service()`` makes further gateways."""
+
+    def __init__(self, server: EmbeddedRedis, folder: Path, step_s: float) -> None:
+        self.server = server
+        self.files = ArtefactStore(str(folder))
+        self.folder = folder
+        self.indexes: list[RedisJobs] = []
+        self.engine = FakeVideoEngine(FakeVideoOptions(step_s=step_s))
+        self.worker = VideoWorker(
+            model=MODEL,
+            name="worker",
+            engine=self.engine,
+            scheduler=VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)),
+            index=self.index(),
+            checkpoints=Checkpoints(self.files),
+            delivery=Delivery(self.files),
+            config=WorkerConfig(lease_s=0.6, poll_s=0.02, preview_every_s=0.02),
+        )
+        self.app, self.grpc = self.gateway()
+
+    def index(self) -> RedisJobs:
+        self.indexes.append(RedisJobs(jobs_config(self.server.url), restart_grace_s=0.0))
+        return self.indexes[-1]
+
+    def gateway(self) -> tuple[FastAPI, GrpcMethods]:
+        cost = ClipCost(width=64, height=64, num_frames=29, step_s=0.02, fixed_s=0.1)
+        point = VideoPoint(
+            name="full", variant="teacher", sampler="euler_ancestral", num_steps=50, attention="dense",
+            guidance_scale=4.0, quality=0.9, watts=6.0, costs=(cost,),
+        )  # fmt: skip
+        table = VideoPointTable(
+            model=MODEL, weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=(point,)
+        )
+        limits = VideoLimits()
+        served = ServedVideo(card=make_video_card(), limits=limits, points=VideoPoints(table=table, limits=limits))
+        config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
+        videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)
+        service = JoinedService(FakeService(), FakeService(), videos=videos)
+        door, front = Authenticator({}, True), IngressLimits()
+        app = build_http_app(service, door, front, lambda: b"")
+        return app, GrpcMethods(service=service, authenticator=door, limits=front)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedRedis]:
+    with embedded_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def system(server: EmbeddedRedis, tmp_path: Path) -> AsyncIterator[System]:
+    client = aioredis.Redis.from_url(server.url)
+    await client.flushall()
+    await client.aclose()
+    system = System(server, tmp_path / "clips", step_s=0.03)
+    await system.engine.start()
+    await system.worker.start()
+    yield system
+    await system.worker.stop()
+    await system.engine.stop()
+    for index in system.indexes:
+        await index.stop()
+    system.files.close()
+
+
+def num_frames_of(data: bytes) -> int:
+    opened: Any = av.open(io.BytesIO(data))
+    with opened as container:
+        return sum(1 for _ in container.decode(container.streams.video[0]))
+
+
+async def create(system: System, **headers: str) -> dict[str, Any]:
+    reply = await asgi(system.app, "POST", "/v1/videos", json.dumps(BODY).encode(), JSON | headers)
+    assert reply.status == 200, reply.body
+    document: dict[str, Any] = reply.json
+    return document
+
+
+async def test_life_of_a_clip_over_http(system: System) -> None:
+    job = await create(system)
+    path = f"/v1/videos/{job['id']}"
+    events = events_of((await asgi(system.app, "GET", f"{path}/events", receive=Presence().receive)).body)
+    assert events[-1][0] == "completed"
+    steps = [data["vireo"]["step"] for _, data in events]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 2
+    assert any((data["preview"] or "").startswith("data:image/jpeg;base64,/9j/") for _, data in events)
+    done = (await asgi(system.app, "GET", path)).json
+    assert (done["status"], done["progress"], done["vireo"]["settings"]["num_inference_steps"]) == ("completed", 100, 8)
+    assert done["vireo"]["compute_ms"] > 0
+    assert done["expires_at"] > done["completed_at"]
+    clip = await asgi(system.app, "GET", f"{path}/content")
+    assert num_frames_of(clip.body) == 29
+    assert clip.headers["etag"].strip('"') == hashlib.sha256(clip.body).hexdigest()
+    part = await asgi(system.app, "GET", f"{path}/content", b"", {"range": "bytes=-10"})
+    assert (part.status, part.body) == (206, clip.body[-10:])
+    thumbnail = await asgi(system.app, "GET", f"{path}/content?variant=thumbnail")
+    assert Image.open(io.BytesIO(thumbnail.body)).size == (64, 64)
+    assert (await asgi(system.app, "GET", "/v1/videos")).json["data"] == [done]
+    assert (await asgi(system.app, "DELETE", path)).json["deleted"]
+    assert (await asgi(system.app, "GET", path)).status == 404
+    assert not [file for file in system.folder.rglob("*") if file.is_file()]
+
+
+async def test_clip_over_grpc(system: System) -> None:
+    request = vireo_pb2.GenerateVideoRequest(prompt="a red ball", num_inference_steps=8)
+    responses = [one async for one in system.grpc.GenerateVideo(request, FakeContext())]
+    data = b"".join(one.content.data for one in responses)
+    assert num_frames_of(data) == 29
+    assert responses[-1].end.sha256 == hashlib.sha256(data).hexdigest()
+    assert responses[-1].end.vireo.compute_ms > 0
+    assert max(one.progress.step for one in responses) == 8
+
+
+async def test_caller_that_leaves_frees_the_engine(system: System) -> None:
+    presence = Presence(json.dumps(BODY | {"num_inference_steps": 100}).encode())
+    asking = asyncio.create_task(asgi(system.app, "POST", "/v1/videos/sync", b"", JSON, receive=presence.receive))
+    await until(lambda: system.engine.held_bytes() > 0)
+    presence.left.set()
+    assert (await asking).status == 499
+    await until(lambda: system.worker.num_held == 0)
+    assert system.engine.held_bytes() == 0
+    (job,) = (await asgi(system.app, "GET", "/v1/videos")).json["data"]
+    assert (job["status"], job["error"]["code"]) == ("failed", "cancelled")
+
+
+async def test_request_that_is_sent_to_two_gateways_is_one_job(system: System) -> None:
+    other, _ = system.gateway()
+    body, headers = json.dumps(BODY).encode(), JSON | {"idempotency-key": "k"}
+    replies = await asyncio.gather(
+        *(asgi(app, "POST", "/v1/videos", body, headers) for app in (system.app, other, system.app, other))
+    )
+    assert [reply.status for reply in replies] == [200] * 4
+    assert len({reply.json["id"] for reply in replies}) == 1
+    assert len((await asgi(system.app, "GET", "/v1/videos")).json["data"]) == 1
+
+
+async def test_nothing_is_accepted_while_redis_is_away(system: System) -> None:
+    with stopped(system.server):
+        reply = await asgi(system.app, "POST", "/v1/videos", json.dumps(BODY).encode(), JSON)
+        assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
+        assert "retry-after" in reply.headers
+        assert (await asgi(system.app, "GET", "/v1/videos")).status == 503
+    async with asyncio.timeout(10):
+        while (await asgi(system.app, "GET", "/v1/videos")).status != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
