@@ -55,10 +55,10 @@ async def check_until_unhealthy(engine: RankedVideoEngine) -> None:
 
 
 async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None:
-    """Dense and region-adaptive, guided, two requests in a batch. 1e-5 of the largest: another order of sums."""
+    """Every kind of attention, guided, two requests in a batch. 1e-5 of the largest: another order of sums."""
     one = TorchVideoEngine(OPTIONS, two_variants)
     await one.start()
-    for attention in ("dense", "ras:0.5"):
+    for attention in ("dense", "tile:1:2", "adaspa:0.5", "ras:0.5"):
         jobs = [f"{attention}-{seed}" for seed in (1, 2)]
         for seed, job_id in enumerate(jobs):
             for each in (engine, one):

@@ -23,7 +23,7 @@ def write_checkpoint(folder: Path, *variants: str) -> VideoModelSpec:
     )
     for variant in variants:
         save_network(OpenSoraT2V(config), config.to_dict(), folder / variant, torch.float32)
-    vae = replace(nano_vae(), hidden_size=8)
+    vae = replace(nano_vae(), hidden_size=8, hidden_size_mult=(1, 1, 1, 1))
     save_network(CausalVae(vae), asdict(vae), folder / "vae", torch.float32)
     tokenizer = word_tokenizer()
     small_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")

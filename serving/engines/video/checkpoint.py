@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.opensora.causal_vae import CausalVae
 from models.opensora.loading import load_transformer
+from models.opensora.vae_tiling import tiled_decode
 from models.samplers.base import Sampler
 from models.samplers.make import make_sampler
 from models.vdit.pipeline import VideoPipeline
@@ -78,12 +80,15 @@ def _weights(
         count_tokens=count,
         max_text_tokens=pipeline.spec.max_text_tokens,
         make_sampler=partial(_sampler, pipeline.spec),
-        decode=partial(_decode, pipeline, dtype),
+        decode=partial(_decode, pipeline.vae, dtype),
     )
 
 
-def _decode(pipeline: VideoPipeline, dtype: torch.dtype, latents: Tensor) -> Frames:
-    return pipeline.decode(latents.to(dtype))
+@torch.inference_mode()
+def _decode(vae: CausalVae, dtype: torch.dtype, latents: Tensor) -> Frames:
+    """As the pipeline does it; what is larger than a tile goes tile by tile."""
+    pixels = tiled_decode(vae, latents.to(dtype) / vae.config.scale_factor)[0]
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def _sampler(spec: VideoModelSpec, name: str, num_steps: int) -> Sampler:
