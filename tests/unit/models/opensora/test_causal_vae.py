@@ -126,7 +126,7 @@ def test_attention_stays_within_a_frame_and_the_first_version_does_not() -> None
     fixed, first = AttnBlock3D(8, 4), AttnBlock3DMixed(8, 4)
     first.load_state_dict(fixed.state_dict())
     for layer in (fixed, first):
-        layer.norm = nn.Identity()
+        layer.add_module("norm", nn.Identity())
     clip = torch.randn(1, 8, 3, 4, 4)
     changed = clip.clone()
     changed[:, :, 2] += 1.0
