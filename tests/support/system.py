@@ -202,12 +202,12 @@ def running_system(
 ) -> Iterator[System]:
     """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`.
 
-    It does not chat, unless a setting says so: that takes its start from seconds to half a minute.
+    It neither chats nor makes clips, unless a setting says so: that takes its start from seconds to half a minute.
 
     Raises: AssertionError: it did not start, or something of it is left after its end.
     """
     mark = secrets.token_hex(8)
-    settings = ("chat_models=[]", *settings)
+    settings = ("chat_models=[]", "video_models=[]", *settings)
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
         system = System(port, grpc_port, base_dir, mark, _launch(base_dir, mark, port, grpc_port, settings, tenants),
