@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ from serving.engines.video.rank import RankRecipe
 from serving.engines.video.rank_actors import RankActors
 from serving.engines.video.ranked_engine import RankedVideoEngine
 from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.engines.video.weights import VideoWeights
 from serving.errors import EngineFailed, UnsupportedVideo
 from tests.support.video_engines import BAD_PROMPT, LIMITS, two_variants
 from tests.support.video_models import video_settings
@@ -114,6 +116,17 @@ async def test_idle_engine_hears_of_a_dead_rank(engine: RankedVideoEngine) -> No
     ray.kill(engine._ranks[0])
     with pytest.raises(EngineFailed, match="rank"):
         await asyncio.wait_for(check_until_unhealthy(engine), 15)
+
+
+async def test_weights_that_cannot_be_loaded_end_every_rank(local_ray: None) -> None:
+    def load_nothing() -> dict[str, VideoWeights]:
+        raise FileNotFoundError("no such folder")
+
+    engine = RankedVideoEngine(replace(RECIPE, load=load_nothing), RankActors(num_ranks=2, cpus=0.5))
+    with pytest.raises(EngineFailed):
+        await engine.start()
+    with pytest.raises(ray.exceptions.RayActorError):
+        await engine._ranks[0].held_bytes.remote()
 
 
 def test_guidance_over_ranks_is_refused() -> None:

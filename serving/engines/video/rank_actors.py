@@ -17,8 +17,8 @@ from serving.engines.video.rank import RankRecipe, VideoRank
 
 @dataclass(frozen=True, kw_only=True)
 class RankActors:
-    """``num_ranks`` counts the first one, which is this process. ``placement_group`` has one bundle for each rank, in
-    order; without one, actors go wherever there is room. They end with this process."""
+    """``num_ranks`` counts the first one, which is this process. ``placement_group`` has one bundle for each rank in
+    order, the first one perhaps left out; without one, actors go wherever there is room. They end with this process."""
 
     num_ranks: int
     cpus: float = 1.0
@@ -49,7 +49,8 @@ class RankActors:
         options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0}
         if self.placement_group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                placement_group=self.placement_group, placement_group_bundle_index=config.rank
+                placement_group=self.placement_group,
+                placement_group_bundle_index=config.rank - (self.num_ranks - self.placement_group.bundle_count),
             )
         return ray.remote(VideoRank).options(**options).remote(recipe, config)
 

@@ -54,7 +54,11 @@ class RankedVideoEngine:
     async def start(self) -> None:
         """Start every rank, and wait until they have met. Raises: EngineFailed."""
         self._ranks = self._actors.start(self._recipe, self._world)
-        await self._everywhere(self._first.start(), [rank.start.remote() for rank in self._ranks])
+        try:
+            await self._everywhere(self._first.start(), [rank.start.remote() for rank in self._ranks])
+        except EngineFailed:
+            await self.stop()
+            raise
         for rank in self._ranks:
             self._spawn(self._watch(rank))
 
