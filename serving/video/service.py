@@ -121,17 +121,20 @@ class VideoJobsService:
         )
         job = self._job(request, job_id, resolved)
         _, reservation = await self._quotas.look_up_payload(None, job.owner, job.predicted_j, job.predicted_s)
-        charge = (0.0, 0.0)
+        stored, charge = job, (0.0, 0.0)
         try:
             await self._reached(self._index.create(job, max_queued=self._config.max_queued))
             charge = (job.predicted_j, job.predicted_s)
+            if request.idempotency_key:
+                stored = await self._reached(self._index.get(job.owner, job.id)) or job
+            if stored.created_at_s != job.created_at_s:  # another gateway was first, and has charged for it
+                charge = (0.0, 0.0)
         finally:
             self._quotas.settle_reservation(reservation, *charge)
+        if stored.created_at_s != job.created_at_s:
+            return _same(stored, request)
         self._observer.admitted(job.model, job.owner, job.operating_point, job.predicted_s)
-        if not request.idempotency_key:
-            return job
-        stored = await self._reached(self._index.get(job.owner, job.id))  # another gateway may have been first
-        return job if stored is None else _same(stored, request)
+        return stored
 
     async def get_video(self, owner: str, video_id: str) -> VideoJob:
         """See ``serving.service.VideoService``."""

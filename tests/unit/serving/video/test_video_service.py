@@ -402,7 +402,7 @@ async def test_key_that_was_used_for_another_request_is_refused(change: dict[str
 
 
 async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_won() -> None:
-    gateway, rival = Gateway(), Gateway()
+    gateway, rival = Gateway(), Gateway(now_s=NOW_S - 0.001)
     won = replace(await rival.create(idempotency_key="k"), step=3)
 
     def win() -> None:
@@ -410,6 +410,7 @@ async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_
 
     gateway.index.before_create = win
     assert await gateway.create(idempotency_key="k") == won
+    assert (gateway.quotas.charged, gateway.admitted_jobs) == ([(0.0, 0.0)], [])
 
 
 # -- jobs afterwards -------------------------------------------------------------------------------------------------
