@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,11 @@ from serving.jobs.base import Progress
 from serving.video.domain import Artefact, JobError, JobStatus, VideoJob
 
 T = TypeVar("T")
+# Made once: msgspec takes a millisecond to understand a dataclass.
+_JOB: Final = msgspec.json.Decoder(VideoJob)
+_ARTEFACTS: Final = msgspec.json.Decoder(dict[str, Artefact])
+_ERROR: Final = msgspec.json.Decoder(JobError)
+_REPORT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode_record(job: VideoJob) -> bytes:
@@ -46,10 +51,10 @@ def _decode(fields: dict[str, bytes]) -> VideoJob:
     def whole(name: str) -> int:
         return int(fields.get(name, b"0"))
 
-    def value(name: str, kind: type[T], default: T) -> T:
-        return msgspec.json.decode(fields[name], type=kind) if name in fields else default
+    def value(name: str, decoder: msgspec.json.Decoder[T], default: T) -> T:
+        return decoder.decode(fields[name]) if name in fields else default
 
-    created = msgspec.json.decode(fields["record"], type=VideoJob)
+    created = _JOB.decode(fields["record"])
     return replace(
         created,
         status=JobStatus(fields["status"].decode()),
@@ -63,9 +68,9 @@ def _decode(fields: dict[str, bytes]) -> VideoJob:
         completed_at_s=number("completed_at_s"),
         expires_at_s=number("expires_at_s"),
         remaining_s=number("remaining_s"),
-        artefacts=value("artefacts", dict[str, Artefact], {}),
-        error=msgspec.json.decode(fields["error"], type=JobError) if "error" in fields else None,
-        report=value("report", dict[str, Any], {}),
+        artefacts=value("artefacts", _ARTEFACTS, {}),
+        error=_ERROR.decode(fields["error"]) if "error" in fields else None,
+        report=value("report", _REPORT, {}),
     )
 
 

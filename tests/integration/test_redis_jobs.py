@@ -271,6 +271,13 @@ async def test_pages_follow_one_another_in_both_directions(jobs: RedisJobs) -> N
         assert seen == expected
 
 
+async def test_page_that_is_just_full_is_the_last(jobs: RedisJobs) -> None:
+    for name in "ab":
+        await jobs.create(video_job(name), max_queued=9)
+    pages = [await jobs.list_jobs("acme", after=None, limit=limit, newest_first=True) for limit in (1, 2, 3)]
+    assert [(len(page.jobs), page.has_more) for page in pages if page] == [(1, True), (2, False), (2, False)]
+
+
 async def test_cursor_that_names_no_job_is_told_from_an_empty_page(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     await jobs.cancel("acme", "a")
