@@ -126,7 +126,8 @@ class VideoJobsService:
             await self._reached(self._index.create(job, max_queued=self._config.max_queued))
             charge = (job.predicted_j, job.predicted_s)
             if request.idempotency_key:
-                stored = await self._reached(self._index.get(job.owner, job.id)) or job
+                found = await self._reached(self._index.get(job.owner, job.id))
+                stored = found or job
             if stored.created_at_s != job.created_at_s:  # another gateway was first, and has charged for it
                 charge = (0.0, 0.0)
         finally:
