@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.attention.adaspa import AdaSpaAttention
+from models.attention.adaspa_config import AdaSpaConfig, searches_for
 from models.attention.base import SelfAttention
 from models.attention.dense import DENSE
 from models.attention.tile_attention import TileAttention
@@ -35,13 +37,17 @@ from models.vdit.training.vae_stage import to_pixels
 SEED = 4_242
 BATCH = 10
 FRAMES = 29
+TILES = ("tile:4:4", "tile:3:5", "tile:2:6")
+ADASPA = ("adaspa:0.5", "adaspa:0.7")
+ADASPA_BLOCK_TOKENS = 8
+"""128 tokens are 16 blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One way to make a clip. ``twin``: name of the setting that its clips are compared with, frame by frame.
 
-    ``attention``: "dense", or the name of a tile mask such as "2:6".
+    ``attention``: as requests spell it: "dense", "tile:2:6", "adaspa:0.5".
     """
 
     name: str
@@ -63,7 +69,7 @@ class Made:
     seconds: float
 
 
-def settings(guidance: float, student_guidance: float, masks: Sequence[str] = ("4:4", "3:5", "2:6")) -> list[Setting]:
+def settings(guidance: float, student_guidance: float, masks: Sequence[str] = TILES) -> list[Setting]:
     """Those in the card."""
 
     def teacher(name: str, sampler: str, steps: int, **more: Any) -> Setting:
@@ -78,10 +84,10 @@ def settings(guidance: float, student_guidance: float, masks: Sequence[str] = ("
         teacher("euler 50", "euler_ancestral", 50),
         teacher("ddim 20", "ddim", 20),
         teacher("ddim 20, no guidance", "ddim", 20, guidance=1.0),
-        *(teacher(f"ddim 20, tiles {mask}", "ddim", 20, attention=mask, twin="ddim 20") for mask in masks),
+        *(teacher(f"ddim 20, {name}", "ddim", 20, attention=name, twin="ddim 20") for name in (*masks, *ADASPA)),
         student("student 4", 4, twin="ddim 20"),
         student("student 8", 8, twin="ddim 20"),
-        *(student(f"student 4, tiles {mask}", 4, attention=mask, twin="student 4") for mask in masks),
+        *(student(f"student 4, {mask}", 4, attention=mask, twin="student 4") for mask in masks),
     ]
     return found
 
@@ -122,7 +128,7 @@ def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] |
         if "bounds" not in report:
             report["bounds"] = bounds(pipeline, judge, scenes)
         made[setting.name] = run(pipeline, judge, setting, scenes)
-        report["settings"][setting.name] = _summary(setting, made)
+        report["settings"][setting.name] = _summary(setting, made) | cost(pipeline, setting)
         print(setting.name, json.dumps(report["settings"][setting.name]), flush=True)
         (checkpoint / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     keep = {name: np.stack(one.clips) for name, one in made.items()}
@@ -143,18 +149,45 @@ def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, scenes: Sequenc
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=range(first, first + len(some)),
-            attention=make_attention(setting.attention, pipeline.spec),
+            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps),
         )
         clips += [pipeline.decode(one[None]) for one in latents]
     seconds = time.perf_counter() - started_s
     return Made(scenes=scenes, clips=clips, verdicts=judge.verdicts(clips, scenes), seconds=seconds)
 
 
-def make_attention(name: str, spec: VideoModelSpec) -> SelfAttention:
+def make_attention(name: str, spec: VideoModelSpec, num_steps: int) -> SelfAttention:
     """By the names that a setting has."""
-    if name == "dense":
-        return DENSE
-    return TileAttention([TileMask.parse(name)] * spec.num_layers, spec.grid(FRAMES))
+    kind, _, rest = name.partition(":")
+    if kind == "tile":
+        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(FRAMES))
+    if kind == "adaspa":
+        return AdaSpaAttention(
+            AdaSpaConfig(sparsity=float(rest), search_steps=searches_for(num_steps), block_tokens=ADASPA_BLOCK_TOKENS)
+        )
+    return DENSE
+
+
+def cost(pipeline: VideoPipeline, setting: Setting, clips: int = 3) -> dict[str, float]:
+    """Seconds of a step and of the rest, of one clip alone; the least of some."""
+    prompt = held_out_scenes(1, 0.0)[0].prompt()
+    steps_s, fixed_s = [], []
+    for seed in range(clips):
+        started_s = time.perf_counter()
+        latents = pipeline.generate(
+            [prompt],
+            frames=FRAMES,
+            sampler=setting.sampler,
+            num_steps=setting.num_steps,
+            guidance=setting.guidance,
+            seeds=[seed],
+            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps),
+        )
+        made_s = time.perf_counter()
+        pipeline.decode(latents)
+        steps_s.append((made_s - started_s) / setting.num_steps)
+        fixed_s.append(time.perf_counter() - made_s)
+    return {"step_s": round(min(steps_s), 5), "fixed_s": round(min(fixed_s), 5)}
 
 
 def bounds(pipeline: VideoPipeline, judge: Judge, scenes: Sequence[Scene]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.attention.adaspa import AdaSpaAttention
 from models.attention.base import SelfAttention
 from models.attention.dense import DENSE
 from models.opensora.causal_vae import CausalVae
@@ -109,6 +110,8 @@ class VideoPipeline:
         noise = [torch.randn(self.latent_shape(frames), generator=step_generator(seed, -1)) for seed in seeds]
         latents = rule.initial(torch.stack(noise))
         for step in range(num_steps):
+            if isinstance(attention, AdaSpaAttention):
+                attention.begin_step(step)
             output = self._predict(rule, latents, text, mask, step, guidance, attention)
             latents = torch.cat(
                 [

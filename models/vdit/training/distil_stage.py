@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_file
 from torch import Tensor
 
 from models.attention.base import SelfAttention
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     whole, schedule = TextToLatents(), NoiseSchedule()
-    whole.load_state_dict(load_file(args.out / "teacher.safetensors"))
+    load_model(whole, args.out / "teacher.safetensors")
     whole.eval().requires_grad_(False)
     teacher = whole.transformer
     student = copy.deepcopy(teacher).requires_grad_(True)

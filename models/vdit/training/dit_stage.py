@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from models.opensora.transformer import OpenSoraT2V
@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     model, schedule = TextToLatents(), NoiseSchedule()
     if args.resume:
-        model.load_state_dict(load_file(args.out / "teacher.safetensors"))
+        load_model(model, args.out / "teacher.safetensors")
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = Optimizers([model], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
     log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl"), time.monotonic(), 0
@@ -106,9 +106,9 @@ def train(args: argparse.Namespace) -> None:
             recent.clear()
         if step % 250 == 0:
             log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
-            save_file(average.state_dict(), args.out / "teacher.safetensors")
+            save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
     log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
-    save_file(average.state_dict(), args.out / "teacher.safetensors")
+    save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
 
 
 def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: list[str]) -> Tensor:

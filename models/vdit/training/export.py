@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
 from models.opensora.loading import save_network
 from models.opensora.vae_config import CausalVaeConfig
@@ -38,7 +38,7 @@ def export(training: Path, checkpoint: Path) -> None:
     """
     export_vae(training, checkpoint / "vae")
     whole = TextToLatents()
-    whole.load_state_dict(load_file(training / "teacher.safetensors"))
+    load_model(whole, training / "teacher.safetensors")
     config = nano_transformer().to_dict()
     save_network(whole.transformer, config, checkpoint / "teacher", torch.float16)
     whole.text.half().save_pretrained(checkpoint / "text_encoder")
