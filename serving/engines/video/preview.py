@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serving.engines.video.base import Frames
 
-_SAMPLES = 4
+_SAMPLES = 2
 _SIDE = 8
 _STRIDE = 8
 """Pixels of a latent pixel, along each side."""
