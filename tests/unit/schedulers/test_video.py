@@ -163,6 +163,15 @@ def test_nearer_deadline_preempts_at_the_step_boundary_and_the_other_goes_on_lat
     assert decisions == [Decode(job_id="soon"), RunStep(batch_id=2, job_ids=("slow",))]
 
 
+def test_waiting_longer_is_no_second_preemption() -> None:
+    machine = scheduler()
+    step = step_of(machine.handle(0.0, job("slow", 3)))
+    decisions = machine.handle(1.0, done(step), job("soon", 3, deadline_s=9.0))
+    for now_s in (2.0, 3.0):
+        decisions = machine.handle(now_s, done(step_of(decisions)))
+        assert [type(decision) for decision in decisions] == [RunStep]
+
+
 def test_class_of_priority_goes_first() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, *(job(priority.name, priority=priority) for priority in Priority)))
