@@ -12,12 +12,13 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from serving.errors import InvalidRequest, ServingError, StoreUnavailable, UnknownModel, UnknownVideo
+from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownModel, UnknownVideo
 from serving.jobs.base import JobIndex, JobPage
 from serving.service import VideoModelCard
 from serving.stores.buckets import Reservation
@@ -77,12 +78,14 @@ class NullVideoObserver:
 class VideoServiceConfig:
     """``max_queued``: jobs that wait, of all tenants. ``secret``: ids that follow from a key cannot be guessed.
     ``poll_s``: how often a watched job is looked at. ``patience_s``: how long a watcher bears with an absent store.
+    ``max_watchers``: streams and waiting calls of this gateway together; each looks at Redis all the time.
     """
 
     max_queued: int
     secret: bytes
     poll_s: float = 0.25
     patience_s: float = 30.0
+    max_watchers: int = 512
 
 
 class VideoJobsService:
@@ -105,6 +108,7 @@ class VideoJobsService:
         self._config = config
         self._clock = clock
         self._observer = observer or NullVideoObserver()
+        self._num_watchers = 0
 
     def video_models(self) -> tuple[VideoModelCard, ...]:
         """The video models served here."""
@@ -174,7 +178,24 @@ class VideoJobsService:
             raise UnknownVideo("the file is gone: the video was deleted, or has expired", param="id") from None
 
     async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        """See ``serving.service.VideoService``."""
+        """See ``serving.service.VideoService``. Raises: QueueFull: too many watch already."""
+        limit = self._config.max_watchers
+        if self._num_watchers >= limit:
+            raise QueueFull(
+                f"{limit} callers watch jobs here, which is the limit; show the job, or retry in {_RETRY_S:g} s",
+                retry_after_s=_RETRY_S,
+            )
+        self._num_watchers += 1
+        try:
+            async with aclosing(self._updates(owner, video_id)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._num_watchers -= 1
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    async def _updates(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
         job, shown = await self.get_video(owner, video_id), b""
         while True:
             update = VideoUpdate(job=job, finish_at_s=await self._finish_at_s(job))
@@ -187,8 +208,6 @@ class VideoJobsService:
             if job.status.is_final:
                 return
             job = await self._next(job)
-
-    # -- parts -------------------------------------------------------------------------------------------------------
 
     async def _next(self, seen: VideoJob) -> VideoJob:
         """The job once it has changed. A store that is away for a moment is no reason to end a stream."""

@@ -169,7 +169,9 @@ class Gateway:
     admitted_jobs: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = VideoServiceConfig(max_queued=self.max_queued, secret=b"s", poll_s=0.001, patience_s=30.0)
+        config = VideoServiceConfig(
+            max_queued=self.max_queued, secret=b"s", poll_s=0.001, patience_s=30.0, max_watchers=2
+        )
         index: Any = self.index
         self.service = VideoJobsService(
             {"fake-video": self.served}, index, self.files, self.quotas, config, lambda: self.now_s, self
@@ -541,3 +543,22 @@ async def test_preview_that_cannot_be_read_or_is_huge_is_left_out() -> None:
     assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
     gateway.files.is_away = True
     assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
+
+
+async def test_watchers_are_bounded_and_make_room_when_they_leave() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    watchers = [gateway.service.watch_video("ada", job.id) for _ in range(3)]
+    for watcher in watchers[:2]:
+        await anext(watcher)
+    with pytest.raises(QueueFull, match="2 callers"):
+        await anext(watchers[2])
+    await watchers[0].aclose()
+    late = gateway.service.watch_video("ada", job.id)
+    assert (await anext(late)).job == job
+    gateway.index.jobs.clear()
+    with pytest.raises(UnknownVideo):
+        await anext(late)
+    assert gateway.service._num_watchers == 1
+    await watchers[1].aclose()
+    assert gateway.service._num_watchers == 0
