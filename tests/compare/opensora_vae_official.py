@@ -4,7 +4,7 @@ Not part of the test suite, because it needs things that are not ours to ship:
 
     git clone --branch v1.2.0 https://github.com/PKU-YuanGroup/Open-Sora-Plan official
     pip install einops
-    python tests/compare/opensora_vae_official.py official
+    python -m tests.compare.opensora_vae_official official
 
 The official module imports libraries for training and for reading videos, which take no part in encoding and decoding;
 empty stand-ins take their place.
