@@ -127,11 +127,12 @@ def _chat(model: VlmSettings, config: ResolvedConfig) -> Application:
 
 def _video(model: VideoModelSettings, config: ResolvedConfig) -> Application:
     options: dict[str, Any] = {
-        "num_cpus": model.cpus if model.ranks == 1 else 0.1,  # ranks reserve their own
+        "num_cpus": model.cpus,
         "runtime_env": {"env_vars": _environment(config, threads_for(model))},
     }
-    if model.gpus and model.ranks == 1:
-        options["num_gpus"] = model.gpus
+    bundle = {"CPU": model.cpus}
+    if model.gpus:
+        options["num_gpus"] = bundle["GPU"] = model.gpus
     deployment = serve.deployment(
         name=model.id,
         num_replicas=model.replicas,
@@ -145,6 +146,9 @@ def _video(model: VideoModelSettings, config: ResolvedConfig) -> Application:
         ray_actor_options=options,
         logging_config={"enable_access_log": False},
     )(VideoGenerator)
+    if model.ranks > 1:
+        # One replica is one placement group: itself in the first bundle, an actor for each further rank.
+        deployment = deployment.options(placement_group_bundles=[bundle] * model.ranks, placement_group_strategy="PACK")
     return deployment.bind(model, config)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from models.vdit.spec import VideoModelSpec
 from schedulers.video import VideoPolicyConfig, VideoScheduler
@@ -20,6 +20,9 @@ from serving.video.checkpoints import Checkpoints
 from serving.video.delivery import Delivery
 from serving.video.models import spec_of
 from serving.video.worker import VideoWorker, WorkerConfig
+
+if TYPE_CHECKING:
+    from serving.engines.video.torch_engine import Load, TorchVideoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,30 +104,23 @@ def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine
     return _ranked(model, options, load)
 
 
-def _ranked(model: VideoModelSettings, options: object, load: object) -> VideoEngine:
-    """One placement group: a bundle of CPUs (and GPUs) for each rank; the first rank is this process."""
-    from typing import Any, cast
-
-    import ray
+def _ranked(model: VideoModelSettings, options: TorchVideoOptions, load: Load) -> VideoEngine:
+    """This process is the first rank; the others are actors in the replica's placement group (``serving.app``)."""
+    from ray.util import get_current_placement_group
 
     from models.parallel.degrees import ParallelDegrees
     from serving.engines.video.rank import RankRecipe
     from serving.engines.video.rank_actors import RankActors
     from serving.engines.video.ranked_engine import RankedVideoEngine
 
-    bundle: Mapping[str, float] = {"CPU": model.cpus} | ({"GPU": model.gpus} if model.gpus else {})
-    group = ray.util.placement_group([dict(bundle)] * model.ranks, strategy="PACK")
     recipe = RankRecipe(
-        options=cast(Any, options),
-        load=cast(Any, load),
-        degrees=ParallelDegrees(ulysses=model.ranks),
-        num_threads=threads_for(model),
+        options=options, load=load, degrees=ParallelDegrees(ulysses=model.ranks), num_threads=threads_for(model)
     )
     actors = RankActors(
         num_ranks=model.ranks,
         cpus=model.cpus,
         gpus=model.gpus,
         backend="nccl" if model.gpus else "gloo",
-        placement_group=group,
+        placement_group=get_current_placement_group(),
     )
     return RankedVideoEngine(recipe, actors)
