@@ -2,7 +2,7 @@
 
     python -m models.attention.layer_search FOLDER --samples samples.safetensors --max-loss 0.05 --out plan.json
 
-Source: Efficient-vDiT, arXiv:2502.06155, layer-wise search (no official code found). Differs from the paper: the loss is
+Source: Efficient-vDiT, arXiv:2502.06155 (no official code found). Differs from the paper: the loss is
 relative, mean square of the difference over mean square of the dense output, so that a bound means the same for every
 model.
 Layers are tried one at a time; the loss with all of them sparse is measured at the end and written beside.
