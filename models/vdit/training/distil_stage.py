@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_model, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.attention.base import SelfAttention
 from models.attention.dense import DENSE
@@ -152,7 +153,7 @@ def lesson_loss(
     attention: SelfAttention,
 ) -> Tensor:
     """Min-SNR weighted error of the noise, as the teacher was trained."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
     alpha, sigma = levels(schedule, timesteps, z)
     snr = (alpha / sigma).square().flatten()

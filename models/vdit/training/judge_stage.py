@@ -73,6 +73,8 @@ def worsen(frames: Tensor, rng: np.random.Generator) -> Tensor:
     if rng.random() < 0.3:
         small = F.avg_pool2d(frames, int(rng.integers(2, 4)), ceil_mode=True)
         frames = F.interpolate(small, size=frames.shape[-2:], mode="bilinear")
+    if rng.random() < 0.5:
+        frames = _ghosts(frames, rng)
     if rng.random() < 0.3:
         share = rng.uniform(0.05, 0.3)
         frames = (1 - share) * frames + share * 0.5 * (frames.roll(1, 0) + frames.roll(-1, 0))
@@ -87,6 +89,16 @@ def worsen(frames: Tensor, rng: np.random.Generator) -> Tensor:
         noise = torch.from_numpy(rng.normal(0, rng.uniform(0.01, 0.1), (len(frames), 3, side, side))).float()
         frames = frames + F.interpolate(noise, size=frames.shape[-2:], mode="bilinear")
     return frames.clamp(0, 1)
+
+
+def _ghosts(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """Tinted traces of where things were and will be, and rings round edges, as decoders of moving things leave."""
+    soft = _blur(frames, rng.uniform(0.8, 2.5))
+    for shift in (1, -1):
+        tint = torch.from_numpy(rng.uniform(-0.2, 0.2, (3, 1, 1))).float()
+        frames = frames + tint * (soft.roll(shift, 0) - soft)
+    ring = torch.from_numpy(rng.uniform(-0.3, 0.6, (3, 1, 1))).float()
+    return frames + ring * (frames - soft)
 
 
 def _blur(frames: Tensor, sigma: float) -> Tensor:
@@ -106,6 +118,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from the judge that is there")
     train(parser.parse_args())
 
 
@@ -114,7 +127,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    net = JudgeNet()
+    net = Judge.load(args.out / "judge").net.train().requires_grad_(True) if args.resume else JudgeNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=1e-2)
     batches = iter(DataLoader(JudgeClips(args.batch, args.seed), batch_size=None, num_workers=1, prefetch_factor=8))
     log, started_s, step, recent = TrainingLog(args.out / "judge_log.jsonl"), time.monotonic(), 0, list[float]()
