@@ -23,6 +23,7 @@ from serving.classify import ClassifyService, ServedModel, ServiceLimits
 from serving.config import ModelSettings, ResolvedConfig, VlmSettings
 from serving.dispatch import Dispatcher, PendingCall
 from serving.jobs.artefacts import ArtefactStore
+from serving.jobs.cleaner import ArtefactCleaner
 from serving.jobs.redis_jobs import RedisJobs
 from serving.jobs.setup import build_index
 from serving.media.chat_images import ChatImages, build_chat_images
@@ -57,6 +58,7 @@ class GatewayParts:
     chat: ChatService
     jobs: RedisJobs
     clips: ArtefactStore
+    cleaner: ArtefactCleaner
     reached: Reached
     service: Service
 
@@ -72,12 +74,14 @@ class GatewayParts:
         await self.media.start()
         await self.results.start()
         await self.jobs.start()
+        self.cleaner.start()
         await self.reached.start()
 
     async def stop(self) -> None:
         """Take down in reverse order."""
         await self.reached.stop()
         await self.chat.stop()
+        await self.cleaner.stop()
         await self.jobs.stop()
         self.clips.close()
         await self.results.stop()
@@ -117,6 +121,7 @@ def build_parts(
         chat=chat,
         jobs=jobs,
         clips=clips,
+        cleaner=ArtefactCleaner(clips, jobs),
         reached=reached,
         service=service,
     )
