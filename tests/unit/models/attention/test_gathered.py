@@ -29,8 +29,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_many_small_calls_equal_the_mask_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathered, "_GATHERED_BYTES", 1)
+@pytest.mark.parametrize("limit", ["_GATHERED_BYTES", "_ROW_BYTES"])
+def test_many_small_calls_equal_the_mask_written_out(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(gathered, limit, 1)
     q, k, v = twins.qkv(83)
     layout = BlockLayout(mask=twins.random_blocks(11), block_tokens=8, num_tokens=83)
     expected = reference(q, k, v, layout.token_mask())
