@@ -344,6 +344,8 @@ PROFILES: Mapping[Profile, Mapping[str, Any]] = {
         "gateway": {"replicas": 2, "media_workers": 2},
         "models": [{"id": "dyn-perceiver-nano", "replicas": 2}],
         "chat_models": [{"id": name, "replicas": 2} for name in DEFAULT_CHAT_MODELS],
+        # Clips need a store that all nodes reach (jobs.store), which only the operator can name.
+        "video_models": [],
         "drain_s": 30.0,
     },
 }
