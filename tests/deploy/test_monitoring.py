@@ -38,6 +38,8 @@ VALUES = {
     ("vireo_chat_ended_early_total", "reason"): {"cancelled"},
     ("vireo_image_fetches_total", "outcome"): {"ok"},
     ("vireo_requests_total", "outcome"): {"ok"},
+    ("vireo_video_jobs_ended_total", "outcome"): {"completed", "cancelled"},
+    ("vireo_video_jobs", "state"): {"held", "queued"},
 }
 # Added by Prometheus when it scrapes a pod.
 SCRAPE_LABELS = {"namespace", "pod", "container"}

@@ -181,7 +181,7 @@ def test_profile_fills_what_the_user_did_not_write(profile: Any) -> None:
     assert settings.profile == profile
     assert settings.http.port == 8123
     for section, values in PROFILES[profile].items():
-        if section in ("models", "chat_models", "drain_s"):
+        if section in ("models", "chat_models", "video_models", "drain_s"):
             continue
         for key, value in values.items():
             assert getattr(getattr(settings, section), key) == value
