@@ -12,6 +12,8 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, get_spec
+from models.vdit.spec import VIDEO_MODELS
+from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
 
@@ -32,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_models() -> None:
-    """List the models that this version knows: those that classify, and those that chat."""
+    """List the models that this version knows: those that classify, those that chat, those that make clips."""
     table = Table("id", "input", "classes", "exits", "weights", "what it is")
     for spec in MODELS.values():
         side = str(spec.input_size)
@@ -46,6 +48,13 @@ def list_models() -> None:
         tile = f"{model.tile_size}x{model.tile_size}"
         chat.add_row(model.id, str(model.max_model_len), tile, *map(str, limits), weights_of(model), model.summary)
     console.print(chat)
+    video = Table("id", "clip", "frames", "samplers", "weights", "what it is")
+    for made in VIDEO_MODELS.values():
+        frames = ", ".join(map(str, made.frame_counts))
+        samplers = ", ".join(made.samplers)
+        size = f"{made.width}x{made.height}"
+        video.add_row(made.id, size, frames, samplers, video_model_facts.weights_of(made), made.summary)
+    console.print(video)
 
 
 def show_model(
@@ -63,6 +72,15 @@ def show_model(
     with told_plainly():
         if model in CHAT_MODELS:
             _show_chat(CHAT_MODELS[model], checkpoint, as_json)
+            return
+        if model in VIDEO_MODELS:
+            made = video_model_facts.with_checkpoint(VIDEO_MODELS[model], checkpoint)
+            if as_json:
+                typer.echo(video_model_facts.as_json(made))
+                return
+            console.print(f"[bold]{made.id}[/]  {made.summary}")
+            for line in video_model_facts.lines_of(made):
+                console.print(line, markup=False, soft_wrap=True)
             return
         spec = _shown_spec(model, checkpoint)
         if as_json:
@@ -118,8 +136,16 @@ def calibrate(
     """Measure a model on this machine and write its operating points beside its weights.
 
     An operating point is a set of exit thresholds with its measured cost and its accuracy on pictures that the
-    thresholds were not searched on.
+    thresholds were not searched on. Those of a video model are made of its folder's evaluation
+    (python -m models.vdit.evaluate FOLDER).
     """
+    if model in VIDEO_MODELS:
+        from serving.video.calibrate import calibrate as calibrate_video
+
+        with told_plainly():
+            made = video_model_facts.with_checkpoint(VIDEO_MODELS[model], checkpoint)
+            console.print(f"written to {calibrate_video(made, watts)}", soft_wrap=True)
+        return
     with told_plainly(), progress_bar() as progress:
         from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
         from models.dyn_perceiver.card import write_card

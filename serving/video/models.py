@@ -13,11 +13,14 @@ from serving.engines.video.limits import VideoLimits
 from serving.errors import ConfigError
 from serving.service import VideoModelCard
 from serving.video.domain import AttentionKind
-from serving.video.points import VideoPoints, VideoPointTable, load_table
+from serving.video.points import FILE_NAME, VideoPoints, VideoPointTable, load_table
 from serving.video.resolve import ServedVideo
 
 _WEIGHTS = "diffusion_pytorch_model"
 _NO_WEIGHTS = ("0" * 64, 0)
+_OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 3e14}
+"""Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
+_WATTS = {"cpu": 6.0, "cuda": 500.0}
 
 
 def spec_of(model: VideoModelSettings) -> VideoModelSpec:
@@ -70,22 +73,27 @@ def read_card(model: VideoModelSettings, operating_points: tuple[str, ...]) -> V
 def read_served(model: VideoModelSettings) -> ServedVideo:
     """Everything that a gateway needs of one model.
 
-    Raises: ConfigError: unknown id, no weights, no operating points, or points of other weights.
+    Raises: ConfigError: unknown id, no weights, or operating points of other weights.
     """
     spec = spec_of(model)
     limits = VideoLimits.of_model(spec)
     if model.engine == "fake":
-        points = VideoPoints(table=_fake_table(spec), limits=limits)
+        points = VideoPoints(table=_assumed_table(spec, "cpu"), limits=limits)
     else:
         folder = checkpoint_of(spec)
         samplers = {name: made for name, made in limits.samplers.items() if _is_there(folder, made.variant)}
         limits = replace(limits, samplers=samplers)
-        points = VideoPoints(table=load_table(spec.id, folder), limits=limits)
+        is_measured = (folder / FILE_NAME).is_file()
+        table = load_table(spec.id, folder) if is_measured else _assumed_table(spec, model.device)
+        points = VideoPoints(table=table, limits=limits)
     return ServedVideo(card=read_card(model, points.names), limits=limits, points=points, replicas=model.replicas)
 
 
-def _fake_table(spec: VideoModelSpec) -> VideoPointTable:
-    """What an engine without a model is said to take: every sampler with its own number of steps, undiluted."""
+def _assumed_table(spec: VideoModelSpec, device: str) -> VideoPointTable:
+    """Points of a checkpoint that nobody has measured: each sampler as published, at a cost reckoned from its size.
+
+    Quality is then only an order (teachers before students), and predictions are rough: calibrate to be exact.
+    """
     points = tuple(
         VideoPoint(
             name=f"{name}-{made.default_steps}",
@@ -93,19 +101,24 @@ def _fake_table(spec: VideoModelSpec) -> VideoPointTable:
             sampler=name,
             num_steps=made.default_steps,
             attention="dense",
-            guidance_scale=spec.default_guidance,
+            guidance_scale=spec.default_guidance if made.variant == "teacher" else 1.0,
             quality=1.0 if made.variant == "teacher" else 0.9,
-            watts=1.0,
-            costs=tuple(
-                ClipCost(width=spec.width, height=spec.height, num_frames=frames, step_s=0.02, fixed_s=0.05)
-                for frames in spec.frame_counts
-            ),
+            watts=_WATTS[device],
+            costs=tuple(_reckoned(spec, frames, _OPERATIONS_PER_S[device]) for frames in spec.frame_counts),
         )
         for name, made in spec.samplers.items()
     )
     return VideoPointTable(
-        model=spec.id, weights_sha256="0" * 64, energy_source="estimate", device="fake", points=points
+        model=spec.id, weights_sha256="0" * 64, energy_source="estimate", device=f"{device}, reckoned", points=points
     )
+
+
+def _reckoned(spec: VideoModelSpec, frames: int, operations_per_s: float) -> ClipCost:
+    """From the multiplications of a step: projections and feed-forward (40 W^2 a token), attention (4 L W a token)."""
+    tokens, width = spec.num_tokens(frames), spec.num_heads * spec.head_dim
+    operations = 2 * spec.num_layers * tokens * (40 * width**2 + 4 * tokens * width)  # both branches of guidance
+    step_s = max(1e-3, operations / operations_per_s)
+    return ClipCost(width=spec.width, height=spec.height, num_frames=frames, step_s=step_s, fixed_s=10 * step_s)
 
 
 def _is_there(folder: Path, variant: str) -> bool:

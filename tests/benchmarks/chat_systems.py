@@ -46,6 +46,7 @@ def _ours(setup: ChatSetup, run_dir: Path) -> System:
         f"run_dir={run_dir}",
         "log_level=warning",
         f"chat_models={json.dumps(chat)}",
+        "video_models=[]",
         "gateway.default_deadline_s=300",
     ]
     command = ["serving.cli", "up", "--no-check", "--port", str(http), "--grpc-port", str(grpc)]
