@@ -20,8 +20,9 @@ from models.attention.triton_support import has_triton, supports
 
 AdaptHeads = Callable[[Tensor, AdaSpaConfig], Tensor]
 """From recalls to sparsities, (B, N) to (B, N): ``adapt_heads``, or that over the heads of all ranks."""
-_MAX_EXPONENT = 60.0  # a weight by a stale LSE may pass 1; sums of it stay finite
-_SCORE_BYTES = 2 << 20  # of scores held at a time on a CPU; on a GPU, where the kernel is missing, 64 times that
+_LARGEST_MASS = 1e30  # a weight by a stale LSE may pass 1; sums of it stay finite
+_SCORE_BYTES = 1 << 20  # of scores held at a time on a CPU; on a GPU, where the kernel is missing, 64 times that
+_QUERIES_PER_CALL = 256
 
 
 def block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Tensor:
@@ -38,22 +39,24 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Tensor:
 
 
 def plain_block_mass(q: Tensor, k: Tensor, lse: Tensor, block_tokens: int) -> Tensor:
-    """The same by matrix products, on any device."""
-    blocks = num_blocks(q.shape[1], block_tokens)
-    padding = blocks * block_tokens - q.shape[1]
-    queries = F.pad(q.transpose(1, 2), (0, 0, 0, padding)) / math.sqrt(q.shape[-1])
-    keys = k.permute(0, 2, 3, 1)  # (B, N, D, L)
-    lse = F.pad(lse, (0, padding), value=math.inf)  # rows of padding weigh nothing
+    """The same by matrix products in float32, on any device. The LSE takes part in the product as a further column."""
+    num_tokens = q.shape[1]
+    blocks = num_blocks(num_tokens, block_tokens)
+    padding = blocks * block_tokens - num_tokens
+    queries = torch.cat((q.transpose(1, 2).float() / math.sqrt(q.shape[-1]), -lse.unsqueeze(-1)), -1)
+    queries = F.pad(queries, (0, 0, 0, padding))
+    queries[:, :, num_tokens:, -1] = -math.inf  # rows of padding weigh nothing
+    keys = F.pad(k.permute(0, 2, 3, 1).float(), (0, 0, 0, 1), value=1.0)  # (B, N, D + 1, L)
     mass = torch.empty(*lse.shape[:2], blocks, blocks, dtype=torch.float32, device=q.device)
-    step = _blocks_per_call(q, block_tokens)
-    for row in range(q.shape[0]):
-        for head in range(q.shape[2]):
-            for first in range(0, blocks, step):
-                rows = slice(first * block_tokens, (first + step) * block_tokens)
-                scores = queries[row, head, rows] @ keys[row, head]
-                weights = scores.float().sub_(lse[row, head, rows, None]).clamp_(max=_MAX_EXPONENT).exp_()
-                mass[row, head, first : first + step] = _sum_blocks(weights, block_tokens, padding)
-    return mass
+    rows, columns = _blocks_per_call(q, block_tokens)
+    for head in range(q.shape[0] * q.shape[2]):
+        at = divmod(head, q.shape[2])
+        for row in range(0, blocks, rows):
+            some = queries[at][row * block_tokens : (row + rows) * block_tokens]
+            for column in range(0, blocks, columns):
+                weights = (some @ keys[at][:, column * block_tokens : (column + columns) * block_tokens]).exp_()
+                mass[at][row : row + rows, column : column + columns] = _sum_blocks(weights, block_tokens)
+    return mass.clamp_(max=_LARGEST_MASS)
 
 
 def adapt_heads(recalls: Tensor, config: AdaSpaConfig) -> Tensor:
@@ -113,12 +116,14 @@ def _first_text_block(config: AdaSpaConfig, num_tokens: int) -> int:
     return (num_tokens - config.num_text_tokens) // config.block_tokens if config.num_text_tokens else blocks
 
 
-def _sum_blocks(weights: Tensor, block_tokens: int, padding: int) -> Tensor:
-    """(rows * b, L) -> (rows, C)."""
-    rows = weights.view(-1, block_tokens, weights.shape[1]).sum(1)
-    return F.pad(rows, (0, padding)).view(len(rows), -1, block_tokens).sum(-1)
+def _sum_blocks(weights: Tensor, block_tokens: int) -> Tensor:
+    """(rows * b, up to columns * b) -> (rows, columns)."""
+    sums = weights.view(-1, block_tokens, weights.shape[1]).sum(1)
+    return F.pad(sums, (0, -sums.shape[1] % block_tokens)).view(len(sums), -1, block_tokens).sum(-1)
 
 
-def _blocks_per_call(q: Tensor, block_tokens: int) -> int:
+def _blocks_per_call(q: Tensor, block_tokens: int) -> tuple[int, int]:
+    """Blocks of queries and of keys: as many queries as make a fast product, as many keys as the bytes allow."""
     limit = _SCORE_BYTES * (1 if q.device.type == "cpu" else 64)
-    return max(1, limit // (4 * q.shape[1] * block_tokens))
+    rows = max(1, _QUERIES_PER_CALL // block_tokens)
+    return rows, max(1, limit // (4 * rows * block_tokens * block_tokens))
