@@ -1,0 +1,91 @@
+"""The plain loop, with weights that know nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.attention.adaspa import AdaSpaAttention
+from models.attention.adaspa_config import AdaSpaConfig
+from models.opensora.causal_vae import CausalVae
+from models.opensora.text import TextEncoder
+from models.opensora.transformer import OpenSoraT2V
+from models.vdit.evaluate import make_attention
+from models.vdit.nano import nano_transformer, nano_vae
+from models.vdit.pipeline import VideoPipeline
+from models.vdit.spec import get_video_spec
+from models.vdit.words import small_encoder, word_tokenizer
+
+SPEC = get_video_spec("vdit-nano")
+PROMPTS = ("a red circle moves left fast", "a blue star moves up slowly on a gray background")
+
+
+@cache
+def _pipeline() -> VideoPipeline:
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer()
+    text = TextEncoder(small_encoder(len(tokenizer)), tokenizer, SPEC.max_text_tokens)
+    vae = CausalVae(nano_vae(0.5)).requires_grad_(False)
+    return VideoPipeline(spec=SPEC, transformer=OpenSoraT2V(nano_transformer()), vae=vae, text=text)
+
+
+def _latents(*prompts: str, seeds: tuple[int, ...], guidance: float = 3.0, attention: str = "dense") -> Tensor:
+    return _pipeline().generate(
+        prompts,
+        frames=29,
+        sampler="ddim",
+        num_steps=4,
+        guidance=guidance,
+        seeds=seeds,
+        attention=make_attention(attention, SPEC, 4),
+    )
+
+
+def test_clip_depends_on_its_own_prompt_and_seed_alone() -> None:
+    together = _latents(*PROMPTS, seeds=(7, 8))
+    torch.testing.assert_close(together[:1], _latents(PROMPTS[0], seeds=(7,)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[1:], _latents(PROMPTS[1], seeds=(8,)), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[1:], _latents(PROMPTS[1], seeds=(9,)), atol=1e-2)
+
+
+def test_words_count_and_guidance_makes_them_count_more() -> None:
+    plain = [_latents(prompt, seeds=(7,), guidance=1.0) for prompt in PROMPTS]
+    guided = [_latents(prompt, seeds=(7,), guidance=6.0) for prompt in PROMPTS]
+    assert 0 < float((plain[0] - plain[1]).norm()) < float((guided[0] - guided[1]).norm())
+
+
+@pytest.mark.parametrize("attention", ["tile:2:6", "adaspa:0.5"])
+def test_sparse_attention_is_near_dense_and_not_the_same(attention: str) -> None:
+    dense, sparse = _latents(PROMPTS[0], seeds=(7,)), _latents(PROMPTS[0], seeds=(7,), attention=attention)
+    assert not torch.equal(dense, sparse)
+    assert float((dense - sparse).norm() / dense.norm()) < 0.5
+
+
+def test_adaspa_that_leaves_nothing_out_is_dense() -> None:
+    attention = AdaSpaAttention(AdaSpaConfig(sparsity=0.0))
+    arguments = {"frames": 29, "sampler": "ddim", "num_steps": 4, "guidance": 3.0, "seeds": (7,)}
+    sparse = _pipeline().generate(PROMPTS[:1], **arguments, attention=attention)  # type: ignore[arg-type]
+    assert torch.equal(sparse, _latents(PROMPTS[0], seeds=(7,)))
+
+
+def test_decoded_clip_has_the_pinned_shape() -> None:
+    frames = _pipeline().decode(torch.zeros(1, *_pipeline().latent_shape(29)))
+    assert frames.shape == (29, 64, 64, 3)
+    assert frames.dtype == np.uint8
+
+
+def test_lengths_samplers_and_prompts_that_do_not_fit_are_refused() -> None:
+    def make(prompt: str = PROMPTS[0], **changed: object) -> Tensor:
+        plain = {"frames": 29, "sampler": "ddim", "num_steps": 4, "guidance": 1.0, "seeds": (1,)}
+        return _pipeline().generate([prompt], **(plain | changed))  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="num_frames is 93"):
+        make(frames=93)
+    with pytest.raises(ValueError, match="num_inference_steps is 5"):
+        make(sampler="consistency", num_steps=5)
+    with pytest.raises(ValueError, match="limit is 24"):
+        make(" ".join(["red"] * 24))
