@@ -18,7 +18,7 @@ from serving.video.resolve import ServedVideo
 
 _WEIGHTS = "diffusion_pytorch_model"
 _NO_WEIGHTS = ("0" * 64, 0)
-_OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 3e14}
+_OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
 _WATTS = {"cpu": 6.0, "cuda": 500.0}
 
