@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ SIZE = 64
 RADIUS = 10.0
 SHORT_CLIP = 29
 """Frames in which an object crosses the middle of the picture; in longer clips it wraps round."""
-Image = npt.NDArray[np.float32]
+Image = npt.NDArray[np.floating[Any]]
 Clip = npt.NDArray[np.uint8]
 """uint8 RGB, (T, 64, 64, 3)."""
 
@@ -44,12 +45,14 @@ def _circle(x: Image, y: Image) -> Image:
 
 
 def _square(x: Image, y: Image) -> Image:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.87 * RADIUS
+    distance: Image = np.maximum(np.abs(x), np.abs(y)) - 0.87 * RADIUS
+    return distance
 
 
 def _triangle(x: Image, y: Image) -> Image:
     """Equilateral, point up."""
-    return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.58 * RADIUS
+    distance: Image = np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.58 * RADIUS
+    return distance
 
 
 def _star(x: Image, y: Image) -> Image:

@@ -22,7 +22,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, ids[END])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
+    )
 
 
 def small_encoder(vocab_size: int) -> MT5EncoderModel:

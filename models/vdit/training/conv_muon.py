@@ -45,4 +45,5 @@ def orthogonal(gradient: Tensor) -> Tensor:
         square = matrix @ matrix.T
         matrix = a * matrix + (b * square + c * square @ square) @ matrix
     scale: float = 0.2 * max(matrix.shape) ** 0.5
-    return (matrix.T if is_tall else matrix).reshape(gradient.shape) * scale
+    found: Tensor = (matrix.T if is_tall else matrix).reshape(gradient.shape) * scale
+    return found

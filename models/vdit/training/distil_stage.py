@@ -157,7 +157,8 @@ def lesson_loss(
         seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
     alpha, sigma = levels(schedule, timesteps, z)
     snr = (alpha / sigma).square().flatten()
-    return (snr.clamp(max=SNR_CAP) / snr * (seen.float() - wanted).square().flatten(1).mean(1)).mean()
+    loss: Tensor = (snr.clamp(max=SNR_CAP) / snr * (seen.float() - wanted).square().flatten(1).mean(1)).mean()
+    return loss
 
 
 def move(schedule: NoiseSchedule, z: Tensor, noise: Tensor, now: Tensor, then: Tensor) -> Tensor:

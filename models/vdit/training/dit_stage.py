@@ -18,7 +18,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.opensora.transformer import OpenSoraT2V
+from models.opensora.transformer import Block, OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
 from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.optimizer import Optimizers
@@ -60,9 +60,11 @@ def start_quiet(transformer: OpenSoraT2V) -> None:
         transformer.proj_out.weight.zero_()
         transformer.proj_out.bias.zero_()
         for block in transformer.transformer_blocks:
+            if not isinstance(block, Block):
+                raise TypeError(type(block).__name__)
             block.scale_shift_table.mul_(0.1)
             block.scale_shift_table[[2, 5]] = 0.2  # gates
-            block.attn2.to_out[0].weight.mul_(0.3)
+            next(block.attn2.to_out.parameters()).mul_(0.3)  # the weight
 
 
 def main() -> None:
@@ -121,7 +123,8 @@ def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: l
     squared = schedule.alphas_cumprod[timesteps]
     snr = squared / (1 - squared)
     weight = (snr.clamp(max=SNR_CAP) / snr).float()
-    return (weight * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
+    loss: Tensor = (weight * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
+    return loss
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from models.opensora.causal_vae import CausalVae
@@ -147,7 +147,7 @@ def start_certain(vae: CausalVae) -> None:
     conv, half = vae.quant_conv.conv, vae.config.embed_dim
     with torch.no_grad():
         conv.weight[half:].zero_()
-        conv.bias[half:].fill_(-6.0)
+        bias_of(conv)[half:].fill_(-6.0)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def open_time(vae: CausalVae, openness: float = 0.5) -> None:
                 plain[index, index, 2, 1, 1] = 1.0
             alpha = float(torch.sigmoid(layer.mix_factor))
             conv.weight.copy_(((1 - alpha) * conv.weight + (alpha - (1 - openness)) * plain) / openness)
-            conv.bias.mul_((1 - alpha) / openness)  # type: ignore[union-attr]
+            bias_of(conv).mul_((1 - alpha) / openness)
             layer.mix_factor.fill_(math.log((1 - openness) / openness))
 
 
@@ -178,7 +178,9 @@ def whiten(vae: CausalVae, pixels: Tensor) -> None:
     Exact, since the layers on both sides of the latents are matrices. Without it most of the variance is that of the
     channels' means, and a denoiser of unit noise sees little of what differs between clips.
     """
-    latents = torch.cat([vae.encode(clip).mode() for clip in pixels.split(1)]).transpose(0, 1).flatten(1).double()
+    latents = (
+        torch.cat([vae.encode(clip).mode() for clip in torch.split(pixels, 1)]).transpose(0, 1).flatten(1).double()
+    )
     mean = latents.mean(1)
     values, vectors = torch.linalg.eigh(torch.cov(latents))
     there = (vectors * values.rsqrt()) @ vectors.T
@@ -186,11 +188,19 @@ def whiten(vae: CausalVae, pixels: Tensor) -> None:
     before, after, half = vae.quant_conv.conv, vae.post_quant_conv.conv, vae.config.embed_dim
     matrix = before.weight[:half].flatten(1).double()
     before.weight[:half] = (there @ matrix).reshape(before.weight[:half].shape).float()
-    before.bias[:half] = (there @ (before.bias[:half].double() - mean)).float()
-    before.bias[half:] += there.square().sum(1).log().float()  # of the variances, the diagonal alone
+    bias = bias_of(before)
+    bias[:half] = (there @ (bias[:half].double() - mean)).float()
+    bias[half:] += there.square().sum(1).log().float()  # of the variances, the diagonal alone
     matrix = after.weight.flatten(1).double()
-    after.bias += (matrix @ mean).float()
+    bias_of(after).add_((matrix @ mean).float())
     after.weight.copy_((matrix @ back).reshape(after.weight.shape).float())
+
+
+def bias_of(conv: nn.Conv3d) -> Tensor:
+    """Every convolution here has one."""
+    if conv.bias is None:
+        raise ValueError("a convolution without a bias; these weights are of another model")
+    return conv.bias
 
 
 def take_step(vae: CausalVae, pixels: Tensor) -> float:
@@ -216,7 +226,7 @@ def moving(pixels: Tensor) -> Tensor:
 def psnr(vae: CausalVae, pixels: Tensor) -> float:
     """Decibels of the likeliest reconstruction, pixels in -1..1; clip by clip, then the mean."""
     values = []
-    for clip in pixels.split(1):
+    for clip in torch.split(pixels, 1):
         error = (vae.decode(vae.encode(clip).mode()).clamp(-1, 1) - clip).square().mean()
         values.append(10 * math.log10(4.0 / float(error)))
     return sum(values) / len(values)
@@ -225,7 +235,7 @@ def psnr(vae: CausalVae, pixels: Tensor) -> float:
 @torch.no_grad()
 def save(vae: CausalVae, pixels: Tensor, folder: Path) -> None:
     """Weights, and the config with the factor that gives the latents of ``pixels`` unit variance."""
-    latents = torch.cat([vae.encode(clip).mode() for clip in pixels.split(1)])
+    latents = torch.cat([vae.encode(clip).mode() for clip in torch.split(pixels, 1)])
     config = dataclasses.replace(vae.config, scale_factor=float(1.0 / latents.std()))
     contiguous = {name: tensor.detach().contiguous() for name, tensor in vae.state_dict().items()}
     save_file(contiguous, folder / "vae.safetensors")
