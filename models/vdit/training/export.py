@@ -41,7 +41,8 @@ def export(training: Path, checkpoint: Path) -> None:
     load_model(whole, training / "teacher.safetensors")
     config = nano_transformer().to_dict()
     save_network(whole.transformer, config, checkpoint / "teacher", torch.float16)
-    whole.text.to(torch.float16).save_pretrained(checkpoint / "text_encoder")
+    whole.half()
+    whole.text.save_pretrained(checkpoint / "text_encoder")
     whole.tokenizer.save_pretrained(checkpoint / "text_encoder")
     if (student := training / "student.safetensors").is_file():
         whole.transformer.load_state_dict(load_file(student))
