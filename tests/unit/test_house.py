@@ -53,6 +53,7 @@ def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> 
         "transformers",
         "tokenizers",
         "diffusers",
+        "triton",  # of GPU kernels, imported when one is asked for
     }
     assert {name.split(".")[0] for name in imported(path)} <= allowed
 
