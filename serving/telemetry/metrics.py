@@ -113,7 +113,7 @@ VIDEO_STEP_SECONDS = Histogram(
 )
 VIDEO_BATCH_SIZE = Histogram("vireo_video_batch_size", "Jobs per denoising step.", ["model"], buckets=BATCH_SIZES)
 VIDEO_SPARSITY = Histogram(
-    "vireo_video_sparsity", "Mean share of attention that a finished job skipped.", ["model"],
+    "vireo_video_skipped_attention_ratio", "Mean share of attention that a finished job skipped.", ["model"],
     buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 )  # fmt: skip
 VIDEO_HELD_BYTES = Gauge(

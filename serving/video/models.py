@@ -41,7 +41,7 @@ def checkpoint_of(spec: VideoModelSpec) -> Path:
     Raises: ConfigError: there are none; the message says what to do.
     """
     folder = spec.checkpoint_dir
-    if folder is None or not folder.is_dir():
+    if folder is None or not (folder / "vae").is_dir():
         raise ConfigError(
             f"video model {spec.id} has no weights here: set video_models[].checkpoint_dir to a folder with "
             "transformer (or teacher), vae and text_encoder, or serve without it (--set video_models=[])"
@@ -49,7 +49,7 @@ def checkpoint_of(spec: VideoModelSpec) -> Path:
     return folder
 
 
-def read_card(model: VideoModelSettings, operating_points: tuple[str, ...]) -> VideoModelCard:
+def read_card(model: VideoModelSettings, limits: VideoLimits, operating_points: tuple[str, ...]) -> VideoModelCard:
     """What clients may know.
 
     Raises: ConfigError: unknown id, or no weights.
@@ -62,8 +62,8 @@ def read_card(model: VideoModelSettings, operating_points: tuple[str, ...]) -> V
         sizes=((spec.width, spec.height),),
         num_frames=spec.frame_counts,
         fps=spec.fps,
-        max_steps=max(steps.max_steps for steps in spec.samplers.values()),
-        samplers=tuple(spec.samplers),
+        max_steps=max(steps.max_steps for steps in limits.samplers.values()),
+        samplers=tuple(limits.samplers),
         attention=tuple(kind.value for kind in AttentionKind),
         checkpoint_sha256=sha256,
         operating_points=operating_points,
@@ -86,7 +86,9 @@ def read_served(model: VideoModelSettings) -> ServedVideo:
         is_measured = (folder / FILE_NAME).is_file()
         table = load_table(spec.id, folder) if is_measured else _assumed_table(spec, model.device)
         points = VideoPoints(table=table, limits=limits)
-    return ServedVideo(card=read_card(model, points.names), limits=limits, points=points, replicas=model.replicas)
+    return ServedVideo(
+        card=read_card(model, limits, points.names), limits=limits, points=points, replicas=model.replicas
+    )
 
 
 def _assumed_table(spec: VideoModelSpec, device: str) -> VideoPointTable:
