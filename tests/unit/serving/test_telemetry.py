@@ -172,7 +172,19 @@ def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
-    units = ("_total", "_seconds", "_bytes", "_size", "_ratio", "_requests", "_tokens", "_blocks", "_state", "_images", "_jobs")
+    units = (
+        "_total",
+        "_seconds",
+        "_bytes",
+        "_size",
+        "_ratio",
+        "_requests",
+        "_tokens",
+        "_blocks",
+        "_state",
+        "_images",
+        "_jobs",
+    )
     ours = [family for family in REGISTRY.collect() if family.name.startswith("vireo_")]
     assert len(ours) > 10
     for family in ours:
