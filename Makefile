@@ -51,7 +51,7 @@ proto: install ## Regenerate the gRPC stubs.
 lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv: pip install uv).
 	scripts/lock.sh
 
-bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-scheduler, bench-media.
+bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks).
 	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
 
 train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.
