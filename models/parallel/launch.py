@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 _BACKENDS = ("gloo", "nccl")
 _SCHEMES = ("file://", "tcp://")
@@ -49,13 +50,19 @@ def join(config: RankConfig) -> None:
     """
     if dist.is_initialized():
         raise RuntimeError("this process has joined a world already; leave() it first")
-    dist.init_process_group(
-        config.backend,
-        init_method=config.init_method,
-        rank=config.rank,
-        world_size=config.world_size,
-        timeout=timedelta(seconds=config.timeout_s),
-    )
+    try:
+        dist.init_process_group(
+            config.backend,
+            init_method=config.init_method,
+            rank=config.rank,
+            world_size=config.world_size,
+            timeout=timedelta(seconds=config.timeout_s),
+        )
+    except Exception:
+        # The failed attempt has used up a group's name (torch 2.13 counts them, and forgets to count back): the next
+        # one would wait for its peers under a name that theirs do not have.
+        distributed_c10d._world.group_count = 0
+        raise
 
 
 def leave() -> None:
