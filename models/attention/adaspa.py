@@ -23,7 +23,7 @@ from models.attention.adaspa_search import AdaptHeads, adapt_heads, block_mass, 
 from models.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
 from models.attention.block_sparse import Backend, block_sparse_attention
 from models.attention.dense import DENSE
-from models.parallel.partial_attention import attention_with_lse
+from models.attention.partial import attention_with_lse
 
 
 @dataclass(slots=True, kw_only=True)

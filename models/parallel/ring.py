@@ -18,10 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models.attention.partial import Merge, attention_with_lse
 from models.parallel.collectives import Pending, rotate
 from models.parallel.groups import Group
 from models.parallel.layout import lengths_of
-from models.parallel.partial_attention import Merge, attention_with_lse
 
 
 class BlockKind(Protocol):

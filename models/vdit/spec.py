@@ -147,7 +147,7 @@ _SPECS = (
         num_layers=6,
         num_heads=4,
         head_dim=48,
-        summary="a coloured shape or two, moving; weights included",
+        summary="a coloured shape or two, moving; make train-vdit-nano makes the weights",
     ),
     _published("29x720p", 1280, 720, 29),
     _published("93x720p", 1280, 720, 93),

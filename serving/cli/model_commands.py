@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, get_spec
-from models.vdit.spec import VIDEO_MODELS
+from models.vdit.spec import VIDEO_MODELS, VideoModelSpec
 from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
@@ -74,7 +74,7 @@ def show_model(
             _show_chat(CHAT_MODELS[model], checkpoint, as_json)
             return
         if model in VIDEO_MODELS:
-            made = video_model_facts.with_checkpoint(VIDEO_MODELS[model], checkpoint)
+            made = _video_spec(model, checkpoint)
             if as_json:
                 typer.echo(video_model_facts.as_json(made))
                 return
@@ -143,7 +143,7 @@ def calibrate(
         from serving.video.calibrate import calibrate as calibrate_video
 
         with told_plainly():
-            made = video_model_facts.with_checkpoint(VIDEO_MODELS[model], checkpoint)
+            made = _video_spec(model, checkpoint)
             console.print(f"written to {calibrate_video(made, watts)}", soft_wrap=True)
         return
     with told_plainly(), progress_bar() as progress:
@@ -156,6 +156,11 @@ def calibrate(
         if spec.checkpoint_dir is not None and (spec.checkpoint_dir / "training_log.json").is_file():
             write_card(spec)
     _print_points(spec)
+
+
+def _video_spec(model: str, checkpoint: Path | None) -> VideoModelSpec:
+    spec = VIDEO_MODELS[model]
+    return spec if checkpoint is None else spec.with_checkpoint(checkpoint)
 
 
 def _show_chat(spec: ChatModelSpec, checkpoint: Path | None, as_json: bool) -> None:

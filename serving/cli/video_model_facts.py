@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from models.vdit.spec import VideoModelSpec
@@ -48,21 +48,11 @@ def as_json(spec: VideoModelSpec) -> str:
         "height": spec.height,
         "fps": spec.fps,
         "frame_counts": spec.frame_counts,
-        "samplers": {name: vars_of(made) for name, made in spec.samplers.items()},
+        "samplers": {name: asdict(made) for name, made in spec.samplers.items()},
         "weights": weights_of(spec),
         "checkpoint_dir": str(spec.checkpoint_dir) if spec.checkpoint_dir else None,
     }
     return json.dumps(facts, indent=1)
-
-
-def vars_of(made: Any) -> dict[str, Any]:
-    """Fields of a frozen value with slots."""
-    return {name: getattr(made, name) for name in made.__slots__}
-
-
-def with_checkpoint(spec: VideoModelSpec, checkpoint: Path | None) -> VideoModelSpec:
-    """The same model with its weights elsewhere."""
-    return spec if checkpoint is None else spec.with_checkpoint(checkpoint)
 
 
 def _table(spec: VideoModelSpec) -> VideoPointTable | None:

@@ -11,14 +11,13 @@ from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.config import ResolvedConfig, VideoModelSettings, threads_for
 from serving.engines.video.base import VideoEngine
 from serving.engines.video.limits import VideoLimits
-from serving.errors import ConfigError
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.redis_jobs import RedisJobs
 from serving.jobs.setup import build_index
 from serving.telemetry.video_metrics import VideoMetrics
 from serving.video.checkpoints import Checkpoints
 from serving.video.delivery import Delivery
-from serving.video.models import spec_of
+from serving.video.models import checkpoint_of, spec_of
 from serving.video.worker import VideoWorker, WorkerConfig
 
 if TYPE_CHECKING:
@@ -89,15 +88,16 @@ def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine
 
         all_limits = VideoLimits.of_model(spec)
         return FakeVideoEngine(FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
-    if spec.checkpoint_dir is None:
-        raise ConfigError(f"{spec.id} has no weights here: set video_models[].checkpoint_dir to a published folder")
+    checkpoint_of(spec)
     import torch
 
-    from serving.engines.video.checkpoint import limits, load_model
+    from serving.engines.video.checkpoint import load_model
     from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 
     torch.set_num_threads(threads_for(model))
-    options = TorchVideoOptions(limits=limits(spec), device=model.device, stuck_after_s=model.stuck_after_s)
+    options = TorchVideoOptions(
+        limits=VideoLimits.of_checkpoint(spec), device=model.device, stuck_after_s=model.stuck_after_s
+    )
     load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.dtype))
     if model.ranks == 1:
         return TorchVideoEngine(options, load)

@@ -21,6 +21,7 @@ from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
 from serving.video.resolve import ChosenPoint, Wish
 
 FILE_NAME = "operating_points.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,26 @@ def weights_digest(checkpoint_dir: Path) -> str:
 
     Raises: ValueError: there are none.
     """
-    files = sorted(checkpoint_dir.rglob("*.safetensors"))
-    if not files:
-        raise ValueError(f"no weights below {checkpoint_dir}")
+    files = _weights(checkpoint_dir)
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(checkpoint_dir).as_posix()} {digest}\n".encode())
     return total.hexdigest()
+
+
+def youngest_s(checkpoint_dir: Path) -> int:
+    """When the last of the weight files was written, Unix seconds. Raises: ValueError: there are none."""
+    return int(max(path.stat().st_mtime for path in _weights(checkpoint_dir)))
+
+
+def _weights(checkpoint_dir: Path) -> list[Path]:
+    """In every form that is loaded. Raises: ValueError: there are none."""
+    files = sorted(path for path in checkpoint_dir.rglob("*") if path.suffix in _WEIGHT_SUFFIXES)
+    if not files:
+        raise ValueError(f"no weights below {checkpoint_dir}")
+    return files
 
 
 def write_table(checkpoint_dir: Path, table: VideoPointTable) -> Path:

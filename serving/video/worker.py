@@ -2,7 +2,7 @@
 
     claim loop   JobIndex.claim -> engine.admit -> JobArrived
     drive        VideoScheduler.handle(now, events) -> RunStep, Decode, Finish, ... -> engine -> events
-    renew loop   Progress to the index every few seconds; it answers whether the lease is held, lost or cancelled
+    renew loop   Progress to the index, four times a second; it answers whether the lease is held, lost or cancelled
 
 All of it runs on one event loop; the engine has threads of its own. A job whose replica dies is claimed by another once
 its lease expires, and goes on from the last checkpoint.
@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from schedulers.types import Drain, Priority, Tick
+from schedulers.types import Drain, Priority
 from schedulers.video import VideoScheduler
 from schedulers.video_types import (
     Decode,
@@ -47,13 +47,17 @@ from serving.video.domain import JobError, VideoJob
 from serving.video.observer import NullWorkerObserver, WorkerObserver
 
 _log = structlog.get_logger(__name__)
+_RENEW_S = 0.25
+"""Also how soon a worker hears of a cancellation."""
+_ENGINE_TRIES = 2
+"""A request that fails in the engine may have met a sick replica once; twice, it is the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
     """How a worker holds its jobs.
 
-    ``lease_s``: how long a job of a dead replica stays with it; renewed three times as often. ``poll_s``: how often an
+    ``lease_s``: how long a job of a dead replica stays with it. ``poll_s``: how often an
     idle worker looks for work. ``checkpoint_every``: steps between two checkpoints of latents; a job that takes less
     than ``checkpoint_after_s`` between them is not worth one. ``ttl_s``: how long finished clips are kept.
     """
@@ -77,7 +81,6 @@ class HeldJob:
 
     job: VideoJob
     lease: Lease
-    claimed_at_s: float
     admitted: Admitted | None = None
     step: int = 0
     stage: str = "text"
@@ -130,7 +133,6 @@ class VideoWorker:
     _held: dict[str, HeldJob] = field(default_factory=dict, init=False)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
     _loops: list[asyncio.Task[None]] = field(default_factory=list, init=False)
-    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _is_draining: bool = field(default=False, init=False)
     _is_stopped: bool = field(default=False, init=False)
     _num_admitting: int = field(default=0, init=False)
@@ -149,8 +151,6 @@ class VideoWorker:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
 
     @property
     def num_held(self) -> int:
@@ -183,7 +183,7 @@ class VideoWorker:
         claim = await self.index.claim((self.model,), self.name, self.config.lease_s)
         if claim is None:
             return None
-        held = HeldJob(claim.job, claim.lease, self.clock())
+        held = HeldJob(claim.job, claim.lease)
         held.checkpoint_key, held.checkpoint_step = claim.job.checkpoint_key, claim.job.checkpoint_step
         held.preemptions = claim.job.preemptions
         held.step, held.checkpoint_at_s = claim.job.checkpoint_step, self.clock()
@@ -224,7 +224,8 @@ class VideoWorker:
             job_id=job.id,
             steps_left=left,
             seconds_per_step=job.predicted_s / max(1, settings.num_steps),
-            tokens=max(1, settings.num_frames * settings.width * settings.height // 1024),
+            # One per 4x16x16 pixels, as in every checkpoint here; the scheduler compares jobs by it.
+            tokens=max(1, settings.num_frames * settings.width * settings.height // (4 * 16 * 16)),
             held_bytes=held.admitted.held_bytes,
             phase=self.engine.phase(job.id),
             priority=Priority[job.priority.upper()],
@@ -236,15 +237,6 @@ class VideoWorker:
     def _feed(self, *events: VideoEvent) -> None:
         for decision in self.scheduler.handle(self.clock(), *events):
             self._carry_out(decision)
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        wakeup_s = self.scheduler.next_wakeup_s()
-        if wakeup_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, wakeup_s - self.clock()), self._feed, Tick())
 
     def _carry_out(self, decision: VideoDecision) -> None:
         match decision:
@@ -352,7 +344,7 @@ class VideoWorker:
 
     async def _renew_loop(self) -> None:
         while not self._is_stopped:
-            await asyncio.sleep(min(self.config.lease_s / 3, 0.25))
+            await asyncio.sleep(min(self.config.lease_s / 3, _RENEW_S))
             await asyncio.gather(*(self._renew(held) for held in list(self._held.values())))
 
     async def _renew(self, held: HeldJob) -> bool:
@@ -405,7 +397,7 @@ class VideoWorker:
 
     async def _end_failed(self, held: HeldJob) -> None:
         error = held.error or EngineFailed("the model failed on this request")
-        if not isinstance(error, EngineFailed) or held.job.attempts >= 2:
+        if not isinstance(error, EngineFailed) or held.job.attempts >= _ENGINE_TRIES:
             await self._fail(held, error)
             return
         await self._persist(lambda: self.index.requeue(held.lease, self._last_progress(held), counts_as_attempt=True))

@@ -18,9 +18,9 @@ from models.attention.adaspa_search import block_mass, choose_blocks
 from models.attention.block_layout import BlockLayout
 from models.attention.block_sparse import Backend, block_sparse_attention
 from models.attention.dense import DENSE
+from models.attention.partial import attention_with_lse
 from models.attention.tile_attention import TileAttention
 from models.attention.tile_mask import TileMask
-from models.parallel.partial_attention import attention_with_lse
 
 FLEX_BLOCK = 128  # its default on a CPU and a GPU
 Side = Callable[[], Tensor]

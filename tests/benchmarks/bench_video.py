@@ -27,7 +27,7 @@ from models.samplers.make import make_sampler
 from models.vdit.evaluate import held_out_scenes
 from models.vdit.judge import Judge
 from models.vdit.spec import SamplerRange, get_video_spec
-from serving.engines.video.checkpoint import limits, load_model
+from serving.engines.video.checkpoint import load_model
 from serving.engines.video.limits import VideoLimits
 from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.engines.video.weights import VideoWeights
@@ -123,7 +123,7 @@ async def measure_nano(count: int) -> list[dict[str, Any]]:
     assert spec.checkpoint_dir is not None
     has_student = (spec.checkpoint_dir / "student").is_dir()
     chosen = sides(4, *(("student", "consistency") if has_student else ("teacher", "ddim")))
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), lambda: load_model(NANO, None))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), lambda: load_model(NANO, None))
     scenes = held_out_scenes(count, 0.0)
     base = VideoSettings(
         prompt="", negative_prompt="", width=64, height=64, num_frames=29, fps=8, num_steps=1,

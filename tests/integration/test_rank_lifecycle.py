@@ -38,6 +38,16 @@ def test_rank_whose_peers_do_not_come_gives_up_in_time(tmp_path: Path) -> None:
     assert not dist.is_initialized()
 
 
+def test_join_that_failed_leaves_no_trace_in_the_next_world(tmp_path: Path) -> None:
+    """Peers meet under the group's name: a process that failed once must use the one that fresh processes do."""
+    lonely = RankConfig(rank=0, world_size=2, init_method=f"file://{tmp_path / 'store'}", timeout_s=0.5)
+    with pytest.raises(RuntimeError, match="timeout"):
+        join(lonely)
+    with world(_alone(f"file://{tmp_path / 'next'}")):
+        assert dist.group.WORLD is not None
+        assert dist.group.WORLD.group_name == "0"
+
+
 def test_backend_follows_the_device() -> None:
     assert (default_backend(torch.device("cpu")), default_backend(torch.device("cuda"))) == ("gloo", "nccl")
 

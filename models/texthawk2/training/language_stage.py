@@ -33,12 +33,12 @@ from models.texthawk2.tokens import BOX_TOKENS, COORDINATE_TOKENS
 from models.texthawk2.training.batches import IGNORE, Batch, Batches, Encoder
 from models.texthawk2.training.compiled import compile_layers
 from models.texthawk2.training.coordinate_loss import answer_loss, overlaps, start_alike
-from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import nano_config
-from models.texthawk2.training.optimizer import Optimizers
 from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
 from models.texthawk2.training.windows import PlaceHead, WindowHead
 from models.texthawk2.vision import normalise, read_levels
+from models.training.log import TrainingLog
+from models.training.optimizer import Optimizers
 
 HEADS_FILE = "heads.safetensors"
 FIRST_COORDINATE = BOX_TOKENS.index(COORDINATE_TOKENS[0])

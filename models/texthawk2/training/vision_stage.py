@@ -23,10 +23,10 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF
 from models.texthawk2.synth.dense import DENSE_CLASSES, dense_tile
 from models.texthawk2.synth.fonts import Split
-from models.texthawk2.training.log import TrainingLog
 from models.texthawk2.training.nano import VISION
-from models.texthawk2.training.optimizer import Optimizers
 from models.texthawk2.vision import normalise, read_levels
+from models.training.log import TrainingLog
+from models.training.optimizer import Optimizers
 
 BACKGROUND_WEIGHT = 0.2
 """Most patches show no character."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.opensora.causal_vae import CausalVae
-from models.texthawk2.training.log import TrainingLog
+from models.training.log import TrainingLog
 from models.vdit.clips import SIZE
 from models.vdit.nano import FRAMES
 from models.vdit.training.latents_stage import load_vae

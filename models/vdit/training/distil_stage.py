@@ -28,8 +28,8 @@ from models.attention.tile_attention import TileAttention
 from models.attention.tile_mask import TileMask
 from models.opensora.transformer import OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
-from models.texthawk2.training.log import TrainingLog
-from models.texthawk2.training.optimizer import Optimizers
+from models.training.log import TrainingLog
+from models.training.optimizer import Optimizers
 from models.vdit.nano import FRAMES, MAX_WORDS
 from models.vdit.training.dit_stage import HELD_BACK, SNR_CAP, TextToLatents, follow
 from models.vdit.training.latents_stage import read_shards

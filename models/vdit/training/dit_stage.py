@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.opensora.transformer import Block, OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
-from models.texthawk2.training.log import TrainingLog
-from models.texthawk2.training.optimizer import Optimizers
+from models.training.log import TrainingLog
+from models.training.optimizer import Optimizers
 from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
 from models.vdit.training.latents_stage import read_shards
 from models.vdit.words import small_encoder, word_tokenizer

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from models.texthawk2.training.log import TrainingLog
+from models.training.log import TrainingLog
 from models.vdit.clips import SHORT_CLIP, render
 from models.vdit.judge import EVERY, Judge, JudgeNet, as_frames, judge_loss, targets
 from models.vdit.scenes import BACKGROUNDS, SPEEDS, Scene, sample_scene

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from models.opensora.causal_vae import CausalVae
 from models.opensora.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
-from models.texthawk2.training.log import TrainingLog
+from models.training.log import TrainingLog
 from models.vdit.clips import SIZE, Clip, render
 from models.vdit.nano import FRAMES, nano_vae
 from models.vdit.scenes import sample_scene

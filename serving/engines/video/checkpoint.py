@@ -20,24 +20,8 @@ from models.samplers.make import make_sampler
 from models.vdit.pipeline import VideoPipeline
 from models.vdit.spec import VideoModelSpec, get_video_spec
 from serving.engines.video.base import Frames
-from serving.engines.video.limits import VideoLimits
+from serving.engines.video.limits import BASE_VARIANT, present_variants
 from serving.engines.video.weights import VideoWeights
-
-_BASE = "teacher"
-
-
-def variants(spec: VideoModelSpec) -> tuple[str, ...]:
-    """Those of the registry whose weights are in the folder. The teacher's must be."""
-    folder = spec.checkpoint_dir
-    known = sorted({made.variant for made in spec.samplers.values()})
-    return tuple(name for name in known if name == _BASE or (folder is not None and (folder / name).is_dir()))
-
-
-def limits(spec: VideoModelSpec) -> VideoLimits:
-    """What the checkpoint was made for, less the variants that are not in its folder."""
-    present = variants(spec)
-    samplers = {name: made for name, made in spec.samplers.items() if made.variant in present}
-    return replace(VideoLimits.of_model(spec), samplers=samplers)
 
 
 def load_model(
@@ -58,10 +42,10 @@ def load_variants(
 
     Raises: ValueError, OSError: missing, or of another model.
     """
-    base = VideoPipeline.load(spec, _BASE, dtype)
-    pipelines = {_BASE: base}
-    for name in variants(spec):
-        if name != _BASE:
+    base = VideoPipeline.load(spec, BASE_VARIANT, dtype)
+    pipelines = {BASE_VARIANT: base}
+    for name in present_variants(spec):
+        if name != BASE_VARIANT:
             assert spec.checkpoint_dir is not None, "the base was read from it"
             pipelines[name] = replace(base, transformer=load_transformer(spec.checkpoint_dir / name, dtype))
     for network in (base.vae, base.text.model):

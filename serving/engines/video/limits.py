@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.vdit.spec import SamplerRange, VideoModelSpec
 from serving.engines.video.attention_setting import AttentionSetting, parse_attention
 from serving.errors import PromptTooLong, UnsupportedVideo
 from serving.video.domain import AttentionKind, VideoSettings
 
+BASE_VARIANT = "teacher"
 FRAME_STRIDE = 4
 """Frames of the clip for each latent frame after the first."""
 
@@ -47,6 +48,13 @@ class VideoLimits:
             max_guidance_scale=spec.max_guidance,
             max_prompt_characters=spec.max_prompt_chars,
         )
+
+    @classmethod
+    def of_checkpoint(cls, spec: VideoModelSpec) -> VideoLimits:
+        """What a checkpoint was made for, less the variants that are not in its folder."""
+        present = present_variants(spec)
+        samplers = {name: made for name, made in spec.samplers.items() if made.variant in present}
+        return replace(cls.of_model(spec), samplers=samplers)
 
     def check(self, settings: VideoSettings) -> AttentionSetting:
         """Pass the settings, or say what is wrong with the first that cannot be done.
@@ -93,6 +101,13 @@ class VideoLimits:
                 param="attention",
             )
         return setting
+
+
+def present_variants(spec: VideoModelSpec) -> tuple[str, ...]:
+    """Those of the registry whose weights are in the folder. The teacher's must be: without them nothing loads."""
+    folder = spec.checkpoint_dir
+    known = sorted({made.variant for made in spec.samplers.values()})
+    return tuple(name for name in known if name == BASE_VARIANT or (folder is not None and (folder / name).is_dir()))
 
 
 def latent_frames(num_frames: int) -> int:

@@ -5,8 +5,8 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 
+from models.attention.partial import Merge
 from models.parallel.groups import Group
-from models.parallel.partial_attention import Merge
 from models.parallel.ring import RingAttention
 from models.parallel.tile_blocks import TileBlocks
 from models.parallel.ulysses import UlyssesAttention

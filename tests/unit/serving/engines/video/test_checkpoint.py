@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load
 
 from models.vdit.pipeline import VideoPipeline
-from serving.engines.video.checkpoint import limits, load_variants, variants
+from serving.engines.video.checkpoint import load_variants
+from serving.engines.video.limits import VideoLimits, present_variants
 from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
 from serving.video.domain import VideoSettings
@@ -27,7 +28,7 @@ def settings(**changes: object) -> VideoSettings:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale: float) -> None:
     spec = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
     await engine.start()
     wanted = settings(guidance_scale=guidance_scale, seed=3)
     assert engine.predicted_bytes(wanted) > 0
@@ -51,12 +52,12 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
 
 async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
     spec = write_checkpoint(tmp_path, "teacher")
-    assert variants(spec) == ("teacher",)
-    assert "consistency" not in limits(spec).samplers
+    assert present_variants(spec) == ("teacher",)
+    assert "consistency" not in VideoLimits.of_checkpoint(spec).samplers
     with pytest.raises(UnsupportedVideo, match="teacher"):
-        limits(spec).check(settings(variant="student", sampler="consistency"))
+        VideoLimits.of_checkpoint(spec).check(settings(variant="student", sampler="consistency"))
     spec = write_checkpoint(tmp_path, "student")
-    assert variants(spec) == ("student", "teacher")
+    assert present_variants(spec) == ("student", "teacher")
     loaded = load_variants(spec)
     assert loaded["teacher"].transformer is not loaded["student"].transformer
     assert loaded["student"].make_sampler("consistency", 8).num_steps == 8
@@ -64,7 +65,7 @@ async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
 
 async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Path) -> None:
     spec = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
     await engine.start()
     engine.check_settings(settings(prompt="red " * 23))
     with pytest.raises(PromptTooLong, match="25 tokens; limit is 24"):
@@ -75,7 +76,7 @@ async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Pat
 async def test_folder_of_another_model_is_an_engine_failure(tmp_path: Path) -> None:
     spec = write_checkpoint(tmp_path, "teacher")
     (tmp_path / "vae" / "config.json").unlink()
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits(spec)), partial(load_variants, spec))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
     with pytest.raises(EngineFailed, match="could not be loaded"):
         await engine.start()
     await engine.stop()

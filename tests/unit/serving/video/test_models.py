@@ -1,0 +1,112 @@
+"""What a gateway reads of a video model: its folder, its points, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from models.vdit.spec import get_video_spec
+from serving.cli.main import build
+from serving.config import VideoModelSettings
+from serving.errors import ConfigError
+from serving.video.models import read_served
+from serving.video.points import load_table, weights_digest
+from serving.video.resolve import Wish
+
+
+def settings(folder: Path | None = None, **more: Any) -> VideoModelSettings:
+    return VideoModelSettings(**{"id": "vdit-nano", "device": "cpu", "checkpoint_dir": folder, **more})
+
+
+def folder_with(tmp_path: Path, *networks: str, name: str = "diffusion_pytorch_model.safetensors") -> Path:
+    for network in networks:
+        (tmp_path / network).mkdir()
+        (tmp_path / network / name).write_bytes(network.encode())
+    return tmp_path
+
+
+def wish(**more: Any) -> Wish:
+    values: dict[str, Any] = dict.fromkeys(
+        ("num_steps", "guidance_scale", "sampler", "attention", "allowed_s", "energy_j", "quality_floor")
+    )
+    return Wish(**{"width": 64, "height": 64, "num_frames": 29, **values, **more})
+
+
+def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> None:
+    served = read_served(settings(engine="fake"))
+    assert served.card.samplers == tuple(get_video_spec("vdit-nano").samplers)
+    assert served.card.operating_points == served.points.names
+    assert served.card.checkpoint_sha256 == "0" * 64
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_checkpoint_that_nobody_measured_is_served_at_a_reckoned_cost(tmp_path: Path, suffix: str) -> None:
+    folder = folder_with(tmp_path, "teacher", "vae", name=f"diffusion_pytorch_model.{suffix}")
+    served = read_served(settings(folder, watts=10.0))
+    assert served.card.checkpoint_sha256 == weights_digest(folder)
+    assert served.card.samplers == ("ddim", "euler_ancestral")
+    point = served.points.choose(wish(sampler="ddim"))
+    assert point.num_steps == 20
+    assert point.predicted_j == pytest.approx(10.0 * point.predicted_s)
+
+
+def test_sampler_of_a_variant_is_offered_once_its_weights_are_there(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "teacher", "vae", "student")
+    assert "consistency" in read_served(settings(folder)).card.samplers
+
+
+def test_reckoned_cost_grows_with_the_clip_and_shrinks_with_the_device() -> None:
+    large = [
+        read_served(settings(id=name, engine="fake", device=device)).points.choose(
+            wish(width=1280, height=720, num_frames=frames, sampler="ddim")
+        )
+        for name, frames, device in (
+            ("vdit-osp-29x720p", 29, "cuda"),
+            ("vdit-osp-93x720p", 93, "cuda"),
+            ("vdit-osp-93x720p", 93, "cpu"),
+        )
+    ]
+    assert large[0].predicted_s < large[1].predicted_s < large[2].predicted_s
+
+
+@pytest.mark.parametrize("networks", [(), ("teacher",)])
+def test_folder_without_an_autoencoder_is_refused_with_a_remedy(tmp_path: Path, networks: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="has no weights here: set video_models"):
+        read_served(settings(folder_with(tmp_path, *networks)))
+
+
+def test_folder_of_empty_folders_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(ConfigError, match="no weights below"):
+        read_served(settings(tmp_path))
+
+
+def test_points_of_other_weights_are_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "teacher", "vae")
+    (folder / "operating_points.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        read_served(settings(folder))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        load_table("vdit-nano", folder)
+
+
+def test_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="known video models: vdit-nano"):
+        read_served(settings(id="vdit-huge"))
+
+
+def test_command_line_lists_and_shows_video_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    app = build()
+    listed = CliRunner().invoke(app, ["models", "list"])
+    assert listed.exit_code == 0, listed.output
+    shown = CliRunner().invoke(app, ["models", "show", "vdit-osp-93x720p"])
+    assert "86,400 tokens" in shown.output
+    facts = json.loads(CliRunner().invoke(app, ["models", "show", "vdit-nano", "--json"]).output)
+    assert facts["samplers"]["consistency"] == {
+        "variant": "student", "min_steps": 4, "max_steps": 8, "default_steps": 4, "multiple": 4,
+    }  # fmt: skip
