@@ -15,7 +15,7 @@ import numpy.typing as npt
 from models.vdit.scenes import PIXELS_PER_FRAME, Mover, Scene
 
 SIZE = 64
-RADIUS = 10.0
+RADIUS = 12.0
 SHORT_CLIP = 29
 """Frames in which an object crosses the middle of the picture; in longer clips it wraps round."""
 Image = npt.NDArray[np.floating[Any]]
@@ -55,15 +55,14 @@ def _triangle(x: Image, y: Image) -> Image:
     return distance
 
 
-def _star(x: Image, y: Image) -> Image:
-    """Five points."""
-    angle = np.arctan2(x, -y)
-    turn = np.abs((angle / (2 * np.pi / 5)) % 1.0 - 0.5) * 2  # 1 at a point, 0 between two
-    return np.hypot(x, y) - RADIUS * (0.52 + 0.68 * turn)
+def _cross(x: Image, y: Image) -> Image:
+    """Two bars: features of it are as large as those of the others, which a small autoencoder keeps."""
+    across, along = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
+    return np.maximum(along - RADIUS, across - 0.34 * RADIUS)
 
 
 DISTANCE: Mapping[str, Callable[[Image, Image], Image]] = MappingProxyType(
-    {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
+    {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}
 )
 """Pixels outside the edge, about; negative inside. Arguments are pixels from the centre."""
 
@@ -71,9 +70,12 @@ DISTANCE: Mapping[str, Callable[[Image, Image], Image]] = MappingProxyType(
 def start_positions(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Where the objects are at first: halfway through a short clip they are about the middle of their path.
 
-    Two objects keep to bands of their own, so that they seldom meet.
+    Two objects keep to bands of their own, so that they seldom meet; more (training alone shows them) are anywhere.
     """
-    bands = [rng.uniform(16, 48)] if len(scene.movers) == 1 else list(rng.permutation([18.0, 46.0]))
+    count = len(scene.movers)
+    if count > 2:
+        return [(float(x), float(y)) for x, y in rng.uniform(0, SIZE, (count, 2))]
+    bands = [rng.uniform(16, 48)] if count == 1 else list(rng.permutation([18.0, 46.0]))
     places = []
     for mover, band in zip(scene.movers, bands, strict=True):
         dx, dy = STEP[mover.direction]

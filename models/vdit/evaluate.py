@@ -29,6 +29,7 @@ from models.attention.tile_attention import TileAttention
 from models.attention.tile_mask import TileMask
 from models.vdit.clips import Clip, render
 from models.vdit.judge import Judge, Verdict
+from models.vdit.nano import FRAMES, LONG_FRAMES
 from models.vdit.pipeline import VideoPipeline
 from models.vdit.scenes import Scene, sample_scene
 from models.vdit.spec import VideoModelSpec, get_video_spec
@@ -36,7 +37,6 @@ from models.vdit.training.vae_stage import to_pixels
 
 SEED = 4_242
 BATCH = 10
-FRAMES = 29
 TILES = ("tile:4:4", "tile:3:5", "tile:2:6")
 ADASPA = ("adaspa:0.5", "adaspa:0.7")
 ADASPA_BLOCK_TOKENS = 8
@@ -57,6 +57,7 @@ class Setting:
     guidance: float
     attention: str = "dense"
     twin: str | None = None
+    frames: int = FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,8 @@ def settings(guidance: float, student_guidance: float, masks: Sequence[str] = TI
         student("student 4", 4, twin="ddim 20"),
         student("student 8", 8, twin="ddim 20"),
         *(student(f"student 4, {mask}", 4, attention=mask, twin="student 4") for mask in masks),
+        teacher(f"ddim 20, {LONG_FRAMES} frames", "ddim", 20, frames=LONG_FRAMES),
+        student(f"student 4, {LONG_FRAMES} frames", 4, frames=LONG_FRAMES),
     ]
     return found
 
@@ -144,26 +147,28 @@ def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, scenes: Sequenc
         some = scenes[first : first + BATCH]
         latents = pipeline.generate(
             [scene.prompt() for scene in some],
-            frames=FRAMES,
+            frames=setting.frames,
             sampler=setting.sampler,
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=range(first, first + len(some)),
-            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps),
+            attention=make_attention(setting, pipeline.spec),
         )
         clips += [pipeline.decode(one[None]) for one in latents]
     seconds = time.perf_counter() - started_s
     return Made(scenes=scenes, clips=clips, verdicts=judge.verdicts(clips, scenes), seconds=seconds)
 
 
-def make_attention(name: str, spec: VideoModelSpec, num_steps: int) -> SelfAttention:
-    """By the names that a setting has."""
-    kind, _, rest = name.partition(":")
+def make_attention(setting: Setting, spec: VideoModelSpec) -> SelfAttention:
+    """By the name that a setting has for it."""
+    kind, _, rest = setting.attention.partition(":")
     if kind == "tile":
-        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(FRAMES))
+        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(setting.frames))
     if kind == "adaspa":
         return AdaSpaAttention(
-            AdaSpaConfig(sparsity=float(rest), search_steps=searches_for(num_steps), block_tokens=ADASPA_BLOCK_TOKENS)
+            AdaSpaConfig(
+                sparsity=float(rest), search_steps=searches_for(setting.num_steps), block_tokens=ADASPA_BLOCK_TOKENS
+            )
         )
     return DENSE
 
@@ -176,12 +181,12 @@ def cost(pipeline: VideoPipeline, setting: Setting, clips: int = 3) -> dict[str,
         started_s = time.perf_counter()
         latents = pipeline.generate(
             [prompt],
-            frames=FRAMES,
+            frames=setting.frames,
             sampler=setting.sampler,
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=[seed],
-            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps),
+            attention=make_attention(setting, pipeline.spec),
         )
         made_s = time.perf_counter()
         pipeline.decode(latents)
@@ -216,6 +221,7 @@ def _summary(setting: Setting, made: Mapping[str, Made]) -> dict[str, Any]:
         "num_steps": setting.num_steps,
         "guidance": setting.guidance,
         "attention": setting.attention,
+        "frames": setting.frames,
         **_shares(one.scenes, one.verdicts),
         "seconds_per_clip": round(one.seconds / len(one.clips), 3),
     }

@@ -7,9 +7,11 @@ from models.opensora.vae_config import CausalVaeConfig
 
 FRAMES = 29
 """8 latent frames, as in the shorter published checkpoint."""
-LONG_FRAMES = 93
-"""24 latent frames, as in the longer one."""
+LONG_FRAMES = 61
+"""16 latent frames: the longer variant, of the same weights."""
 FPS = 8
+LATENT_CHANNELS = 8
+"""Twice the published 4: at this width 4 do not hold the shape of a moving object (docs/experiments.md)."""
 CAPTION_CHANNELS = 96
 MAX_WORDS = 24
 
@@ -17,6 +19,8 @@ MAX_WORDS = 24
 def nano_vae(scale_factor: float = 1.0) -> CausalVaeConfig:
     """The autoencoder."""
     return CausalVaeConfig(
+        z_channels=LATENT_CHANNELS,
+        embed_dim=LATENT_CHANNELS,
         hidden_size=16,
         hidden_size_mult=(1, 2, 3, 3),
         num_res_blocks=1,
@@ -29,9 +33,11 @@ def nano_vae(scale_factor: float = 1.0) -> CausalVaeConfig:
 def nano_transformer() -> OpenSoraConfig:
     """The diffusion transformer; teacher and student have the same shape."""
     return OpenSoraConfig(
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_attention_heads=4,
         attention_head_dim=48,
-        num_layers=6,
+        num_layers=5,
         cross_attention_dim=192,
         caption_channels=CAPTION_CHANNELS,
         sample_size=(8, 8),

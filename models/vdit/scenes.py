@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = ("left", "right", "up", "down")
 SPEEDS = ("slowly", "fast")
 BACKGROUNDS = ("black", "gray", "brown")

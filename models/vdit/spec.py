@@ -132,7 +132,7 @@ _SPECS = (
         checkpoint_dir=CHECKPOINTS / "vdit-nano",
         width=64,
         height=64,
-        frame_counts=(29,),
+        frame_counts=(29, 61),
         fps=8,
         samplers=MappingProxyType(
             {
@@ -144,9 +144,10 @@ _SPECS = (
         default_guidance=4.0,
         max_prompt_chars=400,
         max_text_tokens=24,
-        num_layers=6,
+        num_layers=5,
         num_heads=4,
         head_dim=48,
+        latent_channels=8,
         summary="a coloured shape or two, moving; make train-vdit-nano makes the weights",
     ),
     _published("29x720p", 1280, 720, 29),

@@ -12,7 +12,7 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 from serving.errors import ConfigError
 
 TIMEOUT_S = 180.0
-PROMPT = "a red circle moves to the right"
+PROMPT = "a red circle moves right"
 
 
 def served_video_model(http: httpx.Client) -> str | None:

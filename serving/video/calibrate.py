@@ -8,7 +8,8 @@ Quality of a point is the share of held-out prompts that its clips got right; co
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def calibrate(spec: VideoModelSpec, watts: float) -> Path:
         raise ConfigError(f"{spec.id} has no checkpoint folder; give one with --checkpoint")
     try:
         report = msgspec.json.decode((spec.checkpoint_dir / "evaluation.json").read_bytes())
-        points = tuple(_point(name, one, spec, report["frames"], watts) for name, one in report["settings"].items())
+        points = _merged([_point(name, one, spec, watts) for name, one in report["settings"].items()])
     except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
         raise ConfigError(f"no usable evaluation.json in {spec.checkpoint_dir} ({error}): {remedy}") from None
     table = VideoPointTable(
@@ -54,9 +55,9 @@ def calibrate(spec: VideoModelSpec, watts: float) -> Path:
     return write_table(spec.checkpoint_dir, table)
 
 
-def _point(name: str, one: Mapping[str, Any], spec: VideoModelSpec, frames: int, watts: float) -> VideoPoint:
+def _point(name: str, one: Mapping[str, Any], spec: VideoModelSpec, watts: float) -> VideoPoint:
     size = ClipCost(
-        width=spec.width, height=spec.height, num_frames=frames, step_s=one["step_s"], fixed_s=one["fixed_s"]
+        width=spec.width, height=spec.height, num_frames=one["frames"], step_s=one["step_s"], fixed_s=one["fixed_s"]
     )
     return VideoPoint(
         name="-".join(name.replace(",", "").replace(":", "-").split()),
@@ -69,6 +70,20 @@ def _point(name: str, one: Mapping[str, Any], spec: VideoModelSpec, frames: int,
         watts=watts,
         costs=(size,),
     )
+
+
+def _merged(points: Sequence[VideoPoint]) -> tuple[VideoPoint, ...]:
+    """One point for each setting: its lengths are costs of it, and the worst of them is its quality."""
+    found: dict[tuple[object, ...], VideoPoint] = {}
+    for point in points:
+        key = (point.variant, point.sampler, point.num_steps, point.attention, point.guidance_scale)
+        first = found.get(key)
+        found[key] = (
+            point
+            if first is None
+            else replace(first, quality=min(first.quality, point.quality), costs=(*first.costs, *point.costs))
+        )
+    return tuple(found.values())
 
 
 if __name__ == "__main__":

@@ -310,9 +310,28 @@ async def test_cancelled_tasks_free_everything_wherever_they_were(engine: ChatEn
         await asyncio.sleep(0.002 * (i % 4))
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * len(tasks)
     await until(lambda: holds_nothing(engine))
     assert engine.stats().aborts > before
+
+
+async def test_many_cancelled_requests_do_not_fail_the_one_that_stays(
+    engine: ChatEngine, prompts: PromptBuilder
+) -> None:
+    """Each of them may be the one that had the image's data with it when it went."""
+    for i in range(4):
+        image = make_image(300 + i, 3 * TILE, 3 * TILE)
+        tasks = [
+            asyncio.create_task(collect(engine, make_request(prompts, f"gone {j}", [image], max_tokens=300)))
+            for j in range(2 * MAX_NUM_SEQS)
+        ]
+        kept = asyncio.create_task(collect(engine, make_request(prompts, "kept", [image], max_tokens=3)))
+        for j, task in enumerate(tasks):
+            await asyncio.sleep(0.003 * (j % 3))
+            task.cancel()
+        assert len((await kept).token_ids) == 3
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await until(lambda: holds_nothing(engine))
 
 
 async def test_image_of_a_cancelled_request_works_afterwards(engine: ChatEngine, prompts: PromptBuilder) -> None:

@@ -30,9 +30,10 @@ from models.opensora.transformer import OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
-from models.vdit.nano import FRAMES, MAX_WORDS
-from models.vdit.training.dit_stage import HELD_BACK, SNR_CAP, TextToLatents, follow
+from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
+from models.vdit.training.dit_stage import HELD_BACK, SNR_CAP, TextToLatents
 from models.vdit.training.latents_stage import read_shards
+from models.vdit.training.vae_stage import follow
 
 SEGMENTS = 4
 JUMPS = 8
@@ -103,7 +104,7 @@ def train(args: argparse.Namespace) -> None:
 def tile_attention(step: int) -> SelfAttention:
     """The masks in turn."""
     mask = TileMask.parse(TILE_MASKS[step // 2 % len(TILE_MASKS)])
-    return TileAttention([mask] * 6, (mask.num_frames, 4, 4))
+    return TileAttention([mask] * nano_transformer().num_layers, (mask.num_frames, 4, 4))
 
 
 @torch.no_grad()

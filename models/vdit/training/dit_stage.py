@@ -22,14 +22,18 @@ from models.opensora.transformer import Block, OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
-from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
+from models.vdit.nano import FRAMES, LONG_FRAMES, MAX_WORDS, nano_transformer
 from models.vdit.training.latents_stage import read_shards
+from models.vdit.training.vae_stage import follow
 from models.vdit.words import small_encoder, word_tokenizer
 
 DROPPED = 0.1
 SNR_CAP = 5.0
 EMA = 0.99
 RELOAD_EVERY = 100
+LENGTHS = (FRAMES, LONG_FRAMES)
+LONG_EVERY = 6
+"""One step in so many is of long clips, half as many of them."""
 HELD_BACK = 64
 """Clips of the first shard that are for measuring alone."""
 
@@ -45,7 +49,7 @@ class TextToLatents(nn.Module):
         start_quiet(self.transformer)
 
     def forward(self, latents: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
-        """Predict the noise in (B, 4, t, h, w)."""
+        """Predict the noise in (B, 8, t, h, w)."""
         words = self.tokenizer(prompts, padding="max_length", max_length=MAX_WORDS, return_tensors="pt")
         ids, mask = words["input_ids"], words["attention_mask"]
         text = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -72,9 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -92,11 +95,13 @@ def train(args: argparse.Namespace) -> None:
     optimizers = Optimizers([model], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
     log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl"), time.monotonic(), 0
     recent: list[float] = []
-    latents, prompts = read_shards(args.out, args.frames)
+    clips = {frames: read_shards(args.out, frames) for frames in LENGTHS}
     while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
         if step % RELOAD_EVERY == 0:
-            latents, prompts = read_shards(args.out, args.frames)
-        rows = torch.randint(HELD_BACK, len(latents), (args.batch,))
+            clips = {frames: read_shards(args.out, frames) for frames in LENGTHS}
+        is_long = step % LONG_EVERY == 0 and len(clips[LONG_FRAMES][1]) > HELD_BACK
+        latents, prompts = clips[LONG_FRAMES if is_long else FRAMES]
+        rows = torch.randint(HELD_BACK, len(latents), (args.batch // 2 if is_long else args.batch,))
         picked = [prompts[row] if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
         loss = noise_loss(model, schedule, latents[rows].float(), picked)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -105,12 +110,12 @@ def train(args: argparse.Namespace) -> None:
         recent.append(float(loss.detach()))
         step += 1
         if step % 50 == 0:
-            log.write(step=step, progress=progress, clips=len(latents), loss=sum(recent) / len(recent))
+            log.write(step=step, progress=progress, clips=len(clips[FRAMES][1]), loss=sum(recent) / len(recent))
             recent.clear()
         if step % 250 == 0:
-            log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
+            log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
             save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
-    log.write(step=step, held_back=held_back_loss(average, schedule, latents, prompts))
+    log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
     save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
 
 
@@ -125,13 +130,6 @@ def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: l
     weight = (snr.clamp(max=SNR_CAP) / snr).float()
     loss: Tensor = (weight * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
     return loss
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights a little way."""
-    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(new, 1 - decay)
 
 
 @torch.no_grad()

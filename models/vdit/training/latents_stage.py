@@ -2,7 +2,7 @@
 
     python -m models.vdit.training.latents_stage --out .cache/vdit-nano --shards 16
 
-A shard is a safetensors file: ``latents`` float16 (N, 4, t, 8, 8), scaled to unit variance, with the prompts in its
+A shard is a safetensors file: ``latents`` float16 (N, 8, t, 8, 8), scaled to unit variance, with the prompts in its
 metadata. Training of the transformer may read what is there while more is made.
 """
 
@@ -69,7 +69,7 @@ def write_shard(vae: CausalVae, path: Path, seed: int, frames: int, two: float) 
 
 
 def read_shards(folder: Path, frames: int) -> tuple[Tensor, list[str]]:
-    """All latents of that length, float16 (N, 4, t, 8, 8), and their prompts."""
+    """All latents of that length, float16 (N, 8, t, 8, 8), and their prompts."""
     latents, prompts = [], []
     for path in sorted(folder.glob(f"latents-{frames}-*.safetensors")):
         with safe_open(path, "pt") as file:

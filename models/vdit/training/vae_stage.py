@@ -9,6 +9,7 @@ the factor that gives latents unit variance) and vae_log.jsonl.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -26,22 +27,35 @@ from models.opensora.causal_vae import CausalVae
 from models.opensora.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
 from models.training.log import TrainingLog
 from models.vdit.clips import SIZE, Clip, render
+from models.vdit.judge import Judge
 from models.vdit.nano import FRAMES, nano_vae
-from models.vdit.scenes import sample_scene
+from models.vdit.scenes import BACKGROUNDS, Scene, sample_scene
 from models.vdit.training.conv_muon import ConvMuon
+from models.vdit.training.widen import load_narrower
 
 KL_WEIGHT = 1e-4
 SMEAR = 4.0
 """How much more the error of pixels that move counts than that of a still background."""
 CROP = 32
 CROP_FRAMES = 9
+MIDDLE_FRAMES = 17
+CLIPS_FROM, WHOLE_FROM, LONG_FROM = 0.1, 0.5, 0.75
+"""Shares of the time. Few single frames: what only they taught, moving objects smear."""
+CROWDED = 0.6
+"""Share of clips with three to six objects, all over the picture: more moving edges for the same work."""
+EMA = 0.99
+JUDGED = 40
+"""Held-out scenes, half with two objects, in whose reconstructions the judge has to find what was rendered."""
 
 
 class Crops(IterableDataset[Tensor]):
     """Batches (B, 3, T, H, W) in -1..1, without end."""
 
-    def __init__(self, batch: int, frames: int, side: int, seed: int, *, held_out: bool = False) -> None:
-        self._batch, self._frames, self._side, self._seed, self._held_out = batch, frames, side, seed, held_out
+    def __init__(
+        self, batch: int, frames: int, side: int, seed: int, *, held_out: bool = False, crowded: float = CROWDED
+    ) -> None:
+        self._batch, self._frames, self._side, self._seed = batch, frames, side, seed
+        self._held_out, self._crowded = held_out, 0.0 if held_out else crowded
 
     def __iter__(self) -> Iterator[Tensor]:
         rng = np.random.default_rng(self._seed)
@@ -56,15 +70,28 @@ class Crops(IterableDataset[Tensor]):
                 return to_pixels(torch.from_numpy(piece.copy()))
 
     def _any_crop(self, rng: np.random.Generator) -> Clip:
-        scene = sample_scene(rng, two=0.4, held_out=self._held_out)
-        clip = render(scene, self._frames, rng)
+        if rng.random() < self._crowded:
+            clip = render(sample_crowd(rng), self._frames, rng)
+        else:
+            clip = render(sample_scene(rng, two=0.4, held_out=self._held_out), self._frames, rng)
         top, left = (int(rng.integers(0, SIZE - self._side + 1)) for _ in range(2))
         return clip[:, top : top + self._side, left : left + self._side]
+
+
+def sample_crowd(rng: np.random.Generator) -> Scene:
+    """Three to six objects of training's combinations."""
+    movers = [sample_scene(rng, two=0.0).movers[0] for _ in range(int(rng.integers(3, 7)))]
+    return Scene(tuple(movers), str(rng.choice(BACKGROUNDS)))
 
 
 def to_pixels(clip: Tensor) -> Tensor:
     """uint8 (T, H, W, 3) to float (3, T, H, W) in -1..1."""
     return clip.permute(3, 0, 1, 2).float() / 127.5 - 1.0
+
+
+def to_clip(pixels: Tensor) -> Clip:
+    """The way back from ``to_pixels``."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
 
 
 def main() -> None:
@@ -75,26 +102,30 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--resume", type=Path, help="weights to go on from; single frames are then left out")
+    parser.add_argument(
+        "--resume", type=Path, help="weights to go on from, with as many latent channels or fewer; whole clips only"
+    )
     train(parser.parse_args())
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train for ``minutes``: single frames up to 0.4 of the time, crops of clips up to 0.85, then whole frames."""
+    """Train for ``minutes``: single frames, from ``CLIPS_FROM`` of the time crops of clips, then whole ones."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     vae = CausalVae(nano_vae())
     start_certain(vae)
     if args.resume:
-        vae.load_state_dict(load_file(args.resume))
-    bounds = (-1.0, 0.85) if args.resume else (0.4, 0.85)
-    open_time(vae)
-    optimizers = Optimizers(vae, args.lr)
+        load_narrower(vae, load_file(args.resume))
+    bounds = (-1.0, -1.0, LONG_FROM) if args.resume else (CLIPS_FROM, WHOLE_FROM, LONG_FROM)
+    if not args.resume:
+        open_time(vae)
+    optimizers, average = Optimizers(vae, args.lr), copy.deepcopy(vae).requires_grad_(False)
     kinds = (
         Crops(16, 1, CROP, args.seed),
         Crops(4, CROP_FRAMES, CROP, args.seed + 1),
-        Crops(1, 17, SIZE, args.seed + 2),
+        Crops(1, MIDDLE_FRAMES, SIZE, args.seed + 2),
+        Crops(1, FRAMES, SIZE, args.seed + 3),
     )
     sources = [iter(DataLoader(kind, batch_size=None, num_workers=1)) for kind in kinds]
     held_out = next(iter(Crops(8, FRAMES, SIZE, 999, held_out=True)))
@@ -104,16 +135,17 @@ def train(args: argparse.Namespace) -> None:
         kind = sum(progress > bound for bound in bounds)
         recent.append(take_step(vae, next(sources[kind])))
         optimizers.step(progress, step)
+        follow(average, vae, min(EMA, (step + 1) / (step + 10)))
         step += 1
         if step % 50 == 0:
             log.write(step=step, kind=kind, loss=sum(recent) / len(recent))
             recent.clear()
         if step % 300 == 0:
-            log.write(step=step, psnr=psnr(vae, held_out))
-            save(vae, held_out, args.out)
-    whiten(vae, next(iter(Crops(24, FRAMES, SIZE, args.seed + 3))))
-    log.write(step=step, psnr=psnr(vae, held_out))
-    save(vae, held_out, args.out)
+            log.write(step=step, psnr=psnr(average, held_out), **judged(average, args.out / "judge"))
+            save(average, held_out, args.out)
+    whiten(average, next(iter(Crops(24, FRAMES, SIZE, args.seed + 4))))
+    log.write(step=step, psnr=psnr(average, held_out), **judged(average, args.out / "judge"))
+    save(average, held_out, args.out)
 
 
 class Optimizers:
@@ -223,6 +255,13 @@ def moving(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights a little way."""
+    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(new, 1 - decay)
+
+
+@torch.no_grad()
 def psnr(vae: CausalVae, pixels: Tensor) -> float:
     """Decibels of the likeliest reconstruction, pixels in -1..1; clip by clip, then the mean."""
     values = []
@@ -230,6 +269,22 @@ def psnr(vae: CausalVae, pixels: Tensor) -> float:
         error = (vae.decode(vae.encode(clip).mode()).clamp(-1, 1) - clip).square().mean()
         values.append(10 * math.log10(4.0 / float(error)))
     return sum(values) / len(values)
+
+
+@torch.no_grad()
+def judged(vae: CausalVae, judge: Path) -> dict[str, float]:
+    """Share of reconstructions in which the judge sees what was rendered; {} where there is no judge yet.
+
+    This, not decibels, says whether a transformer could learn shapes from the latents.
+    """
+    if not judge.is_dir():
+        return {}
+    rng = np.random.default_rng(JUDGED)
+    scenes = [sample_scene(rng, two=float(i % 2), held_out=True) for i in range(JUDGED)]
+    clips = [to_pixels(torch.from_numpy(render(scene, FRAMES, rng)))[None] for scene in scenes]
+    again = [to_clip(vae.decode(vae.encode(clip).mode())[0]) for clip in clips]
+    verdicts = Judge.load(judge).verdicts(again, scenes)
+    return {f"right_{1 + two}": sum(one.is_right for one in verdicts[two::2]) / (JUDGED // 2) for two in (0, 1)}
 
 
 @torch.no_grad()

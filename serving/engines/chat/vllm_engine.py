@@ -35,8 +35,9 @@ from serving.vllm_plugin.images import CutImage
 from serving.vllm_plugin.sampling import seeded_arguments
 
 _LOG = logging.getLogger(__name__)
-_ATTEMPTS = 3
-"""A cancelled request can leave vLLM's two image caches at odds; it then refuses the next one once, and mends them."""
+_RETRY_AFTER_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+"""A request that is cancelled while it is handed over leaves vLLM's two image caches at odds. vLLM then refuses those
+that come with the same image, until one has brought the data again; and that one may be cancelled, too."""
 _SHUTDOWN_S = 5
 _ENCODER_POLL_S = 1.0
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -169,7 +170,7 @@ class VllmEngine:
 
     async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         params, started = _sampling_params(request, self._options.device), False
-        for _ in range(_ATTEMPTS):
+        for pause_s in (*_RETRY_AFTER_S, None):
             (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
             outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
             async with aclosing(outputs):
@@ -180,8 +181,9 @@ class VllmEngine:
                     yield _delta(output, request.logprobs)
                 else:
                     return
-            if started or not request.images:
+            if started or not request.images or pause_s is None:
                 break
+            await asyncio.sleep(pause_s)
         if request.json_schema is not None:
             raise too_complex()
         raise EngineFailed("the model gave up on this request; retry")

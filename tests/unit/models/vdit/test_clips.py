@@ -44,13 +44,13 @@ def test_shapes_differ_in_more_than_their_edges() -> None:
 
 
 def test_same_generator_state_gives_the_same_clip() -> None:
-    scene = Scene((Mover("red", "star", "up"), Mover("blue", "circle", "left")), "brown")
+    scene = Scene((Mover("red", "cross", "up"), Mover("blue", "circle", "left")), "brown")
     first, second = (render(scene, 9, np.random.default_rng(4)) for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_every_fourth_frame_is_every_fourth_of_all() -> None:
-    scene = Scene((Mover("red", "star", "up", "fast"),), "brown")
+    scene = Scene((Mover("red", "cross", "up", "fast"),), "brown")
     whole = render(scene, SHORT_CLIP, np.random.default_rng(5))
     some = render(scene, SHORT_CLIP, np.random.default_rng(5), every=4)
     assert np.array_equal(some, whole[::4])

@@ -54,9 +54,9 @@ def test_long_clip_is_judged_by_its_beginning_and_a_short_one_is_refused() -> No
 
 
 def test_targets_of_two_objects_keep_each_with_its_own_words() -> None:
-    scene = Scene((Mover("red", "circle", "left"), Mover("green", "star", "up")))
+    scene = Scene((Mover("red", "circle", "left"), Mover("green", "cross", "up")))
     chosen = {COMBINATIONS[int(index)] for index in targets(scene).nonzero()}
-    assert chosen == {("red", "circle", "left"), ("green", "star", "up")}
+    assert chosen == {("red", "circle", "left"), ("green", "cross", "up")}
 
 
 def test_saved_judge_answers_as_before_within_half_precision(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from models.vdit.spec import get_video_spec
 from models.vdit.words import small_encoder, word_tokenizer
 
 SPEC = get_video_spec("vdit-nano")
-PROMPTS = ("a red circle moves left fast", "a blue star moves up slowly on a gray background")
+PROMPTS = ("a red circle moves left fast", "a blue cross moves up slowly on a gray background")
 
 
 @cache

@@ -28,13 +28,13 @@ def test_every_prompt_reads_back_as_its_scene_in_known_words() -> None:
 
 
 def test_speed_and_background_may_be_left_out() -> None:
-    assert parse_prompt("A red star moves up.") == Scene((Mover("red", "star", "up", "slowly"),), "black")
+    assert parse_prompt("A red cross moves up.") == Scene((Mover("red", "cross", "up", "slowly"),), "black")
 
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "a red star", "a pink star moves up", "a red star moves up on a green background", " and ".join(
-        ["a red star moves up"] * 3
+    ["", "a red cross", "a pink cross moves up", "a red cross moves up on a green background", " and ".join(
+        ["a red cross moves up"] * 3
     )],
 )  # fmt: skip
 def test_other_sentences_are_refused_with_an_example(prompt: str) -> None:

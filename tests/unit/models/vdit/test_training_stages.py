@@ -33,7 +33,7 @@ def _vae() -> CausalVae:
 
 def _clips(count: int, frames: int = 9) -> Tensor:
     rng = np.random.default_rng(1)
-    scenes = [Scene((Mover("red", "circle", "left"),), "black"), Scene((Mover("blue", "star", "up"),), "gray")]
+    scenes = [Scene((Mover("red", "circle", "left"),), "black"), Scene((Mover("blue", "cross", "up"),), "gray")]
     return torch.stack(
         [to_pixels(torch.from_numpy(render(scenes[n % 2], frames, rng)))[..., ::2, ::2] for n in range(count)]
     )
