@@ -177,6 +177,11 @@ class VideoModelSettings(_Section):
     engine: Literal["torch", "fake"] = Field("torch", description="fake has no model; for tests of plumbing.")
     replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
     ranks: int = Field(1, ge=1, le=64, description="Sequence-parallel ranks of one replica, each with its own CPUs.")
+    min_tokens_per_rank: int = Field(
+        512,
+        ge=1,
+        description="A clip with fewer tokens on each rank runs on fewer of them: exchanging would cost more.",
+    )
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica, or for each rank.")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica, or for each rank.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$", description="Torch device.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 AXES = ("cfg", "ring", "ulysses")
@@ -75,6 +76,18 @@ def check_heads(num_heads: int, ulysses: int) -> None:
             f"attention has {num_heads} heads, which the ulysses degree {ulysses} does not divide; "
             f"use a divisor of {num_heads} and give the other ranks to the ring axis"
         )
+
+
+def narrower(degrees: ParallelDegrees) -> tuple[ParallelDegrees, ...]:
+    """What a request may have where all ranks together have ``degrees``: fewer heads' ranks, or all; ascending."""
+    fewer = [ParallelDegrees(ulysses=n) for n in range(1, degrees.ulysses + 1) if degrees.ulysses % n == 0]
+    return tuple(dict.fromkeys((*fewer, degrees)))
+
+
+def degrees_of_clip(allowed: Sequence[ParallelDegrees], num_tokens: int, min_tokens_per_rank: int) -> ParallelDegrees:
+    """The most ranks of ``allowed``, ascending, that leave each its least share of the tokens; else the fewest."""
+    enough = [one for one in allowed if num_tokens >= one.total * min_tokens_per_rank]
+    return enough[-1] if enough else allowed[0]
 
 
 def degrees_for(num_ranks: int, num_heads: int, *, guided: bool) -> ParallelDegrees:

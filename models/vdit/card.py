@@ -20,7 +20,7 @@ from models.vdit.judge import Judge
 from models.vdit.scenes import Scene
 
 Record = Mapping[str, Any]
-STAGES = ("vae", "decoder", "judge", "teacher", "student")
+STAGES = ("vae", "judge", "teacher", "student")
 SHOWN_FRAMES = (0, 4, 8, 12, 16, 20, 24, 28)
 ROWS = 10
 CAPTION = 14
@@ -40,9 +40,7 @@ def main() -> None:
 def write_card(checkpoint: Path, training: Path) -> None:
     """Write README.md, curves.png, clips.png and failures.png. ``models.vdit.evaluate`` must have run before."""
     report = json.loads((checkpoint / "evaluation.json").read_text(encoding="utf-8"))
-    logs = {
-        stage: _read(training / f"{stage}_log.jsonl") for stage in ("vae", "decoder", "judge", "teacher", "student")
-    }
+    logs = {stage: _read(training / f"{stage}_log.jsonl") for stage in STAGES}
     plot_curves(logs, checkpoint / "curves.png")
     draw_sheets(checkpoint, report)
     (checkpoint / "README.md").write_text(_card(report, logs), encoding="utf-8")

@@ -152,23 +152,21 @@ def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, scenes: Sequenc
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=range(first, first + len(some)),
-            attention=make_attention(setting, pipeline.spec),
+            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps, setting.frames),
         )
         clips += [pipeline.decode(one[None]) for one in latents]
     seconds = time.perf_counter() - started_s
     return Made(scenes=scenes, clips=clips, verdicts=judge.verdicts(clips, scenes), seconds=seconds)
 
 
-def make_attention(setting: Setting, spec: VideoModelSpec) -> SelfAttention:
-    """By the name that a setting has for it."""
-    kind, _, rest = setting.attention.partition(":")
+def make_attention(name: str, spec: VideoModelSpec, num_steps: int, frames: int = FRAMES) -> SelfAttention:
+    """By the names that a setting has."""
+    kind, _, rest = name.partition(":")
     if kind == "tile":
-        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(setting.frames))
+        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(frames))
     if kind == "adaspa":
         return AdaSpaAttention(
-            AdaSpaConfig(
-                sparsity=float(rest), search_steps=searches_for(setting.num_steps), block_tokens=ADASPA_BLOCK_TOKENS
-            )
+            AdaSpaConfig(sparsity=float(rest), search_steps=searches_for(num_steps), block_tokens=ADASPA_BLOCK_TOKENS)
         )
     return DENSE
 
@@ -186,7 +184,7 @@ def cost(pipeline: VideoPipeline, setting: Setting, clips: int = 3) -> dict[str,
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=[seed],
-            attention=make_attention(setting, pipeline.spec),
+            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps, setting.frames),
         )
         made_s = time.perf_counter()
         pipeline.decode(latents)

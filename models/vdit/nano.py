@@ -16,11 +16,11 @@ CAPTION_CHANNELS = 96
 MAX_WORDS = 24
 
 
-def nano_vae(scale_factor: float = 1.0) -> CausalVaeConfig:
+def nano_vae(scale_factor: float = 1.0, latent_channels: int = LATENT_CHANNELS) -> CausalVaeConfig:
     """The autoencoder."""
     return CausalVaeConfig(
-        z_channels=LATENT_CHANNELS,
-        embed_dim=LATENT_CHANNELS,
+        z_channels=latent_channels,
+        embed_dim=latent_channels,
         hidden_size=16,
         hidden_size_mult=(1, 2, 3, 3),
         num_res_blocks=1,

@@ -114,7 +114,11 @@ def _ranked(model: VideoModelSettings, options: TorchVideoOptions, load: Load) -
     from serving.engines.video.ranked_engine import RankedVideoEngine
 
     recipe = RankRecipe(
-        options=options, load=load, degrees=ParallelDegrees(ulysses=model.ranks), num_threads=threads_for(model)
+        options=options,
+        load=load,
+        degrees=ParallelDegrees(ulysses=model.ranks),
+        min_tokens_per_rank=model.min_tokens_per_rank,
+        num_threads=threads_for(model),
     )
     actors = RankActors(
         num_ranks=model.ranks,

@@ -78,6 +78,26 @@ async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None
     await one.stop()
 
 
+async def test_short_clips_run_on_the_first_rank_alone_and_long_ones_on_both(local_ray: None) -> None:
+    engine = RankedVideoEngine(replace(RECIPE, min_tokens_per_rank=9), RankActors(num_ranks=2, cpus=0.5))
+    await engine.start()
+    one = TorchVideoEngine(OPTIONS, two_variants)
+    await one.start()
+    held = []
+    for job_id, num_frames in (("short", 5), ("long", 9)):  # 12 and 18 tokens
+        for each in (engine, one):
+            await each.admit(job_id, video_settings(num_frames=num_frames))
+            for _ in range(2):
+                (outcome,) = await each.run_step([job_id])
+                assert isinstance(outcome, StepDone)
+        held.append(await engine._ranks[0].held_bytes.remote())
+        ours, alone = (load(await each.snapshot(job_id))["latents"] for each in (engine, one))
+        assert (ours - alone).abs().max() <= 1e-5 * alone.abs().max()
+    assert held[0] == 0 < held[1]
+    await engine.stop()
+    await one.stop()
+
+
 async def test_requests_fail_apart_and_are_freed_on_every_rank(engine: RankedVideoEngine) -> None:
     await engine.admit("good", video_settings())
     await engine.admit("bad", video_settings(prompt=BAD_PROMPT))

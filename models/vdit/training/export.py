@@ -52,10 +52,8 @@ def export(training: Path, checkpoint: Path) -> None:
 
 
 def export_vae(training: Path, folder: Path) -> None:
-    """The autoencoder, with the decoder as tuned if it was."""
+    """The autoencoder."""
     vae = load_vae(training)
-    if (tuned := training / "vae_tuned.safetensors").is_file():
-        vae.load_state_dict(load_file(tuned))
     written = json.loads((training / "vae.json").read_text(encoding="utf-8"))
     CausalVaeConfig.from_dict(written)
     save_network(vae, written, folder, torch.float16)

@@ -2,8 +2,9 @@
 
     python -m models.vdit.training.vae_stage --out .cache/vdit-nano --minutes 20
 
-Single frames first, then crops of clips, then whole frames. The folder gets vae.safetensors, vae.json (the config, with
-the factor that gives latents unit variance) and vae_log.jsonl.
+Single frames first, then crops of clips, then whole clips, short ones first. With ``--resume`` whole clips only: this
+is how latents get more channels (models/vdit/training/widen.py). The folder gets vae.safetensors, vae.json (the config,
+with the factor that gives latents unit variance) and vae_log.jsonl.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from models.opensora.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
 from models.training.log import TrainingLog
 from models.vdit.clips import SIZE, Clip, render
 from models.vdit.judge import Judge
-from models.vdit.nano import FRAMES, nano_vae
+from models.vdit.nano import FRAMES, LATENT_CHANNELS, nano_vae
 from models.vdit.scenes import BACKGROUNDS, Scene, sample_scene
 from models.vdit.training.conv_muon import ConvMuon
 from models.vdit.training.widen import load_narrower
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=LATENT_CHANNELS, help="of the latents")
     parser.add_argument(
         "--resume", type=Path, help="weights to go on from, with as many latent channels or fewer; whole clips only"
     )
@@ -113,7 +115,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    vae = CausalVae(nano_vae())
+    vae = CausalVae(nano_vae(latent_channels=args.channels))
     start_certain(vae)
     if args.resume:
         load_narrower(vae, load_file(args.resume))

@@ -1,5 +1,5 @@
-"""One rank of a replica whose ranks share the tokens of every step. All ranks have the whole weights and all requests,
-and do the same in the same order; only self-attention exchanges anything.
+"""One rank of a replica whose ranks share the tokens of a step. Each has the whole weights and the requests that it
+takes part in, and does the same as the others in the same order; only self-attention exchanges anything.
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from models.parallel.degrees import ParallelDegrees
-from models.parallel.forward import ShardedTransformer
+from models.parallel.degrees import ParallelDegrees, degrees_of_clip, narrower
+from models.parallel.forward import ShardedTransformer, VideoTransformer
 from models.parallel.groups import make_groups
 from models.parallel.launch import RankConfig, join, leave
 from serving.engines.video.base import StepOutcome
@@ -24,18 +25,24 @@ from serving.video.domain import VideoSettings
 class RankRecipe:
     """What every rank is made from; it travels to the ranks, so ``load`` must be picklable.
 
-    ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
+    ``degrees``: of all ranks. A clip with fewer than ``min_tokens_per_rank`` on each of them runs on fewer, the first
+    ones. ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
     """
 
     options: TorchVideoOptions
     load: Load
     degrees: ParallelDegrees
+    min_tokens_per_rank: int = 1
     timeout_s: float = 60.0
     num_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.degrees.cfg != 1:
             raise ValueError(f"cfg degree is {self.degrees.cfg}; both branches of guidance are one batch here: use 1")
+
+    def degrees_of(self, num_tokens: int) -> ParallelDegrees:
+        """Of a clip of that size: the same on every rank."""
+        return degrees_of_clip(narrower(self.degrees), num_tokens, self.min_tokens_per_rank)
 
     def engine(self, config: RankConfig) -> TorchVideoEngine:
         """The engine of one rank. It joins the world when it is started, on the thread that its steps run on."""
@@ -45,13 +52,14 @@ class RankRecipe:
         torch.set_num_threads(self.num_threads)
         weights = self.load()
         join(config)
-        groups = make_groups(self.degrees, timeout_s=self.timeout_s)
+        groups = {one: make_groups(one, timeout_s=self.timeout_s) for one in narrower(self.degrees)}
         for one in weights.values():
             self.degrees.check_heads(one.transformer.config.num_attention_heads)
-        return {
-            variant: replace(one, transformer=ShardedTransformer(one.transformer, groups))
-            for variant, one in weights.items()
-        }
+
+        def sharded(transformer: VideoTransformer, num_tokens: int) -> VideoTransformer:
+            return ShardedTransformer(transformer, groups[self.degrees_of(num_tokens)])
+
+        return {variant: replace(one, sharded=partial(sharded, one.transformer)) for variant, one in weights.items()}
 
 
 class VideoRank:

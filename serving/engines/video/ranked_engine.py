@@ -1,6 +1,6 @@
 """A video engine whose steps run on several ranks: the first in this process, the others in actors.
 
-    facade    admit, run_step ──► every rank     decode, preview, snapshot ──► the first rank only
+    facade    admit, run_step ──► the clip's ranks     decode, preview, snapshot ──► the first rank only
                   │
                   └── a rank dies, differs or does not answer: the whole engine is broken
 
@@ -8,7 +8,8 @@ A broken engine fails every call and its health check, so that the replica is re
 their checkpoints. For the same reason a step that raises breaks it: ranks that do not fail alike cannot be told from
 ranks that wait for each other. What is not a number still fails its own request only.
 
-The degree of parallelism is fixed for each replica.
+Each clip has its own degree of parallelism (``RankRecipe.degrees_of``), from one rank to all; it runs on the first
+ones, and the others rest.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class RankedVideoEngine:
         self._ranks: Sequence[Any] = ()
         self._turn = asyncio.Lock()
         self._gone: list[str] = []
+        self._degrees: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: str | None = None
 
@@ -83,14 +85,16 @@ class RankedVideoEngine:
         except Exception as error:
             self._break("a rank of the model died", error)
 
-    # -- what all ranks do -------------------------------------------------------------------------------------------
+    # -- what a clip's ranks do -------------------------------------------------------------------------------------
 
     async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
-        """Take a request on every rank. Raises: ClientError, EngineFailed."""
+        """Take a request on the ranks that it is to have. Raises: ClientError, EngineFailed."""
         self._check_whole()
         self._first.check_settings(settings)
         await self._forget()
-        calls = [rank.admit.remote(job_id, settings, snapshot) for rank in self._ranks]
+        degree = self._recipe.degrees_of(self._first.num_tokens(settings)).total
+        self._degrees[job_id] = degree
+        calls = [rank.admit.remote(job_id, settings, snapshot) for rank in self._ranks[: degree - 1]]
         # A failure that every rank has met, such as an unreadable snapshot, leaves them alike.
         answers = await asyncio.gather(
             self._first.admit(job_id, settings, snapshot), *map(_settled, calls), return_exceptions=True
@@ -105,12 +109,16 @@ class RankedVideoEngine:
         raise self._break("the ranks of the model came apart", failed[0])
 
     async def run_step(self, job_ids: Sequence[str]) -> list[StepOutcome]:
-        """One step for each, on all ranks in the same order. Raises: EngineFailed: the engine is broken."""
+        """One step for each, on their ranks in the same order; those of a batch are of one phase, and so of one degree.
+
+        Raises: EngineFailed: the engine is broken.
+        """
         async with self._turn:
             self._check_whole()
             await self._send_gone()
             present = [job_id for job_id in job_ids if self._first.holds(job_id)]
-            calls = [rank.run_step.remote(present) for rank in self._ranks]
+            degree = max((self._degrees[job_id] for job_id in present), default=1)
+            calls = [rank.run_step.remote(present) for rank in self._ranks[: degree - 1]]
             mine, *others = await self._everywhere(self._first.run_step(present), calls)
             if any(_shape(other) != _shape(mine) for other in others):
                 raise self._break("the ranks of the model came apart", None)
@@ -120,6 +128,7 @@ class RankedVideoEngine:
     def release(self, job_id: str) -> None:
         """Free it here now, and on the other ranks between two steps."""
         self._first.release(job_id)
+        self._degrees.pop(job_id, None)
         self._gone.append(job_id)
         if self._broken is None:
             self._spawn(self._forget())

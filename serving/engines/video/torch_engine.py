@@ -9,6 +9,7 @@ All that a request holds is in its ``RequestState``; there is no other state but
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,7 @@ class TorchVideoEngine:
         return RequestState(
             job_id=job_id,
             settings=settings,
-            weights=weights,
+            weights=weights.for_clip(self.num_tokens(settings)),
             sampler=sampler,
             text=text.to(self._device, weights.dtype),
             text_mask=mask.to(self._device, torch.bool),
@@ -272,6 +273,11 @@ class TorchVideoEngine:
     def held_bytes(self) -> int:
         """Bytes of all requests."""
         return sum(state.held_bytes for state in list(self._held.values()))
+
+    def num_tokens(self, settings: VideoSettings) -> int:
+        """Of the clip, in the transformer."""
+        shape = self._shape(settings)
+        return math.prod(self._of(settings).transformer.config.grid(*shape.latents[2:]))
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

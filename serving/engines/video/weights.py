@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -22,7 +22,8 @@ class VideoWeights:
     """Networks in memory. ``decode`` turns latents (1, C, t, h, w), as the sampler leaves them, into frames.
 
     ``dtype``: of the transformer's weights and activations.
-    ``count_tokens`` is of the tokenizer alone; ``max_text_tokens`` is S at most.
+    ``count_tokens`` is of the tokenizer alone; ``max_text_tokens`` is S at most. ``sharded``: the transformer for a
+    clip of so many tokens, where there are several ranks.
     """
 
     transformer: VideoTransformer
@@ -32,3 +33,8 @@ class VideoWeights:
     max_text_tokens: int
     make_sampler: Callable[[str, int], Sampler]
     decode: Callable[[Tensor], Frames]
+    sharded: Callable[[int], VideoTransformer] | None = None
+
+    def for_clip(self, num_tokens: int) -> VideoWeights:
+        """With the transformer that a request of that size runs on."""
+        return self if self.sharded is None else replace(self, transformer=self.sharded(num_tokens))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.parallel.degrees import ParallelDegrees, check_heads, degrees_for
+from models.parallel.degrees import ParallelDegrees, check_heads, degrees_for, degrees_of_clip, narrower
 
 
 def test_degrees_that_do_not_divide_the_world_are_refused_with_the_equation() -> None:
@@ -68,3 +68,14 @@ def test_chosen_degrees_use_every_rank_and_divide_the_heads(
 ) -> None:
     assert degrees_for(num_ranks, num_heads, guided=guided) == wanted
     assert wanted.total == num_ranks
+
+
+def test_narrower_degrees_go_from_one_rank_to_all() -> None:
+    assert [one.total for one in narrower(ParallelDegrees(ulysses=4))] == [1, 2, 4]
+    assert [one.total for one in narrower(ParallelDegrees(ulysses=2, ring=3))] == [1, 2, 6]
+    assert narrower(ParallelDegrees()) == (ParallelDegrees(),)
+
+
+@pytest.mark.parametrize(("num_tokens", "ranks"), [(5, 1), (19, 1), (20, 2), (39, 2), (40, 4), (10_000, 4)])
+def test_a_clip_gets_as_many_ranks_as_keep_enough_tokens_each(num_tokens: int, ranks: int) -> None:
+    assert degrees_of_clip(narrower(ParallelDegrees(ulysses=4)), num_tokens, 10).total == ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from models.samplers.schedule import NoiseSchedule
 from models.vdit.clips import SHORT_CLIP, render
 from models.vdit.scenes import Mover, Scene
 from models.vdit.training.conv_muon import orthogonal
-from models.vdit.training.decoder_stage import take_step
 from models.vdit.training.distil_stage import SEGMENTS, Text, lesson, lesson_loss, move, noise_between
 from models.vdit.training.judge_stage import worsen
 from models.vdit.training.latents_stage import read_shards, write_shard
 from models.vdit.training.vae_stage import moving, open_time, to_pixels, whiten
+from models.vdit.training.widen import load_narrower
 
 SCHEDULE = NoiseSchedule()
 
@@ -68,12 +69,22 @@ def test_pixels_that_differ_from_the_ground_weigh_more_and_all_weigh_one_on_aver
     assert float(weight[0, 0, 0, 0, 0]) == pytest.approx(5 * float(weight[0, 0, 0, 1, 1]))
 
 
-def test_tuning_the_decoder_leaves_the_encoder_alone() -> None:
-    vae = _vae().requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    take_step(vae, _clips(1))
-    assert all(parameter.grad is None for parameter in vae.encoder.parameters())
-    assert any(parameter.grad is not None for parameter in vae.decoder.parameters())
+@torch.no_grad()
+def test_more_latent_channels_change_no_clip_at_first() -> None:
+    narrow, clip = _vae(), _clips(1)
+    wide = CausalVae(replace(narrow.config, z_channels=6, embed_dim=6))
+    load_narrower(wide, narrow.state_dict())
+    torch.testing.assert_close(wide.encode(clip).mode()[:, :4], narrow.encode(clip).mode(), atol=1e-5, rtol=1e-5)
+    latents = wide.encode(clip).mode()
+    latents[:, 4:] = 0
+    torch.testing.assert_close(wide.decode(latents), narrow.decode(latents[:, :4]), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_another_autoencoder_are_refused() -> None:
+    state = _vae().state_dict()
+    state["decoder.conv_out.conv.weight"] = torch.zeros(3, 5, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"decoder.conv_out.conv.weight is \(3, 5, 3, 3, 3\)"):
+        load_narrower(_vae(), state)
 
 
 def test_muon_makes_kernels_nearly_orthogonal() -> None:

@@ -1,0 +1,90 @@
+"""The shipped video model through the whole system: what users ask for is what the judge sees in their files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import grpc
+import httpx
+import numpy as np
+import pytest
+from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
+
+from models.registry import CHECKPOINTS
+from models.vdit.judge import Judge
+from models.vdit.prompts import parse_prompt
+from tests.support.system import System, running_system
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+MODEL = "vdit-nano"
+PROMPTS = (
+    "a red circle moves left",
+    "a white square moves down fast on a brown background",
+    "a green triangle moves up slowly on a gray background",
+    "a blue cross moves right fast",
+    "a yellow circle moves up",
+)
+ENOUGH = 3
+"""Of five; the model card has the shares of a larger sample."""
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    with running_system('video_models=[{"id": "vdit-nano"}]') as running:
+        yield running
+
+
+@pytest.fixture
+def http(system: System) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=system.http_url, timeout=120.0) as client:
+        yield client
+
+
+def frames_of(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def num_right(clips: list[bytes]) -> int:
+    judge = Judge.load(CHECKPOINTS / MODEL / "judge")
+    verdicts = judge.verdicts([frames_of(clip) for clip in clips], [parse_prompt(prompt) for prompt in PROMPTS])
+    return sum(verdict.is_right for verdict in verdicts)
+
+
+def test_clips_show_what_was_asked_for(http: httpx.Client) -> None:
+    bodies = [{"model": MODEL, "prompt": prompt, "seed": seed} for seed, prompt in enumerate(PROMPTS)]
+    answers = [http.post("/v1/videos/sync", json=body).raise_for_status() for body in bodies]
+    assert all(len(frames_of(answer.content)) == 29 for answer in answers)
+    assert num_right([answer.content for answer in answers]) >= ENOUGH
+
+
+def test_a_tight_budget_gets_the_student_and_says_so(http: httpx.Client) -> None:
+    def point(**vireo_fields: float) -> str:
+        body = {"model": MODEL, "prompt": PROMPTS[0], "vireo": vireo_fields}
+        made = http.post("/v1/videos", json=body).raise_for_status().json()
+        return str(made["vireo"]["operating_point"])
+
+    points = http.get(f"/v1/models/{MODEL}").raise_for_status().json()["vireo"]["operating_points"]
+    free, cheap = point(), point(energy_j=6.0)
+    assert {free, cheap} <= set(points)
+    assert free != cheap
+    assert cheap.startswith("student")
+
+
+def test_longer_clip_over_grpc(system: System) -> None:
+    request = vireo_pb2.GenerateVideoRequest(model=MODEL, prompt=PROMPTS[0], num_frames=61, seed=1)
+    with grpc.insecure_channel(system.grpc_address) as channel:
+        responses = list(vireo_pb2_grpc.VireoStub(channel).GenerateVideo(request, timeout=120.0))
+    assert any(response.HasField("progress") for response in responses)
+    assert len(frames_of(b"".join(response.content.data for response in responses))) == 61
+
+
+def test_command_writes_a_file(system: System, tmp_path: Path) -> None:
+    done = system.command("video", PROMPTS[3], "-o", str(tmp_path / "clip.mp4"), "--seed", "3", timeout_s=120.0)
+    assert done.returncode == 0, done.stderr
+    assert len(frames_of((tmp_path / "clip.mp4").read_bytes())) == 29
