@@ -31,7 +31,13 @@ serve: install ## Start the whole system, answer one request of each kind, stay 
 down: install ## Stop the system that is running here.
 	$(BIN)/vireo down
 
-test: install ## Run the tests.
+# GPU builds of torch bring Triton; elsewhere only the tests need it, whose kernels then run in its interpreter.
+$(VENV)/.triton: $(STAMP)
+	@$(BIN)/python -c "import triton" 2>/dev/null || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps triton==3.9.0
+	@touch $@
+
+test: install $(VENV)/.triton ## Run the tests.
 	$(BIN)/python -m pytest -q
 
 check: install ## Formatting, lint, types, import contracts, generated files.

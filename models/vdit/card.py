@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from models.vdit.clips import SIZE, Clip
 from models.vdit.evaluate import held_out_scenes
 from models.vdit.judge import Judge
-from models.vdit.scenes import Scene
+from models.vdit.nano import FPS, FRAMES, LATENT_CHANNELS, LONG_FRAMES, nano_transformer
+from models.vdit.scenes import Scene, vocabulary
 
 Record = Mapping[str, Any]
 STAGES = ("vae", "judge", "teacher", "student")
@@ -62,12 +63,22 @@ def plot_curves(logs: Mapping[str, Sequence[Record]], path: Path) -> None:
              ("student", ("loss",)))  # fmt: skip
     for panel, (stage, keys) in zip(panels, plots, strict=True):
         for key in keys:
-            pairs = [(one["step"], one[key]) for one in logs[stage] if key in one]
+            pairs = [(step, one[key]) for step, one in _in_a_row(logs[stage]) if key in one]
             panel.plot([step for step, _ in pairs], [value for _, value in pairs], label=key)
         panel.set(title=stage, xlabel="step", ylabel="dB" if keys == ("psnr",) else "loss")
         panel.set_yscale("linear" if keys == ("psnr",) else "log")
         panel.legend()
     figure.savefig(path, dpi=70)
+
+
+def _in_a_row(log: Sequence[Record]) -> list[tuple[int, Record]]:
+    """Records with their steps counted on over all runs of a stage."""
+    found: list[tuple[int, Record]] = []
+    before = last = 0
+    for one in log:
+        before, last = (before + last if one["step"] < last else before), one["step"]
+        found.append((before + one["step"], one))
+    return found
 
 
 def draw_sheets(checkpoint: Path, report: Record) -> None:
@@ -132,10 +143,11 @@ def _card(report: Record, logs: Mapping[str, Sequence[Record]]) -> str:
 
 Every figure below was written by `python -m models.vdit.card` from the logs and `evaluation.json`.
 
-The architecture of Open-Sora-Plan v1.2 at a toy size: a CausalVAE (4x8x8), an OpenSoraT2V transformer of 6 layers and
-width 192, a small mT5 encoder with a tokenizer of whole words. It makes 29 frames of 64x64 at 8 per second: one or two
-coloured shapes that move before a plain background, told in sentences such as "a red circle moves left slowly on a
-black background". It knows no other words.
+The architecture of Open-Sora-Plan v1.2 at a toy size: a CausalVAE (4x8x8, {LATENT_CHANNELS} channels), an OpenSoraT2V
+transformer of {nano_transformer().num_layers} layers and width {nano_transformer().width}, a small mT5 encoder with a
+tokenizer of whole words. It makes {FRAMES} or {LONG_FRAMES} frames of 64x64 at {FPS} per second: one or two coloured
+shapes that move before a plain background, told in sentences such as "a red circle moves left slowly on a black
+background". Speeds and the background may be left out. It knows the words {", ".join(vocabulary())}, and does not hear others.
 
 ## Aim
 
@@ -175,6 +187,10 @@ The judge's own limits, on the same scenes: rendered, and encoded and decoded ag
 ```
 make train-vdit-nano
 ```
+
+These weights were made in several runs on two shared cores, one after another, which the table adds up. The autoencoder
+learnt with 4 latent channels first, and went on with {LATENT_CHANNELS}. The command does the same in one go; from end to
+end it has been run at a small scale only.
 
 | stage | steps | minutes |
 |---|---:|---:|

@@ -148,7 +148,7 @@ _SPECS = (
         num_heads=4,
         head_dim=48,
         latent_channels=8,
-        summary="a coloured shape or two, moving; make train-vdit-nano makes the weights",
+        summary="a coloured shape or two, moving before a plain background",
     ),
     _published("29x720p", 1280, 720, 29),
     _published("93x720p", 1280, 720, 93),

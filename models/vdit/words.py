@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerFast
@@ -16,10 +16,11 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per word of the vocabulary; anything else is unknown. The end is marked, as mT5 does."""
+    """One id per word of the vocabulary; other words and signs are left out. The end is marked, as mT5 does."""
+    words = "|".join(vocabulary())
     ids = {word: index for index, word in enumerate((PAD, END, UNKNOWN, *vocabulary()))}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.normalizer = Lowercase()
+    tokenizer.normalizer = Sequence([Lowercase(), Replace(Regex(rf"\b(?!(?:{words})\b)\w+|[^\w\s]"), "")])
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, ids[END])])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from models.vdit.training.vae_stage import follow
 from models.vdit.words import small_encoder, word_tokenizer
 
 DROPPED = 0.1
+SHORTENED = 0.2
 SNR_CAP = 5.0
 EMA = 0.99
 RELOAD_EVERY = 100
@@ -102,7 +104,7 @@ def train(args: argparse.Namespace) -> None:
         is_long = step % LONG_EVERY == 0 and len(clips[LONG_FRAMES][1]) > HELD_BACK
         latents, prompts = clips[LONG_FRAMES if is_long else FRAMES]
         rows = torch.randint(HELD_BACK, len(latents), (args.batch // 2 if is_long else args.batch,))
-        picked = [prompts[row] if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
+        picked = [as_said(prompts[row]) if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
         loss = noise_loss(model, schedule, latents[rows].float(), picked)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizers.step(progress, step)
@@ -117,6 +119,15 @@ def train(args: argparse.Namespace) -> None:
             save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
     log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
     save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
+
+
+def as_said(prompt: str) -> str:
+    """A sentence of ``Scene.prompt``, now and then without its background or its speeds, as users may write it."""
+    if torch.rand(()) < SHORTENED:
+        prompt = re.sub(r" on a \w+ background$", "", prompt)
+    if torch.rand(()) < SHORTENED:
+        prompt = re.sub(r" (slowly|fast)\b", "", prompt)
+    return prompt
 
 
 def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: list[str]) -> Tensor:
