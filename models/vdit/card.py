@@ -147,7 +147,8 @@ The architecture of Open-Sora-Plan v1.2 at a toy size: a CausalVAE (4x8x8, {LATE
 transformer of {nano_transformer().num_layers} layers and width {nano_transformer().width}, a small mT5 encoder with a
 tokenizer of whole words. It makes {FRAMES} or {LONG_FRAMES} frames of 64x64 at {FPS} per second: one or two coloured
 shapes that move before a plain background, told in sentences such as "a red circle moves left slowly on a black
-background". Speeds and the background may be left out. It knows the words {", ".join(vocabulary())}, and does not hear others.
+background". Speeds and the background may be left out. Words that it does not know are passed over; it knows
+{", ".join(vocabulary())}.
 
 ## Aim
 
@@ -189,8 +190,8 @@ make train-vdit-nano
 ```
 
 These weights were made in several runs on two shared cores, one after another, which the table adds up. The autoencoder
-learnt with 4 latent channels first, and went on with {LATENT_CHANNELS}. The command does the same in one go; from end to
-end it has been run at a small scale only.
+learnt with 4 latent channels first, and went on with {LATENT_CHANNELS}. The command does the same in one go; from end
+to end it has been run at a small scale only.
 
 | stage | steps | minutes |
 |---|---:|---:|

@@ -58,7 +58,8 @@ def _triangle(x: Image, y: Image) -> Image:
 def _cross(x: Image, y: Image) -> Image:
     """Two bars: features of it are as large as those of the others, which a small autoencoder keeps."""
     across, along = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
-    return np.maximum(along - RADIUS, across - 0.34 * RADIUS)
+    distance: Image = np.maximum(along - RADIUS, across - 0.34 * RADIUS)
+    return distance
 
 
 DISTANCE: Mapping[str, Callable[[Image, Image], Image]] = MappingProxyType(
