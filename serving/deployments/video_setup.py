@@ -14,6 +14,7 @@ from serving.engines.video.limits import VideoLimits
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.redis_jobs import RedisJobs
 from serving.jobs.setup import build_index
+from serving.stores.results import ResultStore
 from serving.telemetry.video_metrics import VideoMetrics
 from serving.video.checkpoints import Checkpoints
 from serving.video.delivery import Delivery
@@ -33,6 +34,7 @@ class VideoParts:
     store: ArtefactStore
     worker: VideoWorker
     metrics: VideoMetrics
+    quotas: ResultStore
 
     async def start(self) -> None:
         """Load the weights, then begin to claim. A dead Redis is no reason not to start."""
@@ -44,6 +46,7 @@ class VideoParts:
         """Take down in reverse order."""
         await self.worker.stop()
         await self.index.stop()
+        await self.quotas.stop()
         self.store.close()
         await self.engine.stop()
 
@@ -56,7 +59,7 @@ def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) ->
     spec = spec_of(model)
     engine = build_engine(model, spec)
     index, store = build_index(config), ArtefactStore(config.artefact_url)
-    metrics = VideoMetrics(model.id, model.watts)
+    metrics, quotas = VideoMetrics(model.id, model.watts), ResultStore(config)
     policy = VideoPolicyConfig(max_batch=model.max_batch, max_jobs=model.max_jobs, max_held_bytes=model.max_held_bytes)
     worker = VideoWorker(
         model=model.id,
@@ -74,8 +77,9 @@ def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) ->
             watts=model.watts,
         ),
         observer=metrics,
+        settle=quotas.settle_job,
     )
-    return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics)
+    return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics, quotas=quotas)
 
 
 def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine:

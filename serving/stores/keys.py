@@ -19,6 +19,8 @@ PREFIX: Final = "vireo:1"
 RESULT_TTL_S: Final = 24 * 3600
 RESERVATION_TTL_S: Final = 15 * 60
 """How late a request may be settled; after that its estimate stands."""
+JOB_MARK_TTL_S: Final = 48 * 3600
+"""How long it is remembered that a job was settled; jobs are, the moment that they end."""
 PROBE_TTL_S: Final = 10
 
 
@@ -35,6 +37,11 @@ def bucket(tenant: str) -> str:
 def reservation(tenant: str, reservation_id: str) -> str:
     """An open reservation. Hash: ``joules`` and ``seconds``."""
     return f"{PREFIX}:{_tag(tenant)}:reservation:{reservation_id}"
+
+
+def job_mark(tenant: str, job_id: str) -> str:
+    """There once the charge for a job was corrected."""
+    return f"{PREFIX}:{_tag(tenant)}:settled:{job_id}"
 
 
 def probe() -> str:

@@ -25,7 +25,7 @@ from serving.stores.buckets import LocalBuckets, Reservation
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
-from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, Script
+from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
 
 MAX_VALUE_BYTES = 1 << 20
 
@@ -190,6 +190,23 @@ class RedisStore:
         self._local.observe(reservation.tenant, reservation.limits, *levels, self._clock())
         return True
 
+    async def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
+        """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first.
+
+        Returns: whether it was corrected now. False: it was before, the tenant has no bucket, or Redis is away, and the
+            prediction stands.
+        """
+        names = [keys.bucket(tenant), keys.job_mark(tenant, job_id)]
+        arguments = [charged.joules - actual.joules, charged.seconds - actual.seconds, keys.JOB_MARK_TTL_S]
+
+        async def send(client: aioredis.Redis) -> bool:
+            return bool(await _run(client, SETTLE_JOB, names, arguments) == 1)
+
+        try:
+            return await self._connection.call("settle_job", send)
+        except StoreUnavailable:
+            return False
+
     def _observed(self, values: Values) -> Values:
         num_hits = sum(value is not None for value in values)
         self._observer.looked_up(num_hits, len(values) - num_hits)
@@ -200,7 +217,7 @@ def _numbers(limits: BucketLimits) -> list[float]:
     return [limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst]
 
 
-async def _run(client: aioredis.Redis, script: Script, names: list[str], arguments: list[float]) -> Any:
+async def _run(client: aioredis.Redis, script: Script, names: list[str], arguments: Sequence[float]) -> Any:
     texts = [repr(argument) for argument in arguments]
     try:
         return await client.evalsha(script.sha1, len(names), *names, *texts)

@@ -143,6 +143,11 @@ class ResultStore:
         if reservation is not None:
             self._later(self._store.settle(reservation, Cost(joules, seconds)), must_run=True)
 
+    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        """Correct what a durable job was charged, now that it is over. Any number of times; the first one counts."""
+        if tenant in self._limits:
+            self._later(self._store.settle_job(tenant, job_id, charged, actual), must_run=True)
+
     def put_payload(self, name: ResultName, payload: dict[str, Any]) -> None:
         """Keep a result of any kind."""
         if self._is_caching:

@@ -108,3 +108,19 @@ save(KEYS[1], level_j, level_s, at)
 return {text(level_j), text(level_s), text(now)}
 """
 )
+
+SETTLE_JOB = Script(
+    _COMMON
+    + """
+-- KEYS: the bucket, the mark of the job
+-- ARGV: joules and seconds to give back (below 0: to charge), lifetime of the mark in s
+-- Answers 1, or 0 when the tenant has no bucket or the job was settled before. What is above the burst, the next refill
+-- takes away.
+local stored = redis.call('HMGET', KEYS[1], 'joules', 'seconds', 'at')
+local joules, seconds, at = number(stored[1]), number(stored[2]), number(stored[3])
+if not (joules and seconds and at) then return 0 end
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 0 end
+save(KEYS[1], joules + tonumber(ARGV[1]), seconds + tonumber(ARGV[2]), at)
+return 1
+"""
+)

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from schedulers.admission import Cost
 from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownModel, UnknownVideo
 from serving.jobs.base import JobIndex, JobPage
 from serving.service import VideoModelCard
@@ -57,6 +58,10 @@ class Quotas(Protocol):
 
     def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
         """Charge."""
+        ...
+
+    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        """Correct what a job was charged; the first call for it counts."""
         ...
 
 
@@ -115,7 +120,7 @@ class VideoJobsService:
         return tuple(model.card for model in self._models.values())
 
     async def create_video(self, request: VideoRequest) -> VideoJob:
-        """See ``serving.service.VideoService``. The quota is charged with what the job is predicted to take."""
+        """See ``serving.service.VideoService``. Charges the prediction; who ends the job corrects that."""
         served = self._model(request.model)
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
@@ -153,8 +158,12 @@ class VideoJobsService:
         return page
 
     async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``serving.service.VideoService``."""
-        return _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
+        """See ``serving.service.VideoService``. One that nobody had begun gets its whole charge back."""
+        before = await self.get_video(owner, video_id)
+        job = _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
+        if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED and job.attempts == 0:
+            self._quotas.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), Cost(0.0, 0.0))
+        return job
 
     async def delete_video(self, owner: str, video_id: str) -> VideoJob:
         """See ``serving.service.VideoService``."""

@@ -16,10 +16,11 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
+from schedulers.admission import Cost
 from schedulers.types import Drain, Priority
 from schedulers.video import VideoScheduler
 from schedulers.video_types import (
@@ -49,6 +50,8 @@ from serving.video.observer import NullWorkerObserver, WorkerObserver
 _log = structlog.get_logger(__name__)
 _RENEW_S = 0.25
 """Also how soon a worker hears of a cancellation."""
+Settle: TypeAlias = Callable[[str, str, Cost, Cost], None]
+"""Tenant, job, what it was charged, what it took: ``serving.stores.results.ResultStore.settle_job``."""
 _ENGINE_TRIES = 2
 """A request that fails in the engine may have met a sick replica once; twice, it is the request."""
 
@@ -115,6 +118,10 @@ class HeldJob:
         return self.sparsity_sum / self.steps_run if self.steps_run else 0.0
 
 
+def _charge_as_predicted(tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+    """Leave quotas alone."""
+
+
 @dataclass(slots=True)
 class VideoWorker:
     """One per replica. ``start`` it on the loop that the engine was started on; ``stop`` drains it."""
@@ -128,6 +135,7 @@ class VideoWorker:
     delivery: Delivery
     config: WorkerConfig = field(default_factory=WorkerConfig)
     observer: WorkerObserver = field(default_factory=NullWorkerObserver)
+    settle: Settle = _charge_as_predicted
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _held: dict[str, HeldJob] = field(default_factory=dict, init=False)
@@ -392,6 +400,7 @@ class VideoWorker:
         report = self.report(held)
         if await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s)):
             self.observer.completed(held)
+            self._settle(held)
             await self._drop_checkpoints(held)
         self._forget(held)
 
@@ -414,8 +423,15 @@ class VideoWorker:
         report = self.report(held)
         if await self._persist(lambda: self.index.fail(held.lease, failure, report, self.config.ttl_s)):
             self.observer.failed(error.code)
+            self._settle(held)
             await self._drop_checkpoints(held)
         self._forget(held)
+
+    def _settle(self, held: HeldJob) -> None:
+        """What attempts before this one took is not the tenant's fault: their replicas died."""
+        job, took_s = held.job, held.compute_s
+        charged, actual = Cost(job.predicted_j, job.predicted_s), Cost(took_s * self.config.watts, took_s)
+        self.settle(job.owner, job.id, charged, actual)
 
     async def _give_back(self, held: HeldJob) -> None:
         if not held.is_lost:

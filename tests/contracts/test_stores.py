@@ -184,6 +184,35 @@ async def test_concurrent_reservations_of_several_clients_never_exceed_the_bucke
             await one.stop()
 
 
+async def test_job_that_took_less_gives_back_the_rest_once(store: RedisStore, tenant: str) -> None:
+    reservation = reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).reservation)
+    assert await store.settle(reservation, Cost(100.0, 10.0))  # what a job is charged when it is taken in
+    outcomes = [await store.settle_job(tenant, "job", Cost(100.0, 10.0), Cost(60.0, 2.0)) for _ in range(3)]
+    assert outcomes == [True, False, False]
+    assert (await store.lookup_and_reserve(tenant, [None], [Cost(40.5, 0.0)], LIMITS)).over_budget is not None
+    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(40.0, 8.0)], LIMITS)).reservation)
+
+
+async def test_job_that_took_more_leaves_a_debt(store: RedisStore, tenant: str) -> None:
+    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).reservation)
+    assert await store.settle_job(tenant, "job", ONE, Cost(1e6, 1.0))
+    assert (await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).over_budget is not None
+
+
+async def test_giving_back_never_fills_a_bucket_above_its_burst(store: RedisStore, tenant: str) -> None:
+    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).reservation)
+    assert await store.settle_job(tenant, "job", Cost(1e6, 1e6), Cost(0.0, 0.0))
+    assert (await store.lookup_and_reserve(tenant, [None], [Cost(101.0, 0.0)], LIMITS)).over_budget is not None
+    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).reservation)
+
+
+async def test_job_of_a_tenant_without_a_bucket_settles_nothing(
+    store: RedisStore, client: aioredis.Redis, tenant: str
+) -> None:
+    assert not await store.settle_job(tenant, "job", ONE, ONE)
+    assert await client.exists(keys.bucket(tenant), keys.job_mark(tenant, "job")) == 0
+
+
 @pytest.mark.parametrize("digests", [[], ["a", "b"]])
 async def test_digests_and_costs_must_match(store: RedisStore, digests: list[str | None], tenant: str) -> None:
     with pytest.raises(ValueError, match="one cost per digest"):

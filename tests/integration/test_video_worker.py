@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
+from schedulers.admission import Cost
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 from serving.jobs.artefacts import ArtefactStore
@@ -184,6 +185,25 @@ async def test_cancelled_job_ends_within_a_step_and_the_others_go_on(index: Redi
         assert job.step < 50
         assert (await until(index, "video_b", is_over)).status is JobStatus.COMPLETED
         assert worker.engine.held_bytes() == 0
+
+
+async def test_charge_is_corrected_by_what_the_job_took_when_it_ends(index: RedisJobs, store: ArtefactStore) -> None:
+    settled: dict[str, tuple[str, Cost, Cost]] = {}
+    worker = build(index, store, step_s=0.02)
+    worker.settle = lambda tenant, job_id, charged, actual: settled.update({job_id: (tenant, charged, actual)})
+    async with running(worker):
+        for job_id, num_steps in (("video_a", 10), ("video_b", 100)):
+            await index.create(video_job(job_id, num_steps=num_steps), max_queued=10)
+        await until(index, "video_b", lambda job: job.step >= 1)
+        await index.cancel("acme", "video_b")
+        jobs = {job_id: await until(index, job_id, is_over) for job_id in ("video_a", "video_b")}
+    assert settled.keys() == jobs.keys()
+    for job_id, (tenant, charged, actual) in settled.items():
+        job = jobs[job_id]
+        assert (tenant, charged) == ("acme", Cost(job.predicted_j, job.predicted_s))
+        assert actual.joules == pytest.approx(job.report["energy_j"])
+        assert actual.seconds == pytest.approx(job.report["compute_ms"] / 1e3)  # type: ignore[operator]
+    assert settled["video_a"][2].seconds > 0.0
 
 
 async def test_drained_worker_gives_its_jobs_back_with_a_checkpoint_and_without_an_attempt(

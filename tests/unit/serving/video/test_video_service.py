@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from schedulers.admission import Cost
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.domain import Budget, Priority, Surface
 from serving.engines.video.limits import VideoLimits
@@ -147,6 +148,7 @@ class Buckets:
     joules: float = 1e9
     reserved: list[tuple[str, float, float]] = field(default_factory=list)
     charged: list[tuple[float, float]] = field(default_factory=list)
+    settled: list[tuple[str, str, Cost, Cost]] = field(default_factory=list)
 
     async def look_up_payload(self, name: object, tenant: str, joules: float, seconds: float) -> tuple[None, None]:
         if joules > self.joules:
@@ -156,6 +158,9 @@ class Buckets:
 
     def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
         self.charged.append((joules, seconds))
+
+    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        self.settled.append((tenant, job_id, charged, actual))
 
 
 @dataclass
@@ -430,6 +435,24 @@ async def test_job_of_another_tenant_is_unknown_in_the_same_words() -> None:
     assert gateway.index.jobs == {job.id: job}
     with pytest.raises(InvalidRequest, match="after"):
         await gateway.service.list_videos("bob", after=job.id, limit=5, newest_first=True)
+
+
+async def test_cancelled_job_that_nobody_began_gets_its_charge_back() -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    for _ in range(2):
+        await gateway.service.cancel_video("ada", job.id)
+    assert gateway.quotas.charged == [(36.0, 6.0)]
+    assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(0.0, 0.0))]
+
+
+@pytest.mark.parametrize("fields", [{"status": JobStatus.IN_PROGRESS, "attempts": 1}, {"attempts": 1}])
+async def test_charge_of_a_job_that_was_begun_is_left_to_the_replica(fields: dict[str, Any]) -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    gateway.index.jobs[job.id] = replace(job, **fields)
+    await gateway.service.cancel_video("ada", job.id)
+    assert gateway.quotas.settled == []
 
 
 async def test_delete_cancels_then_removes_with_all_files() -> None:
