@@ -15,13 +15,16 @@ from models.registry import CHECKPOINTS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerRange:
-    """Numbers of steps that a sampler takes with one variant's weights. ``multiple``: of what they must be one."""
+    """Numbers of steps that a sampler takes with one variant's weights. ``multiple``: of what they must be one.
+    ``is_guided``: whether guidance is left to the caller; a student that was distilled with it has it in its weights.
+    """
 
     variant: str
     min_steps: int
     max_steps: int
     default_steps: int
     multiple: int = 1
+    is_guided: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +141,9 @@ _SPECS = (
             {
                 "ddim": SamplerRange(variant="teacher", min_steps=4, max_steps=100, default_steps=20),
                 "euler_ancestral": SamplerRange(variant="teacher", min_steps=10, max_steps=100, default_steps=50),
-                "consistency": SamplerRange(variant="student", min_steps=4, max_steps=8, default_steps=4, multiple=4),
+                "consistency": SamplerRange(
+                    variant="student", min_steps=4, max_steps=8, default_steps=4, multiple=4, is_guided=False
+                ),
             }
         ),
         default_guidance=4.0,

@@ -1,6 +1,8 @@
 """Third stage: the transformer and its text encoder learn to predict the noise in latents.
 
-    python -m models.vdit.training.dit_stage --out .cache/vdit-nano --minutes 45
+    torchrun --nproc-per-node 2 -m models.vdit.training.dit_stage --out .cache/vdit-nano --minutes 45
+
+or ``python -m``, for one rank.
 
 Epsilon prediction on the published noise schedule, capped SNR weights (Hang et al., arXiv 2303.09556), one caption in
 ten dropped for guidance, weights averaged over steps. ``--resume`` goes on; interrupted at will.
@@ -10,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import re
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,7 +40,7 @@ NOISY_FROM, NOISY = 0.65, 0.2
 EMA = 0.99
 RELOAD_EVERY = 100
 LENGTHS = (FRAMES, LONG_FRAMES)
-LONG_EVERY = 6
+LONG_EVERY = 12
 """One step in so many is of long clips, half as many of them."""
 HELD_BACK = 64
 """Clips of the first shard that are for measuring alone."""
@@ -90,17 +94,19 @@ def main() -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train for ``minutes``."""
+    rank, num_ranks = join_ranks()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     model, schedule = TextToLatents(), NoiseSchedule()
     if args.resume:
         load_model(model, args.out / "teacher.safetensors")
+    torch.manual_seed(args.seed + 1_000 * rank)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = Optimizers([model], muon_lr=args.lr, adam_lr=args.lr, warmup=50, final=0.02)
-    log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl"), time.monotonic(), 0
+    log, started_s, step = TrainingLog(args.out / "teacher_log.jsonl") if rank == 0 else None, time.monotonic(), 0
     recent: list[float] = []
     clips = {frames: read_shards(args.out, frames) for frames in LENGTHS}
-    while (progress := (time.monotonic() - started_s) / 60 / args.minutes) < 1:
+    while (progress := agreed((time.monotonic() - started_s) / 60 / args.minutes)) < 1:
         if step % RELOAD_EVERY == 0:
             clips = {frames: read_shards(args.out, frames) for frames in LENGTHS}
         is_long = step % LONG_EVERY == 0 and len(clips[LONG_FRAMES][1]) > HELD_BACK
@@ -109,18 +115,50 @@ def train(args: argparse.Namespace) -> None:
         picked = [as_said(prompts[row]) if torch.rand(()) > DROPPED else "" for row in rows.tolist()]
         loss = noise_loss(model, schedule, latents[rows].float(), picked)
         loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(model, num_ranks)
         optimizers.step(progress, step)
         follow(average, model, min(EMA, (step + 1) / (step + 10)))
         recent.append(float(loss.detach()))
         step += 1
+        if log is None:
+            continue
         if step % 50 == 0:
             log.write(step=step, progress=progress, clips=len(clips[FRAMES][1]), loss=sum(recent) / len(recent))
             recent.clear()
         if step % 250 == 0:
             log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
             save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
-    log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
-    save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
+    if log is not None:
+        log.write(step=step, held_back=held_back_loss(average, schedule, *clips[FRAMES]))
+        save_model(average, str(args.out / "teacher.safetensors"))  # knows that embeddings are shared
+
+
+def join_ranks() -> tuple[int, int]:
+    """Rank and number of ranks; more than one under torchrun, each then with a batch of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def agreed(progress: float) -> float:
+    """The first rank's, so that all stop at the same step."""
+    if not dist.is_initialized():
+        return progress
+    shared = torch.tensor([progress])
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
+def average_gradients(model: nn.Module, num_ranks: int) -> None:
+    """In one exchange."""
+    if num_ranks == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient) / num_ranks)
 
 
 def sample_timesteps(count: int, num_train_steps: int) -> Tensor:

@@ -77,6 +77,12 @@ class VideoLimits:
         _one_of("sampler", settings.sampler, names)
         steps = self.samplers[settings.sampler]
         _within("num_inference_steps", settings.num_steps, steps.min_steps, steps.max_steps)
+        if settings.guidance_scale > 1 and not steps.is_guided:
+            raise UnsupportedVideo(
+                f"guidance_scale is {settings.guidance_scale:g}; {settings.sampler} has its guidance in its weights: "
+                "use 1, or leave it out",
+                param="guidance_scale",
+            )
         if settings.num_steps % steps.multiple:
             raise UnsupportedVideo(
                 f"num_inference_steps is {settings.num_steps}; {settings.sampler} takes multiples of {steps.multiple}",

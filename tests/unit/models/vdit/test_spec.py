@@ -18,8 +18,8 @@ def test_unknown_model_is_refused_with_the_known_ones() -> None:
 
 
 def test_length_that_was_not_trained_is_refused_with_those_that_were() -> None:
-    with pytest.raises(ValueError, match=r"num_frames is 61; vdit-nano was trained on 29"):
-        NANO.grid(61)
+    with pytest.raises(ValueError, match=r"num_frames is 93; vdit-nano was trained on 29"):
+        NANO.grid(93)
 
 
 @pytest.mark.parametrize(

@@ -109,4 +109,5 @@ def test_command_line_lists_and_shows_video_models(monkeypatch: pytest.MonkeyPat
     facts = json.loads(CliRunner().invoke(app, ["models", "show", "vdit-nano", "--json"]).output)
     assert facts["samplers"]["consistency"] == {
         "variant": "student", "min_steps": 4, "max_steps": 8, "default_steps": 4, "multiple": 4,
+        "is_guided": False,
     }  # fmt: skip

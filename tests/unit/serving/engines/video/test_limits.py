@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +18,16 @@ from tests.support.video_models import video_settings
 def test_limits_of_the_nano_model_pass_its_defaults_and_travel() -> None:
     limits = VideoLimits.of_model(get_video_spec("vdit-nano"))
     teacher = video_settings(width=64, height=64, num_frames=29, sampler="ddim", num_steps=20)
-    student = video_settings(width=64, height=64, num_frames=29, sampler="consistency", num_steps=4, variant="student")
+    student = video_settings(
+        width=64, height=64, num_frames=29, sampler="consistency", num_steps=4, variant="student", guidance_scale=1.0
+    )
     for settings in (teacher, student):
         assert pickle.loads(pickle.dumps(limits)).check(settings).kind is AttentionKind.DENSE
+    with pytest.raises(
+        UnsupportedVideo, match="guidance_scale is 4; consistency has its guidance in its weights"
+    ) as caught:
+        limits.check(replace(student, guidance_scale=4.0))
+    assert caught.value.param == "guidance_scale"
     with pytest.raises(UnsupportedVideo, match="29"):
         limits.check(video_settings(width=64, height=64, num_frames=93, sampler="ddim", num_steps=20))
 
