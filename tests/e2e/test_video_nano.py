@@ -17,6 +17,7 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 from models.registry import CHECKPOINTS
 from models.vdit.judge import Judge
 from models.vdit.prompts import parse_prompt
+from serving.video.points import load_table
 from tests.support.system import System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -69,11 +70,15 @@ def test_a_tight_budget_gets_the_student_and_says_so(http: httpx.Client) -> None
         made = http.post("/v1/videos", json=body).raise_for_status().json()
         return str(made["vireo"]["operating_point"])
 
-    points = http.get(f"/v1/models/{MODEL}").raise_for_status().json()["vireo"]["operating_points"]
-    free, cheap = point(), point(energy_j=6.0)
-    assert {free, cheap} <= set(points)
+    points = load_table(MODEL, CHECKPOINTS / MODEL).points
+    least_j = min(one.joules(64, 64, 29) for one in points)
+    free, cheap = point(), point(energy_j=1.001 * least_j)
+    assert {free, cheap} <= {one.name for one in points}
     assert free != cheap
     assert cheap.startswith("student")
+    refused = http.post("/v1/videos", json={"model": MODEL, "prompt": PROMPTS[0], "vireo": {"energy_j": least_j / 2}})
+    assert refused.status_code == 422
+    assert cheap in refused.text  # the nearest that would do
 
 
 def test_longer_clip_over_grpc(system: System) -> None:
