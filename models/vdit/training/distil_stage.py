@@ -31,7 +31,7 @@ from models.samplers.schedule import NoiseSchedule
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
 from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
-from models.vdit.training.dit_stage import HELD_BACK, SNR_CAP, TextToLatents
+from models.vdit.training.dit_stage import HELD_BACK, TextToLatents, error_weights
 from models.vdit.training.latents_stage import read_shards
 from models.vdit.training.vae_stage import follow
 
@@ -153,13 +153,11 @@ def lesson_loss(
     text: Text,
     attention: SelfAttention,
 ) -> Tensor:
-    """Min-SNR weighted error of the noise, as the teacher was trained."""
+    """Error of the noise, weighted as the teacher's was."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
-    alpha, sigma = levels(schedule, timesteps, z)
-    snr = (alpha / sigma).square().flatten()
-    loss: Tensor = (snr.clamp(max=SNR_CAP) / snr * (seen.float() - wanted).square().flatten(1).mean(1)).mean()
-    return loss
+    errors = (seen.float() - wanted).square().flatten(1).mean(1)
+    return (error_weights(schedule, timesteps) * errors).mean()
 
 
 def move(schedule: NoiseSchedule, z: Tensor, noise: Tensor, now: Tensor, then: Tensor) -> Tensor:

@@ -178,21 +178,25 @@ def as_said(prompt: str) -> str:
 
 
 def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: list[str]) -> Tensor:
-    """Weighted error of the predicted noise.
+    """Weighted error of the predicted noise."""
+    timesteps = sample_timesteps(len(x0), schedule.num_train_steps)
+    noise = torch.randn_like(x0)
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest on a CPU
+        predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, prompts)
+    errors = (predicted.float() - noise).square().flatten(1).mean(1)
+    return (error_weights(schedule, timesteps) * errors).mean()
+
+
+def error_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    """Of squared errors of the noise, (B,).
 
     The weight of an error in the clip is 1 + SNR, as of v-prediction, up to ``SNR_CAP``, and less where next to nothing
     of the clip is left. Without the 1, what is decided early (colours, directions) counts for nothing: the linear
     schedule has an SNR below 0.1 from half of its timesteps on, and words are learnt last.
     """
-    timesteps = sample_timesteps(len(x0), schedule.num_train_steps)
-    noise = torch.randn_like(x0)
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest on a CPU
-        predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, prompts)
     squared = schedule.alphas_cumprod[timesteps]
     snr = squared / (1 - squared)
-    weight = ((1 + snr).clamp(max=SNR_CAP) / snr.clamp(min=SNR_FLOOR)).float()
-    loss: Tensor = (weight * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
-    return loss
+    return ((1 + snr).clamp(max=SNR_CAP) / snr.clamp(min=SNR_FLOOR)).float()
 
 
 @torch.no_grad()
