@@ -32,8 +32,8 @@ _MAX_SOCKET_PATH_BYTES = 107
 """What Linux allows for the address of a unix socket."""
 DEFAULT_CHAT_MODELS: tuple[str, ...] = ("texthawk2-nano",)
 """Chat models that every profile serves unless told otherwise: those whose weights are in the repository."""
-DEFAULT_VIDEO_MODELS: tuple[str, ...] = ()
-"""Video models that every profile serves unless told otherwise."""
+DEFAULT_VIDEO_MODELS: tuple[str, ...] = ("vdit-nano",)
+"""Video models that every profile but cluster serves unless told otherwise: those whose weights are in the repository."""
 
 
 class _Section(BaseModel):

@@ -146,7 +146,7 @@ _SPECS = (
                 ),
             }
         ),
-        default_guidance=4.0,
+        default_guidance=3.0,
         max_prompt_chars=400,
         max_text_tokens=24,
         num_layers=5,
