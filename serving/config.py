@@ -33,7 +33,7 @@ _MAX_SOCKET_PATH_BYTES = 107
 DEFAULT_CHAT_MODELS: tuple[str, ...] = ("texthawk2-nano",)
 """Chat models that every profile serves unless told otherwise: those whose weights are in the repository."""
 DEFAULT_VIDEO_MODELS: tuple[str, ...] = ("vdit-nano",)
-"""Video models that every profile but cluster serves unless told otherwise: those whose weights are in the repository."""
+"""Video models that every profile but cluster serves unless told otherwise: those whose weights are here."""
 
 
 class _Section(BaseModel):

@@ -156,7 +156,7 @@ def lesson_loss(
     """Error of the noise, weighted as the teacher's was."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         seen = student(z, timesteps, text.prompts, text.mask, attention=attention)
-    errors = (seen.float() - wanted).square().flatten(1).mean(1)
+    errors: Tensor = (seen.float() - wanted).square().flatten(1).mean(1)
     return (error_weights(schedule, timesteps) * errors).mean()
 
 

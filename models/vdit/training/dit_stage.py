@@ -183,7 +183,7 @@ def noise_loss(model: nn.Module, schedule: NoiseSchedule, x0: Tensor, prompts: l
     noise = torch.randn_like(x0)
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest on a CPU
         predicted = model(schedule.add_noise(x0, noise, timesteps), timesteps, prompts)
-    errors = (predicted.float() - noise).square().flatten(1).mean(1)
+    errors: Tensor = (predicted.float() - noise).square().flatten(1).mean(1)
     return (error_weights(schedule, timesteps) * errors).mean()
 
 
