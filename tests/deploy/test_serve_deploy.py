@@ -52,6 +52,7 @@ def localised(serve_config: Manifest, folder: Path) -> Manifest:
         "http": {"host": "127.0.0.1", "port": http_port, "grpc_port": grpc_port},
         "gateway": {"cpus": 0.5, "media_workers": 1},
         "models": [{"id": MODEL, "cpus": 0.5}],
+        "video_models": [],
     }
     return serve_config
 

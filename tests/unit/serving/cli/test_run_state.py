@@ -55,8 +55,8 @@ def test_state_of_a_version_without_chat_is_read(tmp_path: Path) -> None:
     assert found.chat_models == ()
 
 
-def settings(tmp_path: Path, chat_models: list[dict[str, Any]]) -> ResolvedConfig:
-    return resolve(from_mapping({"run_dir": str(tmp_path), "chat_models": chat_models}))
+def settings(tmp_path: Path, chat_models: list[dict[str, Any]], **more: Any) -> ResolvedConfig:
+    return resolve(from_mapping({"run_dir": str(tmp_path), "chat_models": chat_models, **more}))
 
 
 def announced(config: ResolvedConfig) -> str:
@@ -67,15 +67,17 @@ def announced(config: ResolvedConfig) -> str:
 
 def test_a_served_chat_model_is_named_and_can_be_tried(tmp_path: Path) -> None:
     said = announced(settings(tmp_path, [CHAT]))
-    assert "models dyn-perceiver-nano, texthawk2-nano\n" in said
+    assert "models dyn-perceiver-nano, texthawk2-nano, vdit-nano\n" in said
+    assert 'vireo video "a red circle moves left" -o clip.mp4' in said
     assert 'vireo chat "Read the text." --image examples/word-en.png\n' in said
     assert "vireo classify examples/digit-7.png" in said
 
 
 def test_chat_is_not_offered_where_none_is_served(tmp_path: Path) -> None:
-    said = announced(settings(tmp_path, []))
+    said = announced(settings(tmp_path, [], video_models=[]))
     assert "models dyn-perceiver-nano\n" in said
     assert "vireo chat" not in said
+    assert "vireo video" not in said
     assert "vireo read" not in said
 
 
