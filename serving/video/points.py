@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from schedulers.video_points import Clip, NearestMiss, VideoBudget, VideoPoint, choose
-from serving.engines.video.limits import VideoLimits
+from serving.engines.video.attention_setting import parse_attention
+from serving.engines.video.limits import VideoLimits, latent_frames
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
 from serving.video.resolve import ChosenPoint, Wish
 
@@ -131,7 +133,7 @@ class VideoPoints:
             attention=wish.attention,
         )
         budget = VideoBudget(latency_s=wish.allowed_s, energy_j=wish.energy_j, quality_floor=wish.quality_floor)
-        choice = choose(self.table.points, clip, budget, is_possible=self._is_possible)
+        choice = choose(self.table.points, clip, budget, is_possible=partial(self._is_possible, wish))
         if isinstance(choice, NearestMiss):
             raise _refusal(choice)
         point = choice.point
@@ -147,10 +149,17 @@ class VideoPoints:
             degraded=choice.degraded,
         )
 
-    def _is_possible(self, point: VideoPoint) -> bool:
-        """Whether the sampler works with these weights, and with so many steps."""
+    def _is_possible(self, wish: Wish, point: VideoPoint) -> bool:
+        """Whether the sampler works with these weights and so many steps, and the rest of the point with the clip.
+
+        What the caller has fixed is not looked at here: the limits refuse it, and say why.
+        """
         made = self.limits.samplers.get(point.sampler)
         if made is None or made.variant != point.variant:
+            return False
+        if wish.attention is None and not parse_attention(point.attention).fits(latent_frames(wish.num_frames)):
+            return False
+        if wish.sampler is None and point.guidance_scale > 1 and not made.is_guided:
             return False
         return made.min_steps <= point.num_steps <= made.max_steps and point.num_steps % made.multiple == 0
 

@@ -91,7 +91,7 @@ async def test_short_clips_run_on_the_first_rank_alone_and_long_ones_on_both(loc
                 (outcome,) = await each.run_step([job_id])
                 assert isinstance(outcome, StepDone)
         held.append(await engine._ranks[0].held_bytes.remote())
-        ours, alone = (load(await each.snapshot(job_id))["latents"] for each in (engine, one))
+        ours, alone = [load(await each.snapshot(job_id))["latents"] for each in (engine, one)]
         assert (ours - alone).abs().max() <= 1e-5 * alone.abs().max()
     assert held[0] == 0 < held[1]
     await engine.stop()

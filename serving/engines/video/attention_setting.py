@@ -28,6 +28,10 @@ class AttentionSetting:
         """Whether its steps differ in kind, so that only requests at the same step may share one."""
         return self.kind in (AttentionKind.ADASPA, AttentionKind.RAS)
 
+    def fits(self, frames: int) -> bool:
+        """Whether it can be had in a clip of so many latent frames: a tile mask is made for one number of them."""
+        return self.kind is not AttentionKind.TILE or self.references + self.others == frames
+
 
 def parse_attention(text: str) -> AttentionSetting:
     """Read the setting.

@@ -100,7 +100,7 @@ class VideoLimits:
         setting = parse_attention(settings.attention)
         _one_of("attention", setting.kind.value, [kind.value for kind in self.attention])
         frames = latent_frames(settings.num_frames)
-        if setting.kind is AttentionKind.TILE and setting.references + setting.others != frames:
+        if not setting.fits(frames):
             raise UnsupportedVideo(
                 f"attention is {settings.attention!r}, of {setting.references + setting.others} latent frames; "
                 f"{settings.num_frames} frames make {frames}: use tile:K:{frames}-K, e.g. tile:2:{max(0, frames - 2)}",

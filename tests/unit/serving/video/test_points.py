@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def test_table_comes_back_as_it_was_written(folder: Path, table: VideoPointTable
     assert load_table("vdit-nano", folder) == table
     assert json.loads(path.read_text())["points"][0]["costs"][0]["step_s"] == 0.1
     assert [entry.name for entry in folder.iterdir() if entry.is_file()] == [FILE_NAME]  # no draft
+
+
+def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it(table: VideoPointTable) -> None:
+    tiled = point("tiled", 20, 0.95, attention="tile:3:5")
+    points = VideoPoints(table=replace(table, points=(*table.points, tiled)), limits=VideoLimits())
+    assert points.choose(wish()).name == "tiled"
+    assert points.choose(replace(wish(), num_frames=93)).name == "dense-50"
+    assert points.choose(replace(wish(attention="tile:3:5"), num_frames=93)).attention == "tile:3:5"
 
 
 def test_missing_table_names_the_command(folder: Path) -> None:
