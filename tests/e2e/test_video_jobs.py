@@ -207,4 +207,5 @@ def test_metrics_count_what_happened(system: System) -> None:
     assert metrics.total("vireo_video_jobs_ended_total", model=MODEL, outcome="cancelled") >= 1
     assert metrics.total("vireo_video_steps_total", model=MODEL) > 100
     assert metrics.total("vireo_video_claims_total", model=MODEL, attempt="again") >= 1
-    assert metrics.total("vireo_video_held_bytes", model=MODEL) == 0
+    # A replica reports once a second.
+    wait_until(lambda: system.metrics().total("vireo_video_held_bytes", model=MODEL) == 0, "nothing is held", 10.0)

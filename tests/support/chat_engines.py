@@ -126,6 +126,11 @@ def vllm_environment(run_dir: Path) -> Iterator[None]:
 
 def engine_processes(pid: int | None = None) -> list[psutil.Process]:
     """vLLM's engine processes below ``pid``, this one by default."""
-    return [
-        child for child in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process(pid).children(recursive=True) if _is_engine(child)]
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return "EngineCore" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # just ended
+        return False

@@ -171,7 +171,13 @@ class VllmEngine:
     async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
         params, started = _sampling_params(request, self._options.device), False
         for pause_s in (*_RETRY_AFTER_S, None):
-            (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
+            try:
+                (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
+            except AssertionError:  # "Expected a cached item": the image left vLLM's cache between two looks at it
+                if not request.images or pause_s is None:
+                    raise EngineFailed("the model gave up on this request; retry") from None
+                await asyncio.sleep(pause_s)
+                continue
             outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
             async with aclosing(outputs):
                 async for output in outputs:
