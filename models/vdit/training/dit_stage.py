@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import re
 import time
 from pathlib import Path
@@ -135,7 +134,7 @@ def train(args: argparse.Namespace) -> None:
 
 def join_ranks() -> tuple[int, int]:
     """Rank and number of ranks; more than one under torchrun, each then with a batch of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not dist.is_torchelastic_launched():
         return 0, 1
     dist.init_process_group("gloo")
     return dist.get_rank(), dist.get_world_size()
