@@ -24,7 +24,7 @@ _PACKAGES = {
     "vireo_pb": "proto/vireo_pb",
 }
 _OURS = {*_PACKAGES, "tests"}
-_PART_OF = {"pydantic-core": "pydantic", "starlette": "fastapi"}
+_PART_OF = {"triton": "torch", "pydantic-core": "pydantic", "starlette": "fastapi"}
 """Imported by name, but one thing with the library that pins it."""
 _NOT_SHIPPED = {"README.md", "checkpoints/.gitignore"}
 """For readers of the repository."""
