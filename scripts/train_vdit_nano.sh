@@ -28,7 +28,7 @@ stage long latents_stage --frames 61 --first 100 --shards "$(whole 4 1)" --two 0
 stage teacher dit_stage --minutes "$(scaled 120)"
 stage student distil_stage --minutes "$(scaled 30)"
 "$python" -m models.vdit.training.export --out "$out" --to "$to"
-"$python" -m models.vdit.evaluate "$to" --count "$(whole 60 2)" --two-count "$(whole 20 2)"
+"$python" -m models.vdit.evaluate "$to" --count "$(whole 50 2)" --two-count "$(whole 10 2)"
 "$python" -m models.vdit.card "$to" --training "$out"
 "$python" -m serving.video.calibrate vdit-nano --checkpoint "$to"
 rm -f "$to/samples.npz" # large, and only the card needs it

@@ -137,6 +137,7 @@ def _card(report: Record, logs: Mapping[str, Sequence[Record]]) -> str:
     limits = "\n".join(_row(name, {"attention": "", **bounds[name]}) for name in ("rendered", "autoencoder"))
     times = "\n".join(_times(stage, logs[stage]) for stage in logs if logs[stage])
     best = _best(report, "teacher")
+    counts = [report["settings"][best][key]["count"] if best else 0 for key in ("one_object", "two_objects")]
     reached = report["settings"][best]["one_object"]["right"] if best else float("nan")
     verdict = "reached" if reached >= AIM else "NOT reached"
     return f"""# vdit-nano
@@ -157,7 +158,8 @@ background". Speeds and the background may be left out. Words that it does not k
 
 ## Held-out prompts
 
-One in eight of the combinations colour x shape x direction is never trained on; prompts here have one of those.
+One in eight of the combinations colour x shape x direction is never trained on; prompts here have one of those:
+{counts[0]} of one object, {counts[1]} of two.
 *right*: the judge sees exactly the objects asked for, each with colour, shape and direction. The other columns are of
 one object. *to twin*: PSNR to the clips of the same seeds at the setting named. Seconds on a shared CPU core, batches
 of 10: they only compare rows.

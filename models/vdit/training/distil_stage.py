@@ -28,12 +28,12 @@ from models.attention.tile_attention import TileAttention
 from models.attention.tile_mask import TileMask
 from models.opensora.transformer import OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
+from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
 from models.vdit.nano import FRAMES, MAX_WORDS, nano_transformer
 from models.vdit.training.dit_stage import HELD_BACK, TextToLatents, error_weights
 from models.vdit.training.latents_stage import read_shards
-from models.vdit.training.vae_stage import follow
 
 SEGMENTS = 4
 JUMPS = 8

@@ -24,11 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.opensora.transformer import Block, OpenSoraT2V
 from models.samplers.schedule import NoiseSchedule
+from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
 from models.vdit.nano import FRAMES, LONG_FRAMES, MAX_WORDS, nano_transformer
 from models.vdit.training.latents_stage import read_shards
-from models.vdit.training.vae_stage import follow
 from models.vdit.words import small_encoder, word_tokenizer
 
 DROPPED = 0.1

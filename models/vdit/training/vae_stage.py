@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from models.opensora.causal_vae import CausalVae
 from models.opensora.vae_layers import TimeDownsampleRes2x, TimeUpsampleRes2x
+from models.training.average import follow
 from models.training.log import TrainingLog
 from models.vdit.clips import SIZE, Clip, render
 from models.vdit.judge import Judge
@@ -254,13 +255,6 @@ def moving(pixels: Tensor) -> Tensor:
     differs = ((pixels - ground).abs().amax(1, keepdim=True) > 0.05).float()
     weight = 1.0 + SMEAR * differs
     return weight / weight.mean()
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights a little way."""
-    for mean, new in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(new, 1 - decay)
 
 
 @torch.no_grad()
