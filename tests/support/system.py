@@ -172,10 +172,10 @@ def run_cli(
     )
 
 
-def cli_environment(base_dir: Path, mark: str) -> dict[str, str]:
+def cli_environment(base_dir: Path, mark: str, root: Path = ROOT) -> dict[str, str]:
     """Environment of `vireo` commands of one system, without anything that the tests' own environment sets."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIREO_", "RAY_", "PYTEST_"))}
-    paths = [str(ROOT), str(ROOT / "proto"), kept.get("PYTHONPATH", "")]
+    paths = [str(root), str(root / "proto"), kept.get("PYTHONPATH", "")]
     return {
         **kept,
         "PYTHONPATH": ":".join(filter(None, paths)),
@@ -198,9 +198,13 @@ def short_folder() -> Iterator[Path]:
 
 @contextmanager
 def running_system(
-    *settings: str, tenants: Sequence[Mapping[str, Any]] = (), start_timeout_s: float = START_TIMEOUT_S
+    *settings: str,
+    tenants: Sequence[Mapping[str, Any]] = (),
+    start_timeout_s: float = START_TIMEOUT_S,
+    root: Path = ROOT,
 ) -> Iterator[System]:
-    """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`.
+    """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`;
+    ``root`` is the working tree whose code runs.
 
     It neither chats nor makes clips, unless a setting says so: that takes its start from seconds to half a minute.
 
@@ -210,8 +214,9 @@ def running_system(
     settings = ("chat_models=[]", "video_models=[]", *settings)
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
-        system = System(port, grpc_port, base_dir, mark, _launch(base_dir, mark, port, grpc_port, settings, tenants),
-                        cli_environment(base_dir, mark))  # fmt: skip
+        environment = cli_environment(base_dir, mark, root)
+        process = _launch(base_dir, environment, root, port, grpc_port, settings, tenants)
+        system = System(port, grpc_port, base_dir, mark, process, environment)
         try:
             _wait_ready(system, start_timeout_s)
             yield system
@@ -221,7 +226,8 @@ def running_system(
 
 def _launch(
     base_dir: Path,
-    mark: str,
+    environment: Mapping[str, str],
+    root: Path,
     port: int,
     grpc_port: int,
     settings: Sequence[str],
@@ -237,8 +243,8 @@ def _launch(
     with (base_dir / "up.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            cwd=ROOT,
-            env=cli_environment(base_dir, mark),
+            cwd=root,
+            env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,95 @@
+"""What one fault costs everybody else: each scenario before and after, on the same machine, one after the other.
+
+    make bench-faults                                     every scenario, both sides
+    python -m tests.benchmarks.bench_faults NAME ...      some of them; the others keep their last figures
+    python -m tests.benchmarks.bench_faults --before none the working tree alone
+
+A scenario is a module of ``tests/benchmarks/faults`` with a ``TITLE`` and a ``measure(start)`` that returns figures;
+``start`` runs the system of one side. The side "before" is a commit, checked out into a temporary folder and run in
+this environment. Figures are single runs: they tell seconds from milliseconds, not one percent from another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from tests.benchmarks.common import RESULTS, ROOT, markdown_table, provenance, write_results
+from tests.benchmarks.faults.harness import Figures, Scenario, starter
+
+BEFORE = "02528ce"
+"""The last commit before these faults were mended."""
+_FOLDER = Path(__file__).parent / "faults"
+SCENARIOS = sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem not in ("__init__", "harness"))
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios; default all: {', '.join(SCENARIOS)}")
+    parser.add_argument("--before", default=BEFORE, help="commit to compare with, or none; default %(default)s")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results; default docs/benchmarks")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(SCENARIOS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    rows = _earlier(args.out)
+    for name in args.names or SCENARIOS:
+        rows[name] = {**rows.get(name, {}), **_run(name, args.before)}
+        document = {**provenance("faults"), "scenarios": rows}
+        write_results(args.out, document, _table(rows))
+    print(_table(rows))
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    path = folder / "faults.json"
+    return dict(json.loads(path.read_text())["scenarios"]) if path.exists() else {}
+
+
+def _run(name: str, before: str) -> dict[str, Any]:
+    scenario = cast(Scenario, importlib.import_module(f"tests.benchmarks.faults.{name}"))
+    row: dict[str, Any] = {"title": scenario.TITLE}
+    if before != "none":
+        with _checked_out(before) as root:
+            row["before"] = _told(name, "before", scenario.measure(starter(root)))
+    row["after"] = _told(name, "after", scenario.measure(starter(ROOT)))
+    return row
+
+
+def _told(name: str, side: str, figures: Figures) -> Figures:
+    print(f"{name} {side}: {dict(figures)}", flush=True)
+    return dict(figures)
+
+
+@contextmanager
+def _checked_out(commit: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="v") as folder:
+        root = Path(folder) / "before"
+        _git("worktree", "add", "--detach", "--force", str(root), commit)
+        try:
+            yield root
+        finally:
+            _git("worktree", "remove", "--force", str(root))
+
+
+def _git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = [
+        [row["title"], figure, row.get("before", {}).get(figure), after]
+        for row in rows.values()
+        for figure, after in row["after"].items()
+    ]
+    return markdown_table(["fault", "figure", "before", "after"], cells)
+
+
+if __name__ == "__main__":
+    main()
