@@ -8,7 +8,7 @@ PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.
 SOURCES := serving models schedulers loadtest tests
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve down test check format proto lock train-texthawk2-nano train-vdit-nano clean
+.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -59,6 +59,9 @@ lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs u
 
 bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks).
 	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
+
+fuzz: install ## Throw bad input at a system of its own for ten minutes: OpenAPI, protobuf messages.
+	$(BIN)/python -m tests.fuzz
 
 train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.
 	PYTHON=$(BIN)/python bash scripts/train_texthawk2_nano.sh
