@@ -1,8 +1,8 @@
 """Throws what nobody should send at a running system, for a bounded time: `make fuzz`.
 
-Requests derived from our OpenAPI document (schemathesis) and damaged protobuf messages to every RPC. A fault is an answer
-that no bad input may get (5xx, `INTERNAL`, silence), a system that is not ready or has grown afterwards. What was found lies in ``out/fuzz``, as bytes that can
-be sent again; the exit code is 1.
+Requests derived from our OpenAPI document (schemathesis), and damaged protobuf messages to every RPC. A fault is an
+answer that no bad input may get (5xx, `INTERNAL`, silence), or a system that is not ready or has grown afterwards. What
+was found lies in ``out/fuzz``, as bytes that can be sent again; the exit code is 1.
 
     make fuzz                                            ten minutes in all
     python -m tests.fuzz --seconds 60 --seed 7 --only protobufs
