@@ -23,7 +23,7 @@ class TokenPrices:
     prefill_s: float
     decode_s: float
     interval_s: float
-    """Between two tokens of one answer, at the load of late."""
+    """Between two tokens of one answer, at the recent load."""
     answer_tokens: float = 64.0
     """Tokens of an answer, on average; not a price, and learnt like one."""
 
@@ -34,7 +34,7 @@ class TokenPrices:
 
 
 class TokenCost:
-    """The prices of late. ``first`` holds until requests have been observed; ``weight`` is that of each new one."""
+    """Recent prices. ``first`` holds until requests have been observed; ``weight`` is that of each new one."""
 
     def __init__(self, first: TokenPrices, weight: float = 0.1) -> None:
         if not 0.0 < weight <= 1.0:
@@ -102,7 +102,7 @@ class TokenCost:
 
 @dataclass(slots=True)
 class _Ratio:
-    """Sums of late, and how one relates to the other."""
+    """Recent sums, and the ratio of one to the other."""
 
     seconds: float
     tokens: float

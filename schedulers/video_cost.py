@@ -24,7 +24,7 @@ class StepPart:
 
 
 class StepCost:
-    """What steps cost of late. ``first_share``: until batches were observed; ``weight``: that of each new batch.
+    """What steps have cost recently. ``first_share``: until batches were observed; ``weight``: that of each new batch.
 
     Raises: ValueError: a number is out of range.
     """
@@ -81,7 +81,7 @@ class StepCost:
 
     @property
     def decode_s(self) -> float:
-        """Seconds of a decode, of late; 0 until one was observed."""
+        """Recent seconds of a decode; 0 until one was observed."""
         return self._decode_s
 
     def observe_decode(self, elapsed_s: float) -> None:

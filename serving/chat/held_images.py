@@ -1,4 +1,4 @@
-"""Which images a replica has seen of late: what the request router is told, in a few bytes each."""
+"""Which images a replica has seen recently: what the request router gets, in a few bytes each."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def video_grpc(channel: grpc.Channel, http: httpx.Client, model: str) -> str:
     data = b"".join(response.content.data for response in responses)
     checked(data, responses[-1].end.sha256)
     http.delete(f"/v1/videos/{responses[-1].end.id}").raise_for_status()
-    return f"MP4 of {len(data)} bytes, {sum(response.HasField('progress') for response in responses)} times told of"
+    num_updates = sum(response.HasField("progress") for response in responses)
+    return f"MP4 of {len(data)} bytes, {num_updates} progress updates"
 
 
 def checked(data: bytes, sha256: str) -> None:

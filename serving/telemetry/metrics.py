@@ -83,7 +83,7 @@ CHAT_ENCODER_IMAGES = Counter("vireo_chat_encoder_images_total", "Images through
 CHAT_IMAGE_LOOKUPS = Counter(
     "vireo_chat_image_lookups_total", "Images that a replica held: hit, or not: miss.", ["model", "outcome"]
 )
-CHAT_PREEMPTIONS = Counter("vireo_chat_preemptions_total", "Answers set back for want of KV blocks.", ["model"])
+CHAT_PREEMPTIONS = Counter("vireo_chat_preemptions_total", "Answers preempted because KV blocks ran out.", ["model"])
 CHAT_ABORTS = Counter("vireo_chat_aborts_total", "Answers that the engine was told to give up.", ["model"])
 CHAT_KV_BLOCKS = Gauge(
     "vireo_chat_kv_blocks", "Blocks of the KV cache: used, total.", ["model", "kind"], multiprocess_mode="livesum"
@@ -130,7 +130,7 @@ VIDEO_PREDICTED_SECONDS = Histogram(
     "vireo_video_predicted_seconds", "Engine seconds that an admitted job was expected to take.", ["model"],
     buckets=LONG_SECONDS,
 )  # fmt: skip
-VIDEO_PREEMPTIONS = Counter("vireo_video_preemptions_total", "Jobs set back for more urgent ones.", ["model"])
+VIDEO_PREEMPTIONS = Counter("vireo_video_preemptions_total", "Jobs preempted by more urgent ones.", ["model"])
 VIDEO_LEASES_LOST = Counter("vireo_video_leases_lost_total", "Jobs taken from a worker that was late.", ["model"])
 VIDEO_ENDED = Counter(
     "vireo_video_jobs_ended_total", "Jobs that are over: completed, or an error's code.", ["model", "outcome"]
