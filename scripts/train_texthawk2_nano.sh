@@ -25,9 +25,9 @@ finding=(word=.2 line=.08 chinese=.12 mixed_lines=.03 ground_shape=.28 ground_te
 
 run vision vision_stage --out "$WORK/vision" --steps 1500
 stage tokens 3000 --vision "$WORK/vision" --tiles 0 --dense-tiles 48 --final 0.3
-stage answers 1500 --resume --freeze tower --tiles 44 --dense-tiles 16 --tiles-per-image 1 --final 0.5 --tasks "${finding[@]}"
-stage small 3000 --resume --tiles 40 --dense-tiles 12 --tiles-per-image 1 --lr 1e-3 --tower-lr 3e-4 --final 0.4
-stage all 3000 --resume --tiles 40 --dense-tiles 8 --lr 4e-4 --tower-lr 2e-4 --final 0.03
+stage answers 1500 --from "$WORK" --freeze tower --tiles 44 --dense-tiles 16 --tiles-per-image 1 --final 0.5 --tasks "${finding[@]}"
+stage small 3000 --from "$WORK" --tiles 40 --dense-tiles 12 --tiles-per-image 1 --lr 1e-3 --tower-lr 3e-4 --final 0.4
+stage all 3000 --from "$WORK" --tiles 40 --dense-tiles 8 --lr 4e-4 --tower-lr 2e-4 --final 0.03
 
 "$PYTHON" -m models.texthawk2.training.export "$WORK" "$OUT"
 "$PYTHON" -m models.texthawk2.card "$OUT" --training "$WORK"

@@ -27,9 +27,12 @@ class Optimizers:
     ) -> None:
         matrices, others = _split(body)
         others += [parameter for head in heads for parameter in head.parameters()]
-        self._muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-        self._adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self._base = (muon_lr, adam_lr)
+        self._rated: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.01), adam_lr)
+        ]
+        if matrices:  # none where only heads are trained
+            muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            self._rated.append((muon, muon_lr))
         self._warmup, self._final = warmup, final
         self._parameters = [*matrices, *others]
 
@@ -38,7 +41,7 @@ class Optimizers:
         norm = nn.utils.clip_grad_norm_(self._parameters, 1.0)
         decay = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         factor = min(1.0, (step + 1) / self._warmup) * (self._final + (1 - self._final) * decay)
-        for optimizer, base in zip((self._muon, self._adam), self._base, strict=True):
+        for optimizer, base in self._rated:
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
             optimizer.step()

@@ -24,20 +24,26 @@ TASKS: dict[str, Task] = {
     "read_box": finding.read_box,
     "caption": finding.caption,
     "count": finding.count,
+    "absent": finding.absent,
+    "interview": finding.interview,
 }
+MEASURED = tuple(name for name in TASKS if name != "interview")
+"""What a user asks; an interview is made of these."""
 CHINESE_TASKS = ("chinese", "chinese_ground")
 WEIGHTS: dict[str, float] = {
-    "word": 0.22,
-    "line": 0.13,
-    "chinese": 0.17,
-    "mixed_lines": 0.09,
+    "word": 0.16,
+    "line": 0.12,
+    "chinese": 0.12,
+    "mixed_lines": 0.12,
     "page": 0.04,
-    "ground_shape": 0.11,
-    "ground_text": 0.08,
-    "chinese_ground": 0.05,
-    "read_box": 0.05,
-    "caption": 0.03,
-    "count": 0.03,
+    "ground_shape": 0.06,
+    "ground_text": 0.06,
+    "chinese_ground": 0.04,
+    "read_box": 0.02,
+    "caption": 0.04,
+    "count": 0.04,
+    "absent": 0.01,
+    "interview": 0.17,
 }
 
 

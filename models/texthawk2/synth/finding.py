@@ -1,4 +1,4 @@
-"""Tasks about things and their places: where is it, what is there, how many, what is on the picture."""
+"""Tasks about things and their places: where is it, what is there, how many, is it there, what is on the picture."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ _WHERE = ("Where is {}?", "Find {}.", "Locate {}.")
 _WHAT = ("What is in {}?", "What does {} show?")
 _WHAT_TEXT = ("What is the text in {}?", "Read the text in {}.", "What is in {}?")
 _DESCRIBE = ("Describe the image.", "What is in the image?", "Describe the picture.")
+NONE = "There is none."
+"""The answer to where something is that the picture does not show."""
+_UNKNOWN = ("pentagon", "diamond", "heart", "arrow", "cross", "oval", "ring", "moon", "rectangle", "cube", "leaf", "key")
+_UNKNOWN_HELD_OUT = ("hexagon", "octagon", "crescent", "cylinder", "flower", "house")
 _COUNT = ("How many {}?", "How many {} are there?", "Count the {}.")
 
 
@@ -60,7 +64,9 @@ class Figure:
     @property
     def asked(self) -> str:
         """How a question names it."""
-        return f'the word "{self.thing.name}"' if self.is_text else f"the {self.thing.name}"
+        if not self.is_text:
+            return f"the {self.thing.name}"
+        return f'the word "{self.thing.name}"' if self.thing.name.isascii() else f'"{self.thing.name}"'
 
     @property
     def described(self) -> str:
@@ -94,16 +100,12 @@ def chinese_ground(rng: np.random.Generator, split: Split, fonts: FontSet | None
     """Where are some Chinese characters, among up to three strings (and some shapes)?"""
     fonts = fonts or default_fonts()
     frame = any_frame(rng)
-    figures = []
-    for _ in range(int(rng.integers(1, 4))):
-        face = random_face(rng, fonts.families("chinese", split))
-        size = min(text_size(rng, frame, SMALLEST_CHINESE), round(_LARGEST_WORD / frame.zoom))
-        figures.append(Figure(text_thing(face, size, chinese_word(rng, split), _turn(rng)), None))
+    figures = [_chinese_figure(rng, split, fonts, frame) for _ in range(int(rng.integers(1, 4)))]
     if rng.random() < 0.3:
         figures += _different_shapes(rng, frame, 1)
     placed, image = _scattered(rng, split, frame, figures)
     texts = [(figure, where) for figure, where in placed if figure.is_text]
-    return _where(rng, "chinese_ground", frame, image, texts, [f'"{figure.thing.name}"' for figure, _ in texts])
+    return _where(rng, "chinese_ground", frame, image, texts, [figure.asked for figure, _ in texts])
 
 
 def read_box(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
@@ -171,6 +173,44 @@ def count(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) 
     return Example(image, "count", turns)
 
 
+def absent(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
+    """Where is what the picture does not show: a shape of another colour, a word, a shape that is never drawn?"""
+    fonts = fonts or default_fonts()
+    frame = any_frame(rng)
+    figures = _different_shapes(rng, frame, int(rng.integers(1, 5)))
+    figures += _different_words(rng, split, fonts, frame, int(rng.integers(0, 3)))
+    placed, image = _scattered(rng, split, frame, _shuffled(rng, figures))
+    return Example(image, "absent", (_missing(rng, split, [figure for figure, _ in placed]),))
+
+
+def interview(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
+    """Up to six questions about one picture, each thing in one of them: most of a step's time is spent on its picture.
+
+    For training; what it asks is measured by the other tasks.
+    """
+    fonts = fonts or default_fonts()
+    frame = any_frame(rng)
+    figures = _different_words(rng, split, fonts, frame, int(rng.integers(0, 4)))
+    figures += _different_shapes(rng, frame, int(rng.integers(1, 5)))
+    if fonts.chinese and rng.random() < 0.3:
+        figures.append(_chinese_figure(rng, split, fonts, frame))
+    placed, image = _scattered(rng, split, frame, _shuffled(rng, figures))
+    asked = [_one_question(rng, frame, figure, where) for figure, where in placed]
+    shown = [figure for figure, _ in placed]
+    asked.append((_missing(rng, split, shown), None))
+    shapes = [figure.thing.name.split() for figure in shown if not figure.is_text]
+    if shapes:
+        colour, shape = (pick(rng, names) for names in zip(*shapes, strict=True))
+        number = sum(name[1] == shape for name in shapes)
+        asked.append(((pick(rng, _COUNT).format(f"{shape}s"), str(number)), None))
+        number = sum(name[0] == colour for name in shapes)
+        asked.append(((pick(rng, _COUNT).format(f"{colour} shapes"), str(number)), None))
+    chosen = [asked[i] for i in rng.permutation(len(asked))[:6]]
+    return Example(
+        image, "interview", tuple(turn for turn, _ in chosen), tuple(box for _, box in chosen if box is not None)
+    )
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +228,42 @@ def _where(
         turns.append((pick(rng, _WHERE).format(names[number]), box_text(box)))
         boxes.append(box)
     return Example(image, task, tuple(turns), tuple(boxes))
+
+
+def _one_question(
+    rng: np.random.Generator, frame: Frame, figure: Figure, where: Placed
+) -> tuple[tuple[str, str], Box | None]:
+    """Where the thing is, or what is in its box; with the box."""
+    box = where.box(frame)
+    if rng.random() < 0.6:
+        return (pick(rng, _WHERE).format(figure.asked), box_text(box)), box
+    box = _loosened(rng, box)
+    question = pick(rng, _WHAT_TEXT if figure.is_text else _WHAT).format(box_text(box))
+    return (question, figure.thing.name), box
+
+
+def _missing(rng: np.random.Generator, split: Split, shown: Sequence[Figure]) -> tuple[str, str]:
+    """A question for what is not among ``shown``, and its answer."""
+    names = {figure.thing.name.lower() for figure in shown}
+    while True:
+        kind = rng.random()
+        if kind < 0.25:
+            name = latin_word(rng, split, 10)
+            asked = f'the word "{name}"'
+        elif kind < 0.5:
+            name = f"{pick(rng, list(COLOURS))} {pick(rng, _UNKNOWN_HELD_OUT if split == 'test' else _UNKNOWN)}"
+            asked = f"the {name}"
+        else:
+            name = f"{pick(rng, list(COLOURS))} {pick(rng, SHAPES)}"
+            asked = f"the {name}"
+        if name.lower() not in names:
+            return pick(rng, _WHERE).format(asked), NONE
+
+
+def _chinese_figure(rng: np.random.Generator, split: Split, fonts: FontSet, frame: Frame) -> Figure:
+    face = random_face(rng, fonts.families("chinese", split))
+    size = min(text_size(rng, frame, SMALLEST_CHINESE), round(_LARGEST_WORD / frame.zoom))
+    return Figure(text_thing(face, size, chinese_word(rng, split), _turn(rng)), None)
 
 
 def _different_shapes(rng: np.random.Generator, frame: Frame, number: int) -> list[Figure]:

@@ -21,6 +21,8 @@ _HELD_OUT_SHARE = 8
 _START, _END = "<", ">"
 # Letters and digits that no font makes look like another one; a code is read letter by letter, context does not help.
 _CODE_CHARS = "abdefghkmnpqrtuyABDEFGHKLMNPQRTUY23456789"
+# Words all in capitals were wrong twice as often as others, so training shows more of them.
+_UPPER, _UPPER_TRAIN = 0.15, 0.25
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -41,20 +43,21 @@ def latin_word(rng: np.random.Generator, split: Split, longest: int = 12) -> str
     Never the same text in train as in val and test.
     """
     while True:
-        word = _any_word(rng, split != "train")
+        word = _any_word(rng, split)
         if len(word) <= longest and held_out(word) == (split != "train"):
             return word
 
 
-def _any_word(rng: np.random.Generator, held: bool) -> str:
+def _any_word(rng: np.random.Generator, split: Split) -> str:
     kind = rng.random()
+    upper = _UPPER_TRAIN if split == "train" else _UPPER
     if kind < 0.60:
-        words = real_words(held)
-        return _with_capitals(rng, words[int(rng.integers(len(words)))])
+        words = real_words(split != "train")
+        return _with_capitals(rng, words[int(rng.integers(len(words)))], upper)
     if kind < 0.85:
         word = made_up_word(rng)
         # A capital I before letters that make no known word looks like an l in most fonts.
-        return word if word[0] == "i" else _with_capitals(rng, word)
+        return word if word[0] == "i" else _with_capitals(rng, word, upper)
     return code(rng)
 
 
@@ -97,11 +100,11 @@ def chinese_word(rng: np.random.Generator, split: Split, length: int | None = No
             return text
 
 
-def _with_capitals(rng: np.random.Generator, word: str) -> str:
+def _with_capitals(rng: np.random.Generator, word: str, upper: float) -> str:
     kind = rng.random()
-    if kind < 0.15:
+    if kind < upper:
         return word.upper()
-    return word.capitalize() if kind < 0.40 else word
+    return word.capitalize() if kind < upper + 0.25 else word
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,10 @@ the connector: from each token that it makes, a linear head names the characters
     python -m models.texthawk2.training.language_stage --vision .cache/nano/vision --out .cache/nano
 
 The order that learns soonest: ``--tiles 0`` first (the connector's tokens name the characters that they cover), then
-small images (``--tiles-per-image 1``), then all; each goes on from the one before with ``--resume``.
+small images (``--tiles-per-image 1``), then all; each goes on from the one before with ``--from``.
+
+From shipped weights (``--from models/checkpoints/texthawk2-nano``) the training's own heads start fresh: first
+``--freeze model``, which teaches them alone, or their gradients disturb what the model knows.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
 
 from models.texthawk2.config import TextHawk2Config
 from models.texthawk2.detection import DetectionHead
@@ -45,6 +49,7 @@ FIRST_COORDINATE = BOX_TOKENS.index(COORDINATE_TOKENS[0])
 """From the box's open tag to the first coordinate, in ids."""
 CORNERS = (0, 1, 3, 4)
 """Where, after a box's open tag, its corners are predicted: a comma stands between them."""
+FROZEN = ("tower", "vision", "model")
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -53,13 +58,18 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the log")
-    parser.add_argument("--vision", type=Path, help="folder of the first stage")
-    parser.add_argument("--resume", action="store_true", help="go on from the model in --out")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--vision", type=Path, help="start with the tower of this folder of the first stage")
+    start.add_argument("--from", dest="source", type=Path, help="go on from this model: --out itself, or a shipped one")
     parser.add_argument("--steps", type=int, default=6000, help="optimiser steps")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
     parser.add_argument("--tiles", type=int, default=40, help="tiles per step; 0: characters only")
     parser.add_argument("--dense-tiles", type=int, default=8, help="densely labelled tiles per step")
-    parser.add_argument("--freeze", choices=("tower", "vision"), help="tower; or tower and connector: not trained")
+    parser.add_argument(
+        "--freeze",
+        choices=FROZEN,
+        help="not trained: the tower; tower and connector (vision); all but the training's own heads (model)",
+    )
     parser.add_argument("--tasks", type=_weight, nargs="+", help="shares of tasks, as word=0.3; those not named: none")
     parser.add_argument("--tiles-per-image", type=int, default=1000, help="larger images are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -94,7 +104,7 @@ def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, writing a checkpoint every few hundred steps."""
+    """Train, writing a checkpoint every hundred steps."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -106,8 +116,7 @@ def train(args: argparse.Namespace) -> None:
     batches = Batches(encoder, pad_id, "train", args.tiles, args.seed, args.tiles_per_image, weights)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
     dense = None if args.freeze == "vision" else dense_tiles(args)
-    model.vision_tower.requires_grad_(not args.freeze)
-    model.connector.requires_grad_(args.freeze != "vision")
+    freeze(model, args.freeze)
     if not args.no_compile:
         compile_layers(model)
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image, weights)
@@ -128,16 +137,28 @@ def train(args: argparse.Namespace) -> None:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
             log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
             recent.clear()
-        if step % 200 == 199:
+        if step % 100 == 99:
             log.write(step=step + 1, **measured(model, heads, held_out, named_tiles))
             save(model, heads, tokenizer, args.out)
     log.write(step=step, **measured(model, heads, held_out, named_tiles))
     save(model, heads, tokenizer, args.out)
 
 
+def freeze(model: TextHawk2ForConditionalGeneration, parts: str | None) -> None:
+    """Leave some parts as they are (``FROZEN``; None: train all)."""
+    model.requires_grad_(parts != "model")
+    if parts:
+        model.vision_tower.requires_grad_(False)
+    if parts == "vision":
+        model.connector.requires_grad_(False)
+
+
 def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForConditionalGeneration, nn.ModuleDict]:
-    """The model and the heads that only training has: fresh, from the first stage, or from an earlier run."""
-    model = TextHawk2ForConditionalGeneration.from_pretrained(args.out) if args.resume else build_model(tokenizer)
+    """The model and the heads that only training has: fresh, from the first stage, or from an earlier run.
+
+    A shipped checkpoint is in half precision and has no heads: it is trained in full precision, its heads start fresh.
+    """
+    model = load_model(args.source, tokenizer) if args.source else build_model(tokenizer)
     characters = nn.Linear(model.config.vision_config.hidden_size, len(DENSE_CLASSES))
     heads = nn.ModuleDict(
         {
@@ -147,12 +168,25 @@ def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForC
             "places": PlaceHead(cast(TextHawk2Config, model.config)),
         }
     )
-    if args.resume:
-        heads.load_state_dict(load_file(args.out / HEADS_FILE), strict=False)
+    if args.source and (args.source / HEADS_FILE).exists():
+        heads.load_state_dict(load_file(args.source / HEADS_FILE), strict=False)
     elif args.vision:
         model.vision_tower.load_state_dict(load_file(args.vision / "vision.safetensors"))
         characters.load_state_dict(load_file(args.vision / "head.safetensors"))
     return model, heads
+
+
+def load_model(folder: Path, tokenizer: Any) -> TextHawk2ForConditionalGeneration:
+    """The model in ``folder``, in full precision.
+
+    Raises:
+        ValueError: it was trained with another vocabulary.
+    """
+    model = TextHawk2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(folder).get_vocab()
+    if words != tokenizer.get_vocab():
+        raise ValueError(f"{folder} has {len(words)} tokens, other than training's {len(tokenizer)}; train anew")
+    return model
 
 
 def build_optimizers(

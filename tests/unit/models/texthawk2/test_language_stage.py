@@ -1,0 +1,89 @@
+"""Training goes on from any checkpoint, its own or a shipped one, and leaves frozen parts alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.texthawk2.synth.charset import CHINESE
+from models.texthawk2.synth.dense import dense_tile
+from models.texthawk2.tokenizer import build_nano_tokenizer
+from models.texthawk2.training import language_stage as stage
+from tests.support.synth_fonts import DEJAVU
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as ``models.texthawk2.training.export`` writes it: half precision, without training's heads."""
+    folder = tmp_path_factory.mktemp("shipped")
+    tokenizer = build_nano_tokenizer(CHINESE)
+    stage.build_model(tokenizer).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _args(source: Path | None, freeze: str | None = None) -> argparse.Namespace:
+    return argparse.Namespace(source=source, vision=None, freeze=freeze, lr=1e-3, tower_lr=None, final=0.1)
+
+
+def _dense(number: int = 2) -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(1)
+    tiles, labels = zip(*(dense_tile(rng, "train", DEJAVU) for _ in range(number)), strict=True)
+    return torch.from_numpy(np.stack(tiles)), torch.from_numpy(np.stack(labels)).flatten(1).long()
+
+
+def test_shipped_weights_are_trained_in_full_precision_with_fresh_heads(shipped: Path) -> None:
+    tokenizer = build_nano_tokenizer(CHINESE)
+    model, heads = stage.build_parts(_args(shipped), tokenizer)
+    again, other_heads = stage.build_parts(_args(shipped), tokenizer)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for first, second in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(heads["places"].fc.weight, other_heads["places"].fc.weight)
+
+
+def test_trainings_own_folder_has_its_heads_too(shipped: Path, tmp_path: Path) -> None:
+    tokenizer = build_nano_tokenizer(CHINESE)
+    model, heads = stage.build_parts(_args(shipped), tokenizer)
+    stage.save(model, heads, tokenizer, tmp_path)
+    _, again = stage.build_parts(_args(tmp_path), tokenizer)
+    for first, second in zip(heads.parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_only_fresh_heads_learn_while_the_model_is_frozen(shipped: Path) -> None:
+    args = _args(shipped, "model")
+    model, heads = stage.build_parts(args, build_nano_tokenizer(CHINESE))
+    stage.freeze(model, args.freeze)
+    before = [parameter.clone() for parameter in model.parameters()]
+    head = heads["windows"].fc.weight.clone()
+    (optimizer,) = stage.build_optimizers(args, model, heads)
+    stage.take_step(model, heads, None, _dense())
+    optimizer.step(0.0, 0)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert not torch.equal(head, heads["windows"].fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("parts", "trained"),
+    [
+        (None, {"vision_tower", "connector", "language_model"}),
+        ("tower", {"connector", "language_model"}),
+        ("vision", {"language_model"}),
+        ("model", set()),
+    ],
+)
+def test_frozen_parts(parts: str | None, trained: set[str], shipped: Path) -> None:
+    model = stage.load_model(shipped, build_nano_tokenizer(CHINESE))
+    stage.freeze(model, parts)
+    assert {name.split(".")[0] for name, value in model.named_parameters() if value.requires_grad} == trained
+
+
+def test_weights_of_another_vocabulary_are_refused(shipped: Path) -> None:
+    with pytest.raises(ValueError, match=r"has \d+ tokens, other than training's \d+; train anew"):
+        stage.load_model(shipped, build_nano_tokenizer(CHINESE[:10]))
