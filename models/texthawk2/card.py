@@ -125,7 +125,7 @@ def _in_turn(answers: Sequence[Answered], most: int) -> list[Answered]:
 
 def _cell(one: Answered) -> Image.Image:
     cell = Image.new("RGB", CELL, "white")
-    picture = one.example.image.copy()
+    picture = _side_by_side(one.example.images)
     if one.task in GROUNDING:
         pen = ImageDraw.Draw(picture)
         for text, colour in ((one.expected, "lime"), (one.given, "red")):
@@ -139,6 +139,16 @@ def _cell(one: Answered) -> Image.Image:
     shown = "\n".join(part for line in lines for part in textwrap.wrap(line[:90], 40))
     ImageDraw.Draw(cell).text((5, 220), shown, fill="black", font=_label_font())
     return cell
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    height = max(picture.height for picture in pictures)
+    sheet = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
 
 
 def _boxes(text: str) -> list[Box]:

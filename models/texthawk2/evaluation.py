@@ -35,6 +35,7 @@ class Answered:
     expected: str
     given: str
     num_tiles: int
+    """Of the largest picture."""
 
     @property
     def is_right(self) -> bool:
@@ -78,30 +79,34 @@ def answer(
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
-        cut = [cut_tiles(np.asarray(example.image, dtype=np.uint8), limits) for example in part]
-        prompts = [_prompt(tokenizer, example.turns[0][0], grid) for example, (_, grid) in zip(part, cut, strict=True)]
+        cut = [[cut_tiles(np.asarray(image, np.uint8), limits) for image in example.images] for example in part]
+        prompts = [
+            _prompt(tokenizer, example.turns[0][0], [grid for _, grid in images])
+            for example, images in zip(part, cut, strict=True)
+        ]
         width = max(map(len, prompts))
         pad = config.text_config.pad_token_id
         made = model.generate(  # type: ignore[misc]
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts]),
             attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
-            pixel_values=torch.from_numpy(np.concatenate([tiles for tiles, _ in cut])),
-            grids=torch.tensor([grid for _, grid in cut]),
+            pixel_values=torch.from_numpy(np.concatenate([tiles for images in cut for tiles, _ in images])),
+            grids=torch.tensor([grid for images in cut for _, grid in images]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=end,
             pad_token_id=pad,
         )
-        for example, (tiles, _), tokens in zip(part, cut, made[:, width:].tolist(), strict=True):
+        for example, images, tokens in zip(part, cut, made[:, width:].tolist(), strict=True):
             told = tokens[: tokens.index(end)] if end in tokens else tokens
             question, expected = example.turns[0]
             given = tokenizer.decode(told, skip_special_tokens=False)
-            yield Answered(example.task, example, question, expected, given, len(tiles))
+            num_tiles = max(len(tiles) for tiles, _ in images)
+            yield Answered(example.task, example, question, expected, given, num_tiles)
 
 
-def _prompt(tokenizer: Any, question: str, grid: tuple[int, int]) -> list[int]:
-    image = "<vision_start>" + "<image>" * image_tokens(grid) + "<vision_end>"
-    text = f"<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
+def _prompt(tokenizer: Any, question: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+    images = "".join("<vision_start>" + "<image>" * image_tokens(grid) + "<vision_end>" for grid in grids)
+    text = f"<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n"
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
 

@@ -13,7 +13,8 @@ from models.texthawk2.coordinates import Box, format_box, parse_boxes
 
 @dataclass(frozen=True)
 class Example:
-    """``image`` RGB; ``turns`` of (question, answer) as plain text, boxes written as their seven tokens.
+    """``image`` RGB; ``others``: further pictures, which follow it. ``turns`` of (question, answer) as plain text,
+    boxes written as their seven tokens.
 
     ``boxes``: all boxes of the turns in the order in which the text has them, not yet rounded to steps.
     """
@@ -22,11 +23,17 @@ class Example:
     task: str
     turns: tuple[tuple[str, str], ...]
     boxes: tuple[Box, ...] = ()
+    others: tuple[Image.Image, ...] = ()
 
     def __post_init__(self) -> None:
         said = [box for turn in self.turns for text in turn for box in parse_boxes(text)]
         if said != [box.rounded() for box in self.boxes]:
             raise ValueError(f"{self.task}: the boxes of the text and of the example differ")
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """All pictures, in the order in which they are shown."""
+        return (self.image, *self.others)
 
 
 def box_text(box: Box) -> str:

@@ -16,6 +16,7 @@ TASKS: dict[str, Task] = {
     "word": reading.word,
     "line": reading.line,
     "chinese": reading.chinese,
+    "two_pictures": reading.two_pictures,
     "mixed_lines": reading.mixed_lines,
     "page": reading.page,
     "ground_shape": finding.ground_shape,
@@ -31,9 +32,10 @@ MEASURED = tuple(name for name in TASKS if name != "interview")
 """What a user asks; an interview is made of these."""
 CHINESE_TASKS = ("chinese", "chinese_ground")
 WEIGHTS: dict[str, float] = {
-    "word": 0.16,
+    "word": 0.13,
     "line": 0.12,
     "chinese": 0.12,
+    "two_pictures": 0.03,
     "mixed_lines": 0.12,
     "page": 0.04,
     "ground_shape": 0.06,
@@ -42,8 +44,8 @@ WEIGHTS: dict[str, float] = {
     "read_box": 0.02,
     "caption": 0.04,
     "count": 0.04,
-    "absent": 0.01,
-    "interview": 0.17,
+    "absent": 0.03,
+    "interview": 0.15,
 }
 
 

@@ -43,7 +43,20 @@ _WHAT_TEXT = ("What is the text in {}?", "Read the text in {}.", "What is in {}?
 _DESCRIBE = ("Describe the image.", "What is in the image?", "Describe the picture.")
 NONE = "There is none."
 """The answer to where something is that the picture does not show."""
-_UNKNOWN = ("pentagon", "diamond", "heart", "arrow", "cross", "oval", "ring", "moon", "rectangle", "cube", "leaf", "key")
+_UNKNOWN = (
+    "pentagon",
+    "diamond",
+    "heart",
+    "arrow",
+    "cross",
+    "oval",
+    "ring",
+    "moon",
+    "rectangle",
+    "cube",
+    "leaf",
+    "key",
+)
 _UNKNOWN_HELD_OUT = ("hexagon", "octagon", "crescent", "cylinder", "flower", "house")
 _COUNT = ("How many {}?", "How many {} are there?", "Count the {}.")
 

@@ -1,4 +1,4 @@
-"""Tasks of reading: a word, a line, Chinese characters, several lines, a page."""
+"""Tasks of reading: a word, a line, Chinese characters, two pictures, several lines, a page."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ _READ_WORD = (*_READ, "Read the word.")
 _READ_LINE = (*_READ, "Read the line.")
 _READ_LINES = ("Read all lines.", "Read the text line by line.", "Read the text.")
 _READ_PAGE = ("Read the whole page.", "Transcribe the page.", "Read the page from top to bottom.")
+_READ_NUMBERED = ("Read the {} image.", "What is written in the {} picture?", "What does the {} image say?")
+_READ_BOTH = ("Read both images.", "What do the two images say?", "Read the images.")
 _PAGE_CHARACTERS = 250
 _STRIP_SHARE = 0.08
 
@@ -71,6 +73,21 @@ def chinese(rng: np.random.Generator, split: Split, fonts: FontSet | None = None
         fitted = _fitted(face, _size(rng, frame, SMALLEST_CHINESE), chinese_word(rng, split), frame, SMALLEST_CHINESE)
         if fitted:
             return _reading(rng, split, frame, "chinese", [fitted], _READ)
+
+
+def two_pictures(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:
+    """Two pictures in one request, a word each (one in three Chinese): the text of one of them, or of both."""
+    fonts = fonts or default_fonts()
+    tasks = [chinese if fonts.chinese and rng.random() < 0.33 else word for _ in range(2)]
+    first, second = (task(rng, split, fonts) for task in tasks)
+    texts = [example.turns[0][1] for example in (first, second)]
+    turns = [
+        (pick(rng, _READ_NUMBERED).format("first"), texts[0]),
+        (pick(rng, _READ_NUMBERED).format("second"), texts[1]),
+        (pick(rng, _READ_BOTH), "\n".join(texts)),
+    ]
+    chosen = tuple(turns[i] for i in rng.permutation(3)[:2])
+    return Example(first.image, "two_pictures", chosen, others=(second.image,))
 
 
 def mixed_lines(rng: np.random.Generator, split: Split, fonts: FontSet | None = None) -> Example:

@@ -29,7 +29,8 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     tiles: np.ndarray[Any, Any]
-    grid: tuple[int, int]
+    grids: Sequence[tuple[int, int]]
+    """Of each picture; ``tiles`` holds theirs one after another."""
     boxes: list[tuple[int, tuple[float, ...]]]
     """Position of each box's open tag in an answer, and the box."""
     task: str
@@ -61,14 +62,10 @@ class Encoder:
         self._limits = TilingLimits(max_area=max_tiles, max_side=max_side)
 
     def __call__(self, example: Example, *, image_first: bool = True) -> Encoded:
-        """Encode one example. ``image_first``: whether the picture comes before the first question or after it."""
-        pixels = np.asarray(example.image, dtype=np.uint8)
-        tiles, grid = cut_tiles(pixels, self._limits)
-        image = [
-            self._token("<vision_start>"),
-            *[self._token("<image>")] * image_tokens(grid),
-            self._token("<vision_end>"),
-        ]
+        """Encode one example. ``image_first``: whether its pictures come before the first question or after it."""
+        cut = [cut_tiles(np.asarray(image, dtype=np.uint8), self._limits) for image in example.images]
+        grids = [grid for _, grid in cut]
+        images = [token for grid in grids for token in self._image(grid)]
         ids: list[int] = []
         labels: list[int] = []
         boxes: list[tuple[int, tuple[float, ...]]] = []
@@ -76,7 +73,7 @@ class Encoder:
         for turn, (question, answer) in enumerate(example.turns):
             asked = self._ids(question)
             if turn == 0:
-                asked = [*image, *asked] if image_first else [*asked, *image]
+                asked = [*images, *asked] if image_first else [*asked, *images]
             prompt = [*self._ids("<|im_start|>user\n"), *asked, *self._ids("<|im_end|>\n<|im_start|>assistant\n")]
             replied = [*self._ids(answer), self._token("<|im_end|>")]
             start = len(ids) + len(prompt)
@@ -85,7 +82,12 @@ class Encoder:
             newline = self._ids("\n")
             ids += [*prompt, *replied, *newline]
             labels += [IGNORE] * len(prompt) + replied + [IGNORE] * len(newline)
-        return Encoded(ids, labels, tiles, grid, boxes, example.task, example)
+        tiles = np.concatenate([tiles for tiles, _ in cut])
+        return Encoded(ids, labels, tiles, grids, boxes, example.task, example)
+
+    def _image(self, grid: tuple[int, int]) -> list[int]:
+        start, image, end = (self._token(token) for token in ("<vision_start>", "<image>", "<vision_end>"))
+        return [start, *[image] * image_tokens(grid), end]
 
 
 def collate(items: Sequence[Encoded], pad_id: int) -> Batch:
@@ -102,7 +104,7 @@ def collate(items: Sequence[Encoded], pad_id: int) -> Batch:
         input_ids=input_ids,
         labels=labels,
         tiles=torch.from_numpy(np.concatenate([item.tiles for item in items])),
-        grids=[item.grid for item in items],
+        grids=[grid for item in items for grid in item.grids],
         box_places=torch.tensor(places, dtype=torch.long).reshape(-1, 2),
         boxes=torch.tensor([box for item in items for _, box in item.boxes], dtype=torch.float32).reshape(-1, 4),
         tasks=[item.task for item in items],

@@ -15,6 +15,7 @@ From shipped weights (``--from models/checkpoints/texthawk2-nano``) the training
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ from models.texthawk2.training.nano import nano_config
 from models.texthawk2.training.vision_stage import DenseTiles, character_loss, name_patches, shares_by_kind
 from models.texthawk2.training.windows import PlaceHead, WindowHead
 from models.texthawk2.vision import normalise, read_levels
+from models.training.average import follow
 from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
 
@@ -50,6 +52,7 @@ FIRST_COORDINATE = BOX_TOKENS.index(COORDINATE_TOKENS[0])
 CORNERS = (0, 1, 3, 4)
 """Where, after a box's open tag, its corners are predicted: a comma stands between them."""
 FROZEN = ("tower", "vision", "model")
+AVERAGE_DECAY = 0.995
 DETECTION_WEIGHT = 1.0
 DENSE_WEIGHT = 0.5
 
@@ -104,7 +107,7 @@ def build_model(tokenizer: Any) -> TextHawk2ForConditionalGeneration:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, writing a checkpoint every hundred steps."""
+    """Train, measuring and writing the averaged weights every hundred steps, so that a run may be cut off anywhere."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,7 @@ def train(args: argparse.Namespace) -> None:
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1)) if args.tiles else None
     dense = None if args.freeze == "vision" else dense_tiles(args)
     freeze(model, args.freeze)
+    average = copy.deepcopy(model)
     if not args.no_compile:
         compile_layers(model)
     unseen = Batches(encoder, pad_id, "test", args.tiles or 16, 999, args.tiles_per_image, weights)
@@ -124,6 +128,7 @@ def train(args: argparse.Namespace) -> None:
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)] if args.tiles else []
     optimizers = build_optimizers(args, model, heads)
     log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
+    log.write(step=0, **measured(model, heads, held_out, named_tiles))
     recent: list[tuple[float, ...]] = []
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
@@ -133,15 +138,16 @@ def train(args: argparse.Namespace) -> None:
         recent.append(take_step(model, heads, batch, next(dense) if dense is not None else None))
         for optimizer in optimizers:
             optimizer.step(progress, step)
+        follow(average, model, min(AVERAGE_DECAY, (step + 1) / (step + 10)))
         if step % 50 == 49:
             loss, box, named = (sum(values) / len(recent) for values in zip(*recent, strict=True))
             log.write(step=step + 1, progress=progress, loss=loss, box=box, dense=named)
             recent.clear()
         if step % 100 == 99:
-            log.write(step=step + 1, **measured(model, heads, held_out, named_tiles))
-            save(model, heads, tokenizer, args.out)
-    log.write(step=step, **measured(model, heads, held_out, named_tiles))
-    save(model, heads, tokenizer, args.out)
+            log.write(step=step + 1, **measured(average, heads, held_out, named_tiles))
+            save(average, heads, tokenizer, args.out)
+    log.write(step=step, **measured(average, heads, held_out, named_tiles))
+    save(average, heads, tokenizer, args.out)
 
 
 def freeze(model: TextHawk2ForConditionalGeneration, parts: str | None) -> None:

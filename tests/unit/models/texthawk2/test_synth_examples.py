@@ -51,7 +51,7 @@ def _all(task: str, split: Split, number: int, fonts: FontSet = DEJAVU) -> list[
 def _check(example: Example, task: str) -> None:
     assert example.task == task
     assert example.image.mode == "RGB"
-    assert 1 <= len(example.turns) <= 3
+    assert 1 <= len(example.turns) <= (6 if task == "interview" else 3)
     assert all(question and answer for question, answer in example.turns)
     pixels = np.asarray(example.image)
     for box in example.boxes:
@@ -195,6 +195,35 @@ def test_box_that_is_asked_about_holds_the_thing() -> None:
     assert shapes <= {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
     assert len(shapes) > 5
     assert len(answers - shapes) > 20
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_is_absent_is_not_there(split: Split) -> None:
+    shown = [finding.Figure(shape_thing("circle", 30.0, f"{colour} circle"), COLOURS[colour]) for colour in COLOURS]
+    shown.append(finding.Figure(text_thing(_FACE, 30, "Apple"), None))
+    rng = np.random.default_rng(0)
+    asked = [finding._missing(rng, split, shown) for _ in range(300)]
+    assert {answer for _, answer in asked} == {finding.NONE}
+    assert not any(figure.thing.name in question for question, _ in asked for figure in shown)
+    assert any("the word" in question for question, _ in asked)
+    assert any(shape in question for question, _ in asked for shape in SHAPES)
+    assert any("hexagon" in question for question, _ in asked) == (split == "test")
+
+
+def test_interview_asks_of_each_thing_once() -> None:
+    for example in _all("interview", "train", 40):
+        assert len(example.boxes) == len({tuple(box) for box in example.boxes})
+        told = [answer for _, answer in example.turns if "<box>" not in answer]
+        named = [q for q, answer in example.turns if "<box>" in answer]
+        things = [name for name in told if name != finding.NONE and not name.isdigit()]
+        assert not any(f"the {thing}" in question for thing in things for question in named)
+
+
+def test_two_pictures_are_told_apart() -> None:
+    for example in _all("two_pictures", "train", 30):
+        assert len(example.images) == 2
+        for question, answer in example.turns:
+            assert (answer.count("\n") == 1) == ("first" not in question and "second" not in question)
 
 
 def test_pages_are_long_and_fit() -> None:
