@@ -227,6 +227,7 @@ class MediaSettings(_Section):
     max_tiles_per_request: int = Field(
         256, ge=1, description="Tiles of all images of one request to a chat model, thumbnails included."
     )
+    max_scans: int = Field(100, ge=1, description="Times that a JPEG may go over its pixels; encoders use about ten.")
     decode_timeout_s: float = Field(5.0, gt=0, description="Seconds after which a decode is killed.")
     allowed_hosts: tuple[str, ...] = Field(
         (),

@@ -186,6 +186,7 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
         max_pixels_per_request=media.max_pixels_per_request,
         max_tiles_per_request=media.max_tiles_per_request,
         max_images=limits.max_images,
+        max_scans=media.max_scans,
         decode_timeout_s=media.decode_timeout_s,
     )
 

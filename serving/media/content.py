@@ -7,7 +7,7 @@ import struct
 
 from serving.domain import Pixels
 
-FORMAT_VERSION = b"vireo-rgb8-1"
+FORMAT_VERSION = b"vireo-rgb8-2"
 """Changes whenever decoding may give other pixels for the same file (docs of ``serving.media.decode``)."""
 
 

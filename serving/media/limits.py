@@ -18,7 +18,8 @@ class MediaLimits:
     ``max_pixels_per_request`` bounds the decoded size of all images of one call together, ``max_tiles_per_request`` the
     squares that they are cut into for a chat model, thumbnails included. An image of at most ``tiny_pixels`` pixels and
     ``tiny_bytes`` encoded bytes, without EXIF or ICC data, is decoded in place; zero turns that off. ``max_frames`` is
-    1: animated files are refused.
+    1: animated files are refused. ``max_scans`` bounds how often a JPEG may go over its pixels: encoders use about ten
+    (T.81 allows thousands), and each costs as much as the first.
 
     Raises:
         ValueError: a bound is not positive, not finite, or contradicts another one.
@@ -34,6 +35,7 @@ class MediaLimits:
     max_aspect: float = 64.0
     max_images: int = 64
     max_frames: int = 1
+    max_scans: int = 100
     decode_timeout_s: float = 5.0
     tiny_pixels: int = 96 * 96
     tiny_bytes: int = 32 << 10

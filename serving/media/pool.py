@@ -21,9 +21,10 @@ from typing import TypeAlias
 from serving.domain import Pixels
 from serving.errors import BackendError, DecodeTimeout, Draining, InvalidImage, QueueFull, ServingError
 from serving.media import prepare, wire
+from serving.media.header import ImageHeader
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
-from serving.media.probe import ImageHeader, is_tiny, probe
+from serving.media.probe import is_tiny, probe
 from serving.media.processors import count_tiles, load_processor
 from serving.media.worker import WorkerConfig
 from serving.media.worker_process import WorkerGone, WorkerProcess

@@ -13,8 +13,8 @@ from serving.domain import Pixels
 from serving.errors import InvalidImage
 from serving.media.content import content_sha256
 from serving.media.decode import decode
+from serving.media.header import ImageHeader
 from serving.media.limits import MediaLimits
-from serving.media.probe import ImageHeader
 
 Grid: TypeAlias = tuple[int, int]
 """(rows, columns) of the tiles that an image was cut into, without its thumbnail."""

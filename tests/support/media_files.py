@@ -110,8 +110,4 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "animated_png": (animated("PNG"), "invalid_image"),
         "animated_webp": (animated("WEBP"), "invalid_image"),
         "corrupt_png_pixels": (good_png.replace(b"IDATx", b"IDATy"), "invalid_image"),
-        "rgb16_with_colour_key": (
-            rgb16_png(np.zeros((8, 8, 3), np.uint16), png_chunk(b"tRNS", bytes(6))),
-            "invalid_image",
-        ),
     }

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ImageTooLarge, InvalidImage, ServingError, UnsupportedMediaType
+from serving.media.header import ImageFormat
 from serving.media.limits import MediaLimits
-from serving.media.probe import ImageFormat, is_tiny, probe
+from serving.media.probe import is_tiny, probe
 from tests.support import media_files as files
 
 LIMITS = MediaLimits()
