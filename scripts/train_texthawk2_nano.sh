@@ -30,4 +30,4 @@ stage small 3000 --from "$WORK" --tiles 40 --dense-tiles 12 --tiles-per-image 1 
 stage all 3000 --from "$WORK" --tiles 40 --dense-tiles 8 --lr 4e-4 --tower-lr 2e-4 --final 0.03
 
 "$PYTHON" -m models.texthawk2.training.export "$WORK" "$OUT"
-"$PYTHON" -m models.texthawk2.card "$OUT" --training "$WORK"
+"$PYTHON" -m models.texthawk2.card "$OUT"

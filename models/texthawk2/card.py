@@ -1,6 +1,6 @@
-"""The nano checkpoint's model card and pictures, made from its logs and its held-out answers: no hand-typed figures.
+"""The nano checkpoint's model card and pictures, made from its log and its held-out answers: no hand-typed figures.
 
-python -m models.texthawk2.card CHECKPOINT_DIR --training .cache/texthawk2-nano
+python -m models.texthawk2.card models/checkpoints/texthawk2-nano
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from models.texthawk2.evaluation import GROUNDING, SEED, Answered, answer, held_
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.texthawk2.synth.examples import MEASURED
 from models.texthawk2.synth.fonts import HELD_OUT_CHINESE, HELD_OUT_LATIN, default_fonts, font
+from models.training.log import LOG_FILE
 
 AIMS = {"word": 0.95, "chinese": 0.85, "ground_shape": 0.85, "ground_text": 0.85, "chinese_ground": 0.85}
 """Shares of right answers that this checkpoint was made to reach."""
+CURVES = ("word", "chinese", "line", "ground_shape", "read_box", "caption")
 CELL = (300, 330)
 COLUMNS = 4
 
@@ -31,13 +33,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--training", type=Path, required=True, help="folder with the logs of the training runs")
     parser.add_argument("--count", type=int, default=200, help="held-out pictures per task")
     args = parser.parse_args()
-    write_card(args.checkpoint, args.training, args.count)
+    write_card(args.checkpoint, args.count)
 
 
-def write_card(checkpoint: Path, training: Path, count: int) -> None:
+def write_card(checkpoint: Path, count: int) -> None:
     """Write README.md, evaluation.json, curves.png, answers.png and failures.png into ``checkpoint``."""
     from transformers import AutoTokenizer
 
@@ -51,45 +52,45 @@ def write_card(checkpoint: Path, training: Path, count: int) -> None:
         print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
     summary = summarise(answers)
     (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
-    vision_log, log = _read(training / "vision" / "vision_log.jsonl"), _read(training / "log.jsonl")
-    plot_curves(vision_log, log, checkpoint / "curves.png")
+    log = _read(checkpoint / LOG_FILE)
+    plot_curves(log, checkpoint / "curves.png")
     draw_answers([one for one in answers if one.is_right], checkpoint / "answers.png")
     draw_answers([one for one in answers if not one.is_right], checkpoint / "failures.png")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    (checkpoint / "README.md").write_text(_card(summary, vision_log, log, num_parameters), encoding="utf-8")
+    (checkpoint / "README.md").write_text(_card(summary, log, num_parameters), encoding="utf-8")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def plot_curves(vision_log: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_curves(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Held-out fonts: patches named right by the tower, then from the connector's tokens; loss; exact answers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(20, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    first, tokens, second, third = figure.subplots(1, 4)
-    for name in ("latin", "chinese"):
-        first.plot([one["step"] for one in vision_log], [100 * one[name] for one in vision_log], label=name)
-    first.set(title="first stage, held-out fonts", xlabel="step", ylabel="patches named right, %")
-    first.legend()
-    total = _running_steps(log)
-    for name in ("latin", "chinese", "shapes"):
-        pairs = [(step, one[f"tokens_{name}"]) for step, one in zip(total, log, strict=True) if f"tokens_{name}" in one]
-        tokens.plot([step for step, _ in pairs], [100 * share for _, share in pairs], label=name)
-    tokens.set(title="second stage, held-out fonts", xlabel="step", ylabel="patches named right from tokens, %")
-    tokens.legend()
-    pairs = [(step, one["loss"]) for step, one in zip(total, log, strict=True) if one.get("loss")]
-    second.plot([step for step, _ in pairs], [loss for _, loss in pairs])
-    second.set(title="second stage", xlabel="step", ylabel="loss of an answer's token", yscale="log")
-    for task in ("word", "chinese", "line", "ground_shape", "read_box", "caption"):
-        key = f"exact_{task}"
-        pairs = [(step, one[key]) for step, one in zip(total, log, strict=True) if key in one]
-        third.plot([step for step, _ in pairs], [100 * share for _, share in pairs], label=task)
-    third.set(title="second stage, small held-out set", xlabel="step", ylabel="exact answers, %")
-    third.legend()
+    tower, tokens, losses, answers = figure.subplots(1, 4)
+    steps = _running_steps(log)
+
+    def draw(axes: Any, keys: Mapping[str, str], scale: float = 100.0) -> None:
+        for label, key in keys.items():
+            pairs = [(step, scale * one[key]) for step, one in zip(steps, log, strict=True) if one.get(key)]
+            if pairs:
+                axes.plot(*zip(*pairs, strict=True), label=label)
+        axes.set(xlabel="step")
+
+    draw(tower, {name: name for name in ("latin", "chinese")})
+    tower.set(title="first stage, held-out fonts", ylabel="patches named right, %")
+    draw(tokens, {name: f"tokens_{name}" for name in ("latin", "chinese", "shapes")})
+    tokens.set(title="second stage, held-out fonts", ylabel="patches named right from tokens, %")
+    draw(losses, {"loss": "loss"}, 1.0)
+    losses.set(title="loss of a step", yscale="log")
+    draw(answers, {task: f"exact_{task}" for task in CURVES})
+    answers.set(title="second stage, small held-out set", ylabel="exact answers, %")
+    for axes in (tower, tokens, answers):
+        axes.legend()
     figure.savefig(path, dpi=70)
 
 
@@ -169,12 +170,11 @@ def _label_font() -> Any:
 
 def _card(
     summary: Mapping[str, Mapping[str, float]],
-    vision_log: Sequence[Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
     num_parameters: int,
 ) -> str:
     rows = "\n".join(_row(task, values) for task, values in summary.items())
-    hours = (vision_log[-1]["seconds"] + _total_seconds(log)) / 3600
+    hours = _total_seconds(log) / 3600
     fonts = ", ".join(family.name for family in (*HELD_OUT_LATIN, *HELD_OUT_CHINESE))
     return f"""# texthawk2-nano
 
@@ -192,7 +192,7 @@ make train-texthawk2-nano
 ```
 
 It fetches the fonts, renders as it goes, and took {hours:.1f} hours here, on one or two busy CPU cores
-({_running_steps(log)[-1]:,} steps of the second stage). Interrupt it at will: the same command goes on.
+({_running_steps(log)[-1]:,} steps). Interrupt it at will: the same command goes on.
 
 ## Answers on held-out data
 

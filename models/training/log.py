@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+LOG_FILE = "training_log.jsonl"
+
 
 class TrainingLog:
     """Appends to a file and prints."""

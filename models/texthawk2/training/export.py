@@ -1,10 +1,13 @@
 """From a training folder to the committed checkpoint: half precision, with processor, without training's own heads.
 
+The log goes along: a run that goes on from the checkpoint on another machine continues it.
+
 python -m models.texthawk2.training.export .cache/texthawk2-nano models/checkpoints/texthawk2-nano
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from models.texthawk2.auto import register
 from models.texthawk2.hf_image_processor import TextHawk2ImageProcessor
 from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.texthawk2.processor import TextHawk2Processor
+from models.training.log import LOG_FILE
 
 
 def export(source: Path, out: Path) -> None:
@@ -26,6 +30,8 @@ def export(source: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     images = TextHawk2ImageProcessor(config.tile_size, config.max_tiles, config.max_tiles_side)
     TextHawk2Processor(images, tokenizer, config.tokens_per_tile).save_pretrained(out)
+    if (source / LOG_FILE).exists():
+        shutil.copy(source / LOG_FILE, out / LOG_FILE)
 
 
 if __name__ == "__main__":

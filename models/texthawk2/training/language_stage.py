@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ from models.texthawk2.training.vision_stage import DenseTiles, character_loss, n
 from models.texthawk2.training.windows import PlaceHead, WindowHead
 from models.texthawk2.vision import normalise, read_levels
 from models.training.average import follow
-from models.training.log import TrainingLog
+from models.training.log import LOG_FILE, TrainingLog
 from models.training.optimizer import Optimizers
 
 HEADS_FILE = "heads.safetensors"
@@ -111,6 +112,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    continue_log(args.source or args.vision, args.out)
     tokenizer = build_nano_tokenizer(CHINESE)
     model, heads = build_parts(args, tokenizer)
     encoder = Encoder(tokenizer, model.config.max_tiles, model.config.max_tiles_side)
@@ -127,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
     named_tiles = next(iter(DenseTiles("test", 64, 99)))
     held_out = [batch for batch, _ in zip(unseen, range(6), strict=False)] if args.tiles else []
     optimizers = build_optimizers(args, model, heads)
-    log, started_s = TrainingLog(args.out / "log.jsonl"), time.monotonic()
+    log, started_s = TrainingLog(args.out / LOG_FILE), time.monotonic()
     log.write(step=0, **measured(model, heads, held_out, named_tiles))
     recent: list[tuple[float, ...]] = []
     for step in range(args.steps):
@@ -157,6 +159,13 @@ def freeze(model: TextHawk2ForConditionalGeneration, parts: str | None) -> None:
         model.vision_tower.requires_grad_(False)
     if parts == "vision":
         model.connector.requires_grad_(False)
+
+
+def continue_log(source: Path | None, out: Path) -> None:
+    """Begin the log of ``out`` with that of what it goes on from."""
+    earlier = source / LOG_FILE if source else None
+    if earlier and earlier.exists() and not (out / LOG_FILE).exists():
+        shutil.copy(earlier, out / LOG_FILE)
 
 
 def build_parts(args: argparse.Namespace, tokenizer: Any) -> tuple[TextHawk2ForConditionalGeneration, nn.ModuleDict]:

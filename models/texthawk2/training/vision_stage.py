@@ -25,7 +25,7 @@ from models.texthawk2.synth.dense import DENSE_CLASSES, dense_tile
 from models.texthawk2.synth.fonts import Split
 from models.texthawk2.training.nano import VISION
 from models.texthawk2.vision import normalise, read_levels
-from models.training.log import TrainingLog
+from models.training.log import LOG_FILE, TrainingLog
 from models.training.optimizer import Optimizers
 
 BACKGROUND_WEIGHT = 0.2
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
     optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3)
     loader = iter(DataLoader(DenseTiles("train", args.batch, args.seed), batch_size=None, num_workers=1))
     held_out = next(iter(DenseTiles("test", 64, 99)))
-    log, started_s = TrainingLog(args.out / "vision_log.jsonl"), time.monotonic()
+    log, started_s = TrainingLog(args.out / LOG_FILE), time.monotonic()
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
         if progress >= 1:

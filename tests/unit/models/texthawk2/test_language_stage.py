@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from models.texthawk2.synth.charset import CHINESE
 from models.texthawk2.synth.dense import dense_tile
 from models.texthawk2.tokenizer import build_nano_tokenizer
 from models.texthawk2.training import language_stage as stage
+from models.texthawk2.training.export import export
+from models.training.log import LOG_FILE, TrainingLog
 from tests.support.synth_fonts import DEJAVU
 
 
@@ -87,3 +90,18 @@ def test_frozen_parts(parts: str | None, trained: set[str], shipped: Path) -> No
 def test_weights_of_another_vocabulary_are_refused(shipped: Path) -> None:
     with pytest.raises(ValueError, match=r"has \d+ tokens, other than training's \d+; train anew"):
         stage.load_model(shipped, build_nano_tokenizer(CHINESE[:10]))
+
+
+def test_log_goes_with_the_weights_from_run_to_checkpoint_to_run(shipped: Path, tmp_path: Path) -> None:
+    run, checkpoint, next_run = (tmp_path / name for name in ("run", "checkpoint", "next"))
+    tokenizer = build_nano_tokenizer(CHINESE)
+    model, heads = stage.build_parts(_args(shipped), tokenizer)
+    run.mkdir()
+    TrainingLog(run / LOG_FILE).write(step=100, loss=1.5)
+    stage.save(model, heads, tokenizer, run)
+    export(run, checkpoint)
+    next_run.mkdir()
+    stage.continue_log(checkpoint, next_run)
+    TrainingLog(next_run / LOG_FILE).write(step=100, loss=1.0)
+    stage.continue_log(checkpoint, next_run)  # begun already: as it is
+    assert [json.loads(line)["loss"] for line in (next_run / LOG_FILE).read_text().splitlines()] == [1.5, 1.0]

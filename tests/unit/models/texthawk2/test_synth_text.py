@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.texthawk2.synth import fonts
+from models.texthawk2.synth import fonts, words
 from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
-from models.texthawk2.synth.fonts import FONT_FOLDER, SPLITS, draw_text, font, load_fonts
+from models.texthawk2.synth.fonts import FONT_FOLDER, SPLITS, Split, draw_text, font, load_fonts
 from models.texthawk2.synth.words import chinese_word, held_out, latin_word, made_up_word, real_words
 from tests.support.synth_fonts import DEJAVU, fetched_fonts, needs_fetched_fonts
 
@@ -44,6 +44,15 @@ def test_drawn_words_of_train_and_of_the_rest_never_meet() -> None:
     assert len(drawn["train"]) > 1500
     assert all(set(word) <= set(LATIN.lower()) and 2 <= len(word) <= 12 for word in drawn["train"] | drawn["test"])
     assert all(len(latin_word(rng, "train", 6)) <= 6 for _ in range(200))
+
+
+def test_train_has_more_of_the_letters_that_are_read_wrong() -> None:
+    def share(split: Split) -> float:
+        rng = np.random.default_rng(0)
+        letters = "".join(latin_word(rng, split) for _ in range(2000))
+        return sum(letter in words._HARD for letter in letters) / len(letters)
+
+    assert share("train") > 1.1 * share("val")
 
 
 def test_drawn_chinese_strings_of_train_and_of_the_rest_never_meet() -> None:
