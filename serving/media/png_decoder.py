@@ -30,7 +30,7 @@ _RAW_MODES = {
     (PALETTE, 4): ("P", "P;4"),
     (PALETTE, 8): ("P", "P"),
     (GREY_ALPHA, 8): ("LA", "LA"),
-    (GREY_ALPHA, 16): ("LA", "LA;16B"),
+    (GREY_ALPHA, 16): ("RGBA", "LA;16B"),
     (RGB_ALPHA, 8): ("RGBA", "RGBA"),
     (RGB_ALPHA, 16): ("RGBA", "RGBA;16B"),
 }
@@ -63,7 +63,7 @@ def _decode(picture: PngPicture) -> tuple[Image.Image, Image.Image | None]:
     if header.colour == GREY:
         return _from_grey(np.asarray(image), header.depth, transparency)
     if header.colour in (GREY_ALPHA, RGB_ALPHA):
-        return image.convert("RGB") if header.colour == RGB_ALPHA else image.getchannel("L"), image.getchannel("A")
+        return image.convert("RGB") if image.mode == "RGBA" else image.getchannel("L"), image.getchannel("A")
     if transparency is None:
         return image, None
     samples = np.asarray(image).astype(np.uint16)
