@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,9 @@ Auto = Literal["auto"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHA256_HEX = r"^[0-9a-f]{64}$"
 _Count = Annotated[int, Field(ge=1, le=64)]
+SECRET_NAME = "secret"
+"""File in ``run_dir``, for this user only."""
+MIN_SECRET_CHARS = 16
 _MAX_SOCKET_PATH_BYTES = 107
 """What Linux allows for the address of a unix socket."""
 DEFAULT_CHAT_MODELS: tuple[str, ...] = ("texthawk2-nano",)
@@ -87,7 +91,8 @@ class RedisSettings(_Section):
         "auto",
         pattern=r"^(auto|.{16,})$",
         repr=False,
-        description="Key of the integrity check on cached values, 16 characters or more; 'auto' makes one per start.",
+        description="Key of the seal on jobs, checkpoints and cached values, 16 characters or more: what was sealed "
+        "with another is ignored. 'auto' keeps one in run_dir.",
     )
 
 
@@ -193,7 +198,12 @@ class VideoModelSettings(_Section):
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a job before it fails.")
     lease_s: float = Field(6.0, ge=0.5, le=600, description="Seconds after which the jobs of a dead replica are taken.")
     checkpoint_every: int = Field(5, ge=1, le=1000, description="Steps between two checkpoints of latents.")
-    checkpoint_after_s: float = Field(2.0, ge=0, le=3600, description="Seconds between two checkpoints, at least.")
+    checkpoint_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Most of a replica's time that checkpoints may take: where writing one is slow, they are rarer.",
+    )
     stuck_after_s: float = Field(
         300.0, gt=0, le=86_400, description="Seconds in one engine call after which a replica is replaced."
     )
@@ -211,6 +221,12 @@ class JobSettings(_Section):
         "folder in run_dir.",
     )
     ttl_s: float = Field(24 * 3600.0, gt=0, description="Seconds that a finished clip and its record are kept.")
+    store_patience_s: float = Field(
+        900.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that a replica tries to deliver a clip to a store that is full or away.",
+    )
     max_queued: int = Field(256, ge=1, le=1_000_000, description="Jobs that wait, of all tenants; more are refused.")
     max_queued_per_tenant: int = Field(64, ge=1, le=1_000_000, description="Jobs of one tenant that are not over.")
     redis_timeout_s: float = Field(
@@ -389,6 +405,15 @@ class ResolvedConfig:
         """Where clips are kept."""
         return self.settings.jobs.store
 
+    def keep_secret(self) -> None:
+        """Leave the secret for the next start in ``run_dir``: what outlives this one in Redis is sealed with it."""
+        path = self.run_dir / SECRET_NAME
+        draft = path.with_name(f".{SECRET_NAME}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self.secret)
+        draft.replace(path)
+
     @property
     def metrics_dir(self) -> Path:
         """Files of prometheus-client's multiprocess mode."""
@@ -496,8 +521,8 @@ def resolve(settings: Settings) -> ResolvedConfig:
 
 def _decide(settings: Settings) -> Settings:
     """A copy of the settings without ``auto``."""
-    secret = secrets.token_hex(32) if settings.redis.secret == "auto" else settings.redis.secret
     run_dir = _run_dir(settings)
+    secret = _kept_secret(run_dir) if settings.redis.secret == "auto" else settings.redis.secret
     store = str(run_dir / "artefacts") if settings.jobs.store == "auto" else settings.jobs.store
     return settings.model_copy(
         update={
@@ -510,6 +535,25 @@ def _decide(settings: Settings) -> Settings:
             "run_dir": str(run_dir),
         }
     )
+
+
+def _kept_secret(run_dir: Path) -> str:
+    """That of the start before, or a new one.
+
+    Raises: ConfigError: others can read or replace it.
+    """
+    path = run_dir / SECRET_NAME
+    try:
+        status, secret = path.lstat(), path.read_text()
+    except FileNotFoundError:
+        return secrets.token_hex(32)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot read the secret at {path} ({type(error).__name__}); remove it") from None
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise ConfigError(
+            f"others may read or replace the secret at {path}: remove it; jobs of earlier starts are lost"
+        )
+    return secret if len(secret) >= MIN_SECRET_CHARS else secrets.token_hex(32)
 
 
 def _decide_model(model: ModelSettings) -> ModelSettings:

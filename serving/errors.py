@@ -6,6 +6,7 @@
     │   │   ├── UnknownField
     │   │   ├── UnsupportedField     known to other servers, refused here
     │   │   ├── UnsupportedVideo     size, frames, steps or attention that the video model cannot do
+    │   │   ├── IdempotencyKeyReused the key came with another request before
     │   │   └── PromptTooLong        prompt and answer do not fit the model's context
     │   ├── InvalidImage             not decodable, or of a forbidden shape
     │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
@@ -39,7 +40,7 @@
         ├── EngineFailed             the model failed on this sample
         ├── ReplicaLost              the replica died and the retries ran out
         └── StoreUnavailable         reaches clients of jobs only: all other stores fail open
-            └── StoreFull            it answers, and refuses to write
+            └── StoreFull            it answers, and refuses to write for want of room
 
 Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
 them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/ingress/status.py`` only.
@@ -99,6 +100,12 @@ class UnsupportedVideo(InvalidRequest):
     """A setting of a clip that this checkpoint cannot do; the message names what it can."""
 
     code = "unsupported_video_setting"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The idempotency key was sent before with another request; the message names the fields that differ."""
+
+    code = "idempotency_key_reused"
 
 
 class PromptTooLong(InvalidRequest):
@@ -310,7 +317,7 @@ class StoreUnavailable(BackendError):
 
 
 class StoreFull(StoreUnavailable):
-    """Redis answers, and refuses to write: reads still work. Raised and caught inside ``serving/stores``."""
+    """A store answers and has no room to write: reads still work. Clients meet it as the error of a job."""
 
     code = "store_full"
 

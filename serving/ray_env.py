@@ -46,6 +46,9 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "RAY_enable_metrics_collection": "0",
         "RAY_task_events_report_interval_ms": "0",
+        # Under the flag above Ray keeps a thousand lines of the access log in memory. A gateway that is killed took
+        # them along, and a quiet one showed none for hours.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # One image of many megapixels as a pixel tensor must fit; the front door has bounded the body before.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.settings.limits.max_body_bytes),
@@ -117,6 +120,7 @@ def prepare(config: ResolvedConfig) -> None:
             "sake of the sockets below it: set run_dir or VIREO_RUN_DIR to a shorter one"
         )
     make_private(config.run_dir)
+    config.keep_secret()
     for name in ("h", "metrics", "ray"):  # of the start before: each would add its own and nobody would remove them
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("h", "metrics", "redis", "ray"):

@@ -51,6 +51,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.UnknownField: _BAD,
         errors.UnsupportedField: _BAD,
         errors.UnsupportedVideo: _BAD,
+        errors.IdempotencyKeyReused: Status(422, StatusCode.FAILED_PRECONDITION),
         errors.PromptTooLong: _BAD,
         errors.InvalidImage: _BAD,
         errors.UnsupportedMediaType: Status(415, StatusCode.INVALID_ARGUMENT),

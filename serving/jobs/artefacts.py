@@ -8,6 +8,8 @@ threads and under a deadline; a call that is over its deadline goes on unseen, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -21,12 +23,13 @@ from typing import Any, Final, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from serving.errors import ConfigError, EngineFailed, StoreUnavailable
+from serving.errors import ConfigError, EngineFailed, StoreFull, StoreUnavailable
 from serving.video.domain import Artefact
 
 T = TypeVar("T")
 _PART: Final = re.compile(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,127}")
 _MAX_KEY: Final = 512
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NUM_THREADS: Final = 8
 
 
@@ -55,7 +58,7 @@ class ArtefactStore:
     async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> Artefact:
         """Write a file; one of that key before is replaced at once.
 
-        Raises: StoreUnavailable: the store cannot be reached, is full, or took too long.
+        Raises: StoreFull; StoreUnavailable: the store cannot be reached, or took too long. Nothing is left of the file.
         """
         path = self._path(key)
         return await self._in_thread(lambda: self._put(path, key, data, media_type))
@@ -64,10 +67,18 @@ class ArtefactStore:
         if isinstance(self._fs, LocalFileSystem):
             _write_local(Path(path), data)
         else:
-            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self._fs.pipe_file(path, data)
+            self._write_remote(path, data)
         digest = hashlib.sha256(data).hexdigest()
         return Artefact(key=key, media_type=media_type, num_bytes=len(data), sha256=digest)
+
+    def _write_remote(self, path: str, data: bytes) -> None:
+        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            self._fs.pipe_file(path, data)
+        except BaseException:
+            with contextlib.suppress(Exception):  # most stores have nothing then
+                self._fs.rm_file(path)
+            raise
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """A file, or its bytes from ``start`` up to and without ``end``; fewer where it is shorter.
@@ -101,6 +112,18 @@ class ArtefactStore:
         path = self._path(key)
         return await self._in_thread(lambda: bool(self._fs.isfile(path)))
 
+    async def names(self, folder: str) -> list[str]:
+        """Names of the files that lie in a folder, none where there is no such folder. Raises: StoreUnavailable."""
+        path = self._path(folder)
+        return await self._in_thread(lambda: self._names(path))
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            entries = self._fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
+
     async def delete(self, prefix: str) -> None:
         """Remove a file, or a folder with all that is in it. Nothing there is no error. Raises: StoreUnavailable."""
         path = self._path(prefix)
@@ -117,16 +140,18 @@ class ArtefactStore:
     async def sweep(self, folder: str, older_than_s: float, is_needed: Callable[[str], Awaitable[bool]]) -> int:
         """Remove the folders below ``folder`` whose youngest file is older than that and that nobody needs any more.
 
-        ``is_needed`` is asked by folder name; what it raises ends the sweep before anything more is removed. Drafts of
-        writers that died go with their folder. Returns how many were removed. Raises: StoreUnavailable.
+        ``is_needed`` is asked by folder name; what it raises ends the sweep before anything more is removed. A folder
+        that cannot be removed is left for the next one. Drafts of writers that died go with their folder. Returns how
+        many were removed. Raises: StoreUnavailable.
         """
         root = self._path(folder)
         youngest = await self._in_thread(lambda: self._youngest(root))
         now_s, num_removed = time.time(), 0
         for name, youngest_s in sorted(youngest.items()):
             if now_s - youngest_s > older_than_s and _PART.fullmatch(name) and not await is_needed(name):
-                await self.delete(f"{folder}/{name}")
-                num_removed += 1
+                with contextlib.suppress(StoreUnavailable):
+                    await self.delete(f"{folder}/{name}")
+                    num_removed += 1
         return num_removed
 
     def _youngest(self, root: str) -> dict[str, float]:
@@ -154,6 +179,8 @@ class ArtefactStore:
         except TimeoutError:
             raise StoreUnavailable(f"the store of clips did not answer within {self._timeout_s:g} s") from None
         except Exception as error:  # drivers raise what they like
+            if _is_full(error):
+                raise StoreFull("the store of clips is full") from error
             raise StoreUnavailable("the store of clips failed") from error
 
 
@@ -180,6 +207,17 @@ def _open(url: str) -> tuple[Any, str]:
 def _scheme(url: str) -> str:
     """Without what may be secret."""
     return url.split("://", 1)[0] + "://" if "://" in url else "a folder"
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Drivers wrap what the system said."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _modified_s(facts: Mapping[str, Any]) -> float:

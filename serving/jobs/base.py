@@ -61,7 +61,6 @@ class Progress:
     stage: str
     step: int
     remaining_s: float | None = None
-    checkpoint_key: str | None = None
     checkpoint_step: int = 0
     preemptions: int = 0
 

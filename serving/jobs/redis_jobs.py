@@ -7,11 +7,12 @@ is therefore one of its own, with a timeout that a busy Redis can meet.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
 import redis.asyncio as aioredis
+import structlog
 from redis.exceptions import NoScriptError
 
 from schedulers.types import Priority
@@ -20,14 +21,15 @@ from serving.errors import QueueFull
 from serving.jobs import keys
 from serving.jobs.base import Claim, JobPage, Lease, LeaseState, Progress
 from serving.jobs.observer import JobObserver, NullJobObserver
-from serving.jobs.records import decode_job, encode_record, fields_of, progress_arguments
-from serving.jobs.scripts import ALL, CANCEL, CLAIM, CREATE, DELETE, END, GET, LIST, RENEW, REQUEUE
+from serving.jobs.records import RecordCodec, Result, fields_of, progress_arguments
+from serving.jobs.scripts import ALL, CANCEL, CLAIM, CREATE, DELETE, DISCARD, END, GET, LIST, RENEW, REQUEUE
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.observer import StoreObserver
 from serving.stores.scripts import Script
 from serving.video.domain import Artefact, JobError, JobStatus, VideoJob
 
+_log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
 
 
@@ -39,9 +41,10 @@ def jobs_config(url: str, timeout_s: float = 2.0) -> RedisConfig:
 class RedisJobs:
     """``serving.jobs.base.JobIndex``. Use from one event loop; ``stop`` when done.
 
-    ``max_open_per_owner``: jobs of one owner that are not over. ``max_attempts``: claims until a job fails.
-    ``ttl_s``: how long jobs are kept that fail or are cancelled in the index itself. ``restart_grace_s``: for how long
-    after its start Redis takes no lease away.
+    ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
+    of one owner that are not over. ``max_attempts``: claims until a job fails. ``ttl_s``: how long jobs are kept that
+    fail or are cancelled in the index itself. ``restart_grace_s``: for how long after its start Redis takes no lease
+    away.
 
     Raises: ValueError: a number is out of range.
     """
@@ -50,6 +53,7 @@ class RedisJobs:
         self,
         config: RedisConfig,
         *,
+        secret: bytes,
         observer: JobObserver | None = None,
         store_observer: StoreObserver | None = None,
         max_open_per_owner: int = 64,
@@ -61,6 +65,7 @@ class RedisJobs:
             raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
         self._observer = observer or NullJobObserver()
         self._connection = RedisConnection(config, store_observer)
+        self._codec = RecordCodec(secret)
         self._max_open_per_owner = max_open_per_owner
         self._max_attempts = max_attempts
         self._ttl_ms = int(1000 * ttl_s)
@@ -88,8 +93,15 @@ class RedisJobs:
             QueueFull: a bound is reached.
             ValueError: the id is another owner's.
         """
+        answer, earlier = await self._create(job, max_queued)
+        if answer == b"exists" and self._read(job.id, earlier) is None:
+            await self._run(DISCARD, job.id)
+            answer, earlier = await self._create(job, max_queued)
+        self._check_created(job, answer, earlier, max_queued)
+
+    async def _create(self, job: VideoJob, max_queued: int) -> tuple[bytes, Any]:
         priority = Priority[job.priority.upper()]
-        answer = await self._run(
+        answer, earlier = await self._run(
             CREATE,
             job.id,
             _owner(job.owner),
@@ -100,42 +112,54 @@ class RedisJobs:
             job.settings.num_steps,
             max_queued,
             self._max_open_per_owner,
-            encode_record(job),
+            self._codec.encode(job),
         )
-        self._check_created(job, answer, max_queued)
+        return answer, earlier
 
-    def _check_created(self, job: VideoJob, answer: bytes, max_queued: int) -> None:
+    def _check_created(self, job: VideoJob, answer: bytes, earlier: Any, max_queued: int) -> None:
         if answer == b"full":
             message = f"{max_queued} jobs wait already, which is the limit; try again later"
             raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
         if answer == b"owner_full":
             message = f"{self._max_open_per_owner} of your jobs are not over, which is the limit; wait or cancel one"
             raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
-        if answer == b"taken":
+        if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
         if answer == b"created":
             self._observer.created(job.model)
 
     async def get(self, owner: str, job_id: str) -> VideoJob | None:
         """See ``JobIndex.get``."""
-        return _job_or_none(await self._run(GET, job_id, _owner(owner)))
+        return self._read(job_id, await self._run(GET, job_id), owner)
 
     async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
-        """See ``JobIndex.list_jobs``."""
-        found, replies = await self._run(LIST, _owner(owner), after or "", limit + 1, int(newest_first))
-        if not found:
-            return None
-        jobs = [job for reply in replies[:limit] if (job := _job_or_none(reply)) is not None]
-        return JobPage(jobs=tuple(jobs), has_more=len(replies) > limit)
+        """See ``JobIndex.list_jobs``. Records that cannot be read are passed over."""
+        found: list[VideoJob] = []
+        cursor, wanted = after or "", limit + 1
+        while len(found) < wanted:
+            is_known, entries = await self._run(LIST, _owner(owner), cursor, wanted, int(newest_first))
+            if not is_known and not found and cursor == (after or ""):
+                return None
+            ids = [bytes(job_id).decode() for job_id in entries[::2]]
+            read = (self._read(job_id, reply, owner) for job_id, reply in zip(ids, entries[1::2], strict=True))
+            found += [job for job in read if job is not None]
+            if len(ids) < wanted:
+                break
+            cursor = ids[-1]
+        return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
 
     async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
-        """See ``JobIndex.cancel``."""
-        reply = await self._run(CANCEL, job_id, _owner(owner), self._max_attempts, self._ttl_ms, self._grace_s)
-        return _job_or_none(reply)
+        """See ``JobIndex.cancel``. A job never changes hands, so that looking first is as good as at once."""
+        if await self.get(owner, job_id) is None:
+            return None
+        reply = await self._run(CANCEL, job_id, self._max_attempts, self._ttl_ms, self._grace_s)
+        return self._read(job_id, reply, owner)
 
     async def delete(self, owner: str, job_id: str) -> VideoJob | None:
         """See ``JobIndex.delete``."""
-        return _job_or_none(await self._run(DELETE, job_id, _owner(owner), uuid.uuid4().hex))
+        if await self.get(owner, job_id) is None:
+            return None
+        return self._read(job_id, await self._run(DELETE, job_id, _owner(owner), uuid.uuid4().hex), owner)
 
     # -- for workers -------------------------------------------------------------------------------------------------
 
@@ -143,11 +167,15 @@ class RedisJobs:
         """See ``JobIndex.claim``."""
         token = uuid.uuid4().hex
         limits = (self._max_attempts, self._ttl_ms, self._grace_s)
-        reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
+        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
         if any(expired):
             self._observer.leases_expired(*expired)
-        job = _job_or_none(reply)  # one that cannot be read runs out of attempts, lease by lease
-        if job is None:
+        if not found:
+            return None
+        job_id = bytes(found).decode()
+        job = self._read(job_id, reply)
+        if job is None or job.model not in models:
+            await self._run(DISCARD, job_id)
             return None
         self._observer.claimed(job.model, job.attempts)
         return Claim(job=job, lease=Lease(job_id=job.id, token=token, worker=worker))
@@ -167,19 +195,18 @@ class RedisJobs:
         self, lease: Lease, artefacts: dict[str, Artefact], report: dict[str, object], ttl_s: float
     ) -> bool:
         """See ``JobIndex.complete``."""
-        fields = {"artefacts": msgspec.json.encode(artefacts), "report": msgspec.json.encode(report)}
-        return await self._end(lease, JobStatus.COMPLETED, ttl_s, fields, "")
+        return await self._end(lease, Result(status=JobStatus.COMPLETED, artefacts=artefacts, report=report), ttl_s)
 
     async def fail(self, lease: Lease, error: JobError, report: dict[str, object], ttl_s: float) -> bool:
         """See ``JobIndex.fail``."""
-        fields = {"error": msgspec.json.encode(error), "report": msgspec.json.encode(report)}
-        return await self._end(lease, JobStatus.FAILED, ttl_s, fields, error.code)
+        return await self._end(lease, Result(status=JobStatus.FAILED, error=error, report=report), ttl_s)
 
-    async def _end(self, lease: Lease, status: JobStatus, ttl_s: float, fields: dict[str, bytes], code: str) -> bool:
-        pairs = [part for item in fields.items() for part in item]
-        answer = await self._run(END, lease.job_id, lease.token, status.value, max(1, int(1000 * ttl_s)), *pairs)
+    async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
+        sealed = self._codec.encode_result(lease.job_id, result)
+        status, ttl_ms = result.status.value, max(1, int(1000 * ttl_s))
+        answer = await self._run(END, lease.job_id, lease.token, status, ttl_ms, "result", sealed)
         if answer:
-            self._observer.ended(status.value, code)
+            self._observer.ended(status, result.error.code if result.error else "")
         return bool(answer)
 
     # -- numbers -----------------------------------------------------------------------------------------------------
@@ -202,12 +229,18 @@ class RedisJobs:
 
     async def has(self, job_id: str) -> bool:
         """Whether the index has that job, whoever owns it; for the clean-up of files."""
+        return self._read(job_id, await self._run(GET, job_id)) is not None
 
-        async def send(client: aioredis.Redis) -> bool:
-            owner, deleted = await client.hmget(keys.job(job_id), ["owner", "deleted"])
-            return owner is not None and deleted is None
-
-        return await self._connection.call("jobs.has", send)
+    def _read(self, job_id: str, reply: Sequence[Any], owner: str | None = None) -> VideoJob | None:
+        """None for an empty reply, for what somebody else wrote there, and for a job that is not the owner's."""
+        if not reply:
+            return None
+        try:
+            job = self._codec.decode(job_id, fields_of(reply))
+        except ValueError as error:
+            _log.warning("a record in Redis is no job of ours", job=job_id, reason=str(error)[:200])
+            return None
+        return job if owner in (None, job.owner) else None
 
     async def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
         async def send(client: aioredis.Redis) -> Any:
@@ -222,22 +255,12 @@ class RedisJobs:
 _NAMES = dict(
     zip(
         (script.sha1 for script in ALL),
-        ("create", "get", "list", "cancel", "delete", "claim", "renew", "requeue", "end"),
+        ("create", "get", "list", "cancel", "delete", "discard", "claim", "renew", "requeue", "end"),
         strict=True,
     )
 )
 
 
 def _owner(owner: str) -> str:
-    """As it stands in keys and fields."""
+    """As it stands in keys and entries: without a space."""
     return quote(owner, safe="")
-
-
-def _job_or_none(reply: Any) -> VideoJob | None:
-    """None for an empty reply, and for what somebody else wrote there."""
-    if not reply:
-        return None
-    try:
-        return decode_job(fields_of(reply))
-    except ValueError:
-        return None

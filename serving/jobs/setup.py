@@ -12,6 +12,7 @@ def build_index(config: ResolvedConfig, observer: JobObserver | None = None) -> 
     jobs, models = config.settings.jobs, config.settings.video_models
     return RedisJobs(
         jobs_config(config.store_url, jobs.redis_timeout_s),
+        secret=config.secret.encode(),
         observer=observer,
         max_open_per_owner=jobs.max_queued_per_tenant,
         max_attempts=max((model.max_attempts for model in models), default=3),

@@ -1,9 +1,8 @@
 """What an exact result is stored under and how: keyed digests, sealed values.
 
-Redis is shared and not trusted: a value is accepted only with a MAC under the deployment's secret, made over its key
-too, so that whoever can write to Redis can neither forge a result nor move one from another key or tenant. No pickle.
-
-    value = version (1 byte) | HMAC-SHA256(secret, version | digest | payload) (32 bytes) | payload (MessagePack)
+Redis is shared and not trusted: a value is accepted only if it was sealed (``serving.stores.sealed``) under its key, so
+that whoever can write to Redis can neither forge a result nor move one from another key or tenant. No pickle: payloads
+are MessagePack.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 import msgspec
 
 from serving.stores.observer import NullObserver, StoreObserver
+from serving.stores.sealed import Sealer
 
 PAYLOAD_VERSION = b"\x01"
 """Changes with any change of what a payload holds. Payloads do not depend on ``top_k``: they hold every class."""
-_MAC_BYTES = 32
 MIN_SECRET_BYTES = 16
 
 
@@ -50,7 +49,7 @@ class ResultCache:
         if len(secret) < MIN_SECRET_BYTES:
             raise ValueError(f"cache secret has {len(secret)} bytes; give at least {MIN_SECRET_BYTES} random ones")
         self._key_secret = hmac.digest(secret, b"vireo result key", "sha256")
-        self._value_secret = hmac.digest(secret, b"vireo result value", "sha256")
+        self._sealer = Sealer(secret, "result value")
         self._observer = observer or NullObserver()
 
     def digest(self, key: ResultKey) -> str:
@@ -63,18 +62,14 @@ class ResultCache:
 
     def seal(self, digest: str, payload: dict[str, Any]) -> bytes:
         """Encode a payload for storage under ``digest``."""
-        raw = msgspec.msgpack.encode(payload)
-        return PAYLOAD_VERSION + self._mac(digest, raw) + raw
+        return self._sealer.seal(digest, msgspec.msgpack.encode(payload))
 
     def open(self, digest: str, value: bytes | None) -> dict[str, Any] | None:
         """Decode what was found under ``digest``; None, and a count, if it is not what we stored there."""
         if value is None:
             return None
-        version, mac, raw = value[:1], value[1 : 1 + _MAC_BYTES], value[1 + _MAC_BYTES :]
-        if version != PAYLOAD_VERSION or not hmac.compare_digest(mac, self._mac(digest, raw)):
+        raw = self._sealer.open(digest, value)
+        if raw is None:
             self._observer.value_rejected()
             return None
         return msgspec.msgpack.decode(raw, type=dict[str, Any])
-
-    def _mac(self, digest: str, raw: bytes) -> bytes:
-        return hmac.digest(self._value_secret, PAYLOAD_VERSION + digest.encode() + raw, "sha256")

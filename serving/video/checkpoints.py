@@ -1,61 +1,94 @@
-"""Latents of running jobs in the shared store, so that a later attempt need not begin anew."""
+"""Latents of running jobs in the shared store, so that a later attempt need not begin anew.
+
+The store alone says which there are: an index that forgot the last second, or everything, costs no work. What is read
+back was sealed for this very job (``serving.stores.sealed``), or is passed over.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+import structlog
 
 from serving.errors import StoreUnavailable
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.base import Lease
+from serving.stores.sealed import Sealer
 from serving.video.domain import VideoJob
 from serving.video.names import folder
 from serving.video.snapshots import snapshot_step
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedCheckpoint:
-    """Where a checkpoint lies and how many steps it holds."""
-
-    key: str
-    step: int
+_log = structlog.get_logger(__name__)
+_NAME: Final = re.compile(r"checkpoint-(\d{1,9})-[A-Za-z0-9]+\.safetensors")
+_KEPT: Final = 2
+"""The newest, and one in case that cannot be read."""
 
 
 class Checkpoints:
     """One per worker. Keys hold the lease's token: two attempts that overlap never write the same file."""
 
-    def __init__(self, store: ArtefactStore) -> None:
+    def __init__(self, store: ArtefactStore, secret: bytes) -> None:
         self._store = store
-        self._written: dict[str, list[str]] = {}
+        self._sealer = Sealer(secret, "checkpoint")
+        self._known: dict[str, list[str]] = {}
 
-    async def save(self, job: VideoJob, lease: Lease, snapshot: bytes) -> SavedCheckpoint:
-        """Write one. Those before it stay, for the index still names one of them."""
+    async def save(self, job: VideoJob, lease: Lease, snapshot: bytes) -> int:
+        """Write one; those before it stay until ``prune``. Returns the steps in it. Raises: StoreUnavailable."""
         step = snapshot_step(snapshot)
-        key = f"{folder(job.id)}/checkpoint-{step}-{lease.token[:12]}.safetensors"
-        await self._store.put(key, snapshot, "application/octet-stream")
-        self._written.setdefault(job.id, []).append(key)
-        return SavedCheckpoint(key=key, step=step)
+        name = f"checkpoint-{step}-{lease.token[:12]}.safetensors"
+        await self._store.put(f"{folder(job.id)}/{name}", self._sealer.seal(_seal_name(job), snapshot))
+        names = self._known.setdefault(job.id, [])
+        self._known[job.id] = [*(one for one in names if one != name), name]
+        return step
 
     async def load(self, job: VideoJob) -> bytes | None:
-        """Read the one that the record names. None if it is not there any more: then the job begins anew."""
-        assert job.checkpoint_key is not None
-        try:
-            return await self._store.read(job.checkpoint_key)
-        except FileNotFoundError:
-            return None
+        """Read the one with the most steps that can be read. None: the job begins anew. Raises: StoreUnavailable."""
+        names = sorted(filter(_NAME.fullmatch, await self._store.names(folder(job.id))), key=_step_of)
+        self._known[job.id] = list(names)
+        for name in reversed(names):
+            with contextlib.suppress(FileNotFoundError):
+                sealed = await self._store.read(f"{folder(job.id)}/{name}")
+                snapshot = self._sealer.open(_seal_name(job), sealed)
+                if snapshot is not None and _is_of(job, name, snapshot):
+                    return snapshot
+                _log.warning("a checkpoint is not what was written; looking for an earlier one", job=job.id, name=name)
+        return None
 
-    async def drop(self, job: VideoJob, *, but: str | None = None) -> None:
-        """Remove what this worker wrote, and what it began from; all but the one that the index names now.
+    async def prune(self, job: VideoJob) -> None:
+        """Remove all that are known here but the last ones. What cannot be removed goes with the folder of the job."""
+        names = self._known.get(job.id, [])
+        self._known[job.id] = names[-_KEPT:]
+        await self._remove(job, names[:-_KEPT])
 
-        What cannot be removed goes later, with the folder of the job.
-        """
-        written = self._written.pop(job.id, [])
-        for key in {*written, job.checkpoint_key} - {None, but}:
+    async def drop(self, job: VideoJob) -> None:
+        """Remove all that are known here: the job is over."""
+        await self._remove(job, self._known.pop(job.id, []))
+
+    async def _remove(self, job: VideoJob, names: list[str]) -> None:
+        for name in names:
             with contextlib.suppress(StoreUnavailable):
-                await self._store.delete(str(key))
-        if but is not None:
-            self._written[job.id] = [but]
+                await self._store.delete(f"{folder(job.id)}/{name}")
 
     def forget(self, job_id: str) -> None:
         """The job has left this worker, to be gone on with elsewhere."""
-        self._written.pop(job_id, None)
+        self._known.pop(job_id, None)
+
+
+def _seal_name(job: VideoJob) -> str:
+    """The id can come again with other settings, when a key is used again after the index was lost."""
+    return f"{job.id} {hashlib.sha256(msgspec.json.encode(job.settings)).hexdigest()}"
+
+
+def _step_of(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def _is_of(job: VideoJob, name: str, snapshot: bytes) -> bool:
+    try:
+        return snapshot_step(snapshot) == _step_of(name) <= job.settings.num_steps
+    except ValueError:
+        return False

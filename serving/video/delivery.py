@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
 
 from serving.engines.video.base import Frames
+from serving.errors import StoreUnavailable
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.base import Lease
 from serving.video.domain import Artefact, VideoJob
@@ -21,20 +24,33 @@ class Delivery:
     def __init__(self, store: ArtefactStore) -> None:
         self._store = store
 
-    async def deliver(self, job: VideoJob, lease: Lease, frames: Frames) -> dict[str, Artefact]:
-        """Encode and store a clip and its thumbnail. Raises: StoreUnavailable, ValueError."""
+    async def encode(self, job: VideoJob, frames: Frames) -> dict[str, Encoded]:
+        """Make the files of a clip, by variant. Raises: ValueError."""
         settings = job.settings
         clip, thumbnail = await asyncio.gather(
             asyncio.to_thread(encode_clip, frames, settings.fps, settings.output_format),
             asyncio.to_thread(encode_thumbnail, frames[len(frames) // 2], _THUMBNAIL_SIDE),
         )
-        name = f"{folder(job.id)}/clip-{lease.token[:12]}"
-        video = await self._put(f"{name}.{_SUFFIX[clip.media_type]}", clip)
-        return {"video": video, "thumbnail": await self._put(f"{name}.jpg", thumbnail)}
+        return {"video": clip, "thumbnail": thumbnail}
+
+    async def store(self, job: VideoJob, lease: Lease, files: Mapping[str, Encoded]) -> dict[str, Artefact]:
+        """Store the files. May be tried again: the names are the same. Raises: StoreUnavailable."""
+        return {
+            variant: await self._store.put(_key(job, lease, file), file.data, file.media_type)
+            for variant, file in files.items()
+        }
+
+    async def remove(self, artefacts: Mapping[str, Artefact]) -> None:
+        """Take files back that the index does not name. What cannot be removed goes with the folder of the job."""
+        for artefact in artefacts.values():
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.delete(artefact.key)
 
     async def put_preview(self, job: VideoJob, frames: Frames) -> None:
         """Replace the job's preview by the first of ``frames``. Raises: StoreUnavailable."""
-        await self._put(preview_key(job.id), await asyncio.to_thread(encode_thumbnail, frames[0], _THUMBNAIL_SIDE))
+        preview = await asyncio.to_thread(encode_thumbnail, frames[0], _THUMBNAIL_SIDE)
+        await self._store.put(preview_key(job.id), preview.data, preview.media_type)
 
-    async def _put(self, key: str, file: Encoded) -> Artefact:
-        return await self._store.put(key, file.data, file.media_type)
+
+def _key(job: VideoJob, lease: Lease, file: Encoded) -> str:
+    return f"{folder(job.id)}/clip-{lease.token[:12]}.{_SUFFIX.get(file.media_type, 'jpg')}"

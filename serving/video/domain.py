@@ -122,8 +122,9 @@ class Artefact:
 class VideoJob:
     """One job as the index has it. Times are Unix seconds; ``None``: not yet.
 
-    ``artefacts`` by variant: ``video`` and ``thumbnail``. ``checkpoint_key`` names the latents that a later attempt
-    resumes from, after ``checkpoint_step`` steps. ``report`` is the ``vireo`` block so far.
+    ``artefacts`` by variant: ``video`` and ``thumbnail``. ``checkpoint_step``: steps that the latents hold which are
+    known to be in the store of clips. ``report`` is the ``vireo`` block so far. ``asked``: digests of what the request
+    said, field by field, where it had an idempotency key.
     """
 
     id: str
@@ -144,14 +145,14 @@ class VideoJob:
     preemptions: int = 0
     step: int = 0
     stage: str = "queued"
-    """``queued``, ``text``, ``denoise``, ``decode``, ``encode``, ``done``."""
-    checkpoint_key: str | None = None
+    """``queued``, ``text``, ``denoise``, ``decode``, ``encode``, ``store``, ``done``."""
     checkpoint_step: int = 0
     artefacts: dict[str, Artefact] = field(default_factory=dict)
     error: JobError | None = None
     report: dict[str, Any] = field(default_factory=dict)
     operating_point: str = ""
     user: str = ""
+    asked: dict[str, str] = field(default_factory=dict)
     remaining_s: float | None = None
     """Engine seconds that the replica expects to need still; None while queued."""
 

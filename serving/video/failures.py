@@ -6,6 +6,7 @@ from serving import errors
 from serving.errors import EngineFailed, ReplicaLost, ServingError
 from serving.video.domain import VideoJob
 
+CANCELLED = errors.Cancelled.code
 ATTEMPTS_EXHAUSTED = "attempts_exhausted"
 """Code of a job whose replicas died until its attempts were used up."""
 

@@ -25,6 +25,7 @@ from serving.service import VideoModelCard
 from serving.stores.buckets import Reservation
 from serving.stores.results import ResultName
 from serving.video.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
+from serving.video.idempotency import asked_by, check_same
 from serving.video.names import folder, preview_key
 from serving.video.resolve import Resolved, ServedVideo, resolve
 
@@ -124,7 +125,8 @@ class VideoJobsService:
         served = self._model(request.model)
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
-            return _same(earlier, request)
+            check_same(request, earlier.asked)
+            return earlier
         resolved = resolve(
             request, served, seed=self._seed(request, job_id), wait_s=await self._wait_s(request, served)
         )
@@ -142,7 +144,8 @@ class VideoJobsService:
         finally:
             self._quotas.settle_reservation(reservation, *charge)
         if stored.created_at_s != job.created_at_s:
-            return _same(stored, request)
+            check_same(request, stored.asked)
+            return stored
         self._observer.admitted(job.model, job.owner, job.operating_point, job.predicted_s)
         return stored
 
@@ -273,6 +276,7 @@ class VideoJobsService:
             predicted_j=point.predicted_j,
             operating_point=point.name,
             user=request.user,
+            asked=asked_by(request) if request.idempotency_key else {},
             report={"degraded": list(point.degraded)} if point.degraded else {},
         )
 
@@ -310,30 +314,4 @@ def _known(job: VideoJob | None, video_id: str) -> VideoJob:
     """Raises: UnknownVideo, in the same words for what is not there and for what is somebody else's."""
     if job is None:
         raise UnknownVideo(f"no video has the id {video_id}; it may have expired", param="id")
-    return job
-
-
-def _same(job: VideoJob, request: VideoRequest) -> VideoJob:
-    """Raises: InvalidRequest: the key was used for another request before."""
-    settings = job.settings
-    pairs: tuple[tuple[object, object], ...] = (
-        (request.model, job.model),
-        (request.prompt, settings.prompt),
-        (request.negative_prompt, settings.negative_prompt),
-        (request.user, job.user),
-        (request.output_format.value, settings.output_format),
-        (request.width, settings.width),
-        (request.height, settings.height),
-        (request.num_frames, settings.num_frames),
-        (request.fps, settings.fps),
-        (request.num_inference_steps, settings.num_steps),
-        (request.guidance_scale, settings.guidance_scale),
-        (request.seed, settings.seed),
-        (request.sampler, settings.sampler),
-        (request.attention, settings.attention),
-    )
-    if any(asked is not None and asked != made for asked, made in pairs):
-        raise InvalidRequest(
-            "idempotency-key was sent before with another request; use a new key for each", param="idempotency-key"
-        )
     return job

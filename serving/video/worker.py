@@ -5,7 +5,8 @@
     renew loop   Progress to the index, four times a second; it answers whether the lease is held, lost or cancelled
 
 All of it runs on one event loop; the engine has threads of its own. A job whose replica dies is claimed by another once
-its lease expires, and goes on from the last checkpoint.
+its lease expires, and goes on from the last checkpoint. A store of clips that is full or away is waited for, under the
+lease, with everything that was made; meanwhile nothing more is claimed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
@@ -40,14 +41,16 @@ from schedulers.video_types import (
     VideoEvent,
 )
 from serving.engines.video.base import Admitted, Frames, StepDone, VideoEngine
-from serving.errors import Cancelled, EngineFailed, ServingError, StoreUnavailable
+from serving.errors import Cancelled, EngineFailed, ServingError, StoreFull, StoreUnavailable
 from serving.jobs.base import Claim, JobIndex, Lease, LeaseState, Progress
 from serving.video.checkpoints import Checkpoints
 from serving.video.delivery import Delivery
 from serving.video.domain import JobError, VideoJob
 from serving.video.observer import NullWorkerObserver, WorkerObserver
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+_MAX_STORE_RETRY_S = 5.0
 _RENEW_S = 0.25
 """Also how soon a worker hears of a cancellation."""
 Settle: TypeAlias = Callable[[str, str, Cost, Cost], None]
@@ -61,20 +64,25 @@ class WorkerConfig:
     """How a worker holds its jobs.
 
     ``lease_s``: how long a job of a dead replica stays with it. ``poll_s``: how often an
-    idle worker looks for work. ``checkpoint_every``: steps between two checkpoints of latents; a job that takes less
-    than ``checkpoint_after_s`` between them is not worth one. ``ttl_s``: how long finished clips are kept.
+    idle worker looks for work. ``checkpoint_every``: steps between two checkpoints of latents; they are further apart
+    where writing one would take more than ``checkpoint_share`` of the time. ``store_patience_s``: how long a store that
+    is full or away is waited for; then the attempt is over, and the job with its ``max_attempts``-th. ``ttl_s``: how
+    long finished clips are kept.
     """
 
     lease_s: float = 6.0
     poll_s: float = 0.2
     checkpoint_every: int = 5
-    checkpoint_after_s: float = 2.0
+    checkpoint_share: float = 0.1
+    store_patience_s: float = 900.0
+    max_attempts: int = 3
     preview_every_s: float = 1.0
     ttl_s: float = 24 * 3600.0
     watts: float = 6.0
 
     def __post_init__(self) -> None:
-        if min(self.lease_s, self.poll_s, self.checkpoint_every, self.ttl_s, self.watts) <= 0:
+        positive = (self.lease_s, self.poll_s, self.checkpoint_every, self.checkpoint_share, self.ttl_s, self.watts)
+        if min(positive) <= 0 or self.store_patience_s < 0:
             raise ValueError(f"every number of {self} must be positive")
 
 
@@ -96,14 +104,15 @@ class HeldJob:
     peak_bytes: int = 0
     steps_run: int = 0
     preemptions: int = 0
-    checkpoint_key: str | None = None
     checkpoint_step: int = 0
-    checkpoint_at_s: float = 0.0
+    checkpoint_at_s: float = -math.inf
     preview_at_s: float = 0.0
     checkpointing: asyncio.Task[None] | None = None
     frames: Frames | None = None
     error: ServingError | None = None
     is_lost: bool = False
+    is_unwanted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Lost, cancelled, or its worker stops: whoever waits for something need not."""
     renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     queue_s: float = 0.0
 
@@ -144,6 +153,9 @@ class VideoWorker:
     _is_draining: bool = field(default=False, init=False)
     _is_stopped: bool = field(default=False, init=False)
     _num_admitting: int = field(default=0, init=False)
+    _num_waiting_for_store: int = field(default=0, init=False)
+    _checkpoint_s: float = field(default=0.0, init=False)
+    """What the last checkpoint took."""
 
     async def start(self) -> None:
         """Begin to claim."""
@@ -152,6 +164,8 @@ class VideoWorker:
     async def stop(self) -> None:
         """Claim nothing more, give back what is running at its next step boundary, finish decodes."""
         self._is_draining = True
+        for held in self._held.values():
+            held.is_unwanted.set()
         self._feed(Drain())
         while self._tasks:
             await asyncio.wait(set(self._tasks))
@@ -186,15 +200,19 @@ class VideoWorker:
                 await asyncio.sleep(self.config.poll_s / 4)
 
     async def _claim(self) -> Claim | None:
-        if self.scheduler.room() - self._num_admitting <= 0:
+        if self.scheduler.room() - self._num_admitting <= 0 or self._num_waiting_for_store:
             return None
         claim = await self.index.claim((self.model,), self.name, self.config.lease_s)
         if claim is None:
             return None
         held = HeldJob(claim.job, claim.lease)
-        held.checkpoint_key, held.checkpoint_step = claim.job.checkpoint_key, claim.job.checkpoint_step
+        held.checkpoint_step = held.step = claim.job.checkpoint_step
         held.preemptions = claim.job.preemptions
-        held.step, held.checkpoint_at_s = claim.job.checkpoint_step, self.clock()
+        if self._is_draining:
+            held.is_unwanted.set()
+        if claim.job.id in self._held:  # from a lease that was lost, and not let go of yet
+            await self.index.requeue(claim.lease, self._last_progress(held), counts_as_attempt=False)
+            return None
         held.queue_s = max(0.0, self.wall_clock() - claim.job.created_at_s)
         self._held[claim.job.id] = held
         self._num_admitting += 1
@@ -206,14 +224,14 @@ class VideoWorker:
         """Text encoding and a look at the checkpoint; then the scheduler has it."""
         job = held.job
         try:
-            snapshot = await self.checkpoints.load(job) if job.checkpoint_key else None
+            snapshot = await self._insist(held, lambda: self.checkpoints.load(job))
             held.admitted = await self.engine.admit(job.id, job.settings, snapshot)
         except Exception as error:
-            self._num_admitting -= 1
-            held.error = self._known(error)
-            await self._end_failed(held)
+            await self._end_unmade(held, error)
             return
-        self._num_admitting -= 1
+        finally:
+            self._num_admitting -= 1
+        held.checkpoint_step = held.admitted.step
         held.step, held.text_s, held.stage = held.admitted.step, held.admitted.text_s, "denoise"
         held.peak_bytes = held.admitted.held_bytes
         if held.is_lost or self._is_draining:
@@ -254,6 +272,7 @@ class VideoWorker:
                 self._spawn(self._decode(self._held[job_id]))
             case Preempted(job_id=job_id):
                 self._held[job_id].preemptions += 1
+                self._consider_checkpoint(self._held[job_id], every=1)  # it may wait for long
                 self.observer.preempted()
             case Finish(job_id=job_id):
                 self._spawn(self._hand_in(self._held[job_id]))
@@ -302,6 +321,7 @@ class VideoWorker:
         held.search_s += outcome.search_s
         held.sparsity_sum += outcome.sparsity
         held.peak_bytes = max(held.peak_bytes, outcome.held_bytes)
+        self._consider_preview(held)
         self._consider_checkpoint(held)
         return StepResult(job_id=job_id, phase=self.engine.phase(job_id))
 
@@ -316,33 +336,43 @@ class VideoWorker:
 
     # -- checkpoints and previews ------------------------------------------------------------------------------------
 
-    def _consider_checkpoint(self, held: HeldJob) -> None:
-        """The snapshot is taken by the engine between steps; writing it goes on beside them."""
-        now_s = self.clock()
-        if now_s - held.preview_at_s >= self.config.preview_every_s:
-            held.preview_at_s = now_s
-            self._spawn(self._preview(held))
-        due = held.step - held.checkpoint_step >= self.config.checkpoint_every
-        is_worth_it = now_s - held.checkpoint_at_s >= self.config.checkpoint_after_s
+    def _consider_checkpoint(self, held: HeldJob, every: int | None = None) -> None:
+        """Begin one if so many steps were done since the last, and writing it costs little of the time they took."""
+        is_due = held.step - held.checkpoint_step >= (every or self.config.checkpoint_every)
+        is_cheap = self.clock() - held.checkpoint_at_s >= self._checkpoint_s / self.config.checkpoint_share
         is_free = held.checkpointing is None or held.checkpointing.done()
-        if due and is_worth_it and is_free and held.step < held.job.settings.num_steps:
-            held.checkpoint_at_s = now_s
+        if is_due and is_cheap and is_free:
             held.checkpointing = self._spawn(self._checkpoint(held))
 
     async def _checkpoint(self, held: HeldJob) -> None:
+        """The snapshot is taken by the engine between steps; writing it goes on beside them."""
+        started_s = held.checkpoint_at_s = self.clock()
         try:
-            saved = await self.checkpoints.save(held.job, held.lease, await self.engine.snapshot(held.job.id))
-            held.checkpoint_key, held.checkpoint_step = saved.key, saved.step
-            if await self._renew(held):
-                await self.checkpoints.drop(held.job, but=saved.key)
+            snapshot = await self.engine.snapshot(held.job.id)
+            held.checkpoint_step = await self.checkpoints.save(held.job, held.lease, snapshot)
+            await self.checkpoints.prune(held.job)
         except Exception as error:  # a missing checkpoint costs repeated work, later, perhaps
+            held.checkpoint_at_s = self.clock() + _MAX_STORE_RETRY_S
             _log.warning("no checkpoint", job=held.job.id, error=type(error).__name__)
+        self._checkpoint_s = self.clock() - started_s
+        if held.job.id not in self._held:
+            self.checkpoints.forget(held.job.id)
 
-    async def _drop_checkpoints(self, held: HeldJob) -> None:
-        """The job is over; one that is just being written is waited for."""
+    async def _end_checkpoints(self, held: HeldJob) -> None:
+        """One that is just being written is waited for."""
         if held.checkpointing is not None:
             await asyncio.wait([held.checkpointing])
+
+    async def _drop_checkpoints(self, held: HeldJob) -> None:
+        """The job is over. Its state need not wait for a checkpoint that is being written."""
+        self.engine.release(held.job.id)
+        await self._end_checkpoints(held)
         await self.checkpoints.drop(held.job)
+
+    def _consider_preview(self, held: HeldJob) -> None:
+        if self.clock() - held.preview_at_s >= self.config.preview_every_s:
+            held.preview_at_s = self.clock()
+            self._spawn(self._preview(held))
 
     async def _preview(self, held: HeldJob) -> None:
         with contextlib.suppress(ServingError, OSError, KeyError):
@@ -366,6 +396,7 @@ class VideoWorker:
             return state is LeaseState.HELD
         held.error = held.error or Cancelled("the job was cancelled")
         held.is_lost = state is LeaseState.LOST
+        held.is_unwanted.set()
         if held.is_lost:
             self.observer.lease_lost()
         if held.admitted is not None:
@@ -378,7 +409,6 @@ class VideoWorker:
             stage=held.stage,
             step=held.step,
             remaining_s=left_s,
-            checkpoint_key=held.checkpoint_key,
             checkpoint_step=held.checkpoint_step,
             preemptions=held.preemptions,
         )
@@ -390,25 +420,73 @@ class VideoWorker:
         frames, started_s, held.stage = held.frames, self.clock(), "encode"
         assert frames is not None
         try:
-            artefacts = await self.delivery.deliver(held.job, held.lease, frames)
+            files = await self.delivery.encode(held.job, frames)
+            held.encode_s = self.clock() - started_s
+            held.frames, held.stage = None, "store"
+            artefacts = await self._insist(held, lambda: self.delivery.store(held.job, held.lease, files))
         except Exception as error:
-            held.error = self._known(error)
-            await self._end_failed(held)
+            await self._end_unmade(held, error)
             return
-        held.encode_s = self.clock() - started_s
         await self._renew(held)  # the record shows the last step, too
         report = self.report(held)
         if await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s)):
             self.observer.completed(held)
             self._settle(held)
             await self._drop_checkpoints(held)
+        else:
+            await self.delivery.remove(artefacts)
         self._forget(held)
+
+    async def _insist(self, held: HeldJob, work: Callable[[], Awaitable[T]]) -> T:
+        """Have the store of clips do something; try again while it cannot and the job is wanted.
+
+        Raises: StoreUnavailable: the job is not wanted here any more, or the patience with the store is over; whatever
+        else the work raises.
+        """
+        until_s, wait_s = self.clock() + self.config.store_patience_s, 0.1
+        try:
+            return await work()
+        except StoreUnavailable as error:
+            _log.warning("waiting for the store of clips", job=held.job.id, error=error.message)
+        self._num_waiting_for_store += 1
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(held.is_unwanted.wait(), wait_s)
+                try:
+                    return await work()
+                except StoreUnavailable:
+                    if held.is_unwanted.is_set() or self.clock() >= until_s:
+                        raise
+                wait_s = min(2 * wait_s, _MAX_STORE_RETRY_S)
+        finally:
+            self._num_waiting_for_store -= 1
+
+    async def _end_unmade(self, held: HeldJob, error: Exception) -> None:
+        """Neither made nor delivered: the engine or the request is to blame, or the store of clips."""
+        known = self._known(error)
+        if not isinstance(known, StoreUnavailable):
+            held.error = known
+            await self._end_failed(held)
+        elif isinstance(held.error, Cancelled):
+            await self._end_cancelled(held)
+        elif self._is_draining:
+            await self._give_back(held)
+        elif held.job.attempts < self.config.max_attempts:
+            await self._checkpoint_last(held)
+            await self._requeue(held)
+        else:
+            await self._fail(held, _store_error(known, self.config.store_patience_s))
 
     async def _end_failed(self, held: HeldJob) -> None:
         error = held.error or EngineFailed("the model failed on this request")
         if not isinstance(error, EngineFailed) or held.job.attempts >= _ENGINE_TRIES:
             await self._fail(held, error)
             return
+        await self._requeue(held)
+
+    async def _requeue(self, held: HeldJob) -> None:
+        """For another attempt."""
         await self._persist(lambda: self.index.requeue(held.lease, self._last_progress(held), counts_as_attempt=True))
         self._forget(held)
 
@@ -435,17 +513,21 @@ class VideoWorker:
 
     async def _give_back(self, held: HeldJob) -> None:
         if not held.is_lost:
-            if held.admitted is not None:
-                await self._checkpoint(held)
+            await self._checkpoint_last(held)
             progress = self._last_progress(held)
             await self._persist(lambda: self.index.requeue(held.lease, progress, counts_as_attempt=False))
         self._forget(held)
+
+    async def _checkpoint_last(self, held: HeldJob) -> None:
+        """All that was done, for whoever goes on with it; not while another is on its way, which would end after it."""
+        await self._end_checkpoints(held)
+        if held.admitted is not None and held.step > held.checkpoint_step:
+            await self._checkpoint(held)
 
     def _last_progress(self, held: HeldJob) -> Progress:
         return Progress(
             stage="queued",
             step=held.checkpoint_step,
-            checkpoint_key=held.checkpoint_key,
             checkpoint_step=held.checkpoint_step,
             preemptions=held.preemptions,
         )
@@ -494,3 +576,12 @@ class VideoWorker:
             return error
         _log.error("engine raised", exc_info=error)
         return EngineFailed("the model failed on this request")
+
+
+def _store_error(error: StoreUnavailable, patience_s: float) -> StoreUnavailable:
+    """What the owner of the job is told."""
+    what = "is full" if isinstance(error, StoreFull) else "cannot be written to"
+    return type(error)(
+        f"the store of clips {what}, and stayed so for {patience_s:g} s with the clip ready to be stored; send the "
+        "request again once the operator has mended that"
+    )

@@ -68,6 +68,7 @@ def test_every_ray_process_gets_the_flags_and_none_keeps_the_cluster_open(rayser
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
         assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert env["RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"] == "1"
         assert env["RAY_AUTH_MODE"] == "token"
         assert env["RAY_USAGE_STATS_ENABLED"] == "0"
     assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}

@@ -30,7 +30,7 @@ OVER = ("completed", "failed")
 def system() -> Iterator[System]:
     model = {
         "id": MODEL, "engine": "fake", "max_jobs": 2, "max_batch": 1, "lease_s": 1.5, "checkpoint_every": 5,
-        "checkpoint_after_s": 0.0, "max_attempts": 5,
+        "max_attempts": 5,
     }  # fmt: skip
     with running_system(f"video_models={json.dumps([model])}", "gateway.replicas=2") as running:
         yield running

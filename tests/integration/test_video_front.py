@@ -38,6 +38,7 @@ from serving.video.worker import VideoWorker, WorkerConfig
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.redis_server import embedded_redis, stopped
+from tests.support.video_jobs import SECRET
 from tests.unit.serving.ingress.clients import FakeContext, asgi
 from tests.unit.serving.ingress.video_clients import Presence, events_of, until
 
@@ -71,14 +72,14 @@ class System:
             engine=self.engine,
             scheduler=VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)),
             index=self.index(),
-            checkpoints=Checkpoints(self.files),
+            checkpoints=Checkpoints(self.files, SECRET),
             delivery=Delivery(self.files),
             config=WorkerConfig(lease_s=0.6, poll_s=0.02, preview_every_s=0.02),
         )
         self.app, self.grpc = self.gateway()
 
     def index(self) -> RedisJobs:
-        self.indexes.append(RedisJobs(jobs_config(self.server.url), restart_grace_s=0.0))
+        self.indexes.append(RedisJobs(jobs_config(self.server.url), secret=SECRET, restart_grace_s=0.0))
         return self.indexes[-1]
 
     def gateway(self) -> tuple[FastAPI, GrpcMethods]:

@@ -7,7 +7,9 @@ import time
 from serving.jobs.base import Progress
 from serving.video.domain import Artefact, VideoJob, VideoSettings
 
+SECRET = b"s" * 32
 CLIP = {"video": Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=3, sha256="0" * 64)}
+"""What came of the job ``a``."""
 
 
 def video_job(
@@ -55,7 +57,6 @@ def progress(step: int, *, checkpoint_step: int = 0, stage: str = "denoise", pre
         stage=stage,
         step=step,
         remaining_s=0.5,
-        checkpoint_key=f"jobs/x/checkpoint-{checkpoint_step}.safetensors" if checkpoint_step else None,
         checkpoint_step=checkpoint_step,
         preemptions=preemptions,
     )
