@@ -384,6 +384,8 @@ class ResolvedConfig:
     secret: str = field(repr=False)
     media_workers: int
     allow_anonymous_loopback: bool
+    has_own_secret: bool = field(compare=False)
+    """Whether nobody has set one."""
 
     @property
     def is_loopback(self) -> bool:
@@ -406,7 +408,9 @@ class ResolvedConfig:
         return self.settings.jobs.store
 
     def keep_secret(self) -> None:
-        """Leave the secret for the next start in ``run_dir``: what outlives this one in Redis is sealed with it."""
+        """Leave a secret that nobody has set to the next start: what outlives this one in Redis is sealed with it."""
+        if not self.has_own_secret:
+            return
         path = self.run_dir / SECRET_NAME
         draft = path.with_name(f".{SECRET_NAME}.{os.getpid()}")
         draft.unlink(missing_ok=True)
@@ -509,6 +513,7 @@ def resolve(settings: Settings) -> ResolvedConfig:
         secret=decided.redis.secret,
         media_workers=_media_workers(settings),
         allow_anonymous_loopback=not has_keys,
+        has_own_secret=settings.redis.secret == "auto",
     )
     length = len(os.fsencode(config.redis_socket))
     if embedded and length > _MAX_SOCKET_PATH_BYTES:

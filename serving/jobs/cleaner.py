@@ -67,6 +67,8 @@ class ArtefactCleaner:
                 num_removed = await self.sweep()
             except StoreUnavailable as error:
                 _log.warning("files of jobs that are gone were not removed", error=error.message)
+            except Exception:  # whatever it met, the rest of the store must not fill up for it
+                _log.exception("looking for files of jobs that are gone failed")
             else:
                 if num_removed:
                     _log.info("removed files of jobs that are gone", jobs=num_removed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import threading
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serving.errors import ConfigError, EngineFailed, StoreUnavailable
+from serving.errors import ConfigError, EngineFailed, StoreFull, StoreUnavailable
 from serving.jobs.artefacts import ArtefactStore, check_key
+from tests.support.fillable_store import FillableFileSystem
 
 
 @pytest.fixture(params=["folder", "objects"])
@@ -246,3 +248,77 @@ def test_url_without_a_driver_is_refused_without_its_secrets(url: str, monkeypat
     with pytest.raises(ConfigError, match="s3fs" if url.startswith("s3") else "no store is known") as caught:
         ArtefactStore(url)
     assert "secret" not in str(caught.value)
+
+
+# -- a full store ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_full_folder_says_so_and_keeps_what_it_had(
+    folder: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    await folder.put("jobs/a/f", b"old")
+
+    def fsync(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for key in ("jobs/a/f", "jobs/b/g"):
+        with pytest.raises(StoreFull, match="the store of clips is full") as caught:
+            await folder.put(key, b"new")
+        assert str(tmp_path) not in caught.value.message
+    left = await asyncio.to_thread(lambda: [path.name for path in tmp_path.rglob("*") if path.is_file()])
+    assert left == ["f"]
+    assert await folder.read("jobs/a/f") == b"old"
+
+
+async def test_full_object_store_says_so_and_keeps_no_half_of_a_file() -> None:
+    FillableFileSystem.empty()
+    store = ArtefactStore("fillable://clips")
+    await store.put("jobs/a/f", b"whole")
+    FillableFileSystem.is_full = True
+    with pytest.raises(StoreFull):
+        await store.put("jobs/a/g", b"too much")
+    assert await store.names("jobs/a") == ["f"]
+    await store.delete("jobs/a/f")  # room can be made
+    assert await store.names("jobs/a") == []
+    store.close()
+
+
+async def test_driver_that_wraps_what_the_system_said_is_understood(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def makedirs(*_arguments: Any, **_options: Any) -> None:
+        try:
+            raise OSError(errno.EDQUOT, "quota")
+        except OSError as error:
+            raise RuntimeError("upload failed") from error
+
+    monkeypatch.setattr(os, "fsync", makedirs)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", makedirs)
+    with pytest.raises(StoreFull):
+        await store.put("jobs/a/f", b"x")
+
+
+async def test_names_are_those_of_the_files_of_one_folder(store: ArtefactStore) -> None:
+    assert await store.names("jobs/a") == []
+    for key in ("jobs/a/f", "jobs/a/g", "jobs/a/deeper/h", "jobs/ab/i"):
+        await store.put(key, b"x")
+    assert sorted(await store.names("jobs/a")) == ["f", "g"]
+
+
+async def test_folder_that_cannot_be_removed_does_not_keep_the_others(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("jobs/a/f", "jobs/b/f", "jobs/c/f"):
+        await store.put(key, b"x")
+    delete = store.delete
+
+    async def sometimes(prefix: str) -> None:
+        if prefix == "jobs/a":
+            raise StoreUnavailable("busy")
+        await delete(prefix)
+
+    monkeypatch.setattr(store, "delete", sometimes)
+    assert await store.sweep("jobs", -1.0, nobody_needs) == 2
+    assert [await store.exists(f"jobs/{name}/f") for name in "abc"] == [True, False, False]

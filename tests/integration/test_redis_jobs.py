@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 import redis.asyncio as aioredis
 
@@ -91,7 +92,7 @@ async def found(jobs: RedisJobs, job_id: str, owner: str = "acme") -> VideoJob:
 async def nothing_left(client: aioredis.Redis) -> set[bytes]:
     """Keys that hold jobs that are not over, or claim to."""
     names = [key async for key in client.scan_iter(f"{keys.JOBS}:*")]
-    kinds = (b":queue:", b":waiting", b":leases", b":open:")
+    kinds = (b":queue:", b":waiting", b":leases", b":open:", b":live")
     return {name for name in names if any(kind in name for kind in kinds)}
 
 
@@ -500,14 +501,139 @@ async def test_create_again_is_the_same_job_even_when_it_is_full_by_now(jobs: Re
 # -- what somebody else wrote ----------------------------------------------------------------------------------------
 
 
-async def test_damaged_record_stops_nobody_else(jobs: RedisJobs, client: aioredis.Redis) -> None:
+async def test_owner_that_somebody_rewrote_gives_the_job_to_nobody_else(
+    jobs: RedisJobs, client: aioredis.Redis
+) -> None:
+    await jobs.create(video_job("a"), max_queued=9)
+    await jobs.complete((await claimed(jobs)).lease, CLIP, {}, TTL_S)
+    await client.hset(keys.job("a"), "owner", "rival")
+    await client.zadd(f"{keys.JOBS}:owner:rival", {"a": 1.0})
+    assert await jobs.get("rival", "a") is None
+    assert await jobs.cancel("rival", "a") is None
+    assert await jobs.delete("rival", "a") is None
+    assert await jobs.list_jobs("rival", after=None, limit=9, newest_first=True) == JobPage(jobs=(), has_more=False)
+    assert (await found(jobs, "a")).artefacts == CLIP
+
+
+@pytest.mark.parametrize("name", ["record", "result"])
+async def test_what_was_sealed_for_another_job_is_not_taken(jobs: RedisJobs, client: aioredis.Redis, name: str) -> None:
+    """Or a tenant could be shown another's prompt, or fetch another's files."""
+    for job_id, owner in (("a", "acme"), ("b", "rival")):
+        await jobs.create(video_job(job_id, owner=owner), max_queued=9)
+        await jobs.complete((await claimed(jobs)).lease, CLIP, {}, TTL_S)
+    theirs = await client.hget(keys.job("a"), name)
+    await client.hset(keys.job("b"), name, theirs)
+    assert await jobs.get("rival", "b") is None
+    assert await jobs.get("acme", "b") is None
+
+
+@pytest.mark.parametrize("change", [{"status": "completed"}, {"status": "failed"}, {"status": "?"}, {"step": "11"}])
+async def test_state_that_no_worker_reported_is_no_job(
+    jobs: RedisJobs, client: aioredis.Redis, change: dict[str, str]
+) -> None:
+    await jobs.create(video_job("a"), max_queued=9)
+    await claimed(jobs)
+    await client.hset(keys.job("a"), mapping=change)
+    assert await jobs.get("acme", "a") is None
+
+
+async def test_jobs_of_another_deployment_are_none(url: str, jobs: RedisJobs) -> None:
+    await jobs.create(video_job("a"), max_queued=9)
+    stranger = RedisJobs(jobs_config(url), secret=b"t" * 32)
+    assert await stranger.get("acme", "a") is None
+    await stranger.stop()
+
+
+Damage = Callable[[aioredis.Redis, str], Awaitable[Any]]
+
+
+async def _as_string(client: aioredis.Redis, key: str) -> None:
+    await client.set(key, "junk")
+
+
+def _field(name: str, value: bytes) -> Damage:
+    return lambda client, key: client.hset(key, name, value)
+
+
+DAMAGES: dict[str, Damage] = {
+    "record is junk": _field("record", b"\x80junk"),
+    "record is empty": _field("record", b""),
+    "record without a seal": _field("record", msgspec.json.encode(video_job("a"))),
+    "steps are no number": _field("steps", b"many"),
+    "attempts are nan": _field("attempts", b"nan"),
+    "key is nan": _field("key", b"nan"),
+    "steps are missing": lambda client, key: client.hdel(key, "steps"),
+    "another type": _as_string,
+    "gone": lambda client, key: client.delete(key),
+}
+
+
+@pytest.mark.parametrize("state", ["queued", "in_progress"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_damaged_record_harms_nobody_else_and_leaves_nothing(
+    jobs: RedisJobs, client: aioredis.Redis, damage: Damage, state: str
+) -> None:
     now_s = time.time()
     await jobs.create(video_job("a", created_at_s=now_s), max_queued=9)
+    if state == "in_progress":
+        await claimed(jobs, SHORT_S)
     await jobs.create(video_job("b", created_at_s=now_s + 1), max_queued=9)
-    await client.hset(keys.job("a"), "record", b"\x80junk")
-    assert await jobs.get("acme", "a") is None
-    claims = [await jobs.claim(("vdit-nano",), "w", LONG_S) for _ in range(2)]
+    await damage(client, keys.job("a"))
+    if state == "in_progress":
+        await asyncio.sleep(2 * SHORT_S)
+    is_read = {name for name in ("steps are no number", "steps are missing", "key is nan") if DAMAGES[name] is damage}
+    if not is_read:  # those fields are the scripts' own: without them the job cannot be scheduled, but be shown
+        assert await jobs.get("acme", "a") is None
+        assert await jobs.cancel("acme", "a") is None
+        assert not await jobs.has("a")
+        page = await jobs.list_jobs("acme", after=None, limit=9, newest_first=True)
+        assert page is not None
+        assert [job.id for job in page.jobs] == ["b"]
+    claims = [await jobs.claim(("vdit-nano",), "w", LONG_S) for _ in range(4)]
     assert [claim.job.id for claim in claims if claim is not None] == ["b"]
+    assert await jobs.complete(next(claim for claim in claims if claim).lease, CLIP, {}, TTL_S)
+    assert await jobs.queued_s("vdit-nano") == 0.0
+    assert await nothing_left(client) == set()
+    assert await jobs.get("acme", "a") is None
+
+
+async def test_page_of_damaged_records_does_not_end_the_list(jobs: RedisJobs, client: aioredis.Redis) -> None:
+    now_s = time.time()
+    for number in range(5):
+        await jobs.create(video_job(f"j{number}", created_at_s=now_s + number), max_queued=9)
+    for number in (1, 2, 3):
+        await client.hset(keys.job(f"j{number}"), "record", b"junk")
+    page = await jobs.list_jobs("acme", after=None, limit=1, newest_first=False)
+    assert page is not None
+    assert ([job.id for job in page.jobs], page.has_more) == (["j0"], True)
+    page = await jobs.list_jobs("acme", after="j0", limit=1, newest_first=False)
+    assert page is not None
+    assert ([job.id for job in page.jobs], page.has_more) == (["j4"], False)
+
+
+async def test_id_that_a_damaged_record_holds_is_given_anew(jobs: RedisJobs, client: aioredis.Redis) -> None:
+    """Ids follow from idempotency keys: the key must not be lost with the record."""
+    await jobs.create(video_job("a"), max_queued=9)
+    await client.hset(keys.job("a"), mapping={"record": b"junk", "owner": "rival"})
+    job = video_job("a")
+    await jobs.create(job, max_queued=9)
+    assert await found(jobs, "a") == job
+    assert (await claimed(jobs)).job.id == "a"
+
+
+async def test_flushed_redis_forgets_every_job_and_goes_on(jobs: RedisJobs, client: aioredis.Redis) -> None:
+    for name in "abc":
+        await jobs.create(video_job(name), max_queued=9)
+    lease = (await claimed(jobs)).lease
+    await client.flushall()
+    assert [await jobs.get("acme", name) for name in "abc"] == [None] * 3
+    assert not await jobs.has("a")
+    assert await jobs.renew(lease, LONG_S, progress(3)) is LeaseState.LOST
+    assert not await jobs.complete(lease, CLIP, {}, TTL_S)
+    assert not await jobs.requeue(lease, progress(3), counts_as_attempt=True)
+    assert await client.keys(f"{keys.JOBS}:*") == []
+    await jobs.create(video_job("a"), max_queued=1)
+    assert (await claimed(jobs)).job.attempts == 1
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------

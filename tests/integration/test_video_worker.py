@@ -6,22 +6,28 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis.asyncio as aioredis
+import safetensors.numpy
 
 from schedulers.admission import Cost
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.jobs import keys
 from serving.jobs.artefacts import ArtefactStore
+from serving.jobs.base import Lease
 from serving.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
 from serving.video.checkpoints import Checkpoints
 from serving.video.delivery import Delivery
 from serving.video.domain import JobStatus, VideoJob
-from serving.video.worker import VideoWorker, WorkerConfig
+from serving.video.worker import HeldJob, VideoWorker, WorkerConfig
+from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, video_job
 
@@ -53,8 +59,23 @@ def store(tmp_path: Path) -> Iterator[ArtefactStore]:
     store.close()
 
 
+@pytest.fixture
+def fillable() -> Iterator[ArtefactStore]:
+    """An object store that a test may fill: ``FillableFileSystem.is_full``."""
+    FillableFileSystem.empty()
+    store = ArtefactStore("fillable://clips")
+    yield store
+    store.close()
+
+
 def build(
-    index: RedisJobs, store: ArtefactStore, name: str = "worker", *, max_batch: int = 2, **engine: Any
+    index: RedisJobs,
+    store: ArtefactStore,
+    name: str = "worker",
+    *,
+    max_batch: int = 2,
+    config: WorkerConfig = QUICK,
+    **engine: Any,
 ) -> VideoWorker:
     return VideoWorker(
         model=MODEL,
@@ -64,7 +85,7 @@ def build(
         index=index,
         checkpoints=Checkpoints(store, SECRET),
         delivery=Delivery(store),
-        config=QUICK,
+        config=config,
     )
 
 
@@ -254,12 +275,230 @@ async def test_urgent_job_preempts_at_a_step_boundary(index: RedisJobs, store: A
     assert slow.preemptions >= 1
 
 
+# -- a store of clips that is full or away ---------------------------------------------------------------------------
+
+
+def waiting(job: VideoJob) -> bool:
+    return job.stage == "store" and FillableFileSystem.num_refused > 0
+
+
+async def test_finished_clip_waits_for_a_full_store_and_is_not_made_again(
+    index: RedisJobs, fillable: ArtefactStore
+) -> None:
+    FillableFileSystem.is_full = True
+    async with running(build(index, fillable, step_s=0.005)) as worker:
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", waiting)
+        await asyncio.sleep(2 * QUICK.lease_s)  # under the lease all the time
+        await index.create(video_job("video_b"), max_queued=10)
+        assert (await until(index, "video_b", lambda job: True)).status is JobStatus.QUEUED, "nothing more is claimed"
+        assert worker.num_held == 1
+        FillableFileSystem.is_full = False
+        jobs = [await until(index, name, is_over) for name in ("video_a", "video_b")]
+    assert [(job.status, job.attempts) for job in jobs] == [(JobStatus.COMPLETED, 1)] * 2, jobs
+    assert jobs[0].report["steps"] == 10
+    assert (await fillable.read_artefact(jobs[0].artefacts["video"]))[4:8] == b"ftyp"
+
+
+async def test_full_store_leaves_no_parts_of_files_behind(index: RedisJobs, fillable: ArtefactStore) -> None:
+    FillableFileSystem.is_full = True
+    async with running(build(index, fillable, step_s=0.02)):
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", waiting)
+        assert FillableFileSystem.num_refused >= 3  # checkpoints, a preview, the clip
+        assert FillableFileSystem.store == {}
+
+
+async def test_job_that_the_store_never_took_ends_with_an_error_that_names_the_store(
+    index: RedisJobs, fillable: ArtefactStore
+) -> None:
+    """Each attempt has its patience, and the first to find room ends it; after the last the error says why."""
+    FillableFileSystem.is_full = True
+    config = replace(QUICK, store_patience_s=0.3, max_attempts=2)
+    async with running(build(index, fillable, config=config)):
+        await index.create(video_job("video_a"), max_queued=10)
+        job = await until(index, "video_a", is_over)
+    assert job.error is not None
+    assert (job.error.code, job.attempts) == ("store_full", 2)
+    assert "the store of clips is full" in job.error.message
+    assert "secret" not in job.error.message
+
+
+async def test_attempt_that_gave_up_on_the_store_is_gone_on_with_where_it_ended(
+    index: RedisJobs, fillable: ArtefactStore
+) -> None:
+    config = replace(QUICK, store_patience_s=0.2, checkpoint_every=1)
+    async with running(build(index, fillable, config=config, step_s=0.05, decode_s=0.3)):
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", lambda job: job.stage == "decode")
+        FillableFileSystem.is_full = True
+        await until(index, "video_a", lambda job: job.attempts == 2)
+        FillableFileSystem.is_full = False
+        job = await until(index, "video_a", is_over)
+    assert job.status is JobStatus.COMPLETED, job.error
+    assert job.report["resumed_at_step"] >= 8
+    assert job.report["steps"] == 10 - job.report["resumed_at_step"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "drained", "lost"])
+async def test_wait_for_the_store_ends_when_the_job_is_not_wanted(
+    index: RedisJobs, server: EmbeddedRedis, fillable: ArtefactStore, how: str
+) -> None:
+    FillableFileSystem.is_full = True
+    async with running(build(index, fillable)) as worker:
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", waiting)
+        if how == "cancelled":
+            await index.cancel("acme", "video_a")
+            job = await until(index, "video_a", is_over)
+            assert job.error is not None
+            assert job.error.code == "cancelled"
+        elif how == "lost":
+            async with aioredis.Redis.from_url(server.url) as client:
+                await client.flushall()
+            await _until_held(worker, 0)
+    if how == "drained":
+        job = await until(index, "video_a", lambda job: True)
+        assert (job.status, job.attempts) == (JobStatus.QUEUED, 0)
+    assert worker.num_held == 0
+
+
+async def _until_held(worker: VideoWorker, count: int) -> None:
+    deadline_s = time.monotonic() + 15.0
+    while True:
+        if worker.num_held == count:
+            return
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.02)
+
+
 async def test_lost_store_fails_the_job_with_a_stable_code(
     index: RedisJobs, store: ArtefactStore, tmp_path: Path
 ) -> None:
     (tmp_path / "clips").write_text("a file where the folder should be")
-    async with running(build(index, store)):
+    async with running(build(index, store, config=replace(QUICK, store_patience_s=0.1, max_attempts=1))):
         await index.create(video_job("video_a"), max_queued=10)
         job = await until(index, "video_a", is_over)
     assert job.error is not None
     assert job.error.code == "store_unavailable"
+
+
+async def test_clip_that_nobody_waits_for_any_more_is_taken_back(
+    index: RedisJobs, server: EmbeddedRedis, store: ArtefactStore, tmp_path: Path
+) -> None:
+    async with running(build(index, store, decode_s=0.3)) as worker:
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", lambda job: job.stage == "decode")
+        worker._loops[1].cancel()  # no heartbeat: it learns of it when it hands in
+        async with aioredis.Redis.from_url(server.url) as client:
+            await client.flushall()
+        await _until_held(worker, 0)
+    assert not list((tmp_path / "clips").rglob("clip-*"))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+async def stopped_halfway(index: RedisJobs, store: ArtefactStore, at_step: int, config: WorkerConfig) -> None:
+    """A worker that is killed once a job of 20 steps has done so many of them."""
+    own_store = ArtefactStore(store._root)
+    first = build(index, own_store, "first", step_s=0.02, config=config)
+    await first.engine.start()
+    await first.start()
+    await until(index, "video_a", lambda job: job.step >= at_step)
+    await kill(first)
+    await first.engine.stop()
+    own_store._threads.shutdown(wait=True)  # a write that had begun: a test's own death is not that of a process
+
+
+async def test_short_job_is_checkpointed_as_its_settings_say(index: RedisJobs, store: ArtefactStore) -> None:
+    """Not only once it has run for seconds: both replicas killed at half of a clip had it begin at step 0."""
+    shipped = WorkerConfig(lease_s=0.6, poll_s=0.02)
+    await index.create(video_job("video_a", num_steps=20), max_queued=10)
+    await stopped_halfway(index, store, 12, shipped)
+    async with running(build(index, store, "second")):
+        job = await until(index, "video_a", is_over)
+    assert job.status is JobStatus.COMPLETED, job.error
+    assert job.report["resumed_at_step"] >= 5
+
+
+async def test_index_that_forgot_the_checkpoint_costs_no_work(
+    index: RedisJobs, server: EmbeddedRedis, store: ArtefactStore
+) -> None:
+    """A Redis that was killed has lost its last second."""
+    await index.create(video_job("video_a", num_steps=20), max_queued=10)
+    await stopped_halfway(index, store, 12, QUICK)
+    async with aioredis.Redis.from_url(server.url) as client:
+        await client.hset(keys.job("video_a"), "checkpoint_step", "0")
+    async with running(build(index, store, "second")):
+        job = await until(index, "video_a", is_over)
+    assert job.report["resumed_at_step"] >= 8
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "of another job", "gone"])
+async def test_checkpoint_that_cannot_be_trusted_is_passed_over_for_the_one_before(
+    index: RedisJobs, store: ArtefactStore, tmp_path: Path, damage: str
+) -> None:
+    await index.create(video_job("video_a", num_steps=20), max_queued=10)
+    await stopped_halfway(index, store, 12, QUICK)
+    found = sorted((tmp_path / "clips").rglob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(found) >= 2
+    newest, steps = found[-1], [int(path.name.split("-")[1]) for path in found]
+    whole = newest.read_bytes()
+    if damage == "cut":
+        newest.write_bytes(whole[: len(whole) // 2])
+    elif damage == "changed":
+        newest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "gone":
+        newest.unlink()
+    else:
+        others = Checkpoints(store, SECRET)
+        await others.save(video_job("video_b"), Lease(job_id="video_b", token="t", worker="w"), _snapshot(steps[-1]))
+        [theirs] = (tmp_path / "clips/jobs/video_b").iterdir()
+        newest.write_bytes(theirs.read_bytes())
+    async with running(build(index, store, "second")):
+        job = await until(index, "video_a", is_over)
+    assert job.status is JobStatus.COMPLETED, job.error
+    assert job.attempts == 2
+    assert job.report["resumed_at_step"] == steps[-2]
+
+
+def _snapshot(step: int) -> bytes:
+    return safetensors.numpy.save({"latents": np.zeros(2048, np.uint32)}, {"step": str(step)})
+
+
+async def test_job_that_has_to_wait_leaves_its_work_in_the_store(index: RedisJobs, store: ArtefactStore) -> None:
+    config = replace(QUICK, checkpoint_every=1000)
+    async with running(build(index, store, max_batch=1, step_s=0.02, config=config)):
+        await index.create(video_job("video_slow", num_steps=60), max_queued=10)
+        await until(index, "video_slow", lambda job: job.step >= 3)
+        await index.create(video_job("video_urgent", priority="high", num_steps=30), max_queued=10)
+        job = await until(index, "video_slow", lambda job: job.checkpoint_step > 0)
+    assert job.preemptions == 1
+
+
+async def test_store_that_is_slow_to_write_gets_fewer_checkpoints(index: RedisJobs, store: ArtefactStore) -> None:
+    worker = build(index, store, config=replace(QUICK, checkpoint_share=0.1))
+    now_s = 100.0
+    worker.clock = lambda: now_s
+    held = HeldJob(video_job("video_a"), Lease(job_id="video_a", token="t", worker="w"))
+    held.step, worker._checkpoint_s, held.checkpoint_at_s = 5, 2.0, 90.0
+    worker._consider_checkpoint(held)
+    assert held.checkpointing is None
+    now_s = 110.0  # 20 seconds later, of which 2 are a tenth
+    worker._consider_checkpoint(held)
+    assert held.checkpointing is not None
+    await worker._end_checkpoints(held)
+
+
+async def test_job_that_comes_back_before_it_was_let_go_is_left_to_others(
+    index: RedisJobs, server: EmbeddedRedis, store: ArtefactStore
+) -> None:
+    await index.create(video_job("video_a"), max_queued=10)
+    async with running(build(index, store, step_s=0.2)) as worker:
+        await until(index, "video_a", lambda job: job.step >= 1)
+        async with aioredis.Redis.from_url(server.url) as client:  # its lease runs out
+            await client.zadd(f"{keys.JOBS}:leases", {"video_a": 1})
+        job = await until(index, "video_a", is_over)
+        assert job.status is JobStatus.COMPLETED, job.error
+        await _until_held(worker, 0)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,22 @@ def test_times_must_be_positive(store: ArtefactStore) -> None:
     for options in ({"every_s": 0.0}, {"older_than_s": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
             ArtefactCleaner(store, Index(), **options)
+
+
+async def test_it_goes_on_after_an_error_that_nobody_foresaw(
+    store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index()
+    await put(store, tmp_path, "gone", 7200)
+    sweep, failures = store.sweep, iter([ValueError("a name nobody expected")])
+
+    async def once(*arguments: Any) -> int:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await sweep(*arguments)
+
+    monkeypatch.setattr(store, "sweep", once)
+    cleaner = ArtefactCleaner(store, index, every_s=0.01)
+    cleaner.start()
+    await eventually(lambda: not (tmp_path / "jobs/gone").exists())
+    await cleaner.stop()

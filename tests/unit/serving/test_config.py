@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from serving.config import (
     PROFILES,
     ModelSettings,
+    ResolvedConfig,
     Settings,
     TenantSettings,
     from_mapping,
@@ -433,3 +435,55 @@ def test_chat_can_be_switched_off_and_its_names_differ() -> None:
     assert load(overrides=["chat_models=[]"]).chat_models == ()
     with pytest.raises(ConfigError, match="chat model ids repeat: c"):
         from_mapping({"chat_models": [{"id": "c"}, {"id": "c"}]})
+
+
+# -- the secret ------------------------------------------------------------------------------------------------------
+
+
+def own(tmp_path: Path, **redis: Any) -> ResolvedConfig:
+    return resolve(from_mapping({"run_dir": str(tmp_path), "redis": redis}))
+
+
+def test_secret_that_nobody_has_set_is_that_of_the_start_before(tmp_path: Path) -> None:
+    """Ids of jobs follow from it and from idempotency keys, and what lies in Redis is sealed with it."""
+    first = own(tmp_path)
+    assert not list(tmp_path.iterdir()), "looking writes nothing"
+    first.keep_secret()
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    second = own(tmp_path)
+    second.keep_secret()
+    assert second.secret == first.secret
+    assert own(tmp_path / "elsewhere").secret != first.secret
+
+
+def test_secret_that_somebody_has_set_is_not_written_down(tmp_path: Path) -> None:
+    config = own(tmp_path, secret="x" * 32)
+    config.keep_secret()
+    assert config.secret == "x" * 32
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o606])
+def test_secret_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> None:
+    own(tmp_path).keep_secret()
+    (tmp_path / "secret").chmod(mode)
+    with pytest.raises(ConfigError, match="others may read or replace the secret"):
+        own(tmp_path)
+
+
+def test_secret_that_is_a_link_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("x" * 64)
+    (tmp_path / "real").chmod(0o600)
+    (tmp_path / "secret").symlink_to("real")
+    with pytest.raises(ConfigError, match="secret"):
+        own(tmp_path)
+    (tmp_path / "secret").unlink()
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(ConfigError, match="secret"):
+        own(tmp_path)
+
+
+def test_secret_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    own(tmp_path).keep_secret()
+    (tmp_path / "secret").write_text("short")
+    assert len(own(tmp_path).secret) == 64

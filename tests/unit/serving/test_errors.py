@@ -39,6 +39,7 @@ CODES = {
     "TooManyImages": "too_many_images",
     "UnsupportedField": "unsupported_field",
     "UnsupportedVideo": "unsupported_video_setting",
+    "IdempotencyKeyReused": "idempotency_key_reused",
     "PromptTooLong": "context_length_exceeded",
     "FeatureNotAllowed": "feature_not_allowed",
     "UnknownModel": "model_not_found",

@@ -69,6 +69,7 @@ def test_run_folder_is_private_and_without_the_files_of_the_start_before(monkeyp
     with short_folder() as folder:
         resolved = config(folder / "run")
         ray_env.prepare(resolved)
+        assert (resolved.run_dir / "secret").read_text() == resolved.secret
         (resolved.metrics_dir / "counter_1.db").touch()
         ray_env.prepare(resolved)
         assert list(resolved.metrics_dir.iterdir()) == []

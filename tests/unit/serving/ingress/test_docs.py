@@ -24,8 +24,8 @@ PAGE = Path(__file__).parents[4] / "docs" / "api.md"
 TEXT = PAGE.read_text()
 
 
-NEVER_SENT = {"overloaded", "store_full"}
-"""The parent of the retryable errors is not raised itself; a store that is full is one that is away."""
+NEVER_SENT = {"overloaded"}
+"""The parent of the retryable errors is not raised itself."""
 
 
 def error_table() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from serving.errors import (
     BudgetInfeasible,
     ClientError,
     DeadlineUnreachable,
+    IdempotencyKeyReused,
     InvalidRequest,
     PromptTooLong,
     QueueFull,
@@ -31,6 +32,7 @@ from serving.jobs.base import JobPage
 from serving.service import VideoModelCard
 from serving.stores.buckets import Reservation
 from serving.video.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
+from serving.video.idempotency import asked_by
 from serving.video.names import folder, preview_key
 from serving.video.points import VideoPoints, VideoPointTable
 from serving.video.resolve import ServedVideo
@@ -399,13 +401,60 @@ async def test_keys_of_different_tenants_and_requests_without_one_are_different_
     assert all(job.id.startswith("video_") and len(job.id) == 38 for job in jobs)
 
 
-@pytest.mark.parametrize("change", [{"prompt": "a cube"}, {"seed": 3}, {"num_frames": 93}, {"user": "x"}])
-async def test_key_that_was_used_for_another_request_is_refused(change: dict[str, Any]) -> None:
+_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": "a cube"}, "prompt"),
+    ({"seed": 3}, "seed"),
+    ({"seed": None}, "seed"),
+    ({"num_frames": 93}, "num_frames"),
+    ({"seconds": 8.0}, "seconds"),
+    ({"user": "x"}, "user"),
+    ({"output_format": VideoFormat.GIF}, "output_format"),
+    ({"width": 64, "height": 64}, "height, width"),
+    ({"budget": Budget(latency_ms=60_000)}, "vireo.latency_ms"),
+    ({"budget": Budget(energy_j=100.0)}, "vireo.energy_j"),
+    ({"budget": Budget(quality_floor=0.5)}, "vireo.quality_floor"),
+    ({"budget": Budget(priority=Priority.HIGH)}, "vireo.priority"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), _CHANGES)
+async def test_key_that_was_used_for_another_request_is_refused(change: dict[str, Any], named: str) -> None:
+    """Whatever a request may say: one for 8 seconds was given the clip of 4 that came first."""
     gateway = Gateway()
     await gateway.create(idempotency_key="k", seed=1)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(IdempotencyKeyReused, match=f"different: {named}. ") as caught:
         await gateway.create(**({"idempotency_key": "k", "seed": 1} | change))
     assert caught.value.param == "idempotency-key"
+    assert len(gateway.index.jobs) == len(gateway.quotas.charged) == 1
+
+
+async def test_key_stands_for_a_request_however_it_came() -> None:
+    gateway = Gateway()
+    first = await gateway.create(idempotency_key="k", seconds=4.0, guidance_scale=4.0)
+    again = await gateway.create(
+        idempotency_key="k", seconds=4, guidance_scale=4, request_id="another", surface=Surface.GRPC_VIDEO
+    )
+    assert again == first
+
+
+def test_every_field_of_a_request_counts_but_those_that_say_how_it_came() -> None:
+    """One that is added later, too."""
+    asked = asked_by(
+        VideoRequest(
+            request_id="r", surface=Surface.HTTP_VIDEO, tenant="t", model="m", prompt="p", negative_prompt="n", width=1,
+            height=1, num_frames=1, seconds=1.0, fps=1, num_inference_steps=1, guidance_scale=1.0, seed=1, sampler="s",
+            attention="a", user="u", idempotency_key="k",
+            budget=Budget(latency_ms=1.0, energy_j=1.0, quality_floor=1.0),
+        )
+    )  # fmt: skip
+    names = {one.name for one in fields(VideoRequest)} - {
+        "request_id",
+        "surface",
+        "tenant",
+        "idempotency_key",
+        "budget",
+    }
+    assert asked.keys() == names | {f"vireo.{one.name}" for one in fields(Budget)}
 
 
 async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_won() -> None:
