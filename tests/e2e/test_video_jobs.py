@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import redis
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from tests.support.system import System, running_system, wait_until
+from tests.support.system import System, restart, running_system, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -159,6 +160,21 @@ def test_killed_gateway_loses_no_job(system: System, http: httpx.Client) -> None
     wait_until(lambda: len(system.replicas("Gateway")) == 2, "the gateway is back", 60.0)
 
 
+def test_line_in_the_access_log_is_there_once_the_answer_is(system: System, http: httpx.Client) -> None:
+    """Also of a gateway that is killed right after it."""
+    marks = [f"mark-{time.time_ns()}-{number}" for number in range(4)]
+    for mark in marks:
+        http.get("/v1/videos", headers={"x-request-id": mark}).raise_for_status()
+    killed = system.replicas("Gateway")
+    for gateway in killed:
+        gateway.kill()
+    logs = (system.run_dir / "ray/session_latest/logs/serve").glob("replica_vireo_Gateway*.log")
+    written = "".join(path.read_text(errors="replace") for path in logs)
+    assert [mark for mark in marks if mark not in written] == []
+    wait_until(lambda: len(set(system.replicas("Gateway")) - set(killed)) == 2, "the gateways are back", 60.0)
+    wait_until(system.is_ready, "the gateways answer", 60.0)
+
+
 def test_killed_redis_loses_no_job(system: System, http: httpx.Client) -> None:
     """Appended to its file every second: a job that is older than that survives."""
     ids = [create(http, 100, seed=seed) for seed in range(2)]
@@ -209,3 +225,35 @@ def test_metrics_count_what_happened(system: System) -> None:
     assert metrics.total("vireo_video_claims_total", model=MODEL, attempt="again") >= 1
     # A replica reports once a second.
     wait_until(lambda: system.metrics().total("vireo_video_held_bytes", model=MODEL) == 0, "nothing is held", 10.0)
+
+
+def test_flushed_redis_forgets_jobs_and_nothing_else_suffers(system: System, http: httpx.Client) -> None:
+    ids = [create(http, 100, seed=seed) for seed in range(3)]
+    wait_for(http, ids[0], is_running(2))
+    with redis.Redis(unix_socket_path=str(system.run_dir / "redis/redis.sock")) as client:
+        client.flushall()
+    for video_id in ids:
+        for answer in (http.get(f"/v1/videos/{video_id}"), http.get(f"/v1/videos/{video_id}/content")):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+    assert http.get("/v1/videos").raise_for_status().json()["data"] == []
+    assert system.is_ready()
+    after = create(http, 10)
+    assert wait_for(http, after, is_over)["status"] == "completed"
+    check_clip(http, after)
+    # What was running has been let go.
+    wait_until(lambda: system.metrics().total("vireo_video_held_bytes", model=MODEL) == 0, "nothing is held", 10.0)
+
+
+def test_key_is_the_same_job_after_a_restart_and_no_other_request(system: System, http: httpx.Client) -> None:
+    headers = {"idempotency-key": f"key-{time.time_ns()}"}
+    body = {"model": MODEL, "prompt": PROMPT, "seconds": "4"}
+    first = http.post("/v1/videos", json=body, headers=headers).raise_for_status().json()["id"]
+    wait_for(http, first, is_over)
+    restart(system)
+    with httpx.Client(base_url=system.http_url, timeout=60.0) as fresh:
+        again = fresh.post("/v1/videos", json={**body, "seconds": 4}, headers=headers).raise_for_status().json()
+        assert (again["id"], again["status"]) == (first, "completed")
+        check_clip(fresh, first)
+        other = fresh.post("/v1/videos", json={**body, "seconds": 8}, headers=headers)
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+        assert "seconds" in other.json()["error"]["message"]

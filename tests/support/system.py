@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class System:
     mark: str
     process: subprocess.Popen[bytes]
     environment: Mapping[str, str] = field(repr=False)
+    launch: Callable[[], subprocess.Popen[bytes]] = field(repr=False)
 
     @property
     def http_url(self) -> str:
@@ -215,8 +217,8 @@ def running_system(
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
         environment = cli_environment(base_dir, mark, root)
-        process = _launch(base_dir, environment, root, port, grpc_port, settings, tenants)
-        system = System(port, grpc_port, base_dir, mark, process, environment)
+        launch = partial(_launch, base_dir, environment, root, port, grpc_port, settings, tenants)
+        system = System(port, grpc_port, base_dir, mark, launch(), environment, launch)
         try:
             _wait_ready(system, start_timeout_s)
             yield system
@@ -259,6 +261,13 @@ def _wait_ready(system: System, timeout_s: float) -> None:
         return state.exists() and json.loads(state.read_text())["ready"] and system.is_ready()
 
     wait_until(is_up, "vireo up is ready", timeout_s)
+
+
+def restart(system: System) -> None:
+    """Stop in order and start again in the same folder. Raises: AssertionError."""
+    stop(system)
+    system.process = system.launch()
+    _wait_ready(system, START_TIMEOUT_S)
 
 
 def stop(system: System) -> None:
