@@ -6,9 +6,8 @@ Legend: T frames, H rows, W columns.
 from __future__ import annotations
 
 import io
-import tempfile
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import av
 import numpy as np
@@ -66,15 +65,17 @@ def _check(frames: Frames, fps: int) -> None:
 
 def _mp4(frames: Frames, fps: int) -> bytes:
     """The index comes first (faststart), so that a player may begin before it has the whole file; to put it there, the
-    muxer reads back what it has written, which takes a real file."""
-    with tempfile.TemporaryDirectory(prefix="vireo-encode-") as folder:
-        path = Path(folder) / "clip.mp4"
-        _write_mp4(path, _even(frames), fps)
-        return path.read_bytes()
+    muxer opens again what it has written, which takes a name. The file is in memory: no disk need have room for it."""
+    descriptor = os.memfd_create("clip.mp4")
+    try:
+        _write_mp4(f"/proc/self/fd/{descriptor}", _even(frames), fps)
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    finally:
+        os.close(descriptor)
 
 
-def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+def _write_mp4(path: str, frames: Frames, fps: int) -> None:
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -429,11 +429,12 @@ class VideoWorker:
             return
         await self._renew(held)  # the record shows the last step, too
         report = self.report(held)
-        if await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s)):
+        is_ours = await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s))
+        if is_ours:
             self.observer.completed(held)
             self._settle(held)
             await self._drop_checkpoints(held)
-        else:
+        elif is_ours is not None:  # else the index may have them, though it could not say so
             await self.delivery.remove(artefacts)
         self._forget(held)
 
@@ -532,8 +533,9 @@ class VideoWorker:
             preemptions=held.preemptions,
         )
 
-    async def _persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
-        """Until Redis has it or the lease is surely gone: what was made must not be lost to a short outage."""
+    async def _persist(self, write: Callable[[], Awaitable[bool]]) -> bool | None:
+        """Until Redis has it or the lease is surely gone: what was made must not be lost to a short outage. None: it
+        stayed away."""
         until_s = self.clock() + max(30.0, 3 * self.config.lease_s)
         while True:
             try:
@@ -541,7 +543,7 @@ class VideoWorker:
             except StoreUnavailable:
                 if self.clock() >= until_s:
                     _log.error("the job index stayed away; the job will be done again")
-                    return False
+                    return None
                 await asyncio.sleep(0.2)
 
     def _forget(self, held: HeldJob) -> None:

@@ -21,6 +21,7 @@ from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 from serving.jobs import keys
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.base import Lease
+from serving.jobs.cleaner import ArtefactCleaner
 from serving.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
 from serving.video.checkpoints import Checkpoints
@@ -394,6 +395,22 @@ async def test_clip_that_nobody_waits_for_any_more_is_taken_back(
             await client.flushall()
         await _until_held(worker, 0)
     assert not list((tmp_path / "clips").rglob("clip-*"))
+
+
+@pytest.mark.parametrize("loss", ["flushed", "damaged"])
+async def test_files_of_a_job_that_redis_lost_are_swept_and_those_of_others_are_not(
+    index: RedisJobs, server: EmbeddedRedis, store: ArtefactStore, tmp_path: Path, loss: str
+) -> None:
+    async with running(build(index, store)):
+        await index.create(video_job("video_a"), max_queued=10)
+        await until(index, "video_a", is_over)
+        async with aioredis.Redis.from_url(server.url) as client:
+            await (client.flushall() if loss == "flushed" else client.hset(keys.job("video_a"), "record", "junk"))
+        await index.create(video_job("video_b"), max_queued=10)
+        await until(index, "video_b", is_over)
+    await asyncio.sleep(0.05)
+    assert await ArtefactCleaner(store, index, older_than_s=0.01).sweep() == 1
+    assert [path.name for path in (tmp_path / "clips/jobs").iterdir()] == ["video_b"]
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

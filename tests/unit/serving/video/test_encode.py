@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import av
@@ -108,3 +110,8 @@ def test_thumbnail_is_a_jpeg_no_larger_than_asked(max_side: int | None, size: tu
 def test_what_is_no_clip_is_refused(frames: Any, fps: int, output_format: str) -> None:
     with pytest.raises(ValueError, match=r"need|limit|is not a valid"):
         encode_clip(frames, fps, output_format)
+
+
+def test_clip_is_encoded_where_no_disk_has_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert encode_clip(np.zeros((2, 16, 16, 3), np.uint8), 8, "mp4").data[4:8] == b"ftyp"
