@@ -199,10 +199,10 @@ class VideoModelSettings(_Section):
     lease_s: float = Field(6.0, ge=0.5, le=600, description="Seconds after which the jobs of a dead replica are taken.")
     checkpoint_every: int = Field(5, ge=1, le=1000, description="Steps between two checkpoints of latents.")
     checkpoint_share: float = Field(
-        0.1,
+        0.5,
         gt=0,
         le=1,
-        description="Most of a replica's time that checkpoints may take: where writing one is slow, they are rarer.",
+        description="Most of the time in which a checkpoint may be being written: to a slow store they go less often.",
     )
     stuck_after_s: float = Field(
         300.0, gt=0, le=86_400, description="Seconds in one engine call after which a replica is replaced."

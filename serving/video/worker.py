@@ -65,15 +65,15 @@ class WorkerConfig:
 
     ``lease_s``: how long a job of a dead replica stays with it. ``poll_s``: how often an
     idle worker looks for work. ``checkpoint_every``: steps between two checkpoints of latents; they are further apart
-    where writing one would take more than ``checkpoint_share`` of the time. ``store_patience_s``: how long a store that
-    is full or away is waited for; then the attempt is over, and the job with its ``max_attempts``-th. ``ttl_s``: how
-    long finished clips are kept.
+    where one would be written for more than ``checkpoint_share`` of the time. ``store_patience_s``: how long a store
+    that is full or away is waited for; then the attempt is over, and the job with its ``max_attempts``-th. ``ttl_s``:
+    how long finished clips are kept.
     """
 
     lease_s: float = 6.0
     poll_s: float = 0.2
     checkpoint_every: int = 5
-    checkpoint_share: float = 0.1
+    checkpoint_share: float = 0.5
     store_patience_s: float = 900.0
     max_attempts: int = 3
     preview_every_s: float = 1.0
@@ -337,11 +337,11 @@ class VideoWorker:
     # -- checkpoints and previews ------------------------------------------------------------------------------------
 
     def _consider_checkpoint(self, held: HeldJob, every: int | None = None) -> None:
-        """Begin one if so many steps were done since the last, and writing it costs little of the time they took."""
+        """Begin one if so many steps were done since the last, and the store is quick enough to take one by now."""
         is_due = held.step - held.checkpoint_step >= (every or self.config.checkpoint_every)
-        is_cheap = self.clock() - held.checkpoint_at_s >= self._checkpoint_s / self.config.checkpoint_share
+        is_time = self.clock() - held.checkpoint_at_s >= self._checkpoint_s / self.config.checkpoint_share
         is_free = held.checkpointing is None or held.checkpointing.done()
-        if is_due and is_cheap and is_free:
+        if is_due and is_time and is_free:
             held.checkpointing = self._spawn(self._checkpoint(held))
 
     async def _checkpoint(self, held: HeldJob) -> None:
