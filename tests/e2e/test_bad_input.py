@@ -22,6 +22,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Answer, Door, grpc_failure, http_failure
+from tests.support import image_cases
 from tests.support.media_files import bad_files, encode, exif_orientation, gradient, grey16_png
 from tests.support.system import MODEL, System, wait_until
 from tests.unit.serving.ingress.clients import Ask
@@ -71,6 +72,13 @@ def test_call_of_one_bad_file_fails_as_a_whole(name: str, door: Door) -> None:
 def test_unusual_files_are_served(name: str, door: Door) -> None:
     answer = SURFACES[name](door, Ask(list(UNUSUAL.values()), model=MODEL))
     assert [item.error for item in answer.items] == [None] * len(UNUSUAL)
+
+
+@pytest.mark.parametrize("name", sorted(SURFACES))
+def test_files_of_real_software_are_answered_rightly(name: str, door: Door) -> None:
+    answers = image_cases.DIGITS | dict.fromkeys(image_cases.REFUSED, "invalid_image")
+    answer = SURFACES[name](door, Ask([image_cases.load(file) for file in answers], model=MODEL))
+    assert dict(zip(answers, answer.codes, strict=True)) == answers
 
 
 @pytest.mark.parametrize("name", sorted(SURFACES))

@@ -11,12 +11,14 @@ from models.texthawk2.tokens import find_boxes
 from serving.cli.pictures import pixel_boxes
 from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
+from tests.support import image_cases
 from tests.support.chat_system import ALPHA, ChatSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.usefixtures("trained_checkpoint")]
 
 WORD, CHINESE_WORD = example("word-en.png"), example("word-zh.png")
-SAID = {WORD: "lantern", CHINESE_WORD: "天地和平"}
+GREY_WORD = image_cases.FOLDER / image_cases.LANTERN
+SAID = {WORD: "lantern", CHINESE_WORD: "天地和平", GREY_WORD: "lantern"}
 SQUARE = example("red-square.png")
 SQUARE_SIZE, SQUARE_BOX = (448, 224), (290, 50, 360, 120)
 READ, FIND = "Read the text.", "Where is the red square?"
@@ -54,7 +56,7 @@ def by_command(chat: ChatSystem, path: Path, *options: str) -> str:
     return str(json.loads(run.stdout)["text"])
 
 
-@pytest.mark.parametrize("word", [WORD, CHINESE_WORD], ids=["english", "chinese"])
+@pytest.mark.parametrize("word", SAID, ids=["english", "chinese", "4-bit grey with a transparent level"])
 def test_every_client_reads_the_word(word: Path, chat: ChatSystem, other_chat_door: Door) -> None:
     told = [by_openai(chat, READ, word), by_grpc(other_chat_door, READ, word), by_command(chat, word)]
     assert [text.strip() for text in told] == 3 * [SAID[word]]

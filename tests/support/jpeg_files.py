@@ -33,6 +33,17 @@ def end_of_first_picture(jpeg: bytes) -> int:
     return position + 2
 
 
+def scans_of(jpeg: bytes) -> list[int]:
+    """Indices of scan headers; for files without metadata."""
+    return [match.start() for match in re.finditer(rb"\xff\xda", jpeg)]
+
+
+def with_scans(progressive: bytes, number: int) -> bytes:
+    """The file with its last scan, a refinement, so often that there are ``number`` scans."""
+    last = progressive.rindex(b"\xff\xc4")
+    return progressive[:last] + progressive[last:-2] * (number - len(scans_of(progressive)) + 1) + END
+
+
 def flat_blocks(
     width: int,
     height: int,

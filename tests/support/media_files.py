@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+from tests.support import image_cases, jpeg_files
+
 Array = npt.NDArray[np.uint8]
 
 
@@ -109,5 +111,11 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "elongated": (encode(gradient(4, 1000)), "invalid_image"),
         "animated_png": (animated("PNG"), "invalid_image"),
         "animated_webp": (animated("WEBP"), "invalid_image"),
+        "png_with_a_wrong_checksum": (image_cases.load("png-idat-wrong-crc.png"), "invalid_image"),
+        "jpeg_cut_with_an_end_marker": (image_cases.load("jpeg-cut-with-end-marker.jpg"), "invalid_image"),
+        "jpeg_of_many_scans": (
+            jpeg_files.with_scans(encode(gradient(40, 50), "JPEG", progressive=True), 101),
+            "invalid_image",
+        ),
         "corrupt_png_pixels": (good_png.replace(b"IDATx", b"IDATy"), "invalid_image"),
     }

@@ -15,6 +15,7 @@ from serving.domain import Surface
 from serving.errors import ServingError
 from serving.ingress.status import TABLE
 from serving.limits import IngressLimits
+from tests.support import image_cases
 from tests.support.fake_service import FakeService
 from tests.support.media_files import bad_files, encode, exif_orientation, gradient, grey16_png
 from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG, SURFACES, Ask, FrontDoor, Outcome
@@ -75,6 +76,12 @@ async def test_unusual_image_is_served(name: str, surface: Any) -> None:
     outcome = await surface(FrontDoor(), Ask([UNUSUAL_FILES[name]]))
     assert outcome.error is None
     assert outcome.items[0].startswith("class ")
+
+
+@pytest.mark.parametrize("name", image_cases.SAME_PIXELS_AS)
+async def test_harmless_metadata_changes_no_answer(name: str, surface: Any) -> None:
+    twin = Ask([image_cases.load_twin(name)])
+    assert (await surface(FrontDoor(), Ask([image_cases.load(name)]))).items == (await surface(FrontDoor(), twin)).items
 
 
 BUDGETS = [

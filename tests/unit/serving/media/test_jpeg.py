@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 
 import numpy as np
@@ -17,7 +16,7 @@ from serving.media.limits import MediaLimits
 from serving.media.probe import probe
 from tests.support import jpeg_files
 from tests.support import media_files as files
-from tests.support.jpeg_files import END, segment, with_segments
+from tests.support.jpeg_files import END, scans_of, segment, with_scans, with_segments
 
 LIMITS = MediaLimits()
 KINDS: dict[str, dict[str, int]] = {
@@ -40,10 +39,6 @@ def by_pillow(data: bytes) -> files.Array:
 
 def by_us(data: bytes) -> files.Array:
     return decode(data, LIMITS).rgb
-
-
-def scans_of(data: bytes) -> list[int]:
-    return [match.start() for match in re.finditer(rb"\xff\xda", data)]
 
 
 # -- the same pixels as Pillow's -------------------------------------------------------------------------------------
@@ -276,13 +271,6 @@ def test_code_that_stands_for_nothing_is_refused() -> None:
 # -- scans -----------------------------------------------------------------------------------------------------------
 
 
-def many_scans(number: int) -> bytes:
-    """A progressive file whose last scan, a refinement without effect on its length, is there many times."""
-    data = make("progressive")
-    last = data.rindex(b"\xff\xc4")
-    return data[:last] + data[last:-2] * (number - len(scans_of(data)) + 1) + END
-
-
 def test_scans_are_counted_in_the_header() -> None:
     assert probe(make("baseline"), LIMITS).num_scans == 1
     assert probe(make("progressive"), LIMITS).num_scans == len(scans_of(make("progressive"))) > 5
@@ -293,9 +281,9 @@ def test_scans_are_counted_in_the_header() -> None:
 def test_more_scans_than_allowed_are_refused_before_they_are_decoded(read: object) -> None:
     assert callable(read)
     limits = MediaLimits(max_scans=20)
-    assert probe(many_scans(20), limits).num_scans == 20
+    assert probe(with_scans(make("progressive"), 20), limits).num_scans == 20
     with pytest.raises(InvalidImage, match="more than 20 scans, the limit"):
-        read(many_scans(21), limits)
+        read(with_scans(make("progressive"), 21), limits)
 
 
 def test_scans_behind_what_the_header_looks_at_are_counted_before_decoding() -> None:
