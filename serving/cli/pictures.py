@@ -6,21 +6,27 @@ The server decides what a valid image is. Here only what could never be one is r
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from models.texthawk2.coordinates import STEPS
 from models.texthawk2.tokens import find_boxes
+from serving.errors import InvalidImage
 from serving.limits import IngressLimits
+from serving.media.decode import decode
+from serving.media.limits import MediaLimits
 
 MAX_FILE_BYTES = IngressLimits().max_body_bytes
 """No request can carry more. A pipe or a device may never end, so no more is read either."""
+_ANY_SIZE = MediaLimits(
+    max_bytes_per_image=MAX_FILE_BYTES, max_pixels=1 << 28, min_side=1, max_side=1 << 16, max_aspect=1 << 16
+)
+"""Which images are too large is the server's to say."""
 
 DRAWABLE = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LABEL_CHARS = 40
@@ -60,9 +66,9 @@ class Picture:
         if self.encoded is None:
             raise BadPicture(f"{self.name} is a URL; give a file, so that pixels can be counted here")
         try:
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(self.encoded))).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadPicture(f"{self.name} cannot be decoded ({error})") from None
+            return Image.fromarray(decode(self.encoded, _ANY_SIZE).rgb)
+        except InvalidImage as error:
+            raise BadPicture(f"{self.name} cannot be decoded ({error.message})") from None
 
 
 def load_picture(name: str) -> Picture:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import struct
 
 import numpy as np
@@ -16,6 +17,7 @@ from serving.media.decode import decode
 from serving.media.exif import read_orientation
 from serving.media.header import ImageFormat
 from serving.media.limits import MediaLimits
+from tests.fuzz import images
 from tests.support import media_files as files
 
 LIMITS = MediaLimits()
@@ -261,6 +263,13 @@ def test_mutated_file_gives_pixels_or_a_typed_error(name: str, data: st.DataObje
     else:
         assert outcome.dtype == np.uint8
         assert outcome.ndim == 3
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_changed_file_gives_a_typed_error_or_right_pixels(draw: random.Random) -> None:
+    mutant = images.mutated(draw)
+    assert images.check(mutant) is None, (mutant.picture.name, mutant.change)
 
 
 @settings(max_examples=200)
