@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serving.config import ResolvedConfig
 from serving.ingress.auth import Authenticator
 from serving.ingress.grpc_methods import GrpcMethods
+from serving.ingress.json_body import JsonReader
 from serving.limits import IngressLimits
 from serving.pauses import freeze_start_up
 from serving.telemetry import setup
@@ -51,6 +52,7 @@ class Gateway(GrpcMethods):
             "observer": IngressMetrics(),
         }
         super().__init__(**self._front)
+        self._json = JsonReader()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through."""
@@ -62,6 +64,7 @@ class Gateway(GrpcMethods):
             metrics_endpoint=exposition,
             metrics_needs_key=self._need_key_for_metrics,
             adds_request_id=False,
+            json_reader=self._json,
         )
         app.router.lifespan_context = self._lifespan
         return app
@@ -76,6 +79,7 @@ class Gateway(GrpcMethods):
         finally:
             self.end_watches()
             await self._parts.stop()
+            self._json.close()
 
 
 def build_authenticator(config: ResolvedConfig) -> Authenticator:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
 from serving.ingress.front import shown
 from serving.limits import IngressLimits
+
+PIECE_BYTES: Final = 1 << 16
+"""Small enough for every ``sink`` to be done within milliseconds."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = Mapping[bytes, bytes]
@@ -32,7 +35,7 @@ def header(headers: Headers, name: bytes, limits: IngressLimits) -> str | None:
 
 
 async def read_into(receive: Receive, headers: Headers, limits: IngressLimits, sink: Callable[[bytes], object]) -> None:
-    """Give each chunk of the body to ``sink`` as it arrives.
+    """Give the body to ``sink`` as it arrives, a piece at a time; others get a turn after each.
 
     Raises:
         PayloadTooLarge: by its Content-Length, before anything is read, or as soon as one byte too many arrives.
@@ -55,20 +58,15 @@ async def read_into(receive: Receive, headers: Headers, limits: IngressLimits, s
                 num_bytes += len(chunk)
                 if num_bytes > limits.max_body_bytes:
                     raise _too_large(f"more than {limits.max_body_bytes}", limits)
-                if chunk:
-                    sink(chunk)
+                for start in range(0, len(chunk), PIECE_BYTES):
+                    sink(chunk[start : start + PIECE_BYTES])
+                    if more or start + PIECE_BYTES < len(chunk):
+                        await asyncio.sleep(0)
     except TimeoutError:
         raise SlowBody(
             f"only {num_bytes} bytes of the body arrived in {limits.body_timeout_s:g} s, the limit; "
             "send it faster, or less"
         ) from None
-
-
-async def read_body(receive: Receive, headers: Headers, limits: IngressLimits) -> bytes:
-    """Return the whole body. Raises: as ``read_into``."""
-    chunks: list[bytes] = []
-    await read_into(receive, headers, limits, chunks.append)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _check_headers(headers: Headers, limits: IngressLimits) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from serving.chat.domain import ChatEnd, ChatEvent
 from serving.domain import Budget
 from serving.errors import Cancelled
-from serving.ingress.body import read_body
-from serving.ingress.chat_json import ChatCall, call_from_json
+from serving.ingress.chat_json import ChatCall, call_from_document, json_bounds
 from serving.ingress.chat_reply import KEEP_ALIVE, ChunkWriter, Completion, fingerprint
 from serving.ingress.chat_stream import EventQueue, joined
 from serving.ingress.front import Front
 from serving.ingress.http_call import Answer, Call, HeaderList
+from serving.ingress.json_body import JsonReader
 from serving.ingress.observer import OK
 from serving.service import ChatModelCard
 
@@ -21,14 +21,15 @@ STREAM_HEADERS: HeaderList = [
 ]
 
 
-async def read_chat(call: Call, front: Front, fallback: Budget) -> ChatCall:
+async def read_chat(call: Call, front: Front, reader: JsonReader, fallback: Budget) -> ChatCall:
     """Read and parse the body. Raises: ClientError."""
-    return await call_from_json(
-        await read_body(call.receive, call.headers, front.limits),
+    limits = front.limits
+    return await call_from_document(
+        await reader.read(call.receive, call.headers, limits, json_bounds(limits)),
         request_id=call.request_id,
         tenant=call.tenant,
         fallback=fallback,
-        limits=front.limits,
+        limits=limits,
         may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
     )
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from serving.chat.domain import ChatRequest, Role, Sampling
 from serving.domain import Budget, Surface
-from serving.errors import InvalidImage, InvalidRequest, UnknownField, UnsupportedField, UnsupportedMediaType
+from serving.errors import InvalidRequest, UnknownField, UnsupportedField
+from serving.ingress.body import PIECE_BYTES
 from serving.ingress.chat_rules import (
     ANY_OBJECT,
     MAX_SEED,
@@ -25,16 +26,16 @@ from serving.ingress.chat_rules import (
     compact_schema,
 )
 from serving.ingress.classify_json import budget_from_object
-from serving.ingress.data_urls import LiftedUrls, load_lifted
 from serving.ingress.front import shown
-from serving.ingress.json_body import load_object
+from serving.ingress.json_scan import Bounds
 from serving.ingress.schemas import MAX_ID_CHARS
 from serving.limits import IngressLimits
 
 MAX_USER_CHARS = 512
 MAX_METADATA = 16
+_MAX_CHAR_BYTES = 12
+"""Of a character in JSON: two escapes."""
 _ROLES = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
-_DATA_URL = re.compile(rb"data:image/(?:png|jpeg|jpg|webp);base64,", re.IGNORECASE)
 _SCHEMA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
 
@@ -142,8 +143,17 @@ class ChatCall:
     """Whether a stream ends with a chunk of its own for the usage."""
 
 
-async def call_from_json(
-    body: bytes,
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of a JSON body, whatever it says."""
+    return Bounds(
+        max_values=8 * limits.max_parts + 8 * limits.max_messages + limits.max_schema_bytes,
+        max_plain_bytes=limits.max_images * PIECE_BYTES + _MAX_CHAR_BYTES * limits.max_text_chars + (1 << 20),
+        max_string_bytes=max(2 * limits.max_bytes_per_image, _MAX_CHAR_BYTES * limits.max_text_chars),
+    )
+
+
+async def call_from_document(
+    document: dict[str, Any],
     *,
     request_id: str,
     tenant: str,
@@ -151,12 +161,11 @@ async def call_from_json(
     limits: IngressLimits,
     may_use_logprobs: bool,
 ) -> ChatCall:
-    """Parse a body. Raises: ClientError."""
-    max_values = limits.max_text_chars + 16 * limits.max_parts  # a comma in a text counts like one between values
-    document, lifted = load_lifted(body, max_values)
-    fields, prompt = _read(document, lifted, limits)
-    if not lifted.is_all_taken:
-        fields, prompt = _read(load_object(body, max_values), LiftedUrls(), limits)
+    """Make a call of a JSON body. Raises: ClientError."""
+    fields = _known(document, _FIELDS, REFUSED, "")
+    prompt = Prompt(limits)
+    for index, message in enumerate(_of(list, "a list of messages", fields.get("messages", []), "messages")):
+        _read_message(message, f"messages[{index}]", prompt)
     is_stream, wants_usage = _stream(fields)
     request = ChatRequest(
         request_id=request_id,
@@ -169,15 +178,6 @@ async def call_from_json(
         messages=await prompt.finish(),
     )
     return ChatCall(request, wants_usage)
-
-
-def _read(document: dict[str, Any], lifted: LiftedUrls, limits: IngressLimits) -> tuple[dict[str, Any], Prompt]:
-    """The fields that are there and not null, and the messages, counted and not yet decoded."""
-    fields = _known(document, _FIELDS, REFUSED, "")
-    prompt = Prompt(limits)
-    for index, message in enumerate(_of(list, "a list of messages", fields.get("messages", []), "messages")):
-        _read_message(message, f"messages[{index}]", prompt, lifted)
-    return fields, prompt
 
 
 def _known(
@@ -206,7 +206,7 @@ def _of(kind: type | tuple[type, ...], what: str, value: Any, param: str) -> Any
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
-def _read_message(message: Any, where: str, prompt: Prompt, lifted: LiftedUrls) -> None:
+def _read_message(message: Any, where: str, prompt: Prompt) -> None:
     _of(dict, "an object with role and content", message, where)
     members = _known(message, _MESSAGE_FIELDS, REFUSED_IN_MESSAGE, f"{where}.")
     role = _ROLES.get(_of(str, "a role", members.get("role", ""), f"{where}.role"))
@@ -224,10 +224,10 @@ def _read_message(message: Any, where: str, prompt: Prompt, lifted: LiftedUrls) 
     if not content:
         raise InvalidRequest(f"{where}.content is an empty list; send at least one part", param=f"{where}.content")
     for index, part in enumerate(content):
-        _read_part(part, f"{where}.content[{index}]", prompt, lifted)
+        _read_part(part, f"{where}.content[{index}]", prompt)
 
 
-def _read_part(part: Any, where: str, prompt: Prompt, lifted: LiftedUrls) -> None:
+def _read_part(part: Any, where: str, prompt: Prompt) -> None:
     _of(dict, "an object with a type", part, where)
     kind = part.get("type")
     if kind == "text":
@@ -238,33 +238,11 @@ def _read_part(part: Any, where: str, prompt: Prompt, lifted: LiftedUrls) -> Non
         image = _of(dict, "an object with a url", members.get("image_url"), f"{where}.image_url")
         members = _known(image, frozenset(("url", "detail")), REFUSED_IN_PART, f"{where}.image_url.")
         _one_of(members, "detail", ("auto", "low", "high"), f"{where}.image_url.")
-        url = lifted.take(_of(str, "a URL", members.get("url"), f"{where}.image_url.url"))
-        _read_url(url, where, prompt)
+        prompt.image_url(_of(str, "a URL", members.get("url"), f"{where}.image_url.url"), where)
     else:
         raise UnsupportedField(
             f"{where} is of type {shown(kind)}; a part is of type text or image_url", param=f"{where}.type"
         )
-
-
-def _read_url(url: str | memoryview, where: str, prompt: Prompt) -> None:
-    """A data URL stays base64 until everything is counted."""
-    if isinstance(url, str) and url[:5].lower() != "data:":
-        prompt.image_url(url, where)
-        return
-    head = url[:256].encode("utf-8", "replace") if isinstance(url, str) else bytes(url[:256])
-    match = _DATA_URL.match(head)
-    if match is not None:
-        prompt.image_text(url[match.end() :], where)
-        return
-    media_type = head[5:].partition(b",")[0].partition(b";")[0].decode("utf-8", "replace").lower()
-    if media_type.startswith("image/") and media_type not in ("image/png", "image/jpeg", "image/jpg", "image/webp"):
-        raise UnsupportedMediaType(
-            f"data: URL is of type {shown(media_type)}; send image/jpeg, image/png or image/webp", param=where
-        )
-    start = head[:40].decode("utf-8", "replace")
-    raise InvalidImage(
-        f"image is {shown(start)}...; a data: URL begins with 'data:image/png;base64,', or jpeg or webp", param=where
-    )
 
 
 # -- the other fields ------------------------------------------------------------------------------------------------

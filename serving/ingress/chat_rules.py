@@ -17,8 +17,9 @@ from serving.errors import (
     InvalidRequest,
     TooManyImages,
 )
+from serving.ingress.data_urls import DataUrl, is_data_url, parse_data_url
 from serving.ingress.front import shown
-from serving.ingress.images import decode_base64
+from serving.ingress.images import decode_url
 from serving.limits import IngressLimits
 
 MAX_TEMPERATURE = 2.0
@@ -32,9 +33,9 @@ ANY_OBJECT = '{"type":"object"}'
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """An image that is still base64, already counted."""
+    """An image that is still text, already counted."""
 
-    payload: str | memoryview
+    url: DataUrl
     param: str
 
 
@@ -70,7 +71,13 @@ class Prompt:
         self._add(TextPart(text), param)
 
     def image_url(self, url: str, param: str) -> None:
-        """Add an image to be fetched. Whether its host may be asked is decided by the fetcher, which parses the URL."""
+        """Add an image that is in its URL, or one to be fetched.
+
+        Whether its host may be asked is decided by the fetcher, which parses the URL.
+        """
+        if is_data_url(url):
+            self._data_url(url, param)
+            return
         if url[:8].lower() != "https://":
             raise ImageUrlRefused(
                 f"image is {shown(url)}; send an https:// URL or a data: URL of a JPEG, PNG or WebP file", param=param
@@ -83,15 +90,20 @@ class Prompt:
         self._count_image(param)
         self._add(ImagePart(url=url, param=param), param)
 
-    def image_text(self, payload: str | memoryview, param: str) -> None:
-        """Add an image that is base64."""
-        self._count_bytes(len(payload) // 4 * 3 - 2, param)
-        self._add(EncodedText(payload, param), param)
-
     def image_bytes(self, encoded: bytes, param: str) -> None:
         """Add an encoded file."""
         self._count_bytes(len(encoded), param)
         self._add(ImagePart(encoded=encoded, param=param), param)
+
+    def _data_url(self, text: str, param: str) -> None:
+        """It stays text until everything is counted."""
+        try:
+            url = parse_data_url(text)
+        except InvalidImage as error:
+            error.param = param
+            raise
+        self._count_bytes(max(0, url.most_bytes - 2), param)
+        self._add(EncodedText(url, param), param)
 
     def _count_bytes(self, num_bytes: int, param: str) -> None:
         self._count_image(param)
@@ -135,7 +147,7 @@ async def _decoded(part: Part | EncodedText) -> Part:
     if not isinstance(part, EncodedText):
         return part
     try:
-        return ImagePart(encoded=await decode_base64(part.payload), param=part.param)
+        return ImagePart(encoded=await decode_url(part.url), param=part.param)
     except InvalidImage as error:
         error.param = part.param
         raise

@@ -7,10 +7,11 @@ from typing import Any
 
 from serving.domain import Budget, ClassifyReply, ClassifyRequest, ImageInput, Report, Surface
 from serving.errors import InvalidRequest, ServingError, TooManyImages
-from serving.ingress.body import Headers, header
+from serving.ingress.body import PIECE_BYTES, Headers, header
 from serving.ingress.front import shown
 from serving.ingress.images import images_from_text
 from serving.ingress.json_body import load_object, validate
+from serving.ingress.json_scan import Bounds
 from serving.ingress.multipart import Form
 from serving.ingress.schemas import MAX_ID_CHARS, BudgetBody, ClassifyBody
 from serving.ingress.status import error_object
@@ -44,14 +45,23 @@ def _number(headers: Headers, name: bytes, limits: IngressLimits) -> float | Non
     return float(text)
 
 
-async def request_from_json(
-    body: bytes, *, request_id: str, tenant: str, fallback: Budget, limits: IngressLimits
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of a JSON body, whatever it says. An image that is too large by little fails alone."""
+    return Bounds(
+        max_values=4 * limits.max_images + 64,
+        max_plain_bytes=limits.max_images * PIECE_BYTES + (1 << 20),
+        max_string_bytes=2 * limits.max_bytes_per_image,
+    )
+
+
+async def request_from_document(
+    document: dict[str, Any], *, request_id: str, tenant: str, fallback: Budget, limits: IngressLimits
 ) -> ClassifyRequest:
-    """Parse a JSON body.
+    """Make a request of a JSON body.
 
     Raises: InvalidRequest, UnknownField, TooManyImages: the whole call is wrong. A broken image fails alone.
     """
-    parsed = validate(ClassifyBody, load_object(body, max_values=4 * limits.max_images + 64))
+    parsed = validate(ClassifyBody, document)
     if (parsed.image is None) == (parsed.images is None):
         both = "both there" if parsed.image is not None else "both missing"
         raise InvalidRequest(f"image and images are {both}; send exactly one of them", param="image")

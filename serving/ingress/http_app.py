@@ -14,9 +14,15 @@ from starlette.routing import Route
 from serving.domain import Surface
 from serving.errors import MethodNotAllowed, NotReady, ServingError, UnknownPath, UnsupportedMediaType
 from serving.ingress.auth import Authenticator
-from serving.ingress.body import Receive, read_body, read_into
+from serving.ingress.body import Receive, read_into
 from serving.ingress.chat_http import answer_stream, answer_whole, read_chat
-from serving.ingress.classify_json import budget_from_headers, reply_to_json, request_from_form, request_from_json
+from serving.ingress.classify_json import (
+    budget_from_headers,
+    json_bounds,
+    reply_to_json,
+    request_from_document,
+    request_from_form,
+)
 from serving.ingress.front import Front, request_id, shown
 from serving.ingress.http_call import (
     Answer,
@@ -29,9 +35,17 @@ from serving.ingress.http_call import (
     json_answer,
     send_answer,
 )
+from serving.ingress.json_body import JsonReader
 from serving.ingress.multipart import FormReader
 from serving.ingress.observer import IngressObserver, NullObserver
-from serving.ingress.oip_http import EXTENSIONS, SERVER_NAME, encode_answer, model_metadata, parse_infer
+from serving.ingress.oip_http import (
+    EXTENSIONS,
+    SERVER_NAME,
+    encode_answer,
+    infer_from_document,
+    model_metadata,
+    read_infer,
+)
 from serving.ingress.openapi import openapi_document, vireo_version
 from serving.ingress.status import http_error, to_serving_error
 from serving.ingress.video_http import VideoPaths
@@ -52,6 +66,7 @@ def build_http_app(
     *,
     metrics_needs_key: bool = False,
     adds_request_id: bool = True,
+    json_reader: JsonReader | None = None,
 ) -> FastAPI:
     """Make the application.
 
@@ -62,11 +77,12 @@ def build_http_app(
     app = FastAPI(
         title="Vireo", version=vireo_version(), openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    paths = HttpPaths(front, metrics_endpoint)
+    reader = json_reader or JsonReader()
+    paths = HttpPaths(front, metrics_endpoint, reader)
     table: list[tuple[str, str, Handler, Surface | None, bool]] = [
         ("POST", "/v1/classify", paths.classify, Surface.HTTP_CLASSIFY, True),
         ("POST", "/v1/chat/completions", paths.chat, Surface.HTTP_CHAT, True),
-        *VideoPaths(front, lambda call: budget_from_headers(call.headers, limits)).table(),
+        *VideoPaths(front, lambda call: budget_from_headers(call.headers, limits), reader).table(),
         ("POST", "/v2/models/{model}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("POST", "/v2/models/{model}/versions/{version}/infer", paths.infer, Surface.HTTP_OIP, True),
         ("GET", "/v1/models", paths.list_models, None, True),
@@ -95,8 +111,9 @@ def build_http_app(
 class HttpPaths:
     """What each path does with a call whose caller is known."""
 
-    def __init__(self, front: Front, metrics_endpoint: Callable[[], bytes]) -> None:
+    def __init__(self, front: Front, metrics_endpoint: Callable[[], bytes], reader: JsonReader) -> None:
         self._front = front
+        self._reader = reader
         self._metrics = metrics_endpoint
 
     async def classify(self, call: Call) -> Answer:
@@ -107,9 +124,12 @@ class HttpPaths:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
         kind = _media_type(content_type)
         if kind == "application/json":
-            body = await read_body(call.receive, call.headers, limits)
-            request = await request_from_json(
-                body, request_id=call.request_id, tenant=call.tenant, fallback=fallback, limits=limits
+            request = await request_from_document(
+                await self._reader.read(call.receive, call.headers, limits, json_bounds(limits)),
+                request_id=call.request_id,
+                tenant=call.tenant,
+                fallback=fallback,
+                limits=limits,
             )
         elif kind == "multipart/form-data":
             reader = FormReader(content_type, limits)
@@ -126,7 +146,8 @@ class HttpPaths:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
         if _media_type(content_type) != "application/json":
             raise _wrong_type(content_type, "application/json")
-        chat = await read_chat(call, self._front, budget_from_headers(call.headers, self._front.limits))
+        fallback = budget_from_headers(call.headers, self._front.limits)
+        chat = await read_chat(call, self._front, self._reader, fallback)
         if not chat.request.is_streamed:
             return await answer_whole(call, chat, self._front)
         await answer_stream(call, chat, self._front)
@@ -141,9 +162,14 @@ class HttpPaths:
             raise _wrong_type(content_type, "application/json, or application/octet-stream with binary tensors")
         card = self._card(call)
         call.visit.model = card.id
-        infer = await parse_infer(
-            await read_body(call.receive, call.headers, limits),
-            None if json_length is None else json_length.decode("latin-1"),
+        infer = await infer_from_document(
+            *await read_infer(
+                self._reader,
+                call.receive,
+                call.headers,
+                None if json_length is None else json_length.decode("latin-1"),
+                limits,
+            ),
             model=card.id,
             request_id=call.request_id,
             tenant=call.tenant,

@@ -1,73 +1,140 @@
-"""Strict JSON. Refused, each with a typed error: duplicate keys, deep nesting, more values than any valid body has.
+"""JSON bodies: bounded while they are read, parsed where nobody waits for it, checked against a schema.
 
-``NaN`` and ``Infinity`` literals and huge integers are read as numbers and then refused by the schema, which can name
-the field. The standard parser is used because the faster ones silently keep the last of two equal keys.
+chunks -> JsonScanner -> plain text  --small-->  parsed here
+                      |              --else--->  parsed in a process of its own
+                      -> long strings (images), put back as they are
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from serving.confined import Confined, Limit, LimitReached
 from serving.errors import InvalidRequest, UnknownField
+from serving.ingress.body import Headers, Receive, read_into
 from serving.ingress.front import shown
+from serving.ingress.json_decode import decode_object, is_small, read_answer
+from serving.ingress.json_scan import Bounds, JsonScanner, ScannedJson
+from serving.limits import IngressLimits
 
 Model = TypeVar("Model", bound=BaseModel)
 
+BODY: Final = "body"
+_PIECES_AT_A_TIME: Final = 16
 
-def load_object(body: bytes, max_values: int, what: str = "body") -> dict[str, Any]:
-    """Parse a JSON object of at most about ``max_values`` values.
+_EMBEDDED_BYTES: Final = 1 << 16
+"""Of a JSON text in a form field or in a message of gRPC."""
 
-    Raises: InvalidRequest: anything else.
-    """
-    if not body or body.isspace():
-        raise InvalidRequest(f"{what} is empty; send a JSON object", param=what)
-    if _has_more_than(body, b",", max_values):
-        raise InvalidRequest(f"{what} has more than {max_values} JSON values, the limit; send fewer", param=what)
-    try:
-        document = _DECODER.decode(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{what} is not UTF-8 at byte {error.start}; encode it as UTF-8", param=what) from None
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"{what} is not valid JSON: {error.msg} at character {error.pos}", param=what) from None
-    except RecursionError:
-        raise InvalidRequest(f"{what} is nested too deeply; no field needs more than four levels", param=what) from None
-    except InvalidRequest:
-        raise
-    except ValueError:  # int() refuses more than 4,300 digits
-        raise InvalidRequest(
-            f"{what} holds an integer of thousands of digits; send a smaller one", param=what
-        ) from None
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"{what} is {shown(document)}; send a JSON object", param=what)
+_MAX_ESCAPED_BYTES: Final = 3 << 20
+"""A longer string is an image, or refused anyway: its escapes are not worth reading."""
+
+
+class JsonReader:
+    """Parses the bodies of one gateway. The processes start when the first large body comes."""
+
+    def __init__(self, *, num_processes: int = 2, memory_bytes: int = 1 << 30, timeout_s: float = 5.0) -> None:
+        self._processes = Confined(
+            "serving.ingress.json_decode:make_decoder",
+            BODY,
+            num_processes=num_processes,
+            memory_bytes=memory_bytes,
+            timeout_s=timeout_s,
+            max_waiting=64,
+        )
+
+    @property
+    def process_pids(self) -> list[int]:
+        """Processes alive now."""
+        return self._processes.pids
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+    async def read(self, receive: Receive, headers: Headers, limits: IngressLimits, bounds: Bounds) -> dict[str, Any]:
+        """Read a body that is one JSON object.
+
+        Raises: as ``read_into``, ``JsonScanner`` and ``parse``.
+        """
+        scanner = JsonScanner(bounds)
+        await read_into(receive, headers, limits, scanner.feed)
+        return await self.parse(scanner.finish())
+
+    async def parse(self, text: ScannedJson) -> dict[str, Any]:
+        """Parse a scanned text. Long lists of numbers may come as ``Numbers``.
+
+        Raises:
+            InvalidRequest: no JSON object, or one with duplicate keys.
+            QueueFull: too many large bodies wait to be parsed.
+        """
+        if is_small(len(text.plain), text.num_values):
+            document = decode_object(text.plain, BODY)
+        else:
+            document = await self._parse_elsewhere(text.plain)
+        return await _with_strings(document, text.strings) if text.strings else document
+
+    async def _parse_elsewhere(self, plain: bytes) -> dict[str, Any]:
+        try:
+            return read_answer(await self._processes.call(plain))
+        except LimitReached as error:
+            what = "memory" if error.limit is Limit.MEMORY else "time"
+            raise InvalidRequest(f"body takes more {what} to parse than it may; send less", param=BODY) from None
+
+
+async def _with_strings(document: dict[str, Any], strings: dict[str, list[bytes]]) -> dict[str, Any]:
+    """Put the long strings back where their words stand. Raises: InvalidRequest: one of them is a name."""
+    texts = {}
+    for word in list(strings):
+        texts[word] = await _text(strings.pop(word))
+    waiting: list[Any] = [document]
+    num_found = 0
+    while waiting:
+        inner = waiting.pop()
+        for key, value in list(inner.items() if isinstance(inner, dict) else enumerate(inner)):
+            if isinstance(value, str) and value in texts:
+                inner[key] = texts[value]
+                num_found += 1
+            elif isinstance(value, dict | list):
+                waiting.append(value)
+    if num_found < len(texts):
+        raise InvalidRequest("the name of a field is far too long; check the body", param=BODY)
     return document
 
 
-def _has_more_than(body: bytes, char: bytes, limit: int) -> bool:
-    """Whether ``char`` is there more than ``limit`` times; quick on large bodies when the limit is small."""
-    if limit > 4096:
-        return body.count(char) > limit
-    position = -1
-    for _ in range(limit + 1):
-        position = body.find(char, position + 1)
-        if position < 0:
-            return False
-    return True
+async def _text(pieces: list[bytes]) -> str:
+    """Read a string's inside."""
+    num_bytes = sum(map(len, pieces))
+    try:
+        if num_bytes <= _MAX_ESCAPED_BYTES:
+            text: str = json.loads(f'"{b"".join(pieces).decode()}"')
+            return text
+        if any(b"\\" in piece for piece in pieces):
+            pieces = [b"".join(pieces).replace(b"\\/", b"/")]  # as some clients write slashes
+        parts = []
+        for piece in pieces:
+            parts.append(piece.decode("ascii"))
+            if len(parts) % _PIECES_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        return "".join(parts)
+    except ValueError:
+        raise InvalidRequest(
+            f"body holds a string of {num_bytes} bytes that is neither base64 nor valid JSON; correct it", param=BODY
+        ) from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InvalidRequest(f"field {shown(twice)} is there twice; send it once", param=twice[:64])
-    return members
+def load_object(text: bytes, max_values: int, what: str, max_bytes: int = _EMBEDDED_BYTES) -> dict[str, Any]:
+    """Parse a JSON object that is a part of something else.
 
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=float)
+    Raises: InvalidRequest, PayloadTooLarge: anything else, or over the bounds.
+    """
+    scanner = JsonScanner(Bounds(max_values=max_values, max_plain_bytes=max_bytes, max_string_bytes=max_bytes), what)
+    scanner.feed(text)
+    return decode_object(text, what)
 
 
 def validate(model: type[Model], document: dict[str, Any]) -> Model:

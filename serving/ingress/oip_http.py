@@ -14,8 +14,10 @@ import orjson
 
 from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
 from serving.errors import InvalidRequest, UnknownField
+from serving.ingress.body import Headers, Receive, read_into
 from serving.ingress.front import MODEL_VERSION, shown
-from serving.ingress.json_body import load_object, validate
+from serving.ingress.json_body import JsonReader, validate
+from serving.ingress.json_scan import Bounds, JsonScanner
 from serving.ingress.oip_tensors import (
     INPUTS,
     MAX_TYPED_ELEMENTS,
@@ -35,6 +37,8 @@ from serving.service import ModelCard
 SERVER_NAME = "vireo"
 EXTENSIONS = ("binary_tensor_data",)
 PLATFORM = "vireo_early_exit"
+_MAX_ELEMENT_BYTES = 64
+"""Of an element in JSON, spaces included, on average: a double, indented, on a line of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +52,51 @@ class HttpInfer:
     binary_by_default: bool
 
 
-async def parse_infer(
-    body: bytes,
-    json_length: str | None,
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of the JSON part of a body, whatever it says. An image that is too large by little fails alone."""
+    return Bounds(
+        max_values=MAX_TYPED_ELEMENTS + 1024,
+        max_plain_bytes=_MAX_ELEMENT_BYTES * MAX_TYPED_ELEMENTS,
+        max_string_bytes=2 * limits.max_bytes_per_image,
+    )
+
+
+async def read_infer(
+    reader: JsonReader, receive: Receive, headers: Headers, json_length: str | None, limits: IngressLimits
+) -> tuple[dict[str, Any], memoryview]:
+    """Return the JSON part of a body, parsed, and the bytes after it.
+
+    ``json_length`` is the header ``Inference-Header-Content-Length``. Raises: ClientError.
+    """
+    if json_length is None:
+        return await reader.read(receive, headers, limits, json_bounds(limits)), memoryview(b"")
+    if not (json_length.isascii() and json_length.isdigit() and len(json_length) <= 12):
+        raise _wrong_length(json_length, limits.max_body_bytes)
+    scanner, tail, left = JsonScanner(json_bounds(limits)), bytearray(), int(json_length)
+
+    def feed(piece: bytes) -> None:
+        nonlocal left
+        scanner.feed(piece[:left])
+        tail.extend(piece[left:])
+        left = max(0, left - len(piece))
+
+    await read_into(receive, headers, limits, feed)
+    if left:
+        raise _wrong_length(json_length, int(json_length) - left)
+    return await reader.parse(scanner.finish()), memoryview(tail).toreadonly()
+
+
+def _wrong_length(json_length: str, most: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"Inference-Header-Content-Length is {shown(json_length)}; it must be a number of at most {most}, "
+        "the length of the body",
+        param="inference-header-content-length",
+    )
+
+
+async def infer_from_document(
+    document: dict[str, Any],
+    tail: memoryview,
     *,
     model: str,
     request_id: str,
@@ -58,12 +104,11 @@ async def parse_infer(
     fallback: Budget,
     limits: IngressLimits,
 ) -> HttpInfer:
-    """Parse a body; ``json_length`` is the header ``Inference-Header-Content-Length``.
+    """Make an inference of the JSON part of a body and of the bytes after it.
 
     Raises: ClientError.
     """
-    head, tail = _split_body(body, json_length)
-    parsed = validate(InferBody, load_object(head, max_values=MAX_TYPED_ELEMENTS + 1024))
+    parsed = validate(InferBody, document)
     budget, top_k = budget_from_parameters(parsed.parameters, fallback, limits)
     wanted = tuple(output.name for output in parsed.outputs or ())
     check_outputs(wanted)
@@ -84,20 +129,6 @@ async def parse_infer(
         binary={name: choice for name, choice in choices.items() if choice is not None},
         binary_by_default=parsed.parameters.get("binary_data_output", False),
     )
-
-
-def _split_body(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
-    if json_length is None:
-        return body, memoryview(b"")
-    if not (
-        json_length.isascii() and json_length.isdigit() and len(json_length) <= 12 and int(json_length) <= len(body)
-    ):
-        raise InvalidRequest(
-            f"Inference-Header-Content-Length is {shown(json_length)}; it must be a number of at most {len(body)}, "
-            "the length of the body",
-            param="inference-header-content-length",
-        )
-    return body[: int(json_length)], memoryview(body)[int(json_length) :]
 
 
 def _tensors(inputs: list[InferInput], tail: memoryview) -> list[InputTensor]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, TypeAlias
@@ -31,6 +31,7 @@ from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownFi
 from serving.ingress.classify_json import check_num_images, check_top_k, report_to_json
 from serving.ingress.front import shown
 from serving.ingress.images import images_from_text
+from serving.ingress.json_decode import Numbers, number_array
 from serving.ingress.status import error_object
 from serving.limits import IngressLimits
 
@@ -44,6 +45,8 @@ QUANTISE_HERE_BYTES = 1 << 20
 MAX_DIM = (1 << 31) - 1
 ITEM_BYTES: Final = {"UINT8": 1, "FP32": 4, "INT32": 4}
 
+_TYPES: Final = {"i": int, "f": float}
+
 Parameter: TypeAlias = str | int | float | bool
 Element: TypeAlias = bytes | float | int
 
@@ -52,14 +55,15 @@ Element: TypeAlias = bytes | float | int
 class InputTensor:
     """A tensor as received. ``raw`` are its little-endian bytes; else ``values`` are its elements, flat or nested.
 
-    Those of a BYTES tensor are bytes (gRPC), or base64 text or data: URLs (JSON).
+    Those of a BYTES tensor are bytes (gRPC), or base64 text or data: URLs (JSON). Long lists of JSON numbers come as
+    ``Numbers``.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     raw: bytes | memoryview | None = None
-    values: Sequence[Any] | None = None
+    values: Sequence[Any] | Numbers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,28 +179,42 @@ def _split(raw: bytes | memoryview, num_elements: int) -> list[bytes]:
 
 def _flat(tensor: InputTensor, types: set[type]) -> list[Any]:
     """Flatten typed elements and check their number and Python types. ``bool`` is no number here."""
-    expected, sent = math.prod(tensor.shape), tensor.values or ()
-    if max(expected, len(sent)) > MAX_TYPED_ELEMENTS:
-        raise InvalidRequest(
-            f"{tensor.name} has {max(expected, len(sent))} typed elements; the limit is {MAX_TYPED_ELEMENTS}. "
-            "Send it as raw bytes",
-            param=tensor.name,
-        )
+    if isinstance(tensor.values, Numbers):
+        raise _wrong_type(tensor, [_TYPES[tensor.values.array.dtype.kind]])
+    sent = tensor.values or ()
+    _check_count(tensor, max(math.prod(tensor.shape), len(sent)))
     values = list(sent)
     for _ in tensor.shape[1:]:
         if not values or not all(isinstance(value, list) for value in values):
             break
         values = list(chain.from_iterable(values))
-    if len(values) != expected:
-        raise InvalidRequest(
-            f"{tensor.name} has {len(values)} elements; its shape {_shape(tensor.shape)} says {expected}",
-            param=tensor.name,
-        )
+    _check_product(tensor, len(values))
     found = set(map(type, values))
     if not found <= types or len(found & {str, bytes}) > 1:
-        names = ", ".join(sorted(kind.__name__ for kind in found - types))
-        raise InvalidRequest(f"{tensor.name} has elements of type {names}; send {tensor.datatype}", param=tensor.name)
+        raise _wrong_type(tensor, found - types)
     return values
+
+
+def _check_count(tensor: InputTensor, num_elements: int) -> None:
+    if num_elements > MAX_TYPED_ELEMENTS:
+        raise InvalidRequest(
+            f"{tensor.name} has {num_elements} typed elements; the limit is {MAX_TYPED_ELEMENTS}. Send it as raw bytes",
+            param=tensor.name,
+        )
+
+
+def _check_product(tensor: InputTensor, num_elements: int) -> None:
+    expected = math.prod(tensor.shape)
+    if num_elements != expected:
+        raise InvalidRequest(
+            f"{tensor.name} has {num_elements} elements; its shape {_shape(tensor.shape)} says {expected}",
+            param=tensor.name,
+        )
+
+
+def _wrong_type(tensor: InputTensor, found: Iterable[type]) -> InvalidRequest:
+    names = ", ".join(sorted(kind.__name__ for kind in found))
+    return InvalidRequest(f"{tensor.name} has elements of type {names}; send {tensor.datatype}", param=tensor.name)
 
 
 async def _pixels(tensor: InputTensor) -> tuple[ImageInput, ...]:
@@ -223,25 +241,29 @@ def _array(tensor: InputTensor) -> npt.NDArray[Any]:
                 param="PIXELS",
             )
         return np.frombuffer(tensor.raw, dtype)
+    values = _numbers(tensor)
     if tensor.datatype == "FP32":
-        return _floats(_flat(tensor, {float, int}))
-    values = _flat(tensor, {int})
-    if min(values) < 0 or max(values) > 255:
-        raise InvalidRequest(
-            f"PIXELS has elements between {shown(min(values))} and {shown(max(values))}; UINT8 goes from 0 to 255",
-            param="PIXELS",
-        )
-    return np.array(values, np.uint8)
-
-
-def _floats(values: list[Any]) -> npt.NDArray[np.float32]:
-    try:
         with np.errstate(over="ignore"):
-            return np.array(values, np.float64).astype(np.float32)
-    except OverflowError:
+            return values.astype(np.float32)
+    if values.dtype.kind != "i":
+        raise _wrong_type(tensor, [float])
+    if values.min() < 0 or values.max() > 255:
         raise InvalidRequest(
-            "PIXELS has an element that is no FP32; send numbers from 0 to 1", param="PIXELS"
-        ) from None
+            f"PIXELS has elements between {values.min()} and {values.max()}; UINT8 goes from 0 to 255", param="PIXELS"
+        )
+    return values.astype(np.uint8)
+
+
+def _numbers(tensor: InputTensor) -> npt.NDArray[Any]:
+    """Typed elements, flat: int64 where all are integers, float64 otherwise."""
+    sent = tensor.values
+    if isinstance(sent, Numbers):
+        _check_count(tensor, max(math.prod(tensor.shape), len(sent)))
+        if sent.levels > len(tensor.shape):
+            raise _wrong_type(tensor, [list])
+        _check_product(tensor, len(sent))
+        return sent.array
+    return number_array(_flat(tensor, {int} if tensor.datatype == "UINT8" else {float, int}))
 
 
 def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, TypeAdapter, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Priority
+from serving.ingress.json_decode import Numbers
 
 MAX_ID_CHARS = 256
 MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, MAX_DIMS = 8, 16, 16, 8
@@ -197,6 +199,16 @@ class VideoBody(Strict):
     """Budget."""
 
 
+_ELEMENTS: Final = TypeAdapter(list[Any] | None).json_schema()
+
+
+def _elements(data: Any) -> Any:
+    """Lists of JSON, and the arrays that long ones have become."""
+    if not isinstance(data, list | Numbers | None):
+        raise PydanticCustomError("list_type", "Input should be a valid list")
+    return data
+
+
 class InferInput(Strict):
     """An input tensor of the Open Inference Protocol."""
 
@@ -204,7 +216,7 @@ class InferInput(Strict):
     shape: Annotated[list[int], Field(max_length=MAX_DIMS)]
     datatype: Annotated[str, Field(max_length=16)]
     parameters: Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)] = {}
-    data: list[Any] | None = None
+    data: Annotated[Any, AfterValidator(_elements), WithJsonSchema(_ELEMENTS)] = None
 
 
 class InferOutput(Strict):
@@ -593,7 +605,7 @@ class OutputTensorAnswer(Strict):
     datatype: str
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: list[Any] | None = None
+    data: Annotated[Any, AfterValidator(_elements), WithJsonSchema(_ELEMENTS)] = None
 
 
 class InferAnswer(Strict):

@@ -13,21 +13,22 @@ from serving.errors import (
     UnknownVideo,
     UnsupportedMediaType,
 )
-from serving.ingress.body import header, read_body, read_into
+from serving.ingress.body import header, read_into
 from serving.ingress.byte_range import parse_range
 from serving.ingress.chat_http import STREAM_HEADERS
 from serving.ingress.chat_reply import KEEP_ALIVE
 from serving.ingress.chat_stream import EventQueue
 from serving.ingress.front import Front, shown
 from serving.ingress.http_call import Answer, Call, Handler, HeaderList, error_answer, json_answer
+from serving.ingress.json_body import JsonReader
 from serving.ingress.multipart import FormReader
 from serving.ingress.observer import OK
 from serving.ingress.openapi import VARIANTS
 from serving.ingress.video_content import artefact_of, cancel_for_good
 from serving.ingress.video_json import (
     document_from_form,
-    document_from_json,
     form_rules,
+    json_bounds,
     page_from_query,
     query_values,
     request_from_document,
@@ -45,8 +46,9 @@ Row = tuple[str, str, Handler, Surface | None, bool]
 class VideoPaths:
     """What each path does with a call whose caller is known. ``budget_of`` reads the headers' budget."""
 
-    def __init__(self, front: Front, budget_of: Callable[[Call], Budget]) -> None:
+    def __init__(self, front: Front, budget_of: Callable[[Call], Budget], reader: JsonReader) -> None:
         self._front = front
+        self._reader = reader
         self._budget_of = budget_of
 
     def table(self) -> list[Row]:
@@ -170,7 +172,7 @@ class VideoPaths:
         content_type = call.headers.get(b"content-type", b"").decode("latin-1")
         kind = content_type.partition(";")[0].strip().lower()
         if kind == "application/json":
-            document = document_from_json(await read_body(call.receive, call.headers, limits))
+            document = await self._reader.read(call.receive, call.headers, limits, json_bounds(limits))
         elif kind == "multipart/form-data":
             reader = FormReader(content_type, limits, form_rules(limits))
             await read_into(call.receive, call.headers, limits, reader.feed)

@@ -12,6 +12,7 @@ from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnknownField, UnsupportedField
 from serving.ingress.front import shown
 from serving.ingress.json_body import load_object, validate
+from serving.ingress.json_scan import Bounds
 from serving.ingress.multipart import Form, FormRules
 from serving.ingress.schemas import VideoBody, VideoExtraBody
 from serving.ingress.video_rules import DEFAULT_PAGE, MAX_PAGE, check_video, is_video_id, join_sizes, parse_seconds
@@ -19,6 +20,8 @@ from serving.limits import IngressLimits
 from serving.video.domain import VideoFormat, VideoRequest
 
 _MAX_VALUES = 256
+_MAX_CHAR_BYTES = 12
+"""Of a character in JSON: two escapes."""
 _NO_INPUTS = "clips are made from words alone"
 _NO_SOUND = "clips have no sound"
 _OWN_WEIGHTS = "weights are chosen by the operator"
@@ -151,9 +154,10 @@ def document_from_form(form: Form) -> dict[str, Any]:
     return document
 
 
-def document_from_json(body: bytes) -> dict[str, Any]:
-    """Return the body. Raises: InvalidRequest."""
-    return load_object(body, max_values=_MAX_VALUES)
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of a JSON body, whatever it says."""
+    text_bytes = _MAX_CHAR_BYTES * limits.max_text_chars
+    return Bounds(max_values=_MAX_VALUES, max_plain_bytes=text_bytes + (1 << 20), max_string_bytes=text_bytes)
 
 
 def request_from_document(

@@ -11,7 +11,6 @@ import ctypes
 import io
 import os
 import pickle
-import resource
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ from typing import cast
 
 import numpy as np
 
+from serving.confined_child import die_with_parent, limit_memory
 from serving.domain import Pixels
 from serving.errors import ServingError
 from serving.media import wire
@@ -30,7 +30,6 @@ from serving.media.prepare import PreparedImage, Processor, ProcessorFactory, pr
 from serving.media.shared_pixels import share
 
 READY = b"R"
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGEST_KEPT_BLOCK = 32 << 20  # the highest that glibc accepts
 _KEPT_BYTES = 64 << 20
@@ -124,12 +123,6 @@ def _send_shared(connection: socket.socket, head: bytes, fd: int) -> None:
     connection.sendall(head[sent:])
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
-        os._exit(1)
-
-
 def _keep_freed_memory() -> None:
     """Let malloc reuse the blocks of the last image instead of giving them back to the kernel after each.
 
@@ -142,14 +135,9 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def _limit_memory(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def main(connection_fd: int, parent_pid: int) -> None:
     """Serve until the parent closes the connection."""
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the socket
     warnings.simplefilter("ignore")
     connection = socket.socket(fileno=connection_fd)
@@ -157,7 +145,7 @@ def main(connection_fd: int, parent_pid: int) -> None:
         reader = cast(io.BufferedReader, connection.makefile("rb", buffering=_BUFFER_BYTES))
         (length,) = _LENGTH.unpack(_receive(reader, _LENGTH.size))
         config: WorkerConfig = pickle.loads(_receive(reader, length))
-        _limit_memory(config.memory_bytes)
+        limit_memory(config.memory_bytes)
         _keep_freed_memory()
         _Worker(connection, reader, config).run()
     except (EOFError, ConnectionError):

@@ -84,6 +84,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.config",
         "serving.telemetry.metrics",  # prometheus-client's folder
         "serving.media.worker_process",  # a child's environment
+        "serving.confined",  # a child's environment
         "serving.ray_env",  # Ray's switches
         "serving.cli.classify_command",  # width of the terminal
         "serving.cli.leftovers",  # that of other processes, to know whose they are

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
-from serving.ingress.body import read_body
+from serving.ingress.body import PIECE_BYTES, Headers, Receive, read_into
 from serving.limits import IngressLimits
 
 LIMITS = IngressLimits(max_body_bytes=10, body_timeout_s=0.05)
@@ -30,6 +30,12 @@ class Source:
         return {"type": "http.request", "body": self.chunks[self.taken - 1], "more_body": more}
 
 
+async def read_body(receive: Receive, headers: Headers, limits: IngressLimits) -> bytes:
+    pieces: list[bytes] = []
+    await read_into(receive, headers, limits, pieces.append)
+    return b"".join(pieces)
+
+
 @pytest.mark.parametrize("chunks", [(b"",), (b"0123456789",), (b"01234", b"", b"56789"), (b"", b"")])
 async def test_body_within_the_limit_is_returned_whole(chunks: tuple[bytes, ...]) -> None:
     assert await read_body(Source(*chunks), {}, LIMITS) == b"".join(chunks)
@@ -47,6 +53,24 @@ async def test_reading_stops_at_the_chunk_that_goes_over_the_limit_whatever_cont
     with pytest.raises(PayloadTooLarge):
         await read_body(source, {b"content-length": b"3"}, LIMITS)
     assert source.taken == 2
+
+
+async def test_large_chunk_is_taken_in_pieces_and_others_have_their_turn_after_each() -> None:
+    pieces: list[bytes] = []
+    turns: list[int] = []
+
+    async def other() -> None:
+        while True:
+            turns.append(len(pieces))
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    body = bytes(range(256)) * 2048
+    await read_into(Source(body), {}, IngressLimits(), pieces.append)
+    task.cancel()
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) == PIECE_BYTES
+    assert set(turns) >= set(range(1, len(pieces)))
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e3", b"ten", b"", b" 5", b"\xb2", b"9" * 5000])

@@ -6,14 +6,15 @@ import asyncio
 import base64
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.domain import Budget, ClassifyRequest
-from serving.errors import ClientError, InvalidImage, InvalidRequest, UnsupportedMediaType
-from serving.ingress.classify_json import request_from_json
+from serving.errors import ClientError, InvalidImage, InvalidRequest
+from serving.ingress.classify_json import json_bounds, request_from_document
 from serving.ingress.images import SLICE_CHARS, images_from_text
 from serving.ingress.json_body import load_object
 from serving.limits import IngressLimits
@@ -25,7 +26,10 @@ IMAGE = base64.b64encode(GOOD_PNG).decode()
 
 
 async def parse(body: bytes, fallback: Budget | None = None) -> ClassifyRequest:
-    return await request_from_json(body, request_id="r", tenant="t", fallback=fallback or Budget(), limits=LIMITS)
+    document = load_object(body, json_bounds(LIMITS).max_values, "body")
+    return await request_from_document(
+        document, request_id="r", tenant="t", fallback=fallback or Budget(), limits=LIMITS
+    )
 
 
 def body(**changes: Any) -> bytes:
@@ -118,12 +122,16 @@ IMAGE_TEXTS: list[tuple[str, str, type[ClientError] | None]] = [
     (f"data:image/PNG;charset=utf-8;base64,{IMAGE}", "data URL with a parameter", None),
     ("", "empty", InvalidImage),
     ("data:image/png;base64,", "empty data URL", InvalidImage),
-    (f"data:,{IMAGE}", "data URL without base64", InvalidImage),
-    (f"data:image/png,{IMAGE}", "data URL without base64", InvalidImage),
+    (f"data:;base64,{IMAGE}", "no type", None),
+    (f"data:text/html;base64,{IMAGE}", "type that is no image's", None),
+    (f"DATA:image/png;BASE64,{IMAGE}", "capitals", None),
+    (f'data:image/png;name="a b";base64,{IMAGE}', "quoted parameter", None),
+    (f"data:image/png; base64,{IMAGE}", "space before base64", None),
+    (f"data:image/png;base64,{quote(IMAGE, safe='')}", "percent-encoded base64", None),
+    (f"data:image/png,{quote(GOOD_PNG)}", "percent-encoded bytes", None),
+    ("data:,", "nothing", InvalidImage),
     ("data:image/png;base64", "data URL without a comma", InvalidImage),
     ("data:" + "x" * 1000 + f";base64,{IMAGE}", "long head", InvalidImage),
-    (f"data:text/html;base64,{IMAGE}", "not an image", UnsupportedMediaType),
-    (f"data:;base64,{IMAGE}", "no type", UnsupportedMediaType),
     ("https://example.org/cat.png", "URL", InvalidImage),
     ("HTTP://example.org/cat.png", "URL", InvalidImage),
     ("file:///etc/passwd", "URL", InvalidImage),
@@ -224,7 +232,7 @@ def _parse_or_refuse(raw: bytes) -> None:
 @given(st.dictionaries(st.text(max_size=8), JSON_VALUES.filter(lambda value: value == value), max_size=5))
 def test_object_is_read_as_the_standard_parser_reads_it(document: dict[str, Any]) -> None:
     raw = json.dumps(document).encode()
-    assert repr(load_object(raw, 10_000)) == repr(json.loads(raw))
+    assert repr(load_object(raw, 10_000, "body")) == repr(json.loads(raw))
 
 
 async def test_large_json_image_is_served() -> None:
@@ -237,6 +245,7 @@ async def test_large_json_image_is_served() -> None:
 
 @pytest.mark.parametrize("limit", [1, 10, 4096, 4097, 10_000])
 def test_number_of_values_is_bounded_before_parsing(limit: int) -> None:
-    assert len(load_object(b'{"a": [' + b"0," * limit + b"0]}", limit)["a"]) == limit + 1
-    with pytest.raises(InvalidRequest, match=f"more than {limit}"):
-        load_object(b'{"a": [' + b"0," * (limit + 1) + b"0]}", limit)
+    others = 2  # the object and the list
+    assert len(load_object(b'{"a": [' + b"0," * limit + b"0]}", limit + others + 1, "body")["a"]) == limit + 1
+    with pytest.raises(InvalidRequest, match=f"more than {limit + others}"):
+        load_object(b'{"a": [' + b"0," * limit + b"0]}", limit + others, "body")
