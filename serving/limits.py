@@ -28,8 +28,15 @@ class IngressLimits:
     max_stop: int = 4
     max_stop_chars: int = 64
     max_schema_bytes: int = 1 << 14
-    max_schema_depth: int = 32
+    max_schema_depth: int = 28
+    """Of the 32 levels of a body, less those around the schema."""
     max_schema_properties: int = 256
+    max_schema_count: int = 10_000
+    """``minItems`` and its like, lengths, and each quantifier of a pattern."""
+    max_schema_size: int = 10_000
+    """Of the grammar that it makes; see ``serving.ingress.schema_bounds``."""
+    max_schema_nesting: int = 1_000_000
+    """Product of counts inside each other."""
     max_logit_bias: int = 300
     keep_alive_s: float = 15.0
     """Silence after which a chat stream gets a comment, so that nothing in between takes it for dead."""

@@ -20,6 +20,7 @@ from serving.errors import (
 from serving.ingress.data_urls import DataUrl, is_data_url, parse_data_url
 from serving.ingress.front import shown
 from serving.ingress.images import decode_url
+from serving.ingress.schema_bounds import SchemaBounds
 from serving.limits import IngressLimits
 
 MAX_TEMPERATURE = 2.0
@@ -214,9 +215,10 @@ def check_logit_bias(bias: Mapping[int, float], limits: IngressLimits, param: st
 
 
 def compact_schema(schema: dict[str, Any], limits: IngressLimits, param: str) -> str:
-    """Return a JSON schema as compact text. Whether it compiles is found out later.
+    """Return a JSON schema as compact text. Whether it compiles is found out later, by a process with limits.
 
-    Raises: InvalidRequest: over the limits of bytes, depth or properties; a number that is not finite.
+    Raises: InvalidRequest: over the limits of bytes, depth or properties, or of ``SchemaBounds``; a number that is not
+    finite.
     """
     size = num_properties = 0
     for depth, node, name in _nodes(schema):
@@ -236,6 +238,7 @@ def compact_schema(schema: dict[str, Any], limits: IngressLimits, param: str) ->
     if size > limits.max_schema_bytes or len(text.encode("utf-8", "surrogatepass")) > limits.max_schema_bytes:
         raise _schema_error(f"of more than {limits.max_schema_bytes} bytes", param)
     check_unicode(text, param)
+    SchemaBounds(schema, limits, param).check()
     return text
 
 

@@ -1,21 +1,27 @@
 """Answers that fit a JSON schema: which token may come next.
 
-By llguidance, the library that vLLM is set to use here as well. It builds its automata as it goes and counts its own
-work, so that every schema is either accepted or refused within tens of milliseconds.
+By llguidance, the library that vLLM is set to use here as well. It counts some of its work and not all of it: a schema
+is compiled in a process with a memory and a time limit first (``SchemaGate``), and by an engine only if that went well.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.confined import Confined, Limit, LimitReached
 from serving.errors import InvalidRequest
 
 _PARAM = "response_format"
+_MAX_VERDICTS = 1024
+_NUM_TRIED_TOKENS = 8
 
 
 class SchemaCompiler:
@@ -54,6 +60,84 @@ class SchemaCompiler:
         if matcher.is_error():
             self.check(schema)
         return SchemaMatcher(matcher, self._vocab_size)
+
+
+class SchemaGate:
+    """Compiles each schema once in a process of its own, before any engine does. One event loop.
+
+    A schema may take ``memory_bytes`` more than the process with the tokenizer does, and ``timeout_s``. Verdicts are
+    kept, the last ``_MAX_VERDICTS`` of them.
+    """
+
+    def __init__(
+        self, model_dir: Path, vocab_size: int, *, memory_bytes: int = 256 << 20, timeout_s: float = 5.0
+    ) -> None:
+        self._process = Confined(
+            "serving.engines.chat.schemas:make_checker",
+            json.dumps([str(model_dir), vocab_size]),
+            memory_bytes=memory_bytes,
+            timeout_s=timeout_s,
+            max_waiting=64,
+        )
+        self._verdicts: OrderedDict[str, asyncio.Task[str]] = OrderedDict()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    async def check(self, schema: str) -> None:
+        """Raises: InvalidRequest: no JSON schema, one that cannot be kept to, or one that takes too much."""
+        verdict = self._verdicts.get(schema)
+        if verdict is None:
+            verdict = self._verdicts[schema] = asyncio.create_task(self._compile(schema))
+            if len(self._verdicts) > _MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
+        self._verdicts.move_to_end(schema)
+        try:
+            found = await asyncio.shield(verdict)
+        except BaseException:
+            if verdict.done() and self._verdicts.get(schema) is verdict:
+                del self._verdicts[schema]  # not a word about the schema
+            raise
+        if found:
+            raise InvalidRequest(found, param=_PARAM)
+
+    async def _compile(self, schema: str) -> str:
+        try:
+            return (await self._process.call(schema.encode())).decode()
+        except LimitReached as error:
+            what = "memory" if error.limit is Limit.MEMORY else "time"
+            return f"the schema takes more {what} to compile than it may; simplify response_format"
+
+
+def make_checker(argument: str) -> Callable[[bytearray], bytes]:
+    """Return what the process of a ``SchemaGate`` does: compile a schema and begin an answer; the error, if any.
+
+    The tokenizer is read without transformers, whose import takes seconds.
+    """
+    from llguidance import LLTokenizer
+    from tokenizers import Tokenizer
+
+    folder, vocab_size = json.loads(argument)
+    file = Path(folder) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    settings = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    size, end = max(vocab_size, tokenizer.get_vocab_size()), tokenizer.token_to_id(settings["eos_token"])
+    compiler = SchemaCompiler(LLTokenizer(file.read_text(encoding="utf-8"), size, end), vocab_size)
+
+    def check(schema: bytearray) -> bytes:
+        try:
+            matcher = compiler.matcher(schema.decode())
+            for _ in range(_NUM_TRIED_TOKENS):
+                allowed = np.flatnonzero(matcher.allowed())
+                if not len(allowed):
+                    break
+                matcher.accept(int(allowed[-1]))
+        except InvalidRequest as error:
+            return error.message.encode()
+        return b""
+
+    return check
 
 
 class SchemaMatcher:

@@ -22,7 +22,7 @@ from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.texthawk2.prompt import PromptBuilder
 from serving.engines.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats
 from serving.engines.chat.checks import RequestChecks
-from serving.engines.chat.schemas import SchemaCompiler, SchemaMatcher
+from serving.engines.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
 from serving.engines.chat.slots import PrioritySlots
 from serving.engines.chat.torch_sequence import Model, TorchSequence
 from serving.errors import EngineFailed, InvalidRequest, ServingError
@@ -56,6 +56,7 @@ class TorchEngine:
         self._slots = PrioritySlots(options.max_num_seqs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vireo-chat-torch")
         self._loaded: _Loaded | None = None
+        self._gate: SchemaGate | None = None
         self._held: dict[str, TorchSequence] = {}
         self._prefill_tokens = self._decode_tokens = self._image_tokens = self._aborts = 0
 
@@ -66,11 +67,15 @@ class TorchEngine:
 
     async def start(self) -> None:
         """Load the model on the engine's thread."""
-        self._loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, self._options)
+        loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, self._options)
+        self._gate = SchemaGate(self._options.model_dir, loaded.checks.vocab_size)
+        self._loaded = loaded
 
     async def stop(self) -> None:
         """End the thread after its current step."""
         self._loaded = None
+        if self._gate is not None:
+            self._gate.close()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
     async def check_health(self) -> None:
@@ -126,11 +131,12 @@ class TorchEngine:
     async def _matcher(self, loaded: _Loaded, request: EngineRequest) -> SchemaMatcher | None:
         if request.json_schema is None:
             return None
-        if loaded.schemas is None:
+        if loaded.schemas is None or self._gate is None:
             raise InvalidRequest(
                 "this server has no library for JSON schemas (llguidance); leave response_format out",
                 param="response_format",
             )
+        await self._gate.check(request.json_schema)
         return await asyncio.to_thread(loaded.schemas.matcher, request.json_schema)
 
     async def _step(self, sequence: TorchSequence) -> EngineDelta | None:

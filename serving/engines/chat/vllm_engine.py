@@ -27,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from serving.chat.domain import FinishReason, TokenLogprob
 from serving.engines.chat.base import EngineDelta, EngineRequest, EngineStats
 from serving.engines.chat.checks import RequestChecks
-from serving.engines.chat.schemas import SchemaCompiler, too_complex
+from serving.engines.chat.schemas import SchemaGate, too_complex
 from serving.engines.chat.vllm_options import VllmOptions
 from serving.engines.chat.vllm_stats import CountingStatLogger, VllmCounters
 from serving.errors import EngineFailed, InvalidRequest
@@ -51,7 +51,7 @@ class VllmEngine:
         self._counters = VllmCounters()
         self._llm: AsyncLLM | None = None
         self._checks: RequestChecks | None = None
-        self._schemas: SchemaCompiler | None = None
+        self._schemas: SchemaGate | None = None
         self._encoder_poll: asyncio.Task[None] | None = None
         self._encoder_seconds = 0.0
         self._image_tokens = 0
@@ -68,9 +68,7 @@ class VllmEngine:
         """Start the engine process and load the model; takes seconds, off the event loop."""
         config = await asyncio.to_thread(_vllm_config, self._options)
         self._checks = RequestChecks.of_model(config.model_config.hf_config, self._options)
-        self._schemas = await asyncio.to_thread(
-            SchemaCompiler.of_model, self._options.model_dir, self._checks.vocab_size
-        )
+        self._schemas = SchemaGate(self._options.model_dir, self._checks.vocab_size)
         llm: AsyncLLM = await asyncio.to_thread(
             AsyncLLM.from_vllm_config,
             config,
@@ -90,6 +88,8 @@ class VllmEngine:
             with suppress(asyncio.CancelledError):
                 await self._encoder_poll
             self._encoder_poll = None
+        if self._schemas is not None:
+            self._schemas.close()
         if llm is not None:
             await self._end(llm)
 
@@ -116,7 +116,7 @@ class VllmEngine:
             raise _dead()
         self._checks.check(request)
         if request.json_schema is not None and self._schemas is not None:
-            await asyncio.to_thread(self._schemas.check, request.json_schema)
+            await self._schemas.check(request.json_schema)
         self._enter(request)
         finished, text = False, ""
         try:
