@@ -76,6 +76,8 @@ def load_picture(name: str) -> Picture:
 
     Raises: BadPicture: no such file, unreadable, empty, too large, or neither JPEG nor PNG nor WebP.
     """
+    if name[:5].lower() == "data:":
+        return Picture(f"{name[:40]}...", name)
     if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
         return Picture(name, name)
     try:

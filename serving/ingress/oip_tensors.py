@@ -36,8 +36,8 @@ from serving.ingress.status import error_object
 from serving.limits import IngressLimits
 
 MAX_TYPED_ELEMENTS = 1 << 18
-"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). Parsing that many takes up to 70 ms, when
-nothing else runs; raw bytes have no such cost and no such bound."""
+"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). JSON of that many is parsed in a process of
+its own; raw bytes have no such cost and no such bound."""
 
 QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""

@@ -34,7 +34,8 @@ _CONSTANT_LIST: Final = 16
 """What a list or object in ``const`` or ``enum`` weighs: it becomes a grammar of its own."""
 
 _HUGE: Final = 1 << 62
-_QUANTIFIER: Final = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+_QUANTIFIER: Final = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}", re.ASCII)
+_FLAGS: Final = re.compile(r"\?([a-zA-Z-]*+)[:)]")
 _MAX_GROUPS: Final = 64
 
 
@@ -214,7 +215,7 @@ class _Pattern:
         return 1
 
     def _group(self, depth: int) -> int:
-        flags = re.compile(r"\?([a-zA-Z-]*)[:)]").match(self._text, self._at)
+        flags = _FLAGS.match(self._text, self._at)
         if flags and "x" in flags[1]:
             raise ValueError("it has the flag x, which is not offered")
         size = self._alternation(depth + 1)

@@ -71,7 +71,7 @@ class ImageUrlBody(Strict):
     """Where an image is: in the URL itself, or at an https address that the operator has allowed."""
 
     url: str
-    """``data:image/png;base64,...`` (or jpeg, webp), or an https URL."""
+    """A ``data:`` URL, or an https URL."""
     detail: Literal["auto", "low", "high"] | None = None
     """Accepted and not used: the budget decides."""
 

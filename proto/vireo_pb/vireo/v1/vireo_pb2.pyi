@@ -464,7 +464,7 @@ class ChatPart(_message.Message):
     image: _builtins.bytes
     """An encoded image: JPEG, PNG or WebP. In user messages."""
     image_url: _builtins.str
-    """An https URL of an image, of a host that the operator allows. In user messages."""
+    """A data: URL of an image, or an https URL of a host that the operator allows. In user messages."""
     def __init__(
         self,
         *,

@@ -21,3 +21,12 @@ def test_boxes_are_drawn_upon_what_the_server_sees(name: str) -> None:
 def test_what_the_server_refuses_is_not_drawn_upon(name: str) -> None:
     with pytest.raises(BadPicture, match="cannot be decoded"):
         load_picture(str(image_cases.FOLDER / name)).open()
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "data:image/png;base64,AAAA", "DATA:,x"])
+def test_urls_are_taken_as_they_are(url: str) -> None:
+    picture = load_picture(url)
+    assert picture.url == url
+    with pytest.raises(BadPicture, match="is a URL"):
+        picture.open()
+    assert len(load_picture("data:," + "x" * 1000).name) < 80
