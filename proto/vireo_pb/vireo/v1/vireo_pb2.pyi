@@ -1105,7 +1105,7 @@ class VideoProgress(_message.Message):
     REMAINING_S_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """"queued", "text", "denoise", "decode", "encode" or "done"."""
+    """"queued", "text", "denoise", "decode", "encode", "store" or "done"."""
     step: _builtins.int
     """Steps done."""
     num_steps: _builtins.int
