@@ -168,7 +168,10 @@ CREATE = Script(
 -- Answers {created, exists, full or owner_full, the fields of what exists}
 local id, owner, model = ARGV[1], ARGV[2], ARGV[3]
 sweep_ended()
-if redis.call('EXISTS', job_key(id)) == 1 then return {'exists', record(id)} end
+if redis.call('EXISTS', job_key(id)) == 1 then
+  if not get(id, 'deleted')[1] then return {'exists', record(id)} end
+  redis.call('DEL', job_key(id))  -- kept for a removal whose answer was lost; its key may be used again
+end
 if redis.call('SCARD', P .. ':waiting') >= tonumber(ARGV[8]) then return {'full', {}} end
 if redis.call('SCARD', P .. ':open:' .. owner) >= tonumber(ARGV[9]) then return {'owner_full', {}} end
 redis.call('HSET', job_key(id), 'model', model, 'created', ARGV[4], 'key', ARGV[5], 'us', ARGV[6], 'steps', ARGV[7],

@@ -498,6 +498,16 @@ async def test_create_again_is_the_same_job_even_when_it_is_full_by_now(jobs: Re
     assert (await found(jobs, "a")).status is JobStatus.IN_PROGRESS
 
 
+async def test_id_of_a_deleted_job_is_free_at_once(jobs: RedisJobs) -> None:
+    """Ids follow from idempotency keys."""
+    await jobs.create(video_job("a"), max_queued=9)
+    await jobs.cancel("acme", "a")
+    await jobs.delete("acme", "a")
+    job = video_job("a")
+    await jobs.create(job, max_queued=9)
+    assert await found(jobs, "a") == job
+
+
 # -- what somebody else wrote ----------------------------------------------------------------------------------------
 
 
