@@ -60,7 +60,7 @@ lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs u
 bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks).
 	$(BIN)/python -m tests.benchmarks.bench_$(subst -,_,$*)
 
-fuzz: install ## Throw bad input at a system of its own for ten minutes: OpenAPI, protobuf messages.
+fuzz: install ## Throw bad input at a system of its own for ten minutes: image files, OpenAPI, protobuf messages.
 	$(BIN)/python -m tests.fuzz
 
 train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, rendering, two stages, model card.

@@ -1,8 +1,9 @@
 """Throws what nobody should send at a running system, for a bounded time: `make fuzz`.
 
-Requests derived from our OpenAPI document (schemathesis), and damaged protobuf messages to every RPC. A fault is an
-answer that no bad input may get (5xx, `INTERNAL`, silence), or a system that is not ready or has grown afterwards. What
-was found lies in ``out/fuzz``, as bytes that can be sent again; the exit code is 1.
+Changed image files to the decoder, requests derived from our OpenAPI document (schemathesis), and damaged protobuf
+messages to every RPC. A fault is a picture read wrongly, an answer that no bad input may get (5xx, `INTERNAL`, or
+silence), or a system that is not ready or has grown afterwards. What was found lies in ``out/fuzz``, as bytes that can
+be sent again; the exit code is 1.
 
     make fuzz                                            ten minutes in all
     python -m tests.fuzz --seconds 60 --seed 7 --only protobufs
@@ -21,13 +22,13 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tests.fuzz import protobufs
+from tests.fuzz import images, protobufs
 from tests.support.system import ROOT, System, running_system, wait_until
 
 _SERVED = ('chat_models=[{"id": "texthawk2-nano"}]', 'video_models=[{"id": "vdit-nano"}]')
 _MAX_GROWTH_MIB = 1024
 """Caches fill meanwhile, and allocators keep what they had: beyond this, something is held that should not be."""
-_SHARES = {"api": 0.6, "protobufs": 0.4}
+_SHARES = {"images": 0.15, "api": 0.5, "protobufs": 0.35}
 
 
 def main() -> int:
@@ -38,8 +39,11 @@ def main() -> int:
     chosen = {kind: share for kind, share in _SHARES.items() if args.only in (None, kind)}
     seconds = {kind: args.seconds * share / sum(chosen.values()) for kind, share in chosen.items()}
     faults: list[str] = []
-    with running_system(*_SERVED, start_timeout_s=300.0) as system:
-        faults += _system(system, args.seed, seconds, args.out, console)
+    if "images" in seconds:
+        faults += _images(args.seed, seconds["images"], args.out, console)
+    if seconds.keys() - {"images"}:
+        with running_system(*_SERVED, start_timeout_s=300.0) as system:
+            faults += _system(system, args.seed, seconds, args.out, console)
     for fault in faults:
         console.print(f"fault: {fault}", style="bold red", soft_wrap=True)
     console.print(f"{len(faults)} faults with seed {args.seed}; {args.out} has what was sent" if faults else "no fault")
@@ -93,6 +97,14 @@ def _protobufs(system: System, seed: int, seconds: float, out: Path, console: Co
     with _bar(console, "messages", seconds) as told:
         found = protobufs.run(system.grpc_address, seed, seconds, told)
     return _grouped([(f"{sent.method}: {sent.outcome}", sent.data) for sent in found], out, "protobuf")
+
+
+def _images(seed: int, seconds: float, out: Path, console: Console) -> list[str]:
+    console.rule(f"image files, {seconds:.0f} s")
+    with _bar(console, "files", seconds) as told:
+        found = images.run(seed, seconds, told)
+    wrong = [(f"{one.mutant.picture.name}, {one.mutant.change}: {one.outcome}", one.mutant.data) for one in found]
+    return _grouped(wrong, out, "image")
 
 
 def _grouped(found: Sequence[tuple[str, bytes]], out: Path, prefix: str) -> list[str]:
