@@ -21,6 +21,7 @@ from serving.ingress.chat_rules import (
     check_integer,
     check_logit_bias,
     check_may_use_logprobs,
+    check_num_biases,
     check_number,
     check_stop,
     compact_schema,
@@ -386,6 +387,7 @@ def _logit_bias(value: Any, limits: IngressLimits, is_allowed: bool) -> dict[int
     if not _of(dict, "an object of token ids", value, "logit_bias"):
         return {}
     check_may_use_logprobs(is_allowed, "logit_bias")
+    check_num_biases(len(value), limits, "logit_bias")
     for token, bias in value.items():
         if not _TOKEN_ID.fullmatch(token):
             raise InvalidRequest(f"logit_bias names the token {shown(token)}; send token ids", param="logit_bias")

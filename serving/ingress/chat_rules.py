@@ -204,10 +204,15 @@ def check_may_use_logprobs(is_allowed: bool, param: str) -> None:
         )
 
 
+def check_num_biases(num_biases: int, limits: IngressLimits, param: str) -> None:
+    """Raises: InvalidRequest: too many, found before any of them is looked at."""
+    if num_biases > limits.max_logit_bias:
+        raise InvalidRequest(f"{param} has {num_biases} entries; the limit is {limits.max_logit_bias}", param=param)
+
+
 def check_logit_bias(bias: Mapping[int, float], limits: IngressLimits, param: str) -> dict[int, float]:
     """Return the bias of each token id. Raises: InvalidRequest."""
-    if len(bias) > limits.max_logit_bias:
-        raise InvalidRequest(f"{param} has {len(bias)} entries; the limit is {limits.max_logit_bias}", param=param)
+    check_num_biases(len(bias), limits, param)
     return {
         check_integer(token, 0, MAX_TOKENS, param): check_number(value, -MAX_BIAS, MAX_BIAS, f"{param}.{token}")
         for token, value in bias.items()

@@ -18,24 +18,28 @@ MAX_ESCAPES: Final = 1 << 16
 
 
 class DataUrl(NamedTuple):
-    """The data of a URL, as it was written."""
+    """A URL, and where its data begin: copies of large ones hold others up."""
 
-    payload: str
+    text: str
+    start: int
     is_base64: bool
 
     @property
     def most_bytes(self) -> int:
         """About how long the data are: never less than 2 bytes below."""
-        return len(self.payload) // 4 * 3 if self.is_base64 else len(self.payload)
+        num_chars = len(self.text) - self.start
+        return num_chars // 4 * 3 if self.is_base64 else num_chars
 
-    def unescaped(self) -> str | bytes:
-        """Undo percent-encoding. Text is base64 that is still to be decoded. Raises: InvalidImage."""
-        if "%" not in self.payload:
-            return self.payload if self.is_base64 else self.payload.encode("utf-8", "surrogatepass")
-        if self.payload.count("%") > MAX_ESCAPES:
+    @property
+    def is_escaped(self) -> bool:
+        """Whether the data have percent signs."""
+        return self.text.find("%", self.start) >= 0
+
+    def unescaped(self) -> bytes:
+        """Return the data without percent-encoding. Raises: InvalidImage: too much of it to be worth while."""
+        if self.text.count("%", self.start) > MAX_ESCAPES:
             raise InvalidImage(f"data: URL has more than {MAX_ESCAPES} percent-encoded bytes, the limit; send base64")
-        data = unquote_to_bytes(self.payload.encode("utf-8", "surrogatepass"))
-        return data.decode("latin-1") if self.is_base64 else data
+        return unquote_to_bytes(self.text[self.start :].encode("utf-8", "surrogatepass"))
 
 
 def is_data_url(text: str) -> bool:
@@ -55,4 +59,4 @@ def parse_data_url(url: str) -> DataUrl:
             "'data:image/png;base64,...'"
         )
     last = url[5:comma].rpartition(";")[2]
-    return DataUrl(url[comma + 1 :], ";" in url[5:comma] and last.strip().lower() == "base64")
+    return DataUrl(url, comma + 1, ";" in url[5:comma] and last.strip().lower() == "base64")

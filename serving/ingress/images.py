@@ -44,15 +44,28 @@ async def _image(text: str) -> bytes:
 
 async def decode_url(url: DataUrl) -> bytes:
     """Return the bytes of a ``data:`` URL. Raises: InvalidImage."""
+    if url.is_base64 and not url.is_escaped:
+        return await decode_base64(url.text, url.start)
     data = url.unescaped()
-    if isinstance(data, str):
-        return await decode_base64(data)
-    return data or _decode("")
+    return await decode_base64(data.decode("latin-1")) if url.is_base64 else data or _decode("")
 
 
-async def decode_base64(payload: str) -> bytes:
-    """Decode strictly; other requests get their turn while a large one is decoded. Raises: InvalidImage."""
-    return _decode(payload) if len(payload) <= SLICE_CHARS else await _decode_in_slices(payload)
+async def decode_base64(text: str, start: int = 0) -> bytes:
+    """Decode strictly, from ``start`` on; other requests get their turn while a large one is decoded.
+
+    Raises: InvalidImage.
+    """
+    if len(text) - start <= SLICE_CHARS:
+        return _decode(text[start:])
+    data = io.BytesIO()
+    for at in range(start, len(text), SLICE_CHARS):
+        part = text[at : at + SLICE_CHARS]
+        decoded = _decode(part)
+        if at + SLICE_CHARS < len(text) and len(decoded) != SLICE_CHARS // 4 * 3:
+            raise _broken(part)  # padding in the middle
+        data.write(decoded)
+        await asyncio.sleep(0)
+    return data.getvalue()  # shares the memory, where bytes(bytearray) would copy it
 
 
 def _decode(payload: str) -> bytes:
@@ -62,18 +75,6 @@ def _decode(payload: str) -> bytes:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         raise _broken(payload) from None
-
-
-async def _decode_in_slices(payload: str) -> bytes:
-    data = io.BytesIO()
-    for start in range(0, len(payload), SLICE_CHARS):
-        part = payload[start : start + SLICE_CHARS]
-        decoded = _decode(part)
-        if start + SLICE_CHARS < len(payload) and len(decoded) != SLICE_CHARS // 4 * 3:
-            raise _broken(payload)  # padding in the middle
-        data.write(decoded)
-        await asyncio.sleep(0)
-    return data.getvalue()  # shares the memory, where bytes(bytearray) would copy it
 
 
 def _broken(payload: str) -> InvalidImage:

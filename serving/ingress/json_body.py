@@ -91,6 +91,7 @@ async def _with_strings(document: dict[str, Any], strings: dict[str, list[bytes]
     texts = {}
     for word in list(strings):
         texts[word] = await _text(strings.pop(word))
+        await asyncio.sleep(0)
     waiting: list[Any] = [document]
     num_found = 0
     while waiting:

@@ -64,7 +64,7 @@ class JsonScanner:
     def __init__(self, bounds: Bounds, what: str = "body") -> None:
         self._bounds = bounds
         self._what = what
-        self._nonce = secrets.token_hex(8)
+        self._nonce = ""
         self._plain: list[bytes] = []
         self._plain_bytes = 0
         self._open: list[bytes] = []
@@ -171,6 +171,7 @@ class JsonScanner:
             for piece in pieces:
                 self._keep(piece)
         else:
+            self._nonce = self._nonce or secrets.token_hex(8)
             word = f"{self._nonce}-{len(self._strings)}"
             self._strings[word] = pieces
             self._keep(word.encode())

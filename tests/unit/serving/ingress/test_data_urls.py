@@ -45,11 +45,22 @@ async def test_classify_and_oip_take_every_form(name: str) -> None:
     assert [request.images[0].encoded for request in door.service.requests] == [GOOD_PNG, GOOD_PNG]
 
 
-def test_base64_is_the_last_parameter_or_none() -> None:
-    assert parse_data_url("data:image/png;base64,AAAA") == ("AAAA", True)
-    assert parse_data_url("data:base64,AAAA") == ("AAAA", False)
-    assert parse_data_url("data:;base64;x=1,AAAA") == ("AAAA", False)
-    assert parse_data_url("data:,a,b") == ("a,b", False)
+@pytest.mark.parametrize(
+    ("url", "data", "is_base64"),
+    [
+        ("data:image/png;base64,AAAA", "AAAA", True),
+        ("data:base64,AAAA", "AAAA", False),
+        ("data:;base64;x=1,AAAA", "AAAA", False),
+        ("data:,a,b", "a,b", False),
+    ],
+)
+def test_base64_is_the_last_parameter_or_none(url: str, data: str, is_base64: bool) -> None:
+    parsed = parse_data_url(url)
+    assert is_data_url(url)
+    assert (parsed.text[parsed.start :], parsed.is_base64) == (data, is_base64)
+
+
+def test_another_scheme_is_none() -> None:
     assert not is_data_url("date:,x")
 
 
