@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Fetch the fonts that texthawk2-nano is trained and tested on, as Debian packages, and unpack them into .cache/fonts.
 # Needs apt-get and dpkg, but neither root nor an installation. What is there already is not fetched again.
+#
+#   scripts/fonts.sh [PACKAGE...]   these packages only: `make test` needs two of the Chinese ones, training all
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packages=(
@@ -14,6 +16,7 @@ packages=(
   fonts-noto-cjk fonts-wqy-zenhei fonts-wqy-microhei fonts-arphic-uming fonts-arphic-ukai fonts-lxgw-wenkai
   fonts-smiley-sans fonts-babelstone-han
 )
+(($# == 0)) || packages=("$@")
 target=.cache/fonts
 mkdir -p "$target/packages"
 

@@ -167,14 +167,29 @@ async def test_answer_fits_its_schema(engine: ChatEngine, prompts: PromptBuilder
         assert answer.reason is FinishReason.STOP
 
 
+def assert_same_choices(one: Answer, other: Answer) -> bool:
+    """Whether all tokens are the same. Another engine, or a batch of another size, adds up in another order, so two
+    tokens that are as likely may change places, and then all that follows; anything else fails."""
+    for place, (mine, theirs) in enumerate(zip(one.token_ids, other.token_ids, strict=False)):
+        if mine != theirs:
+            best, second = (logprob for _, logprob in one.logprobs[place].top)
+            assert best - second < 1e-3, f"token {place}: {mine} and {theirs}, and no tie"
+            return False
+    assert len(one.token_ids) == len(other.token_ids)
+    return True
+
+
 async def test_many_at_a_time_answer_as_each_alone(engine: ChatEngine, prompts: PromptBuilder) -> None:
     requests = [
-        make_request(prompts, f"number {i}", [make_image(i, TILE, (1 + i % 3) * TILE)] * (i % 2), max_tokens=12)
+        make_request(
+            prompts, f"number {i}", [make_image(i, TILE, (1 + i % 3) * TILE)] * (i % 2), max_tokens=12, logprobs=2
+        )
         for i in range(2 * MAX_NUM_SEQS)
     ]
     together = await asyncio.gather(*[collect(engine, request) for request in requests])
     alone = [await collect(engine, request._replace(request_id=f"{request.request_id}-again")) for request in requests]
-    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert_same_choices(one, other)
     assert holds_nothing(engine)
 
 
@@ -211,7 +226,7 @@ def mixed_requests(prompts: PromptBuilder) -> list[EngineRequest]:
         ("which one?", [tall, small]),
         ("which one?", [wide, odd]),
     ]
-    return [make_request(prompts, text, images) for text, images in cases]
+    return [make_request(prompts, text, images, logprobs=2) for text, images in cases]
 
 
 async def test_torch_and_vllm_choose_the_same_tokens(
@@ -223,10 +238,10 @@ async def test_torch_and_vllm_choose_the_same_tokens(
     together = await asyncio.gather(*[collect(vllm, request) for request in requests])
     alone = [await collect(vllm, request._replace(cache_salt="cold")) for request in requests]
     for answers in (together, alone):
-        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-        assert [answer.text for answer in answers] == [answer.text for answer in expected]
-        assert [answer.num_prompt_tokens for answer in answers] == [a.num_prompt_tokens for a in expected]
-        assert [answer.reason for answer in answers] == [answer.reason for answer in expected]
+        for one, other in zip(answers, expected, strict=True):
+            if assert_same_choices(one, other):
+                assert (one.text, one.reason) == (other.text, other.reason)
+            assert one.num_prompt_tokens == other.num_prompt_tokens
 
 
 async def test_torch_and_vllm_agree_on_logprobs(torch: ChatEngine, vllm: ChatEngine, prompts: PromptBuilder) -> None:

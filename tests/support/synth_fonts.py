@@ -1,4 +1,4 @@
-"""Fonts for tests of synthetic text: matplotlib's DejaVu, which is always there, and the project's where fetched."""
+"""Fonts for tests of synthetic text: matplotlib's DejaVu, always there, and what has been fetched beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from models.texthawk2.synth.fonts import FONT_FOLDER, Face, FontSet, default_fonts
+from models.texthawk2.synth.fonts import CHINESE, FONT_FOLDER, HELD_OUT_CHINESE, Face, Family, FontSet, Listed
 
 _FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
@@ -23,11 +23,17 @@ DEJAVU = FontSet(
     held_out_chinese=(),
 )
 
-needs_fetched_fonts = pytest.mark.skipif(
-    not (FONT_FOLDER / "packages").exists(), reason="the Chinese fonts are not here: run scripts/fonts.sh"
+
+def fetched(listed: tuple[Listed, ...]) -> tuple[Family, ...]:
+    """Those of the listed families that are here."""
+    faces = [[Face(FONT_FOLDER / "packages" / one.package / name, one.index) for name in one.files] for one in listed]
+    return tuple(tuple(family) for family in faces if all(face.path.exists() for face in family))
+
+
+WITH_CHINESE = FontSet(DEJAVU.latin, fetched(CHINESE), DEJAVU.held_out_latin, fetched(HELD_OUT_CHINESE))
+"""DejaVu, and the Chinese fonts that are here: all of them, or the two that `make test` fetches."""
+
+needs_chinese_fonts = pytest.mark.skipif(
+    not (WITH_CHINESE.chinese and WITH_CHINESE.held_out_chinese),
+    reason="no Chinese fonts: make test fetches them with apt-get, which was not here or reached nothing",
 )
-
-
-def fetched_fonts() -> FontSet:
-    """The project's own set; for tests marked ``needs_fetched_fonts``."""
-    return default_fonts()

@@ -44,14 +44,14 @@ def state(share: float, guidance_scale: float = 1.0, warmup: int = 1) -> RasStat
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("rows", [1, 2])
 @torch.inference_mode()
-def test_share_one_equals_dense_bit_for_bit_in_every_step(
-    model: OpenSoraT2V, grid: tuple[int, int, int], rows: int
-) -> None:
+def test_share_one_equals_dense_in_every_step(model: OpenSoraT2V, grid: tuple[int, int, int], rows: int) -> None:
+    """Within rounding: gathered tokens lie otherwise in memory, and a library may take another kernel for them."""
     kept = state(1.0)
     for step in range(3):
         batch = inputs(grid, rows, seed=step)
         assert step == 0 or kept.choose(step) is not None, "the sparse path is taken"
-        assert torch.equal(ras_forward(model, *batch, states=[kept], step=step, inner=DENSE), model(*batch))
+        sparse = ras_forward(model, *batch, states=[kept], step=step, inner=DENSE)
+        torch.testing.assert_close(sparse, model(*batch), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from models.texthawk2.synth.charset import CHAR_CLASSES, CLASS_OF, LATIN
 from models.texthawk2.synth.dense import DENSE_CLASSES, GRID, PATCH, TILE, dense_tile, labels_at_centres, write
 from models.texthawk2.synth.fonts import SPLITS, FontSet, Split
 from models.texthawk2.synth.scene import COLOURS
-from tests.support.synth_fonts import DEJAVU, fetched_fonts, needs_fetched_fonts
+from tests.support.synth_fonts import DEJAVU, WITH_CHINESE, needs_chinese_fonts
 
 _TURNS = [(0.0, 1.0), (8.0, 1.0), (-8.0, 0.92), (5.0, 1.08)]
 
@@ -30,10 +30,10 @@ def test_tile_has_text_and_is_drawn_again_from_the_same_seed(split: Split) -> No
     assert (pixels != other).any()
 
 
-@needs_fetched_fonts
+@needs_chinese_fonts
 def test_half_of_the_characters_are_chinese() -> None:
     rng = np.random.default_rng(0)
-    labels = np.stack([dense_tile(rng, "train", fetched_fonts())[1] for _ in range(60)])
+    labels = np.stack([dense_tile(rng, "train", WITH_CHINESE)[1] for _ in range(60)])
     text = labels[(labels > 0) & (labels < len(CHAR_CLASSES))]
     assert 0.5 < np.mean(text > len(LATIN)) < 0.8, "of the area; they are twice as wide as Latin ones"
 

@@ -10,9 +10,9 @@ import pytest
 
 from models.texthawk2.synth import fonts, words
 from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
-from models.texthawk2.synth.fonts import FONT_FOLDER, SPLITS, Split, draw_text, font, load_fonts
+from models.texthawk2.synth.fonts import SPLITS, Split, draw_text, font, load_fonts
 from models.texthawk2.synth.words import chinese_word, held_out, latin_word, made_up_word, real_words
-from tests.support.synth_fonts import DEJAVU, fetched_fonts, needs_fetched_fonts
+from tests.support.synth_fonts import DEJAVU, WITH_CHINESE, fetched, needs_chinese_fonts
 
 
 def test_characters_are_unique_and_numbered_from_one() -> None:
@@ -105,14 +105,28 @@ def test_text_is_drawn_at_its_place_from_the_pen() -> None:
     assert drawn.advance > drawn.ink.width * 0.8
 
 
-@needs_fetched_fonts
-def test_every_font_has_every_character() -> None:
-    assert load_fonts(FONT_FOLDER) == fetched_fonts()
-    for script, chars in (("latin", LATIN), ("chinese", CHINESE)):
-        for split in ("train", "test"):
-            for family in fetched_fonts().families(script, split):  # type: ignore[arg-type]
-                for face in family:
-                    drawn = font(face, 20)
-                    absent = bytes(drawn.getmask("\U0010fffd"))
-                    bad = [char for char in chars if bytes(drawn.getmask(char)) == absent]
-                    assert not bad, f"{face.path.name}: {bad}"
+@needs_chinese_fonts
+def test_every_font_that_is_here_has_every_character() -> None:
+    latin = (*DEJAVU.latin, *DEJAVU.held_out_latin, *fetched((*fonts.LATIN, *fonts.HELD_OUT_LATIN)))
+    chinese = (*WITH_CHINESE.chinese, *WITH_CHINESE.held_out_chinese)
+    for chars, families in ((LATIN, latin), (CHINESE, chinese)):
+        for face in (face for family in families for face in family):
+            drawn = font(face, 20)
+            absent = bytes(drawn.getmask("\U0010fffd"))
+            bad = [char for char in chars if bytes(drawn.getmask(char)) == absent]
+            assert not bad, f"{face.path.name}: {bad}"
+
+
+def test_listed_families_are_loaded_when_all_their_files_are_there(tmp_path: Path) -> None:
+    for listed in (*fonts.LATIN, *fonts.HELD_OUT_LATIN, *fonts.CHINESE, *fonts.HELD_OUT_CHINESE):
+        for name in listed.files:
+            path = tmp_path / "packages" / listed.package / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    found = load_fonts(tmp_path)
+    assert [len(group) for group in (found.latin, found.held_out_latin)] == [
+        len(fonts.LATIN),
+        len(fonts.HELD_OUT_LATIN),
+    ]
+    noto = found.chinese[0][0]
+    assert (noto.path.name, noto.index) == ("NotoSansCJK-Regular.ttc", 2)

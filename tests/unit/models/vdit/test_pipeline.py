@@ -45,11 +45,16 @@ def _latents(*prompts: str, seeds: tuple[int, ...], guidance: float = 3.0, atten
     )
 
 
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
 def test_clip_depends_on_its_own_prompt_and_seed_alone() -> None:
     together = _latents(*PROMPTS, seeds=(7, 8))
-    torch.testing.assert_close(together[:1], _latents(PROMPTS[0], seeds=(7,)), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(together[1:], _latents(PROMPTS[1], seeds=(8,)), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(together[1:], _latents(PROMPTS[1], seeds=(9,)), atol=1e-2)
+    # Of the whole clip: latents go up to several hundred, and a batch of two sums in another order than one alone.
+    assert _distance(together[:1], _latents(PROMPTS[0], seeds=(7,))) < 1e-5
+    assert _distance(together[1:], _latents(PROMPTS[1], seeds=(8,))) < 1e-5
+    assert _distance(together[1:], _latents(PROMPTS[1], seeds=(9,))) > 0.1
 
 
 def test_words_count_and_guidance_makes_them_count_more() -> None:
@@ -62,7 +67,7 @@ def test_words_count_and_guidance_makes_them_count_more() -> None:
 def test_sparse_attention_is_near_dense_and_not_the_same(attention: str) -> None:
     dense, sparse = _latents(PROMPTS[0], seeds=(7,)), _latents(PROMPTS[0], seeds=(7,), attention=attention)
     assert not torch.equal(dense, sparse)
-    assert float((dense - sparse).norm() / dense.norm()) < 0.5
+    assert _distance(sparse, dense) < 0.5
 
 
 def test_adaspa_that_leaves_nothing_out_is_dense() -> None:

@@ -123,12 +123,13 @@ async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: Torch
     assert [outcome.sparsity > 0.3 for outcome in done] == [step > 1 for step in range(10)]
 
 
-async def test_share_one_of_region_adaptive_sampling_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
+async def test_share_one_of_region_adaptive_sampling_is_dense(engine: TorchVideoEngine) -> None:
+    """Within rounding: gathered tokens may be multiplied by another kernel than those of a dense step."""
     for job_id, attention in (("dense", "dense"), ("all", "ras:1")):
         await engine.admit(job_id, video_settings(attention=attention))
         for _ in range(4):
             await engine.run_step([job_id])
-    assert torch.equal(await latents(engine, "dense"), await latents(engine, "all"))
+    torch.testing.assert_close(await latents(engine, "dense"), await latents(engine, "all"), atol=1e-4, rtol=1e-4)
 
 
 async def test_sparse_steps_are_reported_and_change_the_clip(engine: TorchVideoEngine) -> None:
