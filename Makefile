@@ -15,13 +15,13 @@ help: ## List the targets.
 
 install: $(STAMP) ## Install everything into .venv (does nothing when it is up to date).
 
-# torch comes first and with its dependencies; the rest is a complete, pinned list and must not be resolved again
-# (docs/decisions/0002).
+# torch comes first and with its dependencies; the rest is a complete, pinned list, is not resolved again, and every file
+# has to have one of its hashes (docs/decisions/0002).
 $(STAMP): requirements/cpu.lock pyproject.toml
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/cpu.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -58,7 +58,7 @@ format: install ## Rewrite the sources in the house format.
 proto: install ## Regenerate the gRPC stubs.
 	$(BIN)/python scripts/generate_stubs.py
 
-lock: install ## Resolve requirements/cpu.in into requirements/cpu.lock (needs uv: pip install uv).
+lock: ## Resolve requirements/cpu.in and the extra gpu into requirements/*.lock, with hashes (needs uv: pip install uv).
 	scripts/lock.sh
 
 bench-%: install ## Run one benchmark: bench-early-exit, bench-gateway, bench-chat, bench-attention, ... (docs/benchmarks).

@@ -1,6 +1,7 @@
 """Configuration: strict at the edge, resolved once into frozen values, logged in full with secrets masked.
 
-    profile defaults  <-  YAML file (--config or VIREO_CONFIG)  <-  VIREO_SET / --set section.field=value
+    profile defaults  <-  YAML file (--config or VIREO_CONFIG)  <-  files below VIREO_SECRETS, named section.field
+                      <-  VIREO_SET / --set section.field=value
                       ->  Settings (pydantic, extra="forbid")   ->  resolve()  ->  ResolvedConfig (frozen)
 
 Environment variables are read in this file only. ``auto`` never survives ``resolve``.
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -82,7 +84,11 @@ class RedisSettings(_Section):
         "embedded",
         pattern=r"^(embedded|(redis|rediss|unix)://.+)$",
         repr=False,
-        description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server.",
+        description="redis://, rediss:// or unix:// URL; 'embedded' starts a real server. A certificate of one's own "
+        "authority: rediss://HOST:PORT/0?ssl_ca_certs=FILE.",
+    )
+    password: str | None = Field(
+        None, min_length=1, repr=False, description="Password, where the URL has none; best in a file (VIREO_SECRETS)."
     )
     timeout_s: float = Field(0.05, gt=0, le=5, description="Seconds for a call, connecting included.")
     cache: bool = Field(True, description="Whether exact results are cached.")
@@ -427,6 +433,7 @@ class ResolvedConfig:
         """Everything, for the log, with secrets masked."""
         described = {**asdict(self), "settings": self.settings.model_dump(mode="json"), "secret": "***"}
         described["settings"]["redis"]["secret"] = "***"
+        described["settings"]["redis"]["password"] = "***" if self.settings.redis.password else None
         described["redis_url"] = mask_url(self.redis_url)
         described["settings"]["redis"]["url"] = mask_url(self.settings.redis.url)
         for tenant in described["settings"]["tenants"]:
@@ -454,13 +461,16 @@ def load(
     profile: str | None = None,
     args: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Read the settings. ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``.
-    ``args``, shaped as a file, come last.
+    """Read the settings. VIREO_SECRETS names a folder of files, each the value of the field that it is named after.
+    ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``. ``args``, shaped as a
+    file, come last.
 
     Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
     """
     path = path or (Path(os.environ["VIREO_CONFIG"]) if "VIREO_CONFIG" in os.environ else None)
     written: dict[str, Any] = _read_yaml(path) if path else {}
+    if folder := os.environ.get("VIREO_SECRETS"):
+        _apply_files(written, Path(folder))
     from_env = [item for item in os.environ.get("VIREO_SET", "").split(";") if item.strip()]
     for override in (*from_env, *overrides):
         _apply(written, override)
@@ -497,6 +507,8 @@ def resolve(settings: Settings) -> ResolvedConfig:
             "configuration, or http.host to 127.0.0.1"
         )
     embedded = settings.redis.url == "embedded"
+    if embedded and settings.redis.password is not None:
+        raise ConfigError("redis.password is set, but the embedded server has none: set redis.url, too")
     if embedded and settings.profile == "cluster":
         raise ConfigError("profile 'cluster' needs redis.url: gateways on several nodes must share one server")
     if settings.profile == "cluster" and settings.redis.secret == "auto":
@@ -509,7 +521,7 @@ def resolve(settings: Settings) -> ResolvedConfig:
     config = ResolvedConfig(
         settings=decided,
         run_dir=Path(decided.run_dir),
-        redis_url=None if embedded else decided.redis.url,
+        redis_url=None if embedded else _with_password(decided.redis),
         secret=decided.redis.secret,
         media_workers=_media_workers(settings),
         allow_anonymous_loopback=not has_keys,
@@ -522,6 +534,15 @@ def resolve(settings: Settings) -> ResolvedConfig:
             "set a shorter run_dir"
         )
     return config
+
+
+def _with_password(redis: RedisSettings) -> str:
+    if redis.password is None:
+        return redis.url
+    scheme, _, rest = redis.url.partition("://")
+    if "@" in rest:
+        raise ConfigError("redis.url names a user or a password, and redis.password is set: keep one of the two")
+    return f"{scheme}://:{quote(redis.password, safe='')}@{rest}"
 
 
 def _decide(settings: Settings) -> Settings:
@@ -613,17 +634,41 @@ def _apply(written: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {name[:100]!r} has no '='; write section.field=value")
-    *sections, leaf = name.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {name}: the value is not YAML; put it in quotes") from None
+    _put(written, name.strip(), value, f"--set {name}")
+
+
+def _apply_files(written: dict[str, Any], folder: Path) -> None:
+    """Names that begin with a dot are what Kubernetes uses to exchange all files at once."""
+    try:
+        texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if not path.name.startswith(".")}
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot read VIREO_SECRETS: {error}") from None
+    for name, text in sorted(texts.items()):
+        # A password that looks like a number is still text; `tenants` alone is more than a text.
+        value = _parsed_list(name, text) if name == "tenants" else text.removesuffix("\n")
+        _put(written, name, value, f"{folder / name}")
+
+
+def _parsed_list(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the secret file {name} is not YAML or JSON") from None
+
+
+def _put(written: dict[str, Any], name: str, value: Any, source: str) -> None:
+    *sections, leaf = name.split(".")
     for section in sections:
         if written.get(section) is None:
             written[section] = {}
         written = written[section]
         if not isinstance(written, dict):
-            raise ConfigError(f"--set {name}: {section} is not a section; give a list whole, as {section}=[...]")
-    try:
-        written[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {name}: the value is not YAML; put it in quotes") from None
+            raise ConfigError(f"{source}: {section} is not a section; give a list whole, as {section}=[...]")
+    written[leaf] = value
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
