@@ -54,6 +54,9 @@ class HttpSettings(_Section):
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
     port: int = Field(8000, ge=1, le=65535, description="HTTP port.")
     grpc_port: int = Field(9000, ge=1, le=65535, description="gRPC port.")
+    metrics: bool = Field(
+        True, description="Whether /metrics answers on the HTTP port; else `vireo metrics` serves it."
+    )
     metrics_need_key: bool = Field(False, description="Whether /metrics asks for an API key.")
 
 
@@ -367,7 +370,7 @@ PROFILES: Mapping[Profile, Mapping[str, Any]] = {
         "drain_s": 10.0,
     },
     "cluster": {
-        "http": {"host": "0.0.0.0", "metrics_need_key": False},
+        "http": {"host": "0.0.0.0", "metrics": False},
         "redis": {"url": "redis://vireo-redis:6379/0"},
         "gateway": {"replicas": 2, "media_workers": 2},
         "models": [{"id": "dyn-perceiver-nano", "replicas": 2}],

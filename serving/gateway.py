@@ -44,7 +44,7 @@ class Gateway(GrpcMethods):
         from serving.telemetry.ingress_metrics import IngressMetrics
 
         self._parts = build_parts(config, handles, chat_handles, video_handles)
-        self._need_key_for_metrics = config.settings.http.metrics_need_key
+        self._http = config.settings.http
         self._front: dict[str, Any] = {
             "service": self._parts.service,
             "authenticator": build_authenticator(config),
@@ -61,8 +61,8 @@ class Gateway(GrpcMethods):
 
         app = build_http_app(
             **self._front,
-            metrics_endpoint=exposition,
-            metrics_needs_key=self._need_key_for_metrics,
+            metrics_endpoint=exposition if self._http.metrics else None,
+            metrics_needs_key=self._http.metrics_need_key,
             adds_request_id=False,
             json_reader=self._json,
         )

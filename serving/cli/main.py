@@ -10,6 +10,7 @@ from serving.cli import (
     chat_command,
     classify_command,
     convert_commands,
+    metrics_command,
     model_commands,
     read_command,
     system_commands,
@@ -31,7 +32,7 @@ def build() -> typer.Typer:
     from loadtest import cli as loadtest_cli
 
     asking = (classify_command, chat_command, read_command, video_command)
-    for module in (system_commands, *asking, model_commands, convert_commands, loadtest_cli):
+    for module in (system_commands, metrics_command, *asking, model_commands, convert_commands, loadtest_cli):
         module.register(app)
     return app
 

@@ -61,7 +61,7 @@ def build_http_app(
     service: Service,
     authenticator: Authenticator,
     limits: IngressLimits,
-    metrics_endpoint: Callable[[], bytes],
+    metrics_endpoint: Callable[[], bytes] | None,
     observer: IngressObserver | None = None,
     *,
     metrics_needs_key: bool = False,
@@ -70,15 +70,15 @@ def build_http_app(
 ) -> FastAPI:
     """Make the application.
 
-    ``metrics_endpoint`` returns Prometheus text. ``adds_request_id=False`` where the server around the application
-    puts ``x-request-id`` on every answer itself, as Ray Serve does.
+    ``metrics_endpoint`` returns Prometheus text; None: there is no such path. ``adds_request_id=False`` where the
+    server around the application puts ``x-request-id`` on every answer itself, as Ray Serve does.
     """
     front = Front(service=service, authenticator=authenticator, limits=limits, observer=observer or NullObserver())
     app = FastAPI(
         title="Vireo", version=vireo_version(), openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     reader = json_reader or JsonReader()
-    paths = HttpPaths(front, metrics_endpoint, reader)
+    paths = HttpPaths(front, reader)
     table: list[tuple[str, str, Handler, Surface | None, bool]] = [
         ("POST", "/v1/classify", paths.classify, Surface.HTTP_CLASSIFY, True),
         ("POST", "/v1/chat/completions", paths.chat, Surface.HTTP_CHAT, True),
@@ -95,9 +95,10 @@ def build_http_app(
         ("GET", "/v2/health/live", paths.live, None, False),
         ("GET", "/v2/health/ready", paths.ready, None, False),
         ("GET", "/healthz", paths.ready, None, False),
-        ("GET", "/metrics", paths.metrics, None, metrics_needs_key),
         ("GET", "/openapi.json", paths.openapi, None, False),
     ]
+    if metrics_endpoint is not None:
+        table.append(("GET", "/metrics", _metrics_path(metrics_endpoint), None, metrics_needs_key))
     for method, path, handler, surface, needs_key in table:
         endpoint = Endpoint(front, handler, surface=surface, needs_key=needs_key, adds_request_id=adds_request_id)
         app.router.routes.append(Route(path, endpoint, methods=[method]))
@@ -108,13 +109,19 @@ def build_http_app(
     return app
 
 
+def _metrics_path(metrics_endpoint: Callable[[], bytes]) -> Handler:
+    async def metrics(_call: Call) -> Answer:
+        return Answer(metrics_endpoint(), 200, METRICS_TYPE)
+
+    return metrics
+
+
 class HttpPaths:
     """What each path does with a call whose caller is known."""
 
-    def __init__(self, front: Front, metrics_endpoint: Callable[[], bytes], reader: JsonReader) -> None:
+    def __init__(self, front: Front, reader: JsonReader) -> None:
         self._front = front
         self._reader = reader
-        self._metrics = metrics_endpoint
 
     async def classify(self, call: Call) -> Answer:
         """``POST /v1/classify``."""
@@ -222,10 +229,6 @@ class HttpPaths:
         """``GET /v2/health/ready`` and ``GET /healthz``: requests can be answered."""
         self._check_ready()
         return json_answer({"ready": True})
-
-    async def metrics(self, call: Call) -> Answer:
-        """``GET /metrics``."""
-        return Answer(self._metrics(), 200, METRICS_TYPE)
 
     async def openapi(self, call: Call) -> Answer:
         """``GET /openapi.json``."""

@@ -1,17 +1,21 @@
 """Every metric of Vireo, by name. docs/architecture.md lists them for operators.
 
 Gateways and replicas are separate processes. prometheus-client's multiprocess mode lets each write its own files into
-one directory per node, and any gateway of the node adds them up for ``/metrics`` (docs/decisions/0006).
+one directory per node. Any gateway of the node adds them up for ``/metrics``, and so does ``vireo metrics``, on a port
+of its own (docs/decisions/0006).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -142,10 +146,30 @@ def exposition() -> bytes:
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is None:
         return generate_latest()
-    forget_dead_processes(Path(folder))
+    return generate_latest(node_registry(Path(folder)))
+
+
+def node_registry(folder: Path) -> CollectorRegistry:
+    """What adds up, at each scrape, the files of every process of a node."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    registry.register(_NodeCollector(folder))
+    return registry
+
+
+class _NodeCollector(Collector):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is is known when it is collected."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric, with the gauges of dead processes gone."""
+        forget_dead_processes(self._folder)
+        files = MultiProcessCollector(None, path=str(self._folder))  # type: ignore[no-untyped-call]
+        found: Iterable[Metric] = files.collect()  # type: ignore[no-untyped-call]
+        return found
 
 
 def forget_dead_processes(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.connection
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -33,7 +34,7 @@ CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 3
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("VIREO_CONFIG", "VIREO_SET", "VIREO_PROFILE", "VIREO_RUN_DIR"):
+    for name in ("VIREO_CONFIG", "VIREO_SECRETS", "VIREO_SET", "VIREO_PROFILE", "VIREO_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -204,6 +205,55 @@ def test_file_then_environment_then_command_line(tmp_path: Path, monkeypatch: py
     settings = load(path, ["http.port=8003", "http.grpc_port=9003", "http.port=8004"])
     assert (settings.http.port, settings.http.grpc_port, settings.drain_s) == (8004, 9003, 2.5)
     assert settings.log_level == "debug"
+
+
+def test_secrets_lie_in_files_named_after_their_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes mounts them: links into a folder that is exchanged as a whole."""
+    data = tmp_path / "..2026"
+    data.mkdir()
+    files = {"redis.secret": "0" * 32, "redis.password": "1234\n", "tenants": json.dumps(TENANTS)}
+    for name, text in files.items():
+        (data / name).write_text(text)
+        (tmp_path / name).symlink_to(data / name)
+    monkeypatch.setenv("VIREO_SECRETS", str(tmp_path))
+    settings = load(args={"redis": {"url": "redis://host:6379/0"}})
+    assert (settings.redis.secret, settings.redis.password) == ("0" * 32, "1234")
+    assert settings.tenants[0].api_key_sha256 == (DIGEST,)
+    monkeypatch.setenv("VIREO_SET", "redis.secret=from-the-environment")
+    assert load(args={"redis": {"url": "redis://host:6379/0"}}).redis.secret == "from-the-environment"
+
+
+@pytest.mark.parametrize(("name", "text"), [("redis.pasword", "x"), ("no_such", "x"), ("tenants", "[")])
+def test_wrong_secret_file_is_named_and_its_text_is_not(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(text + "Q7xSECRET")
+    monkeypatch.setenv("VIREO_SECRETS", str(tmp_path))
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")) as caught:
+        load()
+    assert "Q7xSECRET" not in str(caught.value)
+
+
+def test_folder_of_secrets_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIREO_SECRETS", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="VIREO_SECRETS"):
+        load()
+
+
+@pytest.mark.parametrize("url", ["redis://host:6379/0", "rediss://host/0?ssl_ca_certs=/ca.crt", "unix:///r.sock"])
+def test_password_goes_into_the_url_whatever_it_holds(url: str) -> None:
+    password = "a/b@c:d?e#f%20 &"
+    config = resolve(from_mapping({"redis": {"url": url, "password": password}}))
+    assert redis.connection.parse_url(config.store_url)["password"] == password
+    bare, with_it = redis.connection.parse_url(url), redis.connection.parse_url(config.store_url)
+    assert {name: with_it[name] for name in bare} == bare
+    assert_hidden(config, password)
+
+
+@pytest.mark.parametrize("url", ["embedded", "redis://:other@host", "redis://user@host"])
+def test_password_without_a_place_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.password"):
+        resolve(from_mapping({"redis": {"url": url, "password": "Q7x"}}))
 
 
 def test_file_is_found_by_environment_and_by_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

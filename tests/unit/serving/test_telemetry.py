@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import structlog
@@ -95,6 +96,24 @@ def test_processes_add_up_and_a_killed_one_leaves_only_its_counts(processes: Pro
     assert none[REQUESTS] == 2
     assert none.get(IN_FLIGHT, 0) == 0
     assert BREAKER not in none
+
+
+def test_command_serves_the_metrics_of_a_node_on_a_port_of_its_own(processes: Processes, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving.cli", "metrics", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        url = f"http://{said.split()[-1]}/metrics"
+        counting = processes.start()  # after the server, as in a pod
+        text = httpx.get(url).text
+        assert 'vireo_requests_total{model="m",outcome="ok",surface="http_classify",tenant="t"} 1.0' in text
+        assert 'vireo_in_flight_requests{surface="http_classify"} 2.0' in text
+        assert "python_info" not in text, "what is served is the node's, not the server's own"
+        counting.kill()
+        counting.wait()
+        assert 'vireo_in_flight_requests{surface="http_classify"}' not in httpx.get(url).text
+        server.terminate()
+        assert server.wait() == 0
 
 
 def test_killed_process_that_nobody_has_waited_for_is_dead_too(processes: Processes) -> None:

@@ -346,6 +346,12 @@ async def test_metrics_may_be_made_to_need_a_key() -> None:
     assert (await asgi(app, "GET", "/metrics", headers={"x-api-key": "key-of-ada"})).body == b"m"
 
 
+async def test_metrics_may_be_kept_off_the_public_port() -> None:
+    app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), None)
+    reply = await asgi(app, "GET", "/metrics")
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+
+
 @pytest.mark.parametrize("client", [("203.0.113.7", 1), None, ("", 0)])
 async def test_without_keys_a_remote_caller_is_forbidden(client: Any) -> None:
     reply = await asgi(FrontDoor().app, "POST", "/v1/classify", BODY, JSON, client=client)

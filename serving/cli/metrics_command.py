@@ -1,0 +1,34 @@
+"""``vireo metrics``: the metrics of one node on a port of their own, apart from the one that callers reach."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(metrics)
+
+
+def metrics(
+    folder: Annotated[Path, typer.Argument(help="Where the processes of this node write: RUN_DIR/metrics.")],
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 9102,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve the metrics of every process of this node, added up, until SIGTERM or Ctrl-C."""
+    from prometheus_client import start_http_server
+
+    from serving.telemetry.metrics import node_registry
+
+    folder.mkdir(parents=True, exist_ok=True)  # the first process that writes may come later
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    server, thread = start_http_server(port, host, registry=node_registry(folder))
+    typer.echo(f"metrics of {folder} on {host}:{server.server_port}")
+    signal.sigwait((signal.SIGTERM, signal.SIGINT))
+    server.shutdown()
+    server.server_close()
+    thread.join()
