@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -46,23 +45,31 @@ def secret_values(manifests: list[Manifest]) -> dict[str, str]:
     return values
 
 
-def pod_environment(rayservice: Manifest, secrets: dict[str, str]) -> dict[str, str]:
-    """Return the environment of a worker's Ray container as Kubernetes makes it: Secrets read, $(NAME) expanded."""
+def mounted_secrets(rayservice: Manifest, secrets: dict[str, str]) -> dict[str, str]:
+    """Return file name -> text of what a worker finds in the folder that VIREO_SECRETS names."""
     (workers,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    environment: dict[str, str] = {}
-    for entry in workers["template"]["spec"]["containers"][0]["env"]:
-        value = entry["value"] if "value" in entry else secrets[entry["valueFrom"]["secretKeyRef"]["key"]]
-        expanded = re.sub(r"\$\((\w+)\)", lambda m: environment.get(m[1], m[0]), value) if "value" in entry else value
-        environment[entry["name"]] = expanded
-    return environment
+    spec = workers["template"]["spec"]
+    ray = spec["containers"][0]
+    (folder,) = [entry["value"] for entry in ray["env"] if entry["name"] == "VIREO_SECRETS"]
+    (name,) = [mount["name"] for mount in ray["volumeMounts"] if mount["mountPath"] == folder]
+    (volume,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == name]
+    return {item["path"]: secrets[item["key"]] for item in volume["items"]}
 
 
 @pytest.fixture(scope="session")
 def deploy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of deploy/ in which the dev overlay has secrets, so that it renders."""
+    """Return a copy of deploy/ in which dev has secrets and prod has digests, so that both render."""
     folder = tmp_path_factory.mktemp("deploy") / "deploy"
-    shutil.copytree(REPOSITORY / "deploy", folder, ignore=shutil.ignore_patterns("secrets", "__pycache__"))
+    shutil.copytree(REPOSITORY / "deploy", folder, ignore=shutil.ignore_patterns("secrets", "pinned", "__pycache__"))
     load_script("new_secrets").write_secrets(folder / "overlays" / "dev" / "secrets", tenant="test")
+    pins = {
+        "vireo": ("registry.test/vireo-gpu", "0.1.0", f"sha256:{'a' * 64}"),
+        "redis": ("redis", "8", f"sha256:{'b' * 64}"),
+    }
+    (folder / "overlays" / "prod" / "pinned").mkdir()
+    (folder / "overlays" / "prod" / "pinned" / "kustomization.yaml").write_text(
+        load_script("pin_images").component(pins)
+    )
     return folder
 
 

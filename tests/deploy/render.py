@@ -116,6 +116,9 @@ def _apply_operation(manifest: Manifest, operation: Manifest) -> None:
     node: Any = manifest
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
+    if isinstance(node, list) and (operation["op"], last) == ("add", "-"):
+        node.append(copy.deepcopy(operation["value"]))
+        return
     if operation["op"] not in {"add", "replace"} or isinstance(node, list):
         raise ValueError(f"patch operation {operation['op']} at {operation['path']} is not one that this renderer has")
     if operation["op"] == "replace" and last not in node:
@@ -141,9 +144,8 @@ def _transform(manifest: Manifest, kustomization: Manifest) -> None:
         metadata["namespace"] = kustomization["namespace"]
     for image in kustomization.get("images", []):
         for container in containers_of(manifest):
-            name, _, tag = container["image"].partition(":")
-            if name == image["name"]:
-                container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}"
+            if container["image"].partition(":")[0] == image["name"]:
+                container["image"] = f"{image['newName']}@{image['digest']}"
 
 
 def containers_of(manifest: Manifest) -> list[Manifest]:
@@ -153,6 +155,14 @@ def containers_of(manifest: Manifest) -> list[Manifest]:
         for node in _dicts(manifest)
         for key in ("containers", "initContainers")
         for container in node.get(key, [])
+    ]
+
+
+def ray_containers(rayservice: Manifest) -> list[Manifest]:
+    """Return the containers that run Ray: the first of the head and of the workers, as KubeRay has it."""
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    return [
+        group["template"]["spec"]["containers"][0] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
     ]
 
 

