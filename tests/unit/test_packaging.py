@@ -44,13 +44,13 @@ def _cpu_in() -> dict[str, Requirement]:
     return _asked_for([[line for line in lines if line and not line.startswith("#")]])
 
 
-def _locked() -> dict[str, set[str]]:
-    lines = (ROOT / "requirements" / "cpu.lock").read_text(encoding="utf-8").splitlines()
+def _locked(name: str = "cpu.lock") -> dict[str, set[str]]:
+    lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
     versions: dict[str, set[str]] = {}
     for line in lines:
-        if line and not line.startswith("#"):
-            name, _, rest = line.partition("==")
-            versions.setdefault(canonicalize_name(name), set()).add(rest.partition(";")[0].strip())
+        if line and not line.startswith(("#", " ")):
+            package, _, rest = line.partition("==")
+            versions.setdefault(canonicalize_name(package), set()).add(rest.partition(";")[0].strip(" \\"))
     return versions
 
 
@@ -97,6 +97,38 @@ def test_the_lock_holds_versions_that_the_project_accepts() -> None:
             continue
         versions = locked[canonicalize_name(requirement.name)]
         assert all(requirement.specifier.contains(v, prereleases=True) for v in versions), (str(requirement), versions)
+
+
+@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock"])
+def test_every_locked_file_is_known_by_its_hash(name: str) -> None:
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.partition("\n")[2].strip())
+    assert len(entries) > 100
+    for entry in entries:
+        first, *hashes = entry.split(" \\\n")
+        assert re.fullmatch(r"[a-z0-9.-]+==[\w.+!]+( ; python_full_version \S+ '3\.12')?", first), first
+        assert hashes, f"{first} has no hash: scripts/lock.sh --hashes"
+        assert all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", line) for line in hashes), first
+
+
+def test_what_is_installed_has_to_have_a_hash_of_the_lock() -> None:
+    installs = [
+        line
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if line.startswith("\t") and "requirements/" in line
+    ]
+    assert len(installs) == 1
+    assert "--require-hashes --only-binary :all: -r requirements/cpu.lock" in installs[0]
+
+
+def test_the_gpu_lock_is_complete_and_meets_what_the_project_asks_for() -> None:
+    project = _project()["project"]
+    locked = _locked("gpu.lock")
+    asked = _asked_for([project["dependencies"], project["optional-dependencies"]["gpu"]])
+    for name, requirement in asked.items():
+        (version,) = locked[name]
+        assert requirement.specifier.contains(version), (str(requirement), version)
+    assert {"torch", "triton", "vllm"} <= set(locked)
 
 
 def test_everything_that_cpu_in_names_is_locked() -> None:
