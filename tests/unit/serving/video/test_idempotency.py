@@ -11,7 +11,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.domain import Budget, Surface
 from serving.errors import IdempotencyKeyReused
 from serving.ingress.multipart import Form
-from serving.ingress.video_json import document_from_form, document_from_json, request_from_document
+from serving.ingress.video_json import document_from_form, request_from_document
 from serving.ingress.video_wire import request_from_message
 from serving.limits import IngressLimits
 from serving.video.domain import VideoRequest
@@ -32,7 +32,7 @@ def over_http(document: dict[str, Any], fallback: Budget | None = None) -> Video
 
 
 def json_body(**fields: Any) -> VideoRequest:
-    return over_http(document_from_json(json.dumps(fields).encode()))
+    return over_http(json.loads(json.dumps(fields)))
 
 
 def form(**fields: str) -> VideoRequest:
