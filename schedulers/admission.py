@@ -7,6 +7,8 @@ none; what it really used is settled afterwards and may leave a debt, which the 
     reserve  granted if joules <= level_j and seconds <= level_s, then level <- level - cost
     settle   refill, then level <- min(burst, level + reserved - actual)
 
+Work that nothing was reserved for (decoding) is settled against a reservation of nothing.
+
 The shared store runs the same arithmetic in one atomic script; this is the twin that it is tested against.
 """
 
@@ -108,6 +110,18 @@ def settle(state: BucketState, limits: BucketLimits, reserved: Cost, actual: Cos
         joules=min(limits.joules_burst, state.joules + reserved.joules - actual.joules),
         seconds=min(limits.seconds_burst, state.seconds + reserved.seconds - actual.seconds),
     )
+
+
+def empty_for_s(state: BucketState, limits: BucketLimits, now_s: float) -> float:
+    """Seconds until there is something left in both kinds; 0 if there is, ``math.inf`` if there never will be."""
+    state = refill(state, limits, now_s)
+    return max(_empty_for_s(state.joules, limits.joules_per_s), _empty_for_s(state.seconds, limits.seconds_per_s))
+
+
+def _empty_for_s(level: float, rate: float) -> float:
+    if level > 0.0:
+        return 0.0
+    return max(-level / rate, math.ulp(0.0)) if rate > 0.0 else math.inf
 
 
 def _wait_s(amount: float, level: float, rate: float, burst: float) -> float:

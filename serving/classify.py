@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from schedulers.operating_points import Choice, OperatingPointTable, choose
 from schedulers.types import Priority as SchedulerPriority
 from serving.dispatch import Dispatcher
 from serving.domain import (
+    RANKS,
     Budget,
     Classification,
     ClassifyReply,
@@ -38,9 +40,9 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.media.limits import MediaBudget
-from serving.media.pool import MediaPool
+from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.service import ModelCard
 from serving.stores.results import ResultStore, StoredResult
 
@@ -117,6 +119,7 @@ class ClassifyService:
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """See ``Service.classify``. When every image fails, the call fails with the first one's error."""
         model = self._check(request)
+        self._results.check_account(request.tenant)
         if self._in_flight >= self._limits.max_in_flight:
             wait_s = max(0.05, model.dispatcher.predicted_wait_s())
             raise QueueFull(
@@ -183,17 +186,21 @@ class ClassifyService:
 
     async def _prepare(self, request: ClassifyRequest) -> Sequence[PreparedImage | ServingError]:
         budget = MediaBudget(self._media.limits)
+        caller = Caller(request.tenant, RANKS[request.budget.priority])
         if len(request.images) == 1:
-            return [await self._prepare_one(request.images[0], request.model, budget)]
-        return await asyncio.gather(*(self._prepare_one(image, request.model, budget) for image in request.images))
+            return [await self._prepare_one(request.images[0], request.model, budget, caller)]
+        prepare = (self._prepare_one(image, request.model, budget, caller) for image in request.images)
+        return await asyncio.gather(*prepare)
 
-    async def _prepare_one(self, image: ImageInput, model: str, budget: MediaBudget) -> PreparedImage | ServingError:
+    async def _prepare_one(
+        self, image: ImageInput, model: str, budget: MediaBudget, caller: Caller
+    ) -> PreparedImage | ServingError:
         if image.error is not None:
             return image.error
         try:
             if image.pixels is not None:
-                return await self._media.prepare_pixels(image.pixels, model, budget)
-            return await self._media.prepare(image.encoded or b"", model, budget)
+                return await self._media.prepare_pixels(image.pixels, model, budget, caller)
+            return await self._media.prepare(image.encoded or b"", model, budget, caller)
         except ServingError as error:
             return error
 
@@ -233,12 +240,10 @@ class ClassifyService:
         misses = [index for index, found in enumerate(lookup.found) if found is None]
         outcomes: list[StoredResult | SampleOutcome | None] = list(lookup.found)
         fresh: list[SampleOutcome] = []
-        try:
-            if misses:
-                samples = [self._sample(images[index], request, choice, deadline_s) for index in misses]
-                fresh = await model.dispatcher.run(samples, choice.predicted_work_s * len(samples))
-        finally:
-            self._results.settle(lookup, model.table.watts, fresh)
+        if misses:
+            samples = [self._sample(images[index], request, choice, deadline_s) for index in misses]
+            settle = partial(self._results.settle, lookup, model.table.watts)
+            fresh = await model.dispatcher.run(samples, choice.predicted_work_s * len(samples), settle)
         for index, outcome in zip(misses, fresh, strict=True):
             outcomes[index] = outcome
             if isinstance(outcome, SampleAnswer) and not outcome.degraded:
@@ -262,7 +267,7 @@ def _reply(
     prepared: Sequence[PreparedImage | ServingError],
     outcomes: list[StoredResult | SampleOutcome],
 ) -> ClassifyReply:
-    remaining = iter(outcomes)
+    remaining = (outcome.error if isinstance(outcome, SampleFailure) else outcome for outcome in outcomes)
     per_image = [image if isinstance(image, ServingError) else next(remaining) for image in prepared]
     if all(isinstance(outcome, ServingError) for outcome in per_image):
         raise next(outcome for outcome in per_image if isinstance(outcome, ServingError))
@@ -270,7 +275,7 @@ def _reply(
         outcome if isinstance(outcome, ServingError) else _classification(model, outcome, request.top_k)
         for outcome in per_image
     )
-    return ClassifyReply(model=request.model, items=items, report=_report(model, choice, outcomes))
+    return ClassifyReply(model=request.model, items=items, report=_report(model, request, choice, outcomes))
 
 
 def _classification(model: ServedModel, result: StoredResult | SampleAnswer, top_k: int) -> Classification:
@@ -283,11 +288,15 @@ def _classification(model: ServedModel, result: StoredResult | SampleAnswer, top
     )
 
 
-def _report(model: ServedModel, choice: Choice, outcomes: list[StoredResult | SampleOutcome]) -> Report:
+def _report(
+    model: ServedModel, request: ClassifyRequest, choice: Choice, outcomes: list[StoredResult | SampleOutcome]
+) -> Report:
     fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
     hits = sum(isinstance(outcome, StoredResult) for outcome in outcomes)
     compute_s = sum(answer.compute_s for answer in fresh)
-    degraded = choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
+    degraded = (
+        request.budget.degraded + choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
+    )
     return Report(
         operating_point=choice.point.name,
         energy_j=compute_s * model.table.watts,

@@ -74,6 +74,9 @@ class TenantSettings(_Section):
     burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
     seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
     burst_s: float = Field(1e4, gt=0, description="Size of the compute bucket, engine seconds.")
+    max_priority: Literal["low", "normal", "high"] = Field(
+        "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
+    )
     allow_logprobs: bool = Field(
         False,
         description="Whether chat answers may show and bias probabilities of tokens: they feed black-box attacks.",
@@ -110,7 +113,10 @@ class GatewaySettings(_Section):
 
     replicas: int = Field(1, ge=1, le=64, description="Gateway replicas.")
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each.")
-    media_workers: _Count | Auto = Field("auto", description="Decode processes per gateway replica, 1 to 64.")
+    media_workers: _Count | Auto = Field(
+        "auto",
+        description="Decode processes per gateway replica, 1 to 64; of 2 or more, one is kept for short decodes.",
+    )
     max_in_flight: int = Field(512, ge=1, description="Requests served at a time by one gateway; more are refused.")
     default_deadline_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request that brings none.")
     calls_in_flight: int = Field(
@@ -254,6 +260,9 @@ class MediaSettings(_Section):
     )
     max_scans: int = Field(100, ge=1, description="Times that a JPEG may go over its pixels; encoders use about ten.")
     decode_timeout_s: float = Field(5.0, gt=0, description="Seconds after which a decode is killed.")
+    watts: float = Field(
+        6.0, gt=0, description="Power of a busy decode worker, an assumption: joules are decode seconds times this."
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (),
         strict=False,
@@ -606,7 +615,7 @@ def _decide_video(model: VideoModelSettings) -> VideoModelSettings:
 
 def _media_workers(settings: Settings) -> int:
     workers = settings.gateway.media_workers
-    return max(1, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers
+    return max(2, min(4, (os.cpu_count() or 2) // 2)) if workers == "auto" else workers
 
 
 def threads_for(model: ModelSettings | VlmSettings | VideoModelSettings) -> int:

@@ -6,7 +6,7 @@ Seconds and joules inside; milliseconds only in ``Budget.latency_ms`` and ``Repo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -38,26 +38,41 @@ class Surface(StrEnum):
 
 
 class Priority(StrEnum):
-    """Order among requests that compete for the same replica."""
+    """Order among the requests of one tenant."""
 
     LOW = "low"
     NORMAL = "normal"
     HIGH = "high"
 
 
+RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+"""Order among the requests of one tenant, wherever tenants share something."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What the caller is willing to spend. ``None`` means no limit of that kind."""
+    """What the caller is willing to spend. ``None`` means no limit of that kind.
+
+    ``degraded``: what was lowered to what the caller's tenant is allowed; nothing that a caller can say.
+    """
 
     latency_ms: float | None = None
     energy_j: float | None = None
     priority: Priority = Priority.NORMAL
     quality_floor: float | None = None
+    degraded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_range("vireo.latency_ms", self.latency_ms, 0.0, MAX_LATENCY_MS, open_low=True)
         _check_range("vireo.energy_j", self.energy_j, 0.0, MAX_ENERGY_J, open_low=True)
         _check_range("vireo.quality_floor", self.quality_floor, 0.0, 1.0)
+
+
+def within_priority(budget: Budget, highest: Priority) -> Budget:
+    """The budget, with its priority lowered to the highest that a tenant is allowed."""
+    if RANKS[budget.priority] >= RANKS[highest]:
+        return budget
+    return replace(budget, priority=highest, degraded=(*budget.degraded, "priority"))
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -81,11 +82,26 @@ class NullDriverObserver:
         """Ignore."""
 
 
+@dataclass(eq=False, slots=True)
+class Stay:
+    """What a caller knows of its sample while it is here. ``compute_s`` as in ``Answer``, also without one."""
+
+    compute_s: float = 0.0
+    _has_left: bool = False
+    _take_out: Callable[[], None] | None = None
+
+    def leave(self) -> None:
+        """Take the sample out, at the next stage boundary if it is running: ``submit`` then raises Cancelled."""
+        self._has_left = True
+        if self._take_out is not None:
+            self._take_out()
+
+
 @dataclass(slots=True)
 class _Sample:
     future: asyncio.Future[Answer]
     arrived_s: float
-    compute_s: float = 0.0
+    stay: Stay
     wall_compute_s: float = 0.0
     error: ServingError | None = None
 
@@ -151,10 +167,12 @@ class Driver:
         thresholds: tuple[float, ...],
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
+        stay: Stay | None = None,
     ) -> Answer:
         """Run one sample; ``pixels`` is uint8 (S, S, 3), ``deadline_s`` is absolute on this driver's clock.
 
-        Cancelling the call takes the sample out, at the next stage boundary if it is running.
+        Cancelling the call takes the sample out, at the next stage boundary if it is running. So does ``stay.leave``,
+        which also tells what it took.
 
         Raises:
             ServingError: its single outcome when that is not an answer; EngineFailed also when the deadline is not a
@@ -166,11 +184,15 @@ class Driver:
         if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s) or any(map(math.isnan, thresholds)):
             _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds)
             raise EngineFailed("this replica runs another version of the model; retry")
+        stay = stay or Stay()
+        if stay._has_left:
+            raise _left()
         sample_id = self._next_id
         self._next_id += 1
         self.engine.admit(sample_id, pixels)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._samples[sample_id] = _Sample(future, self.clock())
+        self._samples[sample_id] = _Sample(future, self.clock(), stay)
+        stay._take_out = partial(self._feed, SampleCancelled(sample_id=sample_id))
         self._arrive(
             SampleArrived(
                 sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
@@ -222,7 +244,7 @@ class Driver:
             case Fail(sample_id=sample_id):
                 self._end(sample_id, self._samples[sample_id].error or EngineFailed("the model failed on this image"))
             case Release(sample_id=sample_id):
-                self._end(sample_id, Cancelled("the caller went away"))
+                self._end(sample_id, _left())
 
     async def _run(self, batch: RunBatch) -> None:
         size = len(batch.sample_ids)
@@ -252,7 +274,7 @@ class Driver:
 
     def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> StageResult:
         sample = self._samples[sample_id]
-        sample.compute_s += elapsed_s / size
+        sample.stay.compute_s += elapsed_s / size
         sample.wall_compute_s += elapsed_s
         if isinstance(outcome, ServingError):
             sample.error = outcome
@@ -273,7 +295,7 @@ class Driver:
             exit_index=reply.exit_index,
             degraded=reply.degraded,
             queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),
-            compute_s=sample.compute_s,
+            compute_s=sample.stay.compute_s,
         )
         self.engine.release(sample_id)
         if not sample.future.done():
@@ -285,6 +307,10 @@ class Driver:
         self.engine.release(sample_id)
         if not sample.future.done():
             sample.future.set_exception(error)
+
+
+def _left() -> Cancelled:
+    return Cancelled("the caller went away")
 
 
 def rejection(decision: Reject) -> ServingError:

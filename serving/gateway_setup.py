@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from serving.chat.tenant_keys import TenantKeys
 from serving.classify import ClassifyService, ServedModel, ServiceLimits
 from serving.config import ModelSettings, ResolvedConfig, VlmSettings
 from serving.dispatch import Dispatcher, PendingCall
+from serving.domain import Priority
 from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.cleaner import ArtefactCleaner
 from serving.jobs.redis_jobs import RedisJobs
@@ -97,8 +98,8 @@ def build_parts(
 ) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
-    media = MediaPool(_media_limits(config), config.media_workers)
     results = ResultStore(config, StoreMetrics())
+    media = MediaPool(_media_limits(config), config.media_workers, account=results, observer=MediaMetrics())
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id]) for model in settings.models
     }
@@ -113,7 +114,8 @@ def build_parts(
     reached = Reached(_pings(handles, chat_handles, video_handles))
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
     videos = _video_service(config, jobs, clips, results)
-    service = JoinedService(classifiers, chat, lambda: reached.is_complete, videos)
+    priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
+    service = JoinedService(classifiers, chat, lambda: reached.is_complete, videos, priorities)
     return GatewayParts(
         media=media,
         results=results,
@@ -197,6 +199,7 @@ def _served(model: ModelSettings, calls_in_flight: int, handle: DeploymentHandle
     table = load_table(spec.id, spec.checkpoint_dir)
     dispatcher = Dispatcher(
         send=_sender(handle),
+        leave=_leaver(handle),
         is_replica_lost=is_replica_lost,
         max_calls_in_flight=calls_in_flight * model.replicas,
         num_replicas=model.replicas,
@@ -205,14 +208,23 @@ def _served(model: ModelSettings, calls_in_flight: int, handle: DeploymentHandle
     return ServedModel(card=_card(spec, table), label=spec.label, table=table, dispatcher=dispatcher)
 
 
-def _sender(handle: DeploymentHandle[Any]) -> Callable[[list[SampleCall], float], PendingCall]:
+def _sender(handle: DeploymentHandle[Any]) -> Callable[[str, list[SampleCall], float], PendingCall]:
     run = handle.run
 
-    def send(samples: list[SampleCall], predicted_s: float) -> PendingCall:
-        pending: PendingCall = run.remote(samples, predicted_s=predicted_s)
+    def send(call_id: str, samples: list[SampleCall], predicted_s: float) -> PendingCall:
+        pending: PendingCall = run.remote(samples, call_id, predicted_s=predicted_s)
         return pending
 
     return send
+
+
+def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[int]]], Awaitable[Collection[str]]]:
+    async def leave(places: Mapping[str, Sequence[int]]) -> Collection[str]:
+        """Which replica has a call is known to the router alone, so all are told."""
+        answers = await handle.broadcast("leave", places).results_async(return_exceptions=True)
+        return {call_id for answer in answers if isinstance(answer, list) for call_id in answer}
+
+    return leave
 
 
 def is_replica_lost(error: BaseException) -> bool:

@@ -40,4 +40,11 @@ class SampleAnswer(NamedTuple):
         return np.frombuffer(self.probabilities, dtype="<f4")
 
 
-SampleOutcome: TypeAlias = SampleAnswer | ServingError
+class SampleFailure(NamedTuple):
+    """One image without an answer, or whose caller left. ``compute_s`` as above: what ran, ran."""
+
+    error: ServingError
+    compute_s: float
+
+
+SampleOutcome: TypeAlias = SampleAnswer | SampleFailure

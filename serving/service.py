@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from serving.chat.domain import ChatEvent, ChatRequest
-from serving.domain import ClassifyReply, ClassifyRequest
+from serving.domain import Budget, ClassifyReply, ClassifyRequest, Priority, within_priority
 from serving.errors import InvalidRequest, UnknownModel, UnknownVideo
 from serving.jobs.base import JobPage
 from serving.video.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
@@ -220,6 +220,12 @@ class JoinedService:
     is_reached: Callable[[], bool] = lambda: True
     """Whether what the services call is there."""
     videos: VideoService = field(default_factory=NoVideo)
+    max_priorities: Mapping[str, Priority] = field(default_factory=dict)
+    """By tenant; one that is not here may ask for any."""
+
+    def _allowed(self, tenant: str, budget: Budget) -> Budget:
+        """One rule for all that is served, whatever surface it came by."""
+        return within_priority(budget, self.max_priorities.get(tenant, Priority.HIGH))
 
     def models(self) -> tuple[ModelCard, ...]:
         """The classifiers served here."""
@@ -231,7 +237,7 @@ class JoinedService:
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """See ``ClassifierService.classify``."""
-        return await self.classifiers.classify(request)
+        return await self.classifiers.classify(replace(request, budget=self._allowed(request.tenant, request.budget)))
 
     def chat_models(self) -> tuple[ChatModelCard, ...]:
         """The chat models served here."""
@@ -239,7 +245,7 @@ class JoinedService:
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """See ``ChatService.chat``."""
-        return self.chats.chat(request)
+        return self.chats.chat(replace(request, budget=self._allowed(request.tenant, request.budget)))
 
     def video_models(self) -> tuple[VideoModelCard, ...]:
         """The video models served here."""
@@ -247,7 +253,7 @@ class JoinedService:
 
     async def create_video(self, request: VideoRequest) -> VideoJob:
         """See ``VideoService.create_video``."""
-        return await self.videos.create_video(request)
+        return await self.videos.create_video(replace(request, budget=self._allowed(request.tenant, request.budget)))
 
     async def get_video(self, owner: str, video_id: str) -> VideoJob:
         """See ``VideoService.get_video``."""

@@ -54,6 +54,8 @@ class Generation:
         requests: Sequence[EngineRequest],
         plan: Plan,
         *,
+        tenant: str,
+        rank: int,
         is_streamed: bool,
         deadline_s: float,
         clock: Callable[[], float],
@@ -63,6 +65,8 @@ class Generation:
         self._cost = cost
         self._requests = requests
         self._plan = plan
+        self._tenant = tenant
+        self._rank = rank
         self._is_streamed = is_streamed
         self._deadline_s = deadline_s
         self._clock = clock
@@ -70,6 +74,9 @@ class Generation:
         self._has_given = False
         self._num_lost = self._num_refused = 0
         self._avoid: tuple[str, ...] = ()
+        self._spent_s = 0.0
+        self._num_unsettled = 0
+        self._settle: Callable[[float], None] | None = None
         self._mailbox = self._start()
         remaining_s = max(0.0, deadline_s - clock())
         self._timer = asyncio.get_running_loop().call_later(remaining_s, self._expire)
@@ -81,7 +88,10 @@ class Generation:
         key = first.images[0].key if first.images else ""
         predicted_s = self._plan.expected_choice_s
         return self._links.start(
-            [NewChoice(request, predicted_s, self._is_streamed) for request in self._requests],
+            [
+                NewChoice(request, predicted_s, self._is_streamed, self._tenant, self._rank)
+                for request in self._requests
+            ],
             max(0.0, self._deadline_s - self._started_s),
             Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid),
         )
@@ -134,12 +144,15 @@ class Generation:
 
     async def _again(self, error: ServingError) -> None:
         """Send the request again, if nobody has seen anything of it. Raises: ServingError: no more."""
-        self._mailbox.close()
         is_lost = isinstance(error, ReplicaLost)
         self._num_lost += is_lost
         self._num_refused += not is_lost
         if self._has_given or self._num_lost >= MAX_LOST or self._num_refused >= MAX_REFUSED:
             raise error
+        if is_lost:  # it is all done again, and that the replica died is not the caller's fault
+            self._mailbox.close(lambda _: None)
+        else:
+            self._close_mailbox()
         if self._mailbox.replica_id is not None:
             self._avoid = (*self._avoid, self._mailbox.replica_id)[-MAX_LOST:]
         _log.warning("chat is sent again", num_lost=self._num_lost, num_refused=self._num_refused)
@@ -163,23 +176,35 @@ class Generation:
             answer_s=delta.answer_s,
         )
 
-    def close(self) -> None:
-        """Free whatever still runs, at once. Idempotent."""
+    def close(self, settle: Callable[[float], None]) -> None:
+        """Free whatever still runs, at once. ``settle`` is called once, with the busy seconds that the choices have
+        taken as their replica says: now if all have ended, else when it has answered. What a lost replica had not said
+        is not known, and counts for nothing."""
         self._timer.cancel()
-        self._mailbox.close()
+        self._settle = settle
+        if not self._mailbox.is_closed:
+            self._close_mailbox()
+        self._settle_if_over()
+
+    def _close_mailbox(self) -> None:
+        self._num_unsettled += 1
+        self._mailbox.close(self._took)
+
+    def _took(self, seconds: float) -> None:
+        self._spent_s += seconds
+        self._num_unsettled -= 1
+        self._settle_if_over()
+
+    def _settle_if_over(self) -> None:
+        if self._settle is not None and not self._num_unsettled:
+            settle, self._settle = self._settle, None
+            settle(self._spent_s)
 
     # -- sums --------------------------------------------------------------------------------------------------------
 
     def used_s(self) -> float:
-        """Busy seconds that the choices took, as their replica says.
-
-        A choice that was given up before it said anything is charged the time since it was sent, up to its prediction:
-        otherwise giving up early would be free.
-        """
-        waited_s = self._clock() - self._started_s
-        unknown_s = min(self._plan.max_choice_s, max(0.0, waited_s))
-        lasts = [choice.last for choice in self._choices]
-        return sum(unknown_s if delta is None else delta.prefill_s + delta.decode_s for delta in lasts)
+        """Busy seconds that the choices took, as their replica says."""
+        return self._spent_s + self._mailbox.used_s
 
     @property
     def queue_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import grpc
@@ -26,9 +27,9 @@ class HandleCalls:
         )
         return cast(OpenCall, call)
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> None:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
         """See ``ReplicaCalls``."""
-        await self._cancel.remote(gateway, ids, replica=replica_id)
+        return cast(Mapping[int, float], await self._cancel.remote(gateway, ids, replica=replica_id))
 
     def is_lost(self, error: BaseException) -> bool:
         """Ray's errors about a replica, and what gRPC says when the connection to one breaks in a stream."""

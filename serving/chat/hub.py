@@ -2,6 +2,8 @@
 
     open(gateway, session, starts) -> Accepted, then frames of every choice of that gateway
 
+Tenants share the engine's slots (``schedulers.shared_slots``); priority orders the choices of one tenant only.
+
 Each gateway has one stream here, whatever the number of its requests. An engine step wakes every choice that it
 touched; each leaves its delta in the gateway's outbox, and the stream takes them all: one message for all choices. The
 first token and the end of a choice go out at once. What lies between waits until ``interval_s`` after the message
@@ -27,8 +29,8 @@ from schedulers.shared_time import SharedTime
 from serving.chat.domain import FinishReason
 from serving.chat.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.engines.chat.base import ChatEngine, EngineDelta
-from serving.engines.chat.slots import PrioritySlots
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
+from serving.fair_slots import FairSlots, SlotTurn
 
 _log = structlog.get_logger(__name__)
 LINGER_S = 1.0
@@ -58,6 +60,12 @@ class _Running:
     predicted_s: float = 0.0
     started_at: float | None = None
     """Reading of the shared clock when it got its slot."""
+    used_s: float = 0.0
+    """Its share of the busy time, once it is off the engine."""
+
+    def used_until(self, reading: float) -> float:
+        """Its share so far."""
+        return self.used_s or (0.0 if self.started_at is None else reading - self.started_at)
 
 
 @dataclass(eq=False, slots=True)
@@ -152,8 +160,7 @@ class ChoiceHub:
         self._engine = engine
         self._replica_id = replica_id
         self._observer = observer
-        self._slots = PrioritySlots(max_running)
-        self._max_waiting = max_waiting
+        self._slots = FairSlots(max_running, max_waiting)
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s
@@ -180,11 +187,18 @@ class ChoiceHub:
             if is_carrier:
                 self._close(gateway, box)
 
-    def cancel(self, gateway: str, ids: Sequence[int]) -> int:
-        """End choices at once. Unknown ids are ignored: they may just have ended. Returns how many were ended."""
+    def cancel(self, gateway: str, ids: Sequence[int]) -> dict[int, float]:
+        """End choices at once. Returns the busy seconds that each has taken. Ids that are not in it have ended: what
+        they took is said by their last item."""
         box = self._boxes.get(gateway)
-        running = [box.choices.get(number) for number in ids] if box is not None else []
-        return sum(choice is not None and choice.task is not None and choice.task.cancel() for choice in running)
+        choices = box.choices if box is not None else {}
+        reading = self._time.read(self._clock())
+        used_s: dict[int, float] = {}
+        for number in ids:
+            choice = choices.get(number)
+            if choice is not None and choice.task is not None and choice.task.cancel():
+                used_s[number] = choice.used_until(reading)
+        return used_s
 
     def _close(self, gateway: str, box: _Outbox) -> None:
         box.session = None
@@ -205,7 +219,7 @@ class ChoiceHub:
         """Predicted busy seconds that the choices here still need."""
         shared_s = self._time.read(self._clock())
         return sum(
-            max(0.0, choice.predicted_s - (0.0 if choice.started_at is None else shared_s - choice.started_at))
+            max(0.0, choice.predicted_s - choice.used_until(shared_s))
             for box in self._boxes.values()
             for choice in box.choices.values()
         )
@@ -244,31 +258,34 @@ class ChoiceHub:
             async with asyncio.timeout(max(0.0, start.remaining_s)):
                 await self._generate(box, choice, start)
         except TimeoutError:
-            self._fail(box, start.id, DeadlineExceeded("the deadline passed; allow more latency_ms, or fewer tokens"))
+            late = DeadlineExceeded("the deadline passed; allow more latency_ms, or fewer tokens")
+            self._fail(box, choice, start.id, late)
         except EngineFailed as error:
-            self._fail(box, start.id, await self._explained(error))
+            self._fail(box, choice, start.id, await self._explained(error))
         except ServingError as error:
-            self._fail(box, start.id, error)
+            self._fail(box, choice, start.id, error)
         except Exception:
             _log.exception("engine failed")
-            self._fail(box, start.id, EngineFailed("the model failed on this request; retry, or change it"))
+            failed = EngineFailed("the model failed on this request; retry, or change it")
+            self._fail(box, choice, start.id, failed)
 
     @asynccontextmanager
-    async def _slot(self, priority: int) -> AsyncIterator[None]:
-        if (num_waiting := self._slots.waiting) >= self._max_waiting:
+    async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
+        turn = SlotTurn(start.tenant, start.rank, start.predicted_s)
+        num_waiting = self._slots.waiting
+        if not await self._slots.acquire(turn):
             raise QueueFull(
                 f"{num_waiting} requests wait for this replica, which is the limit; retry in {_RETRY_S:g} s",
                 retry_after_s=_RETRY_S,
             )
-        await self._slots.acquire(priority)
         try:
             yield
         finally:
-            self._slots.release()
+            self._slots.release(turn, choice.used_s)
 
-    def _fail(self, box: _Outbox, number: int, error: ServingError) -> None:
+    def _fail(self, box: _Outbox, choice: _Running, number: int, error: ServingError) -> None:
         self._observer.ended_early(error.code)
-        box.put(Failure(number, error), is_urgent=True)
+        box.put(Failure(number, error, choice.used_s), is_urgent=True)
 
     async def _explained(self, error: EngineFailed) -> ServingError:
         """A dead engine is a lost replica: the request may be sent to another one, and no more may come here."""
@@ -284,7 +301,7 @@ class ChoiceHub:
         if self._is_stopping:
             raise Draining("this replica is stopping; retry", retry_after_s=_RETRY_S)
         arrived_s = self._clock()
-        async with self._slot(start.request.priority):
+        async with self._slot(choice, start):
             started_s = self._clock()
             choice.started_at = self._time.enter(started_s)
             teller = _Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
@@ -297,7 +314,7 @@ class ChoiceHub:
                         if (item := teller.add(delta)) is not None:
                             box.put(item, is_urgent=is_first or item.finish_reason is not None)
             finally:
-                self._time.leave(self._clock())
+                choice.used_s = self._time.leave(self._clock()) - choice.started_at
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
         self._observer.finished(teller.num_tokens, teller.answer_s)

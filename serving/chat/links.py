@@ -2,7 +2,7 @@
 
     start(starts) -> Mailbox     one call to the replica that the router picks; the deltas of all calls to one replica
     mailbox.next() -> items      come on one stream (serving.chat.hub says why)
-    mailbox.close()              frees what runs, at once
+    mailbox.close(settle)        frees what runs, at once; settle(busy seconds) when the replica has said what it took
 
 A session is a call whose stream may carry the deltas of other calls, too. When it breaks, everything that it carried is
 lost with it, and every mailbox hears so once.
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
-from serving.chat.wire import Accepted, ChoiceStart, Delta, Frame, Item
+from serving.chat.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.engines.chat.base import EngineRequest
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 
@@ -55,7 +55,7 @@ class ReplicaCalls(Protocol):
         """Call ``ChoiceHub.open`` of the replica that the router picks."""
         ...
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> None:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
         """Call ``ChoiceHub.cancel`` of that replica."""
         ...
 
@@ -67,12 +67,16 @@ class ReplicaCalls(Protocol):
 class NewChoice:
     """What ``start`` takes. Plain on purpose: one per choice and request."""
 
-    __slots__ = ("is_streamed", "predicted_s", "request")
+    __slots__ = ("is_streamed", "predicted_s", "rank", "request", "tenant")
 
-    def __init__(self, request: EngineRequest, predicted_s: float, is_streamed: bool) -> None:
+    def __init__(
+        self, request: EngineRequest, predicted_s: float, is_streamed: bool, tenant: str = "", rank: int = 0
+    ) -> None:
         self.request = request
         self.predicted_s = predicted_s
         self.is_streamed = is_streamed
+        self.tenant = tenant
+        self.rank = rank
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +97,9 @@ class Mailbox:
         self._links = links
         self._index = {number: index for index, number in enumerate(ids)}
         self._open = set(ids)
+        self._used_s: dict[int, float] = {}
+        self._settle: Callable[[float], None] | None = None
+        self._is_over = asyncio.Event()
         self._items: list[Item] = []
         self._error: ServingError | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -116,17 +123,26 @@ class Mailbox:
         taken, self._items = self._items, []
         return taken
 
+    @property
+    def used_s(self) -> float:
+        """Busy seconds of all choices, as far as the replica has said."""
+        return sum(self._used_s.values())
+
     def fail(self, error: ServingError) -> None:
         """``next`` raises this once what came before has been taken. The first error stays."""
         if self._error is None:
             self._error = error
         self._notify()
 
-    def close(self) -> None:
-        """End the choices that have not ended. Idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
+    def close(self, settle: Callable[[float], None]) -> None:
+        """End the choices that have not ended. ``settle`` is called once, with the busy seconds that all have taken:
+        at once if all have ended, else when the replica has answered, or is given up."""
+        if self._is_closed:
+            raise RuntimeError("a mailbox is closed once")
+        self._is_closed, self._settle = True, settle
+        if self._open:
             self._links.release(self)
+        self._settle_if_over()
 
     # -- for ChatLinks -----------------------------------------------------------------------------------------------
 
@@ -143,9 +159,32 @@ class Mailbox:
     def put(self, item: Item, ends: bool) -> None:
         """An item came; ``ends``: it is the choice's last."""
         self._items.append(item)
+        self._used_s[item.id] = item.used_s if isinstance(item, Failure) else item.prefill_s + item.decode_s
         if ends:
-            self._open.discard(item.id)
+            self.end([item.id])
         self._notify()
+
+    def took(self, used_s: Mapping[int, float]) -> None:
+        """The replica has ended choices, and says what they took."""
+        self._used_s.update(used_s)
+        self.end(used_s)
+
+    def end(self, ids: Collection[int]) -> None:
+        """Nothing more will be heard of these."""
+        self._open.difference_update(ids)
+        self._settle_if_over()
+
+    async def ended(self) -> None:
+        """Wait until nothing more will be heard of any."""
+        await self._is_over.wait()
+
+    def _settle_if_over(self) -> None:
+        if self._open:
+            return
+        self._is_over.set()
+        if self._settle is not None:
+            settle, self._settle = self._settle, None
+            settle(self.used_s)
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -167,7 +206,7 @@ class ChatLinks:
     @property
     def num_open(self) -> int:
         """Choices that somebody listens to and that have not ended."""
-        return len(self._mailboxes)
+        return sum(not mailbox.is_closed for mailbox, _ in self._mailboxes.values())
 
     def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> Mailbox:
         """Send choices to one replica. Returns at once; whatever goes wrong is told by the mailbox."""
@@ -182,7 +221,9 @@ class ChatLinks:
     def _start(self, choice: NewChoice, remaining_s: float) -> ChoiceStart:
         number = next(self._ids)
         request = choice.request._replace(request_id=f"{self._gateway}-{number}")
-        return ChoiceStart(number, request, remaining_s, choice.predicted_s, choice.is_streamed)
+        return ChoiceStart(
+            number, request, remaining_s, choice.predicted_s, choice.is_streamed, choice.tenant, choice.rank
+        )
 
     async def stop(self) -> None:
         """Break every call off."""
@@ -193,11 +234,9 @@ class ChatLinks:
 
     def release(self, mailbox: Mailbox) -> None:
         """``mailbox`` is closed: end what it still has."""
-        for number in mailbox.open_ids:
-            self._forget(number)
         if mailbox.replica_id is None:
             asyncio.get_running_loop().call_later(_GIVE_UP_S, _give_up, mailbox)
-        elif mailbox.open_ids:
+        else:
             self._cancel(mailbox.replica_id, mailbox)
 
     # -- one call ----------------------------------------------------------------------------------------------------
@@ -238,19 +277,19 @@ class ChatLinks:
     def _accepted(self, frame: Accepted, mailbox: Mailbox) -> None:
         mailbox.replica_id = frame.replica_id
         carrier = self._sessions.get(frame.session)
+        if carrier is None:  # its stream broke while this answer was on its way
+            self._fail(mailbox, _lost())
+            return
+        for number in mailbox.open_ids:
+            self._mailboxes[number] = (mailbox, carrier)
+            carrier.carried.add(number)
         if mailbox.is_closed:
             self._cancel(frame.replica_id, mailbox)
-        elif carrier is None:  # its stream broke while this answer was on its way
-            self._fail(mailbox, _lost())
-        else:
-            for number in mailbox.open_ids:
-                self._mailboxes[number] = (mailbox, carrier)
-                carrier.carried.add(number)
 
     def _deliver(self, items: list[Item]) -> None:
         for item in items:
             entry = self._mailboxes.get(item.id)
-            if entry is None:  # closed meanwhile
+            if entry is None:  # cancelled meanwhile
                 continue
             ends = not isinstance(item, Delta) or item.finish_reason is not None
             if ends:
@@ -258,9 +297,13 @@ class ChatLinks:
             entry[0].put(item, ends)
 
     def _fail(self, mailbox: Mailbox, error: ServingError) -> None:
-        for number in mailbox.open_ids:
-            self._forget(number)
+        self._end(mailbox, tuple(mailbox.open_ids))
         mailbox.fail(error)
+
+    def _end(self, mailbox: Mailbox, ids: Collection[int]) -> None:
+        for number in ids:
+            self._forget(number)
+        mailbox.end(ids)
 
     def _forget(self, number: int) -> None:
         _, session = self._mailboxes.pop(number, (None, None))
@@ -270,14 +313,21 @@ class ChatLinks:
     # -- cancelling --------------------------------------------------------------------------------------------------
 
     def _cancel(self, replica_id: str, mailbox: Mailbox) -> None:
-        self._later(self._send_cancel(replica_id, list(mailbox.open_ids)))
+        self._later(self._send_cancel(replica_id, mailbox))
 
-    async def _send_cancel(self, replica_id: str, ids: list[int]) -> None:
+    async def _send_cancel(self, replica_id: str, mailbox: Mailbox) -> None:
+        """What the replica does not know any more has ended by itself: its last item is on its way."""
+        ids = list(mailbox.open_ids)
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
-                await self._calls.cancel(replica_id, self._gateway, ids)
+                used_s = await self._calls.cancel(replica_id, self._gateway, ids)
+                mailbox.took(used_s)
+                self._end(mailbox, tuple(used_s))
+                await mailbox.ended()
         except Exception as error:  # the replica is gone or hangs; its deadline ends what it still has
             _log.warning("cancel failed", replica_id=replica_id, error=type(error).__name__)
+        finally:
+            self._end(mailbox, ids)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
         # A context of its own: Ray cancels the calls made in the context of a request that goes away, and a stream also

@@ -19,16 +19,16 @@ from serving.chat.links import ChatLinks
 from serving.chat.plan import POINT, Plan, make_plan
 from serving.chat.prompt import Prompts
 from serving.chat.tenant_keys import TenantKeys
-from serving.domain import Priority, Report
+from serving.domain import RANKS, Report
 from serving.engines.chat.base import EngineImage, EngineRequest
 from serving.errors import DeadlineExceeded, QueueFull, UnknownModel
+from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.service import ChatModelCard
 from serving.stores.chat_results import ChatLookup, ChatResults, StoredChat
 from serving.stores.results import ResultName
 
 T = TypeVar("T")
-_PRIORITIES = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 _RETRY_S = 0.5
 ENERGY_SOURCE = "estimate"
 
@@ -56,7 +56,7 @@ class Images(Protocol):
     """Where images become tiles: ``serving.media.chat_images.ChatImages``."""
 
     async def prepare(
-        self, parts: Sequence[ImagePart], model_id: str, tenant: str, deadline_s: float
+        self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
     ) -> list[PreparedImage]:
         """Prepare the images of a request, in their order. Raises: ServingError: of the first that failed."""
         ...
@@ -134,10 +134,11 @@ class ChatService:
         """See ``serving.service.ChatService.chat``."""
         model = self._model(request.model)
         with self._admitted():
+            self._results.check_account(request.tenant)
             deadline_s = self._deadline_s(request)
             ready = await self._in_time(deadline_s, self._make_ready(model, request, deadline_s))
             if ready.lookup.found is not None:
-                for event in _stored_events(ready.lookup.found, ready.image_tokens):
+                for event in _stored_events(ready.lookup.found, ready.image_tokens, request.budget.degraded):
                     yield self._observed(request, event)
                 return
             generation: Generation | None = None
@@ -148,7 +149,8 @@ class ChatService:
                         yield delta
                 if ready.name is not None and not generation.is_capped:
                     self._results.put(ready.name, generation.stored())
-                yield self._observed(request, _end(generation, model.watts, ready.image_tokens))
+                end = _end(generation, model.watts, ready.image_tokens, request.budget.degraded)
+                yield self._observed(request, end)
             finally:
                 self._settle(model, ready, generation)
 
@@ -157,7 +159,8 @@ class ChatService:
         parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
         images: list[PreparedImage] = []
         if parts:
-            images = await self._images.prepare(parts, model.card.id, request.tenant, deadline_s)
+            caller = Caller(request.tenant, RANKS[request.budget.priority])
+            images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
         grids = [image.grid or (1, 1) for image in images]
         token_ids = await model.prompts.token_ids(request.messages)
         plan = self._plan(model, request, model.prompts.num_expanded(token_ids, grids), deadline_s)
@@ -179,6 +182,8 @@ class ChatService:
             model.cost,
             [self._engine_request(model, request, ready, choice) for choice in range(request.sampling.n)],
             ready.plan,
+            tenant=request.tenant,
+            rank=RANKS[request.budget.priority],
             is_streamed=request.is_streamed,
             deadline_s=deadline_s,
             clock=self._clock,
@@ -186,12 +191,15 @@ class ChatService:
         )
 
     def _settle(self, model: ServedChat, ready: _Ready, generation: Generation | None) -> None:
-        """Free the engine and charge what it did."""
-        seconds = 0.0
-        if generation is not None:
-            generation.close()
-            seconds = generation.used_s()
-        self._results.settle(ready.lookup.reservation, seconds * model.watts, seconds)
+        """Free the engine and charge what it did: when that is known, whoever still listens."""
+
+        def settle(seconds: float) -> None:
+            self._results.settle(ready.lookup.reservation, seconds * model.watts, seconds)
+
+        if generation is None:
+            settle(0.0)
+        else:
+            generation.close(settle)
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
@@ -275,11 +283,10 @@ class ChatService:
             logprobs=sampling.logprobs,
             logit_bias=sampling.logit_bias,
             cache_salt=self._keys.cache_salt(request.tenant),
-            priority=_PRIORITIES[request.budget.priority],
         )
 
 
-def _stored_events(found: StoredChat, image_tokens: int) -> Iterator[ChatEvent]:
+def _stored_events(found: StoredChat, image_tokens: int, degraded: tuple[str, ...]) -> Iterator[ChatEvent]:
     """An answer that was given before, at once and for nothing."""
     for index, choice in enumerate(found.choices):
         yield ChatDelta(index, choice.text, choice.num_tokens, choice.finish_reason)
@@ -289,10 +296,10 @@ def _stored_events(found: StoredChat, image_tokens: int) -> Iterator[ChatEvent]:
         image_tokens=image_tokens,
         cached_tokens=found.prompt_tokens,
     )
-    yield ChatEnd(usage=usage, report=_report(0.0, 0.0, 0.0, "hit", ()))
+    yield ChatEnd(usage=usage, report=_report(0.0, 0.0, 0.0, "hit", degraded))
 
 
-def _end(generation: Generation, watts: float, image_tokens: int) -> ChatEnd:
+def _end(generation: Generation, watts: float, image_tokens: int, degraded: tuple[str, ...]) -> ChatEnd:
     used_s = generation.used_s()
     usage = Usage(
         prompt_tokens=generation.prompt_tokens,
@@ -300,7 +307,7 @@ def _end(generation: Generation, watts: float, image_tokens: int) -> ChatEnd:
         image_tokens=image_tokens,
         cached_tokens=generation.cached_tokens,
     )
-    degraded = ("max_tokens",) if generation.is_capped else ()
+    degraded += ("max_tokens",) if generation.is_capped else ()
     return ChatEnd(usage=usage, report=_report(generation.queue_s, used_s, used_s * watts, "miss", degraded))
 
 

@@ -4,7 +4,7 @@
     replica -> gateway   the first frame: Accepted; then, if no stream of this gateway was open, the deltas of ALL its
                          choices: the first token and the end at once, the rest in frames 20 ms apart, until
                          there has been nothing to say for a while
-    gateway -> replica   cancel(gateway, ids)
+    gateway -> replica   cancel(gateway, ids) -> busy seconds that each has taken
 
 Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
 """
@@ -28,6 +28,10 @@ class ChoiceStart(NamedTuple):
     """Busy seconds that it is expected to take, for the router."""
     is_streamed: bool
     """False: one delta at the end is all that the gateway wants."""
+    tenant: str
+    """Tenants share the replica's slots."""
+    rank: int
+    """Among the choices of one tenant 0 goes first."""
 
 
 class Accepted(NamedTuple):
@@ -57,10 +61,11 @@ class Delta(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A choice ended in an error."""
+    """A choice ended in an error, after so many busy seconds."""
 
     id: int
     error: ServingError
+    used_s: float
 
 
 Item: TypeAlias = Delta | Failure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import structlog
 
 from schedulers.types import Priority
 from serving.config import ModelSettings
-from serving.driver import Answer, Driver
+from serving.driver import Answer, Driver, Stay
 from serving.errors import ServingError
 from serving.pauses import freeze_start_up
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.telemetry import setup
 
 _log = structlog.get_logger(__name__)
@@ -37,15 +37,23 @@ class Classifier:
         self._driver: Driver = build_driver(model)
         self._driver.start()
         self._num_reports = 0
+        self._stays: dict[str, list[Stay]] = {}
         freeze_start_up()
         _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
-    async def run(self, samples: Sequence[SampleCall], predicted_s: float = 0.0) -> list[SampleOutcome]:
-        """Answer each sample, in order. ``predicted_s`` is read by the request router, not here."""
+    async def run(
+        self, samples: Sequence[SampleCall], call_id: str = "", predicted_s: float = 0.0
+    ) -> list[SampleOutcome]:
+        """Answer each sample, in order. ``call_id``, never used twice, is for ``leave``; ``predicted_s`` is read by the
+        request router, not here."""
         now_s = self._driver.clock()
-        return await asyncio.gather(*(self._one(sample, now_s) for sample in samples))
+        stays = self._stays[call_id] = [Stay() for _ in samples]
+        try:
+            return await asyncio.gather(*(self._one(*each, now_s) for each in zip(samples, stays, strict=True)))
+        finally:
+            del self._stays[call_id]
 
-    async def _one(self, sample: SampleCall, now_s: float) -> SampleOutcome:
+    async def _one(self, sample: SampleCall, stay: Stay, now_s: float) -> SampleOutcome:
         try:
             answer = await self._driver.submit(
                 sample.pixels,
@@ -53,10 +61,20 @@ class Classifier:
                 thresholds=sample.thresholds,
                 priority=Priority(sample.priority),
                 tenant=sample.tenant,
+                stay=stay,
             )
         except ServingError as error:
-            return error
+            return SampleFailure(error, stay.compute_s)
         return _to_wire(answer)
+
+    def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
+        """Callers of some samples of some calls have gone: the samples end at the next stage boundary, and their call
+        tells what they took. Returns the calls that run here."""
+        here = [call_id for call_id in places if call_id in self._stays]
+        for call_id in here:
+            for place in places[call_id]:
+                self._stays[call_id][place].leave()
+        return here
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What the request router wants to know about this replica."""

@@ -72,7 +72,7 @@ class Vlm:
         async for frame in self._hub.open(gateway, session, starts):
             yield frame
 
-    async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> int:
+    async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> dict[int, float]:
         """See ``ChoiceHub.cancel``. ``replica`` is read by the request router, not here."""
         return self._hub.cancel(gateway, ids)
 

@@ -19,7 +19,7 @@ from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages, image_key
 from serving.media.limits import MediaBudget
 from serving.media.observer import MediaObserver
-from serving.media.pool import MediaPool
+from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 
 
@@ -44,7 +44,7 @@ class ChatImages:
         self._cache = cache
 
     async def prepare(
-        self, parts: Sequence[ImagePart], model_id: str, tenant: str, deadline_s: float
+        self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
     ) -> list[PreparedImage]:
         """Prepare the images of a request, in their order.
 
@@ -58,7 +58,7 @@ class ChatImages:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._prepare_one(part, model_id, tenant, deadline_s, budget)) for part in parts
+                    group.create_task(self._prepare_one(part, model_id, caller, deadline_s, budget)) for part in parts
                 ]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -81,25 +81,25 @@ class ChatImages:
         return budget
 
     async def _prepare_one(
-        self, part: ImagePart, model_id: str, tenant: str, deadline_s: float, budget: MediaBudget
+        self, part: ImagePart, model_id: str, caller: Caller, deadline_s: float, budget: MediaBudget
     ) -> PreparedImage:
         try:
             encoded = part.encoded
             if encoded is None:
-                encoded = await self._fetcher.fetch(part.url or "", deadline_s, budget)
-            return await self._process(encoded, model_id, tenant, budget)
+                encoded = await self._fetcher.fetch(part.url or "", deadline_s, budget, caller)
+            return await self._process(encoded, model_id, caller, budget)
         except ServingError as error:
             error.param = error.param or part.param
             raise
 
-    async def _process(self, encoded: bytes, model_id: str, tenant: str, budget: MediaBudget) -> PreparedImage:
+    async def _process(self, encoded: bytes, model_id: str, caller: Caller, budget: MediaBudget) -> PreparedImage:
         """A hit is charged like a miss: what a request may contain does not depend on the cache."""
         self._pool.limits.check_bytes(len(encoded))
-        key = await image_key(tenant, model_id, encoded)
+        key = await image_key(caller.tenant, model_id, encoded)
         if (held := self._cache.get(key)) is not None:
             budget.add_pixels(held.original_size[0] * held.original_size[1])
             budget.add_tiles(held.num_tiles)
             return held
-        image = await self._pool.prepare(encoded, model_id, budget)
+        image = await self._pool.prepare(encoded, model_id, budget, caller)
         self._cache.put(key, image)
         return image

@@ -17,14 +17,18 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from serving.errors import DeadlineExceeded, ImageFetchFailed, ImageUrlRefused, QueueFull, ServingError
+from serving.fair_slots import FairSlots, SlotTurn
 from serving.media.addresses import Address, AddressPolicy, Resolver, SystemResolver, is_public, parse_address
 from serving.media.hosts import AllowedHosts
 from serving.media.https_get import REMEDY, Connector, Redirect, Streams, connect_tls, default_tls, get
 from serving.media.limits import MediaBudget
 from serving.media.observer import MediaObserver, NullObserver
+from serving.media.pool import NOBODY, Caller
 from serving.media.urls import Target, absolute, check_url
 
 _MAX_ADDRESSES_TRIED = 3
+_USUAL_S = 0.2
+"""What a fetch is taken to last until it is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +91,24 @@ class ImageFetcher:
         self._tls = tls
         self._observer = observer or NullObserver()
         self._clock = clock
-        self._slots = asyncio.Semaphore(limits.max_concurrent)
-        self._num_waiting = 0
+        self._slots = FairSlots(limits.max_concurrent, limits.max_waiting)
 
     async def stop(self) -> None:
         """Free the resolver's threads. Fetches in flight end by themselves, within their timeout."""
         if self._own_resolver is not None:
             self._own_resolver.close()
 
-    async def fetch(self, url: str, deadline_s: float = math.inf, budget: MediaBudget | None = None) -> bytes:
+    async def fetch(
+        self,
+        url: str,
+        deadline_s: float = math.inf,
+        budget: MediaBudget | None = None,
+        caller: Caller = NOBODY,
+    ) -> bytes:
         """Fetch an encoded image. Nothing about the bytes is checked but their number.
 
-        ``deadline_s`` is on the monotonic clock. ``budget`` is charged while the body is read.
+        ``deadline_s`` is on the monotonic clock. ``budget`` is charged while the body is read. Tenants share the
+        fetches that run by the seconds that theirs take.
 
         Raises:
             ImageUrlRefused: this URL, or the one it redirects to, may not be fetched.
@@ -109,16 +119,18 @@ class ImageFetcher:
         """
         started_s = self._clock()
         try:
-            data = await self._fetch_in_time(check_url(self._hosts, url), deadline_s - started_s, budget)
+            data = await self._fetch_in_time(check_url(self._hosts, url), deadline_s - started_s, budget, caller)
         except ServingError as error:
             self._observer.image_fetched(error.code, 0, self._clock() - started_s)
             raise
         self._observer.image_fetched("ok", len(data), self._clock() - started_s)
         return data
 
-    async def _fetch_in_time(self, target: Target, remaining_s: float, budget: MediaBudget | None) -> bytes:
+    async def _fetch_in_time(
+        self, target: Target, remaining_s: float, budget: MediaBudget | None, caller: Caller
+    ) -> bytes:
         try:
-            async with asyncio.timeout(max(0.0, min(self._limits.timeout_s, remaining_s))), self._slot():
+            async with asyncio.timeout(max(0.0, min(self._limits.timeout_s, remaining_s))), self._slot(caller):
                 return await self._follow(target, budget)
         except TimeoutError:
             if remaining_s < self._limits.timeout_s:
@@ -128,20 +140,17 @@ class ImageFetcher:
             ) from None
 
     @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        if self._slots.locked() and self._num_waiting >= self._limits.max_waiting:
+    async def _slot(self, caller: Caller) -> AsyncIterator[None]:
+        turn = SlotTurn(caller.tenant, caller.rank, _USUAL_S)
+        if not await self._slots.acquire(turn):
             raise QueueFull(
                 f"{self._limits.max_waiting} image URLs wait to be fetched, the limit; retry later", retry_after_s=1.0
             )
-        self._num_waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._num_waiting -= 1
+        started_s = self._clock()
         try:
             yield
         finally:
-            self._slots.release()
+            self._slots.release(turn, self._clock() - started_s)
 
     async def _follow(self, target: Target, budget: MediaBudget | None) -> bytes:
         for _ in range(self._limits.max_redirects + 1):

@@ -12,6 +12,10 @@ class MediaObserver(Protocol):
         """A URL was fetched ("ok") or not (the code of the error)."""
         ...
 
+    def image_decoded(self, tenant: str, seconds: float) -> None:
+        """A decoder was busy for a tenant, whatever came of it."""
+        ...
+
     def image_looked_up(self, model: str, is_hit: bool) -> None:
         """The cache of processed images was asked."""
         ...
@@ -25,6 +29,9 @@ class NullObserver:
     """Counts nothing."""
 
     def image_fetched(self, outcome: str, num_bytes: int, elapsed_s: float) -> None:
+        """Ignore."""
+
+    def image_decoded(self, tenant: str, seconds: float) -> None:
         """Ignore."""
 
     def image_looked_up(self, model: str, is_hit: bool) -> None:

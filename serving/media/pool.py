@@ -30,6 +30,7 @@ from serving.media import prepare, wire
 from serving.media.decode_cost import predict_pixels_s, predict_s
 from serving.media.header import ImageHeader
 from serving.media.limits import MediaBudget, MediaLimits
+from serving.media.observer import MediaObserver, NullObserver
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
 from serving.media.probe import is_tiny, probe
 from serving.media.processors import count_tiles, load_processor
@@ -53,6 +54,9 @@ class Caller(NamedTuple):
 
     tenant: str = ""
     rank: int = 0
+
+
+NOBODY = Caller()
 
 
 class DecodeAccount(Protocol):
@@ -125,6 +129,7 @@ class MediaPool:
         queue_timeout_s: float = 10.0,
         worker_memory_bytes: int = 1 << 30,
         account: DecodeAccount | None = None,
+        observer: MediaObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if num_workers < 1 or max_queue < 0:
@@ -136,6 +141,7 @@ class MediaPool:
         self._count_tiles = tile_counter
         self._max_queue = max_queue
         self._account = account or NoAccount()
+        self._observer = observer or NullObserver()
         self._clock = clock
         self._queue_timeout_s = queue_timeout_s
         self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
@@ -196,7 +202,7 @@ class MediaPool:
         return len(self._waiting)
 
     async def prepare(
-        self, data: bytes, model_id: str, budget: MediaBudget | None = None, caller: Caller = Caller()
+        self, data: bytes, model_id: str, budget: MediaBudget | None = None, caller: Caller = NOBODY
     ) -> PreparedImage:
         """Turn one untrusted file into the input of ``model_id``.
 
@@ -224,7 +230,7 @@ class MediaPool:
         return await self._submit(wire.pack_request(wire.Kind.ENCODED, model_id, len(data)), data, wait)
 
     async def prepare_pixels(
-        self, rgb: Pixels, model_id: str, budget: MediaBudget | None = None, caller: Caller = Caller()
+        self, rgb: Pixels, model_id: str, budget: MediaBudget | None = None, caller: Caller = NOBODY
     ) -> PreparedImage:
         """The same for pixels that came decoded: uint8 (H, W, 3). Same limits, same hash as in a lossless file.
 
@@ -263,7 +269,7 @@ class MediaPool:
         except Exception as error:
             raise _failed() from error
         finally:
-            self._account.charge_decode(wait.tenant, wait.predicted_s, self._clock() - started_s)
+            self._pay(wait, self._clock() - started_s)
         self.stats.decoded_in_place += 1
         return image
 
@@ -341,7 +347,7 @@ class MediaPool:
 
     def _give_up(self, wait: _Wait) -> None:
         """No worker, or no more use for it."""
-        self._account.charge_decode(wait.tenant, wait.predicted_s, 0.0)
+        self._pay(wait, 0.0)
         self._waiting.remove(wait)
         if wait.worker.done() and not wait.worker.cancelled() and wait.worker.exception() is None:
             # It was handed over in the very step that the caller gave up in.
@@ -369,11 +375,16 @@ class MediaPool:
         job = self._exchanges.pop(exchange)
         used_s = max(0.0, self._clock() - job.started_s)
         self._waiting.finish(job.wait, used_s)
-        self._account.charge_decode(job.wait.tenant, job.wait.predicted_s, used_s)
+        self._pay(job.wait, used_s)
         if exchange.cancelled() or exchange.exception() is not None or not job.worker.is_alive:
             self._replace(job.worker)
         else:
             self._release(job.worker)
+
+    def _pay(self, wait: _Wait, used_s: float) -> None:
+        """Once for everything that was set aside."""
+        self._account.charge_decode(wait.tenant, wait.predicted_s, used_s)
+        self._observer.image_decoded(wait.tenant, used_s)
 
     def _worker_exited(self, worker: WorkerProcess) -> None:
         """A process ended. For a busy one the exchange ends too, and with it comes ``_settle``."""

@@ -63,6 +63,20 @@ class LocalBuckets:
         self._states[reservation.tenant] = settle(state, mine, reservation.cost, actual, now_s)
         return True
 
+    def charge(self, tenant: str, limits: BucketLimits, actual: Cost, now_s: float) -> None:
+        """Charge for what was never reserved."""
+        mine = self._scaled(limits)
+        state = self._states.get(tenant) or full(mine, now_s)
+        self._states[tenant] = settle(state, mine, Cost(0.0, 0.0), actual, now_s)
+
+    def levels(self, tenant: str, limits: BucketLimits, now_s: float) -> BucketState | None:
+        """What the whole bucket holds by what is known here, as if nobody else had spent since; None: nothing is."""
+        state = self._states.get(tenant)
+        if state is None:
+            return None
+        state = refill(state, self._scaled(limits), now_s)
+        return BucketState(state.joules / self._share, state.seconds / self._share, state.at_s)
+
     def _scaled(self, limits: BucketLimits) -> BucketLimits:
         return BucketLimits(
             joules_per_s=limits.joules_per_s * self._share,

@@ -82,6 +82,10 @@ class ChatResults:
         payload, reservation = await self._results.look_up_payload(name, tenant, joules, seconds)
         return ChatLookup(_opened(payload), reservation)
 
+    def check_account(self, tenant: str) -> None:
+        """Raises: QuotaExceeded: see ``ResultStore.check_account``."""
+        self._results.check_account(tenant)
+
     def settle(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
         """Charge what was really used. Once per reservation."""
         self._results.settle_reservation(reservation, joules, seconds)

@@ -21,6 +21,8 @@ RESERVATION_TTL_S: Final = 15 * 60
 """How late a request may be settled; after that its estimate stands."""
 JOB_MARK_TTL_S: Final = 48 * 3600
 """How long it is remembered that a job was settled; jobs are, the moment that they end."""
+CHARGE_MARK_TTL_S: Final = 60
+"""How long it is remembered that a charge was made, lest it be made again when its answer was lost."""
 PROBE_TTL_S: Final = 10
 
 
@@ -42,6 +44,11 @@ def reservation(tenant: str, reservation_id: str) -> str:
 def job_mark(tenant: str, job_id: str) -> str:
     """There once the charge for a job was corrected."""
     return f"{PREFIX}:{_tag(tenant)}:settled:{job_id}"
+
+
+def charge_mark(tenant: str, charge_id: str) -> str:
+    """There once a charge was made."""
+    return f"{PREFIX}:{_tag(tenant)}:charged:{charge_id}"
 
 
 def probe() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError
 
-from schedulers.admission import BucketLimits, Cost, OverBudget
+from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerState
@@ -25,7 +25,7 @@ from serving.stores.buckets import LocalBuckets, Reservation
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
-from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
+from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
 
 MAX_VALUE_BYTES = 1 << 20
 
@@ -68,7 +68,7 @@ class RedisStore:
 
     async def start(self) -> bool:
         """Connect ahead of the first request. Returns whether Redis answered; if not, everything works without it."""
-        return await self._connection.warm_up([LOOKUP_AND_RESERVE.source, SETTLE.source])
+        return await self._connection.warm_up([LOOKUP_AND_RESERVE.source, SETTLE.source, CHARGE.source])
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -189,6 +189,26 @@ class RedisStore:
             return False
         self._local.observe(reservation.tenant, reservation.limits, *levels, self._clock())
         return True
+
+    async def charge(self, tenant: str, limits: BucketLimits, actual: Cost) -> None:
+        """Charge for what was never reserved. While Redis is away this process keeps the account."""
+        names = [keys.bucket(tenant), keys.charge_mark(tenant, uuid.uuid4().hex)]
+        arguments = [actual.joules, actual.seconds, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
+
+        async def send(client: aioredis.Redis) -> tuple[float, float] | None:
+            return parse_settle(await _run(client, CHARGE, names, arguments))
+
+        try:
+            levels = await self._connection.call("charge", send)
+        except StoreUnavailable:
+            self._local.charge(tenant, limits, actual, self._clock())
+            return
+        if levels is not None:
+            self._local.observe(tenant, limits, *levels, self._clock())
+
+    def levels(self, tenant: str, limits: BucketLimits) -> BucketState | None:
+        """What the tenant had left when Redis last said so, refilled since; None: it has not said yet. Asks nobody."""
+        return self._local.levels(tenant, limits, self._clock())
 
     async def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
         """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first.

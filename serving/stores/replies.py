@@ -52,7 +52,7 @@ def parse_reserve(answer: Any, count: int) -> tuple[Values, ReserveReply | None]
 
 
 def parse_settle(answer: Any) -> tuple[float, float] | None:
-    """Read the answer of ``scripts.SETTLE``: levels in joules and seconds; None when there was nothing to settle.
+    """Read the answer of ``scripts.SETTLE`` or ``CHARGE``: levels in joules and seconds; None: nothing to settle.
 
     Raises:
         InvalidResponse: it is none.

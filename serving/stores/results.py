@@ -6,6 +6,7 @@ Writing and settling happen after the answer, in the background: no caller waits
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.dyn_perceiver import processor
-from schedulers.admission import BucketLimits, Cost
+from schedulers.admission import BucketLimits, BucketState, Cost, empty_for_s
 from serving.config import ResolvedConfig, TenantSettings
 from serving.engines.base import Probabilities
 from serving.errors import QuotaExceeded
@@ -28,6 +29,8 @@ from serving.stores.result_cache import ResultCache, ResultKey
 
 _MAX_BACKGROUND = 1_000
 _MAX_RETRY_AFTER_S = 3600.0
+_FLUSH_S = 0.1
+"""Decoding is charged in Redis so often at most; until then this gateway remembers it."""
 
 
 class StoredResult(NamedTuple):
@@ -72,6 +75,12 @@ class ResultStore:
             local_share=1 / settings.gateway.replicas,
         )
         self._background: set[asyncio.Task[Any]] = set()
+        self._decode_watts = settings.media.watts
+        self._held_s: defaultdict[str, float] = defaultdict(float)
+        """Predicted seconds of the decodes that wait or run, by tenant."""
+        self._owed_s: defaultdict[str, float] = defaultdict(float)
+        """Seconds of decodes that are over and not charged in Redis yet."""
+        self._flush_timer: asyncio.TimerHandle | None = None
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -84,6 +93,7 @@ class ResultStore:
 
     async def stop(self) -> None:
         """Finish what runs in the background (each is bounded by the timeouts), then close."""
+        self._flush()
         if self._background:
             await asyncio.wait(self._background)
         await self._store.stop()
@@ -143,6 +153,54 @@ class ResultStore:
         if reservation is not None:
             self._later(self._store.settle(reservation, Cost(joules, seconds)), must_run=True)
 
+    # -- accounts, and decoding ----------------------------------------------------------------------------------------
+
+    def check_account(self, tenant: str) -> None:
+        """Turn a tenant away whose account is empty, by what is known here: costs no look at Redis.
+
+        Raises:
+            QuotaExceeded: it was empty at its last settlement, or is once this gateway's decodes are paid for.
+        """
+        limits = self._limits.get(tenant)
+        if limits is None or (known := self._store.levels(tenant, limits)) is None:
+            return
+        seconds = self._held_s[tenant] + self._owed_s[tenant]
+        left = BucketState(known.joules - seconds * self._decode_watts, known.seconds - seconds, known.at_s)
+        wait_s = empty_for_s(left, limits, known.at_s)
+        if wait_s > 0.0:
+            raise _account_empty(tenant, wait_s)
+
+    def hold_decode(self, tenant: str, predicted_s: float) -> None:
+        """See ``serving.media.pool.DecodeAccount``."""
+        if tenant in self._limits:
+            self.check_account(tenant)
+            self._held_s[tenant] += predicted_s
+
+    def charge_decode(self, tenant: str, predicted_s: float, used_s: float) -> None:
+        """See ``serving.media.pool.DecodeAccount``. Charged in Redis a little later, with what comes meanwhile."""
+        if tenant not in self._limits:
+            return
+        self._held_s[tenant] = max(0.0, self._held_s[tenant] - predicted_s)
+        self._owed_s[tenant] += used_s
+        if used_s > 0.0 and self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        owed_s, self._owed_s = self._owed_s, defaultdict(float)
+        for tenant, seconds in owed_s.items():
+            # It stays set aside until Redis has it, so that nobody slips through in between.
+            self._held_s[tenant] += seconds
+            self._later(self._charge(tenant, seconds), must_run=True)
+
+    async def _charge(self, tenant: str, seconds: float) -> None:
+        try:
+            await self._store.charge(tenant, self._limits[tenant], Cost(seconds * self._decode_watts, seconds))
+        finally:
+            self._held_s[tenant] = max(0.0, self._held_s[tenant] - seconds)
+
     def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
         """Correct what a durable job was charged, now that it is over. Any number of times; the first one counts."""
         if tenant in self._limits:
@@ -156,7 +214,7 @@ class ResultStore:
 
     def settle(self, lookup: Lookup, watts: float, outcomes: Sequence[SampleOutcome]) -> None:
         """Charge what the misses really took: their share of engine time, at ``watts``. Once per look-up."""
-        seconds = sum(outcome.compute_s for outcome in outcomes if isinstance(outcome, SampleAnswer))
+        seconds = sum(outcome.compute_s for outcome in outcomes)
         self.settle_reservation(lookup.reservation, seconds * watts, seconds)
 
     def put(self, key: ResultName, answer: SampleAnswer) -> None:
@@ -185,6 +243,11 @@ def _bucket_limits(tenant: TenantSettings) -> BucketLimits:
         seconds_per_s=tenant.seconds_per_s,
         seconds_burst=tenant.burst_s,
     )
+
+
+def _account_empty(tenant: str, wait_s: float) -> QuotaExceeded:
+    wait_s = min(wait_s, _MAX_RETRY_AFTER_S)
+    return QuotaExceeded(f"the account of tenant {tenant!r} is empty; retry in {wait_s:.2f} s", retry_after_s=wait_s)
 
 
 def _quota_exceeded(tenant: str, reply: LookupReply) -> QuotaExceeded:

@@ -109,6 +109,22 @@ return {text(level_j), text(level_s), text(now)}
 """
 )
 
+CHARGE = Script(
+    _COMMON
+    + """
+-- KEYS: the bucket, the mark of this charge
+-- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst, lifetime of the mark in s
+-- Answers {level_j, level_s, now}; a charge that was made before is not made again
+local level_j, level_s, at, now =
+  refilled(KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
+if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[7]) then
+  level_j, level_s = level_j - tonumber(ARGV[1]), level_s - tonumber(ARGV[2])
+  save(KEYS[1], level_j, level_s, at)
+end
+return {text(level_j), text(level_s), text(now)}
+"""
+)
+
 SETTLE_JOB = Script(
     _COMMON
     + """

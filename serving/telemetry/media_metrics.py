@@ -14,6 +14,10 @@ class MediaMetrics:
         metrics.IMAGE_FETCH_BYTES.inc(num_bytes)
         metrics.IMAGE_FETCH_SECONDS.observe(elapsed_s)
 
+    def image_decoded(self, tenant: str, seconds: float) -> None:
+        """Add the seconds up."""
+        metrics.DECODE_SECONDS.labels(tenant).inc(seconds)
+
     def image_looked_up(self, model: str, is_hit: bool) -> None:
         """Count hits and misses."""
         metrics.PROCESSED_IMAGE_LOOKUPS.labels(model, "hit" if is_hit else "miss").inc()

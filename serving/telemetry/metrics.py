@@ -54,6 +54,7 @@ REPLICA_CALLS = Histogram(
 IMAGE_FETCHES = Counter("vireo_image_fetches_total", "Image URLs fetched (ok), or refused by error code.", ["outcome"])
 IMAGE_FETCH_BYTES = Counter("vireo_image_fetch_bytes_total", "Bytes of images fetched from URLs.")
 IMAGE_FETCH_SECONDS = Histogram("vireo_image_fetch_seconds", "Seconds of a fetch, waiting included.", buckets=SECONDS)
+DECODE_SECONDS = Counter("vireo_decode_seconds_total", "Seconds of decoding, charged to the tenant.", ["tenant"])
 PROCESSED_IMAGE_LOOKUPS = Counter(
     "vireo_processed_image_lookups_total", "Processed images in the gateway: hit, miss.", ["model", "outcome"]
 )

@@ -51,6 +51,10 @@ class Files(Protocol):
 class Quotas(Protocol):
     """The tenants' buckets: ``serving.stores.results.ResultStore``."""
 
+    def check_account(self, tenant: str) -> None:
+        """Turn a tenant away whose account is empty. Raises: QuotaExceeded."""
+        ...
+
     async def look_up_payload(
         self, name: ResultName | None, tenant: str, joules: float, seconds: float
     ) -> tuple[dict[str, Any] | None, Reservation | None]:
@@ -127,6 +131,7 @@ class VideoJobsService:
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
             check_same(request, earlier.asked)
             return earlier
+        self._quotas.check_account(request.tenant)
         resolved = resolve(
             request, served, seed=self._seed(request, job_id), wait_s=await self._wait_s(request, served)
         )
@@ -264,6 +269,7 @@ class VideoJobsService:
 
     def _job(self, request: VideoRequest, job_id: str, resolved: Resolved) -> VideoJob:
         now_s, point, latency_ms = self._clock(), resolved.point, request.budget.latency_ms
+        degraded = (*request.budget.degraded, *point.degraded)
         return VideoJob(
             id=job_id,
             owner=request.tenant,
@@ -277,7 +283,7 @@ class VideoJobsService:
             operating_point=point.name,
             user=request.user,
             asked=asked_by(request) if request.idempotency_key else {},
-            report={"degraded": list(point.degraded)} if point.degraded else {},
+            report={"degraded": list(degraded)} if degraded else {},
         )
 
     def _new_id(self, request: VideoRequest) -> str:

@@ -53,7 +53,6 @@ def make_request(
         "logprobs": None,
         "logit_bias": {},
         "cache_salt": "5a",
-        "priority": 1,
     }
     return EngineRequest(f"test-{next(_IDS)}", tuple(ids), tuple(images), **(defaults | options))
 

@@ -90,12 +90,13 @@ class LocalCalls:
         self.open_calls.append(call)
         return call
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> None:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> dict[int, float]:
         await asyncio.sleep(DELAY_S)
         self.cancelled.append((replica_id, ids))
         for replica in self.replicas:
             if replica.name == replica_id and not replica.is_dead.is_set():
-                replica.hub.cancel(gateway, ids)
+                return replica.hub.cancel(gateway, ids)
+        raise ReplicaGone(replica_id)
 
     def is_lost(self, error: BaseException) -> bool:
         return isinstance(error, ReplicaGone)
@@ -186,6 +187,5 @@ def engine_request(text: str = "prompt", max_tokens: int = 64, **fields: object)
         logprobs=None,
         logit_bias={},
         cache_salt="salt",
-        priority=1,
     )
     return request._replace(**fields)  # type: ignore[arg-type]

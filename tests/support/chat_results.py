@@ -25,8 +25,13 @@ class MemoryResultStore:
         self.settled_s: list[float] = []
         self.num_look_ups = 0
         self._num_reserved = 0
+        self.is_empty = False
         self.gate: asyncio.Event | None = None
         """Look-ups wait for it."""
+
+    def check_account(self, tenant: str) -> None:
+        if self.is_empty:
+            raise QuotaExceeded("empty", retry_after_s=1.0)
 
     def name(self, key: ResultKey) -> ResultName:
         return ResultName(key.tenant, self._cache.digest(key))

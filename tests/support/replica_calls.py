@@ -18,7 +18,8 @@ class ReplicaGone(Exception):
 class FakeCall:
     """A ``PendingCall`` that its test ends."""
 
-    def __init__(self, samples: list[SampleCall], predicted_s: float) -> None:
+    def __init__(self, call_id: str, samples: list[SampleCall], predicted_s: float) -> None:
+        self.call_id = call_id
         self.samples = samples
         self.predicted_s = predicted_s
         self.is_cancelled = False

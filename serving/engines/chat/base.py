@@ -48,8 +48,6 @@ class EngineRequest(NamedTuple):
     logit_bias: Mapping[int, float]
     cache_salt: str
     """Hex, derived from the tenant: no prefix or image is shared between tenants."""
-    priority: int
-    """0 goes first."""
 
 
 class EngineDelta(NamedTuple):

@@ -16,9 +16,9 @@ from typing import Any
 
 from serving.chat.domain import FinishReason, TokenLogprob
 from serving.engines.chat.base import EngineDelta, EngineRequest, EngineStats
-from serving.engines.chat.slots import PrioritySlots
 from serving.engines.chat.stop_strings import StopStrings
 from serving.errors import EngineFailed, InvalidRequest
+from serving.fair_slots import FairSlots, SlotTurn
 
 _TOKEN_CHARACTERS = 4
 
@@ -73,7 +73,7 @@ class FakeChatEngine:
         self._block_size, self._num_blocks = block_size, num_blocks
         self._max_held_images = max_held_images
         self._tokens_per_tile = tokens_per_tile
-        self._slots = PrioritySlots(max_num_seqs)
+        self._slots = FairSlots(max_num_seqs)
         self._images: OrderedDict[str, None] = OrderedDict()
         self._count = _Counters()
         self._dead = asyncio.Event()
@@ -106,7 +106,8 @@ class FakeChatEngine:
         num_prompt_tokens = self._check(request)
         finished = False
         try:
-            await self._slots.acquire(request.priority)
+            turn = SlotTurn()
+            await self._slots.acquire(turn)
             try:
                 self._hold(request, num_prompt_tokens)
                 async with aclosing(self._run(request, num_prompt_tokens)) as deltas:
@@ -115,7 +116,7 @@ class FakeChatEngine:
                         yield delta
             finally:
                 self._count.held.pop(request.request_id, None)
-                self._slots.release()
+                self._slots.release(turn, 0.0)
         finally:
             self._count.aborts += not finished and not self._dead.is_set()
 

@@ -23,9 +23,9 @@ from models.texthawk2.prompt import PromptBuilder
 from serving.engines.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats
 from serving.engines.chat.checks import RequestChecks
 from serving.engines.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
-from serving.engines.chat.slots import PrioritySlots
 from serving.engines.chat.torch_sequence import Model, TorchSequence
 from serving.errors import EngineFailed, InvalidRequest, ServingError
+from serving.fair_slots import FairSlots, SlotTurn
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_TOKENS = 16
@@ -53,7 +53,7 @@ class TorchEngine:
 
     def __init__(self, options: TorchOptions) -> None:
         self._options = options
-        self._slots = PrioritySlots(options.max_num_seqs)
+        self._slots = FairSlots(options.max_num_seqs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vireo-chat-torch")
         self._loaded: _Loaded | None = None
         self._gate: SchemaGate | None = None
@@ -92,7 +92,8 @@ class TorchEngine:
         matcher = await self._matcher(loaded, request)
         finished = False
         try:
-            await self._slots.acquire(request.priority)
+            turn = SlotTurn()
+            await self._slots.acquire(turn)
             try:
                 sequence = self._held[request.request_id] = loaded.sequence(request, matcher)
                 self._image_tokens += loaded.checks.image_tokens(request)
@@ -106,7 +107,7 @@ class TorchEngine:
                     yield delta
             finally:
                 self._held.pop(request.request_id, None)
-                self._slots.release()
+                self._slots.release(turn, 0.0)
         finally:
             self._aborts += not finished
 

@@ -178,7 +178,7 @@ class VllmEngine:
                     raise EngineFailed("the model gave up on this request; retry") from None
                 await asyncio.sleep(pause_s)
                 continue
-            outputs = llm.generate(prompt, params, request.request_id, priority=request.priority)
+            outputs = llm.generate(prompt, params, request.request_id)
             async with aclosing(outputs):
                 async for output in outputs:
                     if output.outputs[0].finish_reason == "error":
@@ -225,7 +225,6 @@ def _vllm_config(options: VllmOptions) -> VllmConfig:
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_logprobs=options.max_logprobs,
-        scheduling_policy="priority",
         tensor_parallel_size=options.tensor_parallel_size,
         kv_cache_memory_bytes=options.kv_cache_bytes,
         enable_prefix_caching=options.enable_prefix_caching,

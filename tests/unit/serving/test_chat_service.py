@@ -30,7 +30,7 @@ from serving.chat.links import ChatLinks
 from serving.chat.prompt import BytePrompts
 from serving.chat.service import ChatLimits, ChatService, ServedChat
 from serving.chat.tenant_keys import TenantKeys
-from serving.domain import Budget, Priority, Surface
+from serving.domain import Budget, Priority, Surface, within_priority
 from serving.engines.chat.base import EngineRequest
 from serving.engines.chat.fake_engine import FakeChatEngine
 from serving.errors import (
@@ -44,6 +44,7 @@ from serving.errors import (
     ServingError,
     UnknownModel,
 )
+from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.service import ChatModelCard
 from serving.stores.chat_results import ChatResults
@@ -65,7 +66,7 @@ class Images:
         self.delay_s = delay_s
 
     async def prepare(
-        self, parts: Sequence[ImagePart], model_id: str, tenant: str, deadline_s: float
+        self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
     ) -> list[PreparedImage]:
         await asyncio.sleep(self.delay_s)
         if any(part.encoded == b"broken" for part in parts):
@@ -217,13 +218,12 @@ async def test_what_the_engine_gets_names_images_and_tenants_by_keys_of_ours() -
     world = World()
     for tenant in ("acme", "acme", "rival"):
         sampling = {"temperature": 0.5, "stop": ("zz",)}
-        budget = Budget(priority=Priority.HIGH)
-        await world.ask(request("hi", b"image", tenant=tenant, sampling=sampling, budget=budget))
+        await world.ask(request("hi", b"image", tenant=tenant, sampling=sampling))
     first, same, other = world.seen
     assert first.images[0].key == same.images[0].key != other.images[0].key
     assert first.cache_salt == same.cache_salt != other.cache_salt
     assert bytes.fromhex(first.images[0].key)
-    assert (first.priority, first.stop, first.images[0].grid) == (0, ("zz",), (1, 2))
+    assert (first.stop, first.images[0].grid) == (("zz",), (1, 2))
     assert len({seen.request_id for seen in world.seen}) == 3
     assert [route.key for route in world.calls.routes] == [seen.images[0].key for seen in world.seen]
 
@@ -456,7 +456,27 @@ async def test_giving_up_before_the_first_token_is_not_free() -> None:
     await asyncio.sleep(0.5)
     task.cancel()
     await asyncio.wait([task])
-    assert world.store.settled_s[0] > 0.1
+    await world.check_nothing_is_left()
+    assert world.store.settled_s == [pytest.approx(0.5, abs=0.02)]
+
+
+@virtual
+async def test_an_empty_account_is_turned_away_before_its_images_are_looked_at() -> None:
+    images = Images()
+    world = World(images=images)
+    world.store.is_empty = True
+    with pytest.raises(QuotaExceeded):
+        await world.ask(request("hi", b"broken"))
+    assert world.store.num_look_ups == 0
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_what_was_lowered_to_what_the_tenant_is_allowed_is_said() -> None:
+    world = World()
+    budget = within_priority(Budget(priority=Priority.HIGH), Priority.NORMAL)
+    for _ in range(2):  # computed, then from the cache
+        assert end(await world.ask(request(budget=budget))).report.degraded == ("priority",)
 
 
 # -- losing replicas -------------------------------------------------------------------------------------------------

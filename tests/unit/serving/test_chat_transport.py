@@ -20,6 +20,10 @@ from tests.support.virtual_loop import run_virtual
 LONG = "a long answer that takes its time. " * 8
 
 
+def forget(_seconds: float) -> None:
+    pass
+
+
 def engine(answer: str = LONG, step_s: float = 0.01, **options: Any) -> FakeChatEngine:
     return FakeChatEngine(answer=lambda request: answer, step_s=step_s, **options)
 
@@ -36,7 +40,7 @@ async def read(mailbox: Mailbox) -> dict[int, list[Delta]]:
         for item in await mailbox.next():
             assert isinstance(item, Delta), item
             deltas.setdefault(mailbox.index(item), []).append(item)
-    mailbox.close()
+    mailbox.close(forget)
     return deltas
 
 
@@ -105,7 +109,7 @@ async def test_a_first_token_takes_along_what_others_have_to_say() -> None:
     assert first.num_tokens == 1
     assert more.num_tokens > 10
     for mailbox in (early, late):
-        mailbox.close()
+        mailbox.close(forget)
     await settled(replica)
 
 
@@ -173,7 +177,7 @@ def test_closing_frees_the_engine_at_once(wait_s: float) -> None:
         other = start(links)
         mailbox = start(links, 3)
         await asyncio.sleep(wait_s)
-        mailbox.close()
+        mailbox.close(forget)
         await asyncio.sleep(0.05)
         assert replica.hub.num_choices == 1
         assert text((await read(other))[0]) == LONG
@@ -183,13 +187,82 @@ def test_closing_frees_the_engine_at_once(wait_s: float) -> None:
     run_virtual(run())
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize(("wait_s", "steps"), [(0.0, 0), (0.0005, 0), (0.075, 7), (0.2, 20)])
+def test_who_closes_is_told_what_the_replica_has_done(wait_s: float, steps: int, is_streamed: bool) -> None:
+    """Before, a unary request that was given up was charged the time since it was sent, one that waited too."""
+
+    async def run() -> None:
+        replica = Replica("r", engine(), max_running=2)
+        links = ChatLinks(LocalCalls(replica), "g")
+        mailbox, bills = start(links, 3, is_streamed=is_streamed), list[float]()
+        await asyncio.sleep(wait_s)
+        mailbox.close(bills.append)
+        assert links.num_open == 0
+        await settled(replica)
+        # Two ran together and shared the time; the third waited.
+        assert bills == [pytest.approx(0.01 * steps, abs=0.01)]
+
+    run_virtual(run())
+
+
+@virtual
+async def test_a_choice_that_ends_while_it_is_cancelled_tells_its_whole_cost() -> None:
+    replica = Replica("r", engine())
+    whole_s = 0.01 * (len(LONG) // 4)
+    for early_s in (0.003, 0.002, 0.001, 0.0005, 0.0):
+        links, bills = ChatLinks(LocalCalls(replica), f"g{early_s}"), list[float]()
+        mailbox = start(links, is_streamed=False)
+        await asyncio.sleep(whole_s + 0.001 - early_s)
+        mailbox.close(bills.append)
+        await settled(replica)
+        assert bills == [pytest.approx(whole_s, abs=0.01)]
+
+
+@virtual
+async def test_a_choice_whose_deadline_passes_tells_its_cost() -> None:
+    replica, bills = Replica("r", engine()), list[float]()
+    mailbox = start(ChatLinks(LocalCalls(replica), "g"), is_streamed=False, remaining_s=0.1)
+    assert isinstance(await last(mailbox), DeadlineExceeded)
+    mailbox.close(bills.append)
+    assert bills == [pytest.approx(0.1, abs=0.01)]
+
+
+@virtual
+async def test_a_replica_that_is_gone_costs_nothing_more() -> None:
+    replica, bills = Replica("r", engine()), list[float]()
+    mailbox = start(ChatLinks(LocalCalls(replica), "g"), is_streamed=False)
+    await asyncio.sleep(0.1)
+    await replica.kill()
+    mailbox.close(bills.append)
+    await asyncio.sleep(0.1)
+    assert bills == [0.0]
+
+
+@virtual
+async def test_tenants_share_the_slots_whatever_priority_they_ask_for() -> None:
+    replica = Replica("r", engine(), max_running=1)
+    links, order = ChatLinks(LocalCalls(replica), "g"), list[str]()
+
+    async def ask(tenant: str, rank: int) -> None:
+        mailbox = links.start([NewChoice(engine_request(), 1.0, True, tenant, rank)], 600.0, Route())
+        await read(mailbox)
+        order.append(tenant)
+
+    tasks = [asyncio.create_task(ask("urgent", 0)) for _ in range(6)]
+    await asyncio.sleep(0.05)
+    tasks.append(asyncio.create_task(ask("patient", 2)))
+    await asyncio.gather(*tasks)
+    assert order.index("patient") == 1
+
+
 @virtual
 async def test_a_choice_in_the_queue_is_cancelled_like_one_that_runs() -> None:
     replica = Replica("r", engine(), max_running=1)
     links = ChatLinks(LocalCalls(replica), "g")
     first, second, third = start(links), start(links), start(links)
     await asyncio.sleep(0.05)
-    second.close()
+    second.close(forget)
     assert text((await read(first))[0]) == LONG
     deltas = (await read(third))[0]
     assert deltas[-1].queue_s == pytest.approx(0.01 * (len(LONG) // 4), rel=0.1)
@@ -256,7 +329,7 @@ async def test_bounds_of_the_replica_are_typed_errors() -> None:
     assert isinstance(await last(mailbox), QueueFull)
     late = start(links, remaining_s=0.05)
     assert isinstance(await last(late), DeadlineExceeded | QueueFull)
-    mailbox.close()
+    mailbox.close(forget)
     await settled(replica)
 
 
@@ -275,7 +348,7 @@ async def test_a_call_that_finds_no_replica_is_given_up_when_nobody_waits() -> N
     links = ChatLinks(calls, "g")
     mailbox = start(links)
     await asyncio.sleep(0.5)
-    mailbox.close()
+    mailbox.close(forget)
     await asyncio.sleep(1.5)
     assert all(call._task.done() for call in calls.open_calls)
 
@@ -299,7 +372,7 @@ async def test_every_choice_that_came_has_ended_in_one_way() -> None:
         mailboxes.append(start(links, remaining_s=0.3 if number % 5 == 0 else 60.0))
         await asyncio.sleep(0.02)
         if number % 3 == 0:
-            mailboxes[number // 2].close()
+            mailboxes[number // 2].close(forget)
     await asyncio.sleep(30.0)
     ended = replica.observer.num_finished + len(replica.observer.early)
     assert ended == 30

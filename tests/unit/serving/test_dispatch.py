@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from serving import dispatch
 from serving.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
-from serving.errors import EngineFailed, ReplicaLost, ServingError
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from serving.errors import Cancelled, EngineFailed, ReplicaLost, ServingError
+from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from tests.support.engines import WAIT_S, until
 from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
 
@@ -28,8 +28,14 @@ class Way:
         self.num_retries = 0
         self.now_s = 100.0
         self.on_send: Callable[[], None] = lambda: None
+        self.left: list[dict[str, list[int]]] = []
+        self.finds_calls = False
+        """Whether calls are at a replica, so that callers can be taken out of them."""
+        self.bills: list[list[float] | None] = []
+        """What each request was settled with."""
         self.dispatcher = Dispatcher(
             send=self._send,
+            leave=self._leave,
             is_replica_lost=lambda error: isinstance(error, ReplicaGone),
             max_calls_in_flight=max_calls,
             num_replicas=num_replicas,
@@ -37,10 +43,15 @@ class Way:
             clock=lambda: self.now_s,
         )
 
-    def _send(self, samples: list[SampleCall], predicted_s: float) -> FakeCall:
+    def _send(self, call_id: str, samples: list[SampleCall], predicted_s: float) -> FakeCall:
         self.on_send()
-        self.calls.append(FakeCall(samples, predicted_s))
+        self.calls.append(FakeCall(call_id, samples, predicted_s))
         return self.calls[-1]
+
+    async def _leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
+        await asyncio.sleep(0)
+        self.left.append({call_id: list(which) for call_id, which in places.items()})
+        return list(places) if self.finds_calls else []
 
     def call_sent(self, num_samples: int) -> None:
         self.sent.append(num_samples)
@@ -50,7 +61,14 @@ class Way:
 
     def run(self, *numbers: int, remaining_s: float = 10.0) -> asyncio.Task[list[SampleOutcome]]:
         samples = [sample(number, remaining_s) for number in numbers]
-        return asyncio.create_task(self.dispatcher.run(samples, 0.5 * len(numbers)))
+        place = len(self.bills)
+        self.bills.append(None)
+
+        def settle(outcomes: Sequence[SampleOutcome]) -> None:
+            assert self.bills[place] is None, "settled twice"
+            self.bills[place] = [outcome.compute_s for outcome in outcomes]
+
+        return asyncio.create_task(self.dispatcher.run(samples, 0.5 * len(numbers), settle))
 
     @property
     def open_calls(self) -> list[FakeCall]:
@@ -65,6 +83,8 @@ async def quiet_end(way: Way) -> AsyncIterator[Way]:
     # Sums and differences of halves are exact.
     assert way.dispatcher.predicted_wait_s() == 0.0
     assert not way.dispatcher._waiting
+    assert not way.dispatcher._open
+    assert None not in way.bills, "every request is settled, whatever became of it"
 
 
 @pytest.fixture
@@ -185,7 +205,7 @@ async def test_predicted_wait_counts_what_is_out_and_divides_by_replicas() -> No
 async def test_errors_of_single_samples_come_back_in_their_places(way: Way) -> None:
     task = way.run(1, 2)
     await until(lambda: len(way.calls) == 1)
-    error = EngineFailed("no")
+    error = SampleFailure(EngineFailed("no"), 0.25)
     way.calls[0].answer_with([error, SampleAnswer(b"", 2, False, 0.0, 0.0)])
     outcomes = await ended(task)
     assert outcomes[0] is error
@@ -240,8 +260,76 @@ async def test_shared_call_is_cancelled_when_its_last_caller_goes(way: Way) -> N
     assert not way.calls[1].is_cancelled
     third.cancel()
     await asyncio.wait([third])
-    assert way.calls[1].is_cancelled
+    await until(lambda: way.calls[1].is_cancelled)
     await ended(first)
+
+
+# -- what callers that go away leave behind ------------------------------------------------------------------------
+
+
+def taken(seconds: float) -> SampleFailure:
+    return SampleFailure(Cancelled("gone"), seconds)
+
+
+async def test_who_leaves_alone_pays_for_the_stages_that_ran(way: Way) -> None:
+    way.finds_calls = True
+    task = way.run(1, 2)
+    await until(lambda: len(way.calls) == 1)
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: way.left == [{way.calls[0].call_id: [0, 1]}])
+    assert not way.calls[0].is_cancelled
+    assert way.bills == [None]
+    way.calls[0].answer_with([taken(0.25), taken(0.5)])
+    await until(lambda: way.bills == [[0.25, 0.5]])
+
+
+async def test_who_leaves_a_shared_call_is_taken_out_and_pays_its_own(way: Way) -> None:
+    way.finds_calls = True
+    first, second, third = way.run(1), way.run(2), way.run(3, 4)
+    await until(lambda: len(way.dispatcher._waiting) == 2)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    second.cancel()
+    await until(lambda: way.left == [{way.calls[1].call_id: [0]}])
+    answers = [SampleAnswer(b"", number, False, 0.0, 1.0 * number) for number in (3, 4)]
+    way.calls[1].answer_with([taken(0.5), *answers])
+    assert numbers(await ended(third)) == [3, 4]
+    assert way.bills == [[0.0], [0.5], [3.0, 4.0]]
+    await ended(first)
+
+
+async def test_who_leaves_before_it_was_sent_or_while_it_waits_for_a_replica_pays_nothing(way: Way) -> None:
+    first, second = way.run(1), way.run(2)
+    await until(lambda: len(way.dispatcher._waiting) == 1)
+    second.cancel()
+    first.cancel()
+    await until(lambda: way.bills == [[], []])
+    assert way.calls[0].is_cancelled
+
+
+async def test_replicas_are_told_of_all_who_left_meanwhile_at_once() -> None:
+    async with quiet_end(Way(max_calls=8)) as way:
+        way.finds_calls = True
+        tasks = [way.run(number) for number in range(8)]
+        await until(lambda: len(way.calls) == 8)
+        for task in tasks:
+            task.cancel()
+        await until(lambda: sum(map(len, way.left)) == 8)
+        assert len(way.left) <= 2
+        for call in way.calls:
+            call.answer_with([taken(1.0)])
+        await until(lambda: all(bill == [1.0] for bill in way.bills))
+
+
+async def test_what_a_lost_replica_did_costs_nothing(way: Way) -> None:
+    way.finds_calls = True
+    task = way.run(1)
+    await until(lambda: len(way.calls) == 1)
+    task.cancel()
+    await until(lambda: bool(way.left))
+    way.calls[0].fail(ReplicaGone())
+    await until(lambda: way.bills == [[]])
 
 
 async def test_shared_call_does_not_run_in_the_context_of_one_of_its_requests() -> None:

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schedulers.types import Priority as SchedulerPriority
-from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Classification, LabelScore, Priority, Surface
+from serving.domain import (
+    MAX_ENERGY_J,
+    MAX_LATENCY_MS,
+    RANKS,
+    Budget,
+    Classification,
+    LabelScore,
+    Priority,
+    Surface,
+    within_priority,
+)
 from serving.errors import InvalidRequest
 
 HIGHEST = {"latency_ms": MAX_LATENCY_MS, "energy_j": MAX_ENERGY_J, "quality_floor": 1.0}
@@ -70,6 +80,14 @@ def test_empty_budget_limits_nothing() -> None:
     budget = Budget()
     assert (budget.latency_ms, budget.energy_j, budget.quality_floor) == (None, None, None)
     assert budget.priority is Priority.NORMAL
+
+
+@pytest.mark.parametrize("highest", Priority)
+@pytest.mark.parametrize("asked", Priority)
+def test_priority_is_lowered_to_the_highest_allowed_and_that_is_said(asked: Priority, highest: Priority) -> None:
+    allowed = within_priority(Budget(priority=asked), highest)
+    assert RANKS[allowed.priority] == max(RANKS[asked], RANKS[highest])
+    assert allowed.degraded == (() if allowed.priority is asked else ("priority",))
 
 
 def test_every_priority_has_its_twin_in_the_scheduler() -> None:
