@@ -16,7 +16,7 @@ from schedulers.fair_queue import FairQueue
 from schedulers.machine import Batch, Machine, PolicyConfig, Sample
 from schedulers.ordered_queue import OrderedQueue
 from schedulers.stage_choice import StageView, choose_stage, fit_batch
-from schedulers.types import Priority, RejectReason, StageResult
+from schedulers.types import RejectReason, StageResult
 
 #: Thresholds from here on mean "never leave at this exit" (calibration writes 1e8 for an exit that it does not use).
 NEVER_THRESHOLD = 1e8
@@ -30,21 +30,17 @@ class EarlyExitConfig(PolicyConfig):
     """Knobs of ``EarlyExitScheduler``.
 
     ``max_age_s``: a sample that waited this long at one stage heads the next batch, whatever the rules say.
-    ``priority_weights``: share of the engine of a LOW, NORMAL and HIGH sample relative to each other.
 
     Raises:
-        ValueError: if ``max_age_s`` or a weight is not finite and positive, or there are not three weights.
+        ValueError: if ``max_age_s`` is not finite and positive.
     """
 
     max_age_s: float = 10.0
-    priority_weights: tuple[float, float, float] = (0.25, 1.0, 4.0)
 
     def __post_init__(self) -> None:
         super(EarlyExitConfig, self).__post_init__()
         if not 0.0 < self.max_age_s < math.inf:
             raise ValueError(f"max_age_s is {self.max_age_s}; need a finite number > 0")
-        if len(self.priority_weights) != len(Priority) or not all(0.0 < w < math.inf for w in self.priority_weights):
-            raise ValueError(f"priority_weights are {self.priority_weights}; need {len(Priority)} finite numbers > 0")
 
 
 class EarlyExitScheduler(Machine):
@@ -89,13 +85,14 @@ class EarlyExitScheduler(Machine):
         return True
 
     def _charge_s(self, sample: Sample) -> float:
-        """Expected engine seconds of this sample in full batches, over the weight of its priority."""
+        """Expected engine seconds of this sample in full batches. Priority orders the samples of one tenant; between
+        two it is worth nothing, or everybody would ask for the highest."""
         total_s, share, max_batch = 0.0, 1.0, self._config.max_batch
         for stage, threshold in enumerate(sample.thresholds):
             total_s += share * self._cost.batch_s(stage, max_batch)
             if threshold < NEVER_THRESHOLD:
                 share *= 1.0 - self._exit_rates[stage]
-        return total_s / (max_batch * self._config.priority_weights[sample.priority])
+        return total_s / max_batch
 
     def _dequeue(self, sample: Sample) -> None:
         if sample.stage == 0:

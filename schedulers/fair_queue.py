@@ -82,7 +82,7 @@ class FairQueue(Generic[SampleT]):
         return self._turns.last()[0]
 
     def add(self, sample: SampleT, charge_s: float) -> None:
-        """Add a sample; ``charge_s`` is the predicted service it uses, divided by the weight of its priority."""
+        """Add a sample; ``charge_s`` is the predicted service it uses."""
         tag = self.next_tag(sample.tenant, charge_s)
         flow = self._flow(sample.tenant)
         turn = (tag, sample.number, flow)

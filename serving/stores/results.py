@@ -125,9 +125,7 @@ class ResultStore:
         limits = self._limits.get(tenant)
         if limits is None and not self._is_caching:
             return Lookup((None,) * len(keys), None)
-        reply = await self._store.lookup_and_reserve(tenant, digests, [Cost(joules, seconds)] * len(keys), limits)
-        if reply.over_budget is not None:
-            raise _quota_exceeded(tenant, reply)
+        reply = await self._reserve(tenant, digests, Cost(joules, seconds), limits)
         found = tuple(self._opened(key.digest, value) for key, value in zip(keys, reply.values, strict=True))
         return Lookup(found, reply.reservation)
 
@@ -143,10 +141,28 @@ class ResultStore:
         limits = self._limits.get(tenant)
         if limits is None and digest is None:
             return None, None
-        reply = await self._store.lookup_and_reserve(tenant, [digest], [Cost(joules, seconds)], limits)
+        reply = await self._reserve(tenant, [digest], Cost(joules, seconds), limits)
+        return (None if digest is None else self._cache.open(digest, reply.values[0])), reply.reservation
+
+    async def _reserve(
+        self, tenant: str, digests: Sequence[str | None], cost: Cost, limits: BucketLimits | None
+    ) -> LookupReply:
+        """Look up and reserve ``cost`` for each that is missing. A caller that leaves meanwhile has it given back."""
+        costs = [cost] * len(digests)
+        asking = asyncio.ensure_future(self._store.lookup_and_reserve(tenant, digests, costs, limits))
+        try:
+            reply = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._later(self._give_back(asking), must_run=True)
+            raise
         if reply.over_budget is not None:
             raise _quota_exceeded(tenant, reply)
-        return (None if digest is None else self._cache.open(digest, reply.values[0])), reply.reservation
+        return reply
+
+    async def _give_back(self, asking: asyncio.Future[LookupReply]) -> None:
+        reply = await asking
+        if reply.reservation is not None:
+            await self._store.settle(reply.reservation, Cost(0.0, 0.0))
 
     def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
         """Charge what was really used. Once per reservation; None was never reserved."""

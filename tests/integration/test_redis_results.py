@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import ResolvedConfig, from_mapping, resolve
-from serving.errors import InvalidImage, QuotaExceeded
-from serving.replica_protocol import SampleAnswer
+from serving.errors import EngineFailed, QuotaExceeded
+from serving.replica_protocol import SampleAnswer, SampleFailure
 from serving.service import ModelCard
 from serving.stores import keys
 from serving.stores.results import ResultName, ResultStore
@@ -121,15 +122,15 @@ async def test_value_that_somebody_wrote_or_moved_in_redis_is_a_counted_miss(
     assert observer.rejected == 3
 
 
-async def test_settling_charges_engine_time_of_answers_and_nothing_for_failures(
+async def test_settling_charges_engine_time_of_answers_and_of_failures(
     results: ResultStore, admin: aioredis.Redis
 ) -> None:
     lookup = await results.look_up([name(results), name(results, image=b"2")], "acme", 20.0, 2.0)
     assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(60.0)
-    results.settle(lookup, 4.0, [ANSWER, InvalidImage("no")])
+    results.settle(lookup, 4.0, [ANSWER, SampleFailure(EngineFailed("no"), 0.25)])
     await finish(results)
-    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(98.0)  # 0.5 s at 4 W
-    assert float(await admin.hget(keys.bucket("acme"), "seconds") or 0) == pytest.approx(9.5)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(97.0)  # 0.75 s at 4 W
+    assert float(await admin.hget(keys.bucket("acme"), "seconds") or 0) == pytest.approx(9.25)
 
 
 async def test_spent_budget_is_a_typed_refusal_with_a_time_and_hurts_no_other_tenant(results: ResultStore) -> None:
@@ -176,3 +177,80 @@ async def test_everything_works_without_any_redis() -> None:
         results.settle(lookup, 1.0, [ANSWER])
         assert lookup.found == (None,)
     await results.stop()
+
+
+# -- callers that leave, decoding, empty accounts ----------------------------------------------------------------------
+
+
+async def level_s(admin: aioredis.Redis, tenant: str = "acme") -> float:
+    return float(await admin.hget(keys.bucket(tenant), "seconds") or "nan")
+
+
+async def test_caller_that_leaves_while_it_reserves_has_it_given_back(
+    results: ResultStore, admin: aioredis.Redis
+) -> None:
+    leaving = asyncio.create_task(results.look_up([name(results)], "acme", 20.0, 2.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    await finish(results)
+    assert await level_s(admin) == pytest.approx(10.0)
+    assert await admin.keys("*reservation*") == []
+
+
+async def test_decoding_is_charged_to_its_tenant_with_what_came_meanwhile(
+    results: ResultStore, admin: aioredis.Redis
+) -> None:
+    for _ in range(4):
+        results.hold_decode("acme", 0.1)
+        results.charge_decode("acme", 0.1, 0.5)
+    results.hold_decode("local", 1e9)
+    results.charge_decode("local", 1e9, 1e9)
+    await finish(results)
+    assert await level_s(admin) == pytest.approx(8.0)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(88.0)  # at 6 W
+    assert await admin.hget(keys.bucket("rival"), "seconds") is None
+    assert len(await admin.keys("*charged*")) == 1
+
+
+async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
+    results: ResultStore, admin: aioredis.Redis
+) -> None:
+    results.check_account("acme")  # nothing is known of it yet
+    lookup = await results.look_up([name(results)], "acme", 1.0, 0.1)
+    results.settle(lookup, 1.0, [ANSWER._replace(compute_s=20.0)])  # it took more than it had
+    await finish(results)
+    await admin.flushall()
+    for turn_away in (lambda: results.check_account("acme"), lambda: results.hold_decode("acme", 0.01)):
+        with pytest.raises(QuotaExceeded, match="account of tenant 'acme' is empty") as caught:
+            turn_away()
+        assert caught.value.retry_after_s == 3600.0
+    results.check_account("rival")
+    results.check_account("local")
+
+
+async def test_decodes_that_run_or_are_not_paid_yet_count_as_spent(results: ResultStore) -> None:
+    await results.look_up([name(results)], "acme", 1.0, 1.0)  # 9 s left
+    results.hold_decode("acme", 5.0)
+    results.hold_decode("acme", 5.0)
+    with pytest.raises(QuotaExceeded):
+        results.hold_decode("acme", 0.01)
+    results.charge_decode("acme", 5.0, 0.0)  # its caller left before it began
+    results.check_account("acme")
+    results.charge_decode("acme", 5.0, 9.5)
+    with pytest.raises(QuotaExceeded):
+        results.check_account("acme")
+    await finish(results)
+    with pytest.raises(QuotaExceeded):
+        results.check_account("acme")
+
+
+async def test_without_redis_decoding_is_charged_here() -> None:
+    results = ResultStore(make_config("unix:///nonexistent/redis.sock"))
+    results.hold_decode("acme", 0.1)
+    results.charge_decode("acme", 0.1, 11.0)
+    await finish(results)
+    with pytest.raises(QuotaExceeded):
+        results.check_account("acme")

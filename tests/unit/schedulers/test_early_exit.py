@@ -137,6 +137,18 @@ def test_higher_priority_of_the_same_tenant_goes_first() -> None:
     assert order == [3, 2, 1]
 
 
+def test_higher_priority_is_worth_nothing_against_another_tenant() -> None:
+    caller = caller_of(max_batch=1)
+    first = only_batch(caller.send(arrived(0, tenant="other"), now_s=0.0))
+    urgent = [arrived(i, tenant="urgent", priority=Priority.HIGH) for i in range(1, 5)]
+    caller.send(*urgent, *(arrived(i, tenant="patient", priority=Priority.LOW) for i in range(5, 9)))
+    order = []
+    for _ in range(8):
+        first = only_batch(caller.send(finished(first, dict.fromkeys(first.sample_ids, 0.9))))
+        order += first.sample_ids
+    assert sum(number >= 5 for number in order[:4]) == 2
+
+
 def test_full_queue_gives_up_a_sample_of_the_flooding_tenant_for_a_quiet_one() -> None:
     caller = caller_of(max_batch=1, max_waiting=4)
     caller.send(arrived(0, tenant="flood"), now_s=0.0)  # runs
@@ -275,8 +287,6 @@ def test_timers_of_gone_samples_do_not_pile_up() -> None:
         {"max_age_s": 0.0},
         {"max_age_s": math.inf},
         {"max_age_s": math.nan},
-        {"priority_weights": (1.0, 1.0)},
-        {"priority_weights": (0.0, 1.0, 1.0)},
     ],
     ids=str,
 )

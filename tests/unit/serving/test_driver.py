@@ -28,10 +28,11 @@ from schedulers.types import (
     SampleCancelled,
     Tick,
 )
-from serving.driver import Answer, Driver, rejection
+from serving.driver import Answer, Driver, Stay, rejection
 from serving.engines.base import Outcome, Probabilities, StageOutput
 from serving.engines.fake_engine import FakeEngine
 from serving.errors import (
+    Cancelled,
     DeadlineExceeded,
     DeadlineUnreachable,
     Draining,
@@ -194,6 +195,42 @@ async def test_cancelled_while_waiting_never_runs() -> None:
         engine.gate.set()
         await running
     assert all(ids == (0,) for _, _, ids in engine.calls)
+
+
+async def test_who_leaves_hears_what_its_sample_took_once_its_stage_is_over() -> None:
+    engine, stay = GatedEngine(), Stay()
+    async with running_driver(engine, early_exit_scheduler(max_batch=1)) as driver:
+        reached = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stop_in_the_second_stage() -> None:
+            if engine.calls[-1][0] == 1:
+                engine.gate.clear()
+                loop.call_soon_threadsafe(reached.set)
+                assert engine.gate.wait(WAIT_S)
+
+        engine.on_run = stop_in_the_second_stage
+        task = submit(driver, 1, stay=stay)
+        await asyncio.wait_for(reached.wait(), WAIT_S)
+        first_stage_s = stay.compute_s
+        assert first_stage_s > 0.0
+        stay.leave()
+        engine.gate.set()
+        with pytest.raises(Cancelled):
+            await task
+    assert stay.compute_s > first_stage_s
+    assert [stage for stage, _, _ in engine.calls] == [0, 1]
+
+
+async def test_who_leaves_before_it_came_or_after_it_ended_costs_nothing_more() -> None:
+    engine, early, late = FakeEngine(4), Stay(), Stay()
+    async with running_driver(engine, early_exit_scheduler()) as driver:
+        early.leave()
+        with pytest.raises(Cancelled):
+            await submit(driver, 1, stay=early)
+        answer = await submit(driver, 2, stay=late)
+        late.leave()
+        assert (early.compute_s, late.compute_s) == (0.0, answer.compute_s)
 
 
 @pytest.mark.parametrize("stage", range(4))

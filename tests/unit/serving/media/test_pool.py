@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from serving.errors import (
     ImageTooLarge,
     InvalidImage,
     QueueFull,
+    QuotaExceeded,
     ServingError,
 )
+from serving.media import pool as media_pool
 from serving.media.content import content_sha256
 from serving.media.limits import MediaBudget, MediaLimits
-from serving.media.pool import MediaPool
+from serving.media.pool import Caller, MediaPool
 from serving.media.processors import count_tiles
 from serving.media.worker_process import WorkerGone
 from tests.support import media_files as files
@@ -441,7 +444,7 @@ async def test_worker_that_dies_at_its_start_is_reported(monkeypatch: pytest.Mon
 PARENT = """
 import asyncio, sys
 from serving.media.limits import MediaLimits
-from serving.media.pool import MediaPool
+from serving.media.pool import Caller, MediaPool
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor
 
@@ -476,3 +479,153 @@ async def test_no_worker_outlives_a_parent_that_was_killed() -> None:
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_workers 0"):
         make_pool(0)
+
+
+# -- tenants -----------------------------------------------------------------------------------------------------------
+
+
+class Account:
+    """Implements ``DecodeAccount``: what is set aside, and what was charged."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.charged: list[tuple[str, float]] = []
+        self.empty: set[str] = set()
+
+    def hold_decode(self, tenant: str, predicted_s: float) -> None:
+        if tenant in self.empty:
+            raise QuotaExceeded("empty", retry_after_s=1.0)
+        assert predicted_s > 0.0
+        self.held += 1
+
+    def charge_decode(self, tenant: str, predicted_s: float, used_s: float) -> None:
+        self.held -= 1
+        self.charged.append((tenant, used_s))
+
+    async def settled(self, count: int) -> list[float]:
+        """Wait until nothing is set aside and ``count`` decodes were charged."""
+        assert await eventually(lambda: self.held == 0 and len(self.charged) == count)
+        return [seconds for _, seconds in self.charged]
+
+
+@asynccontextmanager
+async def charged_pool(num_workers: int = 1, **options: int | float) -> AsyncIterator[tuple[MediaPool, Account]]:
+    account = Account()
+    pool = MediaPool(LIMITS, num_workers, make_processor, account=account, **options)  # type: ignore[arg-type]
+    await pool.start()
+    try:
+        yield pool, account
+    finally:
+        await pool.stop()
+
+
+ACME = Caller("acme")
+
+
+@pytest.mark.parametrize("data", [TINY_PNG, BIG_PNG], ids=["in place", "in a worker"])
+async def test_decoding_is_charged_also_when_the_image_is_no_good(data: bytes) -> None:
+    async with charged_pool() as (pool, account):
+        await pool.prepare(data, "nap", caller=ACME)
+        with pytest.raises(InvalidImage):
+            await pool.prepare(data[:-40], "nap", caller=ACME)
+        seconds = await account.settled(2)
+        assert seconds[0] >= 0.02
+        assert all(used > 0.0 for used in seconds)
+        assert {tenant for tenant, _ in account.charged} == {"acme"}
+
+
+async def test_pixels_are_charged_too() -> None:
+    async with charged_pool() as (pool, account):
+        await pool.prepare_pixels(BIG, "nap", caller=ACME)
+        await pool.prepare_pixels(TINY, "nap", caller=ACME)
+        assert all(used >= 0.02 for used in await account.settled(2))
+
+
+async def test_decode_that_runs_out_of_time_or_crashes_is_charged() -> None:
+    async with charged_pool() as (pool, account):
+        with pytest.raises(DecodeTimeout):
+            await pool.prepare(BIG_PNG, "sleep", caller=ACME)
+        with pytest.raises(InvalidImage):
+            await pool.prepare(BIG_PNG, "sigsegv", caller=ACME)
+        seconds = await account.settled(2)
+        assert seconds[0] >= LIMITS.decode_timeout_s
+        assert seconds[1] > 0.0
+
+
+async def test_who_leaves_pays_for_what_ran_and_not_for_waiting() -> None:
+    async with charged_pool() as (pool, account):
+        running, waiting = (asyncio.create_task(pool.prepare(BIG_PNG, "nap", caller=ACME)) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert account.held == 2
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert account.charged == [("acme", 0.0)]
+        running.cancel()
+        await asyncio.wait([running])
+        assert (await account.settled(2))[1] >= 0.02
+
+
+async def test_empty_account_decodes_nothing() -> None:
+    async with charged_pool() as (pool, account):
+        account.empty.add("acme")
+        for data in (TINY_PNG, BIG_PNG):
+            with pytest.raises(QuotaExceeded):
+                await pool.prepare(data, "corner", caller=ACME)
+        assert (pool.stats.decoded_in_place, pool.stats.decoded_in_workers, account.charged) == (0, 0, [])
+        await pool.prepare(BIG_PNG, "corner", caller=Caller("rival"))
+
+
+async def test_tenants_take_turns_however_many_images_one_of_them_sends() -> None:
+    async with charged_pool() as (pool, account):
+        flood = [asyncio.create_task(pool.prepare(BIG_PNG, "nap", caller=ACME)) for _ in range(12)]
+        await asyncio.sleep(0)
+        await pool.prepare(BIG_PNG, "nap", caller=Caller("rival"))
+        assert sum(task.done() for task in flood) <= 2
+        await asyncio.gather(*flood)
+        await account.settled(13)
+
+
+async def test_flood_fills_the_queue_for_its_own_tenant_only() -> None:
+    async with charged_pool(max_queue=4) as (pool, account):
+        flood = [asyncio.create_task(pool.prepare(BIG_PNG, "nap", caller=ACME)) for _ in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await pool.prepare(BIG_PNG, "nap", caller=ACME)
+        image = await pool.prepare(BIG_PNG, "nap", caller=Caller("rival"))
+        assert image.content_sha256 == content_sha256(BIG)
+        ends = await asyncio.gather(*flood, return_exceptions=True)
+        assert [type(end) for end in ends if isinstance(end, BaseException)] == [QueueFull]
+        await account.settled(7)
+
+
+async def test_long_decodes_never_have_the_last_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_pool, "predict_s", lambda header, num_bytes: 1.0 if num_bytes > len(BIG_PNG) else 0.01)
+    long_png = files.encode(files.noise(200, 200))
+    async with charged_pool(2) as (pool, account):
+        flood = [asyncio.create_task(pool.prepare(long_png, "sleep", caller=ACME)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert pool.num_waiting == 1
+        await pool.prepare(BIG_PNG, "corner", caller=Caller("rival"))
+        await pool.prepare(BIG_PNG, "corner", caller=ACME)
+        assert not any(task.done() for task in flood)
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+        await account.settled(4)
+
+
+async def test_urgent_images_of_a_tenant_go_before_its_others() -> None:
+    async with charged_pool() as (pool, _):
+        order: list[int] = []
+
+        async def ask(rank: int) -> None:
+            await pool.prepare(BIG_PNG, "nap", caller=Caller("acme", rank))
+            order.append(rank)
+
+        tasks = []
+        for rank in (2, 2, 1, 0):  # the first finds the worker free
+            tasks.append(asyncio.create_task(ask(rank)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert order == [2, 0, 1, 2]
