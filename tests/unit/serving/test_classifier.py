@@ -11,11 +11,14 @@ from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure
 from tests.support.engines import NEVER, WAIT_S, GatedEngine, early_exit_scheduler, pixels, running_driver, until
 
 
-def replica(driver: Driver) -> Classifier:
-    """Without the model that its constructor loads."""
-    made = object.__new__(Classifier)
-    made._driver, made._stays = driver, {}
-    return made
+class Bare(Classifier):
+    """Without the model that the constructor loads."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._stays = driver, {}
+
+    def __del__(self) -> None:  # type: ignore[override]  # its driver is ended by the test
+        pass
 
 
 def call(number: int, exit_index: int) -> SampleCall:
@@ -26,7 +29,7 @@ def call(number: int, exit_index: int) -> SampleCall:
 async def test_call_comes_back_with_what_those_who_left_have_taken() -> None:
     engine = GatedEngine()
     async with running_driver(engine, early_exit_scheduler(max_batch=4)) as driver:
-        reached, loop, classifier = asyncio.Event(), asyncio.get_running_loop(), replica(driver)
+        reached, loop, classifier = asyncio.Event(), asyncio.get_running_loop(), Bare(driver)
 
         def stop_in_the_second_stage() -> None:
             if engine.calls[-1][0] == 1:

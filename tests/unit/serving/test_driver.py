@@ -223,7 +223,7 @@ async def test_who_leaves_hears_what_its_sample_took_once_its_stage_is_over() ->
 
 
 async def test_who_leaves_before_it_came_or_after_it_ended_costs_nothing_more() -> None:
-    engine, early, late = FakeEngine(4), Stay(), Stay()
+    engine, early, late = FakeEngine(), Stay(), Stay()
     async with running_driver(engine, early_exit_scheduler()) as driver:
         early.leave()
         with pytest.raises(Cancelled):
