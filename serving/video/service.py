@@ -166,11 +166,14 @@ class VideoJobsService:
         return page
 
     async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``serving.service.VideoService``. One that nobody had begun gets its whole charge back."""
+        """See ``serving.service.VideoService``. One that waits is charged the steps that an earlier attempt has
+        left in a checkpoint: none, if nobody has begun it. Of one that runs, its replica says what it took."""
         before = await self.get_video(owner, video_id)
         job = _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
-        if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED and job.attempts == 0:
-            self._quotas.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), Cost(0.0, 0.0))
+        if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
+            done = job.checkpoint_step / max(1, job.settings.num_steps)
+            took = Cost(done * job.predicted_j, done * job.predicted_s)
+            self._quotas.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), took)
         return job
 
     async def delete_video(self, owner: str, video_id: str) -> VideoJob:

@@ -53,6 +53,9 @@ class NoQuotas:
     async def look_up_payload(self, *reserved: object) -> tuple[None, None]:
         return None, None
 
+    def check_account(self, tenant: str) -> None:
+        pass
+
     def settle_reservation(self, *charged: object) -> None:
         pass
 

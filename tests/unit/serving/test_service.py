@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from serving.domain import Surface
+from serving.chat.domain import ChatRequest
+from serving.domain import Budget, ClassifyRequest, ImageInput, Priority, Surface
 from serving.errors import InvalidRequest, ServingError, UnknownModel, UnknownVideo
 from serving.ingress.http_app import build_http_app
 from serving.service import JoinedService, NoVideo
 from serving.video.domain import Artefact, VideoRequest
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.unit.serving.ingress.clients import FrontDoor, asgi
 
@@ -33,6 +34,24 @@ async def test_every_call_about_videos_reaches_the_service_that_makes_them() -> 
     assert await joined.cancel_video("ada", job.id) == done
     await joined.delete_video("ada", job.id)
     assert videos.jobs == {}
+
+
+async def test_priority_is_lowered_to_the_tenants_highest_for_whatever_is_asked() -> None:
+    service = FakeService(video_cards=(make_video_card(),))
+    joined = JoinedService(service, service, videos=service, max_priorities={"ada": Priority.NORMAL})
+    lowered = Budget(priority=Priority.NORMAL, degraded=("priority",))
+    for tenant, expected in (("ada", lowered), ("bob", Budget(priority=Priority.HIGH))):
+        asked: dict[str, Any] = {"tenant": tenant, "budget": Budget(priority=Priority.HIGH), "request_id": "r"}
+        image = ImageInput(encoded=b"x")
+        classify = ClassifyRequest(surface=Surface.HTTP_CLASSIFY, model=MODEL, images=(image,), **asked)
+        chat = ChatRequest(surface=Surface.HTTP_CHAT, model=CHAT_MODEL, messages=(), **asked)
+        video = VideoRequest(surface=Surface.HTTP_VIDEO, model=VIDEO_MODEL, prompt="a ball", **asked)
+        await joined.classify(classify)
+        async for _ in joined.chat(chat):
+            pass
+        await joined.create_video(video)
+        seen = (service.requests[-1], service.chats[-1], service.video_requests[-1])
+        assert [request.budget for request in seen] == [expected] * 3
 
 
 async def test_without_a_video_model_nothing_is_made_and_nothing_is_there() -> None:

@@ -32,6 +32,7 @@ from serving.media.addresses import Address, is_public
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.https_get import Streams
 from serving.media.limits import MediaBudget, MediaLimits
+from serving.media.pool import Caller
 from serving.media.urls import Target
 from tests.support import media_files as files
 from tests.support.image_urls import RULES, URLS, is_listed
@@ -92,6 +93,9 @@ class Told:
         assert elapsed_s >= 0
         self.fetches.append((outcome, num_bytes))
 
+    def image_decoded(self, tenant: str, seconds: float) -> None:
+        raise AssertionError
+
     def image_looked_up(self, model: str, is_hit: bool) -> None:
         raise AssertionError("the fetcher has no cache")
 
@@ -120,8 +124,8 @@ class Site:
     def url(self, path: str = "/a.png") -> str:
         return f"https://{NAME}:{self._port}{path}"
 
-    async def fetch(self, path: str = "/a.png") -> bytes:
-        return await self.fetcher.fetch(self.url(path))
+    async def fetch(self, path: str = "/a.png", tenant: str = "") -> bytes:
+        return await self.fetcher.fetch(self.url(path), caller=Caller(tenant))
 
     async def refuse(self, path: str, error: type[ServingError], says: str) -> None:
         with pytest.raises(error, match=says) as caught:
@@ -492,6 +496,31 @@ async def test_fetches_beyond_the_bound_wait_and_beyond_the_queue_are_refused(
         assert len(server.requests) == 2
         gate.set()
     assert [task.result() for task in tasks] == [PICTURE] * 3
+
+
+async def test_tenants_take_turns_and_a_flood_refuses_itself(server: PictureServer, trust: ssl.SSLContext) -> None:
+    gate, order = asyncio.Event(), list[str]()
+
+    async def gated(writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        await answer(PICTURE)(writer)
+
+    async def fetch(tenant: str) -> None:
+        await site.fetch("/gated", tenant)
+        order.append(tenant)
+
+    server.scripts["/gated"] = gated
+    limits = FetchLimits(max_concurrent=1, max_waiting=4)
+    site = Site(server, trust, Names(pictures_test=[["127.0.0.1"]]), limits)
+    flood = [asyncio.create_task(fetch("flood")) for _ in range(5)]
+    await server.wait_for_requests(1)
+    other = asyncio.create_task(fetch("other"))
+    await asyncio.sleep(0)
+    gate.set()
+    ends = await asyncio.gather(*flood, return_exceptions=True)
+    await other
+    assert [type(end) for end in ends if end is not None] == [QueueFull]
+    assert order.index("other") <= 2
 
 
 async def test_cancelled_fetch_drops_its_connection_and_frees_its_place(

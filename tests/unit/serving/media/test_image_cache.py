@@ -35,6 +35,9 @@ class Told:
     def image_fetched(self, outcome: str, num_bytes: int, elapsed_s: float) -> None:
         raise AssertionError("the cache fetches nothing")
 
+    def image_decoded(self, tenant: str, seconds: float) -> None:
+        raise AssertionError
+
     def image_looked_up(self, model: str, is_hit: bool) -> None:
         self.lookups.append((model, is_hit))
 

@@ -12,7 +12,7 @@ import pytest
 
 from schedulers.admission import Cost
 from schedulers.video_points import ClipCost, VideoPoint
-from serving.domain import Budget, Priority, Surface
+from serving.domain import Budget, Priority, Surface, within_priority
 from serving.engines.video.limits import VideoLimits
 from serving.errors import (
     BudgetInfeasible,
@@ -148,6 +148,7 @@ class Buckets:
     """What each tenant reserved and was charged. ``joules``: what is left of them."""
 
     joules: float = 1e9
+    is_empty: bool = False
     reserved: list[tuple[str, float, float]] = field(default_factory=list)
     charged: list[tuple[float, float]] = field(default_factory=list)
     settled: list[tuple[str, str, Cost, Cost]] = field(default_factory=list)
@@ -157,6 +158,10 @@ class Buckets:
             raise QuotaExceeded("the bucket is empty", retry_after_s=5)
         self.reserved.append((tenant, joules, seconds))
         return None, None
+
+    def check_account(self, tenant: str) -> None:
+        if self.is_empty:
+            raise QuotaExceeded("empty", retry_after_s=1.0)
 
     def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
         self.charged.append((joules, seconds))
@@ -490,13 +495,32 @@ async def test_cancelled_job_that_nobody_began_gets_its_charge_back() -> None:
     assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(0.0, 0.0))]
 
 
-@pytest.mark.parametrize("fields", [{"status": JobStatus.IN_PROGRESS, "attempts": 1}, {"attempts": 1}])
-async def test_charge_of_a_job_that_was_begun_is_left_to_the_replica(fields: dict[str, Any]) -> None:
+async def test_charge_of_a_job_that_runs_is_left_to_the_replica() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    gateway.index.jobs[job.id] = replace(job, **fields)
+    gateway.index.jobs[job.id] = replace(job, status=JobStatus.IN_PROGRESS, attempts=1)
     await gateway.service.cancel_video("ada", job.id)
     assert gateway.quotas.settled == []
+
+
+@pytest.mark.parametrize("attempts", [0, 1])  # 0: a replica that stopped in order gave it back
+async def test_cancelled_job_that_waits_again_pays_for_the_steps_it_has_kept(attempts: int) -> None:
+    gateway = Gateway()
+    job = await gateway.create()
+    step = job.settings.num_steps // 2
+    gateway.index.jobs[job.id] = replace(job, attempts=attempts, checkpoint_key="k", checkpoint_step=step)
+    await gateway.service.cancel_video("ada", job.id)
+    share = step / job.settings.num_steps
+    assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(36.0 * share, 6.0 * share))]
+
+
+async def test_empty_account_is_turned_away_and_a_lowered_priority_is_said() -> None:
+    gateway = Gateway()
+    job = await gateway.create(budget=within_priority(Budget(priority=Priority.HIGH), Priority.NORMAL))
+    assert (job.priority, job.report["degraded"]) == ("normal", ["priority"])
+    gateway.quotas.is_empty = True
+    with pytest.raises(QuotaExceeded):
+        await gateway.create()
 
 
 async def test_delete_cancels_then_removes_with_all_files() -> None:
