@@ -156,7 +156,7 @@ class BenchGateway:
                 for item in await mailbox.next():
                     yield item.num_tokens  # type: ignore[union-attr]
         finally:
-            mailbox.close()
+            mailbox.close(lambda _: None)
 
 
 class _Calls:
@@ -168,15 +168,16 @@ class _Calls:
     def open(self, gateway: str, session: int, starts: list[ChoiceStart], route: Route) -> Any:
         return self._streaming.open.remote(gateway, session, starts, key=route.key)
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> None:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> dict[int, float]:
         """Nothing is cancelled here."""
+        return {}
 
     def is_lost(self, error: BaseException) -> bool:
         return False
 
 
 def _request(tokens: int) -> EngineRequest:
-    return EngineRequest("", tuple(range(20)), (), tokens, 0.0, 1.0, None, (), None, None, {}, "salt", 0)
+    return EngineRequest("", tuple(range(20)), (), tokens, 0.0, 1.0, None, (), None, None, {}, "salt")
 
 
 def _cpu_s(process: psutil.Process) -> float:

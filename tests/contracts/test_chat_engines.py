@@ -362,22 +362,6 @@ async def test_image_of_a_cancelled_request_works_afterwards(engine: ChatEngine,
     await until(lambda: holds_nothing(engine))
 
 
-async def test_urgent_request_passes_those_that_wait(engine: ChatEngine, prompts: PromptBuilder) -> None:
-    order: list[str] = []
-
-    async def ask(name: str, priority: int, max_tokens: int) -> None:
-        await collect(engine, make_request(prompts, name, priority=priority, max_tokens=max_tokens))
-        order.append(name)
-
-    running = [asyncio.create_task(ask("running", 0, 60 + 40 * i)) for i in range(MAX_NUM_SEQS)]
-    await until(lambda: engine.stats().running == MAX_NUM_SEQS)
-    waiting = [asyncio.create_task(ask(f"batch {i}", 5, 3)) for i in range(2)]
-    await until(lambda: engine.stats().waiting >= 2)
-    urgent = asyncio.create_task(ask("urgent", 0, 3))
-    await asyncio.gather(*running, *waiting, urgent)
-    assert order.index("urgent") < order.index("batch 0")
-
-
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 

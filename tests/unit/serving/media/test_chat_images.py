@@ -28,11 +28,12 @@ from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.observer import NullObserver
-from serving.media.pool import MediaPool
+from serving.media.pool import Caller, MediaPool
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
 from tests.support.tls_server import PictureServer, answer, write_certificate
 
+ACME = Caller("acme")
 LIMITS = MediaLimits(
     max_images=3,
     max_bytes_per_image=60_000,
@@ -94,7 +95,7 @@ def part(index: int, param: str = "") -> ImagePart:
 async def test_data_and_urls_come_back_in_order(images: ChatImages, server: PictureServer) -> None:
     server.scripts["/1.png"] = answer(ENCODED[1])
     url = ImagePart(url=f"https://{NAME}:{server.port}/1.png")
-    prepared = await images.prepare([part(0), url], "strips", "acme", math.inf)
+    prepared = await images.prepare([part(0), url], "strips", ACME, math.inf)
     for image, picture in zip(prepared, PICTURES, strict=False):
         np.testing.assert_array_equal(image.pixels, strips(picture)[0])
         assert image.grid == (1, 2)
@@ -102,16 +103,16 @@ async def test_data_and_urls_come_back_in_order(images: ChatImages, server: Pict
 
 
 async def test_request_without_images_needs_nothing(images: ChatImages) -> None:
-    assert await images.prepare([], "strips", "acme", math.inf) == []
+    assert await images.prepare([], "strips", ACME, math.inf) == []
 
 
 async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
     images: ChatImages, pool: MediaPool, server: PictureServer
 ) -> None:
-    (first,) = await images.prepare([part(0)], "strips", "acme", math.inf)
+    (first,) = await images.prepare([part(0)], "strips", ACME, math.inf)
     server.scripts["/0.png"] = answer(ENCODED[0])
     url = ImagePart(url=f"https://{NAME}:{server.port}/0.png")
-    again, fetched = await images.prepare([part(0), url], "strips", "acme", math.inf)
+    again, fetched = await images.prepare([part(0), url], "strips", ACME, math.inf)
     assert pool.stats.decoded_in_workers == 1
     assert again.pixels is fetched.pixels is first.pixels
     assert again.content_sha256 == first.content_sha256
@@ -122,8 +123,8 @@ async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
 async def test_another_model_or_tenant_does_its_own_work(
     images: ChatImages, pool: MediaPool, model: str, tenant: str
 ) -> None:
-    await images.prepare([part(0)], "strips", "acme", math.inf)
-    await images.prepare([part(0)], model, tenant, math.inf)
+    await images.prepare([part(0)], "strips", ACME, math.inf)
+    await images.prepare([part(0)], model, Caller(tenant), math.inf)
     assert pool.stats.decoded_in_workers == 2
 
 
@@ -131,7 +132,7 @@ async def test_refused_image_is_refused_again(images: ChatImages, pool: MediaPoo
     broken = ImagePart(encoded=ENCODED[0][:-40], param="messages[0].content[1]")
     for _ in range(2):
         with pytest.raises(InvalidImage) as caught:
-            await images.prepare([broken], "strips", "acme", math.inf)
+            await images.prepare([broken], "strips", ACME, math.inf)
         assert caught.value.param == "messages[0].content[1]"
     assert pool.stats.refused == 2
 
@@ -152,7 +153,7 @@ async def test_what_can_be_counted_is_counted_before_any_work(
     images: ChatImages, pool: MediaPool, parts: list[ImagePart], error: type[ServingError], says: str, param: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        await images.prepare(parts, "strips", "acme", math.inf)
+        await images.prepare(parts, "strips", ACME, math.inf)
     assert caught.value.param == param
     assert (pool.stats.decoded_in_workers, pool.stats.decoded_in_place) == (0, 0)
 
@@ -161,9 +162,9 @@ async def test_what_can_be_counted_is_counted_before_any_work(
 async def test_tiles_of_all_images_count_also_those_that_are_remembered(images: ChatImages, is_warm: bool) -> None:
     if is_warm:
         for index in range(3):
-            await images.prepare([part(index)], "strips", "acme", math.inf)
+            await images.prepare([part(index)], "strips", ACME, math.inf)
     with pytest.raises(ImageTooLarge, match="9 tiles or more; the limit is 8"):
-        await images.prepare([part(index) for index in range(3)], "strips", "acme", math.inf)
+        await images.prepare([part(index) for index in range(3)], "strips", ACME, math.inf)
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["fresh", "remembered"])
@@ -171,9 +172,9 @@ async def test_pixels_of_all_images_count_also_those_that_are_remembered(images:
     large = [ImagePart(encoded=files.encode(np.full((130, 130, 3), fill, np.uint8))) for fill in range(3)]
     if is_warm:
         for one in large:
-            await images.prepare([one], "corner", "acme", math.inf)
+            await images.prepare([one], "corner", ACME, math.inf)
     with pytest.raises(ImageTooLarge, match="50700 pixels or more; the limit is 40000"):
-        await images.prepare(large, "corner", "acme", math.inf)
+        await images.prepare(large, "corner", ACME, math.inf)
 
 
 async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImages, server: PictureServer) -> None:
@@ -181,7 +182,7 @@ async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImage
     url = ImagePart(url=f"https://{NAME}:{server.port}/big", param="messages[1]")
     filler = ImagePart(encoded=ENCODED[0] + bytes(59_000 - len(ENCODED[0])))
     with pytest.raises(PayloadTooLarge, match="images of this request") as caught:
-        await images.prepare([filler, filler, url], "strips", "acme", math.inf)
+        await images.prepare([filler, filler, url], "strips", ACME, math.inf)
     assert caught.value.param == "messages[1]"
 
 
@@ -191,7 +192,7 @@ async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImage
 async def test_first_failure_ends_the_work_on_the_others(images: ChatImages, pool: MediaPool) -> None:
     refused = ImagePart(url="https://evil.test/", param="messages[0].content[2]")
     with pytest.raises(ImageUrlRefused) as caught:
-        await images.prepare([part(0), refused], "sleep", "acme", math.inf)
+        await images.prepare([part(0), refused], "sleep", ACME, math.inf)
     assert caught.value.param == "messages[0].content[2]"
     assert pool.stats.timeouts == 0, "the stuck decode was not waited for"
 
@@ -200,15 +201,15 @@ async def test_failed_fetch_and_stuck_decode_name_their_parts(images: ChatImages
     server.scripts["/gone"] = answer(b"", status="410 Gone")
     url = ImagePart(url=f"https://{NAME}:{server.port}/gone", param="here")
     with pytest.raises(ImageFetchFailed, match="status 410") as gone:
-        await images.prepare([url], "strips", "acme", math.inf)
+        await images.prepare([url], "strips", ACME, math.inf)
     with pytest.raises(DecodeTimeout) as stuck:
-        await images.prepare([part(1)], "sleep", "acme", math.inf)
+        await images.prepare([part(1)], "sleep", ACME, math.inf)
     assert (gone.value.param, stuck.value.param) == ("here", "messages[1]")
 
 
 async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> None:
     before = asyncio.all_tasks()
-    task = asyncio.create_task(images.prepare([part(0), part(1)], "sleep", "acme", math.inf))
+    task = asyncio.create_task(images.prepare([part(0), part(1)], "sleep", ACME, math.inf))
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -220,9 +221,9 @@ async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> No
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
     images = build_chat_images(MediaSettings(), pool, NullObserver())
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
-        await images.prepare([ImagePart(url="https://example.org/")], "strips", "acme", math.inf)
+        await images.prepare([ImagePart(url="https://example.org/")], "strips", ACME, math.inf)
     await images.stop()
     listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, NullObserver())
     with pytest.raises(ImageFetchFailed, match="was not found"):
-        await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", "acme", math.inf)
+        await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", ACME, math.inf)
     await listed.stop()
