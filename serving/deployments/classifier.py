@@ -67,7 +67,7 @@ class Classifier:
             return SampleFailure(error, stay.compute_s)
         return _to_wire(answer)
 
-    def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
+    async def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
         """Callers of some samples of some calls have gone: the samples end at the next stage boundary, and their call
         tells what they took. Returns the calls that run here."""
         here = [call_id for call_id in places if call_id in self._stays]

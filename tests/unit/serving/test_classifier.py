@@ -40,7 +40,7 @@ async def test_call_comes_back_with_what_those_who_left_have_taken() -> None:
         engine.on_run = stop_in_the_second_stage
         running = asyncio.create_task(classifier.run([call(0, 0), call(1, 3), call(2, 3)], "c-1"))
         await asyncio.wait_for(reached.wait(), WAIT_S)
-        assert classifier.leave({"c-1": [1], "c-unknown": [0]}) == ["c-1"]
+        assert await classifier.leave({"c-1": [1], "c-unknown": [0]}) == ["c-1"]
         engine.on_run = lambda: None
         engine.gate.set()
         answered, left, finished = await asyncio.wait_for(running, WAIT_S)
@@ -50,4 +50,4 @@ async def test_call_comes_back_with_what_those_who_left_have_taken() -> None:
         assert isinstance(finished, SampleAnswer)
         assert 0.0 < answered.compute_s < left.compute_s < finished.compute_s
         await until(lambda: driver.num_samples == 0)
-        assert classifier.leave({"c-1": [2]}) == []
+        assert await classifier.leave({"c-1": [2]}) == []
