@@ -1,0 +1,131 @@
+"""What a tenant pays for, and what it may ask for, in a running system: on every surface alike."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+import redis
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from serving.stores import keys
+from tests.e2e.conftest import Picture
+from tests.e2e.surfaces import SURFACES, Door, opened
+from tests.support import media_files as files
+from tests.support.system import MODEL, System, running_system, wait_until
+from tests.unit.serving.ingress.clients import Ask, multipart, vireo_message
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+BURST_S = {"rich": 10_000.0, "poor": 0.001}
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    tenants = [
+        {
+            "name": name,
+            "api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()],
+            "burst_s": burst_s,
+            "seconds_per_s": 0.0001,
+        }
+        for name, burst_s in BURST_S.items()
+    ]
+    with running_system("redis.timeout_s=2", "redis.cache=false", tenants=tenants) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def rich(system: System) -> Iterator[Door]:
+    with opened(system, {"x-api-key": "rich"}) as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def poor(system: System) -> Iterator[Door]:
+    with opened(system, {"x-api-key": "poor"}) as door:
+        yield door
+
+
+def decoded_s(system: System, tenant: str) -> float:
+    return system.metrics().total("vireo_decode_seconds_total", tenant=tenant)
+
+
+def charged_s(system: System, tenant: str) -> float:
+    """What is gone from the bucket, once nothing is reserved any more."""
+    client = redis.Redis(unix_socket_path=str(system.run_dir / "redis" / "redis.sock"))
+    wait_until(lambda: not list(client.scan_iter("*reservation*")), "everything is settled")
+    return BURST_S[tenant] - float(client.hget(keys.bucket(tenant), "seconds") or BURST_S[tenant])
+
+
+def test_empty_account_gets_no_decoding_on_any_surface(system: System, poor: Door, digits: list[Picture]) -> None:
+    big = files.encode(files.noise(600, 600))
+    assert SURFACES["http_json"](poor, Ask([big], model=MODEL)).error == "quota_exceeded"
+    wait_until(lambda: charged_s(system, "poor") > BURST_S["poor"], "what it was given is charged")
+    before_s = decoded_s(system, "poor")
+    assert before_s > 0.0
+    for name, ask in SURFACES.items():
+        for image in (big, digits[0][0]):
+            assert ask(poor, Ask([image], model=MODEL)).error == "quota_exceeded", name
+    assert decoded_s(system, "poor") == before_s
+
+
+def test_callers_that_leave_are_charged_for_what_ran(
+    system: System, rich: Door, new_picture: Callable[[], Picture]
+) -> None:
+    body, content_type = multipart({"model": MODEL}, [new_picture()[0] for _ in range(48)])
+
+    def leave(after_s: float) -> None:
+        with contextlib.suppress(httpx.TimeoutException):
+            rich.http.post("/v1/classify", content=body, headers={"content-type": content_type}, timeout=after_s)
+
+    def stages() -> float:
+        return system.metrics().total("vireo_stage_batch_size_sum", model=MODEL)
+
+    leave(60.0)
+    before, begun_s, decoding_s = stages(), charged_s(system, "rich"), decoded_s(system, "rich")
+    for after_ms in range(5, 200, 5):
+        leave(after_ms / 1e3)
+    wait_until(lambda: system.in_flight() == 0, "nothing is in flight")
+    assert stages() > before
+
+    def engine_is_charged() -> bool:
+        """Beside the decoding, which is charged a moment later, all at once."""
+        return charged_s(system, "rich") - begun_s > decoded_s(system, "rich") - decoding_s
+
+    wait_until(engine_is_charged, "what ran is charged")
+
+
+@pytest.mark.parametrize("surface", ["json", "multipart", "oip", "grpc"])
+def test_priority_above_what_a_tenant_is_allowed_is_lowered_and_said(
+    rich: Door, surface: str, new_picture: Callable[[], Picture]
+) -> None:
+    picture, _ = new_picture()
+    if surface == "grpc":
+        message = vireo_message(Ask([picture], model=MODEL))
+        message.vireo.priority = vireo_pb2.PRIORITY_HIGH
+        assert list(rich.vireo.Classify(message, metadata=rich.metadata).vireo.degraded) == ["priority"]
+        return
+    answer = _http(rich, surface, picture)
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    degraded = document["parameters"]["vireo_degraded"] if surface == "oip" else document["vireo"]["degraded"]
+    assert degraded in ("priority", ["priority"])
+
+
+def _http(door: Door, surface: str, picture: bytes) -> httpx.Response:
+    if surface == "multipart":
+        body, content_type = multipart({"model": MODEL, "vireo": json.dumps({"priority": "high"})}, [picture])
+        return door.http.post("/v1/classify", content=body, headers={"content-type": content_type})
+    encoded = base64.b64encode(picture).decode()
+    if surface == "json":
+        document = {"model": MODEL, "image": encoded, "vireo": {"priority": "high"}}
+        return door.http.post("/v1/classify", json=document)
+    tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES", "data": [encoded]}
+    request = {"inputs": [tensor], "parameters": {"vireo_priority": "high"}}
+    return door.http.post(f"/v2/models/{MODEL}/infer", json=request)
