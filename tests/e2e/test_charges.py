@@ -22,7 +22,7 @@ from tests.unit.serving.ingress.clients import Ask, multipart, vireo_message
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-BURST_S = {"rich": 10_000.0, "poor": 0.001}
+BURST_S = {"rich": 10_000.0, "poor": 0.0001}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ _SIDE, _EMPTY_SIDE = 1024, 1500
 
 def measure(start: Start) -> Figures:
     """Settings as shipped, with three tenants."""
-    with start(tenants=[_tenant("victim"), _tenant("flood"), _tenant("empty", seconds=0.001)]) as system:
+    with start(tenants=[_tenant("victim"), _tenant("flood"), _tenant("empty", seconds=0.0001)]) as system:
         picture = _body(_encoded(_noise(200), "PNG"))
         with _client(system, "victim") as victim:
 

@@ -508,7 +508,7 @@ async def test_cancelled_job_that_waits_again_pays_for_the_steps_it_has_kept(att
     gateway = Gateway()
     job = await gateway.create()
     step = job.settings.num_steps // 2
-    gateway.index.jobs[job.id] = replace(job, attempts=attempts, checkpoint_key="k", checkpoint_step=step)
+    gateway.index.jobs[job.id] = replace(job, attempts=attempts, checkpoint_step=step)
     await gateway.service.cancel_video("ada", job.id)
     share = step / job.settings.num_steps
     assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(36.0 * share, 6.0 * share))]
