@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from serving.domain import Pixels
@@ -37,6 +38,7 @@ _RAW_MODES = {
 """(colour type, depth) to Pillow's mode and the layout of a row. 16-bit samples keep their high byte, grey both."""
 _LOW_BYTES = ("RGB", "RGB;16L")
 """Of 16-bit colour: read with its bytes the other way round, the high byte is the low one."""
+_PIECE_BYTES = 16 << 10
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first row, and steps of both, of each pass (section 8.1)."""
 
@@ -55,8 +57,7 @@ def read_png(data: bytes) -> StoredPicture:
 
 def _decode(picture: PngPicture) -> tuple[Image.Image, Image.Image | None]:
     header, transparency = picture.header, picture.transparency
-    # Stored blocks: unpacking them again costs a copy.
-    stored = zlib.compress(_inflate(picture.coded, _num_filtered_bytes(header)), level=0)
+    stored = _store(picture.coded, _num_filtered_bytes(header))
     image = _read_rows(stored, header, *_RAW_MODES[header.colour, header.depth])
     if header.colour == PALETTE:
         return _look_up(image, picture.palette or b"", transparency)
@@ -66,21 +67,29 @@ def _decode(picture: PngPicture) -> tuple[Image.Image, Image.Image | None]:
         return image.convert("RGB") if image.mode == "RGBA" else image.getchannel("L"), image.getchannel("A")
     if transparency is None:
         return image, None
-    samples = np.asarray(image).astype(np.uint16)
-    if header.depth == 16:
-        samples = samples << 8 | np.asarray(_read_rows(stored, header, *_LOW_BYTES))
-    key = np.frombuffer(transparency, ">u2") & _highest_level(header.depth)
-    return image, _hide((samples == key).all(axis=-1))
+    # The key has 16 bits a channel, of which samples of 8 bits are compared with the low ones.
+    if header.depth == 8:
+        return image, _hide(_equals(image, transparency[1::2]))
+    low = _read_rows(stored, header, *_LOW_BYTES)
+    return image, _hide(_equals(image, transparency[::2]) & _equals(low, transparency[1::2]))
 
 
-def _inflate(coded: bytes, num_bytes: int) -> bytes:
-    """Unpack the filtered rows of all pixels. More than that is not unpacked, and nothing to complain about."""
-    inflater = zlib.decompressobj()
-    rows = inflater.decompress(coded, num_bytes)
-    is_longer = inflater.decompress(inflater.unconsumed_tail, 1)  # or, at the end, checks the checksum
-    if len(rows) < num_bytes or not (is_longer or inflater.eof):
+def _store(coded: bytes, num_bytes: int) -> bytes:
+    """Unpack the filtered rows of all pixels, and pack them again as they are, which costs little more than a copy.
+
+    More than ``num_bytes`` is not unpacked, and nothing to complain about.
+    """
+    inflater, deflater = zlib.decompressobj(), zlib.compressobj(level=0)
+    stored, num_left, position = [], num_bytes, 0
+    while num_left and position < len(coded):  # in pieces, so that the rows are never in memory as a whole
+        rows = inflater.decompress(coded[position : position + _PIECE_BYTES], num_left)
+        stored.append(deflater.compress(rows))
+        num_left -= len(rows)
+        position += _PIECE_BYTES
+    is_longer = inflater.decompress(inflater.unconsumed_tail + coded[position:], 1)  # or sees the end, and checks it
+    if num_left or not (is_longer or inflater.eof):
         raise truncated(ImageFormat.PNG)
-    return rows
+    return b"".join([*stored, deflater.flush()])
 
 
 def _num_filtered_bytes(header: PngHeader) -> int:
@@ -105,7 +114,16 @@ def _highest_level(depth: int) -> int:
     return (1 << depth) - 1
 
 
-def _hide(is_hidden: np.ndarray) -> Image.Image:
+def _equals(rgb: Image.Image, colour: bytes) -> npt.NDArray[np.bool_]:
+    """Where all three channels are those of ``colour``. One by one: numpy is slow at reducing over three."""
+    samples = np.asarray(rgb)
+    is_equal: npt.NDArray[np.bool_] = samples[..., 0] == colour[0]
+    for channel in (1, 2):
+        is_equal &= samples[..., channel] == colour[channel]
+    return is_equal
+
+
+def _hide(is_hidden: npt.NDArray[np.bool_]) -> Image.Image:
     return Image.fromarray(np.where(is_hidden, np.uint8(0), np.uint8(255)))
 
 
