@@ -37,7 +37,7 @@ _MAX_ESCAPED_BYTES: Final = 3 << 20
 class JsonReader:
     """Parses the bodies of one gateway. The processes start when the first large body comes."""
 
-    def __init__(self, *, num_processes: int = 2, memory_bytes: int = 1 << 30, timeout_s: float = 5.0) -> None:
+    def __init__(self, *, num_processes: int = 2, memory_bytes: int = 256 << 20, timeout_s: float = 5.0) -> None:
         self._processes = Confined(
             "serving.ingress.json_decode:make_decoder",
             BODY,
