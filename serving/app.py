@@ -26,7 +26,7 @@ from serving.deployments.video import VideoGenerator
 from serving.deployments.vlm import Vlm
 from serving.engines.chat.vllm_options import engine_environment
 from serving.gateway import Gateway
-from serving.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter
+from serving.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, PlainRouter
 
 GATEWAY = "Gateway"
 GRPC_SERVICERS = (
@@ -133,6 +133,7 @@ def _video(model: VideoModelSettings, config: ResolvedConfig) -> Application:
     bundle = {"CPU": model.cpus}
     if model.gpus:
         options["num_gpus"] = bundle["GPU"] = model.gpus
+    routing: dict[str, Any] = {"request_router_class": PlainRouter}
     deployment = serve.deployment(
         name=model.id,
         num_replicas=model.replicas,
@@ -144,6 +145,7 @@ def _video(model: VideoModelSettings, config: ResolvedConfig) -> Application:
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
         ray_actor_options=options,
+        request_router_config=RequestRouterConfig(**routing),
         logging_config={"enable_access_log": False},
     )(VideoGenerator)
     if model.ranks > 1:

@@ -1,9 +1,10 @@
 """Keeps the door of a system on this machine open: while Ray Serve has no HAProxy, a stand-in of ours carries on.
 
-Ray learns of a dead HAProxy from three failed health checks, and then replaces the actor that had started it. Until that
-one's HAProxy is there, the stand-in serves by the last configuration that led to a gateway, and follows what Ray writes
-meanwhile. It has no part in Ray's administration: its only socket is the one over which HAProxy hands open listening
-sockets to its successor, so that no connection is refused when Ray's own takes over (``serving.haproxy_launcher``).
+Ray learns of a dead HAProxy from three failed health checks, and then replaces the actor that had started it. Until
+that one's HAProxy is there, the stand-in serves by the last configuration that led to a gateway, and follows what Ray
+writes meanwhile. It has no part in Ray's administration: its only socket is the one over which HAProxy hands open
+listening sockets to its successor, so that no connection is refused when Ray's own takes over
+(``serving.haproxy_launcher``).
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class DoorKeeper:
         return max(self._folder.glob(f"*/{LAST_NAME}"), key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def _answer(self) -> None:
-        """A launcher tells of itself: HAProxy will have its pid. If it has no predecessor, it hears what to take over."""
+        """A launcher tells of itself: HAProxy will have its pid. One without predecessor hears what to take over."""
         connection, _ = self._listener.accept()
         with connection, contextlib.suppress(OSError):
             connection.settimeout(_PROBE_S)

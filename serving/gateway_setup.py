@@ -31,8 +31,10 @@ from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
+from serving.presence import is_deploying, raylet_watch
 from serving.reached import Ping, Reached
 from serving.replica_protocol import SampleCall
+from serving.router import num_live
 from serving.service import JoinedService, ModelCard, NoVideo, Service, VideoService
 from serving.stores.chat_results import ChatResults
 from serving.stores.results import ResultStore
@@ -111,11 +113,19 @@ def build_parts(
     images = build_chat_images(settings.media, media, MediaMetrics())
     chat = _chat_service(config, images, results, chat_handles)
     classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
-    reached = Reached(_pings(handles, chat_handles, video_handles))
+    reached = Reached(_pings(handles, chat_handles, video_handles), is_deploying)
+    has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
     videos = _video_service(config, jobs, clips, results)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
-    service = JoinedService(classifiers, chat, lambda: reached.is_complete, videos, priorities)
+    service = JoinedService(
+        classifiers,
+        chat,
+        is_started=lambda: reached.is_over,
+        is_live=lambda model: has_raylet() and num_live(model) > 0,
+        videos=videos,
+        max_priorities=priorities,
+    )
     return GatewayParts(
         media=media,
         results=results,

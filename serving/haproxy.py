@@ -49,10 +49,10 @@ s~^frontend (http|grpc)_frontend$~&\
     http-request set-var(txn.request_id) req.hdr(x-request-id)\
     http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m reg ^[A-Za-z0-9._-]{1,128}$ }~
 s|^frontend http_frontend\n.*|&\
-    http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found } !{ res.hdr(x-request-id) -m found }|
+    NAME_ANSWER if { var(txn.request_id) -m found } UNNAMED|
 # A gateway's own answer has its id among the trailers; only an answer without a body has them in front.
 s|^frontend grpc_frontend\n.*|&\
-    http-after-response set-header x-request-id %[var(txn.request_id)] if { res.hdr(grpc-status) -m found } !{ res.hdr(x-request-id) -m found }|
+    NAME_ANSWER if { res.hdr(grpc-status) -m found } UNNAMED|
 """
 _LOOPBACK_EDITS = r"""
 # Ray opens HAProxy's statistics and metrics on every interface.
@@ -64,7 +64,9 @@ def write_wrapper(config: ResolvedConfig, folder: Path) -> Path:
     """Write the script and what it needs into ``folder``. Returns the path of the script."""
     edits, script = folder / _EDITS_NAME, folder / "haproxy"
     body_timeout_s = config.settings.limits.body_timeout_s
-    answers = {
+    answers: dict[str, object] = {
+        "NAME_ANSWER": "http-after-response set-header x-request-id %[var(txn.request_id)]",
+        "UNNAMED": "!{ res.hdr(x-request-id) -m found }",
         "LATE": _written(folder / "408.http", late_answer(body_timeout_s)),
         "AWAY": _written(folder / "503.http", _http_answer("503 Service Unavailable", _AWAY)),
         "RPC_GONE": _written(folder / "grpc-14.http", _rpc_answer(_AWAY)),

@@ -4,9 +4,10 @@ Run by its path, without site-packages (``python -I -S``): standard library only
 be shut meanwhile. Arguments: the sed script of edits, the socket of the door's keeper (``serving.door_keeper``), the
 real binary, and Ray's arguments.
 
-A HAProxy that is no successor of another (no ``-sf``) is the first of an actor of Ray, which knows of no gateway yet and
-writes a configuration that leads nowhere. If there was a better one it is used instead, until Ray writes its next. Such
-a HAProxy also takes the open sockets over from the stand-in, if there is one, which then lets its clients go and ends.
+A HAProxy that is no successor of another (no ``-sf``) is the first of an actor of Ray, which knows of no gateway yet
+and writes a configuration that leads nowhere. If there was a better one it is used instead, until Ray writes its next.
+Such a HAProxy also takes the open sockets over from the stand-in, if there is one, which then lets its clients go and
+ends.
 """
 
 from __future__ import annotations

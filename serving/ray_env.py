@@ -29,14 +29,14 @@ _BLOCK = 140
 """Ports for one protocol of one system: more than twice ``gateway.replicas``, for replacements."""
 
 
-def _haproxy(config: ResolvedConfig) -> Path:
+def haproxy_folder(config: ResolvedConfig) -> Path:
     """One letter, for the sake of the sockets."""
     return config.run_dir / "h"
 
 
 def ray_environment(config: ResolvedConfig) -> dict[str, str]:
     """Variables for the process that starts Ray; every Ray process inherits them."""
-    haproxy = _haproxy(config)
+    haproxy = haproxy_folder(config)
     return {
         MARK: str(config.run_dir),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,6 +62,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         # At a change of gateways the old HAProxy lets its clients go one by one, each after an answer that says so;
         # closed all at once, some would be sending just then.
         "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
+        # Ray replaces a HAProxy after three failed checks; meanwhile a stand-in serves (``serving.door_keeper``).
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),
@@ -125,7 +127,7 @@ def prepare(config: ResolvedConfig) -> None:
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("h", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
-    write_wrapper(config, _haproxy(config))
+    write_wrapper(config, haproxy_folder(config))
     os.environ.update(ray_environment(config))
 
 

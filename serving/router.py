@@ -21,7 +21,35 @@ STATS_PERIOD_S = 0.5
 """How often replicas report; Ray's own default of 10 s is too old to be of use for work of milliseconds."""
 
 
-class LeastWorkRouter(FIFOMixin, RequestRouter):
+_ROUTERS: dict[str, RequestRouter] = {}
+
+
+def num_live(deployment: str) -> int:
+    """Replicas of an inner deployment that this process may send calls to now: those that the controller says are
+    healthy, without those that were found dead since. 0 before the first call."""
+    router = _ROUTERS.get(deployment)
+    return 0 if router is None else len(router.curr_replicas)
+
+
+class CountedRouter(RequestRouter):
+    """A router that ``num_live`` can be asked about."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _ROUTERS[self._deployment_id.name] = self
+
+
+class PlainRouter(FIFOMixin, CountedRouter):
+    """Any replica is as good as another: for deployments that are sent nothing but pings."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """All of them."""
+        return [candidate_replicas]
+
+
+class LeastWorkRouter(FIFOMixin, CountedRouter):
     """Ranks replicas by predicted seconds of work. Calls say theirs in the keyword argument ``predicted_s``."""
 
     def initialize_state(self, **_kwargs: Any) -> None:
@@ -75,7 +103,7 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):
         self._last_report = {name: number for name, number in self._last_report.items() if name in names}
 
 
-class AffinityRouter(RequestRouter):  # not first in, first out: a request must get the replica chosen for it
+class AffinityRouter(CountedRouter):  # not first in, first out: a request must get the replica chosen for it
     """Sends a chat to a replica that holds its first image, unless that has too much to do (``schedulers.affinity``).
 
     Calls say what they want in keyword arguments: ``key`` of the first image, ``predicted_s``, replicas to ``avoid``;

@@ -154,6 +154,10 @@ class VideoService(Protocol):
 class Service(ClassifierService, ChatService, VideoService, Protocol):
     """Everything behind the front door."""
 
+    def is_model_ready(self, model: str) -> bool:
+        """Whether a replica of this model is there to answer. False for a model that is not served."""
+        ...
+
 
 class NoChat:
     """Stands where no chat model is served."""
@@ -217,8 +221,10 @@ class JoinedService:
 
     classifiers: ClassifierService
     chats: ChatService
-    is_reached: Callable[[], bool] = lambda: True
-    """Whether what the services call is there."""
+    is_started: Callable[[], bool] = lambda: True
+    """Whether the start of the models is over, for better or worse."""
+    is_live: Callable[[str], bool] = lambda model: True
+    """Whether a model has a replica that lives."""
     videos: VideoService = field(default_factory=NoVideo)
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
@@ -232,8 +238,18 @@ class JoinedService:
         return self.classifiers.models()
 
     def is_ready(self) -> bool:
-        """Whether a request sent now can be answered."""
-        return self.classifiers.is_ready() and self.is_reached()
+        """Whether a request sent now can be answered: by one model at least, lest a sick one take the others along."""
+        if not (self.classifiers.is_ready() and self.is_started()):
+            return False
+        return any(self.is_live(model) for model in self._served())
+
+    def is_model_ready(self, model: str) -> bool:
+        """See ``Service.is_model_ready``."""
+        return model in self._served() and self.is_live(model)
+
+    def _served(self) -> list[str]:
+        kinds = (self.models(), self.chat_models(), self.video_models())
+        return [card.id for cards in kinds for card in cards]
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """See ``ClassifierService.classify``."""

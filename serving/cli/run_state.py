@@ -46,9 +46,10 @@ class RunState:
         fresh.write_text(json.dumps(asdict(self)))
         fresh.replace(path)
 
-    def remove(self) -> None:
-        """Nothing is running any more."""
-        (Path(self.run_dir) / FILE_NAME).unlink(missing_ok=True)
+    @staticmethod
+    def forget(run_dir: Path) -> None:
+        """Nothing is running there any more."""
+        (run_dir / FILE_NAME).unlink(missing_ok=True)
 
     def is_running(self) -> bool:
         """Whether that very process still lives."""

@@ -1,6 +1,7 @@
 """The life of `vireo up`: Redis, then Ray and Serve, then a request of each kind, then wait; and back.
 
-Shutdown order: HAProxy takes no new connection and what is under way is answered; Serve, Ray and Redis end.
+Shutdown order: HAProxy takes no new connection and what is under way is answered; Serve, Ray and Redis end. If a part
+dies that nobody brings back (``serving.cli.watch``) the order is the same, in a few seconds, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +25,19 @@ from serving.chat.models import read_card, read_prompts
 from serving.cli import drain
 from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
+from serving.cli.watch import Part, Watch, vital_children
 from serving.config import ResolvedConfig
+from serving.door_keeper import DoorKeeper
 from serving.errors import ConfigError
+from serving.haproxy import build_keeper
 from serving.operating_points import load_table
 from serving.telemetry import logs
 from serving.video.models import read_served
 
 _log = structlog.get_logger(__name__)
+_LOST_DRAIN_S = 5.0
+"""After the loss of a part, requests that are under way may still end: what serves them outlives it for a while."""
+_HANGS_AFTER_S = 20.0
 
 
 def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
@@ -43,11 +51,12 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     _log.info("configuration", **config.describe())
     stop = threading.Event()
     _stop_on_signals(stop)
+    losses = _Losses(config, stop)
     state = _state(config)
     state.write()
     started_s = time.monotonic()
     try:
-        with _redis(config, console), _ray(config, console):
+        with _redis(config, console), _door(config) as keeper, _ray(config, console, keeper, losses):
             _stop_on_signals(stop)  # again: ray.init puts a handler of its own in place, which dumps the stack and dies
             if check and not stop.is_set():
                 from serving.cli.self_check import check_every_surface
@@ -57,13 +66,54 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             announce(config, console, time.monotonic() - started_s)
             stop.wait()
             console.print("stopping")
-            drain.close_front_door(
-                config.metrics_dir, config.settings.drain_s + config.settings.gateway.default_deadline_s
-            )
+            keeper.close()
+            drain.close_front_door(config.metrics_dir, _drain_s(config, losses))
     finally:
-        state.remove()
+        RunState.forget(config.run_dir)
+    if losses.first is not None:
+        _say_lost(losses.first)
+        return 1
     console.print("stopped")
     return 0
+
+
+class _Losses:
+    """Stops `vireo up` when a part is lost; one that hangs because of that (Ray may) is ended without further order."""
+
+    def __init__(self, config: ResolvedConfig, stop: threading.Event) -> None:
+        self._config = config
+        self._stop = stop
+        self.first: Part | None = None
+
+    def __call__(self, part: Part) -> None:
+        """A part has died."""
+        if self._stop.is_set():  # it may: everything is being stopped
+            return
+        self.first = part
+        self._stop.set()
+        guard = threading.Timer(_HANGS_AFTER_S, self._end)
+        guard.daemon = True
+        guard.start()
+
+    def _end(self) -> None:
+        assert self.first is not None
+        end_leftovers(self._config.run_dir)
+        RunState.forget(self._config.run_dir)
+        _say_lost(self.first)
+        os._exit(1)
+
+
+def _say_lost(part: Part) -> None:
+    print(
+        f"vireo: {part.name} (process {part.pid}) died, which nothing can mend; all else was stopped. Start again",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _drain_s(config: ResolvedConfig, losses: _Losses) -> float:
+    whole_s = config.settings.drain_s + config.settings.gateway.default_deadline_s
+    return whole_s if losses.first is None else min(whole_s, _LOST_DRAIN_S)
 
 
 def _refuse_second_start(config: ResolvedConfig) -> None:
@@ -136,7 +186,17 @@ def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
+def _door(config: ResolvedConfig) -> Iterator[DoorKeeper]:
+    keeper = build_keeper(config, ray_env.haproxy_folder(config))
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        keeper.stop()
+
+
+@contextlib.contextmanager
+def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _Losses) -> Iterator[None]:
     """A Ray cluster of this process's own, with the graph on it."""
     import ray
     from ray import serve
@@ -156,6 +216,8 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    watch = Watch(vital_children(), losses)
+    watch.start()
     try:
         with console.status("starting gateway and models"):
             serve.start(
@@ -167,9 +229,14 @@ def _ray(config: ResolvedConfig, console: Console) -> Iterator[None]:
             _deploy(config)
         yield
     finally:
-        with contextlib.suppress(Exception):
-            serve.shutdown()  # type: ignore[no-untyped-call]
+        watch.stop()
+        keeper.close()
+        if losses.first is None:
+            with contextlib.suppress(Exception):
+                serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+        if losses.first is not None:  # replicas outlive their raylet
+            end_leftovers(config.run_dir)
 
 
 def _deploy(config: ResolvedConfig) -> None:

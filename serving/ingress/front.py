@@ -129,6 +129,15 @@ class Front:
         known = ", ".join(card.id for card in cards) or "none"
         raise UnknownModel(f"video model {shown(model)} is not served here; served: {known}", param="model")
 
+    def served(self, model: str, version: str = "") -> str:
+        """Look a model of whatever kind up; return its id.
+
+        Raises: UnknownModel: no such model or version.
+        """
+        if self._is_served(model) and version in ("", MODEL_VERSION):
+            return model
+        return self.card(model, version).id
+
     def default_video_model(self) -> str | None:
         """The only video model, if there is but one."""
         cards = self.service.video_models()

@@ -12,7 +12,8 @@ from serving.errors import QueueFull, UnknownService
 from serving.ingress.front import shown
 from serving.service import Service
 
-SERVICES: Final = ("", "vireo.v1.Vireo", "inference.GRPCInferenceService")
+OIP: Final = "inference.GRPCInferenceService"
+SERVICES: Final = ("", "vireo.v1.Vireo", OIP)
 POLL_S = 0.5
 """How late a ``Watch`` may tell of a change."""
 MAX_WATCHES = 64
@@ -22,7 +23,10 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Answers for every service at once: they are ready together. One per replica."""
+    """Answers for this server and its services. One per replica.
+
+    The Open Inference Protocol leads to classifiers only and is ready when one of them is; all else when any model is.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -66,6 +70,8 @@ class Health:
         if name not in SERVICES:
             return _Response.SERVICE_UNKNOWN
         serving = self._service.is_ready() and not self._stopped.is_set()
+        if name == OIP and (cards := self._service.models()):
+            serving = serving and any(self._service.is_model_ready(card.id) for card in cards)
         return _Response.SERVING if serving else _Response.NOT_SERVING
 
     async def _wait(self) -> None:

@@ -158,8 +158,8 @@ class GrpcMethods(ChatMethods, VideoMethods):
         """``inference.GRPCInferenceService/ModelReady``."""
 
         def work() -> oip.ModelReadyResponse:
-            self._grpc_front.card(request.name, request.version)
-            return oip.ModelReadyResponse(ready=self._grpc_front.service.is_ready())
+            model = self._grpc_front.served(request.name, request.version)
+            return oip.ModelReadyResponse(ready=self._grpc_front.service.is_model_ready(model))
 
         return self._lookup(grpc_context, work, oip.ModelReadyResponse())
 

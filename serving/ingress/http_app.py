@@ -194,18 +194,18 @@ class HttpPaths:
         cards = [model_to_json(card) for card in service.models()]
         cards += [chat_model_to_json(card) for card in service.chat_models()]
         cards += [video_model_to_json(card) for card in service.video_models()]
-        return json_answer({"object": "list", "data": cards})
+        return json_answer({"object": "list", "data": [self._with_state(card) for card in cards]})
 
     async def show_model(self, call: Call) -> Answer:
         """``GET /v1/models/{model}``."""
         model = call.path_params["model"]
         for card in self._front.service.chat_models():
             if card.id == model:
-                return json_answer(chat_model_to_json(card))
+                return json_answer(self._with_state(chat_model_to_json(card)))
         for video_card in self._front.service.video_models():
             if video_card.id == model:
-                return json_answer(video_model_to_json(video_card))
-        return json_answer(model_to_json(self._card(call)))
+                return json_answer(self._with_state(video_model_to_json(video_card)))
+        return json_answer(self._with_state(model_to_json(self._card(call))))
 
     async def server_metadata(self, call: Call) -> Answer:
         """``GET /v2``."""
@@ -217,16 +217,18 @@ class HttpPaths:
 
     async def model_ready(self, call: Call) -> Answer:
         """``GET /v2/models/{model}[/versions/{version}]/ready``."""
-        card = self._card(call)
-        self._check_ready()
-        return json_answer({"name": card.id, "ready": True})
+        params = call.path_params
+        model = self._front.served(params["model"], params.get("version", ""))
+        if not self._front.service.is_model_ready(model):
+            raise NotReady(f"no replica of {model} can answer now: it is starting, or being replaced. Try again")
+        return json_answer({"name": model, "ready": True})
 
     async def live(self, call: Call) -> Answer:
         """``GET /v2/health/live``: the process answers."""
         return json_answer({"live": True})
 
     async def ready(self, call: Call) -> Answer:
-        """``GET /v2/health/ready`` and ``GET /healthz``: requests can be answered."""
+        """``GET /v2/health/ready`` and ``GET /healthz``: requests to one model at least can be answered."""
         self._check_ready()
         return json_answer({"ready": True})
 
@@ -237,6 +239,10 @@ class HttpPaths:
     def _card(self, call: Call) -> ModelCard:
         params = call.path_params
         return self._front.card(params["model"], params.get("version", ""))
+
+    def _with_state(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Say of a model whether it can be asked now."""
+        return {**model, "vireo": {**model["vireo"], "ready": self._front.service.is_model_ready(model["id"])}}
 
     def _check_ready(self) -> None:
         if not self._front.service.is_ready():

@@ -405,6 +405,7 @@ class ModelBlock(Strict):
     labels: list[str]
     checkpoint_sha256: str
     operating_points: list[str]
+    ready: bool
 
 
 class ModelAnswer(Strict):
@@ -424,6 +425,7 @@ class ChatModelBlock(Strict):
     max_model_len: int
     max_output_tokens: int
     checkpoint_sha256: str
+    ready: bool
 
 
 class ChatModelAnswer(Strict):
@@ -448,6 +450,7 @@ class VideoModelBlock(Strict):
     attention: list[str]
     checkpoint_sha256: str
     operating_points: list[str]
+    ready: bool
 
 
 class VideoModelAnswer(Strict):

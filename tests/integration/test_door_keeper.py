@@ -222,9 +222,7 @@ async def test_requests_while_the_door_changes_hands_are_all_answered(door: Door
     assert set(told) == {"one"}
 
 
-async def test_stand_in_follows_what_ray_writes_meanwhile(
-    door: Door, gateway: Gateway, other_gateway: Gateway
-) -> None:
+async def test_stand_in_follows_what_ray_writes_meanwhile(door: Door, gateway: Gateway, other_gateway: Gateway) -> None:
     api = await door.opened(gateway)
     await kill(api)
     await door.answers("one")

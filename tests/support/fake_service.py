@@ -75,6 +75,7 @@ class FakeService(FakeVideos):
         self.fails_on = fails_on
         self.gate = gate
         self.ready = ready
+        self.sick: set[str] = set()
         self.media_limits = MediaLimits()
         self.requests: list[ClassifyRequest] = []
         self.entered = asyncio.Event()
@@ -95,6 +96,9 @@ class FakeService(FakeVideos):
 
     def is_ready(self) -> bool:
         return self.ready
+
+    def is_model_ready(self, model: str) -> bool:
+        return self.ready and model not in self.sick
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         self.requests.append(request)
