@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving import config as configuration
+from serving.cli.parts import parts
 from serving.cli.run_state import RunState
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
@@ -79,7 +80,7 @@ def down(port: PortOption = None, wait_s: Annotated[float, typer.Option(help="Se
 def status(
     port: PortOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
-    """Say what is running, where, and whether it is ready. Exit code 1 when it is not."""
+    """Say what is running, where, which of its parts live, and whether it is ready. Exit code 1 when it is not."""
     import httpx
 
     state = RunState.read(_run_dir(port))
@@ -90,12 +91,14 @@ def status(
         ready = httpx.get(f"{state.http_url}/v2/health/ready", timeout=2).status_code == 200
     except httpx.HTTPError:
         ready = False
-    rows = {"running": True, "ready": ready, **state.public(), "processes": _processes(state.pid)}
+    found = parts(state)
+    rows = {"running": True, "ready": ready, **state.public(), "parts": found, "processes": _processes(state.pid)}
     if as_json:
         typer.echo(json.dumps(rows))
     else:
+        told = ", ".join(f"{name} {count or 'missing'}" for name, count in found.items())
         table = Table(show_header=False)
-        for name, value in rows.items():
+        for name, value in (rows | {"parts": told}).items():
             table.add_row(name, str(value))
         _console.print(table)
     raise typer.Exit(0 if ready else 1)

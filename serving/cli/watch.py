@@ -48,6 +48,10 @@ class Watch:
         """From now on parts may end. Idempotent."""
         os.eventfd_write(self._stop, 1)
 
+    def join(self) -> None:
+        """Wait until nothing is watched any more."""
+        self._thread.join()
+
     def _run(self) -> None:
         handles: dict[int, Part] = {}
         for part in self._parts:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
+from serving import router as router_module
 from serving.chat.held_images import HeldImages
-from serving.router import AffinityRouter, LeastWorkRouter
+from serving.router import AffinityRouter, LeastWorkRouter, PlainRouter, num_live
 
 Router = TypeVar("Router", AffinityRouter, LeastWorkRouter)
 KEY = "0badcafe" + 56 * "0"
@@ -78,3 +80,19 @@ def test_a_call_for_one_replica_goes_there_and_nowhere_else() -> None:
     replicas = [replica("a"), replica("b", 60.0)]
     assert chosen(router_of(AffinityRouter), replicas, replica="b") == ["b"]
     assert sorted(chosen(router_of(AffinityRouter), replicas, replica="gone")) == ["a", "b"]
+
+
+def test_live_replicas_are_those_of_the_router_less_those_found_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "_ROUTERS", {})
+    assert num_live("m") == 0, "nobody has called it yet"
+    router = LeastWorkRouter(DeploymentID("m", "vireo"), DeploymentHandleSource.REPLICA)
+    assert num_live("m") == 0
+    router._replicas = {ReplicaID(name, DeploymentID("m", "vireo")): replica(name) for name in "ab"}
+    assert num_live("m") == 2
+    router.on_replica_actor_died(ReplicaID("a", DeploymentID("m", "vireo")))
+    assert (num_live("m"), num_live("other")) == (1, 0)
+
+
+def test_plain_router_takes_whichever_has_room() -> None:
+    replicas = [replica("a"), replica("b")]
+    assert asyncio.run(PlainRouter.choose_replicas(router_of(AffinityRouter), replicas)) == [replicas]  # type: ignore[arg-type]

@@ -83,3 +83,18 @@ async def test_paths_of_videos_answer_where_none_are_served() -> None:
     assert (created.status, created.error["code"]) == (404, "model_not_found")
     assert (await asgi(app, "GET", "/v1/videos")).json["data"] == []
     assert (await asgi(app, "GET", "/v1/videos/video_1")).error["code"] == "video_not_found"
+
+
+def test_ready_with_one_model_that_lives_once_the_start_is_over() -> None:
+    live, started = set[str](), False
+    joined = JoinedService(FakeService(), FakeService(), lambda: started, lambda model: model in live)
+    classifier, chat = joined.models()[0].id, joined.chat_models()[0].id
+    assert not joined.is_ready()
+    live = {chat}
+    assert (joined.is_ready(), joined.is_model_ready(chat)) == (False, True)
+    started = True
+    assert joined.is_ready()
+    assert [joined.is_model_ready(model) for model in (classifier, chat, "nobody")] == [False, True, False]
+    live = {"nobody"}
+    assert not joined.is_ready()
+    assert not joined.is_model_ready("nobody")

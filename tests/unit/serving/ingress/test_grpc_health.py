@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 from serving.errors import QueueFull
 from serving.ingress import grpc_health
 from serving.ingress.grpc_health import MAX_WATCHES, Health
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import FakeService, make_card
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -64,3 +64,13 @@ async def test_number_of_watches_is_bounded_and_a_closed_one_makes_room() -> Non
     assert (await anext(health.watch(""))).status == STATUS.SERVING
     for watch in watches:
         await watch.aclose()
+
+
+def test_only_the_protocol_of_classifiers_suffers_when_all_of_them_are_sick() -> None:
+    service = FakeService((make_card("a"), make_card("b")))
+    health = Health(service)
+    service.sick = {"a"}
+    assert {health.check(name).status for name in grpc_health.SERVICES} == {STATUS.SERVING}
+    service.sick = {"a", "b"}
+    found = {name: health.check(name).status for name in grpc_health.SERVICES}
+    assert found == {"": STATUS.SERVING, "vireo.v1.Vireo": STATUS.SERVING, grpc_health.OIP: STATUS.NOT_SERVING}

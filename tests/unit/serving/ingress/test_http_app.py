@@ -18,6 +18,7 @@ from serving.ingress.auth import Authenticator
 from serving.ingress.http_app import METRICS_TYPE, build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
+from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 from tests.unit.serving.ingress.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -380,6 +381,26 @@ async def test_server_that_cannot_answer_is_not_ready_but_live(path: str) -> Non
     assert (reply.status, reply.error["code"]) == (503, "not_ready")
     assert reply.headers["retry-after"] == "1"
     assert (await asgi(door.app, "GET", "/v2/health/live")).status == 200
+
+
+async def test_sick_model_is_not_ready_and_the_others_and_the_server_are() -> None:
+    door = FrontDoor(FakeService(video_cards=(make_video_card(),)))
+    for sick in (MODEL, CHAT_MODEL, VIDEO_MODEL):
+        door.service.sick = {sick}
+        for model in (MODEL, CHAT_MODEL, VIDEO_MODEL):
+            reply = await asgi(door.app, "GET", f"/v2/models/{model}/ready")
+            shown = (await asgi(door.app, "GET", f"/v1/models/{model}")).json["vireo"]["ready"]
+            assert (reply.status, shown) == ((503, False) if model == sick else (200, True))
+        listed = (await asgi(door.app, "GET", "/v1/models")).json["data"]
+        assert [card["id"] for card in listed if not card["vireo"]["ready"]] == [sick]
+        assert (await asgi(door.app, "GET", "/v2/health/ready")).status == 200
+
+
+async def test_readiness_of_a_model_that_is_not_served_is_not_found() -> None:
+    door = FrontDoor()
+    for path in ("/v2/models/nobody/ready", f"/v2/models/{CHAT_MODEL}/versions/2/ready"):
+        reply = await asgi(door.app, "GET", path)
+        assert (reply.status, reply.error["code"]) == (404, "model_not_found")
 
 
 async def test_cancelling_a_call_cancels_the_work_and_is_counted() -> None:
