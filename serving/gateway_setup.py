@@ -27,6 +27,7 @@ from serving.jobs.artefacts import ArtefactStore
 from serving.jobs.cleaner import ArtefactCleaner
 from serving.jobs.redis_jobs import RedisJobs
 from serving.jobs.setup import build_index
+from serving.live_replicas import num_live
 from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
@@ -34,7 +35,6 @@ from serving.operating_points import load_table
 from serving.presence import is_deploying, raylet_watch
 from serving.reached import Ping, Reached
 from serving.replica_protocol import SampleCall
-from serving.router import num_live
 from serving.service import JoinedService, ModelCard, NoVideo, Service, VideoService
 from serving.stores.chat_results import ChatResults
 from serving.stores.results import ResultStore

@@ -47,7 +47,7 @@ def edit(path: str, edits: str) -> None:
     with open(path) as file:
         if file.readline() == EDITED:
             return
-    process = os.posix_spawnp("sed", ["sed", "-i", "-E", "-f", edits, path], os.environ)
+    process = os.posix_spawnp("sed", ["sed", "-i", "-E", "-f", edits, path], {})
     if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0:
         sys.exit(f"vireo: {path} could not be edited")
 

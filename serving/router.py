@@ -15,28 +15,19 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 from schedulers.affinity import SentWork, rank_by_affinity
 from schedulers.routing import OutstandingWork, rank
+from serving import live_replicas
 from serving.chat.held_images import mark
 
 STATS_PERIOD_S = 0.5
 """How often replicas report; Ray's own default of 10 s is too old to be of use for work of milliseconds."""
 
 
-_ROUTERS: dict[str, RequestRouter] = {}
-
-
-def num_live(deployment: str) -> int:
-    """Replicas of an inner deployment that this process may send calls to now: those that the controller says are
-    healthy, without those that were found dead since. 0 before the first call."""
-    router = _ROUTERS.get(deployment)
-    return 0 if router is None else len(router.curr_replicas)
-
-
 class CountedRouter(RequestRouter):
-    """A router that ``num_live`` can be asked about."""
+    """A router whose replicas ``serving.live_replicas`` can count."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _ROUTERS[self._deployment_id.name] = self
+        live_replicas.register(self._deployment_id.name, lambda: len(self.curr_replicas))
 
 
 class PlainRouter(FIFOMixin, CountedRouter):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import psutil
 import structlog
@@ -37,7 +38,7 @@ from serving.video.models import read_served
 _log = structlog.get_logger(__name__)
 _LOST_DRAIN_S = 5.0
 """After the loss of a part, requests that are under way may still end: what serves them outlives it for a while."""
-_HANGS_AFTER_S = 20.0
+_HANGS_AFTER_S = 10.0
 
 
 def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
@@ -70,9 +71,8 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             drain.close_front_door(config.metrics_dir, _drain_s(config, losses))
     finally:
         RunState.forget(config.run_dir)
-    if losses.first is not None:
-        _say_lost(losses.first)
-        return 1
+        if losses.first is not None:
+            losses.end()
     console.print("stopped")
     return 0
 
@@ -91,24 +91,20 @@ class _Losses:
             return
         self.first = part
         self._stop.set()
-        guard = threading.Timer(_HANGS_AFTER_S, self._end)
+        guard = threading.Timer(_HANGS_AFTER_S, self.end)
         guard.daemon = True
         guard.start()
 
-    def _end(self) -> None:
+    def end(self) -> NoReturn:
+        """End this process and what is left of the system. At an ordinary exit Ray would look for what is gone."""
         assert self.first is not None
         end_leftovers(self._config.run_dir)
         RunState.forget(self._config.run_dir)
-        _say_lost(self.first)
+        name, pid = self.first.name, self.first.pid
+        message = f"vireo: {name} (process {pid}) died, which nothing can mend; all else was stopped. Start again"
+        sys.stdout.flush()
+        print(message, file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _say_lost(part: Part) -> None:
-    print(
-        f"vireo: {part.name} (process {part.pid}) died, which nothing can mend; all else was stopped. Start again",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _drain_s(config: ResolvedConfig, losses: _Losses) -> float:
@@ -231,12 +227,12 @@ def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _
     finally:
         watch.stop()
         keeper.close()
-        if losses.first is None:
+        if losses.first is not None:  # Ray would look for it for a minute, and replicas outlive their raylet
+            end_leftovers(config.run_dir)
+        else:
             with contextlib.suppress(Exception):
                 serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
-        if losses.first is not None:  # replicas outlive their raylet
-            end_leftovers(config.run_dir)
+            ray.shutdown()
 
 
 def _deploy(config: ResolvedConfig) -> None:

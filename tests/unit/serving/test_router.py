@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
-from serving import router as router_module
+from serving import live_replicas
 from serving.chat.held_images import HeldImages
-from serving.router import AffinityRouter, LeastWorkRouter, PlainRouter, num_live
+from serving.router import AffinityRouter, LeastWorkRouter, PlainRouter
 
 Router = TypeVar("Router", AffinityRouter, LeastWorkRouter)
 KEY = "0badcafe" + 56 * "0"
@@ -83,14 +83,14 @@ def test_a_call_for_one_replica_goes_there_and_nowhere_else() -> None:
 
 
 def test_live_replicas_are_those_of_the_router_less_those_found_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_module, "_ROUTERS", {})
-    assert num_live("m") == 0, "nobody has called it yet"
+    monkeypatch.setattr(live_replicas, "_COUNTS", {})
+    assert live_replicas.num_live("m") == 0, "nobody has called it yet"
     router = LeastWorkRouter(DeploymentID("m", "vireo"), DeploymentHandleSource.REPLICA)
-    assert num_live("m") == 0
+    assert live_replicas.num_live("m") == 0
     router._replicas = {ReplicaID(name, DeploymentID("m", "vireo")): replica(name) for name in "ab"}
-    assert num_live("m") == 2
+    assert live_replicas.num_live("m") == 2
     router.on_replica_actor_died(ReplicaID("a", DeploymentID("m", "vireo")))
-    assert (num_live("m"), num_live("other")) == (1, 0)
+    assert (live_replicas.num_live("m"), live_replicas.num_live("other")) == (1, 0)
 
 
 def test_plain_router_takes_whichever_has_room() -> None:
