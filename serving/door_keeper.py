@@ -56,12 +56,12 @@ class DoorKeeper:
         self._edits = edits
         self._address = address
         self._door = door
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector: selectors.BaseSelector
+        self._listener: socket.socket
+        self._wake = -1
         self._is_closing = threading.Event()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="door-keeper", daemon=True)
-        self._listener = socket.socket(socket.AF_UNIX)
         self._own = 0
         """Pid of the HAProxy that Ray has started last, 0 once it has ended. Earlier ones let their last clients go."""
         self._stand_ins: list[subprocess.Popen[bytes]] = []
@@ -73,7 +73,10 @@ class DoorKeeper:
 
     def start(self) -> None:
         """Begin to listen; returns at once. Call before Ray starts."""
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._address.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._address))
         self._address.chmod(0o600)
         self._listener.listen()
@@ -82,15 +85,19 @@ class DoorKeeper:
     def close(self) -> None:
         """Let the door shut from now on. A stand-in that serves goes on, until it is told to end as HAProxy is."""
         self._is_closing.set()
-        os.eventfd_write(self._wake, 1)
+        self._nudge()
 
     def stop(self) -> None:
         """End the stand-in and the thread. Idempotent."""
         self._is_closing.set()
         self._is_stopping.set()
-        os.eventfd_write(self._wake, 1)
+        self._nudge()
         if self._thread.is_alive():
             self._thread.join()
+
+    def _nudge(self) -> None:
+        if self._thread.is_alive():
+            os.eventfd_write(self._wake, 1)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -109,6 +116,7 @@ class DoorKeeper:
             process.kill()
             process.wait()
         self._listener.close()
+        self._selector.close()
 
     def _pause_s(self) -> float | None:
         return _FOLLOW_S if self._is_alone() else None
