@@ -34,7 +34,7 @@ down: install ## Stop the system that is running here.
 # GPU builds of torch bring Triton; elsewhere only the tests need it, whose kernels then run in its interpreter.
 $(VENV)/.triton: $(STAMP)
 	@$(BIN)/python -c "import triton" 2>/dev/null || \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps triton==3.9.0
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements/triton.lock
 	@touch $@
 
 # matplotlib brings Latin letters; the tests of Chinese text need two small fonts, one to train on and one held out.

@@ -34,5 +34,11 @@ trap 'rm -f "$new"*' EXIT
   uv pip compile -q --python-version 3.12 --python-platform x86_64-manylinux_2_35 --generate-hashes --no-annotate \
     --no-header --extra gpu pyproject.toml
 } > "$new.gpu"
+{
+  echo "# Triton beside a CPU torch, which brings none: the tests run its kernels in its interpreter. Written by \`make lock\`."
+  uv pip compile -q --universal --no-deps --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    <(grep '^triton==' requirements/triton.lock | sed 's/ *\\$//')
+} > "$new.triton"
 cp "$new" requirements/cpu.lock
+cp "$new.triton" requirements/triton.lock
 [ "${1:-}" = --hashes ] || cp "$new.gpu" requirements/gpu.lock

@@ -21,22 +21,15 @@ from models.attention.triton_support import has_triton
 from tests.support import attention_twins as twins
 
 _ATOL = 3e-6  # float32, sums of up to 150 products and weights
-_BACKENDS: list[Backend] = ["cpu", "masked", "triton"]
 _IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _runs(backend: Backend) -> Backend:
-    if backend == "triton":
-        if not has_triton():
-            pytest.skip("triton is not installed")
-        if not _IN_INTERPRETER:
-            pytest.skip("runs in Triton's interpreter, started by the last test of this file")
-    return backend
+"""Triton's kernels run in its interpreter, which the last test of this file starts in a process of its own."""
+_BACKENDS: list[Backend] = ["triton"] if _IN_INTERPRETER else ["cpu", "masked"]
 
 
 @pytest.fixture(params=_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return _runs(request.param)
+    chosen: Backend = request.param
+    return chosen
 
 
 def _layout(mask: torch.Tensor, block_tokens: int, num_tokens: int) -> BlockLayout:
@@ -114,12 +107,11 @@ def test_tensors_of_another_layout_are_refused(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "block_tokens", "dim"), [(64, 16, 16), (70, 32, 96), (5, 16, 48)])
-@pytest.mark.parametrize("side", ["plain", "triton"])
+@pytest.mark.parametrize("side", ["triton"] if _IN_INTERPRETER else ["plain"])
 def test_mass_of_blocks_equals_the_weights_written_out(side: str, num_tokens: int, block_tokens: int, dim: int) -> None:
     q, k, _ = twins.qkv(num_tokens, dim=dim)
     lse = twins.lse(q, k)
     if side == "triton":
-        _runs("triton")
         from models.attention.triton_block_mass import triton_block_mass as block_mass
     else:
         block_mass = plain_block_mass
@@ -134,13 +126,10 @@ def test_triton_refuses_blocks_that_its_kernels_do_not_take() -> None:
         block_sparse_attention(q, k, v, _layout(twins.random_blocks(3), 8, 24), backend="triton")
 
 
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed: make test does it")
 def test_suite_passes_in_tritons_interpreter() -> None:
-    if not has_triton():
-        pytest.skip("triton is not installed")
-    if _IN_INTERPRETER:
-        pytest.skip("this is that run")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "triton and not refuses", str(Path(__file__))],
+        [sys.executable, "-m", "pytest", "-q", "-k", "triton and not refuses and not suite", str(Path(__file__))],
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
