@@ -30,9 +30,10 @@ from serving.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, Plai
 
 GATEWAY = "Gateway"
 GRPC_SERVICERS = (
-    "vireo_pb.vireo.v1.vireo_pb2_grpc.add_VireoServicer_to_server",
-    "vireo_pb.oip.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+    "serving.ingress.grpc_registration.add_vireo_to_server",
+    "serving.ingress.grpc_registration.add_inference_to_server",
+    "serving.ingress.grpc_registration.add_health_to_server",
+    "serving.ingress.grpc_registration.add_reflection_to_server",
 )
 """What `serve` needs to know to open the gRPC port; deploy/serve-config.yaml repeats them."""
 

@@ -287,6 +287,9 @@ class LimitSettings(_Section):
     """Bounds on one request (serving/limits.py)."""
 
     max_body_bytes: int = Field(64 << 20, ge=1024, description="Bytes of one request.")
+    max_encoded_bytes: int = Field(
+        32 << 20, ge=1024, description="Bytes of one gRPC message with encoded images; pixel tensors may be longer."
+    )
     max_images: int = Field(64, ge=1, le=1024, description="Images of one request.")
     body_timeout_s: float = Field(
         30.0, gt=0, le=600, description="Seconds in which the body of an HTTP request must arrive."

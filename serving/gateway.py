@@ -94,6 +94,7 @@ def build_limits(config: ResolvedConfig) -> IngressLimits:
     limits = config.settings.limits
     return IngressLimits(
         max_body_bytes=limits.max_body_bytes,
+        max_encoded_bytes=limits.max_encoded_bytes,
         max_images=limits.max_images,
         body_timeout_s=limits.body_timeout_s,
         max_bytes_per_image=config.settings.media.max_bytes_per_image,

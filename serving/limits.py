@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_SMALL_BYTES = 1 << 13
+"""Of a gRPC message that only names something."""
+
+MAX_TYPED_ELEMENTS = 1 << 18
+"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). JSON of that many is parsed in a process of
+its own; raw bytes have no such cost and no such bound."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressLimits:
     """Bounds on one request before anything is decoded. Images have their own: ``serving.media.limits``."""
 
     max_body_bytes: int = 64 << 20
+    """Of any request; over gRPC only pixel tensors may be that long."""
+    max_encoded_bytes: int = 32 << 20
+    """Of a gRPC message that holds encoded images."""
     max_images: int = 64
     max_top_k: int = 1000
     max_header_value_bytes: int = 4096
@@ -40,3 +50,19 @@ class IngressLimits:
     max_logit_bias: int = 300
     keep_alive_s: float = 15.0
     """Silence after which a chat stream gets a comment, so that nothing in between takes it for dead."""
+
+    @property
+    def max_message_fields(self) -> int:
+        """Fields of a gRPC message, elements of repeated ones counted: twice as many as the longest valid request has,
+        so that one with a little too much of something is told of what."""
+        most = 64 + self.max_images + 2 * (self.max_messages + self.max_parts) + 3 * self.max_logit_bias
+        return 2 * most
+
+    @property
+    def max_prompt_bytes(self) -> int:
+        """Of a gRPC message that is a prompt and what not to show, and a few settings."""
+        return min(self.max_body_bytes, 2 * 4 * self.max_text_chars + MAX_SMALL_BYTES)
+
+    def max_message_bytes(self, *, has_pixels: bool) -> int:
+        """Of a gRPC message with images."""
+        return self.max_body_bytes if has_pixels else min(self.max_body_bytes, self.max_encoded_bytes)

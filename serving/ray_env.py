@@ -54,6 +54,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         # One image of many megapixels as a pixel tensor must fit; the front door has bounded the body before.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.settings.limits.max_body_bytes),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(config.settings.limits.max_body_bytes),
+        # Called before gateways and Ray's own proxies start their gRPC servers.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.ingress.grpc_registration.take_no_compression",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.settings.drain_s),
         # A gateway that dies before it answered is retried on another one, while the request is still in the
         # proxy's buffer. Every path of today is idempotent (docs/decisions/0004).

@@ -216,9 +216,7 @@ def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _
         with console.status("starting gateway and models"):
             serve.start(
                 http_options={"host": settings.http.host, "port": settings.http.port},
-                grpc_options=gRPCOptions(
-                    port=settings.http.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS), enable_reflection=True
-                ),
+                grpc_options=gRPCOptions(port=settings.http.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS)),
             )
             _deploy(config)
         yield

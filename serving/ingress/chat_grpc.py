@@ -13,16 +13,20 @@ from serving.ingress.chat_stream import EventQueue, joined
 from serving.ingress.chat_wire import message_from_end, messages_from_delta, request_from_message
 from serving.ingress.front import Front, Visit
 from serving.ingress.grpc_call import GrpcCall, GrpcContext
+from serving.ingress.grpc_messages import RawRequests, Reader
 from serving.ingress.observer import OK
 
 
 class ChatMethods:
-    """Chat over gRPC. Whoever mixes it in sets ``_grpc_front``."""
+    """Chat over gRPC. Whoever mixes it in calls ``__init__``."""
 
-    _grpc_front: Front
+    def __init__(self, front: Front) -> None:
+        self._grpc_front = front
+        limits = front.limits
+        self._chat_reader = Reader(vireo_pb2.ChatRequest, limits.max_message_bytes(has_pixels=False), limits)
 
     async def Chat(
-        self, request: vireo_pb2.ChatRequest, grpc_context: GrpcContext
+        self, requests: RawRequests, grpc_context: GrpcContext
     ) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
         """``vireo.v1.Vireo/Chat``. A call that is cancelled, or whose deadline passes, frees what it holds at once."""
         call, front = GrpcCall(grpc_context), self._grpc_front
@@ -30,7 +34,8 @@ class ChatMethods:
         try:
             call.authenticate(front)
             visit.tenant = call.tenant
-            async with aclosing(_responses(await self._parse(request, call), front, visit)) as responses:
+            request = await self._parse(await self._chat_reader.only(requests), call)
+            async with aclosing(_responses(request, front, visit)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:

@@ -26,7 +26,7 @@ from serving.ingress.chat_rules import (
 from serving.ingress.front import shown
 from serving.ingress.json_body import load_object
 from serving.ingress.schemas import MAX_ID_CHARS
-from serving.ingress.vireo_wire import budget_from_message, check_message, message_from_report
+from serving.ingress.vireo_wire import budget_from_message, message_from_report
 from serving.limits import IngressLimits
 
 _ROLES = {
@@ -53,7 +53,6 @@ async def request_from_message(
 ) -> ChatRequest:
     """Return the domain request. Raises: ClientError."""
     prompt = Prompt(limits)
-    check_message(message, limits, message.vireo, message.sampling)
     if not 0 < len(message.model) <= MAX_ID_CHARS:
         raise InvalidRequest(f"model is {shown(message.model)}; send a model id", param="model")
     for index, turn in enumerate(message.messages):
@@ -79,13 +78,11 @@ def _read_turn(turn: vireo_pb2.ChatMessage, where: str, prompt: Prompt) -> None:
     prompt.begin(role, where)
     if not turn.parts:
         raise InvalidRequest(f"{where}.parts is empty; send at least one part", param=f"{where}.parts")
-    check_message(turn, prompt.limits)
     for index, part in enumerate(turn.parts):
         _read_part(part, f"{where}.parts[{index}]", prompt)
 
 
 def _read_part(part: vireo_pb2.ChatPart, where: str, prompt: Prompt) -> None:
-    check_message(part, prompt.limits)  # a part of a kind that only a newer protocol has
     kind = part.WhichOneof("part")
     if kind == "text":
         prompt.text(part.text, where)

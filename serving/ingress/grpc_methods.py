@@ -1,43 +1,53 @@
-"""Every RPC, as methods named like the RPCs: Ray Serve finds them by name on the gateway's deployment class."""
+"""Every RPC, as methods named like the RPCs: Ray Serve finds them by name on the gateway's deployment class.
+
+Each is called with the metadata of its call and a stream of bytes from which nothing has been received yet
+(``grpc_registration``): it authenticates first, and then reads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Surface
-from serving.errors import ServingError
+from serving.errors import QueueFull, ServingError
 from serving.ingress.auth import Authenticator
 from serving.ingress.chat_grpc import ChatMethods
 from serving.ingress.front import Front, Visit
 from serving.ingress.grpc_call import GrpcCall, GrpcContext
 from serving.ingress.grpc_health import Health
+from serving.ingress.grpc_messages import RawRequests, Reader
+from serving.ingress.grpc_registration import SERVICES
 from serving.ingress.grpc_stream import answer_stream
 from serving.ingress.observer import IngressObserver, NullObserver
 from serving.ingress.oip_grpc import infer_from_reply, request_from_infer
 from serving.ingress.oip_http import EXTENSIONS, SERVER_NAME, model_metadata
 from serving.ingress.openapi import vireo_version
-from serving.ingress.schemas import MAX_ID_CHARS
 from serving.ingress.status import message_of
 from serving.ingress.video_grpc import VideoMethods
 from serving.ingress.vireo_wire import message_from_error, message_from_reply, request_from_message
-from serving.limits import IngressLimits
+from serving.limits import MAX_SMALL_BYTES, IngressLimits
 from serving.service import Service
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
+MAX_KEYLESS_CALLS = 64
+"""Calls that need no key and whose message is awaited, and streams of reflection, at a time on one replica: each holds
+a slot of the replica."""
+
 
 class GrpcMethods(ChatMethods, VideoMethods):
     """Mix into the gateway's class and call ``__init__`` from its own.
 
-    Server reflection and unknown methods are answered by the gRPC server itself.
+    Unknown methods are answered by the gRPC server itself.
     """
 
     def __init__(
@@ -48,10 +58,26 @@ class GrpcMethods(ChatMethods, VideoMethods):
         limits: IngressLimits,
         observer: IngressObserver | None = None,
     ) -> None:
-        self._grpc_front = Front(
-            service=service, authenticator=authenticator, limits=limits, observer=observer or NullObserver()
-        )
+        front = Front(service=service, authenticator=authenticator, limits=limits, observer=observer or NullObserver())
+        ChatMethods.__init__(self, front)
+        VideoMethods.__init__(self, front)
         self._grpc_health = Health(service)
+        self._grpc_reflection = reflection.aio.ReflectionServicer(  # type: ignore[attr-defined]
+            service.full_name for service in SERVICES
+        )
+        self._num_keyless = 0
+
+        def small(kind: type[Request]) -> Reader[Request]:
+            return Reader(kind, min(MAX_SMALL_BYTES, limits.max_body_bytes), limits)
+
+        self._classify_reader = Reader(vireo_pb2.ClassifyRequest, limits.max_message_bytes(has_pixels=False), limits)
+        self._infer_reader = Reader(oip.ModelInferRequest, limits.max_message_bytes(has_pixels=True), limits)
+        self._live_reader, self._ready_reader = small(oip.ServerLiveRequest), small(oip.ServerReadyRequest)
+        self._model_ready_reader = small(oip.ModelReadyRequest)
+        self._server_metadata_reader = small(oip.ServerMetadataRequest)
+        self._model_metadata_reader = small(oip.ModelMetadataRequest)
+        self._health_reader = small(health_pb2.HealthCheckRequest)
+        self._reflection_reader = small(reflection_pb2.ServerReflectionRequest)
 
     def end_watches(self) -> None:
         """Tell every ``Watch`` stream that this replica stops, and end it; they would hold up a graceful shutdown."""
@@ -59,32 +85,31 @@ class GrpcMethods(ChatMethods, VideoMethods):
 
     # vireo.v1
 
-    async def Classify(
-        self, request: vireo_pb2.ClassifyRequest, grpc_context: GrpcContext
-    ) -> vireo_pb2.ClassifyResponse:
+    async def Classify(self, requests: RawRequests, grpc_context: GrpcContext) -> vireo_pb2.ClassifyResponse:
         """``vireo.v1.Vireo/Classify``."""
 
         async def work(call: GrpcCall, visit: Visit) -> vireo_pb2.ClassifyResponse:
-            return await self._classify(request, call, visit)
+            return await self._classify(await self._classify_reader.only(requests), call, visit)
 
         return await self._inference(grpc_context, Surface.GRPC_VIREO, work, vireo_pb2.ClassifyResponse())
 
     async def ClassifyStream(
-        self, request_stream: AsyncIterable[vireo_pb2.ClassifyRequest], grpc_context: GrpcContext
+        self, requests: RawRequests, grpc_context: GrpcContext
     ) -> AsyncGenerator[vireo_pb2.ClassifyResponse, None]:
         """``vireo.v1.Vireo/ClassifyStream``: a bad request is answered in the stream, which goes on."""
+        reader = self._classify_reader
 
-        async def answer(call: GrpcCall, request: vireo_pb2.ClassifyRequest) -> vireo_pb2.ClassifyResponse:
+        async def answer(call: GrpcCall, data: bytes) -> vireo_pb2.ClassifyResponse:
             visit = self._begin(call, Surface.GRPC_VIREO_STREAM)
             try:
-                return await self._classify(request, call, visit)
+                return await self._classify(reader.parse(data), call, visit)
             except Exception as error:
                 known = self._outcome(call, visit, error)
-                return vireo_pb2.ClassifyResponse(id=request.id[:MAX_ID_CHARS], error=message_from_error(known))
+                return vireo_pb2.ClassifyResponse(id=reader.id_of(data), error=message_from_error(known))
             finally:
                 self._grpc_front.end(visit)
 
-        async with aclosing(self._stream(request_stream, grpc_context, answer)) as responses:
+        async with aclosing(self._stream(requests, grpc_context, answer)) as responses:
             async for response in responses:
                 yield response
 
@@ -103,33 +128,34 @@ class GrpcMethods(ChatMethods, VideoMethods):
 
     # inference
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, grpc_context: GrpcContext) -> oip.ModelInferResponse:
+    async def ModelInfer(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ModelInferResponse:
         """``inference.GRPCInferenceService/ModelInfer``."""
 
         async def work(call: GrpcCall, visit: Visit) -> oip.ModelInferResponse:
-            return await self._infer(request, call, visit)
+            return await self._infer(await self._infer_reader.only(requests), call, visit)
 
         return await self._inference(grpc_context, Surface.GRPC_OIP, work, oip.ModelInferResponse())
 
     async def ModelStreamInfer(
-        self, request_stream: AsyncIterable[oip.ModelInferRequest], grpc_context: GrpcContext
+        self, requests: RawRequests, grpc_context: GrpcContext
     ) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
         """``inference.GRPCInferenceService/ModelStreamInfer``: an error ends its own request, not the stream."""
+        reader = self._infer_reader
 
-        async def answer(call: GrpcCall, request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+        async def answer(call: GrpcCall, data: bytes) -> oip.ModelStreamInferResponse:
             visit = self._begin(call, Surface.GRPC_OIP)
             try:
-                return oip.ModelStreamInferResponse(infer_response=await self._infer(request, call, visit))
+                return oip.ModelStreamInferResponse(infer_response=await self._infer(reader.parse(data), call, visit))
             except Exception as error:
                 known = self._outcome(call, visit, error)
                 return oip.ModelStreamInferResponse(
                     error_message=f"[{known.code}] {message_of(known)}",
-                    infer_response=oip.ModelInferResponse(id=request.id[:MAX_ID_CHARS]),
+                    infer_response=oip.ModelInferResponse(id=reader.id_of(data)),
                 )
             finally:
                 self._grpc_front.end(visit)
 
-        async with aclosing(self._stream(request_stream, grpc_context, answer)) as responses:
+        async with aclosing(self._stream(requests, grpc_context, answer)) as responses:
             async for response in responses:
                 yield response
 
@@ -146,65 +172,91 @@ class GrpcMethods(ChatMethods, VideoMethods):
         )
         return infer_from_reply(request, await self._grpc_front.classify(domain_request, visit))
 
-    async def ServerLive(self, request: oip.ServerLiveRequest, grpc_context: GrpcContext) -> oip.ServerLiveResponse:
+    async def ServerLive(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ServerLiveResponse:
         """``inference.GRPCInferenceService/ServerLive``. Needs no key."""
-        return oip.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: oip.ServerReadyRequest, grpc_context: GrpcContext) -> oip.ServerReadyResponse:
+        def work(_request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
+            return oip.ServerLiveResponse(live=True)
+
+        return await self._keyless(requests, grpc_context, self._live_reader, work, oip.ServerLiveResponse())
+
+    async def ServerReady(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ServerReadyResponse:
         """``inference.GRPCInferenceService/ServerReady``. Needs no key."""
-        return oip.ServerReadyResponse(ready=self._grpc_front.service.is_ready())
 
-    async def ModelReady(self, request: oip.ModelReadyRequest, grpc_context: GrpcContext) -> oip.ModelReadyResponse:
+        def work(_request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
+            return oip.ServerReadyResponse(ready=self._grpc_front.service.is_ready())
+
+        return await self._keyless(requests, grpc_context, self._ready_reader, work, oip.ServerReadyResponse())
+
+    async def ModelReady(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ModelReadyResponse:
         """``inference.GRPCInferenceService/ModelReady``."""
 
-        def work() -> oip.ModelReadyResponse:
+        def work(request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
             model = self._grpc_front.served(request.name, request.version)
             return oip.ModelReadyResponse(ready=self._grpc_front.service.is_model_ready(model))
 
-        return self._lookup(grpc_context, work, oip.ModelReadyResponse())
+        return await self._lookup(requests, grpc_context, self._model_ready_reader, work, oip.ModelReadyResponse())
 
-    async def ServerMetadata(
-        self, request: oip.ServerMetadataRequest, grpc_context: GrpcContext
-    ) -> oip.ServerMetadataResponse:
+    async def ServerMetadata(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ServerMetadataResponse:
         """``inference.GRPCInferenceService/ServerMetadata``."""
 
-        def work() -> oip.ServerMetadataResponse:
+        def work(_request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
             return oip.ServerMetadataResponse(name=SERVER_NAME, version=vireo_version(), extensions=EXTENSIONS)
 
-        return self._lookup(grpc_context, work, oip.ServerMetadataResponse())
+        empty = oip.ServerMetadataResponse()
+        return await self._lookup(requests, grpc_context, self._server_metadata_reader, work, empty)
 
-    async def ModelMetadata(
-        self, request: oip.ModelMetadataRequest, grpc_context: GrpcContext
-    ) -> oip.ModelMetadataResponse:
+    async def ModelMetadata(self, requests: RawRequests, grpc_context: GrpcContext) -> oip.ModelMetadataResponse:
         """``inference.GRPCInferenceService/ModelMetadata``."""
 
-        def work() -> oip.ModelMetadataResponse:
+        def work(request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
             return oip.ModelMetadataResponse(**model_metadata(self._grpc_front.card(request.name, request.version)))
 
-        return self._lookup(grpc_context, work, oip.ModelMetadataResponse())
+        empty = oip.ModelMetadataResponse()
+        return await self._lookup(requests, grpc_context, self._model_metadata_reader, work, empty)
 
     # grpc.health.v1
 
-    async def Check(
-        self, request: health_pb2.HealthCheckRequest, grpc_context: GrpcContext
-    ) -> health_pb2.HealthCheckResponse:
+    async def Check(self, requests: RawRequests, grpc_context: GrpcContext) -> health_pb2.HealthCheckResponse:
         """``grpc.health.v1.Health/Check``. Needs no key."""
-        try:
+
+        def work(request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
             return self._grpc_health.check(request.service)
-        except ServingError as error:
-            GrpcCall(grpc_context).fail(error)
-            return health_pb2.HealthCheckResponse()
+
+        return await self._keyless(requests, grpc_context, self._health_reader, work, health_pb2.HealthCheckResponse())
 
     async def Watch(
-        self, request: health_pb2.HealthCheckRequest, grpc_context: GrpcContext
+        self, requests: RawRequests, grpc_context: GrpcContext
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """``grpc.health.v1.Health/Watch``: the state now, and again whenever it changes. Needs no key."""
+        call = GrpcCall(grpc_context)
         try:
+            with self._keyless_slot():
+                request = await self._health_reader.only(requests)
             async with aclosing(self._grpc_health.watch(request.service)) as responses:
                 async for response in responses:
                     yield response
-        except ServingError as error:
-            GrpcCall(grpc_context).fail(error)
+        except Exception as error:
+            call.fail(call.known(error))
+
+    # grpc.reflection.v1alpha
+
+    async def ServerReflectionInfo(
+        self, requests: RawRequests, grpc_context: GrpcContext
+    ) -> AsyncGenerator[reflection_pb2.ServerReflectionResponse, None]:
+        """``grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo``. Needs no key.
+
+        Ray's own is not used: it parses whatever comes.
+        """
+        call = GrpcCall(grpc_context)
+        try:
+            with self._keyless_slot():
+                asked = self._reflection_reader.each(requests)
+                async with aclosing(self._grpc_reflection.ServerReflectionInfo(asked, None)) as responses:
+                    async for response in responses:
+                        yield response
+        except Exception as error:
+            call.fail(call.known(error))
 
     # shared
 
@@ -228,21 +280,56 @@ class GrpcMethods(ChatMethods, VideoMethods):
         finally:
             self._grpc_front.end(visit)
 
-    def _lookup(self, grpc_context: GrpcContext, work: Callable[[], Response], empty: Response) -> Response:
+    async def _lookup(
+        self,
+        requests: RawRequests,
+        grpc_context: GrpcContext,
+        reader: Reader[Request],
+        work: Callable[[Request], Response],
+        empty: Response,
+    ) -> Response:
         """Run a unary call that only looks something up, for a caller with a key."""
         call = GrpcCall(grpc_context)
         try:
             call.authenticate(self._grpc_front)
-            return work()
+            return work(await reader.only(requests))
         except Exception as error:
             call.fail(call.known(error))
             return empty
 
+    async def _keyless(
+        self,
+        requests: RawRequests,
+        grpc_context: GrpcContext,
+        reader: Reader[Request],
+        work: Callable[[Request], Response],
+        empty: Response,
+    ) -> Response:
+        """Run a unary call that only looks something up, for anybody."""
+        call = GrpcCall(grpc_context)
+        try:
+            with self._keyless_slot():
+                return work(await reader.only(requests))
+        except Exception as error:
+            call.fail(call.known(error))
+            return empty
+
+    @contextmanager
+    def _keyless_slot(self) -> Iterator[None]:
+        """Count a call of which nobody knows who makes it. Raises: QueueFull."""
+        if self._num_keyless >= MAX_KEYLESS_CALLS:
+            raise QueueFull(f"{MAX_KEYLESS_CALLS} calls without a key wait for their messages here, the limit; retry")
+        self._num_keyless += 1
+        try:
+            yield
+        finally:
+            self._num_keyless -= 1
+
     async def _stream(
         self,
-        requests: AsyncIterable[Request],
+        requests: RawRequests,
         grpc_context: GrpcContext,
-        answer: Callable[[GrpcCall, Request], Awaitable[Response]],
+        answer: Callable[[GrpcCall, bytes], Awaitable[Response]],
     ) -> AsyncGenerator[Response, None]:
         call = GrpcCall(grpc_context)
         try:
@@ -251,7 +338,7 @@ class GrpcMethods(ChatMethods, VideoMethods):
             call.fail(call.known(error))
             return
         limit = self._grpc_front.limits.max_stream_in_flight
-        async with aclosing(answer_stream(requests, lambda request: answer(call, request), limit)) as responses:
+        async with aclosing(answer_stream(requests, lambda data: answer(call, data), limit)) as responses:
             async for response in responses:
                 yield response
 

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any, TypeVar
 
+from serving.ingress.grpc_messages import is_cancelled
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -32,7 +34,7 @@ async def answer_stream(
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             await slots.acquire()
-        if tasks and not _is_cancelled(requests):
+        if tasks and not is_cancelled(requests):
             await asyncio.wait(tasks)
 
     reader = asyncio.create_task(read())
@@ -46,9 +48,3 @@ async def answer_stream(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-
-
-def _is_cancelled(requests: AsyncIterable[Any]) -> bool:
-    """Whether the client has gone, as far as the stream can say (Ray Serve's can)."""
-    is_cancelled = getattr(requests, "is_cancelled", None)
-    return bool(is_cancelled and is_cancelled())

@@ -21,7 +21,7 @@ from serving.ingress.oip_tensors import (
     report_parameters,
 )
 from serving.ingress.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
-from serving.ingress.vireo_wire import check_id, check_message
+from serving.ingress.vireo_wire import check_id
 from serving.limits import IngressLimits
 
 _CONTENTS: Final = {
@@ -42,7 +42,6 @@ async def request_from_infer(
     limits: IngressLimits,
 ) -> ClassifyRequest:
     """Return the domain request. Raises: ClientError."""
-    check_message(message, limits)
     check_id(message.id)
     _check_counts(message)
     check_outputs(wanted_outputs(message))

@@ -20,7 +20,6 @@ from serving.ingress.json_body import JsonReader, validate
 from serving.ingress.json_scan import Bounds, JsonScanner
 from serving.ingress.oip_tensors import (
     INPUTS,
-    MAX_TYPED_ELEMENTS,
     OUTPUTS,
     InputTensor,
     OutputTensor,
@@ -31,7 +30,7 @@ from serving.ingress.oip_tensors import (
     report_parameters,
 )
 from serving.ingress.schemas import InferBody, InferInput, InferOutput
-from serving.limits import IngressLimits
+from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import ModelCard
 
 SERVER_NAME = "vireo"

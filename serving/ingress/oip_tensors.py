@@ -33,11 +33,7 @@ from serving.ingress.front import shown
 from serving.ingress.images import images_from_text
 from serving.ingress.json_decode import Numbers, number_array
 from serving.ingress.status import error_object
-from serving.limits import IngressLimits
-
-MAX_TYPED_ELEMENTS = 1 << 18
-"""Elements of a tensor sent one by one (JSON numbers, typed gRPC contents). JSON of that many is parsed in a process of
-its own; raw bytes have no such cost and no such bound."""
+from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 
 QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""

@@ -11,6 +11,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.domain import Surface
 from serving.ingress.front import Front, Visit
 from serving.ingress.grpc_call import GrpcCall, GrpcContext
+from serving.ingress.grpc_messages import RawRequests, Reader
 from serving.ingress.observer import OK
 from serving.ingress.video_content import artefact_of, cancel_for_good
 from serving.ingress.video_wire import (
@@ -29,17 +30,20 @@ Responses = AsyncGenerator[vireo_pb2.GenerateVideoResponse, None]
 
 
 class VideoMethods:
-    """Video over gRPC. Whoever mixes it in sets ``_grpc_front``."""
+    """Video over gRPC. Whoever mixes it in calls ``__init__``."""
 
-    _grpc_front: Front
+    def __init__(self, front: Front) -> None:
+        self._grpc_front = front
+        self._video_reader = Reader(vireo_pb2.GenerateVideoRequest, front.limits.max_prompt_bytes, front.limits)
 
-    async def GenerateVideo(self, request: vireo_pb2.GenerateVideoRequest, grpc_context: GrpcContext) -> Responses:
+    async def GenerateVideo(self, requests: RawRequests, grpc_context: GrpcContext) -> Responses:
         """``vireo.v1.Vireo/GenerateVideo``. A call that is cancelled cancels its job, unless it is detached."""
         call, front = GrpcCall(grpc_context), self._grpc_front
         visit = front.begin(Surface.GRPC_VIDEO)
         try:
             call.authenticate(front)
             visit.tenant = call.tenant
+            request = await self._video_reader.only(requests)
             domain_request = request_from_message(
                 request,
                 request_id=call.request_id,

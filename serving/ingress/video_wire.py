@@ -8,7 +8,7 @@ from serving.domain import Budget, Report, Surface
 from serving.errors import InvalidRequest
 from serving.ingress.chat_reply import clean
 from serving.ingress.video_rules import check_video, join_sizes, parse_seconds
-from serving.ingress.vireo_wire import budget_from_message, check_message, message_from_report
+from serving.ingress.vireo_wire import budget_from_message, message_from_report
 from serving.limits import IngressLimits
 from serving.video.domain import Artefact, VideoFormat, VideoJob, VideoRequest, VideoUpdate
 
@@ -32,7 +32,6 @@ def request_from_message(
     limits: IngressLimits,
 ) -> VideoRequest:
     """Return the domain request. Raises: ClientError."""
-    check_message(message, limits, message.vireo)
 
     def given(name: str) -> bool:
         return message.HasField(name)  # type: ignore[arg-type]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Budget, Classification, ClassifyReply, ClassifyRequest, ImageInput, Priority, Report, Surface
-from serving.errors import InvalidRequest, PayloadTooLarge, ServingError, UnknownField
+from serving.errors import InvalidRequest, ServingError
 from serving.ingress.classify_json import check_num_images, check_top_k
 from serving.ingress.front import shown
 from serving.ingress.schemas import MAX_ID_CHARS
@@ -20,25 +18,6 @@ _PRIORITIES = {
     vireo_pb2.PRIORITY_NORMAL: Priority.NORMAL,
     vireo_pb2.PRIORITY_HIGH: Priority.HIGH,
 }
-
-
-def check_message(message: Message, limits: IngressLimits, *parts: Message) -> None:
-    """Check what every request message has: a bounded size, and only fields that we know, in itself and in ``parts``.
-
-    A field of a newer version of the protocol is refused rather than ignored: it may be a budget.
-
-    Raises: PayloadTooLarge, UnknownField.
-    """
-    num_bytes = message.ByteSize()
-    if num_bytes > limits.max_body_bytes:
-        raise PayloadTooLarge(
-            f"the message has {num_bytes} bytes; the limit is {limits.max_body_bytes}. Split the request"
-        )
-    for part in (message, *parts):
-        unknown = UnknownFieldSet(part)
-        if len(unknown):
-            name = f"{part.DESCRIPTOR.name} field {unknown[0].field_number}"
-            raise UnknownField(f"{name} is unknown to this server; remove it", param=name)
 
 
 def check_id(value: str) -> None:
@@ -57,7 +36,6 @@ def request_from_message(
     limits: IngressLimits,
 ) -> ClassifyRequest:
     """Return the domain request. Raises: ClientError."""
-    check_message(message, limits, message.vireo)
     check_id(message.id)
     if not message.model or len(message.model) > MAX_ID_CHARS:
         raise InvalidRequest(f"model is {shown(message.model)}; send a model id", param="model")

@@ -39,7 +39,7 @@ from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.redis_server import embedded_redis, stopped
 from tests.support.video_jobs import SECRET
-from tests.unit.serving.ingress.clients import FakeContext, asgi
+from tests.unit.serving.ingress.clients import Calls, FakeContext, asgi
 from tests.unit.serving.ingress.video_clients import Presence, events_of, until
 
 MODEL = "fake-video"
@@ -85,7 +85,7 @@ class System:
         self.indexes.append(RedisJobs(jobs_config(self.server.url), secret=SECRET, restart_grace_s=0.0))
         return self.indexes[-1]
 
-    def gateway(self) -> tuple[FastAPI, GrpcMethods]:
+    def gateway(self) -> tuple[FastAPI, Calls]:
         cost = ClipCost(width=64, height=64, num_frames=29, step_s=0.02, fixed_s=0.1)
         point = VideoPoint(
             name="full", variant="teacher", sampler="euler_ancestral", num_steps=50, attention="dense",
@@ -101,7 +101,7 @@ class System:
         service = JoinedService(FakeService(), FakeService(), videos=videos)
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")
-        return app, GrpcMethods(service=service, authenticator=door, limits=front)
+        return app, Calls(GrpcMethods(service=service, authenticator=door, limits=front))
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import grpc
 import uvicorn
-from vireo_pb.vireo.v1 import vireo_pb2_grpc
 
 from serving.ingress.auth import Authenticator
 from serving.ingress.grpc_methods import GrpcMethods
+from serving.ingress.grpc_registration import add_vireo_to_server
 from serving.ingress.http_app import build_http_app
 from serving.ingress.observer import NullObserver
 from serving.limits import IngressLimits
@@ -77,7 +77,7 @@ async def _serve(
     app = build_http_app(service, authenticator, limits, lambda: b"# metrics\n", NullObserver())
     methods = GrpcMethods(service=service, authenticator=authenticator, limits=limits, observer=NullObserver())
     rpc = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(methods, rpc)  # type: ignore[arg-type]
+    add_vireo_to_server(methods, rpc)
     grpc_port = rpc.add_insecure_port("127.0.0.1:0")
     await rpc.start()
     with socket.socket() as listener:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI
+from google.protobuf.message import Message
 from grpc import StatusCode
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
@@ -134,6 +135,26 @@ async def asgi(
     return HttpReply(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, payload)
 
 
+class Calls:
+    """The RPCs, called with messages, which arrive as their bytes."""
+
+    def __init__(self, methods: GrpcMethods) -> None:
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> Callable[[Any, FakeContext], Any]:
+        method = getattr(self._methods, name)
+        return lambda sent, context: method(sent_as_bytes(sent), context)
+
+
+async def sent_as_bytes(sent: Message | AsyncIterator[Message]) -> AsyncIterator[bytes]:
+    """One message, or those of a stream."""
+    if isinstance(sent, Message):
+        yield sent.SerializeToString()
+        return
+    async for message in sent:
+        yield message.SerializeToString()
+
+
 @dataclass
 class FrontDoor:
     """A served fake."""
@@ -145,9 +166,10 @@ class FrontDoor:
 
     def __post_init__(self) -> None:
         self.app = build_http_app(self.service, self.authenticator, self.limits, lambda: b"# metrics\n", self.observer)
-        self.grpc = GrpcMethods(
+        self.methods = GrpcMethods(
             service=self.service, authenticator=self.authenticator, limits=self.limits, observer=self.observer
         )
+        self.grpc = Calls(self.methods)
 
     async def post_json(self, document: Any, path: str = "/v1/classify", **headers: str) -> HttpReply:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()

@@ -13,6 +13,7 @@ from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.errors import EngineFailed
+from serving.ingress.grpc_registration import add_vireo_to_server
 from tests.support.fake_service import WORDS, FakeService
 from tests.unit.serving.ingress.chat_clients import Chat, message_of
 from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
@@ -25,7 +26,7 @@ TEXT = "".join(WORDS)
 async def served() -> AsyncIterator[Served]:
     door = FrontDoor()
     server = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(door.grpc, server)  # type: ignore[arg-type]
+    add_vireo_to_server(door.methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -14,10 +14,10 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.ingress.grpc_health import MAX_WATCHES, SERVICES
-from serving.ingress.oip_tensors import MAX_TYPED_ELEMENTS, OUTPUT_NAMES
+from serving.ingress.oip_tensors import OUTPUT_NAMES
 from serving.ingress.openapi import openapi_document
 from serving.ingress.status import TABLE
-from serving.limits import IngressLimits
+from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
 
 PAGE = Path(__file__).parents[4] / "docs" / "api.md"

@@ -15,13 +15,19 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from vireo_pb.oip import open_inference_pb2 as oip
-from vireo_pb.oip import open_inference_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.domain import Priority
 from serving.errors import QueueFull
 from serving.ingress.auth import Authenticator
 from serving.ingress.grpc_methods import GrpcMethods
+from serving.ingress.grpc_registration import (
+    SERVICES,
+    add_health_to_server,
+    add_inference_to_server,
+    add_vireo_to_server,
+    methods_of,
+)
 from tests.support.fake_service import MODEL, FakeService
 from tests.unit.serving.ingress.clients import (
     GOOD_LABEL,
@@ -43,14 +49,7 @@ KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}
 
 
 def test_every_rpc_has_a_method_of_its_name_and_kind() -> None:
-    services = [
-        vireo_pb2.DESCRIPTOR.services_by_name["Vireo"],
-        oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
-        health_pb2.DESCRIPTOR.services_by_name["Health"],
-    ]
-    for method in [method for service in services for method in service.methods]:
-        if method.name == "List":  # of newer health protocols
-            continue
+    for method in [method for service in SERVICES for method in methods_of(service)]:
         function = getattr(GrpcMethods, method.name)
         assert inspect.isasyncgenfunction(function) is method.server_streaming, method.name
         assert inspect.iscoroutinefunction(function) is not method.server_streaming, method.name
@@ -356,9 +355,8 @@ async def served() -> AsyncIterator[tuple[FrontDoor, grpc.aio.Channel]]:
     assert door.service.gate is not None
     door.service.gate.set()
     server = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(door.grpc, server)  # type: ignore[arg-type]
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(door.grpc, server)  # type: ignore[arg-type]
-    health_pb2_grpc.add_HealthServicer_to_server(door.grpc, server)
+    for add in (add_vireo_to_server, add_inference_to_server, add_health_to_server):
+        add(door.methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 import uvicorn
-from vireo_pb.oip import open_inference_pb2_grpc
 
+from serving.ingress.grpc_registration import add_inference_to_server
 from tests.support.fake_service import MODEL
 from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG, FrontDoor
 
@@ -151,7 +151,7 @@ async def test_http_client_with_binary_and_json_tensors(http_port: int) -> None:
 
 async def test_grpc_client_unary_and_streaming() -> None:
     server = grpc.aio.server()
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(FrontDoor().grpc, server)  # type: ignore[arg-type]
+    add_inference_to_server(FrontDoor().methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

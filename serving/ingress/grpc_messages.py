@@ -1,0 +1,94 @@
+"""The messages of a method as they are read: late, bounded, counted, and only then parsed.
+
+Methods get bytes, and when they ask for them (``grpc_registration``). Whoever reads one has authenticated its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from typing import Generic, TypeAlias, TypeVar, cast
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError, Message
+
+from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody
+from serving.ingress.protobuf_walk import check, id_of, plan_of
+from serving.ingress.schemas import MAX_ID_CHARS
+from serving.limits import IngressLimits
+
+Request = TypeVar("Request", bound=Message)
+
+RawRequests: TypeAlias = AsyncIterable[bytes]
+"""What a client sends, message by message, each received no sooner than it is asked for."""
+
+
+class Reader(Generic[Request]):
+    """Reads the requests of one method, of at most ``max_bytes`` each."""
+
+    def __init__(self, kind: type[Request], max_bytes: int, limits: IngressLimits) -> None:
+        self._kind = kind
+        self._max_bytes = max_bytes
+        self._limits = limits
+        self._plan = plan_of(cast(Descriptor, kind.DESCRIPTOR))
+
+    async def only(self, requests: RawRequests) -> Request:
+        """Return the one request of a unary call.
+
+        Raises:
+            SlowBody: it did not come in time.
+            Cancelled: the client went away.
+            PayloadTooLarge, InvalidRequest: as ``parse``.
+        """
+        async with aclosing(self.each(requests)) as parsed:
+            async for request in parsed:
+                return request
+        if is_cancelled(requests):
+            raise Cancelled("the client went away before it had sent its message")
+        raise InvalidRequest(f"the call has no message; send a {self._kind.DESCRIPTOR.name}")
+
+    async def each(self, requests: RawRequests) -> AsyncGenerator[Request, None]:
+        """Yield the requests of a stream that is not left open. Raises: SlowBody, and as ``parse``."""
+        timeout_s, received = self._limits.body_timeout_s, aiter(requests)
+        while True:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    data = await anext(received, None)
+            except TimeoutError:
+                raise SlowBody(
+                    f"the message did not arrive in {timeout_s:g} s, the limit; send it faster, or less"
+                ) from None
+            if data is None:
+                return
+            yield self.parse(data)
+
+    def parse(self, data: bytes) -> Request:
+        """Return a request.
+
+        Raises:
+            PayloadTooLarge: it is longer than this method takes.
+            UnknownField, InvalidRequest: as ``protobuf_walk.check``.
+        """
+        if len(data) > self._max_bytes:
+            raise PayloadTooLarge(
+                f"the message has {len(data)} bytes; the limit of this method is {self._max_bytes}. Send less"
+            )
+        check(data, self._plan, self._limits)
+        try:
+            return self._kind.FromString(data)
+        except DecodeError:  # a text that is not UTF-8
+            raise InvalidRequest(
+                f"the message is no valid {self._kind.DESCRIPTOR.name}; encode it with the published .proto files, and "
+                "texts as UTF-8"
+            ) from None
+
+    def id_of(self, data: bytes) -> str:
+        """Return the caller's name of a request that may be refused, cut to what is echoed."""
+        return id_of(data, self._plan, self._limits)[:MAX_ID_CHARS]
+
+
+def is_cancelled(requests: object) -> bool:
+    """Whether the client has gone, as far as the stream can say (Ray Serve's can)."""
+    gone = getattr(requests, "is_cancelled", None)
+    return bool(gone and gone())
