@@ -204,6 +204,12 @@ class MethodNotAllowed(ClientError):
     code = "method_not_allowed"
 
 
+class UnsupportedEncoding(ClientError):
+    """A gRPC call whose messages are compressed."""
+
+    code = "unsupported_encoding"
+
+
 class UnknownService(ClientError):
     """No gRPC service of that name is known to the health check."""
 

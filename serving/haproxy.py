@@ -16,10 +16,9 @@ from serving import haproxy_launcher
 from serving.config import ResolvedConfig
 from serving.door_keeper import DoorKeeper
 from serving.errors import NotReady, ServingError, SlowBody
+from serving.haproxy_grpc import grpc_rules
 from serving.ingress.status import grpc_trailers, http_error, message_of, status_of
 
-UNARY_RPCS = ("/vireo.v1.Vireo/Classify", "/inference.GRPCInferenceService/ModelInfer")
-"""Inference calls of which the whole request comes at once. A stream must not be waited for: it may stay open."""
 _HEADERS_TIMEOUT_S = 10
 _EDITS_NAME, _KEEPER_NAME = "edits.sed", "k"
 _AWAY = NotReady("no gateway can be reached now: the system starts, or replaces one. Retry in 1 s", retry_after_s=1.0)
@@ -38,7 +37,7 @@ s|^([[:space:]]*)timeout client .*|&\n\1timeout http-request HEADERS_Ss\n\1error
 /^frontend http_frontend$/,/^(backend|listen|frontend grpc)/{
   s|^([[:space:]]*)bind .*|&\n\1http-request wait-for-body time BODY_MSms if METH_POST|
 }
-s|^([[:space:]]*)bind .* proto h2$|&\n\1http-request wait-for-body time BODY_MSms if { path RPCS }|
+/^[[:space:]]*bind .* proto h2$/r GRPC_RULES
 # What HAProxy says itself has the shape of every other error: Ray's plain texts say neither what is wrong nor when to
 # come back. It has no gateway to ask while the system starts and while the last one is being replaced.
 s~^([[:space:]]*)errorfile (502|503|504) .*~\1errorfile \2 AWAY~
@@ -67,13 +66,14 @@ def write_wrapper(config: ResolvedConfig, folder: Path) -> Path:
     answers: dict[str, object] = {
         "NAME_ANSWER": "http-after-response set-header x-request-id %[var(txn.request_id)]",
         "UNNAMED": "!{ res.hdr(x-request-id) -m found }",
+        "GRPC_RULES": _written(folder / "grpc.rules", "".join(f"    {rule}\n" for rule in grpc_rules(config)).encode()),
         "LATE": _written(folder / "408.http", late_answer(body_timeout_s)),
         "AWAY": _written(folder / "503.http", _http_answer("503 Service Unavailable", _AWAY)),
         "RPC_GONE": _written(folder / "grpc-14.http", _rpc_answer(_AWAY)),
         "RPC_HEADERS": " ".join(f'hdr {name} "{value}"' for name, value in _rpc_headers(_AWAY)),
     }
     text = _EDITS + (_LOOPBACK_EDITS if config.is_loopback else "")
-    values = {"HEADERS_S": _HEADERS_TIMEOUT_S, "BODY_MS": round(1e3 * body_timeout_s), "RPCS": " ".join(UNARY_RPCS)}
+    values = {"HEADERS_S": _HEADERS_TIMEOUT_S, "BODY_MS": round(1e3 * body_timeout_s)}
     edits.write_text(_filled(text, EDITED=haproxy_launcher.EDITED.replace("\n", "\\n"), **values, **answers))
     parts = {"LAUNCHER": haproxy_launcher.__file__, "EDITS": edits, "KEEPER": folder / _KEEPER_NAME}
     script.write_text(_filled(_SCRIPT, PYTHON=sys.executable, BINARY=get_haproxy_binary(), **parts))

@@ -83,6 +83,13 @@ class Authenticator:
         return found
 
 
+def missing_key() -> Unauthenticated:
+    """Return the error of a call without a key where there are keys."""
+    return Unauthenticated(
+        "API key is missing; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'", param="authorization"
+    )
+
+
 def _several(digests: str | Sequence[str]) -> Sequence[str]:
     return (digests,) if isinstance(digests, str) else digests
 
@@ -101,9 +108,7 @@ def _presented_key(authorization: str | None, x_api_key: str | None) -> str:
         raise Unauthenticated("authorization and x-api-key carry different keys; send one of them", param="x-api-key")
     key = bearer if bearer is not None else x_api_key
     if not key:
-        raise Unauthenticated(
-            "API key is missing; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'", param="authorization"
-        )
+        raise missing_key()
     if len(key) > MAX_KEY_CHARS or not key.isascii():
         raise Unauthenticated(
             f"API key is not ASCII or longer than {MAX_KEY_CHARS} characters; check it", param="authorization"

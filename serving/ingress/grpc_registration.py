@@ -49,6 +49,11 @@ def path_of(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
+def is_unary(method: MethodDescriptor) -> bool:
+    """Whether the request of a call is one message."""
+    return not method.client_streaming
+
+
 def needs_key(method: MethodDescriptor) -> bool:
     """Whether only callers with an API key may call it, where there are keys."""
     return method.full_name not in _KEYLESS

@@ -69,6 +69,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.UnknownPath: Status(404, StatusCode.UNIMPLEMENTED),
         errors.UnknownService: Status(404, StatusCode.NOT_FOUND),
         errors.MethodNotAllowed: Status(405, StatusCode.UNIMPLEMENTED),
+        errors.UnsupportedEncoding: Status(415, StatusCode.UNIMPLEMENTED),
         errors.Unauthenticated: Status(401, StatusCode.UNAUTHENTICATED),
         errors.Forbidden: Status(403, StatusCode.PERMISSION_DENIED),
         errors.FeatureNotAllowed: Status(403, StatusCode.PERMISSION_DENIED),

@@ -37,6 +37,7 @@ CODES = {
     "ImageFetchFailed": "image_fetch_failed",
     "PayloadTooLarge": "payload_too_large",
     "TooManyImages": "too_many_images",
+    "UnsupportedEncoding": "unsupported_encoding",
     "UnsupportedField": "unsupported_field",
     "UnsupportedVideo": "unsupported_video_setting",
     "IdempotencyKeyReused": "idempotency_key_reused",

