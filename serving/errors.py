@@ -22,6 +22,7 @@
     │   ├── VideoFailed              the job has ended without a clip
     │   ├── RangeNotSatisfiable      a part of a file that it does not have
     │   ├── UnknownPath / MethodNotAllowed
+    │   ├── UnsupportedEncoding      compressed messages over gRPC
     │   ├── UnknownService           asked of grpc.health.v1
     │   ├── SlowBody                 the body did not arrive in time
     │   ├── Unauthenticated          no key, or a wrong one

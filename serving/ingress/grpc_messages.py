@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
+from contextlib import suppress
 from typing import Generic, TypeAlias, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor
@@ -37,31 +37,41 @@ class Reader(Generic[Request]):
         """Return the one request of a unary call.
 
         Raises:
-            SlowBody: it did not come in time.
+            SlowBody: it was not there to its end in time.
             Cancelled: the client went away.
-            PayloadTooLarge, InvalidRequest: as ``parse``.
+            PayloadTooLarge, InvalidRequest: as ``parse``, or there is not exactly one.
         """
-        async with aclosing(self.each(requests)) as parsed:
-            async for request in parsed:
-                return request
+        first, num_received = b"", 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                async for data in requests:  # to the end: gRPC holds the last message until it is asked for another
+                    first, num_received = first or data, num_received + 1
+        except TimeoutError:
+            raise self._late() from None
+        if num_received == 1:
+            return self.parse(first)
         if is_cancelled(requests):
             raise Cancelled("the client went away before it had sent its message")
-        raise InvalidRequest(f"the call has no message; send a {self._kind.DESCRIPTOR.name}")
+        raise InvalidRequest(f"the call has {num_received} messages; send one {self._kind.DESCRIPTOR.name}")
 
     async def each(self, requests: RawRequests) -> AsyncGenerator[Request, None]:
         """Yield the requests of a stream that is not left open. Raises: SlowBody, and as ``parse``."""
-        timeout_s, received = self._limits.body_timeout_s, aiter(requests)
-        while True:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    data = await anext(received, None)
-            except TimeoutError:
-                raise SlowBody(
-                    f"the message did not arrive in {timeout_s:g} s, the limit; send it faster, or less"
-                ) from None
-            if data is None:
-                return
-            yield self.parse(data)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._limits.body_timeout_s):
+                        data = await anext(aiter(requests), None)
+                except TimeoutError:
+                    raise self._late() from None
+                if data is None:
+                    return
+                yield self.parse(data)
+        finally:
+            await let_go(requests)
+
+    def _late(self) -> SlowBody:
+        timeout_s = self._limits.body_timeout_s
+        return SlowBody(f"the message did not arrive in {timeout_s:g} s, the limit; send it faster, or less")
 
     def parse(self, data: bytes) -> Request:
         """Return a request.
@@ -86,6 +96,17 @@ class Reader(Generic[Request]):
     def id_of(self, data: bytes) -> str:
         """Return the caller's name of a request that may be refused, cut to what is echoed."""
         return id_of(data, self._plan, self._limits)[:MAX_ID_CHARS]
+
+
+async def let_go(requests: RawRequests) -> None:
+    """Have gRPC forget the last message of a stream that is not read to its end.
+
+    Its generator stands where it gave the message out, in a cycle of references: megabytes would stay until the garbage
+    collector comes by. Asked for another message and cancelled, it ends.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout(0):
+            await anext(aiter(requests))
 
 
 def is_cancelled(requests: object) -> bool:

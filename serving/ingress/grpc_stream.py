@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any, TypeVar
 
-from serving.ingress.grpc_messages import is_cancelled
+from serving.ingress.grpc_messages import is_cancelled, let_go
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -48,3 +48,4 @@ async def answer_stream(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await let_go(requests)

