@@ -98,7 +98,7 @@ class Reader(Generic[Request]):
         return id_of(data, self._plan, self._limits)[:MAX_ID_CHARS]
 
 
-async def let_go(requests: RawRequests) -> None:
+async def let_go(requests: AsyncIterable[object]) -> None:
     """Have gRPC forget the last message of a stream that is not read to its end.
 
     Its generator stands where it gave the message out, in a cycle of references: megabytes would stay until the garbage
