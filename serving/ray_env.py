@@ -24,6 +24,8 @@ from serving.haproxy import build_keeper, write_wrapper
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
 
+NO_COMPRESSION = "serving.ingress.grpc_registration.take_no_compression"
+
 _REPLICA_PORTS = (25_000, 32_700)
 """Gateway replicas listen here, behind HAProxy: below the ports that Linux deals out for outgoing connections."""
 _BLOCK = 140
@@ -55,7 +57,7 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.settings.limits.max_body_bytes),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(config.settings.limits.max_body_bytes),
         # Called before gateways and Ray's own proxies start their gRPC servers.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.ingress.grpc_registration.take_no_compression",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": NO_COMPRESSION,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.settings.drain_s),
         # A gateway that dies before it answered is retried on another one, while the request is still in the
         # proxy's buffer. Every path of today is idempotent (docs/decisions/0004).

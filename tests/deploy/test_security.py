@@ -19,7 +19,9 @@ import pytest
 import redis
 import yaml
 
+from serving.config import LimitSettings
 from serving.media import addresses
+from serving.ray_env import NO_COMPRESSION
 from tests.deploy.conftest import REPOSITORY, load_script
 from tests.deploy.render import Manifest, containers_of, ray_containers, render
 
@@ -75,6 +77,8 @@ def test_every_ray_process_gets_the_flags_and_none_keeps_the_cluster_open(rayser
         assert env["RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"] == "1"
         assert env["RAY_AUTH_MODE"] == "token"
         assert env["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(LimitSettings().max_body_bytes)
+        assert env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == NO_COMPRESSION
     assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
 

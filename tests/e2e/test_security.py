@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,9 +11,12 @@ import grpc
 import httpx
 import psutil
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from vireo_pb.oip import open_inference_pb2 as oip
+from vireo_pb.oip import open_inference_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
+from serving.ingress.grpc_registration import SERVICES
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, http_failure, opened
 from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder, wait_until
@@ -167,6 +171,71 @@ def test_grpc_lookup_needs_a_key(rpc: str, stranger: Door, alpha: Door) -> None:
         getattr(stranger.oip, rpc)(request, timeout=10)
     assert failure.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
     assert getattr(alpha.oip, rpc)(request, timeout=10, metadata=alpha.metadata)
+
+
+EMPTY_ELEMENTS = b"\x12\x00" * (30 << 20)
+"""61 KB of gzip, 60 MB of protobuf, gigabytes of objects."""
+
+
+def grpc_ports(system: System) -> list[int]:
+    """The door, and behind it the gateways' own gRPC ports."""
+    pids = {process.pid for process in system.replicas("Gateway")}
+    found = [system.grpc_port]
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid in pids:
+            with grpc.insecure_channel(f"127.0.0.1:{connection.laddr.port}") as channel:
+                try:
+                    open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(
+                        oip.ServerLiveRequest(), timeout=5
+                    )
+                except grpc.RpcError:
+                    continue
+            found.append(connection.laddr.port)
+    assert len(found) >= 2, "a gateway has a port of its own"
+    return found
+
+
+def resident_mib(system: System) -> int:
+    return sum(process.memory_info().rss for process in system.replicas("Gateway")) >> 20
+
+
+@pytest.mark.parametrize(
+    "path", ["/vireo.v1.Vireo/Classify", "/vireo.v1.Vireo/ClassifyStream", "/inference.GRPCInferenceService/ModelInfer"]
+)
+def test_grpc_call_without_a_key_costs_a_gateway_nothing(path: str, strict: System) -> None:
+    """At the door and at the gateways' own ports, to which HAProxy is no wall."""
+    before = resident_mib(strict)
+    for port in grpc_ports(strict):
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)]) as channel:
+            call = channel.unary_unary(path)
+            for compression, expected in (
+                (grpc.Compression.NoCompression, grpc.StatusCode.UNAUTHENTICATED),
+                (grpc.Compression.Gzip, grpc.StatusCode.UNIMPLEMENTED),
+            ):
+                with pytest.raises(grpc.RpcError) as failure:
+                    call(EMPTY_ELEMENTS, timeout=60, compression=compression)
+                assert failure.value.code() is expected, port  # type: ignore[attr-defined]
+    assert resident_mib(strict) < before + 128
+
+
+def test_grpc_refusal_at_the_door_has_the_callers_request_id(stranger: Door) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stranger.oip.ServerMetadata(oip.ServerMetadataRequest(), timeout=10, metadata=(("x-request-id", "mine"),))
+    error = failure.value
+    assert isinstance(error, grpc.Call)
+    told = dict([*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())])
+    assert told["x-request-id"] == "mine"
+    assert json.loads(told["vireo-error-bin"])["code"] == "invalid_api_key"
+
+
+def test_reflection_needs_no_key_and_lists_every_service(strict: System) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    for port in grpc_ports(strict):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=20)
+        listed = {service.name for service in answer.list_services_response.service}
+        assert listed == {service.full_name for service in SERVICES}
 
 
 def test_key_names_the_tenant_in_the_metrics(

@@ -141,6 +141,7 @@ def refused(answer: grpc.aio.AioRpcError | bytes) -> tuple[StatusCode, str]:
     assert isinstance(answer, grpc.aio.AioRpcError), answer
     trailers = {**dict(answer.initial_metadata()), **dict(answer.trailing_metadata())}
     error = json.loads(trailers["vireo-error-bin"])
+    assert trailers["x-request-id"]
     assert error["message"] == answer.details()
     return answer.code(), error["code"]
 

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import httpx
-import psutil
 
 from tests.benchmarks.faults.harness import Figures, Start, gateways, memory_of, watched
 from tests.support.media_files import encode, gradient
@@ -24,18 +25,17 @@ KEY = "key-of-the-victim"
 NUM_CALLS = 8
 BOMB = b"\x12\x00" * (30 << 20)
 METHODS = ("/vireo.v1.Vireo/Classify", "/vireo.v1.Vireo/Chat", "/inference.GRPCInferenceService/ModelInfer")
-MAX_GROWTH_BYTES = 12 << 30
-"""A gateway that wants more gets none, for the sake of the machine."""
+MAX_PROCESS_BYTES = 16 << 30
+"""Address space. A process that wants more gets none, for the sake of the machine."""
 
 
 def measure(start: Start) -> Figures:
     """Watch one tenant's calls over HTTP, and the memory of the gateways, while the stranger calls."""
     tenants = [{"name": "victim", "api_key_sha256": [hashlib.sha256(KEY.encode()).hexdigest()]}]
-    with start("gateway.replicas=1", tenants=tenants) as system:
+    with _bounded_memory(), start("gateway.replicas=1", tenants=tenants) as system:
         call = _classify(system)
         for _ in range(20):
             call()
-        _bound_memory(system)
         with watched(call) as calm:
             time.sleep(3.0)
         with memory_of(lambda: gateways(system)) as memory, watched(call) as seen:
@@ -57,10 +57,15 @@ def _classify(system: System) -> Callable[[], object]:
     return lambda: client.post("/v1/classify", data={"model": MODEL}, files=files).raise_for_status()
 
 
-def _bound_memory(system: System) -> None:
-    for process in gateways(system):
-        limit = process.memory_info().vms + MAX_GROWTH_BYTES
-        process.rlimit(psutil.RLIMIT_AS, (limit, limit))
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """For whatever is started meanwhile, each process by itself."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_PROCESS_BYTES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _attack(address: str) -> list[str]:

@@ -17,7 +17,7 @@ from serving.ingress.grpc_health import MAX_WATCHES, SERVICES
 from serving.ingress.oip_tensors import OUTPUT_NAMES
 from serving.ingress.openapi import openapi_document
 from serving.ingress.status import TABLE
-from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
+from serving.limits import MAX_SMALL_BYTES, MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
 
 PAGE = Path(__file__).parents[4] / "docs" / "api.md"
@@ -87,6 +87,9 @@ def test_every_rpc_is_documented() -> None:
 def test_numbers_and_names_in_the_text_are_those_of_the_code() -> None:
     assert f"at most {MAX_TYPED_ELEMENTS:,} elements" in TEXT
     assert f"At most {MAX_WATCHES} at a time" in TEXT
+    assert f"at most {IngressLimits().max_message_fields:,}\nfields" in TEXT
+    assert f"everything else of {MAX_SMALL_BYTES >> 10} KiB" in TEXT
+    assert f"`GenerateVideo` of {IngressLimits().max_prompt_bytes >> 20} MiB" in TEXT
     assert all(f"`{name}`" in TEXT for name in (*OUTPUT_NAMES, *SERVICES[1:]))
 
 
