@@ -24,7 +24,8 @@ class IngressLimits:
     max_top_k: int = 1000
     max_header_value_bytes: int = 4096
     max_stream_in_flight: int = 64
-    """Requests of one bidirectional stream that may be unanswered at a time; reading pauses beyond."""
+    """Requests of one bidirectional stream that may be unanswered at a time; reading pauses beyond, and while they have
+    ``max_body_bytes`` together."""
     body_timeout_s: float = 30.0
     max_bytes_per_image: int = 20 << 20
     """Of chat, counted before anything is decoded; the same as the media limit of that name."""

@@ -337,8 +337,11 @@ class GrpcMethods(ChatMethods, VideoMethods):
         except Exception as error:
             call.fail(call.known(error))
             return
-        limit = self._grpc_front.limits.max_stream_in_flight
-        async with aclosing(answer_stream(requests, lambda data: answer(call, data), limit)) as responses:
+        limits = self._grpc_front.limits
+        answers = answer_stream(
+            requests, lambda data: answer(call, data), limits.max_stream_in_flight, limits.max_body_bytes
+        )
+        async with aclosing(answers) as responses:
             async for response in responses:
                 yield response
 
