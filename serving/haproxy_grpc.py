@@ -30,14 +30,8 @@ def grpc_rules(config: ResolvedConfig) -> Iterator[str]:
     keyless = [method for service in SERVICES for method in methods_of(service) if not needs_key(method)]
     yield f"acl vireo_keyless path {' '.join(map(path_of, keyless))}"
     yield f"acl vireo_keyless_unary path {' '.join(path_of(method) for method in keyless if is_unary(method))}"
-    yield "http-request set-var(txn.request_id) req.hdr(x-request-id)"  # the caller's, if it may be echoed (`front`)
-    yield "http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m reg ^[A-Za-z0-9._-]{1,128}$ }"
-    # Of answers that have their status in front; a gateway's has it, and its id, among the trailers. HAProxy leaves out
-    # the type of an answer without content, which clients then take for no gRPC.
-    yield "acl vireo_told res.hdr(grpc-status) -m found"
-    yield "acl vireo_has_id res.hdr(x-request-id) -m found"
-    yield "http-after-response set-header x-request-id %[var(txn.request_id)] if vireo_told !vireo_has_id"
-    yield "http-after-response set-header content-type application/grpc if vireo_told"
+    # HAProxy leaves out the type of an answer without content, which clients then take for no gRPC.
+    yield "http-after-response set-header content-type application/grpc if { res.hdr(grpc-status) -m found }"
     yield "acl vireo_plain req.fhdr_cnt(grpc-encoding) eq 0"
     yield "acl vireo_plain req.fhdr(grpc-encoding) -m str identity"
     yield (
@@ -63,13 +57,17 @@ _NOT_OURS = UnknownPath("no such method is served here; server reflection lists 
 _LONG = PayloadTooLarge(f"the message has more than {MAX_SMALL_BYTES} bytes, the limit of this method. Send less")
 
 
-def _answer(error: ServingError) -> str:
-    status, _name = status_of(error).grpc.value
+def told_in_front(error: ServingError) -> list[tuple[str, str]]:
+    """Return the headers of a gRPC answer without a message: its status and trailers."""
     trailers = [
         (name, b64encode(value).decode() if isinstance(value, bytes) else value) for name, value in grpc_trailers(error)
     ]
-    fields = [("grpc-status", str(status)), ("grpc-message", message_of(error)), *trailers]
-    headers = " ".join(f"hdr {name} {_quoted(value)}" for name, value in fields)
+    status, _name = status_of(error).grpc.value
+    return [("grpc-status", str(status)), ("grpc-message", message_of(error)), *trailers]
+
+
+def _answer(error: ServingError) -> str:
+    headers = " ".join(f"hdr {name} {_quoted(value)}" for name, value in told_in_front(error))
     return f"http-request return status 200 {headers}"
 
 
