@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tests.benchmarks.common import RESULTS, ROOT, markdown_table, provenance, write_results
+from tests.benchmarks.common import RESULTS, ROOT, commit, markdown_table, provenance, write_results
 from tests.benchmarks.faults.harness import Figures, Scenario, starter
 
 BEFORE = "02528ce"
@@ -54,7 +55,7 @@ def _earlier(folder: Path) -> dict[str, Any]:
 
 def _run(name: str, before: str) -> dict[str, Any]:
     scenario = cast(Scenario, importlib.import_module(f"tests.benchmarks.faults.{name}"))
-    row: dict[str, Any] = {"title": scenario.TITLE}
+    row: dict[str, Any] = {"title": scenario.TITLE, "commit": commit(), "load": round(os.getloadavg()[0], 2)}
     if before != "none":
         with _checked_out(before) as root:
             row["before"] = _told(name, "before", scenario.measure(starter(root)))
@@ -68,10 +69,10 @@ def _told(name: str, side: str, figures: Figures) -> Figures:
 
 
 @contextmanager
-def _checked_out(commit: str) -> Iterator[Path]:
+def _checked_out(revision: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="v") as folder:
         root = Path(folder) / "before"
-        _git("worktree", "add", "--detach", "--force", str(root), commit)
+        _git("worktree", "add", "--detach", "--force", str(root), revision)
         try:
             yield root
         finally:
@@ -88,7 +89,9 @@ def _table(rows: dict[str, Any]) -> str:
         for row in rows.values()
         for figure, after in row["after"].items()
     ]
-    return markdown_table(["fault", "figure", "before", "after"], cells)
+    runs = [[row["title"], row.get("commit"), row.get("load")] for row in rows.values()]
+    table = markdown_table(["fault", "figure", "before", "after"], cells)
+    return f"{table}\n\n{markdown_table(['fault', 'commit of the side after', 'load before the run'], runs)}"
 
 
 if __name__ == "__main__":
