@@ -114,11 +114,13 @@ async def _text(pieces: list[bytes]) -> str:
         if num_bytes <= _MAX_ESCAPED_BYTES:
             text: str = json.loads(f'"{b"".join(pieces).decode()}"')
             return text
-        if any(b"\\" in piece for piece in pieces):
-            pieces = [b"".join(pieces).replace(b"\\/", b"/")]  # as some clients write slashes
-        parts = []
+        parts, held = [], b""
         for piece in pieces:
-            parts.append(piece.decode("ascii"))
+            whole, held = _without_half_an_escape(held + piece)
+            whole = whole.replace(b"\\/", b"/")  # as some clients write slashes
+            if b"\\" in whole:
+                raise ValueError("no other escape is read at this length")
+            parts.append(whole.decode("ascii"))
             if len(parts) % _PIECES_AT_A_TIME == 0:
                 await asyncio.sleep(0)
         return "".join(parts)
@@ -126,6 +128,11 @@ async def _text(pieces: list[bytes]) -> str:
         raise InvalidRequest(
             f"body holds a string of {num_bytes} bytes that is neither base64 nor valid JSON; correct it", param=BODY
         ) from None
+
+
+def _without_half_an_escape(data: bytes) -> tuple[bytes, bytes]:
+    """Split off a backslash at the end, whose other half is in the next piece. No string ends with one."""
+    return (data[:-1], data[-1:]) if data.endswith(b"\\") else (data, b"")
 
 
 def load_object(text: bytes, max_values: int, what: str, max_bytes: int = _EMBEDDED_BYTES) -> dict[str, Any]:

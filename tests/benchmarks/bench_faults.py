@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests.benchmarks.common import RESULTS, ROOT, commit, markdown_table, provenance, write_results
-from tests.benchmarks.faults.harness import Figures, Scenario, starter
+from tests.benchmarks.faults.harness import Figures, Scenario, Start
 
 BEFORE = "02528ce"
 """The last commit before these faults were mended."""
@@ -58,8 +58,8 @@ def _run(name: str, before: str) -> dict[str, Any]:
     row: dict[str, Any] = {"title": scenario.TITLE, "commit": commit(), "load": round(os.getloadavg()[0], 2)}
     if before != "none":
         with _checked_out(before) as root:
-            row["before"] = _told(name, "before", scenario.measure(starter(root)))
-    row["after"] = _told(name, "after", scenario.measure(starter(ROOT)))
+            row["before"] = _told(name, "before", scenario.measure(Start(root)))
+    row["after"] = _told(name, "after", scenario.measure(Start(ROOT)))
     return row
 
 

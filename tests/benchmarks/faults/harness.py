@@ -19,12 +19,15 @@ Figures: TypeAlias = Mapping[str, float | int | str | None]
 """Column to figure; None where this side has none."""
 
 
-class Start(Protocol):
-    """Starts a system of one side; see ``running_system``."""
+@dataclass(frozen=True)
+class Start:
+    """Starts systems of one side: of the working tree ``root``."""
+
+    root: Path
 
     def __call__(self, *settings: str, tenants: Sequence[Mapping[str, Any]] = ()) -> AbstractContextManager[System]:
-        """Give it over when it is ready, take it down afterwards."""
-        ...
+        """Give one over when it is ready, take it down afterwards; see ``running_system``."""
+        return running_system(*settings, tenants=tenants, root=self.root)
 
 
 class Scenario(Protocol):
@@ -36,15 +39,6 @@ class Scenario(Protocol):
     def measure(self, start: Start) -> Figures:
         """Commit the fault against one side and say what it did to others."""
         ...
-
-
-def starter(root: Path) -> Start:
-    """Return what starts systems of the working tree ``root``."""
-
-    def start(*settings: str, tenants: Sequence[Mapping[str, Any]] = ()) -> AbstractContextManager[System]:
-        return running_system(*settings, tenants=tenants, root=root)
-
-    return start
 
 
 @dataclass

@@ -22,7 +22,8 @@ _ITEMS = 263_000
 """Just what the old bound on commas let through."""
 
 
-def _bodies() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
+def bodies() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
+    """Name, and (path, content type, body) of one or more requests."""
     tensor = b'{"inputs":[{"name":"PIXELS","datatype":"FP32","shape":[1,295,296,3],"data":[%b]}]}'
     image = b"A" * (24 << 20)
     yield "59 MB of lists", [(_INFER, _JSON, b'{"inputs":[' + (b"[" * 112 + b"]" * 112 + b",") * _ITEMS + b"1]}")]
@@ -42,9 +43,9 @@ def measure(start: Start) -> Figures:
         call = partial(_healthy, victim)
         for _ in range(20):
             call()
-        for name, bodies in _bodies():
+        for name, group in bodies():
             with memory_of(partial(gateways, system)) as memory, watched(call, every_s=0.005) as seen:
-                _send(system, bodies)
+                _send(system, group)
             figures[f"{name}: victim's worst call, ms"] = seen.worst_ms
             figures[f"{name}: memory, MiB"] = memory.growth
     return figures
@@ -54,8 +55,8 @@ def _healthy(client: httpx.Client) -> None:
     client.get("/healthz").raise_for_status()
 
 
-def _send(system: System, bodies: list[tuple[str, str, bytes]]) -> None:
+def _send(system: System, group: list[tuple[str, str, bytes]]) -> None:
     with httpx.Client(base_url=system.http_url, timeout=120.0) as client:
-        for path, kind, body in bodies:
+        for path, kind, body in group:
             with suppress(httpx.HTTPError):  # refused while it was still being sent
                 client.post(path, content=body, headers={"content-type": kind} if kind else {})

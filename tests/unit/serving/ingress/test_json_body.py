@@ -135,6 +135,19 @@ async def test_long_string_that_is_no_json_is_refused(reader: JsonReader, string
         await parse(reader, b'{"a": "' + string + b'"}')
 
 
+@pytest.mark.parametrize("offset", range(3))
+async def test_slashes_of_a_very_long_string_are_read_wherever_a_piece_ends(reader: JsonReader, offset: int) -> None:
+    image = "A" * offset + "/+ab" * 900_000
+    body = json.dumps({"a": image}).encode().replace(b"/", b"\\/")
+    assert len(body) > 4 << 20
+    assert (await parse(reader, body))["a"] == image
+
+
+async def test_no_other_escape_of_a_very_long_string_is_read(reader: JsonReader) -> None:
+    with pytest.raises(InvalidRequest, match="neither base64 nor valid JSON"):
+        await parse(reader, b'{"a": "' + b'\\"' * (2 << 20) + b'"}')
+
+
 async def test_long_name_is_refused(reader: JsonReader) -> None:
     with pytest.raises(InvalidRequest, match="name of a field is far too long"):
         await parse(reader, b'{"' + b"a" * (2 * PIECE_BYTES) + b'": 1}')
