@@ -9,8 +9,6 @@ import os
 import random
 import secrets
 import shutil
-import socket
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -26,8 +24,9 @@ _MAX_RUN_DIR_BYTES = 36
 
 NO_COMPRESSION = "serving.ingress.grpc_registration.take_no_compression"
 
-_REPLICA_PORTS = (25_000, 32_700)
-"""Gateway replicas listen here, behind HAProxy: below the ports that Linux deals out for outgoing connections."""
+_PORTS = (25_000, 32_700)
+"""Where gateway replicas and Ray's own listen: below the ports that Linux deals out for outgoing connections, one of
+which could take a port between now and the moment at which it is bound."""
 _BLOCK = 140
 """Ports for one protocol of one system: more than twice ``gateway.replicas``, for replacements."""
 
@@ -89,8 +88,9 @@ def _ports() -> dict[str, str]:
     ``so_reuseport`` as text, which gRPC ignores. Two systems then share a port, and the kernel deals out the calls.
     """
     names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
-    single = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, _free_ports(len(names)), strict=True)}
-    blocks = zip(("HTTP", "GRPC"), _free_blocks(2), strict=True)
+    own, *others = _free_blocks(3)
+    single = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, own, strict=False)}
+    blocks = zip(("HTTP", "GRPC"), others, strict=True)
     replicas = {
         f"RAY_SERVE_DIRECT_INGRESS_{bound}_{protocol}_PORT": str(port)
         for protocol, block in blocks
@@ -150,20 +150,12 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
 def _free_blocks(count: int) -> list[range]:
     """Blocks of ports on which nobody listens, in random order: two systems may be starting at a time."""
-    blocks = [range(start, start + _BLOCK) for start in range(*_REPLICA_PORTS, _BLOCK)]
+    blocks = [range(start, start + _BLOCK) for start in range(*_PORTS, _BLOCK)]
     random.SystemRandom().shuffle(blocks)
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr}
     free = [block for block in blocks if taken.isdisjoint(block)][:count]
     if len(free) < count:
-        raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_REPLICA_PORTS}: stop what listens there")
+        raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_PORTS}: stop what listens there")
     return free

@@ -57,8 +57,17 @@ def test_replica_ports_are_blocks_in_which_nobody_listens(tmp_path: Path) -> Non
             assert listener.getsockname()[1] not in [*http, *grpc]
 
 
+def test_no_port_is_one_that_an_outgoing_connection_may_take_before_it_is_bound(tmp_path: Path) -> None:
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    environment = ray_env.ray_environment(config(tmp_path))
+    ports = {name: int(value) for name, value in environment.items() if name.endswith("_PORT")}
+    assert len(ports) == 8
+    assert len(set(ports.values())) == 8
+    assert max(ports.values()) <= min(first_outgoing, 32_768)
+
+
 def test_no_free_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_env, "_REPLICA_PORTS", (25_000, 25_100))
+    monkeypatch.setattr(ray_env, "_PORTS", (25_000, 25_100))
     with pytest.raises(ConfigError, match="free ports"):
         ray_env.ray_environment(config(tmp_path))
 
