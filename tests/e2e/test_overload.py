@@ -13,6 +13,7 @@ import grpc
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.config import GatewaySettings
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.system import MODEL, System, wait_until
@@ -21,6 +22,8 @@ from tests.unit.serving.ingress.clients import Ask, vireo_message
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 MAX_IN_FLIGHT = 4
+CALLS_ON_THE_WAY = GatewaySettings().calls_in_flight
+"""Each with one image in these tests: an idle dispatcher sends at once."""
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def test_http_client_that_leaves_frees_its_slot(
             for connection in sockets:
                 connection.close()
             wait_until(lambda: strict.in_flight() == 0, "all slots free, while the replica hangs")
-    check_nothing_was_run(strict, alpha, exits, new_picture)
+    check_none_that_waited_was_run(strict, alpha, exits, new_picture)
 
 
 def send_classify(door: Door, picture: bytes) -> socket.socket:
@@ -99,11 +102,16 @@ def send_classify(door: Door, picture: bytes) -> socket.socket:
     return connection
 
 
-def check_nothing_was_run(strict: System, alpha: Door, exits: float, new_picture: Callable[[], Picture]) -> None:
-    """After the replica goes on: one request is answered, and it is the only one that the engine has seen."""
+def check_none_that_waited_was_run(
+    strict: System, alpha: Door, exits: float, new_picture: Callable[[], Picture]
+) -> None:
+    """After the replica goes on: one request is answered, and none of those that waited at the gateway has been run.
+
+    The calls that were on their way when the replica was held may be begun before it reads that their callers left.
+    """
     assert SURFACES["http_json"](alpha, Ask([new_picture()[0]], model=MODEL)).error is None
     now = wait_until(lambda: (n := strict.metrics().total("vireo_exits_total")) > exits and n, "the answer's exit")
-    assert now == exits + 1
+    assert now <= exits + 1 + CALLS_ON_THE_WAY
 
 
 def test_cancelled_grpc_call_frees_its_slot(strict: System, alpha: Door, new_picture: Callable[[], Picture]) -> None:
@@ -123,7 +131,7 @@ def test_cancelled_grpc_call_frees_its_slot(strict: System, alpha: Door, new_pic
             for call in calls:
                 call.cancel()
             wait_until(lambda: strict.in_flight() == 0, "all slots free, while the replica hangs")
-    check_nothing_was_run(strict, alpha, exits, new_picture)
+    check_none_that_waited_was_run(strict, alpha, exits, new_picture)
 
 
 def test_stream_whose_client_leaves_frees_everything(
@@ -144,4 +152,4 @@ def test_stream_whose_client_leaves_frees_everything(
         stream.cancel()
         wait_until(lambda: strict.in_flight() == 0, "all slots free, while the replica hangs")
     go_on.set()
-    check_nothing_was_run(strict, alpha, exits, new_picture)
+    check_none_that_waited_was_run(strict, alpha, exits, new_picture)
