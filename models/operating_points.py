@@ -1,6 +1,6 @@
 """The operating-point table beside a checkpoint: its shape, reading it, checking it. Free of torch.
 
-Written by ``vireo calibrate`` (``models.dyn_perceiver.calibrate``), never by hand. Strict JSON: no NaN, no infinity.
+Written by ``vireo calibrate``, never by hand. Strict JSON: no NaN, no infinity.
 """
 
 from __future__ import annotations

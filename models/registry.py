@@ -1,17 +1,81 @@
-"""The models Vireo knows: one frozen entry per model id, with everything a checkpoint needs to be run right.
+"""Every model family that this installation knows, and the way from a model id to its variant.
 
-Free of torch on purpose: decode workers, gateways and the command line read it without paying for the import.
+Families come from the table below and from the entry-point group ``vireo.families``, so that another distribution can
+bring one: its entry point names a ``Family``, and it is trusted like any package that is installed. Free of torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from models.texthawk2.tiling import TOKENS_PER_TILE, TilingLimits, num_tiles
+from models.contract import Family, LazyRef, Variant
+from models.families.texthawk2.tiling import TOKENS_PER_TILE, TilingLimits, num_tiles
+
+GROUP = "vireo.families"
+
+BUILT_IN: Mapping[str, LazyRef] = MappingProxyType({})
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """All families by name. Read once a process; ``families.cache_clear()`` reads them again.
+
+    Raises: ValueError: two distributions bring one name or one variant id, or an entry point is not a Family.
+    """
+    found: dict[str, Family] = {}
+    references = list(BUILT_IN.items())
+    references += [(point.name, LazyRef(point.value)) for point in sorted(entry_points(group=GROUP))]
+    for name, reference in references:
+        family = reference.load()
+        if not isinstance(family, Family) or family.name != name:
+            raise ValueError(
+                f"{reference.target} in group {GROUP} is not the family {name!r}; it must be a Family of that name"
+            )
+        if name in found:
+            raise ValueError(f"family {name!r} is there twice; {reference.target} is the second")
+        found[name] = family
+    _check_unique(found)
+    return MappingProxyType(found)
+
+
+def _check_unique(found: Mapping[str, Family]) -> None:
+    owners: dict[str, str] = {}
+    for family in found.values():
+        for variant in family.variants:
+            if (other := owners.setdefault(variant.id, family.name)) != family.name:
+                raise ValueError(f"variant {variant.id!r} is there twice, of {other} and {family.name}")
+
+
+def find(model_id: str) -> tuple[Family, Variant]:
+    """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family.
+
+    Raises: ValueError: the id is unknown; the message lists the known ones.
+    """
+    for family in families().values():
+        for variant in family.variants:
+            if variant.id == model_id:
+                return family, variant
+    name, colon, rest = model_id.partition(":")
+    family_or_none = families().get(name) if colon else None
+    if family_or_none is not None and family_or_none.resolve is not None:
+        return family_or_none, family_or_none.resolve.load()(rest)
+    raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}")
+
+
+def known_ids(task: str | None = None) -> tuple[str, ...]:
+    """Ids of all listed variants, and ``family:...`` for each open family. ``task``: those that are for it alone."""
+    chosen = [family for family in families().values() if task is None or task in family.tasks]
+    listed = [variant.id for family in chosen for variant in family.variants]
+    return (*listed, *(f"{family.name}:..." for family in chosen if family.resolve is not None))
+
+
+# -- the three specs of before, until their families are ported ------------------------------------------------------
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -16,7 +16,7 @@ run() {
     local name=$1 module=$2
     shift 2
     [ -f "$WORK/$name.done" ] && return
-    "$PYTHON" -m "models.texthawk2.training.$module" --threads "$THREADS" "$@"
+    "$PYTHON" -m "models.training.texthawk2.$module" --threads "$THREADS" "$@"
     touch "$WORK/$name.done"
 }
 
@@ -29,5 +29,5 @@ stage answers 1500 --from "$WORK" --freeze tower --tiles 44 --dense-tiles 16 --t
 stage small 3000 --from "$WORK" --tiles 40 --dense-tiles 12 --tiles-per-image 1 --lr 1e-3 --tower-lr 3e-4 --final 0.4
 stage all 3000 --from "$WORK" --tiles 40 --dense-tiles 8 --lr 4e-4 --tower-lr 2e-4 --final 0.03
 
-"$PYTHON" -m models.texthawk2.training.export "$WORK" "$OUT"
-"$PYTHON" -m models.texthawk2.card "$OUT"
+"$PYTHON" -m models.training.texthawk2.export "$WORK" "$OUT"
+"$PYTHON" -m models.training.texthawk2.card "$OUT"

@@ -16,7 +16,7 @@ export OMP_NUM_THREADS=1
 scaled() { awk "BEGIN { print $1 * $scale }"; }
 whole() { awk "BEGIN { n = int($1 * $scale); print n < $2 ? $2 : n }"; }
 stage() {
-  [ -f "$out/done-$1" ] || "$python" -m "models.vdit.training.$2" --out "$out" "${@:3}"
+  [ -f "$out/done-$1" ] || "$python" -m "models.training.vdit.$2" --out "$out" "${@:3}"
   touch "$out/done-$1"
 }
 
@@ -27,8 +27,8 @@ stage latents latents_stage --shards "$(whole 24 1)" --two 0.2
 stage long latents_stage --frames 61 --first 100 --shards "$(whole 4 1)" --two 0.2
 stage teacher dit_stage --minutes "$(scaled 120)"
 stage student distil_stage --minutes "$(scaled 30)"
-"$python" -m models.vdit.training.export --out "$out" --to "$to"
-"$python" -m models.vdit.evaluate "$to" --count "$(whole 50 2)" --two-count "$(whole 10 2)"
-"$python" -m models.vdit.card "$to" --training "$out"
-"$python" -m serving.video.calibrate vdit-nano --checkpoint "$to"
+"$python" -m models.training.vdit.export --out "$out" --to "$to"
+"$python" -m models.training.vdit.evaluate "$to" --count "$(whole 50 2)" --two-count "$(whole 10 2)"
+"$python" -m models.training.vdit.card "$to" --training "$out"
+"$python" -m serving.tasks.videos.calibrate vdit-nano --checkpoint "$to"
 rm -f "$to/samples.npz" # large, and only the card needs it

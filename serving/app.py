@@ -21,19 +21,19 @@ from serving.config import (
     resolve,
     threads_for,
 )
-from serving.deployments.classifier import Classifier
-from serving.deployments.video import VideoGenerator
-from serving.deployments.vlm import Vlm
-from serving.engines.chat.vllm_options import engine_environment
+from serving.delivery.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, PlainRouter
 from serving.gateway import Gateway
-from serving.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, PlainRouter
+from serving.replica.chat.deployment import Vlm
+from serving.replica.chat.vllm_options import engine_environment
+from serving.replica.staged.deployment import Classifier
+from serving.replica.video.deployment import VideoGenerator
 
 GATEWAY = "Gateway"
 GRPC_SERVICERS = (
-    "serving.ingress.grpc_registration.add_vireo_to_server",
-    "serving.ingress.grpc_registration.add_inference_to_server",
-    "serving.ingress.grpc_registration.add_health_to_server",
-    "serving.ingress.grpc_registration.add_reflection_to_server",
+    "serving.front.grpc.registration.add_vireo_to_server",
+    "serving.front.grpc.registration.add_inference_to_server",
+    "serving.front.grpc.registration.add_health_to_server",
+    "serving.front.grpc.registration.add_reflection_to_server",
 )
 """What `serve` needs to know to open the gRPC port; deploy/serve-config.yaml repeats them."""
 

@@ -44,7 +44,7 @@
             └── StoreFull            it answers, and refuses to write for want of room
 
 Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
-them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/ingress/status.py`` only.
+them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/front/status.py`` only.
 ``ConfigError`` stands apart: it is raised at start-up and never travels to a client.
 """
 

@@ -1,7 +1,7 @@
 """The Gateway node: the Ray Serve ingress deployment. HTTP and gRPC come in here, behind HAProxy.
 
 It owns what the front door needs, one of each per replica: decode workers, the Redis client, and a dispatcher per
-served model. Policy lives in ``serving.classify``; this file only puts the pieces together and takes them apart.
+served model. Policy lives in the tasks' services; this file only puts the pieces together and takes them apart.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serving.config import ResolvedConfig
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_methods import GrpcMethods
-from serving.ingress.json_body import JsonReader
+from serving.front.auth import Authenticator
+from serving.front.grpc.methods import GrpcMethods
+from serving.front.http.json_body import JsonReader
 from serving.limits import IngressLimits
 from serving.pauses import freeze_start_up
 from serving.telemetry import setup
@@ -56,7 +56,7 @@ class Gateway(GrpcMethods):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through."""
-        from serving.ingress.http_app import build_http_app
+        from serving.front.http.app import build_http_app
         from serving.telemetry.metrics import exposition
 
         app = build_http_app(

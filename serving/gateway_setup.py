@@ -14,38 +14,38 @@ from ray.serve.handle import DeploymentHandle
 
 from models.registry import ModelSpec, get_spec
 from schedulers.token_cost import TokenCost, TokenPrices
-from serving.chat.handle_calls import HandleCalls
-from serving.chat.links import ChatLinks
-from serving.chat.models import read_card, read_prompts
-from serving.chat.service import ChatLimits, ChatService, ServedChat
-from serving.chat.tenant_keys import TenantKeys
-from serving.classify import ClassifyService, ServedModel, ServiceLimits
 from serving.config import ModelSettings, ResolvedConfig, VlmSettings
-from serving.dispatch import Dispatcher, PendingCall
+from serving.delivery.stream.handle_calls import HandleCalls
+from serving.delivery.stream.links import ChatLinks
+from serving.delivery.unary.dispatch import Dispatcher, PendingCall
+from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
-from serving.jobs.artefacts import ArtefactStore
-from serving.jobs.cleaner import ArtefactCleaner
-from serving.jobs.redis_jobs import RedisJobs
-from serving.jobs.setup import build_index
-from serving.live_replicas import num_live
 from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
-from serving.presence import is_deploying, raylet_watch
-from serving.reached import Ping, Reached
-from serving.replica_protocol import SampleCall
 from serving.service import JoinedService, ModelCard, NoVideo, Service, VideoService
+from serving.stores.artefact_cleaner import ArtefactCleaner
+from serving.stores.artefacts import ArtefactStore
 from serving.stores.chat_results import ChatResults
+from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
+from serving.system.live_replicas import num_live
+from serving.system.presence import is_deploying, raylet_watch
+from serving.system.reached import Ping, Reached
+from serving.tasks.chat.models import read_card, read_prompts
+from serving.tasks.chat.service import ChatLimits, ChatService, ServedChat
+from serving.tasks.chat.tenant_keys import TenantKeys
+from serving.tasks.classify.service import ClassifyService, ServedModel, ServiceLimits
+from serving.tasks.videos.models import read_served
+from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from serving.telemetry.chat_metrics import ChatMetrics
 from serving.telemetry.dispatch_metrics import DispatchMetrics
 from serving.telemetry.media_metrics import MediaMetrics
 from serving.telemetry.service_metrics import ServiceMetrics
 from serving.telemetry.store_metrics import StoreMetrics
 from serving.telemetry.video_metrics import AdmissionMetrics
-from serving.video.models import read_served
-from serving.video.service import VideoJobsService, VideoServiceConfig
 
 _FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
 """A guess, for the reservations of the first requests only: nobody is refused for it."""

@@ -45,7 +45,7 @@ class IngressLimits:
     max_schema_count: int = 10_000
     """``minItems`` and its like, lengths, and each quantifier of a pattern."""
     max_schema_size: int = 10_000
-    """Of the grammar that it makes; see ``serving.ingress.schema_bounds``."""
+    """Of the grammar that it makes; see ``serving.tasks.chat.schema_bounds``."""
     max_schema_nesting: int = 1_000_000
     """Product of counts inside each other."""
     max_logit_bias: int = 300

@@ -1,7 +1,7 @@
 """What the ingress needs from the rest of the system: one protocol, spoken in domain types.
 
-``JoinedService`` makes it of its parts: ``serving.classify.ClassifyService``, and whatever serves chat and video.
-``tests/support`` has a fake.
+``JoinedService`` makes it of its parts: ``serving.tasks.classify.service.ClassifyService``, and
+whatever serves chat and video. ``tests/support`` has a fake.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from serving.chat.domain import ChatEvent, ChatRequest
 from serving.domain import Budget, ClassifyReply, ClassifyRequest, Priority, within_priority
 from serving.errors import InvalidRequest, UnknownModel, UnknownVideo
-from serving.jobs.base import JobPage
-from serving.video.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
+from serving.stores.jobs.base import JobPage
+from serving.tasks.chat.domain import ChatEvent, ChatRequest
+from serving.tasks.videos.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

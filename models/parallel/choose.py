@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.attention.adaspa import AdaSpaAttention
-from models.attention.base import SelfAttention
-from models.attention.dense import DenseAttention
-from models.attention.tile_attention import TileAttention
+from models.methods.attention.adaspa import AdaSpaAttention
+from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DenseAttention
+from models.methods.attention.tile_attention import TileAttention
 from models.parallel.groups import SequenceGroups
 from models.parallel.head_ranking import AdaSpaOnRank
 from models.parallel.layout import split

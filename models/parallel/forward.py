@@ -19,13 +19,13 @@ from models.parallel.groups import SequenceGroups
 from models.parallel.layout import gather, shard
 
 if TYPE_CHECKING:
-    from models.attention.base import SelfAttention
-    from models.opensora.config import OpenSoraConfig
-    from models.opensora.transformer import Conditioning
+    from models.families.vdit.config import OpenSoraConfig
+    from models.families.vdit.transformer import Conditioning
+    from models.methods.attention.base import SelfAttention
 
 
 class VideoTransformer(Protocol):
-    """The part of ``models.opensora.OpenSoraT2V`` that region-adaptive sampling and this module call."""
+    """The part of ``models.families.vdit.OpenSoraT2V`` that region-adaptive sampling and this module call."""
 
     config: OpenSoraConfig
 

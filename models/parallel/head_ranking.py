@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.attention.adaspa import AdaSpaAttention
-from models.attention.adaspa_config import AdaSpaConfig
-from models.attention.adaspa_search import adapt_heads
+from models.methods.attention.adaspa import AdaSpaAttention
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.adaspa_search import adapt_heads
 from models.parallel.collectives import all_gather
 from models.parallel.groups import Group
 

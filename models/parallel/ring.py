@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.attention.partial import Merge, attention_with_lse
+from models.methods.attention.partial import Merge, attention_with_lse
 from models.parallel.collectives import Pending, rotate
 from models.parallel.groups import Group
 from models.parallel.layout import lengths_of

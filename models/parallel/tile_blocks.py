@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from models.attention.partial import Merge, attention_with_lse
+from models.methods.attention.partial import Merge, attention_with_lse
 
 
 class TileBlocks:

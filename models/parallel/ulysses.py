@@ -20,7 +20,7 @@ from models.parallel.groups import Group
 from models.parallel.layout import lengths_of
 
 if TYPE_CHECKING:
-    from models.attention.base import SelfAttention
+    from models.methods.attention.base import SelfAttention
 
 
 class UlyssesAttention:

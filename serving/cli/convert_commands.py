@@ -30,7 +30,7 @@ def convert_dyn_perceiver(
     """
     with told_plainly():
         from models.checkpoint import check_against, load_official, save_weights
-        from models.dyn_perceiver.load import build_meta
+        from models.families.dyn_perceiver.load import build_meta
         from models.registry import get_spec
 
         spec = get_spec(model)
@@ -53,7 +53,7 @@ def convert_texthawk2(
     TextHawk2's own weights were never published: the connector between the two starts fresh and has to be trained.
     """
     with told_plainly(), progress_bar() as progress:
-        from models.texthawk2.convert import convert
+        from models.families.texthawk2.convert import convert
 
         task = progress.add_task("copying tensors", total=None)
         config = convert(

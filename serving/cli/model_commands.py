@@ -11,14 +11,14 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from models.families.vdit.spec import VIDEO_MODELS, VideoModelSpec
 from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, get_spec
-from models.vdit.spec import VIDEO_MODELS, VideoModelSpec
 from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
 
 if TYPE_CHECKING:
-    from models.dyn_perceiver.train import Progress as TrainingProgress
+    from models.training.dyn_perceiver.train import Progress as TrainingProgress
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 
@@ -107,8 +107,8 @@ def train(
     Run 'vireo calibrate' afterwards; the old operating points belong to the old weights.
     """
     with told_plainly(), progress_bar() as progress:
-        from models.dyn_perceiver import train as training
-        from models.dyn_perceiver.card import write_card
+        from models.training.dyn_perceiver import train as training
+        from models.training.dyn_perceiver.card import write_card
 
         spec = get_spec(model)
         directory = out or spec.checkpoint_dir or Path(spec.id)
@@ -137,18 +137,18 @@ def calibrate(
 
     An operating point is a set of exit thresholds with its measured cost and its accuracy on pictures that the
     thresholds were not searched on. Those of a video model are made of its folder's evaluation
-    (python -m models.vdit.evaluate FOLDER).
+    (python -m models.training.vdit.evaluate FOLDER).
     """
     if model in VIDEO_MODELS:
-        from serving.video.calibrate import calibrate as calibrate_video
+        from serving.tasks.videos.calibrate import calibrate as calibrate_video
 
         with told_plainly():
             made = _video_spec(model, checkpoint)
             console.print(f"written to {calibrate_video(made, watts)}", soft_wrap=True)
         return
     with told_plainly(), progress_bar() as progress:
-        from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
-        from models.dyn_perceiver.card import write_card
+        from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
+        from models.training.dyn_perceiver.card import write_card
 
         spec = _spec(model, checkpoint)
         config = CalibrationConfig(device=device, num_threads=threads, watts=watts)

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from models.texthawk2.coordinates import STEPS
-from models.texthawk2.tokens import find_boxes
+from models.families.texthawk2.coordinates import STEPS
+from models.families.texthawk2.tokens import find_boxes
 from serving.errors import InvalidImage
 from serving.limits import IngressLimits
 from serving.media.decode import decode

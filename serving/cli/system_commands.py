@@ -127,7 +127,7 @@ def _processes(pid: int) -> int:
 
 def _detach(config: configuration.ResolvedConfig) -> None:
     """Run the same command in a session of its own, and wait until it says that it is ready."""
-    from serving.ray_env import make_private
+    from serving.system.ray_env import make_private
 
     make_private(config.run_dir)
     log_path = config.run_dir / "up.log"

@@ -21,18 +21,18 @@ import structlog
 from rich.console import Console
 
 from models.registry import get_spec
-from serving import ray_env
-from serving.chat.models import read_card, read_prompts
 from serving.cli import drain
 from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
 from serving.config import ResolvedConfig
-from serving.door_keeper import DoorKeeper
 from serving.errors import ConfigError
 from serving.operating_points import load_table
+from serving.system import ray_env
+from serving.system.door_keeper import DoorKeeper
+from serving.tasks.chat.models import read_card, read_prompts
+from serving.tasks.videos.models import read_served
 from serving.telemetry import logs
-from serving.video.models import read_served
 
 _log = structlog.get_logger(__name__)
 _LOST_DRAIN_S = 5.0

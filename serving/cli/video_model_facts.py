@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from models.vdit.spec import VideoModelSpec
+from models.families.vdit.spec import VideoModelSpec
 from serving.errors import ConfigError
-from serving.video.points import VideoPointTable, load_table
+from serving.tasks.videos.points import VideoPointTable, load_table
 
 
 def weights_of(spec: VideoModelSpec) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from serving.chat.domain import ImagePart
 from serving.config import MediaSettings
 from serving.errors import ServingError
 from serving.media.fetch import FetchLimits, ImageFetcher
@@ -21,6 +20,7 @@ from serving.media.limits import MediaBudget
 from serving.media.observer import MediaObserver
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
+from serving.tasks.chat.domain import ImagePart
 
 
 def build_chat_images(settings: MediaSettings, pool: MediaPool, observer: MediaObserver) -> ChatImages:

@@ -19,10 +19,10 @@ def load_processor(model_id: str) -> Processor:
     from models.registry import CHAT_MODELS, get_spec
 
     if chat := CHAT_MODELS.get(model_id):
-        from models.texthawk2.image_processor import cut_tiles
+        from models.families.texthawk2.image_processor import cut_tiles
 
         return partial(cut_tiles, limits=chat.tiling)
-    from models.dyn_perceiver.processor import Processor as DynPerceiverProcessor
+    from models.families.dyn_perceiver.processor import Processor as DynPerceiverProcessor
 
     return DynPerceiverProcessor(get_spec(model_id))
 
@@ -35,8 +35,8 @@ def count_tiles(model_id: str, width: int, height: int) -> int:
     Raises:
         ValueError: the model cannot tile such an image; the text is fit for the client.
     """
+    from models.families.texthawk2.tiling import best_grid, num_tiles
     from models.registry import CHAT_MODELS
-    from models.texthawk2.tiling import best_grid, num_tiles
 
     chat = CHAT_MODELS.get(model_id)
     return 1 if chat is None else num_tiles(best_grid(height, width, chat.tiling))

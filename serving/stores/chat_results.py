@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from serving.chat.domain import FinishReason, Sampling
 from serving.service import ChatModelCard
 from serving.stores.buckets import Reservation
 from serving.stores.result_cache import ResultKey
 from serving.stores.results import ResultName, ResultStore
+from serving.tasks.chat.domain import FinishReason, Sampling
 
 _FORM = "chat-1"
 """Changes with any change of how a prompt is put together or an image prepared."""

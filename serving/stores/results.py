@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.dyn_perceiver import processor
+from models.families.dyn_perceiver import processor
 from schedulers.admission import BucketLimits, BucketState, Cost, empty_for_s
 from serving.config import ResolvedConfig, TenantSettings
-from serving.engines.base import Probabilities
+from serving.delivery.unary.wire import SampleAnswer, SampleOutcome
 from serving.errors import QuotaExceeded
-from serving.replica_protocol import SampleAnswer, SampleOutcome
+from serving.replica.staged.base import Probabilities
 from serving.service import ModelCard
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Reservation

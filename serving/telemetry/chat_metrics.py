@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serving.chat.domain import Usage
 from serving.domain import Report
-from serving.engines.chat.base import EngineStats
+from serving.replica.chat.base import EngineStats
+from serving.tasks.chat.domain import Usage
 from serving.telemetry import metrics
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.driver import Answer
+from serving.replica.driver import Answer
 from serving.telemetry import metrics
 
 

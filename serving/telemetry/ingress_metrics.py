@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.domain import Surface
-from serving.ingress.observer import OK, PARTIAL
+from serving.front.observer import OK, PARTIAL
 from serving.telemetry import metrics
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from serving.replica.video.worker import HeldJob
 from serving.telemetry import metrics
-from serving.video.worker import HeldJob
 
 
 class VideoMetrics:

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from models.attention.adaspa_config import AdaSpaConfig
-from models.attention.adaspa_search import block_mass, choose_blocks
-from models.attention.block_layout import BlockLayout
-from models.attention.block_sparse import Backend, block_sparse_attention
-from models.attention.dense import DENSE
-from models.attention.partial import attention_with_lse
-from models.attention.tile_attention import TileAttention
-from models.attention.tile_mask import TileMask
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.adaspa_search import block_mass, choose_blocks
+from models.methods.attention.block_layout import BlockLayout
+from models.methods.attention.block_sparse import Backend, block_sparse_attention
+from models.methods.attention.dense import DENSE
+from models.methods.attention.partial import attention_with_lse
+from models.methods.attention.tile_attention import TileAttention
+from models.methods.attention.tile_mask import TileMask
 
 FLEX_BLOCK = 128  # its default on a CPU and a GPU
 Side = Callable[[], Tensor]

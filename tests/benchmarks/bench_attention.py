@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from models.attention.tile_mask import TileMask
+from models.methods.attention.tile_mask import TileMask
 from tests.benchmarks import attention_sides as sides
 from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import psutil
 
-from serving.chat.hub import ChoiceHub
-from serving.chat.links import ChatLinks, NewChoice, Route
-from serving.chat.wire import ChoiceStart, Frame
-from serving.engines.chat.base import EngineDelta, EngineRequest, EngineStats
+from serving.delivery.stream.links import ChatLinks, NewChoice, Route
+from serving.delivery.stream.wire import ChoiceStart, Frame
+from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats
+from serving.replica.chat.hub import ChoiceHub
 from tests.benchmarks.common import add_output_options, out_dir, provenance
 
 _STREAMS = (1, 4, 16)

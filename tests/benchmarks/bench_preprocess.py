@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.texthawk2.tiling import best_grid, num_tiles
+from models.families.texthawk2.tiling import best_grid, num_tiles
 from serving.media.pool import MediaPool
 from tests.benchmarks import preprocess_sides as sides
 from tests.benchmarks.common import (

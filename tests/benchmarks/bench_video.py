@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
-from models.samplers.make import make_sampler
-from models.vdit.evaluate import held_out_scenes
-from models.vdit.judge import Judge
-from models.vdit.spec import SamplerRange, get_video_spec
-from serving.engines.video.checkpoint import load_model
-from serving.engines.video.limits import VideoLimits
-from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.engines.video.weights import VideoWeights
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.spec import SamplerRange, get_video_spec
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.samplers.make import make_sampler
+from models.training.vdit.evaluate import held_out_scenes
+from models.training.vdit.judge import Judge
 from serving.errors import ServingError
-from serving.video.domain import VideoSettings
+from serving.replica.video.checkpoint import load_model
+from serving.replica.video.limits import VideoLimits
+from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.replica.video.weights import VideoWeights
+from serving.tasks.videos.domain import VideoSettings
 from tests.benchmarks.common import (
     add_output_options,
     markdown_table,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import VlmSettings
-from serving.engines.chat.vllm_options import VllmOptions, engine_environment
+from serving.replica.chat.vllm_options import VllmOptions, engine_environment
 from tests.benchmarks.common import ROOT
 from tests.benchmarks.gateway_systems import System
 from tests.support.ports import free_ports
@@ -61,7 +61,7 @@ def _ours(setup: ChatSetup, run_dir: Path) -> System:
 
 
 def engine_options(setup: ChatSetup) -> VllmOptions:
-    """The options that our replica gives its engine (serving/deployments/vlm_setup.py)."""
+    """The options that our replica gives its engine (serving/replica/chat/setup.py)."""
     chat = setup.settings
     return VllmOptions(
         model_dir=setup.model_dir,
@@ -124,10 +124,10 @@ def write_random_folder(folder: Path, seed: int = 1) -> Path:
     """The nano model's shapes with random weights, large enough that answers vary with their input."""
     import torch
 
-    from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
-    from models.texthawk2.synth.charset import CHINESE
-    from models.texthawk2.tokenizer import build_nano_tokenizer
-    from models.texthawk2.training.nano import nano_config
+    from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
+    from models.families.texthawk2.tokenizer import build_nano_tokenizer
+    from models.training.texthawk2.nano import nano_config
+    from models.training.texthawk2.synth.charset import CHINESE
 
     tokenizer = build_nano_tokenizer(CHINESE)
     token = tokenizer.get_vocab()

@@ -16,8 +16,8 @@ import numpy as np
 
 from loadtest.arrivals import bounded, poisson
 from loadtest.stats import quantile
-from serving.driver import Driver
 from serving.errors import ServingError
+from serving.replica.driver import Driver
 from tests.benchmarks.early_exit_sides import Side, Workload, make_driver
 
 #: The generator looks for due samples this often. What is due then is sent together, late by at most this and its own

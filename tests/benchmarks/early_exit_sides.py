@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.dyn_perceiver.evaluation import held_out_sets
-from models.dyn_perceiver.load import load_model
-from models.dyn_perceiver.measure import stage_costs
-from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.load import load_model
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.registry import ModelSpec, get_spec
+from models.training.dyn_perceiver.evaluation import held_out_sets
+from models.training.dyn_perceiver.measure import stage_costs
 from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
 from schedulers.cost import CostModel, TableCostModel
 from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
 from schedulers.types import Scheduler
-from serving.deployments.classifier_setup import warm_up
-from serving.driver import Driver
-from serving.engines.base import Outcome, StageOutput
-from serving.engines.early_exit_engine import EarlyExitEngine
 from serving.operating_points import FILE_NAME
+from serving.replica.driver import Driver
+from serving.replica.staged.base import Outcome, StageOutput
+from serving.replica.staged.early_exit_engine import EarlyExitEngine
+from serving.replica.staged.setup import warm_up
 
 QUALITY_MARGIN = 0.005
 MAX_WAITING = 1 << 20

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from models.texthawk2.image_processor import cut_tiles
-from models.texthawk2.tiling import best_grid
+from models.families.texthawk2.image_processor import cut_tiles
+from models.families.texthawk2.tiling import best_grid
 from serving.media.content import content_sha256
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
@@ -105,7 +105,7 @@ def measure_stages(names: list[str], repeats: int) -> dict[str, dict[str, float]
     """
     import torch
 
-    from models.texthawk2.vision import normalise
+    from models.families.texthawk2.vision import normalise
 
     torch.set_num_threads(1)
     files_by_name, result = payloads(), {}

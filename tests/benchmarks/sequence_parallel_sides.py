@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.attention.base import SelfAttention
-from models.attention.dense import DenseAttention
-from models.attention.tile_attention import TileAttention
-from models.attention.tile_mask import TileMask
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DenseAttention
+from models.methods.attention.tile_attention import TileAttention
+from models.methods.attention.tile_mask import TileMask
 from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.forward import parallel_forward

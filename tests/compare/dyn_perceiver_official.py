@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_into
-from models.dyn_perceiver.flops import exit_flops
-from models.dyn_perceiver.folding import folded
-from models.dyn_perceiver.load import build_meta
+from models.families.dyn_perceiver.flops import exit_flops
+from models.families.dyn_perceiver.folding import folded
+from models.families.dyn_perceiver.load import build_meta
 from models.registry import get_spec
 
 # Constructor arguments: the commands of the official README.

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
-from models.samplers.make import make_sampler
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.samplers.make import make_sampler
 from tests.compare.dyn_perceiver_official import bare_package, commit_of, gap
 
 BASE = "opensora.models.diffusion.opensora"

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.opensora.causal_vae import CausalVae
-from models.opensora.vae_config import CausalVaeConfig
-from models.opensora.vae_tiling import VaeTiling, tiled_decode
+from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.vae_config import CausalVaeConfig
+from models.families.vdit.vae_tiling import VaeTiling, tiled_decode
 from tests.compare.dyn_perceiver_official import bare_package, commit_of, gap
 
 BASE = "opensora.models.causalvideovae"

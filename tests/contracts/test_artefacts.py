@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from serving.errors import ConfigError, EngineFailed, StoreFull, StoreUnavailable
-from serving.jobs.artefacts import ArtefactStore, check_key
+from serving.stores.artefacts import ArtefactStore, check_key
 from tests.support.fillable_store import FillableFileSystem
 
 

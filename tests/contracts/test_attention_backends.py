@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.attention.adaspa_search import plain_block_mass
-from models.attention.block_layout import BlockLayout, num_blocks
-from models.attention.block_sparse import Backend, block_sparse_attention
-from models.attention.dense import reference
-from models.attention.triton_support import has_triton
+from models.methods.attention.adaspa_search import plain_block_mass
+from models.methods.attention.block_layout import BlockLayout, num_blocks
+from models.methods.attention.block_sparse import Backend, block_sparse_attention
+from models.methods.attention.dense import reference
+from models.methods.attention.triton_support import has_triton
 from tests.support import attention_twins as twins
 
 _ATOL = 3e-6  # float32, sums of up to 150 products and weights
@@ -112,7 +112,7 @@ def test_mass_of_blocks_equals_the_weights_written_out(side: str, num_tokens: in
     q, k, _ = twins.qkv(num_tokens, dim=dim)
     lse = twins.lse(q, k)
     if side == "triton":
-        from models.attention.triton_block_mass import triton_block_mass as block_mass
+        from models.methods.attention.triton_block_mass import triton_block_mass as block_mass
     else:
         block_mass = plain_block_mass
     expected = twins.block_mass(q, k, lse, block_tokens)

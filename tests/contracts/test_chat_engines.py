@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from models.texthawk2.prompt import PromptBuilder
-from serving.chat.domain import FinishReason
-from serving.engines.chat.base import ChatEngine, EngineRequest
-from serving.engines.chat.fake_engine import FakeChatEngine
+from models.families.texthawk2.prompt import PromptBuilder
 from serving.errors import EngineFailed, InvalidRequest, TooManyImages
+from serving.replica.chat.base import ChatEngine, EngineRequest
+from serving.replica.chat.fake_engine import FakeChatEngine
+from serving.tasks.chat.domain import FinishReason
 from tests.support.chat_engines import (
     MAX_NUM_SEQS,
     WAIT_S,
@@ -69,7 +69,7 @@ async def fake() -> AsyncIterator[ChatEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def torch(folder: Path) -> AsyncIterator[ChatEngine]:
-    from serving.engines.chat.torch_engine import TorchEngine, TorchOptions
+    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
 
     engine = TorchEngine(
         TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_images=3)
@@ -82,7 +82,7 @@ async def torch(folder: Path) -> AsyncIterator[ChatEngine]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vllm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChatEngine]:
     with vllm_environment(tmp_path_factory.mktemp("run")):
-        from serving.engines.chat.vllm_engine import VllmEngine
+        from serving.replica.chat.vllm_engine import VllmEngine
 
         engine = VllmEngine(vllm_options(folder))
         await engine.start()
@@ -406,7 +406,7 @@ async def test_costly_schema_hurts_nobody(real: ChatEngine, prompts: PromptBuild
 
 @pytest.mark.parametrize("kind", ["fake", "torch"])
 async def test_stopping_fails_what_is_in_flight(kind: str, folder: Path, prompts: PromptBuilder) -> None:
-    from serving.engines.chat.torch_engine import TorchEngine, TorchOptions
+    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
 
     engine: ChatEngine = FakeChatEngine(step_s=0.01, answer=lambda request: "word" * 500, max_num_seqs=2)
     if kind == "torch":

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from serving.engines.base import Probabilities, StagedEngine, StageOutput
 from serving.errors import EngineFailed, QueueFull, ServingError
+from serving.replica.staged.base import Probabilities, StagedEngine, StageOutput
 from tests.support.engine_cases import EngineCase, engine_cases
 from tests.support.engines import NEVER, early_exit_scheduler, running_driver
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from serving.engines.video.base import Frames, StepDone, VideoEngine
 from serving.errors import ClientError, EngineFailed, PromptTooLong, UnsupportedVideo
-from serving.video.domain import VideoSettings
-from serving.video.snapshots import snapshot_step
+from serving.replica.video.base import Frames, StepDone, VideoEngine
+from serving.replica.video.snapshots import snapshot_step
+from serving.tasks.videos.domain import VideoSettings
 from tests.support.video_engines import BAD_PROMPT, fake_engine, torch_engine
 from tests.support.video_models import video_settings
 

@@ -90,7 +90,7 @@ def test_what_the_code_exports_is_what_the_expressions_are_held_against() -> Non
 def exposition_of_a_fresh_process() -> str:
     """Return the text of /metrics: names there, not in the code, are what Prometheus sees."""
     code = (
-        "from serving.engines.chat.base import EngineStats\n"
+        "from serving.replica.chat.base import EngineStats\n"
         "from serving.telemetry.chat_metrics import EngineMetrics\n"
         "from serving.telemetry.metrics import exposition\n"
         "EngineMetrics('a').show(EngineStats())\n"

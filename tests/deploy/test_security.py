@@ -21,7 +21,7 @@ import yaml
 
 from serving.config import LimitSettings
 from serving.media import addresses
-from serving.ray_env import NO_COMPRESSION
+from serving.system.ray_env import NO_COMPRESSION
 from tests.deploy.conftest import REPOSITORY, load_script
 from tests.deploy.render import Manifest, containers_of, ray_containers, render
 

@@ -13,9 +13,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from models.registry import get_chat_spec
-from serving.chat.models import read_card
 from serving.config import ModelSettings, ResolvedConfig, Settings, VlmSettings, load, resolve
-from serving.engines.chat.vllm_options import engine_environment
+from serving.replica.chat.vllm_options import engine_environment
+from serving.tasks.chat.models import read_card
 from tests.deploy.conftest import REPOSITORY, load_script, mounted_secrets, secret_values
 from tests.deploy.render import Manifest
 

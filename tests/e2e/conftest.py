@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.dyn_perceiver.evaluation import held_out_sets
+from models.training.dyn_perceiver.evaluation import held_out_sets
 from tests.benchmarks.chat_systems import CHECKPOINT, write_random_folder
 from tests.e2e.surfaces import Door, opened
 from tests.support.chat_system import ALPHA, BETA, ChatSystem, running_chat_system

@@ -11,8 +11,8 @@ import jsonschema
 import openai
 import pytest
 
+from models.families.texthawk2.tiling import best_grid
 from models.registry import get_chat_spec
-from models.texthawk2.tiling import best_grid
 from tests.e2e.chats import (
     body_of,
     fresh_png,

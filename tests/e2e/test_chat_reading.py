@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.texthawk2.tokens import find_boxes
+from models.families.texthawk2.tokens import find_boxes
 from serving.cli.pictures import pixel_boxes
 from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door

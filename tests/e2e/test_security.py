@@ -16,7 +16,7 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.oip import open_inference_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from serving.ingress.grpc_registration import SERVICES
+from serving.front.grpc.registration import SERVICES
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, http_failure, opened
 from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder, wait_until

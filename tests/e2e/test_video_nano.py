@@ -15,9 +15,9 @@ import pytest
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from models.registry import CHECKPOINTS
-from models.vdit.judge import Judge
-from models.vdit.prompts import parse_prompt
-from serving.video.points import load_table
+from models.training.vdit.judge import Judge
+from models.training.vdit.prompts import parse_prompt
+from serving.tasks.videos.points import load_table
 from tests.support.system import System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

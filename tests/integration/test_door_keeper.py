@@ -25,8 +25,8 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.generated import serve_pb2
 
 from serving.config import from_mapping, resolve
-from serving.door_keeper import DoorKeeper
-from serving.haproxy import build_keeper, write_wrapper
+from serving.system.door_keeper import DoorKeeper
+from serving.system.haproxy import build_keeper, write_wrapper
 from tests.support.system import free_service_ports, short_folder, wait_until
 
 RPC = "/vireo.v1.Vireo/Chat"

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from serving.ingress.grpc_registration import SERVICES, methods_of, needs_key, path_of
+from serving.front.grpc.registration import SERVICES, methods_of, needs_key, path_of
 from tests.support.fake_service import MODEL
 from tests.support.grpc_process import KEY
 from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG

@@ -17,10 +17,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from serving import haproxy
 from serving.config import from_mapping, resolve
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_registration import (
+from serving.front.auth import Authenticator
+from serving.front.grpc.registration import (
     SERVICES,
     add_health_to_server,
     add_inference_to_server,
@@ -31,6 +30,7 @@ from serving.ingress.grpc_registration import (
     needs_key,
     path_of,
 )
+from serving.system import haproxy
 from tests.support.ports import free_port
 from tests.support.system import short_folder
 from tests.unit.serving.ingress.clients import FrontDoor

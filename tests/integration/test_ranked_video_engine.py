@@ -11,16 +11,16 @@ import ray
 import torch
 from safetensors.torch import load
 
+from models.methods.ras.config import RasConfig
 from models.parallel.degrees import ParallelDegrees
-from models.ras.config import RasConfig
-from serving.engines.video.attention_maker import AttentionMaker
-from serving.engines.video.base import StepDone
-from serving.engines.video.rank import RankRecipe
-from serving.engines.video.rank_actors import RankActors
-from serving.engines.video.ranked_engine import RankedVideoEngine
-from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.engines.video.weights import VideoWeights
 from serving.errors import EngineFailed, UnsupportedVideo
+from serving.replica.video.attention_maker import AttentionMaker
+from serving.replica.video.base import StepDone
+from serving.replica.video.rank import RankRecipe
+from serving.replica.video.rank_actors import RankActors
+from serving.replica.video.ranked_engine import RankedVideoEngine
+from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.replica.video.weights import VideoWeights
 from tests.support.video_engines import BAD_PROMPT, LIMITS, two_variants
 from tests.support.video_models import video_settings
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from serving.chat.domain import FinishReason, Sampling
 from serving.config import from_mapping, resolve
 from serving.errors import QuotaExceeded
 from serving.service import ChatModelCard
 from serving.stores import keys
 from serving.stores.chat_results import MAX_TEXT_CHARS, ChatResults, StoredChat, StoredChoice
 from serving.stores.results import ResultName, ResultStore
+from serving.tasks.chat.domain import FinishReason, Sampling
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 

@@ -16,11 +16,11 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.errors import QueueFull, StoreUnavailable
-from serving.jobs import keys
-from serving.jobs.base import Claim, JobPage, LeaseState
-from serving.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.stores.jobs import keys
+from serving.stores.jobs.base import Claim, JobPage, LeaseState
+from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
-from serving.video.domain import JobError, JobStatus, VideoJob
+from serving.tasks.videos.domain import JobError, JobStatus, VideoJob
 from tests.support.redis_server import embedded_redis, external_redis, stopped
 from tests.support.video_jobs import CLIP, SECRET, progress, video_job
 

@@ -12,8 +12,8 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.delivery.unary.wire import SampleAnswer, SampleFailure
 from serving.errors import EngineFailed, QuotaExceeded
-from serving.replica_protocol import SampleAnswer, SampleFailure
 from serving.service import ModelCard
 from serving.stores import keys
 from serving.stores.results import ResultName, ResultStore

@@ -19,22 +19,22 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from schedulers.video_points import ClipCost, VideoPoint
-from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.engines.video.limits import VideoLimits
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_methods import GrpcMethods
-from serving.ingress.http_app import build_http_app
-from serving.jobs.artefacts import ArtefactStore
-from serving.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.front.auth import Authenticator
+from serving.front.grpc.methods import GrpcMethods
+from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
+from serving.replica.video.checkpoints import Checkpoints
+from serving.replica.video.delivery import Delivery
+from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.replica.video.limits import VideoLimits
+from serving.replica.video.worker import VideoWorker, WorkerConfig
 from serving.service import JoinedService
+from serving.stores.artefacts import ArtefactStore
+from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
-from serving.video.checkpoints import Checkpoints
-from serving.video.delivery import Delivery
-from serving.video.points import VideoPoints, VideoPointTable
-from serving.video.resolve import ServedVideo
-from serving.video.service import VideoJobsService, VideoServiceConfig
-from serving.video.worker import VideoWorker, WorkerConfig
+from serving.tasks.videos.points import VideoPoints, VideoPointTable
+from serving.tasks.videos.resolve import ServedVideo
+from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.redis_server import embedded_redis, stopped

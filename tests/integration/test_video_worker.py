@@ -17,17 +17,17 @@ import safetensors.numpy
 
 from schedulers.admission import Cost
 from schedulers.video import VideoPolicyConfig, VideoScheduler
-from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.jobs import keys
-from serving.jobs.artefacts import ArtefactStore
-from serving.jobs.base import Lease
-from serving.jobs.cleaner import ArtefactCleaner
-from serving.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.replica.video.checkpoints import Checkpoints
+from serving.replica.video.delivery import Delivery
+from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.replica.video.worker import HeldJob, VideoWorker, WorkerConfig
+from serving.stores.artefact_cleaner import ArtefactCleaner
+from serving.stores.artefacts import ArtefactStore
+from serving.stores.jobs import keys
+from serving.stores.jobs.base import Lease
+from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
-from serving.video.checkpoints import Checkpoints
-from serving.video.delivery import Delivery
-from serving.video.domain import JobStatus, VideoJob
-from serving.video.worker import HeldJob, VideoWorker, WorkerConfig
+from serving.tasks.videos.domain import JobStatus, VideoJob
 from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, video_job

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from models.texthawk2.prompt import PromptBuilder
+from models.families.texthawk2.prompt import PromptBuilder
 from serving.telemetry import metrics
 from tests.support.chat_engines import collect, engine_processes, make_request, vllm_environment, vllm_options
 from tests.support.chat_models import make_image
@@ -20,7 +20,7 @@ from tests.support.chat_models import make_image
 async def _main(model: Path, run_dir: Path) -> None:
     metrics.RETRIES.labels("before").inc()
     with vllm_environment(run_dir):
-        from serving.engines.chat.vllm_engine import VllmEngine
+        from serving.replica.chat.vllm_engine import VllmEngine
 
         engine = VllmEngine(vllm_options(model))
         started = time.monotonic()

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from models.texthawk2.prompt import IMAGE_PART, PromptBuilder
-from serving.chat.domain import FinishReason, TokenLogprob
-from serving.engines.chat.base import ChatEngine, EngineDelta, EngineImage, EngineRequest
-from serving.engines.chat.vllm_options import VllmOptions, engine_environment
+from models.families.texthawk2.prompt import IMAGE_PART, PromptBuilder
+from serving.replica.chat.base import ChatEngine, EngineDelta, EngineImage, EngineRequest
+from serving.replica.chat.vllm_options import VllmOptions, engine_environment
+from serving.tasks.chat.domain import FinishReason, TokenLogprob
 from tests.support.chat_models import MAX_MODEL_LEN
 
 MAX_NUM_SEQS = 4

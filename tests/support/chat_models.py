@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from transformers import Qwen2Config
 
-from models.texthawk2.config import ARCHITECTURE, TextHawk2Config
-from models.texthawk2.image_processor import cut_tiles
-from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
-from models.texthawk2.tiling import TilingLimits
-from models.texthawk2.tokenizer import build_nano_tokenizer
-from models.texthawk2.tokens import IMAGE, TURN_END, VISION_END, VISION_START
-from serving.engines.chat.base import EngineImage
+from models.families.texthawk2.config import ARCHITECTURE, TextHawk2Config
+from models.families.texthawk2.image_processor import cut_tiles
+from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.families.texthawk2.tiling import TilingLimits
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
+from models.families.texthawk2.tokens import IMAGE, TURN_END, VISION_END, VISION_START
+from serving.replica.chat.base import EngineImage
 
 TILE = 64
 LIMITS = TilingLimits(tile_size=TILE, max_area=9, max_side=4)

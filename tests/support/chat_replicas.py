@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 
-from serving.chat.hub import ChoiceHub
-from serving.chat.links import Route
-from serving.chat.wire import ChoiceStart, Frame
-from serving.engines.chat.base import EngineRequest
-from serving.engines.chat.fake_engine import FakeChatEngine
+from serving.delivery.stream.links import Route
+from serving.delivery.stream.wire import ChoiceStart, Frame
+from serving.replica.chat.base import EngineRequest
+from serving.replica.chat.fake_engine import FakeChatEngine
+from serving.replica.chat.hub import ChoiceHub
 
 DELAY_S = 0.001
 """Time of a message from one side to the other."""

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import psutil
 
-from models.texthawk2.prompt import PromptBuilder
+from models.families.texthawk2.prompt import PromptBuilder
 from tests.support.chat_engines import engine_processes
 from tests.support.system import Metrics, System, running_system, wait_until
 

@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 
 from serving.domain import Pixels
-from serving.engines.base import StagedEngine
-from serving.engines.early_exit_engine import EarlyExitEngine
-from serving.engines.fake_engine import FakeEngine
+from serving.replica.staged.base import StagedEngine
+from serving.replica.staged.early_exit_engine import EarlyExitEngine
+from serving.replica.staged.fake_engine import FakeEngine
 from tests.support.models import nano_bytes_per_sample, nano_spec, nano_staged
 
 _POISON = 255

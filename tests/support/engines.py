@@ -14,9 +14,9 @@ from schedulers.cost import TableCostModel
 from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
 from schedulers.types import Scheduler
 from serving.domain import Pixels
-from serving.driver import Driver
-from serving.engines.base import Outcome
-from serving.engines.fake_engine import FakeEngine
+from serving.replica.driver import Driver
+from serving.replica.staged.base import Outcome
+from serving.replica.staged.fake_engine import FakeEngine
 
 SIDE = 4
 NEVER = 1e8

@@ -11,12 +11,21 @@ from contextlib import aclosing
 
 import numpy as np
 
-from serving.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, FinishReason, ImagePart, TokenLogprob, Usage
 from serving.domain import Classification, ClassifyReply, ClassifyRequest, ImageInput, LabelScore, Pixels, Report
 from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.service import ChatModelCard, ModelCard, VideoModelCard
+from serving.tasks.chat.domain import (
+    ChatDelta,
+    ChatEnd,
+    ChatEvent,
+    ChatRequest,
+    FinishReason,
+    ImagePart,
+    TokenLogprob,
+    Usage,
+)
 from tests.support.fake_videos import FakeVideos
 
 MODEL = "fake-nano"

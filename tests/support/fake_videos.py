@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from serving.errors import InvalidRequest, UnknownVideo
-from serving.jobs.base import JobPage
 from serving.service import VideoModelCard
-from serving.video.domain import (
+from serving.stores.jobs.base import JobPage
+from serving.tasks.videos.domain import (
     Artefact,
     JobError,
     JobStatus,

@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 
 from serving.app import GRPC_SERVICERS
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_registration import take_no_compression
+from serving.front.auth import Authenticator
+from serving.front.grpc.registration import take_no_compression
 from tests.unit.serving.ingress.clients import FrontDoor
 
 KEY = "key-of-ada"

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from models.dyn_perceiver.load import load_model
-from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.load import load_model
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.registry import ModelSpec, get_spec
 
 

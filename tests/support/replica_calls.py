@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleOutcome
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleOutcome
 
 
 class ReplicaGone(Exception):

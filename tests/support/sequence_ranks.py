@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from models.attention.adaspa import AdaSpaAttention
-from models.attention.adaspa_config import AdaSpaConfig
-from models.attention.base import SelfAttention
-from models.attention.dense import DenseAttention, reference
-from models.attention.tile_attention import TileAttention
-from models.attention.tile_mask import TileMask
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.adaspa import AdaSpaAttention
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DenseAttention, reference
+from models.methods.attention.tile_attention import TileAttention
+from models.methods.attention.tile_mask import TileMask
+from models.methods.ras.config import RasConfig
+from models.methods.ras.forward import ras_forward
+from models.methods.ras.state import RasState
 from models.parallel.branches import all_rows, own_rows
 from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
@@ -24,9 +27,6 @@ from models.parallel.groups import SequenceGroups, make_groups
 from models.parallel.layout import gather, shard, split
 from models.parallel.ring import RingAttention
 from models.parallel.tile_blocks import TileBlocks
-from models.ras.config import RasConfig
-from models.ras.forward import ras_forward
-from models.ras.state import RasState
 
 
 def qkv(num_tokens: int, *, heads: int = 4, head_dim: int = 8, batch: int = 2, seed: int = 0) -> list[Tensor]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import grpc
 import uvicorn
 
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_methods import GrpcMethods
-from serving.ingress.grpc_registration import add_vireo_to_server
-from serving.ingress.http_app import build_http_app
-from serving.ingress.observer import NullObserver
+from serving.front.auth import Authenticator
+from serving.front.grpc.methods import GrpcMethods
+from serving.front.grpc.registration import add_vireo_to_server
+from serving.front.http.app import build_http_app
+from serving.front.observer import NullObserver
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService
 

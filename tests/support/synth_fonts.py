@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from models.texthawk2.synth.fonts import CHINESE, FONT_FOLDER, HELD_OUT_CHINESE, Face, Family, FontSet, Listed
+from models.training.texthawk2.synth.fonts import CHINESE, FONT_FOLDER, HELD_OUT_CHINESE, Face, Family, FontSet, Listed
 
 _FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

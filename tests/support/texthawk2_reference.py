@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.texthawk2.tiling import PUBLISHED, TilingLimits, best_grid
+from models.families.texthawk2.tiling import PUBLISHED, TilingLimits, best_grid
 
 
 def cut_tiles_reference(
     rgb: npt.NDArray[np.uint8], limits: TilingLimits = PUBLISHED
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """What ``models.texthawk2.image_processor.cut_tiles`` has to return."""
+    """What ``models.families.texthawk2.image_processor.cut_tiles`` has to return."""
     side = limits.tile_size
     rows, cols = best_grid(rgb.shape[0], rgb.shape[1], limits)
     picture = Image.fromarray(rgb)

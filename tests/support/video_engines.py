@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from models.samplers.make import make_sampler
-from serving.engines.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.engines.video.limits import VideoLimits
-from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.engines.video.weights import VideoWeights
+from models.methods.samplers.make import make_sampler
+from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.replica.video.limits import VideoLimits
+from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.replica.video.weights import VideoWeights
 from tests.support.video_models import (
     MAX_TEXT_TOKENS,
     decode_linearly,

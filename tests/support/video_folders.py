@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from models.opensora.causal_vae import CausalVae
-from models.opensora.loading import save_network
-from models.opensora.transformer import OpenSoraT2V
-from models.vdit.nano import nano_transformer, nano_vae
-from models.vdit.spec import VideoModelSpec, get_video_spec
-from models.vdit.words import small_encoder, word_tokenizer
+from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.loading import save_network
+from models.families.vdit.spec import VideoModelSpec, get_video_spec
+from models.families.vdit.transformer import OpenSoraT2V
+from models.training.vdit.nano import nano_transformer, nano_vae
+from models.training.vdit.words import small_encoder, word_tokenizer
 
 
 def write_checkpoint(folder: Path, *variants: str) -> VideoModelSpec:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from serving.jobs.base import Progress
-from serving.video.domain import Artefact, VideoJob, VideoSettings
+from serving.stores.jobs.base import Progress
+from serving.tasks.videos.domain import Artefact, VideoJob, VideoSettings
 
 SECRET = b"s" * 32
 CLIP = {"video": Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=3, sha256="0" * 64)}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
-from serving.engines.video.base import Frames
-from serving.video.domain import VideoSettings
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.transformer import OpenSoraT2V
+from serving.replica.video.base import Frames
+from serving.tasks.videos.domain import VideoSettings
 
 CAPTION_CHANNELS = 8
 MAX_TEXT_TOKENS = 12

@@ -55,6 +55,8 @@ def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> 
         "diffusers",
         "triton",  # of GPU kernels, imported when one is asked for
     }
+    if path.match("models/families/*/vllm_*.py"):
+        allowed |= {"vllm"}  # a family's plug-in, which vLLM itself imports
     assert {name.split(".")[0] for name in imported(path)} <= allowed
 
 
@@ -85,7 +87,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.telemetry.metrics",  # prometheus-client's folder
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment
-        "serving.ray_env",  # Ray's switches
+        "serving.system.ray_env",  # Ray's switches
         "serving.cli.classify_command",  # width of the terminal
         "serving.cli.leftovers",  # that of other processes, to know whose they are
         "loadtest.cli",  # API keys of the tenants that it plays
@@ -114,13 +116,16 @@ def _reads_environment(tree: ast.AST) -> bool:
 _HEAVY = {"torch", "ray", "transformers", "vllm", "sklearn", "matplotlib", "redis", "fastapi"}
 _LOADS = {
     "decode worker": (["serving.media.worker", "serving.media.processors"], _HEAVY),
-    "processor": (["models.registry", "models.identity", "models.dyn_perceiver.processor"], _HEAVY),
-    "front door's types": (["serving.domain", "serving.errors", "serving.replica_protocol", "serving.config"], _HEAVY),
+    "processor": (["models.registry", "models.identity", "models.families.dyn_perceiver.processor"], _HEAVY),
+    "front door's types": (
+        ["serving.domain", "serving.errors", "serving.delivery.unary.wire", "serving.config"],
+        _HEAVY,
+    ),
     "gateway": (
-        ["serving.gateway_setup", "serving.classify", "serving.ingress.http_app"],
+        ["serving.gateway_setup", "serving.tasks.classify.service", "serving.front.http.app"],
         {"torch", "sklearn", "vllm"},
     ),
-    "chat options": (["serving.engines.chat.vllm_options", "serving.engines.chat.fake_engine"], _HEAVY),
+    "chat options": (["serving.replica.chat.vllm_options", "serving.replica.chat.fake_engine"], _HEAVY),
     "application": (["serving.app"], {"torch", "sklearn", "vllm"}),
     "command line": (["serving.cli.main"], {"torch", "ray", "sklearn", "vllm"}),
     "load test": (["loadtest.cli"], {"torch", "ray", "serving", "models", "schedulers"}),

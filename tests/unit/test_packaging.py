@@ -153,4 +153,4 @@ def test_files_that_the_code_opens_beside_itself_are_there() -> None:
         for path in modules(package):
             for name in re.findall(r"Path\(__file__\)\.with_name\(\"([^\"]+)\"\)", path.read_text(encoding="utf-8")):
                 assert path.with_name(name).relative_to(ROOT) in tracked, (path, name)
-    assert Path("models/texthawk2/synth/words.txt") in tracked
+    assert Path("models/training/texthawk2/synth/words.txt") in tracked

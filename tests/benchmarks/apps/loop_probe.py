@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving.ingress.auth import Authenticator
-from serving.ingress.http_app import build_http_app
-from serving.ingress.observer import NullObserver
+from serving.front.auth import Authenticator
+from serving.front.http.app import build_http_app
+from serving.front.observer import NullObserver
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService
 

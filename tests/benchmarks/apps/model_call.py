@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.dyn_perceiver.load import load_model
-from models.dyn_perceiver.processor import Processor
-from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.load import load_model
+from models.families.dyn_perceiver.processor import Processor
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.registry import get_spec
 from serving.operating_points import load_table
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.dyn_perceiver.config import CONFIGS, DynPerceiverConfig, RegNetConfig
-from models.dyn_perceiver.flops import exit_flops
-from models.dyn_perceiver.folding import folded
-from models.dyn_perceiver.load import build_meta, load_model, random_model
-from models.dyn_perceiver.model import DynPerceiver
-from models.dyn_perceiver.staged import to_input
+from models.families.dyn_perceiver.config import CONFIGS, DynPerceiverConfig, RegNetConfig
+from models.families.dyn_perceiver.flops import exit_flops
+from models.families.dyn_perceiver.folding import folded
+from models.families.dyn_perceiver.load import build_meta, load_model, random_model
+from models.families.dyn_perceiver.model import DynPerceiver
+from models.families.dyn_perceiver.staged import to_input
 from models.registry import get_spec
 
 REGNET = get_spec("dyn-perceiver-regnety-800mf")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.early_exit.calibration import (
+from models.methods.early_exit.calibration import (
     ALWAYS,
     NEVER,
     PAPER_FACTORS,

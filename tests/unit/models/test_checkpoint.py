@@ -19,7 +19,7 @@ from models.checkpoint import (
     read_weights,
     save_weights,
 )
-from models.dyn_perceiver.load import build_meta, load_model, random_model
+from models.families.dyn_perceiver.load import build_meta, load_model, random_model
 from models.registry import get_spec
 
 NANO = get_spec("dyn-perceiver-nano")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
-from models.dyn_perceiver.image_folder import folder_sets
-from models.dyn_perceiver.load import load_model
-from models.dyn_perceiver.measure import expected_batch_ms, hardware, interpolate, stage_costs
-from models.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.load import load_model
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.identity import WEIGHTS_FILE
 from models.operating_points import StageCost, read_table
 from models.registry import get_spec
+from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
+from models.training.dyn_perceiver.image_folder import folder_sets
+from models.training.dyn_perceiver.measure import expected_batch_ms, hardware, interpolate, stage_costs
 
 NANO = get_spec("dyn-perceiver-nano")
 COSTS: StageCost = {"batch_sizes": [1, 4, 8], "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]]}

@@ -10,7 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from models.dyn_perceiver.load import random_model
+from models.families.dyn_perceiver.load import random_model
 from models.identity import checkpoint_sha256
 from models.registry import CHAT_MODELS, CHECKPOINTS, MODELS, get_spec
 from serving.cli import convert_commands, model_commands
@@ -103,8 +103,8 @@ def test_weights_that_are_missing_are_said_to_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model_id", "dtype"), [("texthawk2-nano", "float32"), ("texthawk2-7b", "bfloat16")])
 def test_the_page_on_deployment_sizes_the_kv_cache_as_the_models_are(model_id: str, dtype: str) -> None:
-    from models.texthawk2.config import TextHawk2Config
-    from models.texthawk2.training.nano import nano_config
+    from models.families.texthawk2.config import TextHawk2Config
+    from models.training.texthawk2.nano import nano_config
 
     config = TextHawk2Config() if model_id == "texthawk2-7b" else nano_config(1000, *range(6))
     per_token = kv_numbers_per_token(config.to_dict()) * BYTES_PER_NUMBER[dtype]

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.dyn_perceiver.evaluation import ExitOutputs, exit_outputs, held_out_sets
-from models.dyn_perceiver.flops import exit_flops
-from models.dyn_perceiver.load import build_meta, load_model
-from models.dyn_perceiver.processor import Processor
-from models.dyn_perceiver.staged import StagedDynPerceiver
-from models.early_exit.calibration import estimate
-from models.early_exit.criteria import confidence, should_exit
+from models.families.dyn_perceiver.flops import exit_flops
+from models.families.dyn_perceiver.load import build_meta, load_model
+from models.families.dyn_perceiver.processor import Processor
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.identity import checkpoint_sha256
+from models.methods.early_exit.calibration import estimate
+from models.methods.early_exit.criteria import confidence, should_exit
 from models.operating_points import OperatingPoint, read_table
 from models.registry import get_spec
+from models.training.dyn_perceiver.evaluation import ExitOutputs, exit_outputs, held_out_sets
 
 SPEC = get_spec("dyn-perceiver-nano")
 
@@ -148,7 +148,7 @@ def test_confidence_is_the_largest_probability_and_thresholds_are_inclusive() ->
 
 
 def test_held_out_sets_are_always_the_same_and_share_no_digit_with_training() -> None:
-    from models.dyn_perceiver.digits import handwritten
+    from models.training.dyn_perceiver.digits import handwritten
 
     first, second = held_out_sets("test"), held_out_sets("test")
     assert all(np.array_equal(first[name].images, second[name].images) for name in first)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.dyn_perceiver.processor import Processor, pad_to_square
+from models.families.dyn_perceiver.processor import Processor, pad_to_square
 from models.registry import get_spec
 
 PUBLISHED = get_spec("dyn-perceiver-regnety-800mf")

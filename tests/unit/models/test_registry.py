@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from models.families.texthawk2.tiling import Grid
 from models.registry import CHAT_MODELS, MODELS, get_chat_spec, get_spec
-from models.texthawk2.tiling import Grid
 
 
 def test_light_modules_import_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys, models.registry, models.operating_points, models.identity, models.dyn_perceiver.processor, "
-        "models.dyn_perceiver.config, models.early_exit.calibration\n"
+        "import sys, models.registry, models.operating_points, models.identity, "
+        "models.families.dyn_perceiver.processor, "
+        "models.families.dyn_perceiver.config, models.methods.early_exit.calibration\n"
         "heavy = {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

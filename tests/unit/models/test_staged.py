@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.dyn_perceiver.load import load_model, random_model
-from models.dyn_perceiver.model import DynPerceiver
-from models.dyn_perceiver.staged import SampleState, StagedDynPerceiver, to_input
+from models.families.dyn_perceiver.load import load_model, random_model
+from models.families.dyn_perceiver.model import DynPerceiver
+from models.families.dyn_perceiver.staged import SampleState, StagedDynPerceiver, to_input
 from models.registry import get_spec
 
 NANO = get_spec("dyn-perceiver-nano")

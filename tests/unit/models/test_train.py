@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from models.checkpoint import read_weights
-from models.dyn_perceiver import augment
-from models.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS, drawn, handwritten
-from models.dyn_perceiver.train import STATE_FILE, Progress, TrainConfig, exit_loss, train
+from models.training.dyn_perceiver import augment
+from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS, drawn, handwritten
+from models.training.dyn_perceiver.train import STATE_FILE, Progress, TrainConfig, exit_loss, train
 
 TINY = TrainConfig(steps=3, batch_size=8, warmup_steps=2, evaluate_every=3, save_every=2)
 

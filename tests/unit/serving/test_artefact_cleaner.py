@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.jobs.artefacts import ArtefactStore
-from serving.jobs.cleaner import ArtefactCleaner
+from serving.stores.artefact_cleaner import ArtefactCleaner
+from serving.stores.artefacts import ArtefactStore
 
 
 class Index:

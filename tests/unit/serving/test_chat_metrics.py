@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from serving.chat.domain import Usage
 from serving.domain import Report
-from serving.engines.chat.base import EngineStats
+from serving.replica.chat.base import EngineStats
+from serving.tasks.chat.domain import Usage
 from serving.telemetry.chat_metrics import ChatMetrics, EngineMetrics, HubMetrics
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serving.chat.held_images import HeldImages, mark
-from serving.chat.tenant_keys import TenantKeys
+from serving.replica.chat.held_images import HeldImages, mark
+from serving.tasks.chat.tenant_keys import TenantKeys
 
 KEYS = TenantKeys(b"secret" * 6)
 

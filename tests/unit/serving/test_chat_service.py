@@ -13,26 +13,8 @@ import numpy as np
 import pytest
 
 from schedulers.token_cost import TokenCost, TokenPrices
-from serving.chat.domain import (
-    ChatDelta,
-    ChatEnd,
-    ChatEvent,
-    ChatRequest,
-    FinishReason,
-    ImagePart,
-    Message,
-    Part,
-    Role,
-    Sampling,
-    TextPart,
-)
-from serving.chat.links import ChatLinks
-from serving.chat.prompt import BytePrompts
-from serving.chat.service import ChatLimits, ChatService, ServedChat
-from serving.chat.tenant_keys import TenantKeys
+from serving.delivery.stream.links import ChatLinks
 from serving.domain import Budget, Priority, Surface, within_priority
-from serving.engines.chat.base import EngineRequest
-from serving.engines.chat.fake_engine import FakeChatEngine
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
@@ -46,8 +28,26 @@ from serving.errors import (
 )
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
+from serving.replica.chat.base import EngineRequest
+from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.service import ChatModelCard
 from serving.stores.chat_results import ChatResults
+from serving.tasks.chat.domain import (
+    ChatDelta,
+    ChatEnd,
+    ChatEvent,
+    ChatRequest,
+    FinishReason,
+    ImagePart,
+    Message,
+    Part,
+    Role,
+    Sampling,
+    TextPart,
+)
+from serving.tasks.chat.prompt import BytePrompts
+from serving.tasks.chat.service import ChatLimits, ChatService, ServedChat
+from serving.tasks.chat.tenant_keys import TenantKeys
 from tests.support.chat_replicas import LocalCalls, Replica
 from tests.support.chat_results import MemoryResultStore
 from tests.support.virtual_loop import run_virtual

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from serving.chat.domain import FinishReason
-from serving.chat.links import ChatLinks, Mailbox, NewChoice, Route
-from serving.chat.wire import Delta, Failure, Item
-from serving.engines.chat.fake_engine import FakeChatEngine
+from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
+from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
+from serving.replica.chat.fake_engine import FakeChatEngine
+from serving.tasks.chat.domain import FinishReason
 from tests.support.chat_replicas import LocalCalls, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
 

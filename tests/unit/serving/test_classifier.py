@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from serving.deployments.classifier import Classifier
-from serving.driver import Driver
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure
 from serving.errors import Cancelled
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure
+from serving.replica.driver import Driver
+from serving.replica.staged.deployment import Classifier
 from tests.support.engines import NEVER, WAIT_S, GatedEngine, early_exit_scheduler, pixels, running_driver, until
 
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from schedulers.admission import Cost
-from serving.classify import ClassifyService, ServiceLimits
+from serving.delivery.unary.wire import SampleAnswer, SampleOutcome
 from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
 from serving.errors import QuotaExceeded
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from serving.replica_protocol import SampleAnswer, SampleOutcome
 from serving.stores.results import Lookup
+from serving.tasks.classify.service import ClassifyService, ServiceLimits
 from tests.support import media_files as files
 
 MODEL = "m"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import dispatch
-from serving.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
+from serving.delivery.unary import dispatch
+from serving.delivery.unary.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.errors import Cancelled, EngineFailed, ReplicaLost, ServingError
-from serving.replica_protocol import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from tests.support.engines import WAIT_S, until
 from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.door_keeper import stand_in_config
-from serving.haproxy_launcher import LAST_NAME, keep_or_replace, leads_somewhere
+from serving.system.door_keeper import stand_in_config
+from serving.system.haproxy_launcher import LAST_NAME, keep_or_replace, leads_somewhere
 
 EMPTY = """global
     stats socket /run/a mode 666 level admin expose-fd listeners

@@ -28,9 +28,6 @@ from schedulers.types import (
     SampleCancelled,
     Tick,
 )
-from serving.driver import Answer, Driver, Stay, rejection
-from serving.engines.base import Outcome, Probabilities, StageOutput
-from serving.engines.fake_engine import FakeEngine
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -40,6 +37,9 @@ from serving.errors import (
     QueueFull,
     ServingError,
 )
+from serving.replica.driver import Answer, Driver, Stay, rejection
+from serving.replica.staged.base import Outcome, Probabilities, StageOutput
+from serving.replica.staged.fake_engine import FakeEngine
 from tests.support.engines import (
     NEVER,
     WAIT_S,

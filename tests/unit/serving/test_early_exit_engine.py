@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.dyn_perceiver.staged import SampleState, StagedDynPerceiver
-from models.early_exit.criteria import confidence
-from serving.engines.base import StageOutput
-from serving.engines.early_exit_engine import EarlyExitEngine
+from models.families.dyn_perceiver.staged import SampleState, StagedDynPerceiver
+from models.methods.early_exit.criteria import confidence
 from serving.errors import EngineFailed
+from serving.replica.staged.base import StageOutput
+from serving.replica.staged.early_exit_engine import EarlyExitEngine
 from tests.support.models import nano_bytes_per_sample, nano_spec, nano_staged
 
 SIDE = nano_spec().input_size

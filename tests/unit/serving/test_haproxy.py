@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import haproxy
 from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.system import haproxy
 from tests.support.system import short_folder
 
 RAYS_CONFIG = """defaults
@@ -37,7 +37,7 @@ def written_by_wrapper(resolved: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
     binary = folder / "stand-in"
     binary.write_text('#!/bin/sh\ncat "$3"\n')
     binary.chmod(0o700)
-    monkeypatch.setattr("serving.haproxy.get_haproxy_binary", lambda: str(binary))
+    monkeypatch.setattr("serving.system.haproxy.get_haproxy_binary", lambda: str(binary))
     script = haproxy.write_wrapper(resolved, folder)
     path = folder / "haproxy.cfg"
     path.write_text(RAYS_CONFIG.format(metrics=9101, stats=8404, host=host))

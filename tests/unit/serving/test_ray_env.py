@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import ray_env
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.errors import ConfigError
+from serving.system import ray_env
 from tests.support.system import short_folder
 
 KEYED = {"tenants": [{"name": "a", "api_key_sha256": ["ab" * 32]}]}
@@ -74,7 +74,7 @@ def test_no_free_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_run_folder_is_private_and_without_the_files_of_the_start_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr("serving.haproxy.get_haproxy_binary", lambda: "haproxy")
+    monkeypatch.setattr("serving.system.haproxy.get_haproxy_binary", lambda: "haproxy")
     with short_folder() as folder:
         resolved = config(folder / "run")
         ray_env.prepare(resolved)

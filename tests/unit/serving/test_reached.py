@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from serving.reached import Reached
+from serving.system.reached import Reached
 from tests.support.virtual_loop import run_virtual
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
-from serving import live_replicas
-from serving.chat.held_images import HeldImages
-from serving.router import AffinityRouter, LeastWorkRouter, PlainRouter
+from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter
+from serving.replica.chat.held_images import HeldImages
+from serving.system import live_replicas
 
 Router = TypeVar("Router", AffinityRouter, LeastWorkRouter)
 KEY = "0badcafe" + 56 * "0"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from models.texthawk2.tokenizer import build_nano_tokenizer
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from serving.confined import Confined
-from serving.engines.chat.schemas import SchemaGate
 from serving.errors import BackendError, InvalidRequest
+from serving.replica.chat.schemas import SchemaGate
 
 LARGE = {"type": "array", "items": {"type": "integer"}, "maxItems": 1_000_000}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.texthawk2.tokenizer import build_nano_tokenizer
-from serving.engines.chat.schemas import SchemaCompiler
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from serving.errors import InvalidRequest
+from serving.replica.chat.schemas import SchemaCompiler
 
 
 @pytest.fixture(scope="module")

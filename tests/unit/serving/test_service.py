@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from serving.chat.domain import ChatRequest
 from serving.domain import Budget, ClassifyRequest, ImageInput, Priority, Surface
 from serving.errors import InvalidRequest, ServingError, UnknownModel, UnknownVideo
-from serving.ingress.http_app import build_http_app
+from serving.front.http.app import build_http_app
 from serving.service import JoinedService, NoVideo
-from serving.video.domain import Artefact, VideoRequest
+from serving.tasks.chat.domain import ChatRequest
+from serving.tasks.videos.domain import Artefact, VideoRequest
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.unit.serving.ingress.clients import FrontDoor, asgi

@@ -19,8 +19,8 @@ import structlog
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.driver import Answer
 from serving.errors import QueueFull
+from serving.replica.driver import Answer
 from serving.telemetry import logs, metrics
 from serving.telemetry.driver_metrics import DriverMetrics
 from serving.telemetry.media_metrics import MediaMetrics

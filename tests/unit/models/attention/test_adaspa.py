@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import adaspa as module
-from models.attention.adaspa import AdaSpaAttention
-from models.attention.adaspa_config import AdaSpaConfig
-from models.attention.adaspa_search import choose_blocks
-from models.attention.block_layout import BlockLayout
-from models.attention.dense import DENSE, reference
+from models.methods.attention import adaspa as module
+from models.methods.attention.adaspa import AdaSpaAttention
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.adaspa_search import choose_blocks
+from models.methods.attention.block_layout import BlockLayout
+from models.methods.attention.dense import DENSE, reference
 from tests.support import attention_twins as twins
 
 _TOKENS, _BLOCK = 83, 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import adaspa_search
-from models.attention.adaspa_config import AdaSpaConfig, searches_for
-from models.attention.adaspa_search import adapt_heads, block_mass, choose_blocks, recall
+from models.methods.attention import adaspa_search
+from models.methods.attention.adaspa_config import AdaSpaConfig, searches_for
+from models.methods.attention.adaspa_search import adapt_heads, block_mass, choose_blocks, recall
 from tests.support import attention_twins as twins
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
+from models.methods.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
 from tests.support import attention_twins as twins
 
 

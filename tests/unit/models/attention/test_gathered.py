@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.attention import adaspa_search, gathered
-from models.attention.adaspa_search import plain_block_mass
-from models.attention.block_layout import BlockLayout
-from models.attention.dense import reference
-from models.attention.gathered import gathered_attention
+from models.methods.attention import adaspa_search, gathered
+from models.methods.attention.adaspa_search import plain_block_mass
+from models.methods.attention.block_layout import BlockLayout
+from models.methods.attention.dense import reference
+from models.methods.attention.gathered import gathered_attention
 from tests.support import attention_twins as twins
 
 

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.attention.base import SelfAttention
-from models.attention.dense import DENSE
-from models.attention.layer_plan import LayerPlan
-from models.attention.layer_search import main, relative_loss, search_layers
-from models.attention.tile_attention import TileAttention
-from models.attention.tile_mask import TileMask
-from models.opensora.config import OpenSoraConfig
-from models.opensora.loading import save_network
-from models.opensora.transformer import OpenSoraT2V
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.loading import save_network
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DENSE
+from models.methods.attention.layer_plan import LayerPlan
+from models.methods.attention.layer_search import main, relative_loss, search_layers
+from models.methods.attention.tile_attention import TileAttention
+from models.methods.attention.tile_mask import TileMask
 from tests.support import attention_twins as twins
 
 _GRID = (6, 2, 3)

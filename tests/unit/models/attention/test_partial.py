@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.attention.partial import Merge, attention_with_lse, plain_attention_with_lse
+from models.methods.attention.partial import Merge, attention_with_lse, plain_attention_with_lse
 
 
 def _qkv(length: int = 11, keys: int = 23) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import tile_attention
-from models.attention.dense import DENSE, reference
-from models.attention.tile_attention import TileAttention, TilePlans
-from models.attention.tile_mask import TileMask
+from models.methods.attention import tile_attention
+from models.methods.attention.dense import DENSE, reference
+from models.methods.attention.tile_attention import TileAttention, TilePlans
+from models.methods.attention.tile_mask import TileMask
 
 
 def _qkv(num_tokens: int, batch: int = 2, heads: int = 3, dim: int = 8) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.attention.tile_mask import TileMask
+from models.methods.attention.tile_mask import TileMask
 
 _PUBLISHED = {
     "4:4": 17.60, "3:5": 29.88, "2:6": 45.47, "1:7": 64.38,

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.opensora.causal_vae import CausalVae, Posterior
-from models.opensora.loading import load_vae
-from models.opensora.vae_config import CausalVaeConfig
-from models.opensora.vae_layers import AttnBlock3D, AttnBlock3DMixed
+from models.families.vdit.causal_vae import CausalVae, Posterior
+from models.families.vdit.loading import load_vae
+from models.families.vdit.vae_config import CausalVaeConfig
+from models.families.vdit.vae_layers import AttnBlock3D, AttnBlock3DMixed
 
 V1_1 = CausalVaeConfig()
 V1_2 = CausalVaeConfig.published()

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.attention.dense import DENSE, reference
-from models.opensora.config import OpenSoraConfig
-from models.opensora.loading import load_transformer, save_network
-from models.opensora.rope3d import grid_positions, rotate, rotation
-from models.opensora.transformer import OpenSoraT2V
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.loading import load_transformer, save_network
+from models.families.vdit.rope3d import grid_positions, rotate, rotation
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.dense import DENSE, reference
 
 CONFIG = OpenSoraConfig(
     num_attention_heads=2, attention_head_dim=12, num_layers=2, cross_attention_dim=24, caption_channels=10,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.opensora.causal_vae import CausalVae
-from models.opensora.vae_config import CausalVaeConfig
-from models.opensora.vae_memory import predicted_peak_bytes
-from models.opensora.vae_tiling import VaeTiling, runs, tiled_decode
+from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.vae_config import CausalVaeConfig
+from models.families.vdit.vae_memory import predicted_peak_bytes
+from models.families.vdit.vae_tiling import VaeTiling, runs, tiled_decode
 
 CONFIG = dataclasses.replace(
     CausalVaeConfig.published(), hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4

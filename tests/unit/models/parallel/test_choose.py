@@ -5,13 +5,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from models.attention.dense import DENSE
+from models.methods.attention.dense import DENSE
+from models.methods.ras.attention import RasAttention
 from models.parallel.choose import sequence_parallel
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import Group, SequenceGroups, single_rank
 from models.parallel.meter import CommunicationMeter
 from models.parallel.usp import UspAttention
-from models.ras.attention import RasAttention
 
 
 def _ring_of_two() -> SequenceGroups:

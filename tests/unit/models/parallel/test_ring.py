@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 
-from models.attention.partial import Merge
+from models.methods.attention.partial import Merge
 from models.parallel.groups import Group
 from models.parallel.ring import RingAttention
 from models.parallel.tile_blocks import TileBlocks

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention.dense import DENSE
-from models.opensora.config import OpenSoraConfig
-from models.opensora.transformer import OpenSoraT2V
-from models.ras.config import RasConfig
-from models.ras.forward import ras_forward
-from models.ras.state import RasState, importances, predicted_bytes
+from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.dense import DENSE
+from models.methods.ras.config import RasConfig
+from models.methods.ras.forward import ras_forward
+from models.methods.ras.state import RasState, importances, predicted_bytes
 
 GRIDS = [(3, 5, 7), (1, 2, 3), (4, 1, 5)]
 STEPS = 8

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.samplers.base import Sampler, step_generator
-from models.samplers.ddim import Ddim, trailing_timesteps
-from models.samplers.euler_ancestral import EulerAncestral
-from models.samplers.make import NAMES, make_sampler
-from models.samplers.schedule import NoiseSchedule
+from models.methods.samplers.base import Sampler, step_generator
+from models.methods.samplers.ddim import Ddim, trailing_timesteps
+from models.methods.samplers.euler_ancestral import EulerAncestral
+from models.methods.samplers.make import NAMES, make_sampler
+from models.methods.samplers.schedule import NoiseSchedule
 
 SHAPE = (2, 4, 3, 4, 4)
 

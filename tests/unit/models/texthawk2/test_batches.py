@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from models.texthawk2.synth.charset import CHINESE
-from models.texthawk2.synth.example import Example
-from models.texthawk2.tiling import image_tokens
-from models.texthawk2.tokenizer import build_nano_tokenizer
-from models.texthawk2.training.batches import IGNORE, Encoder, collate
+from models.families.texthawk2.tiling import image_tokens
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
+from models.training.texthawk2.batches import IGNORE, Encoder, collate
+from models.training.texthawk2.synth.charset import CHINESE
+from models.training.texthawk2.synth.example import Example
 
 TOKENIZER = build_nano_tokenizer(CHINESE)
 IMAGE, PAD = (TOKENIZER.convert_tokens_to_ids(token) for token in ("<image>", "<|endoftext|>"))

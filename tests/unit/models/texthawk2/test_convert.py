@@ -18,11 +18,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from models.texthawk2 import convert as module
-from models.texthawk2.auto import register
-from models.texthawk2.convert import convert, grow
-from models.texthawk2.tokenizer import build_nano_tokenizer
-from models.texthawk2.vision import normalise, read_levels
+from models.families.texthawk2 import convert as module
+from models.families.texthawk2.auto import register
+from models.families.texthawk2.convert import convert, grow
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
+from models.families.texthawk2.vision import normalise, read_levels
 
 CHARACTERS = "的一是"
 

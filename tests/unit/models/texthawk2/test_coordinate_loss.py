@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.texthawk2.coordinates import Box, iou
-from models.texthawk2.tokens import NUM_COORDINATES
-from models.texthawk2.training.coordinate_loss import answer_loss, overlaps, start_alike
+from models.families.texthawk2.coordinates import Box, iou
+from models.families.texthawk2.tokens import NUM_COORDINATES
+from models.training.texthawk2.coordinate_loss import answer_loss, overlaps, start_alike
 
 FIRST = 10
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.texthawk2.coordinates import STEPS, TOKENS_PER_BOX, Box, format_box, iou, parse_boxes
-from models.texthawk2.tokens import BOX_TOKENS
+from models.families.texthawk2.coordinates import STEPS, TOKENS_PER_BOX, Box, format_box, iou, parse_boxes
+from models.families.texthawk2.tokens import BOX_TOKENS
 
 _shares = st.floats(0.0, 1.0)
 

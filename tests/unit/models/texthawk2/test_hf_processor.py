@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from models.texthawk2.auto import register
-from models.texthawk2.config import TextHawk2Config
-from models.texthawk2.hf_image_processor import TextHawk2ImageProcessor, to_rgb
-from models.texthawk2.image_processor import cut_tiles
-from models.texthawk2.processor import TextHawk2Processor
-from models.texthawk2.prompt import IMAGE_PART, PromptBuilder
-from models.texthawk2.tiling import TilingLimits
-from models.texthawk2.tokenizer import build_nano_tokenizer
+from models.families.texthawk2.auto import register
+from models.families.texthawk2.config import TextHawk2Config
+from models.families.texthawk2.hf_image_processor import TextHawk2ImageProcessor, to_rgb
+from models.families.texthawk2.image_processor import cut_tiles
+from models.families.texthawk2.processor import TextHawk2Processor
+from models.families.texthawk2.prompt import IMAGE_PART, PromptBuilder
+from models.families.texthawk2.tiling import TilingLimits
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from tests.support.media_files import encode, noise

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.texthawk2.image_processor import cut_tiles, normalise
-from models.texthawk2.tiling import PUBLISHED, TilingLimits, num_tiles
-from models.texthawk2.vision import normalise as normalise_on_device
+from models.families.texthawk2.image_processor import cut_tiles, normalise
+from models.families.texthawk2.tiling import PUBLISHED, TilingLimits, num_tiles
+from models.families.texthawk2.vision import normalise as normalise_on_device
 from tests.support.media_files import Array, gradient, noise
 from tests.support.texthawk2_reference import cut_tiles_reference
 
@@ -115,7 +115,7 @@ def test_normalise_is_siglips_and_equals_the_one_on_the_device() -> None:
 
 def test_decode_workers_need_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, numpy, models.texthawk2.image_processor as p\n"
+        "import sys, numpy, models.families.texthawk2.image_processor as p\n"
         "p.cut_tiles(numpy.zeros((300, 500, 3), numpy.uint8))\n"
         "print({'torch', 'transformers', 'torchvision', 'tokenizers'} & set(sys.modules))"
     )

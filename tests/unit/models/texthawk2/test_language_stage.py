@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.texthawk2.synth.charset import CHINESE
-from models.texthawk2.synth.dense import dense_tile
-from models.texthawk2.tokenizer import build_nano_tokenizer
-from models.texthawk2.training import language_stage as stage
-from models.texthawk2.training.export import export
+from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from models.training.log import LOG_FILE, TrainingLog
+from models.training.texthawk2 import language_stage as stage
+from models.training.texthawk2.export import export
+from models.training.texthawk2.synth.charset import CHINESE
+from models.training.texthawk2.synth.dense import dense_tile
 from tests.support.synth_fonts import DEJAVU
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as ``models.texthawk2.training.export`` writes it: half precision, without training's heads."""
+    """A folder as ``models.training.texthawk2.export`` writes it: half precision, without training's heads."""
     folder = tmp_path_factory.mktemp("shipped")
     tokenizer = build_nano_tokenizer(CHINESE)
     stage.build_model(tokenizer).half().save_pretrained(folder)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from models.texthawk2.config import TextHawk2Config
-from models.texthawk2.connector import Connector
-from models.texthawk2.detection import DetectionHead
-from models.texthawk2.modeling import TextHawk2ForConditionalGeneration
-from models.texthawk2.position import ScalablePositionEmbedding, slerp
-from models.texthawk2.proposal import QueryProposalNetwork
-from models.texthawk2.rearrange import rearrange
-from models.texthawk2.vision import normalise, read_levels
+from models.families.texthawk2.config import TextHawk2Config
+from models.families.texthawk2.connector import Connector
+from models.families.texthawk2.detection import DetectionHead
+from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.families.texthawk2.position import ScalablePositionEmbedding, slerp
+from models.families.texthawk2.proposal import QueryProposalNetwork
+from models.families.texthawk2.rearrange import rearrange
+from models.families.texthawk2.vision import normalise, read_levels
 
 VISION = {
     "hidden_size": 32,
@@ -265,7 +265,7 @@ def test_wrong_number_of_image_tokens_is_told(model: TextHawk2ForConditionalGene
 def test_folder_round_trip_with_auto_classes(model: TextHawk2ForConditionalGeneration, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from models.texthawk2.auto import register
+    from models.families.texthawk2.auto import register
 
     register()
     model.save_pretrained(tmp_path)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.texthawk2.synth.camera import canvas_size, turned
-from models.texthawk2.synth.charset import CHAR_CLASSES, CLASS_OF, LATIN
-from models.texthawk2.synth.dense import DENSE_CLASSES, GRID, PATCH, TILE, dense_tile, labels_at_centres, write
-from models.texthawk2.synth.fonts import SPLITS, FontSet, Split
-from models.texthawk2.synth.scene import COLOURS
+from models.training.texthawk2.synth.camera import canvas_size, turned
+from models.training.texthawk2.synth.charset import CHAR_CLASSES, CLASS_OF, LATIN
+from models.training.texthawk2.synth.dense import DENSE_CLASSES, GRID, PATCH, TILE, dense_tile, labels_at_centres, write
+from models.training.texthawk2.synth.fonts import SPLITS, FontSet, Split
+from models.training.texthawk2.synth.scene import COLOURS
 from tests.support.synth_fonts import DEJAVU, WITH_CHINESE, needs_chinese_fonts
 
 _TURNS = [(0.0, 1.0), (8.0, 1.0), (-8.0, 0.92), (5.0, 1.08)]

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.texthawk2.coordinates import Box, format_box
-from models.texthawk2.synth import finding, reading
-from models.texthawk2.synth.backgrounds import background, ink_colour, luminance
-from models.texthawk2.synth.example import Example
-from models.texthawk2.synth.examples import CHINESE_TASKS, TASKS, WEIGHTS, sample
-from models.texthawk2.synth.finding import COLOURS
-from models.texthawk2.synth.fonts import SPLITS, FontSet, Split
-from models.texthawk2.synth.scene import (
+from models.families.texthawk2.coordinates import Box, format_box
+from models.families.texthawk2.tiling import Grid, best_grid
+from models.training.texthawk2.synth import finding, reading
+from models.training.texthawk2.synth.backgrounds import background, ink_colour, luminance
+from models.training.texthawk2.synth.example import Example
+from models.training.texthawk2.synth.examples import CHINESE_TASKS, TASKS, WEIGHTS, sample
+from models.training.texthawk2.synth.finding import COLOURS
+from models.training.texthawk2.synth.fonts import SPLITS, FontSet, Split
+from models.training.texthawk2.synth.scene import (
     LIMITS,
     SHAPES,
     Frame,
@@ -32,8 +33,7 @@ from models.texthawk2.synth.scene import (
     strip,
     text_thing,
 )
-from models.texthawk2.synth.words import held_out
-from models.texthawk2.tiling import Grid, best_grid
+from models.training.texthawk2.synth.words import held_out
 from tests.support.synth_fonts import DEJAVU, WITH_CHINESE, needs_chinese_fonts
 
 LATIN_TASKS = sorted(set(TASKS) - set(CHINESE_TASKS))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.texthawk2.synth import fonts, words
-from models.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
-from models.texthawk2.synth.fonts import SPLITS, Split, draw_text, font, load_fonts
-from models.texthawk2.synth.words import chinese_word, held_out, latin_word, made_up_word, real_words
+from models.training.texthawk2.synth import fonts, words
+from models.training.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF, LATIN
+from models.training.texthawk2.synth.fonts import SPLITS, Split, draw_text, font, load_fonts
+from models.training.texthawk2.synth.words import chinese_word, held_out, latin_word, made_up_word, real_words
 from tests.support.synth_fonts import DEJAVU, WITH_CHINESE, fetched, needs_chinese_fonts
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.texthawk2.tiling import (
+from models.families.texthawk2.tiling import (
     PUBLISHED,
     Grid,
     TilingLimits,

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
 
-from models.texthawk2 import tokenizer as tokenizer_module
-from models.texthawk2.prompt import IMAGE_PART, Message, PromptBuilder
-from models.texthawk2.tiling import Grid
-from models.texthawk2.tokenizer import add_texthawk_tokens, build_nano_tokenizer
-from models.texthawk2.tokens import (
+from models.families.texthawk2 import tokenizer as tokenizer_module
+from models.families.texthawk2.prompt import IMAGE_PART, Message, PromptBuilder
+from models.families.texthawk2.tiling import Grid
+from models.families.texthawk2.tokenizer import add_texthawk_tokens, build_nano_tokenizer
+from models.families.texthawk2.tokens import (
     BOX_TOKENS,
     CONTROL_TOKENS,
     COORDINATE_TOKENS,
@@ -285,7 +285,8 @@ def test_builder_leaves_the_passed_tokenizer_as_it_was(tokenizer: PreTrainedToke
 
 def test_serving_side_needs_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, models.texthawk2.tiling, models.texthawk2.tokens, models.texthawk2.prompt\n"
+        "import sys, models.families.texthawk2.tiling, models.families.texthawk2.tokens, "
+        "models.families.texthawk2.prompt\n"
         "print({'torch', 'transformers', 'torchvision'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

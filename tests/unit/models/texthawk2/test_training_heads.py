@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.texthawk2.rearrange import rearrange
-from models.texthawk2.training.nano import nano_config
-from models.texthawk2.training.windows import PlaceHead, WindowHead
+from models.families.texthawk2.rearrange import rearrange
+from models.training.texthawk2.nano import nano_config
+from models.training.texthawk2.windows import PlaceHead, WindowHead
 
 CONFIG = nano_config(100, 1, 2, 3, 4, 5, 6)
 

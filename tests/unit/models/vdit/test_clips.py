@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.vdit.clips import PIXELS_PER_FRAME, RGB, SHORT_CLIP, SIZE, STEP, Clip, render
-from models.vdit.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, Mover, Scene
+from models.training.vdit.clips import PIXELS_PER_FRAME, RGB, SHORT_CLIP, SIZE, STEP, Clip, render
+from models.training.vdit.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, Mover, Scene
 
 
 def _centre(clip: Clip, background: str) -> list[tuple[float, float]]:

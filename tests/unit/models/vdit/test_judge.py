@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from models.registry import CHECKPOINTS
-from models.vdit.clips import SHORT_CLIP, Clip, render
-from models.vdit.judge import COMBINATIONS, Judge, JudgeNet, Logits, looked_at, targets
-from models.vdit.scenes import Mover, Scene, sample_scene
+from models.training.vdit.clips import SHORT_CLIP, Clip, render
+from models.training.vdit.judge import COMBINATIONS, Judge, JudgeNet, Logits, looked_at, targets
+from models.training.vdit.scenes import Mover, Scene, sample_scene
 
 
 @cache

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention.adaspa import AdaSpaAttention
-from models.attention.adaspa_config import AdaSpaConfig
-from models.opensora.causal_vae import CausalVae
-from models.opensora.text import TextEncoder
-from models.opensora.transformer import OpenSoraT2V
-from models.vdit.evaluate import make_attention
-from models.vdit.nano import nano_transformer, nano_vae
-from models.vdit.pipeline import VideoPipeline
-from models.vdit.spec import get_video_spec
-from models.vdit.words import small_encoder, word_tokenizer
+from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.pipeline import VideoPipeline
+from models.families.vdit.spec import get_video_spec
+from models.families.vdit.text import TextEncoder
+from models.families.vdit.transformer import OpenSoraT2V
+from models.methods.attention.adaspa import AdaSpaAttention
+from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.training.vdit.evaluate import make_attention
+from models.training.vdit.nano import nano_transformer, nano_vae
+from models.training.vdit.words import small_encoder, word_tokenizer
 
 SPEC = get_video_spec("vdit-nano")
 PROMPTS = ("a red circle moves left fast", "a blue cross moves up slowly on a gray background")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.vdit.prompts import parse_prompt
-from models.vdit.scenes import (
+from models.training.vdit.prompts import parse_prompt
+from models.training.vdit.scenes import (
     COLOURS,
     DIRECTIONS,
     SHAPES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.vdit.spec import VIDEO_MODELS, get_video_spec
+from models.families.vdit.spec import VIDEO_MODELS, get_video_spec
 
 NANO = get_video_spec("vdit-nano")
 

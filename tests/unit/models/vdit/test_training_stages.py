@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention.dense import DENSE
-from models.opensora.causal_vae import CausalVae
-from models.opensora.vae_config import CausalVaeConfig
-from models.samplers.ddim import Consistency
-from models.samplers.schedule import NoiseSchedule
-from models.vdit.clips import SHORT_CLIP, render
-from models.vdit.scenes import Mover, Scene
-from models.vdit.training.conv_muon import orthogonal
-from models.vdit.training.distil_stage import SEGMENTS, Text, lesson, lesson_loss, move, noise_between
-from models.vdit.training.judge_stage import worsen
-from models.vdit.training.latents_stage import read_shards, write_shard
-from models.vdit.training.vae_stage import moving, open_time, to_pixels, whiten
-from models.vdit.training.widen import load_narrower
+from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.vae_config import CausalVaeConfig
+from models.methods.attention.dense import DENSE
+from models.methods.samplers.ddim import Consistency
+from models.methods.samplers.schedule import NoiseSchedule
+from models.training.vdit.clips import SHORT_CLIP, render
+from models.training.vdit.conv_muon import orthogonal
+from models.training.vdit.distil_stage import SEGMENTS, Text, lesson, lesson_loss, move, noise_between
+from models.training.vdit.judge_stage import worsen
+from models.training.vdit.latents_stage import read_shards, write_shard
+from models.training.vdit.scenes import Mover, Scene
+from models.training.vdit.vae_stage import moving, open_time, to_pixels, whiten
+from models.training.vdit.widen import load_narrower
 
 SCHEDULE = NoiseSchedule()
 
@@ -136,7 +136,7 @@ def test_student_that_is_already_right_has_nothing_to_learn() -> None:
 
 
 def test_shards_are_read_back_with_their_prompts_and_half_written_ones_are_not(tmp_path: Path) -> None:
-    import models.vdit.training.latents_stage as stage
+    import models.training.vdit.latents_stage as stage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "SHARD", 2)

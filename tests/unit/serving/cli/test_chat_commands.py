@@ -14,12 +14,12 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from serving.chat.domain import ImagePart, Message, Role, TextPart
 from serving.cli import chat_command, read_command
 from serving.cli.chat_client import ChatClient
 from serving.cli.chat_session import Conversation, Session
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
-from serving.ingress.auth import Authenticator
+from serving.front.auth import Authenticator
+from serving.tasks.chat.domain import ImagePart, Message, Role, TextPart
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 from tests.support.media_files import bad_files, encode, gradient
 from tests.support.ports import free_port

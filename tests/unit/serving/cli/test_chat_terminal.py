@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.chat.domain import TextPart
 from serving.errors import EngineFailed
+from serving.tasks.chat.domain import TextPart
 from tests.support.fake_service import WORDS, FakeService
 from tests.support.media_files import encode, gradient
 from tests.support.served_door import ServedDoor, served

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from serving.chat.domain import ImagePart
 from serving.cli import self_check_chat
 from serving.cli.self_check import check_chat
 from serving.domain import Surface
 from serving.errors import ConfigError, EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
+from serving.tasks.chat.domain import ImagePart
 from tests.support.fake_service import CHAT_MODEL, FakeService, make_chat_card
 from tests.support.served_door import served
 

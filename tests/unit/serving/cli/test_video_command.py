@@ -18,8 +18,8 @@ from serving.cli import video_command
 from serving.cli.chat_client import ChatFailed
 from serving.cli.video_client import VideoClient
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
-from serving.ingress.auth import Authenticator
-from serving.video.domain import VideoFormat
+from serving.front.auth import Authenticator
+from serving.tasks.videos.domain import VideoFormat
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.ports import free_port

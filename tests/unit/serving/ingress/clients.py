@@ -17,10 +17,10 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Surface
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_methods import GrpcMethods
-from serving.ingress.http_app import build_http_app
-from serving.ingress.observer import IngressObserver
+from serving.front.auth import Authenticator
+from serving.front.grpc.methods import GrpcMethods
+from serving.front.http.app import build_http_app
+from serving.front.observer import IngressObserver
 from serving.limits import IngressLimits
 from tests.support.fake_service import MODEL, FakeService
 from tests.support.media_files import encode, gradient

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from serving.errors import ConfigError, Forbidden, Unauthenticated
-from serving.ingress import auth
-from serving.ingress.auth import Authenticator, is_loopback
+from serving.front import auth
+from serving.front.auth import Authenticator, is_loopback
 
 KEYS = {name: hashlib.sha256(f"key-of-{name}".encode()).hexdigest() for name in ("ada", "bob", "eve")}
 REMOTE = "203.0.113.7"

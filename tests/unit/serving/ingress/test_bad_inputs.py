@@ -13,7 +13,7 @@ from PIL import Image
 from serving import errors
 from serving.domain import Surface
 from serving.errors import ServingError
-from serving.ingress.status import TABLE
+from serving.front.status import TABLE
 from serving.limits import IngressLimits
 from tests.support import image_cases
 from tests.support.fake_service import FakeService

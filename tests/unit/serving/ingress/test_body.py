@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
-from serving.ingress.body import PIECE_BYTES, Headers, Receive, read_into
+from serving.front.http.body import PIECE_BYTES, Headers, Receive, read_into
 from serving.limits import IngressLimits
 
 LIMITS = IngressLimits(max_body_bytes=10, body_timeout_s=0.05)

@@ -13,7 +13,7 @@ from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.errors import EngineFailed
-from serving.ingress.grpc_registration import add_vireo_to_server
+from serving.front.grpc.registration import add_vireo_to_server
 from tests.support.fake_service import WORDS, FakeService
 from tests.unit.serving.ingress.chat_clients import Chat, message_of
 from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome

@@ -12,14 +12,14 @@ import jsonschema
 import pytest
 from openai.resources.chat.completions import Completions
 
-from serving.chat.domain import ImagePart, Role, TextPart
 from serving.errors import EngineFailed, ReplicaLost
-from serving.ingress.auth import Authenticator
-from serving.ingress.chat_json import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
-from serving.ingress.chat_reply import clean
-from serving.ingress.openapi import openapi_document
-from serving.ingress.schemas import ChatBody
+from serving.front.auth import Authenticator
+from serving.front.http.openapi import openapi_document
+from serving.front.http.schemas import ChatBody
 from serving.limits import IngressLimits
+from serving.tasks.chat.body import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
+from serving.tasks.chat.domain import ImagePart, Role, TextPart
+from serving.tasks.chat.reply import clean
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 from tests.unit.serving.ingress.chat_clients import (
     Chat,

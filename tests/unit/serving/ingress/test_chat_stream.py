@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.chat.domain import ChatDelta, ChatEnd, ChatEvent, FinishReason, TokenLogprob, Usage
 from serving.errors import BackendError, EngineFailed
-from serving.ingress.chat_stream import EventQueue, joined
+from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, FinishReason, TokenLogprob, Usage
+from serving.tasks.chat.stream import EventQueue, joined
 from tests.support.fake_service import make_report
 
 END = ChatEnd(usage=Usage(prompt_tokens=1, completion_tokens=1), report=make_report())

@@ -10,11 +10,11 @@ import pytest
 from grpc import StatusCode
 
 from serving import errors
-from serving.chat.domain import ImagePart, Role, TextPart
 from serving.errors import ServingError
-from serving.ingress.auth import Authenticator
-from serving.ingress.status import TABLE
+from serving.front.auth import Authenticator
+from serving.front.status import TABLE
 from serving.limits import IngressLimits
+from serving.tasks.chat.domain import ImagePart, Role, TextPart
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService
 from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, HELLO, Chat, ChatOutcome, Turn, Url
 from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor, RecordingObserver

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import pytest
 
-from serving.chat.domain import ImagePart
 from serving.errors import InvalidImage
-from serving.ingress.data_urls import MAX_ESCAPES, is_data_url, parse_data_url
+from serving.front.data_urls import MAX_ESCAPES, is_data_url, parse_data_url
+from serving.tasks.chat.domain import ImagePart
 from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, Chat, Turn, Url
 from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
 

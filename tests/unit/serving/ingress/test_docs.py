@@ -13,12 +13,12 @@ from grpc_health.v1 import health_pb2
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.ingress.grpc_health import MAX_WATCHES, SERVICES
-from serving.ingress.oip_tensors import OUTPUT_NAMES
-from serving.ingress.openapi import openapi_document
-from serving.ingress.status import TABLE
+from serving.front.grpc.health import MAX_WATCHES, SERVICES
+from serving.front.http.openapi import openapi_document
+from serving.front.status import TABLE
 from serving.limits import MAX_SMALL_BYTES, MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
+from serving.tasks.infer.tensors import OUTPUT_NAMES
 
 PAGE = Path(__file__).parents[4] / "docs" / "api.md"
 TEXT = PAGE.read_text()

@@ -17,9 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.ingress import grpc_methods
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_registration import SERVICES, methods_of, needs_key, path_of
+from serving.front.auth import Authenticator
+from serving.front.grpc import methods as grpc_methods
+from serving.front.grpc.registration import SERVICES, methods_of, needs_key, path_of
 from serving.limits import MAX_SMALL_BYTES, IngressLimits
 from tests.support.fake_service import MODEL
 from tests.unit.serving.ingress.clients import FakeContext, FrontDoor

@@ -8,8 +8,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.errors import QueueFull
-from serving.ingress import grpc_health
-from serving.ingress.grpc_health import MAX_WATCHES, Health
+from serving.front.grpc import health as grpc_health
+from serving.front.grpc.health import MAX_WATCHES, Health
 from tests.support.fake_service import FakeService, make_card
 
 STATUS = health_pb2.HealthCheckResponse

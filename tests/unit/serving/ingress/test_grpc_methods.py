@@ -19,9 +19,9 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.domain import Priority
 from serving.errors import QueueFull
-from serving.ingress.auth import Authenticator
-from serving.ingress.grpc_methods import GrpcMethods
-from serving.ingress.grpc_registration import (
+from serving.front.auth import Authenticator
+from serving.front.grpc.methods import GrpcMethods
+from serving.front.grpc.registration import (
     SERVICES,
     add_health_to_server,
     add_inference_to_server,

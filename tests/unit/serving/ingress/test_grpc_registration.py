@@ -17,8 +17,8 @@ from ray.serve.config import HTTPOptions
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.app import GRPC_SERVICERS
-from serving.ingress.grpc_registration import SERVICES, methods_of, path_of, take_no_compression
-from serving.ray_env import NO_COMPRESSION
+from serving.front.grpc.registration import SERVICES, methods_of, path_of, take_no_compression
+from serving.system.ray_env import NO_COMPRESSION
 
 
 def add_all(server: gRPCGenericServer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.ingress.grpc_stream import answer_stream
+from serving.front.grpc.stream import answer_stream
 from tests.unit.serving.ingress.clients import stream_of
 
 ROOMY = 1 << 20

@@ -14,8 +14,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from serving.ingress.auth import Authenticator
-from serving.ingress.http_app import METRICS_TYPE, build_http_app
+from serving.front.auth import Authenticator
+from serving.front.http.app import METRICS_TYPE, build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.support.fake_videos import VIDEO_MODEL, make_video_card

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from serving.domain import Budget, ClassifyRequest
 from serving.errors import ClientError, InvalidImage, InvalidRequest
-from serving.ingress.classify_json import json_bounds, request_from_document
-from serving.ingress.images import SLICE_CHARS, images_from_text
-from serving.ingress.json_body import load_object
+from serving.front.http.json_body import load_object
+from serving.front.images import SLICE_CHARS, images_from_text
 from serving.limits import IngressLimits
+from serving.tasks.classify.body import json_bounds, request_from_document
 from tests.support.media_files import encode, noise
 from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest, PayloadTooLarge
-from serving.ingress.body import PIECE_BYTES
-from serving.ingress.json_body import JsonReader
-from serving.ingress.json_decode import MAX_OTHER_VALUES, MAX_VALUES_HERE, MIN_NUMBERS, Numbers
-from serving.ingress.json_scan import Bounds, JsonScanner
+from serving.front.http.body import PIECE_BYTES
+from serving.front.http.json_body import JsonReader
+from serving.front.http.json_decode import MAX_OTHER_VALUES, MAX_VALUES_HERE, MIN_NUMBERS, Numbers
+from serving.front.http.json_scan import Bounds, JsonScanner
 from serving.limits import IngressLimits
 from tests.unit.serving.ingress.clients import FrontDoor, asgi
 

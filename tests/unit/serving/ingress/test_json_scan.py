@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import ClientError, InvalidRequest, PayloadTooLarge
-from serving.ingress.body import PIECE_BYTES
-from serving.ingress.json_scan import LONG_BYTES, MAX_DEPTH, MAX_NUMBER_CHARS, Bounds, JsonScanner, ScannedJson
+from serving.front.http.body import PIECE_BYTES
+from serving.front.http.json_scan import LONG_BYTES, MAX_DEPTH, MAX_NUMBER_CHARS, Bounds, JsonScanner, ScannedJson
 
 BOUNDS = Bounds(max_values=1000, max_plain_bytes=1 << 20, max_string_bytes=1 << 22)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import ClientError, InvalidRequest, UnsupportedMediaType
-from serving.ingress.multipart import MAX_TEXT_BYTES, Form, FormReader
+from serving.front.http.multipart import MAX_TEXT_BYTES, Form, FormReader
 from serving.limits import IngressLimits
 from tests.unit.serving.ingress.clients import BOUNDARY, GOOD_PNG, FrontDoor, asgi, multipart
 

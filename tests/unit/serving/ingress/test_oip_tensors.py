@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from serving.domain import Budget, Classification, ClassifyReply, LabelScore
 from serving.errors import ClientError, InvalidImage, InvalidRequest, QueueFull, TooManyImages, UnknownField
-from serving.ingress.oip_tensors import (
+from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
+from serving.tasks.infer.tensors import (
     OUTPUT_NAMES,
     OUTPUTS,
     QUANTISE_HERE_BYTES,
@@ -25,7 +26,6 @@ from serving.ingress.oip_tensors import (
     outputs_from_reply,
     report_parameters,
 )
-from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from tests.support.fake_service import make_report
 from tests.unit.serving.ingress.clients import length_prefixed, split_prefixed
 

@@ -17,8 +17,8 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.errors import InvalidRequest, UnknownField
-from serving.ingress.grpc_registration import SERVICES, methods_of
-from serving.ingress.protobuf_walk import check, id_of, plan_of
+from serving.front.grpc.protobuf_walk import check, id_of, plan_of
+from serving.front.grpc.registration import SERVICES, methods_of
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 
 LIMITS = IngressLimits()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.ingress.chat_rules import compact_schema
 from serving.limits import IngressLimits
+from serving.tasks.chat.rules import compact_schema
 from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, Chat
 from tests.unit.serving.ingress.clients import FrontDoor
 

@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from serving import errors
 from serving.errors import NotReady, ServingError, SlowBody, UnknownService
-from serving.ingress.status import (
+from serving.front.status import (
     MAX_MESSAGE_BYTES,
     TABLE,
     error_object,

@@ -14,7 +14,7 @@ import grpc
 import pytest
 import uvicorn
 
-from serving.ingress.grpc_registration import add_inference_to_server
+from serving.front.grpc.registration import add_inference_to_server
 from tests.support.fake_service import MODEL
 from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG, FrontDoor
 

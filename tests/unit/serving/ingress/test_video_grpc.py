@@ -12,8 +12,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Priority, Surface
 from serving.errors import QueueFull
-from serving.ingress.video_grpc import MAX_PIECE_BYTES
-from serving.video.domain import VideoFormat
+from serving.tasks.videos.domain import VideoFormat
+from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
 from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome

@@ -13,9 +13,9 @@ import pytest
 
 from serving.domain import Priority, Surface
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, UnsupportedVideo
-from serving.ingress.openapi import openapi_document
+from serving.front.http.openapi import openapi_document
 from serving.limits import IngressLimits
-from serving.video.domain import VideoFormat, VideoRequest, VideoUpdate
+from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
 from tests.unit.serving.ingress.clients import FrontDoor, RecordingObserver, asgi
 from tests.unit.serving.ingress.video_clients import (

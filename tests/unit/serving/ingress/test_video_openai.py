@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable
-from serving.ingress.auth import Authenticator
+from serving.front.auth import Authenticator
 from tests.support.fake_videos import CLIP, THUMBNAIL, VIDEO_MODEL
 from tests.unit.serving.ingress.clients import FrontDoor
 from tests.unit.serving.ingress.video_clients import KEYS, PROMPT, video_door

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from serving.ingress.auth import Authenticator
+from serving.front.auth import Authenticator
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.unit.serving.ingress.clients import BOUNDARY, FrontDoor, HttpReply, asgi

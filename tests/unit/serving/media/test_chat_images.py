@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.chat.domain import ImagePart
 from serving.config import MediaSettings
 from serving.errors import (
     DecodeTimeout,
@@ -29,6 +28,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.observer import NullObserver
 from serving.media.pool import Caller, MediaPool
+from serving.tasks.chat.domain import ImagePart
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
 from tests.support.tls_server import PictureServer, answer, write_certificate

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from models.families.texthawk2.image_processor import cut_tiles
+from models.families.texthawk2.tiling import num_tiles
 from models.registry import get_chat_spec
-from models.texthawk2.image_processor import cut_tiles
-from models.texthawk2.tiling import num_tiles
 from serving.errors import (
     BackendError,
     DecodeTimeout,

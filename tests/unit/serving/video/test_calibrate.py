@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from models.vdit.spec import VideoModelSpec, get_video_spec
+from models.families.vdit.spec import VideoModelSpec, get_video_spec
 from serving.errors import ConfigError
-from serving.video.calibrate import calibrate
-from serving.video.points import load_table
+from serving.tasks.videos.calibrate import calibrate
+from serving.tasks.videos.points import load_table
 
 
 def setting(name: str, right: float, frames: int = 29, **more: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def test_lengths_of_one_setting_are_one_point_as_good_as_the_worst_of_them(spec:
 
 
 def test_folder_that_was_not_evaluated_is_refused_with_what_to_do(spec: VideoModelSpec) -> None:
-    with pytest.raises(ConfigError, match=r"models\.vdit\.evaluate"):
+    with pytest.raises(ConfigError, match=r"models\.training\.vdit\.evaluate"):
         calibrate(spec, 6.0)
     write(spec, {"ddim 20": {"variant": "teacher"}})
-    with pytest.raises(ConfigError, match=r"no usable evaluation.json.*models\.vdit\.evaluate"):
+    with pytest.raises(ConfigError, match=r"no usable evaluation.json.*models\.training\.vdit\.evaluate"):
         calibrate(spec, 6.0)

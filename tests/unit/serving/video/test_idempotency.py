@@ -10,12 +10,12 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Budget, Surface
 from serving.errors import IdempotencyKeyReused
-from serving.ingress.multipart import Form
-from serving.ingress.video_json import document_from_form, request_from_document
-from serving.ingress.video_wire import request_from_message
+from serving.front.http.multipart import Form
 from serving.limits import IngressLimits
-from serving.video.domain import VideoRequest
-from serving.video.idempotency import asked_by, check_same
+from serving.tasks.videos.body import document_from_form, request_from_document
+from serving.tasks.videos.domain import VideoRequest
+from serving.tasks.videos.idempotency import asked_by, check_same
+from serving.tasks.videos.wire import request_from_message
 
 
 def over_http(document: dict[str, Any], fallback: Budget | None = None) -> VideoRequest:

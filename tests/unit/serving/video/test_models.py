@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from models.vdit.spec import get_video_spec
+from models.families.vdit.spec import get_video_spec
 from serving.cli.main import build
 from serving.config import VideoModelSettings
 from serving.errors import ConfigError
-from serving.video.models import read_served
-from serving.video.points import load_table, weights_digest
-from serving.video.resolve import Wish
+from serving.tasks.videos.models import read_served
+from serving.tasks.videos.points import load_table, weights_digest
+from serving.tasks.videos.resolve import Wish
 
 
 def settings(folder: Path | None = None, **more: Any) -> VideoModelSettings:

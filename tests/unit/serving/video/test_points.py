@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from schedulers.video_points import ClipCost, VideoPoint
-from serving.engines.video.limits import VideoLimits
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
-from serving.video.points import FILE_NAME, VideoPoints, VideoPointTable, load_table, weights_digest, write_table
-from serving.video.resolve import Wish
+from serving.replica.video.limits import VideoLimits
+from serving.tasks.videos.points import FILE_NAME, VideoPoints, VideoPointTable, load_table, weights_digest, write_table
+from serving.tasks.videos.resolve import Wish
 
 COSTS = (ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=0.5),)
 

@@ -13,7 +13,6 @@ import pytest
 from schedulers.admission import Cost
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.domain import Budget, Priority, Surface, within_priority
-from serving.engines.video.limits import VideoLimits
 from serving.errors import (
     BudgetInfeasible,
     ClientError,
@@ -28,15 +27,16 @@ from serving.errors import (
     UnknownVideo,
     UnsupportedVideo,
 )
-from serving.jobs.base import JobPage
+from serving.replica.video.limits import VideoLimits
 from serving.service import VideoModelCard
 from serving.stores.buckets import Reservation
-from serving.video.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
-from serving.video.idempotency import asked_by
-from serving.video.names import folder, preview_key
-from serving.video.points import VideoPoints, VideoPointTable
-from serving.video.resolve import ServedVideo
-from serving.video.service import VideoJobsService, VideoServiceConfig
+from serving.stores.jobs.base import JobPage
+from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
+from serving.tasks.videos.idempotency import asked_by
+from serving.tasks.videos.names import folder, preview_key
+from serving.tasks.videos.points import VideoPoints, VideoPointTable
+from serving.tasks.videos.resolve import ServedVideo
+from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from tests.support.fake_videos import make_video_card
 
 NOW_S = 1_800_000_000.0

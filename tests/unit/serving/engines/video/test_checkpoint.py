@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load
 
-from models.vdit.pipeline import VideoPipeline
-from serving.engines.video.checkpoint import load_variants
-from serving.engines.video.limits import VideoLimits, present_variants
-from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from models.families.vdit.pipeline import VideoPipeline
 from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
-from serving.video.domain import VideoSettings
+from serving.replica.video.checkpoint import load_variants
+from serving.replica.video.limits import VideoLimits, present_variants
+from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.tasks.videos.domain import VideoSettings
 from tests.support.video_folders import write_checkpoint
 from tests.support.video_models import video_settings
 

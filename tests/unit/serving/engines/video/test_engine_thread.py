@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from serving.engines.video.engine_thread import EngineThread
 from serving.errors import EngineFailed
+from serving.replica.video.engine_thread import EngineThread
 
 
 async def test_calls_run_in_order_one_at_a_time() -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from models.vdit.spec import get_video_spec
-from serving.engines.video.attention_setting import AttentionSetting, parse_attention
-from serving.engines.video.limits import VideoLimits, latent_frames
+from models.families.vdit.spec import get_video_spec
 from serving.errors import UnsupportedVideo
-from serving.video.domain import AttentionKind
+from serving.replica.video.attention_setting import AttentionSetting, parse_attention
+from serving.replica.video.limits import VideoLimits, latent_frames
+from serving.tasks.videos.domain import AttentionKind
 from tests.support.video_models import video_settings
 
 

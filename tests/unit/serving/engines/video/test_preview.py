@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from serving.engines.video.preview import LatentColours
+from serving.replica.video.preview import LatentColours
 from tests.support.video_models import decode_linearly
 
 

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from models.opensora.transformer import Conditioning, OpenSoraT2V
-from models.ras.config import RasConfig
-from models.samplers.base import step_generator
-from models.samplers.make import make_sampler
-from serving.engines.video.attention_maker import AttentionMaker
-from serving.engines.video.base import StepDone
-from serving.engines.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.engines.video.weights import VideoWeights
+from models.families.vdit.transformer import Conditioning, OpenSoraT2V
+from models.methods.ras.config import RasConfig
+from models.methods.samplers.base import step_generator
+from models.methods.samplers.make import make_sampler
 from serving.errors import EngineFailed, UnsupportedVideo
+from serving.replica.video.attention_maker import AttentionMaker
+from serving.replica.video.base import StepDone
+from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.replica.video.weights import VideoWeights
 from tests.support.live_bytes import LiveBytes
 from tests.support.video_engines import LIMITS, tiny_weights
 from tests.support.video_models import encode_words, tiny_config, video_settings

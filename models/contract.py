@@ -1,0 +1,337 @@
+"""What a model family is: one folder, described by one ``Family``, from which everything else is read.
+
+The description is data and costs nothing to import: no torch, and what does cost is named (``LazyRef``) rather than
+imported. Serving, the command line, OpenAPI, cache keys and the generic tests know families by this alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+Shape: TypeAlias = Literal["unary", "staged", "job", "stream"]
+"""How a family runs: a whole forward, exit by exit, step by step over minutes, or token by token."""
+Scope: TypeAlias = Literal["request", "deployment"]
+Value: TypeAlias = bool | int | float | str
+Point: TypeAlias = Mapping[str, Value]
+"""One setting of a family's knobs, complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRef:
+    """Something that is imported when it is needed, written ``"package.module:attribute"``.
+
+    Raises: ValueError: not of that form.
+    """
+
+    target: str
+
+    def __post_init__(self) -> None:
+        module, _, attribute = self.target.partition(":")
+        if not module or not attribute or not attribute.isidentifier():
+            raise ValueError(f"{self.target!r} names nothing; write 'package.module:attribute'")
+
+    def load(self) -> Any:
+        """Import it. Raises: ImportError, AttributeError: it is not there."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One setting of a family. Written once: validation, JSON schema, ``/v1/models``, command line, cache keys and the
+    axes of a calibration are read from it.
+
+    Either ``values``, from the cheapest to the best, or a range from ``low`` to ``high``, of which ``grid`` is what a
+    calibration measures. ``trades``: what is given up towards the cheap end, in a few words; "" where nothing is and
+    the knob is no axis of operating points. ``is_lossless``: every value gives the same answer, only at another price.
+
+    Raises: ValueError: neither or both of values and range, or a default outside of them.
+    """
+
+    name: str
+    default: Value
+    summary: str
+    values: tuple[Value, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    grid: tuple[float, ...] = ()
+    is_integer: bool = False
+    trades: str = ""
+    is_lossless: bool = False
+    scope: Scope = "request"
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"knob {self.name!r} must be named like a variable")
+        has_range = self.low is not None and self.high is not None
+        if bool(self.values) == has_range or (self.low is None) != (self.high is None):
+            raise ValueError(f"knob {self.name} needs either values or a range from low to high")
+        for value in (self.default, *self.grid):
+            self.check(value)
+
+    @property
+    def is_axis(self) -> bool:
+        """Whether a calibration measures along it."""
+        return bool(self.trades) and self.scope == "request"
+
+    @property
+    def points(self) -> tuple[Value, ...]:
+        """What a calibration measures, from the cheapest to the best."""
+        return self.values or self.grid or (self.default,)
+
+    def check(self, value: object) -> Value:
+        """Pass a value, a whole number as an integer where the knob takes integers.
+
+        Raises: ValueError: not one of its values, or outside its range; the text is fit for the caller.
+        """
+        if self.values:
+            if any(value == known and type(value) is type(known) for known in self.values):
+                return value  # type: ignore[return-value]
+            raise ValueError(f"{self.name} is {_short(value)}; choose one of {', '.join(map(_short, self.values))}")
+        assert self.low is not None
+        assert self.high is not None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not self.low <= value <= self.high:  # type: ignore[operator]
+            raise ValueError(f"{self.name} is {_short(value)}; give a number from {self.low:g} to {self.high:g}")
+        if self.is_integer:
+            if value != int(value):  # type: ignore[call-overload]
+                raise ValueError(f"{self.name} is {_short(value)}; give a whole number")
+            return int(value)  # type: ignore[call-overload, no-any-return]
+        return float(value)  # type: ignore[arg-type]
+
+    def json_schema(self) -> dict[str, Any]:
+        """Its JSON schema, with what it is for and what it trades."""
+        text = f"{self.summary} Trades {self.trades}." if self.trades else self.summary
+        if self.values:
+            return {"enum": list(self.values), "default": self.default, "description": text}
+        kind = "integer" if self.is_integer else "number"
+        bounds = {"minimum": self.low, "maximum": self.high}
+        return {"type": kind, **bounds, "default": self.default, "description": text}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def point_key(point: Point) -> str:
+    """One spelling for one point: ``name=value`` in the order of names. For keys of tables and caches."""
+    return ",".join(f"{name}={_spelt(point[name])}" for name in sorted(point))
+
+
+def _spelt(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format(value, ".12g") if isinstance(value, float) else str(value)
+
+
+UNITS = ("macs", "image_tokens", "prompt_tokens", "output_tokens", "token_steps", "experts_read")
+"""Units of work that a planner may price. ``macs``: multiply-accumulates. ``token_steps``: tokens of a latent times the
+steps taken on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request asks for at a point, before it runs: named units, and the most bytes that it may hold meanwhile.
+
+    Where only the replica can count, both are upper bounds.
+
+    Raises: ValueError: an unknown unit, or a number that is negative or not finite.
+    """
+
+    units: Mapping[str, float]
+    bytes_held: int
+
+    def __post_init__(self) -> None:
+        for name, amount in self.units.items():
+            if name not in UNITS:
+                raise ValueError(f"work unit {name!r} is unknown; units are {', '.join(UNITS)}")
+            if not math.isfinite(amount) or amount < 0:
+                raise ValueError(f"{amount} {name} cannot be done")
+        if self.bytes_held < 0:
+            raise ValueError(f"{self.bytes_held} bytes cannot be held")
+
+
+_OPEN_LICENCES = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where an architecture and its weights come from. ``licence``: of the published weights, as SPDX writes it, or
+    "none" where nothing is granted. ``commit``: of the official code that ours was compared with."""
+
+    paper: str = ""
+    url: str = ""
+    commit: str = ""
+    licence: str = "none"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether weights under this licence are loaded without being asked for expressly."""
+        return self.licence.lower() in _OPEN_LICENCES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One checkpoint of a family, or one configuration that has none yet. Data, never code.
+
+    ``config``: what ``Family.build`` makes the network of. ``io``: what goes in and comes out, one of ``models.io``.
+    ``weights``: the folder; None where they are the user's to bring. ``is_nano``: trained here, on a few MB.
+    ``published``: figures of the paper. ``cards``: further facts that a model card shows, in order.
+    """
+
+    id: str
+    summary: str
+    io: Any
+    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    source: Source = Source()
+    published: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    weights: Path | None = None
+    is_nano: bool = False
+
+    def with_weights(self, folder: Path) -> Variant:
+        """Return the same variant with its weights read from ``folder``."""
+        return replace(self, weights=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """An architecture with its checkpoints.
+
+    ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
+    canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
+    inputs; part of every cache key. ``build``: (variant, device) -> the network with the variant's weights, or with
+    seeded random ones where ``variant.weights`` is None and the caller allows it. ``runner``: (network, variant) ->
+    one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out. ``work``:
+    (variant, request, point) -> Work. ``resolve``: (name or folder) -> Variant, for a family whose variants are more
+    than can be listed; the names are written ``family:name``. ``examples``: names that the generic tests resolve.
+    ``oracle``: (variant) -> the official network on the same weights, where its code is at hand.
+
+    Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
+    """
+
+    name: str
+    summary: str
+    tasks: tuple[str, ...]
+    shape: Shape
+    variants: tuple[Variant, ...] = ()
+    prepare: LazyRef | None = None
+    prepare_version: str = "1"
+    build: LazyRef | None = None
+    runner: LazyRef | None = None
+    rename: LazyRef | None = None
+    work: LazyRef | None = None
+    allowed: LazyRef | None = None
+    resolve: LazyRef | None = None
+    oracle: LazyRef | None = None
+    knobs: tuple[Knob, ...] = ()
+    examples: tuple[str, ...] = ()
+    parts: Mapping[str, LazyRef] = field(default_factory=lambda: MappingProxyType({}))
+    """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``."""
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("knob", [knob.name for knob in self.knobs]),
+            ("variant", [variant.id for variant in self.variants]),
+        ):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"family {self.name} has {what} {', '.join(repeated)} twice")
+        if not self.tasks:
+            raise ValueError(f"family {self.name} names no task that it is for")
+        if not self.variants and self.resolve is None:
+            raise ValueError(f"family {self.name} has neither variants nor a way to resolve a name to one")
+
+    def knob(self, name: str) -> Knob:
+        """The knob of that name. Raises: ValueError: there is none; the message names those that are."""
+        for knob in self.knobs:
+            if knob.name == name:
+                return knob
+        known = ", ".join(knob.name for knob in self.knobs) or "none"
+        raise ValueError(f"{self.name} has no setting {name!r}; settings are: {known}")
+
+    def check_point(self, settings: Mapping[str, object], scope: Scope = "request") -> dict[str, Value]:
+        """A complete point: each setting checked, the defaults for the others.
+
+        Raises: ValueError: an unknown setting, or a value that it does not take; the text is fit for the caller.
+        """
+        for name in settings:
+            if self.knob(name).scope != scope:
+                raise ValueError(f"{name} is set for a whole {self.knob(name).scope}, not for a {scope}")
+        return {
+            knob.name: knob.check(settings.get(knob.name, knob.default)) for knob in self.knobs if knob.scope == scope
+        }
+
+    def part(self, name: str) -> Any:
+        """Load one of ``parts``. Raises: ValueError: the family has none of that name."""
+        try:
+            return self.parts[name].load()
+        except KeyError:
+            raise ValueError(f"family {self.name} has no part {name!r}") from None
+
+
+# -- what runs -------------------------------------------------------------------------------------------------------
+# Rows come first in every tensor: the host stacks, gathers survivors and merges arrivals. State is a tree (tuples,
+# lists, dicts) of tensors and plain values. Arrays and tensors are ``Any`` here: this file is read without torch.
+
+
+@runtime_checkable
+class Unary(Protocol):
+    """A whole forward pass."""
+
+    def forward(self, batch: Any, points: Sequence[Point]) -> Mapping[str, Any]:
+        """``batch``: inputs as ``prepare`` makes them, stacked. Returns outputs by name, rows first."""
+        ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A network with early exits: stage k ends at exit k."""
+
+    num_stages: int
+
+    def begin(self, batch: Any, points: Sequence[Point]) -> Any:
+        """Take rows in. Computes nothing."""
+        ...
+
+    def run(self, state: Any, first_stage: int, num_stages: int) -> tuple[Any, Sequence[Any], Any]:
+        """Run consecutive stages on rows that all wait for ``first_stage``.
+
+        Returns the state, each stage's outputs (rows first), and the confidence (rows,) at the last of them.
+        """
+        ...
+
+
+@runtime_checkable
+class Job(Protocol):
+    """Minutes of work, one step at a time, on several requests together."""
+
+    def open(self, request: Any, point: Point, seed: int) -> Any:
+        """State of a new request. Runs no network."""
+        ...
+
+    def group_key(self, state: Any) -> Hashable:
+        """States of one key may share a step."""
+        ...
+
+    def step(self, states: Sequence[Any]) -> None:
+        """Advance all of them by one step, in place."""
+        ...
+
+    def remaining(self, state: Any) -> int:
+        """Steps that are left."""
+        ...
+
+    def close(self, state: Any) -> Mapping[str, Any]:
+        """Outputs of a state that has none left. Runs no network."""
+        ...
+
+
+Runner: TypeAlias = Unary | Staged | Job
+"""What ``Family.runner`` makes. A stream family has parts for vLLM instead (``Family.parts``)."""
+Prepare: TypeAlias = Callable[[Any], Any]

@@ -1,0 +1,148 @@
+"""What goes into a variant and what comes out of it: the sizes and ranges that its checkpoint was made for.
+
+Plain data, free of torch. A request that does not fit is refused by name: outside of them a checkpoint gives noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureIO:
+    """A square picture in, scores of classes out.
+
+    ``input_size``: side S of the square in pixels. ``resize_size``: length that the shorter side (``fit="crop"``) or
+    the longer side (``fit="pad"``) is brought to before the square is cut out or filled up; ``squash`` brings both
+    to S. ``mean`` and ``std`` apply to RGB scaled to 0..1. ``labels``: None where the names are not ours to ship.
+
+    Raises: ValueError: a crop larger than what it is cut from, or not one label per class.
+    """
+
+    input_size: int
+    num_classes: int
+    num_exits: int = 1
+    labels: tuple[str, ...] | None = None
+    resize_size: int
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.resize_size < self.input_size and self.fit == "crop":
+            raise ValueError(f"resize_size {self.resize_size} is below input_size {self.input_size}; raise it")
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
+
+    def label(self, index: int) -> str:
+        """Name of class ``index``; ``class-<index>`` where the names are unknown."""
+        return self.labels[index] if self.labels is not None else f"class-{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatIO:
+    """Text and tiled images in, text out.
+
+    ``tile_size``: side of a tile in pixels. ``max_tiles`` bounds rows x columns of an image's grid, without the
+    thumbnail; ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach the language model. ``max_model_len``: the
+    default for tokens of prompt and answer together.
+
+    Raises: ValueError: one image of the largest grid does not fit into ``max_model_len``, or a bound is not positive.
+    """
+
+    tile_size: int
+    max_tiles: int
+    max_tiles_side: int
+    tokens_per_tile: int
+    max_model_len: int
+
+    def __post_init__(self) -> None:
+        largest = self.max_tiles * self.tokens_per_tile
+        if min(self.tokens_per_tile, self.max_tiles_side, self.tile_size) < 1 or largest >= self.max_model_len:
+            raise ValueError(
+                f"one image may have {largest} tokens and max_model_len is {self.max_model_len}; raise it, or lower "
+                "max_tiles"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerRange:
+    """Numbers of steps that a sampler takes with one set of weights. ``multiple``: of what they must be one.
+    ``is_guided``: whether guidance is left to the caller; a student that was distilled with it has it in its weights.
+    """
+
+    weights: str
+    min_steps: int
+    max_steps: int
+    default_steps: int
+    multiple: int = 1
+    is_guided: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipIO:
+    """A prompt in, a clip out. One frame at a time where ``frame_counts`` is (1,): a picture.
+
+    ``frame_counts``: lengths that the checkpoint was trained on. ``samplers`` by name, the default first.
+    ``scale_factor``: of latents, None where the autoencoder's own configuration says it.
+
+    Raises: ValueError: a length or a size that the autoencoder cannot have.
+    """
+
+    width: int
+    height: int
+    frame_counts: tuple[int, ...]
+    fps: int
+    samplers: Mapping[str, SamplerRange]
+    default_guidance: float
+    max_guidance: float = 20.0
+    max_prompt_chars: int = 2000
+    max_text_tokens: int = 512
+    latent_channels: int = 4
+    vae_stride: tuple[int, int, int] = (4, 8, 8)
+    patch: tuple[int, int, int] = (1, 2, 2)
+    scale_factor: float | None = None
+    interpolation_scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for frames in self.frame_counts:
+            self.grid(frames)
+
+    def grid(self, frames: int) -> tuple[int, int, int]:
+        """Patches of a clip: latent frames, rows, columns.
+
+        Raises: ValueError: not a length that this checkpoint does.
+        """
+        if frames not in self.frame_counts:
+            allowed = ", ".join(map(str, self.frame_counts))
+            raise ValueError(f"num_frames is {frames}; this checkpoint was trained on {allowed}, and others give noise")
+        t, h, w = self.vae_stride
+        if (frames - 1) % t or self.height % (h * self.patch[1]) or self.width % (w * self.patch[2]):
+            raise ValueError(f"{frames} frames of {self.width}x{self.height} do not fit strides {t}x{h}x{w}")
+        return (frames - 1) // t + 1, self.height // (h * self.patch[1]), self.width // (w * self.patch[2])
+
+    def num_tokens(self, frames: int) -> int:
+        """Tokens of a clip in the transformer. Raises: ValueError: not a length that this checkpoint does."""
+        t, h, w = self.grid(frames)
+        return t * h * w
+
+    def check_sampler(self, name: str, num_steps: int) -> SamplerRange:
+        """Pass a sampler and its number of steps.
+
+        Raises: ValueError: not one that this checkpoint was made for; the message names those that are.
+        """
+        if name not in self.samplers:
+            raise ValueError(f"sampler is {name!r}; this checkpoint was made for {', '.join(self.samplers)}")
+        steps = self.samplers[name]
+        if not steps.min_steps <= num_steps <= steps.max_steps or num_steps % steps.multiple:
+            of = f", a multiple of {steps.multiple}" if steps.multiple > 1 else ""
+            raise ValueError(
+                f"num_inference_steps is {num_steps}; {name} takes {steps.min_steps} to {steps.max_steps}{of}"
+            )
+        return steps

@@ -1,0 +1,1 @@
+"""Training, measurement and calibration of Dynamic Perceiver."""

@@ -1,0 +1,223 @@
+"""The nano checkpoint's model card and pictures, made from its log, table and weights: no hand-typed figures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.families.dyn_perceiver.load import build_meta, load_model
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.operating_points import TABLE_FILE, Table, read_table
+from models.registry import ModelSpec
+from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS
+from models.training.dyn_perceiver.evaluation import ExitOutputs, Pictures, exit_outputs, held_out_sets
+
+EXIT_NAMES = ("1 (latents, stage 3)", "2 (latents, stage 4)", "3 (features)", "4 (merged)")
+
+
+def write_card(spec: ModelSpec) -> Path:
+    """Write README.md, curves.png and failures.png beside the weights, and operating_points.png if there is a table.
+
+    Raises:
+        ValueError: no weights, or a table of other weights.
+    """
+    directory = spec.checkpoint_dir
+    if directory is None or not (directory / "training_log.json").is_file():
+        raise ValueError(f"{spec.id} has no training log to make a card from; run 'vireo train {spec.id}'")
+    log = json.loads((directory / "training_log.json").read_text())
+    table = read_table(spec) if (directory / TABLE_FILE).is_file() else None
+    staged = StagedDynPerceiver(load_model(spec), spec)
+    sets = held_out_sets("test")
+    outputs = {name: exit_outputs(staged, pictures) for name, pictures in sets.items()}
+    plot_curves(log, directory / "curves.png")
+    draw_failures(sets["hard"], outputs["hard"], directory / "failures.png")
+    if table is not None:
+        plot_points(table, directory / "operating_points.png")
+    card = directory / "README.md"
+    card.write_text(_card(spec, log, table, sets, outputs))
+    return card
+
+
+def plot_curves(log: Mapping[str, Any], path: Path) -> None:
+    """Loss and accuracy of every exit on the clean calibration split, against steps."""
+    figure, (left, right) = _figure(2)
+    steps = [entry["step"] for entry in log["history"]]
+    left.plot(steps, [entry["loss"] for entry in log["history"]])
+    left.set(xlabel="step", ylabel="training loss", title="loss")
+    for exit_index, name in enumerate(EXIT_NAMES):
+        right.plot(steps, [100 * entry["clean_accuracy"][exit_index] for entry in log["history"]], label=name)
+    right.set(xlabel="step", ylabel="accuracy, %", title="clean calibration split", ylim=(85, 100.5))
+    right.legend(title="exit")
+    figure.savefig(path)
+
+
+def plot_points(table: Table, path: Path) -> None:
+    """Accuracy against the share of the full network's FLOPs, on clean, hard and mixed test pictures."""
+    figure, (axis,) = _figure(1)
+    points = table["points"]
+    fractions = [100 * p["flops_fraction"] for p in points]
+    axis.plot(fractions, [100 * p["accuracy"] for p in points], "o-", label="mixed")
+    axis.plot(fractions, [100 * p["accuracy_hard"] for p in points], "s-", label="hard, same thresholds")
+    clean = [100 * p["flops_fraction_clean"] for p in points]
+    axis.plot(clean, [100 * p["accuracy_clean"] for p in points], "^-", label="clean, same thresholds")
+    axis.set(
+        xlabel="FLOPs, % of the full network (hard: those of mixed)", ylabel="accuracy, %", title="operating points"
+    )
+    axis.legend()
+    figure.savefig(path)
+
+
+def draw_failures(pictures: Pictures, outputs: ExitOutputs, path: Path, columns: int = 16, rows: int = 3) -> None:
+    """A sheet of hard test pictures that the last exit gets wrong, titled "truth>answer"."""
+    wrong = np.flatnonzero(~outputs.correct[-1])[: columns * rows]
+    answers = outputs.logits[-1].argmax(-1)
+    figure, axes = _figure(rows, columns, size=(columns * 0.62, rows * 0.8))
+    for axis in axes:
+        axis.axis("off")
+    for axis, i in zip(axes, wrong, strict=False):
+        axis.imshow(pictures.images[i])
+        axis.set_title(f"{pictures.labels[i]}>{answers[i]}", fontsize=7, pad=1)
+    figure.savefig(path)
+
+
+def _figure(rows_or_panels: int, columns: int | None = None, size: tuple[float, float] | None = None) -> Any:
+    """A figure and its flat list of axes, without touching pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    rows, columns = (1, rows_or_panels) if columns is None else (rows_or_panels, columns)
+    figure = Figure(figsize=size or (5.2 * columns, 3.6), dpi=80, layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def _card(
+    spec: ModelSpec,
+    log: Mapping[str, Any],
+    table: Table | None,
+    sets: Mapping[str, Pictures],
+    outputs: Mapping[str, ExitOutputs],
+) -> str:
+    config = log["config"]
+    parts = [
+        f"# {spec.id}\n",
+        "Made by `vireo train` and `vireo calibrate`; every figure below comes from their logs.\n",
+        f"A Dynamic Perceiver for single digits on {spec.input_size}x{spec.input_size} pictures, "
+        f"{sum(p.numel() for p in build_meta(spec).parameters()):,} parameters, four exits.\n",
+        "## Reproduce\n",
+        "```\n" + f"vireo train {spec.id}\nvireo calibrate {spec.id}\n" + "```\n",
+        f"Seed {config['seed']}, {config['steps']} steps of {config['batch_size']} in {log['training_s'] / 60:.0f} min "
+        f"on {config['num_threads']} thread(s), torch {log['torch']}. The same seed gives the same weights on the same "
+        "build, thread count and kind of processor. An interrupted run goes on where it stopped.\n",
+        _data_section(log, config),
+        _accuracy_section(sets, outputs),
+        "![curves](curves.png)\n",
+        _failure_section(sets, outputs),
+    ]
+    if table is not None:
+        parts.append(_points_section(table))
+    parts.append(_LIMITS)
+    return "\n".join(parts)
+
+
+def _data_section(log: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    return f"""## Data
+
+scikit-learn's 1,797 handwritten digits (8x8, UCI optdigits), split once with seed {log["split_seed"]}, stratified:
+60% train, 20% calibration (curves, thresholds), 20% test (all accuracies below).
+{config["font_share"]:.0%} of every training batch are digits drawn with {len(TRAIN_FONTS)} fonts that matplotlib ships,
+so that typeset digits work too; {len(HELD_OUT_FONTS)} other fonts are for testing only.
+Training pictures are disturbed at random: pose, stroke, colours (dark on light and light on dark),
+uneven background, occlusion, blur, noise (`models/training/dyn_perceiver/augment.py`).
+"""
+
+
+def _accuracy_section(sets: Mapping[str, Pictures], outputs: Mapping[str, ExitOutputs]) -> str:
+    header = "| test set | pictures | " + " | ".join(f"exit {name}" for name in EXIT_NAMES) + " |"
+    rows = [
+        f"| {name} | {len(sets[name]):,} | " + " | ".join(f"{100 * a:.2f}%" for a in output.accuracy) + " |"
+        for name, output in outputs.items()
+    ]
+    table = "\n".join([header, "|---|---|---|---|---|---|", *rows])
+    return f"""## Accuracy on held-out data
+
+{table}
+
+clean: light on dark, undisturbed. hard: each test digit four times, strength 0.7 to 1. mixed: half clean (each digit
+repeated four times), half hard. fonts: drawn in fonts never trained on, mildly disturbed.
+"""
+
+
+def _failure_section(sets: Mapping[str, Pictures], outputs: Mapping[str, ExitOutputs]) -> str:
+    lines = [f"- {name}: {_confusions(sets[name], outputs[name])}" for name in ("clean", "hard", "fonts")]
+    return (
+        "## Failures of the last exit\n\nMost frequent confusions (truth>answer, times):\n\n"
+        + "\n".join(lines)
+        + "\n\n![hard pictures it gets wrong](failures.png)\n"
+    )
+
+
+def _confusions(pictures: Pictures, outputs: ExitOutputs, most: int = 8) -> str:
+    answers = outputs.logits[-1].argmax(-1)
+    wrong = np.flatnonzero(answers != pictures.labels)
+    pairs = Counter(f"{pictures.labels[i]}>{answers[i]}" for i in wrong)
+    listed = ", ".join(f"{pair} {count}" for pair, count in pairs.most_common(most))
+    return f"{len(wrong)} of {len(pictures)} wrong" + (f": {listed}" if listed else "")
+
+
+def _points_section(table: Table) -> str:
+    return f"""## Operating points
+
+Thresholds are searched on the mixed calibration pictures and judged on the test pictures.
+
+{points_table(table)}
+
+Times: {table["hardware"]["cpu"]}, {table["hardware"]["threads"]} thread(s), torch {table["hardware"]["torch"]}.
+Joules are an {table["energy"]["source"]} ({table["energy"]["note"]}; {table["energy"]["watts"]:g} W).
+
+{stage_table(table)}
+
+![operating points](operating_points.png)
+"""
+
+
+def points_table(table: Table) -> str:
+    """The points as a Markdown table."""
+    header = (
+        "| point | FLOPs, mixed | FLOPs, clean | accuracy mixed | clean | hard | leaving at exits 1-4, mixed "
+        "| ms per batch of 16 | joules per picture |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    rows = [
+        f"| {p['name']} | {100 * p['flops_fraction']:.1f}% | {100 * p['flops_fraction_clean']:.1f}% | "
+        f"{100 * p['accuracy']:.2f}% | {100 * p['accuracy_clean']:.2f}% | {100 * p['accuracy_hard']:.2f}% | "
+        f"{' / '.join(f'{100 * s:.0f}%' for s in p['exit_shares'])} | {p['ms_by_batch']['16']:.2f} | "
+        f"{p['joules_per_sample']:.5f} |"
+        for p in table["points"]
+    ]
+    return "\n".join([header, *rows])
+
+
+def stage_table(table: Table) -> str:
+    """Measured milliseconds of the stages as a Markdown table."""
+    costs = table["stage_cost_ms"]
+    header = (
+        "| stage, ms at batch | " + " | ".join(str(size) for size in costs["batch_sizes"]) + " | MMACs up to its exit |"
+    )
+    rule = "|---" * (len(costs["batch_sizes"]) + 2) + "|"
+    rows = [
+        f"| to exit {k + 1} | " + " | ".join(f"{ms:.2f}" for ms in stage) + f" | {table['exit_flops'][k] / 1e6:.2f} |"
+        for k, stage in enumerate(costs["stages"])
+    ]
+    return "\n".join([header, rule, *rows])
+
+
+_LIMITS = """## Limits
+
+One digit per picture, roughly upright, filling at least half of the frame. Other pictures still get a digit as an
+answer: there is no class for "none of these", and the confidence is not a probability on unfamiliar pictures. With 364
+test digits one clean error is worth 0.27 points. Writers are not separated between the splits (the data
+set does not name them).
+"""

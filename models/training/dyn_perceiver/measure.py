@@ -1,0 +1,104 @@
+"""Measured milliseconds of each stage by batch size, on the machine and device at hand."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.operating_points import Hardware, StageCost
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def stage_costs(
+    staged: StagedDynPerceiver,
+    side: int,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 30,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> StageCost:
+    """Time every stage at every batch size; medians of ``repeats`` rounds that alternate between the sizes.
+
+    Stage 0 includes ``begin``. Later stages include the gather of survivors (rows are taken in reverse, so that
+    no batch is passed on as it is). Devices that work asynchronously are waited for.
+    """
+    times: dict[tuple[int, int], list[float]] = {}
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (max(batch_sizes), side, side, 3), dtype=np.uint8)
+    for round_number in range(-2, repeats):
+        for size in batch_sizes:
+            for stage, elapsed_ms in enumerate(_one_pass(staged, images[:size])):
+                if round_number >= 0:
+                    times.setdefault((stage, size), []).append(elapsed_ms)
+        on_progress(round_number + 3, repeats + 2)
+    stages = [
+        [round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(staged.num_exits)
+    ]
+    return {"batch_sizes": list(batch_sizes), "stages": stages}
+
+
+def interpolate(costs: StageCost, stage: int, samples: float) -> float:
+    """Milliseconds of a stage for a batch of ``samples``, linear between measured sizes.
+
+    Below one sample: that share of a batch of one. Above the largest size: proportional to it.
+    """
+    sizes, ms = costs["batch_sizes"], costs["stages"][stage]
+    if samples < sizes[0]:
+        return ms[0] * samples / sizes[0]
+    if samples > sizes[-1]:
+        return ms[-1] * samples / sizes[-1]
+    return float(np.interp(samples, sizes, ms))
+
+
+def expected_batch_ms(costs: StageCost, exit_shares: Sequence[float], batch_size: int) -> float:
+    """Expected busy milliseconds of a batch that starts together and shrinks at every exit."""
+    remaining = 1.0
+    total = 0.0
+    for stage, share in enumerate(exit_shares):
+        total += interpolate(costs, stage, batch_size * remaining)
+        remaining = max(0.0, remaining - share)
+    return total
+
+
+def hardware(device: torch.device) -> Hardware:
+    """What the measurement ran on, as far as the system tells."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _one_pass(staged: StagedDynPerceiver, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> list[float]:
+    elapsed = []
+    _wait(staged.device)
+    started_s = time.perf_counter()
+    states = staged.begin(images)
+    for stage in range(staged.num_exits):
+        states, _ = staged.advance(states if stage == 0 else states[::-1])
+        _wait(staged.device)
+        now_s = time.perf_counter()
+        elapsed.append((now_s - started_s) * 1e3)
+        started_s = now_s
+    return elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()} x{len(names) or 1}"

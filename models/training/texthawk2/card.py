@@ -1,0 +1,242 @@
+"""The nano checkpoint's model card and pictures, made from its log and its held-out answers: no hand-typed figures.
+
+python -m models.training.texthawk2.card models/checkpoints/texthawk2-nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from models.families.texthawk2.auto import register
+from models.families.texthawk2.coordinates import Box, parse_boxes
+from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.training.log import LOG_FILE
+from models.training.texthawk2.evaluation import GROUNDING, SEED, Answered, answer, held_out, summarise
+from models.training.texthawk2.synth.examples import MEASURED
+from models.training.texthawk2.synth.fonts import HELD_OUT_CHINESE, HELD_OUT_LATIN, default_fonts, font
+
+AIMS = {"word": 0.95, "chinese": 0.85, "ground_shape": 0.85, "ground_text": 0.85, "chinese_ground": 0.85}
+"""Shares of right answers that this checkpoint was made to reach."""
+CURVES = ("word", "chinese", "line", "ground_shape", "read_box", "caption")
+CELL = (300, 330)
+COLUMNS = 4
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--count", type=int, default=200, help="held-out pictures per task")
+    args = parser.parse_args()
+    write_card(args.checkpoint, args.count)
+
+
+def write_card(checkpoint: Path, count: int) -> None:
+    """Write README.md, evaluation.json, curves.png, answers.png and failures.png into ``checkpoint``."""
+    from transformers import AutoTokenizer
+
+    register()
+    model = TextHawk2ForConditionalGeneration.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    answers: list[Answered] = []
+    for task in MEASURED:
+        fewer = count // 4 if task == "page" else count
+        answers += answer(model, tokenizer, held_out(task, fewer))
+        print(task, {key: round(value, 3) for key, value in summarise(answers)[task].items()}, flush=True)
+    summary = summarise(answers)
+    (checkpoint / "evaluation.json").write_text(json.dumps({"seed": SEED, "tasks": summary}, indent=1) + "\n")
+    log = _read(checkpoint / LOG_FILE)
+    plot_curves(log, checkpoint / "curves.png")
+    draw_answers([one for one in answers if one.is_right], checkpoint / "answers.png")
+    draw_answers([one for one in answers if not one.is_right], checkpoint / "failures.png")
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    (checkpoint / "README.md").write_text(_card(summary, log, num_parameters), encoding="utf-8")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def plot_curves(log: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Held-out fonts: patches named right by the tower, then from the connector's tokens; loss; exact answers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(20, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    tower, tokens, losses, answers = figure.subplots(1, 4)
+    steps = _running_steps(log)
+
+    def draw(axes: Any, keys: Mapping[str, str], scale: float = 100.0) -> None:
+        for label, key in keys.items():
+            pairs = [(step, scale * one[key]) for step, one in zip(steps, log, strict=True) if one.get(key)]
+            if pairs:
+                axes.plot(*zip(*pairs, strict=True), label=label)
+        axes.set(xlabel="step")
+
+    draw(tower, {name: name for name in ("latin", "chinese")})
+    tower.set(title="first stage, held-out fonts", ylabel="patches named right, %")
+    draw(tokens, {name: f"tokens_{name}" for name in ("latin", "chinese", "shapes")})
+    tokens.set(title="second stage, held-out fonts", ylabel="patches named right from tokens, %")
+    draw(losses, {"loss": "loss"}, 1.0)
+    losses.set(title="loss of a step", yscale="log")
+    draw(answers, {task: f"exact_{task}" for task in CURVES})
+    answers.set(title="second stage, small held-out set", ylabel="exact answers, %")
+    for axes in (tower, tokens, answers):
+        axes.legend()
+    figure.savefig(path, dpi=70)
+
+
+def _running_steps(log: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Steps over several runs, each of which counts from 0 again."""
+    steps: list[int] = []
+    base = previous = 0
+    for one in log:
+        if one["step"] < previous:
+            base += previous
+        previous = int(one["step"])
+        steps.append(base + previous)
+    return steps
+
+
+def draw_answers(answers: Sequence[Answered], path: Path, most: int = 16) -> None:
+    """A sheet of pictures with question, expected and given answer, tasks taken in turn; boxes are drawn."""
+    chosen = _in_turn(answers, most)
+    rows = -(-max(1, len(chosen)) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], rows * CELL[1]), "white")
+    for index, one in enumerate(chosen):
+        sheet.paste(_cell(one), (index % COLUMNS * CELL[0], index // COLUMNS * CELL[1]))
+    sheet.quantize(128).save(path, optimize=True)
+
+
+def _in_turn(answers: Sequence[Answered], most: int) -> list[Answered]:
+    by_task: dict[str, list[Answered]] = {}
+    for one in answers:
+        by_task.setdefault(one.task, []).append(one)
+    rounds = [group[index] for index in range(most) for group in by_task.values() if index < len(group)]
+    return sorted(rounds[:most], key=lambda one: one.task)
+
+
+def _cell(one: Answered) -> Image.Image:
+    cell = Image.new("RGB", CELL, "white")
+    picture = _side_by_side(one.example.images)
+    if one.task in GROUNDING:
+        pen = ImageDraw.Draw(picture)
+        for text, colour in ((one.expected, "lime"), (one.given, "red")):
+            for box in _boxes(text):
+                pen.rectangle(_pixels(box, picture.size), outline=colour, width=max(2, picture.width // 150))
+    picture.thumbnail((CELL[0] - 10, 210))
+    cell.paste(picture, (5, 5))
+    lines = [one.question] if one.task in GROUNDING else [one.question, f"expected: {one.expected}"]
+    if one.task not in GROUNDING:
+        lines.append(f"given: {one.given}")
+    shown = "\n".join(part for line in lines for part in textwrap.wrap(line[:90], 40))
+    ImageDraw.Draw(cell).text((5, 220), shown, fill="black", font=_label_font())
+    return cell
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    height = max(picture.height for picture in pictures)
+    sheet = Image.new("RGB", (sum(picture.width for picture in pictures), height), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
+
+
+def _boxes(text: str) -> list[Box]:
+    try:
+        return parse_boxes(text)
+    except ValueError:
+        return []
+
+
+def _pixels(box: Box, size: tuple[int, int]) -> list[float]:
+    return [box.x1 * size[0], box.y1 * size[1], box.x2 * size[0], box.y2 * size[1]]
+
+
+def _label_font() -> Any:
+    """A font that has Latin and Chinese letters."""
+    return font(default_fonts().families("chinese", "train")[0][0], 13)
+
+
+def _card(
+    summary: Mapping[str, Mapping[str, float]],
+    log: Sequence[Mapping[str, Any]],
+    num_parameters: int,
+) -> str:
+    rows = "\n".join(_row(task, values) for task, values in summary.items())
+    hours = _total_seconds(log) / 3600
+    fonts = ", ".join(family.name for family in (*HELD_OUT_LATIN, *HELD_OUT_CHINESE))
+    return f"""# texthawk2-nano
+
+Every figure below was written by `python -m models.training.texthawk2.card`, from the logs and the model's answers.
+
+TextHawk2's architecture with {num_parameters:,} parameters: a SigLIP tower of 4 layers, 64 proposed queries and
+16 tokens per 224x224 tile, a Qwen2 of 4 layers. It reads printed Latin and 300 common Chinese characters, finds
+coloured shapes and words, counts, describes, and copies small pages. It knows nothing else: no photographs, no
+general questions.
+
+## Reproduce
+
+```
+make train-texthawk2-nano
+```
+
+It fetches the fonts, renders as it goes, and took {hours:.1f} hours here, on one or two busy CPU cores
+({_running_steps(log)[-1]:,} steps). Interrupt it at will: the same command goes on.
+
+## Answers on held-out data
+
+Pictures in fonts, words and layouts that training never uses (held-out fonts: {fonts}). Greedy decoding. *right*: the
+whole answer, to the character; for the three *ground* tasks an overlap (IoU) of at least 0.5. *similarity*: share of
+characters in common, which says more of long answers.
+
+| task | pictures | right | of one tile | of several tiles | similarity | aim |
+|---|---:|---:|---:|---:|---:|---:|
+{rows}
+
+![curves](curves.png)
+
+## Right answers
+
+![answers](answers.png)
+
+## Wrong answers
+
+Green: where it is; red: what was answered.
+
+![failures](failures.png)
+"""
+
+
+def _row(task: str, values: Mapping[str, float]) -> str:
+    aim = f"{100 * AIMS[task]:.0f}%" if task in AIMS else ""
+    shares = " | ".join(_percent(values[key]) for key in ("right", "one_tile", "several_tiles", "similarity"))
+    return f"| {task} | {int(values['count'])} | {shares} | {aim} |"
+
+
+def _percent(share: float) -> str:
+    return "" if share != share else f"{100 * share:.1f}%"
+
+
+def _total_seconds(log: Sequence[Mapping[str, Any]]) -> float:
+    """Of all runs; each starts its clock anew."""
+    total = previous = 0.0
+    for one in log:
+        if one["seconds"] < previous:
+            total += previous
+        previous = float(one["seconds"])
+    return total + previous
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""First stage: the vision tower learns to name the character under each patch.
+
+Dense labels teach a tower of two million weights to read in tens of thousands of tiles; through the language model's
+loss alone, one short answer per image, it would need far more. The classifier on top is thrown away afterwards.
+
+    python -m models.training.texthawk2.vision_stage --out .cache/texthawk2-nano/vision --steps 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from models.families.texthawk2.vision import normalise, read_levels
+from models.training.log import LOG_FILE, TrainingLog
+from models.training.optimizer import Optimizers
+from models.training.texthawk2.nano import VISION
+from models.training.texthawk2.synth.charset import CHAR_CLASSES, CHINESE, CLASS_OF
+from models.training.texthawk2.synth.dense import DENSE_CLASSES, dense_tile
+from models.training.texthawk2.synth.fonts import Split
+
+BACKGROUND_WEIGHT = 0.2
+"""Most patches show no character."""
+
+
+class DenseTiles(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches of tiles (B, 224, 224, 3) uint8 and labels (B, 256), without end."""
+
+    def __init__(self, split: Split, batch: int, seed: int) -> None:
+        self._split, self._batch, self._seed = split, batch, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self._seed, worker.id if worker else 0))
+        while True:
+            pixels, labels = zip(*(dense_tile(rng, self._split) for _ in range(self._batch)), strict=True)
+            yield torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels)).flatten(1).long()
+
+
+class CharacterTower(nn.Module):
+    """The nano tower and a linear classifier of its patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
+        self.head = nn.Linear(VISION["hidden_size"], len(DENSE_CLASSES))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) to logits (B, patches, classes)."""
+        features = read_levels(self.tower, normalise(tiles), [VISION["num_hidden_layers"]])[0]
+        return name_patches(self.head, features)
+
+
+def name_patches(head: nn.Module, features: Tensor) -> Tensor:
+    """Features (B, patches, width) of the last layer to logits (B, patches, classes)."""
+    logits: Tensor = head(nn.functional.layer_norm(features, features.shape[-1:]))
+    return logits
+
+
+def character_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in which background counts little. ``logits`` (B, patches, classes), ``labels`` (B, patches)."""
+    weights = torch.ones(logits.shape[-1])
+    weights[0] = BACKGROUND_WEIGHT
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weights)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
+    parser.add_argument("--steps", type=int, default=2500, help="optimiser steps")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, decaying by time")
+    parser.add_argument("--batch", type=int, default=32, help="tiles per step")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--seed", type=int, default=1)
+    train(parser.parse_args())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train and save ``vision.safetensors``."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = CharacterTower()
+    optimizers = Optimizers([model], muon_lr=3e-3, adam_lr=2e-3)
+    loader = iter(DataLoader(DenseTiles("train", args.batch, args.seed), batch_size=None, num_workers=1))
+    held_out = next(iter(DenseTiles("test", 64, 99)))
+    log, started_s = TrainingLog(args.out / LOG_FILE), time.monotonic()
+    for step in range(args.steps):
+        progress = max(step / args.steps, (time.monotonic() - started_s) / 60 / args.minutes)
+        if progress >= 1:
+            break
+        tiles, labels = next(loader)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(tiles)
+        loss = character_loss(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizers.step(progress, step)
+        if step % 50 == 0:
+            log.write(step=step, progress=progress, loss=float(loss.detach()), **accuracy(model, *held_out))
+        if step % 200 == 199:
+            save(model, args.out)
+    save(model, args.out)
+
+
+@torch.no_grad()
+def accuracy(model: CharacterTower, tiles: Tensor, labels: Tensor) -> dict[str, float]:
+    """Share of the patches that are named right among those of Latin letters, of Chinese ones, and of shapes."""
+    with torch.autocast("cpu", torch.bfloat16):
+        right = model(tiles).argmax(-1) == labels
+    return shares_by_kind(right, labels)
+
+
+def shares_by_kind(right: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean of ``right`` where ``labels`` (the same shape) show a Latin character, a Chinese one, a shape."""
+    first_shape, first_chinese = len(CHAR_CLASSES), CLASS_OF[CHINESE[0]]
+    kinds = {
+        "latin": (labels > 0) & (labels < first_chinese),
+        "chinese": (labels >= first_chinese) & (labels < first_shape),
+        "shapes": labels >= first_shape,
+    }
+    return {name: float(right[kind].float().mean()) for name, kind in kinds.items()}
+
+
+def save(model: CharacterTower, folder: Path) -> None:
+    """The tower in transformers' names, and the classifier beside it for a continued run."""
+    save_file(model.tower.state_dict(), folder / "vision.safetensors")
+    save_file(model.head.state_dict(), folder / "head.safetensors")
+
+
+if __name__ == "__main__":
+    main()

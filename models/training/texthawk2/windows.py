@@ -1,0 +1,71 @@
+"""In training only: each token of the connector names the characters that it covers, and says where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.families.texthawk2.config import TextHawk2Config
+
+
+class WindowHead(nn.Module):
+    """Linear from one token to the classes of its patches.
+
+    A token is ``merge_width`` neighbouring queries, each of 2x2 patches: 2 rows and 2 * merge_width columns.
+    """
+
+    def __init__(self, config: TextHawk2Config, num_classes: int) -> None:
+        super().__init__()
+        self.side = config.patches_side
+        self.columns = 2 * config.merge_width
+        self.patches = 2 * self.columns
+        self.num_classes = num_classes
+        self.fc = nn.Linear(config.text_config.hidden_size, self.patches * num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens of single tiles (B, N, width) to logits (B, N, patches of a window, classes)."""
+        normed = nn.functional.layer_norm(tokens, tokens.shape[-1:])
+        logits: Tensor = self.fc(normed)
+        return logits.view(*tokens.shape[:2], self.patches, self.num_classes)
+
+    def arrange(self, labels: Tensor) -> Tensor:
+        """Labels of patches (B, side * side), row by row, to (B, N, patches of a window), window by window."""
+        windows = labels.view(-1, self.side // 2, 2, self.side // self.columns, self.columns)
+        return windows.transpose(2, 3).reshape(len(labels), -1, self.patches)
+
+
+class PlaceHead(nn.Module):
+    """Linear from one token to the middle of its window, as shares of the picture's width and height.
+
+    Characters can be named without knowing where they are. Left to that, the connector drops the positional embeddings
+    on the way to its tokens (a linear probe found 5% of the rows' spread), and then no answer can have a box.
+    """
+
+    def __init__(self, config: TextHawk2Config) -> None:
+        super().__init__()
+        self.rows = config.queries_side
+        self.columns = config.queries_side // config.merge_width
+        self.fc = nn.Linear(config.text_config.hidden_size, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, width) to (N, 2)."""
+        places: Tensor = self.fc(nn.functional.layer_norm(tokens, tokens.shape[-1:]))
+        return places
+
+    def expected(self, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Places (N, 2) of the tokens of pictures with these grids, in the connector's order."""
+        return torch.cat([self._of_picture(grid) for grid in grids])
+
+    def _of_picture(self, grid: tuple[int, int]) -> Tensor:
+        """The thumbnail's, if there is one, then row by row those of all tiles together."""
+        rows, columns = grid
+        page = _middles(rows * self.rows, columns * self.columns)
+        return page if rows * columns == 1 else torch.cat([_middles(self.rows, self.columns), page])
+
+
+def _middles(rows: int, columns: int) -> Tensor:
+    """Middles (rows * columns, 2) of equal cells, row by row: x, y."""
+    y, x = ((torch.arange(count) + 0.5) / count for count in (rows, columns))
+    return torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], -1).flatten(0, 1)

@@ -1,0 +1,1 @@
+"""How an answer travels and survives: at once (unary), as it is made (stream), later (job)."""

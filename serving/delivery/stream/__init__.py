@@ -1,0 +1,1 @@
+"""Events as they are made, from a replica to the caller."""

@@ -1,0 +1,253 @@
+"""The choices of one request on their way: joined, counted, sent again when a replica is lost, freed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from schedulers.token_cost import TokenCost
+from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
+from serving.delivery.stream.wire import Delta, Failure, Item
+from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
+from serving.replica.chat.base import EngineRequest
+from serving.stores.chat_results import StoredChat, StoredChoice
+from serving.tasks.chat.domain import ChatDelta, FinishReason
+from serving.tasks.chat.plan import Plan
+
+_log = structlog.get_logger(__name__)
+MAX_LOST = 3
+"""A request that has taken this many replicas with it is not given another."""
+MAX_REFUSED = 20
+"""Replicas that were stopping or dead already and never ran it."""
+_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 0.5
+
+
+@dataclass(eq=False, slots=True)
+class _Choice:
+    """What is known of one choice."""
+
+    pieces: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    last: Delta | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.pieces.append(delta.text)
+        self.num_tokens += delta.num_tokens
+        self.last = delta
+
+    @property
+    def is_over(self) -> bool:
+        return self.last is not None and self.last.finish_reason is not None
+
+
+class Generation:
+    """Starts at once. ``next`` until ``is_over``; ``close`` in any case."""
+
+    def __init__(
+        self,
+        links: ChatLinks,
+        cost: TokenCost,
+        requests: Sequence[EngineRequest],
+        plan: Plan,
+        *,
+        tenant: str,
+        rank: int,
+        is_streamed: bool,
+        deadline_s: float,
+        clock: Callable[[], float],
+        on_retry: Callable[[], None],
+    ) -> None:
+        self._links = links
+        self._cost = cost
+        self._requests = requests
+        self._plan = plan
+        self._tenant = tenant
+        self._rank = rank
+        self._is_streamed = is_streamed
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._on_retry = on_retry
+        self._has_given = False
+        self._num_lost = self._num_refused = 0
+        self._avoid: tuple[str, ...] = ()
+        self._spent_s = 0.0
+        self._num_unsettled = 0
+        self._settle: Callable[[float], None] | None = None
+        self._mailbox = self._start()
+        remaining_s = max(0.0, deadline_s - clock())
+        self._timer = asyncio.get_running_loop().call_later(remaining_s, self._expire)
+
+    def _start(self) -> Mailbox:
+        self._choices = [_Choice() for _ in self._requests]
+        self._started_s = self._clock()
+        first = self._requests[0]
+        key = first.images[0].key if first.images else ""
+        predicted_s = self._plan.expected_choice_s
+        return self._links.start(
+            [
+                NewChoice(request, predicted_s, self._is_streamed, self._tenant, self._rank)
+                for request in self._requests
+            ],
+            max(0.0, self._deadline_s - self._started_s),
+            Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid),
+        )
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every choice is complete."""
+        return all(choice.is_over for choice in self._choices)
+
+    async def next(self) -> list[ChatDelta]:
+        """Wait for more. A request that is not streamed gives all at its end, one delta per choice.
+
+        Raises:
+            ServingError: a choice failed, the deadline passed, or the replica was lost and nothing may be sent again.
+        """
+        while True:
+            try:
+                items = await self._mailbox.next()
+                deltas = self._take(items)
+            except (ReplicaLost, Draining) as error:
+                await self._again(error)
+                continue
+            if not self._is_streamed:
+                deltas = self._whole() if self.is_over else []
+            if deltas:
+                self._has_given = True
+                return deltas
+
+    def _take(self, items: Sequence[Item]) -> list[ChatDelta]:
+        deltas = []
+        for item in items:
+            index = self._mailbox.index(item)
+            if isinstance(item, Failure):
+                raise item.error
+            self._choices[index].add(item)
+            if item.finish_reason is not None:
+                self._learn(item, self._choices[index].num_tokens)
+            deltas.append(ChatDelta(index, item.text, item.num_tokens, item.finish_reason, item.logprobs))
+        return deltas
+
+    def _whole(self) -> list[ChatDelta]:
+        last = [choice.last for choice in self._choices]
+        return [
+            ChatDelta(index, delta.text, delta.num_tokens, delta.finish_reason, delta.logprobs)
+            for index, delta in enumerate(last)
+            if delta is not None
+        ]
+
+    async def _again(self, error: ServingError) -> None:
+        """Send the request again, if nobody has seen anything of it. Raises: ServingError: no more."""
+        is_lost = isinstance(error, ReplicaLost)
+        self._num_lost += is_lost
+        self._num_refused += not is_lost
+        if self._has_given or self._num_lost >= MAX_LOST or self._num_refused >= MAX_REFUSED:
+            raise error
+        if is_lost:  # it is all done again, and that the replica died is not the caller's fault
+            self._mailbox.close(lambda _: None)
+        else:
+            self._close_mailbox()
+        if self._mailbox.replica_id is not None:
+            self._avoid = (*self._avoid, self._mailbox.replica_id)[-MAX_LOST:]
+        _log.warning("chat is sent again", num_lost=self._num_lost, num_refused=self._num_refused)
+        self._on_retry()
+        backoff_s = min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** (self._num_lost + self._num_refused - 1))
+        await asyncio.sleep(min(backoff_s, max(0.0, self._deadline_s - self._clock())))
+        if self._clock() >= self._deadline_s:
+            raise _too_late()
+        self._mailbox = self._start()
+
+    def _expire(self) -> None:
+        self._mailbox.fail(_too_late())
+
+    def _learn(self, delta: Delta, num_tokens: int) -> None:
+        self._cost.observe(
+            self._clock(),
+            prefill_tokens=delta.num_prompt_tokens - delta.num_cached_tokens,
+            prefill_s=delta.prefill_s,
+            decode_tokens=num_tokens - 1,
+            decode_s=delta.decode_s,
+            answer_s=delta.answer_s,
+        )
+
+    def close(self, settle: Callable[[float], None]) -> None:
+        """Free whatever still runs, at once. ``settle`` is called once, with the busy seconds that the choices have
+        taken as their replica says: now if all have ended, else when it has answered. What a lost replica had not said
+        is not known, and counts for nothing."""
+        self._timer.cancel()
+        self._settle = settle
+        if not self._mailbox.is_closed:
+            self._close_mailbox()
+        self._settle_if_over()
+
+    def _close_mailbox(self) -> None:
+        self._num_unsettled += 1
+        self._mailbox.close(self._took)
+
+    def _took(self, seconds: float) -> None:
+        self._spent_s += seconds
+        self._num_unsettled -= 1
+        self._settle_if_over()
+
+    def _settle_if_over(self) -> None:
+        if self._settle is not None and not self._num_unsettled:
+            settle, self._settle = self._settle, None
+            settle(self._spent_s)
+
+    # -- sums --------------------------------------------------------------------------------------------------------
+
+    def used_s(self) -> float:
+        """Busy seconds that the choices took, as their replica says."""
+        return self._spent_s + self._mailbox.used_s
+
+    @property
+    def queue_s(self) -> float:
+        """Longest wait of a choice in its replica."""
+        return max((choice.last.queue_s for choice in self._choices if choice.last is not None), default=0.0)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, once, as the engine counted."""
+        last = self._choices[0].last
+        return self._plan.prompt_tokens if last is None else last.num_prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those that the first choice did not have to compute."""
+        last = self._choices[0].last
+        return 0 if last is None else last.num_cached_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether a choice ended at a cap that a budget had lowered."""
+        return self._plan.is_capped and any(
+            choice.last is not None and choice.last.finish_reason is FinishReason.LENGTH for choice in self._choices
+        )
+
+    def stored(self) -> StoredChat:
+        """The complete answer, for the cache."""
+        return StoredChat(
+            tuple(
+                StoredChoice("".join(choice.pieces), choice.num_tokens, choice.last.finish_reason)
+                for choice in self._choices
+                if choice.last is not None and choice.last.finish_reason is not None
+            ),
+            self.prompt_tokens,
+        )
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the deadline passed before the answer was complete; allow more latency_ms, or fewer tokens"
+    )

@@ -1,0 +1,36 @@
+"""The calls to chat replicas, through a Ray Serve handle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import grpc
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from serving.delivery.stream.links import OpenCall, Route
+from serving.delivery.stream.wire import ChoiceStart
+
+
+class HandleCalls:
+    """``ReplicaCalls`` on a handle of ``serving.replica.chat.deployment.Vlm``. Keyword arguments are for the router."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._open = handle.options(stream=True).open
+        self._cancel = handle.cancel
+
+    def open(self, gateway: str, session: int, starts: list[ChoiceStart], route: Route) -> OpenCall:
+        """See ``ReplicaCalls``."""
+        call = self._open.remote(
+            gateway, session, starts, key=route.key, predicted_s=route.predicted_s, avoid=route.avoid
+        )
+        return cast(OpenCall, call)
+
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
+        """See ``ReplicaCalls``."""
+        return cast(Mapping[int, float], await self._cancel.remote(gateway, ids, replica=replica_id))
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Ray's errors about a replica, and what gRPC says when the connection to one breaks in a stream."""
+        return isinstance(error, RayActorError | ActorUnavailableError | grpc.aio.AioRpcError)

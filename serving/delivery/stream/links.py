@@ -1,0 +1,352 @@
+"""The gateway's half of the transport: starts choices on replicas and hands out what the replicas' streams bring.
+
+    start(starts) -> Mailbox     one call to the replica that the router picks; the deltas of all calls to one replica
+    mailbox.next() -> items      come on one stream (serving.replica.chat.hub says why)
+    mailbox.close(settle)        frees what runs, at once; settle(busy seconds) when the replica has said what it took
+
+A session is a call whose stream may carry the deltas of other calls, too. When it breaks, everything that it carried is
+lost with it, and every mailbox hears so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
+from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
+from serving.replica.chat.base import EngineRequest
+
+_log = structlog.get_logger(__name__)
+_GIVE_UP_S = 1.0
+"""How long a call that nobody wants any more may look for a replica."""
+_CANCEL_TIMEOUT_S = 5.0
+
+
+class OpenCall(Protocol):
+    """A streaming call on its way, as Ray's ``DeploymentResponseGenerator``."""
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        """The frames."""
+
+    def cancel(self) -> None:
+        """Stop it where it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What the router needs to know. ``key``: the first image's, empty if there is none. ``avoid``: replica ids."""
+
+    key: str = ""
+    predicted_s: float = 0.0
+    avoid: tuple[str, ...] = ()
+
+
+class ReplicaCalls(Protocol):
+    """The calls to one deployment of chat replicas."""
+
+    def open(self, gateway: str, session: int, starts: list[ChoiceStart], route: Route) -> OpenCall:
+        """Call ``ChoiceHub.open`` of the replica that the router picks."""
+        ...
+
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
+        """Call ``ChoiceHub.cancel`` of that replica."""
+        ...
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether the replica, and not the request, failed: then another one may answer."""
+        ...
+
+
+class NewChoice:
+    """What ``start`` takes. Plain on purpose: one per choice and request."""
+
+    __slots__ = ("is_streamed", "predicted_s", "rank", "request", "tenant")
+
+    def __init__(
+        self, request: EngineRequest, predicted_s: float, is_streamed: bool, tenant: str = "", rank: int = 0
+    ) -> None:
+        self.request = request
+        self.predicted_s = predicted_s
+        self.is_streamed = is_streamed
+        self.tenant = tenant
+        self.rank = rank
+
+
+@dataclass(eq=False, slots=True)
+class _Session:
+    """A call, while it is open. ``carried``: choices whose deltas come on its stream."""
+
+    number: int
+    carried: set[int] = field(default_factory=set)
+
+
+class Mailbox:
+    """What the replica says of the choices of one request."""
+
+    def __init__(self, links: ChatLinks, ids: Sequence[int]) -> None:
+        self.replica_id: str | None = None
+        """Where the choices run; None until a replica has accepted them."""
+        self.call: OpenCall | None = None
+        self._links = links
+        self._index = {number: index for index, number in enumerate(ids)}
+        self._open = set(ids)
+        self._used_s: dict[int, float] = {}
+        self._settle: Callable[[float], None] | None = None
+        self._is_over = asyncio.Event()
+        self._items: list[Item] = []
+        self._error: ServingError | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    def index(self, item: Item) -> int:
+        """Which of the choices an item is about, in the order given to ``start``."""
+        return self._index[item.id]
+
+    async def next(self) -> list[Item]:
+        """Everything that has come since the last call, at least one item. One caller at a time.
+
+        Raises:
+            ServingError: what ``fail`` was given, or ReplicaLost: nothing more will come.
+        """
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        taken, self._items = self._items, []
+        return taken
+
+    @property
+    def used_s(self) -> float:
+        """Busy seconds of all choices, as far as the replica has said."""
+        return sum(self._used_s.values())
+
+    def fail(self, error: ServingError) -> None:
+        """``next`` raises this once what came before has been taken. The first error stays."""
+        if self._error is None:
+            self._error = error
+        self._notify()
+
+    def close(self, settle: Callable[[float], None]) -> None:
+        """End the choices that have not ended. ``settle`` is called once, with the busy seconds that all have taken:
+        at once if all have ended, else when the replica has answered, or is given up."""
+        if self._is_closed:
+            raise RuntimeError("a mailbox is closed once")
+        self._is_closed, self._settle = True, settle
+        if self._open:
+            self._links.release(self)
+        self._settle_if_over()
+
+    # -- for ChatLinks -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._is_closed
+
+    @property
+    def open_ids(self) -> Collection[int]:
+        """Choices that have not ended."""
+        return self._open
+
+    def put(self, item: Item, ends: bool) -> None:
+        """An item came; ``ends``: it is the choice's last."""
+        self._items.append(item)
+        self._used_s[item.id] = item.used_s if isinstance(item, Failure) else item.prefill_s + item.decode_s
+        if ends:
+            self.end([item.id])
+        self._notify()
+
+    def took(self, used_s: Mapping[int, float]) -> None:
+        """The replica has ended choices, and says what they took."""
+        self._used_s.update(used_s)
+        self.end(used_s)
+
+    def end(self, ids: Collection[int]) -> None:
+        """Nothing more will be heard of these."""
+        self._open.difference_update(ids)
+        self._settle_if_over()
+
+    async def ended(self) -> None:
+        """Wait until nothing more will be heard of any."""
+        await self._is_over.wait()
+
+    def _settle_if_over(self) -> None:
+        if self._open:
+            return
+        self._is_over.set()
+        if self._settle is not None:
+            settle, self._settle = self._settle, None
+            settle(self.used_s)
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class ChatLinks:
+    """One per chat model and gateway. Use from one event loop; ``stop`` when done."""
+
+    def __init__(self, calls: ReplicaCalls, gateway: str) -> None:
+        self._calls = calls
+        self._gateway = gateway
+        self._ids = itertools.count(1)
+        self._session_numbers = itertools.count(1)
+        self._sessions: dict[int, _Session] = {}
+        self._mailboxes: dict[int, tuple[Mailbox, _Session | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_open(self) -> int:
+        """Choices that somebody listens to and that have not ended."""
+        return sum(not mailbox.is_closed for mailbox, _ in self._mailboxes.values())
+
+    def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> Mailbox:
+        """Send choices to one replica. Returns at once; whatever goes wrong is told by the mailbox."""
+        starts = [self._start(choice, remaining_s) for choice in choices]
+        mailbox = Mailbox(self, [start.id for start in starts])
+        self._mailboxes.update((start.id, (mailbox, None)) for start in starts)
+        session = _Session(next(self._session_numbers))
+        self._sessions[session.number] = session
+        self._later(self._carry(session, mailbox, starts, route))
+        return mailbox
+
+    def _start(self, choice: NewChoice, remaining_s: float) -> ChoiceStart:
+        number = next(self._ids)
+        request = choice.request._replace(request_id=f"{self._gateway}-{number}")
+        return ChoiceStart(
+            number, request, remaining_s, choice.predicted_s, choice.is_streamed, choice.tenant, choice.rank
+        )
+
+    async def stop(self) -> None:
+        """Break every call off."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def release(self, mailbox: Mailbox) -> None:
+        """``mailbox`` is closed: end what it still has."""
+        if mailbox.replica_id is None:
+            asyncio.get_running_loop().call_later(_GIVE_UP_S, _give_up, mailbox)
+        else:
+            self._cancel(mailbox.replica_id, mailbox)
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+
+    async def _carry(self, session: _Session, mailbox: Mailbox, starts: list[ChoiceStart], route: Route) -> None:
+        """Nobody is left waiting, whatever becomes of the call."""
+        error: ServingError = _lost()
+        try:
+            call = self._calls.open(self._gateway, session.number, starts, route)
+            mailbox.call = call
+            async for frame in call:
+                if isinstance(frame, Accepted):
+                    self._accepted(frame, mailbox)
+                else:
+                    self._deliver(frame)
+        except asyncio.CancelledError:
+            if _is_cancelled_itself():
+                raise
+        except Exception as failure:
+            error = self._failed(failure)
+        finally:
+            del self._sessions[session.number]
+            if mailbox.replica_id is None:
+                self._fail(mailbox, error)
+            for number in tuple(session.carried):
+                if (entry := self._mailboxes.get(number)) is not None:
+                    self._fail(entry[0], error)
+
+    def _failed(self, failure: Exception) -> ServingError:
+        if isinstance(failure, ServingError):
+            return failure
+        if self._calls.is_lost(failure):
+            _log.warning("chat replica lost", error=type(failure).__name__, num_open=self.num_open)
+            return _lost()
+        _log.error("chat call failed", exc_info=failure)
+        return EngineFailed("the model's server failed on this request; retry")
+
+    def _accepted(self, frame: Accepted, mailbox: Mailbox) -> None:
+        mailbox.replica_id = frame.replica_id
+        carrier = self._sessions.get(frame.session)
+        if carrier is None:  # its stream broke while this answer was on its way
+            self._fail(mailbox, _lost())
+            return
+        for number in mailbox.open_ids:
+            self._mailboxes[number] = (mailbox, carrier)
+            carrier.carried.add(number)
+        if mailbox.is_closed:
+            self._cancel(frame.replica_id, mailbox)
+
+    def _deliver(self, items: list[Item]) -> None:
+        for item in items:
+            entry = self._mailboxes.get(item.id)
+            if entry is None:  # cancelled meanwhile
+                continue
+            ends = not isinstance(item, Delta) or item.finish_reason is not None
+            if ends:
+                self._forget(item.id)
+            entry[0].put(item, ends)
+
+    def _fail(self, mailbox: Mailbox, error: ServingError) -> None:
+        self._end(mailbox, tuple(mailbox.open_ids))
+        mailbox.fail(error)
+
+    def _end(self, mailbox: Mailbox, ids: Collection[int]) -> None:
+        for number in ids:
+            self._forget(number)
+        mailbox.end(ids)
+
+    def _forget(self, number: int) -> None:
+        _, session = self._mailboxes.pop(number, (None, None))
+        if session is not None:
+            session.carried.discard(number)
+
+    # -- cancelling --------------------------------------------------------------------------------------------------
+
+    def _cancel(self, replica_id: str, mailbox: Mailbox) -> None:
+        self._later(self._send_cancel(replica_id, mailbox))
+
+    async def _send_cancel(self, replica_id: str, mailbox: Mailbox) -> None:
+        """What the replica does not know any more has ended by itself: its last item is on its way."""
+        ids = list(mailbox.open_ids)
+        try:
+            async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                used_s = await self._calls.cancel(replica_id, self._gateway, ids)
+                mailbox.took(used_s)
+                self._end(mailbox, tuple(used_s))
+                await mailbox.ended()
+        except Exception as error:  # the replica is gone or hangs; its deadline ends what it still has
+            _log.warning("cancel failed", replica_id=replica_id, error=type(error).__name__)
+        finally:
+            self._end(mailbox, ids)
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        # A context of its own: Ray cancels the calls made in the context of a request that goes away, and a stream also
+        # belongs to other requests.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(mailbox: Mailbox) -> None:
+    """End a call that has found no replica in time. One that has may carry the deltas of others."""
+    if mailbox.replica_id is None and mailbox.call is not None:
+        mailbox.call.cancel()
+
+
+def _lost() -> BackendError:
+    return ReplicaLost("the replica that ran this request is gone; retry")
+
+
+def _is_cancelled_itself() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

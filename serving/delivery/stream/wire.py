@@ -1,0 +1,72 @@
+"""What travels between a gateway and a chat replica. Plain and named tuples: the cheapest things to pickle.
+
+    gateway -> replica   open(gateway, session, starts)    one streaming call per request
+    replica -> gateway   the first frame: Accepted; then, if no stream of this gateway was open, the deltas of ALL its
+                         choices: the first token and the end at once, the rest in frames 20 ms apart, until
+                         there has been nothing to say for a while
+    gateway -> replica   cancel(gateway, ids) -> busy seconds that each has taken
+
+Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from serving.errors import ServingError
+from serving.replica.chat.base import EngineRequest
+from serving.tasks.chat.domain import FinishReason, TokenLogprob
+
+
+class ChoiceStart(NamedTuple):
+    """One choice to generate. ``id`` is the gateway's own number for it, never used twice."""
+
+    id: int
+    request: EngineRequest
+    remaining_s: float
+    predicted_s: float
+    """Busy seconds that it is expected to take, for the router."""
+    is_streamed: bool
+    """False: one delta at the end is all that the gateway wants."""
+    tenant: str
+    """Tenants share the replica's slots."""
+    rank: int
+    """Among the choices of one tenant 0 goes first."""
+
+
+class Accepted(NamedTuple):
+    """The first frame of every call. ``session`` is that of the call whose stream carries this call's deltas."""
+
+    replica_id: str
+    session: int
+
+
+class Delta(NamedTuple):
+    """What was added to a choice. The cost fields count from the start of the choice."""
+
+    id: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    """The choice's share of the replica's busy time until its first token."""
+    decode_s: float
+    """The same from then on."""
+    answer_s: float
+    """Time since its first token."""
+
+
+class Failure(NamedTuple):
+    """A choice ended in an error, after so many busy seconds."""
+
+    id: int
+    error: ServingError
+    used_s: float
+
+
+Item: TypeAlias = Delta | Failure
+Frame: TypeAlias = Accepted | list[Item]

@@ -1,0 +1,1 @@
+"""Items in, one outcome per item out."""

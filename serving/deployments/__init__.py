@@ -1,1 +1,0 @@
-"""The Ray Serve deployments: one file per node of the graph."""

@@ -1,1 +1,0 @@
-"""Engines: one per model family, behind one protocol."""

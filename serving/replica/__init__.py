@@ -1,0 +1,1 @@
+"""The inner deployments: what runs a model, and what feeds it."""

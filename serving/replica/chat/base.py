@@ -1,0 +1,116 @@
+"""What a chat replica needs from any engine that generates text.
+
+One ``generate`` call is one choice of one request: ``n`` choices are ``n`` calls with their own ids. Everything a
+request holds (KV blocks, encoder outputs) is freed when its generator is closed or its task cancelled, within one
+engine step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.tasks.chat.domain import FinishReason, TokenLogprob
+
+Tiles = npt.NDArray[np.uint8]
+"""uint8 RGB, shape (T, S, S, 3): the thumbnail first if there is more than one tile, then the grid row by row."""
+
+
+class EngineImage(NamedTuple):
+    """One image, cut into tiles by the gateway. ``key``: the server's own content hash, hex, with the tenant in it."""
+
+    key: str
+    tiles: Tiles
+    grid: tuple[int, int]
+    """(rows, columns) of the tiles without the thumbnail."""
+
+
+class EngineRequest(NamedTuple):
+    """One choice to generate. Built by the gateway; nothing in it comes from a client unchecked.
+
+    ``prompt_token_ids`` has exactly one image token per image; the engine expands it.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    images: tuple[EngineImage, ...]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+    json_schema: str | None
+    logprobs: int | None
+    logit_bias: Mapping[int, float]
+    cache_salt: str
+    """Hex, derived from the tenant: no prefix or image is shared between tenants."""
+
+
+class EngineDelta(NamedTuple):
+    """What one step, or several that were ready together, added."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...]
+    num_cached_tokens: int
+    """Prompt tokens that were not computed anew; the same in every delta of a request."""
+    num_prompt_tokens: int
+    """Prompt tokens with images expanded; the same in every delta of a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counters and gauges of an engine. Counters only grow; ``extra`` holds what one kind of engine knows."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    image_tokens: int = 0
+    encoder_seconds: float = 0.0
+    encoder_images: int = 0
+    """Images that went through the vision tower; a repeated image that was held does not."""
+    image_cache_hits: int = 0
+    image_cache_misses: int = 0
+    preemptions: int = 0
+    aborts: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+class ChatEngine(Protocol):
+    """Generates text for many requests at a time."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model; afterwards ``generate`` works."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+        """Generate one choice. The last delta has a finish reason.
+
+        Raises: ServingError: the request cannot be run, or the engine died (``EngineFailed``).
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Counters, cheap enough to be read ten times a second."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raises: EngineFailed: the engine process is dead or stuck; the replica must be replaced."""
+        ...
+
+    async def stop(self) -> None:
+        """Free everything, end child processes. Idempotent."""
+        ...

@@ -1,0 +1,100 @@
+"""The chat node of the graph: an engine that generates text, and the replica's half of the transport.
+
+Gateways call ``open`` and ``cancel``; everything else is what Ray Serve asks of a replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from ray import serve
+
+from serving.config import VlmSettings
+from serving.delivery.stream.wire import ChoiceStart, Frame
+from serving.pauses import freeze_start_up
+from serving.replica.chat.base import ChatEngine
+from serving.replica.chat.held_images import HeldImages
+from serving.replica.chat.hub import ChoiceHub
+from serving.telemetry import setup
+
+if TYPE_CHECKING:
+    from serving.telemetry.chat_metrics import EngineMetrics
+
+_log = structlog.get_logger(__name__)
+_METRICS_PERIOD_S = 1.0
+
+
+class Vlm:
+    """Ray Serve deployment class. One process (and, with vLLM, its engine process), one model."""
+
+    # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
+    async def __init__(self, model: VlmSettings, log_level: str, metrics_dir: Path) -> None:  # type: ignore[misc]
+        setup(metrics_dir, log_level)
+        from serving.replica.chat.setup import build_engine
+        from serving.telemetry.chat_metrics import EngineMetrics, HubMetrics
+
+        started_s = time.monotonic()
+        self._engine: ChatEngine = build_engine(model)
+        await self._engine.start()
+        self._hub = ChoiceHub(
+            self._engine,
+            serve.get_replica_context().replica_id.unique_id,
+            HubMetrics(model.id),
+            max_running=model.max_num_seqs,
+            max_waiting=model.max_queue,
+            interval_s=model.stream_interval_ms / 1e3,
+        )
+        self._held = HeldImages()
+        self._num_reports = 0
+        self._reporter = asyncio.get_running_loop().create_task(self._report(EngineMetrics(model.id)))
+        freeze_start_up()
+        seconds = round(time.monotonic() - started_s, 2)
+        _log.info("chat replica ready", model=model.id, engine=model.engine, seconds=seconds)
+
+    async def open(
+        self,
+        gateway: str,
+        session: int,
+        starts: Sequence[ChoiceStart],
+        *,
+        key: str = "",
+        predicted_s: float = 0.0,
+        avoid: tuple[str, ...] = (),
+    ) -> AsyncGenerator[Frame, None]:
+        """See ``ChoiceHub.open``. The keyword arguments are read by the request router, not here."""
+        for start in starts:
+            self._held.add(image.key for image in start.request.images)
+        async for frame in self._hub.open(gateway, session, starts):
+            yield frame
+
+    async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> dict[int, float]:
+        """See ``ChoiceHub.cancel``. ``replica`` is read by the request router, not here."""
+        return self._hub.cancel(gateway, ids)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the request router wants to know about this replica."""
+        self._num_reports += 1
+        return {"queued_s": self._hub.queued_s(), "report": self._num_reports, "held": self._held.marks()}
+
+    async def check_health(self) -> None:
+        """Called by the controller, for the first time before any request.
+
+        Raises: EngineFailed: the engine is dead or stuck; the controller replaces this replica.
+        """
+        await self._engine.check_health()
+
+    async def _report(self, metrics: EngineMetrics) -> None:
+        while True:
+            metrics.show(self._engine.stats())
+            await asyncio.sleep(_METRICS_PERIOD_S)
+
+    async def __del__(self) -> None:
+        """Serve awaits this once the calls in flight are done."""
+        self._reporter.cancel()
+        await self._hub.stop()
+        await self._engine.stop()

@@ -1,0 +1,374 @@
+"""The replica's half of the transport: runs choices on the engine and sends what they say to the gateways.
+
+    open(gateway, session, starts) -> Accepted, then frames of every choice of that gateway
+
+Tenants share the engine's slots (``schedulers.shared_slots``); priority orders the choices of one tenant only.
+
+Each gateway has one stream here, whatever the number of its requests. An engine step wakes every choice that it
+touched; each leaves its delta in the gateway's outbox, and the stream takes them all: one message for all choices. The
+first token and the end of a choice go out at once. What lies between waits until ``interval_s`` after the message
+before, so that a small model, faster than anybody reads, does not cost more to send than to run (DESIGN.md, section 3).
+
+The stream ends when there has been nothing to say for a while, lest it hold up a replica that is to be stopped. One
+that breaks off takes its gateway's choices with it: the gateway has given them up, or is dead (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from schedulers.shared_time import SharedTime
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
+from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
+from serving.fair_slots import FairSlots, SlotTurn
+from serving.replica.chat.base import ChatEngine, EngineDelta
+from serving.tasks.chat.domain import FinishReason
+
+_log = structlog.get_logger(__name__)
+LINGER_S = 1.0
+"""For how long a stream with nothing to say stays open."""
+_RETRY_S = 1.0
+_HEALTH_TIMEOUT_S = 5.0
+
+
+class HubObserver(Protocol):
+    """Hears what becomes of each choice, for metrics."""
+
+    def first_token(self, seconds: float, queue_s: float) -> None:
+        """A choice has its first token, so long after it arrived; ``queue_s`` of it without a slot."""
+
+    def finished(self, num_tokens: int, answer_s: float) -> None:
+        """A choice is complete; ``answer_s`` from its first token to its last."""
+
+    def ended_early(self, reason: str) -> None:
+        """A choice ended otherwise: ``cancelled``, or the code of its error."""
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A choice, from its arrival to its end."""
+
+    task: asyncio.Task[None] | None = None
+    predicted_s: float = 0.0
+    started_at: float | None = None
+    """Reading of the shared clock when it got its slot."""
+    used_s: float = 0.0
+    """Its share of the busy time, once it is off the engine."""
+
+    def used_until(self, reading: float) -> float:
+        """Its share so far."""
+        return self.used_s or (0.0 if self.started_at is None else reading - self.started_at)
+
+
+@dataclass(eq=False, slots=True)
+class _Outbox:
+    """What waits to be sent to one gateway."""
+
+    session: int | None = None
+    items: list[Item] = field(default_factory=list)
+    choices: dict[int, _Running] = field(default_factory=dict)
+    is_urgent: bool = False
+    """Whether a first token or an end waits."""
+    is_holding: bool = False
+    """Whether the stream waits for its time, and nothing but something urgent need wake it."""
+    wake: asyncio.Future[None] | None = None
+    sent_s: float = float("-inf")
+
+    def put(self, item: Item, *, is_urgent: bool) -> None:
+        self.items.append(item)
+        self.is_urgent |= is_urgent
+        if self.wake is not None and not self.wake.done() and (is_urgent or not self.is_holding):
+            self.wake.set_result(None)
+
+    async def take(self, linger_s: float, interval_s: float) -> list[Item] | None:
+        """All that waits; None after ``linger_s`` without choices and without anything to say."""
+        while not self.items:
+            await self._woken(linger_s)
+            if not self.items and not self.choices:
+                return None
+        loop = asyncio.get_running_loop()
+        early_s = self.sent_s + interval_s - loop.time()
+        if early_s > 0 and not self.is_urgent:
+            self.is_holding = True
+            await self._woken(early_s)
+            self.is_holding = False
+        self.sent_s, self.is_urgent = loop.time(), False
+        taken, self.items = self.items, []
+        return _joined_by_choice(taken)
+
+    async def _woken(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.wake = loop.create_future()
+        timer = loop.call_later(timeout_s, _wake, self.wake)
+        try:
+            await self.wake
+        finally:
+            timer.cancel()
+
+
+def _joined_by_choice(items: list[Item]) -> list[Item]:
+    """One delta per choice; a failure stays behind what was said before it."""
+    joined: list[Item] = []
+    places: dict[int, int] = {}
+    for item in items:
+        place = places.setdefault(item.id, len(joined))
+        if place == len(joined) or not isinstance(item, Delta):
+            joined.append(item)
+            continue
+        before = joined[place]
+        assert isinstance(before, Delta), "nothing follows a failure"
+        joined[place] = item._replace(
+            text=before.text + item.text,
+            num_tokens=before.num_tokens + item.num_tokens,
+            logprobs=before.logprobs + item.logprobs,
+        )
+    return joined
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ChoiceHub:
+    """One per replica. Use from one event loop; ``stop`` when done.
+
+    At most ``max_running`` choices are on the engine, at most ``max_waiting`` wait for that. Between the first token
+    and the end, a gateway gets a message every ``interval_s`` at most; 0: one per engine step.
+    """
+
+    def __init__(
+        self,
+        engine: ChatEngine,
+        replica_id: str,
+        observer: HubObserver,
+        *,
+        max_running: int,
+        max_waiting: int,
+        interval_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        linger_s: float = LINGER_S,
+    ) -> None:
+        self._engine = engine
+        self._replica_id = replica_id
+        self._observer = observer
+        self._slots = FairSlots(max_running, max_waiting)
+        self._clock = clock
+        self._interval_s = interval_s
+        self._linger_s = linger_s
+        self._time = SharedTime()
+        self._boxes: dict[str, _Outbox] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        """Also set when the engine is dead."""
+
+    # -- calls of gateways -------------------------------------------------------------------------------------------
+
+    async def open(self, gateway: str, session: int, starts: Sequence[ChoiceStart]) -> AsyncGenerator[Frame, None]:
+        """Start choices. The first frame tells which session carries their deltas; if it is this one, they follow."""
+        box = self._boxes.setdefault(gateway, _Outbox())
+        is_carrier = box.session is None
+        carrier = box.session = session if box.session is None else box.session
+        for start in starts:
+            self._begin(box, start)
+        try:
+            yield Accepted(self._replica_id, carrier)
+            while is_carrier and (items := await box.take(self._linger_s, self._interval_s)) is not None:
+                yield items
+        finally:
+            if is_carrier:
+                self._close(gateway, box)
+
+    def cancel(self, gateway: str, ids: Sequence[int]) -> dict[int, float]:
+        """End choices at once. Returns the busy seconds that each has taken. Ids that are not in it have ended: what
+        they took is said by their last item."""
+        box = self._boxes.get(gateway)
+        choices = box.choices if box is not None else {}
+        reading = self._time.read(self._clock())
+        used_s: dict[int, float] = {}
+        for number in ids:
+            choice = choices.get(number)
+            if choice is not None and choice.task is not None and choice.task.cancel():
+                used_s[number] = choice.used_until(reading)
+        return used_s
+
+    def _close(self, gateway: str, box: _Outbox) -> None:
+        box.session = None
+        if self._boxes.get(gateway) is box:
+            del self._boxes[gateway]
+        for choice in box.choices.values():
+            if choice.task is not None:
+                choice.task.cancel()
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_choices(self) -> int:
+        """Choices that have not ended."""
+        return len(self._tasks)
+
+    def queued_s(self) -> float:
+        """Predicted busy seconds that the choices here still need."""
+        shared_s = self._time.read(self._clock())
+        return sum(
+            max(0.0, choice.predicted_s - choice.used_until(shared_s))
+            for box in self._boxes.values()
+            for choice in box.choices.values()
+        )
+
+    def busy_s(self) -> float:
+        """Seconds in which at least one choice was on the engine."""
+        return self._time.busy_s(self._clock())
+
+    async def stop(self) -> None:
+        """Refuse what comes, end what runs. Idempotent."""
+        self._is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- choices -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, box: _Outbox, start: ChoiceStart) -> None:
+        # A context of its own: this choice outlives the call that brought it.
+        choice = _Running(predicted_s=start.predicted_s)
+        box.choices[start.id] = choice
+        choice.task = asyncio.get_running_loop().create_task(self._run(box, choice, start), context=Context())
+        self._tasks.add(choice.task)
+        choice.task.add_done_callback(lambda task: self._ended(task, box, start.id))
+
+    def _ended(self, task: asyncio.Task[None], box: _Outbox, number: int) -> None:
+        """Also for a task that was cancelled before its first step."""
+        self._tasks.discard(task)
+        box.choices.pop(number, None)
+        if task.cancelled():
+            self._observer.ended_early("cancelled")
+
+    async def _run(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, start.remaining_s)):
+                await self._generate(box, choice, start)
+        except TimeoutError:
+            late = DeadlineExceeded("the deadline passed; allow more latency_ms, or fewer tokens")
+            self._fail(box, choice, start.id, late)
+        except EngineFailed as error:
+            self._fail(box, choice, start.id, await self._explained(error))
+        except ServingError as error:
+            self._fail(box, choice, start.id, error)
+        except Exception:
+            _log.exception("engine failed")
+            failed = EngineFailed("the model failed on this request; retry, or change it")
+            self._fail(box, choice, start.id, failed)
+
+    @asynccontextmanager
+    async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
+        turn = SlotTurn(start.tenant, start.rank, start.predicted_s)
+        num_waiting = self._slots.waiting
+        if not await self._slots.acquire(turn):
+            raise QueueFull(
+                f"{num_waiting} requests wait for this replica, which is the limit; retry in {_RETRY_S:g} s",
+                retry_after_s=_RETRY_S,
+            )
+        try:
+            yield
+        finally:
+            self._slots.release(turn, choice.used_s)
+
+    def _fail(self, box: _Outbox, choice: _Running, number: int, error: ServingError) -> None:
+        self._observer.ended_early(error.code)
+        box.put(Failure(number, error, choice.used_s), is_urgent=True)
+
+    async def _explained(self, error: EngineFailed) -> ServingError:
+        """A dead engine is a lost replica: the request may be sent to another one, and no more may come here."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await self._engine.check_health()
+        except (EngineFailed, TimeoutError):
+            self._is_stopping = True
+            return ReplicaLost("the model's process ended; retry")
+        return error
+
+    async def _generate(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
+        if self._is_stopping:
+            raise Draining("this replica is stopping; retry", retry_after_s=_RETRY_S)
+        arrived_s = self._clock()
+        async with self._slot(choice, start):
+            started_s = self._clock()
+            choice.started_at = self._time.enter(started_s)
+            teller = _Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
+            try:
+                async with aclosing(self._engine.generate(start.request)) as deltas:
+                    async for delta in deltas:
+                        is_first = teller.first_s is None
+                        if is_first:
+                            self._observer.first_token(self._clock() - arrived_s, started_s - arrived_s)
+                        if (item := teller.add(delta)) is not None:
+                            box.put(item, is_urgent=is_first or item.finish_reason is not None)
+            finally:
+                choice.used_s = self._time.leave(self._clock()) - choice.started_at
+        if teller.finish_reason is None:
+            raise EngineFailed("the model stopped before the answer was complete; retry")
+        self._observer.finished(teller.num_tokens, teller.answer_s)
+
+
+class _Teller:
+    """Turns what the engine says of one choice into what is sent."""
+
+    def __init__(
+        self, start: ChoiceStart, shared: SharedTime, clock: Callable[[], float], started_at: float, queue_s: float
+    ) -> None:
+        self._start = start
+        self._shared = shared
+        self._clock = clock
+        self._started_at = started_at
+        self._queue_s = queue_s
+        self._first_at = started_at
+        self.first_s: float | None = None
+        self.answer_s = 0.0
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._held: list[EngineDelta] = []
+
+    def add(self, delta: EngineDelta) -> Delta | None:
+        now_s = self._clock()
+        reading = self._shared.read(now_s)
+        if self.first_s is None:
+            self.first_s, self._first_at = now_s, reading
+        self.answer_s = now_s - self.first_s
+        self.num_tokens += len(delta.token_ids)
+        self.finish_reason = delta.finish_reason
+        if not self._start.is_streamed:
+            self._held.append(delta)
+            if delta.finish_reason is None:
+                return None
+            delta = _joined(self._held)
+        return Delta(
+            self._start.id,
+            delta.text,
+            len(delta.token_ids),
+            delta.finish_reason,
+            delta.logprobs,
+            delta.num_prompt_tokens,
+            delta.num_cached_tokens,
+            self._queue_s,
+            self._first_at - self._started_at,
+            reading - self._first_at,
+            self.answer_s,
+        )
+
+
+def _joined(deltas: Sequence[EngineDelta]) -> EngineDelta:
+    return deltas[-1]._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+    )

@@ -1,0 +1,212 @@
+"""Plain torch as a chat engine: the reference twin of vLLM, and the fallback where vLLM is not installed.
+
+Every request has its own KV cache and takes its steps on one thread, in turn with the others; nothing is batched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
+from models.families.texthawk2.prompt import PromptBuilder
+from serving.errors import EngineFailed, InvalidRequest, ServingError
+from serving.fair_slots import FairSlots, SlotTurn
+from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats
+from serving.replica.chat.checks import RequestChecks
+from serving.replica.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
+from serving.replica.chat.torch_sequence import Model, TorchSequence
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchOptions:
+    """Settings of one engine. ``encoder_cache_bytes`` bounds the embeddings of images that are kept for the next time.
+
+    Memory for KV is bounded by ``max_num_seqs`` times ``max_model_len`` tokens.
+    """
+
+    model_dir: Path
+    max_model_len: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    max_num_seqs: int = 4
+    max_images: int = 16
+    max_logprobs: int = 20
+    encoder_cache_bytes: int = 64 << 20
+
+
+class TorchEngine:
+    """See the module's docstring."""
+
+    def __init__(self, options: TorchOptions) -> None:
+        self._options = options
+        self._slots = FairSlots(options.max_num_seqs)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vireo-chat-torch")
+        self._loaded: _Loaded | None = None
+        self._gate: SchemaGate | None = None
+        self._held: dict[str, TorchSequence] = {}
+        self._prefill_tokens = self._decode_tokens = self._image_tokens = self._aborts = 0
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._options.max_model_len
+
+    async def start(self) -> None:
+        """Load the model on the engine's thread."""
+        loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, self._options)
+        self._gate = SchemaGate(self._options.model_dir, loaded.checks.vocab_size)
+        self._loaded = loaded
+
+    async def stop(self) -> None:
+        """End the thread after its current step."""
+        self._loaded = None
+        if self._gate is not None:
+            self._gate.close()
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    async def check_health(self) -> None:
+        """Raises: EngineFailed: not started, or stopped."""
+        if self._loaded is None:
+            raise EngineFailed("the model is not loaded; retry")
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+        """Generate one choice."""
+        await self.check_health()
+        loaded = self._loaded
+        assert loaded is not None, "check_health has seen it"
+        loaded.checks.check(request)
+        matcher = await self._matcher(loaded, request)
+        finished = False
+        try:
+            turn = SlotTurn()
+            await self._slots.acquire(turn)
+            try:
+                sequence = self._held[request.request_id] = loaded.sequence(request, matcher)
+                self._image_tokens += loaded.checks.image_tokens(request)
+                while not finished:
+                    delta = await self._step(sequence)
+                    if delta is None:
+                        continue
+                    finished = delta.finish_reason is not None
+                    self._prefill_tokens += delta.num_prompt_tokens if sequence.is_first else 0
+                    self._decode_tokens += len(delta.token_ids)
+                    yield delta
+            finally:
+                self._held.pop(request.request_id, None)
+                self._slots.release(turn, 0.0)
+        finally:
+            self._aborts += not finished
+
+    def stats(self) -> EngineStats:
+        """Counters."""
+        encoder = self._loaded.encoder if self._loaded is not None else None
+        return EngineStats(
+            running=self._slots.running,
+            waiting=self._slots.waiting,
+            kv_blocks_used=sum(-(-held.num_held_tokens // _BLOCK_TOKENS) for held in self._held.values()),
+            kv_blocks_total=self._options.max_num_seqs * -(-self._options.max_model_len // _BLOCK_TOKENS),
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            image_tokens=self._image_tokens,
+            encoder_seconds=encoder.seconds if encoder else 0.0,
+            encoder_images=encoder.misses if encoder else 0,
+            image_cache_hits=encoder.hits if encoder else 0,
+            image_cache_misses=encoder.misses if encoder else 0,
+            aborts=self._aborts,
+        )
+
+    async def _matcher(self, loaded: _Loaded, request: EngineRequest) -> SchemaMatcher | None:
+        if request.json_schema is None:
+            return None
+        if loaded.schemas is None or self._gate is None:
+            raise InvalidRequest(
+                "this server has no library for JSON schemas (llguidance); leave response_format out",
+                param="response_format",
+            )
+        await self._gate.check(request.json_schema)
+        return await asyncio.to_thread(loaded.schemas.matcher, request.json_schema)
+
+    async def _step(self, sequence: TorchSequence) -> EngineDelta | None:
+        """A step that waits for its turn is dropped when the caller is cancelled; one that runs is not waited for."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, sequence.step)
+        except ServingError:
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._loaded is None and task is not None and not task.cancelling():
+                raise EngineFailed("the model was stopped; retry") from None
+            raise
+        except RuntimeError as error:  # torch's, out of memory included; the thread's, when it was stopped
+            _LOG.exception("a step failed")
+            raise EngineFailed("the model failed on this request; retry, or send another one") from error
+
+
+class _Loaded:
+    """The model in memory, and what goes with it."""
+
+    def __init__(self, options: TorchOptions) -> None:
+        network = TextHawk2ForConditionalGeneration.from_pretrained(options.model_dir, dtype=options.dtype)
+        network = network.to(options.device).eval()  # type: ignore[arg-type]
+        self._prompts = PromptBuilder.from_dir(options.model_dir, network.config.tokens_per_tile)
+        self.checks = RequestChecks.of_model(network.config, options)
+        self.schemas = SchemaCompiler.of_model(options.model_dir, self.checks.vocab_size)
+        self.encoder = _Encoder(network, options.encoder_cache_bytes)
+        self._model = Model(
+            language=network.language_model,
+            encode=self.encoder.encode,
+            tokenizer=Tokenizer.from_file(str(options.model_dir / "tokenizer.json")),
+            image_token_id=self._prompts.image_id,
+            end_token_id=self._prompts.end_of_turn_id,
+            device=torch.device(options.device),
+        )
+
+    def sequence(self, request: EngineRequest, matcher: SchemaMatcher | None) -> TorchSequence:
+        prompt = self._prompts.expand(request.prompt_token_ids, [image.grid for image in request.images])
+        return TorchSequence(self._model, request, prompt, matcher)
+
+
+class _Encoder:
+    """The vision tower, with the embeddings of the last images. Used on the engine's thread only."""
+
+    def __init__(self, network: TextHawk2ForConditionalGeneration, max_bytes: int) -> None:
+        self._network = network
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
+        self.hits = self.misses = 0
+        self.seconds = 0.0
+
+    def encode(self, image: EngineImage) -> Tensor:
+        """(tokens, width) of one image."""
+        if (kept := self._kept.get(image.key)) is not None:
+            self._kept.move_to_end(image.key)
+            self.hits += 1
+            return kept
+        started = time.perf_counter()
+        tiles = torch.tensor(image.tiles)  # a copy: shared memory may be read-only
+        embeddings = self._network.encode_images(tiles, [image.grid])[0]
+        self.misses += 1
+        self.seconds += time.perf_counter() - started
+        self._keep(image.key, embeddings)
+        return embeddings
+
+    def _keep(self, key: str, embeddings: Tensor) -> None:
+        self._kept[key] = embeddings
+        self._bytes += embeddings.nbytes
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes

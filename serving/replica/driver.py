@@ -1,0 +1,330 @@
+"""The only async loop around a scheduler: feeds it what happened, carries out what it decides.
+
+    submit / cancel / batch done / timer  ->  Scheduler.handle(now, events)  ->  RunBatch, Reply, Reject, Fail, Release
+
+The engine runs on one thread of its own, one batch at a time per executor; everything else happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from schedulers.types import (
+    BatchFinished,
+    Decision,
+    Drain,
+    Event,
+    Fail,
+    Priority,
+    Reject,
+    RejectReason,
+    Release,
+    Reply,
+    RunBatch,
+    SampleArrived,
+    SampleCancelled,
+    Scheduler,
+    StageResult,
+    Tick,
+)
+from serving.domain import Pixels
+from serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    Draining,
+    EngineFailed,
+    QueueFull,
+    ServingError,
+)
+from serving.replica.staged.base import Outcome, Probabilities, StagedEngine
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One sample's answer and what it cost. ``compute_s`` is its equal share of every batch it was in."""
+
+    probabilities: Probabilities
+    exit_index: int
+    degraded: bool
+    queue_s: float
+    compute_s: float
+
+
+class DriverObserver(Protocol):
+    """Hears what happens, for metrics."""
+
+    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
+        """A batch came back."""
+
+    def sample_answered(self, answer: Answer) -> None:
+        """A sample got its answer."""
+
+
+class NullDriverObserver:
+    """Hears nothing."""
+
+    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
+        """Ignore."""
+
+    def sample_answered(self, answer: Answer) -> None:
+        """Ignore."""
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """What a caller knows of its sample while it is here. ``compute_s`` as in ``Answer``, also without one."""
+
+    compute_s: float = 0.0
+    _has_left: bool = False
+    _take_out: Callable[[], None] | None = None
+
+    def leave(self) -> None:
+        """Take the sample out, at the next stage boundary if it is running: ``submit`` then raises Cancelled."""
+        self._has_left = True
+        if self._take_out is not None:
+            self._take_out()
+
+
+@dataclass(slots=True)
+class _Sample:
+    future: asyncio.Future[Answer]
+    arrived_s: float
+    stay: Stay
+    wall_compute_s: float = 0.0
+    error: ServingError | None = None
+
+
+@dataclass(slots=True)
+class Driver:
+    """Owns a scheduler and an engine. ``start`` it on the loop that will call ``submit``; ``stop`` drains it.
+
+    ``predict(stage, num_stages, size)`` is the cost model's seconds for a batch, for predicted-against-actual metrics.
+    """
+
+    scheduler: Scheduler
+    engine: StagedEngine
+    predict: Callable[[int, int, int], float]
+    observer: DriverObserver = field(default_factory=NullDriverObserver)
+    clock: Callable[[], float] = time.monotonic
+    num_executors: int = 1
+    _samples: dict[int, _Sample] = field(default_factory=dict, init=False)
+    _next_id: int = field(default=0, init=False)
+    _arrivals: list[SampleArrived] = field(default_factory=list, init=False)
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _running_since_s: dict[int, float] = field(default_factory=dict, init=False)
+
+    def start(self) -> None:
+        """Bring up the engine's thread. Once only."""
+        if self._pool is not None:
+            raise RuntimeError("the driver has been started already")
+        self._pool = ThreadPoolExecutor(max_workers=self.num_executors, thread_name_prefix="engine")
+
+    async def stop(self) -> None:
+        """Refuse new samples, finish the ones that are here, end the thread."""
+        self._feed(Drain())
+        pending = [sample.future for sample in self._samples.values()]
+        if pending:
+            await asyncio.wait(pending)
+        if self._batches:
+            await asyncio.wait(self._batches)
+        if self._timer:
+            self._timer.cancel()
+        if self._pool:
+            self._pool.shutdown(wait=True)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples waiting or running."""
+        return len(self._samples)
+
+    def queued_s(self) -> float:
+        """Predicted seconds of work waiting and running."""
+        return self.scheduler.queued_s(self.clock())
+
+    def longest_running_s(self) -> float:
+        """How long the oldest engine call has been going; 0 when none is."""
+        return max((self.clock() - since_s for since_s in self._running_since_s.values()), default=0.0)
+
+    async def submit(
+        self,
+        pixels: Pixels,
+        *,
+        deadline_s: float,
+        thresholds: tuple[float, ...],
+        priority: Priority = Priority.NORMAL,
+        tenant: str = "",
+        stay: Stay | None = None,
+    ) -> Answer:
+        """Run one sample; ``pixels`` is uint8 (S, S, 3), ``deadline_s`` is absolute on this driver's clock.
+
+        Cancelling the call takes the sample out, at the next stage boundary if it is running. So does ``stay.leave``,
+        which also tells what it took.
+
+        Raises:
+            ServingError: its single outcome when that is not an answer; EngineFailed also when the deadline is not a
+                number or there is not one threshold per exit (a gateway of another version, say).
+            RuntimeError: the driver has not been started.
+        """
+        if self._pool is None:
+            raise RuntimeError("call Driver.start before submit")
+        if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s) or any(map(math.isnan, thresholds)):
+            _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds)
+            raise EngineFailed("this replica runs another version of the model; retry")
+        stay = stay or Stay()
+        if stay._has_left:
+            raise _left()
+        sample_id = self._next_id
+        self._next_id += 1
+        self.engine.admit(sample_id, pixels)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._samples[sample_id] = _Sample(future, self.clock(), stay)
+        stay._take_out = partial(self._feed, SampleCancelled(sample_id=sample_id))
+        self._arrive(
+            SampleArrived(
+                sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
+            )
+        )
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._feed(SampleCancelled(sample_id=sample_id))
+            raise
+
+    # -- feeding the scheduler -----------------------------------------------------------------------------------
+
+    def _arrive(self, arrival: SampleArrived) -> None:
+        """Samples of one call come in one turn of the loop: the scheduler sees them all before it fills a batch."""
+        self._arrivals.append(arrival)
+        if len(self._arrivals) == 1:
+            asyncio.get_running_loop().call_soon(self._feed)
+
+    def _feed(self, *events: Event) -> None:
+        arrivals, self._arrivals = self._arrivals, []
+        if not arrivals and not events:
+            return
+        for decision in self.scheduler.handle(self.clock(), *arrivals, *events):
+            self._carry_out(decision)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wakeup_s = self.scheduler.next_wakeup_s()
+        if wakeup_s is not None:
+            delay_s = max(0.0, wakeup_s - self.clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._feed, Tick())
+
+    # -- carrying out decisions ----------------------------------------------------------------------------------
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case RunBatch():
+                task = asyncio.get_running_loop().create_task(self._run(decision))
+                self._batches.add(task)
+                task.add_done_callback(self._batches.discard)
+            case Reply(sample_id=sample_id):
+                self._reply(sample_id, decision)
+            case Reject(sample_id=sample_id):
+                self._end(sample_id, rejection(decision))
+            case Fail(sample_id=sample_id):
+                self._end(sample_id, self._samples[sample_id].error or EngineFailed("the model failed on this image"))
+            case Release(sample_id=sample_id):
+                self._end(sample_id, _left())
+
+    async def _run(self, batch: RunBatch) -> None:
+        size = len(batch.sample_ids)
+        predicted_s = self.predict(batch.stage, batch.num_stages, size)
+        started_s = self._running_since_s[batch.batch_id] = self.clock()
+        outcomes = await self._run_engine(batch)
+        del self._running_since_s[batch.batch_id]
+        elapsed_s = self.clock() - started_s
+        results = tuple(
+            self._account(sample_id, outcome, elapsed_s, size)
+            for sample_id, outcome in zip(batch.sample_ids, outcomes, strict=True)
+        )
+        self._feed(BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
+        self.observer.batch_finished(batch.stage, batch.num_stages, size, elapsed_s, predicted_s)
+
+    async def _run_engine(self, batch: RunBatch) -> list[Outcome]:
+        """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
+        arguments = (batch.stage, batch.num_stages, batch.sample_ids)
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self.engine.run, *arguments)
+            if len(outcomes) != len(batch.sample_ids):
+                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.sample_ids)} samples")
+            return outcomes
+        except Exception:
+            _log.exception("engine raised", stage=batch.stage, batch_size=len(batch.sample_ids))
+            return [EngineFailed("the model failed on this batch; retry") for _ in batch.sample_ids]
+
+    def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> StageResult:
+        sample = self._samples[sample_id]
+        sample.stay.compute_s += elapsed_s / size
+        sample.wall_compute_s += elapsed_s
+        if isinstance(outcome, ServingError):
+            sample.error = outcome
+            return StageResult(sample_id=sample_id, confidence=None, failed=True)
+        return StageResult(sample_id=sample_id, confidence=outcome.confidence)
+
+    def _reply(self, sample_id: int, reply: Reply) -> None:
+        try:
+            probabilities = self.engine.result(sample_id, reply.exit_index)
+        except Exception:
+            # The other decisions of this round must still be carried out.
+            _log.exception("engine has no result", exit_index=reply.exit_index)
+            self._end(sample_id, EngineFailed("the model failed on this image; retry"))
+            return
+        sample = self._samples.pop(sample_id)
+        answer = Answer(
+            probabilities=probabilities,
+            exit_index=reply.exit_index,
+            degraded=reply.degraded,
+            queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),
+            compute_s=sample.stay.compute_s,
+        )
+        self.engine.release(sample_id)
+        if not sample.future.done():
+            sample.future.set_result(answer)
+        self.observer.sample_answered(answer)
+
+    def _end(self, sample_id: int, error: ServingError) -> None:
+        sample = self._samples.pop(sample_id)
+        self.engine.release(sample_id)
+        if not sample.future.done():
+            sample.future.set_exception(error)
+
+
+def _left() -> Cancelled:
+    return Cancelled("the caller went away")
+
+
+def rejection(decision: Reject) -> ServingError:
+    """The error that a caller sees for a scheduler's refusal."""
+    wait = f"retry in {decision.retry_after_s:.2f} s"
+    match decision.reason:
+        case RejectReason.QUEUE_FULL:
+            return QueueFull(f"the queue is full; {wait}", retry_after_s=decision.retry_after_s)
+        case RejectReason.DEADLINE_PASSED:
+            return DeadlineExceeded("the deadline passed while the request waited; allow more latency_ms, or retry")
+        case RejectReason.DEADLINE_UNREACHABLE:
+            return DeadlineUnreachable(
+                f"the queue is too long for this deadline; {wait}, or allow more latency_ms",
+                retry_after_s=decision.retry_after_s,
+            )
+        case RejectReason.DRAINING:
+            return Draining(f"this replica is stopping; {wait}", retry_after_s=decision.retry_after_s)

@@ -1,0 +1,105 @@
+"""The classifier node of the graph: a driver, an early-exit scheduler and an engine around one model.
+
+Gateways push calls of one or more samples; each call comes back when its last sample is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from schedulers.types import Priority
+from serving.config import ModelSettings
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
+from serving.errors import ServingError
+from serving.pauses import freeze_start_up
+from serving.replica.driver import Answer, Driver, Stay
+from serving.telemetry import setup
+
+_log = structlog.get_logger(__name__)
+_STUCK_S = 30.0
+"""An engine call that takes longer than this means a dead engine; the controller then replaces the replica."""
+
+
+class Classifier:
+    """Ray Serve deployment class. One process, one model, one engine thread."""
+
+    def __init__(self, model: ModelSettings, log_level: str, metrics_dir: Path) -> None:
+        setup(metrics_dir, log_level)
+        from serving.replica.staged.setup import build_driver
+
+        started_s = time.monotonic()
+        self._driver: Driver = build_driver(model)
+        self._driver.start()
+        self._num_reports = 0
+        self._stays: dict[str, list[Stay]] = {}
+        freeze_start_up()
+        _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
+
+    async def run(
+        self, samples: Sequence[SampleCall], call_id: str = "", predicted_s: float = 0.0
+    ) -> list[SampleOutcome]:
+        """Answer each sample, in order. ``call_id``, never used twice, is for ``leave``; ``predicted_s`` is read by the
+        request router, not here."""
+        now_s = self._driver.clock()
+        stays = self._stays[call_id] = [Stay() for _ in samples]
+        try:
+            return await asyncio.gather(*(self._one(*each, now_s) for each in zip(samples, stays, strict=True)))
+        finally:
+            del self._stays[call_id]
+
+    async def _one(self, sample: SampleCall, stay: Stay, now_s: float) -> SampleOutcome:
+        try:
+            answer = await self._driver.submit(
+                sample.pixels,
+                deadline_s=now_s + sample.remaining_s,
+                thresholds=sample.thresholds,
+                priority=Priority(sample.priority),
+                tenant=sample.tenant,
+                stay=stay,
+            )
+        except ServingError as error:
+            return SampleFailure(error, stay.compute_s)
+        return _to_wire(answer)
+
+    async def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
+        """Callers of some samples of some calls have gone: the samples end at the next stage boundary, and their call
+        tells what they took. Returns the calls that run here."""
+        here = [call_id for call_id in places if call_id in self._stays]
+        for call_id in here:
+            for place in places[call_id]:
+                self._stays[call_id][place].leave()
+        return here
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the request router wants to know about this replica."""
+        self._num_reports += 1
+        return {"queued_s": self._driver.queued_s(), "report": self._num_reports}
+
+    def check_health(self) -> None:
+        """Called by the controller.
+
+        Raises: RuntimeError: the engine has been stuck in one call.
+        """
+        running_s = self._driver.longest_running_s()
+        if running_s > _STUCK_S:
+            raise RuntimeError(f"the engine has been in one call for {running_s:.0f} s; limit is {_STUCK_S:.0f} s")
+
+    async def __del__(self) -> None:
+        """Serve awaits this once the calls in flight are done."""
+        await self._driver.stop()
+
+
+def _to_wire(answer: Answer) -> SampleAnswer:
+    return SampleAnswer(
+        probabilities=answer.probabilities.tobytes(),
+        exit_index=answer.exit_index,
+        degraded=answer.degraded,
+        queue_s=answer.queue_s,
+        compute_s=answer.compute_s,
+    )

@@ -1,0 +1,109 @@
+"""What the worker of a video replica needs of an engine: requests are state, and each call runs one denoising step.
+
+An engine has one thread of its own; every method that computes is a coroutine that waits for it, and steps and decodes
+of different requests may be asked for at the same time. Failure is per request: a step returns an outcome for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import ServingError
+from serving.tasks.videos.domain import VideoSettings
+
+Frames = npt.NDArray[np.uint8]
+"""uint8 RGB, shape (T, H, W, 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that the engine now holds.
+
+    ``step``: steps already done (more than 0 when resumed). ``held_bytes``: tensors that belong to it now.
+    ``text_s``: seconds of the text encoder.
+    """
+
+    step: int
+    held_bytes: int
+    text_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """One request after one step. ``compute_s`` is its share of the batch's time; ``sparsity`` is what was skipped of
+    attention in this step, ``search_s`` the time of AdaSpa's search in it."""
+
+    job_id: str
+    step: int
+    compute_s: float
+    sparsity: float = 0.0
+    search_s: float = 0.0
+    held_bytes: int = 0
+
+
+StepOutcome: TypeAlias = StepDone | ServingError
+
+
+class VideoEngine(Protocol):
+    """See the module."""
+
+    async def start(self) -> None:
+        """Load the weights. Raises: EngineFailed."""
+        ...
+
+    async def stop(self) -> None:
+        """End the thread and drop everything."""
+        ...
+
+    def check_settings(self, settings: VideoSettings) -> None:
+        """Refuse what this checkpoint cannot do. Raises: ClientError naming the value and what is allowed."""
+        ...
+
+    def predicted_bytes(self, settings: VideoSettings) -> int:
+        """Most bytes that the request will hold at a time, decode excluded; checked against what it held."""
+        ...
+
+    def phase(self, job_id: str) -> Hashable:
+        """Requests of equal phase may share a step: same grid, weights, attention and, where the attention has a
+        schedule of its own, step. ``None``: only alone."""
+        ...
+
+    async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
+        """Take a request, from the beginning or from a snapshot of an earlier attempt.
+
+        Raises: ClientError, EngineFailed.
+        """
+        ...
+
+    async def run_step(self, job_ids: Sequence[str]) -> list[StepOutcome]:
+        """One denoising step for each, in one batch; outcomes in order."""
+        ...
+
+    async def decode(self, job_id: str) -> Frames:
+        """Turn the finished latents into frames. Raises: EngineFailed."""
+        ...
+
+    async def preview(self, job_id: str) -> Frames:
+        """A rough small picture of one frame, (1, h, w, 3), from the present estimate; cheap."""
+        ...
+
+    async def snapshot(self, job_id: str) -> bytes:
+        """What ``admit`` needs to go on from here: latents and step, as safetensors; caches are made anew."""
+        ...
+
+    def release(self, job_id: str) -> None:
+        """Free everything that the request holds. Unknown ids are ignored."""
+        ...
+
+    def held_bytes(self) -> int:
+        """Bytes of all requests that are here."""
+        ...
+
+    def check_health(self) -> None:
+        """Raises: EngineFailed: dead, or stuck in one call."""
+        ...

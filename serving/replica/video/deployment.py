@@ -1,0 +1,71 @@
+"""The video node of the graph: a worker that pulls durable jobs, and the engine that it drives.
+
+Nobody calls it with work: gateways write jobs to Redis, and replicas take them. ``ping`` is all that a gateway asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from ray import serve
+
+from serving.config import ResolvedConfig, VideoModelSettings
+from serving.errors import StoreUnavailable
+from serving.pauses import freeze_start_up
+from serving.telemetry import setup
+
+if TYPE_CHECKING:
+    from serving.replica.video.setup import VideoParts
+
+_log = structlog.get_logger(__name__)
+_METRICS_PERIOD_S = 1.0
+
+
+class VideoGenerator:
+    """Ray Serve deployment class. One replica, one engine; its jobs are in Redis, so it may die at any time."""
+
+    # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
+    async def __init__(self, model: VideoModelSettings, config: ResolvedConfig) -> None:  # type: ignore[misc]
+        setup(config.metrics_dir, config.settings.log_level)
+        from serving.replica.video.setup import build_parts
+
+        started_s = time.monotonic()
+        name = serve.get_replica_context().replica_id.unique_id
+        self._parts: VideoParts = build_parts(model, config, name)
+        await self._parts.start()
+        self._reporter = asyncio.get_running_loop().create_task(self._report())
+        freeze_start_up()
+        _log.info("video replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
+
+    async def ping(self) -> bool:
+        """Answer; for the gateway's readiness."""
+        return True
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What this replica has to do."""
+        return {"queued_s": self._parts.worker.queued_s(), "jobs": self._parts.worker.num_held}
+
+    async def check_health(self) -> None:
+        """Called by the controller.
+
+        Raises: EngineFailed: the engine, or a rank of it, is dead or stuck; the controller replaces this replica.
+        """
+        self._parts.engine.check_health()
+
+    async def _report(self) -> None:
+        parts = self._parts
+        while True:
+            await asyncio.sleep(_METRICS_PERIOD_S)
+            try:
+                queued = await parts.index.num_queued(parts.worker.model)
+            except StoreUnavailable:
+                continue
+            parts.metrics.show(parts.worker.num_held, queued, parts.engine.held_bytes())
+
+    async def __del__(self) -> None:
+        """Serve awaits this: running jobs go back into the queue at their next step boundary."""
+        self._reporter.cancel()
+        await self._parts.stop()

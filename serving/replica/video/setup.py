@@ -1,0 +1,136 @@
+"""Builds what a video replica owns, and starts and stops it in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from models.families.vdit.spec import VideoModelSpec
+from schedulers.video import VideoPolicyConfig, VideoScheduler
+from serving.config import ResolvedConfig, VideoModelSettings, threads_for
+from serving.replica.video.base import VideoEngine
+from serving.replica.video.checkpoints import Checkpoints
+from serving.replica.video.delivery import Delivery
+from serving.replica.video.limits import VideoLimits
+from serving.replica.video.worker import VideoWorker, WorkerConfig
+from serving.stores.artefacts import ArtefactStore
+from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.jobs.setup import build_index
+from serving.stores.results import ResultStore
+from serving.tasks.videos.models import checkpoint_of, spec_of
+from serving.telemetry.video_metrics import VideoMetrics
+
+if TYPE_CHECKING:
+    from serving.replica.video.torch_engine import Load, TorchVideoOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoParts:
+    """What one replica owns."""
+
+    engine: VideoEngine
+    index: RedisJobs
+    store: ArtefactStore
+    worker: VideoWorker
+    metrics: VideoMetrics
+    quotas: ResultStore
+
+    async def start(self) -> None:
+        """Load the weights, then begin to claim. A dead Redis is no reason not to start."""
+        await self.engine.start()
+        await self.index.start()
+        await self.worker.start()
+
+    async def stop(self) -> None:
+        """Take down in reverse order."""
+        await self.worker.stop()
+        await self.index.stop()
+        await self.quotas.stop()
+        self.store.close()
+        await self.engine.stop()
+
+
+def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) -> VideoParts:
+    """Put one replica together. ``name`` is the worker's in leases.
+
+    Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
+    """
+    spec = spec_of(model)
+    engine = build_engine(model, spec)
+    index, store = build_index(config), ArtefactStore(config.artefact_url)
+    metrics, quotas = VideoMetrics(model.id, model.watts), ResultStore(config)
+    policy = VideoPolicyConfig(max_batch=model.max_batch, max_jobs=model.max_jobs, max_held_bytes=model.max_held_bytes)
+    worker = VideoWorker(
+        model=model.id,
+        name=name,
+        engine=engine,
+        scheduler=VideoScheduler(policy),
+        index=index,
+        checkpoints=Checkpoints(store, config.secret.encode()),
+        delivery=Delivery(store),
+        config=WorkerConfig(
+            lease_s=model.lease_s,
+            checkpoint_every=model.checkpoint_every,
+            checkpoint_share=model.checkpoint_share,
+            store_patience_s=config.settings.jobs.store_patience_s,
+            max_attempts=model.max_attempts,
+            ttl_s=config.settings.jobs.ttl_s,
+            watts=model.watts,
+        ),
+        observer=metrics,
+        settle=quotas.settle_job,
+    )
+    return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics, quotas=quotas)
+
+
+def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine:
+    """The engine of the settings, not started: fake, in this process, or spread over ranks.
+
+    Raises: ConfigError: no weights.
+    """
+    if model.engine == "fake":
+        from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+
+        all_limits = VideoLimits.of_model(spec)
+        return FakeVideoEngine(FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
+    checkpoint_of(spec)
+    import torch
+
+    from serving.replica.video.checkpoint import load_model
+    from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+
+    torch.set_num_threads(threads_for(model))
+    options = TorchVideoOptions(
+        limits=VideoLimits.of_checkpoint(spec), device=model.device, stuck_after_s=model.stuck_after_s
+    )
+    load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.dtype))
+    if model.ranks == 1:
+        return TorchVideoEngine(options, load)
+    return _ranked(model, options, load)
+
+
+def _ranked(model: VideoModelSettings, options: TorchVideoOptions, load: Load) -> VideoEngine:
+    """This process is the first rank; the others are actors in the replica's placement group (``serving.app``)."""
+    from ray.util import get_current_placement_group
+
+    from models.parallel.degrees import ParallelDegrees
+    from serving.replica.video.rank import RankRecipe
+    from serving.replica.video.rank_actors import RankActors
+    from serving.replica.video.ranked_engine import RankedVideoEngine
+
+    recipe = RankRecipe(
+        options=options,
+        load=load,
+        degrees=ParallelDegrees(ulysses=model.ranks),
+        min_tokens_per_rank=model.min_tokens_per_rank,
+        num_threads=threads_for(model),
+    )
+    actors = RankActors(
+        num_ranks=model.ranks,
+        cpus=model.cpus,
+        gpus=model.gpus,
+        backend="nccl" if model.gpus else "gloo",
+        placement_group=get_current_placement_group(),
+    )
+    return RankedVideoEngine(recipe, actors)

@@ -1,0 +1,266 @@
+"""The job index in Redis. See ``base`` for what it promises and ``scripts`` for how.
+
+Unlike results and quotas, jobs never fail open: without Redis every method raises ``StoreUnavailable``. The connection
+is therefore one of its own, with a timeout that a busy Redis can meet.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import redis.asyncio as aioredis
+import structlog
+from redis.exceptions import NoScriptError
+
+from schedulers.types import Priority
+from schedulers.video_urgency import queue_key
+from serving.errors import QueueFull
+from serving.stores.breaker import BreakerConfig, BreakerState
+from serving.stores.connection import RedisConfig, RedisConnection
+from serving.stores.jobs import keys
+from serving.stores.jobs.base import Claim, JobPage, Lease, LeaseState, Progress
+from serving.stores.jobs.observer import JobObserver, NullJobObserver
+from serving.stores.jobs.records import RecordCodec, Result, fields_of, progress_arguments
+from serving.stores.jobs.scripts import ALL, CANCEL, CLAIM, CREATE, DELETE, DISCARD, END, GET, LIST, RENEW, REQUEUE
+from serving.stores.observer import StoreObserver
+from serving.stores.scripts import Script
+from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoJob
+
+_log = structlog.get_logger(__name__)
+_FULL_RETRY_S = 5.0
+
+
+def jobs_config(url: str, timeout_s: float = 2.0) -> RedisConfig:
+    """The connection that jobs want: patient, and soon back after an outage, so that leases are kept."""
+    return RedisConfig(url=url, timeout_s=timeout_s, breaker=BreakerConfig(failure_threshold=3, max_open_s=1.0))
+
+
+class RedisJobs:
+    """``serving.stores.jobs.base.JobIndex``. Use from one event loop; ``stop`` when done.
+
+    ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
+    of one owner that are not over. ``max_attempts``: claims until a job fails. ``ttl_s``: how long jobs are kept that
+    fail or are cancelled in the index itself. ``restart_grace_s``: for how long after its start Redis takes no lease
+    away.
+
+    Raises: ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        config: RedisConfig,
+        *,
+        secret: bytes,
+        observer: JobObserver | None = None,
+        store_observer: StoreObserver | None = None,
+        max_open_per_owner: int = 64,
+        max_attempts: int = 3,
+        ttl_s: float = 24 * 3600.0,
+        restart_grace_s: float = 5.0,
+    ) -> None:
+        if max_open_per_owner < 1 or max_attempts < 1 or ttl_s <= 0 or restart_grace_s < 0:
+            raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
+        self._observer = observer or NullJobObserver()
+        self._connection = RedisConnection(config, store_observer)
+        self._codec = RecordCodec(secret)
+        self._max_open_per_owner = max_open_per_owner
+        self._max_attempts = max_attempts
+        self._ttl_ms = int(1000 * ttl_s)
+        self._grace_s = restart_grace_s
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Where the breaker of the connection stands."""
+        return self._connection.breaker_state
+
+    async def start(self) -> bool:
+        """Connect ahead of the first call. Returns whether Redis answered."""
+        return await self._connection.warm_up([script.source for script in ALL])
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._connection.stop()
+
+    # -- for gateways ------------------------------------------------------------------------------------------------
+
+    async def create(self, job: VideoJob, *, max_queued: int) -> None:
+        """See ``JobIndex.create``. The same id of the same owner again is the same job, and nothing is changed.
+
+        Raises:
+            QueueFull: a bound is reached.
+            ValueError: the id is another owner's.
+        """
+        answer, earlier = await self._create(job, max_queued)
+        if answer == b"exists" and self._read(job.id, earlier) is None:
+            await self._run(DISCARD, job.id)
+            answer, earlier = await self._create(job, max_queued)
+        self._check_created(job, answer, earlier, max_queued)
+
+    async def _create(self, job: VideoJob, max_queued: int) -> tuple[bytes, Any]:
+        priority = Priority[job.priority.upper()]
+        answer, earlier = await self._run(
+            CREATE,
+            job.id,
+            _owner(job.owner),
+            job.model,
+            repr(job.created_at_s),
+            repr(queue_key(priority, job.created_at_s, job.deadline_at_s, job.predicted_s)),
+            int(1e6 * job.predicted_s),
+            job.settings.num_steps,
+            max_queued,
+            self._max_open_per_owner,
+            self._codec.encode(job),
+        )
+        return answer, earlier
+
+    def _check_created(self, job: VideoJob, answer: bytes, earlier: Any, max_queued: int) -> None:
+        if answer == b"full":
+            message = f"{max_queued} jobs wait already, which is the limit; try again later"
+            raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
+        if answer == b"owner_full":
+            message = f"{self._max_open_per_owner} of your jobs are not over, which is the limit; wait or cancel one"
+            raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
+        if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
+            raise ValueError(f"job id {job.id} is taken; choose ids at random")
+        if answer == b"created":
+            self._observer.created(job.model)
+
+    async def get(self, owner: str, job_id: str) -> VideoJob | None:
+        """See ``JobIndex.get``."""
+        return self._read(job_id, await self._run(GET, job_id), owner)
+
+    async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
+        """See ``JobIndex.list_jobs``. Records that cannot be read are passed over."""
+        found: list[VideoJob] = []
+        cursor, wanted = after or "", limit + 1
+        while len(found) < wanted:
+            is_known, entries = await self._run(LIST, _owner(owner), cursor, wanted, int(newest_first))
+            if not is_known and not found and cursor == (after or ""):
+                return None
+            ids = [bytes(job_id).decode() for job_id in entries[::2]]
+            read = (self._read(job_id, reply, owner) for job_id, reply in zip(ids, entries[1::2], strict=True))
+            found += [job for job in read if job is not None]
+            if len(ids) < wanted:
+                break
+            cursor = ids[-1]
+        return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
+
+    async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
+        """See ``JobIndex.cancel``. A job never changes hands, so that looking first is as good as at once."""
+        if await self.get(owner, job_id) is None:
+            return None
+        reply = await self._run(CANCEL, job_id, self._max_attempts, self._ttl_ms, self._grace_s)
+        return self._read(job_id, reply, owner)
+
+    async def delete(self, owner: str, job_id: str) -> VideoJob | None:
+        """See ``JobIndex.delete``."""
+        if await self.get(owner, job_id) is None:
+            return None
+        return self._read(job_id, await self._run(DELETE, job_id, _owner(owner), uuid.uuid4().hex), owner)
+
+    # -- for workers -------------------------------------------------------------------------------------------------
+
+    async def claim(self, models: tuple[str, ...], worker: str, lease_s: float) -> Claim | None:
+        """See ``JobIndex.claim``."""
+        token = uuid.uuid4().hex
+        limits = (self._max_attempts, self._ttl_ms, self._grace_s)
+        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
+        if any(expired):
+            self._observer.leases_expired(*expired)
+        if not found:
+            return None
+        job_id = bytes(found).decode()
+        job = self._read(job_id, reply)
+        if job is None or job.model not in models:
+            await self._run(DISCARD, job_id)
+            return None
+        self._observer.claimed(job.model, job.attempts)
+        return Claim(job=job, lease=Lease(job_id=job.id, token=token, worker=worker))
+
+    async def renew(self, lease: Lease, lease_s: float, progress: Progress) -> LeaseState:
+        """See ``JobIndex.renew``."""
+        arguments = (int(1000 * lease_s), *progress_arguments(progress))
+        return LeaseState((await self._run(RENEW, lease.job_id, lease.token, *arguments)).decode())
+
+    async def requeue(self, lease: Lease, progress: Progress, *, counts_as_attempt: bool) -> bool:
+        """See ``JobIndex.requeue``."""
+        limits = (int(counts_as_attempt), self._max_attempts, self._ttl_ms)
+        arguments = (*limits, *progress_arguments(progress))
+        return bool(await self._run(REQUEUE, lease.job_id, lease.token, *arguments))
+
+    async def complete(
+        self, lease: Lease, artefacts: dict[str, Artefact], report: dict[str, object], ttl_s: float
+    ) -> bool:
+        """See ``JobIndex.complete``."""
+        return await self._end(lease, Result(status=JobStatus.COMPLETED, artefacts=artefacts, report=report), ttl_s)
+
+    async def fail(self, lease: Lease, error: JobError, report: dict[str, object], ttl_s: float) -> bool:
+        """See ``JobIndex.fail``."""
+        return await self._end(lease, Result(status=JobStatus.FAILED, error=error, report=report), ttl_s)
+
+    async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
+        sealed = self._codec.encode_result(lease.job_id, result)
+        status, ttl_ms = result.status.value, max(1, int(1000 * ttl_s))
+        answer = await self._run(END, lease.job_id, lease.token, status, ttl_ms, "result", sealed)
+        if answer:
+            self._observer.ended(status, result.error.code if result.error else "")
+        return bool(answer)
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    async def num_queued(self, model: str) -> int:
+        """See ``JobIndex.num_queued``."""
+
+        async def send(client: aioredis.Redis) -> int:
+            return int(await client.zcard(keys.queue(model)))
+
+        return await self._connection.call("jobs.num_queued", send)
+
+    async def queued_s(self, model: str) -> float:
+        """See ``JobIndex.queued_s``."""
+
+        async def send(client: aioredis.Redis) -> float:
+            return int(await client.hget(keys.load(), model) or 0) / 1e6
+
+        return await self._connection.call("jobs.queued_s", send)
+
+    async def has(self, job_id: str) -> bool:
+        """Whether the index has that job, whoever owns it; for the clean-up of files."""
+        return self._read(job_id, await self._run(GET, job_id)) is not None
+
+    def _read(self, job_id: str, reply: Sequence[Any], owner: str | None = None) -> VideoJob | None:
+        """None for an empty reply, for what somebody else wrote there, and for a job that is not the owner's."""
+        if not reply:
+            return None
+        try:
+            job = self._codec.decode(job_id, fields_of(reply))
+        except ValueError as error:
+            _log.warning("a record in Redis is no job of ours", job=job_id, reason=str(error)[:200])
+            return None
+        return job if owner in (None, job.owner) else None
+
+    async def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
+        async def send(client: aioredis.Redis) -> Any:
+            try:
+                return await client.evalsha(script.sha1, 1, keys.JOBS, *arguments)
+            except NoScriptError:  # first use, or the server lost it
+                return await client.eval(script.source, 1, keys.JOBS, *arguments)
+
+        return await self._connection.call(f"jobs.{_NAMES[script.sha1]}", send)
+
+
+_NAMES = dict(
+    zip(
+        (script.sha1 for script in ALL),
+        ("create", "get", "list", "cancel", "delete", "discard", "claim", "renew", "requeue", "end"),
+        strict=True,
+    )
+)
+
+
+def _owner(owner: str) -> str:
+    """As it stands in keys and entries: without a space."""
+    return quote(owner, safe="")

@@ -1,0 +1,359 @@
+"""The Lua scripts of the job index. Each is atomic, one round trip, on the server's clock.
+
+Any of them may be sent again because its answer was lost, and then says what it said before: a claim is found by its
+token, an end by the token that wrote it, a removal by its nonce. They run on Redis 6.2. ``KEYS[1]`` is the prefix of
+``serving.stores.jobs.keys``; the other keys are made from it, in the same slot.
+"""
+
+from __future__ import annotations
+
+from serving.stores.scripts import Script
+
+_COMMON = """
+local P = KEYS[1]
+local clock = redis.call('TIME')
+local now_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local now_s = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000)
+
+local function job_key(id) return P .. ':job:' .. id end
+local function whole(number) return string.format('%.0f', number) end
+
+-- What somebody else wrote in a record's place is an empty record.
+local function get(id, ...)
+  local values = redis.pcall('HMGET', job_key(id), ...)
+  return values.err and {} or values
+end
+
+local function record(id)
+  local fields = redis.pcall('HGETALL', job_key(id))
+  return fields.err and {} or fields
+end
+
+local function is_count(text) return text and #text < 16 and string.match(text, '^%d+$') end
+
+-- Whether a record has what these scripts count with.
+local function is_sound(id)
+  local job = get(id, 'record', 'model', 'key', 'us', 'steps', 'checkpoint_step', 'attempts')
+  for i = 4, 7 do
+    if not is_count(job[i]) then return false end
+  end
+  local key = tonumber(job[3] or '')
+  return job[1] and job[2] and key and key == key
+end
+
+-- Owner, model and predicted microseconds that wait, of a job that is not over.
+local function live(id)
+  local owner, model, us = string.match(redis.call('HGET', P .. ':live', id) or '', '^(%S*) (%S+) (%d+)$')
+  return owner, model, us
+end
+
+local function set_live(id, owner, model, us)
+  redis.call('HSET', P .. ':live', id, owner .. ' ' .. model .. ' ' .. us)
+end
+
+local function dequeue(id)
+  local owner, model, us = live(id)
+  if owner then
+    redis.call('ZREM', P .. ':queue:' .. model, id)
+    redis.call('HINCRBY', P .. ':load', model, us == '0' and us or '-' .. us)
+    set_live(id, owner, model, '0')
+  end
+  redis.call('SREM', P .. ':waiting', id)
+end
+
+local function enqueue(id)
+  local job = get(id, 'model', 'key', 'us', 'steps', 'checkpoint_step')
+  local left = 1 - math.min(1, tonumber(job[5]) / math.max(1, tonumber(job[4])))
+  local us = whole(tonumber(job[3]) * left)
+  redis.call('HSET', job_key(id), 'status', 'queued', 'stage', 'queued', 'step', job[5])
+  redis.call('HDEL', job_key(id), 'token', 'worker', 'remaining_s')
+  redis.call('ZADD', P .. ':queue:' .. job[1], job[2], id)
+  redis.call('SADD', P .. ':waiting', id)
+  redis.call('HINCRBY', P .. ':load', job[1], us)
+  set_live(id, live(id) or '', job[1], us)
+end
+
+-- Nobody waits for it and nobody works on it any more.
+local function retire(id)
+  dequeue(id)
+  local owner = live(id)
+  redis.call('ZREM', P .. ':leases', id)
+  if owner then redis.call('SREM', P .. ':open:' .. owner, id) end
+  redis.call('HDEL', P .. ':live', id)
+  return owner
+end
+
+-- The one way in which a job ends.
+local function finish(id, status, ttl_ms, ...)
+  local owner = retire(id)
+  local expires_ms = now_ms + tonumber(ttl_ms)
+  redis.call('HSET', job_key(id), 'status', status, 'stage', 'done', 'completed_at_s', now_s,
+             'expires_at_s', string.format('%.3f', expires_ms / 1000), ...)
+  redis.call('HDEL', job_key(id), 'token', 'worker', 'remaining_s')
+  redis.call('PEXPIREAT', job_key(id), whole(expires_ms))
+  if owner then redis.call('ZADD', P .. ':ended', whole(expires_ms), id .. ' ' .. owner) end
+end
+
+-- The one way in which a job that cannot be read, or is gone, leaves the index. Its files are swept.
+local function discard(id)
+  local owner = retire(id)
+  if owner then redis.call('ZREM', P .. ':owner:' .. owner, id) end
+  redis.call('DEL', job_key(id))
+end
+
+-- Back into the queue, unless it was cancelled or its attempts are used up. Answers what became of it.
+local function put_back(id, max_attempts, ttl_ms)
+  local job = get(id, 'attempts', 'cancel')
+  redis.call('ZREM', P .. ':leases', id)
+  if job[2] then
+    finish(id, 'failed', ttl_ms, 'ended', 'cancelled')
+    return 'cancelled'
+  end
+  if tonumber(job[1]) >= tonumber(max_attempts) then
+    finish(id, 'failed', ttl_ms, 'ended', 'attempts_exhausted')
+    return 'exhausted'
+  end
+  enqueue(id)
+  return 'requeued'
+end
+
+-- A server that has just been started asks the holders of leases first: they could not renew while it was away.
+local function has_been_up(seconds)
+  local info = redis.pcall('INFO', 'server')  -- which an operator may have forbidden
+  local uptime = type(info) == 'string' and string.match(info, 'uptime_in_seconds:(%d+)')
+  return not uptime or tonumber(uptime) >= seconds
+end
+
+local function sweep_leases(max_attempts, ttl_ms, grace_s)
+  local counts = {requeued = 0, exhausted = 0, cancelled = 0}
+  local expired = redis.call('ZRANGEBYSCORE', P .. ':leases', '-inf', whole(now_ms), 'LIMIT', 0, 100)
+  if #expired == 0 or not has_been_up(grace_s) then return counts end
+  for _, id in ipairs(expired) do
+    if not is_sound(id) then
+      discard(id)
+    else
+      local outcome = put_back(id, max_attempts, ttl_ms)
+      counts[outcome] = counts[outcome] + 1
+    end
+  end
+  return counts
+end
+
+local function sweep_ended()
+  local ended = redis.call('ZRANGEBYSCORE', P .. ':ended', '-inf', whole(now_ms), 'LIMIT', 0, 100)
+  for _, entry in ipairs(ended) do
+    local id, owner = string.match(entry, '^(%S+) (.*)$')
+    if redis.call('EXISTS', job_key(id)) == 0 then
+      redis.call('ZREM', P .. ':owner:' .. owner, id)
+    end
+    redis.call('ZREM', P .. ':ended', entry)
+  end
+end
+
+local function is_there(id)
+  local job = get(id, 'record', 'deleted')
+  return job[1] and not job[2]
+end
+
+local function holds(id, token)
+  local job = get(id, 'token', 'status')
+  return job[1] == token and job[2] == 'in_progress'
+end
+"""
+
+CREATE = Script(
+    _COMMON
+    + """
+-- ARGV: id, owner, model, created_at_s, queue key, predicted us, steps, max queued, max open of the owner, record
+-- Answers {created, exists, full or owner_full, the fields of what exists}
+local id, owner, model = ARGV[1], ARGV[2], ARGV[3]
+sweep_ended()
+if redis.call('EXISTS', job_key(id)) == 1 then
+  if not get(id, 'deleted')[1] then return {'exists', record(id)} end
+  redis.call('DEL', job_key(id))  -- kept for a removal whose answer was lost; its key may be used again
+end
+if redis.call('SCARD', P .. ':waiting') >= tonumber(ARGV[8]) then return {'full', {}} end
+if redis.call('SCARD', P .. ':open:' .. owner) >= tonumber(ARGV[9]) then return {'owner_full', {}} end
+redis.call('HSET', job_key(id), 'model', model, 'created', ARGV[4], 'key', ARGV[5], 'us', ARGV[6], 'steps', ARGV[7],
+           'attempts', '0', 'preemptions', '0', 'checkpoint_step', '0', 'record', ARGV[10])
+redis.call('ZADD', P .. ':owner:' .. owner, ARGV[4], id)
+redis.call('SADD', P .. ':open:' .. owner, id)
+set_live(id, owner, model, '0')
+enqueue(id)
+return {'created', {}}
+"""
+)
+
+GET = Script(
+    _COMMON
+    + """
+-- ARGV: id. Answers the fields, or {}
+return is_there(ARGV[1]) and record(ARGV[1]) or {}
+"""
+)
+
+LIST = Script(
+    _COMMON
+    + """
+-- ARGV: owner, cursor or '', how many, 1 for newest first. Answers {found, ids and records in turns}
+local owner, after, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local list = P .. ':owner:' .. owner
+sweep_ended()
+local range = ARGV[4] == '1' and 'ZREVRANGE' or 'ZRANGE'
+local at = 0
+if after ~= '' then
+  local rank = redis.call(ARGV[4] == '1' and 'ZREVRANK' or 'ZRANK', list, after)
+  if not rank then return {0, {}} end
+  at = rank + 1
+end
+local entries = {}
+while #entries < 2 * limit do
+  local ids = redis.call(range, list, at, at + 99)
+  if #ids == 0 then break end
+  for _, id in ipairs(ids) do
+    if #entries < 2 * limit and is_there(id) then
+      entries[#entries + 1] = id
+      entries[#entries + 1] = record(id)
+    end
+  end
+  at = at + #ids
+end
+return {1, entries}
+"""
+)
+
+CANCEL = Script(
+    _COMMON
+    + """
+-- ARGV: id of a job that is the caller's, max attempts, TTL in ms, grace in s. Answers its fields then, or {}
+local id = ARGV[1]
+if not is_there(id) then return {} end
+sweep_leases(ARGV[2], ARGV[3], tonumber(ARGV[4]))
+local status = get(id, 'status')[1]
+if status == 'queued' then
+  finish(id, 'failed', ARGV[3], 'ended', 'cancelled')
+elseif status == 'in_progress' then
+  redis.call('HSET', job_key(id), 'cancel', '1')
+end
+return record(id)
+"""
+)
+
+DELETE = Script(
+    _COMMON
+    + """
+-- ARGV: id of a job that is the caller's, owner, nonce. Answers the fields of what was removed, or {}
+local id, owner = ARGV[1], ARGV[2]
+local job = get(id, 'record', 'deleted', 'status')
+if not job[1] or (job[2] and job[2] ~= ARGV[3]) then return {} end
+if job[3] ~= 'completed' and job[3] ~= 'failed' then return {} end
+redis.call('HSET', job_key(id), 'deleted', ARGV[3])
+redis.call('PEXPIRE', job_key(id), 60000)
+redis.call('ZREM', P .. ':owner:' .. owner, id)
+redis.call('ZREM', P .. ':ended', id .. ' ' .. owner)
+return record(id)
+"""
+)
+
+DISCARD = Script(
+    _COMMON
+    + """
+-- ARGV: id of a record that nobody can read
+discard(ARGV[1])
+return 1
+"""
+)
+
+CLAIM = Script(
+    _COMMON
+    + """
+-- ARGV: token, worker, lease in ms, max attempts, TTL in ms, grace in s, then models
+-- Answers {id or '', fields, requeued, exhausted, cancelled}
+local token = ARGV[1]
+local earlier = redis.call('GET', P .. ':claim:' .. token)
+if earlier then
+  if holds(earlier, token) then return {earlier, record(earlier), 0, 0, 0} end
+  return {'', {}, 0, 0, 0}
+end
+local swept = sweep_leases(ARGV[4], ARGV[5], tonumber(ARGV[6]))
+sweep_ended()
+
+local function first()
+  local best, best_model, best_key
+  for i = 7, #ARGV do
+    local head = redis.call('ZRANGE', P .. ':queue:' .. ARGV[i], 0, 0, 'WITHSCORES')
+    if head[1] and (not best_key or tonumber(head[2]) < best_key) then
+      best, best_model, best_key = head[1], ARGV[i], tonumber(head[2])
+    end
+  end
+  return best, best_model
+end
+
+local id, model = first()
+while id and not is_sound(id) do
+  redis.call('ZREM', P .. ':queue:' .. model, id)
+  discard(id)
+  id, model = first()
+end
+if not id then return {'', {}, swept.requeued, swept.exhausted, swept.cancelled} end
+dequeue(id)
+redis.call('HSET', job_key(id), 'status', 'in_progress', 'stage', 'text', 'token', token, 'worker', ARGV[2])
+redis.call('HSETNX', job_key(id), 'started_at_s', now_s)
+redis.call('HINCRBY', job_key(id), 'attempts', 1)
+redis.call('ZADD', P .. ':leases', whole(now_ms + tonumber(ARGV[3])), id)
+redis.call('SET', P .. ':claim:' .. token, id, 'PX', 60000)
+return {id, record(id), swept.requeued, swept.exhausted, swept.cancelled}
+"""
+)
+
+_PROGRESS = """
+local function note(id, at)
+  redis.call('HSET', job_key(id), 'stage', ARGV[at], 'step', ARGV[at + 1], 'checkpoint_step', ARGV[at + 3],
+             'preemptions', ARGV[at + 4])
+  if ARGV[at + 2] ~= '' then redis.call('HSET', job_key(id), 'remaining_s', ARGV[at + 2]) end
+end
+"""
+
+RENEW = Script(
+    _COMMON
+    + _PROGRESS
+    + """
+-- ARGV: id, token, lease in ms, then progress: stage, step, remaining, checkpoint's step, preemptions
+-- Answers held, cancelled or lost
+local id = ARGV[1]
+if not holds(id, ARGV[2]) then return 'lost' end
+redis.call('ZADD', P .. ':leases', whole(now_ms + tonumber(ARGV[3])), id)
+note(id, 4)
+return get(id, 'cancel')[1] and 'cancelled' or 'held'
+"""
+)
+
+REQUEUE = Script(
+    _COMMON
+    + _PROGRESS
+    + """
+-- ARGV: id, token, 1 if it counts as an attempt, max attempts, TTL in ms, then progress. Answers whether it was held
+local id = ARGV[1]
+if get(id, 'requeued_by')[1] == ARGV[2] then return 1 end
+if not holds(id, ARGV[2]) then return 0 end
+note(id, 6)
+if ARGV[3] ~= '1' and is_sound(id) then redis.call('HINCRBY', job_key(id), 'attempts', -1) end
+redis.call('HSET', job_key(id), 'requeued_by', ARGV[2])
+if is_sound(id) then put_back(id, ARGV[4], ARGV[5]) else discard(id) end
+return 1
+"""
+)
+
+END = Script(
+    _COMMON
+    + """
+-- ARGV: id, token, status, TTL in ms, then fields and values. Answers whether the lease was held
+local id = ARGV[1]
+if get(id, 'ended_by')[1] == ARGV[2] then return 1 end
+if not holds(id, ARGV[2]) then return 0 end
+finish(id, ARGV[3], ARGV[4], 'ended_by', ARGV[2], unpack(ARGV, 5))
+return 1
+"""
+)
+
+ALL = (CREATE, GET, LIST, CANCEL, DELETE, DISCARD, CLAIM, RENEW, REQUEUE, END)

@@ -1,0 +1,1 @@
+"""Chat about images."""

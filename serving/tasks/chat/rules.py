@@ -1,0 +1,263 @@
+"""What a chat request may hold, whichever surface it came by: counted while it is read, before anything is decoded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.errors import (
+    FeatureNotAllowed,
+    ImageTooLarge,
+    ImageUrlRefused,
+    InvalidImage,
+    InvalidRequest,
+    TooManyImages,
+)
+from serving.front.data_urls import DataUrl, is_data_url, parse_data_url
+from serving.front.front import shown
+from serving.front.images import decode_url
+from serving.limits import IngressLimits
+from serving.tasks.chat.domain import ImagePart, Message, Part, Role, TextPart
+from serving.tasks.chat.schema_bounds import SchemaBounds
+
+MAX_TEMPERATURE = 2.0
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100.0
+MAX_TOKENS = (1 << 31) - 1
+MAX_SEED = (1 << 63) - 1
+ANY_OBJECT = '{"type":"object"}'
+"""Schema of ``response_format: json_object``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """An image that is still text, already counted."""
+
+    url: DataUrl
+    param: str
+
+
+@dataclass(slots=True)
+class Prompt:
+    """The messages of one request while they are read. Each method raises a ``ClientError`` where a limit is passed."""
+
+    limits: IngressLimits
+    messages: list[tuple[Role, list[Part | EncodedText]]] = field(default_factory=list)
+    num_parts: int = 0
+    num_images: int = 0
+    num_text_chars: int = 0
+
+    def begin(self, role: Role, param: str) -> None:
+        """Open the next message; what is added goes into it."""
+        if len(self.messages) >= self.limits.max_messages:
+            raise InvalidRequest(
+                f"request has more than {self.limits.max_messages} messages, the limit; send fewer", param="messages"
+            )
+        if role is Role.SYSTEM and self.messages:
+            raise InvalidRequest("a system message may only come first; move it there", param=f"{param}.role")
+        self.messages.append((role, []))
+
+    def text(self, text: str, param: str) -> None:
+        """Add words."""
+        self.num_text_chars += len(text)
+        if self.num_text_chars > self.limits.max_text_chars:
+            raise InvalidRequest(
+                f"the messages have more than {self.limits.max_text_chars} characters, the limit; shorten them",
+                param=param,
+            )
+        check_unicode(text, param)
+        self._add(TextPart(text), param)
+
+    def image_url(self, url: str, param: str) -> None:
+        """Add an image that is in its URL, or one to be fetched.
+
+        Whether its host may be asked is decided by the fetcher, which parses the URL.
+        """
+        if is_data_url(url):
+            self._data_url(url, param)
+            return
+        if url[:8].lower() != "https://":
+            raise ImageUrlRefused(
+                f"image is {shown(url)}; send an https:// URL or a data: URL of a JPEG, PNG or WebP file", param=param
+            )
+        if len(url) > self.limits.max_url_chars:
+            raise ImageUrlRefused(
+                f"URL of the image has {len(url)} characters; the limit is {self.limits.max_url_chars}", param=param
+            )
+        check_unicode(url, param)
+        self._count_image(param)
+        self._add(ImagePart(url=url, param=param), param)
+
+    def image_bytes(self, encoded: bytes, param: str) -> None:
+        """Add an encoded file."""
+        self._count_bytes(len(encoded), param)
+        self._add(ImagePart(encoded=encoded, param=param), param)
+
+    def _data_url(self, text: str, param: str) -> None:
+        """It stays text until everything is counted."""
+        try:
+            url = parse_data_url(text)
+        except InvalidImage as error:
+            error.param = param
+            raise
+        self._count_bytes(max(0, url.most_bytes - 2), param)
+        self._add(EncodedText(url, param), param)
+
+    def _count_bytes(self, num_bytes: int, param: str) -> None:
+        self._count_image(param)
+        limit = self.limits.max_bytes_per_image
+        if num_bytes > limit:
+            raise ImageTooLarge(f"image has {num_bytes} bytes; the limit is {limit}. Send a smaller one", param=param)
+        if num_bytes <= 0:
+            raise InvalidImage("image is empty; send a JPEG, PNG or WebP file", param=param)
+
+    def _count_image(self, param: str) -> None:
+        self.num_images += 1
+        if self.num_images > self.limits.max_images:
+            raise TooManyImages(
+                f"request has more than {self.limits.max_images} images, the limit; send fewer", param=param
+            )
+        if self.messages[-1][0] is not Role.USER:
+            raise InvalidRequest("only a user message may hold images; move it there", param=param)
+
+    def _add(self, part: Part | EncodedText, param: str) -> None:
+        self.num_parts += 1
+        if self.num_parts > self.limits.max_parts:
+            raise InvalidRequest(
+                f"the messages have more than {self.limits.max_parts} parts, the limit; join some", param=param
+            )
+        self.messages[-1][1].append(part)
+
+    async def finish(self) -> tuple[Message, ...]:
+        """Decode what is still base64 and return the messages.
+
+        Raises: InvalidRequest: there are none. InvalidImage: broken base64.
+        """
+        if not self.messages:
+            raise InvalidRequest("messages is empty; send at least one", param="messages")
+        done = []
+        for role, parts in self.messages:
+            done.append(Message(role, tuple([await _decoded(part) for part in parts])))
+        return tuple(done)
+
+
+async def _decoded(part: Part | EncodedText) -> Part:
+    if not isinstance(part, EncodedText):
+        return part
+    try:
+        return ImagePart(encoded=await decode_url(part.url), param=part.param)
+    except InvalidImage as error:
+        error.param = part.param
+        raise
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Raises: InvalidRequest: half a surrogate pair, which is no character."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{param} holds half of a surrogate pair at character {error.start}; send whole characters", param=param
+        ) from None
+
+
+def check_integer(value: int, low: int, high: int, param: str) -> int:
+    """Return the value. Raises: InvalidRequest: out of range."""
+    if not low <= value <= high:
+        raise InvalidRequest(f"{param} is {shown(value)}; it must be at least {low} and at most {high}", param=param)
+    return value
+
+
+def check_number(value: float, low: float, high: float, param: str, *, is_open_low: bool = False) -> float:
+    """Return the value. Raises: InvalidRequest: NaN, infinite or out of range."""
+    if not low <= value <= high or (is_open_low and value == low):
+        least = f"greater than {low:g}" if is_open_low else f"at least {low:g}"
+        raise InvalidRequest(f"{param} is {shown(value)}; it must be {least} and at most {high:g}", param=param)
+    return float(value)
+
+
+def check_stop(stop: Sequence[str], limits: IngressLimits, param: str) -> tuple[str, ...]:
+    """Return the stop sequences. Raises: InvalidRequest: too many, too long, empty."""
+    if len(stop) > limits.max_stop:
+        raise InvalidRequest(f"{param} has {len(stop)} sequences; the limit is {limits.max_stop}", param=param)
+    for text in stop:
+        if not 0 < len(text) <= limits.max_stop_chars:
+            raise InvalidRequest(
+                f"{param} holds a sequence of {len(text)} characters; send 1 to {limits.max_stop_chars}", param=param
+            )
+        check_unicode(text, param)
+    return tuple(stop)
+
+
+def check_may_use_logprobs(is_allowed: bool, param: str) -> None:
+    """Raises: FeatureNotAllowed."""
+    if not is_allowed:
+        raise FeatureNotAllowed(
+            f"{param} is closed to this tenant: probabilities of tokens feed black-box attacks. "
+            "Leave it out, or have the operator set allow_logprobs",
+            param=param,
+        )
+
+
+def check_num_biases(num_biases: int, limits: IngressLimits, param: str) -> None:
+    """Raises: InvalidRequest: too many, found before any of them is looked at."""
+    if num_biases > limits.max_logit_bias:
+        raise InvalidRequest(f"{param} has {num_biases} entries; the limit is {limits.max_logit_bias}", param=param)
+
+
+def check_logit_bias(bias: Mapping[int, float], limits: IngressLimits, param: str) -> dict[int, float]:
+    """Return the bias of each token id. Raises: InvalidRequest."""
+    check_num_biases(len(bias), limits, param)
+    return {
+        check_integer(token, 0, MAX_TOKENS, param): check_number(value, -MAX_BIAS, MAX_BIAS, f"{param}.{token}")
+        for token, value in bias.items()
+    }
+
+
+def compact_schema(schema: dict[str, Any], limits: IngressLimits, param: str) -> str:
+    """Return a JSON schema as compact text. Whether it compiles is found out later, by a process with limits.
+
+    Raises: InvalidRequest: over the limits of bytes, depth or properties, or of ``SchemaBounds``; a number that is not
+    finite.
+    """
+    size = num_properties = 0
+    for depth, node, name in _nodes(schema):
+        size += 1 + (len(node) if isinstance(node, str) else 0)
+        if isinstance(node, dict):
+            size += sum(map(len, node))
+            num_properties += len(node) if name == "properties" else 0
+        if size > limits.max_schema_bytes:
+            break
+        if depth > limits.max_schema_depth:
+            raise _schema_error(f"nested deeper than {limits.max_schema_depth} levels", param)
+        if num_properties > limits.max_schema_properties:
+            raise _schema_error(f"of more than {limits.max_schema_properties} properties", param)
+        if isinstance(node, float) and not math.isfinite(node):
+            raise InvalidRequest(f"{param} holds the number {node}; every number must be finite", param=param)
+    text = "" if size > limits.max_schema_bytes else json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+    if size > limits.max_schema_bytes or len(text.encode("utf-8", "surrogatepass")) > limits.max_schema_bytes:
+        raise _schema_error(f"of more than {limits.max_schema_bytes} bytes", param)
+    check_unicode(text, param)
+    SchemaBounds(schema, limits, param).check()
+    return text
+
+
+def _schema_error(what: str, param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is a schema {what}, the limit; simplify it", param=param)
+
+
+def _nodes(schema: dict[str, Any]) -> Iterator[tuple[int, Any, str]]:
+    """Every value of the schema with its depth, from 1, and the name under which it stands."""
+    waiting: list[tuple[int, Any, str]] = [(1, schema, "")]
+    while waiting:
+        depth, node, name = waiting.pop()
+        yield depth, node, name
+        if isinstance(node, dict):
+            waiting.extend((depth + 1, inner, key) for key, inner in node.items())
+        elif isinstance(node, list):
+            waiting.extend((depth + 1, inner, "") for inner in node)

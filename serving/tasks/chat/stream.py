@@ -1,0 +1,154 @@
+"""Between a service that makes events and a client that reads: what waits, in order, joined where it can be.
+
+The service is never held up by a slow client, so that it is done with the request, and its memory free, as soon as
+possible; what waits is bounded by what one answer may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from serving.errors import BackendError, Cancelled
+from serving.front.http.body import Receive
+from serving.tasks.chat.domain import ChatDelta, ChatEvent
+
+Event = TypeVar("Event")
+
+
+class EventQueue(Generic[Event]):
+    """Runs a service's generator in a task of its own while entered; leaving closes it, however far it has come.
+
+    ``receive``: the ASGI channel of a request whose body is read, where the client's leaving is heard of.
+    ``silence_s``: after so long without an event, ``take`` returns nothing, so that a sign of life can be sent.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[Event, None],
+        *,
+        receive: Receive | None = None,
+        silence_s: float | None = None,
+    ) -> None:
+        self._events = events
+        self._receive = receive
+        self._silence_s = silence_s
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Event] = []
+        self._end: BaseException | None = None
+        """Why no more events will come."""
+        self._is_gone = False
+        self._is_silent = False
+        self._last_s = self._loop.time()
+        self._waker: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        self._tasks.append(asyncio.create_task(self._pump()))
+        if self._receive is not None:
+            self._tasks.append(asyncio.create_task(self._listen(self._receive)))
+        if self._silence_s is not None:
+            self._timer = self._loop.call_later(self._silence_s, self._tick, self._silence_s)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def take(self) -> list[Event]:
+        """Return everything that waits; wait if nothing does. An empty list says that it has been silent for long.
+
+        Raises:
+            Cancelled: the client is gone.
+            Whatever the generator raised, once all before it is taken; BackendError: it just ended.
+        """
+        while True:
+            if self._is_gone:
+                raise Cancelled("the client went away")
+            if self._waiting:
+                taken, self._waiting = self._waiting, []
+                self._last_s = self._loop.time()
+                return taken
+            if self._end is not None:
+                raise self._end
+            if self._is_silent:
+                self._is_silent = False
+                return []
+            self._waker = self._loop.create_future()
+            await self._waker
+
+    def _wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    async def _pump(self) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    self._waiting.append(event)
+                    self._wake()
+            self._end = BackendError("the answer broke off; retry")
+        except Exception as error:
+            self._end = error
+        except asyncio.CancelledError:
+            self._end = BackendError("the answer was cancelled by the server; retry")
+            raise
+        finally:
+            self._wake()
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        self._tasks[0].cancel()  # the work ends now, even if the task that sends is stuck in a full socket
+        self._wake()
+
+    def _tick(self, silence_s: float) -> None:
+        now_s = self._loop.time()
+        left_s = self._last_s + silence_s - now_s
+        if left_s <= 0:
+            self._is_silent = True
+            self._last_s = now_s
+            self._wake()
+            left_s = silence_s
+        self._timer = self._loop.call_later(left_s, self._tick, silence_s)
+
+
+def joined(events: list[ChatEvent]) -> list[ChatEvent]:
+    """Join the deltas of each choice: one token each when they come one by one, all at once when they have waited.
+
+    The order within a choice stays; no delta moves past an event of another kind.
+    """
+    if len(events) == 1:
+        return events
+    result: list[ChatEvent] = []
+    runs: dict[int, list[ChatDelta]] = {}
+    for event in events:
+        if isinstance(event, ChatDelta):
+            runs.setdefault(event.index, []).append(event)
+        else:
+            result += [_join(run) for run in runs.values()]
+            result.append(event)
+            runs = {}
+    return result + [_join(run) for run in runs.values()]
+
+
+def _join(run: list[ChatDelta]) -> ChatDelta:
+    if len(run) == 1:
+        return run[0]
+    return ChatDelta(
+        run[0].index,
+        "".join([delta.text for delta in run]),
+        sum([delta.num_tokens for delta in run]),
+        run[-1].finish_reason,
+        tuple([logprob for delta in run for logprob in delta.logprobs]),
+    )

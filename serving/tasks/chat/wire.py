@@ -1,0 +1,168 @@
+"""``vireo.v1`` chat messages to domain types and back. The rules are those of HTTP (``chat_rules``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from serving.domain import Budget, Surface
+from serving.errors import InvalidRequest
+from serving.front.front import shown
+from serving.front.http.json_body import load_object
+from serving.front.http.schemas import MAX_ID_CHARS
+from serving.front.vireo_wire import budget_from_message, message_from_report
+from serving.limits import IngressLimits
+from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatRequest, FinishReason, Role, Sampling, TokenLogprob
+from serving.tasks.chat.reply import clean
+from serving.tasks.chat.rules import (
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    Prompt,
+    check_integer,
+    check_logit_bias,
+    check_may_use_logprobs,
+    check_number,
+    check_stop,
+    compact_schema,
+)
+
+_ROLES = {
+    vireo_pb2.CHAT_ROLE_SYSTEM: Role.SYSTEM,
+    vireo_pb2.CHAT_ROLE_USER: Role.USER,
+    vireo_pb2.CHAT_ROLE_ASSISTANT: Role.ASSISTANT,
+}
+_REASONS = {
+    FinishReason.STOP: vireo_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: vireo_pb2.FINISH_REASON_LENGTH,
+}
+_MAX_SPACING = 4
+"""How much longer than its compact form a schema may be written."""
+
+
+async def request_from_message(
+    message: vireo_pb2.ChatRequest,
+    *,
+    request_id: str,
+    tenant: str,
+    deadline_s: float | None,
+    limits: IngressLimits,
+    may_use_logprobs: bool,
+) -> ChatRequest:
+    """Return the domain request. Raises: ClientError."""
+    prompt = Prompt(limits)
+    if not 0 < len(message.model) <= MAX_ID_CHARS:
+        raise InvalidRequest(f"model is {shown(message.model)}; send a model id", param="model")
+    for index, turn in enumerate(message.messages):
+        _read_turn(turn, f"messages[{index}]", prompt)
+    return ChatRequest(
+        request_id=request_id,
+        surface=Surface.GRPC_CHAT,
+        tenant=tenant,
+        model=message.model,
+        sampling=_sampling(message.sampling, limits, may_use_logprobs),
+        budget=budget_from_message(message.vireo) if message.HasField("vireo") else Budget(),
+        deadline_s=deadline_s,
+        messages=await prompt.finish(),
+    )
+
+
+def _read_turn(turn: vireo_pb2.ChatMessage, where: str, prompt: Prompt) -> None:
+    role = _ROLES.get(turn.role)
+    if role is None:
+        raise InvalidRequest(
+            f"{where}.role is {turn.role}; it must be a value of the enumeration ChatRole", param=f"{where}.role"
+        )
+    prompt.begin(role, where)
+    if not turn.parts:
+        raise InvalidRequest(f"{where}.parts is empty; send at least one part", param=f"{where}.parts")
+    for index, part in enumerate(turn.parts):
+        _read_part(part, f"{where}.parts[{index}]", prompt)
+
+
+def _read_part(part: vireo_pb2.ChatPart, where: str, prompt: Prompt) -> None:
+    kind = part.WhichOneof("part")
+    if kind == "text":
+        prompt.text(part.text, where)
+    elif kind == "image":
+        prompt.image_bytes(part.image, where)
+    elif kind == "image_url":
+        prompt.image_url(part.image_url, where)
+    else:
+        raise InvalidRequest(f"{where} is empty; set text, image or image_url", param=where)
+
+
+def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, may_use_logprobs: bool) -> Sampling:
+    def given(name: str) -> bool:
+        return message.HasField(name)  # type: ignore[arg-type]
+
+    where = "sampling."
+    if given("logprobs"):
+        check_may_use_logprobs(may_use_logprobs, f"{where}logprobs")
+        check_integer(message.logprobs, 0, MAX_TOP_LOGPROBS, f"{where}logprobs")
+    if message.logit_bias:
+        check_may_use_logprobs(may_use_logprobs, f"{where}logit_bias")
+    return Sampling(
+        max_tokens=check_integer(message.max_tokens, 1, MAX_TOKENS, f"{where}max_tokens")
+        if given("max_tokens")
+        else None,
+        temperature=check_number(message.temperature, 0.0, MAX_TEMPERATURE, f"{where}temperature")
+        if given("temperature")
+        else 1.0,
+        top_p=check_number(message.top_p, 0.0, 1.0, f"{where}top_p", is_open_low=True) if given("top_p") else 1.0,
+        stop=check_stop(message.stop, limits, f"{where}stop"),
+        seed=check_integer(message.seed, 0, MAX_SEED, f"{where}seed") if given("seed") else None,
+        n=check_integer(message.n, 1, limits.max_choices, f"{where}n") if given("n") else 1,
+        json_schema=_schema(message.json_schema, limits, f"{where}json_schema") if given("json_schema") else None,
+        logprobs=message.logprobs if given("logprobs") else None,
+        logit_bias=check_logit_bias(message.logit_bias, limits, f"{where}logit_bias"),
+    )
+
+
+def _schema(text: str, limits: IngressLimits, param: str) -> str:
+    max_chars = _MAX_SPACING * limits.max_schema_bytes
+    if len(text) > max_chars:
+        raise InvalidRequest(
+            f"{param} has {len(text)} characters; the limit, spaces included, is {max_chars}", param=param
+        )
+    return compact_schema(load_object(text.encode(), limits.max_schema_bytes, what=param), limits, param)
+
+
+def messages_from_delta(delta: ChatDelta) -> Iterator[vireo_pb2.ChatResponse]:
+    """The message of a delta; none for one that only ends its choice, which ``message_from_end`` tells."""
+    if delta.text or delta.num_tokens or delta.logprobs:
+        yield vireo_pb2.ChatResponse(
+            delta=vireo_pb2.ChatDelta(
+                index=delta.index,
+                text=clean(delta.text),
+                num_tokens=delta.num_tokens,
+                logprobs=[_logprob(entry) for entry in delta.logprobs],
+            )
+        )
+
+
+def _logprob(entry: TokenLogprob) -> vireo_pb2.TokenLogProb:
+    return vireo_pb2.TokenLogProb(
+        chosen=vireo_pb2.LogProb(token=clean(entry.token), logprob=entry.logprob),
+        top=[vireo_pb2.LogProb(token=clean(token), logprob=logprob) for token, logprob in entry.top],
+    )
+
+
+def message_from_end(end: ChatEnd, model: str, reasons: Sequence[FinishReason]) -> vireo_pb2.ChatResponse:
+    """Return the last message. ``reasons``: why each choice ended, by its index."""
+    usage = vireo_pb2.Usage(
+        prompt_tokens=end.usage.prompt_tokens,
+        completion_tokens=end.usage.completion_tokens,
+        image_tokens=end.usage.image_tokens,
+        cached_tokens=end.usage.cached_tokens,
+    )
+    return vireo_pb2.ChatResponse(
+        end=vireo_pb2.ChatEnd(
+            model=model,
+            finish_reasons=[_REASONS[reason] for reason in reasons],
+            usage=usage,
+            vireo=message_from_report(end.report),
+        )
+    )

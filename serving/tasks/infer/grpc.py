@@ -1,0 +1,151 @@
+"""``inference`` messages to domain types and back. The rules about tensors are in ``oip_tensors``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vireo_pb.oip import open_inference_pb2 as oip
+
+from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
+from serving.errors import InvalidRequest, UnknownField
+from serving.front.front import MODEL_VERSION, shown
+from serving.front.http.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
+from serving.front.vireo_wire import check_id
+from serving.limits import IngressLimits
+from serving.tasks.infer.tensors import (
+    InputTensor,
+    OutputTensor,
+    Parameter,
+    budget_from_parameters,
+    check_outputs,
+    images_from_tensors,
+    outputs_from_reply,
+    report_parameters,
+)
+
+_CONTENTS: Final = {
+    "BYTES": "bytes_contents",
+    "UINT8": "uint_contents",
+    "FP32": "fp32_contents",
+    "INT32": "int_contents",
+}
+
+
+async def request_from_infer(
+    message: oip.ModelInferRequest,
+    *,
+    model: str,
+    request_id: str,
+    tenant: str,
+    deadline_s: float | None,
+    limits: IngressLimits,
+) -> ClassifyRequest:
+    """Return the domain request. Raises: ClientError."""
+    check_id(message.id)
+    _check_counts(message)
+    check_outputs(wanted_outputs(message))
+    for output in message.outputs:
+        _refuse_parameters(output.parameters, f"output {shown(output.name)}")
+    budget, top_k = budget_from_parameters(_parameters(message.parameters), Budget(), limits)
+    return ClassifyRequest(
+        request_id=request_id,
+        surface=Surface.GRPC_OIP,
+        tenant=tenant,
+        model=model,
+        images=await images_from_tensors(_tensors(message), limits),
+        top_k=top_k,
+        budget=budget,
+        deadline_s=deadline_s,
+    )
+
+
+def _check_counts(message: oip.ModelInferRequest) -> None:
+    """Refuse absurd numbers of anything before each is turned into a Python object."""
+    counts = {
+        "inputs": (len(message.inputs), MAX_INPUTS),
+        "outputs": (len(message.outputs), MAX_OUTPUTS),
+        "parameters": (len(message.parameters), MAX_PARAMETERS),
+    }
+    for name, (count, limit) in counts.items():
+        if count > limit:
+            raise InvalidRequest(f"request has {count} {name}; the limit is {limit}. Send fewer", param=name)
+    for item in message.inputs:
+        if len(item.shape) > MAX_DIMS:
+            raise InvalidRequest(
+                f"input {shown(item.name)} has {len(item.shape)} dimensions; the limit is {MAX_DIMS}", param="inputs"
+            )
+
+
+def wanted_outputs(message: oip.ModelInferRequest) -> tuple[str, ...]:
+    """Return the names of the outputs asked for; none means all."""
+    return tuple(output.name for output in message.outputs)
+
+
+def _tensors(message: oip.ModelInferRequest) -> list[InputTensor]:
+    raws = message.raw_input_contents
+    if raws and len(raws) != len(message.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs; send one per input, or none",
+            param="raw_input_contents",
+        )
+    return [_tensor(item, raws[index] if raws else None) for index, item in enumerate(message.inputs)]
+
+
+def _tensor(item: oip.ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
+    _refuse_parameters(item.parameters, f"input {shown(item.name)}")
+    filled = [field.name for field, _ in item.contents.ListFields()]
+    field = _CONTENTS.get(item.datatype)
+    if filled and filled != [field]:
+        raise InvalidRequest(
+            f"input {shown(item.name)} has its elements in {', '.join(filled)}; "
+            f"{shown(item.datatype)} elements go into {field or 'raw_input_contents'}",
+            param="inputs",
+        )
+    return InputTensor(
+        name=item.name,
+        datatype=item.datatype,
+        shape=tuple(item.shape),
+        raw=raw,
+        values=getattr(item.contents, filled[0]) if filled else None,
+    )
+
+
+def _refuse_parameters(parameters: Mapping[str, Any], where: str) -> None:
+    for name in parameters:
+        raise UnknownField(f"parameter {shown(name)} of {where} is unknown; remove it", param=f"parameters.{name[:64]}")
+
+
+def _parameters(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Parameter]:
+    values: dict[str, Parameter] = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidRequest(f"parameter {shown(name)} has no value; send one", param=f"parameters.{name[:64]}")
+        values[name] = getattr(parameter, choice)
+    return values
+
+
+def infer_from_reply(message: oip.ModelInferRequest, reply: ClassifyReply) -> oip.ModelInferResponse:
+    """Return the answer: raw if the request was raw, typed otherwise."""
+    outputs = outputs_from_reply(reply, wanted_outputs(message))
+    raw = bool(message.raw_input_contents)
+    return oip.ModelInferResponse(
+        model_name=reply.model,
+        model_version=MODEL_VERSION,
+        id=message.id,
+        parameters={name: _parameter(value) for name, value in report_parameters(reply).items()},
+        outputs=[_output(tensor, raw) for tensor in outputs],
+        raw_output_contents=[tensor.to_raw() for tensor in outputs] if raw else [],
+    )
+
+
+def _parameter(value: str | float) -> oip.InferParameter:
+    return oip.InferParameter(string_param=value) if isinstance(value, str) else oip.InferParameter(double_param=value)
+
+
+def _output(tensor: OutputTensor, raw: bool) -> oip.ModelInferResponse.InferOutputTensor:
+    contents = None if raw else oip.InferTensorContents(**{_CONTENTS[tensor.datatype]: tensor.values})  # type: ignore[arg-type]
+    return oip.ModelInferResponse.InferOutputTensor(
+        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, contents=contents
+    )

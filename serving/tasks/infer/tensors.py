@@ -1,0 +1,385 @@
+"""Open Inference Protocol tensors to images and back, for HTTP and gRPC alike. No protocol types in here.
+
+Inputs, exactly one of:
+    IMAGE   BYTES,          [N] or [N, 1]   encoded JPEG, PNG or WebP files
+    PIXELS  UINT8 or FP32,  [N, H, W, 3]    RGB; FP32 is between 0 and 1 and is rounded to 8 bits
+Outputs, all of them unless some are asked for (k: the most classes that any image got):
+    LABEL BYTES [N], SCORE FP32 [N], EXIT INT32 [N], TOP_LABELS BYTES [N, k], TOP_SCORES FP32 [N, k],
+    ERROR BYTES [N]   empty for an image that was answered, the error as a JSON object otherwise
+An image without an answer has an empty label, score 0 and exit 0.
+
+Sizes are computed in Python integers and compared with the bytes at hand before anything is allocated. Raw bytes are
+little-endian; each BYTES element follows its length in four bytes. Source: Open Inference Protocol v2, "Tensor Data".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from serving.domain import Budget, Classification, ClassifyReply, ImageInput, Pixels, Priority
+from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
+from serving.front.front import shown
+from serving.front.http.json_decode import Numbers, number_array
+from serving.front.images import images_from_text
+from serving.front.status import error_object
+from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
+from serving.tasks.classify.body import check_num_images, check_top_k, report_to_json
+
+QUANTISE_HERE_BYTES = 1 << 20
+"""Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""
+
+MAX_DIM = (1 << 31) - 1
+ITEM_BYTES: Final = {"UINT8": 1, "FP32": 4, "INT32": 4}
+
+_TYPES: Final = {"i": int, "f": float}
+
+Parameter: TypeAlias = str | int | float | bool
+Element: TypeAlias = bytes | float | int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputTensor:
+    """A tensor as received. ``raw`` are its little-endian bytes; else ``values`` are its elements, flat or nested.
+
+    Those of a BYTES tensor are bytes (gRPC), or base64 text or data: URLs (JSON). Long lists of JSON numbers come as
+    ``Numbers``.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes | memoryview | None = None
+    values: Sequence[Any] | Numbers | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTensor:
+    """A tensor to send; ``values`` are flat and row-major."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: tuple[Element, ...]
+
+    def to_raw(self) -> bytes:
+        """Return the little-endian bytes."""
+        if self.datatype == "BYTES":
+            return b"".join(struct.pack("<I", len(value)) + value for value in self.values)  # type: ignore[arg-type, operator]
+        return struct.pack(f"<{len(self.values)}{'f' if self.datatype == 'FP32' else 'i'}", *self.values)
+
+
+INPUTS: Final = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
+OUTPUTS: Final = (
+    ("LABEL", "BYTES", (-1,)),
+    ("SCORE", "FP32", (-1,)),
+    ("EXIT", "INT32", (-1,)),
+    ("TOP_LABELS", "BYTES", (-1, -1)),
+    ("TOP_SCORES", "FP32", (-1, -1)),
+    ("ERROR", "BYTES", (-1,)),
+)
+"""(name, datatype, shape) as model metadata give them; -1 is a free dimension."""
+
+OUTPUT_NAMES: Final = tuple(name for name, _, _ in OUTPUTS)
+
+
+async def images_from_tensors(tensors: Sequence[InputTensor], limits: IngressLimits) -> tuple[ImageInput, ...]:
+    """Return the images of a request; a broken one becomes an ``ImageInput`` with an error.
+
+    Raises: InvalidRequest, UnknownField, TooManyImages: the tensors themselves are wrong.
+    """
+    tensor = _only_input(tensors)
+    _check_shape(tensor, limits)
+    return await (_encoded(tensor) if tensor.name == "IMAGE" else _pixels(tensor))
+
+
+def _only_input(tensors: Sequence[InputTensor]) -> InputTensor:
+    for tensor in tensors:
+        if tensor.name not in ("IMAGE", "PIXELS"):
+            raise UnknownField(f"input {shown(tensor.name)} is unknown; send IMAGE or PIXELS", param="inputs")
+    if len(tensors) != 1:
+        names = ", ".join(tensor.name for tensor in tensors[:8]) or "none"
+        raise InvalidRequest(f"inputs are {len(tensors)} ({names}); send exactly one, IMAGE or PIXELS", param="inputs")
+    return tensors[0]
+
+
+def _check_shape(tensor: InputTensor, limits: IngressLimits) -> None:
+    allowed = ("BYTES",) if tensor.name == "IMAGE" else ("UINT8", "FP32")
+    if tensor.datatype not in allowed:
+        raise InvalidRequest(
+            f"{tensor.name} has datatype {shown(tensor.datatype)}; send {' or '.join(allowed)}", param=tensor.name
+        )
+    shape = tensor.shape
+    if any(not 0 < dim <= MAX_DIM for dim in shape):
+        raise InvalidRequest(
+            f"{tensor.name} has shape {_shape(shape)}; each dimension must be between 1 and {MAX_DIM}",
+            param=tensor.name,
+        )
+    if tensor.name == "IMAGE" and not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+        raise InvalidRequest(f"IMAGE has shape {_shape(shape)}; send [N] or [N, 1]", param="IMAGE")
+    if tensor.name == "PIXELS" and not (len(shape) == 4 and shape[3] == 3):
+        raise InvalidRequest(f"PIXELS has shape {_shape(shape)}; send [N, height, width, 3]", param="PIXELS")
+    check_num_images(shape[0], limits, tensor.name)
+    if (tensor.raw is None) == (tensor.values is None):
+        which = "no elements" if tensor.raw is None else "both raw and typed elements"
+        raise InvalidRequest(f"{tensor.name} has {which}; send one of the two", param=tensor.name)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(shown(dim) for dim in shape[:8]) + "]"
+
+
+async def _encoded(tensor: InputTensor) -> tuple[ImageInput, ...]:
+    if tensor.raw is not None:
+        elements: Sequence[Any] = _split(tensor.raw, tensor.shape[0])
+    else:
+        elements = _flat(tensor, {str, bytes})
+    if elements and isinstance(elements[0], str):
+        return await images_from_text(elements, "IMAGE.{}")
+    return tuple(ImageInput(encoded=element) for element in elements)
+
+
+def _split(raw: bytes | memoryview, num_elements: int) -> list[bytes]:
+    """Cut length-prefixed elements apart."""
+    elements, position = [], 0
+    for index in range(num_elements):
+        if position + 4 > len(raw):
+            raise InvalidRequest(
+                f"IMAGE has {index} elements in {len(raw)} bytes; its shape says {num_elements}", param="IMAGE"
+            )
+        (length,) = struct.unpack_from("<I", raw, position)
+        position += 4
+        if length > len(raw) - position:
+            raise InvalidRequest(
+                f"IMAGE element {index} claims {length} bytes; only {len(raw) - position} are left. "
+                "Each element needs its length before it, in four little-endian bytes",
+                param="IMAGE",
+            )
+        elements.append(bytes(raw[position : position + length]))
+        position += length
+    if position != len(raw):
+        raise InvalidRequest(
+            f"IMAGE has {len(raw) - position} bytes after its {num_elements} elements; correct its shape", param="IMAGE"
+        )
+    return elements
+
+
+def _flat(tensor: InputTensor, types: set[type]) -> list[Any]:
+    """Flatten typed elements and check their number and Python types. ``bool`` is no number here."""
+    if isinstance(tensor.values, Numbers):
+        raise _wrong_type(tensor, [_TYPES[tensor.values.array.dtype.kind]])
+    sent = tensor.values or ()
+    _check_count(tensor, max(math.prod(tensor.shape), len(sent)))
+    values = list(sent)
+    for _ in tensor.shape[1:]:
+        if not values or not all(isinstance(value, list) for value in values):
+            break
+        values = list(chain.from_iterable(values))
+    _check_product(tensor, len(values))
+    found = set(map(type, values))
+    if not found <= types or len(found & {str, bytes}) > 1:
+        raise _wrong_type(tensor, found - types)
+    return values
+
+
+def _check_count(tensor: InputTensor, num_elements: int) -> None:
+    if num_elements > MAX_TYPED_ELEMENTS:
+        raise InvalidRequest(
+            f"{tensor.name} has {num_elements} typed elements; the limit is {MAX_TYPED_ELEMENTS}. Send it as raw bytes",
+            param=tensor.name,
+        )
+
+
+def _check_product(tensor: InputTensor, num_elements: int) -> None:
+    expected = math.prod(tensor.shape)
+    if num_elements != expected:
+        raise InvalidRequest(
+            f"{tensor.name} has {num_elements} elements; its shape {_shape(tensor.shape)} says {expected}",
+            param=tensor.name,
+        )
+
+
+def _wrong_type(tensor: InputTensor, found: Iterable[type]) -> InvalidRequest:
+    names = ", ".join(sorted(kind.__name__ for kind in found))
+    return InvalidRequest(f"{tensor.name} has elements of type {names}; send {tensor.datatype}", param=tensor.name)
+
+
+async def _pixels(tensor: InputTensor) -> tuple[ImageInput, ...]:
+    array = _array(tensor).reshape(tensor.shape)
+    if tensor.datatype == "UINT8":
+        return tuple(ImageInput(pixels=image) for image in array)
+    if array.nbytes <= QUANTISE_HERE_BYTES:
+        return _quantise_all(array)
+    return await asyncio.to_thread(_quantise_all, array)
+
+
+def _quantise_all(array: npt.NDArray[np.float32]) -> tuple[ImageInput, ...]:
+    return tuple(_quantise(image, index) for index, image in enumerate(array))
+
+
+def _array(tensor: InputTensor) -> npt.NDArray[Any]:
+    """Return the flat elements, uint8 or float32, read-only where they are the caller's bytes."""
+    dtype = np.dtype("<u1" if tensor.datatype == "UINT8" else "<f4")
+    if tensor.raw is not None:
+        expected = math.prod(tensor.shape) * dtype.itemsize
+        if len(tensor.raw) != expected:
+            raise InvalidRequest(
+                f"PIXELS has {len(tensor.raw)} bytes; {tensor.datatype} {_shape(tensor.shape)} takes {expected}",
+                param="PIXELS",
+            )
+        return np.frombuffer(tensor.raw, dtype)
+    values = _numbers(tensor)
+    if tensor.datatype == "FP32":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32)
+    if values.dtype.kind != "i":
+        raise _wrong_type(tensor, [float])
+    if values.min() < 0 or values.max() > 255:
+        raise InvalidRequest(
+            f"PIXELS has elements between {values.min()} and {values.max()}; UINT8 goes from 0 to 255", param="PIXELS"
+        )
+    return values.astype(np.uint8)
+
+
+def _numbers(tensor: InputTensor) -> npt.NDArray[Any]:
+    """Typed elements, flat: int64 where all are integers, float64 otherwise."""
+    sent = tensor.values
+    if isinstance(sent, Numbers):
+        _check_count(tensor, max(math.prod(tensor.shape), len(sent)))
+        if sent.levels > len(tensor.shape):
+            raise _wrong_type(tensor, [list])
+        _check_product(tensor, len(sent))
+        return sent.array
+    return number_array(_flat(tensor, {int} if tensor.datatype == "UINT8" else {float, int}))
+
+
+def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:
+    """Round to 8 bits, the form in which images are cached and compared everywhere behind the ingress."""
+    low, high = float(image.min()), float(image.max())
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0.0 and high <= 1.0):
+        return ImageInput(
+            error=InvalidImage(
+                f"PIXELS of image {index} go from {low:g} to {high:g}; FP32 pixels must be finite, from 0 to 1",
+                param="PIXELS",
+            )
+        )
+    pixels: Pixels = np.rint(image * np.float32(255.0)).astype(np.uint8)
+    return ImageInput(pixels=pixels)
+
+
+def budget_from_parameters(
+    parameters: Mapping[str, Parameter], fallback: Budget, limits: IngressLimits
+) -> tuple[Budget, int]:
+    """Return the budget and ``top_k`` of a request's parameters.
+
+    Raises: UnknownField, InvalidRequest.
+    """
+    for name, value in parameters.items():
+        expected = _PARAMETERS.get(name)
+        if expected is None:
+            raise UnknownField(
+                f"parameter {shown(name)} is unknown; known: {', '.join(_PARAMETERS)}", param=f"parameters.{name[:64]}"
+            )
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise InvalidRequest(
+                f"parameter {name} is {shown(value)}; it must be a {_NAMES[expected]}", param=f"parameters.{name}"
+            )
+    top_k = int(parameters.get("top_k", 1))
+    check_top_k(top_k, limits)
+    priority = parameters.get("vireo_priority", fallback.priority.value)
+    if priority not in ("low", "normal", "high"):
+        raise InvalidRequest(
+            f"parameter vireo_priority is {shown(priority)}; send low, normal or high",
+            param="parameters.vireo_priority",
+        )
+    budget = Budget(
+        latency_ms=_real(parameters, "vireo_latency_ms", fallback.latency_ms),
+        energy_j=_real(parameters, "vireo_energy_j", fallback.energy_j),
+        priority=Priority(str(priority)),
+        quality_floor=_real(parameters, "vireo_quality_floor", fallback.quality_floor),
+    )
+    return budget, top_k
+
+
+_REAL: Final = (int, float)
+_PARAMETERS: Final[dict[str, Any]] = {
+    "vireo_latency_ms": _REAL,
+    "vireo_energy_j": _REAL,
+    "vireo_priority": str,
+    "vireo_quality_floor": _REAL,
+    "top_k": int,
+    "binary_data_output": bool,
+}
+_NAMES: Final[dict[Any, str]] = {_REAL: "number", str: "string", int: "whole number", bool: "boolean"}
+
+
+def _real(parameters: Mapping[str, Parameter], name: str, fallback: float | None) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return fallback
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # Budget refuses it by name
+
+
+def outputs_from_reply(reply: ClassifyReply, wanted: Sequence[str]) -> tuple[OutputTensor, ...]:
+    """Return the tensors named in ``wanted``, in that order; all of them when it is empty.
+
+    Call ``check_outputs`` on ``wanted`` first, before the work is done.
+    """
+    answers = [item if isinstance(item, Classification) else None for item in reply.items]
+    n = len(answers)
+    k = max((len(answer.top_k) for answer in answers if answer), default=1)
+    shapes = {"TOP_LABELS": (n, k), "TOP_SCORES": (n, k)}
+    columns: dict[str, tuple[Element, ...]] = {
+        "LABEL": tuple(answer.label.encode() if answer else b"" for answer in answers),
+        "SCORE": tuple(answer.score if answer else 0.0 for answer in answers),
+        "EXIT": tuple(answer.exit if answer else 0 for answer in answers),
+        "TOP_LABELS": tuple(chain.from_iterable(_top_labels(answer, k) for answer in answers)),
+        "TOP_SCORES": tuple(chain.from_iterable(_top_scores(answer, k) for answer in answers)),
+        "ERROR": tuple(
+            orjson.dumps(error_object(item)) if isinstance(item, ServingError) else b"" for item in reply.items
+        ),
+    }
+    datatypes = {name: datatype for name, datatype, _ in OUTPUTS}
+    return tuple(
+        OutputTensor(name=name, datatype=datatypes[name], shape=shapes.get(name, (n,)), values=columns[name])
+        for name in wanted or OUTPUT_NAMES
+    )
+
+
+def _top_labels(answer: Classification | None, k: int) -> list[bytes]:
+    labels = [entry.label.encode() for entry in answer.top_k] if answer else []
+    return labels + [b""] * (k - len(labels))
+
+
+def _top_scores(answer: Classification | None, k: int) -> list[float]:
+    scores = [entry.score for entry in answer.top_k] if answer else []
+    return scores + [0.0] * (k - len(scores))
+
+
+def check_outputs(wanted: Sequence[str]) -> None:
+    """Raises: UnknownField, InvalidRequest: an output that no model has, or one asked for twice."""
+    for name in wanted:
+        if name not in OUTPUT_NAMES:
+            raise UnknownField(f"output {shown(name)} is unknown; known: {', '.join(OUTPUT_NAMES)}", param="outputs")
+    if len(set(wanted)) != len(wanted):
+        raise InvalidRequest("an output is asked for twice; name each once", param="outputs")
+
+
+def report_parameters(reply: ClassifyReply) -> dict[str, str | float]:
+    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, the guard as JSON."""
+    report = report_to_json(reply)
+    report["degraded"] = ",".join(report["degraded"])
+    report["guard"] = orjson.dumps(report["guard"]).decode()
+    return {f"vireo_{name}": value for name, value in report.items()}

@@ -1,0 +1,1 @@
+"""Clips from words, as durable jobs."""

@@ -1,0 +1,265 @@
+"""``POST /v1/videos``: JSON bodies and forms to domain requests. Both are the same fields under the same rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from serving.domain import Budget, Surface
+from serving.errors import InvalidRequest, UnknownField, UnsupportedField
+from serving.front.front import shown
+from serving.front.http.json_body import load_object, validate
+from serving.front.http.json_scan import Bounds
+from serving.front.http.multipart import Form, FormRules
+from serving.front.http.schemas import VideoBody, VideoExtraBody
+from serving.limits import IngressLimits
+from serving.tasks.videos.domain import VideoFormat, VideoRequest
+from serving.tasks.videos.rules import DEFAULT_PAGE, MAX_PAGE, check_video, is_video_id, join_sizes, parse_seconds
+
+_MAX_VALUES = 256
+_MAX_CHAR_BYTES = 12
+"""Of a character in JSON: two escapes."""
+_NO_INPUTS = "clips are made from words alone"
+_NO_SOUND = "clips have no sound"
+_OWN_WEIGHTS = "weights are chosen by the operator"
+_ONE_GUIDANCE = "send guidance_scale"
+_OWN_POINT = "how a clip is sped up is decided by the operating point; send vireo, attention or sampler"
+_NO_INTERPOLATION = "every frame is made by the model; send num_frames and fps"
+
+REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "input_reference": _NO_INPUTS,
+        "image_reference": _NO_INPUTS,
+        "video_reference": _NO_INPUTS,
+        "audio_reference": _NO_INPUTS,
+        "reference_url": _NO_INPUTS,
+        "image": _NO_INPUTS,
+        "remix_video_id": _NO_INPUTS,
+        "remixed_from_video_id": _NO_INPUTS,
+        "characters": _NO_INPUTS,
+        "generate_sound": _NO_SOUND,
+        "audio": _NO_SOUND,
+        "lora": _OWN_WEIGHTS,
+        "lora_path": _OWN_WEIGHTS,
+        "quality": "send vireo.quality_floor",
+        "output_quality": "send vireo.quality_floor",
+        "n": "one request makes one clip",
+        "guidance_scale_2": _ONE_GUIDANCE,
+        "true_cfg_scale": _ONE_GUIDANCE,
+        "boundary_ratio": _OWN_WEIGHTS,
+        "flow_shift": "the schedule of noise is the checkpoint's",
+        "enable_teacache": _OWN_POINT,
+        "enable_frame_interpolation": _NO_INTERPOLATION,
+        "frame_interpolation_exp": _NO_INTERPOLATION,
+        "frame_interpolation_scale": _NO_INTERPOLATION,
+        "frame_interpolation_model_path": _NO_INTERPOLATION,
+        "response_format": "the answer is a job; its content is at /v1/videos/{id}/content",
+        "stream": "watch the job at /v1/videos/{id}/events",
+        "webhook": "the server calls nobody; watch the job at /v1/videos/{id}/events",
+        "nvext": "send vireo",
+    }
+)
+"""Fields of other servers, and why they are not taken. ``null`` is the same as absent."""
+
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?")
+
+
+def _integer(text: str, name: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise InvalidRequest(f"{name} is {shown(text)}; send an integer", param=name)
+    return int(text)
+
+
+def _number(text: str, name: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise InvalidRequest(f"{name} is {shown(text)}; send a number", param=name)
+    return float(text)
+
+
+def _text(text: str, name: str) -> str:
+    return text
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
+    return load_object(text.encode("utf-8", "surrogatepass"), max_values=_MAX_VALUES, what=name)
+
+
+_FORM_FIELDS: Final[Mapping[str, Callable[[str, str], Any]]] = MappingProxyType(
+    {
+        "model": _text,
+        "prompt": _text,
+        "negative_prompt": _text,
+        "seconds": _text,
+        "size": _text,
+        "width": _integer,
+        "height": _integer,
+        "num_frames": _integer,
+        "fps": _integer,
+        "num_inference_steps": _integer,
+        "guidance_scale": _number,
+        "seed": _integer,
+        "user": _text,
+        "sampler": _text,
+        "attention": _text,
+        "output_format": _text,
+        "extra_params": _object,
+        "vireo": _object,
+    }
+)
+"""How the text of each form field is read."""
+
+
+_FORM_MEMBERS: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] = MappingProxyType(
+    {
+        f"{parent}[{name}]": (parent, name, read)
+        for parent, name, read in (
+            ("vireo", "latency_ms", _number),
+            ("vireo", "energy_j", _number),
+            ("vireo", "priority", _text),
+            ("vireo", "quality_floor", _number),
+            ("extra_params", "sampler", _text),
+            ("extra_params", "attention", _text),
+            ("extra_params", "output_format", _text),
+        )
+    }
+)
+"""Members of objects as form fields of their own, which is how the official client sends them."""
+
+
+def form_rules(limits: IngressLimits) -> FormRules:
+    """Parts that a form may have. A part that is refused is read no further than its name."""
+    return FormRules(
+        text_fields=(*_FORM_FIELDS, *_FORM_MEMBERS),
+        takes_files=False,
+        max_text_bytes=4 * limits.max_text_chars,
+        refused=REFUSED,
+    )
+
+
+def document_from_form(form: Form) -> dict[str, Any]:
+    """Return the body that says the same in JSON. Raises: InvalidRequest."""
+    document = {name: _FORM_FIELDS[name](text, name) for name, text in form.fields.items() if name in _FORM_FIELDS}
+    whole = frozenset(document)
+    for field, text in form.fields.items():
+        if field not in _FORM_MEMBERS:
+            continue
+        parent, name, read = _FORM_MEMBERS[field]
+        if parent in whole:
+            raise InvalidRequest(f"{parent} and {field} are both there; send one of them", param=parent)
+        document.setdefault(parent, {})[name] = read(text, f"{parent}.{name}")
+    return document
+
+
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of a JSON body, whatever it says."""
+    text_bytes = _MAX_CHAR_BYTES * limits.max_text_chars
+    return Bounds(max_values=_MAX_VALUES, max_plain_bytes=text_bytes + (1 << 20), max_string_bytes=text_bytes)
+
+
+def request_from_document(
+    document: dict[str, Any],
+    *,
+    surface: Surface,
+    request_id: str,
+    tenant: str,
+    fallback: Budget,
+    default_model: str | None,
+    idempotency_key: str,
+    limits: IngressLimits,
+) -> VideoRequest:
+    """Return the domain request. ``default_model`` answers where the body names none.
+
+    Raises: InvalidRequest, UnknownField, UnsupportedField.
+    """
+    body = _validated(_offered(document))
+    extra = body.extra_params or VideoExtraBody()
+    width, height = join_sizes(body.size, body.width, body.height)
+    model = body.model or default_model
+    if model is None:
+        raise InvalidRequest("model is missing; send one, see /v1/models", param="model")
+    request = VideoRequest(
+        request_id=request_id,
+        surface=surface,
+        tenant=tenant,
+        model=model,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt or "",
+        width=width,
+        height=height,
+        num_frames=body.num_frames,
+        seconds=parse_seconds(body.seconds),
+        fps=body.fps,
+        num_inference_steps=body.num_inference_steps,
+        guidance_scale=body.guidance_scale,
+        seed=body.seed,
+        sampler=_once(body.sampler, extra.sampler, "sampler"),
+        attention=_once(body.attention, extra.attention, "attention"),
+        output_format=VideoFormat(_once(body.output_format, extra.output_format, "output_format") or VideoFormat.MP4),
+        budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
+        user=body.user or "",
+        idempotency_key=idempotency_key,
+    )
+    return check_video(request, limits)
+
+
+def _validated(document: dict[str, Any]) -> VideoBody:
+    """Raises: InvalidRequest, UnknownField."""
+    try:
+        return validate(VideoBody, document)
+    except InvalidRequest as error:
+        if (error.param or "").startswith("seconds."):  # of several types, and at fault in each of them
+            sent = shown(document["seconds"])
+            raise InvalidRequest(f"seconds is {sent}; send a number, as in 4 or '4'", param="seconds") from None
+        raise
+
+
+def _offered(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the members that are not refused. Raises: UnsupportedField."""
+    for name, value in document.items():
+        if name in REFUSED and value is not None:
+            raise UnsupportedField(f"{name} is not offered: {REFUSED[name]}. Remove it", param=name)
+    return {name: value for name, value in document.items() if name not in REFUSED}
+
+
+def _once(direct: str | None, extra: str | None, name: str) -> str | None:
+    if direct is not None and extra is not None and direct != extra:
+        raise InvalidRequest(
+            f"{name} is {shown(direct)} and extra_params.{name} is {shown(extra)}; send one of them", param=name
+        )
+    return extra if direct is None else direct
+
+
+def page_from_query(query: bytes) -> tuple[str | None, int, bool]:
+    """Return (after, limit, newest first) of ``GET /v1/videos``.
+
+    Raises: InvalidRequest, UnknownField.
+    """
+    values = query_values(query, ("after", "limit", "order"))
+    after, limit, order = values.get("after"), values.get("limit", str(DEFAULT_PAGE)), values.get("order", "desc")
+    if after is not None and not is_video_id(after):
+        raise InvalidRequest(f"after is {shown(after)}; send the id of a video", param="after")
+    if not _INTEGER.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
+        raise InvalidRequest(f"limit is {shown(limit)}; it must be at least 1 and at most {MAX_PAGE}", param="limit")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest(f"order is {shown(order)}; it must be asc or desc", param="order")
+    return after, int(limit), order == "desc"
+
+
+def query_values(query: bytes, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the parameters of a query string. Raises: UnknownField; InvalidRequest: one is there twice."""
+    values: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        raise InvalidRequest("the query has more than 16 parameters; send fewer", param="query") from None
+    for name, value in pairs:
+        if name not in names:
+            raise UnknownField(f"query parameter {shown(name)} is unknown; known: {', '.join(names)}", param=name[:64])
+        if name in values:
+            raise InvalidRequest(f"query parameter {name} is there twice; send it once", param=name)
+        values[name] = value
+    return values

@@ -1,0 +1,90 @@
+"""From a checkpoint's evaluation.json to the table of operating points beside it.
+
+    python -m serving.tasks.videos.calibrate vdit-nano
+
+Quality of a point is the share of held-out prompts that its clips got right; costs are those measured by the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from models.families.vdit.spec import VideoModelSpec, get_video_spec
+from schedulers.video_points import ClipCost, VideoPoint
+from serving.errors import ConfigError
+from serving.tasks.videos.points import VideoPointTable, weights_digest, write_table
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--checkpoint", type=Path, help="folder with the weights, if not the shipped ones")
+    parser.add_argument("--watts", type=float, default=6.0, help="power of one busy core, for the estimate")
+    args = parser.parse_args()
+    spec = get_video_spec(args.model)
+    print(calibrate(spec if args.checkpoint is None else spec.with_checkpoint(args.checkpoint), args.watts))
+
+
+def calibrate(spec: VideoModelSpec, watts: float) -> Path:
+    """Write operating_points.json. Returns its path.
+
+    Raises: ConfigError: no folder, or none that was evaluated.
+    """
+    remedy = f"run `python -m models.training.vdit.evaluate` on the folder of {spec.id} first"
+    if spec.checkpoint_dir is None:
+        raise ConfigError(f"{spec.id} has no checkpoint folder; give one with --checkpoint")
+    try:
+        report = msgspec.json.decode((spec.checkpoint_dir / "evaluation.json").read_bytes())
+        points = _merged([_point(name, one, spec, watts) for name, one in report["settings"].items()])
+    except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"no usable evaluation.json in {spec.checkpoint_dir} ({error}): {remedy}") from None
+    table = VideoPointTable(
+        model=spec.id,
+        weights_sha256=weights_digest(spec.checkpoint_dir),
+        energy_source="estimate",
+        device="cpu, 1 thread",
+        points=points,
+    )
+    return write_table(spec.checkpoint_dir, table)
+
+
+def _point(name: str, one: Mapping[str, Any], spec: VideoModelSpec, watts: float) -> VideoPoint:
+    size = ClipCost(
+        width=spec.width, height=spec.height, num_frames=one["frames"], step_s=one["step_s"], fixed_s=one["fixed_s"]
+    )
+    return VideoPoint(
+        name="-".join(name.replace(",", "").replace(":", "-").split()),
+        variant=one["variant"],
+        sampler=one["sampler"],
+        num_steps=one["num_steps"],
+        attention=one["attention"],
+        guidance_scale=one["guidance"],
+        quality=one["one_object"]["right"],
+        watts=watts,
+        costs=(size,),
+    )
+
+
+def _merged(points: Sequence[VideoPoint]) -> tuple[VideoPoint, ...]:
+    """One point for each setting: its lengths are costs of it, and the worst of them is its quality."""
+    found: dict[tuple[object, ...], VideoPoint] = {}
+    for point in points:
+        key = (point.variant, point.sampler, point.num_steps, point.attention, point.guidance_scale)
+        first = found.get(key)
+        found[key] = (
+            point
+            if first is None
+            else replace(first, quality=min(first.quality, point.quality), costs=(*first.costs, *point.costs))
+        )
+    return tuple(found.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The gateway's half of video generation: admission, and everything that clients may ask of a job afterwards.
+
+resolve -> reserve quota -> index.create; from then on the job belongs to the index, and to whichever replica claims it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from schedulers.admission import Cost
+from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownModel, UnknownVideo
+from serving.service import VideoModelCard
+from serving.stores.buckets import Reservation
+from serving.stores.jobs.base import JobIndex, JobPage
+from serving.stores.results import ResultName
+from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
+from serving.tasks.videos.idempotency import asked_by, check_same
+from serving.tasks.videos.names import folder, preview_key
+from serving.tasks.videos.resolve import Resolved, ServedVideo, resolve
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+_RETRY_S = 2.0
+_SEED_BITS = 31
+_MAX_PREVIEW_BYTES = 1 << 18
+
+
+class Files(Protocol):
+    """Where clips are: ``serving.stores.artefacts.ArtefactStore``."""
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Raises: FileNotFoundError, StoreUnavailable."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove a file, or everything below a folder. Raises: StoreUnavailable."""
+        ...
+
+
+class Quotas(Protocol):
+    """The tenants' buckets: ``serving.stores.results.ResultStore``."""
+
+    def check_account(self, tenant: str) -> None:
+        """Turn a tenant away whose account is empty. Raises: QuotaExceeded."""
+        ...
+
+    async def look_up_payload(
+        self, name: ResultName | None, tenant: str, joules: float, seconds: float
+    ) -> tuple[dict[str, Any] | None, Reservation | None]:
+        """Reserve. Raises: QuotaExceeded."""
+        ...
+
+    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
+        """Charge."""
+        ...
+
+    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        """Correct what a job was charged; the first call for it counts."""
+        ...
+
+
+class VideoObserver(Protocol):
+    """Hears of every job that is admitted, for metrics."""
+
+    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
+        """A job is in the index."""
+
+
+class NullVideoObserver:
+    """Hears nothing."""
+
+    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoServiceConfig:
+    """``max_queued``: jobs that wait, of all tenants. ``secret``: ids that follow from a key cannot be guessed.
+    ``poll_s``: how often a watched job is looked at. ``patience_s``: how long a watcher bears with an absent store.
+    ``max_watchers``: streams and waiting calls of this gateway together; each looks at Redis all the time.
+    """
+
+    max_queued: int
+    secret: bytes
+    poll_s: float = 0.25
+    patience_s: float = 30.0
+    max_watchers: int = 512
+
+
+class VideoJobsService:
+    """Implements ``serving.service.VideoService``. Holds nothing of a job: any gateway answers for any."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedVideo],
+        index: JobIndex,
+        files: Files,
+        quotas: Quotas,
+        config: VideoServiceConfig,
+        clock: Callable[[], float] = time.time,
+        observer: VideoObserver | None = None,
+    ) -> None:
+        self._models = models
+        self._index = index
+        self._files = files
+        self._quotas = quotas
+        self._config = config
+        self._clock = clock
+        self._observer = observer or NullVideoObserver()
+        self._num_watchers = 0
+
+    def video_models(self) -> tuple[VideoModelCard, ...]:
+        """The video models served here."""
+        return tuple(model.card for model in self._models.values())
+
+    async def create_video(self, request: VideoRequest) -> VideoJob:
+        """See ``serving.service.VideoService``. Charges the prediction; who ends the job corrects that."""
+        served = self._model(request.model)
+        job_id = self._new_id(request)
+        if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
+            check_same(request, earlier.asked)
+            return earlier
+        self._quotas.check_account(request.tenant)
+        resolved = resolve(
+            request, served, seed=self._seed(request, job_id), wait_s=await self._wait_s(request, served)
+        )
+        job = self._job(request, job_id, resolved)
+        _, reservation = await self._quotas.look_up_payload(None, job.owner, job.predicted_j, job.predicted_s)
+        stored, charge = job, (0.0, 0.0)
+        try:
+            await self._reached(self._index.create(job, max_queued=self._config.max_queued))
+            charge = (job.predicted_j, job.predicted_s)
+            if request.idempotency_key:
+                found = await self._reached(self._index.get(job.owner, job.id))
+                stored = found or job
+            if stored.created_at_s != job.created_at_s:  # another gateway was first, and has charged for it
+                charge = (0.0, 0.0)
+        finally:
+            self._quotas.settle_reservation(reservation, *charge)
+        if stored.created_at_s != job.created_at_s:
+            check_same(request, stored.asked)
+            return stored
+        self._observer.admitted(job.model, job.owner, job.operating_point, job.predicted_s)
+        return stored
+
+    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``serving.service.VideoService``."""
+        return _known(await self._reached(self._index.get(owner, video_id)), video_id)
+
+    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """See ``serving.service.VideoService``."""
+        page = await self._reached(self._index.list_jobs(owner, after=after, limit=limit, newest_first=newest_first))
+        if page is None:
+            raise InvalidRequest(f"after is {after}, which is no video of yours; begin anew without it", param="after")
+        return page
+
+    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``serving.service.VideoService``. One that waits is charged the steps that an earlier attempt has
+        left in a checkpoint: none, if nobody has begun it. Of one that runs, its replica says what it took."""
+        before = await self.get_video(owner, video_id)
+        job = _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
+        if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
+            done = job.checkpoint_step / max(1, job.settings.num_steps)
+            took = Cost(done * job.predicted_j, done * job.predicted_s)
+            self._quotas.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), took)
+        return job
+
+    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
+        """See ``serving.service.VideoService``."""
+        job = await self.get_video(owner, video_id)
+        if not job.status.is_final:
+            job = await self.cancel_video(owner, video_id)
+            if job.status is not JobStatus.COMPLETED:  # it may have been completed in between
+                return job
+        _known(await self._reached(self._index.delete(owner, video_id)), video_id)
+        try:
+            await self._files.delete(folder(video_id))
+        except StoreUnavailable:
+            _log.warning("files of a deleted job stay until they are swept", job=video_id)
+        return job
+
+    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """See ``serving.service.VideoService``."""
+        try:
+            return await self._reached(self._files.read(artefact.key, start, end))
+        except FileNotFoundError:
+            raise UnknownVideo("the file is gone: the video was deleted, or has expired", param="id") from None
+
+    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        """See ``serving.service.VideoService``. Raises: QueueFull: too many watch already."""
+        limit = self._config.max_watchers
+        if self._num_watchers >= limit:
+            raise QueueFull(
+                f"{limit} callers watch jobs here, which is the limit; show the job, or retry in {_RETRY_S:g} s",
+                retry_after_s=_RETRY_S,
+            )
+        self._num_watchers += 1
+        try:
+            async with aclosing(self._updates(owner, video_id)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._num_watchers -= 1
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    async def _updates(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+        job, shown = await self.get_video(owner, video_id), b""
+        while True:
+            update = VideoUpdate(job=job, finish_at_s=await self._finish_at_s(job))
+            if job.status is JobStatus.IN_PROGRESS:
+                preview = await self._preview(job)
+                if preview and preview != shown:
+                    shown = preview
+                    update = replace(update, preview=preview)
+            yield update
+            if job.status.is_final:
+                return
+            job = await self._next(job)
+
+    async def _next(self, seen: VideoJob) -> VideoJob:
+        """The job once it has changed. A store that is away for a moment is no reason to end a stream."""
+        away_since_s: float | None = None
+        while True:
+            await asyncio.sleep(self._config.poll_s)
+            try:
+                job = await self.get_video(seen.owner, seen.id)
+            except StoreUnavailable:
+                away_since_s = self._clock() if away_since_s is None else away_since_s
+                if self._clock() - away_since_s >= self._config.patience_s:
+                    raise
+                continue
+            away_since_s = None
+            if job != seen:
+                return job
+
+    async def _preview(self, job: VideoJob) -> bytes:
+        try:
+            preview = await self._files.read(preview_key(job.id), 0, _MAX_PREVIEW_BYTES + 1)
+        except (FileNotFoundError, ServingError):
+            return b""
+        return preview if len(preview) <= _MAX_PREVIEW_BYTES else b""
+
+    async def _finish_at_s(self, job: VideoJob) -> float | None:
+        now_s = self._clock()
+        if job.status is JobStatus.IN_PROGRESS:
+            return now_s + (job.predicted_s if job.remaining_s is None else job.remaining_s)
+        if job.status is not JobStatus.QUEUED or (served := self._models.get(job.model)) is None:
+            return None
+        try:
+            waiting_s = await self._index.queued_s(job.model)  # of all jobs that wait, this one included
+        except StoreUnavailable:
+            return None
+        return now_s + max(job.predicted_s, waiting_s / served.replicas)
+
+    async def _wait_s(self, request: VideoRequest, served: ServedVideo) -> float:
+        """How long the jobs that wait now take; asked only if it matters."""
+        if request.budget.latency_ms is None:
+            return 0.0
+        return await self._reached(self._index.queued_s(request.model)) / served.replicas
+
+    def _job(self, request: VideoRequest, job_id: str, resolved: Resolved) -> VideoJob:
+        now_s, point, latency_ms = self._clock(), resolved.point, request.budget.latency_ms
+        degraded = (*request.budget.degraded, *point.degraded)
+        return VideoJob(
+            id=job_id,
+            owner=request.tenant,
+            model=request.model,
+            settings=resolved.settings,
+            priority=request.budget.priority.value,
+            created_at_s=now_s,
+            deadline_at_s=None if latency_ms is None else now_s + latency_ms / 1e3,
+            predicted_s=point.predicted_s,
+            predicted_j=point.predicted_j,
+            operating_point=point.name,
+            user=request.user,
+            asked=asked_by(request) if request.idempotency_key else {},
+            report={"degraded": list(degraded)} if degraded else {},
+        )
+
+    def _new_id(self, request: VideoRequest) -> str:
+        """A random one, or the one that follows from tenant and key, so that a request sent again is the same job."""
+        if not request.idempotency_key:
+            return f"video_{uuid.uuid4().hex}"
+        text = f"{request.tenant}\0{request.idempotency_key}".encode()
+        return f"video_{hmac.new(self._config.secret, text, hashlib.sha256).hexdigest()[:32]}"
+
+    def _seed(self, request: VideoRequest, job_id: str) -> int:
+        if request.idempotency_key:
+            return int(job_id[-8:], 16) >> (32 - _SEED_BITS)
+        return secrets.randbits(_SEED_BITS)
+
+    def _model(self, name: str) -> ServedVideo:
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(self._models) or "none"
+            raise UnknownModel(f"model {name[:100]!r} makes no clips here; models that do: {known}", param="model")
+        return model
+
+    async def _reached(self, work: Awaitable[T]) -> T:
+        """Raises: StoreUnavailable, in words for the caller: what went wrong inside stays inside."""
+        try:
+            return await work
+        except StoreUnavailable as error:
+            _log.warning("jobs are out of reach", error=error.message)
+            raise StoreUnavailable(
+                f"jobs cannot be reached now; retry in {_RETRY_S:g} s", retry_after_s=_RETRY_S
+            ) from None
+
+
+def _known(job: VideoJob | None, video_id: str) -> VideoJob:
+    """Raises: UnknownVideo, in the same words for what is not there and for what is somebody else's."""
+    if job is None:
+        raise UnknownVideo(f"no video has the id {video_id}; it may have expired", param="id")
+    return job
