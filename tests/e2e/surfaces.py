@@ -16,8 +16,7 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.oip import open_inference_pb2_grpc as oip_grpc
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from tests.support.system import MODEL, System, wait_until
-from tests.unit.serving.ingress.clients import (
+from tests.support.clients import (
     Ask,
     length_prefixed,
     multipart,
@@ -25,6 +24,7 @@ from tests.unit.serving.ingress.clients import (
     split_prefixed,
     vireo_message,
 )
+from tests.support.system import MODEL, System, wait_until
 
 TIMEOUT_S = 60.0
 MAX_MESSAGE_BYTES = 256 << 20

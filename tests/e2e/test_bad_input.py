@@ -1,6 +1,6 @@
 """Real bad requests over real transports: a typed error each, neighbours served, and a healthy system afterwards.
 
-The full tables are in tests/unit/serving/ingress; here it is the sockets, HAProxy and Ray Serve that are tried.
+The full tables are in tests/unit/serving/front and tasks; here it is the sockets, HAProxy and Ray Serve that are tried.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Answer, Door, grpc_failure, http_failure
 from tests.support import image_cases
+from tests.support.clients import Ask
 from tests.support.media_files import bad_files, encode, exif_orientation, gradient, grey16_png
 from tests.support.system import MODEL, System, wait_until
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -14,8 +14,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
+from tests.support.clients import Ask
 from tests.support.system import MODEL, ROOT, System, wait_until
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, Door
+from tests.support.clients import Ask
 from tests.support.system import MODEL, ROOT, System, wait_until
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Load, opened
+from tests.support.clients import Ask
 from tests.support.system import (
     MODEL,
     System,
@@ -28,7 +29,6 @@ from tests.support.system import (
     short_folder,
     wait_until,
 )
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -22,8 +22,8 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from serving.cli.parts import STAND_IN
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, opened
+from tests.support.clients import Ask
 from tests.support.system import MODEL, ROOT, System, name_of, running_system, wait_until
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -16,8 +16,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.config import GatewaySettings
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
+from tests.support.clients import Ask, vireo_message
 from tests.support.system import MODEL, System, wait_until
-from tests.unit.serving.ingress.clients import Ask, vireo_message
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

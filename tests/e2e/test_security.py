@@ -19,8 +19,8 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 from serving.front.grpc.registration import SERVICES
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, http_failure, opened
+from tests.support.clients import Ask
 from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder, wait_until
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, Door
+from tests.support.clients import Ask
 from tests.support.system import MODEL
-from tests.unit.serving.ingress.clients import Ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -15,9 +15,9 @@ from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.front.grpc.registration import SERVICES, methods_of, needs_key, path_of
+from tests.support.clients import GOOD_LABEL, GOOD_PNG
 from tests.support.fake_service import MODEL
 from tests.support.grpc_process import KEY
-from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -31,9 +31,9 @@ from serving.front.grpc.registration import (
     path_of,
 )
 from serving.system import haproxy
+from tests.support.clients import FrontDoor
 from tests.support.ports import free_port
 from tests.support.system import short_folder
-from tests.unit.serving.ingress.clients import FrontDoor
 
 pytestmark = pytest.mark.timeout(120)
 

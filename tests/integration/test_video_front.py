@@ -35,12 +35,12 @@ from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
 from serving.tasks.videos.resolve import ServedVideo
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from tests.support.clients import Calls, FakeContext, asgi
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.redis_server import embedded_redis, stopped
+from tests.support.video_clients import Presence, events_of, until
 from tests.support.video_jobs import SECRET
-from tests.unit.serving.ingress.clients import Calls, FakeContext, asgi
-from tests.unit.serving.ingress.video_clients import Presence, events_of, until
 
 MODEL = "fake-video"
 BODY = {"model": MODEL, "prompt": "a red ball", "num_inference_steps": 8}

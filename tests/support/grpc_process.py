@@ -20,7 +20,7 @@ import grpc
 from serving.app import GRPC_SERVICERS
 from serving.front.auth import Authenticator
 from serving.front.grpc.registration import take_no_compression
-from tests.unit.serving.ingress.clients import FrontDoor
+from tests.support.clients import FrontDoor
 
 KEY = "key-of-ada"
 PAGE = os.sysconf("SC_PAGE_SIZE")

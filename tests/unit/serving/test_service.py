@@ -13,9 +13,9 @@ from serving.front.http.app import build_http_app
 from serving.service import JoinedService, NoVideo
 from serving.tasks.chat.domain import ChatRequest
 from serving.tasks.videos.domain import Artefact, VideoRequest
+from tests.support.clients import FrontDoor, asgi
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
-from tests.unit.serving.ingress.clients import FrontDoor, asgi
 
 REQUEST = VideoRequest(request_id="r", surface=Surface.HTTP_VIDEO, tenant="ada", model=VIDEO_MODEL, prompt="a ball")
 

@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 
 from serving.front.grpc.registration import add_inference_to_server
+from tests.support.clients import GOOD_LABEL, GOOD_PNG, FrontDoor
 from tests.support.fake_service import MODEL
-from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG, FrontDoor
 
 COMMON = f"""
 import sys

@@ -17,7 +17,7 @@ from serving.front.http.json_body import JsonReader
 from serving.front.http.json_decode import MAX_OTHER_VALUES, MAX_VALUES_HERE, MIN_NUMBERS, Numbers
 from serving.front.http.json_scan import Bounds, JsonScanner
 from serving.limits import IngressLimits
-from tests.unit.serving.ingress.clients import FrontDoor, asgi
+from tests.support.clients import FrontDoor, asgi
 
 BOUNDS = Bounds(max_values=1 << 18, max_plain_bytes=16 << 20, max_string_bytes=16 << 20)
 MANY = list(range(MAX_VALUES_HERE))

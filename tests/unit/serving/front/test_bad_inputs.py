@@ -16,9 +16,9 @@ from serving.errors import ServingError
 from serving.front.status import TABLE
 from serving.limits import IngressLimits
 from tests.support import image_cases
+from tests.support.clients import GOOD_LABEL, GOOD_PNG, SURFACES, Ask, FrontDoor, Outcome
 from tests.support.fake_service import FakeService
 from tests.support.media_files import bad_files, encode, exif_orientation, gradient, grey16_png
-from tests.unit.serving.ingress.clients import GOOD_LABEL, GOOD_PNG, SURFACES, Ask, FrontDoor, Outcome
 
 BAD_FILES = bad_files()
 STATUS_OF_CODE = {cls.code: status for cls, status in TABLE.items()}

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from serving.front.auth import Authenticator
+from tests.support.clients import BOUNDARY, FrontDoor, HttpReply, asgi
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
-from tests.unit.serving.ingress.clients import BOUNDARY, FrontDoor, HttpReply, asgi
 
 PROMPT = "a red circle moves"
 BODY: dict[str, Any] = {"model": "fake-video", "prompt": PROMPT}

@@ -16,9 +16,9 @@ from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, Unsupp
 from serving.front.http.openapi import openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
+from tests.support.clients import FrontDoor, RecordingObserver, asgi
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
-from tests.unit.serving.ingress.clients import FrontDoor, RecordingObserver, asgi
-from tests.unit.serving.ingress.video_clients import (
+from tests.support.video_clients import (
     ADA,
     BOB,
     BODY,

@@ -26,8 +26,8 @@ from serving.tasks.infer.tensors import (
     outputs_from_reply,
     report_parameters,
 )
+from tests.support.clients import length_prefixed, split_prefixed
 from tests.support.fake_service import make_report
-from tests.unit.serving.ingress.clients import length_prefixed, split_prefixed
 
 LIMITS = IngressLimits(max_images=4)
 

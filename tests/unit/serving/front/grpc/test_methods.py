@@ -28,8 +28,7 @@ from serving.front.grpc.registration import (
     add_vireo_to_server,
     methods_of,
 )
-from tests.support.fake_service import MODEL, FakeService
-from tests.unit.serving.ingress.clients import (
+from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
     Ask,
@@ -43,6 +42,7 @@ from tests.unit.serving.ingress.clients import (
     stream_of,
     vireo_message,
 )
+from tests.support.fake_service import MODEL, FakeService
 
 GOOD = Ask([GOOD_PNG])
 KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}

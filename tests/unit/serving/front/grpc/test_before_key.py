@@ -21,8 +21,8 @@ from serving.front.auth import Authenticator
 from serving.front.grpc import methods as grpc_methods
 from serving.front.grpc.registration import SERVICES, methods_of, needs_key, path_of
 from serving.limits import MAX_SMALL_BYTES, IngressLimits
+from tests.support.clients import FakeContext, FrontDoor
 from tests.support.fake_service import MODEL
-from tests.unit.serving.ingress.clients import FakeContext, FrontDoor
 
 METHODS = [method for service in SERVICES for method in methods_of(service)]
 KEYED = [method for method in METHODS if needs_key(method)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.front.grpc.stream import answer_stream
-from tests.unit.serving.ingress.clients import stream_of
+from tests.support.clients import stream_of
 
 ROOMY = 1 << 20
 

@@ -20,8 +20,7 @@ from serving.limits import IngressLimits
 from serving.tasks.chat.body import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
 from serving.tasks.chat.reply import clean
-from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
-from tests.unit.serving.ingress.chat_clients import (
+from tests.support.chat_clients import (
     Chat,
     Line,
     data_url,
@@ -30,7 +29,8 @@ from tests.unit.serving.ingress.chat_clients import (
     image_part,
     post_chat,
 )
-from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor, HttpReply, RecordingObserver
+from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, RecordingObserver
+from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 
 TEXT = "".join(WORDS)
 BODY = document_of(Chat())

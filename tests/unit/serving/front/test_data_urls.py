@@ -10,8 +10,8 @@ import pytest
 from serving.errors import InvalidImage
 from serving.front.data_urls import MAX_ESCAPES, is_data_url, parse_data_url
 from serving.tasks.chat.domain import ImagePart
-from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, Chat, Turn, Url
-from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
+from tests.support.chat_clients import CHAT_SURFACES, Chat, Turn, Url
+from tests.support.clients import GOOD_PNG, FrontDoor
 
 BASE64 = base64.b64encode(GOOD_PNG).decode()
 URLS = {

@@ -15,9 +15,9 @@ from serving.front.auth import Authenticator
 from serving.front.status import TABLE
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
+from tests.support.chat_clients import CHAT_SURFACES, HELLO, Chat, ChatOutcome, Turn, Url
+from tests.support.clients import GOOD_PNG, FrontDoor, RecordingObserver
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService
-from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, HELLO, Chat, ChatOutcome, Turn, Url
-from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor, RecordingObserver
 
 STATUS_OF_CODE = {cls.code: status for cls, status in TABLE.items()}
 TEXT = "".join(WORDS)

@@ -15,9 +15,9 @@ from serving.errors import QueueFull
 from serving.tasks.videos.domain import VideoFormat
 from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos
+from tests.support.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
-from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
-from tests.unit.serving.ingress.video_clients import ADA, PROMPT, keyed_door, until, video_door
+from tests.support.video_clients import ADA, PROMPT, keyed_door, until, video_door
 
 Response = vireo_pb2.GenerateVideoResponse
 

@@ -14,9 +14,9 @@ from serving.front.http.schemas import VideoBody
 from serving.limits import IngressLimits
 from serving.tasks.videos.body import _FORM_FIELDS, REFUSED
 from serving.tasks.videos.rules import MAX_SEED
+from tests.support.clients import BOUNDARY, FakeContext, FrontDoor, asgi, context_outcome
 from tests.support.fake_videos import VIDEO_MODEL
-from tests.unit.serving.ingress.clients import BOUNDARY, FakeContext, FrontDoor, asgi, context_outcome
-from tests.unit.serving.ingress.video_clients import BODY, PROMPT, post, post_form, video_door
+from tests.support.video_clients import BODY, PROMPT, post, post_form, video_door
 
 BAD, UNKNOWN, UNSUPPORTED, NO_MODEL = "invalid_request", "unknown_field", "unsupported_field", "model_not_found"
 

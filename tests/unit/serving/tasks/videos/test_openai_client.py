@@ -12,9 +12,9 @@ import uvicorn
 
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
+from tests.support.clients import FrontDoor
 from tests.support.fake_videos import CLIP, THUMBNAIL, VIDEO_MODEL
-from tests.unit.serving.ingress.clients import FrontDoor
-from tests.unit.serving.ingress.video_clients import KEYS, PROMPT, video_door
+from tests.support.video_clients import KEYS, PROMPT, video_door
 
 EXTRA = {"seed": 7, "vireo": {"energy_j": 50, "priority": "high"}, "extra_params": {"sampler": "ddim"}}
 Served = tuple[FrontDoor, openai.AsyncOpenAI]

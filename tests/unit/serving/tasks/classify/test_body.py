@@ -18,8 +18,8 @@ from serving.front.http.json_body import load_object
 from serving.front.images import SLICE_CHARS, images_from_text
 from serving.limits import IngressLimits
 from serving.tasks.classify.body import json_bounds, request_from_document
+from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.media_files import encode, noise
-from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
 
 LIMITS = IngressLimits()
 IMAGE = base64.b64encode(GOOD_PNG).decode()

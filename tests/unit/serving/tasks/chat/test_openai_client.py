@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from serving import errors
 from serving.front.auth import Authenticator
 from serving.tasks.chat.domain import ImagePart
+from tests.support.chat_clients import data_url, image_part
+from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS
-from tests.unit.serving.ingress.chat_clients import data_url, image_part
-from tests.unit.serving.ingress.clients import GOOD_PNG, FrontDoor
 
 TEXT = "".join(WORDS)
 HELLO: Any = [{"role": "user", "content": "Hello"}]

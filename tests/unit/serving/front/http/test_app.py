@@ -17,9 +17,7 @@ import pytest
 from serving.front.auth import Authenticator
 from serving.front.http.app import METRICS_TYPE, build_http_app
 from serving.limits import IngressLimits
-from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
-from tests.support.fake_videos import VIDEO_MODEL, make_video_card
-from tests.unit.serving.ingress.clients import (
+from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
     FrontDoor,
@@ -30,6 +28,8 @@ from tests.unit.serving.ingress.clients import (
     multipart,
     split_prefixed,
 )
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
+from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 
 IMAGE = base64.b64encode(GOOD_PNG).decode()
 BODY = json.dumps({"model": MODEL, "image": IMAGE}).encode()

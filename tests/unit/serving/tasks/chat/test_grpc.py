@@ -14,9 +14,9 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.errors import EngineFailed
 from serving.front.grpc.registration import add_vireo_to_server
+from tests.support.chat_clients import Chat, message_of
+from tests.support.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
 from tests.support.fake_service import WORDS, FakeService
-from tests.unit.serving.ingress.chat_clients import Chat, message_of
-from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
 
 Served = tuple[FrontDoor, vireo_pb2_grpc.VireoStub]
 TEXT = "".join(WORDS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.errors import ClientError, InvalidRequest, UnsupportedMediaType
 from serving.front.http.multipart import MAX_TEXT_BYTES, Form, FormReader
 from serving.limits import IngressLimits
-from tests.unit.serving.ingress.clients import BOUNDARY, GOOD_PNG, FrontDoor, asgi, multipart
+from tests.support.clients import BOUNDARY, GOOD_PNG, FrontDoor, asgi, multipart
 
 LIMITS = IngressLimits(max_images=3)
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

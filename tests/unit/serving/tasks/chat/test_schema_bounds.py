@@ -10,8 +10,8 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.limits import IngressLimits
 from serving.tasks.chat.rules import compact_schema
-from tests.unit.serving.ingress.chat_clients import CHAT_SURFACES, Chat
-from tests.unit.serving.ingress.clients import FrontDoor
+from tests.support.chat_clients import CHAT_SURFACES, Chat
+from tests.support.clients import FrontDoor
 
 LIMITS = IngressLimits()
 INTEGER = {"type": "integer"}

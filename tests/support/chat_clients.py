@@ -13,8 +13,8 @@ import orjson
 from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from tests.support.clients import FakeContext, FrontDoor, HttpReply, context_outcome
 from tests.support.fake_service import CHAT_MODEL
-from tests.unit.serving.ingress.clients import FakeContext, FrontDoor, HttpReply, context_outcome
 
 CHAT_PATH = "/v1/chat/completions"
 
