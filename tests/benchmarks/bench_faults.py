@@ -15,14 +15,10 @@ import argparse
 import importlib
 import json
 import os
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tests.benchmarks.common import RESULTS, ROOT, commit, markdown_table, provenance, write_results
+from tests.benchmarks.common import RESULTS, ROOT, checked_out, commit, markdown_table, provenance, write_results
 from tests.benchmarks.faults.harness import Figures, Scenario, Start
 
 BEFORE = "02528ce"
@@ -57,7 +53,7 @@ def _run(name: str, before: str) -> dict[str, Any]:
     scenario = cast(Scenario, importlib.import_module(f"tests.benchmarks.faults.{name}"))
     row: dict[str, Any] = {"title": scenario.TITLE, "commit": commit(), "load": round(os.getloadavg()[0], 2)}
     if before != "none":
-        with _checked_out(before) as root:
+        with checked_out(before) as root:
             row["before"] = _told(name, "before", scenario.measure(Start(root)))
     row["after"] = _told(name, "after", scenario.measure(Start(ROOT)))
     return row
@@ -66,21 +62,6 @@ def _run(name: str, before: str) -> dict[str, Any]:
 def _told(name: str, side: str, figures: Figures) -> Figures:
     print(f"{name} {side}: {dict(figures)}", flush=True)
     return dict(figures)
-
-
-@contextmanager
-def _checked_out(revision: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="v") as folder:
-        root = Path(folder) / "before"
-        _git("worktree", "add", "--detach", "--force", str(root), revision)
-        try:
-            yield root
-        finally:
-            _git("worktree", "remove", "--force", str(root))
-
-
-def _git(*arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True)
 
 
 def _table(rows: dict[str, Any]) -> str:

@@ -8,7 +8,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +99,35 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A working tree of another commit, in a temporary folder, to be run in this environment.
+
+    Raises: subprocess.CalledProcessError: there is no such commit.
+    """
+    with tempfile.TemporaryDirectory(prefix="v") as folder:
+        root = Path(folder) / "before"
+        command = ["git", "worktree", "add", "--detach", "--force", str(root), revision]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        try:
+            _write_entry_points(root)
+            yield root
+        finally:
+            _git("worktree", "remove", "--force", str(root))
+
+
+def _write_entry_points(root: Path) -> None:
+    """What installing ``root`` would: other packages find our plug-ins by the metadata of the distribution, and this
+    environment's are those of our own tree. A folder that comes first on the path hides them."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = root / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = {"console_scripts": project.get("scripts", {}), **project.get("entry-points", {})}
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for group, names in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 def _git(*arguments: str) -> str:

@@ -51,18 +51,25 @@ class System:
     run_dir: Path
     readiness_path: str | None = None
     """A path that answers 200 once the system is ready, where that is how to know."""
+    tree: Path = ROOT
+    """The working tree whose code runs."""
     roots: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
 
     def start(self) -> None:
         """Launch; ``wait_ready`` says when it answers."""
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1", **self.env}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{self.tree}:{self.tree / 'proto'}",
+            "OMP_NUM_THREADS": "1",
+            **self.env,
+        }
         for number, command in enumerate(self.commands):
             log = (self.run_dir / f"output-{number}.log").open("wb")
             self.roots.append(
                 subprocess.Popen(
                     [sys.executable, "-m", *command],
-                    cwd=ROOT,
+                    cwd=self.tree,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
