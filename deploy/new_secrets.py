@@ -21,7 +21,7 @@ def write_secrets(folder: Path, tenant: str) -> str | None:
     """Write tenants, redis-secret and redis-password (mode 0600) where they are missing.
 
     Returns: the new API key in clear, or None when tenants existed. Only its SHA-256 is written.
-    Raises: ValueError: a tenant name that serving/config.py would refuse.
+    Raises: ValueError: a tenant name that serving/config would refuse.
     """
     if not re.fullmatch(_TENANT_NAME, tenant):
         raise ValueError(f"tenant name {tenant!r} must match {_TENANT_NAME}")

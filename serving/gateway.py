@@ -32,18 +32,12 @@ _log = structlog.get_logger(__name__)
 class Gateway(GrpcMethods):
     """Ray Serve deployment class. The handles lead to the inner deployment of each model id."""
 
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        handles: dict[str, DeploymentHandle[Any]],
-        chat_handles: dict[str, DeploymentHandle[Any]],
-        video_handles: dict[str, DeploymentHandle[Any]],
-    ) -> None:
+    def __init__(self, config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
         setup(config.metrics_dir, config.settings.log_level)
         from serving.gateway_setup import build_parts
         from serving.telemetry.ingress_metrics import IngressMetrics
 
-        self._parts = build_parts(config, handles, chat_handles, video_handles)
+        self._parts = build_parts(config, handles)
         self._http = config.settings.http
         self._front: dict[str, Any] = {
             "service": self._parts.service,

@@ -12,9 +12,10 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
+from models.contract import Shape
 from models.registry import ModelSpec, get_spec
 from schedulers.token_cost import TokenCost, TokenPrices
-from serving.config import ModelSettings, ResolvedConfig, VlmSettings
+from serving.config import JobOptions, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.stream.handle_calls import HandleCalls
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.unary.dispatch import Dispatcher, PendingCall
@@ -92,18 +93,14 @@ class GatewayParts:
         await self.media.stop()
 
 
-def build_parts(
-    config: ResolvedConfig,
-    handles: dict[str, DeploymentHandle[Any]],
-    chat_handles: dict[str, DeploymentHandle[Any]],
-    video_handles: dict[str, DeploymentHandle[Any]],
-) -> GatewayParts:
+def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
     results = ResultStore(config, StoreMetrics())
     media = MediaPool(_media_limits(config), config.media_workers, account=results, observer=MediaMetrics())
     models = {
-        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id]) for model in settings.models
+        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id])
+        for model in config.models_with(UnaryOptions)
     }
     limits = ServiceLimits(
         max_images=settings.limits.max_images,
@@ -111,9 +108,9 @@ def build_parts(
         default_deadline_s=settings.gateway.default_deadline_s,
     )
     images = build_chat_images(settings.media, media, MediaMetrics())
-    chat = _chat_service(config, images, results, chat_handles)
+    chat = _chat_service(config, images, results, handles)
     classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
-    reached = Reached(_pings(handles, chat_handles, video_handles), is_deploying)
+    reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
     videos = _video_service(config, jobs, clips, results)
@@ -141,10 +138,11 @@ def build_parts(
 
 def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore) -> VideoService:
     settings = config.settings
-    if not settings.video_models:
+    models = config.models_with(JobOptions)
+    if not models:
         return NoVideo()
     return VideoJobsService(
-        {model.id: read_served(model) for model in settings.video_models},
+        {model.id: read_served(model) for model in models},
         jobs,
         clips,
         results,
@@ -153,16 +151,17 @@ def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore
     )
 
 
-def _pings(
-    handles: dict[str, DeploymentHandle[Any]],
-    chat_handles: dict[str, DeploymentHandle[Any]],
-    video_handles: dict[str, DeploymentHandle[Any]],
-) -> dict[str, Ping]:
+def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:
     """Calls that ask nothing of a model."""
-    classifiers: dict[str, Ping] = {name: partial(handle.run.remote, []) for name, handle in handles.items()}
-    chats: dict[str, Ping] = {name: partial(handle.cancel.remote, "", []) for name, handle in chat_handles.items()}
-    videos: dict[str, Ping] = {name: handle.ping.remote for name, handle in video_handles.items()}
-    return classifiers | chats | videos
+    return {model.id: _PINGS[model.shape](handles[model.id]) for model in config.models}
+
+
+_PINGS: Mapping[Shape, Callable[[DeploymentHandle[Any]], Ping]] = {
+    "unary": lambda handle: partial(handle.run.remote, []),
+    "staged": lambda handle: partial(handle.run.remote, []),
+    "stream": lambda handle: partial(handle.cancel.remote, "", []),
+    "job": lambda handle: handle.ping.remote,
+}
 
 
 def _chat_service(
@@ -170,7 +169,7 @@ def _chat_service(
 ) -> ChatService:
     gateway = config.settings.gateway
     return ChatService(
-        {model.id: _served_chat(model, handles[model.id]) for model in config.settings.chat_models},
+        {model.id: _served_chat(model, handles[model.id]) for model in config.models_with(StreamOptions)},
         images,
         ChatResults(results),
         TenantKeys(config.secret.encode()),
@@ -179,7 +178,7 @@ def _chat_service(
     )
 
 
-def _served_chat(model: VlmSettings, handle: DeploymentHandle[Any]) -> ServedChat:
+def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[Any]) -> ServedChat:
     return ServedChat(
         card=read_card(model),
         prompts=read_prompts(model),
@@ -203,7 +202,7 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
     )
 
 
-def _served(model: ModelSettings, calls_in_flight: int, handle: DeploymentHandle[Any]) -> ServedModel:
+def _served(model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any]) -> ServedModel:
     spec = get_spec(model.id)
     spec = spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
     table = load_table(spec.id, spec.checkpoint_dir)

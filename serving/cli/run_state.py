@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ FILE_NAME = "run.json"
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """One `vireo up`. ``created_s`` is the process's own start time, so that a reused pid is not mistaken for it.
-    ``chat_models`` and ``video_models`` are those of ``models`` that chat and that make clips.
+    ``tasks``: which of ``models`` can be asked for what.
     """
 
     pid: int
@@ -25,8 +26,7 @@ class RunState:
     grpc_address: str
     profile: str
     models: tuple[str, ...]
-    chat_models: tuple[str, ...] = ()
-    video_models: tuple[str, ...] = ()
+    tasks: Mapping[str, tuple[str, ...]]
     ready: bool = False
 
     @staticmethod
@@ -34,10 +34,10 @@ class RunState:
         """The state of the last start there, or None."""
         try:
             fields = json.loads((run_dir / FILE_NAME).read_text())
-        except (OSError, ValueError):
+            tasks = {task: tuple(models) for task, models in fields["tasks"].items()}
+            return RunState(**{**fields, "models": tuple(fields["models"]), "tasks": tasks})
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        lists = {name: tuple(fields.get(name, ())) for name in ("models", "chat_models", "video_models")}
-        return RunState(**{**fields, **lists})
 
     def write(self) -> None:
         """Replace the file in one step."""

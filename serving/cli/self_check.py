@@ -49,7 +49,7 @@ def check_every_surface(config: ResolvedConfig, console: Console) -> None:
         for name, check in _OPEN + (_KEYED if is_open else ()):
             _show(name, partial(check, target), console)
         check_chat(http, channel, is_open=is_open, console=console)
-        if is_open and config.settings.video_models:
+        if is_open and config.models_for("videos"):
             check_video(http, channel, console=console)
 
 

@@ -96,9 +96,11 @@ def status(
     if as_json:
         typer.echo(json.dumps(rows))
     else:
-        told = ", ".join(f"{name} {count or 'missing'}" for name, count in found.items())
+        told = {"parts": ", ".join(f"{name} {count or 'missing'}" for name, count in found.items())}
+        told["models"] = ", ".join(state.models)
+        told["tasks"] = "; ".join(f"{task}: {', '.join(served)}" for task, served in state.tasks.items())
         table = Table(show_header=False)
-        for name, value in (rows | {"parts": told}).items():
+        for name, value in (rows | told).items():
             table.add_row(name, str(value))
         _console.print(table)
     raise typer.Exit(0 if ready else 1)
@@ -115,7 +117,7 @@ def _resolve(
 
 def _run_dir(port: int | None) -> Path:
     extra = [f"http.port={port}"] if port is not None else []
-    return configuration.resolve(configuration.load(None, extra)).run_dir
+    return configuration.run_dir_of(configuration.load(None, extra))
 
 
 def _processes(pid: int) -> int:

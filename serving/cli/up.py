@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import psutil
@@ -25,7 +25,7 @@ from serving.cli import drain
 from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
-from serving.config import ResolvedConfig
+from serving.config import JobOptions, ResolvedConfig, StreamOptions, UnaryOptions
 from serving.errors import ConfigError
 from serving.operating_points import load_table
 from serving.system import ray_env
@@ -129,16 +129,12 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
-    for model in config.settings.models:
-        try:
-            spec = get_spec(model.id)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        load_table(spec.id, model.checkpoint_dir or spec.checkpoint_dir)
-    for chat_model in config.settings.chat_models:
+    for model in config.models_with(UnaryOptions):
+        load_table(model.id, model.checkpoint_dir or get_spec(model.id).checkpoint_dir)
+    for chat_model in config.models_with(StreamOptions):
         read_card(chat_model)
         read_prompts(chat_model)
-    for video_model in config.settings.video_models:
+    for video_model in config.models_with(JobOptions):
         read_served(video_model)
 
 
@@ -157,9 +153,8 @@ def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
         http_url=f"http://{host}:{http.port}",
         grpc_address=f"{host}:{http.grpc_port}",
         profile=config.settings.profile,
-        models=config.settings.model_ids,
-        chat_models=tuple(model.id for model in config.settings.chat_models),
-        video_models=tuple(model.id for model in config.settings.video_models),
+        models=tuple(model.id for model in config.models),
+        tasks={task: served for task in _TRY if (served := config.models_for(task))},
         ready=ready,
     )
 
@@ -171,7 +166,7 @@ def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
         return
     from serving.stores.redis_server import EmbeddedRedis
 
-    server = EmbeddedRedis(config.redis_socket.parent, is_persistent=bool(config.settings.video_models))
+    server = EmbeddedRedis(config.redis_socket.parent, is_persistent=bool(config.models_with(JobOptions)))
     with console.status("starting Redis"):
         server.start()
     try:
@@ -246,11 +241,9 @@ def _deploy(config: ResolvedConfig) -> None:
 
 def _cpus(config: ResolvedConfig) -> int:
     """Logical CPUs that Ray may hand out: replicas must be placed even on a machine with fewer cores."""
-    settings = config.settings
-    wanted = settings.gateway.replicas * settings.gateway.cpus
-    wanted += sum(model.replicas * model.cpus for model in settings.models)
-    wanted += sum(model.replicas * model.cpus for model in settings.chat_models)
-    wanted += sum(model.replicas * model.cpus * model.ranks for model in settings.video_models)
+    gateway = config.settings.gateway
+    wanted = gateway.replicas * gateway.cpus
+    wanted += sum(model.replicas * model.cpus * model.num_ranks for model in config.models)
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 
@@ -262,10 +255,15 @@ def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     console.print(f"  HTTP   {state.http_url}        API at /openapi.json, metrics at /metrics")
     console.print(f"  gRPC   {state.grpc_address}    vireo.v1, Open Inference Protocol v2, health, reflection")
     console.print(f"  models {', '.join(state.models)}", soft_wrap=True)
-    console.print("  try    vireo classify examples/digit-7.png")
-    if state.chat_models:
-        console.print('         vireo chat "Read the text." --image examples/word-en.png', soft_wrap=True)
-        console.print("         vireo read examples/word-zh.png")
-    if state.video_models:
-        console.print('         vireo video "a red circle moves left" -o clip.mp4', soft_wrap=True)
+    examples = [example for task in state.tasks for example in _TRY[task]]
+    for word, example in zip(("try", *[""] * len(examples)), examples, strict=False):
+        console.print(f"  {word:<6} {example}", soft_wrap=True)
     console.print("  stop   Ctrl-C or `vireo down`")
+
+
+_TRY: Mapping[str, tuple[str, ...]] = {
+    "classify": ("vireo classify examples/digit-7.png",),
+    "chat": ('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
+    "videos": ('vireo video "a red circle moves left" -o clip.mp4',),
+}
+"""What to type next, by task."""

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.config import VlmSettings
+from serving.config import StreamOptions
 from serving.replica.chat.vllm_options import VllmOptions, engine_environment
 from tests.benchmarks.common import ROOT
 from tests.benchmarks.gateway_systems import System
@@ -24,12 +24,12 @@ class ChatSetup:
 
     model_dir: Path
     max_model_len: int
-    settings: VlmSettings
+    settings: StreamOptions
 
 
 def setup_of(model_dir: Path, max_model_len: int) -> ChatSetup:
     """Both sides serve ``model_dir`` with what a user gets who changes nothing."""
-    settings = VlmSettings(id=MODEL, checkpoint_dir=model_dir, engine="vllm", max_model_len=max_model_len)
+    settings = StreamOptions(engine="vllm", max_model_len=max_model_len)
     return ChatSetup(model_dir=model_dir, max_model_len=max_model_len, settings=settings)
 
 
@@ -40,13 +40,12 @@ def make_chat_systems(setup: ChatSetup, run_dir: Path) -> list[System]:
 
 def _ours(setup: ChatSetup, run_dir: Path) -> System:
     http, grpc = free_ports(2)
-    chat = [{"id": MODEL, "checkpoint_dir": str(setup.model_dir), "engine": "vllm"}]
-    chat[0] |= {"max_model_len": setup.max_model_len}  # type: ignore[dict-item]
+    options = {"engine": "vllm", "max_model_len": setup.max_model_len}
+    models = [{"id": "dyn-perceiver-nano"}, {"id": MODEL, "checkpoint_dir": str(setup.model_dir), "options": options}]
     settings = [
         f"run_dir={run_dir}",
         "log_level=warning",
-        f"chat_models={json.dumps(chat)}",
-        "video_models=[]",
+        f"models={json.dumps(models)}",
         "gateway.default_deadline_s=300",
     ]
     command = ["serving.cli", "up", "--no-check", "--port", str(http), "--grpc-port", str(grpc)]

@@ -232,7 +232,7 @@ def flags(run_dir: Path) -> dict[str, str]:
 
 def _ours(name: str, title: str, run_dir: Path, *, cache: bool) -> System:
     http, grpc = free_ports(2)
-    others = ("log_level=warning", "chat_models=[]", "video_models=[]")
+    others = ("log_level=warning", "models=[{id: dyn-perceiver-nano}]")
     settings = [f"redis.cache={str(cache).lower()}", f"run_dir={run_dir}", *others]
     command = ["serving.cli", "up", "--port", str(http), "--grpc-port", str(grpc)]
     return System(

@@ -19,7 +19,7 @@ import pytest
 import redis
 import yaml
 
-from serving.config import LimitSettings
+from serving.config.sections import LimitSettings
 from serving.media import addresses
 from serving.system.ray_env import NO_COMPRESSION
 from tests.deploy.conftest import REPOSITORY, load_script

@@ -13,7 +13,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from models.registry import get_chat_spec
-from serving.config import ModelSettings, ResolvedConfig, Settings, VlmSettings, load, resolve
+from serving.config import ResolvedConfig, StreamOptions, load, resolve
 from serving.replica.chat.vllm_options import engine_environment
 from serving.tasks.chat.models import read_card
 from tests.deploy.conftest import REPOSITORY, load_script, mounted_secrets, secret_values
@@ -56,7 +56,7 @@ def test_ray_accepts_the_config(rayservice: Manifest) -> None:
     assert set(config["grpc_options"]) <= set(type(parsed.grpc_options).model_fields)
 
 
-def settings_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+def config_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ResolvedConfig:
     """Read the settings as a pod would: the mounted file, and the mounted Secret."""
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (config_map,) = [
@@ -70,13 +70,13 @@ def settings_of(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_
         (secrets / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("VIREO_CONFIG", str(path))
     monkeypatch.setenv("VIREO_SECRETS", str(secrets))
-    return load()
+    return resolve(load())
 
 
 def test_the_service_accepts_its_settings(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = resolve(settings_of(manifests, monkeypatch, tmp_path))
+    config = config_of(manifests, monkeypatch, tmp_path)
     assert config.settings.profile == "cluster"
     assert config.run_dir == Path("/run/vireo")
     assert re.fullmatch(r"redis://:[0-9a-zA-Z_-]{16,}@vireo-redis:6379/0", config.store_url)
@@ -87,20 +87,19 @@ def test_the_service_accepts_its_settings(
 def test_the_workers_have_what_the_settings_ask_for(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = settings_of(manifests, monkeypatch, tmp_path)
+    config = config_of(manifests, monkeypatch, tmp_path)
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
-    num_cpus, num_gpus = (sum(sizes) for sizes in zip(*replicas_of(settings), strict=True))
+    num_cpus, num_gpus = (sum(sizes) for sizes in zip(*replicas_of(config), strict=True))
     assert num_cpus <= workers["replicas"] * int(limits["cpu"])
     assert num_gpus <= workers["replicas"] * int(limits.get("nvidia.com/gpu", 0))
 
 
-def replicas_of(settings: Settings) -> list[tuple[float, float]]:
+def replicas_of(config: ResolvedConfig) -> list[tuple[float, float]]:
     """Return (CPUs, GPUs) of every replica that the settings ask for."""
-    gateway = settings.gateway
-    models: list[ModelSettings | VlmSettings] = [*settings.models, *settings.chat_models]
-    found = [(m.cpus, m.gpus) for m in models for _ in range(m.replicas)]
+    gateway = config.settings.gateway
+    found = [(m.cpus, m.gpus) for m in config.models for _ in range(m.replicas)]
     return [(gateway.cpus, 0.0)] * gateway.replicas + found
 
 
@@ -141,12 +140,12 @@ def _placements(replica: tuple[float, float], free: Nodes) -> set[Nodes]:
 def test_every_replica_finds_room_whatever_the_order(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = settings_of(manifests, monkeypatch, tmp_path)
+    config = config_of(manifests, monkeypatch, tmp_path)
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     node = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
-    assert finds_room_in_any_order(replicas_of(settings), (node,) * workers["replicas"])
+    assert finds_room_in_any_order(replicas_of(config), (node,) * workers["replicas"])
 
 
 def test_replicas_that_can_get_stuck_are_found() -> None:
@@ -158,7 +157,7 @@ def test_two_engines_of_vllm_never_share_a_gpu(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each starts only where most of the GPU's memory is free, and would find that the other one has it."""
-    for model in settings_of(manifests, monkeypatch, tmp_path).chat_models:
+    for model in config_of(manifests, monkeypatch, tmp_path).models_with(StreamOptions):
         assert model.gpus == 0 or model.gpus > 0.5
 
 
@@ -170,12 +169,12 @@ def test_the_memory_of_a_worker_holds_what_may_be_placed_on_it(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """At the worst: the largest replicas that fit there together, their caches full, and Ray's object store."""
-    settings = settings_of(manifests, monkeypatch, tmp_path)
+    config = config_of(manifests, monkeypatch, tmp_path)
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     ray = (1 << 30) + int(workers["rayStartParams"]["object-store-memory"])
-    sized = list(zip(replicas_of(settings), _resident_bytes(settings), strict=True))
+    sized = list(zip(replicas_of(config), _resident_bytes(config), strict=True))
     together = max(
         sum(size for _, size in chosen)
         for number in range(len(sized) + 1)
@@ -186,16 +185,17 @@ def test_the_memory_of_a_worker_holds_what_may_be_placed_on_it(
     assert together + ray <= _bytes(limits["memory"])
 
 
-def _resident_bytes(settings: Settings) -> list[int]:
+def _resident_bytes(config: ResolvedConfig) -> list[int]:
     """Host memory of every replica, in the order of ``replicas_of``. On a GPU the KV cache lies in the GPU's memory."""
-    gateway, mib = settings.gateway, 1 << 20
+    gateway, media, mib = config.settings.gateway, config.settings.media, 1 << 20
     assert isinstance(gateway.media_workers, int)
-    door = BASE_BYTES["gateway"] + gateway.media_workers * BASE_BYTES["decode worker"] + settings.media.cache_bytes
+    door = BASE_BYTES["gateway"] + gateway.media_workers * BASE_BYTES["decode worker"] + media.cache_bytes
     sizes = [door] * gateway.replicas
-    sizes += [BASE_BYTES["classifier"] for m in settings.models for _ in range(m.replicas)]
-    caches = [m.image_cache_mb + (0 if m.gpus else m.kv_cache_mb) for m in settings.chat_models]
-    for model, cache in zip(settings.chat_models, caches, strict=True):
-        sizes += [BASE_BYTES["chat"] + cache * mib] * model.replicas
+    for model in config.models:
+        size = BASE_BYTES["classifier"]
+        if isinstance(options := model.options, StreamOptions):
+            size = BASE_BYTES["chat"] + (options.image_cache_mb + (0 if model.gpus else options.kv_cache_mb)) * mib
+        sizes += [size] * model.replicas
     return sizes
 
 
@@ -214,7 +214,7 @@ def test_ray_and_nothing_else_fills_dev_shm(rayservice: Manifest) -> None:
 def test_what_an_engine_writes_while_running_lies_on_a_volume(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = resolve(settings_of(manifests, monkeypatch, tmp_path))
+    config = config_of(manifests, monkeypatch, tmp_path)
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     container = workers["template"]["spec"]["containers"][0]
@@ -236,7 +236,7 @@ def test_what_an_engine_writes_while_running_lies_on_a_volume(
 def test_what_is_served_chats_with_weights_that_are_there(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    models = settings_of(manifests, monkeypatch, tmp_path).chat_models
+    models = config_of(manifests, monkeypatch, tmp_path).models_with(StreamOptions)
     assert models
     for model in models:
         spec = get_chat_spec(model.id)
@@ -251,7 +251,7 @@ def test_what_is_served_chats_with_weights_that_are_there(
 def test_a_stream_that_has_begun_may_end_before_its_pod_or_cluster_goes(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = settings_of(manifests, monkeypatch, tmp_path)
+    settings = config_of(manifests, monkeypatch, tmp_path).settings
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     spec = workers["template"]["spec"]
@@ -287,10 +287,10 @@ def test_the_import_path_resolves(rayservice: Manifest) -> None:
 def test_the_application_is_built_from_what_the_pods_mount(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = settings_of(manifests, monkeypatch, tmp_path)
+    expected = config_of(manifests, monkeypatch, tmp_path)
     (service,) = [m for m in manifests if m["kind"] == "RayService"]
     app = importlib.import_module("serving.app")
     built: list[ResolvedConfig] = []
     monkeypatch.setattr(app, "build_graph", built.append)
     app.build_app(serve_config(service)["applications"][0]["args"])
-    assert [config.settings for config in built] == [resolve(settings).settings]
+    assert [config.settings for config in built] == [expected.settings]

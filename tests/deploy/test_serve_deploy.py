@@ -51,8 +51,7 @@ def localised(serve_config: Manifest, folder: Path) -> Manifest:
         "run_dir": str(folder / "run"),
         "http": {"host": "127.0.0.1", "port": http_port, "grpc_port": grpc_port},
         "gateway": {"cpus": 0.5, "media_workers": 1},
-        "models": [{"id": MODEL, "cpus": 0.5}],
-        "video_models": [],
+        "models": [{"id": MODEL, "cpus": 0.5}, {"id": "texthawk2-nano"}],
     }
     return serve_config
 

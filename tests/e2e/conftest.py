@@ -72,7 +72,7 @@ def strict() -> Iterator[System]:
         "gateway.max_in_flight=4",
         "limits.max_body_bytes=1048576",
         "limits.body_timeout_s=1",
-        f"models=[{{id: {MODEL}, max_queue: 8}}]",
+        models=[{"id": MODEL, "options": {"max_queue": 8}}],
         tenants=tenants,
     ) as running:
         yield running

@@ -22,7 +22,7 @@ GRPC = [UNARY[name] for name in ("grpc_vireo", "grpc_oip")]
 @pytest.fixture(scope="module")
 def doubled() -> Iterator[System]:
     """Two of everything."""
-    with running_system("gateway.replicas=2", f"models=[{{id: {MODEL}, replicas: 2}}]") as running:
+    with running_system("gateway.replicas=2", models=[{"id": MODEL, "replicas": 2}]) as running:
         yield running
 
 

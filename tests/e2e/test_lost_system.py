@@ -102,8 +102,8 @@ def test_everything_still_answers_afterwards(own_door: Door, digits: list[Pictur
 def fragile(tmp_path: Path) -> Iterator[tuple[System, Path]]:
     """A classifier whose weights can be taken away, and a chat model beside it."""
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
-    settings = (f"models=[{{id: {MODEL}, checkpoint_dir: {folder}}}]", f"chat_models=[{{id: {CHAT}, engine: fake}}]")
-    with running_system(*settings) as running:
+    models = ({"id": MODEL, "checkpoint_dir": str(folder)}, {"id": CHAT, "options": {"engine": "fake"}})
+    with running_system(models=models) as running:
         yield running, folder / "model.safetensors"
 
 

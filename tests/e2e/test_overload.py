@@ -13,7 +13,7 @@ import grpc
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.config import GatewaySettings
+from serving.config.sections import GatewaySettings
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.clients import Ask, vireo_message

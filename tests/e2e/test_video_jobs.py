@@ -29,11 +29,10 @@ OVER = ("completed", "failed")
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    model = {
-        "id": MODEL, "engine": "fake", "max_jobs": 2, "max_batch": 1, "lease_s": 1.5, "checkpoint_every": 5,
-        "max_attempts": 5,
+    options = {
+        "engine": "fake", "max_jobs": 2, "max_batch": 1, "lease_s": 1.5, "checkpoint_every": 5, "max_attempts": 5,
     }  # fmt: skip
-    with running_system(f"video_models={json.dumps([model])}", "gateway.replicas=2") as running:
+    with running_system("gateway.replicas=2", models=[{"id": MODEL, "options": options}]) as running:
         yield running
 
 

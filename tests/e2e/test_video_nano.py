@@ -36,7 +36,7 @@ ENOUGH = 3
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    with running_system('video_models=[{"id": "vdit-nano"}]') as running:
+    with running_system(models=[{"id": "vdit-nano"}]) as running:
         yield running
 
 

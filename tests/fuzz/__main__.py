@@ -22,10 +22,11 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from serving.config import DEFAULT_MODELS
 from tests.fuzz import images, protobufs
 from tests.support.system import ROOT, System, running_system, wait_until
 
-_SERVED = ('chat_models=[{"id": "texthawk2-nano"}]', 'video_models=[{"id": "vdit-nano"}]')
+_SERVED = tuple({"id": name} for name in DEFAULT_MODELS)
 _MAX_GROWTH_MIB = 1024
 """Caches fill meanwhile, and allocators keep what they had: beyond this, something is held that should not be."""
 _SHARES = {"images": 0.15, "api": 0.5, "protobufs": 0.35}
@@ -42,7 +43,7 @@ def main() -> int:
     if "images" in seconds:
         faults += _images(args.seed, seconds["images"], args.out, console)
     if seconds.keys() - {"images"}:
-        with running_system(*_SERVED, start_timeout_s=300.0) as system:
+        with running_system(models=_SERVED, start_timeout_s=300.0) as system:
             faults += _system(system, args.seed, seconds, args.out, console)
     for fault in faults:
         console.print(f"fault: {fault}", style="bold red", soft_wrap=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import psutil
 
 from models.families.texthawk2.prompt import PromptBuilder
 from tests.support.chat_engines import engine_processes
-from tests.support.system import Metrics, System, running_system, wait_until
+from tests.support.system import MODEL, Metrics, System, running_system, wait_until
 
 CHAT_MODEL = "texthawk2-nano"
 ALPHA, BETA = "alpha-key-c77d0b14", "beta-key-2e90a1ff"
@@ -31,10 +30,8 @@ _START_S = 300.0
 """vLLM takes half a minute on two free cores, and looks at a model for longer where others want them, too."""
 
 
-def _settings(checkpoint: Path) -> list[str]:
-    model = {
-        "id": CHAT_MODEL,
-        "checkpoint_dir": str(checkpoint),
+def _models(checkpoint: Path) -> list[dict[str, Any]]:
+    options = {
         "engine": "vllm",
         "max_model_len": MAX_MODEL_LEN,
         "max_output_tokens": MAX_OUTPUT_TOKENS,
@@ -45,7 +42,7 @@ def _settings(checkpoint: Path) -> list[str]:
         "kv_cache_mb": 32,
         "image_cache_mb": 64,
     }
-    return [f"chat_models={json.dumps([model])}", f"gateway.default_deadline_s={_DEADLINE_S}"]
+    return [{"id": MODEL}, {"id": CHAT_MODEL, "checkpoint_dir": str(checkpoint), "options": options}]
 
 
 def _tenant(name: str, key: str, **more: Any) -> dict[str, Any]:
@@ -137,5 +134,11 @@ def running_chat_system(checkpoint: Path, *settings: str) -> Iterator[ChatSystem
         _tenant("alpha", ALPHA, allow_logprobs=True),
         _tenant("beta", BETA),
     ]
-    with running_system(*_settings(checkpoint), *settings, tenants=tenants, start_timeout_s=_START_S) as system:
+    with running_system(
+        f"gateway.default_deadline_s={_DEADLINE_S}",
+        *settings,
+        models=_models(checkpoint),
+        tenants=tenants,
+        start_timeout_s=_START_S,
+    ) as system:
         yield ChatSystem(system, checkpoint)

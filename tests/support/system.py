@@ -201,6 +201,7 @@ def short_folder() -> Iterator[Path]:
 @contextmanager
 def running_system(
     *settings: str,
+    models: Sequence[Mapping[str, Any]] = ({"id": MODEL},),
     tenants: Sequence[Mapping[str, Any]] = (),
     start_timeout_s: float = START_TIMEOUT_S,
     root: Path = ROOT,
@@ -208,12 +209,12 @@ def running_system(
     """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`;
     ``root`` is the working tree whose code runs.
 
-    It neither chats nor makes clips, unless a setting says so: that takes its start from seconds to half a minute.
+    Without ``models`` it neither chats nor makes clips: that takes its start from seconds to half a minute.
 
     Raises: AssertionError: it did not start, or something of it is left after its end.
     """
     mark = secrets.token_hex(8)
-    settings = ("chat_models=[]", "video_models=[]", *settings)
+    settings = (f"models={json.dumps(list(models))}", *settings)
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
         environment = cli_environment(base_dir, mark, root)

@@ -81,9 +81,10 @@ def test_import_linter_knows_every_package() -> None:
 
 @pytest.mark.parametrize("package", ["serving", "models", "schedulers", "loadtest"])
 def test_environment_is_read_in_few_places(package: str) -> None:
-    """Settings come from ``serving/config.py``; the others pass on, or hear from, tools that only speak environment."""
+    """Settings come from ``serving/config``; the others pass on, or hear from, tools that only speak environment."""
     allowed = {
-        "serving.config",
+        "serving.config.load",
+        "serving.config.resolved",
         "serving.telemetry.metrics",  # prometheus-client's folder
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from ray import serve
 
-from serving.config import VlmSettings
+from serving.config import ResolvedConfig, ResolvedModel, StreamOptions
 from serving.delivery.stream.wire import ChoiceStart, Frame
 from serving.pauses import freeze_start_up
 from serving.replica.chat.base import ChatEngine
@@ -33,8 +32,8 @@ class Vlm:
     """Ray Serve deployment class. One process (and, with vLLM, its engine process), one model."""
 
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
-    async def __init__(self, model: VlmSettings, log_level: str, metrics_dir: Path) -> None:  # type: ignore[misc]
-        setup(metrics_dir, log_level)
+    async def __init__(self, model: ResolvedModel[StreamOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
+        setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.chat.setup import build_engine
         from serving.telemetry.chat_metrics import EngineMetrics, HubMetrics
 
@@ -45,16 +44,16 @@ class Vlm:
             self._engine,
             serve.get_replica_context().replica_id.unique_id,
             HubMetrics(model.id),
-            max_running=model.max_num_seqs,
-            max_waiting=model.max_queue,
-            interval_s=model.stream_interval_ms / 1e3,
+            max_running=model.options.max_num_seqs,
+            max_waiting=model.options.max_queue,
+            interval_s=model.options.stream_interval_ms / 1e3,
         )
         self._held = HeldImages()
         self._num_reports = 0
         self._reporter = asyncio.get_running_loop().create_task(self._report(EngineMetrics(model.id)))
         freeze_start_up()
         seconds = round(time.monotonic() - started_s, 2)
-        _log.info("chat replica ready", model=model.id, engine=model.engine, seconds=seconds)
+        _log.info("chat replica ready", model=model.id, engine=model.options.engine, seconds=seconds)
 
     async def open(
         self,

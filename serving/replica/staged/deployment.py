@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from schedulers.types import Priority
-from serving.config import ModelSettings
+from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.errors import ServingError
 from serving.pauses import freeze_start_up
@@ -29,8 +28,8 @@ _STUCK_S = 30.0
 class Classifier:
     """Ray Serve deployment class. One process, one model, one engine thread."""
 
-    def __init__(self, model: ModelSettings, log_level: str, metrics_dir: Path) -> None:
-        setup(metrics_dir, log_level)
+    def __init__(self, model: ResolvedModel[UnaryOptions], config: ResolvedConfig) -> None:
+        setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.staged.setup import build_driver
 
         started_s = time.monotonic()

@@ -10,37 +10,38 @@ from models.families.dyn_perceiver.staged import StagedDynPerceiver
 from models.registry import ModelSpec, get_spec
 from schedulers.cost import TableCostModel
 from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from serving.config import ModelSettings, threads_for
+from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import load_table
 from serving.replica.driver import Driver
 from serving.replica.staged.early_exit_engine import EarlyExitEngine
 from serving.telemetry.driver_metrics import DriverMetrics
 
 
-def spec_of(model: ModelSettings) -> ModelSpec:
+def spec_of(model: ResolvedModel[UnaryOptions]) -> ModelSpec:
     """Registry entry of a served model, with its checkpoint folder."""
     spec = get_spec(model.id)
     return spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
 
 
-def build_driver(model: ModelSettings) -> Driver:
+def build_driver(model: ResolvedModel[UnaryOptions]) -> Driver:
     """Load the model, warm it up, and put scheduler and engine around it."""
-    torch.set_num_threads(threads_for(model))
+    torch.set_num_threads(model.threads)
     torch.set_grad_enabled(False)
     spec = spec_of(model)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device
-    staged = StagedDynPerceiver(load_model(spec, device=device), spec)
-    bytes_per_sample = warm_up(staged, spec, model.max_batch)
+    staged = StagedDynPerceiver(load_model(spec, device=model.device), spec)
+    bytes_per_sample = warm_up(staged, spec, model.options.max_batch)
     table = load_table(spec.id, spec.checkpoint_dir)
     cost = TableCostModel(table.batch_sizes, table.stage_seconds)
-    scheduler = EarlyExitScheduler(cost, EarlyExitConfig(max_batch=model.max_batch, max_waiting=model.max_queue))
+    scheduler = EarlyExitScheduler(
+        cost, EarlyExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue)
+    )
 
     def predict(stage: int, num_stages: int, size: int) -> float:
         return sum(cost.batch_s(stage + step, size) for step in range(num_stages))
 
     return Driver(
         scheduler=scheduler,
-        engine=EarlyExitEngine(staged, bytes_per_sample=bytes_per_sample, max_bytes=model.max_held_bytes),
+        engine=EarlyExitEngine(staged, bytes_per_sample=bytes_per_sample, max_bytes=model.options.max_held_bytes),
         predict=predict,
         observer=DriverMetrics(spec.id),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from ray import serve
 
-from serving.config import ResolvedConfig, VideoModelSettings
+from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.errors import StoreUnavailable
 from serving.pauses import freeze_start_up
 from serving.telemetry import setup
@@ -28,7 +28,7 @@ class VideoGenerator:
     """Ray Serve deployment class. One replica, one engine; its jobs are in Redis, so it may die at any time."""
 
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
-    async def __init__(self, model: VideoModelSettings, config: ResolvedConfig) -> None:  # type: ignore[misc]
+    async def __init__(self, model: ResolvedModel[JobOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
         setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.video.setup import build_parts
 

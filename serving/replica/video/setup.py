@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from models.families.vdit.spec import VideoModelSpec
 from schedulers.video import VideoPolicyConfig, VideoScheduler
-from serving.config import ResolvedConfig, VideoModelSettings, threads_for
+from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.replica.video.base import VideoEngine
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
@@ -51,7 +51,7 @@ class VideoParts:
         await self.engine.stop()
 
 
-def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) -> VideoParts:
+def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str) -> VideoParts:
     """Put one replica together. ``name`` is the worker's in leases.
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
@@ -60,7 +60,9 @@ def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) ->
     engine = build_engine(model, spec)
     index, store = build_index(config), ArtefactStore(config.artefact_url)
     metrics, quotas = VideoMetrics(model.id, model.watts), ResultStore(config)
-    policy = VideoPolicyConfig(max_batch=model.max_batch, max_jobs=model.max_jobs, max_held_bytes=model.max_held_bytes)
+    policy = VideoPolicyConfig(
+        max_batch=model.options.max_batch, max_jobs=model.options.max_jobs, max_held_bytes=model.options.max_held_bytes
+    )
     worker = VideoWorker(
         model=model.id,
         name=name,
@@ -70,11 +72,11 @@ def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) ->
         checkpoints=Checkpoints(store, config.secret.encode()),
         delivery=Delivery(store),
         config=WorkerConfig(
-            lease_s=model.lease_s,
-            checkpoint_every=model.checkpoint_every,
-            checkpoint_share=model.checkpoint_share,
+            lease_s=model.options.lease_s,
+            checkpoint_every=model.options.checkpoint_every,
+            checkpoint_share=model.options.checkpoint_share,
             store_patience_s=config.settings.jobs.store_patience_s,
-            max_attempts=model.max_attempts,
+            max_attempts=model.options.max_attempts,
             ttl_s=config.settings.jobs.ttl_s,
             watts=model.watts,
         ),
@@ -84,33 +86,35 @@ def build_parts(model: VideoModelSettings, config: ResolvedConfig, name: str) ->
     return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics, quotas=quotas)
 
 
-def build_engine(model: VideoModelSettings, spec: VideoModelSpec) -> VideoEngine:
+def build_engine(model: ResolvedModel[JobOptions], spec: VideoModelSpec) -> VideoEngine:
     """The engine of the settings, not started: fake, in this process, or spread over ranks.
 
     Raises: ConfigError: no weights.
     """
-    if model.engine == "fake":
+    if model.options.engine == "fake":
         from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 
         all_limits = VideoLimits.of_model(spec)
-        return FakeVideoEngine(FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.stuck_after_s))
+        return FakeVideoEngine(
+            FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.options.stuck_after_s)
+        )
     checkpoint_of(spec)
     import torch
 
     from serving.replica.video.checkpoint import load_model
     from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 
-    torch.set_num_threads(threads_for(model))
+    torch.set_num_threads(model.threads)
     options = TorchVideoOptions(
-        limits=VideoLimits.of_checkpoint(spec), device=model.device, stuck_after_s=model.stuck_after_s
+        limits=VideoLimits.of_checkpoint(spec), device=model.device, stuck_after_s=model.options.stuck_after_s
     )
-    load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.dtype))
-    if model.ranks == 1:
+    load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.options.dtype))
+    if model.options.ranks == 1:
         return TorchVideoEngine(options, load)
     return _ranked(model, options, load)
 
 
-def _ranked(model: VideoModelSettings, options: TorchVideoOptions, load: Load) -> VideoEngine:
+def _ranked(model: ResolvedModel[JobOptions], options: TorchVideoOptions, load: Load) -> VideoEngine:
     """This process is the first rank; the others are actors in the replica's placement group (``serving.app``)."""
     from ray.util import get_current_placement_group
 
@@ -122,12 +126,12 @@ def _ranked(model: VideoModelSettings, options: TorchVideoOptions, load: Load) -
     recipe = RankRecipe(
         options=options,
         load=load,
-        degrees=ParallelDegrees(ulysses=model.ranks),
-        min_tokens_per_rank=model.min_tokens_per_rank,
-        num_threads=threads_for(model),
+        degrees=ParallelDegrees(ulysses=model.options.ranks),
+        min_tokens_per_rank=model.options.min_tokens_per_rank,
+        num_threads=model.threads,
     )
     actors = RankActors(
-        num_ranks=model.ranks,
+        num_ranks=model.options.ranks,
         cpus=model.cpus,
         gpus=model.gpus,
         backend="nccl" if model.gpus else "gloo",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.families.vdit.spec import VideoModelSpec, get_video_spec
 from schedulers.video_points import ClipCost, VideoPoint
-from serving.config import VideoModelSettings
+from serving.config import JobOptions, ResolvedModel
 from serving.errors import ConfigError
 from serving.replica.video.limits import VideoLimits
 from serving.service import VideoModelCard
@@ -26,7 +26,7 @@ _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
 
 
-def spec_of(model: VideoModelSettings) -> VideoModelSpec:
+def spec_of(model: ResolvedModel[JobOptions]) -> VideoModelSpec:
     """Registry entry of a served video model, with its checkpoint folder.
 
     Raises: ConfigError: unknown id.
@@ -46,8 +46,8 @@ def checkpoint_of(spec: VideoModelSpec) -> Path:
     folder = spec.checkpoint_dir
     if folder is None or not (folder / "vae").is_dir():
         raise ConfigError(
-            f"video model {spec.id} has no weights here: set video_models[].checkpoint_dir to a folder with "
-            "transformer (or teacher), vae and text_encoder, or serve without it (--set video_models=[])"
+            f"video model {spec.id} has no weights here: set its checkpoint_dir to a folder with transformer "
+            f"(or teacher), vae and text_encoder (--model {spec.id}=FOLDER), or leave it out of models"
         )
     return folder
 
@@ -69,13 +69,13 @@ def _card(spec: VideoModelSpec, points: VideoPoints, created_s: int) -> VideoMod
     )
 
 
-def read_served(model: VideoModelSettings) -> ServedVideo:
+def read_served(model: ResolvedModel[JobOptions]) -> ServedVideo:
     """Everything that a gateway needs of one model.
 
     Raises: ConfigError: unknown id, no weights, or operating points of other weights.
     """
     spec = spec_of(model)
-    if model.engine == "fake":
+    if model.options.engine == "fake":
         limits, created_s = VideoLimits.of_model(spec), 0
         table = _assumed_table(spec, model, limits, _NO_WEIGHTS)
     else:
@@ -99,7 +99,7 @@ def _created_s(folder: Path) -> int:
 
 
 def _assumed_table(
-    spec: VideoModelSpec, model: VideoModelSettings, limits: VideoLimits, weights_sha256: str
+    spec: VideoModelSpec, model: ResolvedModel[JobOptions], limits: VideoLimits, weights_sha256: str
 ) -> VideoPointTable:
     """Points of a checkpoint that nobody has measured: each sampler as published, at a cost reckoned from its size.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import psutil
 
-from tests.support.system import System, running_system
+from tests.support.system import MODEL, System, running_system
 
 Figures: TypeAlias = Mapping[str, float | int | str | None]
 """Column to figure; None where this side has none."""
@@ -25,9 +26,27 @@ class Start:
 
     root: Path
 
-    def __call__(self, *settings: str, tenants: Sequence[Mapping[str, Any]] = ()) -> AbstractContextManager[System]:
-        """Give one over when it is ready, take it down afterwards; see ``running_system``."""
-        return running_system(*settings, tenants=tenants, root=self.root)
+    def __call__(
+        self, *settings: str, tenants: Sequence[Mapping[str, Any]] = (), models: Sequence[Mapping[str, Any]] = ()
+    ) -> AbstractContextManager[System]:
+        """Give one over when it is ready, take it down afterwards; see ``running_system``. ``models`` are served beside
+        the classifier."""
+        served = ({"id": MODEL}, *models)
+        if (self.root / "serving" / "config.py").is_file():
+            return running_system(*settings, *_in_three_lists(models), tenants=tenants, root=self.root)
+        return running_system(*settings, models=served, tenants=tenants, root=self.root)
+
+
+def _in_three_lists(models: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The settings of models as commits before ``models`` became one list take them."""
+    flat = [{**model, **model.get("options", {})} for model in models]
+    for model in flat:
+        model.pop("options", None)
+    lists = {"chat_models": "texthawk2", "video_models": "vdit"}
+    return tuple(
+        f"{name}={json.dumps([model for model in flat if model['id'].startswith(family)])}"
+        for name, family in lists.items()
+    )
 
 
 class Scenario(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from itertools import count
 from typing import Any
@@ -26,10 +25,13 @@ _WORDS = count()
 
 def measure(start: Start) -> Figures:
     """Send each schema once."""
-    model = {"id": MODEL, "engine": "vllm", "max_num_seqs": 8, "kv_cache_mb": 32, "image_cache_mb": 64}
-    settings = (f"chat_models={json.dumps([model])}", "gateway.default_deadline_s=150")
+    options = {"engine": "vllm", "max_num_seqs": 8, "kv_cache_mb": 32, "image_cache_mb": 64}
+    models = [{"id": MODEL, "options": options}]
     figures: dict[str, float | int | str | None] = {}
-    with start(*settings) as system, httpx.Client(base_url=system.http_url, timeout=150.0) as client:
+    with (
+        start("gateway.default_deadline_s=150", models=models) as system,
+        httpx.Client(base_url=system.http_url, timeout=150.0) as client,
+    ):
         _ask(client).raise_for_status()
         _ask(client, {"type": "object"}).raise_for_status()
         for name, schema in SCHEMAS.items():

@@ -29,7 +29,7 @@ def measure(start: Start) -> Figures:
     """Settings as shipped, but for the store."""
     with (
         _small_store() as store,
-        start(f'video_models=[{{"id": "{_MODEL}"}}]', f"jobs.store={store}") as system,
+        start(f"jobs.store={store}", models=[{"id": _MODEL}]) as system,
         httpx.Client(base_url=system.http_url) as http,
     ):
         body = {

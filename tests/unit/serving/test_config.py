@@ -14,20 +14,26 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from serving.config import (
+    DEFAULT_MODELS,
     PROFILES,
+    JobOptions,
     ModelSettings,
     ResolvedConfig,
     Settings,
+    StreamOptions,
     TenantSettings,
+    UnaryOptions,
     from_mapping,
     load,
     mask_url,
     resolve,
-    threads_for,
+    resolve_model,
+    run_dir_of,
 )
 from serving.errors import ConfigError
 
 DIGEST = "ab" * 32
+NANO, CHAT, VIDEO = DEFAULT_MODELS
 TENANTS = [{"name": "team-a", "api_key_sha256": [DIGEST]}]
 CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 32}}
 
@@ -119,6 +125,7 @@ def test_value_of_a_wrong_type_or_range_is_refused_by_name(section: str, key: st
         {"models": [{"id": "m"}, {"id": "m"}]},
         {"models": [{"id": "m", "threads": 0}]},
         {"models": [{"id": "m", "device": "tpu"}]},
+        {"models": [{"id": "m", "options": [1]}]},
         {"models": {"id": "m"}},
         {"tenants": [{"name": "Team A"}]},
         {"tenants": [{"name": "t"}, {"name": "t"}]},
@@ -184,7 +191,7 @@ def test_profile_fills_what_the_user_did_not_write(profile: Any) -> None:
     assert settings.profile == profile
     assert settings.http.port == 8123
     for section, values in PROFILES[profile].items():
-        if section in ("models", "chat_models", "video_models", "drain_s"):
+        if section in ("models", "drain_s"):
             continue
         for key, value in values.items():
             assert getattr(getattr(settings, section), key) == value
@@ -290,7 +297,7 @@ def test_override_takes_lists_and_flags_as_yaml() -> None:
 
 def test_settings_and_profiles_cannot_change_and_do_not() -> None:
     before = json.dumps(PROFILES)
-    written = {"profile": "gpu", "gateway": {"replicas": 3}, "models": [{"id": "m"}]}
+    written = {"profile": "gpu", "gateway": {"replicas": 3}, "models": [{"id": NANO}]}
     copy = json.loads(json.dumps(written))
     settings = from_mapping(written)
     dump = settings.model_dump()
@@ -315,7 +322,7 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
-@pytest.mark.parametrize("written", [{}, {"profile": "gpu"}, CLUSTER, {"models": [{"id": "m", "gpus": 1.0}]}])
+@pytest.mark.parametrize("written", [{}, {"profile": "gpu"}, CLUSTER, {"models": [{"id": NANO, "gpus": 1.0}]}])
 def test_auto_does_not_survive(written: dict[str, Any]) -> None:
     config = resolve(from_mapping(written))
     assert "auto" not in leaves(config.settings.model_dump(mode="json"))
@@ -326,19 +333,19 @@ def test_auto_does_not_survive(written: dict[str, Any]) -> None:
 
 
 def test_resolving_a_resolved_configuration_changes_nothing() -> None:
-    config = resolve(from_mapping({"models": [{"id": "m", "cpus": 2.4}]}))
+    config = resolve(from_mapping({"models": [{"id": NANO, "cpus": 2.4}, {"id": CHAT}, {"id": VIDEO}]}))
     assert resolve(config.settings) == config
 
 
 def test_device_follows_the_gpus_that_are_reserved() -> None:
-    models = [{"id": "a"}, {"id": "b", "gpus": 0.5}, {"id": "c", "gpus": 1, "device": "cpu"}]
+    models = [{"id": NANO}, {"id": CHAT, "gpus": 0.5}, {"id": VIDEO, "gpus": 1, "device": "cpu"}]
     config = resolve(from_mapping({"models": models}))
-    assert [model.device for model in config.settings.models] == ["cpu", "cuda", "cpu"]
+    assert [model.device for model in config.models] == ["cpu", "cuda", "cpu"]
 
 
 @pytest.mark.parametrize(("cpus", "threads", "expected"), [(0.25, "auto", 1), (3.0, "auto", 3), (1.0, 6, 6)])
 def test_threads_are_the_share_of_the_machine(cpus: float, threads: Any, expected: int) -> None:
-    assert threads_for(ModelSettings(id="m", cpus=cpus, threads=threads)) == expected
+    assert resolve_model(ModelSettings(id=NANO, cpus=cpus, threads=threads)).threads == expected
 
 
 def test_secret_is_made_anew_each_time_and_kept_when_given() -> None:
@@ -462,6 +469,9 @@ def test_description_is_complete_and_plain_enough_for_a_log() -> None:
         Settings,
         TenantSettings,
         ModelSettings,
+        UnaryOptions,
+        StreamOptions,
+        JobOptions,
         *(type(v) for v in vars(Settings()).values() if isinstance(v, BaseModel)),
     ],
 )
@@ -471,20 +481,60 @@ def test_every_field_says_what_it_is(section: type[Any]) -> None:
         assert is_section or field.description, f"{section.__name__}.{name} has no description"
 
 
-# -- chat ------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_chat_engine_and_device_are_decided() -> None:
-    settings = from_mapping({"chat_models": [{"id": "c"}, {"id": "d", "engine": "fake", "gpus": 1.0}]})
-    first, second = resolve(settings).settings.chat_models
-    assert (first.engine in ("vllm", "torch"), first.device, first.threads) == (True, "cpu", 1)
-    assert (second.engine, second.device) == ("fake", "cuda")
+def test_engine_of_a_chat_model_is_decided() -> None:
+    models = [{"id": CHAT}, {"id": "texthawk2-7b", "options": {"engine": "fake"}, "gpus": 1.0}]
+    first, second = resolve(from_mapping({"models": models})).models_with(StreamOptions)
+    assert (first.options.engine in ("vllm", "torch"), first.device, first.threads) == (True, "cpu", 1)
+    assert (second.options.engine, second.device) == ("fake", "cuda")
 
 
-def test_chat_can_be_switched_off_and_its_names_differ() -> None:
-    assert load(overrides=["chat_models=[]"]).chat_models == ()
-    with pytest.raises(ConfigError, match="chat model ids repeat: c"):
-        from_mapping({"chat_models": [{"id": "c"}, {"id": "c"}]})
+@pytest.mark.parametrize("served", [[NANO], [CHAT], [VIDEO], [VIDEO, NANO], [CHAT, "texthawk2-7b"]])
+def test_any_models_but_none_may_be_served(served: list[str]) -> None:
+    config = resolve(from_mapping({"models": [{"id": name} for name in served]}))
+    assert [model.id for model in config.models] == served
+    kinds = [config.models_with(kind) for kind in (UnaryOptions, StreamOptions, JobOptions)]
+    assert sorted(model.id for models in kinds for model in models) == sorted(served)
+
+
+def test_options_are_those_of_the_kind_of_delivery() -> None:
+    config = resolve(load(overrides=[f"models=[{{id: {NANO}, options: {{max_queue: 8}}}}, {{id: {VIDEO}}}]"]))
+    (classifier,), (video,) = config.models_with(UnaryOptions), config.models_with(JobOptions)
+    assert classifier.options == UnaryOptions(max_queue=8)
+    assert video.options == JobOptions()
+    assert (video.family, video.num_ranks) == ("vdit", 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"id": "no-such-model"}, r"unknown model 'no-such-model'; known models: .*dyn-perceiver-nano"),
+        (
+            {"id": NANO, "options": {"max_qeue": 8}},
+            r"models\.0\.options\.max_qeue: .*its options are: max_batch, max_queue",
+        ),
+        ({"id": NANO, "options": {"kv_cache_mb": 8}}, r"models\.0\.options\.kv_cache_mb: .* no such option"),
+        ({"id": CHAT, "options": {"max_num_seqs": "8"}}, r"models\.0\.options\.max_num_seqs: "),
+        ({"id": VIDEO, "options": {"ranks": 0}}, r"models\.0\.options\.ranks: "),
+    ],
+)
+def test_model_that_cannot_be_served_so_is_refused_with_what_can(model: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        resolve(from_mapping({"models": [model]}))
+
+
+def test_run_folder_is_known_without_knowing_the_models() -> None:
+    written = {"models": [{"id": "no-such-model"}], "run_dir": "/run/v"}
+    assert run_dir_of(from_mapping(written)) == Path("/run/v")
+
+
+def test_cluster_that_makes_clips_needs_a_store_for_them() -> None:
+    written = {**CLUSTER, "models": [{"id": VIDEO}]}
+    with pytest.raises(ConfigError, match=r"jobs\.store"):
+        resolve(from_mapping(written))
+    resolve(from_mapping({**written, "jobs": {"store": "s3://bucket"}}))
 
 
 # -- the secret ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import LimitSettings, MediaSettings
+from serving.config.sections import LimitSettings, MediaSettings
 from serving.errors import ImageFetchFailed, ImageUrlRefused
 from serving.telemetry import metrics
 

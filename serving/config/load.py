@@ -1,0 +1,119 @@
+"""Reading: who overrides whom, and that what is wrong is refused by its name.
+
+profile defaults  <-  YAML file (--config or VIREO_CONFIG)  <-  files below VIREO_SECRETS, named section.field
+                  <-  VIREO_SET / --set section.field=value  <-  the command's own options
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serving.config.profiles import PROFILES
+from serving.config.sections import Settings
+from serving.errors import ConfigError
+
+
+def load(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    profile: str | None = None,
+    args: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read the settings. VIREO_SECRETS names a folder of files, each the value of the field that it is named after.
+    ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``. ``args``, shaped as a
+    file, come last.
+
+    Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
+    """
+    path = path or (Path(os.environ["VIREO_CONFIG"]) if "VIREO_CONFIG" in os.environ else None)
+    written: dict[str, Any] = _read_yaml(path) if path else {}
+    if folder := os.environ.get("VIREO_SECRETS"):
+        _apply_files(written, Path(folder))
+    from_env = [item for item in os.environ.get("VIREO_SET", "").split(";") if item.strip()]
+    for override in (*from_env, *overrides):
+        _apply(written, override)
+    written = _merge(written, args or {})
+    name = profile or written.get("profile") or os.environ.get("VIREO_PROFILE", "local")
+    return from_mapping({**written, "profile": name})
+
+
+def from_mapping(written: Mapping[str, Any]) -> Settings:
+    """Lay what a user wrote over the defaults of its profile, strictly.
+
+    Raises: ConfigError: unknown profile or field, wrong type.
+    """
+    name = written.get("profile", "local")
+    if name not in tuple(PROFILES):
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    try:
+        return Settings.model_validate(_merge(PROFILES[name], written))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("configuration is wrong: " + "; ".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration {path} must be a mapping of sections")
+    return loaded
+
+
+def _apply(written: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {name[:100]!r} has no '='; write section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {name}: the value is not YAML; put it in quotes") from None
+    _put(written, name.strip(), value, f"--set {name}")
+
+
+def _apply_files(written: dict[str, Any], folder: Path) -> None:
+    """Names that begin with a dot are what Kubernetes uses to exchange all files at once."""
+    try:
+        texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if not path.name.startswith(".")}
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot read VIREO_SECRETS: {error}") from None
+    for name, text in sorted(texts.items()):
+        # A password that looks like a number is still text; `tenants` alone is more than a text.
+        value = _parsed_list(name, text) if name == "tenants" else text.removesuffix("\n")
+        _put(written, name, value, f"{folder / name}")
+
+
+def _parsed_list(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the secret file {name} is not YAML or JSON") from None
+
+
+def _put(written: dict[str, Any], name: str, value: Any, source: str) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        if written.get(section) is None:
+            written[section] = {}
+        written = written[section]
+        if not isinstance(written, dict):
+            raise ConfigError(f"{source}: {section} is not a section; give a list whole, as {section}=[...]")
+    written[leaf] = value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
