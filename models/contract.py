@@ -6,6 +6,7 @@ imported. Serving, the command line, OpenAPI, cache keys and the generic tests k
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,6 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+
+def read_only(mapping: dict[str, Any]) -> MappingProxyType[str, Any]:
+    """A mapping that stays as it is."""
+    return MappingProxyType(mapping)
+
+
+# Families and variants travel to ranks and replicas, read-only mappings and all.
+copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
 
 Shape: TypeAlias = Literal["unary", "staged", "job", "stream"]
 """How a family runs: a whole forward, exit by exit, step by step over minutes, or token by token."""
@@ -42,16 +52,26 @@ class LazyRef:
         return getattr(importlib.import_module(module), attribute)
 
 
+class SettingError(ValueError):
+    """A setting or a field of a request that cannot be done: its ``name``, and words fit for the caller."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
     """One setting of a family. Written once: validation, JSON schema, ``/v1/models``, command line, cache keys and the
     axes of a calibration are read from it.
 
-    Either ``values``, from the cheapest to the best, or a range from ``low`` to ``high``, of which ``grid`` is what a
-    calibration measures. ``trades``: what is given up towards the cheap end, in a few words; "" where nothing is and
-    the knob is no axis of operating points. ``is_lossless``: every value gives the same answer, only at another price.
+    Either ``values``, from the cheapest to the best, or a range from ``low`` to ``high``, or texts of a form: ``parse``
+    reads one and raises ValueError with words fit for the caller. Of the last two ``grid`` is what a calibration
+    measures. ``trades``: what is given up towards the cheap end, in a few words; "" where nothing is and the knob is no
+    axis of operating points. ``is_lossless``: every value gives the same answer, only at another price.
 
-    Raises: ValueError: neither or both of values and range, or a default outside of them.
+    Raises: ValueError: not exactly one of values, range and form, or a default outside of them (a form's is read when
+    it is used).
     """
 
     name: str
@@ -60,7 +80,8 @@ class Knob:
     values: tuple[Value, ...] = ()
     low: float | None = None
     high: float | None = None
-    grid: tuple[float, ...] = ()
+    parse: LazyRef | None = None
+    grid: tuple[Value, ...] = ()
     is_integer: bool = False
     trades: str = ""
     is_lossless: bool = False
@@ -70,9 +91,10 @@ class Knob:
         if not self.name.isidentifier():
             raise ValueError(f"knob {self.name!r} must be named like a variable")
         has_range = self.low is not None and self.high is not None
-        if bool(self.values) == has_range or (self.low is None) != (self.high is None):
-            raise ValueError(f"knob {self.name} needs either values or a range from low to high")
-        for value in (self.default, *self.grid):
+        kinds = (bool(self.values), has_range, self.parse is not None)
+        if sum(kinds) != 1 or (self.low is None) != (self.high is None):
+            raise ValueError(f"knob {self.name} needs either values, a range from low to high, or a form")
+        for value in () if self.parse else (self.default, *self.grid):
             self.check(value)
 
     @property
@@ -88,28 +110,46 @@ class Knob:
     def check(self, value: object) -> Value:
         """Pass a value, a whole number as an integer where the knob takes integers.
 
-        Raises: ValueError: not one of its values, or outside its range; the text is fit for the caller.
+        Raises: SettingError: not one of its values, outside its range or not of its form.
         """
         if self.values:
             if any(value == known and type(value) is type(known) for known in self.values):
                 return value  # type: ignore[return-value]
-            raise ValueError(f"{self.name} is {_short(value)}; choose one of {', '.join(map(_short, self.values))}")
+            raise self._refusal(value, f"choose one of {', '.join(map(_short, self.values))}")
+        return self._parsed(value) if self.parse is not None else self._ranged(value)
+
+    def _parsed(self, value: object) -> str:
+        assert self.parse is not None
+        if not isinstance(value, str):
+            raise self._refusal(value, f"give a text such as {self.default!r}")
+        try:
+            self.parse.load()(value)
+        except ValueError as error:
+            raise SettingError(self.name, str(error)) from None
+        return value
+
+    def _ranged(self, value: object) -> int | float:
         assert self.low is not None
         assert self.high is not None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:  # type: ignore[operator]
-            raise ValueError(f"{self.name} is {_short(value)}; give a number from {self.low:g} to {self.high:g}")
+            raise self._refusal(value, f"give a number from {self.low:g} to {self.high:g}")
         if self.is_integer:
             if value != int(value):  # type: ignore[call-overload]
-                raise ValueError(f"{self.name} is {_short(value)}; give a whole number")
+                raise self._refusal(value, "give a whole number")
             return int(value)  # type: ignore[call-overload, no-any-return]
         return float(value)  # type: ignore[arg-type]
+
+    def _refusal(self, value: object, remedy: str) -> SettingError:
+        return SettingError(self.name, f"{self.name} is {_short(value)}; {remedy}")
 
     def json_schema(self) -> dict[str, Any]:
         """Its JSON schema, with what it is for and what it trades."""
         text = f"{self.summary} Trades {self.trades}." if self.trades else self.summary
         if self.values:
             return {"enum": list(self.values), "default": self.default, "description": text}
+        if self.parse is not None:
+            return {"type": "string", "default": self.default, "examples": list(self.points), "description": text}
         kind = "integer" if self.is_integer else "number"
         bounds = {"minimum": self.low, "maximum": self.high}
         return {"type": kind, **bounds, "default": self.default, "description": text}
@@ -209,8 +249,9 @@ class Family:
     inputs; part of every cache key. ``build``: (variant, device) -> the network with the variant's weights, or with
     seeded random ones where ``variant.weights`` is None and the caller allows it. ``runner``: (network, variant) ->
     one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out. ``work``:
-    (variant, request, point) -> Work. ``resolve``: (name or folder) -> Variant, for a family whose variants are more
-    than can be listed; the names are written ``family:name``. ``examples``: names that the generic tests resolve.
+    (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where the variant
+    cannot do it. ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be listed; the
+    names are written ``family:name``. ``examples``: names that the generic tests resolve.
     ``oracle``: (variant) -> the official network on the same weights, where its code is at hand.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
@@ -248,21 +289,21 @@ class Family:
             raise ValueError(f"family {self.name} has neither variants nor a way to resolve a name to one")
 
     def knob(self, name: str) -> Knob:
-        """The knob of that name. Raises: ValueError: there is none; the message names those that are."""
+        """The knob of that name. Raises: SettingError: there is none; the message names those that are."""
         for knob in self.knobs:
             if knob.name == name:
                 return knob
         known = ", ".join(knob.name for knob in self.knobs) or "none"
-        raise ValueError(f"{self.name} has no setting {name!r}; settings are: {known}")
+        raise SettingError(name, f"{self.name} has no setting {name!r}; settings are: {known}")
 
     def check_point(self, settings: Mapping[str, object], scope: Scope = "request") -> dict[str, Value]:
         """A complete point: each setting checked, the defaults for the others.
 
-        Raises: ValueError: an unknown setting, or a value that it does not take; the text is fit for the caller.
+        Raises: SettingError: an unknown setting, or a value that it does not take.
         """
         for name in settings:
             if self.knob(name).scope != scope:
-                raise ValueError(f"{name} is set for a whole {self.knob(name).scope}, not for a {scope}")
+                raise SettingError(name, f"{name} is set for a whole {self.knob(name).scope}, not for a {scope}")
         return {
             knob.name: knob.check(settings.get(knob.name, knob.default)) for knob in self.knobs if knob.scope == scope
         }

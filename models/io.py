@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from models.contract import SettingError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -73,7 +75,8 @@ class ChatIO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerRange:
-    """Numbers of steps that a sampler takes with one set of weights. ``multiple``: of what they must be one.
+    """Numbers of steps that a sampler takes with one set of weights of the variant, of which the first sampler's are
+    always there. ``multiple``: of what they must be one.
     ``is_guided``: whether guidance is left to the caller; a student that was distilled with it has it in its weights.
     """
 
@@ -83,6 +86,19 @@ class SamplerRange:
     default_steps: int
     multiple: int = 1
     is_guided: bool = True
+
+    def takes(self, num_steps: int) -> bool:
+        """Whether it can be run in so many steps."""
+        return self.min_steps <= num_steps <= self.max_steps and num_steps % self.multiple == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRequest:
+    """What a clip shall show, and its length."""
+
+    prompt: str
+    negative_prompt: str = ""
+    num_frames: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,32 +133,35 @@ class ClipIO:
     def grid(self, frames: int) -> tuple[int, int, int]:
         """Patches of a clip: latent frames, rows, columns.
 
-        Raises: ValueError: not a length that this checkpoint does.
+        Raises: SettingError: not a length that this checkpoint does.
         """
         if frames not in self.frame_counts:
             allowed = ", ".join(map(str, self.frame_counts))
-            raise ValueError(f"num_frames is {frames}; this checkpoint was trained on {allowed}, and others give noise")
+            raise SettingError(
+                "num_frames", f"num_frames is {frames}; this checkpoint was trained on {allowed}, and others give noise"
+            )
         t, h, w = self.vae_stride
         if (frames - 1) % t or self.height % (h * self.patch[1]) or self.width % (w * self.patch[2]):
             raise ValueError(f"{frames} frames of {self.width}x{self.height} do not fit strides {t}x{h}x{w}")
         return (frames - 1) // t + 1, self.height // (h * self.patch[1]), self.width // (w * self.patch[2])
 
     def num_tokens(self, frames: int) -> int:
-        """Tokens of a clip in the transformer. Raises: ValueError: not a length that this checkpoint does."""
+        """Tokens of a clip in the transformer. Raises: SettingError: not a length that this checkpoint does."""
         t, h, w = self.grid(frames)
         return t * h * w
 
     def check_sampler(self, name: str, num_steps: int) -> SamplerRange:
         """Pass a sampler and its number of steps.
 
-        Raises: ValueError: not one that this checkpoint was made for; the message names those that are.
+        Raises: SettingError: not one that this checkpoint was made for; the message names those that are.
         """
         if name not in self.samplers:
-            raise ValueError(f"sampler is {name!r}; this checkpoint was made for {', '.join(self.samplers)}")
+            raise SettingError("sampler", f"sampler is {name!r}; this model does {', '.join(self.samplers)}")
         steps = self.samplers[name]
-        if not steps.min_steps <= num_steps <= steps.max_steps or num_steps % steps.multiple:
+        if not steps.takes(num_steps):
             of = f", a multiple of {steps.multiple}" if steps.multiple > 1 else ""
-            raise ValueError(
-                f"num_inference_steps is {num_steps}; {name} takes {steps.min_steps} to {steps.max_steps}{of}"
+            raise SettingError(
+                "num_inference_steps",
+                f"num_inference_steps is {num_steps}; {name} takes {steps.min_steps} to {steps.max_steps}{of}",
             )
         return steps

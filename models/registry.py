@@ -19,7 +19,11 @@ from models.families.texthawk2.tiling import TOKENS_PER_TILE, TilingLimits, num_
 
 GROUP = "vireo.families"
 
-BUILT_IN: Mapping[str, LazyRef] = MappingProxyType({})
+BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
+    {
+        "vdit": LazyRef("models.families.vdit.family:FAMILY"),
+    }
+)
 
 
 @cache

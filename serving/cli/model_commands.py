@@ -11,8 +11,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from models.families.vdit.spec import VIDEO_MODELS, VideoModelSpec
-from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, get_spec
+from models.contract import Variant
+from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, families, find, get_spec, known_ids
 from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
@@ -49,10 +49,10 @@ def list_models() -> None:
         chat.add_row(model.id, str(model.max_model_len), tile, *map(str, limits), weights_of(model), model.summary)
     console.print(chat)
     video = Table("id", "clip", "frames", "samplers", "weights", "what it is")
-    for made in VIDEO_MODELS.values():
-        frames = ", ".join(map(str, made.frame_counts))
-        samplers = ", ".join(made.samplers)
-        size = f"{made.width}x{made.height}"
+    for made in [one for family in families().values() if "videos" in family.tasks for one in family.variants]:
+        frames = ", ".join(map(str, made.io.frame_counts))
+        samplers = ", ".join(made.io.samplers)
+        size = f"{made.io.width}x{made.io.height}"
         video.add_row(made.id, size, frames, samplers, video_model_facts.weights_of(made), made.summary)
     console.print(video)
 
@@ -73,8 +73,8 @@ def show_model(
         if model in CHAT_MODELS:
             _show_chat(CHAT_MODELS[model], checkpoint, as_json)
             return
-        if model in VIDEO_MODELS:
-            made = _video_spec(model, checkpoint)
+        if model in known_ids("videos"):
+            made = _video_variant(model, checkpoint)
             if as_json:
                 typer.echo(video_model_facts.as_json(made))
                 return
@@ -139,12 +139,12 @@ def calibrate(
     thresholds were not searched on. Those of a video model are made of its folder's evaluation
     (python -m models.training.vdit.evaluate FOLDER).
     """
-    if model in VIDEO_MODELS:
+    if model in known_ids("videos"):
         from serving.tasks.videos.calibrate import calibrate as calibrate_video
 
         with told_plainly():
-            made = _video_spec(model, checkpoint)
-            console.print(f"written to {calibrate_video(made, watts)}", soft_wrap=True)
+            made = _video_variant(model, checkpoint)
+            console.print(f"written to {calibrate_video(find(model)[0], made, watts)}", soft_wrap=True)
         return
     with told_plainly(), progress_bar() as progress:
         from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
@@ -158,9 +158,9 @@ def calibrate(
     _print_points(spec)
 
 
-def _video_spec(model: str, checkpoint: Path | None) -> VideoModelSpec:
-    spec = VIDEO_MODELS[model]
-    return spec if checkpoint is None else spec.with_checkpoint(checkpoint)
+def _video_variant(model: str, checkpoint: Path | None) -> Variant:
+    variant = find(model)[1]
+    return variant if checkpoint is None else variant.with_weights(checkpoint)
 
 
 def _show_chat(spec: ChatModelSpec, checkpoint: Path | None, as_json: bool) -> None:

@@ -6,30 +6,31 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from models.families.vdit.spec import VideoModelSpec
+from models.contract import Variant
 from serving.errors import ConfigError
 from serving.tasks.videos.points import VideoPointTable, load_table
 
 
-def weights_of(spec: VideoModelSpec) -> str:
+def weights_of(variant: Variant) -> str:
     """Whether there are any."""
-    folder = spec.checkpoint_dir
+    folder = variant.weights
     return "included" if folder is not None and (folder / "vae").is_dir() else "yours to bring"
 
 
-def lines_of(spec: VideoModelSpec) -> list[str]:
+def lines_of(variant: Variant) -> list[str]:
     """For a terminal."""
+    io = variant.io
     samplers = ", ".join(
-        f"{name} ({made.variant}, {made.min_steps} to {made.max_steps} steps)" for name, made in spec.samplers.items()
+        f"{name} ({made.weights}, {made.min_steps} to {made.max_steps} steps)" for name, made in io.samplers.items()
     )
-    tokens = ", ".join(f"{frames} frames: {spec.num_tokens(frames):,} tokens" for frames in spec.frame_counts)
+    tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in io.frame_counts)
     lines = [
-        f"weights: {weights_of(spec)}" + (f" ({spec.checkpoint_dir})" if spec.checkpoint_dir else ""),
-        f"clips: {spec.width}x{spec.height} at {spec.fps} frames a second; {tokens}",
+        f"weights: {weights_of(variant)}" + (f" ({variant.weights})" if variant.weights else ""),
+        f"clips: {io.width}x{io.height} at {io.fps} frames a second; {tokens}",
         f"samplers: {samplers}",
-        f"guidance: {spec.default_guidance:g}, at most {spec.max_guidance:g}; prompts of {spec.max_text_tokens} tokens",
+        f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens",
     ]
-    table = _table(spec)
+    table = _table(variant)
     for point in table.points if table else ():
         cost = point.costs[0]
         lines.append(
@@ -39,27 +40,28 @@ def lines_of(spec: VideoModelSpec) -> list[str]:
     return lines
 
 
-def as_json(spec: VideoModelSpec) -> str:
+def as_json(variant: Variant) -> str:
     """For a program."""
+    io = variant.io
     facts: dict[str, Any] = {
-        "id": spec.id,
-        "summary": spec.summary,
-        "width": spec.width,
-        "height": spec.height,
-        "fps": spec.fps,
-        "frame_counts": spec.frame_counts,
-        "samplers": {name: asdict(made) for name, made in spec.samplers.items()},
-        "weights": weights_of(spec),
-        "checkpoint_dir": str(spec.checkpoint_dir) if spec.checkpoint_dir else None,
+        "id": variant.id,
+        "summary": variant.summary,
+        "width": io.width,
+        "height": io.height,
+        "fps": io.fps,
+        "frame_counts": io.frame_counts,
+        "samplers": {name: asdict(made) for name, made in io.samplers.items()},
+        "weights": weights_of(variant),
+        "checkpoint_dir": str(variant.weights) if variant.weights else None,
     }
     return json.dumps(facts, indent=1)
 
 
-def _table(spec: VideoModelSpec) -> VideoPointTable | None:
+def _table(variant: Variant) -> VideoPointTable | None:
     """None where there are no points, or none that can be used; serving says why."""
-    if spec.checkpoint_dir is None:
+    if variant.weights is None:
         return None
     try:
-        return load_table(spec.id, spec.checkpoint_dir)
+        return load_table(variant.id, variant.weights)
     except ConfigError:
         return None

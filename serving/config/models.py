@@ -16,7 +16,6 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.contract import Family, Shape, Value, Variant
-from models.families.vdit.spec import VIDEO_MODELS
 from models.registry import CHAT_MODELS, MODELS, find, known_ids
 from serving.errors import ConfigError
 
@@ -224,17 +223,15 @@ class _Found:
 
 
 def _find(model_id: str) -> _Found:
-    """The registry, then the three lists of before, until their families are ported."""
+    """The registry, then the two lists of before, until their families are ported."""
     if model_id in MODELS:
         return _Found(family_name="dyn-perceiver", shape="staged", tasks=("classify", "infer"))
     if model_id in CHAT_MODELS:
         return _Found(family_name="texthawk2", shape="stream", tasks=("chat",))
-    if model_id in VIDEO_MODELS:
-        return _Found(family_name="vdit", shape="job", tasks=("videos",))
     try:
         family, variant = find(model_id)
     except ValueError:
-        known = ", ".join((*known_ids(), *MODELS, *CHAT_MODELS, *VIDEO_MODELS))
+        known = ", ".join((*known_ids(), *MODELS, *CHAT_MODELS))
         raise ConfigError(f"unknown model {model_id!r}; known models: {known}") from None
     return _Found(family_name=family.name, shape=family.shape, tasks=family.tasks, family=family, variant=variant)
 

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 
 from models.families.vdit.config import OpenSoraConfig
-from models.families.vdit.spec import SamplerRange, get_video_spec
 from models.families.vdit.transformer import OpenSoraT2V
 from models.methods.samplers.make import make_sampler
+from models.registry import find
 from models.training.vdit.evaluate import held_out_scenes
 from models.training.vdit.judge import Judge
 from serving.errors import ServingError
 from serving.replica.video.checkpoint import load_model
-from serving.replica.video.limits import VideoLimits
 from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.replica.video.weights import VideoWeights
 from serving.tasks.videos.domain import VideoSettings
+from serving.tasks.videos.limits import ClipLimits
 from tests.benchmarks.common import (
     add_output_options,
     markdown_table,
@@ -41,6 +41,7 @@ from tests.benchmarks.common import (
     provenance,
     write_results,
 )
+from tests.support.clip_limits import clip_limits
 
 NANO = "vdit-nano"
 MID = OpenSoraConfig(
@@ -119,18 +120,19 @@ def main() -> None:
 
 async def measure_nano(count: int) -> list[dict[str, Any]]:
     """Rows of the committed checkpoint."""
-    spec = get_video_spec(NANO)
-    assert spec.checkpoint_dir is not None
-    has_student = (spec.checkpoint_dir / "student").is_dir()
+    family, variant = find(NANO)
+    assert variant.weights is not None
+    has_student = (variant.weights / "student").is_dir()
     chosen = sides(4, *(("student", "consistency") if has_student else ("teacher", "ddim")))
-    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), lambda: load_model(NANO, None))
+    limits = ClipLimits(family=family, variant=family.part("found")(variant))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits), lambda: load_model(NANO, None))
     scenes = held_out_scenes(count, 0.0)
     base = VideoSettings(
         prompt="", negative_prompt="", width=64, height=64, num_frames=29, fps=8, num_steps=1,
-        guidance_scale=spec.default_guidance, seed=0, sampler="ddim", attention="dense",
+        guidance_scale=variant.io.default_guidance, seed=0, sampler="ddim", attention="dense",
     )  # fmt: skip
     taken = await run_all(engine, chosen, base, [scene.prompt() for scene in scenes])
-    judge = Judge.load(spec.checkpoint_dir / "judge")
+    judge = Judge.load(variant.weights / "judge")
     rows = []
     for row, side in zip(table(chosen, taken), chosen, strict=True):
         verdicts = judge.verdicts(taken[side.name].clips, scenes)
@@ -150,8 +152,7 @@ async def measure_mid(count: int) -> list[dict[str, Any]]:
         make_sampler=lambda name, steps: make_sampler(name, steps),
         decode=lambda latents: np.zeros((1, 8, 8, 3), np.uint8),
     )
-    made = SamplerRange(variant="teacher", min_steps=1, max_steps=100, default_steps=20)
-    bounds = VideoLimits(sizes=((MID_SIDE, MID_SIDE),), num_frames=(29,), samplers={"ddim": made})
+    bounds = clip_limits(width=MID_SIDE, height=MID_SIDE)
     engine = TorchVideoEngine(TorchVideoOptions(limits=bounds), lambda: {"teacher": weights})
     base = VideoSettings(
         prompt="", negative_prompt="", width=MID_SIDE, height=MID_SIDE, num_frames=29, fps=8, num_steps=1,

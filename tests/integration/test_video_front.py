@@ -26,7 +26,6 @@ from serving.limits import IngressLimits
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
 from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.replica.video.limits import VideoLimits
 from serving.replica.video.worker import VideoWorker, WorkerConfig
 from serving.service import JoinedService
 from serving.stores.artefacts import ArtefactStore
@@ -36,6 +35,7 @@ from serving.tasks.videos.points import VideoPoints, VideoPointTable
 from serving.tasks.videos.resolve import ServedVideo
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from tests.support.clients import Calls, FakeContext, asgi
+from tests.support.clip_limits import clip_limits
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.redis_server import embedded_redis, stopped
@@ -68,7 +68,7 @@ class System:
         self.files = ArtefactStore(str(folder))
         self.folder = folder
         self.indexes: list[RedisJobs] = []
-        self.engine = FakeVideoEngine(FakeVideoOptions(step_s=step_s))
+        self.engine = FakeVideoEngine(FakeVideoOptions(limits=clip_limits(), step_s=step_s))
         self.worker = VideoWorker(
             model=MODEL,
             name="worker",
@@ -94,7 +94,7 @@ class System:
         table = VideoPointTable(
             model=MODEL, weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=(point,)
         )
-        limits = VideoLimits()
+        limits = clip_limits()
         served = ServedVideo(card=make_video_card(), limits=limits, points=VideoPoints(table=table, limits=limits))
         config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)

@@ -28,6 +28,7 @@ from serving.stores.jobs.base import Lease
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.domain import JobStatus, VideoJob
+from tests.support.clip_limits import clip_limits
 from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, video_job
@@ -83,7 +84,7 @@ def build(
     return VideoWorker(
         model=MODEL,
         name=name,
-        engine=FakeVideoEngine(FakeVideoOptions(**engine)),
+        engine=FakeVideoEngine(FakeVideoOptions(limits=clip_limits(), **engine)),
         scheduler=VideoScheduler(VideoPolicyConfig(max_batch=max_batch, max_jobs=4)),
         index=index,
         checkpoints=Checkpoints(store, SECRET),

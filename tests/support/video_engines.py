@@ -9,9 +9,9 @@ import torch
 
 from models.methods.samplers.make import make_sampler
 from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.replica.video.limits import VideoLimits
 from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.replica.video.weights import VideoWeights
+from tests.support.clip_limits import clip_limits
 from tests.support.video_models import (
     MAX_TEXT_TOKENS,
     decode_linearly,
@@ -23,7 +23,7 @@ from tests.support.video_models import (
 BAD_PROMPT = "a nan ball"
 """Every step of a request with this prompt fails."""
 
-LIMITS = VideoLimits(sizes=((48, 32), (32, 48), (32, 32)), num_frames=(1, 5, 9))
+LIMITS = clip_limits(width=48, height=32, frame_counts=(1, 5, 9))
 
 
 def fake_engine(**options: object) -> FakeVideoEngine:

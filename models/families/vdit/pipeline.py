@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.contract import Variant
 from models.families.vdit.causal_vae import CausalVae
 from models.families.vdit.loading import load_transformer, load_vae
-from models.families.vdit.spec import VideoModelSpec
 from models.families.vdit.text import TextEncoder
 from models.families.vdit.transformer import OpenSoraT2V
 from models.methods.attention.adaspa import AdaSpaAttention
@@ -34,53 +34,53 @@ Frames = npt.NDArray[np.uint8]
 class VideoPipeline:
     """The networks of one variant of a checkpoint."""
 
-    spec: VideoModelSpec
+    variant: Variant
     transformer: OpenSoraT2V
     vae: CausalVae
     text: TextEncoder
 
     @classmethod
-    def load(cls, spec: VideoModelSpec, variant: str = "teacher", dtype: torch.dtype = torch.float32) -> VideoPipeline:
-        """Read the folder of ``spec``.
+    def load(cls, variant: Variant, weights: str = "teacher", dtype: torch.dtype = torch.float32) -> VideoPipeline:
+        """Read the folder of ``variant``. ``weights``: of the transformer.
 
-        Raises: ValueError: it has none, or it does not fit the spec.
+        Raises: ValueError: it has none, or it does not fit the variant.
         """
-        folder = spec.checkpoint_dir
+        folder = variant.weights
         if folder is None:
-            raise ValueError(f"{spec.id} has no weights here; set checkpoint_dir to a folder with them")
-        name = variant if (folder / variant).is_dir() or variant != "teacher" else "transformer"
+            raise ValueError(f"{variant.id} has no weights here; set checkpoint_dir to a folder with them")
+        name = weights if (folder / weights).is_dir() or weights != "teacher" else "transformer"
         pipeline = cls(
-            spec=spec,
+            variant=variant,
             transformer=load_transformer(folder / name, dtype),
             vae=load_vae(folder / "vae", dtype),
-            text=TextEncoder.load(folder / "text_encoder", spec.max_text_tokens, dtype),
+            text=TextEncoder.load(folder / "text_encoder", variant.io.max_text_tokens, dtype),
         )
         pipeline._check()
         return pipeline
 
     def _check(self) -> None:
         """The registry pins what a checkpoint needs to be sampled right; one that differs is another model."""
-        spec, config = self.spec, self.transformer.config
+        name, io, config = self.variant.id, self.variant.io, self.transformer.config
         found = (config.num_layers, config.num_attention_heads, config.attention_head_dim, config.in_channels)
-        pinned = (spec.num_layers, spec.num_heads, spec.head_dim, spec.latent_channels)
+        pinned = (*(self.variant.config[key] for key in ("num_layers", "num_heads", "head_dim")), io.latent_channels)
         if found != pinned:
-            raise ValueError(f"{spec.id}: layers, heads, head dim, channels are {found}; the registry says {pinned}")
-        if config.interpolation_scale_thw != spec.interpolation_scales:
+            raise ValueError(f"{name}: layers, heads, head dim, channels are {found}; the registry says {pinned}")
+        if config.interpolation_scale_thw != io.interpolation_scales:
             raise ValueError(
-                f"{spec.id}: interpolation scales are {config.interpolation_scale_thw}; the registry says "
-                f"{spec.interpolation_scales}"
+                f"{name}: interpolation scales are {config.interpolation_scale_thw}; the registry says "
+                f"{io.interpolation_scales}"
             )
         vae = self.vae.config
-        if (vae.time_stride, vae.space_stride, vae.space_stride) != spec.vae_stride:
-            raise ValueError(f"{spec.id}: the VAE's strides are not {spec.vae_stride}")
-        if spec.scale_factor is not None and abs(vae.scale_factor - spec.scale_factor) > 1e-6:
-            raise ValueError(f"{spec.id}: the VAE's scale is {vae.scale_factor}; the registry says {spec.scale_factor}")
+        if (vae.time_stride, vae.space_stride, vae.space_stride) != io.vae_stride:
+            raise ValueError(f"{name}: the VAE's strides are not {io.vae_stride}")
+        if io.scale_factor is not None and abs(vae.scale_factor - io.scale_factor) > 1e-6:
+            raise ValueError(f"{name}: the VAE's scale is {vae.scale_factor}; the registry says {io.scale_factor}")
 
     def latent_shape(self, frames: int) -> tuple[int, int, int, int]:
         """Channels, frames, rows, columns of a clip's latents. Raises: ValueError: not a length of this checkpoint."""
-        t, _, _ = self.spec.grid(frames)
-        _, h, w = self.spec.vae_stride
-        return self.spec.latent_channels, t, self.spec.height // h, self.spec.width // w
+        t, _, _ = self.variant.io.grid(frames)
+        _, h, w = self.variant.io.vae_stride
+        return self.variant.io.latent_channels, t, self.variant.io.height // h, self.variant.io.width // w
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Frames:
@@ -102,9 +102,9 @@ class VideoPipeline:
     ) -> Tensor:
         """Latents (B, C, t, h, w), one clip for each prompt and seed.
 
-        Raises: ValueError: a setting that the spec does not allow, or a prompt that is too long.
+        Raises: ValueError: a setting that the variant does not allow, or a prompt that is too long.
         """
-        steps = self.spec.check_sampler(sampler, num_steps)
+        steps = self.variant.io.check_sampler(sampler, num_steps)
         rule = make_sampler(sampler, num_steps, segments=steps.multiple)
         text, mask = self._text(prompts, guidance)
         noise = [torch.randn(self.latent_shape(frames), generator=step_generator(seed, -1)) for seed in seeds]

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.contract import Variant
 from models.families.vdit.pipeline import VideoPipeline
-from models.families.vdit.spec import VideoModelSpec, get_video_spec
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.adaspa_config import AdaSpaConfig, searches_for
 from models.methods.attention.base import SelfAttention
 from models.methods.attention.dense import DENSE
 from models.methods.attention.tile_attention import TileAttention
 from models.methods.attention.tile_mask import TileMask
+from models.registry import find
 from models.training.vdit.clips import Clip, render
 from models.training.vdit.judge import Judge, Verdict
 from models.training.vdit.nano import FRAMES, LONG_FRAMES
@@ -116,17 +117,17 @@ def main() -> None:
 
 def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Write evaluation.json and samples.npz into ``checkpoint``. Returns what the former holds."""
-    spec = get_video_spec("vdit-nano").with_checkpoint(checkpoint)
+    variant = find("vdit-nano")[1].with_weights(checkpoint)
     judge = Judge.load(checkpoint / "judge")
     scenes = held_out_scenes(count, 0.0) + held_out_scenes(two_count, 1.0)
     report: dict[str, Any] = {"seed": SEED, "frames": FRAMES, "settings": {}}
     made: dict[str, Made] = {}
     variants: dict[str, VideoPipeline] = {}
-    for setting in settings(spec.default_guidance, 1.0):
+    for setting in settings(variant.io.default_guidance, 1.0):
         if (only and setting.name not in only) or not (checkpoint / setting.variant).is_dir():
             continue
         if setting.variant not in variants:
-            variants[setting.variant] = VideoPipeline.load(spec, setting.variant)
+            variants[setting.variant] = VideoPipeline.load(variant, setting.variant)
         pipeline = variants[setting.variant]
         if "bounds" not in report:
             report["bounds"] = bounds(pipeline, judge, scenes)
@@ -152,18 +153,18 @@ def run(pipeline: VideoPipeline, judge: Judge, setting: Setting, scenes: Sequenc
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=range(first, first + len(some)),
-            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps, setting.frames),
+            attention=make_attention(setting.attention, pipeline.variant, setting.num_steps, setting.frames),
         )
         clips += [pipeline.decode(one[None]) for one in latents]
     seconds = time.perf_counter() - started_s
     return Made(scenes=scenes, clips=clips, verdicts=judge.verdicts(clips, scenes), seconds=seconds)
 
 
-def make_attention(name: str, spec: VideoModelSpec, num_steps: int, frames: int = FRAMES) -> SelfAttention:
+def make_attention(name: str, variant: Variant, num_steps: int, frames: int = FRAMES) -> SelfAttention:
     """By the names that a setting has."""
     kind, _, rest = name.partition(":")
     if kind == "tile":
-        return TileAttention([TileMask.parse(rest)] * spec.num_layers, spec.grid(frames))
+        return TileAttention([TileMask.parse(rest)] * variant.config["num_layers"], variant.io.grid(frames))
     if kind == "adaspa":
         return AdaSpaAttention(
             AdaSpaConfig(sparsity=float(rest), search_steps=searches_for(num_steps), block_tokens=ADASPA_BLOCK_TOKENS)
@@ -184,7 +185,7 @@ def cost(pipeline: VideoPipeline, setting: Setting, clips: int = 3) -> dict[str,
             num_steps=setting.num_steps,
             guidance=setting.guidance,
             seeds=[seed],
-            attention=make_attention(setting.attention, pipeline.spec, setting.num_steps, setting.frames),
+            attention=make_attention(setting.attention, pipeline.variant, setting.num_steps, setting.frames),
         )
         made_s = time.perf_counter()
         pipeline.decode(latents)

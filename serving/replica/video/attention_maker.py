@@ -9,11 +9,11 @@ from models.families.vdit.config import OpenSoraConfig
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.adaspa_config import AdaSpaConfig, searches_for
 from models.methods.attention.dense import DENSE
+from models.methods.attention.setting import AttentionKind, AttentionSetting
 from models.methods.attention.tile_attention import TileAttention
 from models.methods.attention.tile_mask import TileMask
 from models.methods.ras.config import RasConfig
 from models.methods.ras.state import RasState, predicted_bytes
-from serving.replica.video.attention_setting import AttentionSetting
 from serving.replica.video.attention_state import (
     AdaSpaAttentionState,
     AttentionState,
@@ -21,7 +21,7 @@ from serving.replica.video.attention_state import (
     StatelessAttention,
 )
 from serving.replica.video.memory import FLOAT_BYTES, RequestShape
-from serving.tasks.videos.domain import AttentionKind, VideoSettings
+from serving.tasks.videos.domain import VideoSettings
 
 _GATHERED_BYTES = 16 << 20
 """Most keys that tile masks put side by side in one call, if more than one frame's."""

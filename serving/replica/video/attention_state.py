@@ -14,10 +14,10 @@ from torch import Tensor
 
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.base import SelfAttention
+from models.methods.attention.setting import AttentionSetting
 from models.methods.ras.forward import ras_forward
 from models.methods.ras.state import RasState
 from models.parallel.forward import VideoTransformer
-from serving.replica.video.attention_setting import AttentionSetting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.contract import Variant
 from models.families.vdit.causal_vae import CausalVae
+from models.families.vdit.family import TEACHER, found
 from models.families.vdit.loading import load_transformer
 from models.families.vdit.pipeline import VideoPipeline
-from models.families.vdit.spec import VideoModelSpec, get_video_spec
 from models.families.vdit.vae_tiling import tiled_decode
 from models.methods.samplers.base import Sampler
 from models.methods.samplers.make import make_sampler
+from models.registry import find
 from serving.replica.video.base import Frames
-from serving.replica.video.limits import BASE_VARIANT, present_variants
 from serving.replica.video.weights import VideoWeights
 
 
@@ -31,23 +32,20 @@ def load_model(
 
     Raises: ValueError, OSError.
     """
-    spec = get_video_spec(model_id)
-    return load_variants(spec if checkpoint_dir is None else spec.with_checkpoint(checkpoint_dir), device, dtype)
+    variant = find(model_id)[1]
+    return load_variants(variant if checkpoint_dir is None else variant.with_weights(checkpoint_dir), device, dtype)
 
 
-def load_variants(
-    spec: VideoModelSpec, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, VideoWeights]:
+def load_variants(variant: Variant, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, VideoWeights]:
     """Read every variant; they share autoencoder and text encoder.
 
     Raises: ValueError, OSError: missing, or of another model.
     """
-    base = VideoPipeline.load(spec, BASE_VARIANT, dtype)
-    pipelines = {BASE_VARIANT: base}
-    for name in present_variants(spec):
-        if name != BASE_VARIANT:
-            assert spec.checkpoint_dir is not None, "the base was read from it"
-            pipelines[name] = replace(base, transformer=load_transformer(spec.checkpoint_dir / name, dtype))
+    base = VideoPipeline.load(variant, TEACHER, dtype)
+    pipelines = {TEACHER: base}
+    for name in {made.weights for made in found(variant).io.samplers.values()} - {TEACHER}:
+        assert variant.weights is not None, "the base was read from it"
+        pipelines[name] = replace(base, transformer=load_transformer(variant.weights / name, dtype))
     for network in (base.vae, base.text.model):
         network.to(device)
     count = _counter(base)
@@ -62,8 +60,8 @@ def _weights(
         dtype=dtype,
         encode_text=pipeline.text.encode,
         count_tokens=count,
-        max_text_tokens=pipeline.spec.max_text_tokens,
-        make_sampler=partial(_sampler, pipeline.spec),
+        max_text_tokens=pipeline.variant.io.max_text_tokens,
+        make_sampler=partial(_sampler, pipeline.variant),
         decode=partial(_decode, pipeline.vae, dtype),
     )
 
@@ -75,8 +73,8 @@ def _decode(vae: CausalVae, dtype: torch.dtype, latents: Tensor) -> Frames:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
-def _sampler(spec: VideoModelSpec, name: str, num_steps: int) -> Sampler:
-    return make_sampler(name, num_steps, segments=spec.check_sampler(name, num_steps).multiple)
+def _sampler(variant: Variant, name: str, num_steps: int) -> Sampler:
+    return make_sampler(name, num_steps, segments=variant.io.check_sampler(name, num_steps).multiple)
 
 
 def _counter(pipeline: VideoPipeline) -> Callable[[str], int]:

@@ -10,19 +10,19 @@ import asyncio
 import time
 import zlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from models.methods.attention.setting import AttentionSetting, parse_attention
 from serving.errors import EngineFailed
-from serving.replica.video.attention_setting import AttentionSetting
 from serving.replica.video.base import Admitted, Frames, StepDone, StepOutcome
-from serving.replica.video.limits import VideoLimits, latent_frames
 from serving.replica.video.snapshots import snapshot_step
 from serving.tasks.videos.domain import VideoSettings
+from serving.tasks.videos.limits import ClipLimits
 
 Trigger = Callable[[str, VideoSettings, int], bool]
 """Whether something happens to this job, with these settings, in the step after so many."""
@@ -40,7 +40,7 @@ class FakeVideoOptions:
     ``hangs``: the step never comes back, until the engine is stopped. ``stuck_after_s``: as in the torch engine.
     """
 
-    limits: VideoLimits = field(default_factory=VideoLimits)
+    limits: ClipLimits
     step_s: float = 0.0
     step_job_s: float = 0.0
     text_s: float = 0.0
@@ -61,8 +61,8 @@ class _Held:
 class FakeVideoEngine:
     """See the module."""
 
-    def __init__(self, options: FakeVideoOptions | None = None) -> None:
-        self._options = options or FakeVideoOptions()
+    def __init__(self, options: FakeVideoOptions) -> None:
+        self._options = options
         self._held: dict[str, _Held] = {}
         self._turn = asyncio.Lock()
         self._dead = asyncio.Event()
@@ -97,7 +97,8 @@ class FakeVideoEngine:
 
     async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
         """Take a request."""
-        attention = self._options.limits.check(settings)
+        self._options.limits.check(settings)
+        attention = parse_attention(settings.attention)
         held = _Held(settings, attention, _new_latents(settings), 0)
         if snapshot is not None:
             held.latents, held.step = _read(snapshot, settings)
@@ -176,7 +177,7 @@ class FakeVideoEngine:
 
 def _new_latents(settings: VideoSettings) -> npt.NDArray[np.uint32]:
     """As many numbers as the torch engine's latents have: eight pixels by eight, four channels."""
-    size = latent_frames(settings.num_frames) * (settings.height // 8) * (settings.width // 8) * 4
+    size = (1 + (settings.num_frames - 1) // 4) * (settings.height // 8) * (settings.width // 8) * 4
     return np.zeros(max(1, size), np.uint32)
 
 

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from models.families.vdit.spec import VideoModelSpec
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.replica.video.base import VideoEngine
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
-from serving.replica.video.limits import VideoLimits
 from serving.replica.video.worker import VideoWorker, WorkerConfig
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
-from serving.tasks.videos.models import checkpoint_of, spec_of
+from serving.tasks.videos.models import limits_of
 from serving.telemetry.video_metrics import VideoMetrics
 
 if TYPE_CHECKING:
@@ -56,8 +54,7 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
     """
-    spec = spec_of(model)
-    engine = build_engine(model, spec)
+    engine = build_engine(model)
     index, store = build_index(config), ArtefactStore(config.artefact_url)
     metrics, quotas = VideoMetrics(model.id, model.watts), ResultStore(config)
     policy = VideoPolicyConfig(
@@ -86,28 +83,23 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
     return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics, quotas=quotas)
 
 
-def build_engine(model: ResolvedModel[JobOptions], spec: VideoModelSpec) -> VideoEngine:
+def build_engine(model: ResolvedModel[JobOptions]) -> VideoEngine:
     """The engine of the settings, not started: fake, in this process, or spread over ranks.
 
     Raises: ConfigError: no weights.
     """
+    limits, stuck_after_s = limits_of(model), model.options.stuck_after_s
     if model.options.engine == "fake":
         from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 
-        all_limits = VideoLimits.of_model(spec)
-        return FakeVideoEngine(
-            FakeVideoOptions(limits=all_limits, step_s=0.02, stuck_after_s=model.options.stuck_after_s)
-        )
-    checkpoint_of(spec)
+        return FakeVideoEngine(FakeVideoOptions(limits=limits, step_s=0.02, stuck_after_s=stuck_after_s))
     import torch
 
     from serving.replica.video.checkpoint import load_model
     from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 
     torch.set_num_threads(model.threads)
-    options = TorchVideoOptions(
-        limits=VideoLimits.of_checkpoint(spec), device=model.device, stuck_after_s=model.options.stuck_after_s
-    )
+    options = TorchVideoOptions(limits=limits, device=model.device, stuck_after_s=stuck_after_s)
     load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.options.dtype))
     if model.options.ranks == 1:
         return TorchVideoEngine(options, load)

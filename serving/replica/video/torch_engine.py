@@ -19,17 +19,18 @@ import structlog
 import torch
 from torch import Tensor
 
+from models.methods.attention.setting import parse_attention
 from serving.errors import EngineFailed, PromptTooLong, ServingError
 from serving.replica.video.attention_maker import AttentionMaker
 from serving.replica.video.base import Admitted, Frames, StepDone, StepOutcome
 from serving.replica.video.batching import run_batch
 from serving.replica.video.engine_thread import EngineThread
-from serving.replica.video.limits import VideoLimits, latent_frames
 from serving.replica.video.memory import RequestShape, VideoMemory, predict
 from serving.replica.video.preview import LatentColours
 from serving.replica.video.request_state import Progress, RequestState, first_latents, read_snapshot, rows_of
 from serving.replica.video.weights import VideoWeights
 from serving.tasks.videos.domain import VideoSettings
+from serving.tasks.videos.limits import ClipLimits
 
 _log = structlog.get_logger(__name__)
 _FAILED = "the model failed on this request; retry, or send another one"
@@ -47,7 +48,7 @@ class TorchVideoOptions:
     for a running one. ``retries_alone``: a batch that raises is run again one by one; not where several ranks must do
     the same."""
 
-    limits: VideoLimits = field(default_factory=VideoLimits)
+    limits: ClipLimits
     attention: AttentionMaker = field(default_factory=AttentionMaker)
     device: str = "cpu"
     stuck_after_s: float = 300.0
@@ -126,7 +127,8 @@ class TorchVideoEngine:
 
     def predicted_memory(self, settings: VideoSettings) -> VideoMemory:
         """By what it is for. Raises: ClientError."""
-        setting = self._options.limits.check(settings)
+        self._options.limits.check(settings)
+        setting = parse_attention(settings.attention)
         config, shape = self._of(settings).transformer.config, self._shape(settings)
         maker = self._options.attention
         attention_bytes = maker.predicted_bytes(setting, settings, config, shape)
@@ -158,7 +160,7 @@ class TorchVideoEngine:
             step, latents = read_snapshot(snapshot, settings, shape.latents)
         latents = latents.to(self._device)
         text, mask = _trimmed(*weights.encode_text([settings.negative_prompt, settings.prompt][-shape.rows :]))
-        setting = self._options.limits.check(settings)
+        setting = parse_attention(settings.attention)
         return RequestState(
             job_id=job_id,
             settings=settings,
@@ -306,7 +308,7 @@ class TorchVideoEngine:
         height, width = settings.height // _SPACE_STRIDE, settings.width // _SPACE_STRIDE
         texts = [settings.negative_prompt, settings.prompt][-rows_of(settings) :]
         return RequestShape(
-            latents=(1, weights.transformer.config.in_channels, latent_frames(settings.num_frames), height, width),
+            latents=(1, weights.transformer.config.in_channels, (settings.num_frames - 1) // 4 + 1, height, width),
             rows=rows_of(settings),
             text_tokens=max(map(weights.count_tokens, texts)),
             dtype=weights.dtype,

@@ -15,7 +15,9 @@ from typing import Any
 
 import msgspec
 
-from models.families.vdit.spec import VideoModelSpec, get_video_spec
+from models import registry
+from models.contract import Family, Variant
+from models.io import ClipIO
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.errors import ConfigError
 from serving.tasks.videos.points import VideoPointTable, weights_digest, write_table
@@ -28,36 +30,37 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder with the weights, if not the shipped ones")
     parser.add_argument("--watts", type=float, default=6.0, help="power of one busy core, for the estimate")
     args = parser.parse_args()
-    spec = get_video_spec(args.model)
-    print(calibrate(spec if args.checkpoint is None else spec.with_checkpoint(args.checkpoint), args.watts))
+    family, variant = registry.find(args.model)
+    print(calibrate(family, variant if args.checkpoint is None else variant.with_weights(args.checkpoint), args.watts))
 
 
-def calibrate(spec: VideoModelSpec, watts: float) -> Path:
+def calibrate(family: Family, variant: Variant, watts: float) -> Path:
     """Write operating_points.json. Returns its path.
 
     Raises: ConfigError: no folder, or none that was evaluated.
     """
-    remedy = f"run `python -m models.training.vdit.evaluate` on the folder of {spec.id} first"
-    if spec.checkpoint_dir is None:
-        raise ConfigError(f"{spec.id} has no checkpoint folder; give one with --checkpoint")
+    evaluate = family.parts["evaluate"].target.partition(":")[0]
+    remedy = f"run `python -m {evaluate}` on the folder of {variant.id} first"
+    if variant.weights is None:
+        raise ConfigError(f"{variant.id} has no checkpoint folder; give one with --checkpoint")
     try:
-        report = msgspec.json.decode((spec.checkpoint_dir / "evaluation.json").read_bytes())
-        points = _merged([_point(name, one, spec, watts) for name, one in report["settings"].items()])
+        report = msgspec.json.decode((variant.weights / "evaluation.json").read_bytes())
+        points = _merged([_point(name, one, variant.io, watts) for name, one in report["settings"].items()])
     except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"no usable evaluation.json in {spec.checkpoint_dir} ({error}): {remedy}") from None
+        raise ConfigError(f"no usable evaluation.json in {variant.weights} ({error}): {remedy}") from None
     table = VideoPointTable(
-        model=spec.id,
-        weights_sha256=weights_digest(spec.checkpoint_dir),
+        model=variant.id,
+        weights_sha256=weights_digest(variant.weights),
         energy_source="estimate",
         device="cpu, 1 thread",
         points=points,
     )
-    return write_table(spec.checkpoint_dir, table)
+    return write_table(variant.weights, table)
 
 
-def _point(name: str, one: Mapping[str, Any], spec: VideoModelSpec, watts: float) -> VideoPoint:
+def _point(name: str, one: Mapping[str, Any], io: ClipIO, watts: float) -> VideoPoint:
     size = ClipCost(
-        width=spec.width, height=spec.height, num_frames=one["frames"], step_s=one["step_s"], fixed_s=one["fixed_s"]
+        width=io.width, height=io.height, num_frames=one["frames"], step_s=one["step_s"], fixed_s=one["fixed_s"]
     )
     return VideoPoint(
         name="-".join(name.replace(",", "").replace(":", "-").split()),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from models.contract import Value
+from models.io import ClipRequest
 from serving.domain import Budget, Surface
 
 
@@ -17,15 +19,6 @@ class VideoFormat(StrEnum):
 
     MP4 = "mp4"
     GIF = "gif"
-
-
-class AttentionKind(StrEnum):
-    """How self-attention is thinned out. ``ras`` thins out the tokens instead."""
-
-    DENSE = "dense"
-    TILE = "tile"
-    ADASPA = "adaspa"
-    RAS = "ras"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +77,21 @@ class VideoSettings:
     variant: str = "teacher"
     """Which weights of the model: ``teacher`` or ``student`` (few steps)."""
     output_format: str = VideoFormat.MP4
+
+    @property
+    def clip(self) -> ClipRequest:
+        """What the clip shall show."""
+        return ClipRequest(prompt=self.prompt, negative_prompt=self.negative_prompt, num_frames=self.num_frames)
+
+    @property
+    def point(self) -> dict[str, Value]:
+        """How it is made: settings of the family's knobs."""
+        return {
+            "num_inference_steps": self.num_steps,
+            "sampler": self.sampler,
+            "guidance_scale": self.guidance_scale,
+            "attention": self.attention,
+        }
 
 
 class JobStatus(StrEnum):

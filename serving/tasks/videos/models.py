@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.families.vdit.spec import VideoModelSpec, get_video_spec
+from models import registry
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.config import JobOptions, ResolvedModel
 from serving.errors import ConfigError
-from serving.replica.video.limits import VideoLimits
 from serving.service import VideoModelCard
-from serving.tasks.videos.domain import AttentionKind
+from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.points import (
     FILE_NAME,
     VideoPoints,
@@ -26,44 +25,37 @@ _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
 
 
-def spec_of(model: ResolvedModel[JobOptions]) -> VideoModelSpec:
-    """Registry entry of a served video model, with its checkpoint folder.
+def limits_of(model: ResolvedModel[JobOptions]) -> ClipLimits:
+    """What a served video model can do: less the samplers whose weights are not in its folder.
 
-    Raises: ConfigError: unknown id.
+    Raises: ConfigError: no weights; the message says what to do.
     """
-    try:
-        spec = get_video_spec(model.id)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
+    family, variant = registry.families()[model.family], model.variant
+    assert variant is not None, "every family of jobs is described"
+    if model.options.engine != "fake":
+        try:
+            variant = family.part("found")(variant)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}: set its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
+            ) from None
+    return ClipLimits(family=family, variant=variant)
 
 
-def checkpoint_of(spec: VideoModelSpec) -> Path:
-    """The folder with its weights.
-
-    Raises: ConfigError: there are none; the message says what to do.
-    """
-    folder = spec.checkpoint_dir
-    if folder is None or not (folder / "vae").is_dir():
-        raise ConfigError(
-            f"video model {spec.id} has no weights here: set its checkpoint_dir to a folder with transformer "
-            f"(or teacher), vae and text_encoder (--model {spec.id}=FOLDER), or leave it out of models"
-        )
-    return folder
-
-
-def _card(spec: VideoModelSpec, points: VideoPoints, created_s: int) -> VideoModelCard:
+def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
     """What clients may know."""
     limits, table = points.limits, points.table
+    io = limits.io
+    attention = [str(value).partition(":")[0] for value in limits.family.knob("attention").points]
     return VideoModelCard(
-        id=spec.id,
+        id=limits.variant.id,
         created_s=created_s,
-        sizes=((spec.width, spec.height),),
-        num_frames=spec.frame_counts,
-        fps=spec.fps,
+        sizes=((io.width, io.height),),
+        num_frames=io.frame_counts,
+        fps=io.fps,
         max_steps=max(steps.max_steps for steps in limits.samplers.values()),
         samplers=tuple(limits.samplers),
-        attention=tuple(kind.value for kind in AttentionKind),
+        attention=tuple(dict.fromkeys(reversed(attention))),
         checkpoint_sha256=table.weights_sha256,
         operating_points=points.names,
     )
@@ -74,20 +66,15 @@ def read_served(model: ResolvedModel[JobOptions]) -> ServedVideo:
 
     Raises: ConfigError: unknown id, no weights, or operating points of other weights.
     """
-    spec = spec_of(model)
-    if model.options.engine == "fake":
-        limits, created_s = VideoLimits.of_model(spec), 0
-        table = _assumed_table(spec, model, limits, _NO_WEIGHTS)
+    limits = limits_of(model)
+    folder = None if model.options.engine == "fake" else limits.variant.weights
+    created_s = 0 if folder is None else _created_s(folder)
+    if folder is not None and (folder / FILE_NAME).is_file():
+        table = load_table(limits.variant.id, folder)
     else:
-        folder, limits = checkpoint_of(spec), VideoLimits.of_checkpoint(spec)
-        created_s = _created_s(folder)
-        table = (
-            load_table(spec.id, folder)
-            if (folder / FILE_NAME).is_file()
-            else _assumed_table(spec, model, limits, weights_digest(folder))
-        )
+        table = _assumed_table(limits, model, _NO_WEIGHTS if folder is None else weights_digest(folder))
     points = VideoPoints(table=table, limits=limits)
-    return ServedVideo(card=_card(spec, points, created_s), limits=limits, points=points, replicas=model.replicas)
+    return ServedVideo(card=_card(points, created_s), limits=limits, points=points, replicas=model.replicas)
 
 
 def _created_s(folder: Path) -> int:
@@ -98,29 +85,28 @@ def _created_s(folder: Path) -> int:
         raise ConfigError(f"a video model cannot be served: {error}") from None
 
 
-def _assumed_table(
-    spec: VideoModelSpec, model: ResolvedModel[JobOptions], limits: VideoLimits, weights_sha256: str
-) -> VideoPointTable:
+def _assumed_table(limits: ClipLimits, model: ResolvedModel[JobOptions], weights_sha256: str) -> VideoPointTable:
     """Points of a checkpoint that nobody has measured: each sampler as published, at a cost reckoned from its size.
 
-    Quality is then only an order (teachers before students), and predictions are rough: calibrate to be exact.
+    Quality is then only an order (guided weights before students), and predictions are rough: calibrate to be exact.
     """
+    io, operations_per_s = limits.io, _OPERATIONS_PER_S[model.device]
     points = tuple(
         VideoPoint(
             name=f"{name}-{made.default_steps}",
-            variant=made.variant,
+            variant=made.weights,
             sampler=name,
             num_steps=made.default_steps,
             attention="dense",
-            guidance_scale=spec.default_guidance if made.variant == "teacher" else 1.0,
-            quality=1.0 if made.variant == "teacher" else 0.9,
+            guidance_scale=io.default_guidance if made.is_guided else 1.0,
+            quality=1.0 if made.is_guided else 0.9,
             watts=model.watts,
-            costs=tuple(_reckoned(spec, frames, _OPERATIONS_PER_S[model.device]) for frames in spec.frame_counts),
+            costs=tuple(_reckoned(limits, frames, operations_per_s) for frames in io.frame_counts),
         )
         for name, made in limits.samplers.items()
     )
     return VideoPointTable(
-        model=spec.id,
+        model=limits.variant.id,
         weights_sha256=weights_sha256,
         energy_source="estimate",
         device=f"{model.device}, reckoned",
@@ -128,9 +114,10 @@ def _assumed_table(
     )
 
 
-def _reckoned(spec: VideoModelSpec, frames: int, operations_per_s: float) -> ClipCost:
+def _reckoned(limits: ClipLimits, frames: int, operations_per_s: float) -> ClipCost:
     """From the multiplications of a step: projections and feed-forward (40 W^2 a token), attention (4 L W a token)."""
-    tokens, width = spec.num_tokens(frames), spec.num_heads * spec.head_dim
-    operations = 2 * spec.num_layers * tokens * (40 * width**2 + 4 * tokens * width)  # both branches of guidance
+    io, config = limits.io, limits.variant.config
+    tokens, width = io.num_tokens(frames), config["num_heads"] * config["head_dim"]
+    operations = 2 * config["num_layers"] * tokens * (40 * width**2 + 4 * tokens * width)  # both branches of guidance
     step_s = max(1e-3, operations / operations_per_s)
-    return ClipCost(width=spec.width, height=spec.height, num_frames=frames, step_s=step_s, fixed_s=10 * step_s)
+    return ClipCost(width=io.width, height=io.height, num_frames=frames, step_s=step_s, fixed_s=10 * step_s)

@@ -16,10 +16,11 @@ from typing import Literal
 
 import msgspec
 
+from models.contract import SettingError, Value
+from models.io import ClipRequest
 from schedulers.video_points import Clip, NearestMiss, VideoBudget, VideoPoint, choose
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
-from serving.replica.video.attention_setting import parse_attention
-from serving.replica.video.limits import VideoLimits, latent_frames
+from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.resolve import ChosenPoint, Wish
 
 FILE_NAME = "operating_points.json"
@@ -108,7 +109,7 @@ class VideoPoints:
     """``serving.tasks.videos.resolve.PointTable`` of a table, within what the model can do."""
 
     table: VideoPointTable
-    limits: VideoLimits
+    limits: ClipLimits
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,13 +156,20 @@ class VideoPoints:
         What the caller has fixed is not looked at here: the limits refuse it, and say why.
         """
         made = self.limits.samplers.get(point.sampler)
-        if made is None or made.variant != point.variant:
+        if made is None or made.weights != point.variant or not made.takes(point.num_steps):
             return False
-        if wish.attention is None and not parse_attention(point.attention).fits(latent_frames(wish.num_frames)):
+        guides = wish.sampler is None and point.guidance_scale > 1
+        settings: dict[str, Value] = {
+            "sampler": point.sampler,
+            "num_inference_steps": point.num_steps,
+            "guidance_scale": point.guidance_scale if guides else 1.0,
+            "attention": "dense" if wish.attention is not None else point.attention,
+        }
+        try:
+            self.limits.check_allowed(ClipRequest(prompt="", num_frames=wish.num_frames), settings)
+        except SettingError:
             return False
-        if wish.sampler is None and point.guidance_scale > 1 and not made.is_guided:
-            return False
-        return made.min_steps <= point.num_steps <= made.max_steps and point.num_steps % made.multiple == 0
+        return True
 
 
 def _refusal(miss: NearestMiss) -> BudgetInfeasible | UnsupportedVideo:

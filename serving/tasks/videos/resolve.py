@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serving.errors import BudgetInfeasible, DeadlineUnreachable, PromptTooLong, UnsupportedVideo
-from serving.replica.video.limits import VideoLimits
 from serving.service import VideoModelCard
 from serving.tasks.videos.domain import VideoRequest, VideoSettings
+from serving.tasks.videos.limits import ClipLimits
 
 _MAX_STRETCH = 2.0
 """A clip that would be longer or shorter than asked for by more than this factor is refused."""
@@ -73,7 +73,7 @@ class ServedVideo:
     """A video model. ``count_tokens`` counts those of a prompt, where that needs no model."""
 
     card: VideoModelCard
-    limits: VideoLimits
+    limits: ClipLimits
     points: PointTable
     replicas: int = 1
     count_tokens: Callable[[str], int] | None = None
@@ -96,7 +96,7 @@ def resolve(request: VideoRequest, served: ServedVideo, *, seed: int, wait_s: fl
     fps = request.fps or served.card.fps
     width, height = request.width, request.height
     if width is None or height is None:
-        width, height = served.limits.sizes[0]
+        width, height = served.limits.io.width, served.limits.io.height
     num_frames = _num_frames(request, served.card, fps)
     _check_prompts(request, served)
     point = _choose(request, served, (width, height), num_frames, wait_s)
@@ -143,7 +143,7 @@ def _num_frames(request: VideoRequest, card: VideoModelCard, fps: int) -> int:
 
 def _check_prompts(request: VideoRequest, served: ServedVideo) -> None:
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        limit = served.limits.max_prompt_characters
+        limit = served.limits.io.max_prompt_chars
         if len(text) > limit:
             raise PromptTooLong(f"{name} has {len(text)} characters; limit is {limit}; shorten it", param=name)
         if served.count_tokens is not None and (tokens := served.count_tokens(text)) > served.max_prompt_tokens:
@@ -207,7 +207,7 @@ def _check_asked(request: VideoRequest, served: ServedVideo, size: tuple[int, in
             guidance_scale=1.0 if request.guidance_scale is None else request.guidance_scale,
             seed=request.seed or 0,
             sampler=name,
-            variant=made.variant,
+            variant=made.weights,
             attention=request.attention or "dense",
         )
     )
@@ -217,6 +217,6 @@ def _sampler_for(served: ServedVideo, steps: int | None) -> str:
     """One that takes so many steps; the first if none does."""
     samplers = served.limits.samplers
     for name, made in samplers.items():
-        if steps is None or (made.min_steps <= steps <= made.max_steps and steps % made.multiple == 0):
+        if steps is None or made.takes(steps):
             return name
     return next(iter(samplers))

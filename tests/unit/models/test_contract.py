@@ -13,6 +13,7 @@ from models.contract import Family, Knob, LazyRef, Source, Variant, Work, point_
 STEPS = Knob(name="steps", default=4, low=1, high=8, grid=(1, 4, 8), is_integer=True, summary="Steps.", trades="detail")
 SHIFT = Knob(name="shift", default=0.5, low=0.0, high=1.0, summary="Shift.")
 MODE = Knob(name="mode", default="dense", values=("tile", "dense"), summary="Attention.", trades="quality")
+COUNT = Knob(name="count", default="1", parse=LazyRef("builtins:int"), grid=("1", "2"), summary="Texts of a form.")
 FLAG = Knob(name="flag", default=False, values=(False, True), summary="A flag.", scope="deployment")
 
 
@@ -39,7 +40,8 @@ def test_reference_loads_what_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "value", "passed"), [(STEPS, 8, 8), (STEPS, 2.0, 2), (SHIFT, 1, 1.0), (MODE, "tile", "tile")]
+    ("knob", "value", "passed"),
+    [(STEPS, 8, 8), (STEPS, 2.0, 2), (SHIFT, 1, 1.0), (MODE, "tile", "tile"), (COUNT, "7", "7")],
 )
 def test_knob_passes_its_values(knob: Knob, value: object, passed: object) -> None:
     got = knob.check(value)
@@ -60,6 +62,8 @@ def test_knob_passes_its_values(knob: Knob, value: object, passed: object) -> No
         (MODE, "x" * 5000, "choose one of"),
         (FLAG, 0, "False, True"),
         (FLAG, [], "False, True"),
+        (COUNT, "seven", "invalid literal"),
+        (COUNT, 7, "give a text such as '1'"),
     ],
 )
 def test_knob_refuses_other_values_and_names_those_it_takes(knob: Knob, value: object, message: str) -> None:
@@ -76,6 +80,7 @@ def test_knob_refuses_other_values_and_names_those_it_takes(knob: Knob, value: o
         lambda: Knob(name="a", default=1, summary="", low=0),
         lambda: Knob(name="a", default=3, summary="", values=(1, 2)),
         lambda: Knob(name="a", default=1, summary="", low=0, high=2, grid=(3,)),
+        lambda: Knob(name="a", default="x", summary="", values=("x",), parse=LazyRef("builtins:int")),
         lambda: Knob(name="not a name", default=1, summary="", values=(1,)),
         lambda: Work({"smiles": 1.0}, 0),
         lambda: Work({"macs": float("nan")}, 0),
@@ -104,6 +109,7 @@ def test_schema_of_a_knob_says_what_it_takes() -> None:
     assert (schema["type"], schema["minimum"], schema["maximum"], schema["default"]) == ("integer", 1, 8, 4)
     assert "detail" in schema["description"]
     assert MODE.json_schema()["enum"] == ["tile", "dense"]
+    assert COUNT.json_schema()["examples"] == ["1", "2"]
 
 
 def test_point_is_completed_with_defaults_and_spelt_in_one_way() -> None:

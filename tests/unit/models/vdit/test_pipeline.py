@@ -11,16 +11,16 @@ from torch import Tensor
 
 from models.families.vdit.causal_vae import CausalVae
 from models.families.vdit.pipeline import VideoPipeline
-from models.families.vdit.spec import get_video_spec
 from models.families.vdit.text import TextEncoder
 from models.families.vdit.transformer import OpenSoraT2V
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.registry import find
 from models.training.vdit.evaluate import make_attention
 from models.training.vdit.nano import nano_transformer, nano_vae
 from models.training.vdit.words import small_encoder, word_tokenizer
 
-SPEC = get_video_spec("vdit-nano")
+NANO = find("vdit-nano")[1]
 PROMPTS = ("a red circle moves left fast", "a blue cross moves up slowly on a gray background")
 
 
@@ -28,9 +28,9 @@ PROMPTS = ("a red circle moves left fast", "a blue cross moves up slowly on a gr
 def _pipeline() -> VideoPipeline:
     torch.manual_seed(0)
     tokenizer = word_tokenizer()
-    text = TextEncoder(small_encoder(len(tokenizer)), tokenizer, SPEC.max_text_tokens)
+    text = TextEncoder(small_encoder(len(tokenizer)), tokenizer, NANO.io.max_text_tokens)
     vae = CausalVae(nano_vae(0.5)).requires_grad_(False)
-    return VideoPipeline(spec=SPEC, transformer=OpenSoraT2V(nano_transformer()), vae=vae, text=text)
+    return VideoPipeline(variant=NANO, transformer=OpenSoraT2V(nano_transformer()), vae=vae, text=text)
 
 
 def _latents(*prompts: str, seeds: tuple[int, ...], guidance: float = 3.0, attention: str = "dense") -> Tensor:
@@ -41,7 +41,7 @@ def _latents(*prompts: str, seeds: tuple[int, ...], guidance: float = 3.0, atten
         num_steps=4,
         guidance=guidance,
         seeds=seeds,
-        attention=make_attention(attention, SPEC, 4),
+        attention=make_attention(attention, NANO, 4),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from models.families.vdit.spec import get_video_spec
+from models.registry import find
 from serving.cli.main import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
 from serving.errors import ConfigError
@@ -39,7 +39,7 @@ def wish(**more: Any) -> Wish:
 
 def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> None:
     served = read_served(settings(options={"engine": "fake"}))
-    assert served.card.samplers == tuple(get_video_spec("vdit-nano").samplers)
+    assert served.card.samplers == tuple(find("vdit-nano")[1].io.samplers)
     assert served.card.operating_points == served.points.names
     assert served.card.checkpoint_sha256 == "0" * 64
 
@@ -76,7 +76,7 @@ def test_reckoned_cost_grows_with_the_clip_and_shrinks_with_the_device() -> None
 
 @pytest.mark.parametrize("networks", [(), ("teacher",)])
 def test_folder_without_an_autoencoder_is_refused_with_a_remedy(tmp_path: Path, networks: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="has no weights here: set its checkpoint_dir"):
+    with pytest.raises(ConfigError, match=r"has no weights here.*: set its checkpoint_dir"):
         read_served(settings(folder_with(tmp_path, *networks)))
 
 
@@ -104,6 +104,6 @@ def test_command_line_lists_and_shows_video_models(monkeypatch: pytest.MonkeyPat
     assert "86,400 tokens" in shown.output
     facts = json.loads(CliRunner().invoke(app, ["models", "show", "vdit-nano", "--json"]).output)
     assert facts["samplers"]["consistency"] == {
-        "variant": "student", "min_steps": 4, "max_steps": 8, "default_steps": 4, "multiple": 4,
+        "weights": "student", "min_steps": 4, "max_steps": 8, "default_steps": 4, "multiple": 4,
         "is_guided": False,
     }  # fmt: skip

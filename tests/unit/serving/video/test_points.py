@@ -11,9 +11,9 @@ import pytest
 
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
-from serving.replica.video.limits import VideoLimits
 from serving.tasks.videos.points import FILE_NAME, VideoPoints, VideoPointTable, load_table, weights_digest, write_table
 from serving.tasks.videos.resolve import Wish
+from tests.support.clip_limits import clip_limits
 
 COSTS = (ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=0.5),)
 
@@ -51,7 +51,7 @@ def table(folder: Path) -> VideoPointTable:
 
 @pytest.fixture
 def points(table: VideoPointTable) -> VideoPoints:
-    return VideoPoints(table=table, limits=VideoLimits())
+    return VideoPoints(table=table, limits=clip_limits())
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_table_comes_back_as_it_was_written(folder: Path, table: VideoPointTable
 
 def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it(table: VideoPointTable) -> None:
     tiled = point("tiled", 20, 0.95, attention="tile:3:5")
-    points = VideoPoints(table=replace(table, points=(*table.points, tiled)), limits=VideoLimits())
+    points = VideoPoints(table=replace(table, points=(*table.points, tiled)), limits=clip_limits())
     assert points.choose(wish()).name == "tiled"
     assert points.choose(replace(wish(), num_frames=93)).name == "dense-50"
     assert points.choose(replace(wish(attention="tile:3:5"), num_frames=93)).attention == "tile:3:5"

@@ -27,7 +27,6 @@ from serving.errors import (
     UnknownVideo,
     UnsupportedVideo,
 )
-from serving.replica.video.limits import VideoLimits
 from serving.service import VideoModelCard
 from serving.stores.buckets import Reservation
 from serving.stores.jobs.base import JobPage
@@ -37,10 +36,11 @@ from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
 from serving.tasks.videos.resolve import ServedVideo
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
 
 NOW_S = 1_800_000_000.0
-LIMITS = VideoLimits(max_prompt_characters=100)
+LIMITS = clip_limits(max_prompt_chars=100)
 
 
 def point(name: str, **fields: Any) -> VideoPoint:
@@ -286,7 +286,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[ClientError], str, str]] = [
     ("fps", {"fps": 240}, UnsupportedVideo, "fps", "1 to 60"),
     ("steps", {"num_inference_steps": 500}, UnsupportedVideo, "num_inference_steps", "100"),
     ("steps_of_sampler", {"sampler": "consistency", "num_inference_steps": 6}, UnsupportedVideo,
-     "num_inference_steps", "multiples of 4"),
+     "num_inference_steps", "a multiple of 4"),
     ("guidance_nan", {"guidance_scale": float("nan")}, UnsupportedVideo, "guidance_scale", "20"),
     ("guidance_high", {"guidance_scale": 50.0}, UnsupportedVideo, "guidance_scale", "20"),
     ("guidance_low", {"guidance_scale": 0.5}, UnsupportedVideo, "guidance_scale", "1 to"),

@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 from safetensors.torch import load
 
+from models.contract import Variant
 from models.families.vdit.pipeline import VideoPipeline
+from models.registry import find
 from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
 from serving.replica.video.checkpoint import load_variants
-from serving.replica.video.limits import VideoLimits, present_variants
 from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.tasks.videos.domain import VideoSettings
+from serving.tasks.videos.limits import ClipLimits
 from tests.support.video_folders import write_checkpoint
 from tests.support.video_models import video_settings
+
+
+def limits_of(variant: Variant) -> ClipLimits:
+    family = find("vdit-nano")[0]
+    return ClipLimits(family=family, variant=family.part("found")(variant))
 
 
 def settings(**changes: object) -> VideoSettings:
@@ -27,8 +34,8 @@ def settings(**changes: object) -> VideoSettings:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale: float) -> None:
-    spec = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
+    variant = write_checkpoint(tmp_path, "teacher")
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
     await engine.start()
     wanted = settings(guidance_scale=guidance_scale, seed=3)
     assert engine.predicted_bytes(wanted) > 0
@@ -39,7 +46,7 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
     ours = load(await engine.snapshot("job"))["latents"]
     held, predicted = engine.held_bytes(), engine.predicted_memory(wanted).held_bytes
     await engine.stop()
-    pipeline = VideoPipeline.load(spec)
+    pipeline = VideoPipeline.load(variant)
     latents = pipeline.generate(
         [wanted.prompt], frames=29, sampler="ddim", num_steps=4, guidance=guidance_scale, seeds=[3]
     )
@@ -51,21 +58,19 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
 
 
 async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
-    spec = write_checkpoint(tmp_path, "teacher")
-    assert present_variants(spec) == ("teacher",)
-    assert "consistency" not in VideoLimits.of_checkpoint(spec).samplers
+    variant = write_checkpoint(tmp_path, "teacher")
+    assert "consistency" not in limits_of(variant).samplers
     with pytest.raises(UnsupportedVideo, match="teacher"):
-        VideoLimits.of_checkpoint(spec).check(settings(variant="student", sampler="consistency"))
-    spec = write_checkpoint(tmp_path, "student")
-    assert present_variants(spec) == ("student", "teacher")
-    loaded = load_variants(spec)
+        limits_of(variant).check(settings(variant="student", sampler="consistency"))
+    variant = write_checkpoint(tmp_path, "student")
+    loaded = load_variants(variant)
     assert loaded["teacher"].transformer is not loaded["student"].transformer
     assert loaded["student"].make_sampler("consistency", 8).num_steps == 8
 
 
 async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Path) -> None:
-    spec = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
+    variant = write_checkpoint(tmp_path, "teacher")
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
     await engine.start()
     engine.check_settings(settings(prompt="red " * 23))
     with pytest.raises(PromptTooLong, match="25 tokens; limit is 24"):
@@ -74,9 +79,9 @@ async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Pat
 
 
 async def test_folder_of_another_model_is_an_engine_failure(tmp_path: Path) -> None:
-    spec = write_checkpoint(tmp_path, "teacher")
+    variant = write_checkpoint(tmp_path, "teacher")
     (tmp_path / "vae" / "config.json").unlink()
-    engine = TorchVideoEngine(TorchVideoOptions(limits=VideoLimits.of_checkpoint(spec)), partial(load_variants, spec))
+    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
     with pytest.raises(EngineFailed, match="could not be loaded"):
         await engine.start()
     await engine.stop()

@@ -24,6 +24,7 @@ from serving.replica.video.attention_maker import AttentionMaker
 from serving.replica.video.base import StepDone
 from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
 from serving.replica.video.weights import VideoWeights
+from tests.support.clip_limits import clip_limits
 from tests.support.live_bytes import LiveBytes
 from tests.support.video_engines import LIMITS, tiny_weights
 from tests.support.video_models import encode_words, tiny_config, video_settings
@@ -305,7 +306,7 @@ async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -
 
 
 async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: TorchVideoEngine) -> None:
-    with pytest.raises(UnsupportedVideo, match="multiples of 4") as caught:
+    with pytest.raises(UnsupportedVideo, match="a multiple of 4") as caught:
         engine.check_settings(video_settings(variant="student", sampler="consistency", num_steps=6))
     assert caught.value.param == "num_inference_steps"
 
@@ -347,7 +348,7 @@ async def test_prediction_is_close_to_what_is_held(
 async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
     """Counted at every operation of the step, in the thread that runs it."""
     weights = tiny_weights()
-    engine = engine_with(weights, replace(OPTIONS, limits=replace(LIMITS, num_frames=(1, 9, 93))))
+    engine = engine_with(weights, replace(OPTIONS, limits=clip_limits(width=48, height=32, frame_counts=(1, 9, 93))))
     await engine.start()
     live = LiveBytes()
     whole = engine._run

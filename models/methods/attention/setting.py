@@ -1,16 +1,23 @@
-"""The setting ``attention`` of a clip, read: ``dense``, ``tile:2:6``, ``adaspa:0.8``, ``ras:0.5``."""
+"""The setting ``attention`` of a request, read: ``dense``, ``tile:2:6``, ``adaspa:0.8``, ``ras:0.5``. Free of torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from serving.errors import UnsupportedVideo
-from serving.tasks.videos.domain import AttentionKind
+from enum import StrEnum
 
 _FORMS = (
     "use dense, tile:K:REST (K reference frames, REST others), adaspa:SPARSITY or ras:SHARE, numbers between 0 and 1"
 )
+
+
+class AttentionKind(StrEnum):
+    """How self-attention is thinned out. ``ras`` thins out the tokens instead."""
+
+    DENSE = "dense"
+    TILE = "tile"
+    ADASPA = "adaspa"
+    RAS = "ras"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +35,22 @@ class AttentionSetting:
         """Whether its steps differ in kind, so that only requests at the same step may share one."""
         return self.kind in (AttentionKind.ADASPA, AttentionKind.RAS)
 
-    def fits(self, frames: int) -> bool:
-        """Whether it can be had in a clip of so many latent frames: a tile mask is made for one number of them."""
-        return self.kind is not AttentionKind.TILE or self.references + self.others == frames
+    def check_frames(self, frames: int) -> None:
+        """Pass a clip of so many latent frames.
+
+        Raises: ValueError: a tile mask is made for one number of them, and this is another.
+        """
+        if self.kind is AttentionKind.TILE and self.references + self.others != frames:
+            raise ValueError(
+                f"attention is 'tile:{self.references}:{self.others}', of {self.references + self.others} latent "
+                f"frames; this clip has {frames}: use tile:K:{frames}-K, e.g. tile:2:{max(0, frames - 2)}"
+            )
 
 
 def parse_attention(text: str) -> AttentionSetting:
     """Read the setting.
 
-    Raises: UnsupportedVideo: no such form, or a number out of range.
+    Raises: ValueError: no such form, or a number out of range.
     """
     name, *numbers = text.split(":")
     try:
@@ -53,7 +67,7 @@ def parse_attention(text: str) -> AttentionSetting:
         if not _is_in_range(kind, amount):
             raise ValueError
     except ValueError:
-        raise UnsupportedVideo(f"attention is {text!r}; {_FORMS}", param="attention") from None
+        raise ValueError(f"attention is {text!r}; {_FORMS}") from None
     return AttentionSetting(kind=kind, amount=amount)
 
 
