@@ -33,17 +33,16 @@ class Gateway(GrpcMethods):
     """Ray Serve deployment class. The handles lead to the inner deployment of each model id."""
 
     def __init__(self, config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
-        setup(config.metrics_dir, config.settings.log_level)
+        tell = setup(config.metrics_dir, config.settings.log_level)
         from serving.gateway_setup import build_parts
-        from serving.telemetry.ingress_metrics import IngressMetrics
 
-        self._parts = build_parts(config, handles)
+        self._parts = build_parts(config, handles, tell)
         self._http = config.settings.http
         self._front: dict[str, Any] = {
             "service": self._parts.service,
             "authenticator": build_authenticator(config),
             "limits": build_limits(config),
-            "observer": IngressMetrics(),
+            "tell": tell,
         }
         super().__init__(**self._front)
         self._json = JsonReader()

@@ -41,12 +41,7 @@ from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.tasks.classify.service import ClassifyService, ServedModel, ServiceLimits
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
-from serving.telemetry.chat_metrics import ChatMetrics
-from serving.telemetry.dispatch_metrics import DispatchMetrics
-from serving.telemetry.media_metrics import MediaMetrics
-from serving.telemetry.service_metrics import ServiceMetrics
-from serving.telemetry.store_metrics import StoreMetrics
-from serving.telemetry.video_metrics import AdmissionMetrics
+from serving.telemetry.events import Sink
 
 _FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
 """A guess, for the reservations of the first requests only: nobody is refused for it."""
@@ -93,13 +88,13 @@ class GatewayParts:
         await self.media.stop()
 
 
-def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> GatewayParts:
+def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]], tell: Sink) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
-    results = ResultStore(config, StoreMetrics())
-    media = MediaPool(_media_limits(config), config.media_workers, account=results, observer=MediaMetrics())
+    results = ResultStore(config, tell)
+    media = MediaPool(_media_limits(config), config.media_workers, account=results, tell=tell)
     models = {
-        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id])
+        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
         for model in config.models_with(UnaryOptions)
     }
     limits = ServiceLimits(
@@ -107,13 +102,13 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_in_flight=settings.gateway.max_in_flight,
         default_deadline_s=settings.gateway.default_deadline_s,
     )
-    images = build_chat_images(settings.media, media, MediaMetrics())
-    chat = _chat_service(config, images, results, handles)
-    classifiers = ClassifyService(models, media, results, limits, observer=ServiceMetrics())
+    images = build_chat_images(settings.media, media, tell)
+    chat = _chat_service(config, images, results, handles, tell)
+    classifiers = ClassifyService(models, media, results, limits, tell=tell)
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = _video_service(config, jobs, clips, results)
+    videos = _video_service(config, jobs, clips, results, tell)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = JoinedService(
         classifiers,
@@ -136,7 +131,9 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
 
 
-def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore) -> VideoService:
+def _video_service(
+    config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore, tell: Sink
+) -> VideoService:
     settings = config.settings
     models = config.models_with(JobOptions)
     if not models:
@@ -147,7 +144,7 @@ def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore
         clips,
         results,
         VideoServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode()),
-        observer=AdmissionMetrics(),
+        tell=tell,
     )
 
 
@@ -165,7 +162,11 @@ _PINGS: Mapping[Shape, Callable[[DeploymentHandle[Any]], Ping]] = {
 
 
 def _chat_service(
-    config: ResolvedConfig, images: ChatImages, results: ResultStore, handles: dict[str, DeploymentHandle[Any]]
+    config: ResolvedConfig,
+    images: ChatImages,
+    results: ResultStore,
+    handles: dict[str, DeploymentHandle[Any]],
+    tell: Sink,
 ) -> ChatService:
     gateway = config.settings.gateway
     return ChatService(
@@ -174,7 +175,7 @@ def _chat_service(
         ChatResults(results),
         TenantKeys(config.secret.encode()),
         ChatLimits(max_in_flight=gateway.max_in_flight, default_deadline_s=gateway.default_deadline_s),
-        observer=ChatMetrics(),
+        tell=tell,
     )
 
 
@@ -202,7 +203,9 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
     )
 
 
-def _served(model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any]) -> ServedModel:
+def _served(
+    model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
+) -> ServedModel:
     spec = get_spec(model.id)
     spec = spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
     table = load_table(spec.id, spec.checkpoint_dir)
@@ -212,7 +215,8 @@ def _served(model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: De
         is_replica_lost=is_replica_lost,
         max_calls_in_flight=calls_in_flight * model.replicas,
         num_replicas=model.replicas,
-        observer=DispatchMetrics(spec.id),
+        model=spec.id,
+        tell=tell,
     )
     return ServedModel(card=_card(spec, table), label=spec.label, table=table, dispatcher=dispatcher)
 

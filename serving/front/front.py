@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from serving.domain import ClassifyReply, ClassifyRequest, Surface
 from serving.errors import ServingError, UnknownModel
 from serving.front.auth import Authenticator
-from serving.front.observer import OK, PARTIAL, UNKNOWN, IngressObserver
 from serving.limits import IngressLimits
 from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
+from serving.telemetry.events import OK, PARTIAL, UNKNOWN, CallFinished, CallStarted, Sink
 
 MODEL_VERSION = "1"
 """The only version of every model that OIP clients see; the checkpoint's hash says more."""
@@ -69,21 +69,23 @@ class Front:
     service: Service
     authenticator: Authenticator
     limits: IngressLimits
-    observer: IngressObserver
+    tell: Sink
 
     def begin(self, surface: Surface) -> Visit:
         """Open the record of a call."""
-        self.observer.started(surface)
+        self.tell(CallStarted(surface))
         return Visit(surface, time.perf_counter())
 
     def end(self, visit: Visit) -> None:
         """Close the record of a call."""
-        self.observer.finished(
-            surface=visit.surface,
-            model=visit.model if self._is_served(visit.model) else UNKNOWN,
-            tenant=visit.tenant,
-            outcome=visit.outcome,
-            seconds=time.perf_counter() - visit.started_s,
+        self.tell(
+            CallFinished(
+                surface=visit.surface,
+                model=visit.model if self._is_served(visit.model) else UNKNOWN,
+                tenant=visit.tenant,
+                outcome=visit.outcome,
+                seconds=time.perf_counter() - visit.started_s,
+            )
         )
 
     def _is_served(self, model: str) -> bool:

@@ -17,13 +17,13 @@ from serving.errors import ServingError
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages, image_key
 from serving.media.limits import MediaBudget
-from serving.media.observer import MediaObserver
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.tasks.chat.domain import ImagePart
+from serving.telemetry.events import Sink, ignore
 
 
-def build_chat_images(settings: MediaSettings, pool: MediaPool, observer: MediaObserver) -> ChatImages:
+def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink = ignore) -> ChatImages:
     """Put the image path of one gateway together, as configured."""
     limits = FetchLimits(
         max_bytes=settings.max_bytes_per_image,
@@ -31,8 +31,8 @@ def build_chat_images(settings: MediaSettings, pool: MediaPool, observer: MediaO
         connect_timeout_s=settings.fetch_connect_timeout_s,
         max_concurrent=settings.max_fetches,
     )
-    fetcher = ImageFetcher(settings.allowed_hosts, limits, observer=observer)
-    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, observer))
+    fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell)
+    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell))
 
 
 class ChatImages:

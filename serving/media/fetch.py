@@ -22,9 +22,9 @@ from serving.media.addresses import Address, AddressPolicy, Resolver, SystemReso
 from serving.media.hosts import AllowedHosts
 from serving.media.https_get import REMEDY, Connector, Redirect, Streams, connect_tls, default_tls, get
 from serving.media.limits import MediaBudget
-from serving.media.observer import MediaObserver, NullObserver
 from serving.media.pool import NOBODY, Caller
 from serving.media.urls import Target, absolute, check_url
+from serving.telemetry.events import ImageFetched, Sink, ignore
 
 _MAX_ADDRESSES_TRIED = 3
 _USUAL_S = 0.2
@@ -77,7 +77,7 @@ class ImageFetcher:
         is_allowed_address: AddressPolicy = is_public,
         connector: Connector = connect_tls,
         tls: ssl.SSLContext | None = None,
-        observer: MediaObserver | None = None,
+        tell: Sink = ignore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hosts = AllowedHosts(allowed_hosts)
@@ -89,7 +89,7 @@ class ImageFetcher:
         self._is_allowed_address = is_allowed_address
         self._connect = connector
         self._tls = tls
-        self._observer = observer or NullObserver()
+        self._tell = tell
         self._clock = clock
         self._slots = FairSlots(limits.max_concurrent, limits.max_waiting)
 
@@ -121,9 +121,9 @@ class ImageFetcher:
         try:
             data = await self._fetch_in_time(check_url(self._hosts, url), deadline_s - started_s, budget, caller)
         except ServingError as error:
-            self._observer.image_fetched(error.code, 0, self._clock() - started_s)
+            self._tell(ImageFetched(error.code, 0, self._clock() - started_s))
             raise
-        self._observer.image_fetched("ok", len(data), self._clock() - started_s)
+        self._tell(ImageFetched("ok", len(data), self._clock() - started_s))
         return data
 
     async def _fetch_in_time(

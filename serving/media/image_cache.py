@@ -13,8 +13,8 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import NamedTuple
 
-from serving.media.observer import MediaObserver, NullObserver
 from serving.media.prepare import PreparedImage
+from serving.telemetry.events import ImageLookedUp, ImagesHeld, Sink, ignore
 
 _ENTRY_BYTES = 1024
 """What an entry costs beside its pixels, about."""
@@ -46,11 +46,11 @@ class ProcessedImages:
         ValueError: ``max_bytes`` is negative.
     """
 
-    def __init__(self, max_bytes: int, observer: MediaObserver | None = None) -> None:
+    def __init__(self, max_bytes: int, tell: Sink = ignore) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes is {max_bytes}; it must be 0 or more")
         self._max_bytes = max_bytes
-        self._observer = observer or NullObserver()
+        self._tell = tell
         self._images: dict[str, OrderedDict[ImageKey, PreparedImage]] = {}
         self._held: dict[str, int] = {}
         self._num_bytes = 0
@@ -66,7 +66,7 @@ class ProcessedImages:
         image = mine.get(key) if mine is not None else None
         if mine is not None and image is not None:
             mine.move_to_end(key)
-        self._observer.image_looked_up(key.model_id, image is not None)
+        self._tell(ImageLookedUp(key.model_id, image is not None))
         return image
 
     def put(self, key: ImageKey, image: PreparedImage) -> None:
@@ -78,7 +78,7 @@ class ProcessedImages:
         self._count(key.tenant, size)
         while self._num_bytes > self._max_bytes:
             self._drop_one()
-        self._observer.images_held(self._num_bytes)
+        self._tell(ImagesHeld(self._num_bytes))
 
     def _drop_one(self) -> None:
         """Drop what the tenant with most bytes has not used for longest."""

@@ -30,12 +30,12 @@ from serving.media import prepare, wire
 from serving.media.decode_cost import predict_pixels_s, predict_s
 from serving.media.header import ImageHeader
 from serving.media.limits import MediaBudget, MediaLimits
-from serving.media.observer import MediaObserver, NullObserver
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
 from serving.media.probe import is_tiny, probe
 from serving.media.processors import count_tiles, load_processor
 from serving.media.worker import WorkerConfig
 from serving.media.worker_process import WorkerGone, WorkerProcess
+from serving.telemetry.events import ImageDecoded, Sink, ignore
 
 TileCounter: TypeAlias = Callable[[str, int, int], int]
 """(model id, width, height) to tiles; see ``serving.media.processors.count_tiles``."""
@@ -129,7 +129,7 @@ class MediaPool:
         queue_timeout_s: float = 10.0,
         worker_memory_bytes: int = 1 << 30,
         account: DecodeAccount | None = None,
-        observer: MediaObserver | None = None,
+        tell: Sink = ignore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if num_workers < 1 or max_queue < 0:
@@ -141,7 +141,7 @@ class MediaPool:
         self._count_tiles = tile_counter
         self._max_queue = max_queue
         self._account = account or NoAccount()
-        self._observer = observer or NullObserver()
+        self._tell = tell
         self._clock = clock
         self._queue_timeout_s = queue_timeout_s
         self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
@@ -384,7 +384,7 @@ class MediaPool:
     def _pay(self, wait: _Wait, used_s: float) -> None:
         """Once for everything that was set aside."""
         self._account.charge_decode(wait.tenant, wait.predicted_s, used_s)
-        self._observer.image_decoded(wait.tenant, used_s)
+        self._tell(ImageDecoded(wait.tenant, used_s))
 
     def _worker_exited(self, worker: WorkerProcess) -> None:
         """A process ended. For a busy one the exchange ends too, and with it comes ``_settle``."""

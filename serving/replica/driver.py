@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import structlog
 
@@ -47,6 +46,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.replica.staged.base import Outcome, Probabilities, StagedEngine
+from serving.telemetry.events import BatchRan, SampleAnswered, Sink, ignore
 
 _log = structlog.get_logger(__name__)
 
@@ -60,26 +60,6 @@ class Answer:
     degraded: bool
     queue_s: float
     compute_s: float
-
-
-class DriverObserver(Protocol):
-    """Hears what happens, for metrics."""
-
-    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
-        """A batch came back."""
-
-    def sample_answered(self, answer: Answer) -> None:
-        """A sample got its answer."""
-
-
-class NullDriverObserver:
-    """Hears nothing."""
-
-    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
-        """Ignore."""
-
-    def sample_answered(self, answer: Answer) -> None:
-        """Ignore."""
 
 
 @dataclass(eq=False, slots=True)
@@ -116,7 +96,8 @@ class Driver:
     scheduler: Scheduler
     engine: StagedEngine
     predict: Callable[[int, int, int], float]
-    observer: DriverObserver = field(default_factory=NullDriverObserver)
+    model: str = ""
+    tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
     num_executors: int = 1
     _samples: dict[int, _Sample] = field(default_factory=dict, init=False)
@@ -258,7 +239,7 @@ class Driver:
             for sample_id, outcome in zip(batch.sample_ids, outcomes, strict=True)
         )
         self._feed(BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
-        self.observer.batch_finished(batch.stage, batch.num_stages, size, elapsed_s, predicted_s)
+        self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, predicted_s))
 
     async def _run_engine(self, batch: RunBatch) -> list[Outcome]:
         """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
@@ -300,7 +281,7 @@ class Driver:
         self.engine.release(sample_id)
         if not sample.future.done():
             sample.future.set_result(answer)
-        self.observer.sample_answered(answer)
+        self.tell(SampleAnswered(self.model, answer.exit_index, answer.degraded, answer.queue_s, answer.compute_s))
 
     def _end(self, sample_id: int, error: ServingError) -> None:
         sample = self._samples.pop(sample_id)

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerConfig, BreakerState, CircuitBreaker
-from serving.stores.observer import NullObserver, StoreObserver
+from serving.telemetry.events import BreakerChanged, Sink, StoreCalled, StoreFellBack, ignore
 
 T = TypeVar("T")
 _WARM_UP_TIMEOUT_S = 2.0
@@ -53,11 +53,11 @@ class RedisConnection:
     def __init__(
         self,
         config: RedisConfig,
-        observer: StoreObserver | None = None,
+        tell: Sink = ignore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._observer = observer or NullObserver()
+        self._tell = tell
         self._clock = clock
         self._breaker = CircuitBreaker(config.breaker)
         self._prober: asyncio.Task[None] | None = None
@@ -114,7 +114,7 @@ class RedisConnection:
 
     def _check_breaker(self, operation: str) -> None:
         if not self._breaker.is_closed:
-            self._observer.fell_back(operation)
+            self._tell(StoreFellBack(operation))
             raise StoreUnavailable("the breaker of Redis is open")
 
     async def _enter(self, operation: str) -> None:
@@ -127,8 +127,8 @@ class RedisConnection:
             async with asyncio.timeout(self._config.timeout_s):
                 await self._gate.acquire()
         except TimeoutError:
-            self._observer.call_finished(operation, "busy", self._clock() - started_s)
-            self._observer.fell_back(operation)
+            self._tell(StoreCalled(operation, "busy", self._clock() - started_s))
+            self._tell(StoreFellBack(operation))
             raise StoreUnavailable(f"no connection to Redis was free within {self._config.timeout_s:g} s") from None
 
     async def _call(self, operation: str, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
@@ -141,7 +141,7 @@ class RedisConnection:
             kind = StoreFull if _is_out_of_memory(error) else StoreUnavailable
             raise kind(f"Redis failed in {operation}") from error
         self._breaker.record_success()
-        self._observer.call_finished(operation, "ok", self._clock() - started_s)
+        self._tell(StoreCalled(operation, "ok", self._clock() - started_s))
         return answer
 
     async def _send_with_retry(self, send: Callable[[aioredis.Redis], Awaitable[T]]) -> T:
@@ -156,8 +156,8 @@ class RedisConnection:
 
     def _failed(self, operation: str, error: Exception, started_s: float) -> None:
         outcome = _outcome(error)
-        self._observer.call_finished(operation, outcome, self._clock() - started_s)
-        self._observer.fell_back(operation)
+        self._tell(StoreCalled(operation, outcome, self._clock() - started_s))
+        self._tell(StoreFellBack(operation))
         if outcome in ("timeout", "connection"):
             self._breaker.record_failure(self._clock(), started_s)
             self._probe_if_open()
@@ -169,16 +169,16 @@ class RedisConnection:
     def _probe_if_open(self) -> None:
         if self._breaker.is_closed or (self._prober is not None and not self._prober.done()):
             return
-        self._observer.breaker_changed(self._breaker.state)
+        self._tell(BreakerChanged(self._breaker.state))
         self._prober = asyncio.get_running_loop().create_task(self._probe_until_closed())
 
     async def _probe_until_closed(self) -> None:
         while not self._breaker.is_closed:
             await asyncio.sleep(max(0.0, self._breaker.probe_at_s - self._clock()))
             if self._breaker.begin_probe(self._clock()):
-                self._observer.breaker_changed(self._breaker.state)
+                self._tell(BreakerChanged(self._breaker.state))
                 await self._probe()
-                self._observer.breaker_changed(self._breaker.state)
+                self._tell(BreakerChanged(self._breaker.state))
 
     async def _probe(self) -> None:
         """Write something: a server that loads or a read-only replica answers a PING too."""

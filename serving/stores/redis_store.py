@@ -23,9 +23,9 @@ from serving.stores import keys
 from serving.stores.breaker import BreakerState
 from serving.stores.buckets import LocalBuckets, Reservation
 from serving.stores.connection import RedisConfig, RedisConnection
-from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
+from serving.telemetry.events import ResultsLookedUp, Sink, ignore
 
 MAX_VALUE_BYTES = 1 << 20
 
@@ -52,13 +52,13 @@ class RedisStore:
         self,
         config: RedisConfig,
         *,
-        observer: StoreObserver | None = None,
+        tell: Sink = ignore,
         local_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._observer = observer or NullObserver()
+        self._tell = tell
         self._clock = clock
-        self._connection = RedisConnection(config, self._observer, clock)
+        self._connection = RedisConnection(config, tell, clock)
         self._local = LocalBuckets(local_share)
 
     @property
@@ -229,7 +229,7 @@ class RedisStore:
 
     def _observed(self, values: Values) -> Values:
         num_hits = sum(value is not None for value in values)
-        self._observer.looked_up(num_hits, len(values) - num_hits)
+        self._tell(ResultsLookedUp(num_hits, len(values) - num_hits))
         return values
 
 

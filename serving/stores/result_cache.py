@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.sealed import Sealer
+from serving.telemetry.events import ResultRejected, Sink, ignore
 
 PAYLOAD_VERSION = b"\x01"
 """Changes with any change of what a payload holds. Payloads do not depend on ``top_k``: they hold every class."""
@@ -45,12 +45,12 @@ class ResultCache:
         ValueError: the secret has fewer than ``MIN_SECRET_BYTES`` bytes.
     """
 
-    def __init__(self, secret: bytes, observer: StoreObserver | None = None) -> None:
+    def __init__(self, secret: bytes, tell: Sink = ignore) -> None:
         if len(secret) < MIN_SECRET_BYTES:
             raise ValueError(f"cache secret has {len(secret)} bytes; give at least {MIN_SECRET_BYTES} random ones")
         self._key_secret = hmac.digest(secret, b"vireo result key", "sha256")
         self._sealer = Sealer(secret, "result value")
-        self._observer = observer or NullObserver()
+        self._tell = tell
 
     def digest(self, key: ResultKey) -> str:
         """Name of a result: 64 hex digits that say nothing about the image without the secret."""
@@ -70,6 +70,6 @@ class ResultCache:
             return None
         raw = self._sealer.open(digest, value)
         if raw is None:
-            self._observer.value_rejected()
+            self._tell(ResultRejected())
             return None
         return msgspec.msgpack.decode(raw, type=dict[str, Any])

@@ -23,9 +23,9 @@ from serving.service import ModelCard
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Reservation
 from serving.stores.connection import RedisConfig
-from serving.stores.observer import NullObserver, StoreObserver
 from serving.stores.redis_store import LookupReply, RedisStore
 from serving.stores.result_cache import ResultCache, ResultKey
+from serving.telemetry.events import Sink, ignore
 
 _MAX_BACKGROUND = 1_000
 _MAX_RETRY_AFTER_S = 3600.0
@@ -62,16 +62,15 @@ class Lookup:
 class ResultStore:
     """The gateway's view of Redis. Use from one event loop."""
 
-    def __init__(self, config: ResolvedConfig, observer: StoreObserver | None = None) -> None:
+    def __init__(self, config: ResolvedConfig, tell: Sink = ignore) -> None:
         settings = config.settings
-        observer = observer or NullObserver()
         self._is_caching = settings.redis.cache
         self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
         self._limits = {tenant.name: _bucket_limits(tenant) for tenant in settings.tenants}
-        self._cache = ResultCache(config.secret.encode(), observer)
+        self._cache = ResultCache(config.secret.encode(), tell)
         self._store = RedisStore(
             RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
-            observer=observer,
+            tell=tell,
             local_share=1 / settings.gateway.replicas,
         )
         self._background: set[asyncio.Task[Any]] = set()

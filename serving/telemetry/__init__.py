@@ -1,4 +1,4 @@
-"""Metrics and logs."""
+"""Events, metrics and logs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 from pathlib import Path
 
 from serving.telemetry import logs
+from serving.telemetry.events import Sink
 
 
-def setup(metrics_dir: Path, log_level: str) -> None:
-    """Prepare this process. Must run before ``serving.telemetry.metrics`` is imported, which opens the files."""
+def setup(metrics_dir: Path, log_level: str) -> Sink:
+    """Prepare this process; the sink counts what it is told. The metrics' files are opened here and not before."""
     metrics_dir.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     logs.configure(log_level)
+    from serving.telemetry.recording import record
+
+    return record

@@ -77,18 +77,12 @@ class SteppingEngine:
             await asyncio.sleep(0)  # let them ask for the next one
 
 
-class _NullObserver:
-    def first_token(self, seconds: float, queue_s: float) -> None: ...
-    def finished(self, num_tokens: int, answer_s: float) -> None: ...
-    def ended_early(self, reason: str) -> None: ...
-
-
 class BenchReplica:
     """A replica with both ways out."""
 
     def __init__(self) -> None:
         self._engine = SteppingEngine()
-        self._hub = ChoiceHub(self._engine, "replica", _NullObserver(), max_running=64, max_waiting=64)
+        self._hub = ChoiceHub(self._engine, "replica", max_running=64, max_waiting=64)
 
     async def set_step(self, step_s: float) -> int:
         self._engine.step_s = step_s

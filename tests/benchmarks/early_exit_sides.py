@@ -25,6 +25,7 @@ from serving.replica.driver import Driver
 from serving.replica.staged.base import Outcome, StageOutput
 from serving.replica.staged.early_exit_engine import EarlyExitEngine
 from serving.replica.staged.setup import warm_up
+from serving.telemetry.events import BatchRan, Event, SampleAnswered
 
 QUALITY_MARGIN = 0.005
 MAX_WAITING = 1 << 20
@@ -160,12 +161,11 @@ class Totals:
     num_batches: int = 0
     answered: int = 0
 
-    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
-        self.elapsed_s += elapsed_s
-        self.num_batches += 1
-
-    def sample_answered(self, answer: object) -> None:
-        self.answered += 1
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, BatchRan):
+            self.elapsed_s += event.seconds
+            self.num_batches += 1
+        self.answered += isinstance(event, SampleAnswered)
 
 
 def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Totals]:
@@ -176,7 +176,7 @@ def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Tota
     def predict(stage: int, num_stages: int, size: int) -> float:
         return sum(cost.batch_s(stage + step, size) for step in range(num_stages))
 
-    driver = Driver(scheduler=side.make(cost, side.max_batch), engine=watched, predict=predict, observer=totals)
+    driver = Driver(scheduler=side.make(cost, side.max_batch), engine=watched, predict=predict, tell=totals)
     return driver, watched, totals
 
 

@@ -51,7 +51,7 @@ def observer() -> RecordingObserver:
 
 @pytest.fixture
 async def store(url: str, observer: RecordingObserver) -> AsyncIterator[RedisStore]:
-    store = RedisStore(RedisConfig(url=url, timeout_s=SLOW_MACHINE_S), observer=observer)
+    store = RedisStore(RedisConfig(url=url, timeout_s=SLOW_MACHINE_S), tell=observer)
     assert await store.start()
     yield store
     await store.stop()

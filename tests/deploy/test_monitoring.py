@@ -91,9 +91,9 @@ def exposition_of_a_fresh_process() -> str:
     """Return the text of /metrics: names there, not in the code, are what Prometheus sees."""
     code = (
         "from serving.replica.chat.base import EngineStats\n"
-        "from serving.telemetry.chat_metrics import EngineMetrics\n"
+        "from serving.telemetry import events, recording\n"
         "from serving.telemetry.metrics import exposition\n"
-        "EngineMetrics('a').show(EngineStats())\n"
+        "recording.record(events.ChatEngineCounted('a', EngineStats(), EngineStats()))\n"
         "print(exposition().decode())"
     )
     env = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}

@@ -44,7 +44,7 @@ def observer() -> RecordingObserver:
 
 @contextlib.asynccontextmanager
 async def make_store(url: str, observer: RecordingObserver, share: float = 1.0) -> AsyncIterator[RedisStore]:
-    store = RedisStore(RedisConfig(url=url, timeout_s=TIMEOUT_S, breaker=BREAKER), observer=observer, local_share=share)
+    store = RedisStore(RedisConfig(url=url, timeout_s=TIMEOUT_S, breaker=BREAKER), tell=observer, local_share=share)
     await store.start()
     try:
         yield store
@@ -306,7 +306,7 @@ async def test_more_callers_than_connections_wait_in_line_and_leave_the_breaker_
     server: EmbeddedRedis, observer: RecordingObserver
 ) -> None:
     config = RedisConfig(url=server.url, timeout_s=5.0, max_connections=2, breaker=BREAKER)
-    store = RedisStore(config, observer=observer)
+    store = RedisStore(config, tell=observer)
     try:
         await store.put("t", {"a": b"1"})
         answers = await asyncio.gather(*(store.lookup("t", ["a"]) for _ in range(300)))

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -29,23 +29,6 @@ SHORT_S = 0.1
 TTL_S = 600.0
 
 
-@dataclass
-class RecordingJobs:
-    events: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def created(self, model: str) -> None:
-        self.events.append(("created", model))
-
-    def claimed(self, model: str, attempts: int) -> None:
-        self.events.append(("claimed", model, attempts))
-
-    def leases_expired(self, num_requeued: int, num_exhausted: int, num_cancelled: int) -> None:
-        self.events.append(("expired", num_requeued, num_exhausted, num_cancelled))
-
-    def ended(self, status: str, code: str) -> None:
-        self.events.append(("ended", status, code))
-
-
 @pytest.fixture(scope="module", params=["embedded", "external"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "embedded":
@@ -64,14 +47,9 @@ async def client(url: str) -> AsyncIterator[aioredis.Redis]:
 
 
 @pytest.fixture
-def observer() -> RecordingJobs:
-    return RecordingJobs()
-
-
-@pytest.fixture
-async def jobs(url: str, observer: RecordingJobs, client: aioredis.Redis) -> AsyncIterator[RedisJobs]:
+async def jobs(url: str, client: aioredis.Redis) -> AsyncIterator[RedisJobs]:
     await client.flushall()
-    jobs = RedisJobs(jobs_config(url), secret=SECRET, observer=observer, max_open_per_owner=5, restart_grace_s=0.0)
+    jobs = RedisJobs(jobs_config(url), secret=SECRET, max_open_per_owner=5, restart_grace_s=0.0)
     assert await jobs.start()
     yield jobs
     await jobs.stop()
@@ -105,7 +83,7 @@ async def test_job_comes_back_as_it_was_created(jobs: RedisJobs) -> None:
     assert await found(jobs, "a") == job
 
 
-async def test_claim_works_through_to_completion(jobs: RedisJobs, observer: RecordingJobs) -> None:
+async def test_claim_works_through_to_completion(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     claim = await claimed(jobs)
     assert (claim.job.status, claim.job.attempts, claim.lease.job_id) == (JobStatus.IN_PROGRESS, 1, "a")
@@ -120,7 +98,6 @@ async def test_claim_works_through_to_completion(jobs: RedisJobs, observer: Reco
     assert done.report == {"energy_j": 1.5, "stages_s": {"text": 0.1}}
     assert done.completed_at_s is not None
     assert done.expires_at_s == pytest.approx(done.completed_at_s + TTL_S, abs=0.01)
-    assert observer.events == [("created", "vdit-nano"), ("claimed", "vdit-nano", 1), ("ended", "completed", "")]
 
 
 async def test_failure_is_recorded(jobs: RedisJobs) -> None:
@@ -346,14 +323,13 @@ async def test_only_final_jobs_are_deleted(jobs: RedisJobs) -> None:
 # -- leases ----------------------------------------------------------------------------------------------------------
 
 
-async def test_expired_lease_gives_the_job_to_another_who_resumes_it(jobs: RedisJobs, observer: RecordingJobs) -> None:
+async def test_expired_lease_gives_the_job_to_another_who_resumes_it(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     lost = (await claimed(jobs, SHORT_S, "first")).lease
     assert await jobs.renew(lost, SHORT_S, progress(7, checkpoint_step=5)) is LeaseState.HELD
     await asyncio.sleep(2 * SHORT_S)
     claim = await claimed(jobs, LONG_S, "second")
     assert (claim.job.attempts, claim.job.step, claim.job.checkpoint_step) == (2, 5, 5)
-    assert ("expired", 1, 0, 0) in observer.events
     # whoever lost it changes nothing any more
     assert await jobs.renew(lost, LONG_S, progress(9)) is LeaseState.LOST
     assert not await jobs.complete(lost, {}, {}, TTL_S)
@@ -379,7 +355,7 @@ async def test_late_holder_keeps_a_job_that_nobody_took(jobs: RedisJobs) -> None
     assert await jobs.claim(("vdit-nano",), "other", LONG_S) is None
 
 
-async def test_attempts_are_used_up(jobs: RedisJobs, observer: RecordingJobs) -> None:
+async def test_attempts_are_used_up(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     for attempt in range(3):
         assert (await claimed(jobs, SHORT_S)).job.attempts == attempt + 1
@@ -388,7 +364,6 @@ async def test_attempts_are_used_up(jobs: RedisJobs, observer: RecordingJobs) ->
     job = await found(jobs, "a")
     assert job.error is not None
     assert (job.status, job.error.code) == (JobStatus.FAILED, "attempts_exhausted")
-    assert observer.events[-1] == ("expired", 0, 1, 0)
 
 
 async def test_drain_burns_no_attempt_and_a_failure_does(jobs: RedisJobs) -> None:

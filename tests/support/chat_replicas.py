@@ -11,6 +11,7 @@ from serving.delivery.stream.wire import ChoiceStart, Frame
 from serving.replica.chat.base import EngineRequest
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.replica.chat.hub import ChoiceHub
+from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, Event
 
 DELAY_S = 0.001
 """Time of a message from one side to the other."""
@@ -20,22 +21,17 @@ class ReplicaGone(Exception):
     """Stands for Ray's errors about a dead actor."""
 
 
-class RecordingHubObserver:
-    """Implements ``HubObserver``."""
+class HubRecorder:
+    """A sink of what a hub tells."""
 
     def __init__(self) -> None:
-        self.num_first_tokens = 0
         self.num_finished = 0
         self.early: list[str] = []
 
-    def first_token(self, seconds: float, queue_s: float) -> None:
-        self.num_first_tokens += 1
-
-    def finished(self, num_tokens: int, answer_s: float) -> None:
-        self.num_finished += 1
-
-    def ended_early(self, reason: str) -> None:
-        self.early.append(reason)
+    def __call__(self, event: Event) -> None:
+        self.num_finished += isinstance(event, ChoiceFinished)
+        if isinstance(event, ChoiceEndedEarly):
+            self.early.append(event.reason)
 
 
 class Replica:
@@ -53,11 +49,11 @@ class Replica:
     ) -> None:
         self.name = name
         self.engine = engine
-        self.observer = RecordingHubObserver()
+        self.told = HubRecorder()
         self.hub = ChoiceHub(
             engine,
             name,
-            self.observer,
+            tell=self.told,
             max_running=max_running,
             max_waiting=max_waiting,
             interval_s=interval_s,

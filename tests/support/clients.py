@@ -16,12 +16,11 @@ from grpc import StatusCode
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.domain import Surface
 from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
 from serving.front.http.app import build_http_app
-from serving.front.observer import IngressObserver
 from serving.limits import IngressLimits
+from serving.telemetry.events import CallFinished, CallStarted, Event
 from tests.support.fake_service import MODEL, FakeService
 from tests.support.media_files import encode, gradient
 
@@ -31,16 +30,18 @@ GOOD_LABEL = "class 3"
 
 
 @dataclass
-class RecordingObserver:
+class CallRecorder:
+    """A sink of the front door's events."""
+
     in_flight: int = 0
-    finished_calls: list[dict[str, Any]] = field(default_factory=list)
+    finished: list[CallFinished] = field(default_factory=list)
 
-    def started(self, surface: Surface) -> None:
-        self.in_flight += 1
-
-    def finished(self, **call: Any) -> None:
-        self.in_flight -= 1
-        self.finished_calls.append(call)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, CallStarted):
+            self.in_flight += 1
+        if isinstance(event, CallFinished):
+            self.in_flight -= 1
+            self.finished.append(event)
 
 
 class FakeContext:
@@ -162,12 +163,12 @@ class FrontDoor:
     service: FakeService = field(default_factory=FakeService)
     limits: IngressLimits = field(default_factory=IngressLimits)
     authenticator: Authenticator = field(default_factory=lambda: Authenticator({}, True))
-    observer: IngressObserver = field(default_factory=RecordingObserver)
+    calls: CallRecorder = field(default_factory=CallRecorder)
 
     def __post_init__(self) -> None:
-        self.app = build_http_app(self.service, self.authenticator, self.limits, lambda: b"# metrics\n", self.observer)
+        self.app = build_http_app(self.service, self.authenticator, self.limits, lambda: b"# metrics\n", self.calls)
         self.methods = GrpcMethods(
-            service=self.service, authenticator=self.authenticator, limits=self.limits, observer=self.observer
+            service=self.service, authenticator=self.authenticator, limits=self.limits, tell=self.calls
         )
         self.grpc = Calls(self.methods)
 

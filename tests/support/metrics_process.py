@@ -11,15 +11,15 @@ def main() -> None:
     """Count, print, wait."""
     from serving.telemetry import setup
 
-    setup(Path(sys.argv[1]), "error")
+    tell = setup(Path(sys.argv[1]), "error")
     from serving.domain import Surface
     from serving.telemetry import metrics
-    from serving.telemetry.ingress_metrics import IngressMetrics
+    from serving.telemetry.events import CallFinished, CallStarted
 
-    observer, surface = IngressMetrics(), Surface.HTTP_CLASSIFY
+    surface = Surface.HTTP_CLASSIFY
     for _ in range(3):
-        observer.started(surface)
-    observer.finished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003)
+        tell(CallStarted(surface))
+    tell(CallFinished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003))
     metrics.BREAKER_STATE.labels("redis").set(2)
     print("ready", flush=True)
     time.sleep(600)

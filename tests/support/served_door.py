@@ -16,7 +16,6 @@ from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
 from serving.front.grpc.registration import add_vireo_to_server
 from serving.front.http.app import build_http_app
-from serving.front.observer import NullObserver
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService
 
@@ -74,8 +73,8 @@ async def _serve(
     is_up: threading.Event,
 ) -> None:
     limits = IngressLimits()
-    app = build_http_app(service, authenticator, limits, lambda: b"# metrics\n", NullObserver())
-    methods = GrpcMethods(service=service, authenticator=authenticator, limits=limits, observer=NullObserver())
+    app = build_http_app(service, authenticator, limits, lambda: b"# metrics\n")
+    methods = GrpcMethods(service=service, authenticator=authenticator, limits=limits)
     rpc = grpc.aio.server()
     add_vireo_to_server(methods, rpc)
     grpc_port = rpc.add_insecure_port("127.0.0.1:0")

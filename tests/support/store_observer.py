@@ -1,4 +1,4 @@
-"""Remembers what the stores reported."""
+"""Remembers what the stores told."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from serving.stores.breaker import BreakerState
+from serving.telemetry.events import (
+    BreakerChanged,
+    Event,
+    ResultRejected,
+    ResultsLookedUp,
+    StoreCalled,
+    StoreFellBack,
+)
 
 
 @dataclass
 class RecordingObserver:
-    """Implements ``StoreObserver``."""
+    """A sink of store events."""
 
     states: list[BreakerState] = field(default_factory=list)
     hits: int = 0
@@ -20,19 +28,17 @@ class RecordingObserver:
     rejected: int = 0
     slowest_s: float = 0.0
 
-    def breaker_changed(self, state: BreakerState) -> None:
-        self.states.append(state)
-
-    def looked_up(self, num_hits: int, num_misses: int) -> None:
-        self.hits += num_hits
-        self.misses += num_misses
-
-    def call_finished(self, operation: str, outcome: str, elapsed_s: float) -> None:
-        self.calls[operation, outcome] += 1
-        self.slowest_s = max(self.slowest_s, elapsed_s)
-
-    def fell_back(self, operation: str) -> None:
-        self.fallbacks[operation] += 1
-
-    def value_rejected(self) -> None:
-        self.rejected += 1
+    def __call__(self, event: Event) -> None:
+        match event:
+            case BreakerChanged(state):
+                self.states.append(state)
+            case ResultsLookedUp(num_hits, num_misses):
+                self.hits += num_hits
+                self.misses += num_misses
+            case StoreCalled(operation, outcome, seconds):
+                self.calls[operation, outcome] += 1
+                self.slowest_s = max(self.slowest_s, seconds)
+            case StoreFellBack(operation):
+                self.fallbacks[operation] += 1
+            case ResultRejected():
+                self.rejected += 1

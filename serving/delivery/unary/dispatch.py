@@ -25,6 +25,7 @@ import structlog
 
 from serving.delivery.unary.wire import SampleCall, SampleOutcome
 from serving.errors import ReplicaLost
+from serving.telemetry.events import CallRetried, SamplesSent, Sink, ignore
 
 _log = structlog.get_logger(__name__)
 MAX_ATTEMPTS = 4
@@ -47,16 +48,6 @@ class PendingCall(Protocol):
 
     def cancel(self) -> None:
         """Stop it where it runs."""
-
-
-class DispatchObserver(Protocol):
-    """Hears what happens, for metrics."""
-
-    def call_sent(self, num_samples: int) -> None:
-        """A call left for a replica."""
-
-    def call_retried(self) -> None:
-        """A call is sent again because its replica was lost."""
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +88,8 @@ class Dispatcher:
     is_replica_lost: Callable[[BaseException], bool]
     max_calls_in_flight: int
     num_replicas: int
-    observer: DispatchObserver
+    model: str
+    tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
     _waiting: deque[_Job] = field(default_factory=deque, init=False)
     _calls: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -188,7 +180,7 @@ class Dispatcher:
         if attempt == MAX_ATTEMPTS:
             _fail(jobs, _lost)
             return
-        self.observer.call_retried()
+        self.tell(CallRetried(self.model))
         await asyncio.sleep(_BACKOFF_S * attempt)
         groups = [jobs] if attempt < _SHARED_ATTEMPTS else [[job] for job in jobs]
         await asyncio.gather(*(self._call(group, attempt + 1) for group in groups))
@@ -200,7 +192,7 @@ class Dispatcher:
             for job in jobs
             for sample in job.samples
         ]
-        self.observer.call_sent(len(samples))
+        self.tell(SamplesSent(self.model, len(samples)))
         call_id = f"{self._name}-{next(self._numbers)}"
         pending = self.send(call_id, samples, sum(job.predicted_s for job in jobs))
         self._open[call_id] = _Call(jobs, pending)

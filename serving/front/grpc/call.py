@@ -16,8 +16,8 @@ from grpc import StatusCode
 
 from serving.errors import InvalidRequest, ServingError
 from serving.front.front import Front, request_id
-from serving.front.observer import UNKNOWN
 from serving.front.status import grpc_trailers, message_of, status_of, to_serving_error
+from serving.telemetry.events import UNKNOWN
 
 REQUEST_ID_TRAILER = "x-request-id"
 _READ = ("authorization", "x-api-key", "x-request-id")

@@ -26,7 +26,6 @@ from serving.front.grpc.messages import RawRequests, Reader
 from serving.front.grpc.registration import SERVICES
 from serving.front.grpc.stream import answer_stream
 from serving.front.http.openapi import vireo_version
-from serving.front.observer import IngressObserver, NullObserver
 from serving.front.status import message_of
 from serving.front.vireo_wire import message_from_error, message_from_reply, request_from_message
 from serving.limits import MAX_SMALL_BYTES, IngressLimits
@@ -35,6 +34,7 @@ from serving.tasks.chat.grpc import ChatMethods
 from serving.tasks.infer.grpc import infer_from_reply, request_from_infer
 from serving.tasks.infer.http import EXTENSIONS, SERVER_NAME, model_metadata
 from serving.tasks.videos.grpc import VideoMethods
+from serving.telemetry.events import Sink, ignore
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -56,9 +56,9 @@ class GrpcMethods(ChatMethods, VideoMethods):
         service: Service,
         authenticator: Authenticator,
         limits: IngressLimits,
-        observer: IngressObserver | None = None,
+        tell: Sink = ignore,
     ) -> None:
-        front = Front(service=service, authenticator=authenticator, limits=limits, observer=observer or NullObserver())
+        front = Front(service=service, authenticator=authenticator, limits=limits, tell=tell)
         ChatMethods.__init__(self, front)
         VideoMethods.__init__(self, front)
         self._grpc_health = Health(service)

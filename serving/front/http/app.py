@@ -30,7 +30,6 @@ from serving.front.http.call import (
 from serving.front.http.json_body import JsonReader
 from serving.front.http.multipart import FormReader
 from serving.front.http.openapi import openapi_document, vireo_version
-from serving.front.observer import IngressObserver, NullObserver
 from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.service import ChatModelCard, ModelCard, Service
@@ -52,6 +51,7 @@ from serving.tasks.infer.http import (
 )
 from serving.tasks.videos.http import VideoPaths
 from serving.tasks.videos.reply import video_model_to_json
+from serving.telemetry.events import Sink, ignore
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OIP_JSON_LENGTH = b"inference-header-content-length"
@@ -62,7 +62,7 @@ def build_http_app(
     authenticator: Authenticator,
     limits: IngressLimits,
     metrics_endpoint: Callable[[], bytes] | None,
-    observer: IngressObserver | None = None,
+    tell: Sink = ignore,
     *,
     metrics_needs_key: bool = False,
     adds_request_id: bool = True,
@@ -73,7 +73,7 @@ def build_http_app(
     ``metrics_endpoint`` returns Prometheus text; None: there is no such path. ``adds_request_id=False`` where the
     server around the application puts ``x-request-id`` on every answer itself, as Ray Serve does.
     """
-    front = Front(service=service, authenticator=authenticator, limits=limits, observer=observer or NullObserver())
+    front = Front(service=service, authenticator=authenticator, limits=limits, tell=tell)
     app = FastAPI(
         title="Vireo", version=vireo_version(), openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )

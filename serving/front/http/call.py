@@ -18,8 +18,8 @@ from serving.domain import Surface
 from serving.errors import ServingError
 from serving.front.front import Front, Visit, request_id
 from serving.front.http.body import Headers, Receive, header
-from serving.front.observer import UNKNOWN
 from serving.front.status import http_error, to_serving_error
+from serving.telemetry.events import UNKNOWN
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -89,7 +89,7 @@ def json_answer(document: Any) -> Answer:
 class Endpoint:
     """An ASGI application for one path. It answers every request, whatever its handler raises.
 
-    ``surface``: an inference path, reported to the observer. ``needs_key``: refuses callers without a tenant.
+    ``surface``: an inference path, reported to the metrics. ``needs_key``: refuses callers without a tenant.
     """
 
     def __init__(

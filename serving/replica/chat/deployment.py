@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from ray import serve
@@ -16,13 +16,11 @@ from ray import serve
 from serving.config import ResolvedConfig, ResolvedModel, StreamOptions
 from serving.delivery.stream.wire import ChoiceStart, Frame
 from serving.pauses import freeze_start_up
-from serving.replica.chat.base import ChatEngine
+from serving.replica.chat.base import ChatEngine, EngineStats
 from serving.replica.chat.held_images import HeldImages
 from serving.replica.chat.hub import ChoiceHub
 from serving.telemetry import setup
-
-if TYPE_CHECKING:
-    from serving.telemetry.chat_metrics import EngineMetrics
+from serving.telemetry.events import ChatEngineCounted, Sink
 
 _log = structlog.get_logger(__name__)
 _METRICS_PERIOD_S = 1.0
@@ -33,9 +31,8 @@ class Vlm:
 
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
     async def __init__(self, model: ResolvedModel[StreamOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
-        setup(config.metrics_dir, config.settings.log_level)
+        tell = setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.chat.setup import build_engine
-        from serving.telemetry.chat_metrics import EngineMetrics, HubMetrics
 
         started_s = time.monotonic()
         self._engine: ChatEngine = build_engine(model)
@@ -43,14 +40,15 @@ class Vlm:
         self._hub = ChoiceHub(
             self._engine,
             serve.get_replica_context().replica_id.unique_id,
-            HubMetrics(model.id),
+            model=model.id,
+            tell=tell,
             max_running=model.options.max_num_seqs,
             max_waiting=model.options.max_queue,
             interval_s=model.options.stream_interval_ms / 1e3,
         )
         self._held = HeldImages()
         self._num_reports = 0
-        self._reporter = asyncio.get_running_loop().create_task(self._report(EngineMetrics(model.id)))
+        self._reporter = asyncio.get_running_loop().create_task(self._report(model.id, tell))
         freeze_start_up()
         seconds = round(time.monotonic() - started_s, 2)
         _log.info("chat replica ready", model=model.id, engine=model.options.engine, seconds=seconds)
@@ -87,9 +85,12 @@ class Vlm:
         """
         await self._engine.check_health()
 
-    async def _report(self, metrics: EngineMetrics) -> None:
+    async def _report(self, model: str, tell: Sink) -> None:
+        last = EngineStats()
         while True:
-            metrics.show(self._engine.stats())
+            now = self._engine.stats()
+            tell(ChatEngineCounted(model, now, last))
+            last = now
             await asyncio.sleep(_METRICS_PERIOD_S)
 
     async def __del__(self) -> None:

@@ -21,7 +21,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 
@@ -31,25 +30,13 @@ from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, 
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.tasks.chat.domain import FinishReason
+from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
 
 _log = structlog.get_logger(__name__)
 LINGER_S = 1.0
 """For how long a stream with nothing to say stays open."""
 _RETRY_S = 1.0
 _HEALTH_TIMEOUT_S = 5.0
-
-
-class HubObserver(Protocol):
-    """Hears what becomes of each choice, for metrics."""
-
-    def first_token(self, seconds: float, queue_s: float) -> None:
-        """A choice has its first token, so long after it arrived; ``queue_s`` of it without a slot."""
-
-    def finished(self, num_tokens: int, answer_s: float) -> None:
-        """A choice is complete; ``answer_s`` from its first token to its last."""
-
-    def ended_early(self, reason: str) -> None:
-        """A choice ended otherwise: ``cancelled``, or the code of its error."""
 
 
 @dataclass(eq=False, slots=True)
@@ -149,8 +136,9 @@ class ChoiceHub:
         self,
         engine: ChatEngine,
         replica_id: str,
-        observer: HubObserver,
         *,
+        model: str = "",
+        tell: Sink = ignore,
         max_running: int,
         max_waiting: int,
         interval_s: float = 0.0,
@@ -159,7 +147,7 @@ class ChoiceHub:
     ) -> None:
         self._engine = engine
         self._replica_id = replica_id
-        self._observer = observer
+        self._model, self._tell = model, tell
         self._slots = FairSlots(max_running, max_waiting)
         self._clock = clock
         self._interval_s = interval_s
@@ -251,7 +239,7 @@ class ChoiceHub:
         self._tasks.discard(task)
         box.choices.pop(number, None)
         if task.cancelled():
-            self._observer.ended_early("cancelled")
+            self._tell(ChoiceEndedEarly(self._model, "cancelled"))
 
     async def _run(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
         try:
@@ -284,7 +272,7 @@ class ChoiceHub:
             self._slots.release(turn, choice.used_s)
 
     def _fail(self, box: _Outbox, choice: _Running, number: int, error: ServingError) -> None:
-        self._observer.ended_early(error.code)
+        self._tell(ChoiceEndedEarly(self._model, error.code))
         box.put(Failure(number, error, choice.used_s), is_urgent=True)
 
     async def _explained(self, error: EngineFailed) -> ServingError:
@@ -310,14 +298,15 @@ class ChoiceHub:
                     async for delta in deltas:
                         is_first = teller.first_s is None
                         if is_first:
-                            self._observer.first_token(self._clock() - arrived_s, started_s - arrived_s)
+                            waited_s = started_s - arrived_s
+                            self._tell(FirstToken(self._model, self._clock() - arrived_s, waited_s))
                         if (item := teller.add(delta)) is not None:
                             box.put(item, is_urgent=is_first or item.finish_reason is not None)
             finally:
                 choice.used_s = self._time.leave(self._clock()) - choice.started_at
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
-        self._observer.finished(teller.num_tokens, teller.answer_s)
+        self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))
 
 
 class _Teller:

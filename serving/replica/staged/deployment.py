@@ -29,11 +29,11 @@ class Classifier:
     """Ray Serve deployment class. One process, one model, one engine thread."""
 
     def __init__(self, model: ResolvedModel[UnaryOptions], config: ResolvedConfig) -> None:
-        setup(config.metrics_dir, config.settings.log_level)
+        tell = setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.staged.setup import build_driver
 
         started_s = time.monotonic()
-        self._driver: Driver = build_driver(model)
+        self._driver: Driver = build_driver(model, tell)
         self._driver.start()
         self._num_reports = 0
         self._stays: dict[str, list[Stay]] = {}

@@ -14,7 +14,7 @@ from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import load_table
 from serving.replica.driver import Driver
 from serving.replica.staged.early_exit_engine import EarlyExitEngine
-from serving.telemetry.driver_metrics import DriverMetrics
+from serving.telemetry.events import Sink
 
 
 def spec_of(model: ResolvedModel[UnaryOptions]) -> ModelSpec:
@@ -23,7 +23,7 @@ def spec_of(model: ResolvedModel[UnaryOptions]) -> ModelSpec:
     return spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
 
 
-def build_driver(model: ResolvedModel[UnaryOptions]) -> Driver:
+def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     """Load the model, warm it up, and put scheduler and engine around it."""
     torch.set_num_threads(model.threads)
     torch.set_grad_enabled(False)
@@ -43,7 +43,8 @@ def build_driver(model: ResolvedModel[UnaryOptions]) -> Driver:
         scheduler=scheduler,
         engine=EarlyExitEngine(staged, bytes_per_sample=bytes_per_sample, max_bytes=model.options.max_held_bytes),
         predict=predict,
-        observer=DriverMetrics(spec.id),
+        model=spec.id,
+        tell=tell,
     )
 
 

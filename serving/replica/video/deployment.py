@@ -16,6 +16,7 @@ from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.errors import StoreUnavailable
 from serving.pauses import freeze_start_up
 from serving.telemetry import setup
+from serving.telemetry.events import JobsCounted, Sink
 
 if TYPE_CHECKING:
     from serving.replica.video.setup import VideoParts
@@ -29,14 +30,14 @@ class VideoGenerator:
 
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
     async def __init__(self, model: ResolvedModel[JobOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
-        setup(config.metrics_dir, config.settings.log_level)
+        tell = setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.video.setup import build_parts
 
         started_s = time.monotonic()
         name = serve.get_replica_context().replica_id.unique_id
-        self._parts: VideoParts = build_parts(model, config, name)
+        self._parts: VideoParts = build_parts(model, config, name, tell)
         await self._parts.start()
-        self._reporter = asyncio.get_running_loop().create_task(self._report())
+        self._reporter = asyncio.get_running_loop().create_task(self._report(tell))
         freeze_start_up()
         _log.info("video replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
@@ -55,7 +56,7 @@ class VideoGenerator:
         """
         self._parts.engine.check_health()
 
-    async def _report(self) -> None:
+    async def _report(self, tell: Sink) -> None:
         parts = self._parts
         while True:
             await asyncio.sleep(_METRICS_PERIOD_S)
@@ -63,7 +64,14 @@ class VideoGenerator:
                 queued = await parts.index.num_queued(parts.worker.model)
             except StoreUnavailable:
                 continue
-            parts.metrics.show(parts.worker.num_held, queued, parts.engine.held_bytes())
+            tell(
+                JobsCounted(
+                    model=parts.worker.model,
+                    num_held=parts.worker.num_held,
+                    num_queued=queued,
+                    held_bytes=parts.engine.held_bytes(),
+                )
+            )
 
     async def __del__(self) -> None:
         """Serve awaits this: running jobs go back into the queue at their next step boundary."""

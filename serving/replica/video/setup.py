@@ -17,7 +17,7 @@ from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
 from serving.tasks.videos.models import limits_of
-from serving.telemetry.video_metrics import VideoMetrics
+from serving.telemetry.events import Sink
 
 if TYPE_CHECKING:
     from serving.replica.video.torch_engine import Load, TorchVideoOptions
@@ -31,7 +31,6 @@ class VideoParts:
     index: RedisJobs
     store: ArtefactStore
     worker: VideoWorker
-    metrics: VideoMetrics
     quotas: ResultStore
 
     async def start(self) -> None:
@@ -49,14 +48,14 @@ class VideoParts:
         await self.engine.stop()
 
 
-def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str) -> VideoParts:
+def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str, tell: Sink) -> VideoParts:
     """Put one replica together. ``name`` is the worker's in leases.
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
     """
     engine = build_engine(model)
     index, store = build_index(config), ArtefactStore(config.artefact_url)
-    metrics, quotas = VideoMetrics(model.id, model.watts), ResultStore(config)
+    quotas = ResultStore(config)
     policy = VideoPolicyConfig(
         max_batch=model.options.max_batch, max_jobs=model.options.max_jobs, max_held_bytes=model.options.max_held_bytes
     )
@@ -77,10 +76,10 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
             ttl_s=config.settings.jobs.ttl_s,
             watts=model.watts,
         ),
-        observer=metrics,
+        tell=tell,
         settle=quotas.settle_job,
     )
-    return VideoParts(engine=engine, index=index, store=store, worker=worker, metrics=metrics, quotas=quotas)
+    return VideoParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 
 def build_engine(model: ResolvedModel[JobOptions]) -> VideoEngine:

@@ -44,9 +44,18 @@ from serving.errors import Cancelled, EngineFailed, ServingError, StoreFull, Sto
 from serving.replica.video.base import Admitted, Frames, StepDone, VideoEngine
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
-from serving.replica.video.observer import NullWorkerObserver, WorkerObserver
 from serving.stores.jobs.base import Claim, JobIndex, Lease, LeaseState, Progress
 from serving.tasks.videos.domain import JobError, VideoJob
+from serving.telemetry.events import (
+    JobClaimed,
+    JobCompleted,
+    JobFailed,
+    JobPreempted,
+    JobsStepped,
+    LeaseLost,
+    Sink,
+    ignore,
+)
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -122,6 +131,17 @@ class HeldJob:
         return self.text_s + self.denoise_s + self.decode_s
 
     @property
+    def stages_s(self) -> dict[str, float]:
+        """Seconds of each stage; ``search`` is part of ``denoise``."""
+        return {
+            "text": self.text_s,
+            "denoise": self.denoise_s,
+            "decode": self.decode_s,
+            "encode": self.encode_s,
+            "search": self.search_s,
+        }
+
+    @property
     def sparsity(self) -> float:
         """Mean share of attention that was skipped."""
         return self.sparsity_sum / self.steps_run if self.steps_run else 0.0
@@ -143,7 +163,7 @@ class VideoWorker:
     checkpoints: Checkpoints
     delivery: Delivery
     config: WorkerConfig = field(default_factory=WorkerConfig)
-    observer: WorkerObserver = field(default_factory=NullWorkerObserver)
+    tell: Sink = ignore
     settle: Settle = _charge_as_predicted
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
@@ -216,7 +236,7 @@ class VideoWorker:
         held.queue_s = max(0.0, self.wall_clock() - claim.job.created_at_s)
         self._held[claim.job.id] = held
         self._num_admitting += 1
-        self.observer.claimed(held.queue_s, claim.job.attempts)
+        self.tell(JobClaimed(self.model, held.queue_s, claim.job.attempts))
         self._spawn(self._admit(held))
         return claim
 
@@ -273,7 +293,7 @@ class VideoWorker:
             case Preempted(job_id=job_id):
                 self._held[job_id].preemptions += 1
                 self._consider_checkpoint(self._held[job_id], every=1)  # it may wait for long
-                self.observer.preempted()
+                self.tell(JobPreempted(self.model))
             case Finish(job_id=job_id):
                 self._spawn(self._hand_in(self._held[job_id]))
             case Fail(job_id=job_id):
@@ -307,7 +327,7 @@ class VideoWorker:
             outcomes = [known for _ in batch.job_ids]
         elapsed_s = self.clock() - started_s
         results = tuple(self._account(job_id, outcome) for job_id, outcome in zip(batch.job_ids, outcomes, strict=True))
-        self.observer.stepped(len(batch.job_ids), elapsed_s)
+        self.tell(JobsStepped(self.model, len(batch.job_ids), elapsed_s))
         self._feed(StepFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
 
     def _account(self, job_id: str, outcome: StepDone | ServingError) -> StepResult:
@@ -398,7 +418,7 @@ class VideoWorker:
         held.is_lost = state is LeaseState.LOST
         held.is_unwanted.set()
         if held.is_lost:
-            self.observer.lease_lost()
+            self.tell(LeaseLost(self.model))
         if held.admitted is not None:
             self._feed(JobCancelled(job_id=held.job.id))
         return not held.is_lost
@@ -431,7 +451,7 @@ class VideoWorker:
         report = self.report(held)
         is_ours = await self._persist(lambda: self.index.complete(held.lease, artefacts, report, self.config.ttl_s))
         if is_ours:
-            self.observer.completed(held)
+            self._tell_completed(held)
             self._settle(held)
             await self._drop_checkpoints(held)
         elif is_ours is not None:  # else the index may have them, though it could not say so
@@ -501,7 +521,7 @@ class VideoWorker:
         failure = JobError(code=error.code, message=error.message)
         report = self.report(held)
         if await self._persist(lambda: self.index.fail(held.lease, failure, report, self.config.ttl_s)):
-            self.observer.failed(error.code)
+            self.tell(JobFailed(self.model, error.code))
             self._settle(held)
             await self._drop_checkpoints(held)
         self._forget(held)
@@ -511,6 +531,17 @@ class VideoWorker:
         job, took_s = held.job, held.compute_s
         charged, actual = Cost(job.predicted_j, job.predicted_s), Cost(took_s * self.config.watts, took_s)
         self.settle(job.owner, job.id, charged, actual)
+
+    def _tell_completed(self, held: HeldJob) -> None:
+        self.tell(
+            JobCompleted(
+                model=self.model,
+                tenant=held.job.owner,
+                stages_s=held.stages_s,
+                sparsity=held.sparsity,
+                joules=held.compute_s * self.config.watts,
+            )
+        )
 
     async def _give_back(self, held: HeldJob) -> None:
         if not held.is_lost:
@@ -560,13 +591,7 @@ class VideoWorker:
             "energy_source": "estimate",
             "queue_ms": 1e3 * held.queue_s,
             "compute_ms": 1e3 * held.compute_s,
-            "stages_s": {
-                "text": held.text_s,
-                "denoise": held.denoise_s,
-                "decode": held.decode_s,
-                "encode": held.encode_s,
-                "search": held.search_s,
-            },
+            "stages_s": held.stages_s,
             "steps": held.steps_run,
             "sparsity": held.sparsity,
             "peak_bytes": held.peak_bytes,

@@ -22,10 +22,8 @@ from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobPage, Lease, LeaseState, Progress
-from serving.stores.jobs.observer import JobObserver, NullJobObserver
 from serving.stores.jobs.records import RecordCodec, Result, fields_of, progress_arguments
 from serving.stores.jobs.scripts import ALL, CANCEL, CLAIM, CREATE, DELETE, DISCARD, END, GET, LIST, RENEW, REQUEUE
-from serving.stores.observer import StoreObserver
 from serving.stores.scripts import Script
 from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoJob
 
@@ -54,8 +52,6 @@ class RedisJobs:
         config: RedisConfig,
         *,
         secret: bytes,
-        observer: JobObserver | None = None,
-        store_observer: StoreObserver | None = None,
         max_open_per_owner: int = 64,
         max_attempts: int = 3,
         ttl_s: float = 24 * 3600.0,
@@ -63,8 +59,7 @@ class RedisJobs:
     ) -> None:
         if max_open_per_owner < 1 or max_attempts < 1 or ttl_s <= 0 or restart_grace_s < 0:
             raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
-        self._observer = observer or NullJobObserver()
-        self._connection = RedisConnection(config, store_observer)
+        self._connection = RedisConnection(config)
         self._codec = RecordCodec(secret)
         self._max_open_per_owner = max_open_per_owner
         self._max_attempts = max_attempts
@@ -125,8 +120,6 @@ class RedisJobs:
             raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
         if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
-        if answer == b"created":
-            self._observer.created(job.model)
 
     async def get(self, owner: str, job_id: str) -> VideoJob | None:
         """See ``JobIndex.get``."""
@@ -169,7 +162,7 @@ class RedisJobs:
         limits = (self._max_attempts, self._ttl_ms, self._grace_s)
         found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
         if any(expired):
-            self._observer.leases_expired(*expired)
+            _log.warning("leases expired", **dict(zip(("requeued", "exhausted", "cancelled"), expired, strict=True)))
         if not found:
             return None
         job_id = bytes(found).decode()
@@ -177,7 +170,6 @@ class RedisJobs:
         if job is None or job.model not in models:
             await self._run(DISCARD, job_id)
             return None
-        self._observer.claimed(job.model, job.attempts)
         return Claim(job=job, lease=Lease(job_id=job.id, token=token, worker=worker))
 
     async def renew(self, lease: Lease, lease_s: float, progress: Progress) -> LeaseState:
@@ -204,10 +196,7 @@ class RedisJobs:
     async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
         sealed = self._codec.encode_result(lease.job_id, result)
         status, ttl_ms = result.status.value, max(1, int(1000 * ttl_s))
-        answer = await self._run(END, lease.job_id, lease.token, status, ttl_ms, "result", sealed)
-        if answer:
-            self._observer.ended(status, result.error.code if result.error else "")
-        return bool(answer)
+        return bool(await self._run(END, lease.job_id, lease.token, status, ttl_ms, "result", sealed))
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 

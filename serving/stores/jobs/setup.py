@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from serving.config import JobOptions, ResolvedConfig
-from serving.stores.jobs.observer import JobObserver
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 
 
-def build_index(config: ResolvedConfig, observer: JobObserver | None = None) -> RedisJobs:
+def build_index(config: ResolvedConfig) -> RedisJobs:
     """Not started."""
     jobs = config.settings.jobs
     return RedisJobs(
         jobs_config(config.store_url, jobs.redis_timeout_s),
         secret=config.secret.encode(),
-        observer=observer,
         max_open_per_owner=jobs.max_queued_per_tenant,
         max_attempts=max((model.options.max_attempts for model in config.models_with(JobOptions)), default=3),
         ttl_s=jobs.ttl_s,

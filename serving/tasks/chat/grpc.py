@@ -11,10 +11,10 @@ from serving.domain import Surface
 from serving.front.front import Front, Visit
 from serving.front.grpc.call import GrpcCall, GrpcContext
 from serving.front.grpc.messages import RawRequests, Reader
-from serving.front.observer import OK
 from serving.tasks.chat.domain import ChatEnd, ChatRequest, FinishReason
 from serving.tasks.chat.stream import EventQueue, joined
 from serving.tasks.chat.wire import message_from_end, messages_from_delta, request_from_message
+from serving.telemetry.events import OK
 
 
 class ChatMethods:

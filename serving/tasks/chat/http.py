@@ -7,12 +7,12 @@ from serving.errors import Cancelled
 from serving.front.front import Front
 from serving.front.http.call import Answer, Call, HeaderList
 from serving.front.http.json_body import JsonReader
-from serving.front.observer import OK
 from serving.service import ChatModelCard
 from serving.tasks.chat.body import ChatCall, call_from_document, json_bounds
 from serving.tasks.chat.domain import ChatEnd, ChatEvent
 from serving.tasks.chat.reply import KEEP_ALIVE, ChunkWriter, Completion, fingerprint
 from serving.tasks.chat.stream import EventQueue, joined
+from serving.telemetry.events import OK
 
 STREAM_HEADERS: HeaderList = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -27,6 +27,7 @@ from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest
 from serving.tasks.chat.plan import POINT, Plan, make_plan
 from serving.tasks.chat.prompt import Prompts
 from serving.tasks.chat.tenant_keys import TenantKeys
+from serving.telemetry.events import ChatAnswered, ChatRetried, Sink, ignore
 
 T = TypeVar("T")
 _RETRY_S = 0.5
@@ -62,26 +63,6 @@ class Images(Protocol):
         ...
 
 
-class ChatObserver(Protocol):
-    """Hears of every answer, for metrics."""
-
-    def answered(self, model: str, tenant: str, report: Report, usage: Usage) -> None:
-        """A request has its whole answer."""
-
-    def retried(self, model: str) -> None:
-        """A request is sent again because its replica was lost."""
-
-
-class NullChatObserver:
-    """Hears nothing."""
-
-    def answered(self, model: str, tenant: str, report: Report, usage: Usage) -> None:
-        """Ignore."""
-
-    def retried(self, model: str) -> None:
-        """Ignore."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ready:
     """A request that wants nothing but the engine, or not even that."""
@@ -105,7 +86,7 @@ class ChatService:
         keys: TenantKeys,
         limits: ChatLimits,
         clock: Callable[[], float] = time.monotonic,
-        observer: ChatObserver | None = None,
+        tell: Sink = ignore,
     ) -> None:
         self._models = models
         self._images = images
@@ -113,7 +94,7 @@ class ChatService:
         self._keys = keys
         self._limits = limits
         self._clock = clock
-        self._observer = observer or NullChatObserver()
+        self._tell = tell
         self._in_flight = 0
 
     @property
@@ -187,7 +168,7 @@ class ChatService:
             is_streamed=request.is_streamed,
             deadline_s=deadline_s,
             clock=self._clock,
-            on_retry=lambda: self._observer.retried(model.card.id),
+            on_retry=lambda: self._tell(ChatRetried(model.card.id)),
         )
 
     def _settle(self, model: ServedChat, ready: _Ready, generation: Generation | None) -> None:
@@ -254,7 +235,7 @@ class ChatService:
 
     def _observed(self, request: ChatRequest, event: ChatEvent) -> ChatEvent:
         if isinstance(event, ChatEnd):
-            self._observer.answered(request.model, request.tenant, event.report, event.usage)
+            self._tell(ChatAnswered(request.model, request.tenant, event.report, event.usage))
         return event
 
     # -- the engine's request ------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -45,6 +44,7 @@ from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.service import ModelCard
 from serving.stores.results import ResultStore, StoredResult
+from serving.telemetry.events import ClassifyAnswered, Sink, ignore
 
 _PRIORITIES = {
     Priority.LOW: SchedulerPriority.LOW,
@@ -74,20 +74,6 @@ class ServiceLimits:
     default_deadline_s: float
 
 
-class ServiceObserver(Protocol):
-    """Hears of every answer, for metrics."""
-
-    def answered(self, model: str, tenant: str, report: Report, budget_degraded: tuple[str, ...]) -> None:
-        """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
-
-
-class NullServiceObserver:
-    """Hears nothing."""
-
-    def answered(self, model: str, tenant: str, report: Report, budget_degraded: tuple[str, ...]) -> None:
-        """Ignore."""
-
-
 class ClassifyService:
     """Implements ``serving.service.ClassifierService``."""
 
@@ -98,14 +84,14 @@ class ClassifyService:
         results: ResultStore,
         limits: ServiceLimits,
         clock: Callable[[], float] = time.monotonic,
-        observer: ServiceObserver | None = None,
+        tell: Sink = ignore,
     ) -> None:
         self._models = models
         self._media = media
         self._results = results
         self._limits = limits
         self._clock = clock
-        self._observer = observer or NullServiceObserver()
+        self._tell = tell
         self._in_flight = 0
 
     def models(self) -> tuple[ModelCard, ...]:
@@ -179,7 +165,7 @@ class ClassifyService:
         choice = self._choose(model, request.budget, len(good), deadline_s)
         outcomes = await self._run(model, request, choice, good, deadline_s)
         reply = _reply(model, request, choice, prepared, outcomes)
-        self._observer.answered(model.card.id, request.tenant, reply.report, choice.degraded)
+        self._tell(ClassifyAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
         return reply
 
     # -- decode ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from serving.domain import Surface
 from serving.front.front import Front, Visit
 from serving.front.grpc.call import GrpcCall, GrpcContext
 from serving.front.grpc.messages import RawRequests, Reader
-from serving.front.observer import OK
 from serving.replica.video.failures import error_of
 from serving.tasks.videos.content import artefact_of, cancel_for_good
 from serving.tasks.videos.domain import JobStatus, VideoRequest
@@ -23,6 +22,7 @@ from serving.tasks.videos.wire import (
     message_progress,
     request_from_message,
 )
+from serving.telemetry.events import OK
 
 MAX_PIECE_BYTES = 1 << 20
 

@@ -20,7 +20,6 @@ from serving.front.http.call import Answer, Call, Handler, HeaderList, error_ans
 from serving.front.http.json_body import JsonReader
 from serving.front.http.multipart import FormReader
 from serving.front.http.openapi import VARIANTS
-from serving.front.observer import OK
 from serving.replica.video.failures import error_of
 from serving.tasks.chat.http import STREAM_HEADERS
 from serving.tasks.chat.reply import KEEP_ALIVE
@@ -37,6 +36,7 @@ from serving.tasks.videos.content import artefact_of, cancel_for_good
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
 from serving.tasks.videos.reply import content_url, event_of, file_name, page_to_json, video_to_json
 from serving.tasks.videos.rules import is_video_id
+from serving.telemetry.events import OK
 
 PIECE_BYTES = 1 << 18
 

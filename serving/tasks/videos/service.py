@@ -28,6 +28,7 @@ from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequ
 from serving.tasks.videos.idempotency import asked_by, check_same
 from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.resolve import Resolved, ServedVideo, resolve
+from serving.telemetry.events import JobAdmitted, Sink, ignore
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -70,20 +71,6 @@ class Quotas(Protocol):
         ...
 
 
-class VideoObserver(Protocol):
-    """Hears of every job that is admitted, for metrics."""
-
-    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
-        """A job is in the index."""
-
-
-class NullVideoObserver:
-    """Hears nothing."""
-
-    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
-        """Ignore."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class VideoServiceConfig:
     """``max_queued``: jobs that wait, of all tenants. ``secret``: ids that follow from a key cannot be guessed.
@@ -109,7 +96,7 @@ class VideoJobsService:
         quotas: Quotas,
         config: VideoServiceConfig,
         clock: Callable[[], float] = time.time,
-        observer: VideoObserver | None = None,
+        tell: Sink = ignore,
     ) -> None:
         self._models = models
         self._index = index
@@ -117,7 +104,7 @@ class VideoJobsService:
         self._quotas = quotas
         self._config = config
         self._clock = clock
-        self._observer = observer or NullVideoObserver()
+        self._tell = tell
         self._num_watchers = 0
 
     def video_models(self) -> tuple[VideoModelCard, ...]:
@@ -151,7 +138,7 @@ class VideoJobsService:
         if stored.created_at_s != job.created_at_s:
             check_same(request, stored.asked)
             return stored
-        self._observer.admitted(job.model, job.owner, job.operating_point, job.predicted_s)
+        self._tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
         return stored
 
     async def get_video(self, owner: str, video_id: str) -> VideoJob:

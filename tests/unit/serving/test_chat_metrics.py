@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from prometheus_client import REGISTRY
@@ -10,7 +11,8 @@ from prometheus_client import REGISTRY
 from serving.domain import Report
 from serving.replica.chat.base import EngineStats
 from serving.tasks.chat.domain import Usage
-from serving.telemetry.chat_metrics import ChatMetrics, EngineMetrics, HubMetrics
+from serving.telemetry import events
+from serving.telemetry.recording import record
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,6 @@ def value(name: str, **labels: str) -> float:
 
 
 def test_an_engines_counters_are_added_up_and_its_gauges_shown() -> None:
-    shown = EngineMetrics("counted")
     stats = EngineStats(
         running=3,
         waiting=2,
@@ -39,8 +40,9 @@ def test_an_engines_counters_are_added_up_and_its_gauges_shown() -> None:
         preemptions=1,
         aborts=2,
     )
-    for one in (stats, stats, replace(stats, prefill_tokens=130, decode_tokens=41, running=0, preemptions=3)):
-        shown.show(one)
+    last = replace(stats, prefill_tokens=130, decode_tokens=41, running=0, preemptions=3)
+    for before, now in pairwise((EngineStats(), stats, stats, last)):
+        record(events.ChatEngineCounted("counted", now, before))
     kinds = {kind: value("tokens_total", model="counted", kind=kind) for kind in ("prefill", "decode", "image")}
     assert kinds == {"prefill": 130, "decode": 41, "image": 16}
     assert value("preemptions_total", model="counted") == 3
@@ -53,18 +55,16 @@ def test_an_engines_counters_are_added_up_and_its_gauges_shown() -> None:
 
 
 def test_an_engine_that_starts_anew_does_not_count_backwards() -> None:
-    shown = EngineMetrics("anew")
-    for tokens in (50, 0, 20):
-        shown.show(EngineStats(decode_tokens=tokens))
+    for before, now in pairwise(EngineStats(decode_tokens=tokens) for tokens in (0, 50, 0, 20)):
+        record(events.ChatEngineCounted("anew", now, before))
     assert value("tokens_total", model="anew", kind="decode") == 70
 
 
 def test_times_of_a_choice_and_ends_without_an_answer() -> None:
-    hub = HubMetrics("timed")
-    hub.first_token(0.4, 0.1)
-    hub.finished(11, 0.5)
-    hub.finished(1, 0.0)
-    hub.ended_early("cancelled")
+    record(events.FirstToken("timed", 0.4, 0.1))
+    record(events.ChoiceFinished("timed", 11, 0.5))
+    record(events.ChoiceFinished("timed", 1, 0.0))
+    record(events.ChoiceEndedEarly("timed", "cancelled"))
     assert value("first_token_seconds_sum", model="timed") == pytest.approx(0.4)
     assert value("queue_seconds_sum", model="timed") == pytest.approx(0.1)
     assert value("inter_token_seconds_sum", model="timed") == pytest.approx(0.05)
@@ -84,9 +84,8 @@ def test_an_answer_is_charged_to_its_tenant() -> None:
         degraded=("max_tokens",),
     )
     usage = Usage(prompt_tokens=30, completion_tokens=7, image_tokens=16, cached_tokens=12)
-    metrics = ChatMetrics()
-    metrics.answered("charged", "alpha", report, usage)
-    metrics.retried("charged")
+    record(events.ChatAnswered("charged", "alpha", report, usage))
+    record(events.ChatRetried("charged"))
     told = {
         kind: value("usage_tokens_total", model="charged", tenant="alpha", kind=kind)
         for kind in ("prompt", "completion")

@@ -48,6 +48,7 @@ from serving.tasks.chat.domain import (
 from serving.tasks.chat.prompt import BytePrompts
 from serving.tasks.chat.service import ChatLimits, ChatService, ServedChat
 from serving.tasks.chat.tenant_keys import TenantKeys
+from serving.telemetry.events import ChatAnswered, ChatRetried, Event
 from tests.support.chat_replicas import LocalCalls, Replica
 from tests.support.chat_results import MemoryResultStore
 from tests.support.virtual_loop import run_virtual
@@ -80,17 +81,16 @@ class Images:
 
 
 class Recorder:
-    """Implements ``ChatObserver``."""
+    """A sink of what happens to chats."""
 
     def __init__(self) -> None:
         self.caches: list[str] = []
         self.num_retries = 0
 
-    def answered(self, model: str, tenant: str, report: Any, usage: Any) -> None:
-        self.caches.append(report.cache)
-
-    def retried(self, model: str) -> None:
-        self.num_retries += 1
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ChatAnswered):
+            self.caches.append(event.report.cache)
+        self.num_retries += isinstance(event, ChatRetried)
 
 
 class World:
@@ -117,7 +117,7 @@ class World:
         self.replicas = [Replica(f"r{number}", engine) for number, engine in enumerate(engines)]
         self.calls = LocalCalls(*self.replicas)
         self.store = MemoryResultStore(burst_s)
-        self.observer = Recorder()
+        self.told = Recorder()
         self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
         self.card = ChatModelCard(
             id=MODEL, created_s=0, max_model_len=1024, max_output_tokens=256, checkpoint_sha256="c" * 64
@@ -136,7 +136,7 @@ class World:
             TenantKeys(b"secret" * 6),
             ChatLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s),
             clock=asyncio.get_running_loop().time,
-            observer=self.observer,
+            tell=self.told,
         )
 
     async def ask(self, request: ChatRequest) -> list[ChatEvent]:
@@ -241,7 +241,7 @@ async def test_a_repeated_request_is_answered_from_the_cache_for_nothing() -> No
     assert end(again).report.cache == "hit"
     assert end(again).report.energy_j == 0.0
     assert dataclasses.replace(end(again).usage, cached_tokens=0) == end(first).usage
-    assert world.observer.caches == ["miss", "hit"]
+    assert world.told.caches == ["miss", "hit"]
     assert len(world.store.settled_s) == 1
 
 
@@ -492,8 +492,8 @@ def test_a_whole_answer_is_sent_again_when_its_replica_dies(death: str) -> None:
         events = await task
         assert text(events) == text(events, 1) == ANSWER
         assert end(events).usage.completion_tokens == 2 * STEPS
-        assert world.observer.num_retries == 1
-        assert world.replicas[1].observer.num_finished == 2
+        assert world.told.num_retries == 1
+        assert world.replicas[1].told.num_finished == 2
         await world.check_nothing_is_left()
 
     run_virtual(run())
@@ -510,7 +510,7 @@ def test_a_stream_that_has_begun_ends_with_one_error(death: str) -> None:
         with pytest.raises(ReplicaLost):
             await task
         assert len(events) >= 5
-        assert world.observer.num_retries == 0
+        assert world.told.num_retries == 0
         await world.check_nothing_is_left()
 
     run_virtual(run())

@@ -182,7 +182,7 @@ def test_closing_frees_the_engine_at_once(wait_s: float) -> None:
         assert replica.hub.num_choices == 1
         assert text((await read(other))[0]) == LONG
         await settled(replica)
-        assert replica.observer.num_finished == 1
+        assert replica.told.num_finished == 1
 
     run_virtual(run())
 
@@ -339,7 +339,7 @@ async def test_a_deadline_ends_the_choice_in_the_replica_too() -> None:
     mailbox = start(ChatLinks(LocalCalls(replica), "g"), remaining_s=0.1)
     assert isinstance(await last(mailbox), DeadlineExceeded)
     await settled(replica)
-    assert replica.observer.early == ["deadline_exceeded"]
+    assert replica.told.early == ["deadline_exceeded"]
 
 
 @virtual
@@ -374,10 +374,10 @@ async def test_every_choice_that_came_has_ended_in_one_way() -> None:
         if number % 3 == 0:
             mailboxes[number // 2].close(forget)
     await asyncio.sleep(30.0)
-    ended = replica.observer.num_finished + len(replica.observer.early)
+    ended = replica.told.num_finished + len(replica.told.early)
     assert ended == 30
-    assert replica.observer.num_finished > 3
-    assert set(replica.observer.early) == {"cancelled", "deadline_exceeded", "queue_full"}
+    assert replica.told.num_finished > 3
+    assert set(replica.told.early) == {"cancelled", "deadline_exceeded", "queue_full"}
     await settled(replica)
     assert replica.hub.queued_s() == 0.0
 

@@ -15,6 +15,7 @@ from serving.delivery.unary import dispatch
 from serving.delivery.unary.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.errors import Cancelled, EngineFailed, ReplicaLost, ServingError
+from serving.telemetry.events import CallRetried, Event, SamplesSent
 from tests.support.engines import WAIT_S, until
 from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
 
@@ -39,7 +40,8 @@ class Way:
             is_replica_lost=lambda error: isinstance(error, ReplicaGone),
             max_calls_in_flight=max_calls,
             num_replicas=num_replicas,
-            observer=self,
+            model="m",
+            tell=self._hear,
             clock=lambda: self.now_s,
         )
 
@@ -53,11 +55,10 @@ class Way:
         self.left.append({call_id: list(which) for call_id, which in places.items()})
         return list(places) if self.finds_calls else []
 
-    def call_sent(self, num_samples: int) -> None:
-        self.sent.append(num_samples)
-
-    def call_retried(self) -> None:
-        self.num_retries += 1
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, SamplesSent):
+            self.sent.append(event.num_samples)
+        self.num_retries += isinstance(event, CallRetried)
 
     def run(self, *numbers: int, remaining_s: float = 10.0) -> asyncio.Task[list[SampleOutcome]]:
         samples = [sample(number, remaining_s) for number in numbers]

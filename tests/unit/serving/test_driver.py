@@ -40,6 +40,7 @@ from serving.errors import (
 from serving.replica.driver import Answer, Driver, Stay, rejection
 from serving.replica.staged.base import Outcome, Probabilities, StageOutput
 from serving.replica.staged.fake_engine import FakeEngine
+from serving.telemetry import events
 from tests.support.engines import (
     NEVER,
     WAIT_S,
@@ -62,14 +63,15 @@ def submit(driver: Driver, value: int, thresholds: tuple[float, ...] = FULL, **o
 
 class Recorder:
     def __init__(self) -> None:
-        self.batches: list[tuple[int, int, int, float, float]] = []
-        self.answers: list[Answer] = []
+        self.batches: list[events.BatchRan] = []
+        self.answers: list[events.SampleAnswered] = []
 
-    def batch_finished(self, stage: int, num_stages: int, size: int, elapsed_s: float, predicted_s: float) -> None:
-        self.batches.append((stage, num_stages, size, elapsed_s, predicted_s))
-
-    def sample_answered(self, answer: Answer) -> None:
-        self.answers.append(answer)
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.BatchRan():
+                self.batches.append(event)
+            case events.SampleAnswered():
+                self.answers.append(event)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -117,11 +119,13 @@ async def test_waiting_samples_share_batches() -> None:
 
 async def test_shares_of_compute_add_up_to_the_batches() -> None:
     recorder = Recorder()
-    async with running_driver(FakeEngine(stage_seconds=0.002), observer=recorder) as driver:
+    async with running_driver(FakeEngine(stage_seconds=0.002), tell=recorder) as driver:
         answers = await asyncio.gather(*(submit(driver, value) for value in range(5)))
-    assert sum(answer.compute_s for answer in answers) == pytest.approx(sum(batch[3] for batch in recorder.batches))
+    assert sum(answer.compute_s for answer in answers) == pytest.approx(
+        sum(batch.seconds for batch in recorder.batches)
+    )
     assert len(recorder.answers) == 5
-    assert all(predicted_s == 1e-3 for *_, predicted_s in recorder.batches)
+    assert all(batch.predicted_s == 1e-3 for batch in recorder.batches)
     assert all(answer.queue_s >= 0.0 for answer in answers)
 
 
@@ -264,16 +268,17 @@ async def test_cancelled_while_running_is_freed_at_the_stage_boundary(stage: int
 
 async def test_cancelled_in_the_tick_in_which_its_answer_arrives_is_counted_once() -> None:
     class Canceller(Recorder):
-        def sample_answered(self, answer: Answer) -> None:
-            super().sample_answered(answer)
-            task.cancel()
+        def __call__(self, event: events.Event) -> None:
+            super().__call__(event)
+            if isinstance(event, events.SampleAnswered):
+                task.cancel()
 
-    engine, scheduler, observer = FakeEngine(), early_exit_scheduler(), Canceller()
-    async with running_driver(engine, scheduler, observer=observer) as driver:
+    engine, scheduler, canceller = FakeEngine(), early_exit_scheduler(), Canceller()
+    async with running_driver(engine, scheduler, tell=canceller) as driver:
         task = submit(driver, 1)
         await asyncio.wait([task])
         assert task.cancelled()
-        assert len(observer.answers) == 1
+        assert len(canceller.answers) == 1
         scheduler.check_invariants()
         assert (scheduler.counts().finished, scheduler.counts().cancelled) == (1, 0)
     assert engine.held_bytes == 0

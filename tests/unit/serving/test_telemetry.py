@@ -20,10 +20,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import QueueFull
-from serving.replica.driver import Answer
-from serving.telemetry import logs, metrics
-from serving.telemetry.driver_metrics import DriverMetrics
-from serving.telemetry.media_metrics import MediaMetrics
+from serving.telemetry import events, logs, metrics, recording
+from serving.telemetry.recording import record
 
 ROOT = Path(__file__).parents[3]
 
@@ -152,15 +150,14 @@ def test_two_scrapers_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert not path.exists()
 
 
-def test_media_observer_counts_fetches_and_the_cache_of_processed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetches_and_the_cache_of_processed_images_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    observer = MediaMetrics()
-    observer.image_fetched("ok", 1000, 0.25)
-    observer.image_fetched("image_url_refused", 0, 0.5)
+    record(events.ImageFetched("ok", 1000, 0.25))
+    record(events.ImageFetched("image_url_refused", 0, 0.5))
     for is_hit in (True, True, False):
-        observer.image_looked_up("test-chat", is_hit)
-    observer.images_held(70)
-    observer.images_held(50)
+        record(events.ImageLookedUp("test-chat", is_hit))
+    record(events.ImagesHeld(70))
+    record(events.ImagesHeld(50))
     after = scrape()
     assert after["vireo_image_fetches_total", "ok"] == after["vireo_image_fetches_total", "image_url_refused"] == 1
     assert after["vireo_image_fetch_bytes_total", ""] == 1000
@@ -173,14 +170,10 @@ def test_media_observer_counts_fetches_and_the_cache_of_processed_images(monkeyp
 def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     before = scrape().get(("vireo_exits_total", "2,test-model"), 0.0)
-    observer = DriverMetrics("test-model")
     for degraded in (False, True):
-        answer = Answer(
-            probabilities=np.zeros(2, np.float32), exit_index=1, degraded=degraded, queue_s=0.003, compute_s=0.001
-        )
-        observer.sample_answered(answer)
-    observer.batch_finished(0, 2, 5, elapsed_s=0.02, predicted_s=0.01)
-    observer.batch_finished(0, 2, 5, elapsed_s=0.02, predicted_s=0.0)  # no prediction: no ratio
+        record(events.SampleAnswered("test-model", 1, degraded, queue_s=0.003, compute_s=0.001))
+    record(events.BatchRan("test-model", 0, 5, seconds=0.02, predicted_s=0.01))
+    record(events.BatchRan("test-model", 0, 5, seconds=0.02, predicted_s=0.0))  # no prediction: no ratio
     after = scrape()
     assert after["vireo_exits_total", "2,test-model"] == before + 2
     assert after["vireo_degraded_total", "test-model,deadline"] == 1
@@ -188,6 +181,11 @@ def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
     assert after["vireo_cost_ratio_sum", "test-model"] == 2.0
     assert after["vireo_cost_ratio_count", "test-model"] == 1
     assert after["vireo_queue_seconds_sum", "test-model"] == pytest.approx(0.006)
+
+
+def test_every_event_is_counted() -> None:
+    kinds = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)}
+    assert kinds - {events.Event} == set(recording.RECORDERS)
 
 
 def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:

@@ -26,7 +26,6 @@ from serving.media.chat_images import ChatImages, build_chat_images
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
-from serving.media.observer import NullObserver
 from serving.media.pool import Caller, MediaPool
 from serving.tasks.chat.domain import ImagePart
 from tests.support import media_files as files
@@ -219,11 +218,11 @@ async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> No
 
 
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
-    images = build_chat_images(MediaSettings(), pool, NullObserver())
+    images = build_chat_images(MediaSettings(), pool)
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
         await images.prepare([ImagePart(url="https://example.org/")], "strips", ACME, math.inf)
     await images.stop()
-    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, NullObserver())
+    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool)
     with pytest.raises(ImageFetchFailed, match="was not found"):
         await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", ACME, math.inf)
     await listed.stop()

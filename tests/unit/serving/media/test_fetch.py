@@ -34,6 +34,7 @@ from serving.media.https_get import Streams
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller
 from serving.media.urls import Target
+from serving.telemetry.events import Event, ImageFetched
 from tests.support import media_files as files
 from tests.support.image_urls import RULES, URLS, is_listed
 from tests.support.tls_server import PictureServer, Script, answer, raw, redirect, write_certificate
@@ -84,23 +85,15 @@ def trust(certificate: Path) -> ssl.SSLContext:
 
 
 class Told:
-    """An observer that keeps what it was told about fetches."""
+    """A sink that keeps what it was told about fetches."""
 
     def __init__(self) -> None:
         self.fetches: list[tuple[str, int]] = []
 
-    def image_fetched(self, outcome: str, num_bytes: int, elapsed_s: float) -> None:
-        assert elapsed_s >= 0
-        self.fetches.append((outcome, num_bytes))
-
-    def image_decoded(self, tenant: str, seconds: float) -> None:
-        raise AssertionError
-
-    def image_looked_up(self, model: str, is_hit: bool) -> None:
-        raise AssertionError("the fetcher has no cache")
-
-    def images_held(self, num_bytes: int) -> None:
-        raise AssertionError("the fetcher has no cache")
+    def __call__(self, event: Event) -> None:
+        assert isinstance(event, ImageFetched)
+        assert event.seconds >= 0
+        self.fetches.append((event.outcome, event.num_bytes))
 
 
 class Site:
@@ -118,7 +111,7 @@ class Site:
             resolver=names,
             is_allowed_address=loopback_counts,
             tls=trust,
-            observer=self.told,
+            tell=self.told,
         )
 
     def url(self, path: str = "/a.png") -> str:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from serving.media.image_cache import ImageKey, ProcessedImages, image_key
 from serving.media.prepare import PreparedImage
+from serving.telemetry.events import Event, ImageLookedUp, ImagesHeld
 
 OVERHEAD = 1024
 
@@ -26,23 +27,20 @@ def key(name: str, tenant: str = "acme", model: str = "m") -> ImageKey:
 
 
 class Told:
-    """An observer that keeps what it was told about the cache."""
+    """A sink that keeps what it was told about the cache."""
 
     def __init__(self) -> None:
         self.lookups: list[tuple[str, bool]] = []
         self.held: list[int] = []
 
-    def image_fetched(self, outcome: str, num_bytes: int, elapsed_s: float) -> None:
-        raise AssertionError("the cache fetches nothing")
-
-    def image_decoded(self, tenant: str, seconds: float) -> None:
-        raise AssertionError
-
-    def image_looked_up(self, model: str, is_hit: bool) -> None:
-        self.lookups.append((model, is_hit))
-
-    def images_held(self, num_bytes: int) -> None:
-        self.held.append(num_bytes)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case ImageLookedUp(model, is_hit):
+                self.lookups.append((model, is_hit))
+            case ImagesHeld(num_bytes):
+                self.held.append(num_bytes)
+            case _:
+                raise AssertionError(f"the cache told {event}")
 
 
 def test_image_is_found_again_without_its_time_of_decoding() -> None:

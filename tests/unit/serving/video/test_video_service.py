@@ -36,6 +36,7 @@ from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
 from serving.tasks.videos.resolve import ServedVideo
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
 
@@ -186,11 +187,12 @@ class Gateway:
         )
         index: Any = self.index
         self.service = VideoJobsService(
-            {"fake-video": self.served}, index, self.files, self.quotas, config, lambda: self.now_s, self
+            {"fake-video": self.served}, index, self.files, self.quotas, config, lambda: self.now_s, self.hear
         )
 
-    def admitted(self, model: str, tenant: str, point: str, predicted_s: float) -> None:
-        self.admitted_jobs.append((model, tenant, point, predicted_s))
+    def hear(self, event: Event) -> None:
+        assert isinstance(event, JobAdmitted)
+        self.admitted_jobs.append((event.model, event.tenant, event.point, event.predicted_s))
 
     async def create(self, **fields: Any) -> VideoJob:
         return await self.service.create_video(asked(**fields))

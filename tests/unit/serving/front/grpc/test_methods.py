@@ -35,7 +35,6 @@ from tests.support.clients import (
     FakeContext,
     FrontDoor,
     Outcome,
-    RecordingObserver,
     context_outcome,
     length_prefixed,
     oip_message,
@@ -330,22 +329,21 @@ async def test_deadline_of_the_transport_reaches_the_service_where_it_is_known()
     assert second.deadline_s is None
 
 
-async def test_observer_hears_of_unary_calls_and_of_every_request_of_a_stream() -> None:
+async def test_metrics_hear_of_unary_calls_and_of_every_request_of_a_stream() -> None:
     door = FrontDoor()
     await door.grpc.Classify(vireo_message(GOOD), FakeContext())
     await door.grpc.ModelInfer(infer_message(model_name="none"), FakeContext())
     messages = [vireo_message(GOOD), vireo_message(Ask([GOOD_PNG, b""]))]
     async for _ in door.grpc.ClassifyStream(stream_of(messages), FakeContext()):
         pass
-    assert isinstance(door.observer, RecordingObserver)
-    calls = sorted((c["surface"].value, c["model"], c["tenant"], c["outcome"]) for c in door.observer.finished_calls)
+    calls = sorted((c.surface.value, c.model, c.tenant, c.outcome) for c in door.calls.finished)
     assert calls == [
         ("grpc_oip", "unknown", "local", "model_not_found"),
         ("grpc_vireo", MODEL, "local", "ok"),
         ("grpc_vireo_stream", MODEL, "local", "ok"),
         ("grpc_vireo_stream", MODEL, "local", "partial"),
     ]
-    assert door.observer.in_flight == 0
+    assert door.calls.in_flight == 0
 
 
 @pytest.fixture
@@ -405,8 +403,7 @@ async def test_client_that_leaves_a_stream_frees_all_its_slots(served: Served) -
     call.cancel()
     await settled(door)
     assert door.service.num_cancelled == 5
-    assert isinstance(door.observer, RecordingObserver)
-    assert door.observer.in_flight == 0
+    assert door.calls.in_flight == 0
 
 
 async def settled(door: FrontDoor) -> None:

@@ -22,7 +22,6 @@ from tests.support.clients import (
     GOOD_PNG,
     FrontDoor,
     HttpReply,
-    RecordingObserver,
     asgi,
     length_prefixed,
     multipart,
@@ -411,12 +410,11 @@ async def test_cancelling_a_call_cancels_the_work_and_is_counted() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (door.service.in_flight, door.service.num_cancelled) == (0, 1)
-    assert isinstance(door.observer, RecordingObserver)
-    assert door.observer.in_flight == 0
-    assert door.observer.finished_calls[0]["outcome"] == "cancelled"
+    assert door.calls.in_flight == 0
+    assert door.calls.finished[0].outcome == "cancelled"
 
 
-async def test_observer_hears_of_every_call_with_bounded_labels() -> None:
+async def test_metrics_hear_of_every_call_with_bounded_labels() -> None:
     door = FrontDoor()
     await door.post_json(BODY)
     await door.post_json({"model": MODEL, "images": [IMAGE, "!"]})
@@ -425,8 +423,7 @@ async def test_observer_hears_of_every_call_with_bounded_labels() -> None:
     await door.post_json({"inputs": []}, "/v2/models/none/infer")
     await asgi(door.app, "POST", "/v1/classify", BODY, JSON, client=("203.0.113.7", 1))
     await asgi(door.app, "GET", "/v1/models")
-    assert isinstance(door.observer, RecordingObserver)
-    calls = [(c["surface"].value, c["model"], c["tenant"], c["outcome"]) for c in door.observer.finished_calls]
+    calls = [(c.surface.value, c.model, c.tenant, c.outcome) for c in door.calls.finished]
     assert calls == [
         ("http_classify", MODEL, "local", "ok"),
         ("http_classify", MODEL, "local", "partial"),
@@ -435,8 +432,8 @@ async def test_observer_hears_of_every_call_with_bounded_labels() -> None:
         ("http_oip", "unknown", "local", "model_not_found"),
         ("http_classify", "unknown", "unknown", "forbidden"),
     ]
-    assert door.observer.in_flight == 0
-    assert all(call["seconds"] >= 0 for call in door.observer.finished_calls)
+    assert door.calls.in_flight == 0
+    assert all(call.seconds >= 0 for call in door.calls.finished)
 
 
 async def test_broken_metrics_endpoint_is_an_internal_error_in_the_usual_shape(capsys: Any) -> None:

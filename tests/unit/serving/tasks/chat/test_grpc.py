@@ -15,7 +15,7 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 from serving.errors import EngineFailed
 from serving.front.grpc.registration import add_vireo_to_server
 from tests.support.chat_clients import Chat, message_of
-from tests.support.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
+from tests.support.clients import FakeContext, FrontDoor, context_outcome
 from tests.support.fake_service import WORDS, FakeService
 
 Served = tuple[FrontDoor, vireo_pb2_grpc.VireoStub]
@@ -36,12 +36,11 @@ async def served() -> AsyncIterator[Served]:
 
 async def settled(door: FrontDoor) -> str:
     """Wait until nothing is left of the only call; return its outcome."""
-    assert isinstance(door.observer, RecordingObserver)
     async with asyncio.timeout(10):
-        while door.service.chats_open or not door.observer.finished_calls:  # noqa: ASYNC110
+        while door.service.chats_open or not door.calls.finished:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-    (call,) = door.observer.finished_calls
-    outcome: str = call["outcome"]
+    (call,) = door.calls.finished
+    outcome: str = call.outcome
     return outcome
 
 

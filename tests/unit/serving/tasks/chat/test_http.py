@@ -29,7 +29,7 @@ from tests.support.chat_clients import (
     image_part,
     post_chat,
 )
-from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, RecordingObserver
+from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 
 TEXT = "".join(WORDS)
@@ -393,10 +393,9 @@ async def settled(door: FrontDoor) -> None:
 
 
 def outcome_of(door: FrontDoor) -> str:
-    assert isinstance(door.observer, RecordingObserver)
-    (call,) = door.observer.finished_calls
-    assert door.observer.in_flight == 0
-    outcome: str = call["outcome"]
+    (call,) = door.calls.finished
+    assert door.calls.in_flight == 0
+    outcome: str = call.outcome
     return outcome
 
 

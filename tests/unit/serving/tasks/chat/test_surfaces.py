@@ -16,7 +16,7 @@ from serving.front.status import TABLE
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
 from tests.support.chat_clients import CHAT_SURFACES, HELLO, Chat, ChatOutcome, Turn, Url
-from tests.support.clients import GOOD_PNG, FrontDoor, RecordingObserver
+from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService
 
 STATUS_OF_CODE = {cls.code: status for cls, status in TABLE.items()}
@@ -295,8 +295,7 @@ async def test_error_before_the_first_token_is_that_of_the_call(error: ServingEr
     outcome = await surface(door, Chat())
     assert_refused(outcome, error.code)
     assert (outcome.message, outcome.param) == (error.message, error.param)
-    assert isinstance(door.observer, RecordingObserver)
-    assert door.observer.finished_calls[0]["outcome"] == error.code
+    assert door.calls.finished[0].outcome == error.code
 
 
 async def test_internal_text_never_reaches_the_caller(surface: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,18 +305,16 @@ async def test_internal_text_never_reaches_the_caller(surface: Any, capsys: pyte
     assert "secret" in "".join(capsys.readouterr()), "the operator must find it in the log"
 
 
-async def test_observer_hears_of_every_chat_once(surface: Any) -> None:
+async def test_metrics_hear_of_every_chat_once(surface: Any) -> None:
     door = FrontDoor()
     await surface(door, Chat())
     await surface(door, Chat(n=0))
     await surface(door, Chat(model="none"))
-    observer = door.observer
-    assert isinstance(observer, RecordingObserver)
-    assert observer.in_flight == 0
-    calls = [(call["model"], call["tenant"], call["outcome"]) for call in observer.finished_calls]
+    assert door.calls.in_flight == 0
+    calls = [(call.model, call.tenant, call.outcome) for call in door.calls.finished]
     assert calls == [
         (CHAT_MODEL, "local", "ok"),
         ("unknown", "local", BAD),
         ("unknown", "local", "model_not_found"),
     ]
-    assert {call["surface"].value for call in observer.finished_calls} <= {"http_chat", "grpc_chat"}
+    assert {call.surface.value for call in door.calls.finished} <= {"http_chat", "grpc_chat"}

@@ -15,7 +15,7 @@ from serving.errors import QueueFull
 from serving.tasks.videos.domain import VideoFormat
 from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos
-from tests.support.clients import FakeContext, FrontDoor, RecordingObserver, context_outcome
+from tests.support.clients import CallRecorder, FakeContext, FrontDoor, context_outcome
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
 from tests.support.video_clients import ADA, PROMPT, keyed_door, until, video_door
 
@@ -44,8 +44,8 @@ class Call:
 
 
 async def test_stream_is_the_job_then_its_progress_then_its_file() -> None:
-    observer = RecordingObserver()
-    door = video_door(observer=observer)
+    calls = CallRecorder()
+    door = video_door(calls=calls)
     call = Call(door, asked())
     await until(lambda: len(call.responses) == 2)
     (video_id,) = door.service.jobs
@@ -71,8 +71,8 @@ async def test_stream_is_the_job_then_its_progress_then_its_file() -> None:
     assert (end.id, end.media_type, end.num_bytes) == (video_id, "video/mp4", len(CLIP))
     assert end.sha256 == hashlib.sha256(CLIP).hexdigest()
     assert (end.vireo.operating_point, end.vireo.energy_j, end.vireo.compute_ms) == ("quick", 1.5, 250.0)
-    (record,) = observer.finished_calls
-    assert (record["surface"], record["model"], record["outcome"]) == (Surface.GRPC_VIDEO, VIDEO_MODEL, "ok")
+    (record,) = calls.finished
+    assert (record.surface, record.model, record.outcome) == (Surface.GRPC_VIDEO, VIDEO_MODEL, "ok")
     assert door.service.cancelled == []
 
 
@@ -146,8 +146,8 @@ async def test_cancelled_call_cancels_its_job_unless_it_is_detached(is_closed: b
     ],
 )
 async def test_job_that_fails_ends_the_call_with_its_error(code: str, status: StatusCode, told: str) -> None:
-    observer = RecordingObserver()
-    door = video_door(observer=observer)
+    calls = CallRecorder()
+    door = video_door(calls=calls)
     call = Call(door, asked())
     await until(lambda: len(call.responses) == 2)
     door.service.fail(next(iter(door.service.jobs)), code, "because")
@@ -157,7 +157,7 @@ async def test_job_that_fails_ends_the_call_with_its_error(code: str, status: St
     assert (outcome.error, outcome.status, outcome.message) == (told, status, "because")
     assert call.kinds[-1] == "progress"
     assert door.service.cancelled == []
-    assert observer.finished_calls[0]["outcome"] == told
+    assert calls.finished[0].outcome == told
 
 
 async def test_refusal_and_missing_file_are_statuses() -> None:

@@ -16,7 +16,7 @@ from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, Unsupp
 from serving.front.http.openapi import openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
-from tests.support.clients import FrontDoor, RecordingObserver, asgi
+from tests.support.clients import CallRecorder, FrontDoor, asgi
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
 from tests.support.video_clients import (
     ADA,
@@ -172,16 +172,16 @@ REFUSALS = [
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.code)
 async def test_refusal_of_the_service_is_told_and_counted(error: Exception) -> None:
-    observer = RecordingObserver()
-    door = video_door(observer=observer)
+    calls = CallRecorder()
+    door = video_door(calls=calls)
     door.service.video_error = error
     for path, surface in (("/v1/videos", Surface.HTTP_VIDEO), ("/v1/videos/sync", Surface.HTTP_VIDEO_SYNC)):
         reply = await post(door, BODY, path)
         assert reply.error["code"] == error.code  # type: ignore[attr-defined]
         assert ("retry-after" in reply.headers) == (reply.status in (429, 503))
-        call = observer.finished_calls.pop()
-        assert (call["surface"], call["model"], call["outcome"]) == (surface, VIDEO_MODEL, reply.error["code"])
-    assert observer.in_flight == 0
+        call = calls.finished.pop()
+        assert (call.surface, call.model, call.outcome) == (surface, VIDEO_MODEL, reply.error["code"])
+    assert calls.in_flight == 0
 
 
 # -- objects ---------------------------------------------------------------------------------------------------------
@@ -566,8 +566,8 @@ def waiting(document: Any) -> Presence:
 
 
 async def test_sync_answers_with_the_file() -> None:
-    observer = RecordingObserver()
-    door = video_door(observer=observer)
+    calls = CallRecorder()
+    door = video_door(calls=calls)
     asking = asyncio.create_task(sync(door, waiting(BODY)))
     await until(lambda: door.service.watchers == 1)
     (video_id,) = door.service.jobs
@@ -576,8 +576,8 @@ async def test_sync_answers_with_the_file() -> None:
     reply = await asking
     assert (reply.status, reply.body, reply.headers["content-type"]) == (200, CLIP, "video/mp4")
     assert reply.headers["x-vireo-video-id"] == video_id
-    (call,) = observer.finished_calls
-    assert (call["surface"], call["outcome"]) == (Surface.HTTP_VIDEO_SYNC, "ok")
+    (call,) = calls.finished
+    assert (call.surface, call.outcome) == (Surface.HTTP_VIDEO_SYNC, "ok")
     assert door.service.cancelled == []
 
 
