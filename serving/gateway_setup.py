@@ -15,13 +15,15 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Shape
 from models.registry import ModelSpec, get_spec
 from schedulers.token_cost import TokenCost, TokenPrices
-from serving.config import JobOptions, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
+from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.stream.handle_calls import HandleCalls
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.unary.dispatch import Dispatcher, PendingCall
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
-from serving.media.chat_images import ChatImages, build_chat_images
+from serving.media.chat_images import ChatImages
+from serving.media.fetch import FetchLimits, ImageFetcher
+from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
@@ -187,6 +189,18 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
         cost=TokenCost(_FIRST_PRICES),
         watts=model.watts,
     )
+
+
+def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink) -> ChatImages:
+    """Put the image path of one gateway together, as configured."""
+    limits = FetchLimits(
+        max_bytes=settings.max_bytes_per_image,
+        timeout_s=settings.fetch_timeout_s,
+        connect_timeout_s=settings.fetch_connect_timeout_s,
+        max_concurrent=settings.max_fetches,
+    )
+    fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell)
+    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell))
 
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:

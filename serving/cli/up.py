@@ -22,7 +22,6 @@ from rich.console import Console
 
 from models.registry import get_spec
 from serving.cli import drain
-from serving.cli.leftovers import end_leftovers
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
 from serving.config import JobOptions, ResolvedConfig, StreamOptions, UnaryOptions
@@ -30,6 +29,7 @@ from serving.errors import ConfigError
 from serving.operating_points import load_table
 from serving.system import ray_env
 from serving.system.door_keeper import DoorKeeper
+from serving.system.leftovers import end_leftovers
 from serving.tasks.chat.models import read_card, read_prompts
 from serving.tasks.videos.models import read_served
 from serving.telemetry import logs

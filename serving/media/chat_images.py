@@ -12,27 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from serving.config import MediaSettings
 from serving.errors import ServingError
-from serving.media.fetch import FetchLimits, ImageFetcher
+from serving.media.fetch import ImageFetcher
 from serving.media.image_cache import ProcessedImages, image_key
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.tasks.chat.domain import ImagePart
-from serving.telemetry.events import Sink, ignore
-
-
-def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink = ignore) -> ChatImages:
-    """Put the image path of one gateway together, as configured."""
-    limits = FetchLimits(
-        max_bytes=settings.max_bytes_per_image,
-        timeout_s=settings.fetch_timeout_s,
-        connect_timeout_s=settings.fetch_connect_timeout_s,
-        max_concurrent=settings.max_fetches,
-    )
-    fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell)
-    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell))
 
 
 class ChatImages:

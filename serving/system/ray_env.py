@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from serving.cli.leftovers import MARK
 from serving.config import ResolvedConfig
 from serving.errors import ConfigError
 from serving.system.door_keeper import DoorKeeper
 from serving.system.haproxy import build_keeper, write_wrapper
+from serving.system.leftovers import MARK
 
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""

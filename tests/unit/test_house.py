@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import importlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.source_tree import ROOT, imported, module_name, modules, tracked_files
+from tests.support.source_tree import ROOT, import_graph, imported, module_name, modules, tracked_files
 
 # -- who imports whom ------------------------------------------------------------------------------------------------
 
@@ -79,6 +80,46 @@ def test_import_linter_knows_every_package() -> None:
     assert set(contracts["importlinter"]["root_packages"].split()) == _OURS - {"tests"}
 
 
+_NAMES_OF_FAMILIES = 23
+"""Files of serving that import a family, a method or training (``.importlinter``). Lower it with each that goes."""
+
+
+def test_fewer_and_fewer_files_of_serving_name_a_family() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    left = contracts["importlinter:contract:serving-no-families"]["ignore_imports"].split("\n")
+    assert len(list(filter(None, left))) <= _NAMES_OF_FAMILIES
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither at the top nor inside functions; what types alone need does not count."""
+    graph = import_graph("serving", "models", "schedulers", "loadtest")
+    assert len(graph) > 300
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+_CIRCLES = {
+    "delivery-replica",
+    "delivery-stores",
+    "delivery-tasks",
+    "front-tasks",
+    "media-tasks",
+    "replica-stores",
+    "replica-tasks",
+    "service-stores",
+    "service-tasks",
+    "stores-tasks",
+    "stores-telemetry",
+}
+"""Folders of serving that import each other still. Take out each that does so no more, and add none."""
+
+
+def test_fewer_and_fewer_folders_of_serving_import_each_other() -> None:
+    graph = import_graph("serving")
+    pairs = {(name.split(".")[1], other.split(".")[1]) for name in graph for other in graph[name] if "." in other}
+    assert {f"{one}-{other}" for one, other in pairs if one < other and (other, one) in pairs} <= _CIRCLES
+
+
 @pytest.mark.parametrize("package", ["serving", "models", "schedulers", "loadtest"])
 def test_environment_is_read_in_few_places(package: str) -> None:
     """Settings come from ``serving/config``; the others pass on, or hear from, tools that only speak environment."""
@@ -90,7 +131,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.confined",  # a child's environment
         "serving.system.ray_env",  # Ray's switches
         "serving.cli.classify_command",  # width of the terminal
-        "serving.cli.leftovers",  # that of other processes, to know whose they are
+        "serving.system.leftovers",  # that of other processes, to know whose they are
         "loadtest.cli",  # API keys of the tenants that it plays
         "loadtest.selfcheck",  # a child's environment
     }

@@ -22,12 +22,14 @@ from serving.errors import (
     ServingError,
     TooManyImages,
 )
-from serving.media.chat_images import ChatImages, build_chat_images
+from serving.gateway_setup import build_chat_images
+from serving.media.chat_images import ChatImages
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import Caller, MediaPool
 from serving.tasks.chat.domain import ImagePart
+from serving.telemetry.events import ignore
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
 from tests.support.tls_server import PictureServer, answer, write_certificate
@@ -218,11 +220,11 @@ async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> No
 
 
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
-    images = build_chat_images(MediaSettings(), pool)
+    images = build_chat_images(MediaSettings(), pool, ignore)
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
         await images.prepare([ImagePart(url="https://example.org/")], "strips", ACME, math.inf)
     await images.stop()
-    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool)
+    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore)
     with pytest.raises(ImageFetchFailed, match="was not found"):
         await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", ACME, math.inf)
     await listed.stop()
