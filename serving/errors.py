@@ -40,6 +40,7 @@
     └── BackendError                 our fault
         ├── EngineFailed             the model failed on this sample
         ├── ReplicaLost              the replica died and the retries ran out
+        │   └── RetriesSpent         so many replicas are lost that this request is not sent again
         └── StoreUnavailable         reaches clients of jobs only: all other stores fail open
             └── StoreFull            it answers, and refuses to write for want of room
 
@@ -315,6 +316,12 @@ class ReplicaLost(BackendError):
     """The replica died, and so did its replacements until the retries ran out."""
 
     code = "replica_lost"
+
+
+class RetriesSpent(ReplicaLost):
+    """The replica died, and as many requests are sent again already as may be (10% in 10 s, or what one holds)."""
+
+    code = "retries_spent"
 
 
 class StoreUnavailable(BackendError):

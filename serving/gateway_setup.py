@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from models.contract import Shape
 from models.registry import ModelSpec, get_spec
+from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
+from serving.delivery.replicas import is_replica_lost
 from serving.delivery.stream.handle_calls import HandleCalls
 from serving.delivery.stream.links import ChatLinks
-from serving.delivery.unary.dispatch import Dispatcher, PendingCall
+from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
 from serving.media.chat_images import ChatImages
@@ -187,6 +188,7 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
         prompts=read_prompts(model),
         links=ChatLinks(HandleCalls(handle), f"{model.id}-{uuid.uuid4().hex[:12]}"),
         cost=TokenCost(_FIRST_PRICES),
+        retries=RetryBudget(model.options.max_num_seqs + model.options.max_queue),
         watts=model.watts,
     )
 
@@ -229,6 +231,7 @@ def _served(
         is_replica_lost=is_replica_lost,
         max_calls_in_flight=calls_in_flight * model.replicas,
         num_replicas=model.replicas,
+        retries=RetryBudget(calls_in_flight * MAX_SAMPLES_PER_CALL),
         model=spec.id,
         tell=tell,
     )
@@ -252,11 +255,6 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
         return {call_id for answer in answers if isinstance(answer, list) for call_id in answer}
 
     return leave
-
-
-def is_replica_lost(error: BaseException) -> bool:
-    """Whether the replica, rather than the model, failed: then another replica may answer."""
-    return isinstance(error, RayActorError | ActorUnavailableError)
 
 
 def _card(spec: ModelSpec, table: Any) -> ModelCard:

@@ -86,6 +86,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.BackendError: _BROKEN,
         errors.EngineFailed: _BROKEN,
         errors.ReplicaLost: _AWAY,
+        errors.RetriesSpent: _AWAY,
         errors.StoreUnavailable: _AWAY,
         errors.StoreFull: _AWAY,
         errors.ServingError: _BROKEN,

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
+from serving.delivery.replicas import retries_spent
 from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
 from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
@@ -59,6 +61,7 @@ class Generation:
         is_streamed: bool,
         deadline_s: float,
         clock: Callable[[], float],
+        retries: RetryBudget,
         on_retry: Callable[[], None],
     ) -> None:
         self._links = links
@@ -70,6 +73,7 @@ class Generation:
         self._is_streamed = is_streamed
         self._deadline_s = deadline_s
         self._clock = clock
+        self._retries = retries
         self._on_retry = on_retry
         self._has_given = False
         self._num_lost = self._num_refused = 0
@@ -77,6 +81,7 @@ class Generation:
         self._spent_s = 0.0
         self._num_unsettled = 0
         self._settle: Callable[[float], None] | None = None
+        retries.add_request(clock())
         self._mailbox = self._start()
         remaining_s = max(0.0, deadline_s - clock())
         self._timer = asyncio.get_running_loop().call_later(remaining_s, self._expire)
@@ -149,6 +154,8 @@ class Generation:
         self._num_refused += not is_lost
         if self._has_given or self._num_lost >= MAX_LOST or self._num_refused >= MAX_REFUSED:
             raise error
+        if is_lost and not self._retries.spend(self._clock()):
+            raise retries_spent()
         if is_lost:  # it is all done again, and that the replica died is not the caller's fault
             self._mailbox.close(lambda _: None)
         else:

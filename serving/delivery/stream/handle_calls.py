@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import grpc
-from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
+from serving.delivery.replicas import is_replica_lost
 from serving.delivery.stream.links import OpenCall, Route
 from serving.delivery.stream.wire import ChoiceStart
 
@@ -32,5 +31,5 @@ class HandleCalls:
         return cast(Mapping[int, float], await self._cancel.remote(gateway, ids, replica=replica_id))
 
     def is_lost(self, error: BaseException) -> bool:
-        """Ray's errors about a replica, and what gRPC says when the connection to one breaks in a stream."""
-        return isinstance(error, RayActorError | ActorUnavailableError | grpc.aio.AioRpcError)
+        """See ``ReplicaCalls``."""
+        return is_replica_lost(error)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import structlog
 
+from serving.delivery.replicas import is_cancelled_itself
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest
@@ -253,7 +254,7 @@ class ChatLinks:
                 else:
                     self._deliver(frame)
         except asyncio.CancelledError:
-            if _is_cancelled_itself():
+            if is_cancelled_itself():
                 raise
         except Exception as failure:
             error = self._failed(failure)
@@ -345,8 +346,3 @@ def _give_up(mailbox: Mailbox) -> None:
 
 def _lost() -> BackendError:
     return ReplicaLost("the replica that ran this request is gone; retry")
-
-
-def _is_cancelled_itself() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

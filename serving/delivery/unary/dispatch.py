@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import structlog
 
+from schedulers.retry_budget import RetryBudget
+from serving.delivery.replicas import is_cancelled_itself, retries_spent
 from serving.delivery.unary.wire import SampleCall, SampleOutcome
 from serving.errors import ReplicaLost
 from serving.telemetry.events import CallRetried, SamplesSent, Sink, ignore
@@ -88,6 +90,7 @@ class Dispatcher:
     is_replica_lost: Callable[[BaseException], bool]
     max_calls_in_flight: int
     num_replicas: int
+    retries: RetryBudget
     model: str
     tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
@@ -107,8 +110,9 @@ class Dispatcher:
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Settle) -> list[SampleOutcome]:
         """Answer the samples, in order. Cancelling takes them out; ``settle`` is called once in any case.
 
-        Raises: ReplicaLost: replicas died under this call ``MAX_ATTEMPTS`` times.
+        Raises: ReplicaLost: replicas died under this call ``MAX_ATTEMPTS`` times; RetriesSpent: under too many others.
         """
+        self.retries.add_request(self.clock())
         job = _Job(samples, predicted_s, self.clock(), asyncio.get_running_loop().create_future(), settle)
         self._waiting.append(job)
         self._outstanding_s += predicted_s
@@ -161,7 +165,7 @@ class Dispatcher:
         try:
             self._deliver(jobs, await self._attempt(jobs))
         except asyncio.CancelledError as error:
-            if _is_cancelled_itself():
+            if is_cancelled_itself():
                 raise
             await self._call_failed(jobs, attempt, error)
         except Exception as error:
@@ -179,6 +183,9 @@ class Dispatcher:
         _log.warning("replica lost", attempt=attempt, num_jobs=len(jobs), error=type(error).__name__)
         if attempt == MAX_ATTEMPTS:
             _fail(jobs, _lost)
+            return
+        if not self.retries.spend(self.clock(), len(jobs)):
+            _fail(jobs, retries_spent)
             return
         self.tell(CallRetried(self.model))
         await asyncio.sleep(_BACKOFF_S * attempt)
@@ -253,8 +260,3 @@ def _fail(jobs: list[_Job], make_error: Callable[[], BaseException]) -> None:
 
 def _lost() -> ReplicaLost:
     return ReplicaLost(f"{MAX_ATTEMPTS} replicas died while they had this request; it is not sent again")
-
-
-def _is_cancelled_itself() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

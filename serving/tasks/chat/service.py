@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Generation
 from serving.delivery.stream.links import ChatLinks
@@ -42,6 +43,7 @@ class ServedChat:
     prompts: Prompts
     links: ChatLinks
     cost: TokenCost
+    retries: RetryBudget
     watts: float
 
 
@@ -168,6 +170,7 @@ class ChatService:
             is_streamed=request.is_streamed,
             deadline_s=deadline_s,
             clock=self._clock,
+            retries=model.retries,
             on_retry=lambda: self._tell(ChatRetried(model.card.id)),
         )
 

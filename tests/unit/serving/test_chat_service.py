@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.delivery.stream.links import ChatLinks
 from serving.domain import Budget, Priority, Surface, within_priority
@@ -23,6 +24,7 @@ from serving.errors import (
     QueueFull,
     QuotaExceeded,
     ReplicaLost,
+    RetriesSpent,
     ServingError,
     UnknownModel,
 )
@@ -106,6 +108,7 @@ class World:
         max_in_flight: int = 64,
         default_deadline_s: float = 60.0,
         prefill_s: float = 0.05,
+        max_retries: int = 1000,
     ) -> None:
         self.seen: list[EngineRequest] = []
 
@@ -127,6 +130,7 @@ class World:
             prompts=BytePrompts(tokens_per_tile=16),
             links=ChatLinks(self.calls, "g"),
             cost=self.cost,
+            retries=RetryBudget(max_retries),
             watts=WATTS,
         )
         self.service = ChatService(
@@ -550,6 +554,18 @@ async def test_a_request_waits_for_the_replacement_of_a_dead_engine() -> None:
     await world.replicas[0].kill()
     world.calls.replicas.append(Replica("new", FakeChatEngine(answer=lambda request: ANSWER, step_s=STEP_S)))
     assert text(await task) == ANSWER
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_a_fault_of_all_replicas_is_not_multiplied_by_retries() -> None:
+    world = World(num_replicas=2, max_retries=3)
+    tasks = [asyncio.create_task(world.ask(request(str(number), is_streamed=False))) for number in range(6)]
+    await asyncio.sleep(0.1)
+    await world.replicas[0].kill()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(outcome, RetriesSpent) for outcome in outcomes) == 3
+    assert sum(isinstance(outcome, list) for outcome in outcomes) == 3
     await world.check_nothing_is_left()
 
 

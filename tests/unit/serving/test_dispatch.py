@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schedulers.retry_budget import RetryBudget
 from serving.delivery.unary import dispatch
 from serving.delivery.unary.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, Dispatcher
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
-from serving.errors import Cancelled, EngineFailed, ReplicaLost, ServingError
+from serving.errors import Cancelled, EngineFailed, ReplicaLost, RetriesSpent, ServingError
 from serving.telemetry.events import CallRetried, Event, SamplesSent
 from tests.support.engines import WAIT_S, until
 from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
@@ -23,7 +24,8 @@ from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
 class Way:
     """A dispatcher, the calls it made and what it reported."""
 
-    def __init__(self, max_calls: int = 1, num_replicas: int = 1) -> None:
+    def __init__(self, max_calls: int = 1, num_replicas: int = 1, max_retries: int = 1000) -> None:
+        self.retries = RetryBudget(max_retries)
         self.calls: list[FakeCall] = []
         self.sent: list[int] = []
         self.num_retries = 0
@@ -40,6 +42,7 @@ class Way:
             is_replica_lost=lambda error: isinstance(error, ReplicaGone),
             max_calls_in_flight=max_calls,
             num_replicas=num_replicas,
+            retries=self.retries,
             model="m",
             tell=self._hear,
             clock=lambda: self.now_s,
@@ -375,6 +378,20 @@ async def test_lost_replica_is_retried_and_only_then_given_up(way: Way) -> None:
         await ended(task)
     assert len(way.calls) == MAX_ATTEMPTS
     assert way.num_retries == MAX_ATTEMPTS - 1
+
+
+async def test_a_fault_of_all_replicas_is_not_multiplied_by_retries() -> None:
+    async with quiet_end(Way(max_calls=8, max_retries=5)) as way:
+        tasks = [way.run(number) for number in range(8)]
+        await until(lambda: len(way.calls) == 8)
+        for call in way.open_calls:
+            call.fail(ReplicaGone())
+        await until(lambda: len(way.calls) == 13)
+        for call in way.open_calls:
+            call.answer()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(outcome, RetriesSpent) for outcome in outcomes) == 3
+        assert sum(isinstance(outcome, list) for outcome in outcomes) == 5
 
 
 @pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS))

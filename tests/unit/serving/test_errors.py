@@ -66,6 +66,7 @@ CODES = {
     "BackendError": "internal_error",
     "EngineFailed": "engine_failed",
     "ReplicaLost": "replica_lost",
+    "RetriesSpent": "retries_spent",
     "StoreUnavailable": "store_unavailable",
     "StoreFull": "store_full",
 }
