@@ -28,7 +28,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
-from serving.service import JoinedService, ModelCard, NoVideo, Service, VideoService
+from serving.service import ModelCard, NoVideo, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.chat_results import ChatResults
@@ -67,9 +67,7 @@ class GatewayParts:
     @property
     def model_ids(self) -> list[str]:
         """Everything that is served here."""
-        service = self.service
-        cards = (service.models(), service.chat_models(), service.video_models())
-        return [card.id for kind in cards for card in kind]
+        return [card.id for card in self.service.cards()]
 
     async def start(self) -> None:
         """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
@@ -113,7 +111,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
     videos = _video_service(config, jobs, clips, results, tell)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
-    service = JoinedService(
+    service = Service(
         classifiers,
         chat,
         is_started=lambda: reached.is_over,

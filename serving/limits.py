@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_ID_CHARS = 256
+"""Of the id of a model, and of what a caller calls a request."""
+
 MAX_SMALL_BYTES = 1 << 13
 """Of a gRPC message that only names something."""
 

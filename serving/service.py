@@ -1,16 +1,16 @@
-"""What the ingress needs from the rest of the system: one protocol, spoken in domain types.
+"""What the front needs from the rest of the system: a protocol for each task, spoken in domain types.
 
-``JoinedService`` makes it of its parts: ``serving.tasks.classify.service.ClassifyService``, and
-whatever serves chat and video. ``tests/support`` has a fake.
+``serving.tasks.*.service`` implement them; ``tests/support`` has a fake.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from serving.domain import Budget, ClassifyReply, ClassifyRequest, Priority, within_priority
+from models.contract import Knob
+from serving.domain import ClassifyReply, ClassifyRequest, Priority
 from serving.errors import InvalidRequest, UnknownModel, UnknownVideo
 from serving.stores.jobs.base import JobPage
 from serving.tasks.chat.domain import ChatEvent, ChatRequest
@@ -18,45 +18,46 @@ from serving.tasks.videos.domain import Artefact, VideoJob, VideoRequest, VideoU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What clients may know of a served model."""
+class Card:
+    """What clients may know of a served model, whatever it is for."""
 
     id: str
-    family: str
     created_s: int
     """Unix time at which the checkpoint was made."""
+    checkpoint_sha256: str
+    knobs: tuple[Knob, ...] = ()
+    """What a request may set (``vireo.settings``), and what the operator has set for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard(Card):
+    """What clients may know of a served classifier."""
+
+    family: str
     input_size: int
     """Side of the square pixel input."""
     num_classes: int
     num_exits: int
     labels: tuple[str, ...]
-    checkpoint_sha256: str
     operating_points: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatModelCard:
+class ChatModelCard(Card):
     """What clients may know of a served chat model."""
 
-    id: str
-    created_s: int
-    """Unix time at which the checkpoint was made."""
     max_model_len: int
     """Most tokens of prompt and answer together."""
     max_output_tokens: int
     """Most tokens of one answer, whatever a request asks for."""
-    checkpoint_sha256: str
     modalities: tuple[str, ...] = ("text", "image")
     """What a user message may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VideoModelCard:
+class VideoModelCard(Card):
     """What clients may know of a served video model."""
 
-    id: str
-    created_s: int
-    """Unix time at which the checkpoint was made."""
     sizes: tuple[tuple[int, int], ...]
     """Width and height of the clips that it makes."""
     num_frames: tuple[int, ...]
@@ -67,7 +68,6 @@ class VideoModelCard:
     samplers: tuple[str, ...]
     attention: tuple[str, ...]
     """Kinds of attention."""
-    checkpoint_sha256: str
     operating_points: tuple[str, ...]
 
 
@@ -151,14 +151,6 @@ class VideoService(Protocol):
         ...
 
 
-class Service(ClassifierService, ChatService, VideoService, Protocol):
-    """Everything behind the front door."""
-
-    def is_model_ready(self, model: str) -> bool:
-        """Whether a replica of this model is there to answer. False for a model that is not served."""
-        ...
-
-
 class NoChat:
     """Stands where no chat model is served."""
 
@@ -216,8 +208,8 @@ def _no_videos() -> UnknownVideo:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedService:
-    """Classifiers, chat models and video models behind one front door."""
+class Service:
+    """Everything behind the front door: what each task calls, and what is common to all models."""
 
     classifiers: ClassifierService
     chats: ChatService
@@ -229,68 +221,16 @@ class JoinedService:
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
 
-    def _allowed(self, tenant: str, budget: Budget) -> Budget:
-        """One rule for all that is served, whatever surface it came by."""
-        return within_priority(budget, self.max_priorities.get(tenant, Priority.HIGH))
-
-    def models(self) -> tuple[ModelCard, ...]:
-        """The classifiers served here."""
-        return self.classifiers.models()
+    def cards(self) -> tuple[Card, ...]:
+        """All models that are served."""
+        return (*self.classifiers.models(), *self.chats.chat_models(), *self.videos.video_models())
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered: by one model at least, lest a sick one take the others along."""
         if not (self.classifiers.is_ready() and self.is_started()):
             return False
-        return any(self.is_live(model) for model in self._served())
+        return any(self.is_live(card.id) for card in self.cards())
 
     def is_model_ready(self, model: str) -> bool:
-        """See ``Service.is_model_ready``."""
-        return model in self._served() and self.is_live(model)
-
-    def _served(self) -> list[str]:
-        kinds = (self.models(), self.chat_models(), self.video_models())
-        return [card.id for cards in kinds for card in cards]
-
-    async def classify(self, request: ClassifyRequest) -> ClassifyReply:
-        """See ``ClassifierService.classify``."""
-        return await self.classifiers.classify(replace(request, budget=self._allowed(request.tenant, request.budget)))
-
-    def chat_models(self) -> tuple[ChatModelCard, ...]:
-        """The chat models served here."""
-        return self.chats.chat_models()
-
-    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """See ``ChatService.chat``."""
-        return self.chats.chat(replace(request, budget=self._allowed(request.tenant, request.budget)))
-
-    def video_models(self) -> tuple[VideoModelCard, ...]:
-        """The video models served here."""
-        return self.videos.video_models()
-
-    async def create_video(self, request: VideoRequest) -> VideoJob:
-        """See ``VideoService.create_video``."""
-        return await self.videos.create_video(replace(request, budget=self._allowed(request.tenant, request.budget)))
-
-    async def get_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``VideoService.get_video``."""
-        return await self.videos.get_video(owner, video_id)
-
-    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
-        """See ``VideoService.list_videos``."""
-        return await self.videos.list_videos(owner, after=after, limit=limit, newest_first=newest_first)
-
-    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``VideoService.cancel_video``."""
-        return await self.videos.cancel_video(owner, video_id)
-
-    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``VideoService.delete_video``."""
-        return await self.videos.delete_video(owner, video_id)
-
-    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
-        """See ``VideoService.read_artefact``."""
-        return await self.videos.read_artefact(artefact, start, end)
-
-    def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        """See ``VideoService.watch_video``."""
-        return self.videos.watch_video(owner, video_id)
+        """Whether a replica of this model is there to answer. False for a model that is not served."""
+        return self.is_live(model) and any(card.id == model for card in self.cards())

@@ -5,29 +5,24 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
-from serving.domain import ClassifyReply, ClassifyRequest, Surface
+import structlog
+
+from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import ServingError, UnknownModel
 from serving.front.auth import Authenticator
+from serving.front.status import to_serving_error
 from serving.limits import IngressLimits
-from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
-from serving.telemetry.events import OK, PARTIAL, UNKNOWN, CallFinished, CallStarted, Sink
+from serving.service import Card, Service
+from serving.telemetry.events import UNKNOWN, CallFinished, CallStarted, Sink, ignore
 
 MODEL_VERSION = "1"
 """The only version of every model that OIP clients see; the checkpoint's hash says more."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
-
-
-def all_failed(reply: ClassifyReply) -> ServingError | None:
-    """Return the first item's error if no item has an answer: then the call as a whole fails with it."""
-    first: ServingError | None = None
-    for item in reply.items:
-        if not isinstance(item, ServingError):
-            return None
-        first = first or item
-    return first
 
 
 def request_id(proposed: str | None) -> str:
@@ -52,14 +47,27 @@ def shown(value: object, max_chars: int = 60) -> str:
 
 @dataclass(slots=True)
 class Visit:
-    """One inference call, as metrics see it."""
+    """One call, as metrics see it. ``surface``: None where the call asks no model for anything; nobody hears of it."""
 
-    surface: Surface
+    surface: Surface | None
     started_s: float
     model: str = UNKNOWN
     tenant: str = UNKNOWN
     outcome: str = "cancelled"
     """What is recorded if nothing else is said: a task that is cancelled says nothing."""
+
+
+class _Request(Protocol):
+    @property
+    def model(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def budget(self) -> Budget: ...
+
+
+Request = TypeVar("Request", bound=_Request)
+AnyCard = TypeVar("AnyCard", bound=Card)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,90 +77,72 @@ class Front:
     service: Service
     authenticator: Authenticator
     limits: IngressLimits
-    tell: Sink
+    tell: Sink = ignore
 
-    def begin(self, surface: Surface) -> Visit:
+    def begin(self, surface: Surface | None) -> Visit:
         """Open the record of a call."""
-        self.tell(CallStarted(surface))
+        if surface is not None:
+            self.tell(CallStarted(surface))
         return Visit(surface, time.perf_counter())
 
     def end(self, visit: Visit) -> None:
         """Close the record of a call."""
-        self.tell(
-            CallFinished(
-                surface=visit.surface,
-                model=visit.model if self._is_served(visit.model) else UNKNOWN,
-                tenant=visit.tenant,
-                outcome=visit.outcome,
-                seconds=time.perf_counter() - visit.started_s,
+        if visit.surface is not None:
+            seconds = time.perf_counter() - visit.started_s
+            self.tell(
+                CallFinished(
+                    surface=visit.surface,
+                    model=visit.model,
+                    tenant=visit.tenant,
+                    outcome=visit.outcome,
+                    seconds=seconds,
+                )
             )
-        )
 
-    def _is_served(self, model: str) -> bool:
-        service = self.service
-        ids = [card.id for card in service.models()]
-        ids += [card.id for card in service.chat_models()]
-        return model in ids or any(card.id == model for card in service.video_models())
+    def admit(self, request: Request, cards: Sequence[Card], visit: Visit) -> Request:
+        """What every request goes through, whatever its task: its model is served, and its budget is one that its
+        tenant is allowed.
 
-    async def classify(self, request: ClassifyRequest, visit: Visit) -> ClassifyReply:
-        """Have a request answered.
-
-        Raises: ServingError: the call failed, or every image of it did.
+        Raises: UnknownModel: it is none of ``cards``.
         """
-        visit.model = request.model
-        reply = await self.service.classify(request)
-        failed = all_failed(reply)
-        if failed is not None:
-            raise failed
-        visit.outcome = PARTIAL if any(isinstance(item, ServingError) for item in reply.items) else OK
-        return reply
+        visit.model = self.card(request.model, cards).id
+        highest = self.service.max_priorities.get(request.tenant, Priority.HIGH)
+        budget = within_priority(request.budget, highest)
+        return request if budget is request.budget else replace(request, budget=budget)  # type: ignore[type-var]
 
-    def chat_card(self, model: str) -> ChatModelCard:
-        """Look a chat model up.
-
-        Raises: UnknownModel: no such model, or it is no chat model.
-        """
-        cards = self.service.chat_models()
+    def card(self, model: str, cards: Sequence[AnyCard], version: str = "") -> AnyCard:
+        """Look a model up. Raises: UnknownModel: no such model or version among ``cards``."""
         for card in cards:
-            if card.id == model:
-                return card
-        known = ", ".join(card.id for card in cards) or "none"
-        raise UnknownModel(f"chat model {shown(model)} is not served here; served: {known}", param="model")
-
-    def video_card(self, model: str) -> VideoModelCard:
-        """Look a video model up.
-
-        Raises: UnknownModel: no such model, or it makes no clips.
-        """
-        cards = self.service.video_models()
-        for card in cards:
-            if card.id == model:
-                return card
-        known = ", ".join(card.id for card in cards) or "none"
-        raise UnknownModel(f"video model {shown(model)} is not served here; served: {known}", param="model")
-
-    def served(self, model: str, version: str = "") -> str:
-        """Look a model of whatever kind up; return its id.
-
-        Raises: UnknownModel: no such model or version.
-        """
-        if self._is_served(model) and version in ("", MODEL_VERSION):
-            return model
-        return self.card(model, version).id
-
-    def default_video_model(self) -> str | None:
-        """The only video model, if there is but one."""
-        cards = self.service.video_models()
-        return cards[0].id if len(cards) == 1 else None
-
-    def card(self, model: str, version: str = "") -> ModelCard:
-        """Look a model up.
-
-        Raises: UnknownModel: no such model or version.
-        """
-        for card in self.service.models():
             if card.id == model and version in ("", MODEL_VERSION):
                 return card
         name = shown(model) if not version else f"{shown(model)} version {shown(version)}"
-        known = ", ".join(card.id for card in self.service.models())
+        known = ", ".join(card.id for card in cards) or "none"
         raise UnknownModel(f"model {name} is not served here; served: {known}", param="model")
+
+
+@dataclass(slots=True)
+class BaseCall:
+    """One call, on either surface."""
+
+    front: Front
+    request_id: str
+    visit: Visit
+
+    @property
+    def tenant(self) -> str:
+        """Who calls; ``unknown`` until that is proved."""
+        return self.visit.tenant
+
+    @property
+    def surface(self) -> Surface:
+        """The door that it came by."""
+        assert self.visit.surface is not None
+        return self.visit.surface
+
+    def known(self, error: Exception) -> ServingError:
+        """Return the error as the caller may see it; log it if it is not one of ours, and record it."""
+        known = to_serving_error(error)
+        if known is not error:
+            structlog.get_logger(__name__).error("request_failed", request_id=self.request_id, exc_info=error)
+        self.visit.outcome = known.code
+        return known

@@ -13,6 +13,7 @@ from typing import Final
 
 import orjson
 from grpc import StatusCode
+from typing_extensions import TypedDict
 
 from serving import errors
 from serving.errors import ServingError
@@ -28,6 +29,21 @@ ERROR_TRAILER = "vireo-error-bin"
 RETRY_TRAILER = "retry-after-ms"
 
 _INTERNAL_MESSAGE = "internal error. Retry; if it stays, report the request id, under which the server has logged it"
+
+
+class ErrorObject(TypedDict):
+    """What describes an error on every surface."""
+
+    code: str
+    message: str
+    type: str
+    param: str | None
+
+
+class ErrorAnswer(TypedDict):
+    """Answer of every failed HTTP request."""
+
+    error: ErrorObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +142,15 @@ def retry_after_s(error: ServingError) -> float | None:
     return DEFAULT_RETRY_S if wait_s is None or not math.isfinite(wait_s) or wait_s < 0 else wait_s
 
 
-def error_object(error: ServingError) -> dict[str, str | None]:
-    """Return the four fields that describe an error on every surface."""
+def error_object(error: ServingError) -> ErrorObject:
+    """Return an error as every surface spells it."""
     return {"code": error.code, "message": message_of(error), "type": error.type, "param": param_of(error)}
+
+
+def error_body(error: ServingError) -> bytes:
+    """Return the body of an answer that is an error."""
+    answer: ErrorAnswer = {"error": error_object(error)}
+    return orjson.dumps(answer)
 
 
 def param_of(error: ServingError) -> str | None:
@@ -145,7 +167,7 @@ def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], byt
         headers.append((b"www-authenticate", b'Bearer realm="vireo"'))
     if isinstance(error, errors.SlowBody):
         headers.append((b"connection", b"close"))
-    return status_of(error).http, headers, orjson.dumps({"error": error_object(error)})
+    return status_of(error).http, headers, error_body(error)
 
 
 def grpc_trailers(error: ServingError) -> list[tuple[str, str | bytes]]:

@@ -27,7 +27,7 @@ from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
 from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
 from serving.replica.video.worker import VideoWorker, WorkerConfig
-from serving.service import JoinedService
+from serving.service import Service
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
@@ -98,7 +98,7 @@ class System:
         served = ServedVideo(card=make_video_card(), limits=limits, points=VideoPoints(table=table, limits=limits))
         config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)
-        service = JoinedService(FakeService(), FakeService(), videos=videos)
+        service = Service(FakeService(), FakeService(), videos=videos)
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")
         return app, Calls(GrpcMethods(service=service, authenticator=door, limits=front))

@@ -16,12 +16,13 @@ from grpc import StatusCode
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.domain import Priority
 from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
 from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
 from serving.telemetry.events import CallFinished, CallStarted, Event
-from tests.support.fake_service import MODEL, FakeService
+from tests.support.fake_service import MODEL, FakeService, joined
 from tests.support.media_files import encode, gradient
 
 BOUNDARY = "boundary-of-parts"
@@ -164,11 +165,13 @@ class FrontDoor:
     limits: IngressLimits = field(default_factory=IngressLimits)
     authenticator: Authenticator = field(default_factory=lambda: Authenticator({}, True))
     calls: CallRecorder = field(default_factory=CallRecorder)
+    max_priorities: Mapping[str, Priority] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.app = build_http_app(self.service, self.authenticator, self.limits, lambda: b"# metrics\n", self.calls)
+        service = joined(self.service, self.max_priorities)
+        self.app = build_http_app(service, self.authenticator, self.limits, lambda: b"# metrics\n", self.calls)
         self.methods = GrpcMethods(
-            service=self.service, authenticator=self.authenticator, limits=self.limits, tell=self.calls
+            service=service, authenticator=self.authenticator, limits=self.limits, tell=self.calls
         )
         self.grpc = Calls(self.methods)
 

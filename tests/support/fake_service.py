@@ -11,11 +11,20 @@ from contextlib import aclosing
 
 import numpy as np
 
-from serving.domain import Classification, ClassifyReply, ClassifyRequest, ImageInput, LabelScore, Pixels, Report
+from serving.domain import (
+    Classification,
+    ClassifyReply,
+    ClassifyRequest,
+    ImageInput,
+    LabelScore,
+    Pixels,
+    Priority,
+    Report,
+)
 from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ChatModelCard, ModelCard, VideoModelCard
+from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
 from serving.tasks.chat.domain import (
     ChatDelta,
     ChatEnd,
@@ -187,6 +196,11 @@ class FakeService(FakeVideos):
             return image.pixels
         assert image.encoded is not None
         return decode(image.encoded, self.media_limits).rgb
+
+
+def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = None) -> Service:
+    """The fake as what is behind a front door: it is each of the tasks' services."""
+    return Service(fake, fake, is_live=fake.is_model_ready, videos=fake, max_priorities=max_priorities or {})
 
 
 def classify_pixels(rgb: Pixels, card: ModelCard, top_k: int) -> Classification:

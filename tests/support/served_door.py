@@ -17,7 +17,7 @@ from serving.front.grpc.methods import GrpcMethods
 from serving.front.grpc.registration import add_vireo_to_server
 from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import FakeService, joined
 
 START_TIMEOUT_S = 20.0
 
@@ -72,9 +72,9 @@ async def _serve(
     doors: list[ServedDoor],
     is_up: threading.Event,
 ) -> None:
-    limits = IngressLimits()
-    app = build_http_app(service, authenticator, limits, lambda: b"# metrics\n")
-    methods = GrpcMethods(service=service, authenticator=authenticator, limits=limits)
+    limits, behind = IngressLimits(), joined(service)
+    app = build_http_app(behind, authenticator, limits, lambda: b"# metrics\n")
+    methods = GrpcMethods(service=behind, authenticator=authenticator, limits=limits)
     rpc = grpc.aio.server()
     add_vireo_to_server(methods, rpc)
     grpc_port = rpc.add_insecure_port("127.0.0.1:0")

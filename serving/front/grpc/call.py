@@ -1,4 +1,4 @@
-"""One gRPC call: who calls, and how its end is told.
+"""One gRPC call: who calls, what is read of it and when, and how its end is told.
 
 Errors are never raised to Ray Serve, which would log a traceback for each bad request: the status and the details are
 set on the context and an empty message is returned, which gRPC drops when the status is not OK.
@@ -7,17 +7,25 @@ set on the context and an empty message is returned, which gRPC drops when the s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import structlog
+from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode
 
-from serving.errors import InvalidRequest, ServingError
-from serving.front.front import Front, request_id
-from serving.front.status import grpc_trailers, message_of, status_of, to_serving_error
-from serving.telemetry.events import UNKNOWN
+from serving.domain import Surface
+from serving.errors import InvalidRequest, QueueFull, ServingError
+from serving.front.front import BaseCall, Front, request_id
+from serving.front.grpc.health import Health
+from serving.front.grpc.messages import RawRequests, Reader
+from serving.front.grpc.registration import needs_key
+from serving.front.status import grpc_trailers, message_of, status_of
+
+MAX_KEYLESS_CALLS = 64
+"""Calls that need no key and whose message is awaited, and streams of reflection, at a time on one replica: each holds
+a slot of the replica."""
 
 REQUEST_ID_TRAILER = "x-request-id"
 _READ = ("authorization", "x-api-key", "x-request-id")
@@ -48,28 +56,64 @@ class GrpcContext(Protocol):
 
 
 @dataclass(slots=True)
-class GrpcCall:
+class Door:
+    """What the methods of one replica share."""
+
+    front: Front
+    health: Health
+    readers: dict[str, Reader[Any]] = field(default_factory=dict)
+    """By the full name of a method."""
+    num_keyless: int = 0
+
+    def begin(self, context: GrpcContext, surface: Surface | None = None) -> GrpcCall:
+        """Open a call: read its metadata."""
+        metadata = {
+            key: value for key, value in context.invocation_metadata() or () if key in _READ and isinstance(value, str)
+        }
+        visit = self.front.begin(surface)
+        call = GrpcCall(self.front, request_id(metadata.get("x-request-id")), visit, self, context, metadata)
+        context.set_trailing_metadata([(REQUEST_ID_TRAILER, call.request_id)])
+        return call
+
+    @contextmanager
+    def keyless(self) -> Iterator[None]:
+        """Count a call of which nobody knows who makes it. Raises: QueueFull."""
+        if self.num_keyless >= MAX_KEYLESS_CALLS:
+            raise QueueFull(f"{MAX_KEYLESS_CALLS} calls without a key wait for their messages here, the limit; retry")
+        self.num_keyless += 1
+        try:
+            yield
+        finally:
+            self.num_keyless -= 1
+
+
+@dataclass(slots=True)
+class GrpcCall(BaseCall):
     """A call before its caller is known."""
 
+    door: Door
     context: GrpcContext
-    metadata: dict[str, str] = field(default_factory=dict)
-    request_id: str = ""
-    tenant: str = UNKNOWN
+    metadata: dict[str, str]
 
-    def __post_init__(self) -> None:
-        for key, value in self.context.invocation_metadata() or ():
-            if key in _READ and isinstance(value, str):
-                self.metadata[key] = value
-        self.request_id = request_id(self.metadata.get("x-request-id"))
-        self.context.set_trailing_metadata([(REQUEST_ID_TRAILER, self.request_id)])
+    async def receive(self, method: MethodDescriptor, requests: RawRequests) -> Any:
+        """Find out who calls, where that matters, and only then read the one message of the call.
 
-    def authenticate(self, front: Front) -> None:
+        Raises: ClientError; QueueFull: too many calls that nobody answers for.
+        """
+        reader = self.door.readers[method.full_name]
+        if needs_key(method):
+            self.authenticate()
+            return await reader.only(requests)
+        with self.door.keyless():
+            return await reader.only(requests)
+
+    def authenticate(self) -> None:
         """Find the tenant. Raises: Unauthenticated, Forbidden, InvalidRequest."""
-        limit = front.limits.max_header_value_bytes
+        limit = self.front.limits.max_header_value_bytes
         for key, value in self.metadata.items():
             if len(value) > limit:
                 raise InvalidRequest(f"metadata {key} has {len(value)} bytes; the limit is {limit}", param=key)
-        self.tenant = front.authenticator.authenticate(
+        self.visit.tenant = self.front.authenticator.authenticate(
             self.metadata.get("authorization"), self.metadata.get("x-api-key"), self.context.peer()
         )
 
@@ -80,15 +124,9 @@ class GrpcCall:
         remaining_s = time_remaining() if time_remaining is not None else None
         return None if remaining_s is None else time.monotonic() + remaining_s
 
-    def known(self, error: Exception) -> ServingError:
-        """Return the error as the caller may see it; log it if it is not one of ours."""
-        known = to_serving_error(error)
-        if known is not error:
-            structlog.get_logger(__name__).error("request_failed", request_id=self.request_id, exc_info=error)
-        return known
-
-    def fail(self, error: ServingError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the call with an error."""
-        self.context.set_code(status_of(error).grpc)
-        self.context.set_details(message_of(error))
-        self.context.set_trailing_metadata([(REQUEST_ID_TRAILER, self.request_id), *grpc_trailers(error)])
+        known: ServingError = self.known(error)
+        self.context.set_code(status_of(known).grpc)
+        self.context.set_details(message_of(known))
+        self.context.set_trailing_metadata([(REQUEST_ID_TRAILER, self.request_id), *grpc_trailers(known)])

@@ -70,7 +70,7 @@ class Health:
         if name not in SERVICES:
             return _Response.SERVICE_UNKNOWN
         serving = self._service.is_ready() and not self._stopped.is_set()
-        if name == OIP and (cards := self._service.models()):
+        if name == OIP and (cards := self._service.classifiers.models()):
             serving = serving and any(self._service.is_model_ready(card.id) for card in cards)
         return _Response.SERVING if serving else _Response.NOT_SERVING
 

@@ -15,8 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody
 from serving.front.grpc.protobuf_walk import check, id_of, plan_of
-from serving.front.http.schemas import MAX_ID_CHARS
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
 
 Request = TypeVar("Request", bound=Message)
 

@@ -7,45 +7,89 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
-import structlog
 
-from serving.domain import Surface
-from serving.errors import ServingError
-from serving.front.front import Front, Visit, request_id
+from serving.domain import Budget, Surface
+from serving.errors import ServingError, UnsupportedMediaType
+from serving.front.budget import budget_from_headers
+from serving.front.front import BaseCall, Front, request_id, shown
 from serving.front.http.body import Headers, Receive, header
-from serving.front.status import http_error, to_serving_error
-from serving.telemetry.events import UNKNOWN
+from serving.front.http.json_body import JsonReader
+from serving.front.http.json_scan import Bounds
+from serving.front.status import http_error
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 
 JSON_TYPE = b"application/json"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+EVENT_HEADERS: Final[HeaderList] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+"""Of an answer that is a stream of server-sent events."""
 
 
 @dataclass(slots=True)
-class Call:
+class Call(BaseCall):
     """A request whose caller is known and whose body is not yet read."""
 
     scope: Scope
     receive: Receive
     send: Send
     headers: Headers
-    request_id: str
+    reader: JsonReader
     adds_request_id: bool
-    tenant: str = UNKNOWN
-    visit: Visit | None = None
 
     @property
     def path_params(self) -> dict[str, str]:
         """Parts of the path that its pattern names."""
         params: dict[str, str] = self.scope.get("path_params", {})
         return params
+
+    def header(self, name: bytes) -> str | None:
+        """Return a header. Raises: InvalidRequest: it is too long."""
+        return header(self.headers, name, self.front.limits)
+
+    def budget(self) -> Budget:
+        """Return the budget of the headers. Raises: InvalidRequest."""
+        return budget_from_headers(self.headers, self.front.limits)
+
+    @property
+    def content_type(self) -> str:
+        """Type of the body, with its parameters."""
+        return self.headers.get(b"content-type", b"").decode("latin-1")
+
+    def media_type(self, *taken: str) -> str:
+        """Return the type of the body without its parameters.
+
+        Raises: UnsupportedMediaType: it is none of ``taken``; nor is JSON in another charset than UTF-8.
+        """
+        kind, _, parameters = self.content_type.partition(";")
+        charset = parameters.lower().replace(" ", "").partition("charset=")[2].strip('"')
+        kind = kind.strip().lower()
+        if kind not in taken or (charset and kind == "application/json" and not charset.startswith("utf-8")):
+            sent = shown(self.content_type) if self.content_type else "missing"
+            wanted = " or ".join(one for one in taken if one)
+            raise UnsupportedMediaType(f"content-type is {sent}; send {wanted}", param="content-type")
+        return kind
+
+    async def read_json(self, bounds: Bounds) -> dict[str, Any]:
+        """Read a body that is one JSON object. Raises: ClientError."""
+        return await self.reader.read(self.receive, self.headers, self.front.limits, bounds)
+
+    def authenticate(self) -> None:
+        """Find the tenant. Raises: Unauthenticated, Forbidden, InvalidRequest."""
+        client = self.scope.get("client")
+        self.visit.tenant = self.front.authenticator.authenticate(
+            self.header(b"authorization"), self.header(b"x-api-key"), client[0] if client else None
+        )
 
     async def start(self, headers: HeaderList, status: int = 200) -> None:
         """Begin a successful answer that is sent piece by piece."""
@@ -56,15 +100,6 @@ class Call:
     async def send_piece(self, data: bytes, *, is_last: bool = False) -> None:
         """Send a piece of an answer that was begun."""
         await self.send({"type": "http.response.body", "body": data, "more_body": not is_last})
-
-    def known(self, error: Exception) -> ServingError:
-        """Return the error as the caller may see it; log it if it is not one of ours, and record it."""
-        known = to_serving_error(error)
-        if known is not error:
-            structlog.get_logger(__name__).error("request_failed", request_id=self.request_id, exc_info=error)
-        if self.visit is not None:
-            self.visit.outcome = known.code
-        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,60 +116,55 @@ Handler = Callable[[Call], Awaitable[Answer | None]]
 """None: the handler has sent the answer itself."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One path: what answers it, and how it is documented.
+
+    ``operation``: the path's entry in the OpenAPI document; where a schema goes it has the class that is parsed or
+    encoded. ``surface``: of an inference path. ``needs_key``: callers without a tenant are refused.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    operation: Mapping[str, Any]
+    surface: Surface | None = None
+    needs_key: bool = True
+
+
 def json_answer(document: Any) -> Answer:
     """Return a JSON answer."""
     return Answer(orjson.dumps(document))
 
 
 class Endpoint:
-    """An ASGI application for one path. It answers every request, whatever its handler raises.
+    """An ASGI application for one path. It answers every request, whatever its handler raises."""
 
-    ``surface``: an inference path, reported to the metrics. ``needs_key``: refuses callers without a tenant.
-    """
-
-    def __init__(
-        self, front: Front, handler: Handler, *, surface: Surface | None, needs_key: bool, adds_request_id: bool
-    ) -> None:
+    def __init__(self, front: Front, reader: JsonReader, route: Route, *, adds_request_id: bool) -> None:
         self._front = front
-        self._handler = handler
-        self._surface = surface
-        self._needs_key = needs_key
+        self._reader = reader
+        self._route = route
         self._adds_request_id = adds_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         headers: Headers = dict(scope["headers"])
-        proposed_id = _latin(headers.get(b"x-request-id"))
-        call = Call(scope, receive, send, headers, request_id(proposed_id), self._adds_request_id)
-        answer = await (self._answer(call) if self._surface is None else self._observed(call, self._surface))
-        if answer is not None:
-            await send_answer(send, answer, call.request_id if self._adds_request_id else None)
-
-    async def _observed(self, call: Call, surface: Surface) -> Answer | None:
-        visit = call.visit = self._front.begin(surface)
+        proposed_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        visit = self._front.begin(self._route.surface)
+        call = Call(
+            self._front, request_id(proposed_id), visit,
+            scope, receive, send, headers, self._reader, self._adds_request_id,
+        )  # fmt: skip
         try:
-            return await self._answer(call)
+            if self._route.needs_key:
+                call.authenticate()
+            answer = await self._route.handler(call)
+        except Exception as error:
+            answer = error_answer(call.known(error))
         finally:
             self._front.end(visit)
-
-    async def _answer(self, call: Call) -> Answer | None:
-        try:
-            if self._needs_key:
-                call.tenant = self._authenticate(call)
-            return await self._handler(call)
-        except Exception as error:
-            return error_answer(call.known(error))
-
-    def _authenticate(self, call: Call) -> str:
-        limits, client = self._front.limits, call.scope.get("client")
-        tenant = self._front.authenticator.authenticate(
-            header(call.headers, b"authorization", limits),
-            header(call.headers, b"x-api-key", limits),
-            client[0] if client else None,
-        )
-        if call.visit is not None:
-            call.visit.tenant = tenant
-        return tenant
+        if answer is not None:
+            await send_answer(send, answer, call.request_id if self._adds_request_id else None)
 
 
 def error_answer(error: ServingError) -> Answer:
@@ -154,7 +184,3 @@ async def send_answer(send: Send, answer: Answer, request_id: str | None) -> Non
         headers.append((b"x-request-id", request_id.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-def _latin(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

@@ -11,7 +11,7 @@ import asyncio
 import json
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from serving.confined import Confined, Limit, LimitReached
@@ -32,6 +32,14 @@ _EMBEDDED_BYTES: Final = 1 << 16
 
 _MAX_ESCAPED_BYTES: Final = 3 << 20
 """A longer string is an image, or refused anyway: its escapes are not worth reading."""
+
+
+class Strict(BaseModel):
+    """No unknown fields, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class JsonReader:

@@ -1,49 +1,27 @@
-"""``/openapi.json``, made from the models in ``schemas`` and the table in ``status``."""
+"""``/openapi.json``, made from the routes: the classes that are parsed and encoded, and the table in ``status``."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
-from serving.front.http import schemas
-from serving.front.status import TABLE
-from serving.tasks.videos.rules import MAX_KEY_CHARS, MAX_PAGE
+from serving.front.http.call import Route
+from serving.front.status import TABLE, ErrorAnswer
 
-VARIANTS = ("video", "thumbnail")
-"""Files of a video."""
-
-_FILES = ("video/mp4", "image/gif", "image/jpeg")
-_BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-_REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (
-    schemas.ClassifyBody,
-    schemas.ChatBody,
-    schemas.InferBody,
-    schemas.VideoBody,
-    schemas.ErrorAnswer,
-    schemas.ClassifyAnswer,
-    schemas.ChatAnswer,
-    schemas.ChatChunk,
-    schemas.ShownModelAnswer,
-    schemas.ModelListAnswer,
-    schemas.VideoAnswer,
-    schemas.VideoEventAnswer,
-    schemas.VideoListAnswer,
-    schemas.VideoDeletedAnswer,
-    schemas.ServerMetadataAnswer,
-    schemas.ModelMetadataAnswer,
-    schemas.InferAnswer,
-)
+BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_REF: Final = "#/components/schemas/{model}"
 
 
-@cache
-def openapi_document() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of every HTTP path. Do not change the result."""
-    _, definitions = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_REF)
+def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of the routes."""
+    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _with_refs(_complete(route), found)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -52,9 +30,9 @@ def openapi_document() -> dict[str, Any]:
             "description": "Serves vision models inside a latency and an energy budget.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _paths(),
+        "paths": paths,
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": _schemas(found),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -71,182 +49,110 @@ def vireo_version() -> str:
         return "0+uninstalled"
 
 
-def _paths() -> dict[str, Any]:
-    model, model_version = _path_parameter("model"), _path_parameter("version")
-    keyed: dict[str, Any] = {
-        "/v1/models": _get("List the models", "ModelListAnswer"),
-        "/v1/models/{model}": _get("Show a model", "ShownModelAnswer", model),
-        "/v2": _get("Server metadata (Open Inference Protocol)", "ServerMetadataAnswer"),
-    }
-    for prefix, parameters in (
-        ("/v2/models/{model}", (model,)),
-        ("/v2/models/{model}/versions/{version}", (model, model_version)),
-    ):
-        keyed[prefix] = _get("Model metadata", "ModelMetadataAnswer", *parameters)
-        keyed[f"{prefix}/ready"] = _get("Is the model ready?", None, *parameters)
-        keyed[f"{prefix}/infer"] = {"post": _infer(*parameters)}
-    open_paths = {
-        "/v2/health/live": _get("Is the process alive?", None),
-        "/v2/health/ready": _get("Can requests be answered?", None),
-        "/healthz": _get("Can requests be answered?", None),
-        "/metrics": _get("Metrics in Prometheus' text format", None, content="text/plain"),
-        "/openapi.json": _get("This document", None),
-    }
-    for item in open_paths.values():
-        item["get"]["security"] = []
-    return {
-        "/v1/chat/completions": {"post": _chat()},
-        "/v1/classify": {"post": _classify()},
-        **_videos(),
-        **keyed,
-        **open_paths,
-    }
+# -- what routes say of themselves -----------------------------------------------------------------------------------
 
 
-def _classify() -> dict[str, Any]:
-    form = {
-        "type": "object",
-        "required": ["model", "file"],
-        "additionalProperties": False,
-        "properties": {
-            "model": {"type": "string"},
-            "file": {"type": "array", "items": {"type": "string", "contentMediaType": "application/octet-stream"}},
-            "top_k": {"type": "integer", "minimum": 1},
-            "vireo": {"$ref": _REF.format(model="BudgetBody")},
-        },
-    }
-    body = {
-        "required": True,
-        "content": {"application/json": {"schema": _ref("ClassifyBody")}, "multipart/form-data": {"schema": form}},
-    }
-    return _operation("Classify images", "ClassifyAnswer", *_budget_headers()) | {"requestBody": body}
-
-
-def _chat() -> dict[str, Any]:
-    body = {"required": True, "content": {"application/json": {"schema": _ref("ChatBody")}}}
-    operation = _operation("Chat about text and images", "ChatAnswer", *_budget_headers())
-    operation["responses"]["200"]["content"]["text/event-stream"] = _events("ChatChunk")
-    text = "With stream, each event is a line of data with a chunk; the last one is [DONE]."
-    return operation | {"requestBody": body, "description": text}
-
-
-def _videos() -> dict[str, Any]:
-    video_id = _path_parameter("id")
-    page = (
-        _query("after", {"type": "string"}, "Id of the video after which the page begins."),
-        _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}, "Most videos of a page."),
-        _query("order", {"enum": ["asc", "desc"]}, "By time of creation; newest first when absent."),
-    )
-    variant = _query("variant", {"enum": list(VARIANTS)}, "Which file of the video.")
-    events = _operation("Watch a video job", None, video_id)
-    events["responses"]["200"]["content"] = {"text/event-stream": _events("VideoEventAnswer")}
-    events["description"] = "An event for each change, named progress; the last is named completed or failed."
-    remove = _operation("Cancel a video job, or remove one that is over", "VideoDeletedAnswer", video_id)
-    return {
-        "/v1/videos": {"post": _create("VideoAnswer"), **_get("List video jobs", "VideoListAnswer", *page)},
-        "/v1/videos/sync": {"post": _create(None)},
-        "/v1/videos/{id}": {**_get("Show a video job", "VideoAnswer", video_id), "delete": remove},
-        "/v1/videos/{id}/content": {"get": _content(video_id, variant)},
-        "/v1/videos/{id}/events": {"get": events},
-    }
-
-
-def _create(answer: str | None) -> dict[str, Any]:
-    schema = {"schema": _ref("VideoBody")}
-    key = {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS},
-        "description": "Requests with the same key are one job.",
-    }
-    summary = "Make a video" if answer else "Make a video and wait for it"
-    operation = _operation(summary, answer, key, *_budget_headers())
-    if answer is None:
-        operation["responses"]["200"]["content"] = dict.fromkeys(_FILES[:2], _BINARY)
-    body = {"required": True, "content": {"application/json": schema, "multipart/form-data": schema}}
-    return operation | {"requestBody": body}
-
-
-def _content(*parameters: dict[str, Any]) -> dict[str, Any]:
-    span = {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "One range of bytes."}
-    operation = _operation("Fetch a file of a video", None, *parameters, span)
-    content = dict.fromkeys(_FILES, _BINARY)
-    operation["responses"]["200"]["content"] = content
-    operation["responses"]["206"] = {"description": "The range asked for", "content": content}
-    operation["responses"]["304"] = {"description": "The caller has it already (If-None-Match)"}
-    return operation
-
-
-def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "schema": schema, "description": text}
-
-
-def _infer(*parameters: dict[str, Any]) -> dict[str, Any]:
-    length = {
-        "name": "Inference-Header-Content-Length",
-        "in": "header",
-        "schema": {"type": "integer", "minimum": 0},
-        "description": "Binary tensor extension: length of the JSON at the start of the body.",
-    }
-    binary = {
-        "application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-    }
-    body = {"required": True, "content": {"application/json": {"schema": _ref("InferBody")}, **binary}}
-    operation = _operation("Infer (Open Inference Protocol)", "InferAnswer", *parameters, length, *_budget_headers())
-    operation["responses"]["200"]["content"] |= binary
-    return operation | {"requestBody": body}
-
-
-def _get(
-    summary: str, answer: str | None, *parameters: dict[str, Any], content: str = "application/json"
+def operation(
+    summary: str,
+    answer: Any = None,
+    *parameters: Mapping[str, Any],
+    body: Mapping[str, Any] | None = None,
+    text: str = "",
+    also: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    return {"get": _operation(summary, answer, *parameters, content=content)}
-
-
-def _operation(
-    summary: str, answer: str | None, *parameters: dict[str, Any], content: str = "application/json"
-) -> dict[str, Any]:
-    schema = _ref(answer) if answer else {"type": "string" if content == "text/plain" else "object"}
-    return {
+    """Describe a path. ``answer``: class of a successful answer, or its content by media type. ``body``: the same of
+    the request. ``also``: further responses."""
+    content = answer if isinstance(answer, dict) else {"application/json": {"schema": answer or {"type": "object"}}}
+    made: dict[str, Any] = {
         "summary": summary,
         "parameters": list(parameters),
-        "security": [{"bearer": []}, {"apiKey": []}, {}],
-        "responses": {"200": {"description": "Success", "content": {content: {"schema": schema}}}, **_errors()},
+        "responses": {"200": {"description": "Success", "content": content}, **(also or {})},
     }
+    if text:
+        made["description"] = text
+    return made if body is None else {**made, "requestBody": {"required": True, "content": body}}
 
 
-def _events(data: str) -> dict[str, Any]:
-    """A stream of server-sent events, each with a document of the schema ``data`` as its data.
+def json_content(schema: Any) -> dict[str, Any]:
+    """Content that is JSON of a class."""
+    return {"application/json": {"schema": schema}}
+
+
+def event_content(data: Any) -> dict[str, Any]:
+    """Content that is a stream of server-sent events, each with a document of a class as its data.
 
     In the form of OpenAPI 3.2, which readers of 3.1 leave aside; 3.1 has none.
     """
-    content = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(data)}
+    content = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     properties = {"event": {"type": "string"}, "data": content}
-    return {"itemSchema": {"type": "object", "properties": properties, "required": ["data"]}}
+    item = {"type": "object", "properties": properties, "required": ["data"]}
+    return {"text/event-stream": {"itemSchema": item}}
 
 
-def _errors() -> dict[str, Any]:
-    """One entry per HTTP status of the table, listing the codes that have it."""
+def parameter(where: str, name: str, schema: Mapping[str, Any], text: str = "") -> dict[str, Any]:
+    """Describe a parameter in the ``path``, the ``query`` or a ``header``."""
+    made: dict[str, Any] = {"name": name, "in": where, "schema": schema}
+    if where == "path":
+        made["required"] = True
+    return {**made, "description": text} if text else made
+
+
+def path_parameter(name: str) -> dict[str, Any]:
+    """Describe a part of the path."""
+    return parameter("path", name, {"type": "string"})
+
+
+BUDGET_HEADERS: Final = tuple(
+    parameter("header", f"x-vireo-{name}", {"type": "number", "exclusiveMinimum": 0}, text)
+    for name, text in (
+        ("latency-ms", "Latency budget, where the body has none."),
+        ("energy-j", "Energy budget, where the body has none."),
+    )
+)
+
+
+# -- the document ----------------------------------------------------------------------------------------------------
+
+
+def _complete(route: Route) -> dict[str, Any]:
+    """Add what every operation has: keys, and an answer for each status of the table, with the codes that have it."""
     codes: dict[int, set[str]] = {}
     for cls, status in TABLE.items():
         codes.setdefault(status.http, set()).add(cls.code)
-    content = {"application/json": {"schema": _ref("ErrorAnswer")}}
-    return {str(http): {"description": ", ".join(sorted(codes[http])), "content": content} for http in sorted(codes)}
+    content = json_content(ErrorAnswer)
+    errors = {str(http): {"description": ", ".join(sorted(codes[http])), "content": content} for http in sorted(codes)}
+    security: list[dict[str, Any]] = [{"bearer": []}, {"apiKey": []}, {}] if route.needs_key else []
+    return {**route.operation, "responses": {**route.operation["responses"], **errors}, "security": security}
 
 
-def _budget_headers() -> tuple[dict[str, Any], ...]:
-    return tuple(
-        {"name": name, "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0}, "description": text}
-        for name, text in (
-            ("x-vireo-latency-ms", "Latency budget, where the body has none."),
-            ("x-vireo-energy-j", "Energy budget, where the body has none."),
-        )
-    )
+def _with_refs(node: Any, found: dict[str, Any]) -> Any:
+    """Put a reference in the place of each class, and note the class."""
+    if isinstance(node, Mapping):
+        return {key: _with_refs(value, found) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_with_refs(value, found) for value in node]
+    if isinstance(node, type):
+        assert found.setdefault(node.__name__, node) is node, f"two schemas are called {node.__name__}"
+        return {"$ref": _REF.format(model=node.__name__)}
+    return node
 
 
-def _path_parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+def _schemas(found: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = [
+        (name, "validation" if issubclass(kind, BaseModel) else "serialization", TypeAdapter(kind))
+        for name, kind in found.items()
+    ]
+    _, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF, schema_generator=_Closed)  # type: ignore[arg-type]
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
 
 
-def _ref(model: str) -> dict[str, str]:
-    return {"$ref": _REF.format(model=model)}
+class _Closed(GenerateJsonSchema):
+    """Answers have every field of their class and no other."""
+
+    def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
+        return {**super().typed_dict_schema(schema), "additionalProperties": False}
+
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        made = super().dataclass_schema(schema)
+        return {**made, "additionalProperties": False, "required": list(made["properties"])}

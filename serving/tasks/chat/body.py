@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnknownField, UnsupportedField
+from serving.front.budget import budget_from_object
 from serving.front.front import shown
 from serving.front.http.body import PIECE_BYTES
 from serving.front.http.json_scan import Bounds
-from serving.front.http.schemas import MAX_ID_CHARS
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.tasks.chat.domain import ChatRequest, Role, Sampling
 from serving.tasks.chat.rules import (
     ANY_OBJECT,
@@ -30,7 +30,6 @@ from serving.tasks.chat.rules import (
     check_stop,
     compact_schema,
 )
-from serving.tasks.classify.body import budget_from_object
 
 MAX_USER_CHARS = 512
 MAX_METADATA = 16

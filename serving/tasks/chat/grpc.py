@@ -1,72 +1,192 @@
-"""``vireo.v1.Vireo/Chat``, as a part of the gateway's class."""
+"""``vireo.v1.Vireo/Chat``: messages to a request, events to messages. The rules are those of HTTP (``rules``)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Final
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Surface
-from serving.front.front import Front, Visit
-from serving.front.grpc.call import GrpcCall, GrpcContext
-from serving.front.grpc.messages import RawRequests, Reader
-from serving.tasks.chat.domain import ChatEnd, ChatRequest, FinishReason
+from serving.errors import InvalidRequest
+from serving.front.budget import budget_from_message
+from serving.front.grpc.call import GrpcCall
+from serving.front.grpc.registration import VIREO
+from serving.front.grpc.rpc import Rpc
+from serving.front.grpc.wire import check_model, message_from_report
+from serving.front.http.json_body import load_object
+from serving.limits import IngressLimits
+from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatRequest, FinishReason, Role, Sampling, TokenLogprob
+from serving.tasks.chat.reply import clean
+from serving.tasks.chat.rules import (
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    Prompt,
+    check_integer,
+    check_logit_bias,
+    check_may_use_logprobs,
+    check_number,
+    check_stop,
+    compact_schema,
+)
 from serving.tasks.chat.stream import EventQueue, joined
-from serving.tasks.chat.wire import message_from_end, messages_from_delta, request_from_message
 from serving.telemetry.events import OK
 
-
-class ChatMethods:
-    """Chat over gRPC. Whoever mixes it in calls ``__init__``."""
-
-    def __init__(self, front: Front) -> None:
-        self._grpc_front = front
-        limits = front.limits
-        self._chat_reader = Reader(vireo_pb2.ChatRequest, limits.max_message_bytes(has_pixels=False), limits)
-
-    async def Chat(
-        self, requests: RawRequests, grpc_context: GrpcContext
-    ) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
-        """``vireo.v1.Vireo/Chat``. A call that is cancelled, or whose deadline passes, frees what it holds at once."""
-        call, front = GrpcCall(grpc_context), self._grpc_front
-        visit = front.begin(Surface.GRPC_CHAT)
-        try:
-            call.authenticate(front)
-            visit.tenant = call.tenant
-            request = await self._parse(await self._chat_reader.only(requests), call)
-            async with aclosing(_responses(request, front, visit)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:
-            known = call.known(error)
-            visit.outcome = known.code
-            call.fail(known)
-        finally:
-            front.end(visit)
-
-    async def _parse(self, request: vireo_pb2.ChatRequest, call: GrpcCall) -> ChatRequest:
-        front = self._grpc_front
-        return await request_from_message(
-            request,
-            request_id=call.request_id,
-            tenant=call.tenant,
-            deadline_s=call.deadline_s(),
-            limits=front.limits,
-            may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
-        )
+_ROLES = {
+    vireo_pb2.CHAT_ROLE_SYSTEM: Role.SYSTEM,
+    vireo_pb2.CHAT_ROLE_USER: Role.USER,
+    vireo_pb2.CHAT_ROLE_ASSISTANT: Role.ASSISTANT,
+}
+_REASONS = {
+    FinishReason.STOP: vireo_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: vireo_pb2.FINISH_REASON_LENGTH,
+}
+_MAX_SPACING = 4
+"""How much longer than its compact form a schema may be written."""
 
 
-async def _responses(request: ChatRequest, front: Front, visit: Visit) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
-    visit.model = front.chat_card(request.model).id
+async def chat(call: GrpcCall, message: vireo_pb2.ChatRequest) -> AsyncGenerator[vireo_pb2.ChatResponse, None]:
+    """``vireo.v1.Vireo/Chat``. A call that is cancelled, or whose deadline passes, frees what it holds at once."""
+    chats = call.front.service.chats
+    request = call.front.admit(await request_from_message(message, call), chats.chat_models(), call.visit)
     reasons = [FinishReason.STOP] * request.sampling.n
-    async with EventQueue(front.service.chat(request)) as queue:
+    async with EventQueue(chats.chat(request)) as queue:
         while True:
             for event in joined(await queue.take()):
                 if isinstance(event, ChatEnd):
-                    visit.outcome = OK
+                    call.visit.outcome = OK
                     yield message_from_end(event, request.model, reasons)
                     return
                 reasons[event.index] = event.finish_reason or reasons[event.index]
                 for response in messages_from_delta(event):
                     yield response
+
+
+async def request_from_message(message: vireo_pb2.ChatRequest, call: GrpcCall) -> ChatRequest:
+    """Return the request. Raises: ClientError."""
+    limits = call.front.limits
+    prompt = Prompt(limits)
+    model = check_model(message.model)
+    for index, turn in enumerate(message.messages):
+        _read_turn(turn, f"messages[{index}]", prompt)
+    return ChatRequest(
+        request_id=call.request_id,
+        surface=Surface.GRPC_CHAT,
+        tenant=call.tenant,
+        model=model,
+        sampling=_sampling(message.sampling, limits, call.front.authenticator.may_use_logprobs(call.tenant)),
+        budget=budget_from_message(message.vireo),
+        deadline_s=call.deadline_s(),
+        messages=await prompt.finish(),
+    )
+
+
+def _read_turn(turn: vireo_pb2.ChatMessage, where: str, prompt: Prompt) -> None:
+    role = _ROLES.get(turn.role)
+    if role is None:
+        raise InvalidRequest(
+            f"{where}.role is {turn.role}; it must be a value of the enumeration ChatRole", param=f"{where}.role"
+        )
+    prompt.begin(role, where)
+    if not turn.parts:
+        raise InvalidRequest(f"{where}.parts is empty; send at least one part", param=f"{where}.parts")
+    for index, part in enumerate(turn.parts):
+        _read_part(part, f"{where}.parts[{index}]", prompt)
+
+
+def _read_part(part: vireo_pb2.ChatPart, where: str, prompt: Prompt) -> None:
+    kind = part.WhichOneof("part")
+    if kind == "text":
+        prompt.text(part.text, where)
+    elif kind == "image":
+        prompt.image_bytes(part.image, where)
+    elif kind == "image_url":
+        prompt.image_url(part.image_url, where)
+    else:
+        raise InvalidRequest(f"{where} is empty; set text, image or image_url", param=where)
+
+
+def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, may_use_logprobs: bool) -> Sampling:
+    def given(name: str) -> bool:
+        return message.HasField(name)  # type: ignore[arg-type]
+
+    where = "sampling."
+    if given("logprobs"):
+        check_may_use_logprobs(may_use_logprobs, f"{where}logprobs")
+        check_integer(message.logprobs, 0, MAX_TOP_LOGPROBS, f"{where}logprobs")
+    if message.logit_bias:
+        check_may_use_logprobs(may_use_logprobs, f"{where}logit_bias")
+    return Sampling(
+        max_tokens=check_integer(message.max_tokens, 1, MAX_TOKENS, f"{where}max_tokens")
+        if given("max_tokens")
+        else None,
+        temperature=check_number(message.temperature, 0.0, MAX_TEMPERATURE, f"{where}temperature")
+        if given("temperature")
+        else 1.0,
+        top_p=check_number(message.top_p, 0.0, 1.0, f"{where}top_p", is_open_low=True) if given("top_p") else 1.0,
+        stop=check_stop(message.stop, limits, f"{where}stop"),
+        seed=check_integer(message.seed, 0, MAX_SEED, f"{where}seed") if given("seed") else None,
+        n=check_integer(message.n, 1, limits.max_choices, f"{where}n") if given("n") else 1,
+        json_schema=_schema(message.json_schema, limits, f"{where}json_schema") if given("json_schema") else None,
+        logprobs=message.logprobs if given("logprobs") else None,
+        logit_bias=check_logit_bias(message.logit_bias, limits, f"{where}logit_bias"),
+    )
+
+
+def _schema(text: str, limits: IngressLimits, param: str) -> str:
+    max_chars = _MAX_SPACING * limits.max_schema_bytes
+    if len(text) > max_chars:
+        raise InvalidRequest(
+            f"{param} has {len(text)} characters; the limit, spaces included, is {max_chars}", param=param
+        )
+    return compact_schema(load_object(text.encode(), limits.max_schema_bytes, what=param), limits, param)
+
+
+def messages_from_delta(delta: ChatDelta) -> Iterator[vireo_pb2.ChatResponse]:
+    """The message of a delta; none for one that only ends its choice, which ``message_from_end`` tells."""
+    if delta.text or delta.num_tokens or delta.logprobs:
+        yield vireo_pb2.ChatResponse(
+            delta=vireo_pb2.ChatDelta(
+                index=delta.index,
+                text=clean(delta.text),
+                num_tokens=delta.num_tokens,
+                logprobs=[_logprob(entry) for entry in delta.logprobs],
+            )
+        )
+
+
+def _logprob(entry: TokenLogprob) -> vireo_pb2.TokenLogProb:
+    return vireo_pb2.TokenLogProb(
+        chosen=vireo_pb2.LogProb(token=clean(entry.token), logprob=entry.logprob),
+        top=[vireo_pb2.LogProb(token=clean(token), logprob=logprob) for token, logprob in entry.top],
+    )
+
+
+def message_from_end(end: ChatEnd, model: str, reasons: Sequence[FinishReason]) -> vireo_pb2.ChatResponse:
+    """Return the last message. ``reasons``: why each choice ended, by its index."""
+    usage = vireo_pb2.Usage(
+        prompt_tokens=end.usage.prompt_tokens,
+        completion_tokens=end.usage.completion_tokens,
+        image_tokens=end.usage.image_tokens,
+        cached_tokens=end.usage.cached_tokens,
+    )
+    return vireo_pb2.ChatResponse(
+        end=vireo_pb2.ChatEnd(
+            model=model,
+            finish_reasons=[_REASONS[reason] for reason in reasons],
+            usage=usage,
+            vireo=message_from_report(end.report),
+        )
+    )
+
+
+RPCS: Final = (
+    Rpc(
+        method=VIREO.methods_by_name["Chat"],
+        answer=chat,
+        surface=Surface.GRPC_CHAT,
+        max_bytes=lambda limits: limits.max_message_bytes(has_pixels=False),
+    ),
+)

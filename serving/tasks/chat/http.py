@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
-from serving.domain import Budget
+from typing import Final
+
+from serving.domain import Surface
 from serving.errors import Cancelled
-from serving.front.front import Front
-from serving.front.http.call import Answer, Call, HeaderList
-from serving.front.http.json_body import JsonReader
-from serving.service import ChatModelCard
-from serving.tasks.chat.body import ChatCall, call_from_document, json_bounds
-from serving.tasks.chat.domain import ChatEnd, ChatEvent
-from serving.tasks.chat.reply import KEEP_ALIVE, ChunkWriter, Completion, fingerprint
+from serving.front.http.call import EVENT_HEADERS, KEEP_ALIVE, Answer, Call, Route
+from serving.front.http.openapi import BUDGET_HEADERS, event_content, json_content, operation
+from serving.tasks.chat.body import call_from_document, json_bounds
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest
+from serving.tasks.chat.reply import ChunkWriter, Completion, fingerprint
+from serving.tasks.chat.schemas import ChatAnswer, ChatBody, ChatChunk
 from serving.tasks.chat.stream import EventQueue, joined
 from serving.telemetry.events import OK
 
-STREAM_HEADERS: HeaderList = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
-
-async def read_chat(call: Call, front: Front, reader: JsonReader, fallback: Budget) -> ChatCall:
-    """Read and parse the body. Raises: ClientError."""
-    limits = front.limits
-    return await call_from_document(
-        await reader.read(call.receive, call.headers, limits, json_bounds(limits)),
+async def chat(call: Call) -> Answer | None:
+    """``POST /v1/chat/completions``."""
+    call.media_type("application/json")
+    front, fallback = call.front, call.budget()
+    asked = await call_from_document(
+        await call.read_json(json_bounds(front.limits)),
         request_id=call.request_id,
         tenant=call.tenant,
         fallback=fallback,
-        limits=limits,
+        limits=front.limits,
         may_use_logprobs=front.authenticator.may_use_logprobs(call.tenant),
     )
+    cards = front.service.chats.chat_models()
+    request = front.admit(asked.request, cards, call.visit)
+    weights = fingerprint(front.card(request.model, cards))
+    if not request.is_streamed:
+        return await _answer_whole(call, Completion(request, weights))
+    await _answer_stream(call, request, ChunkWriter(request, weights, asked.wants_usage))
+    return None
 
 
-async def answer_whole(call: Call, chat: ChatCall, front: Front) -> Answer:
-    """Answer with one object. Raises: ServingError."""
-    card = _begin(call, chat, front)
-    completion = Completion(chat.request, fingerprint(card))
-    async with EventQueue(front.service.chat(chat.request), receive=call.receive) as queue:
+async def _answer_whole(call: Call, completion: Completion) -> Answer:
+    events = call.front.service.chats.chat(completion.request)
+    async with EventQueue(events, receive=call.receive) as queue:
         while completion.end is None:
             for event in await queue.take():
                 completion.add(event)
-    _end(call)
+    call.visit.outcome = OK
     return Answer(completion.to_json())
 
 
-async def answer_stream(call: Call, chat: ChatCall, front: Front) -> None:
-    """Answer with events. An error before the first one is raised; a later one is the last event.
-
-    Raises: ServingError: nothing has been sent yet.
-    """
-    writer = ChunkWriter(chat.request, fingerprint(_begin(call, chat, front)), chat.wants_usage)
-    events = front.service.chat(chat.request)
-    async with EventQueue(events, receive=call.receive, silence_s=front.limits.keep_alive_s) as queue:
+async def _answer_stream(call: Call, request: ChatRequest, writer: ChunkWriter) -> None:
+    """Answer with events. An error before the first one is raised; a later one is the last event."""
+    events = call.front.service.chats.chat(request)
+    async with EventQueue(events, receive=call.receive, silence_s=call.front.limits.keep_alive_s) as queue:
         first = await queue.take()
-        await call.start(STREAM_HEADERS)
+        await call.start(EVENT_HEADERS)
         try:
             await _send_events(call, writer, queue, first)
-            _end(call)
+            call.visit.outcome = OK
         except Cancelled as error:
             call.known(error)
         except Exception as error:
@@ -80,13 +77,18 @@ async def _send_events(call: Call, writer: ChunkWriter, queue: EventQueue[ChatEv
         taken = await queue.take()
 
 
-def _begin(call: Call, chat: ChatCall, front: Front) -> ChatModelCard:
-    card = front.chat_card(chat.request.model)
-    assert call.visit is not None
-    call.visit.model = card.id
-    return card
-
-
-def _end(call: Call) -> None:
-    assert call.visit is not None
-    call.visit.outcome = OK
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat,
+        surface=Surface.HTTP_CHAT,
+        operation=operation(
+            "Chat about text and images",
+            {**json_content(ChatAnswer), **event_content(ChatChunk)},
+            *BUDGET_HEADERS,
+            body=json_content(ChatBody),
+            text="With stream, each event is a line of data with a chunk; the last one is [DONE].",
+        ),
+    ),
+)

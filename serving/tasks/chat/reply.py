@@ -5,19 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
 import orjson
 
 from serving.errors import ServingError
-from serving.front.status import error_object
+from serving.front.status import error_body
 from serving.service import ChatModelCard
+from serving.tasks.base import ModelBlock
 from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, FinishReason, TokenLogprob, Usage
-from serving.tasks.classify.body import report_fields
+from serving.tasks.chat.schemas import (
+    ChatAnswer,
+    ChatChoiceAnswer,
+    ChatChunk,
+    ChatDeltaAnswer,
+    ChatModelBlock,
+    LogprobsAnswer,
+    TokenAnswer,
+    UsageAnswer,
+)
 
-KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
-_END = b"\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+_EVENT: Final = b"data: %s\n\n"
 
 
 def fingerprint(card: ChatModelCard) -> str:
@@ -25,18 +34,7 @@ def fingerprint(card: ChatModelCard) -> str:
     return f"vireo-{card.checkpoint_sha256[:12]}"
 
 
-def head_of(request: ChatRequest, kind: str, fingerprint: str) -> dict[str, Any]:
-    """Return the fields with which every object about one answer begins."""
-    return {
-        "id": f"chatcmpl-{request.request_id}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": fingerprint,
-    }
-
-
-def usage_to_json(usage: Usage) -> dict[str, Any]:
+def usage_to_json(usage: Usage) -> UsageAnswer:
     """Return the ``usage`` object."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -46,16 +44,16 @@ def usage_to_json(usage: Usage) -> dict[str, Any]:
     }
 
 
-def logprobs_to_json(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:
+def logprobs_to_json(logprobs: Iterable[TokenLogprob]) -> LogprobsAnswer:
     """Return a ``logprobs`` object."""
-    return {"content": [{**_logprob(entry.token, entry.logprob), "top_logprobs": _top(entry)} for entry in logprobs]}
+    return {"content": [{**_token(entry.token, entry.logprob), "top_logprobs": _top(entry)} for entry in logprobs]}
 
 
-def _top(entry: TokenLogprob) -> list[dict[str, Any]]:
-    return [_logprob(token, logprob) for token, logprob in entry.top]
+def _top(entry: TokenLogprob) -> list[TokenAnswer]:
+    return [_token(token, logprob) for token, logprob in entry.top]
 
 
-def _logprob(token: str, logprob: float) -> dict[str, Any]:
+def _token(token: str, logprob: float) -> TokenAnswer:
     return {"token": clean(token), "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
 
 
@@ -71,14 +69,14 @@ class Completion:
     request: ChatRequest
     fingerprint: str
     texts: list[list[str]] = field(init=False)
-    reasons: list[FinishReason | None] = field(init=False)
+    reasons: list[FinishReason] = field(init=False)
     logprobs: list[list[TokenLogprob]] = field(init=False)
     end: ChatEnd | None = None
 
     def __post_init__(self) -> None:
         num_choices = self.request.sampling.n
         self.texts = [[] for _ in range(num_choices)]
-        self.reasons = [None] * num_choices
+        self.reasons = [FinishReason.STOP] * num_choices
         self.logprobs = [[] for _ in range(num_choices)]
 
     def add(self, event: ChatEvent) -> None:
@@ -93,13 +91,19 @@ class Completion:
     def to_json(self) -> bytes:
         """Return the ``chat.completion`` object."""
         assert self.end is not None
-        document = head_of(self.request, "chat.completion", self.fingerprint)
-        document["choices"] = [self._choice(index) for index in range(len(self.texts))]
-        document["usage"] = usage_to_json(self.end.usage)
-        document["vireo"] = report_fields(self.end.report)
-        return orjson.dumps(document)
+        answer: ChatAnswer = {
+            "id": id_of(self.request),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.request.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": [self._choice(index) for index in range(len(self.texts))],
+            "usage": usage_to_json(self.end.usage),
+            "vireo": self.end.report,
+        }
+        return orjson.dumps(answer)
 
-    def _choice(self, index: int) -> dict[str, Any]:
+    def _choice(self, index: int) -> ChatChoiceAnswer:
         wants_logprobs = self.request.sampling.logprobs is not None
         return {
             "index": index,
@@ -109,30 +113,46 @@ class Completion:
         }
 
 
+def id_of(request: ChatRequest) -> str:
+    """Return what the answer, or every chunk of it, is called."""
+    return f"chatcmpl-{request.request_id}"
+
+
 class ChunkWriter:
-    """Spells the server-sent events of one stream.
+    """Spells the server-sent events of one stream: one chunk of each kind in full, and then only what differs.
 
     The report travels in the chunk of the usage, or, where none is wanted, in the last chunk that ends a choice; that
     one waits for it.
     """
 
     def __init__(self, request: ChatRequest, fingerprint: str, wants_usage: bool) -> None:
-        self._head = head_of(request, "chat.completion.chunk", fingerprint)
+        self._head: ChatChunk = {
+            "id": id_of(request),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": fingerprint,
+            "choices": [],
+        }
         self._wants_usage = wants_usage
         self._wants_logprobs = request.sampling.logprobs is not None
-        prefix = b"data: " + orjson.dumps(self._head)[:-1] + (b',"usage":null' if wants_usage else b"")
-        self._prefixes = [
-            prefix + b',"choices":[{"index":%d,"delta":{"content":' % index for index in range(request.sampling.n)
-        ]
-        self._ends = [prefix + b',"choices":[{"index":%d,"delta":{}' % index for index in range(request.sampling.n)]
+        choices = range(request.sampling.n)
         self._roles: list[bytes | None] = [
-            prefix
-            + b',"choices":[{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},' % index
-            + b'"logprobs":null,"finish_reason":null}]}\n\n'
-            for index in range(request.sampling.n)
+            self._chunk(index, {"role": "assistant", "content": "", "refusal": None}) for index in choices
         ]
-        self._num_open = request.sampling.n
+        self._texts = [_cut(self._chunk(index, {"content": ""}), b'""') for index in choices]
+        self._ends = [{reason: self._chunk(index, {}, reason) for reason in FinishReason} for index in choices]
+        self._num_open = len(choices)
         self._held: bytes | None = None
+
+    def _chunk(self, index: int, delta: ChatDeltaAnswer, reason: FinishReason | None = None) -> bytes:
+        chunk: ChatChunk = {
+            **self._head,
+            "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}],
+        }
+        if self._wants_usage:
+            chunk["usage"] = None
+        return _EVENT % orjson.dumps(chunk)
 
     def delta(self, delta: ChatDelta) -> bytes:
         """Return the events of a delta: the role first, once for each choice."""
@@ -142,34 +162,41 @@ class ChunkWriter:
         if role is not None:
             data, self._roles[index] = role, None
         if delta.text or delta.logprobs:
-            logprobs = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+            before, after = self._texts[index]
             if self._wants_logprobs:
-                spelt = orjson.dumps(logprobs_to_json(delta.logprobs))
-                logprobs = b'},"logprobs":' + spelt + b',"finish_reason":null}]}\n\n'
-            data += self._prefixes[index] + escaped(delta.text) + logprobs
+                after = after.replace(b"null", orjson.dumps(logprobs_to_json(delta.logprobs)), 1)
+            data += before + escaped(delta.text) + after
         return data if delta.finish_reason is None else data + self._finish(index, delta.finish_reason)
 
     def _finish(self, index: int, reason: FinishReason) -> bytes:
-        data = self._ends[index] + b',"logprobs":null,"finish_reason":"%s"}]' % reason.value.encode()
+        data = self._ends[index][reason]
         self._num_open -= 1
         if self._num_open == 0 and not self._wants_usage:
             self._held = data
             return b""
-        return data + b"}\n\n"
+        return data
 
     def end(self, end: ChatEnd) -> bytes:
         """Return what follows the last delta."""
-        report = orjson.dumps(report_fields(end.report))
-        data = b"" if self._held is None else self._held + b',"vireo":' + report + b"}\n\n"
+        data = b""
+        if self._held is not None:
+            before, after = _cut(self._held, b"}")
+            data = before + b',"vireo":' + orjson.dumps(end.report) + b"}" + after
         if self._wants_usage:
-            tail = {"choices": [], "usage": usage_to_json(end.usage), "vireo": report_fields(end.report)}
-            data += b"data: " + orjson.dumps(self._head | tail) + _END
+            last: ChatChunk = {**self._head, "usage": usage_to_json(end.usage), "vireo": end.report}
+            data += _EVENT % orjson.dumps(last)
         return data + DONE
 
     @staticmethod
     def error(error: ServingError) -> bytes:
         """Return the event that breaks a stream off: nothing follows it."""
-        return b"data: " + orjson.dumps({"error": error_object(error)}) + _END
+        return _EVENT % error_body(error)
+
+
+def _cut(chunk: bytes, at: bytes) -> tuple[bytes, bytes]:
+    """Split a chunk where something goes in, the last of its kind."""
+    before, _, after = chunk.rpartition(at)
+    return before, after
 
 
 def escaped(text: str) -> bytes:
@@ -178,3 +205,13 @@ def escaped(text: str) -> bytes:
         return orjson.dumps(text)
     except TypeError:
         return orjson.dumps(clean(text))
+
+
+def chat_block(card: ChatModelCard, block: ModelBlock) -> ChatModelBlock:
+    """Return what ``/v1/models`` says of a chat model."""
+    return {
+        **block,
+        "modalities": card.modalities,
+        "max_model_len": card.max_model_len,
+        "max_output_tokens": card.max_output_tokens,
+    }

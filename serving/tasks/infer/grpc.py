@@ -1,4 +1,4 @@
-"""``inference`` messages to domain types and back. The rules about tensors are in ``oip_tensors``."""
+"""``inference.GRPCInferenceService``: messages to requests, replies to messages; for tensors see ``tensors``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any, Final
 from vireo_pb.oip import open_inference_pb2 as oip
 
 from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
-from serving.errors import InvalidRequest, UnknownField
+from serving.errors import InvalidRequest, ServingError, UnknownField
 from serving.front.front import MODEL_VERSION, shown
-from serving.front.http.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
-from serving.front.vireo_wire import check_id
+from serving.front.grpc.call import GrpcCall
+from serving.front.grpc.registration import INFERENCE
+from serving.front.grpc.rpc import Rpc
+from serving.front.grpc.wire import check_id
+from serving.front.status import message_of
 from serving.limits import IngressLimits
+from serving.tasks.classify.rules import reply_to
+from serving.tasks.infer.http import model_metadata, server_metadata
+from serving.tasks.infer.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
 from serving.tasks.infer.tensors import (
     InputTensor,
     OutputTensor,
@@ -30,6 +36,27 @@ _CONTENTS: Final = {
     "FP32": "fp32_contents",
     "INT32": "int_contents",
 }
+
+
+async def infer(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelInferResponse:
+    """``inference.GRPCInferenceService/ModelInfer``."""
+    front = call.front
+    card = front.card(message.model_name, front.service.classifiers.models(), message.model_version)
+    call.visit.model = card.id
+    request = await request_from_infer(
+        message,
+        model=card.id,
+        request_id=call.request_id,
+        tenant=call.tenant,
+        deadline_s=call.deadline_s(),
+        limits=front.limits,
+    )
+    return infer_from_reply(message, await reply_to(call, request))
+
+
+async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+    """Each request of ``ModelStreamInfer``."""
+    return oip.ModelStreamInferResponse(infer_response=await infer(call, message))
 
 
 async def request_from_infer(
@@ -134,7 +161,7 @@ def infer_from_reply(message: oip.ModelInferRequest, reply: ClassifyReply) -> oi
         model_name=reply.model,
         model_version=MODEL_VERSION,
         id=message.id,
-        parameters={name: _parameter(value) for name, value in report_parameters(reply).items()},
+        parameters={name: _parameter(value) for name, value in report_parameters(reply.report).items()},
         outputs=[_output(tensor, raw) for tensor in outputs],
         raw_output_contents=[tensor.to_raw() for tensor in outputs] if raw else [],
     )
@@ -149,3 +176,57 @@ def _output(tensor: OutputTensor, raw: bool) -> oip.ModelInferResponse.InferOutp
     return oip.ModelInferResponse.InferOutputTensor(
         name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, contents=contents
     )
+
+
+# -- RPCs ------------------------------------------------------------------------------------------------------------
+
+
+def _refusal(id: str, error: ServingError) -> oip.ModelStreamInferResponse:
+    return oip.ModelStreamInferResponse(
+        error_message=f"[{error.code}] {message_of(error)}", infer_response=oip.ModelInferResponse(id=id)
+    )
+
+
+async def _server_live(call: GrpcCall, message: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
+    return oip.ServerLiveResponse(live=True)
+
+
+async def _server_ready(call: GrpcCall, message: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
+    return oip.ServerReadyResponse(ready=call.front.service.is_ready())
+
+
+async def _model_ready(call: GrpcCall, message: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+    service = call.front.service
+    model = call.front.card(message.name, service.cards(), message.version).id
+    return oip.ModelReadyResponse(ready=service.is_model_ready(model))
+
+
+async def _server_metadata(call: GrpcCall, message: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
+    return oip.ServerMetadataResponse(**server_metadata())
+
+
+async def _model_metadata(call: GrpcCall, message: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+    card = call.front.card(message.name, call.front.service.classifiers.models(), message.version)
+    return oip.ModelMetadataResponse(**model_metadata(card))  # type: ignore[arg-type]
+
+
+def _max_bytes(limits: IngressLimits) -> int:
+    return limits.max_message_bytes(has_pixels=True)
+
+
+_METHODS: Final = INFERENCE.methods_by_name
+RPCS: Final = (
+    Rpc(method=_METHODS["ModelInfer"], answer=infer, surface=Surface.GRPC_OIP, max_bytes=_max_bytes),
+    Rpc(
+        method=_METHODS["ModelStreamInfer"],
+        answer=infer_in_stream,
+        surface=Surface.GRPC_OIP,
+        max_bytes=_max_bytes,
+        refusal=_refusal,
+    ),
+    Rpc(method=_METHODS["ServerLive"], answer=_server_live),
+    Rpc(method=_METHODS["ServerReady"], answer=_server_ready),
+    Rpc(method=_METHODS["ModelReady"], answer=_model_ready),
+    Rpc(method=_METHODS["ServerMetadata"], answer=_server_metadata),
+    Rpc(method=_METHODS["ModelMetadata"], answer=_model_metadata),
+)

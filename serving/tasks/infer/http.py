@@ -8,19 +8,38 @@ alike. Source: Triton "Binary Tensor Data Extension".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
-from serving.errors import InvalidRequest, UnknownField
+from serving.errors import InvalidRequest, NotReady, UnknownField
 from serving.front.front import MODEL_VERSION, shown
-from serving.front.http.body import Headers, Receive, read_into
-from serving.front.http.json_body import JsonReader, validate
+from serving.front.http.body import read_into
+from serving.front.http.call import JSON_TYPE, Answer, Call, Handler, Route, json_answer
+from serving.front.http.json_body import validate
 from serving.front.http.json_scan import Bounds, JsonScanner
-from serving.front.http.schemas import InferBody, InferInput, InferOutput
+from serving.front.http.openapi import (
+    BINARY,
+    BUDGET_HEADERS,
+    json_content,
+    operation,
+    parameter,
+    path_parameter,
+    vireo_version,
+)
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import ModelCard
+from serving.tasks.classify.rules import reply_to
+from serving.tasks.infer.schemas import (
+    InferAnswer,
+    InferBody,
+    InferInput,
+    InferOutput,
+    ModelMetadataAnswer,
+    OutputTensorAnswer,
+    ServerMetadataAnswer,
+)
 from serving.tasks.infer.tensors import (
     INPUTS,
     OUTPUTS,
@@ -33,9 +52,8 @@ from serving.tasks.infer.tensors import (
     report_parameters,
 )
 
-SERVER_NAME = "vireo"
-EXTENSIONS = ("binary_tensor_data",)
 PLATFORM = "vireo_early_exit"
+_JSON_LENGTH: Final = b"inference-header-content-length"
 _MAX_ELEMENT_BYTES = 64
 """Of an element in JSON, spaces included, on average: a double, indented, on a line of its own."""
 
@@ -60,15 +78,55 @@ def json_bounds(limits: IngressLimits) -> Bounds:
     )
 
 
-async def read_infer(
-    reader: JsonReader, receive: Receive, headers: Headers, json_length: str | None, limits: IngressLimits
-) -> tuple[dict[str, Any], memoryview]:
-    """Return the JSON part of a body, parsed, and the bytes after it.
+async def infer(call: Call) -> Answer:
+    """``POST /v2/models/{model}[/versions/{version}]/infer``."""
+    call.media_type("application/json", "application/octet-stream", "")
+    card = _card(call)
+    call.visit.model = card.id
+    asked = await infer_from_document(
+        *await _read(call),
+        model=card.id,
+        request_id=call.request_id,
+        tenant=call.tenant,
+        fallback=call.budget(),
+        limits=call.front.limits,
+    )
+    body, head_length = encode_answer(asked, await reply_to(call, asked.request))
+    if head_length is None:
+        return Answer(body, 200, JSON_TYPE)
+    return Answer(body, 200, b"application/octet-stream", ((_JSON_LENGTH, str(head_length).encode()),))
 
-    ``json_length`` is the header ``Inference-Header-Content-Length``. Raises: ClientError.
-    """
-    if json_length is None:
-        return await reader.read(receive, headers, limits, json_bounds(limits)), memoryview(b"")
+
+async def show_server(_call: Call) -> Answer:
+    """``GET /v2``."""
+    return json_answer(server_metadata())
+
+
+async def show_model(call: Call) -> Answer:
+    """``GET /v2/models/{model}[/versions/{version}]``."""
+    return json_answer(model_metadata(_card(call)))
+
+
+async def show_readiness(call: Call) -> Answer:
+    """``GET /v2/models/{model}[/versions/{version}]/ready``: of models of any task."""
+    service = call.front.service
+    model = call.front.card(call.path_params["model"], service.cards(), call.path_params.get("version", "")).id
+    if not service.is_model_ready(model):
+        raise NotReady(f"no replica of {model} can answer now: it is starting, or being replaced. Try again")
+    return json_answer({"name": model, "ready": True})
+
+
+def _card(call: Call) -> ModelCard:
+    cards, version = call.front.service.classifiers.models(), call.path_params.get("version", "")
+    return call.front.card(call.path_params["model"], cards, version)
+
+
+async def _read(call: Call) -> tuple[dict[str, Any], memoryview]:
+    """Return the JSON part of a body, parsed, and the bytes after it. Raises: ClientError."""
+    limits, header = call.front.limits, call.headers.get(_JSON_LENGTH)
+    if header is None:
+        return await call.read_json(json_bounds(limits)), memoryview(b"")
+    json_length = header.decode("latin-1")
     if not (json_length.isascii() and json_length.isdigit() and len(json_length) <= 12):
         raise _wrong_length(json_length, limits.max_body_bytes)
     scanner, tail, left = JsonScanner(json_bounds(limits)), bytearray(), int(json_length)
@@ -79,10 +137,10 @@ async def read_infer(
         tail.extend(piece[left:])
         left = max(0, left - len(piece))
 
-    await read_into(receive, headers, limits, feed)
+    await read_into(call.receive, call.headers, limits, feed)
     if left:
         raise _wrong_length(json_length, int(json_length) - left)
-    return await reader.parse(scanner.finish()), memoryview(tail).toreadonly()
+    return await call.reader.parse(scanner.finish()), memoryview(tail).toreadonly()
 
 
 def _wrong_length(json_length: str, most: int) -> InvalidRequest:
@@ -180,17 +238,26 @@ def encode_answer(infer: HttpInfer, reply: ClassifyReply) -> tuple[bytes, int | 
     """Return (body, length of its JSON part); the length is None when there is no binary part."""
     descriptions, tail = [], []
     for tensor in outputs_from_reply(reply, infer.wanted):
-        description: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        description: OutputTensorAnswer = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+        }
         if infer.binary.get(tensor.name, infer.binary_by_default):
             tail.append(tensor.to_raw())
             description["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             description["data"] = _json_values(tensor)
         descriptions.append(description)
-    answer: dict[str, Any] = {"model_name": reply.model, "model_version": MODEL_VERSION}
+    answer: InferAnswer = {
+        "model_name": reply.model,
+        "model_version": MODEL_VERSION,
+        "parameters": report_parameters(reply.report),
+        "outputs": descriptions,
+    }
     if infer.id:
         answer["id"] = infer.id
-    head = orjson.dumps(answer | {"parameters": report_parameters(reply), "outputs": descriptions})
+    head = orjson.dumps(answer)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
@@ -198,12 +265,58 @@ def _json_values(tensor: OutputTensor) -> list[Any]:
     return [value.decode() if isinstance(value, bytes) else value for value in tensor.values]
 
 
-def model_metadata(card: ModelCard) -> dict[str, Any]:
-    """Return the body of ``GET /v2/models/{model}``."""
+def server_metadata() -> ServerMetadataAnswer:
+    """Return what is said of the server."""
+    return {"name": "vireo", "version": vireo_version(), "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(card: ModelCard) -> ModelMetadataAnswer:
+    """Return the inputs and outputs of a model."""
     return {
         "name": card.id,
         "versions": [MODEL_VERSION],
         "platform": PLATFORM,
-        "inputs": [{"name": n, "datatype": d, "shape": s} for n, d, s in INPUTS],
-        "outputs": [{"name": n, "datatype": d, "shape": s} for n, d, s in OUTPUTS],
+        "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in INPUTS],
+        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in OUTPUTS],
     }
+
+
+# -- routes ----------------------------------------------------------------------------------------------------------
+
+_BINARY: Final = {"application/octet-stream": BINARY}
+_LENGTH: Final = parameter(
+    "header",
+    "Inference-Header-Content-Length",
+    {"type": "integer", "minimum": 0},
+    "Binary tensor extension: length of the JSON at the start of the body.",
+)
+
+
+def _of_model(path: str, *parameters: dict[str, Any]) -> tuple[Route, ...]:
+    def get(end: str, handler: Handler, summary: str, answer: Any = None) -> Route:
+        described = operation(summary, answer, *parameters)
+        return Route(method="GET", path=path + end, handler=handler, operation=described)
+
+    described = operation(
+        "Infer (Open Inference Protocol)",
+        {**json_content(InferAnswer), **_BINARY},
+        *parameters,
+        _LENGTH,
+        *BUDGET_HEADERS,
+        body={**json_content(InferBody), **_BINARY},
+    )
+    return (
+        Route(method="POST", path=f"{path}/infer", handler=infer, operation=described, surface=Surface.HTTP_OIP),
+        get("", show_model, "Model metadata", ModelMetadataAnswer),
+        get("/ready", show_readiness, "Is the model ready?"),
+    )
+
+
+_MODEL, _VERSION = path_parameter("model"), path_parameter("version")
+_SERVER: Final = operation("Server metadata (Open Inference Protocol)", ServerMetadataAnswer)
+
+ROUTES: Final = (
+    Route(method="GET", path="/v2", handler=show_server, operation=_SERVER),
+    *_of_model("/v2/models/{model}", _MODEL),
+    *_of_model("/v2/models/{model}/versions/{version}", _MODEL, _VERSION),
+)

@@ -18,7 +18,7 @@ import asyncio
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
@@ -26,14 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from serving.domain import Budget, Classification, ClassifyReply, ImageInput, Pixels, Priority
+from serving.domain import Budget, Classification, ClassifyReply, ImageInput, Pixels, Priority, Report
 from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
 from serving.front.front import shown
 from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
-from serving.tasks.classify.body import check_num_images, check_top_k, report_to_json
+from serving.tasks.classify.rules import check_num_images, check_top_k
 
 QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""
@@ -377,9 +377,9 @@ def check_outputs(wanted: Sequence[str]) -> None:
         raise InvalidRequest("an output is asked for twice; name each once", param="outputs")
 
 
-def report_parameters(reply: ClassifyReply) -> dict[str, str | float]:
+def report_parameters(report: Report) -> dict[str, str | float]:
     """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, the guard as JSON."""
-    report = report_to_json(reply)
-    report["degraded"] = ",".join(report["degraded"])
-    report["guard"] = orjson.dumps(report["guard"]).decode()
-    return {f"vireo_{name}": value for name, value in report.items()}
+    values = {field.name: getattr(report, field.name) for field in fields(report)}
+    values["degraded"] = ",".join(report.degraded)
+    values["guard"] = orjson.dumps(report.guard).decode()
+    return {f"vireo_{name}": value for name, value in values.items()}

@@ -14,10 +14,10 @@ from serving.front.front import shown
 from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import Form, FormRules
-from serving.front.http.schemas import VideoBody, VideoExtraBody
 from serving.limits import IngressLimits
 from serving.tasks.videos.domain import VideoFormat, VideoRequest
 from serving.tasks.videos.rules import DEFAULT_PAGE, MAX_PAGE, check_video, is_video_id, join_sizes, parse_seconds
+from serving.tasks.videos.schemas import VideoBody, VideoExtraBody
 
 _MAX_VALUES = 256
 _MAX_CHAR_BYTES = 12

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from serving.front.http.body import Headers
 from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobPage
+from serving.tasks.base import ModelBlock
 from serving.tasks.chat.reply import clean
-from serving.tasks.videos.domain import JobStatus, VideoJob, VideoUpdate
+from serving.tasks.videos.domain import JobStatus, VideoFormat, VideoJob, VideoUpdate
+from serving.tasks.videos.schemas import (
+    VideoAnswer,
+    VideoBlock,
+    VideoEventAnswer,
+    VideoListAnswer,
+    VideoModelBlock,
+)
 
 SUFFIXES: Final = {"video/mp4": ".mp4", "image/gif": ".gif", "image/jpeg": ".jpg", "image/png": ".png"}
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
@@ -28,7 +36,7 @@ def content_url(headers: Headers, scheme: str, video_id: str) -> str:
     return f"{forwarded if forwarded in ('http', 'https') else scheme}://{host}{path}"
 
 
-def video_to_json(job: VideoJob, url: str, finish_at_s: float | None = None) -> dict[str, Any]:
+def video_to_json(job: VideoJob, url: str, finish_at_s: float | None = None) -> VideoAnswer:
     """Return the job as clients see it."""
     settings, artefact = job.settings, job.artefacts.get("video")
     is_there = job.status is JobStatus.COMPLETED and artefact is not None
@@ -38,7 +46,7 @@ def video_to_json(job: VideoJob, url: str, finish_at_s: float | None = None) -> 
         "object": "video",
         "model": job.model,
         "prompt": settings.prompt,
-        "status": job.status.value,
+        "status": job.status,
         "progress": job.progress,
         "created_at": int(job.created_at_s),
         "completed_at": _second(job.completed_at_s),
@@ -56,7 +64,7 @@ def video_to_json(job: VideoJob, url: str, finish_at_s: float | None = None) -> 
     }
 
 
-def _block(job: VideoJob, finish_at_s: float | None) -> dict[str, Any]:
+def _block(job: VideoJob, finish_at_s: float | None) -> VideoBlock:
     settings, report = job.settings, job.report
     return {
         "operating_point": job.operating_point,
@@ -78,7 +86,7 @@ def _block(job: VideoJob, finish_at_s: float | None) -> dict[str, Any]:
             "sampler": settings.sampler,
             "attention": settings.attention,
             "variant": settings.variant,
-            "output_format": str(settings.output_format),
+            "output_format": VideoFormat(settings.output_format),
             "negative_prompt": settings.negative_prompt,
         },
         "stage": job.stage,
@@ -99,7 +107,7 @@ def _block(job: VideoJob, finish_at_s: float | None) -> dict[str, Any]:
     }
 
 
-def page_to_json(page: JobPage, urls: list[str]) -> dict[str, Any]:
+def page_to_json(page: JobPage, urls: list[str]) -> VideoListAnswer:
     """Return a page of jobs."""
     data = [video_to_json(job, url) for job, url in zip(page.jobs, urls, strict=True)]
     return {
@@ -117,28 +125,22 @@ def event_of(update: VideoUpdate, url: str) -> bytes:
     name = job.status.value if job.status.is_final else "progress"
     preview = update.preview
     shown = None if preview is None else f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
-    document = {**video_to_json(job, url, update.finish_at_s), "preview": shown}
+    document: VideoEventAnswer = {**video_to_json(job, url, update.finish_at_s), "preview": shown}
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(document))
 
 
-def video_model_to_json(card: VideoModelCard) -> dict[str, Any]:
-    """Return a video model in OpenAI's shape, with a ``vireo`` block."""
+def video_block(card: VideoModelCard, block: ModelBlock) -> VideoModelBlock:
+    """Return what ``/v1/models`` says of a video model."""
     return {
-        "id": card.id,
-        "object": "model",
-        "created": card.created_s,
-        "owned_by": "vireo",
-        "vireo": {
-            "outputs": ["video"],
-            "sizes": [f"{width}x{height}" for width, height in card.sizes],
-            "num_frames": card.num_frames,
-            "fps": card.fps,
-            "max_steps": card.max_steps,
-            "samplers": card.samplers,
-            "attention": card.attention,
-            "checkpoint_sha256": card.checkpoint_sha256,
-            "operating_points": card.operating_points,
-        },
+        **block,
+        "outputs": ("video",),
+        "sizes": tuple(f"{width}x{height}" for width, height in card.sizes),
+        "num_frames": card.num_frames,
+        "fps": card.fps,
+        "max_steps": card.max_steps,
+        "samplers": card.samplers,
+        "attention": card.attention,
+        "operating_points": card.operating_points,
     }
 
 

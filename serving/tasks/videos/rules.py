@@ -1,17 +1,21 @@
-"""Rules of a request for a clip that hold on every surface and need no model: the model's own are the service's."""
+"""Rules of clips that hold on every surface and need no model, of requests and of what can be sent of a job. What
+depends on the model is the service's."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, ServingError, UnknownVideo, VideoFailed, VideoNotReady
 from serving.front.front import shown
-from serving.front.http.schemas import MAX_ID_CHARS
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
+from serving.service import VideoModelCard, VideoService
 from serving.tasks.chat.rules import check_integer, check_number, check_unicode
-from serving.tasks.videos.domain import VideoRequest
+from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest
 
 MAX_SIDE = MAX_FRAMES = 65_536
 MAX_STEPS = 10_000
@@ -113,3 +117,34 @@ def _check_key(key: str) -> None:
             f"idempotency-key is {shown(key)}; send at most {MAX_KEY_CHARS} printable ASCII characters",
             param="idempotency-key",
         )
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def default_model(cards: Sequence[VideoModelCard]) -> str | None:
+    """Return what is meant by a request that names no model: the only one, if there is but one."""
+    return cards[0].id if len(cards) == 1 else None
+
+
+def artefact_of(job: VideoJob, variant: str) -> Artefact:
+    """Raises: VideoNotReady, VideoFailed, UnknownVideo: there is none."""
+    if job.status is JobStatus.FAILED:
+        why = "unknown" if job.error is None else job.error.code
+        raise VideoFailed(f"video {job.id} has no content: it failed ({why}). Create it again", param="id")
+    if job.status is not JobStatus.COMPLETED:
+        raise VideoNotReady(f"video {job.id} is {job.status}, {job.progress} %; wait until it is completed", param="id")
+    artefact = job.artefacts.get(variant)
+    if artefact is None:
+        raise UnknownVideo(f"video {job.id} has no {variant}", param="variant")
+    return artefact
+
+
+async def cancel_for_good(videos: VideoService, job: VideoJob) -> None:
+    """Cancel a job that nobody waits for any more, even while this task is being cancelled."""
+
+    async def cancel() -> None:
+        with suppress(ServingError):
+            await videos.cancel_video(job.owner, job.id)
+
+    await asyncio.shield(asyncio.ensure_future(cancel()))

@@ -18,7 +18,7 @@ from typing import Any
 from serving.front.auth import Authenticator
 from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import FakeService, joined
 
 _PIECE_BYTES = 1 << 16
 _TICK_S = 0.001
@@ -26,7 +26,7 @@ _TICK_S = 0.001
 
 async def main(body: bytes, path: str, content_type: str) -> None:
     """Send the body twice, the first time to have everything started, and tell of the second."""
-    app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), lambda: b"")
+    app = build_http_app(joined(FakeService()), Authenticator({}, True), IngressLimits(), lambda: b"")
     pieces = [body[start : start + _PIECE_BYTES] for start in range(0, len(body), _PIECE_BYTES)] or [b""]
     for _ in range(2):
         ticker = asyncio.create_task(_longest_hold_s())

@@ -1,62 +1,55 @@
-"""The service behind the front door: video through the joint, and what stands where no video model is served."""
+"""What is behind the front door: ready or not, and what stands where no video model is served."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from vireo_pb.oip import open_inference_pb2 as oip
+from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.domain import Budget, ClassifyRequest, ImageInput, Priority, Surface
+from serving.domain import Budget, Priority, Surface
 from serving.errors import InvalidRequest, ServingError, UnknownModel, UnknownVideo
+from serving.front.auth import LOCAL_TENANT
 from serving.front.http.app import build_http_app
-from serving.service import JoinedService, NoVideo
-from serving.tasks.chat.domain import ChatRequest
+from serving.service import NoVideo, Service
 from serving.tasks.videos.domain import Artefact, VideoRequest
-from tests.support.clients import FrontDoor, asgi
+from tests.support.clients import GOOD_PNG, Ask, FakeContext, FrontDoor, asgi, oip_message, vireo_message
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
-from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
+from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 
 REQUEST = VideoRequest(request_id="r", surface=Surface.HTTP_VIDEO, tenant="ada", model=VIDEO_MODEL, prompt="a ball")
 
 
-async def test_every_call_about_videos_reaches_the_service_that_makes_them() -> None:
-    videos = FakeService(video_cards=(make_video_card(),))
-    joined = JoinedService(FakeService(), FakeService(), videos=videos)
-    assert [card.id for card in joined.video_models()] == [VIDEO_MODEL]
-    job = await joined.create_video(REQUEST)
-    assert await joined.get_video("ada", job.id) == job
-    assert (await joined.list_videos("ada", after=None, limit=5, newest_first=True)).jobs == (job,)
-    videos.complete(job.id)
-    done = await joined.get_video("ada", job.id)
-    assert await joined.read_artefact(done.artefacts["video"], 4, 8) == CLIP[4:8]
-    assert [update.job async for update in joined.watch_video("ada", job.id)] == [done]
-    assert await joined.cancel_video("ada", job.id) == done
-    await joined.delete_video("ada", job.id)
-    assert videos.jobs == {}
-
-
-async def test_priority_is_lowered_to_the_tenants_highest_for_whatever_is_asked() -> None:
-    service = FakeService(video_cards=(make_video_card(),))
-    joined = JoinedService(service, service, videos=service, max_priorities={"ada": Priority.NORMAL})
-    lowered = Budget(priority=Priority.NORMAL, degraded=("priority",))
-    for tenant, expected in (("ada", lowered), ("bob", Budget(priority=Priority.HIGH))):
-        asked: dict[str, Any] = {"tenant": tenant, "budget": Budget(priority=Priority.HIGH), "request_id": "r"}
-        image = ImageInput(encoded=b"x")
-        classify = ClassifyRequest(surface=Surface.HTTP_CLASSIFY, model=MODEL, images=(image,), **asked)
-        chat = ChatRequest(surface=Surface.HTTP_CHAT, model=CHAT_MODEL, messages=(), **asked)
-        video = VideoRequest(surface=Surface.HTTP_VIDEO, model=VIDEO_MODEL, prompt="a ball", **asked)
-        await joined.classify(classify)
-        async for _ in joined.chat(chat):
-            pass
-        await joined.create_video(video)
-        seen = (service.requests[-1], service.chats[-1], service.video_requests[-1])
-        assert [request.budget for request in seen] == [expected] * 3
+@pytest.mark.parametrize("highest", [Priority.NORMAL, Priority.HIGH])
+async def test_priority_is_lowered_to_the_tenants_highest_whatever_is_asked_and_how(highest: Priority) -> None:
+    service = FakeService(video_cards=(make_video_card(),), is_fast=True)
+    door = FrontDoor(service=service, max_priorities={LOCAL_TENANT: highest})
+    vireo, budget = {"priority": "high"}, vireo_pb2.Budget(priority=vireo_pb2.PRIORITY_HIGH)
+    messages = [{"role": "user", "content": "hi"}]
+    await door.post_json({"model": MODEL, "image": base64.b64encode(GOOD_PNG).decode(), "vireo": vireo})
+    await door.post_json({"model": CHAT_MODEL, "messages": messages, "vireo": vireo}, "/v1/chat/completions")
+    await door.post_json({"prompt": "a ball", "vireo": vireo}, "/v1/videos")
+    classify, infer = vireo_message(Ask([GOOD_PNG])), oip_message(Ask([GOOD_PNG]))
+    classify.vireo.CopyFrom(budget)
+    infer.parameters["vireo_priority"].CopyFrom(oip.InferParameter(string_param="high"))
+    await door.grpc.Classify(classify, FakeContext())
+    await door.grpc.ModelInfer(infer, FakeContext())
+    turn = vireo_pb2.ChatMessage(role=vireo_pb2.CHAT_ROLE_USER, parts=[vireo_pb2.ChatPart(text="hi")])
+    chat = vireo_pb2.ChatRequest(model=CHAT_MODEL, messages=[turn], vireo=budget)
+    video = vireo_pb2.GenerateVideoRequest(prompt="a ball", vireo=budget)
+    for streamed in (door.grpc.Chat(chat, FakeContext()), door.grpc.GenerateVideo(video, FakeContext())):
+        assert [one async for one in streamed]
+    seen = [request.budget for request in (*service.requests, *service.chats, *service.video_requests)]
+    degraded = ("priority",) if highest is Priority.NORMAL else ()
+    assert seen == [Budget(priority=highest, degraded=degraded)] * 7
 
 
 async def test_without_a_video_model_nothing_is_made_and_nothing_is_there() -> None:
-    none = JoinedService(FakeService(), FakeService())
-    assert isinstance(none.videos, NoVideo)
+    none = Service(FakeService(), FakeService()).videos
+    assert isinstance(none, NoVideo)
     assert none.video_models() == ()
     assert (await none.list_videos("ada", after=None, limit=5, newest_first=True)).jobs == ()
     artefact = Artefact(key="k", media_type="video/mp4", num_bytes=1, sha256="0" * 64)
@@ -76,7 +69,7 @@ async def test_without_a_video_model_nothing_is_made_and_nothing_is_there() -> N
 
 async def test_paths_of_videos_answer_where_none_are_served() -> None:
     door = FrontDoor()
-    app = build_http_app(JoinedService(FakeService(), FakeService()), door.authenticator, door.limits, lambda: b"")
+    app = build_http_app(Service(FakeService(), FakeService()), door.authenticator, door.limits, lambda: b"")
     created = await asgi(
         app, "POST", "/v1/videos", b'{"model": "m", "prompt": "x"}', {"content-type": "application/json"}
     )
@@ -87,14 +80,14 @@ async def test_paths_of_videos_answer_where_none_are_served() -> None:
 
 def test_ready_with_one_model_that_lives_once_the_start_is_over() -> None:
     live, started = set[str](), False
-    joined = JoinedService(FakeService(), FakeService(), lambda: started, lambda model: model in live)
-    classifier, chat = joined.models()[0].id, joined.chat_models()[0].id
-    assert not joined.is_ready()
+    service = Service(FakeService(), FakeService(), lambda: started, lambda model: model in live)
+    classifier, chat = (card.id for card in service.cards())
+    assert not service.is_ready()
     live = {chat}
-    assert (joined.is_ready(), joined.is_model_ready(chat)) == (False, True)
+    assert (service.is_ready(), service.is_model_ready(chat)) == (False, True)
     started = True
-    assert joined.is_ready()
-    assert [joined.is_model_ready(model) for model in (classifier, chat, "nobody")] == [False, True, False]
+    assert service.is_ready()
+    assert [service.is_model_ready(model) for model in (classifier, chat, "nobody")] == [False, True, False]
     live = {"nobody"}
-    assert not joined.is_ready()
-    assert not joined.is_model_ready("nobody")
+    assert not service.is_ready()
+    assert not service.is_model_ready("nobody")

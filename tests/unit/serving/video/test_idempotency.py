@@ -14,8 +14,8 @@ from serving.front.http.multipart import Form
 from serving.limits import IngressLimits
 from serving.tasks.videos.body import document_from_form, request_from_document
 from serving.tasks.videos.domain import VideoRequest
+from serving.tasks.videos.grpc import request_from_message
 from serving.tasks.videos.idempotency import asked_by, check_same
-from serving.tasks.videos.wire import request_from_message
 
 
 def over_http(document: dict[str, Any], fallback: Budget | None = None) -> VideoRequest:

@@ -18,7 +18,7 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.front.auth import Authenticator
-from serving.front.grpc import methods as grpc_methods
+from serving.front.grpc import call as grpc_call
 from serving.front.grpc.registration import SERVICES, methods_of, needs_key, path_of
 from serving.limits import MAX_SMALL_BYTES, IngressLimits
 from tests.support.clients import FakeContext, FrontDoor
@@ -174,7 +174,7 @@ async def never() -> AsyncIterator[bytes]:
 async def test_calls_without_a_key_take_a_bounded_number_of_slots(
     method: MethodDescriptor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_methods, "MAX_KEYLESS_CALLS", 1)
+    monkeypatch.setattr(grpc_call, "MAX_KEYLESS_CALLS", 1)
     door, context = FrontDoor(limits=IngressLimits(body_timeout_s=60)), FakeContext()
     waiting = asyncio.create_task(answers(door, method, never(), FakeContext()))
     await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 from serving.errors import QueueFull
 from serving.front.grpc import health as grpc_health
 from serving.front.grpc.health import MAX_WATCHES, Health
-from tests.support.fake_service import FakeService, make_card
+from tests.support.fake_service import FakeService, joined, make_card
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -35,7 +35,7 @@ async def test_watch_tells_the_state_now_and_each_change_once() -> None:
 
 
 async def test_watch_of_an_unknown_service_says_so_and_stays_open() -> None:
-    watch = Health(FakeService()).watch("nope")
+    watch = Health(joined(FakeService())).watch("nope")
     assert (await anext(watch)).status == STATUS.SERVICE_UNKNOWN
     pending = asyncio.ensure_future(anext(watch))
     await asyncio.sleep(0.03)
@@ -45,7 +45,7 @@ async def test_watch_of_an_unknown_service_says_so_and_stays_open() -> None:
 
 
 async def test_stopping_tells_watchers_and_ends_their_streams() -> None:
-    health = Health(FakeService())
+    health = Health(joined(FakeService()))
     watch = health.watch("vireo.v1.Vireo")
     await anext(watch)
     health.stop()
@@ -54,7 +54,7 @@ async def test_stopping_tells_watchers_and_ends_their_streams() -> None:
 
 
 async def test_number_of_watches_is_bounded_and_a_closed_one_makes_room() -> None:
-    health = Health(FakeService())
+    health = Health(joined(FakeService()))
     watches = [health.watch("") for _ in range(MAX_WATCHES)]
     for watch in watches:
         await anext(watch)
@@ -68,7 +68,7 @@ async def test_number_of_watches_is_bounded_and_a_closed_one_makes_room() -> Non
 
 def test_only_the_protocol_of_classifiers_suffers_when_all_of_them_are_sick() -> None:
     service = FakeService((make_card("a"), make_card("b")))
-    health = Health(service)
+    health = Health(joined(service))
     service.sick = {"a"}
     assert {health.check(name).status for name in grpc_health.SERVICES} == {STATUS.SERVING}
     service.sick = {"a", "b"}

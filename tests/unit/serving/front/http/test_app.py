@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.front.auth import Authenticator
-from serving.front.http.app import METRICS_TYPE, build_http_app
+from serving.front.http.app import METRICS_TYPE, build_http_app, document
 from serving.limits import IngressLimits
 from tests.support.clients import (
     GOOD_LABEL,
@@ -56,7 +56,7 @@ NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/metrics", "/
 
 @pytest.fixture(scope="module")
 def openapi() -> Any:
-    return FrontDoor().app.openapi()
+    return document()
 
 
 def check(openapi: Any, schema: str, document: Any) -> None:
@@ -101,8 +101,8 @@ async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None
     door = FrontDoor()
     documents = {path: (await asgi(door.app, "GET", path)).json for path in GET_PATHS if path != "/metrics"}
     check(openapi, "ModelListAnswer", documents["/v1/models"])
-    check(openapi, "ShownModelAnswer", documents[f"/v1/models/{MODEL}"])
-    check(openapi, "ChatModelAnswer", documents[f"/v1/models/{CHAT_MODEL}"])
+    check(openapi, "ModelAnswer", documents[f"/v1/models/{MODEL}"])
+    check(openapi, "ModelAnswer", documents[f"/v1/models/{CHAT_MODEL}"])
     check(openapi, "ServerMetadataAnswer", documents["/v2"])
     check(openapi, "ModelMetadataAnswer", documents[f"/v2/models/{MODEL}"])
     assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{name}"] for name in (MODEL, CHAT_MODEL)]

@@ -14,12 +14,12 @@ from openai.resources.chat.completions import Completions
 
 from serving.errors import EngineFailed, ReplicaLost
 from serving.front.auth import Authenticator
-from serving.front.http.openapi import openapi_document
-from serving.front.http.schemas import ChatBody
+from serving.front.http.app import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.chat.body import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
 from serving.tasks.chat.reply import clean
+from serving.tasks.chat.schemas import ChatBody
 from tests.support.chat_clients import (
     Chat,
     Line,

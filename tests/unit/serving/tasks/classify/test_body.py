@@ -17,7 +17,7 @@ from serving.errors import ClientError, InvalidImage, InvalidRequest
 from serving.front.http.json_body import load_object
 from serving.front.images import SLICE_CHARS, images_from_text
 from serving.limits import IngressLimits
-from serving.tasks.classify.body import json_bounds, request_from_document
+from serving.tasks.classify.http import json_bounds, request_from_document
 from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.media_files import encode, noise
 

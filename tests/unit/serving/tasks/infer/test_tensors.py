@@ -248,7 +248,7 @@ def test_bad_wanted_output_is_refused(wanted: tuple[str, ...], error: type[Clien
 
 
 def test_report_travels_as_parameters() -> None:
-    parameters = report_parameters(REPLY)
+    parameters = report_parameters(REPLY.report)
     assert parameters["vireo_operating_point"] == "fast"
     assert parameters["vireo_degraded"] == "exit_threshold"
     assert parameters["vireo_guard"] == '{"score":0.0,"action":"none"}'

@@ -10,10 +10,10 @@ import pytest
 from grpc import StatusCode
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.front.http.schemas import VideoBody
 from serving.limits import IngressLimits
 from serving.tasks.videos.body import _FORM_FIELDS, REFUSED
 from serving.tasks.videos.rules import MAX_SEED
+from serving.tasks.videos.schemas import VideoBody
 from tests.support.clients import BOUNDARY, FakeContext, FrontDoor, asgi, context_outcome
 from tests.support.fake_videos import VIDEO_MODEL
 from tests.support.video_clients import BODY, PROMPT, post, post_form, video_door

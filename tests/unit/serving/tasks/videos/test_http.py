@@ -13,7 +13,7 @@ import pytest
 
 from serving.domain import Priority, Surface
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, UnsupportedVideo
-from serving.front.http.openapi import openapi_document
+from serving.front.http.app import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
 from tests.support.clients import CallRecorder, FrontDoor, asgi
@@ -245,7 +245,7 @@ async def test_models_are_listed_and_shown() -> None:
     check("ModelListAnswer", listing)
     assert listing["data"][-1]["id"] == VIDEO_MODEL
     shown = (await get(door, f"/v1/models/{VIDEO_MODEL}")).json
-    check("ShownModelAnswer", shown)
+    check("ModelAnswer", shown)
     assert shown["vireo"]["outputs"] == ["video"]
     assert (shown["vireo"]["sizes"], shown["vireo"]["num_frames"]) == (["64x64"], [29, 93])
 

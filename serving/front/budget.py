@@ -1,0 +1,96 @@
+"""What a caller is willing to spend, however it is spelt: the ``vireo`` object of JSON, headers, or a message."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Priority
+from serving.errors import InvalidRequest
+from serving.front.front import shown
+from serving.front.http.body import Headers, header
+from serving.front.http.json_body import Strict, validate
+from serving.limits import IngressLimits
+
+NO_BUDGET = Budget()
+_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
+_PRIORITIES = {
+    vireo_pb2.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    vireo_pb2.PRIORITY_LOW: Priority.LOW,
+    vireo_pb2.PRIORITY_NORMAL: Priority.NORMAL,
+    vireo_pb2.PRIORITY_HIGH: Priority.HIGH,
+}
+
+
+class BudgetBody(Strict):
+    """What the caller is willing to spend. An absent field means no limit of that kind."""
+
+    latency_ms: Annotated[float | None, Field(gt=0, le=MAX_LATENCY_MS)] = None
+    """Milliseconds from arrival to answer."""
+    energy_j: Annotated[float | None, Field(gt=0, le=MAX_ENERGY_J)] = None
+    """Joules for the whole request."""
+    priority: Literal["low", "normal", "high"] | None = None
+    """Order among competing requests."""
+    quality_floor: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Lowest acceptable held-out accuracy of the operating point."""
+
+    def to_budget(self, fallback: Budget) -> Budget:
+        """Return the budget, with ``fallback`` where a field is absent."""
+        return Budget(
+            latency_ms=fallback.latency_ms if self.latency_ms is None else self.latency_ms,
+            energy_j=fallback.energy_j if self.energy_j is None else self.energy_j,
+            priority=fallback.priority if self.priority is None else Priority(self.priority),
+            quality_floor=fallback.quality_floor if self.quality_floor is None else self.quality_floor,
+        )
+
+
+def budget_from_object(document: dict[str, Any], fallback: Budget) -> Budget:
+    """Read a ``vireo`` object, naming its fields as the JSON body does.
+
+    Raises: InvalidRequest, UnknownField.
+    """
+    try:
+        return validate(BudgetBody, document).to_budget(fallback)
+    except InvalidRequest as error:
+        error.param = f"vireo.{error.param}"
+        raise
+
+
+def budget_from_headers(headers: Headers, limits: IngressLimits) -> Budget:
+    """Return the budget of ``x-vireo-latency-ms`` and ``x-vireo-energy-j``, which a body's own fields override.
+
+    Raises: InvalidRequest: not a number, or out of range.
+    """
+    latency_ms = _number(headers, b"x-vireo-latency-ms", limits)
+    energy_j = _number(headers, b"x-vireo-energy-j", limits)
+    return NO_BUDGET if latency_ms is None and energy_j is None else Budget(latency_ms=latency_ms, energy_j=energy_j)
+
+
+def _number(headers: Headers, name: bytes, limits: IngressLimits) -> float | None:
+    text = header(headers, name, limits)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text.strip()):
+        raise InvalidRequest(
+            f"header {name.decode()} is {shown(text)}; send a decimal number greater than 0", param=name.decode()
+        )
+    return float(text)
+
+
+def budget_from_message(message: vireo_pb2.Budget) -> Budget:
+    """Read a message; one that is not there says nothing. Raises: InvalidRequest."""
+    priority = _PRIORITIES.get(message.priority)
+    if priority is None:
+        raise InvalidRequest(
+            f"vireo.priority is {message.priority}; it must be a value of the enumeration Priority",
+            param="vireo.priority",
+        )
+    return Budget(
+        latency_ms=message.latency_ms if message.HasField("latency_ms") else None,
+        energy_j=message.energy_j if message.HasField("energy_j") else None,
+        priority=priority,
+        quality_floor=message.quality_floor if message.HasField("quality_floor") else None,
+    )

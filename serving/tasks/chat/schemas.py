@@ -1,0 +1,213 @@
+"""JSON of ``POST /v1/chat/completions``: what is taken, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from serving.domain import Report
+from serving.front.budget import BudgetBody
+from serving.front.http.json_body import Strict
+from serving.limits import MAX_ID_CHARS
+from serving.tasks.base import ModelBlock
+from serving.tasks.chat.domain import FinishReason
+
+
+class TextPartBody(Strict):
+    """Words."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrlBody(Strict):
+    """Where an image is: in the URL itself, or at an https address that the operator has allowed."""
+
+    url: str
+    """A ``data:`` URL, or an https URL."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """Accepted and not used: the budget decides."""
+
+
+class ImagePartBody(Strict):
+    """An image, in user messages."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrlBody
+
+
+class MessageBody(Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """``system`` and ``developer`` are the same and may only come first."""
+    content: str | Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1)]
+    name: str | None = None
+    """Accepted and not used."""
+
+
+class StreamOptionsBody(Strict):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+    """Whether a chunk with the usage and without choices comes last."""
+
+
+class JsonSchemaBody(Strict):
+    """A schema that the answer keeps to."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormatBody(Strict):
+    """What the answer looks like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaBody | None = None
+
+
+class ChatBody(Strict):
+    """Body of ``POST /v1/chat/completions``. Read by ``chat_json``, which says more about what it refuses."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+    """Model id, as in ``GET /v1/models``."""
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    """The conversation."""
+    stream: bool | None = None
+    """Whether the answer comes as server-sent events."""
+    stream_options: StreamOptionsBody | None = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Most tokens of an answer; the server has its own limit."""
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    """The older name of ``max_completion_tokens``."""
+    stop: str | list[str] | None = None
+    """Sequences that end the answer and are not part of it."""
+    seed: Annotated[int | None, Field(ge=0)] = None
+    """Makes sampling repeatable."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    """0 always takes the likeliest token; 1 when absent."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Share of probability that is sampled from."""
+    n: Annotated[int | None, Field(ge=1)] = None
+    """Number of answers."""
+    response_format: ResponseFormatBody | None = None
+    logprobs: bool | None = None
+    """Whether probabilities are returned; closed to most tenants."""
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    logit_bias: dict[str, float] | None = None
+    """Token ids to bias; closed to most tenants."""
+    user: str | None = None
+    """Accepted and not used, like ``safety_identifier`` and ``metadata``."""
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
+class TokenAnswer(TypedDict):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobAnswer(TokenAnswer):
+    """A token of the answer, and what else was likely."""
+
+    top_logprobs: list[TokenAnswer]
+
+
+class LogprobsAnswer(TypedDict):
+    """Probabilities of the tokens of an answer."""
+
+    content: list[TokenLogprobAnswer]
+
+
+class PromptDetailsAnswer(TypedDict):
+    """Parts of the prompt's tokens."""
+
+    cached_tokens: int
+    image_tokens: int
+
+
+class UsageAnswer(TypedDict):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetailsAnswer
+
+
+class ChatMessageAnswer(TypedDict):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoiceAnswer(TypedDict):
+    """One answer."""
+
+    index: int
+    message: ChatMessageAnswer
+    logprobs: LogprobsAnswer | None
+    finish_reason: FinishReason
+
+
+class ChatAnswer(TypedDict):
+    """Answer of ``POST /v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoiceAnswer]
+    usage: UsageAnswer
+    vireo: Report
+
+
+class ChatDeltaAnswer(TypedDict):
+    """What is new; the role comes in the first chunk of a choice."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+    refusal: NotRequired[None]
+
+
+class ChatChunkChoiceAnswer(TypedDict):
+    """More of one answer."""
+
+    index: int
+    delta: ChatDeltaAnswer
+    logprobs: LogprobsAnswer | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(TypedDict):
+    """A server-sent event of ``POST /v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoiceAnswer]
+    usage: NotRequired[UsageAnswer | None]
+    vireo: NotRequired[Report]
+
+
+class ChatModelBlock(ModelBlock):
+    """What Vireo says of a chat model beyond OpenAI's fields."""
+
+    modalities: tuple[str, ...]
+    max_model_len: int
+    max_output_tokens: int
