@@ -43,13 +43,18 @@ def up(
     port: PortOption = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; default 9000.")] = None,
     overrides: SetOption = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="ID[=FOLDER]", help="Serve this model and no others; repeatable."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is up; `vireo down` stops it.")
     ] = False,
     check: Annotated[bool, typer.Option(help="Answer one request of each kind before saying so.")] = True,
 ) -> None:
     """Start everything: Redis, Ray, HAProxy, gateway and models. Stays up until Ctrl-C or `vireo down`."""
-    resolved = _resolve(config, profile, port, grpc_port, overrides)
+    extra = [*(overrides or ()), *_ports(port, grpc_port)]
+    resolved = configuration.resolve(configuration.load(config, extra, profile, models=models or ()))
     if detach:
         _detach(resolved)
         return
@@ -106,18 +111,13 @@ def status(
     raise typer.Exit(0 if ready else 1)
 
 
-def _resolve(
-    config: Path | None, profile: str | None, port: int | None, grpc_port: int | None, overrides: list[str] | None
-) -> configuration.ResolvedConfig:
-    extra = list(overrides or [])
-    extra += [f"http.port={port}"] if port is not None else []
-    extra += [f"http.grpc_port={grpc_port}"] if grpc_port is not None else []
-    return configuration.resolve(configuration.load(config, extra, profile))
+def _ports(port: int | None, grpc_port: int | None = None) -> list[str]:
+    given = {"http.port": port, "http.grpc_port": grpc_port}
+    return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _run_dir(port: int | None) -> Path:
-    extra = [f"http.port={port}"] if port is not None else []
-    return configuration.run_dir_of(configuration.load(None, extra))
+    return configuration.run_dir_of(configuration.load(None, _ports(port)))
 
 
 def _processes(pid: int) -> int:

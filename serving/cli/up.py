@@ -61,7 +61,7 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             if check and not stop.is_set():
                 from serving.cli.self_check import check_every_surface
 
-                check_every_surface(config, console)
+                check_every_surface(state, console, is_open=config.allow_anonymous_loopback)
             _state(config, ready=True).write()
             announce(config, console, time.monotonic() - started_s)
             stop.wait()

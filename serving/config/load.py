@@ -7,7 +7,7 @@ profile defaults  <-  YAML file (--config or VIREO_CONFIG)  <-  files below VIRE
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ def load(
     overrides: Iterable[str] = (),
     profile: str | None = None,
     args: Mapping[str, Any] | None = None,
+    models: Sequence[str] = (),
 ) -> Settings:
     """Read the settings. VIREO_SECRETS names a folder of files, each the value of the field that it is named after.
     ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``. ``args``, shaped as a
-    file, come last.
+    file, come last. ``models``, each ``ID`` or ``ID=FOLDER``, are served and no others, as they are set up otherwise.
 
     Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
     """
@@ -40,22 +41,35 @@ def load(
         _apply(written, override)
     written = _merge(written, args or {})
     name = profile or written.get("profile") or os.environ.get("VIREO_PROFILE", "local")
-    return from_mapping({**written, "profile": name})
+    return from_mapping({**written, "profile": name}, models)
 
 
-def from_mapping(written: Mapping[str, Any]) -> Settings:
-    """Lay what a user wrote over the defaults of its profile, strictly.
+def from_mapping(written: Mapping[str, Any], models: Sequence[str] = ()) -> Settings:
+    """Lay what a user wrote over the defaults of its profile, strictly. ``models``: see ``load``.
 
     Raises: ConfigError: unknown profile or field, wrong type.
     """
     name = written.get("profile", "local")
     if name not in tuple(PROFILES):
         raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    merged = _merge(PROFILES[name], written)
+    if models:
+        merged["models"] = _only(models, merged.get("models"))
     try:
-        return Settings.model_validate(_merge(PROFILES[name], written))
+        return Settings.model_validate(merged)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ConfigError("configuration is wrong: " + "; ".join(lines)) from None
+
+
+def _only(named: Sequence[str], written: object) -> list[dict[str, Any]]:
+    entries = [entry for entry in written if isinstance(entry, dict)] if isinstance(written, list | tuple) else []
+    chosen = []
+    for name, separator, folder in (word.partition("=") for word in named):
+        entry = next((entry for entry in entries if entry.get("id") == name), {"id": name})
+        weights = {"checkpoint_dir": str(Path(folder).expanduser().resolve())} if separator else {}
+        chosen.append({**entry, **weights})
+    return chosen
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

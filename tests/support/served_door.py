@@ -14,7 +14,7 @@ import uvicorn
 
 from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
-from serving.front.grpc.registration import add_vireo_to_server
+from serving.front.grpc.registration import add_health_to_server, add_vireo_to_server
 from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService, joined
@@ -77,6 +77,7 @@ async def _serve(
     methods = GrpcMethods(service=behind, authenticator=authenticator, limits=limits)
     rpc = grpc.aio.server()
     add_vireo_to_server(methods, rpc)
+    add_health_to_server(methods, rpc)
     grpc_port = rpc.add_insecure_port("127.0.0.1:0")
     await rpc.start()
     with socket.socket() as listener:

@@ -525,6 +525,23 @@ def test_model_that_cannot_be_served_so_is_refused_with_what_can(model: dict[str
         resolve(from_mapping({"models": [model]}))
 
 
+def test_models_that_are_named_are_served_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, f"models: [{{id: {NANO}, replicas: 3}}, {{id: {CHAT}}}]")
+    monkeypatch.chdir(tmp_path)
+    named = load(path, models=[VIDEO, f"{NANO}=weights"]).models
+    assert named == (ModelSettings(id=VIDEO), ModelSettings(id=NANO, replicas=3, checkpoint_dir=tmp_path / "weights"))
+    assert load(models=[CHAT]).models == (ModelSettings(id=CHAT),)
+    assert load(profile="gpu", models=[CHAT]).models[0].gpus > 0.5, "set up as the profile says"
+    with pytest.raises(ConfigError, match="model ids repeat"):
+        load(models=[CHAT, CHAT])
+
+
+@pytest.mark.parametrize("name", ["", "=folder", "no such"])
+def test_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"models\.0\.id"):
+        load(models=[name])
+
+
 def test_run_folder_is_known_without_knowing_the_models() -> None:
     written = {"models": [{"id": "no-such-model"}], "run_dir": "/run/v"}
     assert run_dir_of(from_mapping(written)) == Path("/run/v")
