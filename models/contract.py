@@ -246,13 +246,13 @@ class Family:
 
     ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
-    inputs; part of every cache key. ``build``: (variant, device) -> the network with the variant's weights, or with
-    seeded random ones where ``variant.weights`` is None and the caller allows it. ``runner``: (network, variant) ->
-    one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out. ``work``:
-    (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where the variant
-    cannot do it. ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be listed; the
-    names are written ``family:name``. ``examples``: names that the generic tests resolve.
-    ``oracle``: (variant) -> the official network on the same weights, where its code is at hand.
+    inputs; part of every cache key. ``build``: (variant, device, random_weights=False) -> the network with the
+    variant's weights, or with seeded random ones where that is asked for. ``runner``: (network, variant) -> one of the
+    protocols below. ``rename``: published parameter name -> ours, or None to leave it out. ``work``: (variant, request,
+    point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where the variant cannot do it.
+    ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be listed; the names are
+    written ``family:name``. ``examples``: names that the generic tests resolve. ``oracle``: (variant) -> the official
+    network on the same weights, where its code is at hand.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
     """
@@ -318,7 +318,8 @@ class Family:
 
 # -- what runs -------------------------------------------------------------------------------------------------------
 # Rows come first in every tensor: the host stacks, gathers survivors and merges arrivals. State is a tree (tuples,
-# lists, dicts) of tensors and plain values. Arrays and tensors are ``Any`` here: this file is read without torch.
+# lists, dicts) of tensors, and of plain values that rows which may meet have in common. Arrays and tensors are ``Any``
+# here: this file is read without torch. The host calls from one thread, in torch's inference mode.
 
 
 @runtime_checkable
@@ -326,7 +327,10 @@ class Unary(Protocol):
     """A whole forward pass."""
 
     def forward(self, batch: Any, points: Sequence[Point]) -> Mapping[str, Any]:
-        """``batch``: inputs as ``prepare`` makes them, stacked. Returns outputs by name, rows first."""
+        """``batch``: a tensor of inputs as ``prepare`` makes them, stacked; ``points``: one a row.
+
+        Returns outputs by name, rows first. A classifier gives ``probabilities`` (rows, classes), float32.
+        """
         ...
 
 
@@ -337,13 +341,13 @@ class Staged(Protocol):
     num_stages: int
 
     def begin(self, batch: Any, points: Sequence[Point]) -> Any:
-        """Take rows in. Computes nothing."""
+        """Take rows in, as ``Unary.forward`` gets them. Computes nothing; ``run`` follows at once."""
         ...
 
     def run(self, state: Any, first_stage: int, num_stages: int) -> tuple[Any, Sequence[Any], Any]:
         """Run consecutive stages on rows that all wait for ``first_stage``.
 
-        Returns the state, each stage's outputs (rows first), and the confidence (rows,) at the last of them.
+        Returns the state, each stage's outputs as of ``Unary.forward``, and the confidence (rows,) at the last of them.
         """
         ...
 

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 
 WEIGHTS_FILE = "model.safetensors"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Folder of the nano checkpoints, which come with the source."""
 
 
 def checkpoint_sha256(directory: Path) -> str:

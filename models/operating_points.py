@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import TypedDict, cast
 
+from models.contract import Variant
 from models.identity import checkpoint_sha256
-from models.registry import ModelSpec
 
 FORMAT = 1
 TABLE_FILE = "operating_points.json"
@@ -75,22 +75,26 @@ class Table(TypedDict):
     points: list[OperatingPoint]
 
 
-def read_table(spec: ModelSpec) -> Table:
+def read_table(variant: Variant) -> Table:
     """Read the table of a model's checkpoint.
 
     Raises:
         ValueError: no checkpoint, no table, or a table of other weights; the message names the command that makes one.
     """
-    if spec.checkpoint_dir is None:
-        raise ValueError(f"{spec.id} ships without weights; run 'vireo convert' and then 'vireo calibrate {spec.id}'")
-    path = spec.checkpoint_dir / TABLE_FILE
+    if variant.weights is None:
+        raise ValueError(
+            f"{variant.id} ships without weights; run 'vireo convert' and then 'vireo calibrate {variant.id}'"
+        )
+    path = variant.weights / TABLE_FILE
     if not path.is_file():
-        raise ValueError(f"{spec.id} has no operating points at {path}; run 'vireo calibrate {spec.id}'")
+        raise ValueError(f"{variant.id} has no operating points at {path}; run 'vireo calibrate {variant.id}'")
     table = json.loads(path.read_text())
     if table.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {table.get('format')!r}, need {FORMAT}; run 'vireo calibrate {spec.id}'")
-    if table["checkpoint_sha256"] != checkpoint_sha256(spec.checkpoint_dir):
-        raise ValueError(f"{path} belongs to other weights than those beside it; run 'vireo calibrate {spec.id}'")
+        raise ValueError(
+            f"{path} has format {table.get('format')!r}, need {FORMAT}; run 'vireo calibrate {variant.id}'"
+        )
+    if table["checkpoint_sha256"] != checkpoint_sha256(variant.weights):
+        raise ValueError(f"{path} belongs to other weights than those beside it; run 'vireo calibrate {variant.id}'")
     return cast(Table, table)
 
 

@@ -12,15 +12,16 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from models.contract import Family, LazyRef, Variant
 from models.families.texthawk2.tiling import TOKENS_PER_TILE, TilingLimits, num_tiles
+from models.identity import CHECKPOINTS
 
 GROUP = "vireo.families"
 
 BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
     {
+        "dyn-perceiver": LazyRef("models.families.dyn_perceiver.family:FAMILY"),
         "vdit": LazyRef("models.families.vdit.family:FAMILY"),
     }
 )
@@ -56,11 +57,18 @@ def _check_unique(found: Mapping[str, Family]) -> None:
                 raise ValueError(f"variant {variant.id!r} is there twice, of {other} and {family.name}")
 
 
-def find(model_id: str) -> tuple[Family, Variant]:
+def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family.
+
+    ``weights``: a folder to read them from instead of the usual one.
 
     Raises: ValueError: the id is unknown; the message lists the known ones.
     """
+    family, variant = _find(model_id)
+    return family, variant if weights is None else variant.with_weights(weights)
+
+
+def _find(model_id: str) -> tuple[Family, Variant]:
     for family in families().values():
         for variant in family.variants:
             if variant.id == model_id:
@@ -79,111 +87,7 @@ def known_ids(task: str | None = None) -> tuple[str, ...]:
     return (*listed, *(f"{family.name}:..." for family in chosen if family.resolve is not None))
 
 
-# -- the three specs of before, until their families are ported ------------------------------------------------------
-
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What a model id stands for.
-
-    ``input_size`` is the side S of the square input in pixels. ``resize_size`` is the length in pixels that the shorter
-    side (``fit="crop"``) or the longer side (``fit="pad"``) is brought to before the square is cut out or filled up.
-    ``mean`` and ``std`` apply to RGB scaled to 0..1. ``labels`` is None where the class names are not ours to ship.
-    ``checkpoint_dir`` is None for a model whose weights the user has to bring (``vireo convert``).
-    """
-
-    id: str
-    family: str
-    variant: str
-    input_size: int
-    num_classes: int
-    num_exits: int
-    labels: tuple[str, ...] | None
-    checkpoint_dir: Path | None
-    resize_size: int
-    fit: Literal["crop", "pad"]
-    interpolation: Literal["bicubic", "bilinear"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    published_top1: tuple[float, ...] | None = None
-    summary: str = ""
-
-    def __post_init__(self) -> None:
-        if self.resize_size < self.input_size and self.fit == "crop":
-            raise ValueError(f"resize_size {self.resize_size} is below input_size {self.input_size}; raise it")
-        if self.labels is not None and len(self.labels) != self.num_classes:
-            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
-
-    def with_checkpoint(self, directory: Path) -> ModelSpec:
-        """Return the same model with its weights read from ``directory``."""
-        return replace(self, checkpoint_dir=directory)
-
-    def label(self, index: int) -> str:
-        """Name of class ``index``; ``class-<index>`` where the names are unknown."""
-        return self.labels[index] if self.labels is not None else f"class-{index}"
-
-
-def _published(variant: str, top1: tuple[float, ...], summary: str) -> ModelSpec:
-    return ModelSpec(
-        id=f"dyn-perceiver-{variant}",
-        family="dyn-perceiver",
-        variant=variant,
-        input_size=224,
-        num_classes=1000,
-        num_exits=4,
-        labels=None,
-        checkpoint_dir=None,
-        resize_size=256,
-        fit="crop",
-        interpolation="bicubic",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        published_top1=top1,
-        summary=summary,
-    )
-
-
-_NANO = ModelSpec(
-    id="dyn-perceiver-nano",
-    family="dyn-perceiver",
-    variant="nano",
-    input_size=32,
-    num_classes=10,
-    num_exits=4,
-    labels=tuple("0123456789"),
-    checkpoint_dir=CHECKPOINTS / "dyn-perceiver-nano",
-    resize_size=32,
-    fit="pad",
-    interpolation="bilinear",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-    summary="digits 0-9, 32x32, trained here on scikit-learn's handwritten digits; weights included",
-)
-
-_SPECS = (
-    _NANO,
-    _published("regnety-800mf", (68.62, 78.32, 79.15, 79.86), "ImageNet-1k, RegNetY-800MF with 128 latents"),
-    _published("resnet50-x0375", (72.93, 77.52, 74.32, 77.70), "ImageNet-1k, ResNet-50 at 0.375, 128 latents"),
-    _published("mobilenetv3-x075", (53.13, 71.65, 71.89, 74.59), "ImageNet-1k, MobileNetV3-L at 0.75, 128 latents"),
-)
-
-MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.id: spec for spec in _SPECS})
-
-
-def get_spec(model_id: str) -> ModelSpec:
-    """Look up a model id.
-
-    Raises:
-        ValueError: the id is unknown; the message lists the known ones.
-    """
-    try:
-        return MODELS[model_id]
-    except KeyError:
-        raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(MODELS)}") from None
+# -- the specs of before, until their families are ported ------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

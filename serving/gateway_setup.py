@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from models.contract import Shape
-from models.registry import ModelSpec, get_spec
+from models.contract import Family, Shape, Variant
+from models.registry import families
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
@@ -220,9 +220,9 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
 def _served(
     model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
 ) -> ServedModel:
-    spec = get_spec(model.id)
-    spec = spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
-    table = load_table(spec.id, spec.checkpoint_dir)
+    family, variant = families()[model.family], model.variant
+    assert variant is not None
+    table = load_table(variant.id, variant.weights)
     dispatcher = Dispatcher(
         send=_sender(handle),
         leave=_leaver(handle),
@@ -230,10 +230,10 @@ def _served(
         max_calls_in_flight=calls_in_flight * model.replicas,
         num_replicas=model.replicas,
         retries=RetryBudget(calls_in_flight * MAX_SAMPLES_PER_CALL),
-        model=spec.id,
+        model=variant.id,
         tell=tell,
     )
-    return ServedModel(card=_card(spec, table), label=spec.label, table=table, dispatcher=dispatcher)
+    return ServedModel(card=_card(family, variant, table), label=variant.io.label, table=table, dispatcher=dispatcher)
 
 
 def _sender(handle: DeploymentHandle[Any]) -> Callable[[str, list[SampleCall], float], PendingCall]:
@@ -255,16 +255,17 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(spec: ModelSpec, table: Any) -> ModelCard:
-    folder = spec.checkpoint_dir or Path()
+def _card(family: Family, variant: Variant, table: Any) -> ModelCard:
+    folder, io = variant.weights or Path(), variant.io
     return ModelCard(
-        id=spec.id,
-        family=spec.family,
+        id=variant.id,
+        family=family.name,
         created_s=int((folder / "model.safetensors").stat().st_mtime),
-        input_size=spec.input_size,
-        num_classes=spec.num_classes,
-        num_exits=spec.num_exits,
-        labels=tuple(spec.label(index) for index in range(spec.num_classes)),
+        input_size=io.input_size,
+        num_classes=io.num_classes,
+        num_exits=io.num_exits,
+        labels=tuple(io.label(index) for index in range(io.num_classes)),
         checkpoint_sha256=table.checkpoint_sha256,
         operating_points=tuple(point.name for point in table.points),
+        prepare_version=family.prepare_version,
     )

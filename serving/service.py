@@ -40,6 +40,8 @@ class ModelCard(Card):
     num_exits: int
     labels: tuple[str, ...]
     operating_points: tuple[str, ...]
+    prepare_version: str
+    """Part of every cache key: raised whenever the same picture gives other inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

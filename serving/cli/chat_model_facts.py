@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.identity import WEIGHTS_FILE
-from models.registry import CHECKPOINTS, ChatModelSpec
+from models.identity import CHECKPOINTS, WEIGHTS_FILE
+from models.registry import ChatModelSpec
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONFIG_FILE = "config.json"

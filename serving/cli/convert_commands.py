@@ -31,14 +31,14 @@ def convert_dyn_perceiver(
     with told_plainly():
         from models.checkpoint import check_against, load_official, save_weights
         from models.families.dyn_perceiver.load import build_meta
-        from models.registry import get_spec
+        from models.registry import find
 
-        spec = get_spec(model)
+        _, variant = find(model)
         if not source.is_file():
             raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
         state = load_official(source, prefer_ema=ema)
-        check_against(build_meta(spec), state)
-        path = save_weights(state, out, {"model": spec.id, "source": source.name})
+        check_against(build_meta(variant), state)
+        path = save_weights(state, out, {"model": variant.id, "source": source.name})
     console.print(f"{len(state)} tensors written to {path}")
 
 

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from models.contract import Variant
-from models.registry import CHAT_MODELS, MODELS, ChatModelSpec, ModelSpec, families, find, get_spec, known_ids
+from models.registry import CHAT_MODELS, ChatModelSpec, families, find, known_ids
 from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
@@ -36,10 +36,10 @@ def register(app: typer.Typer) -> None:
 def list_models() -> None:
     """List the models that this version knows: those that classify, those that chat, those that make clips."""
     table = Table("id", "input", "classes", "exits", "weights", "what it is")
-    for spec in MODELS.values():
-        side = str(spec.input_size)
+    for variant in (v for family in families().values() if "classify" in family.tasks for v in family.variants):
+        side, io = str(variant.io.input_size), variant.io
         table.add_row(
-            spec.id, f"{side}x{side}", str(spec.num_classes), str(spec.num_exits), _weights(spec), spec.summary
+            variant.id, f"{side}x{side}", str(io.num_classes), str(io.num_exits), _weights(variant), variant.summary
         )
     console.print(table)
     chat = Table("id", "context", "tile", "tiles", "a side", "tokens a tile", "weights", "what it is")
@@ -82,15 +82,15 @@ def show_model(
             for line in video_model_facts.lines_of(made):
                 console.print(line, markup=False, soft_wrap=True)
             return
-        spec = _shown_spec(model, checkpoint)
+        variant = _shown_variant(model, checkpoint)
         if as_json:
-            typer.echo(json.dumps(read_table(spec), indent=1))
+            typer.echo(json.dumps(read_table(variant), indent=1))
             return
-        console.print(f"[bold]{spec.id}[/]  {spec.summary}\nweights: {spec.checkpoint_dir or _weights(spec)}")
-        if spec.published_top1 is not None:
-            console.print(f"published top-1 of its exits, %: {', '.join(map(str, spec.published_top1))}")
-        if spec.checkpoint_dir is not None:
-            _print_points(spec)
+        console.print(f"[bold]{variant.id}[/]  {variant.summary}\nweights: {variant.weights or _weights(variant)}")
+        if top1 := variant.published.get("top1"):
+            console.print(f"published top-1 of its exits, %: {', '.join(map(str, top1))}")
+        if variant.weights is not None:
+            _print_points(variant)
 
 
 def train(
@@ -110,13 +110,13 @@ def train(
         from models.training.dyn_perceiver import train as training
         from models.training.dyn_perceiver.card import write_card
 
-        spec = get_spec(model)
-        directory = out or spec.checkpoint_dir or Path(spec.id)
+        _, variant = find(model)
+        directory = out or variant.weights or Path(variant.id)
         config = training.TrainConfig(model=model, seed=seed, steps=steps or training.TrainConfig.steps)
         task = progress.add_task("training", total=config.steps)
         log = training.train(config, directory, _show_training(progress, task))
         _drop_stale_table(directory)
-        write_card(spec.with_checkpoint(directory))
+        write_card(variant.with_weights(directory))
     for name, accuracy in log["test_accuracy"].items():
         console.print(f"{name:>6}: " + "  ".join(f"exit {k} {100 * a:.2f}%" for k, a in enumerate(accuracy, 1)))
     console.print(f"written to {directory}; next: vireo calibrate {model}" + (f" --checkpoint {out}" if out else ""))
@@ -150,12 +150,12 @@ def calibrate(
         from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
         from models.training.dyn_perceiver.card import write_card
 
-        spec = _spec(model, checkpoint)
+        _, variant = find(model, checkpoint)
         config = CalibrationConfig(device=device, num_threads=threads, watts=watts)
-        calibrate_model(spec, config, data_dir=data, on_progress=_show_phases(progress))
-        if spec.checkpoint_dir is not None and (spec.checkpoint_dir / "training_log.json").is_file():
-            write_card(spec)
-    _print_points(spec)
+        calibrate_model(variant, config, data_dir=data, on_progress=_show_phases(progress))
+        if variant.weights is not None and (variant.weights / "training_log.json").is_file():
+            write_card(variant)
+    _print_points(variant)
 
 
 def _video_variant(model: str, checkpoint: Path | None) -> Variant:
@@ -173,26 +173,21 @@ def _show_chat(spec: ChatModelSpec, checkpoint: Path | None, as_json: bool) -> N
         console.print(line, soft_wrap=True)
 
 
-def _shown_spec(model: str, checkpoint: Path | None) -> ModelSpec:
+def _shown_variant(model: str, checkpoint: Path | None) -> Variant:
     try:
-        return _spec(model, checkpoint)
+        return find(model, checkpoint)[1]
     except ValueError as error:
         raise ValueError(f"{error}; chat models: {', '.join(CHAT_MODELS)}") from None
 
 
-def _spec(model: str, checkpoint: Path | None) -> ModelSpec:
-    spec = get_spec(model)
-    return spec if checkpoint is None else spec.with_checkpoint(checkpoint)
+def _weights(variant: Variant) -> str:
+    return "included" if variant.weights is not None else "bring your own (vireo convert)"
 
 
-def _weights(spec: ModelSpec) -> str:
-    return "included" if spec.checkpoint_dir is not None else "bring your own (vireo convert)"
-
-
-def _print_points(spec: ModelSpec) -> None:
+def _print_points(variant: Variant) -> None:
     from models.operating_points import read_table
 
-    content = read_table(spec)
+    content = read_table(variant)
     hardware = content["hardware"]
     table = Table("point", "FLOPs", "accuracy", "clean", "leaving at exits 1-4", "ms, batch of 16", "J per picture")
     for point in content["points"]:

@@ -20,7 +20,6 @@ import psutil
 import structlog
 from rich.console import Console
 
-from models.registry import get_spec
 from serving.cli import drain
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
@@ -130,7 +129,8 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
     for model in config.models_with(UnaryOptions):
-        load_table(model.id, model.checkpoint_dir or get_spec(model.id).checkpoint_dir)
+        assert model.variant is not None
+        load_table(model.id, model.variant.weights)
     for chat_model in config.models_with(StreamOptions):
         read_card(chat_model)
         read_prompts(chat_model)

@@ -1,6 +1,6 @@
-"""What belongs to a model: its processor, and how many tiles it cuts an image into.
+"""What a model makes of an image: its family's processor, and how many tiles that cuts it into.
 
-``models`` is imported inside the functions: a decode worker loads what its model needs, and nothing here imports torch.
+Families are loaded inside the functions: a decode worker loads what its model needs, and nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ def load_processor(model_id: str) -> Processor:
     """Build the processor of a served model: one square for a classifier, tiles for a chat model.
 
     Raises:
-        ValueError: unknown model id.
+        ValueError: unknown model id, or its family takes no images.
     """
-    from models.registry import CHAT_MODELS, get_spec
+    from models.registry import CHAT_MODELS, find
 
     if chat := CHAT_MODELS.get(model_id):
         from models.families.texthawk2.image_processor import cut_tiles
 
         return partial(cut_tiles, limits=chat.tiling)
-    from models.families.dyn_perceiver.processor import Processor as DynPerceiverProcessor
-
-    return DynPerceiverProcessor(get_spec(model_id))
+    family, variant = find(model_id)
+    if family.prepare is None:
+        raise ValueError(f"{model_id} takes no images")
+    processor: Processor = family.prepare.load()(variant)
+    return processor
 
 
 def count_tiles(model_id: str, width: int, height: int) -> int:
@@ -35,8 +37,10 @@ def count_tiles(model_id: str, width: int, height: int) -> int:
     Raises:
         ValueError: the model cannot tile such an image; the text is fit for the client.
     """
-    from models.families.texthawk2.tiling import best_grid, num_tiles
     from models.registry import CHAT_MODELS
 
-    chat = CHAT_MODELS.get(model_id)
-    return 1 if chat is None else num_tiles(best_grid(height, width, chat.tiling))
+    if chat := CHAT_MODELS.get(model_id):
+        from models.families.texthawk2.tiling import best_grid, num_tiles
+
+        return num_tiles(best_grid(height, width, chat.tiling))
+    return 1

@@ -17,6 +17,7 @@ from functools import partial
 
 import structlog
 
+from models.contract import Point
 from schedulers.types import (
     BatchFinished,
     Decision,
@@ -45,7 +46,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
 )
-from serving.replica.staged.base import Outcome, Probabilities, StagedEngine
+from serving.replica.staged.base import DEFAULTS, Outcome, Outputs, StagedEngine
 from serving.telemetry.events import BatchRan, SampleAnswered, Sink, ignore
 
 _log = structlog.get_logger(__name__)
@@ -55,7 +56,7 @@ _log = structlog.get_logger(__name__)
 class Answer:
     """One sample's answer and what it cost. ``compute_s`` is its equal share of every batch it was in."""
 
-    probabilities: Probabilities
+    outputs: Outputs
     exit_index: int
     degraded: bool
     queue_s: float
@@ -142,15 +143,16 @@ class Driver:
 
     async def submit(
         self,
-        pixels: Pixels,
+        inputs: Pixels,
         *,
         deadline_s: float,
         thresholds: tuple[float, ...],
+        point: Point = DEFAULTS,
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
         stay: Stay | None = None,
     ) -> Answer:
-        """Run one sample; ``pixels`` is uint8 (S, S, 3), ``deadline_s`` is absolute on this driver's clock.
+        """Run one sample; ``inputs`` is what its family prepared, ``deadline_s`` is absolute on this driver's clock.
 
         Cancelling the call takes the sample out, at the next stage boundary if it is running. So does ``stay.leave``,
         which also tells what it took.
@@ -170,7 +172,7 @@ class Driver:
             raise _left()
         sample_id = self._next_id
         self._next_id += 1
-        self.engine.admit(sample_id, pixels)
+        self.engine.admit(sample_id, inputs, point)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._samples[sample_id] = _Sample(future, self.clock(), stay)
         stay._take_out = partial(self._feed, SampleCancelled(sample_id=sample_id))
@@ -264,7 +266,7 @@ class Driver:
 
     def _reply(self, sample_id: int, reply: Reply) -> None:
         try:
-            probabilities = self.engine.result(sample_id, reply.exit_index)
+            outputs = self.engine.result(sample_id, reply.exit_index)
         except Exception:
             # The other decisions of this round must still be carried out.
             _log.exception("engine has no result", exit_index=reply.exit_index)
@@ -272,7 +274,7 @@ class Driver:
             return
         sample = self._samples.pop(sample_id)
         answer = Answer(
-            probabilities=probabilities,
+            outputs=outputs,
             exit_index=reply.exit_index,
             degraded=reply.degraded,
             queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),

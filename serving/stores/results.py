@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.families.dyn_perceiver import processor
 from schedulers.admission import BucketLimits, BucketState, Cost, empty_for_s
 from serving.config import ResolvedConfig, TenantSettings
 from serving.delivery.unary.wire import SampleAnswer, SampleOutcome
@@ -105,7 +104,7 @@ class ResultStore:
                 model=card.id,
                 checkpoint_sha256=card.checkpoint_sha256,
                 operating_point=point,
-                processor_version=processor.VERSION,
+                processor_version=card.prepare_version,
                 content_sha256=content_sha256,
             )
         )

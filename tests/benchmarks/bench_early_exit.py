@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_early_exit       # prints the tables, writes docs/benchmarks/early-exit.{json,md}
 
 In process and without HTTP: this measures engine, driver and scheduler. Every side is a ``Driver``
-around an ``EarlyExitEngine`` with the same weights, torch threads, deadline and pictures (held-out mixed set: half
+around an ``RowEngine`` with the same weights, torch threads, deadline and pictures (held-out mixed set: half
 clean, half hard), and runs on uvloop, as in a classifier replica. Requests come open loop, as a seeded Poisson process;
 their latency counts from the moment they were due. The generator shares the event loop with the driver, so its own
 work (about a third of the loop's) counts against every side, most against the fastest.

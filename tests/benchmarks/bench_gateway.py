@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from models.registry import get_spec
+from models.registry import find
 from schedulers.operating_points import Budget, Choice, choose
 from serving.operating_points import load_table
 from tests.benchmarks import gateway_profile
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="sample Vireo's replicas with py-spy afterwards")
     args = parser.parse_args()
     plan, origin = plan_of(args), provenance("gateway")
-    choice = choose(load_table(MODEL, get_spec(MODEL).checkpoint_dir), Budget(), 0.0)
+    choice = choose(load_table(MODEL, find(MODEL)[1].weights), Budget(), 0.0)
     assert isinstance(choice, Choice), "without a budget every point fits"
     with tempfile.TemporaryDirectory(prefix="vb-", ignore_cleanup_errors=True) as folder:
         systems = [

@@ -49,7 +49,7 @@ class _Run:
             answer = await self.driver.submit(
                 pixels, deadline_s=due_s + self.deadline_s, thresholds=self.side.point.thresholds
             )
-            self.answers[index] = (int(answer.probabilities.argmax()), answer.exit_index, answer.degraded)
+            self.answers[index] = (int(answer.outputs["probabilities"].argmax()), answer.exit_index, answer.degraded)
         except ServingError as error:
             self.refusals[error.code] += 1
         self.done_s[index] = self.driver.clock() - due_s
@@ -121,13 +121,13 @@ def _outcomes(work: Workload, run: _Run, pictures: list[int], duration_s: float)
         "p50_ms": _ms(quantile(latencies, 0.5, num_failed=count - len(latencies)).value_s),
         "p99_ms": _ms(quantile(latencies, 0.99, num_failed=count - len(latencies)).value_s),
         "lag_p99_ms": _ms(sorted(run.sent_s)[math.ceil(0.99 * count) - 1]) if count else None,
-        "exit_shares": _shares(Counter(exit_index for _, (_, exit_index, _) in answered), work.staged.num_exits),
+        "exit_shares": _shares(Counter(exit_index for _, (_, exit_index, _) in answered), work.runner.num_stages),
     }
 
 
 def _engine_use(work: Workload, batches: dict[int, list[int]]) -> dict[str, Any]:
     return {
-        "mean_batch": [round(mean(batches[s]), 2) if s in batches else None for s in range(work.staged.num_exits)],
+        "mean_batch": [round(mean(batches[s]), 2) if s in batches else None for s in range(work.runner.num_stages)],
         "num_batches": sum(len(sizes) for sizes in batches.values()),
     }
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from models.contract import Variant
 from models.families.dyn_perceiver.load import load_model
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
-from models.registry import ModelSpec, get_spec
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
+from models.registry import find
 from models.training.dyn_perceiver.evaluation import held_out_sets
 from models.training.dyn_perceiver.measure import stage_costs
 from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
@@ -23,8 +25,7 @@ from schedulers.types import Scheduler
 from serving.operating_points import FILE_NAME
 from serving.replica.driver import Driver
 from serving.replica.staged.base import Outcome, StageOutput
-from serving.replica.staged.early_exit_engine import EarlyExitEngine
-from serving.replica.staged.setup import warm_up
+from serving.replica.staged.engine import RowEngine, bytes_per_sample
 from serving.telemetry.events import BatchRan, Event, SampleAnswered
 
 QUALITY_MARGIN = 0.005
@@ -50,8 +51,8 @@ class Point:
 class Workload:
     """Everything that is the same for all sides. ``exits`` is the drawn exit of each picture, or None."""
 
-    spec: ModelSpec
-    staged: StagedDynPerceiver
+    variant: Variant
+    runner: DynPerceiverRunner
     images: list[NDArray[np.uint8]]
     labels: NDArray[np.int64] | None
     drawn_exits: NDArray[np.int64] | None
@@ -120,7 +121,7 @@ class WatchedEngine:
     With ``drawn_exits`` the model runs as always, and its confidences are replaced: 0 before a sample's exit, 1 there.
     """
 
-    def __init__(self, engine: EarlyExitEngine, drawn_exits: NDArray[np.int64] | None) -> None:
+    def __init__(self, engine: RowEngine, drawn_exits: NDArray[np.int64] | None) -> None:
         self._engine = engine
         self._drawn_exits = drawn_exits
         self.busy_s = 0.0
@@ -170,7 +171,7 @@ class Totals:
 
 def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Totals]:
     """A driver as a classifier replica has it, around a fresh scheduler."""
-    engine = EarlyExitEngine(work.staged, bytes_per_sample=work.bytes_per_sample, max_bytes=8 << 30)
+    engine = RowEngine(work.runner, bytes_per_sample=work.bytes_per_sample, max_bytes=8 << 30)
     watched, totals, cost = WatchedEngine(engine, work.drawn_exits), Totals(), work.cost_model()
 
     def predict(stage: int, num_stages: int, size: int) -> float:
@@ -190,19 +191,20 @@ def load_workload(
     operating_point: str | None = None,
 ) -> Workload:
     """Load the model, measure its stages here and now, and pick the operating point."""
-    spec = get_spec(model)
-    staged = StagedDynPerceiver(load_model(spec, device=device, random_weights=random_weights), spec)
-    bytes_per_sample = warm_up(staged, spec, max(batch_sizes))
-    costs = stage_costs(staged, spec.input_size, batch_sizes=batch_sizes, repeats=repeats)
+    variant = find(model)[1]
+    runner = DynPerceiverRunner(load_model(variant, device, random_weights=random_weights), variant)
+    side = variant.io.input_size
+    peak_bytes = bytes_per_sample(runner, torch.zeros((max(batch_sizes), side, side, 3), dtype=torch.uint8), {})
+    costs = stage_costs(runner, side, runner.device, batch_sizes=batch_sizes, repeats=repeats)
     if random_weights:
-        images, labels, drawn = _random_pictures(spec)
+        images, labels, drawn = _random_pictures(variant)
         full, early, watts = *_drawn_points(), WATTS_OF_A_CORE
     else:
         images, labels, drawn = *_held_out(), None
-        full, early, watts = _calibrated_points(spec, operating_point)
+        full, early, watts = _calibrated_points(variant, operating_point)
     return Workload(
-        spec=spec,
-        staged=staged,
+        variant=variant,
+        runner=runner,
         images=images,
         labels=labels,
         drawn_exits=drawn,
@@ -211,7 +213,7 @@ def load_workload(
         batch_sizes=tuple(batch_sizes),
         stage_seconds=tuple(tuple(ms / 1e3 for ms in row) for row in costs["stages"]),
         watts=watts,
-        bytes_per_sample=bytes_per_sample,
+        bytes_per_sample=peak_bytes,
     )
 
 
@@ -220,9 +222,9 @@ def _held_out() -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
     return list(mixed.images), mixed.labels
 
 
-def _random_pictures(spec: ModelSpec) -> tuple[list[NDArray[np.uint8]], None, NDArray[np.int64]]:
+def _random_pictures(variant: Variant) -> tuple[list[NDArray[np.uint8]], None, NDArray[np.int64]]:
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (256, spec.input_size, spec.input_size, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (256, variant.io.input_size, variant.io.input_size, 3), dtype=np.uint8)
     return list(images), None, rng.choice(len(DRAWN_SHARES), len(images), p=DRAWN_SHARES)
 
 
@@ -232,14 +234,14 @@ def _drawn_points() -> tuple[Point, Point]:
     return full, Point(name="drawn", thresholds=(0.5,) * count, shares=DRAWN_SHARES)
 
 
-def _calibrated_points(spec: ModelSpec, name: str | None) -> tuple[Point, Point, float]:
+def _calibrated_points(variant: Variant, name: str | None) -> tuple[Point, Point, float]:
     """The full network; the point called ``name`` or, without a name, the one of fewest expected FLOPs whose accuracy
     on the *calibration* split is at most ``QUALITY_MARGIN`` below the full network's; assumed watts.
 
     The test split, on which the benchmark runs, has no say in the choice.
     """
-    assert spec.checkpoint_dir is not None, f"{spec.id} has no checkpoint; use --random-weights"
-    table = json.loads((spec.checkpoint_dir / FILE_NAME).read_text())
+    assert variant.weights is not None, f"{variant.id} has no checkpoint; use --random-weights"
+    table = json.loads((variant.weights / FILE_NAME).read_text())
     points = table["points"]
     full = next(point for point in points if point["name"] == "full")
     floor = full["accuracy_calibration"] - QUALITY_MARGIN

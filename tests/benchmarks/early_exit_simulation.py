@@ -20,9 +20,9 @@ _BISECTIONS = 7
 def confidences(work: Workload) -> NDArray[np.float64]:
     """Confidence of each exit for each picture, (N, E): the network's own, or the drawn ones."""
     if work.drawn_exits is not None:
-        return (np.arange(work.staged.num_exits) >= work.drawn_exits[:, None]).astype(np.float64)
+        return (np.arange(work.runner.num_stages) >= work.drawn_exits[:, None]).astype(np.float64)
     assert work.labels is not None, "pictures without labels have drawn exits"
-    return exit_outputs(work.staged, Pictures(np.stack(work.images), work.labels)).confidences.T.astype(np.float64)
+    return exit_outputs(work.runner, Pictures(np.stack(work.images), work.labels)).confidences.T.astype(np.float64)
 
 
 def capacity_per_s(

@@ -31,7 +31,7 @@ from models.checkpoint import load_into
 from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.load import build_meta
-from models.registry import get_spec
+from models.registry import find
 
 # Constructor arguments: the commands of the official README.
 FLAGS = {"SA_widening_factor": 4, "spatial_reduction": True}
@@ -92,7 +92,7 @@ def compare(model_id: str, num_inputs: int, batch: int) -> float:
     """Print the row of one variant and return the largest difference of any logit."""
     theirs = build_official(model_id)
     randomise(theirs, seed=1)
-    ours = build_meta(get_spec(model_id))
+    ours = build_meta(find(model_id)[1])
     load_into(ours, theirs.state_dict())  # fails unless every name and shape agrees
     ours.eval()
     fused = folded(ours)

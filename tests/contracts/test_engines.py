@@ -37,7 +37,7 @@ def run_all(engine: StagedEngine, *ids: int) -> None:
 
 
 def probabilities(engine: StagedEngine, sample_id: int) -> list[Probabilities]:
-    return [engine.result(sample_id, exit_index) for exit_index in range(engine.num_stages)]
+    return [engine.result(sample_id, exit_index)["probabilities"] for exit_index in range(engine.num_stages)]
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_one_outcome_per_sample_in_the_order_asked(engine: StagedEngine, case: E
         for sample_id, outcome in zip(ids, outcomes, strict=True):
             assert isinstance(outcome, StageOutput)
             assert 0.0 <= outcome.confidence <= 1.0
-            row = engine.result(sample_id, stage)
+            row = engine.result(sample_id, stage)["probabilities"]
             # FakeEngine's confidence is the bare number of stages over all; a real one's is the winner's probability.
             if case.name != "fake":
                 assert outcome.confidence == float(row.max())
@@ -75,7 +75,7 @@ def test_result_exists_for_passed_exits_only(engine: StagedEngine, case: EngineC
             engine.result(1, stage)
         engine.run(stage, 1, (1,))
         for passed in range(stage + 1):
-            assert engine.result(1, passed).size > 1
+            assert engine.result(1, passed)["probabilities"].size > 1
     with pytest.raises(KeyError):
         engine.result(2, 0)
 
@@ -110,7 +110,7 @@ def test_fused_stages_equal_single_ones(engine: StagedEngine, case: EngineCase, 
     for one, other in zip(single, fused, strict=True):
         for exit_index in range(first + count):
             # The same batches go through the same kernels: exactly.
-            np.testing.assert_array_equal(engine.result(one, exit_index), engine.result(other, exit_index))
+            np.testing.assert_equal(engine.result(one, exit_index), engine.result(other, exit_index))
 
 
 def test_survivors_of_different_arrivals_merged_equal_running_apart(engine: StagedEngine, case: EngineCase) -> None:
@@ -236,6 +236,6 @@ async def test_driver_gives_each_caller_what_the_engine_gives_alone(case: Engine
         )
     for number, answer in enumerate(answers):
         assert answer.exit_index == number % 4
-        expected = alone.result(number, answer.exit_index)
-        np.testing.assert_allclose(answer.probabilities, expected, rtol=0.0, atol=case.tolerance)
+        expected = alone.result(number, answer.exit_index)["probabilities"]
+        np.testing.assert_allclose(answer.outputs["probabilities"], expected, rtol=0.0, atol=case.tolerance)
     assert engine.held_bytes == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from models.registry import CHECKPOINTS
+from models.identity import CHECKPOINTS
 from models.training.vdit.judge import Judge
 from models.training.vdit.prompts import parse_prompt
 from serving.tasks.videos.points import load_table

@@ -30,6 +30,7 @@ CARD = ModelCard(
     labels=("a", "b", "c"),
     checkpoint_sha256="c" * 64,
     operating_points=("fast",),
+    prepare_version="1",
 )
 TENANTS = [
     {"name": "acme", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},

@@ -10,9 +10,9 @@ import numpy as np
 
 from serving.domain import Pixels
 from serving.replica.staged.base import StagedEngine
-from serving.replica.staged.early_exit_engine import EarlyExitEngine
-from serving.replica.staged.fake_engine import FakeEngine
-from tests.support.models import nano_bytes_per_sample, nano_spec, nano_staged
+from serving.replica.staged.engine import RowEngine
+from tests.support.fake_engine import FakeEngine
+from tests.support.models import nano_bytes_per_sample, nano_runner, nano_variant
 
 _POISON = 255
 
@@ -43,12 +43,12 @@ def _fake() -> EngineCase:
 
 
 def _early_exit() -> EngineCase:
-    def make(max_samples: int) -> EarlyExitEngine:
+    def make(max_samples: int) -> RowEngine:
         size = nano_bytes_per_sample()
-        return EarlyExitEngine(nano_staged(), bytes_per_sample=size, max_bytes=2 * size * max_samples)
+        return RowEngine(nano_runner(), bytes_per_sample=size, max_bytes=2 * size * max_samples)
 
     def image(number: int) -> Pixels:
-        side = nano_spec().input_size
+        side = nano_variant().io.input_size
         return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
     return EngineCase(

@@ -16,7 +16,7 @@ from schedulers.types import Scheduler
 from serving.domain import Pixels
 from serving.replica.driver import Driver
 from serving.replica.staged.base import Outcome
-from serving.replica.staged.fake_engine import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 SIDE = 4
 NEVER = 1e8

@@ -60,6 +60,7 @@ def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
         labels=tuple(f"class {index}" for index in range(num_classes)),
         checkpoint_sha256="ab" * 32,
         operating_points=("full", "fast"),
+        prepare_version="1",
     )
 
 

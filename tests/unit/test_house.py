@@ -158,7 +158,10 @@ def _reads_environment(tree: ast.AST) -> bool:
 _HEAVY = {"torch", "ray", "transformers", "vllm", "sklearn", "matplotlib", "redis", "fastapi"}
 _LOADS = {
     "decode worker": (["serving.media.worker", "serving.media.processors"], _HEAVY),
-    "processor": (["models.registry", "models.identity", "models.families.dyn_perceiver.processor"], _HEAVY),
+    "processor": (
+        ["models.registry", "models.identity", "models.families.dyn_perceiver.family", "models.pictures"],
+        _HEAVY,
+    ),
     "front door's types": (
         ["serving.domain", "serving.errors", "serving.delivery.unary.wire", "serving.config"],
         _HEAVY,

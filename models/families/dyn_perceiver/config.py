@@ -1,13 +1,8 @@
-"""Shapes of every variant as plain data: no torch, no I/O.
-
-Source of the published numbers: the official code and the commands of its README (see docs/models/dyn-perceiver.md).
-"""
+"""What shapes a Dynamic Perceiver has, as plain data: no torch, no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 NUM_STAGES = 4
 NUM_EXITS = 4
@@ -68,46 +63,3 @@ class DynPerceiverConfig:
     def tokens(self) -> tuple[int, int, int, int]:
         """Latent tokens in each stage."""
         return self.num_latents, self.num_latents // 2, self.num_latents // 4, self.num_latents // 8
-
-
-CONFIGS: Mapping[str, DynPerceiverConfig] = MappingProxyType(
-    {
-        "regnety-800mf": DynPerceiverConfig(
-            backbone=RegNetConfig(stem_width=32, widths=(64, 144, 320, 784), depths=(1, 3, 8, 2), group_width=16),
-            num_latents=128,
-            latent_depths=(3, 3, 9, 6),
-        ),
-        "resnet50-x0375": DynPerceiverConfig(
-            backbone=ResNetConfig(width=0.375), num_latents=128, latent_depths=(3, 3, 9, 3)
-        ),
-        "mobilenetv3-x075": DynPerceiverConfig(
-            backbone=MobileNetV3Config(width=0.75), num_latents=128, latent_depths=(3, 3, 9, 9)
-        ),
-        # Little is spent before exit 1 and most of the rest between exits 1 and 2: stages 1 and 2 are one narrow block
-        # each, and their latents only read the features.
-        "nano": DynPerceiverConfig(
-            backbone=RegNetConfig(
-                stem_width=16, widths=(16, 32, 80, 160), depths=(1, 1, 7, 4), strides=(2, 2, 1, 2), group_width=16
-            ),
-            num_latents=32,
-            latent_depths=(0, 0, 1, 4),
-            num_heads=(1, 1, 2, 4),
-            latent_widening=2,
-            pool_side=4,
-            input_size=32,
-            num_classes=10,
-        ),
-    }
-)
-
-
-def config_for(variant: str) -> DynPerceiverConfig:
-    """Look up a variant.
-
-    Raises:
-        ValueError: unknown variant; the message lists the known ones.
-    """
-    try:
-        return CONFIGS[variant]
-    except KeyError:
-        raise ValueError(f"unknown Dynamic Perceiver variant {variant!r}; known: {', '.join(CONFIGS)}") from None

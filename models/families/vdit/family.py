@@ -10,9 +10,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant
+from models.identity import CHECKPOINTS
 from models.io import ClipIO, ClipRequest, SamplerRange
 from models.methods.attention.setting import parse_attention
-from models.registry import CHECKPOINTS
 
 TEACHER, STUDENT = "teacher", "student"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from models.contract import Variant
 from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.load import build_meta, load_model
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import checkpoint_sha256
 from models.methods.early_exit.calibration import Estimate, calibrate, estimate, first_exit_only, no_early_exit
 from models.operating_points import FORMAT, OperatingPoint, StageCost, Table, write_table
-from models.registry import ModelSpec
 from models.training.dyn_perceiver.evaluation import (
     HARD_COPIES,
     HARD_STRENGTH,
@@ -45,7 +45,7 @@ class CalibrationConfig:
 
 
 def calibrate_model(
-    spec: ModelSpec,
+    variant: Variant,
     config: CalibrationConfig,
     *,
     data_dir: Path | None = None,
@@ -58,18 +58,18 @@ def calibrate_model(
     Raises:
         ValueError: no weights, or no pictures to calibrate a published variant on.
     """
-    if spec.checkpoint_dir is None:
+    if variant.weights is None:
         raise ValueError(
-            f"{spec.id} ships without weights; run 'vireo convert' first, then calibrate with --checkpoint"
+            f"{variant.id} ships without weights; run 'vireo convert' first, then calibrate with --checkpoint"
         )
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
     try:
-        staged = StagedDynPerceiver(load_model(spec, config.device), spec)
-        table = _table(spec, config, staged, _pictures(spec, data_dir), on_progress)
+        runner = DynPerceiverRunner(load_model(variant, config.device), variant)
+        table = _table(variant, config, runner, _pictures(variant, data_dir), on_progress)
     finally:
         torch.set_num_threads(threads_before)
-    write_table(table, spec.checkpoint_dir)
+    write_table(table, variant.weights)
     return table
 
 
@@ -82,13 +82,15 @@ class _Sets:
     description: dict[str, object]
 
 
-def _pictures(spec: ModelSpec, data_dir: Path | None) -> _Sets:
+def _pictures(variant: Variant, data_dir: Path | None) -> _Sets:
     if data_dir is not None:
-        search, judge = folder_sets(data_dir, spec)
+        search, judge = folder_sets(data_dir, variant)
         sizes = {"calibration": len(search), "test": len(judge)}
         return _Sets(search, {"mixed": judge}, {"source": "labelled folder, split in halves by seed 0", **sizes})
-    if spec.variant != "nano":
-        raise ValueError(f"{spec.id} needs labelled pictures to calibrate on; pass --data DIR (one folder per class)")
+    if not variant.is_nano:
+        raise ValueError(
+            f"{variant.id} needs labelled pictures to calibrate on; pass --data DIR (one folder per class)"
+        )
     search, tests = held_out_sets("calibration")["mixed"], held_out_sets("test")
     description: dict[str, object] = {
         "source": "scikit-learn digits, held out from training",
@@ -102,27 +104,28 @@ def _pictures(spec: ModelSpec, data_dir: Path | None) -> _Sets:
 
 
 def _table(
-    spec: ModelSpec, config: CalibrationConfig, staged: StagedDynPerceiver, sets: _Sets, on_progress: OnProgress
+    variant: Variant, config: CalibrationConfig, runner: DynPerceiverRunner, sets: _Sets, on_progress: OnProgress
 ) -> Table:
-    assert spec.checkpoint_dir is not None
-    flops = exit_flops(build_meta(spec))
+    assert variant.weights is not None
+    flops = exit_flops(build_meta(variant))
     costs = stage_costs(
-        staged,
-        spec.input_size,
+        runner,
+        variant.io.input_size,
+        runner.device,
         repeats=config.repeats,
         on_progress=lambda done, total: on_progress("timing stages", done, total),
     )
     on_progress("searching thresholds", 0, 1)
-    search = exit_outputs(staged, sets.calibration)
-    tests = {name: exit_outputs(staged, pictures) for name, pictures in sets.test.items()}
+    search = exit_outputs(runner, sets.calibration)
+    tests = {name: exit_outputs(runner, pictures) for name, pictures in sets.test.items()}
     found = _search(search, flops, config.target_percent)
     points = [_point(name, e, tests, flops, costs, config.watts) for name, e in found]
     on_progress("searching thresholds", 1, 1)
     return {
         "format": FORMAT,
-        "model": spec.id,
-        "checkpoint_sha256": checkpoint_sha256(spec.checkpoint_dir),
-        "hardware": hardware(staged.device),
+        "model": variant.id,
+        "checkpoint_sha256": checkpoint_sha256(variant.weights),
+        "hardware": hardware(runner.device),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "split": sets.description,
         "exit_flops": flops,

@@ -10,36 +10,36 @@ from typing import Any
 
 import numpy as np
 
+from models.contract import Variant
 from models.families.dyn_perceiver.load import build_meta, load_model
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.operating_points import TABLE_FILE, Table, read_table
-from models.registry import ModelSpec
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS
 from models.training.dyn_perceiver.evaluation import ExitOutputs, Pictures, exit_outputs, held_out_sets
 
 EXIT_NAMES = ("1 (latents, stage 3)", "2 (latents, stage 4)", "3 (features)", "4 (merged)")
 
 
-def write_card(spec: ModelSpec) -> Path:
+def write_card(variant: Variant) -> Path:
     """Write README.md, curves.png and failures.png beside the weights, and operating_points.png if there is a table.
 
     Raises:
         ValueError: no weights, or a table of other weights.
     """
-    directory = spec.checkpoint_dir
+    directory = variant.weights
     if directory is None or not (directory / "training_log.json").is_file():
-        raise ValueError(f"{spec.id} has no training log to make a card from; run 'vireo train {spec.id}'")
+        raise ValueError(f"{variant.id} has no training log to make a card from; run 'vireo train {variant.id}'")
     log = json.loads((directory / "training_log.json").read_text())
-    table = read_table(spec) if (directory / TABLE_FILE).is_file() else None
-    staged = StagedDynPerceiver(load_model(spec), spec)
+    table = read_table(variant) if (directory / TABLE_FILE).is_file() else None
+    runner = DynPerceiverRunner(load_model(variant), variant)
     sets = held_out_sets("test")
-    outputs = {name: exit_outputs(staged, pictures) for name, pictures in sets.items()}
+    outputs = {name: exit_outputs(runner, pictures) for name, pictures in sets.items()}
     plot_curves(log, directory / "curves.png")
     draw_failures(sets["hard"], outputs["hard"], directory / "failures.png")
     if table is not None:
         plot_points(table, directory / "operating_points.png")
     card = directory / "README.md"
-    card.write_text(_card(spec, log, table, sets, outputs))
+    card.write_text(_card(variant, log, table, sets, outputs))
     return card
 
 
@@ -75,7 +75,7 @@ def plot_points(table: Table, path: Path) -> None:
 def draw_failures(pictures: Pictures, outputs: ExitOutputs, path: Path, columns: int = 16, rows: int = 3) -> None:
     """A sheet of hard test pictures that the last exit gets wrong, titled "truth>answer"."""
     wrong = np.flatnonzero(~outputs.correct[-1])[: columns * rows]
-    answers = outputs.logits[-1].argmax(-1)
+    answers = outputs.probabilities[-1].argmax(-1)
     figure, axes = _figure(rows, columns, size=(columns * 0.62, rows * 0.8))
     for axis in axes:
         axis.axis("off")
@@ -95,7 +95,7 @@ def _figure(rows_or_panels: int, columns: int | None = None, size: tuple[float, 
 
 
 def _card(
-    spec: ModelSpec,
+    variant: Variant,
     log: Mapping[str, Any],
     table: Table | None,
     sets: Mapping[str, Pictures],
@@ -103,12 +103,12 @@ def _card(
 ) -> str:
     config = log["config"]
     parts = [
-        f"# {spec.id}\n",
+        f"# {variant.id}\n",
         "Made by `vireo train` and `vireo calibrate`; every figure below comes from their logs.\n",
-        f"A Dynamic Perceiver for single digits on {spec.input_size}x{spec.input_size} pictures, "
-        f"{sum(p.numel() for p in build_meta(spec).parameters()):,} parameters, four exits.\n",
+        f"A Dynamic Perceiver for single digits on {variant.io.input_size}x{variant.io.input_size} pictures, "
+        f"{sum(p.numel() for p in build_meta(variant).parameters()):,} parameters, four exits.\n",
         "## Reproduce\n",
-        "```\n" + f"vireo train {spec.id}\nvireo calibrate {spec.id}\n" + "```\n",
+        "```\n" + f"vireo train {variant.id}\nvireo calibrate {variant.id}\n" + "```\n",
         f"Seed {config['seed']}, {config['steps']} steps of {config['batch_size']} in {log['training_s'] / 60:.0f} min "
         f"on {config['num_threads']} thread(s), torch {log['torch']}. The same seed gives the same weights on the same "
         "build, thread count and kind of processor. An interrupted run goes on where it stopped.\n",
@@ -161,7 +161,7 @@ def _failure_section(sets: Mapping[str, Pictures], outputs: Mapping[str, ExitOut
 
 
 def _confusions(pictures: Pictures, outputs: ExitOutputs, most: int = 8) -> str:
-    answers = outputs.logits[-1].argmax(-1)
+    answers = outputs.probabilities[-1].argmax(-1)
     wrong = np.flatnonzero(answers != pictures.labels)
     pairs = Counter(f"{pictures.labels[i]}>{answers[i]}" for i in wrong)
     listed = ", ".join(f"{pair} {count}" for pair, count in pairs.most_common(most))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.contract import Staged
 from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, Glyphs, drawn, handwritten
 
@@ -22,7 +22,7 @@ HARD_STRENGTH = (0.7, 1.0)
 
 @dataclass(frozen=True)
 class Pictures:
-    """``images`` uint8 (N, 32, 32, 3), ready for ``StagedDynPerceiver.begin``; ``labels`` int64 (N,)."""
+    """``images`` uint8 (N, 32, 32, 3), ready for a runner; ``labels`` int64 (N,)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -33,9 +33,9 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ExitOutputs:
-    """Per exit E, sample N: ``logits`` float32 (E, N, K), ``confidences`` float32 (E, N), ``correct`` bool (E, N)."""
+    """Per exit E, sample N: ``probabilities`` float32 (E, N, K), ``confidences`` float32 (E, N), ``correct`` bool."""
 
-    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     confidences: NDArray[np.float32]
     correct: NDArray[np.bool_]
 
@@ -65,16 +65,23 @@ def held_out_sets(split: Literal["calibration", "test"], seed: int = SPLIT_SEED)
     }
 
 
-def exit_outputs(staged: StagedDynPerceiver, pictures: Pictures, batch_size: int = 64) -> ExitOutputs:
+def exit_outputs(runner: Staged, pictures: Pictures, batch_size: int = 64) -> ExitOutputs:
     """Run every exit on every picture."""
     chunks = [pictures.images[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
-    logits = torch.cat([staged.forward_all(chunk).float().cpu() for chunk in chunks], 1)
-    predicted = logits.argmax(-1).numpy()
+    probabilities = torch.cat([_all_exits(runner, chunk) for chunk in chunks], 1).numpy()
     return ExitOutputs(
-        logits=logits.numpy(),
-        confidences=torch.softmax(logits, -1).amax(-1).numpy(),
-        correct=predicted == pictures.labels[None],
+        probabilities=probabilities,
+        confidences=probabilities.max(-1),
+        correct=probabilities.argmax(-1) == pictures.labels[None],
     )
+
+
+@torch.inference_mode()
+def _all_exits(runner: Staged, images: NDArray[np.uint8]) -> Tensor:
+    """Probabilities (E, B, K)."""
+    batch = torch.from_numpy(images)
+    _, outputs, _ = runner.run(runner.begin(batch, [{}] * len(batch)), 0, runner.num_stages)
+    return torch.stack([output["probabilities"].cpu() for output in outputs])
 
 
 def _disturbed(glyphs: Glyphs, strength: tuple[float, float], generator: torch.Generator) -> Pictures:

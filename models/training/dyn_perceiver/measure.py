@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.contract import Staged
 from models.operating_points import Hardware, StageCost
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def stage_costs(
-    staged: StagedDynPerceiver,
+    runner: Staged,
     side: int,
+    device: torch.device,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 30,
@@ -35,12 +37,12 @@ def stage_costs(
     images = generator.integers(0, 256, (max(batch_sizes), side, side, 3), dtype=np.uint8)
     for round_number in range(-2, repeats):
         for size in batch_sizes:
-            for stage, elapsed_ms in enumerate(_one_pass(staged, images[:size])):
+            for stage, elapsed_ms in enumerate(_one_pass(runner, images[:size], device)):
                 if round_number >= 0:
                     times.setdefault((stage, size), []).append(elapsed_ms)
         on_progress(round_number + 3, repeats + 2)
     stages = [
-        [round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(staged.num_exits)
+        [round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(runner.num_stages)
     ]
     return {"batch_sizes": list(batch_sizes), "stages": stages}
 
@@ -78,14 +80,18 @@ def hardware(device: torch.device) -> Hardware:
     }
 
 
-def _one_pass(staged: StagedDynPerceiver, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> list[float]:
+@torch.inference_mode()
+def _one_pass(runner: Staged, images: NDArray[np.uint8], device: torch.device) -> list[float]:
     elapsed = []
-    _wait(staged.device)
+    backwards = torch.arange(len(images) - 1, -1, -1, device=device)
+    _wait(device)
     started_s = time.perf_counter()
-    states = staged.begin(images)
-    for stage in range(staged.num_exits):
-        states, _ = staged.advance(states if stage == 0 else states[::-1])
-        _wait(staged.device)
+    state = runner.begin(torch.tensor(images), [{}] * len(images))
+    for stage in range(runner.num_stages):
+        if stage > 0:
+            state = tuple(tensor.index_select(0, backwards) for tensor in state)
+        state, _, _ = runner.run(state, stage, 1)
+        _wait(device)
         now_s = time.perf_counter()
         elapsed.append((now_s - started_s) * 1e3)
         started_s = now_s

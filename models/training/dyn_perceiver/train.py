@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.checkpoint import save_weights
-from models.families.dyn_perceiver.config import config_for
+from models.contract import Variant
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.load import random_model
 from models.families.dyn_perceiver.model import DynPerceiver
-from models.families.dyn_perceiver.staged import StagedDynPerceiver, to_input
-from models.registry import ModelSpec, get_spec
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
+from models.layers.pixels import to_input
+from models.registry import find
 from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.digits import TRAIN_FONTS, Glyphs, drawn, handwritten
 from models.training.dyn_perceiver.evaluation import SPLIT_SEED, exit_outputs, held_out_sets
@@ -80,14 +81,14 @@ def train(config: TrainConfig, out_dir: Path, on_progress: OnProgress = lambda p
     Raises:
         ValueError: the model is not a trainable variant, or ``out_dir`` holds an interrupted run of another config.
     """
-    spec = get_spec(config.model)
-    if spec.variant != "nano":
-        raise ValueError(f"{spec.id} cannot be trained here (needs ImageNet); trainable: dyn-perceiver-nano")
+    variant = find(config.model)[1]
+    if not variant.is_nano:
+        raise ValueError(f"{variant.id} cannot be trained here (needs ImageNet); trainable: dyn-perceiver-nano")
     out_dir.mkdir(parents=True, exist_ok=True)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
     try:
-        run = _Run(config, spec, out_dir)
+        run = _Run(config, variant, out_dir)
         run.resume()
         run.to_the_end(on_progress)
         return run.finish()
@@ -98,10 +99,10 @@ def train(config: TrainConfig, out_dir: Path, on_progress: OnProgress = lambda p
 class _Run:
     """Everything that a training run has to remember."""
 
-    def __init__(self, config: TrainConfig, spec: ModelSpec, out_dir: Path) -> None:
-        self.config, self.spec, self.out_dir = config, spec, out_dir
-        self.model = random_model(spec, config.seed)
-        self.average = random_model(spec, config.seed)
+    def __init__(self, config: TrainConfig, variant: Variant, out_dir: Path) -> None:
+        self.config, self.variant, self.out_dir = config, variant, out_dir
+        self.model = random_model(variant, config.seed)
+        self.average = random_model(variant, config.seed)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config), lr=config.learning_rate, fused=True)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.handwritten = handwritten(SPLIT_SEED).train
@@ -128,7 +129,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.step, self.config)
         images, labels = _batch(self.handwritten, self.drawn, self.config, self.generator)
-        loss = exit_loss(self.model(to_input(images, self.spec)), labels, self.config)
+        loss = exit_loss(self.model(to_input(images, self.variant.io)), labels, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -146,8 +147,8 @@ class _Run:
                 kept.copy_(new)
 
     def _evaluate(self, loss: float) -> tuple[float, ...]:
-        staged = StagedDynPerceiver(folded(self.average), self.spec)
-        accuracy = tuple(exit_outputs(staged, self.clean).accuracy)
+        runner = DynPerceiverRunner(folded(self.average), self.variant)
+        accuracy = tuple(exit_outputs(runner, self.clean).accuracy)
         self.history.append({"step": self.step, "loss": loss, "clean_accuracy": list(accuracy)})
         return accuracy
 
@@ -182,22 +183,22 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         log = self._log()
-        save_weights(self.average.state_dict(), self.out_dir, {"model": self.spec.id, "seed": str(self.config.seed)})
-        _write_json(self.out_dir / "config.json", {"model": self.spec.id, **asdict(config_for(self.spec.variant))})
-        _write_json(self.out_dir / "labels.json", list(self.spec.labels or ()))
+        save_weights(self.average.state_dict(), self.out_dir, {"model": self.variant.id, "seed": str(self.config.seed)})
+        _write_json(self.out_dir / "config.json", {"model": self.variant.id, **asdict(self.variant.config["network"])})
+        _write_json(self.out_dir / "labels.json", list(self.variant.io.labels or ()))
         _write_json(self.out_dir / "training_log.json", log)
         (self.out_dir / STATE_FILE).unlink(missing_ok=True)
         return log
 
     def _log(self) -> dict[str, Any]:
-        staged = StagedDynPerceiver(folded(self.average), self.spec)
+        runner = DynPerceiverRunner(folded(self.average), self.variant)
         sets = held_out_sets("test")
         return {
             "config": asdict(self.config),
             "split_seed": SPLIT_SEED,
             "torch": torch.__version__,
             "training_s": round(self.seconds, 1),
-            "test_accuracy": {name: exit_outputs(staged, pictures).accuracy for name, pictures in sets.items()},
+            "test_accuracy": {name: exit_outputs(runner, pictures).accuracy for name, pictures in sets.items()},
             "test_size": {name: len(pictures) for name, pictures in sets.items()},
             "history": self.history,
         }

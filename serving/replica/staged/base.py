@@ -7,18 +7,24 @@ event loop and must be cheap; ``run`` blocks and is called on the engine's own t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from models.contract import Point
 from serving.domain import Pixels
 from serving.errors import ServingError
 
 Probabilities = npt.NDArray[np.float32]
 """float32, shape (num_classes,), sums to one."""
+DEFAULTS: Point = MappingProxyType({})
+"""Every setting at its default."""
+Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""What one sample has got at an exit, by name; of a classifier ``probabilities``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +50,10 @@ class StagedEngine(Protocol):
         """Bytes that all admitted samples hold, or will hold at their largest."""
         ...
 
-    def admit(self, sample_id: int, pixels: Pixels) -> None:
+    def admit(self, sample_id: int, inputs: Pixels, point: Point = DEFAULTS) -> None:
         """Take a sample in.
 
-        ``pixels`` is uint8 of shape (S, S, 3). It is not copied and must not change until ``release``.
+        ``inputs`` is what ``Family.prepare`` made. It is not copied and must not change until ``release``.
 
         Raises: QueueFull: the sample does not fit into the engine's memory bound.
         """
@@ -60,8 +66,8 @@ class StagedEngine(Protocol):
         """
         ...
 
-    def result(self, sample_id: int, exit_index: int) -> Probabilities:
-        """Class probabilities of an exit that the sample has passed.
+    def result(self, sample_id: int, exit_index: int) -> Outputs:
+        """Outputs of an exit that the sample has passed.
 
         Raises: KeyError: the sample is not here, or has not passed that exit.
         """

@@ -96,7 +96,7 @@ class Classifier:
 
 def _to_wire(answer: Answer) -> SampleAnswer:
     return SampleAnswer(
-        probabilities=answer.probabilities.tobytes(),
+        probabilities=answer.outputs["probabilities"].tobytes(),
         exit_index=answer.exit_index,
         degraded=answer.degraded,
         queue_s=answer.queue_s,

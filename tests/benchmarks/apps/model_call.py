@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.families.dyn_perceiver.load import load_model
-from models.families.dyn_perceiver.processor import Processor
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
-from models.registry import get_spec
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
+from models.pictures import SquarePicture
+from models.registry import find
 from serving.operating_points import load_table
 
 MODEL = "dyn-perceiver-nano"
@@ -37,10 +37,10 @@ class Decoder:
     """Encoded bytes to model input."""
 
     def __init__(self) -> None:
-        self._processor = Processor(get_spec(MODEL))
+        self._prepare = SquarePicture(find(MODEL)[1])
 
     def __call__(self, encoded: bytes) -> Pixels:
-        return self._processor(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
+        return self._prepare(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
 
 
 class Model:
@@ -48,18 +48,19 @@ class Model:
 
     def __init__(self, operating_point: str) -> None:
         torch.set_num_threads(1)
-        self._spec = get_spec(MODEL)
-        self._staged = StagedDynPerceiver(load_model(self._spec), self._spec)
-        self._thresholds = load_table(MODEL, self._spec.checkpoint_dir).point(operating_point).thresholds
-        self(np.zeros((self._spec.input_size, self._spec.input_size, 3), dtype=np.uint8))
+        variant = find(MODEL)[1]
+        self._label, side = variant.io.label, variant.io.input_size
+        self._runner = DynPerceiverRunner(load_model(variant), variant)
+        self._thresholds = load_table(MODEL, variant.weights).point(operating_point).thresholds
+        self(np.zeros((side, side, 3), dtype=np.uint8))
 
     @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> Classified:
-        states = self._staged.begin(pixels[None])
+        state = self._runner.begin(torch.tensor(pixels[None]))
         last = len(self._thresholds) - 1
         for exit_index, threshold in enumerate(self._thresholds):
-            states, logits = self._staged.advance(states)
-            score, index = torch.softmax(logits[0], dim=0).max(dim=0)
+            state, (outputs,), _ = self._runner.run(state, exit_index, 1)
+            score, index = outputs["probabilities"][0].max(dim=0)
             if exit_index == last or float(score) >= threshold:
                 break
-        return Classified(self._spec.label(int(index)), float(score), exit_index + 1)
+        return Classified(self._label(int(index)), float(score), exit_index + 1)

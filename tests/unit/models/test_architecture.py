@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from models.families.dyn_perceiver.config import CONFIGS, DynPerceiverConfig, RegNetConfig
+from models.contract import Variant
+from models.families.dyn_perceiver.config import DynPerceiverConfig, RegNetConfig
+from models.families.dyn_perceiver.family import FAMILY
 from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.load import build_meta, load_model, random_model
 from models.families.dyn_perceiver.model import DynPerceiver
-from models.families.dyn_perceiver.staged import to_input
-from models.registry import get_spec
+from models.layers.pixels import to_input
+from models.registry import find
 
-REGNET = get_spec("dyn-perceiver-regnety-800mf")
-RESNET = get_spec("dyn-perceiver-resnet50-x0375")
-MOBILENET = get_spec("dyn-perceiver-mobilenetv3-x075")
-NANO = get_spec("dyn-perceiver-nano")
+REGNET = find("dyn-perceiver-regnety-800mf")[1]
+RESNET = find("dyn-perceiver-resnet50-x0375")[1]
+MOBILENET = find("dyn-perceiver-mobilenetv3-x075")[1]
+NANO = find("dyn-perceiver-nano")[1]
 
 # Counted on the official models (see docs/models/dyn-perceiver.md).
-PARAMETERS = {REGNET: 21_798_360, RESNET: 20_283_336, MOBILENET: 9_299_040}
+PARAMETERS = {REGNET.id: 21_798_360, RESNET.id: 20_283_336, MOBILENET.id: 9_299_040}
 SHAPES = {
-    REGNET: {
+    REGNET.id: {
         "latent": (128, 32),
         "cnn_stem.0.weight": (32, 3, 3, 3),
         "cnn_body.block1.block1-0.proj.0.weight": (64, 32, 1, 1),
@@ -45,7 +49,7 @@ SHAPES = {
         "classifier_merge.0.running_var": (1424,),
         "classifier_merge.1.weight": (1000, 1424),
     },
-    RESNET: {
+    RESNET.id: {
         "latent": (128, 24),
         "cnn_stem.0.weight": (24, 3, 7, 7),
         "cnn_body_stage1.0.downsample.0.weight": (96, 24, 1, 1),
@@ -54,7 +58,7 @@ SHAPES = {
         "classifier_cnn.weight": (1000, 768),
         "classifier_merge.1.weight": (1000, 1536),
     },
-    MOBILENET: {
+    MOBILENET.id: {
         "cnn_stem.0.0.weight": (16, 3, 3, 3),
         "cnn_stem.1.block.0.0.weight": (16, 1, 3, 3),
         "cnn_body_stage2.2.block.2.0.weight": (64, 184, 1, 1),
@@ -66,45 +70,44 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("spec", PARAMETERS, ids=lambda spec: spec.variant)
-def test_published_variant_builds_on_meta_with_published_names_and_shapes(spec: object) -> None:
-    model = build_meta(spec)  # type: ignore[arg-type]
+@pytest.mark.parametrize("variant", [REGNET, RESNET, MOBILENET], ids=lambda variant: variant.id)
+def test_published_variant_builds_on_meta_with_published_names_and_shapes(variant: Variant) -> None:
+    model = build_meta(variant)
     state = model.state_dict()
     assert all(tensor.is_meta for tensor in state.values())
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[spec]  # type: ignore[index]
-    expected = SHAPES[spec]  # type: ignore[index]
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[variant.id]
+    expected = SHAPES[variant.id]
     assert {name: tuple(state[name].shape) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    ("spec", "official_mmacs"), [(REGNET, (459.1, 1064.9, 1227.6, 1298.0)), (MOBILENET, (97.7, 182.0, 206.9, 266.4))]
+    ("variant", "official_mmacs"), [(REGNET, (459.1, 1064.9, 1227.6, 1298.0)), (MOBILENET, (97.7, 182.0, 206.9, 266.4))]
 )
 def test_flops_agree_with_the_official_count_within_half_a_percent(
-    spec: object, official_mmacs: tuple[float, ...]
+    variant: Variant, official_mmacs: tuple[float, ...]
 ) -> None:
     # Half a percent: the official counter adds poolings and leaves out squeeze-and-excite of RegNet; ours the reverse.
-    ours = [count / 1e6 for count in exit_flops(build_meta(spec))]  # type: ignore[arg-type]
+    ours = [count / 1e6 for count in exit_flops(build_meta(variant))]
     assert ours == pytest.approx(official_mmacs, rel=5e-3)
 
 
 def test_flops_of_a_linear_part_are_exact() -> None:
     cheap = exit_flops(build_meta(NANO))
-    twice = exit_flops(DynPerceiver(_with_classes(CONFIGS["nano"], 20)))
+    twice = exit_flops(DynPerceiver(dataclasses.replace(NANO.config["network"], num_classes=20)))
     assert twice[0] - cheap[0] == 10 * 32  # the exit's own linear layer
     assert twice[1] - cheap[1] == 10 * 32 + 10 * 80 + 10 * 160  # and what feeds exit 1's logits into exit 2
 
 
-def _with_classes(config: DynPerceiverConfig, classes: int) -> DynPerceiverConfig:
-    import dataclasses
-
-    return dataclasses.replace(config, num_classes=classes)
+@pytest.mark.parametrize("variant", FAMILY.variants, ids=lambda variant: variant.id)
+def test_the_card_says_what_the_network_costs(variant: Variant) -> None:
+    assert list(variant.config["exit_macs"]) == exit_flops(build_meta(variant))
 
 
 def test_folding_moves_logits_by_rounding_only() -> None:
     model = random_model(NANO, seed=3).eval()
     scramble_norms(model)
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    x = to_input(images, NANO)
+    x = to_input(images, NANO.io)
     with torch.no_grad():
         for plain, fast in zip(model(x), folded(model)(x), strict=True):
             torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))

@@ -20,9 +20,9 @@ from models.checkpoint import (
     save_weights,
 )
 from models.families.dyn_perceiver.load import build_meta, load_model, random_model
-from models.registry import get_spec
+from models.registry import find
 
-NANO = get_spec("dyn-perceiver-nano")
+NANO = find("dyn-perceiver-nano")[1]
 
 
 class RunsCode:
@@ -44,7 +44,7 @@ def test_official_file_round_trips_to_the_same_logits(tmp_path: Path) -> None:
     source = random_model(NANO, seed=4)
     path = official_file(tmp_path / "published.pth", model={f"module.{k}": v for k, v in source.state_dict().items()})
     save_weights(load_official(path), tmp_path / "out")
-    loaded = load_model(NANO.with_checkpoint(tmp_path / "out"), fold=False)
+    loaded = load_model(NANO.with_weights(tmp_path / "out"), fold=False)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for ours, theirs in zip(loaded(images), source.eval()(images), strict=True):
@@ -124,7 +124,7 @@ def test_a_long_list_of_problems_is_cut() -> None:
 
 def test_weights_of_another_variant_do_not_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        load_into(build_meta(get_spec("dyn-perceiver-resnet50-x0375")), random_model(NANO).state_dict())
+        load_into(build_meta(find("dyn-perceiver-resnet50-x0375")[1]), random_model(NANO).state_dict())
 
 
 def test_missing_and_damaged_weights_name_the_remedy(tmp_path: Path) -> None:

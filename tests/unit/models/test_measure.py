@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from models.families.dyn_perceiver.load import load_model
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import WEIGHTS_FILE
 from models.operating_points import StageCost, read_table
-from models.registry import get_spec
+from models.registry import find
 from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
 from models.training.dyn_perceiver.image_folder import folder_sets
 from models.training.dyn_perceiver.measure import expected_batch_ms, hardware, interpolate, stage_costs
 
-NANO = get_spec("dyn-perceiver-nano")
+NANO = find("dyn-perceiver-nano")[1]
 COSTS: StageCost = {"batch_sizes": [1, 4, 8], "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]]}
 
 
@@ -37,18 +37,18 @@ def test_a_batch_shrinks_at_every_exit() -> None:
 
 
 def test_measured_table_has_a_positive_number_for_every_stage_and_size() -> None:
-    staged = StagedDynPerceiver(load_model(NANO, random_weights=True), NANO)
-    costs = stage_costs(staged, 32, batch_sizes=(1, 3), repeats=2)
+    runner = DynPerceiverRunner(load_model(NANO, random_weights=True), NANO)
+    costs = stage_costs(runner, 32, runner.device, batch_sizes=(1, 3), repeats=2)
     assert costs["batch_sizes"] == [1, 3]
     assert [len(stage) for stage in costs["stages"]] == [2, 2, 2, 2]
     assert all(ms > 0 for stage in costs["stages"] for ms in stage)
-    assert hardware(staged.device)["device"] == "cpu"
+    assert hardware(runner.device)["device"] == "cpu"
 
 
 def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
-    assert NANO.checkpoint_dir is not None
-    (tmp_path / WEIGHTS_FILE).write_bytes((NANO.checkpoint_dir / WEIGHTS_FILE).read_bytes())
-    spec = NANO.with_checkpoint(tmp_path)
+    assert NANO.weights is not None
+    (tmp_path / WEIGHTS_FILE).write_bytes((NANO.weights / WEIGHTS_FILE).read_bytes())
+    spec = NANO.with_weights(tmp_path)
     phases: set[str] = set()
     config = CalibrationConfig(repeats=1, target_percent=(40, 5), watts=8.0)
     table = calibrate_model(spec, config, on_progress=lambda what, done, total: phases.add(what))
@@ -59,7 +59,7 @@ def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
 
 
 def test_published_variant_needs_weights_and_pictures(tmp_path: Path) -> None:
-    spec = get_spec("dyn-perceiver-regnety-800mf")
+    spec = find("dyn-perceiver-regnety-800mf")[1]
     with pytest.raises(ValueError, match="vireo convert"):
         calibrate_model(spec, CalibrationConfig())
 

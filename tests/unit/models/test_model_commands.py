@@ -11,12 +11,12 @@ import typer
 from typer.testing import CliRunner
 
 from models.families.dyn_perceiver.load import random_model
-from models.identity import checkpoint_sha256
-from models.registry import CHAT_MODELS, CHECKPOINTS, MODELS, get_spec
+from models.identity import CHECKPOINTS, checkpoint_sha256
+from models.registry import CHAT_MODELS, find, known_ids
 from serving.cli import convert_commands, model_commands
 from serving.cli.chat_model_facts import BYTES_PER_NUMBER, kv_numbers_per_token, weights_of
 
-NANO = get_spec("dyn-perceiver-nano")
+NANO = find("dyn-perceiver-nano")[1]
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -32,7 +32,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_list_names_every_model() -> None:
     status, output = run("models", "list")
     assert status == 0
-    assert all(model_id in output for model_id in MODELS)
+    assert all(model_id in output for model_id in known_ids())
     assert all(model_id in output for model_id in CHAT_MODELS)
     assert "bring your own (vireo convert texthawk2)" in output
 
@@ -47,8 +47,8 @@ def test_show_prints_the_operating_points() -> None:
 def test_show_as_json_is_the_table() -> None:
     status, output = run("models", "show", "dyn-perceiver-nano", "--json")
     assert status == 0
-    assert NANO.checkpoint_dir is not None
-    assert json.loads(output)["checkpoint_sha256"] == checkpoint_sha256(NANO.checkpoint_dir)
+    assert NANO.weights is not None
+    assert json.loads(output)["checkpoint_sha256"] == checkpoint_sha256(NANO.weights)
 
 
 def test_show_of_a_published_chat_model_gives_its_limits_and_how_to_get_weights() -> None:

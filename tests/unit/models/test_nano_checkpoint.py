@@ -15,26 +15,24 @@ import torch
 
 from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.load import build_meta, load_model
-from models.families.dyn_perceiver.processor import Processor
-from models.families.dyn_perceiver.staged import StagedDynPerceiver
+from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import checkpoint_sha256
 from models.methods.early_exit.calibration import estimate
-from models.methods.early_exit.criteria import confidence, should_exit
 from models.operating_points import OperatingPoint, read_table
-from models.registry import get_spec
-from models.training.dyn_perceiver.evaluation import ExitOutputs, exit_outputs, held_out_sets
+from models.pictures import SquarePicture
+from models.registry import find
+from models.training.dyn_perceiver.evaluation import ExitOutputs, Pictures, exit_outputs, held_out_sets
 
-SPEC = get_spec("dyn-perceiver-nano")
+NANO = find("dyn-perceiver-nano")[1]
 
 
 @cache
 def outputs(name: str) -> ExitOutputs:
-    staged = StagedDynPerceiver(load_model(SPEC), SPEC)
-    return exit_outputs(staged, held_out_sets("test")[name])
+    return exit_outputs(DynPerceiverRunner(load_model(NANO), NANO), held_out_sets("test")[name])
 
 
 def points() -> list[OperatingPoint]:
-    return read_table(SPEC)["points"]
+    return read_table(NANO)["points"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +48,7 @@ def test_last_exit_gets_97_percent_of_clean_held_out_digits() -> None:
 
 
 def test_half_of_the_flops_cost_at_most_half_a_point() -> None:
-    flops = exit_flops(build_meta(SPEC))
+    flops = exit_flops(build_meta(NANO))
     cheap = [p for p in points() if p["flops_fraction"] <= 0.5]
     for name, field in (("clean", "accuracy_clean"), ("mixed", "accuracy")):
         out = outputs(name)
@@ -59,7 +57,7 @@ def test_half_of_the_flops_cost_at_most_half_a_point() -> None:
 
 
 def test_the_table_repeats_what_the_weights_do() -> None:
-    flops, out = exit_flops(build_meta(SPEC)), outputs("mixed")
+    flops, out = exit_flops(build_meta(NANO)), outputs("mixed")
     for point in points():
         measured = estimate(out.confidences, out.correct, flops, point["thresholds"])
         # Another processor may round a few confidences to the other side of a threshold: a few samples of 2,912.
@@ -69,22 +67,22 @@ def test_the_table_repeats_what_the_weights_do() -> None:
 
 
 def test_the_table_belongs_to_the_weights_and_is_strict_json() -> None:
-    assert SPEC.checkpoint_dir is not None
+    assert NANO.weights is not None
 
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} in the table")
 
-    table = json.loads((SPEC.checkpoint_dir / "operating_points.json").read_text(), parse_constant=refuse)
-    assert table["checkpoint_sha256"] == checkpoint_sha256(SPEC.checkpoint_dir)
-    assert table["exit_flops"] == exit_flops(build_meta(SPEC))
-    assert table["model"] == SPEC.id
+    table = json.loads((NANO.weights / "operating_points.json").read_text(), parse_constant=refuse)
+    assert table["checkpoint_sha256"] == checkpoint_sha256(NANO.weights)
+    assert table["exit_flops"] == exit_flops(build_meta(NANO))
+    assert table["model"] == NANO.id
     assert [len(stage) for stage in table["stage_cost_ms"]["stages"]] == [
         len(table["stage_cost_ms"]["batch_sizes"])
     ] * 4
 
 
 def test_every_point_is_complete_and_consistent() -> None:
-    table = read_table(SPEC)
+    table = read_table(NANO)
     names = [p["name"] for p in table["points"]]
     assert names[0] == "full"
     assert len(set(names)) == len(names) >= 6
@@ -100,26 +98,26 @@ def test_every_point_is_complete_and_consistent() -> None:
 
 
 def test_table_of_other_weights_is_refused(tmp_path: Path) -> None:
-    assert SPEC.checkpoint_dir is not None
-    shutil.copy(SPEC.checkpoint_dir / "operating_points.json", tmp_path)
+    assert NANO.weights is not None
+    shutil.copy(NANO.weights / "operating_points.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"other weights.*vireo calibrate dyn-perceiver-nano"):
-        read_table(SPEC.with_checkpoint(tmp_path))
+        read_table(NANO.with_weights(tmp_path))
 
 
 def test_model_without_a_table_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vireo calibrate dyn-perceiver-nano"):
-        read_table(SPEC.with_checkpoint(tmp_path))
+        read_table(NANO.with_weights(tmp_path))
     with pytest.raises(ValueError, match=r"vireo convert"):
-        read_table(get_spec("dyn-perceiver-regnety-800mf"))
+        read_table(find("dyn-perceiver-regnety-800mf")[1])
 
 
 def test_checkpoint_is_small_and_complete() -> None:
-    assert SPEC.checkpoint_dir is not None
-    assert (SPEC.checkpoint_dir / "model.safetensors").stat().st_size <= 4_000_000
-    assert tuple(json.loads((SPEC.checkpoint_dir / "labels.json").read_text())) == SPEC.labels
+    assert NANO.weights is not None
+    assert (NANO.weights / "model.safetensors").stat().st_size <= 4_000_000
+    assert tuple(json.loads((NANO.weights / "labels.json").read_text())) == NANO.io.labels
     for name in ("README.md", "config.json", "training_log.json", "curves.png", "operating_points.png"):
-        assert (SPEC.checkpoint_dir / name).is_file()
+        assert (NANO.weights / name).is_file()
 
 
 @pytest.mark.parametrize("inverted", [False, True], ids=["light on dark", "dark on light"])
@@ -135,16 +133,9 @@ def test_typeset_digits_of_any_size_and_polarity_are_read(inverted: bool) -> Non
         ImageDraw.Draw(picture).text(
             ((size - right - left) / 2, (size - bottom - top) / 2), str(digit), fill=ink, font=font
         )
-        images.append(Processor(SPEC)(np.array(picture)))
-    staged = StagedDynPerceiver(load_model(SPEC), SPEC)
-    answers = staged.forward_all(np.stack(images))[-1].argmax(-1).tolist()
-    assert sum(a == d for d, a in enumerate(answers)) >= 9, answers
-
-
-def test_confidence_is_the_largest_probability_and_thresholds_are_inclusive() -> None:
-    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    assert confidence(logits).tolist() == pytest.approx([0.5, 0.75])
-    assert should_exit(logits, float(confidence(logits)[1])).tolist() == [False, True]
+        images.append(SquarePicture(NANO)(np.array(picture)))
+    read = exit_outputs(DynPerceiverRunner(load_model(NANO), NANO), Pictures(np.stack(images), np.arange(10)))
+    assert read.correct[-1].sum() >= 9, read.probabilities[-1].argmax(-1)
 
 
 def test_held_out_sets_are_always_the_same_and_share_no_digit_with_training() -> None:

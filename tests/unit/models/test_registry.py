@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from models.families.texthawk2.tiling import Grid
-from models.registry import CHAT_MODELS, MODELS, get_chat_spec, get_spec
+from models.registry import CHAT_MODELS, find, get_chat_spec
 
 
 def test_light_modules_import_neither_torch_nor_scikit_learn() -> None:
     code = (
         "import sys, models.registry, models.operating_points, models.identity, "
-        "models.families.dyn_perceiver.processor, "
-        "models.families.dyn_perceiver.config, models.methods.early_exit.calibration\n"
+        "models.pictures, models.families.dyn_perceiver.family, models.methods.early_exit.calibration\n"
         "heavy = {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )
@@ -28,38 +27,26 @@ def test_light_modules_import_neither_torch_nor_scikit_learn() -> None:
 
 def test_unknown_id_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"dyn-perceiver-nano.*dyn-perceiver-mobilenetv3-x075"):
-        get_spec("resnet-152")
+        find("resnet-152")
 
 
-def test_ids_are_family_and_variant() -> None:
-    assert set(MODELS) == {
-        "dyn-perceiver-nano",
-        "dyn-perceiver-regnety-800mf",
-        "dyn-perceiver-resnet50-x0375",
-        "dyn-perceiver-mobilenetv3-x075",
-    }
-    assert all(model_id == f"{spec.family}-{spec.variant}" == spec.id for model_id, spec in MODELS.items())
-
-
-def test_the_registry_cannot_be_written_to() -> None:
-    with pytest.raises(TypeError):
-        MODELS["x"] = get_spec("dyn-perceiver-nano")  # type: ignore[index]
+def test_weights_can_be_elsewhere() -> None:
+    assert find("dyn-perceiver-nano", Path("here"))[1].weights == Path("here")
 
 
 def test_labels_have_to_match_the_classes() -> None:
     with pytest.raises(ValueError, match="2 labels for 10 classes"):
-        dataclasses.replace(get_spec("dyn-perceiver-nano"), labels=("0", "1"))
+        dataclasses.replace(find("dyn-perceiver-nano")[1].io, labels=("0", "1"))
 
 
 def test_class_without_a_name_is_called_by_its_number() -> None:
-    assert get_spec("dyn-perceiver-nano").label(7) == "7"
-    assert get_spec("dyn-perceiver-regnety-800mf").label(7) == "class-7"
+    assert find("dyn-perceiver-nano")[1].io.label(7) == "7"
+    assert find("dyn-perceiver-regnety-800mf")[1].io.label(7) == "class-7"
 
 
-def test_chat_models_are_known_by_family_and_variant_and_apart_from_classifiers() -> None:
+def test_chat_models_are_known_by_family_and_variant() -> None:
     assert set(CHAT_MODELS) == {"texthawk2-nano", "texthawk2-7b"}
     assert all(model_id == f"{spec.family}-{spec.variant}" == spec.id for model_id, spec in CHAT_MODELS.items())
-    assert not CHAT_MODELS.keys() & MODELS.keys()
 
 
 def test_unknown_chat_model_lists_the_known_ones() -> None:

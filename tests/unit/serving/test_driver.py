@@ -38,8 +38,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.replica.driver import Answer, Driver, Stay, rejection
-from serving.replica.staged.base import Outcome, Probabilities, StageOutput
-from serving.replica.staged.fake_engine import FakeEngine
+from serving.replica.staged.base import Outcome, Outputs, StageOutput
 from serving.telemetry import events
 from tests.support.engines import (
     NEVER,
@@ -51,6 +50,7 @@ from tests.support.engines import (
     running_driver,
     until,
 )
+from tests.support.fake_engine import FakeEngine
 from tests.support.scripted_scheduler import ScriptedScheduler
 
 FULL = (NEVER, NEVER, NEVER, 0.0)
@@ -85,8 +85,10 @@ async def test_sample_leaves_at_the_exit_whose_threshold_it_reaches(exit_index: 
         answer = await driver.submit(pixels(7), deadline_s=math.inf, thresholds=thresholds)
     assert answer.exit_index == exit_index
     assert not answer.degraded
-    assert int(answer.probabilities.argmax()) == 7 or exit_index == 0
-    assert answer.probabilities.max() == pytest.approx((exit_index + 1) / 4 + (1 - (exit_index + 1) / 4) / 10)
+    assert int(answer.outputs["probabilities"].argmax()) == 7 or exit_index == 0
+    assert answer.outputs["probabilities"].max() == pytest.approx(
+        (exit_index + 1) / 4 + (1 - (exit_index + 1) / 4) / 10
+    )
 
 
 @pytest.mark.parametrize("policy", ["early-exit", "full-network", "no-rebatching"])
@@ -100,7 +102,7 @@ async def test_every_caller_gets_its_own_answer_under_every_policy(policy: str) 
     async with running_driver(engine, schedulers[policy]) as driver:
         answers = await asyncio.gather(*(submit(driver, value % 10) for value in range(40)))
         schedulers[policy].check_invariants()
-    assert [int(answer.probabilities.argmax()) for answer in answers] == [value % 10 for value in range(40)]
+    assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == [value % 10 for value in range(40)]
     assert {answer.exit_index for answer in answers} == {3}
     assert engine.held_bytes == 0
 
@@ -295,7 +297,7 @@ async def test_cancelling_one_leaves_the_neighbours_of_its_batch_unhurt() -> Non
         done = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(done.pop(3), asyncio.CancelledError)
     answers = [answer for answer in done if isinstance(answer, Answer)]
-    assert [int(answer.probabilities.argmax()) for answer in answers] == [0, 1, 2, 4, 5, 6, 7]
+    assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == [0, 1, 2, 4, 5, 6, 7]
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ class BrokenEngine(FakeEngine):
             return outcomes[:-1]
         return [StageOutput(math.nan) for _ in outcomes] if self._has("nan") else outcomes
 
-    def result(self, sample_id: int, exit_index: int) -> Probabilities:
+    def result(self, sample_id: int, exit_index: int) -> Outputs:
         if self._has("no result"):
             raise KeyError(sample_id)
         return super().result(sample_id, exit_index)
@@ -351,7 +353,7 @@ async def test_engine_that_breaks_its_contract_strands_nobody(defect: str) -> No
         assert "secret" not in caught.value.message
         assert engine.held_bytes == 0
         answer = await driver.submit(pixels(2), deadline_s=math.inf, thresholds=FULL)
-        assert int(answer.probabilities.argmax()) == 2
+        assert int(answer.outputs["probabilities"].argmax()) == 2
         scheduler.check_invariants()
         assert driver.longest_running_s() == 0.0
 
@@ -403,7 +405,7 @@ async def test_stop_finishes_what_is_here_and_refuses_what_comes() -> None:
         engine.gate.set()
         await asyncio.wait_for(stopping, WAIT_S)
         answers = [task.result() for task in tasks]
-    assert [int(answer.probabilities.argmax()) for answer in answers] == list(range(10))
+    assert [int(answer.outputs["probabilities"].argmax()) for answer in answers] == list(range(10))
     assert engine.held_bytes == 0
 
 
@@ -535,7 +537,7 @@ async def test_thousands_of_submits_end_in_one_outcome_each(rng: np.random.Gener
     assert all(isinstance(o, Answer | ServingError | asyncio.CancelledError) for o in done)
     for number, outcome in enumerate(done):
         if isinstance(outcome, Answer) and outcome.exit_index > 0:
-            assert int(outcome.probabilities.argmax()) == number % 10
+            assert int(outcome.outputs["probabilities"].argmax()) == number % 10
     # Those that fail do so by the engine's word, and only those.
     assert {n % 10 for n, outcome in enumerate(done) if isinstance(outcome, EngineFailed)} == {9}
     assert not any(isinstance(outcome, Answer) for outcome in done[9::10])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.registry import MODELS, get_spec
+from models.registry import families, find
 from serving.errors import ConfigError
 from serving.operating_points import FILE_NAME, load_table
 
@@ -19,7 +19,7 @@ NANO = "dyn-perceiver-nano"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = get_spec(NANO).checkpoint_dir
+    source = find(NANO)[1].weights
     assert source is not None
     for name in (FILE_NAME, "model.safetensors"):
         shutil.copy(source / name, tmp_path / name)
@@ -27,11 +27,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_checkpoint_that_ships_has_a_table_that_loads() -> None:
-    shipped = [spec for spec in MODELS.values() if spec.checkpoint_dir is not None]
+    shipped = [variant for variant in families()["dyn-perceiver"].variants if variant.weights is not None]
     assert shipped
-    for spec in shipped:
-        table = load_table(spec.id, spec.checkpoint_dir)
-        assert table.num_exits == spec.num_exits
+    for variant in shipped:
+        table = load_table(variant.id, variant.weights)
+        assert table.num_exits == variant.io.num_exits
         assert table.points
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.registry import CHECKPOINTS
+from models.identity import CHECKPOINTS
 from models.training.vdit.clips import SHORT_CLIP, Clip, render
 from models.training.vdit.judge import COMBINATIONS, Judge, JudgeNet, Logits, looked_at, targets
 from models.training.vdit.scenes import Mover, Scene, sample_scene

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from models.families.dyn_perceiver.processor import Processor, pad_to_square
-from models.registry import get_spec
+from models.contract import Variant
+from models.pictures import SquarePicture, pad_to_square
+from models.registry import find
 
-PUBLISHED = get_spec("dyn-perceiver-regnety-800mf")
-NANO = get_spec("dyn-perceiver-nano")
+PUBLISHED = find("dyn-perceiver-regnety-800mf")[1]
+NANO = find("dyn-perceiver-nano")[1]
+SQUASHED = replace(NANO, io=replace(NANO.io, fit="squash", interpolation="lanczos"))
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -33,14 +37,14 @@ def torchvision_like(rgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [(256, 256), (333, 500), (500, 333), (100, 101), (257, 256), (1000, 224)])
 def test_published_preprocessing_equals_its_plain_twin(size: tuple[int, int]) -> None:
     rgb = picture(*size)
-    np.testing.assert_array_equal(Processor(PUBLISHED)(rgb), torchvision_like(rgb))
+    np.testing.assert_array_equal(SquarePicture(PUBLISHED)(rgb), torchvision_like(rgb))
 
 
-@pytest.mark.parametrize("spec", [PUBLISHED, NANO], ids=lambda spec: spec.variant)
+@pytest.mark.parametrize("variant", [PUBLISHED, NANO, SQUASHED], ids=lambda variant: variant.io.fit)
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (32, 32), (31, 97)])
-def test_any_size_comes_out_square_and_contiguous(spec: object, size: tuple[int, int]) -> None:
-    out = Processor(spec)(picture(*size))  # type: ignore[arg-type]
-    side = spec.input_size  # type: ignore[attr-defined]
+def test_any_size_comes_out_square_and_contiguous(variant: Variant, size: tuple[int, int]) -> None:
+    out = SquarePicture(variant)(picture(*size))
+    side = variant.io.input_size
     assert out.shape == (side, side, 3)
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
@@ -49,14 +53,14 @@ def test_any_size_comes_out_square_and_contiguous(spec: object, size: tuple[int,
 def test_nano_pads_with_the_colour_of_the_border() -> None:
     rgb = np.full((64, 32, 3), (10, 200, 30), np.uint8)
     rgb[20:40, 10:20] = 255
-    out = Processor(NANO)(rgb)
+    out = SquarePicture(NANO)(rgb)
     np.testing.assert_array_equal(out[:, :8], np.broadcast_to((10, 200, 30), (32, 8, 3)))
     assert out[:, 8:24].max() == 255
 
 
 def test_nano_keeps_a_picture_that_already_fits() -> None:
     rgb = picture(32, 32)
-    np.testing.assert_array_equal(Processor(NANO)(rgb), rgb)
+    np.testing.assert_array_equal(SquarePicture(NANO)(rgb), rgb)
 
 
 def test_padding_centres() -> None:
@@ -76,4 +80,4 @@ def test_padding_centres() -> None:
 )
 def test_what_is_not_rgb_bytes_is_refused_with_its_shape(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
-        Processor(NANO)(wrong)
+        SquarePicture(NANO)(wrong)

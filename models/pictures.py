@@ -1,11 +1,7 @@
 """Picture in, model input out: resize and square, still as bytes. NumPy and Pillow only.
 
-Runs in decode worker processes that never import torch; scaling to floats and normalising happen on the model's side
-(``models.families.dyn_perceiver.staged.to_input``), on the device, on the whole batch.
-
-Published variants: bicubic resize of the shorter side to 256, centre crop of 224 (the evaluation transform of the
-official code). Nano: the longer side is brought to 32 and the rest filled with the colour of the border, so that a tall
-digit keeps all of its ink.
+For every family whose input is a ``PictureIO``. Runs in decode workers, which never import torch; scaling to floats and
+normalising happen on the model's side (``models.layers.pixels``), on the device, on the whole batch.
 """
 
 from __future__ import annotations
@@ -14,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.registry import ModelSpec
+from models.contract import Variant
 
 Pixels = NDArray[np.uint8]
 
-VERSION = "1"
-"""Part of the key of cached results: raise it whenever the same picture gives other pixels."""
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+class SquarePicture:
+    """Callable: uint8 RGB (H, W, 3) of any size -> uint8 (S, S, 3) with S = ``io.input_size``. Holds no state.
 
+    ``crop``: the evaluation transform of ImageNet, resize of the shorter side and centre crop. ``pad``: the longer side
+    is brought to S and the rest filled with the colour of the border, so that nothing is cut off. ``squash``: both
+    sides to S.
+    """
 
-class Processor:
-    """Callable: uint8 RGB (H, W, 3) of any size -> uint8 (S, S, 3) with S = ``spec.input_size``. Holds no state."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self._resampling = _RESAMPLING[spec.interpolation]
+    def __init__(self, variant: Variant) -> None:
+        self._io = variant.io
+        self._resampling = Image.Resampling[variant.io.interpolation.upper()]
 
     def __call__(self, rgb: Pixels) -> Pixels:
         """Bring one picture to the model's input size.
@@ -39,12 +35,13 @@ class Processor:
         """
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
             raise ValueError(f"expected uint8 (H, W, 3) pixels, got {rgb.dtype} {rgb.shape}; decode to RGB first")
-        size = rgb.shape[0], rgb.shape[1]
-        if self._spec.fit == "pad":
-            fitted = self._resize(rgb, longer_side_to(*size, self._spec.resize_size))
-            return pad_to_square(fitted, self._spec.input_size, border_colour(rgb))
-        resized = self._resize(rgb, shorter_side_to(*size, self._spec.resize_size))
-        return centre_crop(resized, self._spec.input_size)
+        size, side = (rgb.shape[0], rgb.shape[1]), self._io.input_size
+        if self._io.fit == "squash":
+            return self._resize(rgb, (side, side))
+        if self._io.fit == "pad":
+            fitted = self._resize(rgb, longer_side_to(*size, self._io.resize_size))
+            return pad_to_square(fitted, side, border_colour(rgb))
+        return centre_crop(self._resize(rgb, shorter_side_to(*size, self._io.resize_size)), side)
 
     def _resize(self, rgb: Pixels, size: tuple[int, int]) -> Pixels:
         if rgb.shape[:2] == size:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from models.contract import Point
 from serving.domain import Pixels
 from serving.errors import EngineFailed, QueueFull
-from serving.replica.staged.base import Outcome, Probabilities, StageOutput
+from serving.replica.staged.base import DEFAULTS, Outcome, Outputs, StageOutput
 
 
 class FakeEngine:
@@ -45,13 +46,13 @@ class FakeEngine:
         """Bytes of the pixels held."""
         return sum(pixels.nbytes for pixels in self._samples.values())
 
-    def admit(self, sample_id: int, pixels: Pixels) -> None:
+    def admit(self, sample_id: int, inputs: Pixels, point: Point = DEFAULTS) -> None:
         """Take a sample in."""
-        if self.held_bytes + pixels.nbytes > self._max_bytes:
+        if self.held_bytes + inputs.nbytes > self._max_bytes:
             raise QueueFull(
                 f"the engine holds {self.held_bytes} bytes; limit is {self._max_bytes}; retry later", retry_after_s=1.0
             )
-        self._samples[sample_id] = pixels
+        self._samples[sample_id] = inputs
         self._reached[sample_id] = 0
 
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
@@ -66,14 +67,14 @@ class FakeEngine:
         self._reached[sample_id] = reached
         return StageOutput(confidence=reached / self._num_stages)
 
-    def result(self, sample_id: int, exit_index: int) -> Probabilities:
+    def result(self, sample_id: int, exit_index: int) -> Outputs:
         """Probabilities of an exit passed."""
         if self._reached[sample_id] <= exit_index:
             raise KeyError(f"sample {sample_id} has not passed exit {exit_index}")
         confidence = (exit_index + 1) / self._num_stages
         probabilities = np.full(self._num_classes, (1 - confidence) / self._num_classes, dtype=np.float32)
         probabilities[int(self._samples[sample_id].flat[0]) % self._num_classes] += confidence
-        return probabilities
+        return {"probabilities": probabilities}
 
     def release(self, sample_id: int) -> None:
         """Forget the sample."""
