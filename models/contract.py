@@ -9,11 +9,11 @@ from __future__ import annotations
 import copyreg
 import importlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 
 def read_only(mapping: dict[str, Any]) -> MappingProxyType[str, Any]:
@@ -378,5 +378,74 @@ class Job(Protocol):
 
 
 Runner: TypeAlias = Unary | Staged | Job
-"""What ``Family.runner`` makes. A stream family has parts for vLLM instead (``Family.parts``)."""
+"""What ``Family.runner`` makes. A stream family has parts instead, below."""
 Prepare: TypeAlias = Callable[[Any], Any]
+
+# -- parts of a stream family ----------------------------------------------------------------------------------------
+# vLLM batches and generates by itself, so such a family has no runner. It names these in ``Family.parts``:
+#   prompts   (variant) -> Prompts
+#   tiles     (variant, width, height) -> squares that ``prepare`` cuts a picture of that size into, at most; cheap,
+#             the same for the picture turned by 90 degrees. Raises ValueError: the picture cannot be cut
+#   vllm      () -> None: tell vLLM about the architecture; called in each of its processes, perhaps more than once.
+#             Its processor takes images as ``prepare`` gives them: (tiles, grid)
+#   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
+# and ``build``, (variant, device, dtype) -> ChatNetwork, for the plain engine that vLLM is compared with.
+
+Grid: TypeAlias = tuple[int, int]
+"""Rows and columns of the tiles that an image was cut into, without its thumbnail."""
+Turn: TypeAlias = tuple[str, Sequence[str | None]]
+"""Who speaks (system, user or assistant), and what: texts, and None where an image stands."""
+
+
+class Prompts(Protocol):
+    """Tokens of conversations. Threads may share one."""
+
+    @property
+    def image_id(self) -> int:
+        """The token that stands for an image."""
+        ...
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The token with which an answer ends."""
+        ...
+
+    def build(self, messages: Iterable[Turn]) -> list[int]:
+        """Ids with one ``image_id`` per image, and the beginning of an answer. No text becomes a control token."""
+        ...
+
+    def image_tokens(self, grid: Grid) -> int:
+        """Tokens of one image, without those that mark its begin and end."""
+        ...
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        """Ids as the model reads them. Raises: ValueError: not one grid per image."""
+        ...
+
+    def num_expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> int:
+        """Length of ``expand(ids, grids)``. Raises: ValueError: not one grid per image."""
+        ...
+
+
+class ChatNetwork(Protocol):
+    """A network that chats, in plain torch."""
+
+    @property
+    def language_model(self) -> Any:
+        """A causal language model with the interface of transformers'."""
+        ...
+
+    def encode_images(self, tiles: Any, grids: Sequence[Grid]) -> Sequence[Any]:
+        """uint8 tiles (T, S, S, 3) of all images, one after another, to one tensor (tokens, width) per image."""
+        ...
+
+
+class TextBox(NamedTuple):
+    """A box that a text names: where it is spelt, and its corners as shares of the image's width and height, 0 to 1."""
+
+    start: int
+    end: int
+    left: float
+    top: float
+    right: float
+    bottom: float

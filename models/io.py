@@ -52,8 +52,8 @@ class ChatIO:
     """Text and tiled images in, text out.
 
     ``tile_size``: side of a tile in pixels. ``max_tiles`` bounds rows x columns of an image's grid, without the
-    thumbnail; ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach the language model. ``max_model_len``: the
-    default for tokens of prompt and answer together.
+    thumbnail, which an image of several tiles has besides; ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach
+    the language model. ``max_model_len``: the default for tokens of prompt and answer together.
 
     Raises: ValueError: one image of the largest grid does not fit into ``max_model_len``, or a bound is not positive.
     """
@@ -65,12 +65,18 @@ class ChatIO:
     max_model_len: int
 
     def __post_init__(self) -> None:
-        largest = self.max_tiles * self.tokens_per_tile
-        if min(self.tokens_per_tile, self.max_tiles_side, self.tile_size) < 1 or largest >= self.max_model_len:
+        if min(self.tokens_per_tile, self.max_tiles, self.max_tiles_side, self.tile_size) < 1:
+            raise ValueError(f"{self} is impossible; every bound must be at least 1")
+        if self.max_image_tokens >= self.max_model_len:
             raise ValueError(
-                f"one image may have {largest} tokens and max_model_len is {self.max_model_len}; raise it, or lower "
-                "max_tiles"
+                f"one image may have {self.max_image_tokens} tokens and max_model_len is {self.max_model_len}; raise "
+                "it, or lower max_tiles"
             )
+
+    @property
+    def max_image_tokens(self) -> int:
+        """Tokens of an image of the largest grid, with its thumbnail."""
+        return (self.max_tiles + (self.max_tiles > 1)) * self.tokens_per_tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

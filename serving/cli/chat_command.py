@@ -129,7 +129,7 @@ def _answer(
     body = {**fields, "messages": conversation.messages(conversation.question(message))}
     screen.answer(client, body, answer)
     screen.ended(answer, shows_stats=stats)
-    _save_drawing(conversation, answer.text, draw)
+    _save_drawing(fields, conversation, answer.text, draw)
 
 
 def _print_json(
@@ -137,16 +137,16 @@ def _print_json(
 ) -> None:
     document = client.complete({**fields, "messages": conversation.messages(conversation.question(message))})
     typer.echo(json.dumps(document, indent=2))
-    _save_drawing(conversation, document["choices"][0]["message"]["content"], draw)
+    _save_drawing(fields, conversation, document["choices"][0]["message"]["content"], draw)
 
 
-def _save_drawing(conversation: Conversation, text: str, draw: Path | None) -> None:
+def _save_drawing(fields: dict[str, Any], conversation: Conversation, text: str, draw: Path | None) -> None:
     """Raises: BadPicture. Exits with 1 if there is nothing to draw: a script must not go on with an old file."""
-    from serving.cli.pictures import draw_boxes
+    from serving.cli.pictures import draw_boxes, find_boxes
 
     picture = conversation.shown_first()
     if draw is None or picture is None:
         return
-    if not draw_boxes(picture, text, draw):
+    if not draw_boxes(picture, text, find_boxes(fields["model"], text), draw):
         typer.echo(f"vireo: the answer holds no box; {draw} is not written", err=True)
         raise typer.Exit(1)

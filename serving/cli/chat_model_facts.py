@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.contract import Family, Variant
 from models.identity import CHECKPOINTS, WEIGHTS_FILE
-from models.registry import ChatModelSpec
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONFIG_FILE = "config.json"
@@ -59,38 +59,39 @@ class ChatModelFacts:
         return json.dumps(asdict(self), indent=1)
 
 
-def facts_of(spec: ChatModelSpec) -> ChatModelFacts:
-    """Look at the registry entry and at its folder.
+def facts_of(family: Family, variant: Variant) -> ChatModelFacts:
+    """Look at the card and at the variant's folder.
 
     Raises: ValueError: the folder's config.json is not that of a model.
     """
-    folder = spec.checkpoint_dir if spec.checkpoint_dir is not None and spec.checkpoint_dir.is_dir() else None
+    folder = variant.weights if variant.weights is not None and variant.weights.is_dir() else None
     card = folder / "README.md" if folder is not None and (folder / "README.md").is_file() else None
-    thumbnail = 1 if spec.max_tiles > 1 else 0
+    io = variant.io
     return ChatModelFacts(
-        id=spec.id,
-        summary=spec.summary,
-        max_model_len=spec.max_model_len,
-        tile_size=spec.tile_size,
-        max_tiles=spec.max_tiles,
-        max_tiles_side=spec.max_tiles_side,
-        tokens_per_tile=spec.tokens_per_tile,
-        max_image_tokens=(spec.max_tiles + thumbnail) * spec.tokens_per_tile,
-        weights=weights_of(spec),
+        id=variant.id,
+        summary=variant.summary,
+        max_model_len=io.max_model_len,
+        tile_size=io.tile_size,
+        max_tiles=io.max_tiles,
+        max_tiles_side=io.max_tiles_side,
+        tokens_per_tile=io.tokens_per_tile,
+        max_image_tokens=io.max_image_tokens,
+        weights=weights_of(family, variant),
         checkpoint_dir=str(folder) if folder is not None else None,
         model_card=str(card) if card is not None else None,
         kv_numbers_per_token=_kv_numbers(folder) if folder is not None else None,
     )
 
 
-def weights_of(spec: ChatModelSpec) -> str:
+def weights_of(family: Family, variant: Variant) -> str:
     """Whether they are there, and if not, how to get them."""
-    folder = spec.checkpoint_dir
+    folder = variant.weights
     if folder is None:
-        return f"bring your own (vireo convert {spec.family})"
+        return f"bring your own (vireo convert {family.name})"
     if (folder / WEIGHTS_FILE).is_file():
         return "included" if folder.is_relative_to(CHECKPOINTS) else "yours"
-    return f"not here: make train-{spec.id}" if folder.is_relative_to(CHECKPOINTS) else f"not here: no {WEIGHTS_FILE}"
+    ours = folder.is_relative_to(CHECKPOINTS)
+    return f"not here: make train-{variant.id}" if ours else f"not here: no {WEIGHTS_FILE}"
 
 
 def kv_numbers_per_token(config: Mapping[str, Any]) -> int:

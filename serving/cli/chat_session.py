@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from serving.cli.chat_client import Answer, ChatClient, ChatFailed, plain, whole
-from serving.cli.pictures import BadPicture, Picture, draw_boxes, load_picture
+from serving.cli.pictures import BadPicture, Picture, draw_boxes, find_boxes, load_picture
 
 HELP = """\
 /image PATH...  show these with your next message: JPEG, PNG or WebP files, or https URLs
@@ -198,5 +198,7 @@ class Session:
         if answer.text:
             talk.keep(question, answer.text)
         self.screen.ended(answer, shows_stats=True)
-        if self.draw is not None and canvas is not None and draw_boxes(canvas, answer.text, self.draw):
+        if self.draw is None or canvas is None:
+            return
+        if draw_boxes(canvas, answer.text, find_boxes(self.fields["model"], answer.text), self.draw):
             self.screen.note(f"boxes drawn: {self.draw}")

@@ -11,8 +11,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from models.contract import Variant
-from models.registry import CHAT_MODELS, ChatModelSpec, families, find, known_ids
+from models.contract import Family, Variant
+from models.registry import families, find, known_ids
 from serving.cli import video_model_facts
 from serving.cli.chat_model_facts import facts_of, weights_of
 from serving.cli.told import console, progress_bar, told_plainly
@@ -43,10 +43,12 @@ def list_models() -> None:
         )
     console.print(table)
     chat = Table("id", "context", "tile", "tiles", "a side", "tokens a tile", "weights", "what it is")
-    for model in CHAT_MODELS.values():
-        limits = (model.max_tiles, model.max_tiles_side, model.tokens_per_tile)
-        tile = f"{model.tile_size}x{model.tile_size}"
-        chat.add_row(model.id, str(model.max_model_len), tile, *map(str, limits), weights_of(model), model.summary)
+    for family, model in [(one, model) for one in families().values() if "chat" in one.tasks for model in one.variants]:
+        io = model.io
+        limits = (io.max_tiles, io.max_tiles_side, io.tokens_per_tile)
+        weights = weights_of(family, model)
+        tile = f"{io.tile_size}x{io.tile_size}"
+        chat.add_row(model.id, str(io.max_model_len), tile, *map(str, limits), weights, model.summary)
     console.print(chat)
     video = Table("id", "clip", "frames", "samplers", "weights", "what it is")
     for made in [one for family in families().values() if "videos" in family.tasks for one in family.variants]:
@@ -70,8 +72,8 @@ def show_model(
     from models.operating_points import read_table
 
     with told_plainly():
-        if model in CHAT_MODELS:
-            _show_chat(CHAT_MODELS[model], checkpoint, as_json)
+        if model in known_ids("chat"):
+            _show_chat(*find(model), checkpoint, as_json)
             return
         if model in known_ids("videos"):
             made = _video_variant(model, checkpoint)
@@ -163,8 +165,8 @@ def _video_variant(model: str, checkpoint: Path | None) -> Variant:
     return variant if checkpoint is None else variant.with_weights(checkpoint)
 
 
-def _show_chat(spec: ChatModelSpec, checkpoint: Path | None, as_json: bool) -> None:
-    facts = facts_of(spec if checkpoint is None else spec.with_checkpoint(checkpoint))
+def _show_chat(family: Family, variant: Variant, checkpoint: Path | None, as_json: bool) -> None:
+    facts = facts_of(family, variant if checkpoint is None else variant.with_weights(checkpoint))
     if as_json:
         typer.echo(facts.as_json())
         return
@@ -177,7 +179,7 @@ def _shown_variant(model: str, checkpoint: Path | None) -> Variant:
     try:
         return find(model, checkpoint)[1]
     except ValueError as error:
-        raise ValueError(f"{error}; chat models: {', '.join(CHAT_MODELS)}") from None
+        raise ValueError(f"{error}; chat models: {', '.join(known_ids('chat'))}") from None
 
 
 def _weights(variant: Variant) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from models.families.texthawk2.coordinates import STEPS
-from models.families.texthawk2.tokens import find_boxes
+from models.contract import TextBox
+from models.registry import find
 from serving.errors import InvalidImage
 from serving.limits import IngressLimits
 from serving.media.decode import decode
@@ -31,7 +31,6 @@ _ANY_SIZE = MediaLimits(
 DRAWABLE = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LABEL_CHARS = 40
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
-_BOX = re.compile(r"<box>[^/]*</box>")
 _OTHERS = (
     (b"GIF8", "a GIF"),
     (b"BM", "a BMP"),
@@ -104,40 +103,45 @@ def _media_type(name: str, encoded: bytes) -> str:
     raise BadPicture(f"{name} is {kind}; give a JPEG, PNG or WebP file")
 
 
-def pixel_boxes(text: str, size: tuple[int, int]) -> list[PixelBox]:
-    """Boxes of an answer as (x1, y1, x2, y2) in pixels of an image of ``size`` (width, height), corners in order."""
+def find_boxes(model_id: str, text: str) -> list[TextBox]:
+    """Boxes that an answer of a model names; none if it cannot, or is not known here."""
+    try:
+        family, _ = find(model_id)
+    except ValueError:
+        return []
+    boxes: list[TextBox] = family.part("boxes")(text) if "boxes" in family.parts else []
+    return boxes
+
+
+def in_pixels(boxes: Iterable[TextBox], size: tuple[int, int]) -> list[PixelBox]:
+    """Boxes as (x1, y1, x2, y2) in pixels of an image of ``size`` (width, height)."""
     width, height = size
     return [
-        (
-            round(min(box[0], box[2]) / STEPS * width),
-            round(min(box[1], box[3]) / STEPS * height),
-            round(max(box[0], box[2]) / STEPS * width),
-            round(max(box[1], box[3]) / STEPS * height),
-        )
-        for box in find_boxes(text)
+        (round(box.left * width), round(box.top * height), round(box.right * width), round(box.bottom * height))
+        for box in boxes
     ]
 
 
-def box_labels(text: str, num_boxes: int) -> list[str]:
+def box_labels(text: str, boxes: Sequence[TextBox]) -> list[str]:
     """What to write at each box: the words before it on its line, if the font can write them, or else its number."""
     labels = []
-    for number, before in enumerate(_BOX.split(text)[:num_boxes], start=1):
-        words = before.rpartition("\n")[2].strip(" \t,;:.-")
+    starts = [0, *(box.end for box in boxes)]
+    for number, (start, box) in enumerate(zip(starts, boxes, strict=False), start=1):
+        words = text[start : box.start].rpartition("\n")[2].strip(" \t,;:.-")
         fits = 0 < len(words) <= MAX_LABEL_CHARS and words.isascii() and words.isprintable()
         labels.append(words if fits else str(number))
     return labels
 
 
-def draw_boxes(picture: Picture, text: str, out: Path) -> int:
+def draw_boxes(picture: Picture, text: str, boxes: Sequence[TextBox], out: Path) -> int:
     """Save the image with the boxes of an answer drawn and labelled. Returns how many; with none, nothing is saved.
 
     Raises: BadPicture: it cannot be decoded or saved.
     """
     image = picture.open()
-    boxes = pixel_boxes(text, image.size)
     if not boxes:
         return 0
-    _draw(image, boxes, box_labels(text, len(boxes)))
+    _draw(image, in_pixels(boxes, image.size), box_labels(text, boxes))
     try:
         image.save(out)
     except (OSError, ValueError) as error:

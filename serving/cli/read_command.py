@@ -53,7 +53,7 @@ def read(
         job = _job(page, where)
         with ChatClient(url, api_key) as client:
             fields = request_fields(model or client.chat_model(), 0.0, max_tokens, latency_ms, energy_j)
-            printer = _Printer(as_json=as_json, is_page=page, is_alone=len(images) == 1)
+            printer = _Printer(fields["model"], as_json=as_json, is_page=page, is_alone=len(images) == 1)
             codes = [_read_one(name, job, lambda body: client.ask({**fields, **body}), printer) for name in images]
     except BadUse as error:
         typer.echo(f"vireo: {error}", err=True)
@@ -116,6 +116,7 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
 class _Printer:
     """One line for each image, unless there is but one, or pages are read."""
 
+    model: str
     as_json: bool
     is_page: bool
     is_alone: bool
@@ -134,9 +135,9 @@ class _Printer:
 
     def boxes(self, name: str, answer: Answer, size: tuple[int, int]) -> bool:
         """Print boxes in pixels. Returns whether there are any."""
-        from serving.cli.pictures import pixel_boxes
+        from serving.cli.pictures import find_boxes, in_pixels
 
-        boxes = pixel_boxes(answer.text, size)
+        boxes = in_pixels(find_boxes(self.model, answer.text), size)
         if self.as_json:
             shape = {"width": size[0], "height": size[1]}
             self._object(name, {"boxes": boxes, **shape, "text": answer.text, **_facts(answer)})

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.contract import Family, Shape, Value, Variant
-from models.registry import CHAT_MODELS, find, known_ids
+from models.registry import find, known_ids
 from serving.errors import ConfigError
 
 Auto: TypeAlias = Literal["auto"]
@@ -223,14 +223,10 @@ class _Found:
 
 
 def _find(model_id: str) -> _Found:
-    """The registry, and the list of before, until its family is ported."""
-    if model_id in CHAT_MODELS:
-        return _Found(family_name="texthawk2", shape="stream", tasks=("chat",))
     try:
         family, variant = find(model_id)
-    except ValueError:
-        known = ", ".join((*known_ids(), *CHAT_MODELS))
-        raise ConfigError(f"unknown model {model_id!r}; known models: {known}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return _Found(family_name=family.name, shape=family.shape, tasks=family.tasks, family=family, variant=variant)
 
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from models.registry import get_chat_spec
+from models.registry import find
 from tests.benchmarks import gateway_profile
 from tests.benchmarks.apps.chat_load import WORKLOADS
 from tests.benchmarks.bench_gateway import awake
@@ -297,7 +297,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vb-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model_dir, weights = chat_model_dir(folder, is_random=args.random)
-        setup = setup_of(model_dir, get_chat_spec(MODEL).max_model_len)
+        setup = setup_of(model_dir, find(MODEL)[1].io.max_model_len)
         systems = make_chat_systems(setup, folder)
         with running(systems):
             rows = [

@@ -23,6 +23,7 @@ from tests.support.chat_engines import (
     engine_processes,
     holds_nothing,
     make_request,
+    torch_engine,
     until,
     vllm_environment,
     vllm_options,
@@ -69,11 +70,7 @@ async def fake() -> AsyncIterator[ChatEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def torch(folder: Path) -> AsyncIterator[ChatEngine]:
-    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
-
-    engine = TorchEngine(
-        TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_images=3)
-    )
+    engine = torch_engine(folder, max_num_seqs=MAX_NUM_SEQS, max_images=3)
     await engine.start()
     yield engine
     await engine.stop()
@@ -84,7 +81,7 @@ async def vllm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     with vllm_environment(tmp_path_factory.mktemp("run")):
         from serving.replica.chat.vllm_engine import VllmEngine
 
-        engine = VllmEngine(vllm_options(folder))
+        engine = VllmEngine(vllm_options(folder), PromptBuilder.from_dir(folder))
         await engine.start()
         yield engine
         await engine.stop()
@@ -406,11 +403,9 @@ async def test_costly_schema_hurts_nobody(real: ChatEngine, prompts: PromptBuild
 
 @pytest.mark.parametrize("kind", ["fake", "torch"])
 async def test_stopping_fails_what_is_in_flight(kind: str, folder: Path, prompts: PromptBuilder) -> None:
-    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
-
     engine: ChatEngine = FakeChatEngine(step_s=0.01, answer=lambda request: "word" * 500, max_num_seqs=2)
     if kind == "torch":
-        engine = TorchEngine(TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=2))
+        engine = torch_engine(folder, max_num_seqs=2)
     await engine.start()
     tasks = [asyncio.create_task(collect(engine, make_request(prompts, "x", max_tokens=400))) for _ in range(3)]
     await until(lambda: (engine.stats().running, engine.stats().waiting) == (2, 1))

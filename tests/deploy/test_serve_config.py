@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from models.registry import get_chat_spec
+from models.registry import find
 from serving.config import ResolvedConfig, StreamOptions, load, resolve
 from serving.replica.chat.vllm_options import engine_environment
 from serving.tasks.chat.models import read_card
@@ -239,8 +239,8 @@ def test_what_is_served_chats_with_weights_that_are_there(
     models = config_of(manifests, monkeypatch, tmp_path).models_with(StreamOptions)
     assert models
     for model in models:
-        spec = get_chat_spec(model.id)
-        folder = model.checkpoint_dir or spec.checkpoint_dir
+        _, variant = find(model.id)
+        folder = model.checkpoint_dir or variant.weights
         assert folder is not None, f"{model.id} has no weights in the image: set checkpoint_dir"
         if model.checkpoint_dir is None and not folder.is_dir():
             pytest.skip(f"{model.id} is not trained here: no {folder.name} below models/checkpoints")

@@ -11,8 +11,8 @@ import jsonschema
 import openai
 import pytest
 
-from models.families.texthawk2.tiling import best_grid
-from models.registry import get_chat_spec
+from models.families.texthawk2.tiling import count_tiles
+from models.registry import find
 from tests.e2e.chats import (
     body_of,
     fresh_png,
@@ -59,8 +59,8 @@ def ask(client: openai.OpenAI, messages: list[Any], **fields: Any) -> Any:
 
 
 def image_tokens(height: int, width: int) -> int:
-    spec = get_chat_spec(CHAT_MODEL)
-    return spec.image_tokens(best_grid(height, width, spec.tiling))
+    _, variant = find(CHAT_MODEL)
+    return count_tiles(variant, width, height) * int(variant.io.tokens_per_tile)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from models.families.texthawk2.tokens import find_boxes
-from serving.cli.pictures import pixel_boxes
+from serving.cli.pictures import find_boxes, in_pixels
 from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
 from tests.support import image_cases
-from tests.support.chat_system import ALPHA, ChatSystem
+from tests.support.chat_system import ALPHA, CHAT_MODEL, ChatSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.usefixtures("trained_checkpoint")]
 
@@ -35,8 +34,9 @@ def overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
 
 
 def check_box(text: str) -> None:
-    assert len(find_boxes(text)) == 1, text
-    assert overlap(pixel_boxes(text, SQUARE_SIZE)[0], SQUARE_BOX) >= 0.5, text
+    boxes = in_pixels(find_boxes(CHAT_MODEL, text), SQUARE_SIZE)
+    assert len(boxes) == 1, text
+    assert overlap(boxes[0], SQUARE_BOX) >= 0.5, text
 
 
 def by_openai(chat: ChatSystem, question: str, image: Path) -> str:

@@ -22,11 +22,11 @@ async def _main(model: Path, run_dir: Path) -> None:
     with vllm_environment(run_dir):
         from serving.replica.chat.vllm_engine import VllmEngine
 
-        engine = VllmEngine(vllm_options(model))
+        prompts = PromptBuilder.from_dir(model)
+        engine = VllmEngine(vllm_options(model), prompts)
         started = time.monotonic()
         await engine.start()
         start_s = time.monotonic() - started
-        prompts = PromptBuilder.from_dir(model)
         answer = await collect(engine, make_request(prompts, "hello", [make_image(1)], max_tokens=5))
         metrics.RETRIES.labels("after").inc()
         report = {

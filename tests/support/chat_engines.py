@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from models.families.texthawk2.prompt import IMAGE_PART, PromptBuilder
+from models.families.texthawk2.prompt import PromptBuilder
+from models.registry import find
 from serving.replica.chat.base import ChatEngine, EngineDelta, EngineImage, EngineRequest
 from serving.replica.chat.vllm_options import VllmOptions, engine_environment
 from serving.tasks.chat.domain import FinishReason, TokenLogprob
@@ -42,7 +44,7 @@ def make_request(
     prompts: PromptBuilder, text: str, images: Sequence[EngineImage] = (), **options: Any
 ) -> EngineRequest:
     """A user's turn: the images, then the text."""
-    ids = prompts.build([("user", [*[IMAGE_PART] * len(images), text])])
+    ids = prompts.build([("user", [*[None] * len(images), text])])
     defaults: dict[str, Any] = {
         "max_tokens": 24,
         "temperature": 0.0,
@@ -88,6 +90,18 @@ def holds_nothing(engine: ChatEngine) -> bool:
     """Whether the engine's own counters say that no request is left."""
     stats = engine.stats()
     return (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
+
+
+def torch_engine(folder: Path, **options: int) -> ChatEngine:
+    """The plain engine on the model of a folder, built as its family builds it."""
+    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
+
+    family, nano = find("texthawk2-nano")
+    assert family.build is not None
+    build = partial(family.build.load(), nano.with_weights(folder))
+    return TorchEngine(
+        TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, **options), PromptBuilder.from_dir(folder), build
+    )
 
 
 def vllm_options(folder: Path) -> VllmOptions:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from models.families.texthawk2.tokens import BOX_TOKENS, NUM_COORDINATES, box_text, find_boxes
+from models.contract import TextBox
+from models.families.texthawk2.tokens import BOX_PATTERN, BOX_TOKENS, NUM_COORDINATES, box_text, find_boxes
 
 STEPS = NUM_COORDINATES - 1
 TOKENS_PER_BOX = 7
@@ -57,6 +58,15 @@ def parse_boxes(text: str) -> list[Box]:
         if box.x1 > box.x2 or box.y1 > box.y2:
             raise ValueError(f"box {values} must be left, top, right, bottom; its corners are swapped")
     return boxes
+
+
+def boxes_in(text: str) -> list[TextBox]:
+    """Every whole box of an answer, in order, its corners put in order: a model may write them in any."""
+    found = []
+    for match in BOX_PATTERN.finditer(text):
+        x1, y1, x2, y2 = (int(value) / STEPS for value in match.groups())
+        found.append(TextBox(*match.span(), min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+    return found
 
 
 def iou(first: Box, second: Box) -> float:

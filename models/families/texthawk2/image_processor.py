@@ -10,21 +10,26 @@ a few grey levels. Scaling to floats is the model's work, on its device (``norma
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.contract import Variant
 from models.families.texthawk2.tiling import PUBLISHED, Grid, TilingLimits, best_grid, num_tiles
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
-VERSION = "1"
-"""Part of the key of cached results: raise it whenever the same picture gives other tiles."""
-
 RESAMPLING: Final = Image.Resampling.BICUBIC
 REDUCING_GAP: Final = 2.0
+
+
+def tile_cutter(variant: Variant) -> Callable[[Pixels], tuple[Pixels, Grid]]:
+    """``cut_tiles`` within the limits of a variant."""
+    return partial(cut_tiles, limits=TilingLimits.of(variant.io))
 
 
 def cut_tiles(rgb: Pixels, limits: TilingLimits = PUBLISHED) -> tuple[Pixels, Grid]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from models.contract import Variant
 from models.families.texthawk2.config import TextHawk2Config
 from models.families.texthawk2.connector import Connector
 from models.families.texthawk2.position import ScalablePositionEmbedding
@@ -132,3 +133,18 @@ def encode_images(
     weight = tower.embeddings.patch_embedding.weight
     pixels = normalise(pixel_values.to(weight.device), weight.dtype)
     return connector(read_levels(tower, pixels, config.vision_levels), pairs)  # type: ignore[no-any-return]
+
+
+def build(variant: Variant, device: str = "cpu", dtype: str = "float32") -> TextHawk2ForConditionalGeneration:
+    """The network of a variant; where it has no weights, with random ones, the same each time.
+
+    Raises: OSError, ValueError: the folder does not hold such a model.
+    """
+    number = getattr(torch, dtype)
+    if variant.weights is not None:
+        network: Any = TextHawk2ForConditionalGeneration.from_pretrained(variant.weights, dtype=number)
+    else:
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(0)
+            network = TextHawk2ForConditionalGeneration(TextHawk2Config(**variant.config)).to(number)
+    return cast(TextHawk2ForConditionalGeneration, network.to(device).eval())

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Final, TypeAlias
 
 from tokenizers import Tokenizer
 
+from models.contract import Grid, Turn, Variant
 from models.families.texthawk2.tiling import TOKENS_PER_TILE, image_tokens
 from models.families.texthawk2.tokens import (
     BOX_TOKENS,
@@ -28,18 +27,6 @@ from models.families.texthawk2.tokens import (
     VISION_END,
     VISION_START,
 )
-
-
-class Marker(Enum):
-    """What can stand in a message beside text."""
-
-    IMAGE = "image"
-
-
-IMAGE_PART: Final = Marker.IMAGE
-Part: TypeAlias = str | Marker
-Message: TypeAlias = tuple[str, Sequence[Part]]
-"""Role (system, user or assistant) and what it says, in order."""
 
 
 class PromptBuilder:
@@ -95,9 +82,9 @@ class PromptBuilder:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def build(
-        self, messages: Iterable[Message], *, add_generation_prompt: bool = True, allow_boxes: bool = True
+        self, messages: Iterable[Turn], *, add_generation_prompt: bool = True, allow_boxes: bool = True
     ) -> list[int]:
-        """Ids of a conversation, with one ``<image>`` per image.
+        """Ids of a conversation, with one ``<image>`` per image, which is None among the parts of a message.
 
         Raises:
             ValueError: an unknown role.
@@ -115,11 +102,11 @@ class PromptBuilder:
             ids += self.encode_untrusted("assistant\n")
         return ids
 
-    def _append_parts(self, ids: list[int], parts: Sequence[Part], allow_boxes: bool) -> None:
+    def _append_parts(self, ids: list[int], parts: Sequence[str | None], allow_boxes: bool) -> None:
         """Text that nothing separates is encoded in one piece, as the template's output would be."""
         text = ""
         for part in parts:
-            if isinstance(part, str):
+            if part is not None:
                 text += part
                 continue
             ids += self.encode_untrusted(text, allow_boxes=allow_boxes)
@@ -127,7 +114,11 @@ class PromptBuilder:
             text = ""
         ids += self.encode_untrusted(text, allow_boxes=allow_boxes)
 
-    def expand(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+    def image_tokens(self, grid: Grid) -> int:
+        """Tokens of one image, without the two that mark its begin and end."""
+        return image_tokens(grid, self._tokens_per_tile)
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         """Replace each ``<image>`` by begin, one ``<image>`` per token of its grid, end.
 
         Raises:
@@ -137,28 +128,35 @@ class PromptBuilder:
         remaining, expanded = iter(grids), list[int]()
         for token in ids:
             if token == self.image_id:
-                middle = [token] * image_tokens(next(remaining), self._tokens_per_tile)
+                middle = [token] * self.image_tokens(next(remaining))
                 expanded += (self.vision_start_id, *middle, self.vision_end_id)
             else:
                 expanded.append(token)
         return expanded
 
-    def num_expanded(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> int:
+    def num_expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> int:
         """Length of ``expand(ids, grids)``: what counts against the context, and what usage reports.
 
         Raises:
             ValueError: as ``expand``.
         """
         self._check_count(ids, grids)
-        return len(ids) + sum(image_tokens(grid, self._tokens_per_tile) + 1 for grid in grids)
+        return len(ids) + sum(self.image_tokens(grid) + 1 for grid in grids)
 
-    def _check_count(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> None:
+    def _check_count(self, ids: Sequence[int], grids: Sequence[Grid]) -> None:
         if (count := sum(token == self.image_id for token in ids)) != len(grids):
             raise ValueError(f"prompt has {count} images and {len(grids)} grids were given; give one grid per image")
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         """Text of ``ids``; box tokens are kept."""
         return self._decoder.decode(list(ids), skip_special_tokens=skip_control)
+
+
+def read_prompts(variant: Variant) -> PromptBuilder:
+    """The prompt builder of a variant's folder. Raises: ValueError: see ``PromptBuilder.from_dir``, or no folder."""
+    if variant.weights is None:
+        raise ValueError(f"{variant.id} has no folder with a tokenizer; convert a checkpoint")
+    return PromptBuilder.from_dir(variant.weights, variant.io.tokens_per_tile)
 
 
 def _id_of(tokenizer: Tokenizer, token: str) -> int:

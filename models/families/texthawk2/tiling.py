@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from models.contract import Variant
+from models.io import ChatIO
+
 TOKENS_PER_TILE = 16
 _TIE_DIGITS = 12
 """Scores that agree to so many digits are equal: what the order of floating-point sums leaves is not a reason."""
@@ -55,6 +58,11 @@ class TilingLimits:
     def __post_init__(self) -> None:
         if self.tile_size < 1 or self.max_area < 1 or self.max_side < 1 or not self.max_aspect >= 1:
             raise ValueError(f"{self} is impossible; every bound must be at least 1")
+
+    @classmethod
+    def of(cls, io: ChatIO) -> TilingLimits:
+        """Those of a variant."""
+        return cls(tile_size=io.tile_size, max_area=io.max_tiles, max_side=io.max_tiles_side)
 
     @property
     def max_tiles(self) -> int:
@@ -115,6 +123,11 @@ def num_tiles(grid: Grid | tuple[int, int]) -> int:
     """Tiles of one image: those of the grid, and the thumbnail unless the grid is 1 x 1."""
     rows, cols = grid
     return rows * cols + (rows * cols > 1)
+
+
+def count_tiles(variant: Variant, width: int, height: int) -> int:
+    """Tiles of an image of that size. Raises: ValueError: see ``best_grid``."""
+    return num_tiles(best_grid(height, width, TilingLimits.of(variant.io)))
 
 
 def image_tokens(grid: Grid | tuple[int, int], tokens_per_tile: int = TOKENS_PER_TILE) -> int:

@@ -52,7 +52,7 @@ CHAT_TEMPLATE = (
 """Qwen2's ChatML without its default system prompt; an image in a list of parts becomes ``<image>``."""
 
 Box = tuple[int, int, int, int]
-_BOX_PATTERN = re.compile(r"<box><(\d{3})><(\d{3})><,><(\d{3})><(\d{3})></box>")
+BOX_PATTERN = re.compile(r"<box><(\d{3})><(\d{3})><,><(\d{3})><(\d{3})></box>")
 
 
 def special_tokens() -> list[str]:
@@ -76,4 +76,4 @@ def box_text(box: Sequence[int]) -> str:
 
 def find_boxes(text: str) -> list[Box]:
     """Every well-formed box in a text, in order; a model may write corners in any order, so that is not checked."""
-    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in _BOX_PATTERN.findall(text)]
+    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in BOX_PATTERN.findall(text)]

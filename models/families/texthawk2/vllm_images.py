@@ -54,8 +54,9 @@ class TileProcessor:
     def _cut(self, image: object) -> CutImage:
         if isinstance(image, Image.Image):
             return CutImage(*cut_tiles(np.asarray(image.convert("RGB")), self._limits))
-        if not isinstance(image, CutImage):
+        if not isinstance(image, tuple):
             raise ValueError(f"an image is a picture or its tiles, not {type(image).__name__}")
+        image = CutImage(*image)
         self._check(image)
         # Shared memory of another process may be read-only, which torch does not take.
         return image if image.tiles.flags.writeable else image._replace(tiles=image.tiles.copy())

@@ -1,8 +1,4 @@
-"""TextHawk2 as a model of vLLM, without a change to vLLM.
-
-vLLM calls ``register`` (entry point group ``vllm.general_plugins``) in each of its processes, in the bare OpenAI server
-as in ours, possibly several times. Nothing heavy may be imported here at module level.
-"""
+"""TextHawk2 as a model of vLLM, without a change to vLLM. ``models.vllm_plugin`` calls ``register``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
-from models.families.texthawk2.prompt import PromptBuilder
+from models.contract import ChatNetwork, Prompts
 from serving.errors import EngineFailed, InvalidRequest, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats
@@ -41,7 +40,6 @@ class TorchOptions:
     model_dir: Path
     max_model_len: int
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
     max_num_seqs: int = 4
     max_images: int = 16
     max_logprobs: int = 20
@@ -49,10 +47,12 @@ class TorchOptions:
 
 
 class TorchEngine:
-    """See the module's docstring."""
+    """See the module's docstring. ``build`` makes the network, with its weights, on the device of the options."""
 
-    def __init__(self, options: TorchOptions) -> None:
+    def __init__(self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork]) -> None:
         self._options = options
+        self._prompts = prompts
+        self._build = build
         self._slots = FairSlots(options.max_num_seqs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vireo-chat-torch")
         self._loaded: _Loaded | None = None
@@ -67,7 +67,8 @@ class TorchEngine:
 
     async def start(self) -> None:
         """Load the model on the engine's thread."""
-        loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, self._options)
+        parts = (self._options, self._prompts, self._build)
+        loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, *parts)
         self._gate = SchemaGate(self._options.model_dir, loaded.checks.vocab_size)
         self._loaded = loaded
 
@@ -159,19 +160,19 @@ class TorchEngine:
 class _Loaded:
     """The model in memory, and what goes with it."""
 
-    def __init__(self, options: TorchOptions) -> None:
-        network = TextHawk2ForConditionalGeneration.from_pretrained(options.model_dir, dtype=options.dtype)
-        network = network.to(options.device).eval()  # type: ignore[arg-type]
-        self._prompts = PromptBuilder.from_dir(options.model_dir, network.config.tokens_per_tile)
-        self.checks = RequestChecks.of_model(network.config, options)
-        self.schemas = SchemaCompiler.of_model(options.model_dir, self.checks.vocab_size)
+    def __init__(self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork]) -> None:
+        network = build()
+        self._prompts = prompts
+        vocab_size = int(network.language_model.config.vocab_size)
+        self.checks = RequestChecks(bounds=options, prompts=prompts, vocab_size=vocab_size)
+        self.schemas = SchemaCompiler.of_model(options.model_dir, vocab_size)
         self.encoder = _Encoder(network, options.encoder_cache_bytes)
         self._model = Model(
             language=network.language_model,
             encode=self.encoder.encode,
             tokenizer=Tokenizer.from_file(str(options.model_dir / "tokenizer.json")),
-            image_token_id=self._prompts.image_id,
-            end_token_id=self._prompts.end_of_turn_id,
+            image_token_id=prompts.image_id,
+            end_token_id=prompts.end_of_turn_id,
             device=torch.device(options.device),
         )
 
@@ -183,7 +184,7 @@ class _Loaded:
 class _Encoder:
     """The vision tower, with the embeddings of the last images. Used on the engine's thread only."""
 
-    def __init__(self, network: TextHawk2ForConditionalGeneration, max_bytes: int) -> None:
+    def __init__(self, network: ChatNetwork, max_bytes: int) -> None:
         self._network = network
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
@@ -199,7 +200,7 @@ class _Encoder:
             return kept
         started = time.perf_counter()
         tiles = torch.tensor(image.tiles)  # a copy: shared memory may be read-only
-        embeddings = self._network.encode_images(tiles, [image.grid])[0]
+        embeddings: Tensor = self._network.encode_images(tiles, [image.grid])[0]
         self.misses += 1
         self.seconds += time.perf_counter() - started
         self._keep(image.key, embeddings)

@@ -21,7 +21,7 @@ PREFILL_TOKENS = 256
 
 
 class Model(NamedTuple):
-    """What sequences share. ``language`` is a ``Qwen2ForCausalLM``; ``encode`` gives an image's (tokens, width)."""
+    """What sequences share. ``language``: as in ``ChatNetwork``; ``encode``: (tokens, width) of an image."""
 
     language: Any
     encode: Callable[[EngineImage], Tensor]

@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from models.families.texthawk2.vllm_images import CutImage
+from models.contract import Prompts
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats
 from serving.replica.chat.checks import RequestChecks
@@ -46,8 +46,9 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 class VllmEngine:
     """See the module's docstring. The process needs ``engine_environment``."""
 
-    def __init__(self, options: VllmOptions) -> None:
+    def __init__(self, options: VllmOptions, prompts: Prompts) -> None:
         self._options = options
+        self._prompts = prompts
         self._counters = VllmCounters()
         self._llm: AsyncLLM | None = None
         self._checks: RequestChecks | None = None
@@ -67,8 +68,9 @@ class VllmEngine:
     async def start(self) -> None:
         """Start the engine process and load the model; takes seconds, off the event loop."""
         config = await asyncio.to_thread(_vllm_config, self._options)
-        self._checks = RequestChecks.of_model(config.model_config.hf_config, self._options)
-        self._schemas = SchemaGate(self._options.model_dir, self._checks.vocab_size)
+        vocab_size = config.model_config.get_vocab_size()
+        self._checks = RequestChecks(bounds=self._options, prompts=self._prompts, vocab_size=vocab_size)
+        self._schemas = SchemaGate(self._options.model_dir, vocab_size)
         llm: AsyncLLM = await asyncio.to_thread(
             AsyncLLM.from_vllm_config,
             config,
@@ -248,7 +250,7 @@ def _vllm_config(options: VllmOptions) -> VllmConfig:
 def _prompt(request: EngineRequest) -> dict[str, Any]:
     prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": request.cache_salt}
     if request.images:
-        prompt["multi_modal_data"] = {"image": [CutImage(image.tiles, image.grid) for image in request.images]}
+        prompt["multi_modal_data"] = {"image": [(image.tiles, image.grid) for image in request.images]}
         prompt["multi_modal_uuids"] = {"image": [image.key for image in request.images]}
     return prompt
 

@@ -64,7 +64,7 @@ def engine_environment(run_dir: Path, device: Literal["cpu", "cuda"] = "cpu") ->
     """
     variables = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine process: two processes instead of three
-        "VLLM_PLUGINS": "vireo_texthawk2",
+        "VLLM_PLUGINS": "vireo",
         "VLLM_CACHE_ROOT": str(run_dir / "vllm"),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",

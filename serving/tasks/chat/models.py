@@ -4,58 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.families.texthawk2.prompt import PromptBuilder
+from models.contract import Family, Prompts, Variant
 from models.identity import WEIGHTS_FILE, checkpoint_sha256
-from models.registry import ChatModelSpec, get_chat_spec
+from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.service import ChatModelCard
-from serving.tasks.chat.prompt import BytePrompts, Prompts, TextHawkPrompts
+from serving.tasks.chat.prompt import BytePrompts
 
 _NO_WEIGHTS = ("0" * 64, 0)
 
 
-def spec_of(model: ResolvedModel[StreamOptions]) -> ChatModelSpec:
-    """Registry entry of a served chat model, with its checkpoint folder.
-
-    Raises: ConfigError: unknown id.
-    """
-    try:
-        spec = get_chat_spec(model.id)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return spec.with_checkpoint(model.checkpoint_dir) if model.checkpoint_dir else spec
+def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
+    """Family and variant of a served chat model, the variant with its folder."""
+    assert model.variant is not None, "described by its family"
+    return families()[model.family], model.variant
 
 
-def checkpoint_of(spec: ChatModelSpec) -> Path:
+def checkpoint_of(model: ResolvedModel[StreamOptions]) -> Path:
     """The folder with its weights.
 
     Raises: ConfigError: there are none; the message says what to do.
     """
-    folder = spec.checkpoint_dir
+    _, variant = family_of(model)
+    folder = variant.weights
     if folder is None or not folder.is_dir():
         raise ConfigError(
-            f"chat model {spec.id} has no weights here: convert a checkpoint (`vireo convert {spec.family}`) and set "
-            f"its checkpoint_dir (--model {spec.id}=FOLDER), or leave it out of models"
+            f"chat model {model.id} has no weights here: convert a checkpoint (`vireo convert {model.family}`) and set "
+            f"its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
         )
     return folder
 
 
-def context_of(model: ResolvedModel[StreamOptions], spec: ChatModelSpec) -> int:
+def context_of(model: ResolvedModel[StreamOptions]) -> int:
     """Most tokens of prompt and answer together."""
-    return model.options.max_model_len or spec.max_model_len
+    _, variant = family_of(model)
+    return model.options.max_model_len or int(variant.io.max_model_len)
 
 
 def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
     """What clients may know.
 
-    Raises: ConfigError: unknown id, or no weights.
+    Raises: ConfigError: no weights.
     """
-    spec = spec_of(model)
-    context = context_of(model, spec)
-    sha256, created_s = _NO_WEIGHTS if model.options.engine == "fake" else _weights(spec)
+    context = context_of(model)
+    sha256, created_s = _NO_WEIGHTS if model.options.engine == "fake" else _weights(model)
     return ChatModelCard(
-        id=spec.id,
+        id=model.id,
         created_s=created_s,
         max_model_len=context,
         max_output_tokens=min(model.options.max_output_tokens, context - 1),
@@ -63,12 +58,12 @@ def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
     )
 
 
-def _weights(spec: ChatModelSpec) -> tuple[str, int]:
-    folder = checkpoint_of(spec)
+def _weights(model: ResolvedModel[StreamOptions]) -> tuple[str, int]:
+    folder = checkpoint_of(model)
     try:
         return checkpoint_sha256(folder), int((folder / WEIGHTS_FILE).stat().st_mtime)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"chat model {spec.id} cannot be used: {error}") from None
+        raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None
 
 
 def read_prompts(model: ResolvedModel[StreamOptions]) -> Prompts:
@@ -76,10 +71,12 @@ def read_prompts(model: ResolvedModel[StreamOptions]) -> Prompts:
 
     Raises: ConfigError: its folder has no tokenizer that we can use.
     """
-    spec = spec_of(model)
+    family, variant = family_of(model)
     if model.options.engine == "fake":
-        return BytePrompts(spec.tokens_per_tile)
+        return BytePrompts(variant.io.tokens_per_tile)
+    checkpoint_of(model)
     try:
-        return TextHawkPrompts(PromptBuilder.from_dir(checkpoint_of(spec), spec.tokens_per_tile), spec.tokens_per_tile)
+        prompts: Prompts = family.part("prompts")(variant)
     except ValueError as error:
-        raise ConfigError(f"chat model {spec.id} cannot be used: {error}") from None
+        raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None
+    return prompts

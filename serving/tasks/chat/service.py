@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from models.contract import Prompts
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Generation
@@ -26,7 +27,7 @@ from serving.stores.chat_results import ChatLookup, ChatResults, StoredChat
 from serving.stores.results import ResultName
 from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from serving.tasks.chat.plan import POINT, Plan, make_plan
-from serving.tasks.chat.prompt import Prompts
+from serving.tasks.chat.prompt import token_ids
 from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.telemetry.events import ChatAnswered, ChatRetried, Sink, ignore
 
@@ -145,14 +146,14 @@ class ChatService:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
             images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
         grids = [image.grid or (1, 1) for image in images]
-        token_ids = await model.prompts.token_ids(request.messages)
-        plan = self._plan(model, request, model.prompts.num_expanded(token_ids, grids), deadline_s)
+        ids = await token_ids(model.prompts, request.messages)
+        plan = self._plan(model, request, model.prompts.num_expanded(ids, grids), deadline_s)
         hashes = [image.content_sha256 for image in images]
-        name = self._results.key(request.tenant, model.card, token_ids, hashes, request.sampling, plan.max_tokens)
+        name = self._results.key(request.tenant, model.card, ids, hashes, request.sampling, plan.max_tokens)
         joules = plan.reserved_s * model.watts
         return _Ready(
             images=images,
-            token_ids=token_ids,
+            token_ids=ids,
             plan=plan,
             image_tokens=sum(model.prompts.image_tokens(grid) for grid in grids),
             name=name,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from models.families.dyn_perceiver.load import random_model
 from models.identity import CHECKPOINTS, checkpoint_sha256
-from models.registry import CHAT_MODELS, find, known_ids
+from models.registry import find, known_ids
 from serving.cli import convert_commands, model_commands
 from serving.cli.chat_model_facts import BYTES_PER_NUMBER, kv_numbers_per_token, weights_of
 
@@ -33,7 +33,6 @@ def test_list_names_every_model() -> None:
     status, output = run("models", "list")
     assert status == 0
     assert all(model_id in output for model_id in known_ids())
-    assert all(model_id in output for model_id in CHAT_MODELS)
     assert "bring your own (vireo convert texthawk2)" in output
 
 
@@ -75,7 +74,7 @@ def test_show_of_a_chat_model_as_json(tmp_path: Path) -> None:
     assert status == 0
     shown = json.loads(output)
     assert shown["kv_numbers_per_token"] == 4096
-    assert shown["max_model_len"] == CHAT_MODELS["texthawk2-nano"].max_model_len
+    assert shown["max_model_len"] == find("texthawk2-nano")[1].io.max_model_len
     assert shown["max_image_tokens"] == (12 + 1) * 16
 
 
@@ -96,9 +95,9 @@ def test_show_of_a_chat_model_with_a_broken_config_ends_in_one_line(tmp_path: Pa
 
 
 def test_weights_that_are_missing_are_said_to_be(tmp_path: Path) -> None:
-    spec = CHAT_MODELS["texthawk2-nano"]
-    assert weights_of(spec.with_checkpoint(tmp_path)) == "not here: no model.safetensors"
-    assert weights_of(spec.with_checkpoint(CHECKPOINTS / "none")) == "not here: make train-texthawk2-nano"
+    family, nano = find("texthawk2-nano")
+    assert weights_of(family, nano.with_weights(tmp_path)) == "not here: no model.safetensors"
+    assert weights_of(family, nano.with_weights(CHECKPOINTS / "none")) == "not here: make train-texthawk2-nano"
 
 
 @pytest.mark.parametrize(("model_id", "dtype"), [("texthawk2-nano", "float32"), ("texthawk2-7b", "bfloat16")])
@@ -108,7 +107,7 @@ def test_the_page_on_deployment_sizes_the_kv_cache_as_the_models_are(model_id: s
 
     config = TextHawk2Config() if model_id == "texthawk2-7b" else nano_config(1000, *range(6))
     per_token = kv_numbers_per_token(config.to_dict()) * BYTES_PER_NUMBER[dtype]
-    context = CHAT_MODELS[model_id].max_model_len
+    context = find(model_id)[1].io.max_model_len
     row = (
         f"| `{model_id}` | {dtype} | {per_token:,} | {context:,} tokens, {per_token * context >> 20} MiB "
         f"| {(4096 << 20) // (per_token * context)} |"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.families.texthawk2.tiling import Grid
-from models.registry import CHAT_MODELS, find, get_chat_spec
+from models.registry import find
 
 
 def test_light_modules_import_neither_torch_nor_scikit_learn() -> None:
@@ -42,28 +41,3 @@ def test_labels_have_to_match_the_classes() -> None:
 def test_class_without_a_name_is_called_by_its_number() -> None:
     assert find("dyn-perceiver-nano")[1].io.label(7) == "7"
     assert find("dyn-perceiver-regnety-800mf")[1].io.label(7) == "class-7"
-
-
-def test_chat_models_are_known_by_family_and_variant() -> None:
-    assert set(CHAT_MODELS) == {"texthawk2-nano", "texthawk2-7b"}
-    assert all(model_id == f"{spec.family}-{spec.variant}" == spec.id for model_id, spec in CHAT_MODELS.items())
-
-
-def test_unknown_chat_model_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown chat model 'dyn-perceiver-nano'.*texthawk2-nano, texthawk2-7b"):
-        get_chat_spec("dyn-perceiver-nano")
-
-
-def test_largest_image_of_the_published_chat_model_has_as_many_tokens_as_the_paper_says() -> None:
-    spec = get_chat_spec("texthawk2-7b")
-    assert spec.image_tokens(Grid(12, 6)) == 1168
-    assert spec.tiling.max_tiles * spec.tokens_per_tile == 1168
-
-
-def test_chat_model_must_hold_its_largest_image() -> None:
-    with pytest.raises(ValueError, match="1168 tokens and max_model_len is 1168"):
-        dataclasses.replace(get_chat_spec("texthawk2-7b"), max_model_len=1168)
-
-
-def test_weights_of_a_chat_model_can_be_elsewhere() -> None:
-    assert get_chat_spec("texthawk2-7b").with_checkpoint(Path("here")).checkpoint_dir == Path("here")

@@ -22,8 +22,8 @@ from tests.support.chat_models import LIMITS, TILE, make_image
 
 def test_entry_point_names_the_registration() -> None:
     """vLLM finds the plugin by this; `make install` writes it."""
-    (found,) = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "vireo_texthawk2"]
-    assert found.value == "models.families.texthawk2.vllm_plugin:register"
+    (found,) = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "vireo"]
+    assert found.value == "models.vllm_plugin:register"
 
 
 def test_registration_may_be_repeated() -> None:
@@ -31,7 +31,7 @@ def test_registration_may_be_repeated() -> None:
         warnings.simplefilter("ignore")  # vLLM's own, on import
         from vllm import ModelRegistry
 
-        from models.families.texthawk2.vllm_plugin import register
+        from models.vllm_plugin import register
 
         register()
         register()
@@ -41,7 +41,7 @@ def test_registration_may_be_repeated() -> None:
 def test_the_model_is_loaded_when_it_is_built_and_not_before() -> None:
     """In a process of its own: other tests here build it."""
     code = (
-        "import sys; from models.families.texthawk2.vllm_plugin import register; register(); "
+        "import sys; from models.vllm_plugin import register; register(); "
         "sys.exit('models.families.texthawk2.vllm_model' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)

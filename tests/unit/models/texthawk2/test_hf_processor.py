@@ -16,7 +16,7 @@ from models.families.texthawk2.config import TextHawk2Config
 from models.families.texthawk2.hf_image_processor import TextHawk2ImageProcessor, to_rgb
 from models.families.texthawk2.image_processor import cut_tiles
 from models.families.texthawk2.processor import TextHawk2Processor
-from models.families.texthawk2.prompt import IMAGE_PART, PromptBuilder
+from models.families.texthawk2.prompt import PromptBuilder
 from models.families.texthawk2.tiling import TilingLimits
 from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from serving.media.decode import decode
@@ -93,7 +93,7 @@ def test_modes_look_as_in_the_servers_decoder(mode: str) -> None:
 
 def test_call_gives_the_ids_of_the_prompt_builder_and_all_keys() -> None:
     builder = PromptBuilder(TOKENIZER.backend_tokenizer)
-    ids = builder.build([("user", ["a 中", IMAGE_PART, IMAGE_PART, "b"])])
+    ids = builder.build([("user", ["a 中", None, None, "b"])])
     result = make_processor()(images=[WIDE, SMALL], text=chat("a 中", "image", "image", "b"), return_tensors="pt")
     assert set(result) == {"input_ids", "attention_mask", "pixel_values", "grids", "num_tiles"}
     assert set(result) <= set(make_processor().model_input_names)

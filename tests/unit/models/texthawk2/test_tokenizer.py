@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
 
+from models.contract import Turn
 from models.families.texthawk2 import tokenizer as tokenizer_module
-from models.families.texthawk2.prompt import IMAGE_PART, Message, PromptBuilder
+from models.families.texthawk2.prompt import PromptBuilder
 from models.families.texthawk2.tiling import Grid
 from models.families.texthawk2.tokenizer import add_texthawk_tokens, build_nano_tokenizer
 from models.families.texthawk2.tokens import (
@@ -153,16 +154,16 @@ def test_no_mixture_of_pieces_gives_a_control_token(pieces: list[str]) -> None:
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
-CONVERSATIONS: list[list[Message]] = [
+CONVERSATIONS: list[list[Turn]] = [
     [("user", ["Read the text."])],
-    [("user", [IMAGE_PART, "\nRead it."])],
-    [("user", ["\n\n  First ", IMAGE_PART, IMAGE_PART, " and ", f"{BOX}?", " "])],
-    [("system", ["你 are 中国"]), ("user", ["a", IMAGE_PART]), ("assistant", ["b\n"]), ("user", [""])],
+    [("user", [None, "\nRead it."])],
+    [("user", ["\n\n  First ", None, None, " and ", f"{BOX}?", " "])],
+    [("system", ["你 are 中国"]), ("user", ["a", None]), ("assistant", ["b\n"]), ("user", [""])],
     [("user", [])],
 ]
 
 
-def as_template_input(messages: list[Message]) -> list[dict[str, Any]]:
+def as_template_input(messages: list[Turn]) -> list[dict[str, Any]]:
     def part(p: object) -> dict[str, object]:
         return {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
 
@@ -172,7 +173,7 @@ def as_template_input(messages: list[Message]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 @pytest.mark.parametrize("generation", [True, False])
 def test_builder_equals_the_chat_template(
-    tokenizer: PreTrainedTokenizerFast, builder: PromptBuilder, messages: list[Message], generation: bool
+    tokenizer: PreTrainedTokenizerFast, builder: PromptBuilder, messages: list[Turn], generation: bool
 ) -> None:
     encoded = tokenizer.apply_chat_template(
         as_template_input(messages), add_generation_prompt=generation, tokenize=True, return_dict=False
@@ -208,7 +209,7 @@ def test_builder_refuses_an_unknown_role(builder: PromptBuilder) -> None:
 
 
 def test_expansion_puts_the_tokens_of_each_grid_between_its_marks(builder: PromptBuilder) -> None:
-    ids = builder.build([("user", ["a", IMAGE_PART, "b", IMAGE_PART])])
+    ids = builder.build([("user", ["a", None, "b", None])])
     grids = [Grid(1, 1), Grid(5, 4)]
     expanded = builder.expand(ids, grids)
     start, end = expanded.index(builder.vision_start_id), expanded.index(builder.vision_end_id)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from models.families.texthawk2.image_processor import cut_tiles
-from models.families.texthawk2.tiling import num_tiles
-from models.registry import get_chat_spec
+from models.families.texthawk2.tiling import TilingLimits, num_tiles
+from models.registry import find
 from serving.errors import (
     BackendError,
     DecodeTimeout,
@@ -183,17 +183,17 @@ async def test_image_that_the_model_cannot_tile_is_refused_before_decoding(pool:
 
 
 async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
-    spec = get_chat_spec("texthawk2-nano")
+    _, variant = find("texthawk2-nano")
     pool = MediaPool(MediaLimits(), 1)
     await pool.start()
     try:
         picture = files.noise(300, 500)
-        sideways = await pool.prepare(files.encode(picture, exif=files.exif_orientation(6)), spec.id)
+        sideways = await pool.prepare(files.encode(picture, exif=files.exif_orientation(6)), variant.id)
         upright = np.ascontiguousarray(np.rot90(picture, -1))
-        tiles, grid = cut_tiles(upright, spec.tiling)
+        tiles, grid = cut_tiles(upright, TilingLimits.of(variant.io))
         np.testing.assert_array_equal(sideways.pixels, tiles)
         assert sideways.grid == grid
-        assert sideways.num_tiles == count_tiles(spec.id, 500, 300) == num_tiles(grid)
+        assert sideways.num_tiles == count_tiles(variant.id, 500, 300) == num_tiles(grid)
     finally:
         await pool.stop()
 

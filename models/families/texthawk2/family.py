@@ -1,0 +1,48 @@
+"""TextHawk2, which reads documents with sixteen times fewer image tokens: its card. Free of torch."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from models.contract import Family, LazyRef, Source, Variant
+from models.identity import CHECKPOINTS
+from models.io import ChatIO
+
+_HERE = "models.families.texthawk2"
+_PAPER = {"paper": "arXiv:2410.05261", "url": "https://arxiv.org/abs/2410.05261"}  # no official code, no weights
+
+NANO = Variant(
+    id="texthawk2-nano",
+    summary="reads words, finds shapes in rendered pictures; weights included",
+    io=ChatIO(tile_size=224, max_tiles=12, max_tiles_side=6, tokens_per_tile=16, max_model_len=2048),
+    source=Source(**_PAPER, licence="Apache-2.0"),  # trained here
+    weights=CHECKPOINTS / "texthawk2-nano",
+    is_nano=True,
+)
+SEVEN_B = Variant(
+    id="texthawk2-7b",
+    summary="SigLIP-SO400M and Qwen2-7B, as published",
+    io=ChatIO(tile_size=224, max_tiles=72, max_tiles_side=12, tokens_per_tile=16, max_model_len=8192),
+    source=Source(**_PAPER, licence="Apache-2.0"),  # that of the two parts, of which `vireo convert` makes a folder
+    published=MappingProxyType(
+        {"OCRBench": 78.4, "ChartQA": 81.4, "DocVQA": 89.6, "InfoVQA": 67.8, "TextVQA": 75.1, "RefCOCOg test": 88.1}
+    ),
+)
+
+FAMILY = Family(
+    name="texthawk2",
+    summary="Reads documents and finds things in pictures, 16 tokens a tile.",
+    tasks=("chat",),
+    shape="stream",
+    variants=(NANO, SEVEN_B),
+    prepare=LazyRef(f"{_HERE}.image_processor:tile_cutter"),
+    build=LazyRef(f"{_HERE}.modeling:build"),
+    parts=MappingProxyType(
+        {
+            "prompts": LazyRef(f"{_HERE}.prompt:read_prompts"),
+            "tiles": LazyRef(f"{_HERE}.tiling:count_tiles"),
+            "boxes": LazyRef(f"{_HERE}.coordinates:boxes_in"),
+            "vllm": LazyRef(f"{_HERE}.vllm_plugin:register"),
+        }
+    ),
+)
