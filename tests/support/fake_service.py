@@ -38,7 +38,7 @@ from serving.tasks.chat.domain import (
 from tests.support.fake_videos import FakeVideos
 
 MODEL = "fake-nano"
-CHAT_MODEL = "fake-chat"
+CHAT_MODEL = "texthawk2-nano"
 WORDS = ("Two ", "squares ", "and ", 'a "circle".\n', "方块")
 """What every chat answers, one token each."""
 
