@@ -75,7 +75,7 @@ def test_answer_is_printed_and_nothing_else(door: ServedDoor, png: Path) -> None
 
 
 def test_options_reach_the_server(door: ServedDoor) -> None:
-    words = "--system Be_brief --max-tokens 2 --temperature 0.5 --latency-ms 900 --energy-j 3 --model fake-chat"
+    words = "--system Be_brief --max-tokens 2 --temperature 0.5 --latency-ms 900 --energy-j 3 --model texthawk2-nano"
     result = vireo("chat", "Hello", *words.split(), "--url", door.url)
     assert result.stdout == "Two squares \n"
     assert "cut off at 2 tokens" in result.stderr

@@ -36,7 +36,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("model_long", {"model": "m" * 257}, BAD, "model"),
     ("model_unknown", {"model": "sora-2"}, NO_MODEL, "model"),
     ("model_of_a_classifier", {"model": "fake-nano"}, NO_MODEL, "model"),
-    ("model_of_a_chat", {"model": "fake-chat"}, NO_MODEL, "model"),
+    ("model_of_a_chat", {"model": "texthawk2-nano"}, NO_MODEL, "model"),
     ("seconds_zero", {"seconds": 0}, BAD, "seconds"),
     ("seconds_zero_text", {"seconds": "0"}, BAD, "seconds"),
     ("seconds_negative", {"seconds": -1}, BAD, "seconds"),
