@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.contract import Family, Shape, Value, Variant
-from models.registry import find, known_ids
+from models.registry import find
 from serving.errors import ConfigError
 
 Auto: TypeAlias = Literal["auto"]
