@@ -28,7 +28,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.operating_points import load_table
-from serving.service import ModelCard, NoVideo, Service, VideoService
+from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.chat_results import ChatResults
@@ -114,9 +114,9 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     service = Service(
         classifiers,
         chat,
+        videos,
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
-        videos=videos,
         max_priorities=priorities,
     )
     return GatewayParts(
@@ -135,16 +135,12 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
 def _video_service(
     config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore, tell: Sink
 ) -> VideoService:
-    settings = config.settings
-    models = config.models_with(JobOptions)
-    if not models:
-        return NoVideo()
     return VideoJobsService(
-        {model.id: read_served(model) for model in models},
+        {model.id: read_served(model) for model in config.models_with(JobOptions)},
         jobs,
         clips,
         results,
-        VideoServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode()),
+        VideoServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode()),
         tell=tell,
     )
 

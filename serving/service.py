@@ -11,7 +11,6 @@ from typing import Protocol
 
 from models.contract import Knob
 from serving.domain import ClassifyReply, ClassifyRequest, Priority
-from serving.errors import InvalidRequest, UnknownModel, UnknownVideo
 from serving.stores.jobs.base import JobPage
 from serving.tasks.chat.domain import ChatEvent, ChatRequest
 from serving.tasks.videos.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
@@ -153,73 +152,17 @@ class VideoService(Protocol):
         ...
 
 
-class NoChat:
-    """Stands where no chat model is served."""
-
-    def chat_models(self) -> tuple[ChatModelCard, ...]:
-        """None."""
-        return ()
-
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Raises: UnknownModel."""
-        raise UnknownModel("no chat model is served here; see /v1/models for what is", param="model")
-        yield  # makes this a generator, as the protocol has it
-
-
-class NoVideo:
-    """Stands where no video model is served."""
-
-    def video_models(self) -> tuple[VideoModelCard, ...]:
-        """None."""
-        return ()
-
-    async def create_video(self, request: VideoRequest) -> VideoJob:
-        """Raises: UnknownModel."""
-        raise UnknownModel("no video model is served here; see /v1/models for what is", param="model")
-
-    async def get_video(self, owner: str, video_id: str) -> VideoJob:
-        """Raises: UnknownVideo."""
-        raise _no_videos()
-
-    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
-        """An empty page. Raises: InvalidRequest: it has no second one."""
-        if after is not None:
-            raise InvalidRequest("after names no video: no video model is served here", param="after")
-        return JobPage(jobs=(), has_more=False)
-
-    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """Raises: UnknownVideo."""
-        raise _no_videos()
-
-    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
-        """Raises: UnknownVideo."""
-        raise _no_videos()
-
-    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
-        """Raises: UnknownVideo."""
-        raise _no_videos()
-
-    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        """Raises: UnknownVideo."""
-        raise _no_videos()
-        yield  # makes this a generator, as the protocol has it
-
-
-def _no_videos() -> UnknownVideo:
-    return UnknownVideo("no video has that id: no video model is served here", param="id")
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """Everything behind the front door: what each task calls, and what is common to all models."""
 
     classifiers: ClassifierService
     chats: ChatService
+    videos: VideoService
     is_started: Callable[[], bool] = lambda: True
     """Whether the start of the models is over, for better or worse."""
     is_live: Callable[[str], bool] = lambda model: True
     """Whether a model has a replica that lives."""
-    videos: VideoService = field(default_factory=NoVideo)
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
 

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def classify(
     files: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files.", exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="Model id.")] = "dyn-perceiver-nano",
+    model: Annotated[str | None, typer.Option(help="Model id; the first that classifies when absent.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
     latency_ms: Annotated[float | None, typer.Option(help="Latency budget, milliseconds.")] = None,
     energy_j: Annotated[float | None, typer.Option(help="Energy budget, joules.")] = None,
@@ -31,14 +31,15 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came.")] = False,
 ) -> None:
     """Classify image files with a running system. Exit code 1 if any image has no answer."""
+    url = url.rstrip("/")
     budget = {"latency_ms": latency_ms, "energy_j": energy_j, "quality_floor": quality_floor, "priority": priority}
     body = {
-        "model": model,
+        "model": model or _first_classifier(url, api_key),
         "images": [base64.b64encode(path.read_bytes()).decode() for path in files],
         "top_k": top_k,
         "vireo": {name: value for name, value in budget.items() if value is not None},
     }
-    status, answer = _post(f"{url.rstrip('/')}/v1/classify", body, api_key)
+    status, answer = _ask("POST", f"{url}/v1/classify", api_key, body)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     elif status == 200:
@@ -50,12 +51,24 @@ def classify(
     raise typer.Exit(1 if failed else 0)
 
 
-def _post(url: str, body: dict[str, Any], api_key: str | None) -> tuple[int, Any]:
+def _first_classifier(url: str, api_key: str | None) -> str:
+    status, listing = _ask("GET", f"{url}/v1/models", api_key)
+    if status != 200:
+        typer.echo(f"vireo: {listing['error']['code']}: {listing['error']['message']}", err=True)
+        raise typer.Exit(1)
+    ids = [str(model["id"]) for model in listing["data"] if "num_classes" in model["vireo"]]
+    if not ids:
+        typer.echo(f"vireo: no model that classifies is served at {url}; see `vireo status`", err=True)
+        raise typer.Exit(1)
+    return ids[0]
+
+
+def _ask(method: str, url: str, api_key: str | None, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     import httpx
 
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx.post(url, json=body, headers=headers, timeout=60)
+        answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
         return answer.status_code, answer.json()
     except (httpx.HTTPError, ValueError) as error:
         typer.echo(f"vireo: cannot reach {url} ({error}); is the system up? `vireo status`, `vireo up`", err=True)

@@ -116,7 +116,7 @@ class Front:
             if card.id == model and version in ("", MODEL_VERSION):
                 return card
         name = shown(model) if not version else f"{shown(model)} version {shown(version)}"
-        known = ", ".join(card.id for card in cards) or "none"
+        known = ", ".join(card.id for card in cards) or "none that can do this"
         raise UnknownModel(f"model {name} is not served here; served: {known}", param="model")
 
 

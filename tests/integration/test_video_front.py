@@ -98,7 +98,7 @@ class System:
         served = ServedVideo(card=make_video_card(), limits=limits, points=VideoPoints(table=table, limits=limits))
         config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)
-        service = Service(FakeService(), FakeService(), videos=videos)
+        service = Service(FakeService(), FakeService(), videos)
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")
         return app, Calls(GrpcMethods(service=service, authenticator=door, limits=front))

@@ -201,7 +201,7 @@ class FakeService(FakeVideos):
 
 def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = None) -> Service:
     """The fake as what is behind a front door: it is each of the tasks' services."""
-    return Service(fake, fake, is_live=fake.is_model_ready, videos=fake, max_priorities=max_priorities or {})
+    return Service(fake, fake, fake, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
 
 
 def classify_pixels(rgb: Pixels, card: ModelCard, top_k: int) -> Classification:

@@ -1,22 +1,18 @@
-"""What is behind the front door: ready or not, and what stands where no video model is served."""
+"""What is behind the front door: ready or not, and what a tenant may ask for."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable
-from typing import Any
 
 import pytest
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Budget, Priority, Surface
-from serving.errors import InvalidRequest, ServingError, UnknownModel, UnknownVideo
 from serving.front.auth import LOCAL_TENANT
-from serving.front.http.app import build_http_app
-from serving.service import NoVideo, Service
-from serving.tasks.videos.domain import Artefact, VideoRequest
-from tests.support.clients import GOOD_PNG, Ask, FakeContext, FrontDoor, asgi, oip_message, vireo_message
+from serving.service import Service
+from serving.tasks.videos.domain import VideoRequest
+from tests.support.clients import GOOD_PNG, Ask, FakeContext, FrontDoor, oip_message, vireo_message
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
 from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 
@@ -47,40 +43,9 @@ async def test_priority_is_lowered_to_the_tenants_highest_whatever_is_asked_and_
     assert seen == [Budget(priority=highest, degraded=degraded)] * 7
 
 
-async def test_without_a_video_model_nothing_is_made_and_nothing_is_there() -> None:
-    none = Service(FakeService(), FakeService()).videos
-    assert isinstance(none, NoVideo)
-    assert none.video_models() == ()
-    assert (await none.list_videos("ada", after=None, limit=5, newest_first=True)).jobs == ()
-    artefact = Artefact(key="k", media_type="video/mp4", num_bytes=1, sha256="0" * 64)
-    calls: list[tuple[Awaitable[Any], type[ServingError]]] = [
-        (none.create_video(REQUEST), UnknownModel),
-        (none.get_video("ada", "x"), UnknownVideo),
-        (none.list_videos("ada", after="x", limit=5, newest_first=True), InvalidRequest),
-        (none.cancel_video("ada", "x"), UnknownVideo),
-        (none.delete_video("ada", "x"), UnknownVideo),
-        (none.read_artefact(artefact, 0, 1), UnknownVideo),
-        (anext(none.watch_video("ada", "x")), UnknownVideo),
-    ]
-    for call, error in calls:
-        with pytest.raises(error):
-            await call
-
-
-async def test_paths_of_videos_answer_where_none_are_served() -> None:
-    door = FrontDoor()
-    app = build_http_app(Service(FakeService(), FakeService()), door.authenticator, door.limits, lambda: b"")
-    created = await asgi(
-        app, "POST", "/v1/videos", b'{"model": "m", "prompt": "x"}', {"content-type": "application/json"}
-    )
-    assert (created.status, created.error["code"]) == (404, "model_not_found")
-    assert (await asgi(app, "GET", "/v1/videos")).json["data"] == []
-    assert (await asgi(app, "GET", "/v1/videos/video_1")).error["code"] == "video_not_found"
-
-
 def test_ready_with_one_model_that_lives_once_the_start_is_over() -> None:
     live, started = set[str](), False
-    service = Service(FakeService(), FakeService(), lambda: started, lambda model: model in live)
+    service = Service(FakeService(), FakeService(), FakeService(), lambda: started, lambda model: model in live)
     classifier, chat = (card.id for card in service.cards())
     assert not service.is_ready()
     live = {chat}

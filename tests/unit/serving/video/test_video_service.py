@@ -474,6 +474,19 @@ async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_
 # -- jobs afterwards -------------------------------------------------------------------------------------------------
 
 
+async def test_without_a_model_nothing_is_made_and_nothing_is_there() -> None:
+    gateway = Gateway()
+    index: Any = gateway.index
+    config = VideoServiceConfig(max_queued=1, secret=b"s")
+    gateway.service = VideoJobsService({}, index, gateway.files, gateway.quotas, config)
+    assert gateway.service.video_models() == ()
+    with pytest.raises(UnknownModel, match="makes no clips here; models that do: none"):
+        await gateway.create()
+    assert (await gateway.service.list_videos("ada", after=None, limit=5, newest_first=True)).jobs == ()
+    with pytest.raises(UnknownVideo):
+        await gateway.service.get_video("ada", "video_1")
+
+
 async def test_job_of_another_tenant_is_unknown_in_the_same_words() -> None:
     gateway = Gateway()
     job = await gateway.create()

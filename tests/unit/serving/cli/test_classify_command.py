@@ -1,0 +1,43 @@
+"""``vireo classify`` as a user types it, against the front door with a fake behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from serving.cli import classify_command
+from serving.front.auth import Authenticator
+from tests.support.fake_service import FakeService, make_card
+from tests.support.served_door import served
+
+DIGIT = Path(__file__).parents[4] / "examples" / "digit-7.png"
+
+
+def run(service: FakeService, *words: str, authenticator: Authenticator | None = None) -> Result:
+    app = typer.Typer()
+    classify_command.register(app)
+    with served(service, authenticator) as door:
+        return CliRunner().invoke(app, [str(DIGIT), "--url", f"{door.url}/", *words])
+
+
+@pytest.mark.parametrize("words", [(), ("--model", "second")])
+def test_first_model_that_classifies_is_asked_unless_one_is_named(words: tuple[str, ...]) -> None:
+    service = FakeService([make_card("first"), make_card("second")])
+    result = run(service, *words)
+    assert result.exit_code == 0, result.output
+    assert [request.model for request in service.requests] == ["second" if words else "first"]
+
+
+def test_where_nothing_classifies_that_is_said() -> None:
+    result = run(FakeService([]))
+    assert result.exit_code == 1
+    assert "vireo: no model that classifies is served at http://127.0.0.1:" in result.stderr
+
+
+def test_missing_key_is_said() -> None:
+    result = run(FakeService(), authenticator=Authenticator({"ada": ("0" * 64,)}, False))
+    assert result.exit_code == 1
+    assert "vireo: invalid_api_key: " in result.stderr
