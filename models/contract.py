@@ -155,6 +155,31 @@ class Knob:
         return {"type": kind, **bounds, "default": self.default, "description": text}
 
 
+def find_knob(name: str, knobs: Sequence[Knob], owner: str) -> Knob:
+    """The knob of that name. Raises: SettingError: ``owner`` has none; the message names those that it has."""
+    for knob in knobs:
+        if knob.name == name:
+            return knob
+    known = ", ".join(knob.name for knob in knobs) or "none"
+    raise SettingError(name, f"{owner} has no setting {_short(name)}; settings are: {known}")
+
+
+def check_settings(
+    settings: Mapping[str, object], knobs: Sequence[Knob], owner: str, scope: Scope = "request"
+) -> dict[str, Value]:
+    """Pass what is set, each as its knob takes it.
+
+    Raises: SettingError: an unknown setting, or a value that it does not take.
+    """
+    checked: dict[str, Value] = {}
+    for name, value in settings.items():
+        knob = find_knob(name, knobs, owner)
+        if knob.scope != scope:
+            raise SettingError(name, f"{name} is set for a whole {knob.scope}, not for a {scope}")
+        checked[name] = knob.check(value)
+    return checked
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -290,23 +315,15 @@ class Family:
 
     def knob(self, name: str) -> Knob:
         """The knob of that name. Raises: SettingError: there is none; the message names those that are."""
-        for knob in self.knobs:
-            if knob.name == name:
-                return knob
-        known = ", ".join(knob.name for knob in self.knobs) or "none"
-        raise SettingError(name, f"{self.name} has no setting {name!r}; settings are: {known}")
+        return find_knob(name, self.knobs, self.name)
 
     def check_point(self, settings: Mapping[str, object], scope: Scope = "request") -> dict[str, Value]:
         """A complete point: each setting checked, the defaults for the others.
 
         Raises: SettingError: an unknown setting, or a value that it does not take.
         """
-        for name in settings:
-            if self.knob(name).scope != scope:
-                raise SettingError(name, f"{name} is set for a whole {self.knob(name).scope}, not for a {scope}")
-        return {
-            knob.name: knob.check(settings.get(knob.name, knob.default)) for knob in self.knobs if knob.scope == scope
-        }
+        defaults = {knob.name: knob.default for knob in self.knobs if knob.scope == scope}
+        return check_settings({**defaults, **settings}, self.knobs, self.name, scope)
 
     def part(self, name: str) -> Any:
         """Load one of ``parts``. Raises: ValueError: the family has none of that name."""

@@ -6,6 +6,7 @@ Seconds and joules inside; milliseconds only in ``Budget.latency_ms`` and ``Repo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -53,6 +54,7 @@ RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 class Budget:
     """What the caller is willing to spend. ``None`` means no limit of that kind.
 
+    ``settings``: of the model's knobs, by name; the operating point chooses the others.
     ``degraded``: what was lowered to what the caller's tenant is allowed; nothing that a caller can say.
     """
 
@@ -60,6 +62,7 @@ class Budget:
     energy_j: float | None = None
     priority: Priority = Priority.NORMAL
     quality_floor: float | None = None
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS, Budget, Priority
@@ -13,9 +15,23 @@ from serving.errors import InvalidRequest
 from serving.front.front import shown
 from serving.front.http.body import Headers, header
 from serving.front.http.json_body import Strict, validate
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
 
 NO_BUDGET = Budget()
+MAX_SETTINGS, MAX_NAME_CHARS = 32, 64
+Setting: TypeAlias = bool | int | float | str
+_PARAM: Final = "vireo.settings"
+_SETTINGS: Final = {
+    "anyOf": [
+        {
+            "type": "object",
+            "maxProperties": MAX_SETTINGS,
+            "propertyNames": {"maxLength": MAX_NAME_CHARS},
+            "additionalProperties": {"type": ["boolean", "number", "string"]},
+        },
+        {"type": "null"},
+    ]
+}
 _NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
 _PRIORITIES = {
     vireo_pb2.PRIORITY_UNSPECIFIED: Priority.NORMAL,
@@ -36,6 +52,8 @@ class BudgetBody(Strict):
     """Order among competing requests."""
     quality_floor: Annotated[float | None, Field(ge=0, le=1)] = None
     """Lowest acceptable held-out accuracy of the operating point."""
+    settings: Annotated[dict[str, Any] | None, WithJsonSchema(_SETTINGS)] = None
+    """Settings of the model by name, as ``GET /v1/models`` lists them; the operating point chooses the others."""
 
     def to_budget(self, fallback: Budget) -> Budget:
         """Return the budget, with ``fallback`` where a field is absent."""
@@ -44,6 +62,7 @@ class BudgetBody(Strict):
             energy_j=fallback.energy_j if self.energy_j is None else self.energy_j,
             priority=fallback.priority if self.priority is None else Priority(self.priority),
             quality_floor=fallback.quality_floor if self.quality_floor is None else self.quality_floor,
+            settings=check_values(self.settings or {}),
         )
 
 
@@ -53,10 +72,33 @@ def budget_from_object(document: dict[str, Any], fallback: Budget) -> Budget:
     Raises: InvalidRequest, UnknownField.
     """
     try:
-        return validate(BudgetBody, document).to_budget(fallback)
+        parsed = validate(BudgetBody, document)
     except InvalidRequest as error:
         error.param = f"vireo.{error.param}"
         raise
+    return parsed.to_budget(fallback)
+
+
+def check_values(values: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return settings in one order, whoever they are for: the model's knobs say what it takes.
+
+    Raises: InvalidRequest: too many, too long, or no plain finite value.
+    """
+    if len(values) > MAX_SETTINGS:
+        raise InvalidRequest(f"vireo.settings has {len(values)} entries; the limit is {MAX_SETTINGS}", param=_PARAM)
+    for name, value in values.items():
+        if len(name) > MAX_NAME_CHARS:
+            raise InvalidRequest(f"vireo.settings has no setting {shown(name)}; see /v1/models", param=_PARAM)
+        is_plain = isinstance(value, bool | float | str) or (isinstance(value, int) and value.bit_length() < 64)
+        if not is_plain or (isinstance(value, float) and not math.isfinite(value)):
+            raise _bad_setting(name, f"is {shown(value)}; send a finite number, a boolean or a string")
+        if isinstance(value, str) and len(value) > MAX_ID_CHARS:
+            raise _bad_setting(name, f"has {len(value)} characters; the limit is {MAX_ID_CHARS}")
+    return {name: values[name] for name in sorted(values)}
+
+
+def _bad_setting(name: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"{_PARAM}.{name} {what}", param=f"{_PARAM}.{name}")
 
 
 def budget_from_headers(headers: Headers, limits: IngressLimits) -> Budget:
@@ -93,4 +135,13 @@ def budget_from_message(message: vireo_pb2.Budget) -> Budget:
         energy_j=message.energy_j if message.HasField("energy_j") else None,
         priority=priority,
         quality_floor=message.quality_floor if message.HasField("quality_floor") else None,
+        settings=check_values({name: _value(name, setting) for name, setting in message.settings.items()}),
     )
+
+
+def _value(name: str, setting: vireo_pb2.Setting) -> Setting:
+    kind = setting.WhichOneof("value")
+    if kind is None:
+        raise _bad_setting(name, "has no value; set one")
+    value: Setting = getattr(setting, kind)
+    return value

@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from models.contract import SettingError, check_settings
 from serving.domain import Budget, Priority, Surface, within_priority
-from serving.errors import ServingError, UnknownModel
+from serving.errors import InvalidRequest, ServingError, UnknownModel
 from serving.front.auth import Authenticator
 from serving.front.status import to_serving_error
 from serving.limits import IngressLimits
@@ -100,14 +101,21 @@ class Front:
             )
 
     def admit(self, request: Request, cards: Sequence[Card], visit: Visit) -> Request:
-        """What every request goes through, whatever its task: its model is served, and its budget is one that its
-        tenant is allowed.
+        """What every request goes through, whatever its task: its model is served and has the settings that are asked
+        for, and its budget is one that its tenant is allowed.
 
-        Raises: UnknownModel: it is none of ``cards``.
+        Raises: UnknownModel: it is none of ``cards``. InvalidRequest: a setting that the model does not have or take.
         """
-        visit.model = self.card(request.model, cards).id
+        card = self.card(request.model, cards)
+        visit.model = card.id
+        budget = request.budget
+        try:
+            if budget.settings:
+                budget = replace(budget, settings=check_settings(budget.settings, card.knobs, card.id))
+        except SettingError as error:
+            raise InvalidRequest(str(error), param=f"vireo.settings.{error.name}") from None
         highest = self.service.max_priorities.get(request.tenant, Priority.HIGH)
-        budget = within_priority(request.budget, highest)
+        budget = within_priority(budget, highest)
         return request if budget is request.budget else replace(request, budget=budget)  # type: ignore[type-var]
 
     def card(self, model: str, cards: Sequence[AnyCard], version: str = "") -> AnyCard:

@@ -100,7 +100,7 @@ def request_from_form(
         raise InvalidRequest(f"top_k is {shown(top_k)}; send an integer of at least 1", param="top_k")
     check_top_k(int(top_k), limits)
     if "vireo" in form.fields:
-        document = load_object(form.fields["vireo"].encode(), max_values=16, what="vireo")
+        document = load_object(form.fields["vireo"].encode(), max_values=128, what="vireo")
         fallback = budget_from_object(document, fallback)
     return ClassifyRequest(
         request_id=request_id,

@@ -28,6 +28,7 @@ import orjson
 
 from serving.domain import Budget, Classification, ClassifyReply, ImageInput, Pixels, Priority, Report
 from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
+from serving.front.budget import check_values
 from serving.front.front import shown
 from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
@@ -283,11 +284,15 @@ def budget_from_parameters(
 
     Raises: UnknownField, InvalidRequest.
     """
+    settings = {name: value for name, value in parameters.items() if name.startswith(_SETTING)}
     for name, value in parameters.items():
+        if name in settings:
+            continue
         expected = _PARAMETERS.get(name)
         if expected is None:
             raise UnknownField(
-                f"parameter {shown(name)} is unknown; known: {', '.join(_PARAMETERS)}", param=f"parameters.{name[:64]}"
+                f"parameter {shown(name)} is unknown; known: {', '.join(_PARAMETERS)}, {_SETTING}*",
+                param=f"parameters.{name[:64]}",
             )
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise InvalidRequest(
@@ -306,10 +311,13 @@ def budget_from_parameters(
         energy_j=_real(parameters, "vireo_energy_j", fallback.energy_j),
         priority=Priority(str(priority)),
         quality_floor=_real(parameters, "vireo_quality_floor", fallback.quality_floor),
+        settings=check_values({name.removeprefix(_SETTING): value for name, value in settings.items()}),
     )
     return budget, top_k
 
 
+_SETTING: Final = "vireo_settings."
+"""Before the name of a setting."""
 _REAL: Final = (int, float)
 _PARAMETERS: Final[dict[str, Any]] = {
     "vireo_latency_ms": _REAL,

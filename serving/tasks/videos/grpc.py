@@ -27,6 +27,7 @@ from serving.tasks.videos.rules import (
     default_model,
     join_sizes,
     parse_seconds,
+    with_settings,
 )
 from serving.telemetry.events import OK
 
@@ -56,7 +57,7 @@ async def generate_video(
         default_model=default_model(cards),
         limits=call.front.limits,
     )
-    job = await videos.create_video(call.front.admit(request, cards, call.visit))
+    job = await videos.create_video(with_settings(call.front.admit(request, cards, call.visit)))
     try:
         yield message_accepted(job)
         async with aclosing(videos.watch_video(job.owner, job.id)) as updates:

@@ -44,7 +44,15 @@ from serving.tasks.videos.body import (
 )
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
 from serving.tasks.videos.reply import content_url, event_of, file_name, page_to_json, video_to_json
-from serving.tasks.videos.rules import MAX_KEY_CHARS, MAX_PAGE, artefact_of, cancel_for_good, default_model, is_video_id
+from serving.tasks.videos.rules import (
+    MAX_KEY_CHARS,
+    MAX_PAGE,
+    artefact_of,
+    cancel_for_good,
+    default_model,
+    is_video_id,
+    with_settings,
+)
 from serving.tasks.videos.schemas import VideoAnswer, VideoBody, VideoDeletedAnswer, VideoEventAnswer, VideoListAnswer
 from serving.telemetry.events import OK
 
@@ -181,7 +189,7 @@ async def _request(call: Call) -> VideoRequest:
         idempotency_key=call.header(b"idempotency-key") or "",
         limits=limits,
     )
-    return call.front.admit(request, cards, call.visit)
+    return with_settings(call.front.admit(request, cards, call.visit))
 
 
 async def _job(call: Call) -> VideoJob:

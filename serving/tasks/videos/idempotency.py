@@ -22,7 +22,7 @@ _DIGEST_CHARS: Final = 16
 
 def asked_by(request: VideoRequest) -> dict[str, str]:
     """Field to digest, of the fields that say something."""
-    return {name: _digest(value) for name, value in _said(request) if value not in (None, "")}
+    return {name: _digest(value) for name, value in _said(request) if value not in (None, "", {})}
 
 
 def check_same(request: VideoRequest, earlier: Mapping[str, str]) -> None:

@@ -58,6 +58,7 @@ def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
         attention=tuple(dict.fromkeys(reversed(attention))),
         checkpoint_sha256=table.weights_sha256,
         operating_points=points.names,
+        knobs=limits.family.knobs,
     )
 
 

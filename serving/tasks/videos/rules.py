@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
-from serving.errors import InvalidRequest, ServingError, UnknownVideo, VideoFailed, VideoNotReady
+from serving.errors import InvalidRequest, ServingError, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import shown
 from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.service import VideoModelCard, VideoService
@@ -30,6 +31,7 @@ DEFAULT_PAGE, MAX_PAGE = 20, 100
 
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_SETTINGS: Final = frozenset({"num_inference_steps", "guidance_scale", "sampler", "attention"})
 _VIDEO_ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,128}")
 
 
@@ -101,6 +103,21 @@ def check_video(request: VideoRequest, limits: IngressLimits) -> VideoRequest:
     if request.seconds is not None:
         assert math.isfinite(request.seconds)
     return request
+
+
+def with_settings(request: VideoRequest) -> VideoRequest:
+    """Return the request with its settings as the fields of the same names: there are two ways to say it.
+
+    Raises: InvalidRequest: both, and they differ. UnsupportedField: clips are not asked for by such a setting.
+    """
+    settings = request.budget.settings
+    for name, value in settings.items():
+        if name not in _SETTINGS:
+            raise UnsupportedField(f"{name} is not set for one clip; remove it", param=f"vireo.settings.{name}")
+        if getattr(request, name) not in (None, value):
+            said = shown(getattr(request, name))
+            raise InvalidRequest(f"{name} is {said} and vireo.settings.{name} is {value}; send one", param=name)
+    return replace(request, budget=replace(request.budget, settings={}), **settings) if settings else request  # type: ignore[arg-type]
 
 
 def _check_text(text: str, limit: int, param: str) -> None:

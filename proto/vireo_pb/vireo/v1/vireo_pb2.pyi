@@ -133,10 +133,32 @@ class Budget(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Setting: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Setting | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     ENERGY_J_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     QUALITY_FLOOR_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     latency_ms: _builtins.float
     """Milliseconds from arrival to answer."""
     energy_j: _builtins.float
@@ -145,6 +167,12 @@ class Budget(_message.Message):
     """Order among competing requests."""
     quality_floor: _builtins.float
     """Lowest acceptable held-out accuracy of the operating point, between 0 and 1."""
+    @_builtins.property
+    def settings(self) -> _containers.MessageMap[_builtins.str, Global___Setting]:
+        """Settings of the model, by name: see GET /v1/models for those that it has. What is not set is chosen by the
+        operating point. At most 32.
+        """
+
     def __init__(
         self,
         *,
@@ -152,10 +180,11 @@ class Budget(_message.Message):
         energy_j: _builtins.float | None = ...,
         priority: Global___Priority.ValueType = ...,
         quality_floor: _builtins.float | None = ...,
+        settings: _abc.Mapping[_builtins.str, Global___Setting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j", "_latency_ms", b"_latency_ms", "_quality_floor", b"_quality_floor", "energy_j", b"energy_j", "latency_ms", b"latency_ms", "quality_floor", b"quality_floor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j", "_latency_ms", b"_latency_ms", "_quality_floor", b"_quality_floor", "energy_j", b"energy_j", "latency_ms", b"latency_ms", "priority", b"priority", "quality_floor", b"quality_floor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j", "_latency_ms", b"_latency_ms", "_quality_floor", b"_quality_floor", "energy_j", b"energy_j", "latency_ms", b"latency_ms", "priority", b"priority", "quality_floor", b"quality_floor", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_j: _TypeAlias = _typing.Literal["energy_j"]  # noqa: Y015
     _WhichOneofArgType__energy_j: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j"]  # noqa: Y015
@@ -171,6 +200,39 @@ class Budget(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_floor) -> _WhichOneofReturnType__quality_floor | None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    """The value of a setting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOL_VALUE_FIELD_NUMBER: _builtins.int
+    INT_VALUE_FIELD_NUMBER: _builtins.int
+    DOUBLE_VALUE_FIELD_NUMBER: _builtins.int
+    STRING_VALUE_FIELD_NUMBER: _builtins.int
+    bool_value: _builtins.bool
+    int_value: _builtins.int
+    double_value: _builtins.float
+    """Finite."""
+    string_value: _builtins.str
+    def __init__(
+        self,
+        *,
+        bool_value: _builtins.bool = ...,
+        int_value: _builtins.int = ...,
+        double_value: _builtins.float = ...,
+        string_value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "double_value", b"double_value", "int_value", b"int_value", "string_value", b"string_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "double_value", b"double_value", "int_value", b"int_value", "string_value", b"string_value", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["bool_value", "int_value", "double_value", "string_value"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
 
 @_typing.final
 class ClassifyRequest(_message.Message):

@@ -1,0 +1,154 @@
+"""Every path answers what ``/openapi.json`` says of it, to the letter: real answers, whole, streamed and refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from serving.front.auth import LOCAL_TENANT, Authenticator
+from serving.front.http.app import ROUTES, document
+from tests.support.chat_clients import CHAT_PATH
+from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, asgi, length_prefixed
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card
+from tests.support.fake_videos import VIDEO_MODEL, make_video_card
+from tests.support.video_clients import Presence
+from tests.unit.serving.front.test_settings import KNOBS
+
+IMAGE = base64.b64encode(GOOD_PNG).decode()
+JSON = {"content-type": "application/json"}
+CHAT = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
+TENSOR = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
+VIDEO_ID = "video_0001"
+MODEL_PATHS = ("", "/versions/1")
+
+Case = tuple[str, str, str, Any, dict[str, str]]
+CASES: list[Case] = [
+    ("POST", "/v1/classify", "/v1/classify", {"model": MODEL, "images": [IMAGE, "!"], "top_k": 2}, JSON),
+    ("POST", CHAT_PATH, CHAT_PATH, CHAT, JSON),
+    ("POST", CHAT_PATH, CHAT_PATH, CHAT | {"stream": True}, JSON),
+    (
+        "POST",
+        CHAT_PATH,
+        CHAT_PATH,
+        CHAT | {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 1},
+        JSON,
+    ),
+    ("POST", CHAT_PATH, CHAT_PATH, CHAT | {"logprobs": True, "top_logprobs": 2}, JSON),
+    ("POST", "/v1/videos", "/v1/videos", {"prompt": "a ball", "user": "u"}, JSON),
+    ("POST", "/v1/videos/sync", "/v1/videos/sync", {"prompt": "a ball"}, JSON),
+    ("GET", "/v1/videos", "/v1/videos", None, {}),
+    ("GET", "/v1/videos/{id}", f"/v1/videos/{VIDEO_ID}", None, {}),
+    ("GET", "/v1/videos/{id}/content", f"/v1/videos/{VIDEO_ID}/content", None, {}),
+    ("GET", "/v1/videos/{id}/content", f"/v1/videos/{VIDEO_ID}/content", None, {"range": "bytes=0-3"}),
+    ("GET", "/v1/videos/{id}/events", f"/v1/videos/{VIDEO_ID}/events", None, {}),
+    ("DELETE", "/v1/videos/{id}", f"/v1/videos/{VIDEO_ID}", None, {}),
+    ("GET", "/v1/models", "/v1/models", None, {}),
+    *[("GET", "/v1/models/{model}", f"/v1/models/{model}", None, {}) for model in (MODEL, CHAT_MODEL, VIDEO_MODEL)],
+    ("GET", "/v2", "/v2", None, {}),
+    *[
+        ("GET", path, path, None, {})
+        for path in ("/v2/health/live", "/v2/health/ready", "/healthz", "/metrics", "/openapi.json")
+    ],
+]
+for version, pattern in zip(MODEL_PATHS, ("", "/versions/{version}"), strict=True):
+    template, real = f"/v2/models/{{model}}{pattern}", f"/v2/models/{MODEL}{version}"
+    CASES += [
+        ("GET", template, real, None, {}),
+        ("GET", f"{template}/ready", f"{real}/ready", None, {}),
+        ("POST", f"{template}/infer", f"{real}/infer", {"id": "x", "inputs": [TENSOR]}, JSON),
+    ]
+REFUSED: list[Case] = [
+    (method, template, path, {"unknown": 1}, JSON) for method, template, path, body, _ in CASES if body
+]
+REFUSED += [
+    ("GET", "/v1/videos/{id}/content", f"/v1/videos/{VIDEO_ID}/content", None, {"range": "bytes=99999999-"}),
+    ("GET", "/v1/videos/{id}", "/v1/videos/none", None, {}),
+    ("POST", "/v2/models/{model}/infer", "/v2/models/none/infer", {"inputs": [TENSOR]}, JSON),
+]
+
+
+@pytest.fixture
+async def door() -> FrontDoor:
+
+    service = FakeService(
+        (make_card(),), chat_cards=(make_chat_card(),), video_cards=(make_video_card(),), is_fast=True
+    )
+    made = FrontDoor(service, authenticator=Authenticator({}, True, [LOCAL_TENANT]))
+    await made.post_json({"prompt": "a ball"}, "/v1/videos")
+    return made
+
+
+def validate(schema: Any, value: Any) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": document()["components"]}).validate(value)
+
+
+def check(reply: HttpReply, method: str, template: str) -> None:
+    """Validate an answer against what is documented for its status and type."""
+    described = document()["paths"][template][method.lower()]["responses"][str(reply.status)]["content"]
+    kind = reply.headers["content-type"].partition(";")[0]
+    assert kind in described, f"{kind} is not documented"
+    if kind == "application/json":
+        validate(described[kind]["schema"], reply.json)
+    elif kind == "text/event-stream":
+        item = described[kind]["itemSchema"]["properties"]["data"]["contentSchema"]
+        lines = [line.removeprefix("data: ") for line in reply.body.decode().split("\n") if line.startswith("data: ")]
+        assert lines
+        for line in lines:
+            if line != "[DONE]":
+                validate(item, json.loads(line))
+
+
+async def sent(door: FrontDoor, case: Case) -> HttpReply:
+    method, _, path, document, headers = case
+    client = Presence(b"" if document is None else json.dumps(document).encode())
+    return await asgi(door.app, method, path, headers=headers | {"content-length": ""}, receive=client.receive)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[2]} {str(case[3])[:40]} {case[4]}")
+async def test_answer_is_the_documented_one(case: Case, door: FrontDoor) -> None:
+    reply = await sent(door, case)
+    assert reply.status in (200, 206)
+    check(reply, case[0], case[1])
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0]} {case[2]} {case[4]}")
+async def test_refusal_is_the_documented_one(case: Case, door: FrontDoor) -> None:
+    reply = await sent(door, case)
+    assert reply.status in (400, 404, 416)
+    check(reply, case[0], case[1])
+
+
+async def test_binary_tensors_are_the_documented_ones(door: FrontDoor) -> None:
+    raw = length_prefixed([GOOD_PNG])
+    tensor = {**TENSOR, "parameters": {"binary_data_size": len(raw)}}
+    del tensor["data"]
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    path = f"/v2/models/{MODEL}/infer"
+    reply = await asgi(door.app, "POST", path, head + raw, {"inference-header-content-length": str(len(head))})
+    check(reply, "POST", "/v2/models/{model}/infer")
+    length = int(reply.headers["inference-header-content-length"])
+    validate({"$ref": "#/components/schemas/InferAnswer"}, json.loads(reply.body[:length]))
+
+
+async def test_settings_of_a_model_are_documented() -> None:
+    door = FrontDoor(FakeService((replace(make_card(), knobs=KNOBS),)))
+    check(await asgi(door.app, "GET", f"/v1/models/{MODEL}"), "GET", "/v1/models/{model}")
+
+
+def test_every_route_is_tried() -> None:
+    tried = {(method, template) for method, template, *_ in CASES}
+    assert {(route.method, route.path) for route in ROUTES} | {("GET", "/metrics")} == tried
+
+
+def test_objects_are_closed() -> None:
+    """What is not documented fails the tests above."""
+    schemas = document()["components"]["schemas"]
+    open_ones = {
+        name for name, schema in schemas.items() if "properties" in schema and schema.get("additionalProperties", True)
+    }
+    assert open_ones == set()
