@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import importlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -271,13 +271,13 @@ class Family:
 
     ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
-    inputs; part of every cache key. ``build``: (variant, device, random_weights=False) -> the network with the
-    variant's weights, or with seeded random ones where that is asked for. ``runner``: (network, variant) -> one of the
-    protocols below. ``rename``: published parameter name -> ours, or None to leave it out. ``work``: (variant, request,
-    point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where the variant cannot do it.
-    ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be listed; the names are
-    written ``family:name``. ``examples``: names that the generic tests resolve. ``oracle``: (variant) -> the official
-    network on the same weights, where its code is at hand.
+    inputs; part of every cache key. ``build``: (variant, device, random_weights=False; of a job also dtype="float32") ->
+    the network with the variant's weights, or with seeded random ones where that is asked for. ``runner``: (network,
+    variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out.
+    ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where
+    the variant cannot do it. ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be
+    listed; the names are written ``family:name``. ``examples``: names that the generic tests resolve. ``oracle``:
+    (variant) -> the official network on the same weights, where its code is at hand.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
     """
@@ -369,28 +369,88 @@ class Staged(Protocol):
         ...
 
 
+Phase: TypeAlias = Literal["condition", "denoise", "decode"]
+"""Of a job, in order: what is made of the request once, the steps that a scheduler deals out, what comes of them."""
+
+Figures: TypeAlias = Mapping[str, float]
+"""What a slice reports besides: ``sparsity``, ``search_s``."""
+
+
+@dataclass(slots=True)
+class JobState:
+    """One request of a job between two slices.
+
+    ``kept``: tensors and plain values from which a later attempt goes on, replaced as a whole by each slice, so that
+    another thread never sees half of it. ``cache``: whatever else. It may be dropped, and is made anew; where that
+    changes what comes out, the runner says so. What is neither array nor tensor shows its own by ``tensors()``.
+    """
+
+    request: Any
+    point: Point
+    seed: int
+    kept: Mapping[str, Any]
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes_held(self) -> int:
+        """Of all arrays and tensors, each counted once."""
+        return sum(size for _, size in {(id(leaf), leaf.nbytes) for leaf in _arrays([self.kept, self.cache])})
+
+
+def _arrays(tree: Any) -> Iterator[Any]:
+    if hasattr(tree, "nbytes"):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from _arrays(list(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for inner in tree:
+            yield from _arrays(inner)
+    elif hasattr(tree, "tensors"):
+        yield from _arrays(tree.tensors())
+
+
 @runtime_checkable
 class Job(Protocol):
-    """Minutes of work, one step at a time, on several requests together."""
+    """Minutes of work, one slice at a time, on several requests together."""
 
-    def open(self, request: Any, point: Point, seed: int) -> Any:
-        """State of a new request. Runs no network."""
+    def open(self, request: Any, point: Point, seed: int) -> JobState:
+        """State of a new request. Runs no network. Raises: SettingError."""
         ...
 
-    def group_key(self, state: Any) -> Hashable:
-        """States of one key may share a step."""
+    def remaining(self, state: JobState) -> Mapping[Phase, int]:
+        """Slices that are left of each phase, in order, without those that are over. Empty: it may be closed."""
         ...
 
-    def step(self, states: Sequence[Any]) -> None:
-        """Advance all of them by one step, in place."""
+    def group_key(self, state: JobState) -> Hashable:
+        """States of one key may share a slice."""
         ...
 
-    def remaining(self, state: Any) -> int:
-        """Steps that are left."""
+    def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
+        """Advance all of them by one slice, in place, and return when it is done. None for a state that nothing came of
+        (not a number): it is as it was. Where this raises, all are."""
         ...
 
-    def close(self, state: Any) -> Mapping[str, Any]:
-        """Outputs of a state that has none left. Runs no network."""
+    def close(self, state: JobState) -> Mapping[str, Any]:
+        """Outputs of a state that has nothing left. Runs no network."""
+        ...
+
+
+@runtime_checkable
+class Previews(Protocol):
+    """A job that shows what it has come to."""
+
+    def preview(self, state: JobState) -> Any:
+        """A rough small picture, uint8 (1, h, w, 3), from the present estimate; cheap."""
+        ...
+
+
+@runtime_checkable
+class Parallel(Protocol):
+    """A job whose requests are spread over ranks, which all do the same in the same order."""
+
+    def spread(self, degrees: Any, groups_of: Callable[[int], Any]) -> None:
+        """From now on. ``degrees``: ``models.parallel`` degrees of all ranks; ``groups_of``: number of tokens of a
+        request -> its groups. Raises: ValueError: degrees that do not fit the network."""
         ...
 
 

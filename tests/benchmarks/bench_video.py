@@ -16,21 +16,21 @@ import asyncio
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from models.families.vdit.config import OpenSoraConfig
+from models.families.vdit.networks import Networks
+from models.families.vdit.runner import VditRunner
 from models.families.vdit.transformer import OpenSoraT2V
-from models.methods.samplers.make import make_sampler
 from models.registry import find
 from models.training.vdit.evaluate import held_out_scenes
 from models.training.vdit.judge import Judge
 from serving.errors import ServingError
-from serving.replica.video.checkpoint import load_model
-from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.replica.video.weights import VideoWeights
+from serving.replica.video.engine import EngineOptions, JobEngine, load_runner
 from serving.tasks.videos.domain import VideoSettings
 from serving.tasks.videos.limits import ClipLimits
 from tests.benchmarks.common import (
@@ -125,7 +125,7 @@ async def measure_nano(count: int) -> list[dict[str, Any]]:
     has_student = (variant.weights / "student").is_dir()
     chosen = sides(4, *(("student", "consistency") if has_student else ("teacher", "ddim")))
     limits = ClipLimits(family=family, variant=family.part("found")(variant))
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits), lambda: load_model(NANO, None))
+    engine = JobEngine(EngineOptions(limits=limits), partial(load_runner, NANO, None, "cpu", "float32"))
     scenes = held_out_scenes(count, 0.0)
     base = VideoSettings(
         prompt="", negative_prompt="", width=64, height=64, num_frames=29, fps=8, num_steps=1,
@@ -143,17 +143,16 @@ async def measure_nano(count: int) -> list[dict[str, Any]]:
 async def measure_mid(count: int) -> list[dict[str, Any]]:
     """Rows of a larger transformer with random weights; it decodes to nothing."""
     torch.manual_seed(0)
-    weights = VideoWeights(
-        transformer=OpenSoraT2V(MID).eval().requires_grad_(False),
-        dtype=torch.float32,
+    networks = Networks(
+        transformers={"teacher": OpenSoraT2V(MID).eval().requires_grad_(False)},
         encode_text=lambda prompts: (torch.zeros(len(prompts), 8, 64), torch.ones(len(prompts), 8, dtype=torch.bool)),
         count_tokens=lambda prompt: 1,
-        max_text_tokens=8,
-        make_sampler=lambda name, steps: make_sampler(name, steps),
         decode=lambda latents: np.zeros((1, 8, 8, 3), np.uint8),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
-    bounds = clip_limits(width=MID_SIDE, height=MID_SIDE)
-    engine = TorchVideoEngine(TorchVideoOptions(limits=bounds), lambda: {"teacher": weights})
+    bounds = clip_limits(width=MID_SIDE, height=MID_SIDE, latent_channels=MID.in_channels)
+    engine = JobEngine(EngineOptions(limits=bounds), lambda: VditRunner(networks, bounds.variant))
     base = VideoSettings(
         prompt="", negative_prompt="", width=MID_SIDE, height=MID_SIDE, num_frames=29, fps=8, num_steps=1,
         guidance_scale=4.0, seed=0, sampler="ddim", attention="dense",
@@ -163,7 +162,7 @@ async def measure_mid(count: int) -> list[dict[str, Any]]:
 
 
 async def run_all(
-    engine: TorchVideoEngine, chosen: Sequence[Side], base: VideoSettings, prompts: Sequence[str]
+    engine: JobEngine, chosen: Sequence[Side], base: VideoSettings, prompts: Sequence[str]
 ) -> Mapping[str, Taken]:
     """Every prompt on every side, in turns; one clip before them to warm up."""
     await engine.start()
@@ -178,7 +177,7 @@ async def run_all(
     return taken
 
 
-async def run_one(engine: TorchVideoEngine, side: Side, base: VideoSettings, taken: Taken) -> None:
+async def run_one(engine: JobEngine, side: Side, base: VideoSettings, taken: Taken) -> None:
     """One clip."""
     settings = replace(
         base,

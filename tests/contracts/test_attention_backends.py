@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.methods.attention.adaspa_config import num_blocks
 from models.methods.attention.adaspa_search import plain_block_mass
-from models.methods.attention.block_layout import BlockLayout, num_blocks
+from models.methods.attention.block_layout import BlockLayout
 from models.methods.attention.block_sparse import Backend, block_sparse_attention
 from models.methods.attention.dense import reference
 from models.methods.attention.triton_support import has_triton

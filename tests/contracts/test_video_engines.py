@@ -170,7 +170,7 @@ async def test_setting_that_cannot_be_done_is_refused_with_what_can(
     engine: VideoEngine, changes: dict[str, object], param: str, allowed: str
 ) -> None:
     with pytest.raises(UnsupportedVideo) as caught:
-        engine.check_settings(video_settings(**changes))
+        engine.predicted_bytes(video_settings(**changes))
     assert caught.value.param == param
     assert allowed in caught.value.message
     with pytest.raises(ClientError):
@@ -181,7 +181,7 @@ async def test_setting_that_cannot_be_done_is_refused_with_what_can(
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 async def test_prompt_that_is_too_long_is_refused(engine: VideoEngine, name: str) -> None:
     with pytest.raises(PromptTooLong) as caught:
-        engine.check_settings(video_settings(**{name: "word " * 2000}))
+        await engine.admit("job", video_settings(**{name: "word " * 2000}))
     assert caught.value.param == name
 
 

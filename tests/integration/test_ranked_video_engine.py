@@ -5,29 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import ray
 import torch
 from safetensors.torch import load
 
+from models.contract import Job
 from models.methods.ras.config import RasConfig
 from models.parallel.degrees import ParallelDegrees
 from serving.errors import EngineFailed, UnsupportedVideo
-from serving.replica.video.attention_maker import AttentionMaker
 from serving.replica.video.base import StepDone
+from serving.replica.video.engine import EngineOptions, JobEngine
 from serving.replica.video.rank import RankRecipe
 from serving.replica.video.rank_actors import RankActors
 from serving.replica.video.ranked_engine import RankedVideoEngine
-from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.replica.video.weights import VideoWeights
-from tests.support.video_engines import BAD_PROMPT, LIMITS, two_variants
+from tests.support.video_engines import BAD_PROMPT, LIMITS, tiny_runner
 from tests.support.video_models import video_settings
 
-OPTIONS = TorchVideoOptions(
-    limits=LIMITS, stop_grace_s=2.0, attention=AttentionMaker(ras=RasConfig(num_warmup_steps=1, resets=()))
-)
-RECIPE = RankRecipe(options=OPTIONS, load=two_variants, degrees=ParallelDegrees(ulysses=2), timeout_s=20.0)
+OPTIONS = EngineOptions(limits=LIMITS, stop_grace_s=2.0)
+RUNNER = partial(tiny_runner, RasConfig(num_warmup_steps=1, resets=()))
+RECIPE = RankRecipe(options=OPTIONS, load=RUNNER, degrees=ParallelDegrees(ulysses=2), timeout_s=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ async def check_until_unhealthy(engine: RankedVideoEngine) -> None:
 
 async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None:
     """Every kind of attention, guided, two requests in a batch. 1e-5 of the largest: another order of sums."""
-    one = TorchVideoEngine(OPTIONS, two_variants)
+    one = JobEngine(OPTIONS, RUNNER)
     await one.start()
     for attention in ("dense", "tile:1:2", "adaspa:0.5", "ras:0.5"):
         jobs = [f"{attention}-{seed}" for seed in (1, 2)]
@@ -81,7 +80,7 @@ async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None
 async def test_short_clips_run_on_the_first_rank_alone_and_long_ones_on_both(local_ray: None) -> None:
     engine = RankedVideoEngine(replace(RECIPE, min_tokens_per_rank=9), RankActors(num_ranks=2, cpus=0.5))
     await engine.start()
-    one = TorchVideoEngine(OPTIONS, two_variants)
+    one = JobEngine(OPTIONS, RUNNER)
     await one.start()
     held = []
     for job_id, num_frames in (("short", 5), ("long", 9)):  # 12 and 18 tokens
@@ -139,7 +138,7 @@ async def test_idle_engine_hears_of_a_dead_rank(engine: RankedVideoEngine) -> No
 
 
 async def test_weights_that_cannot_be_loaded_end_every_rank(local_ray: None) -> None:
-    def load_nothing() -> dict[str, VideoWeights]:
+    def load_nothing() -> Job:
         raise FileNotFoundError("no such folder")
 
     engine = RankedVideoEngine(replace(RECIPE, load=load_nothing), RankActors(num_ranks=2, cpus=0.5))
@@ -151,4 +150,4 @@ async def test_weights_that_cannot_be_loaded_end_every_rank(local_ray: None) -> 
 
 def test_guidance_over_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match="cfg degree"):
-        RankRecipe(options=OPTIONS, load=two_variants, degrees=ParallelDegrees(cfg=2))
+        RankRecipe(options=OPTIONS, load=RUNNER, degrees=ParallelDegrees(cfg=2))

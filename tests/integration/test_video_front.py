@@ -25,7 +25,8 @@ from serving.front.http.app import build_http_app
 from serving.limits import IngressLimits
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
-from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.replica.video.engine import EngineOptions, JobEngine
+from serving.replica.video.fake import FakePace, FakeRunner
 from serving.replica.video.worker import VideoWorker, WorkerConfig
 from serving.service import Service
 from serving.stores.artefacts import ArtefactStore
@@ -42,6 +43,7 @@ from tests.support.redis_server import embedded_redis, stopped
 from tests.support.video_clients import Presence, events_of, until
 from tests.support.video_jobs import SECRET
 
+LIMITS = clip_limits()
 MODEL = "fake-video"
 BODY = {"model": MODEL, "prompt": "a red ball", "num_inference_steps": 8}
 JSON = {"content-type": "application/json"}
@@ -68,7 +70,7 @@ class System:
         self.files = ArtefactStore(str(folder))
         self.folder = folder
         self.indexes: list[RedisJobs] = []
-        self.engine = FakeVideoEngine(FakeVideoOptions(limits=clip_limits(), step_s=step_s))
+        self.engine = JobEngine(EngineOptions(limits=LIMITS), lambda: FakeRunner(LIMITS.io, FakePace(step_s=step_s)))
         self.worker = VideoWorker(
             model=MODEL,
             name="worker",
@@ -94,8 +96,7 @@ class System:
         table = VideoPointTable(
             model=MODEL, weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=(point,)
         )
-        limits = clip_limits()
-        served = ServedVideo(card=make_video_card(), limits=limits, points=VideoPoints(table=table, limits=limits))
+        served = ServedVideo(card=make_video_card(), limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
         config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)
         service = Service(FakeService(), FakeService(), videos)

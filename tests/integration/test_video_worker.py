@@ -19,7 +19,8 @@ from schedulers.admission import Cost
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
-from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+from serving.replica.video.engine import EngineOptions, JobEngine
+from serving.replica.video.fake import FakePace, FakeRunner
 from serving.replica.video.worker import HeldJob, VideoWorker, WorkerConfig
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
@@ -33,6 +34,7 @@ from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, video_job
 
+LIMITS = clip_limits()
 MODEL = "vdit-nano"
 QUICK = WorkerConfig(
     lease_s=0.6, poll_s=0.02, checkpoint_every=2, checkpoint_share=1.0, preview_every_s=0.05
@@ -79,12 +81,12 @@ def build(
     *,
     max_batch: int = 2,
     config: WorkerConfig = QUICK,
-    **engine: Any,
+    **pace: Any,
 ) -> VideoWorker:
     return VideoWorker(
         model=MODEL,
         name=name,
-        engine=FakeVideoEngine(FakeVideoOptions(limits=clip_limits(), **engine)),
+        engine=JobEngine(EngineOptions(limits=LIMITS), lambda: FakeRunner(LIMITS.io, FakePace(**pace))),
         scheduler=VideoScheduler(VideoPolicyConfig(max_batch=max_batch, max_jobs=4)),
         index=index,
         checkpoints=Checkpoints(store, SECRET),
@@ -245,7 +247,7 @@ async def test_drained_worker_gives_its_jobs_back_with_a_checkpoint_and_without_
 
 
 async def test_engine_failure_is_tried_again_and_then_said(index: RedisJobs, store: ArtefactStore) -> None:
-    async with running(build(index, store, fails=lambda job_id, settings, step: step == 2)):
+    async with running(build(index, store, fails=lambda request, step: step == 2)):
         await index.create(video_job("video_a"), max_queued=10)
         job = await until(index, "video_a", is_over)
     assert job.status is JobStatus.FAILED

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from models.methods.samplers.make import make_sampler
-from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
-from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.replica.video.weights import VideoWeights
+from models.families.vdit.networks import Networks
+from models.families.vdit.runner import VditRunner
+from models.methods.ras.config import RasConfig
+from serving.replica.video.engine import EngineOptions, JobEngine
+from serving.replica.video.fake import FakePace, FakeRunner
 from tests.support.clip_limits import clip_limits
 from tests.support.video_models import (
-    MAX_TEXT_TOKENS,
+    CAPTION_CHANNELS,
     decode_linearly,
     encode_words,
     tiny_transformer,
@@ -23,37 +24,35 @@ from tests.support.video_models import (
 BAD_PROMPT = "a nan ball"
 """Every step of a request with this prompt fails."""
 
-LIMITS = clip_limits(width=48, height=32, frame_counts=(1, 5, 9))
+TINY = {"num_layers": 2, "num_heads": 2, "head_dim": 12, "caption_channels": CAPTION_CHANNELS}
+LIMITS = clip_limits(TINY, width=48, height=32, frame_counts=(1, 5, 9), latent_channels=4)
+OPTIONS = EngineOptions(limits=LIMITS, stop_grace_s=5.0)
 
 
-def fake_engine(**options: object) -> FakeVideoEngine:
+def fake_engine(**pace: Any) -> JobEngine:
     """Fails on ``BAD_PROMPT``."""
-    values: dict[str, object] = {
-        "limits": LIMITS,
-        "fails": lambda job_id, settings, step: settings.prompt == BAD_PROMPT,
-    }
-    return FakeVideoEngine(FakeVideoOptions(**{**values, **options}))  # type: ignore[arg-type]
+    made = FakePace(**{"fails": lambda request, step: request.prompt == BAD_PROMPT, **pace})
+    return JobEngine(OPTIONS, lambda: FakeRunner(LIMITS.io, made))
 
 
-def tiny_weights(seed: int = 0) -> VideoWeights:
+def tiny_networks(**changes: Any) -> Networks:
     """Random numbers."""
-    return VideoWeights(
-        transformer=tiny_transformer(seed=seed),
-        dtype=torch.float32,
+    made = Networks(
+        transformers={"teacher": tiny_transformer(seed=0), "student": tiny_transformer(seed=1)},
         encode_text=encode_words,
         count_tokens=words,
-        max_text_tokens=MAX_TEXT_TOKENS,
-        make_sampler=make_sampler,
         decode=decode_linearly,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
+    return replace(made, **changes)
 
 
-def two_variants() -> Mapping[str, VideoWeights]:
-    """As a checkpoint has them."""
-    return {"teacher": tiny_weights(0), "student": tiny_weights(1)}
+def tiny_runner(ras: RasConfig | None = None, **changes: Any) -> VditRunner:
+    """Of a variant that is like the nano model, and smaller."""
+    return VditRunner(tiny_networks(**changes), LIMITS.variant, ras)
 
 
-def torch_engine(**options: object) -> TorchVideoEngine:
+def torch_engine(**options: Any) -> JobEngine:
     """On the CPU."""
-    values = TorchVideoOptions(limits=LIMITS, stop_grace_s=5.0)
-    return TorchVideoEngine(replace(values, **options), two_variants)  # type: ignore[arg-type]
+    return JobEngine(replace(OPTIONS, **options), tiny_runner)

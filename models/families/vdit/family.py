@@ -116,6 +116,9 @@ FAMILY = Family(
             trades="fine motion",
         ),
     ),
+    build=LazyRef("models.families.vdit.networks:load"),
+    runner=LazyRef("models.families.vdit.runner:VditRunner"),
+    work=LazyRef("models.families.vdit.work:work"),
     allowed=LazyRef("models.families.vdit.family:check_allowed"),
     parts=MappingProxyType(
         {

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.methods.attention.adaspa_config import AdaSpaConfig
+from models.methods.attention.adaspa_config import AdaSpaConfig, num_blocks
 from models.methods.attention.adaspa_search import AdaptHeads, adapt_heads, block_mass, choose_blocks
-from models.methods.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
+from models.methods.attention.block_layout import BlockLayout, pack, unpack
 from models.methods.attention.block_sparse import Backend, block_sparse_attention
 from models.methods.attention.dense import DENSE
 from models.methods.attention.partial import attention_with_lse
@@ -61,18 +61,12 @@ class AdaSpaAttention:
     @property
     def state_bytes(self) -> int:
         """Bytes of the tensors held now."""
-        return sum(
-            kept.packed.numel() + (0 if kept.lse is None else kept.lse.numel() * 4) for kept in self._chosen.values()
-        )
+        return sum(tensor.nbytes for tensor in self.tensors())
 
-    @staticmethod
-    def predicted_bytes(
-        config: AdaSpaConfig, num_layers: int, num_tokens: int, num_heads: int, batch: int, branches: int = 1
-    ) -> int:
-        """Most that ``state_bytes`` reaches."""
-        blocks = num_blocks(num_tokens, config.block_tokens)
-        per_head = packed_bytes(blocks, blocks) + (4 * num_tokens if len(config.search_steps) > 1 else 0)
-        return branches * num_layers * batch * num_heads * per_head
+    def tensors(self) -> list[Tensor]:
+        """All that is held now."""
+        kept = list(self._chosen.values())
+        return [*(one.packed for one in kept), *(one.lse for one in kept if one.lse is not None)]
 
     @property
     def achieved_sparsity(self) -> float:

@@ -54,6 +54,27 @@ class AdaSpaConfig:
         """How much sparser the best heads are, and denser the worst: (1 - s) / 2 as published, at most s."""
         return min((1 - self.sparsity) / 2, self.sparsity)
 
+    def predicted_bytes(self, num_layers: int, num_tokens: int, num_heads: int, batch: int, branches: int = 1) -> int:
+        """Most that one request keeps: packed masks of blocks, and softmax denominators until the last search."""
+        blocks = num_blocks(num_tokens, self.block_tokens)
+        per_head = packed_bytes(blocks, blocks) + (4 * num_tokens if len(self.search_steps) > 1 else 0)
+        return branches * num_layers * batch * num_heads * per_head
+
+
+def num_blocks(num_tokens: int, block_tokens: int) -> int:
+    """Blocks that hold all tokens.
+
+    Raises: ValueError: no tokens, or blocks of none.
+    """
+    if num_tokens < 1 or block_tokens < 1:
+        raise ValueError(f"{num_tokens} tokens in blocks of {block_tokens}; both must be at least 1")
+    return -(-num_tokens // block_tokens)
+
+
+def packed_bytes(num_rows: int, num_columns: int) -> int:
+    """Bytes of one head's packed mask: a bit for each pair of blocks."""
+    return -(-num_rows * num_columns // 8)
+
 
 def searches_for(num_steps: int) -> tuple[int, ...]:
     """The published searches scaled to another number of denoising steps.

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.methods.attention.adaspa_config import AdaSpaConfig
-from models.methods.attention.block_layout import num_blocks
+from models.methods.attention.adaspa_config import AdaSpaConfig, num_blocks
 from models.methods.attention.triton_support import has_triton, supports
 
 AdaptHeads = Callable[[Tensor, AdaSpaConfig], Tensor]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.methods.attention.adaspa_config import num_blocks
+
 _BITS = 8
 
 
@@ -51,25 +53,10 @@ class BlockLayout:
         return self.mask[:, :, block][..., block]
 
 
-def num_blocks(num_tokens: int, block_tokens: int) -> int:
-    """Blocks that hold all tokens.
-
-    Raises: ValueError: no tokens, or blocks of none.
-    """
-    if num_tokens < 1 or block_tokens < 1:
-        raise ValueError(f"{num_tokens} tokens in blocks of {block_tokens}; both must be at least 1")
-    return -(-num_tokens // block_tokens)
-
-
 def block_lengths(num_tokens: int, block_tokens: int, device: torch.device) -> Tensor:
     """Tokens of each block, int64."""
     starts = torch.arange(0, num_tokens, block_tokens, device=device)
     return (num_tokens - starts).clamp(max=block_tokens)
-
-
-def packed_bytes(num_rows: int, num_columns: int) -> int:
-    """Bytes of one head's packed mask."""
-    return -(-num_rows * num_columns // _BITS)
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.methods.attention.block_layout import num_blocks
+from models.methods.attention.adaspa_config import num_blocks
 from models.methods.attention.triton_support import has_triton, head_parts, require
 
 if has_triton():

@@ -37,3 +37,11 @@ class RasConfig:
     def num_active(self, num_tokens: int) -> int:
         """Tokens of a sparse step."""
         return max(1, round(self.share * num_tokens))
+
+
+def predicted_bytes(
+    *, num_layers: int, num_tokens: int, width: int, patch_values: int, rows: int, itemsize: int
+) -> int:
+    """What a ``RasState`` holds after its first step. ``width`` is heads times head dim."""
+    caches = 2 * num_layers * rows * num_tokens * width * itemsize
+    return caches + rows * num_tokens * patch_values * itemsize + num_tokens * 4

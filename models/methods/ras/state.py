@@ -79,14 +79,6 @@ class RasState:
         self._output = self._skips = None
 
 
-def predicted_bytes(
-    *, num_layers: int, num_tokens: int, width: int, patch_values: int, rows: int, itemsize: int
-) -> int:
-    """What a ``RasState`` holds after its first step. ``width`` is heads times head dim."""
-    caches = 2 * num_layers * rows * num_tokens * width * itemsize
-    return caches + rows * num_tokens * patch_values * itemsize + num_tokens * 4
-
-
 def importances(output: Tensor, skips: Tensor, config: RasConfig) -> Tensor:
     """(L,) of the last output (L, P) and how many steps in a row each token was left out (L,)."""
     spread = output.float().std(dim=-1, correction=0)

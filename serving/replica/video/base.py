@@ -60,12 +60,8 @@ class VideoEngine(Protocol):
         """End the thread and drop everything."""
         ...
 
-    def check_settings(self, settings: VideoSettings) -> None:
-        """Refuse what this checkpoint cannot do. Raises: ClientError naming the value and what is allowed."""
-        ...
-
     def predicted_bytes(self, settings: VideoSettings) -> int:
-        """Most bytes that the request will hold at a time, decode excluded; checked against what it held."""
+        """Most bytes that the request will hold at a time, the decoder's own excluded. Raises: ClientError."""
         ...
 
     def phase(self, job_id: str) -> Hashable:

@@ -5,19 +5,17 @@ takes part in, and does the same as the others in the same order; only self-atte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
+from models.contract import Job, Parallel
 from models.parallel.degrees import ParallelDegrees, degrees_of_clip, narrower
-from models.parallel.forward import ShardedTransformer, VideoTransformer
 from models.parallel.groups import make_groups
 from models.parallel.launch import RankConfig, join, leave
 from serving.replica.video.base import StepOutcome
-from serving.replica.video.torch_engine import Load, TorchVideoEngine, TorchVideoOptions
-from serving.replica.video.weights import VideoWeights
+from serving.replica.video.engine import EngineOptions, JobEngine, Load
 from serving.tasks.videos.domain import VideoSettings
 
 
@@ -29,7 +27,7 @@ class RankRecipe:
     ones. ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
     """
 
-    options: TorchVideoOptions
+    options: EngineOptions
     load: Load
     degrees: ParallelDegrees
     min_tokens_per_rank: int = 1
@@ -44,22 +42,19 @@ class RankRecipe:
         """Of a clip of that size: the same on every rank."""
         return degrees_of_clip(narrower(self.degrees), num_tokens, self.min_tokens_per_rank)
 
-    def engine(self, config: RankConfig) -> TorchVideoEngine:
+    def engine(self, config: RankConfig) -> JobEngine:
         """The engine of one rank. It joins the world when it is started, on the thread that its steps run on."""
-        return TorchVideoEngine(replace(self.options, retries_alone=False), lambda: self._load(config))
+        return JobEngine(replace(self.options, retries_alone=False), lambda: self._load(config))
 
-    def _load(self, config: RankConfig) -> Mapping[str, VideoWeights]:
+    def _load(self, config: RankConfig) -> Job:
         torch.set_num_threads(self.num_threads)
-        weights = self.load()
+        runner = self.load()
+        if not isinstance(runner, Parallel):
+            raise ValueError("this model cannot be spread over ranks; serve it with one")
         join(config)
         groups = {one: make_groups(one, timeout_s=self.timeout_s) for one in narrower(self.degrees)}
-        for one in weights.values():
-            self.degrees.check_heads(one.transformer.config.num_attention_heads)
-
-        def sharded(transformer: VideoTransformer, num_tokens: int) -> VideoTransformer:
-            return ShardedTransformer(transformer, groups[self.degrees_of(num_tokens)])
-
-        return {variant: replace(one, sharded=partial(sharded, one.transformer)) for variant, one in weights.items()}
+        runner.spread(self.degrees, lambda num_tokens: groups[self.degrees_of(num_tokens)])
+        return runner
 
 
 class VideoRank:

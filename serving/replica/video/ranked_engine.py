@@ -90,9 +90,9 @@ class RankedVideoEngine:
     async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
         """Take a request on the ranks that it is to have. Raises: ClientError, EngineFailed."""
         self._check_whole()
-        self._first.check_settings(settings)
+        num_tokens = self._first.num_tokens(settings)  # refuses what no rank can do
         await self._forget()
-        degree = self._recipe.degrees_of(self._first.num_tokens(settings)).total
+        degree = self._recipe.degrees_of(num_tokens).total
         self._degrees[job_id] = degree
         calls = [rank.admit.remote(job_id, settings, snapshot) for rank in self._ranks[: degree - 1]]
         # A failure that every rank has met, such as an unreadable snapshot, leaves them alike.
@@ -157,10 +157,6 @@ class RankedVideoEngine:
         raise self._break("a rank of the model failed", failed[0])
 
     # -- what the first rank does ------------------------------------------------------------------------------------
-
-    def check_settings(self, settings: VideoSettings) -> None:
-        """As one rank."""
-        self._first.check_settings(settings)
 
     def predicted_bytes(self, settings: VideoSettings) -> int:
         """Of one rank that had all heads: ranks hold less of keys and values."""

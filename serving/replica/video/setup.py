@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.replica.video.base import VideoEngine
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery
+from serving.replica.video.engine import EngineOptions, JobEngine, Load, load_runner
 from serving.replica.video.worker import VideoWorker, WorkerConfig
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
@@ -18,9 +18,6 @@ from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
 from serving.tasks.videos.models import limits_of
 from serving.telemetry.events import Sink
-
-if TYPE_CHECKING:
-    from serving.replica.video.torch_engine import Load, TorchVideoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +84,21 @@ def build_engine(model: ResolvedModel[JobOptions]) -> VideoEngine:
 
     Raises: ConfigError: no weights.
     """
-    limits, stuck_after_s = limits_of(model), model.options.stuck_after_s
+    options = EngineOptions(limits=limits_of(model), stuck_after_s=model.options.stuck_after_s)
     if model.options.engine == "fake":
-        from serving.replica.video.fake_engine import FakeVideoEngine, FakeVideoOptions
+        from serving.replica.video.fake import FakePace, FakeRunner
 
-        return FakeVideoEngine(FakeVideoOptions(limits=limits, step_s=0.02, stuck_after_s=stuck_after_s))
+        return JobEngine(options, lambda: FakeRunner(options.limits.io, FakePace(step_s=0.02)))
     import torch
 
-    from serving.replica.video.checkpoint import load_model
-    from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-
     torch.set_num_threads(model.threads)
-    options = TorchVideoOptions(limits=limits, device=model.device, stuck_after_s=stuck_after_s)
-    load = partial(load_model, model.id, model.checkpoint_dir, model.device, getattr(torch, model.options.dtype))
+    load = partial(load_runner, model.id, model.checkpoint_dir, model.device, model.options.dtype)
     if model.options.ranks == 1:
-        return TorchVideoEngine(options, load)
+        return JobEngine(options, load)
     return _ranked(model, options, load)
 
 
-def _ranked(model: ResolvedModel[JobOptions], options: TorchVideoOptions, load: Load) -> VideoEngine:
+def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load) -> VideoEngine:
     """This process is the first rank; the others are actors in the replica's placement group (``serving.app``)."""
     from ray.util import get_current_placement_group
 

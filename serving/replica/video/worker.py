@@ -272,7 +272,7 @@ class VideoWorker:
             seconds_per_step=job.predicted_s / max(1, settings.num_steps),
             # One per 4x16x16 pixels, as in every checkpoint here; the scheduler compares jobs by it.
             tokens=max(1, settings.num_frames * settings.width * settings.height // (4 * 16 * 16)),
-            held_bytes=held.admitted.held_bytes,
+            held_bytes=self.engine.predicted_bytes(settings),
             phase=self.engine.phase(job.id),
             priority=Priority[job.priority.upper()],
             deadline_s=deadline_s,

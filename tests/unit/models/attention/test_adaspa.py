@@ -65,9 +65,7 @@ def test_sparsity_0_is_dense_at_every_step_and_keeps_nothing() -> None:
 
 def test_bytes_are_those_predicted_and_freed() -> None:
     attention = AdaSpaAttention(_CONFIG)
-    predicted = AdaSpaAttention.predicted_bytes(
-        _CONFIG, num_layers=3, num_tokens=_TOKENS, num_heads=4, batch=2, branches=2
-    )
+    predicted = _CONFIG.predicted_bytes(num_layers=3, num_tokens=_TOKENS, num_heads=4, batch=2, branches=2)
     for branch in range(2):
         for layer in range(3):
             _run(attention, 1, layer, branch)
@@ -83,14 +81,14 @@ def test_bytes_are_those_predicted_and_freed() -> None:
 def test_hunyuan_bytes_are_the_published_order() -> None:
     """686 MB of LSE and 0.62 GB of bits for 60 layers, 24 heads, 118,800 + 256 tokens."""
     config = AdaSpaConfig(num_text_tokens=256)
-    assert AdaSpaAttention.predicted_bytes(config, 60, 119_056, 24, 1) == pytest.approx(0.686e9 + 0.62e9, rel=0.01)
+    assert config.predicted_bytes(60, 119_056, 24, 1) == pytest.approx(0.686e9 + 0.62e9, rel=0.01)
 
 
 def test_one_search_keeps_no_lse() -> None:
     config = AdaSpaConfig(sparsity=0.6, block_tokens=_BLOCK, search_steps=(0,))
     attention = AdaSpaAttention(config)
     _run(attention, 0)
-    assert attention.state_bytes == AdaSpaAttention.predicted_bytes(config, 1, _TOKENS, 4, 2) == 2 * 4 * 16
+    assert attention.state_bytes == config.predicted_bytes(1, _TOKENS, 4, 2) == 2 * 4 * 16
 
 
 def test_request_that_starts_in_the_middle_searches_first() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.methods.attention.block_layout import BlockLayout, num_blocks, pack, packed_bytes, unpack
+from models.methods.attention.adaspa_config import num_blocks, packed_bytes
+from models.methods.attention.block_layout import BlockLayout, pack, unpack
 from tests.support import attention_twins as twins
 
 

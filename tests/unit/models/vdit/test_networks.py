@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load
+from safetensors.torch import load as load_tensors
 
 from models.contract import Variant
+from models.families.vdit.networks import load
 from models.families.vdit.pipeline import VideoPipeline
+from models.families.vdit.runner import VditRunner
+from models.families.vdit.work import predict
 from models.registry import find
 from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
-from serving.replica.video.checkpoint import load_variants
-from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
+from serving.replica.video.engine import EngineOptions, JobEngine
 from serving.tasks.videos.domain import VideoSettings
 from serving.tasks.videos.limits import ClipLimits
 from tests.support.video_folders import write_checkpoint
@@ -27,6 +28,10 @@ def limits_of(variant: Variant) -> ClipLimits:
     return ClipLimits(family=family, variant=family.part("found")(variant))
 
 
+def engine_of(variant: Variant) -> JobEngine:
+    return JobEngine(EngineOptions(limits=limits_of(variant)), lambda: VditRunner(load(variant), variant))
+
+
 def settings(**changes: object) -> VideoSettings:
     values = {"width": 64, "height": 64, "num_frames": 29, "sampler": "ddim", "prompt": "a red circle moves right"}
     return video_settings(**{**values, **changes})
@@ -35,7 +40,7 @@ def settings(**changes: object) -> VideoSettings:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale: float) -> None:
     variant = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
+    engine = engine_of(variant)
     await engine.start()
     wanted = settings(guidance_scale=guidance_scale, seed=3)
     assert engine.predicted_bytes(wanted) > 0
@@ -43,8 +48,8 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
     for _ in range(wanted.num_steps):
         await engine.run_step(["job"])
     frames, picture = await asyncio.gather(engine.decode("job"), engine.preview("job"))
-    ours = load(await engine.snapshot("job"))["latents"]
-    held, predicted = engine.held_bytes(), engine.predicted_memory(wanted).held_bytes
+    ours = load_tensors(await engine.snapshot("job"))["latents"]
+    held, predicted = engine.held_bytes() - frames.nbytes, predict(variant, 29, wanted.point, text_tokens=6).held_bytes
     await engine.stop()
     pipeline = VideoPipeline.load(variant)
     latents = pipeline.generate(
@@ -63,25 +68,23 @@ async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedVideo, match="teacher"):
         limits_of(variant).check(settings(variant="student", sampler="consistency"))
     variant = write_checkpoint(tmp_path, "student")
-    loaded = load_variants(variant)
-    assert loaded["teacher"].transformer is not loaded["student"].transformer
-    assert loaded["student"].make_sampler("consistency", 8).num_steps == 8
+    assert load(variant).transformers.keys() == {"teacher", "student"}
 
 
 async def test_prompt_of_too_many_words_is_refused_with_the_number(tmp_path: Path) -> None:
     variant = write_checkpoint(tmp_path, "teacher")
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
+    engine = engine_of(variant)
     await engine.start()
-    engine.check_settings(settings(prompt="red " * 23))
+    await engine.admit("short", settings(prompt="red " * 23))
     with pytest.raises(PromptTooLong, match="25 tokens; limit is 24"):
-        engine.check_settings(settings(prompt="red " * 24))
+        await engine.admit("long", settings(prompt="red " * 24))
     await engine.stop()
 
 
 async def test_folder_of_another_model_is_an_engine_failure(tmp_path: Path) -> None:
     variant = write_checkpoint(tmp_path, "teacher")
     (tmp_path / "vae" / "config.json").unlink()
-    engine = TorchVideoEngine(TorchVideoOptions(limits=limits_of(variant)), partial(load_variants, variant))
+    engine = engine_of(variant)
     with pytest.raises(EngineFailed, match="could not be loaded"):
         await engine.start()
     await engine.stop()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.replica.video.base import Frames
+from models.families.vdit.pipeline import Frames
 
 _SAMPLES = 2
 _SIDE = 8

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.base import SelfAttention
-from models.methods.attention.setting import AttentionSetting
+from models.methods.attention.dense import DENSE
+from models.methods.attention.memory import adaspa_config
+from models.methods.attention.setting import AttentionKind, AttentionSetting
+from models.methods.attention.tile_attention import TileAttention
+from models.methods.attention.tile_mask import TileMask
+from models.methods.ras.config import RasConfig
 from models.methods.ras.forward import ras_forward
 from models.methods.ras.state import RasState
 from models.parallel.forward import VideoTransformer
@@ -71,25 +76,44 @@ class AttentionState(Protocol):
         """See the class."""
         ...
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the tensors held now."""
+    def tensors(self) -> list[Tensor]:
+        """All that is held now."""
         ...
 
     def forward(self, call: ModelCall, peers: Sequence[AttentionState]) -> Tensor:
         """Run the model for all ``peers``, of which this is the first, in their next step."""
         ...
 
-    def release(self) -> None:
-        """Free what is held."""
-        ...
+
+def make_attention(
+    setting: AttentionSetting,
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    num_layers: int,
+    grid: tuple[int, int, int],
+    ras: RasConfig,
+) -> AttentionState:
+    """Attention of one request of ``grid`` tokens; it holds nothing before the first step. ``ras``: all but its share,
+    which the setting says."""
+    match setting.kind:
+        case AttentionKind.DENSE:
+            return StatelessAttention(setting, DENSE)
+        case AttentionKind.TILE:
+            mask = TileMask(num_frames=grid[0], references=setting.references)
+            return StatelessAttention(setting, TileAttention([mask] * num_layers, grid), mask.sparsity)
+        case AttentionKind.ADASPA:
+            config = adaspa_config(setting, num_steps, grid[0] * grid[1] * grid[2])
+            return AdaSpaAttentionState(setting, AdaSpaAttention(config))
+        case AttentionKind.RAS:
+            state = RasState(replace(ras, share=setting.amount), num_steps=num_steps, guidance_scale=guidance_scale)
+            return RasAttentionState(setting, state, DENSE)
 
 
 class StatelessAttention:
     """Dense, or a fixed mask: any steps go together."""
 
     is_warm = True
-    held_bytes = 0
     search_s = 0.0
 
     def __init__(self, setting: AttentionSetting, attention: SelfAttention, sparsity: float = 0.0) -> None:
@@ -101,8 +125,9 @@ class StatelessAttention:
         """One batch."""
         return call.run(self._attention)
 
-    def release(self) -> None:
+    def tensors(self) -> list[Tensor]:
         """Nothing is held."""
+        return []
 
 
 class AdaSpaAttentionState:
@@ -119,10 +144,9 @@ class AdaSpaAttentionState:
         """Whether blocks were chosen. Otherwise the first step that may be sparse is dense and searches."""
         return self._attention.is_warm
 
-    @property
-    def held_bytes(self) -> int:
+    def tensors(self) -> list[Tensor]:
         """Softmax denominators and chosen blocks."""
-        return self._attention.state_bytes
+        return self._attention.tensors()
 
     def forward(self, call: ModelCall, peers: Sequence[AttentionState]) -> Tensor:
         """One pass for each request."""
@@ -137,10 +161,6 @@ class AdaSpaAttentionState:
         self.sparsity = self._attention.achieved_sparsity
         self.search_s = self._attention.search_seconds - before_s
         return output
-
-    def release(self) -> None:
-        """Drop what was chosen."""
-        self._attention.release()
 
 
 class RasAttentionState:
@@ -159,10 +179,9 @@ class RasAttentionState:
         """Whether a dense step came before."""
         return self.state.state_bytes > 0
 
-    @property
-    def held_bytes(self) -> int:
+    def tensors(self) -> list[Tensor]:
         """Keys, values and outputs."""
-        return self.state.state_bytes
+        return self.state.tensors()
 
     def forward(self, call: ModelCall, peers: Sequence[AttentionState]) -> Tensor:
         """One batch, whose rows have equally many tokens: the phase says so."""
@@ -175,7 +194,3 @@ class RasAttentionState:
         for peer, chosen in zip(peers, active, strict=True):
             peer.sparsity = 0.0 if chosen is None else 1 - self.setting.amount
         return output
-
-    def release(self) -> None:
-        """Drop the caches."""
-        self.state.release()

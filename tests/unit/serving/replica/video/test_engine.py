@@ -1,4 +1,4 @@
-"""What the torch engine promises beyond the contract: exact batches, guilty ones alone, memory as predicted."""
+"""The engine with the runner of vdit, beyond the contract: exact batches, guilty ones alone, memory as predicted."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from models.contract import Job
+from models.families.vdit.runner import VditRunner
 from models.families.vdit.transformer import Conditioning, OpenSoraT2V
+from models.families.vdit.work import predict
 from models.methods.ras.config import RasConfig
 from models.methods.samplers.base import step_generator
 from models.methods.samplers.make import make_sampler
 from serving.errors import EngineFailed, UnsupportedVideo
-from serving.replica.video.attention_maker import AttentionMaker
 from serving.replica.video.base import StepDone
-from serving.replica.video.torch_engine import TorchVideoEngine, TorchVideoOptions
-from serving.replica.video.weights import VideoWeights
+from serving.replica.video.engine import EngineOptions, JobEngine
 from tests.support.clip_limits import clip_limits
 from tests.support.live_bytes import LiveBytes
-from tests.support.video_engines import LIMITS, tiny_weights
-from tests.support.video_models import encode_words, tiny_config, video_settings
-
-OPTIONS = TorchVideoOptions(
-    limits=LIMITS, stop_grace_s=5.0, attention=AttentionMaker(ras=RasConfig(num_warmup_steps=1, resets=(0.75,)))
+from tests.support.video_engines import LIMITS, OPTIONS, TINY, tiny_networks, tiny_runner
+from tests.support.video_models import (
+    decode_linearly,
+    encode_words,
+    tiny_config,
+    tiny_transformer,
+    video_settings,
+    words,
 )
+
+RAS = RasConfig(num_warmup_steps=1, resets=(0.75,))
 HELD_FACTOR = 1.1
 """Prediction of what is held, over what is: all of it is counted, nothing is rounded but by a snapshot's estimate."""
 
@@ -39,19 +45,19 @@ ACTIVATION_FACTOR = 2.5
 """Prediction of a step's peak over what was seen live; with few tokens, what does not grow with them counts."""
 
 
-def engine_with(weights: VideoWeights, options: TorchVideoOptions = OPTIONS) -> TorchVideoEngine:
-    return TorchVideoEngine(options, lambda: {"teacher": weights, "student": weights})
+def engine_with(options: EngineOptions = OPTIONS, **networks: Any) -> JobEngine:
+    return JobEngine(options, lambda: tiny_runner(RAS, **networks))
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[TorchVideoEngine]:
-    made = engine_with(tiny_weights())
+async def engine() -> AsyncIterator[JobEngine]:
+    made = engine_with()
     await made.start()
     yield made
     await made.stop()
 
 
-async def latents(engine: TorchVideoEngine, job_id: str) -> Tensor:
+async def latents(engine: JobEngine, job_id: str) -> Tensor:
     return load(await engine.snapshot(job_id))["latents"]
 
 
@@ -60,9 +66,7 @@ async def latents(engine: TorchVideoEngine, job_id: str) -> Tensor:
 
 @pytest.mark.parametrize("attention", ["dense", "tile:1:2", "adaspa:0.6", "ras:0.5", "ras:1"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-async def test_batched_step_equals_single_steps(
-    engine: TorchVideoEngine, attention: str, guidance_scale: float
-) -> None:
+async def test_batched_step_equals_single_steps(engine: JobEngine, attention: str, guidance_scale: float) -> None:
     """Prompts of different lengths: the shorter one is padded, and must not notice. 1e-5 of the largest number:
     products of other sizes add up in another order."""
     wanted = [
@@ -84,7 +88,7 @@ async def test_batched_step_equals_single_steps(
 
 
 @pytest.mark.parametrize("name", ["tile:3:0", "tile:2:1"])
-async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: TorchVideoEngine, name: str) -> None:
+async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: JobEngine, name: str) -> None:
     for job_id, attention in (("dense", "dense"), ("tile", name)):
         await engine.admit(job_id, video_settings(attention=attention))
         for _ in range(2):
@@ -95,7 +99,7 @@ async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: To
     assert (await latents(engine, "tile") - dense).abs().max() <= 1e-5 * dense.abs().max()
 
 
-async def test_tile_mask_leaves_out_its_share_in_every_step(engine: TorchVideoEngine) -> None:
+async def test_tile_mask_leaves_out_its_share_in_every_step(engine: JobEngine) -> None:
     await engine.admit("dense", video_settings())
     await engine.admit("tile", video_settings(attention="tile:1:2"))
     for _ in range(2):
@@ -106,7 +110,7 @@ async def test_tile_mask_leaves_out_its_share_in_every_step(engine: TorchVideoEn
     assert not torch.allclose(await latents(engine, "tile"), await latents(engine, "dense"))
 
 
-async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: TorchVideoEngine) -> None:
+async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: JobEngine) -> None:
     for job_id, attention in (("dense", "dense"), ("all", "adaspa:0")):
         await engine.admit(job_id, video_settings(attention=attention))
         for _ in range(4):
@@ -114,7 +118,7 @@ async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: TorchV
     assert torch.equal(await latents(engine, "dense"), await latents(engine, "all"))
 
 
-async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: TorchVideoEngine) -> None:
+async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: JobEngine) -> None:
     """Ten steps: searches after the published fifth and three fifths. 18 tokens are 3 blocks, of which 1 is kept."""
     await engine.admit("job", video_settings(attention="adaspa:0.6", num_steps=10))
     outcomes = [(await engine.run_step(["job"]))[0] for _ in range(10)]
@@ -124,7 +128,7 @@ async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: Torch
     assert [outcome.sparsity > 0.3 for outcome in done] == [step > 1 for step in range(10)]
 
 
-async def test_share_one_of_region_adaptive_sampling_is_dense(engine: TorchVideoEngine) -> None:
+async def test_share_one_of_region_adaptive_sampling_is_dense(engine: JobEngine) -> None:
     """Within rounding: gathered tokens may be multiplied by another kernel than those of a dense step."""
     for job_id, attention in (("dense", "dense"), ("all", "ras:1")):
         await engine.admit(job_id, video_settings(attention=attention))
@@ -133,7 +137,7 @@ async def test_share_one_of_region_adaptive_sampling_is_dense(engine: TorchVideo
     torch.testing.assert_close(await latents(engine, "dense"), await latents(engine, "all"), atol=1e-4, rtol=1e-4)
 
 
-async def test_sparse_steps_are_reported_and_change_the_clip(engine: TorchVideoEngine) -> None:
+async def test_sparse_steps_are_reported_and_change_the_clip(engine: JobEngine) -> None:
     sparsity = []
     for job_id, attention in (("dense", "dense"), ("half", "ras:0.5")):
         await engine.admit(job_id, video_settings(attention=attention))
@@ -146,7 +150,7 @@ async def test_sparse_steps_are_reported_and_change_the_clip(engine: TorchVideoE
 
 
 async def test_request_with_caches_that_was_resumed_is_dense_first_and_apart_from_others(
-    engine: TorchVideoEngine,
+    engine: JobEngine,
 ) -> None:
     settings = video_settings(attention="ras:0.5")
     await engine.admit("warm", settings)
@@ -158,7 +162,7 @@ async def test_request_with_caches_that_was_resumed_is_dense_first_and_apart_fro
     assert (outcome.step, outcome.sparsity) == (2, 0.0)
 
 
-async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine: TorchVideoEngine) -> None:
+async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine: JobEngine) -> None:
     for job_id, negative in (("a", ""), ("b", "ugly and dark")):
         await engine.admit(job_id, video_settings(guidance_scale=1.0, negative_prompt=negative))
         await engine.run_step([job_id])
@@ -167,7 +171,7 @@ async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine:
     assert engine.phase("guided") != engine.phase("a")
 
 
-async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine: TorchVideoEngine) -> None:
+async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine: JobEngine) -> None:
     """Same text on both sides: nothing to be guided to, whatever the scale."""
     for job_id, scale in (("plain", 1.0), ("guided", 9.0)):
         await engine.admit(job_id, video_settings(guidance_scale=scale, prompt="ball", negative_prompt="ball"))
@@ -175,18 +179,18 @@ async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine
     torch.testing.assert_close(await latents(engine, "plain"), await latents(engine, "guided"), atol=1e-4, rtol=1e-4)
 
 
-async def test_step_is_the_samplers_with_noise_of_seed_and_step(engine: TorchVideoEngine) -> None:
+async def test_step_is_the_samplers_with_noise_of_seed_and_step(engine: JobEngine) -> None:
     """Written out by hand, for the second step of three."""
     settings = video_settings(num_steps=3, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
     await engine.admit("job", settings)
     await engine.run_step(["job"])
     before = await latents(engine, "job")
     await engine.run_step(["job"])
-    weights, sampler = tiny_weights(), make_sampler("euler_ancestral", 3)
+    transformer, sampler = tiny_transformer(), make_sampler("euler_ancestral", 3)
     text, mask = encode_words(["dark", "a ball"])
     shown = sampler.scale_input(before, 1).repeat(2, 1, 1, 1, 1)
     timestep = torch.full((2,), sampler.timestep(1))
-    without, with_prompt = weights.transformer(shown, timestep, text, mask).split(1)  # type: ignore[operator]
+    without, with_prompt = transformer(shown, timestep, text, mask).split(1)
     assert (with_prompt - without).abs().max() > 0.01, "the text has a say"
     guided = without + 4.0 * (with_prompt - without)
     expected = sampler.step(before, guided, 1, step_generator(7, 1))
@@ -208,7 +212,7 @@ class Fussy(OpenSoraT2V):
 async def test_exception_in_a_batch_fails_the_guilty_one_only() -> None:
     torch.manual_seed(0)
     fussy = Fussy(tiny_config()).eval()
-    engine = engine_with(replace(tiny_weights(), transformer=fussy))
+    engine = engine_with(transformers={"teacher": fussy, "student": fussy})
     await engine.start()
     for job_id, prompt in (("one", "a ball"), ("guilty", "a nan ball"), ("two", "a square")):
         await engine.admit(job_id, video_settings(prompt=prompt))
@@ -221,7 +225,7 @@ async def test_exception_in_a_batch_fails_the_guilty_one_only() -> None:
     await engine.stop()
 
 
-async def test_failed_step_leaves_the_request_as_it_was(engine: TorchVideoEngine) -> None:
+async def test_failed_step_leaves_the_request_as_it_was(engine: JobEngine) -> None:
     await engine.admit("bad", video_settings(prompt="nan"))
     before = await latents(engine, "bad")
     await engine.run_step(["bad"])
@@ -229,10 +233,10 @@ async def test_failed_step_leaves_the_request_as_it_was(engine: TorchVideoEngine
 
 
 async def test_weights_that_cannot_be_loaded_are_an_engine_failure() -> None:
-    def load_nothing() -> dict[str, VideoWeights]:
+    def load_nothing() -> Job:
         raise FileNotFoundError("no such folder")
 
-    engine = TorchVideoEngine(OPTIONS, load_nothing)
+    engine = JobEngine(OPTIONS, load_nothing)
     with pytest.raises(EngineFailed, match="could not be loaded"):
         await engine.start()
     with pytest.raises(EngineFailed):
@@ -263,15 +267,15 @@ class Gate:
 
 @pytest.mark.parametrize("call", ["text", "step", "decode"])
 async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str) -> None:
-    weights = tiny_weights()
-    gates = {
-        "text": Gate(weights.encode_text),
-        "step": Gate(weights.transformer.patchify),
-        "decode": Gate(weights.decode),
-    }
-    weights.transformer.patchify = gates["step"]  # type: ignore[method-assign, assignment]
-    weights = replace(weights, encode_text=gates["text"], decode=gates["decode"])
-    engine = engine_with(weights, replace(OPTIONS, stuck_after_s=0.2))
+    transformer = tiny_transformer()
+    gates = {"text": Gate(encode_words), "step": Gate(transformer.patchify), "decode": Gate(decode_linearly)}
+    transformer.patchify = gates["step"]  # type: ignore[method-assign, assignment]
+    engine = engine_with(
+        replace(OPTIONS, stuck_after_s=0.2),
+        transformers={"teacher": transformer},
+        encode_text=gates["text"],
+        decode=gates["decode"],
+    )
     await engine.start()
     for job_id in ("job", "done"):
         await engine.admit(job_id, video_settings(num_steps=1))
@@ -294,7 +298,7 @@ async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str
 
 
 async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -> None:
-    engine = engine_with(tiny_weights())
+    engine = engine_with()
     await engine.start()
     await engine.admit("job", video_settings(num_steps=100))
     calls = [asyncio.ensure_future(engine.run_step(["job"])) for _ in range(50)]
@@ -305,9 +309,9 @@ async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -
     assert any(isinstance(answer, EngineFailed) for answer in answers)
 
 
-async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: TorchVideoEngine) -> None:
+async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: JobEngine) -> None:
     with pytest.raises(UnsupportedVideo, match="a multiple of 4") as caught:
-        engine.check_settings(video_settings(variant="student", sampler="consistency", num_steps=6))
+        await engine.admit("job", video_settings(variant="student", sampler="consistency", num_steps=6))
     assert caught.value.param == "num_inference_steps"
 
 
@@ -318,10 +322,10 @@ async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: Tor
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("num_frames", [1, 9])
 async def test_prediction_is_close_to_what_is_held(
-    engine: TorchVideoEngine, attention: str, guidance_scale: float, num_frames: int
+    engine: JobEngine, attention: str, guidance_scale: float, num_frames: int
 ) -> None:
     settings = video_settings(attention=attention, guidance_scale=guidance_scale, num_frames=num_frames)
-    predicted = engine.predicted_memory(settings)
+    predicted = predict(LIMITS.variant, num_frames, settings.point, text_tokens=words(settings.prompt))
     await engine.admit("job", settings)
     most = 0
     for _ in range(3):
@@ -347,8 +351,8 @@ async def test_prediction_is_close_to_what_is_held(
 )
 async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
     """Counted at every operation of the step, in the thread that runs it."""
-    weights = tiny_weights()
-    engine = engine_with(weights, replace(OPTIONS, limits=clip_limits(width=48, height=32, frame_counts=(1, 9, 93))))
+    limits = clip_limits(TINY, width=48, height=32, frame_counts=(1, 9, 93), latent_channels=4)
+    engine = JobEngine(replace(OPTIONS, limits=limits), lambda: VditRunner(tiny_networks(), limits.variant, RAS))
     await engine.start()
     live = LiveBytes()
     whole = engine._run
@@ -363,17 +367,17 @@ async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention:
     for _ in range(2):  # AdaSpa has searched, in the first
         (outcome,) = await engine.run_step(["job"])
         assert isinstance(outcome, StepDone)
-    memory = engine.predicted_memory(settings)
+    memory = predict(limits.variant, num_frames, settings.point, text_tokens=words(settings.prompt))
     predicted = memory.activation_bytes + memory.attention_bytes
     assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
     await engine.stop()
 
 
-async def test_nothing_refers_to_a_request_after_its_release(engine: TorchVideoEngine) -> None:
+async def test_nothing_refers_to_a_request_after_its_release(engine: JobEngine) -> None:
     await engine.admit("job", video_settings(attention="ras:0.5"))
     await engine.run_step(["job"])
-    state = engine._held["job"]
-    tensors = [*state.attention.state.tensors(), state.text, state.progress.latents]  # type: ignore[attr-defined]
+    state = engine._held["job"].state
+    tensors = [*state.cache["attention"].tensors(), state.cache["text"], state.kept["latents"]]
     watched = [weakref.ref(tensor) for tensor in tensors]
     del state, tensors
     engine.release("job")
