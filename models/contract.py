@@ -271,8 +271,8 @@ class Family:
 
     ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
-    inputs; part of every cache key. ``build``: (variant, device, random_weights=False; of a job also dtype="float32") ->
-    the network with the variant's weights, or with seeded random ones where that is asked for. ``runner``: (network,
+    inputs; part of every cache key. ``build``: (variant, device, random_weights=False; of a job also dtype) -> the
+    network with the variant's weights, or with seeded random ones where that is asked for. ``runner``: (network,
     variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out.
     ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where
     the variant cannot do it. ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be
