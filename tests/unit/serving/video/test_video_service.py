@@ -451,7 +451,7 @@ def test_every_field_of_a_request_counts_but_those_that_say_how_it_came() -> Non
             request_id="r", surface=Surface.HTTP_VIDEO, tenant="t", model="m", prompt="p", negative_prompt="n", width=1,
             height=1, num_frames=1, seconds=1.0, fps=1, num_inference_steps=1, guidance_scale=1.0, seed=1, sampler="s",
             attention="a", user="u", idempotency_key="k",
-            budget=Budget(latency_ms=1.0, energy_j=1.0, quality_floor=1.0),
+            budget=Budget(latency_ms=1.0, energy_j=1.0, quality_floor=1.0, settings={"steps": 1}),
         )
     )  # fmt: skip
     how_it_came = {"request_id", "surface", "tenant", "idempotency_key"}
