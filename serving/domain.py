@@ -158,6 +158,28 @@ class Report:
     degraded: tuple[str, ...] = ()
     guard: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def estimated(
+        cls,
+        *,
+        operating_point: str,
+        watts: float,
+        queue_s: float,
+        compute_s: float,
+        cache: str,
+        degraded: tuple[str, ...],
+    ) -> Report:
+        """Of a model whose energy is not measured: busy seconds at the power that is assumed of it."""
+        return cls(
+            operating_point=operating_point,
+            energy_j=compute_s * watts,
+            energy_source="estimate",
+            queue_ms=queue_s * 1e3,
+            compute_ms=compute_s * 1e3,
+            cache=cache,
+            degraded=degraded,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyReply:

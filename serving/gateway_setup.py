@@ -16,6 +16,7 @@ from models.registry import families
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
+from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.replicas import is_replica_lost
 from serving.delivery.stream.handle_calls import HandleCalls
 from serving.delivery.stream.links import ChatLinks
@@ -31,7 +32,6 @@ from serving.operating_points import load_table
 from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
-from serving.stores.chat_results import ChatResults
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
@@ -39,9 +39,9 @@ from serving.system.live_replicas import num_live
 from serving.system.presence import is_deploying, raylet_watch
 from serving.system.reached import Ping, Reached
 from serving.tasks.chat.models import read_card, read_prompts
-from serving.tasks.chat.service import ChatLimits, ChatService, ServedChat
+from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.tenant_keys import TenantKeys
-from serving.tasks.classify.service import ClassifyService, ServedModel, ServiceLimits
+from serving.tasks.classify.service import ClassifyService, ServedModel
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from serving.telemetry.events import Sink
@@ -98,18 +98,17 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
         for model in config.models_with(UnaryOptions)
     }
-    limits = ServiceLimits(
-        max_images=settings.limits.max_images,
-        max_in_flight=settings.gateway.max_in_flight,
-        default_deadline_s=settings.gateway.default_deadline_s,
+    limits = PipelineLimits(
+        max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
+    pipeline = Pipeline(results, limits, tell=tell)
     images = build_chat_images(settings.media, media, tell)
-    chat = _chat_service(config, images, results, handles, tell)
-    classifiers = ClassifyService(models, media, results, limits, tell=tell)
+    chat = _chat_service(config, images, pipeline, handles)
+    classifiers = ClassifyService(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = _video_service(config, jobs, clips, results, tell)
+    videos = _video_service(config, jobs, clips, pipeline)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
         classifiers,
@@ -132,16 +131,13 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
 
 
-def _video_service(
-    config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, results: ResultStore, tell: Sink
-) -> VideoService:
+def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, pipeline: Pipeline) -> VideoService:
     return VideoJobsService(
         {model.id: read_served(model) for model in config.models_with(JobOptions)},
         jobs,
         clips,
-        results,
+        pipeline,
         VideoServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode()),
-        tell=tell,
     )
 
 
@@ -161,18 +157,14 @@ _PINGS: Mapping[Shape, Callable[[DeploymentHandle[Any]], Ping]] = {
 def _chat_service(
     config: ResolvedConfig,
     images: ChatImages,
-    results: ResultStore,
+    pipeline: Pipeline,
     handles: dict[str, DeploymentHandle[Any]],
-    tell: Sink,
 ) -> ChatService:
-    gateway = config.settings.gateway
     return ChatService(
         {model.id: _served_chat(model, handles[model.id]) for model in config.models_with(StreamOptions)},
         images,
-        ChatResults(results),
+        pipeline,
         TenantKeys(config.secret.encode()),
-        ChatLimits(max_in_flight=gateway.max_in_flight, default_deadline_s=gateway.default_deadline_s),
-        tell=tell,
     )
 
 

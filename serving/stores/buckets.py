@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget, full, refill, reserve, settle
 
-MAX_OPEN_RESERVATIONS = 100_000
+MAX_OPEN_HOLDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class Hold:
     """Taken out of a tenant's buckets until it is settled. ``is_local``: from this process' fallback, not Redis."""
 
     id: str
@@ -33,7 +33,7 @@ class LocalBuckets:
             raise ValueError(f"share is {share}; it must be over 0 and at most 1")
         self._share = share
         self._states: dict[str, BucketState] = {}
-        self._open: dict[str, Reservation] = {}
+        self._open: dict[str, Hold] = {}
 
     def observe(self, tenant: str, limits: BucketLimits, joules: float, seconds: float, now_s: float) -> None:
         """Remember the levels that Redis reported, to go on from them when it is away."""
@@ -41,26 +41,26 @@ class LocalBuckets:
         levels = BucketState(joules * self._share, seconds * self._share, now_s)
         self._states[tenant] = refill(levels, mine, now_s)
 
-    def reserve(self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float) -> Reservation | OverBudget:
+    def reserve(self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float) -> Hold | OverBudget:
         """As the function of that name."""
         mine = self._scaled(limits)
         state = self._states.get(tenant) or full(mine, now_s)
         self._states[tenant], over = reserve(state, mine, cost, now_s)
         if over is not None:
             return over
-        reservation = Reservation(uuid.uuid4().hex, tenant, cost, limits, is_local=True)
-        self._open[reservation.id] = reservation
-        if len(self._open) > MAX_OPEN_RESERVATIONS:  # never settled; their estimates stand
+        hold = Hold(uuid.uuid4().hex, tenant, cost, limits, is_local=True)
+        self._open[hold.id] = hold
+        if len(self._open) > MAX_OPEN_HOLDS:  # never settled; their estimates stand
             del self._open[next(iter(self._open))]
-        return reservation
+        return hold
 
-    def settle(self, reservation: Reservation, actual: Cost, now_s: float) -> bool:
+    def settle(self, hold: Hold, actual: Cost, now_s: float) -> bool:
         """As the function of that name. False if it was settled before."""
-        if self._open.pop(reservation.id, None) is None:
+        if self._open.pop(hold.id, None) is None:
             return False
-        mine = self._scaled(reservation.limits)
-        state = self._states[reservation.tenant]
-        self._states[reservation.tenant] = settle(state, mine, reservation.cost, actual, now_s)
+        mine = self._scaled(hold.limits)
+        state = self._states[hold.tenant]
+        self._states[hold.tenant] = settle(state, mine, hold.cost, actual, now_s)
         return True
 
     def charge(self, tenant: str, limits: BucketLimits, actual: Cost, now_s: float) -> None:

@@ -21,7 +21,7 @@ RESERVATION_TTL_S: Final = 15 * 60
 """How late a request may be settled; after that its estimate stands."""
 JOB_MARK_TTL_S: Final = 48 * 3600
 """How long it is remembered that a job was settled; jobs are, the moment that they end."""
-CHARGE_MARK_TTL_S: Final = 60
+CHARGE_MARK_TTL_S: Final = 300
 """How long it is remembered that a charge was made, lest it be made again when its answer was lost."""
 PROBE_TTL_S: Final = 10
 

@@ -1,8 +1,8 @@
 """Results and quotas in Redis, failing open: no method here raises because of Redis.
 
 Without Redis a look-up is a miss, a write is dropped, and quotas are kept by this process alone (``LocalBuckets``).
-What Redis may have granted in a call whose answer was lost stays charged there: an outage errs on the side of spending
-less.
+What was used meanwhile is charged when it is back, and what it may have granted in a call whose answer was lost is
+given back (``Outbox``).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
 from serving.stores.breaker import BreakerState
-from serving.stores.buckets import LocalBuckets, Reservation
+from serving.stores.buckets import Hold, LocalBuckets
 from serving.stores.connection import RedisConfig, RedisConnection
+from serving.stores.outbox import Outbox
 from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
 from serving.telemetry.events import ResultsLookedUp, Sink, ignore
@@ -34,11 +35,11 @@ MAX_VALUE_BYTES = 1 << 20
 class LookupReply:
     """Values in the order of the digests, None for a miss, and what became of the cost of the misses.
 
-    ``reservation`` is None when nothing had to be reserved or ``over_budget`` says why it was not.
+    ``hold`` is None when nothing had to be reserved or ``over_budget`` says why it was not.
     """
 
     values: Values
-    reservation: Reservation | None = None
+    hold: Hold | None = None
     over_budget: OverBudget | None = None
 
 
@@ -60,18 +61,25 @@ class RedisStore:
         self._clock = clock
         self._connection = RedisConnection(config, tell, clock)
         self._local = LocalBuckets(local_share)
+        self._outbox = Outbox(self._is_up, self._charge, tell=tell, clock=clock)
 
     @property
     def breaker_state(self) -> BreakerState:
         """Where the breaker of the connection stands."""
         return self._connection.breaker_state
 
+    @property
+    def num_unsettled(self) -> int:
+        """Settlements that wait for Redis to come back."""
+        return len(self._outbox)
+
     async def start(self) -> bool:
         """Connect ahead of the first request. Returns whether Redis answered; if not, everything works without it."""
         return await self._connection.warm_up([LOOKUP_AND_RESERVE.source, SETTLE.source, CHARGE.source])
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """Settle what can be, and close the connections."""
+        await self._outbox.stop()
         await self._connection.stop()
 
     # -- results -----------------------------------------------------------------------------------------------------
@@ -126,18 +134,26 @@ class RedisStore:
             )
         if limits is None:
             return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
+        was_up, reservation_id = self._is_up(), uuid.uuid4().hex
         try:
-            return await self._lookup_and_reserve(tenant, digests, costs, limits)
+            return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits)
         except StoreFull:
             values = await self.lookup(tenant, [digest or "" for digest in digests])
         except StoreUnavailable:
             values = (None,) * len(digests)
+            if was_up:  # it may have been granted, and only the answer lost
+                lost = Hold(reservation_id, tenant, Cost(0.0, 0.0), limits, is_local=False)
+                self._outbox.add(lambda: self._settle(lost, Cost(0.0, 0.0)), keys.RESERVATION_TTL_S)
         return self._reserve_locally(tenant, values, costs, limits)
 
     async def _lookup_and_reserve(
-        self, tenant: str, digests: Sequence[str | None], costs: Sequence[Cost], limits: BucketLimits
+        self,
+        tenant: str,
+        reservation_id: str,  # chosen by the caller, so that a retry cannot reserve twice
+        digests: Sequence[str | None],
+        costs: Sequence[Cost],
+        limits: BucketLimits,
     ) -> LookupReply:
-        reservation_id = uuid.uuid4().hex  # chosen here, so that a retry cannot reserve twice
         names = [keys.result(tenant, digest or "") for digest in digests]
         names += [keys.bucket(tenant), keys.reservation(tenant, reservation_id)]
         arguments: list[float] = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits)]
@@ -154,8 +170,8 @@ class RedisStore:
         self._local.observe(tenant, limits, reply.level_j, reply.level_s, self._clock())
         if not reply.is_granted:
             return LookupReply(values=values, over_budget=OverBudget(reply.wait_s))
-        reservation = Reservation(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
-        return LookupReply(values=values, reservation=reservation)
+        hold = Hold(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
+        return LookupReply(values=values, hold=hold)
 
     def _reserve_locally(self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits) -> LookupReply:
         missing = [cost for value, cost in zip(values, costs, strict=True) if value is None]
@@ -165,44 +181,58 @@ class RedisStore:
         outcome = self._local.reserve(tenant, limits, total, self._clock())
         if isinstance(outcome, OverBudget):
             return LookupReply(values=values, over_budget=outcome)
-        return LookupReply(values=values, reservation=outcome)
+        return LookupReply(values=values, hold=outcome)
 
-    async def settle(self, reservation: Reservation, actual: Cost) -> bool:
-        """Give back what was reserved and charge what was used, once.
+    async def settle(self, hold: Hold, actual: Cost) -> bool:
+        """Give back what was reserved and charge what was used, once. While Redis is away: as soon as it is back.
 
-        Returns: whether it was settled now. False: it was before, it is too late, or Redis is away, and the estimate
-            stands.
+        Returns: whether it was settled now.
         """
-        if reservation.is_local:
-            return self._local.settle(reservation, actual, self._clock())
-        names = [keys.bucket(reservation.tenant), keys.reservation(reservation.tenant, reservation.id)]
-        arguments = [actual.joules, actual.seconds, *_numbers(reservation.limits)]
+        if hold.is_local:
+            is_settled = self._local.settle(hold, actual, self._clock())
+            if is_settled:
+                self._outbox.owe(hold.tenant, hold.limits, actual)
+            return is_settled
+        try:
+            return await self._settle(hold, actual)
+        except StoreUnavailable:
+            self._outbox.add(lambda: self._settle(hold, actual), keys.RESERVATION_TTL_S)
+            return False
+
+    async def _settle(self, hold: Hold, actual: Cost) -> bool:
+        names = [keys.bucket(hold.tenant), keys.reservation(hold.tenant, hold.id)]
+        arguments = [actual.joules, actual.seconds, *_numbers(hold.limits)]
 
         async def send(client: aioredis.Redis) -> tuple[float, float] | None:
             return parse_settle(await _run(client, SETTLE, names, arguments))
 
-        try:
-            levels = await self._connection.call("settle", send)
-        except StoreUnavailable:
+        levels = await self._connection.call("settle", send)
+        if levels is None:  # it was before, or is too late: the estimate stands
             return False
-        if levels is None:
-            return False
-        self._local.observe(reservation.tenant, reservation.limits, *levels, self._clock())
+        self._local.observe(hold.tenant, hold.limits, *levels, self._clock())
         return True
 
     async def charge(self, tenant: str, limits: BucketLimits, actual: Cost) -> None:
-        """Charge for what was never reserved. While Redis is away this process keeps the account."""
-        names = [keys.bucket(tenant), keys.charge_mark(tenant, uuid.uuid4().hex)]
+        """Charge for what was never reserved. While Redis is away this process keeps the account, and tells it then."""
+        if not self._is_up():
+            self._local.charge(tenant, limits, actual, self._clock())
+            self._outbox.owe(tenant, limits, actual)
+            return
+        mark = uuid.uuid4().hex
+        try:
+            await self._charge(tenant, limits, actual, mark)
+        except StoreUnavailable:
+            self._local.charge(tenant, limits, actual, self._clock())
+            self._outbox.add(lambda: self._charge(tenant, limits, actual, mark), keys.CHARGE_MARK_TTL_S)
+
+    async def _charge(self, tenant: str, limits: BucketLimits, actual: Cost, mark: str) -> None:
+        names = [keys.bucket(tenant), keys.charge_mark(tenant, mark)]
         arguments = [actual.joules, actual.seconds, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
 
         async def send(client: aioredis.Redis) -> tuple[float, float] | None:
             return parse_settle(await _run(client, CHARGE, names, arguments))
 
-        try:
-            levels = await self._connection.call("charge", send)
-        except StoreUnavailable:
-            self._local.charge(tenant, limits, actual, self._clock())
-            return
+        levels = await self._connection.call("charge", send)
         if levels is not None:
             self._local.observe(tenant, limits, *levels, self._clock())
 
@@ -211,10 +241,10 @@ class RedisStore:
         return self._local.levels(tenant, limits, self._clock())
 
     async def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
-        """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first.
+        """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first. While
+        Redis is away: as soon as it is back.
 
-        Returns: whether it was corrected now. False: it was before, the tenant has no bucket, or Redis is away, and the
-            prediction stands.
+        Returns: whether it was corrected now. False also if it was before, or the tenant has no bucket.
         """
         names = [keys.bucket(tenant), keys.job_mark(tenant, job_id)]
         arguments = [charged.joules - actual.joules, charged.seconds - actual.seconds, keys.JOB_MARK_TTL_S]
@@ -225,7 +255,11 @@ class RedisStore:
         try:
             return await self._connection.call("settle_job", send)
         except StoreUnavailable:
+            self._outbox.add(lambda: self._connection.call("settle_job", send), keys.JOB_MARK_TTL_S)
             return False
+
+    def _is_up(self) -> bool:
+        return self._connection.breaker_state is BreakerState.CLOSED
 
     def _observed(self, values: Values) -> Values:
         num_hits = sum(value is not None for value in values)

@@ -1,4 +1,4 @@
-"""Results and quotas as the classify service uses them: whole images and tenants in, Redis and its failures hidden.
+"""Exact results and quotas as deliveries use them: names and tenants in, Redis and its failures hidden.
 
 Writing and settling happen after the answer, in the background: no caller waits for them.
 """
@@ -7,55 +7,64 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from schedulers.admission import BucketLimits, BucketState, Cost, empty_for_s
 from serving.config import ResolvedConfig, TenantSettings
-from serving.delivery.unary.wire import SampleAnswer, SampleOutcome
 from serving.errors import QuotaExceeded
-from serving.replica.staged.base import Probabilities
-from serving.service import ModelCard
 from serving.stores.breaker import BreakerConfig, BreakerState
-from serving.stores.buckets import Reservation
+from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import LookupReply, RedisStore
 from serving.stores.result_cache import ResultCache, ResultKey
 from serving.telemetry.events import Sink, ignore
 
+T = TypeVar("T")
 _MAX_BACKGROUND = 1_000
 _MAX_RETRY_AFTER_S = 3600.0
 _FLUSH_S = 0.1
 """Decoding is charged in Redis so often at most; until then this gateway remembers it."""
 
 
-class StoredResult(NamedTuple):
-    """A cached answer: float32 probabilities, little-endian, one per class, and the exit (from 0) that gave them."""
-
-    probabilities: bytes
-    exit_index: int
-
-    def as_array(self) -> Probabilities:
-        """The probabilities, shape (num_classes,)."""
-        return np.frombuffer(self.probabilities, dtype="<f4")
-
-
 class ResultName(NamedTuple):
-    """What one image's result is stored under."""
+    """What one result is stored under."""
 
     tenant: str
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
-    """One entry per image, None for a miss, and what was reserved for the misses."""
+class Codec(Generic[T]):
+    """How one kind of result is stored: as a payload of plain values. ``encode`` gives None for what is not kept,
+    ``decode`` for what it does not know."""
 
-    found: tuple[StoredResult | None, ...]
-    reservation: Reservation | None
+    encode: Callable[[T], dict[str, Any] | None]
+    decode: Callable[[dict[str, Any]], T | None]
+
+
+class Reservation:
+    """Joules and seconds set aside for a request that runs, until it is settled: once, however it ends."""
+
+    __slots__ = ("_charge",)
+
+    def __init__(self, charge: Callable[[Cost], None] | None = None) -> None:
+        self._charge = charge
+
+    def settle(self, joules: float, seconds: float) -> None:
+        """Charge what was really used instead. The first call counts."""
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            charge(Cost(joules, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Generic[T]):
+    """One entry per name, None for a miss, and what was reserved for the misses."""
+
+    found: tuple[T | None, ...]
+    reservation: Reservation
 
 
 class ResultStore:
@@ -96,51 +105,38 @@ class ResultStore:
             await asyncio.wait(self._background)
         await self._store.stop()
 
-    def key(self, tenant: str, card: ModelCard, point: str, content_sha256: bytes) -> ResultName:
-        """Name the exact result of one image. ``point`` must identify the thresholds."""
-        return self.name(
-            ResultKey(
-                tenant=tenant,
-                model=card.id,
-                checkpoint_sha256=card.checkpoint_sha256,
-                operating_point=point,
-                processor_version=card.prepare_version,
-                content_sha256=content_sha256,
-            )
-        )
+    def name(self, key: ResultKey | None) -> ResultName | None:
+        """Name an exact result; None for what has no key, and where nothing is kept."""
+        return ResultName(key.tenant, self._cache.digest(key)) if key is not None and self._is_caching else None
 
-    def name(self, key: ResultKey) -> ResultName:
-        """Name any exact result."""
-        return ResultName(key.tenant, self._cache.digest(key))
-
-    async def look_up(self, keys: Sequence[ResultName], tenant: str, joules: float, seconds: float) -> Lookup:
-        """Look for results and reserve ``joules`` and ``seconds`` for each one that is missing, in one round trip.
+    async def look_up(
+        self, names: Sequence[ResultName | None], codec: Codec[T], tenant: str, joules: float, seconds: float
+    ) -> Lookup[T]:
+        """Look for results and reserve ``joules`` and ``seconds`` for each one that is missing, in one round trip. What
+        has no name is missing.
 
         Raises:
             QuotaExceeded: the tenant's buckets do not hold that much; nothing was reserved.
         """
-        digests = [key.digest for key in keys] if self._is_caching else [None] * len(keys)
         limits = self._limits.get(tenant)
-        if limits is None and not self._is_caching:
-            return Lookup((None,) * len(keys), None)
+        digests = [None if name is None else name.digest for name in names]
+        if limits is None and not any(digests):
+            return Lookup((None,) * len(names), Reservation())
         reply = await self._reserve(tenant, digests, Cost(joules, seconds), limits)
-        found = tuple(self._opened(key.digest, value) for key, value in zip(keys, reply.values, strict=True))
-        return Lookup(found, reply.reservation)
+        found = tuple(self._opened(codec, *each) for each in zip(digests, reply.values, strict=True))
+        return Lookup(found, self._reservation(reply.hold))
 
-    async def look_up_payload(
-        self, name: ResultName | None, tenant: str, joules: float, seconds: float
-    ) -> tuple[dict[str, Any] | None, Reservation | None]:
-        """Look for one result of any kind, and reserve if it is missing. ``name`` None: only reserve.
-
-        Raises:
-            QuotaExceeded: as ``look_up``.
-        """
-        digest = name.digest if name is not None and self._is_caching else None
+    async def reserve(self, tenant: str, joules: float, seconds: float) -> Reservation:
+        """Only reserve. Raises: QuotaExceeded: as ``look_up``."""
         limits = self._limits.get(tenant)
-        if limits is None and digest is None:
-            return None, None
-        reply = await self._reserve(tenant, [digest], Cost(joules, seconds), limits)
-        return (None if digest is None else self._cache.open(digest, reply.values[0])), reply.reservation
+        if limits is None:
+            return Reservation()
+        return self._reservation((await self._reserve(tenant, [None], Cost(joules, seconds), limits)).hold)
+
+    def _reservation(self, hold: Hold | None) -> Reservation:
+        if hold is None:
+            return Reservation()
+        return Reservation(lambda actual: self._later(self._store.settle(hold, actual), must_run=True))
 
     async def _reserve(
         self, tenant: str, digests: Sequence[str | None], cost: Cost, limits: BucketLimits | None
@@ -159,13 +155,8 @@ class ResultStore:
 
     async def _give_back(self, asking: asyncio.Future[LookupReply]) -> None:
         reply = await asking
-        if reply.reservation is not None:
-            await self._store.settle(reply.reservation, Cost(0.0, 0.0))
-
-    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
-        """Charge what was really used. Once per reservation; None was never reserved."""
-        if reservation is not None:
-            self._later(self._store.settle(reservation, Cost(joules, seconds)), must_run=True)
+        if reply.hold is not None:
+            await self._store.settle(reply.hold, Cost(0.0, 0.0))
 
     # -- accounts, and decoding ----------------------------------------------------------------------------------------
 
@@ -220,26 +211,15 @@ class ResultStore:
         if tenant in self._limits:
             self._later(self._store.settle_job(tenant, job_id, charged, actual), must_run=True)
 
-    def put_payload(self, name: ResultName, payload: dict[str, Any]) -> None:
-        """Keep a result of any kind."""
-        if self._is_caching:
+    def put(self, name: ResultName | None, codec: Codec[T], value: T) -> None:
+        """Keep a result, if it has a name."""
+        if name is not None and (payload := codec.encode(value)) is not None:
             sealed = self._cache.seal(name.digest, payload)
             self._later(self._store.put(name.tenant, {name.digest: sealed}, self._ttl_s), must_run=False)
 
-    def settle(self, lookup: Lookup, watts: float, outcomes: Sequence[SampleOutcome]) -> None:
-        """Charge what the misses really took: their share of engine time, at ``watts``. Once per look-up."""
-        seconds = sum(outcome.compute_s for outcome in outcomes)
-        self.settle_reservation(lookup.reservation, seconds * watts, seconds)
-
-    def put(self, key: ResultName, answer: SampleAnswer) -> None:
-        """Keep an answer."""
-        self.put_payload(key, {"probabilities": answer.probabilities, "exit_index": answer.exit_index})
-
-    def _opened(self, digest: str, value: bytes | None) -> StoredResult | None:
-        match self._cache.open(digest, value):
-            case {"probabilities": bytes(probabilities), "exit_index": int(exit_index)}:
-                return StoredResult(probabilities, exit_index)
-        return None
+    def _opened(self, codec: Codec[T], digest: str | None, value: bytes | None) -> T | None:
+        payload = None if digest is None else self._cache.open(digest, value)
+        return None if payload is None else codec.decode(payload)
 
     def _later(self, work: Coroutine[Any, Any, Any], *, must_run: bool) -> None:
         if not must_run and len(self._background) >= _MAX_BACKGROUND:

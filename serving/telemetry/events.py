@@ -126,6 +126,13 @@ class StoreFellBack(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SettlementsWaiting(Event):
+    """So many settlements wait for Redis to come back."""
+
+    num_waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResultRejected(Event):
     """A cached value was corrupt or forged and was treated as a miss."""
 
@@ -144,6 +151,13 @@ class SamplesSent(Event):
 @dataclass(frozen=True, slots=True)
 class CallRetried(Event):
     """A call is sent again because its replica was lost."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultShared(Event):
+    """A request was given what an equal one, under way when it came, was answered."""
 
     model: str
 

@@ -46,6 +46,12 @@ BREAKER_STATE = Gauge(
 )
 STORE_ERRORS = Counter("vireo_store_errors_total", "Failed store operations.", ["store", "reason"])
 STORE_SECONDS = Histogram("vireo_store_seconds", "Seconds of a call on Redis.", ["operation"], buckets=SECONDS)
+UNSETTLED = Gauge(
+    "vireo_unsettled_requests", "Settlements that wait for Redis to come back.", multiprocess_mode="livesum"
+)
+SHARED_RESULTS = Counter(
+    "vireo_shared_results_total", "Results that were given to an equal request under way, too.", ["model"]
+)
 REJECTIONS = Counter("vireo_rejections_total", "Requests or images turned away, by error code.", ["reason"])
 RETRIES = Counter("vireo_replica_retries_total", "Calls sent again because a replica was lost.", ["model"])
 REPLICA_CALLS = Histogram(

@@ -90,6 +90,10 @@ def _store_fell_back(_event: events.StoreFellBack) -> None:
     _of(metrics.CACHE_LOOKUPS, "unavailable").inc()
 
 
+def _settlements_waiting(event: events.SettlementsWaiting) -> None:
+    metrics.UNSETTLED.set(event.num_waiting)
+
+
 def _result_rejected(_event: events.ResultRejected) -> None:
     _of(metrics.CACHE_LOOKUPS, "corrupt").inc()
 
@@ -103,6 +107,10 @@ def _samples_sent(event: events.SamplesSent) -> None:
 
 def _call_retried(event: events.CallRetried) -> None:
     _of(metrics.RETRIES, event.model).inc()
+
+
+def _result_shared(event: events.ResultShared) -> None:
+    _of(metrics.SHARED_RESULTS, event.model).inc()
 
 
 def _classify_answered(event: events.ClassifyAnswered) -> None:
@@ -232,6 +240,8 @@ RECORDERS: dict[type[events.Event], Callable[[Any], None]] = {
     events.StoreCalled: _store_called,
     events.StoreFellBack: _store_fell_back,
     events.ResultRejected: _result_rejected,
+    events.SettlementsWaiting: _settlements_waiting,
+    events.ResultShared: _result_shared,
     events.SamplesSent: _samples_sent,
     events.CallRetried: _call_retried,
     events.ClassifyAnswered: _classify_answered,

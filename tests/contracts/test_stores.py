@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from schedulers import admission
 from schedulers.admission import BucketLimits, BucketState, Cost
 from serving.stores import keys
-from serving.stores.buckets import Reservation
+from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import MAX_VALUE_BYTES, RedisStore
 from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE
@@ -69,10 +69,10 @@ def tenant() -> str:
     return f"tenant-{next(_numbers)}"
 
 
-def reserved(reservation: Reservation | None) -> Reservation:
-    assert reservation is not None
-    assert not reservation.is_local
-    return reservation
+def reserved(hold: Hold | None) -> Hold:
+    assert hold is not None
+    assert not hold.is_local
+    return hold
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ async def test_results_expire_and_quotas_do_not(store: RedisStore, client: aiore
     await store.put(tenant, {"a": b"1"}, ttl_s=100)
     reply = await store.lookup_and_reserve(tenant, ["b"], [ONE], LIMITS)
     assert 90 < await client.ttl(keys.result(tenant, "a")) <= 100
-    assert 0 < await client.ttl(keys.reservation(tenant, reserved(reply.reservation).id)) <= keys.RESERVATION_TTL_S
+    assert 0 < await client.ttl(keys.reservation(tenant, reserved(reply.hold).id)) <= keys.RESERVATION_TTL_S
     assert await client.ttl(keys.bucket(tenant)) == -1
 
 
@@ -111,7 +111,7 @@ async def test_value_that_is_too_large_is_not_stored(store: RedisStore, tenant: 
 async def test_hit_reserves_nothing(store: RedisStore, client: aioredis.Redis, tenant: str) -> None:
     await store.put(tenant, {"a": b"1"})
     reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(1e9, 1e9)], LIMITS)
-    assert (reply.values, reply.reservation, reply.over_budget) == ((b"1",), None, None)
+    assert (reply.values, reply.hold, reply.over_budget) == ((b"1",), None, None)
     assert not await client.exists(keys.bucket(tenant))
 
 
@@ -120,23 +120,23 @@ async def test_only_what_is_missing_is_reserved_in_one_sum(store: RedisStore, te
     costs = [Cost(1.0, 0.1), Cost(1e9, 1e9), Cost(2.5, 0.25)]
     reply = await store.lookup_and_reserve(tenant, ["a", "b", "c"], costs, LIMITS)
     assert reply.values == (None, b"1", None)
-    assert reserved(reply.reservation).cost == Cost(3.5, 0.35)
+    assert reserved(reply.hold).cost == Cost(3.5, 0.35)
 
 
 async def test_items_without_a_digest_are_never_found(store: RedisStore, tenant: str) -> None:
     reply = await store.lookup_and_reserve(tenant, [None, None], [ONE, ONE], LIMITS)
     assert reply.values == (None, None)
-    assert reserved(reply.reservation).cost == Cost(2.0, 0.2)
+    assert reserved(reply.hold).cost == Cost(2.0, 0.2)
 
 
 async def test_over_budget_takes_nothing_and_says_when(store: RedisStore, tenant: str) -> None:
     limits = BucketLimits(joules_per_s=1e-3, joules_burst=100.0, seconds_per_s=1e-3, seconds_burst=10.0)
-    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(90.0, 1.0)], limits)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(90.0, 1.0)], limits)).hold)
     reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(20.0, 1.0)], limits)
-    assert reply.reservation is None
+    assert reply.hold is None
     assert reply.over_budget is not None
     assert reply.over_budget.retry_after_s == pytest.approx(10_000, abs=60)  # 10 J at 1 mJ/s, less what the test took
-    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(10.0, 1.0)], limits)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(10.0, 1.0)], limits)).hold)
 
 
 async def test_more_than_the_bucket_holds_never_fits(store: RedisStore, tenant: str) -> None:
@@ -148,28 +148,28 @@ async def test_more_than_the_bucket_holds_never_fits(store: RedisStore, tenant: 
 
 async def test_tenant_without_limits_is_only_looked_up(store: RedisStore, tenant: str) -> None:
     reply = await store.lookup_and_reserve(tenant, ["a"], [Cost(1e9, 1e9)], None)
-    assert (reply.values, reply.reservation, reply.over_budget) == ((None,), None, None)
+    assert (reply.values, reply.hold, reply.over_budget) == ((None,), None, None)
 
 
 async def test_settling_returns_the_difference_once(store: RedisStore, tenant: str) -> None:
-    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(100.0, 1.0)], LIMITS)).reservation)
-    assert await store.settle(reservation, Cost(40.0, 1.0))
-    assert not await store.settle(reservation, Cost(0.0, 0.0))
-    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(60.0, 1.0)], LIMITS)).reservation)
+    hold = reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(100.0, 1.0)], LIMITS)).hold)
+    assert await store.settle(hold, Cost(40.0, 1.0))
+    assert not await store.settle(hold, Cost(0.0, 0.0))
+    reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(60.0, 1.0)], LIMITS)).hold)
     assert (await store.lookup_and_reserve(tenant, ["a"], [Cost(0.01, 0.0)], LIMITS)).over_budget is not None
 
 
 async def test_using_more_than_reserved_leaves_a_debt(store: RedisStore, tenant: str) -> None:
-    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], FAST)).reservation)
-    assert await store.settle(reservation, Cost(1e6, 0.1))
+    hold = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], FAST)).hold)
+    assert await store.settle(hold, Cost(1e6, 0.1))
     reply = await store.lookup_and_reserve(tenant, ["a"], [ONE], FAST)
     assert reply.over_budget is not None
     assert reply.over_budget.retry_after_s > 100
 
 
 async def test_concurrent_settling_of_one_reservation_counts_once(store: RedisStore, tenant: str) -> None:
-    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).reservation)
-    outcomes = await asyncio.gather(*(store.settle(reservation, Cost(0.5, 0.1)) for _ in range(20)))
+    hold = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).hold)
+    outcomes = await asyncio.gather(*(store.settle(hold, Cost(0.5, 0.1)) for _ in range(20)))
     assert sum(outcomes) == 1
 
 
@@ -178,32 +178,32 @@ async def test_concurrent_reservations_of_several_clients_never_exceed_the_bucke
     try:
         calls = [s.lookup_and_reserve(tenant, [None], [Cost(3.0, 0.0)], LIMITS) for s in stores * 30]
         replies = await asyncio.gather(*calls)
-        assert sum(reply.reservation is not None for reply in replies) == 33
+        assert sum(reply.hold is not None for reply in replies) == 33
     finally:
         for one in stores:
             await one.stop()
 
 
 async def test_job_that_took_less_gives_back_the_rest_once(store: RedisStore, tenant: str) -> None:
-    reservation = reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).reservation)
-    assert await store.settle(reservation, Cost(100.0, 10.0))  # what a job is charged when it is taken in
+    hold = reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).hold)
+    assert await store.settle(hold, Cost(100.0, 10.0))  # what a job is charged when it is taken in
     outcomes = [await store.settle_job(tenant, "job", Cost(100.0, 10.0), Cost(60.0, 2.0)) for _ in range(3)]
     assert outcomes == [True, False, False]
     assert (await store.lookup_and_reserve(tenant, [None], [Cost(40.5, 0.0)], LIMITS)).over_budget is not None
-    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(40.0, 8.0)], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(40.0, 8.0)], LIMITS)).hold)
 
 
 async def test_job_that_took_more_leaves_a_debt(store: RedisStore, tenant: str) -> None:
-    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).hold)
     assert await store.settle_job(tenant, "job", ONE, Cost(1e6, 1.0))
     assert (await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).over_budget is not None
 
 
 async def test_giving_back_never_fills_a_bucket_above_its_burst(store: RedisStore, tenant: str) -> None:
-    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, [None], [ONE], LIMITS)).hold)
     assert await store.settle_job(tenant, "job", Cost(1e6, 1e6), Cost(0.0, 0.0))
     assert (await store.lookup_and_reserve(tenant, [None], [Cost(101.0, 0.0)], LIMITS)).over_budget is not None
-    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, [None], [Cost(100.0, 10.0)], LIMITS)).hold)
 
 
 async def test_job_of_a_tenant_without_a_bucket_settles_nothing(
@@ -223,9 +223,9 @@ async def test_scripts_lost_by_the_server_are_sent_again(
     store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
 ) -> None:
     await client.script_flush()
-    reservation = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).reservation)
+    hold = reserved((await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).hold)
     await client.script_flush()
-    assert await store.settle(reservation, ONE)
+    assert await store.settle(hold, ONE)
     assert not observer.fallbacks
     assert await client.script_exists(LOOKUP_AND_RESERVE.sha1, SETTLE.sha1) == [False, True]
 
@@ -234,11 +234,11 @@ async def test_flushed_database_is_a_miss_and_a_full_bucket(
     store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
 ) -> None:
     await store.put(tenant, {"a": b"1"})
-    reservation = reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    hold = reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
     await client.flushall()
     assert await store.lookup(tenant, ["a"]) == (None,)
-    assert not await store.settle(reservation, ONE)
-    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    assert not await store.settle(hold, ONE)
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
     assert not observer.fallbacks
 
 
@@ -246,9 +246,9 @@ async def test_flushed_database_is_a_miss_and_a_full_bucket(
 async def test_damaged_bucket_is_a_full_one(
     store: RedisStore, client: aioredis.Redis, tenant: str, damage: dict[str, str]
 ) -> None:
-    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
     await client.hset(keys.bucket(tenant), mapping=damage)
-    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).reservation)
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
 
 
 async def test_key_of_another_type_in_the_way_costs_no_request(
@@ -258,10 +258,10 @@ async def test_key_of_another_type_in_the_way_costs_no_request(
     await client.rpush(keys.result(tenant, "a"), b"I am no string")
     reply = await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)
     assert reply.values == (None,)
-    assert reply.reservation is not None
-    assert reply.reservation.is_local
+    assert reply.hold is not None
+    assert reply.hold.is_local
     assert observer.calls["lookup_and_reserve", "error"] == 1
-    assert await store.settle(reply.reservation, ONE)
+    assert await store.settle(reply.hold, ONE)
 
 
 async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis, tenant: str) -> None:

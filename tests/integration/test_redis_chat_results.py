@@ -1,4 +1,4 @@
-"""Exact results and quotas of chat against a real Redis: one round trip, tenants apart, forgeries refused."""
+"""Exact results of chat against a real Redis: one round trip, tenants apart, forgeries refused."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import from_mapping, resolve
-from serving.errors import QuotaExceeded
 from serving.service import ChatModelCard
 from serving.stores import keys
-from serving.stores.chat_results import MAX_TEXT_CHARS, ChatResults, StoredChat, StoredChoice
 from serving.stores.results import ResultName, ResultStore
 from serving.tasks.chat.domain import FinishReason, Sampling
+from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, StoredChat, StoredChoice, result_key
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
@@ -53,10 +52,15 @@ async def store(url: str, admin: aioredis.Redis, observer: RecordingObserver) ->
     await results.stop()
 
 
-def key(results: ChatResults, tenant: str = "acme", sampling: Sampling = GREEDY) -> ResultName:
-    name = results.key(tenant, CARD, [1, 2, 300], [b"\x01" * 32], sampling, 64)
+def name(store: ResultStore, tenant: str = "acme", sampling: Sampling = GREEDY) -> ResultName:
+    name = store.name(result_key(tenant, CARD, [1, 2, 300], [b"\x01" * 32], sampling, 64))
     assert name is not None
     return name
+
+
+async def look_up(store: ResultStore, name: ResultName | None, tenant: str = "acme") -> StoredChat | None:
+    (found,) = (await store.look_up([name], CODEC, tenant, 5.0, 1.0)).found
+    return found
 
 
 async def finished(store: ResultStore) -> None:
@@ -64,61 +68,45 @@ async def finished(store: ResultStore) -> None:
     await store.stop()
 
 
-async def test_an_answer_comes_back_whole_and_reserves_nothing(store: ResultStore, admin: aioredis.Redis) -> None:
-    results = ChatResults(store)
-    miss = await results.look_up(key(results), "acme", 5.0, 1.0)
-    assert miss.found is None
-    assert miss.reservation is not None
-    results.settle(miss.reservation, 2.0, 0.5)
-    results.put(key(results), ANSWER)
+async def test_an_answer_comes_back_whole(store: ResultStore) -> None:
+    assert await look_up(store, name(store)) is None
+    store.put(name(store), CODEC, ANSWER)
     await finished(store)
-    hit = await results.look_up(key(results), "acme", 1e6, 1e6)
-    assert hit.found == ANSWER
-    assert hit.reservation is None
-    level_s = float(await admin.hget(keys.bucket("acme"), "seconds"))  # type: ignore[arg-type]
-    assert level_s == pytest.approx(9.5)
+    assert await look_up(store, name(store)) == ANSWER
 
 
 async def test_look_up_and_reservation_are_one_round_trip(store: ResultStore, observer: RecordingObserver) -> None:
-    results = ChatResults(store)
-    await results.look_up(key(results), "acme", 5.0, 1.0)
+    await look_up(store, name(store))
     assert dict(observer.calls) == {("lookup_and_reserve", "ok"): 1}
 
 
 async def test_tenants_and_requests_are_apart(store: ResultStore) -> None:
-    results = ChatResults(store)
-    results.put(key(results), ANSWER)
+    store.put(name(store), CODEC, ANSWER)
     await finished(store)
-    assert (await results.look_up(key(results, "rival"), "rival", 0.0, 0.0)).found is None
-    other = key(results, sampling=Sampling(temperature=0.0, stop=("x",)))
-    assert (await results.look_up(other, "acme", 0.0, 0.0)).found is None
+    assert await look_up(store, name(store, "rival"), "rival") is None
+    assert await look_up(store, name(store, sampling=Sampling(temperature=0.0, stop=("x",)))) is None
+
+
+async def test_what_may_differ_or_shows_probabilities_has_no_name() -> None:
+    for sampling in (Sampling(temperature=1.0), Sampling(temperature=0.0, logprobs=1)):
+        assert result_key("acme", CARD, [1], [], sampling, 64) is None
 
 
 async def test_what_was_tampered_with_is_a_miss(
     store: ResultStore, admin: aioredis.Redis, observer: RecordingObserver
 ) -> None:
-    results = ChatResults(store)
-    name = key(results)
-    results.put(name, ANSWER)
+    store.put(name(store), CODEC, ANSWER)
     await finished(store)
-    place = keys.result("acme", name.digest)
+    place = keys.result("acme", name(store).digest)
     value = await admin.get(place)
     assert isinstance(value, bytes)
     await admin.set(place, value.replace("你".encode(), "他".encode()))
-    assert (await results.look_up(name, "acme", 0.0, 0.0)).found is None
+    assert await look_up(store, name(store)) is None
     assert observer.rejected == 1
 
 
-async def test_quota_holds_without_a_name_too(store: ResultStore) -> None:
-    results = ChatResults(store)
-    assert results.key("acme", CARD, [1], [], Sampling(temperature=1.0), 64) is None
-    await results.look_up(None, "acme", 60.0, 6.0)
-    with pytest.raises(QuotaExceeded):
-        await results.look_up(None, "acme", 60.0, 6.0)
-
-
 async def test_long_answers_are_not_kept(store: ResultStore) -> None:
-    results = ChatResults(store)
-    results.put(key(results), StoredChat((StoredChoice("x" * (MAX_TEXT_CHARS + 1), 9, FinishReason.STOP),), 1))
+    long = StoredChat((StoredChoice("x" * (MAX_TEXT_CHARS + 1), 9, FinishReason.STOP),), 1)
+    store.put(name(store), CODEC, long)
     await finished(store)
-    assert (await results.look_up(key(results), "acme", 0.0, 0.0)).found is None
+    assert await look_up(store, name(store)) is None

@@ -80,14 +80,14 @@ async def use_everything(store: RedisStore, cost: Cost = ONE) -> LookupReply:
     await store.lookup("t", ["a"])
     await store.put("t", {"b": b"2"})
     reply = await store.lookup_and_reserve("t", ["missing"], [cost], LIMITS)
-    if reply.reservation is not None:
-        await store.settle(reply.reservation, cost)
+    if reply.hold is not None:
+        await store.settle(reply.hold, cost)
     return reply
 
 
 async def is_back(store: RedisStore) -> bool:
     reply = await store.lookup_and_reserve("t", [None], [Cost(0.0, 0.0)], LIMITS)
-    return store.breaker_state is BreakerState.CLOSED and not (reply.reservation and reply.reservation.is_local)
+    return store.breaker_state is BreakerState.CLOSED and not (reply.hold and reply.hold.is_local)
 
 
 # -- gone, frozen ----------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ async def test_frozen_redis_opens_the_breaker_then_costs_no_call_at_all_and_is_f
         for _ in range(4):
             reply = await use_everything(store)
             assert reply.values == (None,)
-            assert reply.reservation is not None
-            assert reply.reservation.is_local
+            assert reply.hold is not None
+            assert reply.hold.is_local
         # Three timeouts one after another, then nothing more is even tried: the rest is the probe's business.
         assert sum(count for (_, outcome), count in observer.calls.items() if outcome == "timeout") == 3
         assert observer.states[0] is BreakerState.OPEN
@@ -118,7 +118,7 @@ async def test_many_calls_at_once_on_a_frozen_redis_wait_for_one_timeout_not_for
     with stopped(server):
         async with asyncio.timeout(20 * TIMEOUT_S):  # 200 waits in a row would be 20 s
             replies = await asyncio.gather(*calls)
-    assert sum(reply.reservation is not None for reply in replies) == 100  # the local bucket holds 100 J
+    assert sum(reply.hold is not None for reply in replies) == 100  # the local bucket holds 100 J
     assert sum(reply.over_budget is not None for reply in replies) == 100
 
 
@@ -140,7 +140,7 @@ async def test_redis_that_was_never_there_costs_no_request(observer: RecordingOb
         for _ in range(10):
             reply = await use_everything(store)
             assert reply.values == (None,)
-            assert reply.reservation is not None
+            assert reply.hold is not None
         assert store.breaker_state is not BreakerState.CLOSED
 
 
@@ -167,10 +167,10 @@ async def test_stop_while_probing_leaves_no_task(server: EmbeddedRedis, observer
 
 
 async def test_local_bucket_goes_on_where_redis_was_and_still_refuses(server: EmbeddedRedis, store: RedisStore) -> None:
-    assert (await store.lookup_and_reserve("t", ["x"], [Cost(70.0, 1.0)], LIMITS)).reservation is not None
+    assert (await store.lookup_and_reserve("t", ["x"], [Cost(70.0, 1.0)], LIMITS)).hold is not None
     with stopped(server):
         assert (await store.lookup_and_reserve("t", ["x"], [Cost(31.0, 1.0)], LIMITS)).over_budget is not None
-        assert (await store.lookup_and_reserve("t", ["x"], [Cost(30.0, 1.0)], LIMITS)).reservation is not None
+        assert (await store.lookup_and_reserve("t", ["x"], [Cost(30.0, 1.0)], LIMITS)).hold is not None
         assert (await store.lookup_and_reserve("t", ["x"], [Cost(1.0, 1.0)], LIMITS)).over_budget is not None
 
 
@@ -184,24 +184,97 @@ async def test_gateways_share_what_a_tenant_may_spend_during_an_outage(server: E
             for gateway in gateways:
                 for _ in range(50):
                     reply = await gateway.lookup_and_reserve("t", ["x"], [ONE], LIMITS)
-                    num_granted += reply.reservation is not None
+                    num_granted += reply.hold is not None
     assert num_granted == 100
 
 
-async def test_reservation_made_in_redis_and_settled_while_it_is_away_stays_charged_as_estimated(
+# -- what could not be settled ---------------------------------------------------------------------------------------
+
+
+async def level_j(admin: aioredis.Redis) -> float:
+    return float(await admin.hget(keys.bucket("t"), "joules") or "nan")
+
+
+async def test_what_was_reserved_in_redis_and_ended_while_it_was_away_is_settled_once_it_is_back(
     server: EmbeddedRedis, store: RedisStore, admin: aioredis.Redis
 ) -> None:
+    """The answer was lost, not necessarily the command: a frozen server may run it when it wakes. Never twice."""
     reply = await store.lookup_and_reserve("t", ["x"], [Cost(70.0, 1.0)], LIMITS)
-    assert reply.reservation is not None
+    assert reply.hold is not None
     with stopped(server):
-        assert not await store.settle(reply.reservation, Cost(0.0, 0.0))
-    level = await admin.hget(keys.bucket("t"), "joules")
-    # The answer was lost, not necessarily the command: a frozen server may run it when it wakes. Never twice.
-    assert float(level or 0) in (pytest.approx(30.0), pytest.approx(100.0))
-    assert await eventually(lambda: is_back(store))
-    await store.settle(reply.reservation, Cost(0.0, 0.0))
-    level = await admin.hget(keys.bucket("t"), "joules")
-    assert float(level or 0) == pytest.approx(100.0)
+        assert not await store.settle(reply.hold, Cost(10.0, 0.5))
+        assert store.num_unsettled == 1
+
+    async def is_settled() -> bool:
+        return not store.num_unsettled
+
+    assert await eventually(is_settled)
+    assert await level_j(admin) == pytest.approx(90.0)
+    assert not await store.settle(reply.hold, Cost(50.0, 0.5))
+    assert await level_j(admin) == pytest.approx(90.0)
+
+
+async def test_what_ran_during_an_outage_is_charged_in_one_sum_once_it_is_over(
+    server: EmbeddedRedis, store: RedisStore, admin: aioredis.Redis
+) -> None:
+    await store.charge("t", LIMITS, Cost(1.0, 0.1))
+    reply = await store.lookup_and_reserve("t", ["x"], [Cost(20.0, 1.0)], LIMITS)
+    assert reply.hold is not None
+    assert not reply.hold.is_local
+    await store.settle(reply.hold, Cost(0.0, 0.0))
+    with stopped(server):
+        while store.breaker_state is BreakerState.CLOSED:
+            await store.lookup("t", ["x"])
+        for _ in range(30):
+            reply = await store.lookup_and_reserve("t", ["x"], [ONE], LIMITS)
+            assert reply.hold is not None
+            assert reply.hold.is_local
+            await store.settle(reply.hold, Cost(0.5, 0.05))
+            await store.charge("t", LIMITS, Cost(0.5, 0.05))
+        assert store.num_unsettled == 1
+
+    async def is_settled() -> bool:
+        return not store.num_unsettled
+
+    assert await eventually(is_settled)
+    assert await level_j(admin) == pytest.approx(100.0 - 1.0 - 30 * 0.5 - 30 * 0.5)
+    marks = await admin.keys("*charged*")
+    assert len(marks) == 2
+
+
+async def test_what_redis_may_have_granted_without_being_heard_is_given_back(
+    server: EmbeddedRedis, store: RedisStore, admin: aioredis.Redis
+) -> None:
+    await store.charge("t", LIMITS, Cost(1.0, 0.1))
+    with stopped(server):
+        reply = await store.lookup_and_reserve("t", ["x"], [Cost(70.0, 1.0)], LIMITS)
+        assert reply.hold is not None
+        assert reply.hold.is_local
+        await store.settle(reply.hold, Cost(9.0, 0.5))
+
+    async def is_settled() -> bool:
+        return not store.num_unsettled
+
+    assert await eventually(is_settled)
+    assert await level_j(admin) == pytest.approx(90.0)
+    assert await admin.keys("*reservation*") == []
+
+
+async def test_a_job_that_ended_while_redis_was_away_is_corrected_once_it_is_back(
+    server: EmbeddedRedis, store: RedisStore, admin: aioredis.Redis
+) -> None:
+    reply = await store.lookup_and_reserve("t", [None], [Cost(70.0, 1.0)], LIMITS)
+    assert reply.hold is not None
+    assert await store.settle(reply.hold, Cost(70.0, 1.0))
+    with stopped(server):
+        assert not await store.settle_job("t", "job", Cost(70.0, 1.0), Cost(30.0, 0.5))
+
+    async def is_settled() -> bool:
+        return not store.num_unsettled
+
+    assert await eventually(is_settled)
+    assert not await store.settle_job("t", "job", Cost(70.0, 1.0), Cost(0.0, 0.0))
+    assert await level_j(admin) == pytest.approx(70.0)
 
 
 # -- full, read-only, loading, nonsense ------------------------------------------------------------------------------
@@ -217,9 +290,9 @@ async def test_full_redis_still_answers_hits_and_keeps_quotas_locally(observer: 
                 await store.put("t", {"b": b"2"})
                 reply = await store.lookup_and_reserve("t", ["a", "b"], [ONE, ONE], LIMITS)
                 assert reply.values == (b"1", None)
-                assert reply.reservation is not None
-                assert reply.reservation.is_local
-                assert reply.reservation.cost == ONE
+                assert reply.hold is not None
+                assert reply.hold.is_local
+                assert reply.hold.cost == ONE
             assert store.breaker_state is BreakerState.CLOSED  # it answers, and promptly
             assert observer.calls["put", "out_of_memory"] == 5
             await admin.config_set("maxmemory", "0")
@@ -233,7 +306,7 @@ async def test_read_only_replica_is_done_without_until_it_is_writable_again(
     await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
     for _ in range(10):
         reply = await store.lookup_and_reserve("t", ["missing"], [ONE], LIMITS)
-        assert reply.reservation is not None
+        assert reply.hold is not None
     assert store.breaker_state is not BreakerState.CLOSED
     await admin.execute_command("REPLICAOF", "NO", "ONE")
     assert await eventually(lambda: is_back(store))

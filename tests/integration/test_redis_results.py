@@ -12,32 +12,27 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import ResolvedConfig, from_mapping, resolve
-from serving.delivery.unary.wire import SampleAnswer, SampleFailure
-from serving.errors import EngineFailed, QuotaExceeded
-from serving.service import ModelCard
+from serving.errors import QuotaExceeded
 from serving.stores import keys
-from serving.stores.results import ResultName, ResultStore
+from serving.stores.result_cache import ResultKey
+from serving.stores.results import Lookup, ResultName, ResultStore
+from serving.tasks.classify.service import CODEC, StoredResult
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
-CARD = ModelCard(
-    id="dyn-perceiver-nano",
-    family="dyn-perceiver",
-    created_s=0,
-    input_size=32,
-    num_classes=3,
-    num_exits=4,
-    labels=("a", "b", "c"),
+KEY = ResultKey(
+    tenant="acme",
+    model="dyn-perceiver-nano",
     checkpoint_sha256="c" * 64,
-    operating_points=("fast",),
-    prepare_version="1",
+    operating_point="fast",
+    processor_version="1",
+    content_sha256=b"\x01" * 32,
 )
 TENANTS = [
     {"name": "acme", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
     {"name": "rival", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
 ]
-ANSWER = SampleAnswer(np.array([0.1, 0.7, 0.2], "<f4").tobytes(), 2, False, 0.0, 0.5)
-IMAGE = b"\x01" * 32
+RESULT = StoredResult(np.array([0.1, 0.7, 0.2], "<f4").tobytes(), 2)
 
 
 def make_config(url: str, **redis: Any) -> ResolvedConfig:
@@ -77,93 +72,109 @@ async def finish(results: ResultStore) -> None:
     await results.stop()
 
 
-def name(results: ResultStore, tenant: str = "acme", image: bytes = IMAGE, point: str = "fast") -> ResultName:
-    return results.key(tenant, CARD, point, image)
+def name(results: ResultStore, **fields: Any) -> ResultName:
+    name = results.name(dataclasses.replace(KEY, **fields))
+    assert name is not None
+    return name
 
 
-async def test_answer_is_found_again_bit_for_bit(results: ResultStore) -> None:
-    first = await results.look_up([name(results)], "acme", 1.0, 0.1)
+async def look_up(
+    results: ResultStore, name: ResultName | None, joules: float, seconds: float, tenant: str = "acme"
+) -> Lookup[StoredResult]:
+    return await results.look_up([name], CODEC, tenant, joules, seconds)
+
+
+async def test_answer_is_found_again_bit_for_bit(results: ResultStore, admin: aioredis.Redis) -> None:
+    first = await look_up(results, name(results), 1.0, 0.1)
     assert first.found == (None,)
-    results.settle(first, 2.0, [ANSWER])
-    results.put(name(results), ANSWER)
+    first.reservation.settle(1.0, 0.5)
+    results.put(name(results), CODEC, RESULT)
     await finish(results)
-    second = await results.look_up([name(results)], "acme", 1.0, 0.1)
-    (found,) = second.found
-    assert found is not None
-    assert (found.probabilities, found.exit_index) == (ANSWER.probabilities, 2)
-    np.testing.assert_array_equal(found.as_array(), ANSWER.as_array())
-    assert second.reservation is None
+    second = await look_up(results, name(results), 1e9, 1e9)
+    assert second.found == (RESULT,)
+    second.reservation.settle(5.0, 5.0)  # of nothing
+    await finish(results)
+    assert await level_s(admin) == pytest.approx(9.5)
 
 
-@pytest.mark.parametrize("change", ["tenant", "image", "point", "checkpoint"])
-async def test_anything_else_is_another_result(results: ResultStore, change: str) -> None:
-    results.put(name(results), ANSWER)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "rival"},
+        {"content_sha256": b"\x02" * 32},
+        {"operating_point": "full"},
+        {"checkpoint_sha256": "d" * 64},
+        {"processor_version": "2"},
+    ],
+    ids=str,
+)
+async def test_anything_else_is_another_result(results: ResultStore, change: dict[str, Any]) -> None:
+    results.put(name(results), CODEC, RESULT)
     await finish(results)
-    other = {
-        "tenant": name(results, tenant="rival"),
-        "image": name(results, image=b"\x02" * 32),
-        "point": name(results, point="full"),
-        "checkpoint": results.key("acme", dataclasses.replace(CARD, checkpoint_sha256="d" * 64), "fast", IMAGE),
-    }[change]
-    assert (await results.look_up([other], other.tenant, 1.0, 0.1)).found == (None,)
+    other = name(results, **change)
+    assert (await look_up(results, other, 1.0, 0.1, other.tenant)).found == (None,)
 
 
 async def test_value_that_somebody_wrote_or_moved_in_redis_is_a_counted_miss(
     results: ResultStore, admin: aioredis.Redis, observer: RecordingObserver
 ) -> None:
-    mine, theirs = name(results), name(results, image=b"\x02" * 32)
-    results.put(theirs, ANSWER)
+    mine, theirs = name(results), name(results, content_sha256=b"\x02" * 32)
+    results.put(theirs, CODEC, RESULT)
     await finish(results)
     stolen = await admin.get(keys.result("acme", theirs.digest))
     assert isinstance(stolen, bytes)
     for forged in (b"", b"\x01junk", stolen):
         await admin.set(keys.result("acme", mine.digest), forged)
-        lookup = await results.look_up([mine], "acme", 1.0, 0.1)
-        assert lookup.found == (None,)
+        assert (await look_up(results, mine, 1.0, 0.1)).found == (None,)
     assert observer.rejected == 3
 
 
-async def test_settling_charges_engine_time_of_answers_and_of_failures(
-    results: ResultStore, admin: aioredis.Redis
-) -> None:
-    lookup = await results.look_up([name(results), name(results, image=b"2")], "acme", 20.0, 2.0)
+async def test_a_reservation_is_settled_once_with_what_was_used(results: ResultStore, admin: aioredis.Redis) -> None:
+    names = [name(results), name(results, content_sha256=b"2" * 32)]
+    lookup = await results.look_up(names, CODEC, "acme", 20.0, 2.0)
     assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(60.0)
-    results.settle(lookup, 4.0, [ANSWER, SampleFailure(EngineFailed("no"), 0.25)])
+    for used in (3.0, 50.0):
+        lookup.reservation.settle(used, used / 4)
     await finish(results)
-    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(97.0)  # 0.75 s at 4 W
-    assert float(await admin.hget(keys.bucket("acme"), "seconds") or 0) == pytest.approx(9.25)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(97.0)
+    assert await level_s(admin) == pytest.approx(9.25)
 
 
 async def test_spent_budget_is_a_typed_refusal_with_a_time_and_hurts_no_other_tenant(results: ResultStore) -> None:
-    await results.look_up([name(results)], "acme", 99.0, 0.1)
+    await look_up(results, None, 99.0, 0.1)
     with pytest.raises(QuotaExceeded, match="budget of tenant 'acme'") as caught:
-        await results.look_up([name(results)], "acme", 2.0, 0.1)
+        await look_up(results, None, 2.0, 0.1)
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s > 0
-    assert (await results.look_up([name(results, "rival")], "rival", 99.0, 0.1)).reservation is not None
+    with pytest.raises(QuotaExceeded):
+        await results.reserve("acme", 2.0, 0.1)
+    await look_up(results, None, 99.0, 0.1, "rival")
 
 
 async def test_request_that_never_fits_is_told_so(results: ResultStore) -> None:
     with pytest.raises(QuotaExceeded, match="this request alone is over the budget") as caught:
-        await results.look_up([name(results)], "acme", 101.0, 0.1)
+        await look_up(results, name(results), 101.0, 0.1)
     assert caught.value.retry_after_s == 3600.0
 
 
 async def test_tenant_without_quota_is_only_looked_up(results: ResultStore, admin: aioredis.Redis) -> None:
-    lookup = await results.look_up([name(results, "local")], "local", 1e9, 1e9)
-    assert (lookup.found, lookup.reservation) == ((None,), None)
-    results.settle(lookup, 1.0, [ANSWER])
+    lookup = await look_up(results, name(results, tenant="local"), 1e9, 1e9, "local")
+    assert lookup.found == (None,)
+    lookup.reservation.settle(1.0, 1.0)
+    (await results.reserve("local", 1e9, 1e9)).settle(1.0, 1.0)
+    await finish(results)
     assert await admin.keys("*bucket*") == []
 
 
 async def test_cache_switched_off_keeps_nothing_and_still_charges(admin: aioredis.Redis, url: str) -> None:
     results = ResultStore(make_config(url, cache=False))
     try:
-        results.put(name(results), ANSWER)
-        lookup = await results.look_up([name(results)], "acme", 10.0, 1.0)
+        assert results.name(KEY) is None
+        results.put(None, CODEC, RESULT)
+        lookup = await look_up(results, None, 10.0, 1.0)
         assert lookup.found == (None,)
-        assert lookup.reservation is not None
-        assert (await results.look_up([name(results)], "local", 1.0, 0.1)).found == (None,)
+        assert await level_s(admin) == pytest.approx(9.0)
+        assert (await look_up(results, None, 1.0, 0.1, "local")).found == (None,)
         assert await admin.keys("*result*") == []
     finally:
         await results.stop()
@@ -173,9 +184,9 @@ async def test_everything_works_without_any_redis() -> None:
     results = ResultStore(make_config("unix:///nonexistent/redis.sock"))
     assert not await results.start()
     for _ in range(10):
-        lookup = await results.look_up([name(results)], "acme", 1.0, 0.1)
-        results.put(name(results), ANSWER)
-        results.settle(lookup, 1.0, [ANSWER])
+        lookup = await look_up(results, name(results), 1.0, 0.1)
+        results.put(name(results), CODEC, RESULT)
+        lookup.reservation.settle(1.0, 0.5)
         assert lookup.found == (None,)
     await results.stop()
 
@@ -190,7 +201,7 @@ async def level_s(admin: aioredis.Redis, tenant: str = "acme") -> float:
 async def test_caller_that_leaves_while_it_reserves_has_it_given_back(
     results: ResultStore, admin: aioredis.Redis
 ) -> None:
-    leaving = asyncio.create_task(results.look_up([name(results)], "acme", 20.0, 2.0))
+    leaving = asyncio.create_task(look_up(results, name(results), 20.0, 2.0))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     leaving.cancel()
@@ -220,8 +231,8 @@ async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
     results: ResultStore, admin: aioredis.Redis
 ) -> None:
     results.check_account("acme")  # nothing is known of it yet
-    lookup = await results.look_up([name(results)], "acme", 1.0, 0.1)
-    results.settle(lookup, 1.0, [ANSWER._replace(compute_s=20.0)])  # it took more than it had
+    lookup = await look_up(results, name(results), 1.0, 0.1)
+    lookup.reservation.settle(20.0, 20.0)  # it took more than it had
     await finish(results)
     await admin.flushall()
     for turn_away in (lambda: results.check_account("acme"), lambda: results.hold_decode("acme", 0.01)):
@@ -233,7 +244,7 @@ async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
 
 
 async def test_decodes_that_run_or_are_not_paid_yet_count_as_spent(results: ResultStore) -> None:
-    await results.look_up([name(results)], "acme", 1.0, 1.0)  # 9 s left
+    await look_up(results, name(results), 1.0, 1.0)  # 9 s left
     results.hold_decode("acme", 5.0)
     results.hold_decode("acme", 5.0)
     with pytest.raises(QuotaExceeded):

@@ -19,6 +19,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from schedulers.video_points import ClipCost, VideoPoint
+from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
 from serving.front.http.app import build_http_app
@@ -39,6 +40,7 @@ from tests.support.clients import Calls, FakeContext, asgi
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
+from tests.support.memory_results import MemoryResults
 from tests.support.redis_server import embedded_redis, stopped
 from tests.support.video_clients import Presence, events_of, until
 from tests.support.video_jobs import SECRET
@@ -47,19 +49,6 @@ LIMITS = clip_limits()
 MODEL = "fake-video"
 BODY = {"model": MODEL, "prompt": "a red ball", "num_inference_steps": 8}
 JSON = {"content-type": "application/json"}
-
-
-class NoQuotas:
-    """Nobody has one."""
-
-    async def look_up_payload(self, *reserved: object) -> tuple[None, None]:
-        return None, None
-
-    def check_account(self, tenant: str) -> None:
-        pass
-
-    def settle_reservation(self, *charged: object) -> None:
-        pass
 
 
 class System:
@@ -98,7 +87,9 @@ class System:
         )
         served = ServedVideo(card=make_video_card(), limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
         config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
-        videos = VideoJobsService({MODEL: served}, self.index(), self.files, NoQuotas(), config)
+        results: Any = MemoryResults()
+        pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))
+        videos = VideoJobsService({MODEL: served}, self.index(), self.files, pipeline, config)
         service = Service(FakeService(), FakeService(), videos)
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")

@@ -15,9 +15,9 @@ from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
 from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest
-from serving.stores.chat_results import StoredChat, StoredChoice
 from serving.tasks.chat.domain import ChatDelta, FinishReason
 from serving.tasks.chat.plan import Plan
+from serving.tasks.chat.results import StoredChat, StoredChoice
 
 _log = structlog.get_logger(__name__)
 MAX_LOST = 3

@@ -1,21 +1,21 @@
 """One classify request behind the front door, in the order of docs/architecture.md.
 
-decode -> pick an operating point -> look up and reserve (one Redis round trip) -> dispatch the misses -> settle
+decode -> pick an operating point -> fetch (serving.delivery.pipeline): look up and reserve, dispatch the misses, settle
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from schedulers.operating_points import Budget as PointBudget
 from schedulers.operating_points import Choice, OperatingPointTable, choose
 from schedulers.types import Priority as SchedulerPriority
+from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.domain import (
@@ -31,20 +31,19 @@ from serving.domain import (
 )
 from serving.errors import (
     BudgetInfeasible,
-    DeadlineExceeded,
     DeadlineUnreachable,
     InvalidRequest,
-    QueueFull,
     ServingError,
     TooManyImages,
-    UnknownModel,
 )
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
+from serving.replica.staged.base import Probabilities
 from serving.service import ModelCard
-from serving.stores.results import ResultStore, StoredResult
-from serving.telemetry.events import ClassifyAnswered, Sink, ignore
+from serving.stores.result_cache import ResultKey
+from serving.stores.results import Codec, Reservation
+from serving.telemetry.events import ClassifyAnswered
 
 _PRIORITIES = {
     Priority.LOW: SchedulerPriority.LOW,
@@ -65,34 +64,37 @@ class ServedModel:
     dispatcher: Dispatcher
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServiceLimits:
-    """Bounds of one gateway replica."""
+class StoredResult(NamedTuple):
+    """A cached answer: float32 probabilities, little-endian, one per class, and the exit (from 0) that gave them."""
 
-    max_images: int
-    max_in_flight: int
-    default_deadline_s: float
+    probabilities: bytes
+    exit_index: int
+
+    def as_array(self) -> Probabilities:
+        """The probabilities, shape (num_classes,)."""
+        return np.frombuffer(self.probabilities, dtype="<f4")
+
+
+def _decode(payload: dict[str, Any]) -> StoredResult | None:
+    match payload:
+        case {"probabilities": bytes(probabilities), "exit_index": int(exit_index)}:
+            return StoredResult(probabilities, exit_index)
+    return None
+
+
+CODEC: Codec[StoredResult] = Codec(StoredResult._asdict, _decode)
 
 
 class ClassifyService:
     """Implements ``serving.service.ClassifierService``."""
 
     def __init__(
-        self,
-        models: Mapping[str, ServedModel],
-        media: MediaPool,
-        results: ResultStore,
-        limits: ServiceLimits,
-        clock: Callable[[], float] = time.monotonic,
-        tell: Sink = ignore,
+        self, models: Mapping[str, ServedModel], media: MediaPool, pipeline: Pipeline, *, max_images: int
     ) -> None:
         self._models = models
         self._media = media
-        self._results = results
-        self._limits = limits
-        self._clock = clock
-        self._tell = tell
-        self._in_flight = 0
+        self._pipeline = pipeline
+        self._max_images = max_images
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models served here."""
@@ -100,37 +102,23 @@ class ClassifyService:
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered."""
-        return self._in_flight < self._limits.max_in_flight
+        return self._pipeline.has_room
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """See ``Service.classify``. When every image fails, the call fails with the first one's error."""
-        model = self._check(request)
-        self._results.check_account(request.tenant)
-        if self._in_flight >= self._limits.max_in_flight:
-            wait_s = max(0.05, model.dispatcher.predicted_wait_s())
-            raise QueueFull(
-                f"this gateway serves {self._in_flight} requests; limit is {self._limits.max_in_flight}; "
-                f"retry in {wait_s:.2f} s",
-                retry_after_s=wait_s,
-            )
-        self._in_flight += 1
-        try:
-            return await self._within_deadline(model, request)
-        finally:
-            self._in_flight -= 1
+        model = served(self._models, request.model, "does not classify")
+        self._check(model, request)
+        with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
+            deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+            answer = self._answer(model, request, deadline_s)
+            return await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
 
-    def _check(self, request: ClassifyRequest) -> ServedModel:
-        model = self._models.get(request.model)
-        if model is None:
-            known = ", ".join(self._models)
-            raise UnknownModel(
-                f"model {request.model[:100]!r} is not served here; choose one of: {known}", param="model"
-            )
+    def _check(self, model: ServedModel, request: ClassifyRequest) -> None:
         if not request.images:
             raise InvalidRequest("the request has no image; send at least one", param="images")
-        if len(request.images) > self._limits.max_images:
+        if len(request.images) > self._max_images:
             raise TooManyImages(
-                f"the request has {len(request.images)} images; limit is {self._limits.max_images}; split it",
+                f"the request has {len(request.images)} images; limit is {self._max_images}; split it",
                 param="images",
             )
         if request.top_k > model.card.num_classes:
@@ -138,24 +126,6 @@ class ClassifyService:
                 f"top_k is {request.top_k}; {request.model} has {model.card.num_classes} classes; ask for fewer",
                 param="top_k",
             )
-        return model
-
-    async def _within_deadline(self, model: ServedModel, request: ClassifyRequest) -> ClassifyReply:
-        deadline_s = self._deadline_s(request)
-        try:
-            async with asyncio.timeout(max(0.0, deadline_s + _DEADLINE_GRACE_S - self._clock())):
-                return await self._answer(model, request, deadline_s)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "the deadline passed before an answer existed; allow more latency_ms, or retry later"
-            ) from None
-
-    def _deadline_s(self, request: ClassifyRequest) -> float:
-        now_s = self._clock()
-        allowed_s = self._limits.default_deadline_s
-        if request.budget.latency_ms is not None:
-            allowed_s = min(allowed_s, request.budget.latency_ms / 1e3)
-        return min(now_s + allowed_s, request.deadline_s or float("inf"))
 
     async def _answer(self, model: ServedModel, request: ClassifyRequest, deadline_s: float) -> ClassifyReply:
         prepared = await self._prepare(request)
@@ -163,9 +133,9 @@ class ClassifyService:
         if not good:
             raise next(error for error in prepared if isinstance(error, ServingError))
         choice = self._choose(model, request.budget, len(good), deadline_s)
-        outcomes = await self._run(model, request, choice, good, deadline_s)
+        outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
         reply = _reply(model, request, choice, prepared, outcomes)
-        self._tell(ClassifyAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
+        self._pipeline.tell(ClassifyAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
         return reply
 
     # -- decode ----------------------------------------------------------------------------------------------------
@@ -194,7 +164,7 @@ class ClassifyService:
 
     def _choose(self, model: ServedModel, budget: Budget, num_images: int, deadline_s: float) -> Choice:
         wanted = PointBudget(
-            latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._clock()),
+            latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
             energy_j=None if budget.energy_j is None else budget.energy_j / num_images,
             quality_floor=budget.quality_floor,
         )
@@ -211,39 +181,61 @@ class ClassifyService:
 
     # -- results ---------------------------------------------------------------------------------------------------
 
-    async def _run(
+    def _wanted(
         self,
         model: ServedModel,
         request: ClassifyRequest,
         choice: Choice,
         images: list[PreparedImage],
         deadline_s: float,
-    ) -> list[StoredResult | SampleOutcome]:
-        # Name and thresholds: the same name means something else after the next calibration.
-        point = f"{choice.point.name}{choice.point.thresholds}"
-        keys = [self._results.key(request.tenant, model.card, point, image.content_sha256) for image in images]
-        lookup = await self._results.look_up(keys, request.tenant, choice.predicted_j, choice.predicted_work_s)
-        misses = [index for index, found in enumerate(lookup.found) if found is None]
-        outcomes: list[StoredResult | SampleOutcome | None] = list(lookup.found)
-        fresh: list[SampleOutcome] = []
-        if misses:
-            samples = [self._sample(images[index], request, choice, deadline_s) for index in misses]
-            settle = partial(self._results.settle, lookup, model.table.watts)
-            fresh = await model.dispatcher.run(samples, choice.predicted_work_s * len(samples), settle)
-        for index, outcome in zip(misses, fresh, strict=True):
-            outcomes[index] = outcome
-            if isinstance(outcome, SampleAnswer) and not outcome.degraded:
-                self._results.put(keys[index], outcome)
-        return [outcome for outcome in outcomes if outcome is not None]
+    ) -> Fetch[StoredResult, SampleOutcome]:
+        async def run(places: Sequence[int], reservation: Reservation) -> list[SampleOutcome]:
+            def settle(outcomes: Sequence[SampleOutcome]) -> None:
+                seconds = sum(outcome.compute_s for outcome in outcomes)
+                reservation.settle(seconds * model.table.watts, seconds)
+
+            samples = [self._sample(images[place], request, choice, deadline_s) for place in places]
+            return await model.dispatcher.run(samples, choice.predicted_work_s * len(samples), settle)
+
+        name = self._pipeline.results.name
+        return Fetch(
+            model=model.card.id,
+            tenant=request.tenant,
+            names=[name(_key(model, request, choice, image)) for image in images],
+            codec=CODEC,
+            joules=choice.predicted_j,
+            seconds=choice.predicted_work_s,
+            urgency=(RANKS[request.budget.priority], deadline_s),
+            run=run,
+            kept=_kept,
+        )
 
     def _sample(self, image: PreparedImage, request: ClassifyRequest, choice: Choice, deadline_s: float) -> SampleCall:
         return SampleCall(
             pixels=image.pixels,
-            remaining_s=deadline_s - self._clock(),
+            remaining_s=deadline_s - self._pipeline.clock(),
             thresholds=choice.point.thresholds,
             priority=_PRIORITIES[request.budget.priority],
             tenant=request.tenant,
         )
+
+
+def _key(model: ServedModel, request: ClassifyRequest, choice: Choice, image: PreparedImage) -> ResultKey:
+    return ResultKey(
+        tenant=request.tenant,
+        model=model.card.id,
+        checkpoint_sha256=model.card.checkpoint_sha256,
+        # Name and thresholds: the same name means something else after the next calibration.
+        operating_point=f"{choice.point.name}{choice.point.thresholds}",
+        processor_version=model.card.prepare_version,
+        content_sha256=image.content_sha256,
+    )
+
+
+def _kept(outcome: SampleOutcome) -> StoredResult | None:
+    if isinstance(outcome, SampleFailure) or outcome.degraded:
+        return None
+    return StoredResult(outcome.probabilities, outcome.exit_index)
 
 
 def _reply(
@@ -251,7 +243,7 @@ def _reply(
     request: ClassifyRequest,
     choice: Choice,
     prepared: Sequence[PreparedImage | ServingError],
-    outcomes: list[StoredResult | SampleOutcome],
+    outcomes: Sequence[StoredResult | SampleOutcome],
 ) -> ClassifyReply:
     remaining = (outcome.error if isinstance(outcome, SampleFailure) else outcome for outcome in outcomes)
     per_image = [image if isinstance(image, ServingError) else next(remaining) for image in prepared]
@@ -275,7 +267,7 @@ def _classification(model: ServedModel, result: StoredResult | SampleAnswer, top
 
 
 def _report(
-    model: ServedModel, request: ClassifyRequest, choice: Choice, outcomes: list[StoredResult | SampleOutcome]
+    model: ServedModel, request: ClassifyRequest, choice: Choice, outcomes: Sequence[StoredResult | SampleOutcome]
 ) -> Report:
     fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
     hits = sum(isinstance(outcome, StoredResult) for outcome in outcomes)
@@ -283,12 +275,11 @@ def _report(
     degraded = (
         request.budget.degraded + choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
     )
-    return Report(
+    return Report.estimated(
         operating_point=choice.point.name,
-        energy_j=compute_s * model.table.watts,
-        energy_source="estimate",
-        queue_ms=max((answer.queue_s for answer in fresh), default=0.0) * 1e3,
-        compute_ms=compute_s * 1e3,
+        watts=model.table.watts,
+        queue_s=max((answer.queue_s for answer in fresh), default=0.0),
+        compute_s=compute_s,
         cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",
         degraded=degraded,
     )

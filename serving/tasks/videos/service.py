@@ -14,21 +14,20 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
 from schedulers.admission import Cost
-from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownModel, UnknownVideo
+from serving.delivery.pipeline import Pipeline, served
+from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownVideo
 from serving.service import VideoModelCard
-from serving.stores.buckets import Reservation
 from serving.stores.jobs.base import JobIndex, JobPage
-from serving.stores.results import ResultName
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
 from serving.tasks.videos.idempotency import asked_by, check_same
 from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.resolve import Resolved, ServedVideo, resolve
-from serving.telemetry.events import JobAdmitted, Sink, ignore
+from serving.telemetry.events import JobAdmitted
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -46,28 +45,6 @@ class Files(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove a file, or everything below a folder. Raises: StoreUnavailable."""
-        ...
-
-
-class Quotas(Protocol):
-    """The tenants' buckets: ``serving.stores.results.ResultStore``."""
-
-    def check_account(self, tenant: str) -> None:
-        """Turn a tenant away whose account is empty. Raises: QuotaExceeded."""
-        ...
-
-    async def look_up_payload(
-        self, name: ResultName | None, tenant: str, joules: float, seconds: float
-    ) -> tuple[dict[str, Any] | None, Reservation | None]:
-        """Reserve. Raises: QuotaExceeded."""
-        ...
-
-    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
-        """Charge."""
-        ...
-
-    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
-        """Correct what a job was charged; the first call for it counts."""
         ...
 
 
@@ -93,18 +70,16 @@ class VideoJobsService:
         models: Mapping[str, ServedVideo],
         index: JobIndex,
         files: Files,
-        quotas: Quotas,
+        pipeline: Pipeline,
         config: VideoServiceConfig,
         clock: Callable[[], float] = time.time,
-        tell: Sink = ignore,
     ) -> None:
         self._models = models
         self._index = index
         self._files = files
-        self._quotas = quotas
+        self._pipeline = pipeline
         self._config = config
         self._clock = clock
-        self._tell = tell
         self._num_watchers = 0
 
     def video_models(self) -> tuple[VideoModelCard, ...]:
@@ -113,32 +88,32 @@ class VideoJobsService:
 
     async def create_video(self, request: VideoRequest) -> VideoJob:
         """See ``serving.service.VideoService``. Charges the prediction; who ends the job corrects that."""
-        served = self._model(request.model)
+        model = served(self._models, request.model, "makes no clips")
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
             check_same(request, earlier.asked)
             return earlier
-        self._quotas.check_account(request.tenant)
-        resolved = resolve(
-            request, served, seed=self._seed(request, job_id), wait_s=await self._wait_s(request, served)
-        )
-        job = self._job(request, job_id, resolved)
-        _, reservation = await self._quotas.look_up_payload(None, job.owner, job.predicted_j, job.predicted_s)
-        stored, charge = job, (0.0, 0.0)
+        with self._pipeline.admitted(request.tenant, lambda: _RETRY_S):
+            return await self._create(request, model, job_id)
+
+    async def _create(self, request: VideoRequest, model: ServedVideo, job_id: str) -> VideoJob:
+        wait_s = await self._wait_s(request, model)
+        job = self._job(request, job_id, resolve(request, model, seed=self._seed(request, job_id), wait_s=wait_s))
+        reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
         try:
             await self._reached(self._index.create(job, max_queued=self._config.max_queued))
-            charge = (job.predicted_j, job.predicted_s)
+            stored = job
             if request.idempotency_key:
                 found = await self._reached(self._index.get(job.owner, job.id))
                 stored = found or job
-            if stored.created_at_s != job.created_at_s:  # another gateway was first, and has charged for it
-                charge = (0.0, 0.0)
+            if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged for it
+                reservation.settle(job.predicted_j, job.predicted_s)
         finally:
-            self._quotas.settle_reservation(reservation, *charge)
+            reservation.settle(0.0, 0.0)
         if stored.created_at_s != job.created_at_s:
             check_same(request, stored.asked)
             return stored
-        self._tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
+        self._pipeline.tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
         return stored
 
     async def get_video(self, owner: str, video_id: str) -> VideoJob:
@@ -160,7 +135,7 @@ class VideoJobsService:
         if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
             done = job.checkpoint_step / max(1, job.settings.num_steps)
             took = Cost(done * job.predicted_j, done * job.predicted_s)
-            self._quotas.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), took)
+            self._pipeline.results.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), took)
         return job
 
     async def delete_video(self, owner: str, video_id: str) -> VideoJob:
@@ -243,19 +218,19 @@ class VideoJobsService:
         now_s = self._clock()
         if job.status is JobStatus.IN_PROGRESS:
             return now_s + (job.predicted_s if job.remaining_s is None else job.remaining_s)
-        if job.status is not JobStatus.QUEUED or (served := self._models.get(job.model)) is None:
+        if job.status is not JobStatus.QUEUED or (model := self._models.get(job.model)) is None:
             return None
         try:
             waiting_s = await self._index.queued_s(job.model)  # of all jobs that wait, this one included
         except StoreUnavailable:
             return None
-        return now_s + max(job.predicted_s, waiting_s / served.replicas)
+        return now_s + max(job.predicted_s, waiting_s / model.replicas)
 
-    async def _wait_s(self, request: VideoRequest, served: ServedVideo) -> float:
+    async def _wait_s(self, request: VideoRequest, model: ServedVideo) -> float:
         """How long the jobs that wait now take; asked only if it matters."""
         if request.budget.latency_ms is None:
             return 0.0
-        return await self._reached(self._index.queued_s(request.model)) / served.replicas
+        return await self._reached(self._index.queued_s(request.model)) / model.replicas
 
     def _job(self, request: VideoRequest, job_id: str, resolved: Resolved) -> VideoJob:
         now_s, point, latency_ms = self._clock(), resolved.point, request.budget.latency_ms
@@ -287,13 +262,6 @@ class VideoJobsService:
         if request.idempotency_key:
             return int(job_id[-8:], 16) >> (32 - _SEED_BITS)
         return secrets.randbits(_SEED_BITS)
-
-    def _model(self, name: str) -> ServedVideo:
-        model = self._models.get(name)
-        if model is None:
-            known = ", ".join(self._models) or "none"
-            raise UnknownModel(f"model {name[:100]!r} makes no clips here; models that do: {known}", param="model")
-        return model
 
     async def _reached(self, work: Awaitable[T]) -> T:
         """Raises: StoreUnavailable, in words for the caller: what went wrong inside stays inside."""

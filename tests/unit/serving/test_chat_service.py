@@ -14,6 +14,7 @@ import pytest
 
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
+from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
 from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
@@ -33,7 +34,6 @@ from serving.media.prepare import PreparedImage
 from serving.replica.chat.base import EngineRequest
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.service import ChatModelCard
-from serving.stores.chat_results import ChatResults
 from serving.tasks.chat.domain import (
     ChatDelta,
     ChatEnd,
@@ -48,11 +48,11 @@ from serving.tasks.chat.domain import (
     TextPart,
 )
 from serving.tasks.chat.prompt import BytePrompts
-from serving.tasks.chat.service import ChatLimits, ChatService, ServedChat
+from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
 from tests.support.chat_replicas import LocalCalls, Replica
-from tests.support.chat_results import MemoryResultStore
+from tests.support.memory_results import MemoryResults
 from tests.support.virtual_loop import run_virtual
 
 MODEL = "fake-chat"
@@ -119,28 +119,29 @@ class World:
         engines = [FakeChatEngine(answer=tell, step_s=STEP_S, prefill_s=prefill_s) for _ in range(num_replicas)]
         self.replicas = [Replica(f"r{number}", engine) for number, engine in enumerate(engines)]
         self.calls = LocalCalls(*self.replicas)
-        self.store = MemoryResultStore(burst_s)
+        self.store = MemoryResults(burst_s)
         self.told = Recorder()
         self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
         self.card = ChatModelCard(
             id=MODEL, created_s=0, max_model_len=1024, max_output_tokens=256, checkpoint_sha256="c" * 64
         )
+        self.retries_left = RetryBudget(max_retries)
         served = ServedChat(
             card=self.card,
             prompts=BytePrompts(tokens_per_tile=16),
             links=ChatLinks(self.calls, "g"),
             cost=self.cost,
-            retries=RetryBudget(max_retries),
+            retries=self.retries_left,
             watts=WATTS,
         )
+        limits = PipelineLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s)
+        clock = asyncio.get_running_loop().time
+        self.pipeline = Pipeline(cast(Any, self.store), limits, clock=clock, tell=self.told)
         self.service = ChatService(
             {MODEL: served},
             images or Images(),
-            ChatResults(cast(Any, self.store)),
+            self.pipeline,
             TenantKeys(b"secret" * 6),
-            ChatLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s),
-            clock=asyncio.get_running_loop().time,
-            tell=self.told,
         )
 
     async def ask(self, request: ChatRequest) -> list[ChatEvent]:
@@ -156,7 +157,8 @@ class World:
     async def check_nothing_is_left(self) -> None:
         """Every slot is free, every reservation settled, soon after; far sooner than an answer takes."""
         await asyncio.sleep(0.05)
-        assert self.service.in_flight == 0
+        assert self.pipeline.in_flight == 0
+        assert not self.pipeline._flights
         assert self.store.open == {}
         for replica in self.replicas:
             if not replica.is_dead.is_set():
@@ -247,6 +249,60 @@ async def test_a_repeated_request_is_answered_from_the_cache_for_nothing() -> No
     assert dataclasses.replace(end(again).usage, cached_tokens=0) == end(first).usage
     assert world.told.caches == ["miss", "hit"]
     assert len(world.store.settled_s) == 1
+
+
+@virtual
+async def test_equal_whole_requests_under_way_are_generated_once_and_only_their_leader_pays() -> None:
+    world = World()
+    tasks = [asyncio.create_task(world.ask(request(is_streamed=False))) for _ in range(4)]
+    other = asyncio.create_task(world.ask(request(is_streamed=False, sampling={"temperature": 1.0})))
+    await asyncio.sleep(0.1)
+    assert len(world.seen) == 2
+    answers = [await task for task in tasks]
+    assert {text(answer) for answer in answers} == {ANSWER}
+    assert [end(answer).report.cache for answer in answers] == ["miss", "hit", "hit", "hit"]
+    assert [end(answer).report.energy_j > 0 for answer in answers] == [True, False, False, False]
+    await other
+    assert len(world.store.settled_s) == 2
+    await world.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("how", ["leaves", "is late", "loses its replica"])
+def test_when_the_leader_has_no_answer_one_of_the_others_takes_over(how: str) -> None:
+    async def run() -> None:
+        world = World()
+        budget = Budget(latency_ms=200) if how == "is late" else Budget()
+        leader = asyncio.create_task(world.ask(request(is_streamed=False, budget=budget)))
+        await asyncio.sleep(0.02)
+        followers = [asyncio.create_task(world.ask(request(is_streamed=False))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert len(world.seen) == 1
+        if how == "leaves":
+            leader.cancel()
+        elif how == "loses its replica":
+            world.retries_left.floor = 1
+            assert world.retries_left.spend(asyncio.get_running_loop().time())
+            replacement = Replica("new", FakeChatEngine(answer=lambda request: ANSWER, step_s=STEP_S))
+            await world.replicas[0].kill()
+            world.calls.replicas.append(replacement)
+        answers = [await task for task in followers]
+        assert {text(answer) for answer in answers} == {ANSWER}
+        assert sorted(end(answer).report.cache for answer in answers) == ["hit", "hit", "miss"]
+        await asyncio.wait([leader])
+        assert leader.cancelled() or isinstance(leader.exception(), DeadlineExceeded | RetriesSpent)
+        await world.check_nothing_is_left()
+
+    run_virtual(run())
+
+
+@virtual
+async def test_streams_neither_give_nor_take_what_is_under_way() -> None:
+    world = World()
+    tasks = [asyncio.create_task(world.ask(request(is_streamed=is_streamed))) for is_streamed in (True, False, True)]
+    await asyncio.sleep(0.1)
+    assert len(world.seen) == 3
+    await asyncio.gather(*tasks)
+    await world.check_nothing_is_left()
 
 
 @pytest.mark.parametrize(
@@ -340,7 +396,7 @@ async def test_a_full_gateway_refuses() -> None:
     world = World(max_in_flight=2)
     running = [asyncio.create_task(world.ask(request(str(number)))) for number in range(2)]
     await asyncio.sleep(0.1)
-    with pytest.raises(QueueFull, match="serves 2 chats"):
+    with pytest.raises(QueueFull, match="serves 2 requests"):
         await world.ask(request())
     await asyncio.gather(*running)
     await world.ask(request())

@@ -1,34 +1,36 @@
-"""The classify service where it meets accounts: what is turned away before it costs anything, and what is settled."""
+"""The classify service where it meets accounts and equal requests: what is turned away, shared and settled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from schedulers.admission import Cost
-from serving.delivery.unary.wire import SampleAnswer, SampleOutcome
-from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
-from serving.errors import QuotaExceeded
+from serving.delivery.pipeline import Pipeline, PipelineLimits
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
+from serving.domain import Budget, ClassifyReply, ClassifyRequest, ImageInput, Priority, Surface
+from serving.errors import EngineFailed, QueueFull, QuotaExceeded, ServingError
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from serving.stores.results import Lookup
-from serving.tasks.classify.service import ClassifyService, ServiceLimits
-from tests.support import media_files as files
+from serving.tasks.classify.service import ClassifyService
+from tests.support.engines import until
+from tests.support.memory_results import MemoryResults
 
 MODEL = "m"
-LIMITS = ServiceLimits(max_images=8, max_in_flight=8, default_deadline_s=5.0)
 TABLE = SimpleNamespace(watts=4.0)
 CHOICE = SimpleNamespace(
     point=SimpleNamespace(name="full", thresholds=(0.0,)), predicted_j=1.0, predicted_work_s=0.25, degraded=()
 )
+ANSWER = SampleAnswer(b"\0\0\x80\x3f", 0, False, 0.0, 0.5)
 
 
 class Media:
-    """Counts what it prepares."""
+    """Counts what it prepares; the content of an image is its bytes."""
 
     limits = MediaLimits()
 
@@ -37,75 +39,87 @@ class Media:
 
     async def prepare(self, data: bytes, model: str, budget: object, caller: Any) -> PreparedImage:
         self.callers.append(caller)
+        pixels = np.full((4, 4, 3), data[0], np.uint8)
         return PreparedImage(
-            pixels=files.noise(4, 4), content_sha256=b"c" * 32, original_size=(4, 4), decode_ms=0.0, grid=None
+            pixels=pixels, content_sha256=data.ljust(32), original_size=(4, 4), decode_ms=0.0, grid=None
         )
 
 
-class Results:
-    """An account, and what was settled on it."""
-
-    def __init__(self) -> None:
-        self.is_empty = False
-        self.settled: list[Cost] = []
-
-    def check_account(self, tenant: str) -> None:
-        if self.is_empty:
-            raise QuotaExceeded("empty", retry_after_s=1.0)
-
-    def key(self, *parts: object) -> str:
-        return "key"
-
-    async def look_up(self, keys: Sequence[str], *_: object) -> Lookup:
-        return Lookup((None,) * len(keys), None)
-
-    def settle(self, lookup: Lookup, watts: float, outcomes: Sequence[SampleOutcome]) -> None:
-        seconds = sum(outcome.compute_s for outcome in outcomes)
-        self.settled.append(Cost(seconds * watts, seconds))
-
-    def put(self, *_: object) -> None:
-        pass
-
-
 class Dispatcher:
-    """Answers when told to, with half a second for each sample."""
+    """Holds each request until it is told what becomes of it; half a second for each sample."""
 
     def __init__(self) -> None:
-        self.gate, self.entered = asyncio.Event(), asyncio.Event()
-        self.settle: Any = None
+        self.sent: list[tuple[str, asyncio.Future[list[SampleOutcome]]]] = []
+        self.bills: list[Callable[[Sequence[SampleOutcome]], None]] = []
 
     def predicted_wait_s(self) -> float:
         return 0.0
 
-    async def run(self, samples: Sequence[object], predicted_s: float, settle: Any) -> list[SampleAnswer]:
-        self.settle = settle
-        self.entered.set()
-        await self.gate.wait()
-        answers = [SampleAnswer(b"\0\0\x80\x3f", 0, False, 0.0, 0.5) for _ in samples]
-        settle(answers)
-        return answers
+    async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
+        done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
+        self.sent.append(("".join(chr(sample.pixels[0, 0, 0]) for sample in samples), done))
+        self.bills.append(settle)
+        outcomes = await done
+        settle(outcomes)
+        return outcomes
+
+    @property
+    def images(self) -> list[str]:
+        return [images for images, _ in self.sent]
+
+    def end(self, number: int, outcome: SampleOutcome | ServingError = ANSWER) -> None:
+        images, done = self.sent[number]
+        if isinstance(outcome, ServingError):
+            done.set_exception(outcome)
+        else:
+            done.set_result([outcome] * len(images))
 
 
 class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ClassifyService, "_choose", lambda *_: CHOICE)
-        self.media, self.results, self.dispatcher = Media(), Results(), Dispatcher()
-        card = SimpleNamespace(id=MODEL, num_classes=1)
+        self.media, self.results, self.dispatcher = Media(), MemoryResults(), Dispatcher()
+        card = SimpleNamespace(id=MODEL, num_classes=1, checkpoint_sha256="c" * 64, prepare_version="1")
         model = SimpleNamespace(card=card, table=TABLE, dispatcher=self.dispatcher, label=str)
-        parts = cast(Any, ({MODEL: model}, self.media, self.results))
-        self.service = ClassifyService(*parts, LIMITS)
+        self.shared = 0
+        limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
+        self.pipeline = Pipeline(cast(Any, self.results), limits, tell=self._hear)
+        self.service = ClassifyService(cast(Any, {MODEL: model}), cast(Any, self.media), self.pipeline, max_images=8)
 
-    def ask(self, budget: Budget = Budget()) -> asyncio.Task[Any]:  # noqa: B008 - frozen
-        images = (ImageInput(encoded=b"x"), ImageInput(encoded=b"y"))
+    def _hear(self, event: object) -> None:
+        self.shared += type(event).__name__ == "ResultShared"
+
+    def ask(self, images: str = "xy", tenant: str = "acme", **budget: Any) -> asyncio.Task[ClassifyReply]:
         request = ClassifyRequest(
-            request_id="r", surface=Surface.HTTP_CLASSIFY, tenant="acme", model=MODEL, images=images, budget=budget
+            request_id="r",
+            surface=Surface.HTTP_CLASSIFY,
+            tenant=tenant,
+            model=MODEL,
+            images=tuple(ImageInput(encoded=image.encode()) for image in images),
+            budget=Budget(**budget),
         )
         return asyncio.create_task(self.service.classify(request))
+
+    async def sent(self, number: int) -> None:
+        await until(lambda: len(self.dispatcher.sent) == number)
+
+    async def check_nothing_is_left(self) -> None:
+        assert (self.pipeline.in_flight, self.results.open) == (0, {})
+        assert not self.pipeline._flights
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
+
+
+async def settled(*tasks: Awaitable[ClassifyReply]) -> list[str]:
+    """What the report says of the cache, or what went wrong."""
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    return [end.report.cache if isinstance(end, ClassifyReply) else type(end).__name__ for end in ends]
+
+
+# -- accounts --------------------------------------------------------------------------------------------------------
 
 
 async def test_empty_account_is_turned_away_before_an_image_is_decoded(world: World) -> None:
@@ -116,23 +130,144 @@ async def test_empty_account_is_turned_away_before_an_image_is_decoded(world: Wo
 
 
 async def test_images_are_decoded_on_the_account_of_their_tenant(world: World) -> None:
-    world.dispatcher.gate.set()
-    await world.ask()
+    task = world.ask()
+    await world.sent(1)
+    world.dispatcher.end(0)
+    assert (await task).report.energy_j == 4.0
     assert {caller.tenant for caller in world.media.callers} == {"acme"}
     assert world.results.settled == [Cost(4.0, 1.0)]
 
 
 async def test_who_leaves_is_settled_by_the_dispatcher_and_by_nobody_else(world: World) -> None:
     task = world.ask()
-    await asyncio.wait_for(world.dispatcher.entered.wait(), 5)
+    await world.sent(1)
     task.cancel()
     await asyncio.wait([task])
     assert world.results.settled == []
-    world.dispatcher.settle([SampleAnswer(b"", 0, False, 0.0, 0.25)])
+    for _ in range(2):  # the first bill counts
+        world.dispatcher.bills[0]([ANSWER._replace(compute_s=0.25)])
     assert world.results.settled == [Cost(1.0, 0.25)]
 
 
 async def test_what_was_lowered_is_in_the_report(world: World) -> None:
-    world.dispatcher.gate.set()
-    reply = await world.ask(Budget(degraded=("priority",)))
-    assert reply.report.degraded == ("priority",)
+    task = world.ask(degraded=("priority",))
+    await world.sent(1)
+    world.dispatcher.end(0)
+    assert (await task).report.degraded == ("priority",)
+
+
+async def test_requests_of_all_tasks_are_bounded_together(world: World) -> None:
+    with world.pipeline.admitted("chatting", lambda: 0.0):
+        tasks = [world.ask(str(number)) for number in range(7)]
+        await world.sent(7)
+        assert not world.service.is_ready()
+        with pytest.raises(QueueFull, match="serves 8 requests; limit is 8"):
+            await world.ask("z")
+        for number in range(7):
+            world.dispatcher.end(number)
+        await asyncio.gather(*tasks)
+    await world.check_nothing_is_left()
+
+
+# -- equal requests under way ----------------------------------------------------------------------------------------
+
+
+async def test_equal_images_under_way_run_once_and_only_their_leader_pays(world: World) -> None:
+    leader = world.ask("xy")
+    await world.sent(1)
+    followers = [world.ask("x"), world.ask("yx"), world.ask("xz")]
+    await world.sent(2)
+    assert world.dispatcher.images == ["xy", "z"]
+    world.dispatcher.end(1)
+    world.dispatcher.end(0)
+    assert await settled(leader, *followers) == ["miss", "hit", "hit", "partial"]
+    assert world.results.settled_s == [0.5, 1.0]
+    assert world.shared == 4
+    assert await settled(world.ask("zyx")) == ["hit"]
+    await world.check_nothing_is_left()
+
+
+async def test_the_same_image_twice_in_one_request_runs_once(world: World) -> None:
+    task = world.ask("xxy")
+    await world.sent(1)
+    world.dispatcher.end(0)
+    assert len((await task).items) == 3
+    assert world.dispatcher.images == ["xy"]
+    await world.check_nothing_is_left()
+
+
+async def test_tenants_share_nothing(world: World) -> None:
+    tasks = [world.ask("x"), world.ask("x", tenant="rival")]
+    await world.sent(2)
+    for number in range(2):
+        world.dispatcher.end(number)
+    assert await settled(*tasks) == ["miss", "miss"]
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails", "its sample fails", "was made worse"])
+async def test_when_the_leader_has_nothing_to_give_one_of_the_others_takes_over(world: World, how: str) -> None:
+    leader = world.ask("x")
+    await world.sent(1)
+    followers = [world.ask("x"), world.ask("x"), world.ask("x")]
+    await until(lambda: len(world.media.callers) == 4)
+    assert world.dispatcher.images == ["x"]
+    match how:
+        case "leaves":
+            leader.cancel()
+        case "fails":
+            world.dispatcher.end(0, EngineFailed("no"))
+        case "its sample fails":
+            world.dispatcher.end(0, SampleFailure(EngineFailed("no"), 0.5))
+        case _:
+            world.dispatcher.end(0, ANSWER._replace(degraded=True))
+    await world.sent(2)
+    assert world.dispatcher.images == ["x", "x"]
+    world.dispatcher.end(1)
+    assert sorted(await settled(*followers)) == ["hit", "hit", "miss"]
+    await asyncio.wait([leader])
+    world.dispatcher.bills[0]([])
+    await world.check_nothing_is_left()
+
+
+async def test_a_follower_that_leaves_disturbs_nobody(world: World) -> None:
+    leader = world.ask("x")
+    await world.sent(1)
+    leaving, staying = world.ask("x"), world.ask("x")
+    await until(lambda: len(world.media.callers) == 3)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    world.dispatcher.end(0)
+    assert await settled(leader, staying) == ["miss", "hit"]
+    assert world.dispatcher.images == ["x"]
+    await world.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("urgent", [{"priority": Priority.HIGH}, {"latency_ms": 1000}], ids=str)
+async def test_nobody_waits_for_what_is_less_urgent_than_itself(world: World, urgent: dict[str, Any]) -> None:
+    first = world.ask("x")
+    await world.sent(1)
+    hurried = world.ask("x", **urgent)
+    await world.sent(2)
+    follower = world.ask("x", **urgent)
+    await until(lambda: len(world.media.callers) == 3)
+    world.dispatcher.end(0)
+    assert await settled(first) == ["miss"]
+    world.dispatcher.end(1)
+    assert await settled(hurried, follower) == ["miss", "hit"]
+    await world.check_nothing_is_left()
+
+
+async def test_two_requests_that_each_lead_what_the_other_wants_end(world: World) -> None:
+    first = world.ask("xy")
+    await world.sent(1)
+    second = world.ask("zx")
+    await world.sent(2)
+    first.cancel()
+    third = world.ask("xz")
+    world.dispatcher.end(1)
+    await world.sent(3)
+    world.dispatcher.end(2)
+    assert len(await settled(second, third)) == 2
+    assert (second.result().report.cache, third.result().report.cache).count("miss") <= 1
+    world.dispatcher.bills[0]([])
+    await world.check_nothing_is_left()

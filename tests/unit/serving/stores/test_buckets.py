@@ -6,17 +6,17 @@ import pytest
 
 from schedulers.admission import BucketLimits, Cost, OverBudget
 from serving.stores import buckets
-from serving.stores.buckets import LocalBuckets, Reservation
+from serving.stores.buckets import Hold, LocalBuckets
 
 LIMITS = BucketLimits(joules_per_s=10.0, joules_burst=100.0, seconds_per_s=1.0, seconds_burst=10.0)
 
 
-def granted(outcome: Reservation | OverBudget) -> Reservation:
-    assert isinstance(outcome, Reservation)
+def granted(outcome: Hold | OverBudget) -> Hold:
+    assert isinstance(outcome, Hold)
     return outcome
 
 
-def refused(outcome: Reservation | OverBudget) -> OverBudget:
+def refused(outcome: Hold | OverBudget) -> OverBudget:
     assert isinstance(outcome, OverBudget)
     return outcome
 
@@ -49,9 +49,9 @@ def test_share_divides_burst_and_rate() -> None:
 
 def test_settled_once_and_the_difference_returned() -> None:
     local = LocalBuckets()
-    reservation = granted(local.reserve("a", LIMITS, Cost(100.0, 1.0), 0.0))
-    assert local.settle(reservation, Cost(40.0, 1.0), 0.0)
-    assert not local.settle(reservation, Cost(0.0, 0.0), 0.0)
+    hold = granted(local.reserve("a", LIMITS, Cost(100.0, 1.0), 0.0))
+    assert local.settle(hold, Cost(40.0, 1.0), 0.0)
+    assert not local.settle(hold, Cost(0.0, 0.0), 0.0)
     granted(local.reserve("a", LIMITS, Cost(60.0, 1.0), 0.0))
     refused(local.reserve("a", LIMITS, Cost(1.0, 1.0), 0.0))
 
@@ -64,8 +64,8 @@ def test_goes_on_from_the_levels_that_redis_reported() -> None:
 
 
 def test_reservations_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "MAX_OPEN_RESERVATIONS", 3)
+    monkeypatch.setattr(buckets, "MAX_OPEN_HOLDS", 3)
     local = LocalBuckets()
     first, *rest = [granted(local.reserve("a", LIMITS, Cost(1.0, 0.0), 0.0)) for _ in range(4)]
     assert not local.settle(first, Cost(0.0, 0.0), 0.0)
-    assert all(local.settle(reservation, Cost(0.0, 0.0), 0.0) for reservation in rest)
+    assert all(local.settle(hold, Cost(0.0, 0.0), 0.0) for hold in rest)

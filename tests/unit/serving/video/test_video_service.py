@@ -12,6 +12,7 @@ import pytest
 
 from schedulers.admission import Cost
 from schedulers.video_points import ClipCost, VideoPoint
+from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
     BudgetInfeasible,
@@ -28,7 +29,6 @@ from serving.errors import (
     UnsupportedVideo,
 )
 from serving.service import VideoModelCard
-from serving.stores.buckets import Reservation
 from serving.stores.jobs.base import JobPage
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
 from serving.tasks.videos.idempotency import asked_by
@@ -39,6 +39,7 @@ from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
+from tests.support.memory_results import MemoryResults
 
 NOW_S = 1_800_000_000.0
 LIMITS = clip_limits(max_prompt_chars=100)
@@ -145,37 +146,10 @@ class MemoryFiles:
 
 
 @dataclass
-class Buckets:
-    """What each tenant reserved and was charged. ``joules``: what is left of them."""
-
-    joules: float = 1e9
-    is_empty: bool = False
-    reserved: list[tuple[str, float, float]] = field(default_factory=list)
-    charged: list[tuple[float, float]] = field(default_factory=list)
-    settled: list[tuple[str, str, Cost, Cost]] = field(default_factory=list)
-
-    async def look_up_payload(self, name: object, tenant: str, joules: float, seconds: float) -> tuple[None, None]:
-        if joules > self.joules:
-            raise QuotaExceeded("the bucket is empty", retry_after_s=5)
-        self.reserved.append((tenant, joules, seconds))
-        return None, None
-
-    def check_account(self, tenant: str) -> None:
-        if self.is_empty:
-            raise QuotaExceeded("empty", retry_after_s=1.0)
-
-    def settle_reservation(self, reservation: Reservation | None, joules: float, seconds: float) -> None:
-        self.charged.append((joules, seconds))
-
-    def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
-        self.settled.append((tenant, job_id, charged, actual))
-
-
-@dataclass
 class Gateway:
     index: MemoryIndex = field(default_factory=MemoryIndex)
     files: MemoryFiles = field(default_factory=MemoryFiles)
-    quotas: Buckets = field(default_factory=Buckets)
+    quotas: MemoryResults = field(default_factory=MemoryResults)
     now_s: float = NOW_S
     max_queued: int = 100
     served: ServedVideo = field(default_factory=served)
@@ -186,8 +160,10 @@ class Gateway:
             max_queued=self.max_queued, secret=b"s", poll_s=0.001, patience_s=30.0, max_watchers=2
         )
         index: Any = self.index
+        results: Any = self.quotas
+        self.pipeline = Pipeline(results, PipelineLimits(max_in_flight=8, default_deadline_s=30.0), tell=self.hear)
         self.service = VideoJobsService(
-            {"fake-video": self.served}, index, self.files, self.quotas, config, lambda: self.now_s, self.hear
+            {"fake-video": self.served}, index, self.files, self.pipeline, config, lambda: self.now_s
         )
 
     def hear(self, event: Event) -> None:
@@ -345,9 +321,9 @@ async def test_queue_counts_against_the_latency_and_is_told_apart_from_a_budget_
 async def test_quota_is_charged_with_the_prediction() -> None:
     gateway = Gateway()
     await gateway.create()
-    assert gateway.quotas.reserved == [("ada", 36.0, 6.0)]
-    assert gateway.quotas.charged == [(36.0, 6.0)]
-    gateway.quotas.joules = 1.0
+    assert gateway.quotas.reserved == [("ada", Cost(36.0, 6.0))]
+    assert gateway.quotas.settled == [Cost(36.0, 6.0)]
+    gateway.quotas.burst_s = 1.0
     with pytest.raises(QuotaExceeded):
         await gateway.create()
     assert len(gateway.index.jobs) == 1
@@ -358,7 +334,7 @@ async def test_full_queue_charges_nothing() -> None:
     await gateway.create()
     with pytest.raises(QueueFull):
         await gateway.create()
-    assert gateway.quotas.charged == [(36.0, 6.0), (0.0, 0.0)]
+    assert gateway.quotas.settled == [Cost(36.0, 6.0), Cost(0.0, 0.0)]
 
 
 @pytest.mark.parametrize("fields", [{}, {"idempotency_key": "k"}, {"budget": Budget(latency_ms=60_000)}])
@@ -369,7 +345,7 @@ async def test_without_the_index_there_is_no_id_no_charge_and_nothing_internal(f
         await gateway.create(**fields)
     assert "secret" not in caught.value.message
     assert caught.value.retry_after_s
-    assert all(charge == (0.0, 0.0) for charge in gateway.quotas.charged)
+    assert all(charge == Cost(0.0, 0.0) for charge in gateway.quotas.settled)
 
 
 async def test_every_look_at_a_job_fails_in_the_same_words_without_the_index() -> None:
@@ -395,7 +371,7 @@ async def test_same_key_is_the_same_job_and_is_charged_once() -> None:
     first = await gateway.create(idempotency_key="k")
     again = await gateway.create(idempotency_key="k")
     assert first == again
-    assert len(gateway.quotas.charged) == 1
+    assert len(gateway.quotas.settled) == 1
     elsewhere = await other.create(idempotency_key="k")
     assert (elsewhere.id, elsewhere.settings.seed) == (first.id, first.settings.seed)
 
@@ -432,7 +408,7 @@ async def test_key_that_was_used_for_another_request_is_refused(change: dict[str
     with pytest.raises(IdempotencyKeyReused, match=f"different: {named}. ") as caught:
         await gateway.create(**({"idempotency_key": "k", "seed": 1} | change))
     assert caught.value.param == "idempotency-key"
-    assert len(gateway.index.jobs) == len(gateway.quotas.charged) == 1
+    assert len(gateway.index.jobs) == len(gateway.quotas.settled) == 1
 
 
 async def test_key_stands_for_a_request_however_it_came() -> None:
@@ -468,7 +444,7 @@ async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_
 
     gateway.index.before_create = win
     assert await gateway.create(idempotency_key="k") == won
-    assert (gateway.quotas.charged, gateway.admitted_jobs) == ([(0.0, 0.0)], [])
+    assert (gateway.quotas.settled, gateway.admitted_jobs) == ([Cost(0.0, 0.0)], [])
 
 
 # -- jobs afterwards -------------------------------------------------------------------------------------------------
@@ -478,7 +454,7 @@ async def test_without_a_model_nothing_is_made_and_nothing_is_there() -> None:
     gateway = Gateway()
     index: Any = gateway.index
     config = VideoServiceConfig(max_queued=1, secret=b"s")
-    gateway.service = VideoJobsService({}, index, gateway.files, gateway.quotas, config)
+    gateway.service = VideoJobsService({}, index, gateway.files, gateway.pipeline, config)
     assert gateway.service.video_models() == ()
     with pytest.raises(UnknownModel, match="makes no clips here; models that do: none"):
         await gateway.create()
@@ -506,8 +482,8 @@ async def test_cancelled_job_that_nobody_began_gets_its_charge_back() -> None:
     job = await gateway.create()
     for _ in range(2):
         await gateway.service.cancel_video("ada", job.id)
-    assert gateway.quotas.charged == [(36.0, 6.0)]
-    assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(0.0, 0.0))]
+    assert gateway.quotas.settled == [Cost(36.0, 6.0)]
+    assert gateway.quotas.settled_jobs == [("ada", job.id, Cost(36.0, 6.0), Cost(0.0, 0.0))]
 
 
 async def test_charge_of_a_job_that_runs_is_left_to_the_replica() -> None:
@@ -515,7 +491,7 @@ async def test_charge_of_a_job_that_runs_is_left_to_the_replica() -> None:
     job = await gateway.create()
     gateway.index.jobs[job.id] = replace(job, status=JobStatus.IN_PROGRESS, attempts=1)
     await gateway.service.cancel_video("ada", job.id)
-    assert gateway.quotas.settled == []
+    assert gateway.quotas.settled_jobs == []
 
 
 @pytest.mark.parametrize("attempts", [0, 1])  # 0: a replica that stopped in order gave it back
@@ -526,7 +502,7 @@ async def test_cancelled_job_that_waits_again_pays_for_the_steps_it_has_kept(att
     gateway.index.jobs[job.id] = replace(job, attempts=attempts, checkpoint_step=step)
     await gateway.service.cancel_video("ada", job.id)
     share = step / job.settings.num_steps
-    assert gateway.quotas.settled == [("ada", job.id, Cost(36.0, 6.0), Cost(36.0 * share, 6.0 * share))]
+    assert gateway.quotas.settled_jobs == [("ada", job.id, Cost(36.0, 6.0), Cost(36.0 * share, 6.0 * share))]
 
 
 async def test_empty_account_is_turned_away_and_a_lowered_priority_is_said() -> None:

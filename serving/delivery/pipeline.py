@@ -1,0 +1,178 @@
+"""What every request goes through on a gateway, whatever its task and its delivery.
+
+    admit -> (media, plan: the task's) -> look up and reserve -> run -> settle, keep, report
+
+One per gateway: its requests are bounded together, and have one rule for their deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from serving.delivery.flights import Flights, Urgency, result_of
+from serving.domain import Budget
+from serving.errors import DeadlineExceeded, QueueFull, UnknownModel
+from serving.stores.results import Codec, Reservation, ResultName, ResultStore
+from serving.telemetry.events import ResultShared, Sink, ignore
+
+T = TypeVar("T")
+Outcome = TypeVar("Outcome")
+_LEAST_RETRY_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineLimits:
+    """Bounds of one gateway replica, over all that it serves."""
+
+    max_in_flight: int
+    default_deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch(Generic[T, Outcome]):
+    """Items of one request whose results are wanted: found, or run.
+
+    ``joules`` and ``seconds`` are reserved for each that is missing. ``run(places, reservation)`` gives an outcome for
+    each of them, and sees that the reservation is settled, whatever becomes of it. ``kept`` gives what of an outcome
+    another request may be given, now or later: None for a failure, or for an answer that a deadline has made worse.
+    """
+
+    model: str
+    tenant: str
+    names: Sequence[ResultName | None]
+    codec: Codec[T]
+    joules: float
+    seconds: float
+    urgency: Urgency
+    run: Callable[[Sequence[int], Reservation], Awaitable[Sequence[Outcome]]]
+    kept: Callable[[Outcome], T | None]
+
+
+class Pipeline:
+    """Use from one event loop."""
+
+    def __init__(
+        self,
+        results: ResultStore,
+        limits: PipelineLimits,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Sink = ignore,
+    ) -> None:
+        self.results = results
+        self.clock = clock
+        self.tell = tell
+        self._limits = limits
+        self._flights: Flights[Any] = Flights()
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._in_flight
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request that came now would be let in."""
+        return self._in_flight < self._limits.max_in_flight
+
+    @contextmanager
+    def admitted(self, tenant: str, wait_s: Callable[[], float]) -> Iterator[None]:
+        """Let a request in, and count it while it is here. ``wait_s``: what its model has to do first.
+
+        Raises: QuotaExceeded: the tenant's account is empty; QueueFull: too many are here.
+        """
+        self.results.check_account(tenant)
+        if not self.has_room:
+            retry_s = max(_LEAST_RETRY_S, wait_s())
+            raise QueueFull(
+                f"this gateway serves {self._in_flight} requests; limit is {self._limits.max_in_flight}; "
+                f"retry in {retry_s:.2f} s",
+                retry_after_s=retry_s,
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def deadline_s(self, budget: Budget, transport_s: float | None) -> float:
+        """When a request must be answered: the soonest of the budget's latency, the server's default, and what the
+        transport says."""
+        allowed_s = self._limits.default_deadline_s
+        if budget.latency_ms is not None:
+            allowed_s = min(allowed_s, budget.latency_ms / 1e3)
+        deadline_s = self.clock() + allowed_s
+        return deadline_s if transport_s is None else min(deadline_s, transport_s)
+
+    async def in_time(self, deadline_s: float, work: Awaitable[T], what: str) -> T:
+        """Raises: DeadlineExceeded: it took longer. ``what`` did not exist by then."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - self.clock())):
+                return await work
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the deadline passed before {what}; allow more latency_ms, or retry later"
+            ) from None
+
+    async def fetch(self, wanted: Fetch[T, Outcome]) -> list[T | Outcome]:
+        """The results, in order: from the store, from an equal request under way, or run.
+
+        Raises: ServingError: of the look-up, or of ``run``.
+        """
+        answers: dict[int, Any] = {}
+        open_places: Sequence[int] = range(len(wanted.names))
+        while open_places:
+            names = [wanted.names[place] for place in open_places]
+            led, followed = self._flights.join(names, wanted.urgency)
+            shared: dict[int, T] = {}
+            try:
+                if led:
+                    shared = await self._lead(wanted, [open_places[index] for index in led], answers)
+            finally:
+                for index, flight in led.items():
+                    self._flights.land(names[index], flight, shared.get(open_places[index]))
+            unanswered = []
+            for index, flight in followed.items():
+                if (result := await result_of(flight)) is None:
+                    unanswered.append(open_places[index])
+                    continue
+                answers[open_places[index]] = result
+                self.tell(ResultShared(wanted.model))
+            open_places = unanswered
+        return [answers[place] for place in range(len(wanted.names))]
+
+    async def _lead(self, wanted: Fetch[T, Outcome], places: Sequence[int], answers: dict[int, Any]) -> dict[int, T]:
+        """Look up, run what is missing. Returns what may be shared, by place."""
+        names = [wanted.names[place] for place in places]
+        lookup = await self.results.look_up(names, wanted.codec, wanted.tenant, wanted.joules, wanted.seconds)
+        shared = {place: found for place, found in zip(places, lookup.found, strict=True) if found is not None}
+        answers.update(shared)
+        missing = [place for place in places if place not in shared]
+        if not missing:
+            return shared
+        for place, outcome in zip(missing, await wanted.run(missing, lookup.reservation), strict=True):
+            answers[place] = outcome
+            if (kept := wanted.kept(outcome)) is not None:
+                shared[place] = kept
+                self.results.put(wanted.names[place], wanted.codec, kept)
+        return shared
+
+
+Served = TypeVar("Served")
+
+
+def served(models: Mapping[str, Served], name: str, does_not: str) -> Served:
+    """The model of that name. ``does_not``: what one that is not among ``models`` fails to do.
+
+    Raises: UnknownModel.
+    """
+    model = models.get(name)
+    if model is None:
+        known = ", ".join(models) or "none"
+        raise UnknownModel(f"model {name[:100]!r} {does_not} here; models that do: {known}", param="model")
+    return model

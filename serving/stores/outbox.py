@@ -1,0 +1,119 @@
+"""What Redis is owed and could not be told: sent again until it has it.
+
+An entry may be sent any number of times; Redis knows what it has settled by a mark, or by a reservation that
+is gone.
+Bounded: of what is too old or too much to keep the estimate stands, and that is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from schedulers.admission import BucketLimits, Cost
+from serving.errors import StoreUnavailable
+from serving.stores import keys
+from serving.telemetry.events import SettlementsWaiting, Sink, ignore
+
+_log = structlog.get_logger(__name__)
+MAX_ENTRIES = 10_000
+PERIOD_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    send: Callable[[], Awaitable[object]]
+    expires_s: float
+
+
+class Outbox:
+    """Use from one event loop; ``stop`` when done.
+
+    ``is_up``: whether it is worth trying. ``charge(tenant, limits, cost, mark)`` charges what was never reserved there.
+    """
+
+    def __init__(
+        self,
+        is_up: Callable[[], bool],
+        charge: Callable[[str, BucketLimits, Cost, str], Awaitable[object]],
+        *,
+        tell: Sink = ignore,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._is_up = is_up
+        self._charge = charge
+        self._tell = tell
+        self._clock = clock
+        self._entries: deque[_Entry] = deque()
+        self._owed: dict[str, tuple[BucketLimits, Cost]] = {}
+        """By tenant: what was used while Redis was away and nobody has tried to charge yet."""
+        self._sender: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._owed)
+
+    def add(self, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
+        """Keep what was tried, and may or may not have arrived. ``lifetime_s``: for how long Redis knows it again."""
+        self._keep(send, lifetime_s)
+        self._wake()
+
+    def owe(self, tenant: str, limits: BucketLimits, cost: Cost) -> None:
+        """Add to what a tenant is to be charged once Redis is back; one sum, however long that takes."""
+        _, sum_so_far = self._owed.get(tenant, (limits, Cost(0.0, 0.0)))
+        total = Cost(sum_so_far.joules + cost.joules, sum_so_far.seconds + cost.seconds)
+        self._owed[tenant] = (limits, total)
+        self._wake()
+
+    async def stop(self) -> None:
+        """Try once more, then forget."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        await self._flush()
+        if self:
+            _log.warning("settlements are lost: Redis stayed away", num_lost=len(self))
+
+    def _keep(self, send: Callable[[], Awaitable[object]], lifetime_s: float) -> None:
+        if len(self._entries) >= MAX_ENTRIES:
+            self._entries.popleft()
+            _log.warning("a settlement is dropped: too many wait for Redis", limit=MAX_ENTRIES)
+        self._entries.append(_Entry(send, self._clock() + lifetime_s))
+
+    def _wake(self) -> None:
+        self._tell(SettlementsWaiting(len(self)))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.get_running_loop().create_task(self._send_until_empty())
+
+    async def _send_until_empty(self) -> None:
+        while self:
+            await asyncio.sleep(PERIOD_S)
+            await self._flush()
+            self._tell(SettlementsWaiting(len(self)))
+
+    async def _flush(self) -> None:
+        """Oldest first, until Redis fails again."""
+        if not self._is_up():
+            return
+        for tenant in tuple(self._owed):
+            self._post(tenant, *self._owed.pop(tenant))
+        while self._entries:
+            entry = self._entries[0]
+            if entry.expires_s > self._clock():
+                try:
+                    await entry.send()
+                except StoreUnavailable:
+                    return
+            else:
+                _log.warning("a settlement is dropped: Redis has been away for too long")
+            if self._entries and self._entries[0] is entry:
+                self._entries.popleft()
+
+    def _post(self, tenant: str, limits: BucketLimits, cost: Cost) -> None:
+        mark = uuid.uuid4().hex
+        self._keep(lambda: self._charge(tenant, limits, cost, mark), keys.CHARGE_MARK_TTL_S)

@@ -1,0 +1,101 @@
+"""What is kept of a chat that always has the same answer, and what that answer depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from serving.service import ChatModelCard
+from serving.stores.result_cache import ResultKey
+from serving.stores.results import Codec
+from serving.tasks.chat.domain import FinishReason, Sampling
+
+_FORM = "chat-1"
+"""Changes with any change of how a prompt is put together or an image prepared."""
+MAX_TEXT_CHARS = 200_000
+"""Answers longer than this are not kept."""
+
+
+class StoredChoice(NamedTuple):
+    """One complete answer."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+class StoredChat(NamedTuple):
+    """What was answered to a request, and how long its prompt was."""
+
+    choices: tuple[StoredChoice, ...]
+    prompt_tokens: int
+
+
+def result_key(
+    tenant: str,
+    card: ChatModelCard,
+    prompt_token_ids: Sequence[int],
+    image_sha256: Sequence[bytes],
+    sampling: Sampling,
+    max_tokens: int,
+) -> ResultKey | None:
+    """What the answer of a request depends on; None if it may differ from time to time, or shows probabilities."""
+    if not sampling.is_deterministic or sampling.logprobs is not None:
+        return None
+    return ResultKey(
+        tenant=tenant,
+        model=card.id,
+        checkpoint_sha256=card.checkpoint_sha256,
+        operating_point=_canonical(sampling, max_tokens),
+        processor_version=_FORM,
+        content_sha256=_content(prompt_token_ids, image_sha256),
+    )
+
+
+def _canonical(sampling: Sampling, max_tokens: int) -> str:
+    """Everything that steers sampling, in one form. ``max_tokens`` is the cap in force, not the one asked for."""
+    fields = (
+        max_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.stop,
+        sampling.seed,
+        sampling.n,
+        sampling.json_schema,
+        sorted(sampling.logit_bias.items()),
+    )
+    return msgspec.json.encode(fields).decode()
+
+
+def _content(prompt_token_ids: Sequence[int], image_sha256: Sequence[bytes]) -> bytes:
+    """The prompt as the model reads it. Every image is one token in it, so that places and order count."""
+    digest = hashlib.sha256(len(image_sha256).to_bytes(8, "big"))
+    for image in image_sha256:
+        digest.update(hashlib.sha256(image).digest())
+    digest.update(b"".join(token.to_bytes(4, "big") for token in prompt_token_ids))
+    return digest.digest()
+
+
+def _encode(answer: StoredChat) -> dict[str, Any] | None:
+    if sum(len(choice.text) for choice in answer.choices) > MAX_TEXT_CHARS:
+        return None
+    choices = [[choice.text, choice.num_tokens, choice.finish_reason.value] for choice in answer.choices]
+    return {"choices": choices, "prompt_tokens": answer.prompt_tokens}
+
+
+def _decode(payload: dict[str, Any]) -> StoredChat | None:
+    match payload:
+        case {"choices": [*choices], "prompt_tokens": int(prompt_tokens)}:
+            return StoredChat(tuple(_choice(choice) for choice in choices), prompt_tokens)
+    return None
+
+
+def _choice(fields: list[Any]) -> StoredChoice:
+    text, num_tokens, reason = fields  # the MAC says that we wrote it
+    return StoredChoice(text, num_tokens, FinishReason(reason))
+
+
+CODEC = Codec(_encode, _decode)
