@@ -33,6 +33,7 @@ from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.jobs.settler import JobSettler
 from serving.stores.jobs.setup import build_index
 from serving.stores.results import ResultStore
 from serving.system.live_replicas import num_live
@@ -61,6 +62,7 @@ class GatewayParts:
     jobs: RedisJobs
     clips: ArtefactStore
     cleaner: ArtefactCleaner
+    settler: JobSettler
     reached: Reached
     service: Service
 
@@ -75,12 +77,14 @@ class GatewayParts:
         await self.results.start()
         await self.jobs.start()
         self.cleaner.start()
+        self.settler.start()
         await self.reached.start()
 
     async def stop(self) -> None:
         """Take down in reverse order."""
         await self.reached.stop()
         await self.chat.stop()
+        await self.settler.stop()
         await self.cleaner.stop()
         await self.jobs.stop()
         self.clips.close()
@@ -126,6 +130,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         jobs=jobs,
         clips=clips,
         cleaner=ArtefactCleaner(clips, jobs),
+        settler=JobSettler(jobs, results),
         reached=reached,
         service=service,
     )

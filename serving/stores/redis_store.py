@@ -246,17 +246,21 @@ class RedisStore:
 
         Returns: whether it was corrected now. False also if it was before, or the tenant has no bucket.
         """
+        try:
+            return await self.correct_job(tenant, job_id, charged, actual)
+        except StoreUnavailable:
+            self._outbox.add(lambda: self.correct_job(tenant, job_id, charged, actual), keys.JOB_MARK_TTL_S)
+            return False
+
+    async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
+        """``settle_job`` for who asks again later. Raises: StoreUnavailable."""
         names = [keys.bucket(tenant), keys.job_mark(tenant, job_id)]
         arguments = [charged.joules - actual.joules, charged.seconds - actual.seconds, keys.JOB_MARK_TTL_S]
 
         async def send(client: aioredis.Redis) -> bool:
             return bool(await _run(client, SETTLE_JOB, names, arguments) == 1)
 
-        try:
-            return await self._connection.call("settle_job", send)
-        except StoreUnavailable:
-            self._outbox.add(lambda: self._connection.call("settle_job", send), keys.JOB_MARK_TTL_S)
-            return False
+        return await self._connection.call("settle_job", send)
 
     def _is_up(self) -> bool:
         return self._connection.breaker_state is BreakerState.CLOSED

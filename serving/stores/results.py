@@ -211,6 +211,11 @@ class ResultStore:
         if tenant in self._limits:
             self._later(self._store.settle_job(tenant, job_id, charged, actual), must_run=True)
 
+    async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        """``settle_job`` for who asks again later. Raises: StoreUnavailable."""
+        if tenant in self._limits:
+            await self._store.correct_job(tenant, job_id, charged, actual)
+
     def put(self, name: ResultName | None, codec: Codec[T], value: T) -> None:
         """Keep a result, if it has a name."""
         if name is not None and (payload := codec.encode(value)) is not None:

@@ -8,17 +8,19 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import pytest
 import redis.asyncio as aioredis
 
+from schedulers.admission import Cost
 from serving.errors import QueueFull, StoreUnavailable
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobPage, LeaseState
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.stores.jobs.settler import JobSettler
 from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.domain import JobError, JobStatus, VideoJob
 from tests.support.redis_server import embedded_redis, external_redis, stopped
@@ -746,3 +748,62 @@ async def test_server_that_keeps_its_age_to_itself_still_gives_jobs_of_the_dead_
         await asyncio.sleep(2 * SHORT_S)
         assert (await claimed(jobs)).job.attempts == 2
         await jobs.stop()
+
+
+# -- what jobs were charged --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Accounts:
+    corrected: dict[str, Cost] = field(default_factory=dict)
+    is_away: bool = False
+
+    async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        assert (tenant, charged) == ("acme", Cost(12.0, 2.0))
+        assert job_id not in self.corrected
+        self.corrected[job_id] = actual
+
+
+async def test_every_job_that_is_over_is_corrected_once_whoever_ended_it(jobs: RedisJobs) -> None:
+    """Completed and not heard of again; attempts used up; cancelled before anybody began, and after a checkpoint."""
+    for number, job_id in enumerate(("done", "lost", "unwanted", "halfway", "runs")):
+        await jobs.create(video_job(job_id, created_at_s=float(number)), max_queued=9)
+    claim = await claimed(jobs)
+    assert claim.job.id == "done"
+    assert await jobs.complete(claim.lease, {}, {"energy_j": 3.0, "compute_ms": 500.0}, TTL_S)
+    for _ in range(3):
+        assert (await claimed(jobs, SHORT_S)).job.id == "lost"
+        await asyncio.sleep(2 * SHORT_S)
+    assert await jobs.cancel("acme", "unwanted") is not None
+    claim = await claimed(jobs)
+    assert claim.job.id == "halfway"
+    assert await jobs.requeue(claim.lease, progress(5, checkpoint_step=5), counts_as_attempt=False)
+    assert await jobs.cancel("acme", "halfway") is not None
+    assert (await claimed(jobs)).job.id == "runs"
+
+    accounts = Accounts(is_away=True)
+    settler = JobSettler(jobs, accounts, older_than_s=0.0)
+    await asyncio.sleep(0.01)
+    with pytest.raises(StoreUnavailable):
+        await settler.settle()
+    accounts.is_away = False
+    assert await settler.settle() == 4
+    assert accounts.corrected == {
+        "done": Cost(3.0, 0.5), "lost": Cost(0.0, 0.0), "unwanted": Cost(0.0, 0.0), "halfway": Cost(6.0, 1.0),
+    }  # fmt: skip
+    assert await settler.settle() == 0
+
+
+async def test_whoever_ended_a_job_is_given_time_to_correct_it_and_one_that_is_gone_is_forgotten(
+    jobs: RedisJobs, client: aioredis.Redis
+) -> None:
+    await jobs.create(video_job("a"), max_queued=9)
+    assert await jobs.cancel("acme", "a") is not None
+    accounts = Accounts()
+    assert await JobSettler(jobs, accounts, older_than_s=60.0).settle() == 0
+    await client.delete(keys.job("a"))
+    await asyncio.sleep(0.01)
+    settler = JobSettler(jobs, accounts, older_than_s=0.0)
+    assert (await settler.settle(), await settler.settle(), accounts.corrected) == (1, 0, {})

@@ -12,6 +12,7 @@ No key of a job that is not over has a lifetime, so that ``volatile-lru`` evicts
     P:owner:OWNER  sorted set: an owner's jobs by creation
     P:open:OWNER   set: an owner's jobs that are not over
     P:ended        sorted set: "ID OWNER" by when the record expires; the owner's list is swept by it
+    P:unsettled    sorted set: jobs that are over and perhaps still charged as predicted, by when they ended (ms)
     P:claim:TOKEN  string with a lifetime: which job a claim was given, should its answer be lost
 """
 
@@ -33,6 +34,11 @@ def job(job_id: str) -> str:
 def queue(model: str) -> str:
     """The jobs of a model that wait."""
     return f"{JOBS}:queue:{model}"
+
+
+def unsettled() -> str:
+    """Jobs that are over and perhaps still charged as predicted."""
+    return f"{JOBS}:unsettled"
 
 
 def load() -> str:

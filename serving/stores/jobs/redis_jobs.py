@@ -23,12 +23,26 @@ from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobPage, Lease, LeaseState, Progress
 from serving.stores.jobs.records import RecordCodec, Result, fields_of, progress_arguments
-from serving.stores.jobs.scripts import ALL, CANCEL, CLAIM, CREATE, DELETE, DISCARD, END, GET, LIST, RENEW, REQUEUE
+from serving.stores.jobs.scripts import (
+    ALL,
+    CANCEL,
+    CLAIM,
+    CREATE,
+    DELETE,
+    DISCARD,
+    END,
+    GET,
+    LIST,
+    RENEW,
+    REQUEUE,
+    UNSETTLED,
+)
 from serving.stores.scripts import Script
 from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoJob
 
 _log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
+_MAX_UNSETTLED = 100
 
 
 def jobs_config(url: str, timeout_s: float = 2.0) -> RedisConfig:
@@ -216,6 +230,20 @@ class RedisJobs:
 
         return await self._connection.call("jobs.queued_s", send)
 
+    async def unsettled(self, older_than_s: float) -> dict[str, VideoJob | None]:
+        """Some of the jobs that have been over for so long and that nobody has forgotten; None for what is no job."""
+        entries = await self._run(UNSETTLED, int(1000 * older_than_s), _MAX_UNSETTLED)
+        ids = [bytes(job_id).decode() for job_id in entries[::2]]
+        return {job_id: self._read(job_id, reply) for job_id, reply in zip(ids, entries[1::2], strict=True)}
+
+    async def forget_unsettled(self, job_id: str) -> None:
+        """What it was charged is put right."""
+
+        async def send(client: aioredis.Redis) -> None:
+            await client.zrem(keys.unsettled(), job_id)
+
+        await self._connection.call("jobs.forget_unsettled", send)
+
     async def has(self, job_id: str) -> bool:
         """Whether the index has that job, whoever owns it; for the clean-up of files."""
         return self._read(job_id, await self._run(GET, job_id)) is not None
@@ -244,7 +272,7 @@ class RedisJobs:
 _NAMES = dict(
     zip(
         (script.sha1 for script in ALL),
-        ("create", "get", "list", "cancel", "delete", "discard", "claim", "renew", "requeue", "end"),
+        ("create", "get", "list", "cancel", "delete", "discard", "claim", "renew", "requeue", "end", "unsettled"),
         strict=True,
     )
 )

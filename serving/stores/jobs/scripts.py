@@ -92,6 +92,7 @@ local function finish(id, status, ttl_ms, ...)
   redis.call('HDEL', job_key(id), 'token', 'worker', 'remaining_s')
   redis.call('PEXPIREAT', job_key(id), whole(expires_ms))
   if owner then redis.call('ZADD', P .. ':ended', whole(expires_ms), id .. ' ' .. owner) end
+  redis.call('ZADD', P .. ':unsettled', whole(now_ms), id)
 end
 
 -- The one way in which a job that cannot be read, or is gone, leaves the index. Its files are swept.
@@ -356,4 +357,18 @@ return 1
 """
 )
 
-ALL = (CREATE, GET, LIST, CANCEL, DELETE, DISCARD, CLAIM, RENEW, REQUEUE, END)
+UNSETTLED = Script(
+    _COMMON
+    + """
+-- ARGV: for how many ms they must have been over, how many. Answers ids and records in turns, the oldest first
+local found = {}
+local before = whole(now_ms - tonumber(ARGV[1]))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. ':unsettled', '-inf', before, 'LIMIT', 0, ARGV[2])) do
+  found[#found + 1] = id
+  found[#found + 1] = record(id)
+end
+return found
+"""
+)
+
+ALL = (CREATE, GET, LIST, CANCEL, DELETE, DISCARD, CLAIM, RENEW, REQUEUE, END, UNSETTLED)

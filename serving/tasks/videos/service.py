@@ -18,11 +18,11 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from schedulers.admission import Cost
 from serving.delivery.pipeline import Pipeline, served
 from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownVideo
 from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobIndex, JobPage
+from serving.stores.jobs.settler import charged_for, taken_by
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
 from serving.tasks.videos.idempotency import asked_by, check_same
 from serving.tasks.videos.names import folder, preview_key
@@ -133,9 +133,7 @@ class VideoJobsService:
         before = await self.get_video(owner, video_id)
         job = _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
         if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
-            done = job.checkpoint_step / max(1, job.settings.num_steps)
-            took = Cost(done * job.predicted_j, done * job.predicted_s)
-            self._pipeline.results.settle_job(owner, job.id, Cost(job.predicted_j, job.predicted_s), took)
+            self._pipeline.results.settle_job(owner, job.id, charged_for(job), taken_by(job))
         return job
 
     async def delete_video(self, owner: str, video_id: str) -> VideoJob:

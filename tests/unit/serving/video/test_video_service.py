@@ -30,7 +30,7 @@ from serving.errors import (
 )
 from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobPage
-from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest
+from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoFormat, VideoJob, VideoRequest
 from serving.tasks.videos.idempotency import asked_by
 from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
@@ -112,7 +112,8 @@ class MemoryIndex:
     async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
         job = await self.get(owner, job_id)
         if job is not None and not job.status.is_final:
-            self.jobs[job_id] = replace(job, status=JobStatus.FAILED)
+            error = JobError(code="cancelled", message="the job was cancelled")
+            self.jobs[job_id] = replace(job, status=JobStatus.FAILED, error=error)
         return self.jobs.get(job_id) if job is not None else None
 
     async def delete(self, owner: str, job_id: str) -> VideoJob | None:

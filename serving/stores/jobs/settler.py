@@ -1,0 +1,98 @@
+"""Corrects what jobs were charged that are over, whoever ended them and whatever died in between.
+
+A job is charged its prediction when it is taken in, and whoever ends it corrects that at once. This comes after: for
+jobs whose attempts were used up, which the index itself ends, and for those whose replica or gateway was lost between
+the end and the correction. The index remembers every job until this is done; a correction is made once, however often
+it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+import structlog
+
+from schedulers.admission import Cost
+from serving.errors import StoreUnavailable
+from serving.replica.video.failures import CANCELLED
+from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.tasks.videos.domain import VideoJob
+
+_log = structlog.get_logger(__name__)
+
+
+class Accounts(Protocol):
+    """Where it is corrected: ``serving.stores.results.ResultStore``."""
+
+    async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
+        """Raises: StoreUnavailable: it was not."""
+        ...
+
+
+def charged_for(job: VideoJob) -> Cost:
+    """What a job was charged when it was taken in."""
+    return Cost(job.predicted_j, job.predicted_s)
+
+
+def taken_by(job: VideoJob) -> Cost:
+    """What a job that is over has taken. One that nobody ran to its end and that was cancelled: the steps that an
+    earlier attempt has left in a checkpoint. What attempts took whose replicas died is not the tenant's fault."""
+    if "compute_ms" in job.report:
+        return Cost(job.report["energy_j"], job.report["compute_ms"] / 1e3)
+    is_cancelled = job.error is not None and job.error.code == CANCELLED
+    done = job.checkpoint_step / max(1, job.settings.num_steps) if is_cancelled else 0.0
+    return Cost(done * job.predicted_j, done * job.predicted_s)
+
+
+class JobSettler:
+    """A task of a gateway; several of them do no harm. ``stop`` when done.
+
+    ``older_than_s``: for how long whoever ended a job is given to correct it.
+
+    Raises: ValueError: a number is not positive.
+    """
+
+    def __init__(
+        self, index: RedisJobs, accounts: Accounts, *, every_s: float = 15.0, older_than_s: float = 10.0
+    ) -> None:
+        if every_s <= 0 or older_than_s < 0:
+            raise ValueError(f"every_s {every_s} must be positive, older_than_s {older_than_s} not negative")
+        self._index = index
+        self._accounts = accounts
+        self._every_s = every_s
+        self._older_than_s = older_than_s
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, on the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def settle(self) -> int:
+        """Look once. Returns how many jobs were looked at. Raises: StoreUnavailable: the rest stays for next time."""
+        ended = await self._index.unsettled(self._older_than_s)
+        for job_id, job in ended.items():
+            if job is not None:  # else its record is gone, or is none of ours
+                await self._accounts.correct_job(job.owner, job.id, charged_for(job), taken_by(job))
+            await self._index.forget_unsettled(job_id)
+        return len(ended)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                while await self.settle():
+                    pass
+            except StoreUnavailable:
+                continue
+            except Exception:
+                _log.exception("correcting what jobs were charged failed")
