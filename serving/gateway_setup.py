@@ -28,6 +28,7 @@ from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
+from serving.media.processors import Processors
 from serving.operating_points import load_table
 from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
@@ -97,7 +98,15 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     """Put one gateway replica together."""
     settings = config.settings
     results = ResultStore(config, tell)
-    media = MediaPool(_media_limits(config), config.media_workers, account=results, tell=tell)
+    processors = Processors({model.id: (model.family, model.variant) for model in config.models})
+    media = MediaPool(
+        _media_limits(config),
+        config.media_workers,
+        processors,
+        tile_counter=processors.count_tiles,
+        account=results,
+        tell=tell,
+    )
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
         for model in config.models_with(UnaryOptions)
@@ -214,7 +223,6 @@ def _served(
     model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
 ) -> ServedModel:
     family, variant = families()[model.family], model.variant
-    assert variant is not None
     table = load_table(variant.id, variant.weights)
     dispatcher = Dispatcher(
         send=_sender(handle),

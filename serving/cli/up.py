@@ -129,7 +129,6 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
     for model in config.models_with(UnaryOptions):
-        assert model.variant is not None
         load_table(model.id, model.variant.weights)
     for chat_model in config.models_with(StreamOptions):
         read_card(chat_model)

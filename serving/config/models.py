@@ -144,8 +144,8 @@ class ResolvedModel(Generic[OptionsOf]):
     family: str
     shape: Shape
     tasks: tuple[str, ...]
-    variant: Variant | None
-    """None for a family that is not described by a ``Family`` yet."""
+    variant: Variant
+    """With the folder of its weights, wherever they are: None where none are here."""
     checkpoint_dir: Path | None
     replicas: int
     cpus: float
@@ -176,10 +176,6 @@ class ResolvedModel(Generic[OptionsOf]):
             options={**self.options.model_dump(exclude_none=True), **self.knobs},
         )
 
-    def describe(self) -> dict[str, Any]:
-        """For the log."""
-        return {"family": self.family, "shape": self.shape, **self.decided().model_dump(mode="json")}
-
 
 def resolve_models(models: Sequence[ModelSettings]) -> tuple[ResolvedModel[Any], ...]:
     """Find each model's family and decide every ``auto``.
@@ -191,17 +187,19 @@ def resolve_models(models: Sequence[ModelSettings]) -> tuple[ResolvedModel[Any],
 
 def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[Any]:
     """See ``resolve_models``. ``place`` is where messages say that the mistake is."""
-    found = _find(model.id)
-    weights = model.checkpoint_dir
+    try:
+        family, variant = find(model.id, model.checkpoint_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     device: Literal["cpu", "cuda"] = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
-    options, knobs = _checked(model, found, f"{place}.options")
+    options, knobs = _checked(model, family, f"{place}.options")
     return ResolvedModel(
         id=model.id,
-        family=found.family_name,
-        shape=found.shape,
-        tasks=found.tasks,
-        variant=found.variant.with_weights(weights) if found.variant and weights else found.variant,
-        checkpoint_dir=weights,
+        family=family.name,
+        shape=family.shape,
+        tasks=family.tasks,
+        variant=variant,
+        checkpoint_dir=model.checkpoint_dir,
         replicas=model.replicas,
         cpus=model.cpus,
         gpus=model.gpus,
@@ -213,26 +211,9 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    family_name: str
-    shape: Shape
-    tasks: tuple[str, ...]
-    family: Family | None = None
-    variant: Variant | None = None
-
-
-def _find(model_id: str) -> _Found:
-    try:
-        family, variant = find(model_id)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return _Found(family_name=family.name, shape=family.shape, tasks=family.tasks, family=family, variant=variant)
-
-
-def _checked(model: ModelSettings, found: _Found, place: str) -> tuple[Options, dict[str, Value]]:
-    kind = OPTIONS[found.shape]
-    knobs = {knob.name for knob in found.family.knobs if knob.scope == "deployment"} if found.family else set()
+def _checked(model: ModelSettings, family: Family, place: str) -> tuple[Options, dict[str, Value]]:
+    kind = OPTIONS[family.shape]
+    knobs = {knob.name for knob in family.knobs if knob.scope == "deployment"}
     if unknown := sorted(set(model.options) - set(kind.model_fields) - knobs):
         known = ", ".join((*kind.model_fields, *sorted(knobs)))
         raise ConfigError(
@@ -246,10 +227,8 @@ def _checked(model: ModelSettings, found: _Found, place: str) -> tuple[Options, 
     if isinstance(options, StreamOptions) and options.engine == "auto":
         engine = "vllm" if importlib.util.find_spec("vllm") is not None else "torch"
         options = options.model_copy(update={"engine": engine})
-    if found.family is None:
-        return options, {}
     written = {name: value for name, value in model.options.items() if name in knobs}
     try:
-        return options, found.family.check_point(written, scope="deployment")
+        return options, family.check_point(written, scope="deployment")
     except ValueError as error:
         raise ConfigError(f"configuration is wrong: {place}: {error}") from None

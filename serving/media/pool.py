@@ -32,13 +32,13 @@ from serving.media.header import ImageHeader
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
 from serving.media.probe import is_tiny, probe
-from serving.media.processors import count_tiles, load_processor
+from serving.media.processors import one_tile
 from serving.media.worker import WorkerConfig
 from serving.media.worker_process import WorkerGone, WorkerProcess
 from serving.telemetry.events import ImageDecoded, Sink, ignore
 
 TileCounter: TypeAlias = Callable[[str, int, int], int]
-"""(model id, width, height) to tiles; see ``serving.media.processors.count_tiles``."""
+"""(model id, width, height) to tiles; see ``serving.media.processors.Processors.count_tiles``."""
 _Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, wire.Payload]]"
 
 _START_TIMEOUT_S = 30.0
@@ -122,9 +122,9 @@ class MediaPool:
         self,
         limits: MediaLimits,
         num_workers: int,
-        processor_factory: ProcessorFactory = load_processor,
+        processor_factory: ProcessorFactory,
         *,
-        tile_counter: TileCounter = count_tiles,
+        tile_counter: TileCounter = one_tile,
         max_queue: int = 256,
         queue_timeout_s: float = 10.0,
         worker_memory_bytes: int = 1 << 30,

@@ -5,34 +5,53 @@ A decode worker loads what its model needs, and nothing here imports torch.
 
 from __future__ import annotations
 
-from models.registry import find
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.contract import Family, Variant
+from models.registry import families
 from serving.media.prepare import Processor
 
 
-def load_processor(model_id: str) -> Processor:
-    """Build the processor of a served model: one square for a classifier, tiles for a chat model.
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """Makes the processors of served models. Travels to decode workers as it is.
 
-    Raises:
-        ValueError: unknown model id, or its family takes no images.
+    ``served``: model id to the name of its family and its variant, which were resolved at the start.
     """
-    family, variant = find(model_id)
-    if family.prepare is None:
-        raise ValueError(f"{model_id} takes no images")
-    processor: Processor = family.prepare.load()(variant)
-    return processor
+
+    served: Mapping[str, tuple[str, Variant]]
+
+    def __call__(self, model_id: str) -> Processor:
+        """Build the processor of a model: one square for a classifier, tiles for a chat model.
+
+        Raises:
+            ValueError: no such model is served, or its family takes no images.
+        """
+        family, variant = self._find(model_id)
+        if family.prepare is None:
+            raise ValueError(f"{model_id} takes no images")
+        processor: Processor = family.prepare.load()(variant)
+        return processor
+
+    def count_tiles(self, model_id: str, width: int, height: int) -> int:
+        """Tiles of an image of that size, thumbnail included, before it is decoded; 1 for a model that does not tile.
+
+        Turning the image by EXIF does not change the number.
+
+        Raises:
+            ValueError: the model cannot tile such an image; the text is fit for the client.
+        """
+        family, variant = self._find(model_id)
+        return int(family.part("tiles")(variant, width, height)) if "tiles" in family.parts else 1
+
+    def _find(self, model_id: str) -> tuple[Family, Variant]:
+        if model_id not in self.served:
+            raise ValueError(f"model {model_id!r} is not served here")
+        name, variant = self.served[model_id]
+        return families()[name], variant
 
 
-def count_tiles(model_id: str, width: int, height: int) -> int:
-    """Tiles of an image of that size, thumbnail included, before it is decoded; 1 for a model that does not tile, or
-    that is unknown: its processor will say so.
-
-    Turning the image by EXIF does not change the number.
-
-    Raises:
-        ValueError: the model cannot tile such an image; the text is fit for the client.
-    """
-    try:
-        family, variant = find(model_id)
-    except ValueError:
-        return 1
-    return int(family.part("tiles")(variant, width, height)) if "tiles" in family.parts else 1
+def one_tile(model_id: str, width: int, height: int) -> int:
+    """For models that do not tile."""
+    return 1

@@ -33,8 +33,8 @@ from PIL import Image
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.prepare import PreparedImage, prepare_encoded
-from serving.media.processors import load_processor
 from tests.support import media_files as files
+from tests.support.media_processors import served_processors
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "dyn-perceiver-nano"
@@ -63,7 +63,7 @@ def payloads() -> dict[str, bytes]:
 
 def prepare_here(data: bytes) -> PreparedImage:
     global _PROCESSOR
-    _PROCESSOR = _PROCESSOR or load_processor(MODEL)
+    _PROCESSOR = _PROCESSOR or served_processors(MODEL)(MODEL)
     return prepare_encoded(data, LIMITS, _PROCESSOR)
 
 
@@ -122,7 +122,7 @@ async def measure_many(side: Side, data: bytes, count: int) -> tuple[float, floa
 
 
 async def measure_all(rounds: int) -> list[dict[str, Any]]:
-    pool = MediaPool(LIMITS, NUM_WORKERS)
+    pool = MediaPool(LIMITS, NUM_WORKERS, served_processors(MODEL))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(NUM_WORKERS, mp_context=context) as executor:
         await pool.start()

@@ -32,6 +32,7 @@ from tests.benchmarks.common import (
     provenance,
     write_results,
 )
+from tests.support.media_processors import served_processors
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2)
@@ -74,7 +75,8 @@ def _rates(count: int, wall_s: float, used_s: float) -> dict[str, float]:
 async def measure(rounds: int, seconds: float, names: list[str]) -> list[dict[str, Any]]:
     """Every side on every file, in turns."""
     functions = {"plain": sides.plain, "transformers": sides.library()}
-    pools = {f"ours, {count} process" + "es" * (count > 1): MediaPool(sides.LIMITS, count) for count in WORKERS}
+    served = served_processors(sides.MODEL)
+    pools = {f"ours, {count} process" + "es" * (count > 1): MediaPool(sides.LIMITS, count, served) for count in WORKERS}
     for pool in pools.values():
         await pool.start()
     try:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from models.registry import find
+from serving.media.processors import Processors
+
 Array = npt.NDArray[np.uint8]
 
 
@@ -99,3 +102,9 @@ def make_processor(model_id: str) -> Callable[[Array], Array | tuple[Array, Grid
 def broken_factory(model_id: str) -> Callable[[Array], Array]:
     """A factory that always fails."""
     raise ValueError(f"secret internals of {model_id}")
+
+
+def served_processors(*model_ids: str) -> Processors:
+    """Those of real models, as a gateway resolves them."""
+    found = {model_id: find(model_id) for model_id in model_ids}
+    return Processors({model_id: (family.name, variant) for model_id, (family, variant) in found.items()})

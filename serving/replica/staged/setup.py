@@ -19,7 +19,6 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     torch.set_num_threads(model.threads)
     torch.set_grad_enabled(False)
     family, variant = families()[model.family], model.variant
-    assert variant is not None
     assert family.build is not None
     assert family.runner is not None
     runner = as_staged(family.runner.load()(family.build.load()(variant, model.device), variant))

@@ -17,7 +17,6 @@ _NO_WEIGHTS = ("0" * 64, 0)
 
 def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
     """Family and variant of a served chat model, the variant with its folder."""
-    assert model.variant is not None, "described by its family"
     return families()[model.family], model.variant
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import stat
 from pathlib import Path
 from typing import Any
@@ -540,6 +541,14 @@ def test_models_that_are_named_are_served_and_no_others(tmp_path: Path, monkeypa
 def test_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"models\.0\.id"):
         load(models=[name])
+
+
+def test_resolved_models_travel_to_other_processes() -> None:
+    config = resolve(
+        from_mapping({"models": [{"id": name} for name in (*DEFAULT_MODELS, "dyn-perceiver-resnet50-x0375")]})
+    )
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert [model.variant.id for model in config.models] == [model.id for model in config.models]
 
 
 def test_run_folder_is_known_without_knowing_the_models() -> None:

@@ -30,11 +30,11 @@ from serving.media import pool as media_pool
 from serving.media.content import content_sha256
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller, MediaPool
-from serving.media.processors import count_tiles
 from serving.media.worker_process import WorkerGone
 from tests.support import media_files as files
-from tests.support.media_processors import broken_factory, make_processor, strips
+from tests.support.media_processors import broken_factory, make_processor, served_processors, strips
 
+SERVED = served_processors("dyn-perceiver-nano", "texthawk2-nano", "texthawk2-7b")
 LIMITS = MediaLimits(decode_timeout_s=0.5, tiny_pixels=64 * 64)
 BIG = files.noise(100, 120)
 BIG_PNG = files.encode(BIG)
@@ -176,7 +176,7 @@ async def test_tiles_are_charged_before_decoding_and_shared_by_the_request(pool:
 
 async def test_image_that_the_model_cannot_tile_is_refused_before_decoding(pool: MediaPool) -> None:
     narrow = files.encode(files.noise(8, 800))
-    tolerant = MediaPool(MediaLimits(max_aspect=1000.0), 1)
+    tolerant = MediaPool(MediaLimits(max_aspect=1000.0), 1, SERVED, tile_counter=SERVED.count_tiles)
     with pytest.raises(InvalidImage, match=r"an aspect ratio of 100\.0; the limit is 64"):
         await tolerant.prepare(narrow, "texthawk2-nano")
     assert tolerant.stats.refused == 1
@@ -184,7 +184,7 @@ async def test_image_that_the_model_cannot_tile_is_refused_before_decoding(pool:
 
 async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
     _, variant = find("texthawk2-nano")
-    pool = MediaPool(MediaLimits(), 1)
+    pool = MediaPool(MediaLimits(), 1, SERVED, tile_counter=SERVED.count_tiles)
     await pool.start()
     try:
         picture = files.noise(300, 500)
@@ -193,7 +193,7 @@ async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
         tiles, grid = cut_tiles(upright, TilingLimits.of(variant.io))
         np.testing.assert_array_equal(sideways.pixels, tiles)
         assert sideways.grid == grid
-        assert sideways.num_tiles == count_tiles(variant.id, 500, 300) == num_tiles(grid)
+        assert sideways.num_tiles == SERVED.count_tiles(variant.id, 500, 300) == num_tiles(grid)
     finally:
         await pool.stop()
 
@@ -201,8 +201,8 @@ async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
 def test_turning_an_image_does_not_change_its_tiles() -> None:
     sizes = [(200, 300), (224, 1000), (1344, 896), (2688, 1344), (4, 250), (999, 1001), (3000, 5000)]
     for width, height in sizes:
-        assert count_tiles("texthawk2-7b", width, height) == count_tiles("texthawk2-7b", height, width)
-    assert count_tiles("dyn-perceiver-nano", 3000, 5000) == 1
+        assert SERVED.count_tiles("texthawk2-7b", width, height) == SERVED.count_tiles("texthawk2-7b", height, width)
+    assert SERVED.count_tiles("dyn-perceiver-nano", 3000, 5000) == 1
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from serving.media.prepare import PreparedImage
 from serving.media.shared_pixels import open_shared, share
 from serving.media.worker_process import WorkerProcess
 from tests.support import media_files as files
+from tests.support.media_processors import served_processors
 
 PIXELS = files.noise(300, 300)
 
@@ -197,7 +198,7 @@ async def test_lie_about_memory_is_not_believed_and_costs_no_descriptor(
 
 
 async def test_real_workers_pass_large_results_and_leak_nothing() -> None:
-    pool = MediaPool(MediaLimits(), 1)
+    pool = MediaPool(MediaLimits(), 1, served_processors("texthawk2-nano"))
     await pool.start()
     try:
         data = files.encode(files.noise(300, 500))
