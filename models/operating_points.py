@@ -6,10 +6,11 @@ Written by ``vireo calibrate``, never by hand. Strict JSON: no NaN, no infinity.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
-from models.contract import Variant
+from models.contract import Value, Variant
 from models.identity import checkpoint_sha256
 
 FORMAT = 1
@@ -41,12 +42,13 @@ class Energy(TypedDict):
 
 
 class OperatingPoint(TypedDict):
-    """One setting of the thresholds. Shares, FLOPs and accuracies are of held-out test pictures, half clean, half hard.
+    """One setting of thresholds and knobs. Shares, FLOPs and accuracies are of held-out test pictures.
 
-    ``ms_by_batch``: expected busy milliseconds of a whole batch whose samples start together, by batch size.
+    ``settings``: of the family's knobs, where they are not the defaults; the exits' are in ``thresholds``. ``ms_by_batch``: expected busy milliseconds of a whole batch whose samples start together, by batch size.
     """
 
     name: str
+    settings: NotRequired[Mapping[str, Value]]
     thresholds: list[float]
     exit_shares: list[float]
     expected_flops: float

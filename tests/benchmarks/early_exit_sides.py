@@ -16,8 +16,8 @@ from models.contract import Variant
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.registry import find
+from models.training.classify.measure import stage_costs
 from models.training.dyn_perceiver.evaluation import held_out_sets
-from models.training.dyn_perceiver.measure import stage_costs
 from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
 from schedulers.cost import CostModel, TableCostModel
 from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler

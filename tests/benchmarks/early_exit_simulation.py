@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.arrivals import bounded, poisson
-from models.training.dyn_perceiver.evaluation import Pictures, exit_outputs
+from models.training.classify.pictures import Pictures, exit_outputs
 from schedulers.simulator import TraceSample, simulate
 from tests.benchmarks.early_exit_load import GOOD_SHARE
 from tests.benchmarks.early_exit_sides import Side, Workload

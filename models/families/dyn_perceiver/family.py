@@ -139,7 +139,8 @@ FAMILY = Family(
     knobs=exit_knobs(NUM_EXITS),
     parts={
         "train": LazyRef(f"{_TRAINING}.train:train_variant"),
-        "calibrate": LazyRef(f"{_TRAINING}.calibrate:calibrate_variant"),
+        "calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
+        "held_out": LazyRef(f"{_TRAINING}.evaluation:calibration_sets"),
         "card": LazyRef(f"{_TRAINING}.card:write_card"),
         "convert": LazyRef(f"{_HERE}.load:convert"),
     },

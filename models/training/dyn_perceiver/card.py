@@ -14,8 +14,9 @@ from models.contract import Variant
 from models.families.dyn_perceiver.load import build_meta, load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.operating_points import TABLE_FILE, Table, read_table
+from models.training.classify.pictures import ExitOutputs, Pictures, exit_outputs
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS
-from models.training.dyn_perceiver.evaluation import ExitOutputs, Pictures, exit_outputs, held_out_sets
+from models.training.dyn_perceiver.evaluation import held_out_sets
 
 EXIT_NAMES = ("1 (latents, stage 3)", "2 (latents, stage 4)", "3 (features)", "4 (merged)")
 

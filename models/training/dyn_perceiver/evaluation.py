@@ -1,48 +1,21 @@
-"""Held-out pictures of digits and what the four exits say about them: for calibration, model cards and benchmarks."""
+"""Held-out pictures of digits: for calibration, model cards and benchmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import Staged
+from models.training.classify.pictures import Pictures, Sets
 from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, Glyphs, drawn, handwritten
 
 SPLIT_SEED = 0
 HARD_COPIES = 4
 HARD_STRENGTH = (0.7, 1.0)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """``images`` uint8 (N, 32, 32, 3), ready for a runner; ``labels`` int64 (N,)."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class ExitOutputs:
-    """Per exit E, sample N: ``probabilities`` float32 (E, N, K), ``confidences`` float32 (E, N), ``correct`` bool."""
-
-    probabilities: NDArray[np.float32]
-    confidences: NDArray[np.float32]
-    correct: NDArray[np.bool_]
-
-    @property
-    def accuracy(self) -> list[float]:
-        """Share of correct answers of each exit."""
-        return [float(row.mean()) for row in self.correct]
 
 
 def held_out_sets(split: Literal["calibration", "test"], seed: int = SPLIT_SEED) -> Mapping[str, Pictures]:
@@ -65,23 +38,18 @@ def held_out_sets(split: Literal["calibration", "test"], seed: int = SPLIT_SEED)
     }
 
 
-def exit_outputs(runner: Staged, pictures: Pictures, batch_size: int = 64) -> ExitOutputs:
-    """Run every exit on every picture."""
-    chunks = [pictures.images[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
-    probabilities = torch.cat([_all_exits(runner, chunk) for chunk in chunks], 1).numpy()
-    return ExitOutputs(
-        probabilities=probabilities,
-        confidences=probabilities.max(-1),
-        correct=probabilities.argmax(-1) == pictures.labels[None],
-    )
-
-
-@torch.inference_mode()
-def _all_exits(runner: Staged, images: NDArray[np.uint8]) -> Tensor:
-    """Probabilities (E, B, K)."""
-    batch = torch.from_numpy(images)
-    _, outputs, _ = runner.run(runner.begin(batch, [{}] * len(batch)), 0, runner.num_stages)
-    return torch.stack([output["probabilities"].cpu() for output in outputs])
+def calibration_sets() -> Sets:
+    """What the shipped checkpoint is calibrated on."""
+    search, tests = held_out_sets("calibration")["mixed"], held_out_sets("test")
+    description = {
+        "source": "scikit-learn digits, held out from training",
+        "seed": SPLIT_SEED,
+        "hard_copies": HARD_COPIES,
+        "hard_strength": list(HARD_STRENGTH),
+        "calibration": len(search),
+        "test": {name: len(pictures) for name, pictures in tests.items()},
+    }
+    return Sets(search, tests, description)
 
 
 def _disturbed(glyphs: Glyphs, strength: tuple[float, float], generator: torch.Generator) -> Pictures:

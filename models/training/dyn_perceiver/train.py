@@ -30,10 +30,13 @@ from models.families.dyn_perceiver.load import random_model
 from models.families.dyn_perceiver.model import DynPerceiver
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.layers.pixels import to_input
+from models.operating_points import TABLE_FILE
 from models.registry import find
+from models.training.classify.pictures import exit_outputs
 from models.training.dyn_perceiver import augment
+from models.training.dyn_perceiver.card import write_card
 from models.training.dyn_perceiver.digits import TRAIN_FONTS, Glyphs, drawn, handwritten
-from models.training.dyn_perceiver.evaluation import SPLIT_SEED, exit_outputs, held_out_sets
+from models.training.dyn_perceiver.evaluation import SPLIT_SEED, held_out_sets
 
 STATE_FILE = "training_state.pt"
 EXIT_WEIGHTS = (0.5, 0.5, 1.0, 1.0)
@@ -94,6 +97,29 @@ def train(config: TrainConfig, out_dir: Path, on_progress: OnProgress = lambda p
         return run.finish()
     finally:
         torch.set_num_threads(threads_before)
+
+
+def train_variant(
+    variant: Variant,
+    out_dir: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[str]:
+    """What ``vireo train`` does: train, and write the model card. Operating points of the old weights are removed.
+
+    Returns: lines about the result. Raises: ValueError: as ``train``.
+    """
+    config = TrainConfig(model=variant.id, seed=seed, steps=steps or TrainConfig.steps)
+    log = train(config, out_dir, lambda now: on_progress("training", now.step, now.steps))
+    for name in (TABLE_FILE, "operating_points.png"):
+        (out_dir / name).unlink(missing_ok=True)
+    write_card(variant.with_weights(out_dir))
+    return [
+        f"{name:>6}: " + "  ".join(f"exit {k} {100 * a:.2f}%" for k, a in enumerate(accuracy, 1))
+        for name, accuracy in log["test_accuracy"].items()
+    ]
 
 
 class _Run:

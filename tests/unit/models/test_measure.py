@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.contract import Family, Knob, LazyRef, Point, Variant, Work
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import WEIGHTS_FILE
 from models.operating_points import StageCost, read_table
+from models.pictures import SquarePicture
 from models.registry import find
-from models.training.dyn_perceiver.calibrate import CalibrationConfig, calibrate_model
-from models.training.dyn_perceiver.image_folder import folder_sets
-from models.training.dyn_perceiver.measure import expected_batch_ms, hardware, interpolate, stage_costs
+from models.training.classify.calibrate import calibrate_classifier
+from models.training.classify.measure import expected_batch_ms, hardware, interpolate, stage_costs
+from models.training.classify.pictures import folder_sets
 
-NANO = find("dyn-perceiver-nano")[1]
+FAMILY, NANO = find("dyn-perceiver-nano")
 COSTS: StageCost = {"batch_sizes": [1, 4, 8], "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]]}
 
 
@@ -48,20 +50,76 @@ def test_measured_table_has_a_positive_number_for_every_stage_and_size() -> None
 def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
     assert NANO.weights is not None
     (tmp_path / WEIGHTS_FILE).write_bytes((NANO.weights / WEIGHTS_FILE).read_bytes())
-    spec = NANO.with_weights(tmp_path)
+    variant = NANO.with_weights(tmp_path)
     phases: set[str] = set()
-    config = CalibrationConfig(repeats=1, target_percent=(40, 5), watts=8.0)
-    table = calibrate_model(spec, config, on_progress=lambda what, done, total: phases.add(what))
-    assert json.loads(json.dumps(table, allow_nan=False)) == read_table(spec)
+    path = calibrate_classifier(
+        FAMILY,
+        variant,
+        repeats=1,
+        target_percent=(40, 5),
+        watts=8.0,
+        on_progress=lambda what, done, total: phases.add(what),
+    )
+    table = read_table(variant)
+    assert path.parent == tmp_path
     assert [p["name"] for p in table["points"]] == ["full", "flops-40", "first-exit"]  # 5% is below exit 1
     assert table["points"][1]["flops_fraction"] < 0.5
     assert phases == {"timing stages", "searching thresholds"}
 
 
 def test_published_variant_needs_weights_and_pictures(tmp_path: Path) -> None:
-    spec = find("dyn-perceiver-regnety-800mf")[1]
+    family, variant = find("dyn-perceiver-regnety-800mf")
     with pytest.raises(ValueError, match="vireo convert"):
-        calibrate_model(spec, CalibrationConfig())
+        calibrate_classifier(family, variant)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"")
+    with pytest.raises(ValueError, match="--data DIR"):
+        calibrate_classifier(family, variant.with_weights(tmp_path))
+
+
+class Echo:
+    """A unary family that reads its answer from a pixel, wrongly where its point says so."""
+
+    def forward(self, batch: torch.Tensor, points: list[Point]) -> dict[str, torch.Tensor]:
+        answers = batch[:, 16, 16, 0].long() // 20 * torch.tensor([point["depth"] == 2 for point in points])
+        return {"probabilities": torch.nn.functional.one_hot(answers, 10).float()}
+
+
+def test_network_without_exits_is_calibrated_along_its_settings(tmp_path: Path) -> None:
+    family = Family(
+        name="echo",
+        summary="reads a pixel",
+        tasks=("classify",),
+        shape="unary",
+        variants=(NANO,),
+        prepare=LazyRef("models.pictures:SquarePicture"),
+        build=LazyRef(f"{__name__}:build_echo"),
+        runner=LazyRef(f"{__name__}:run_echo"),
+        work=LazyRef(f"{__name__}:echo_work"),
+        knobs=(Knob(name="depth", default=2, values=(1, 2), summary="Blocks.", trades="accuracy"),),
+    )
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"")
+    variant = NANO.with_weights(tmp_path)
+    calibrate_classifier(family, variant, data_dir=labelled_folder(tmp_path / "data", 10, 4), repeats=1)
+    table = read_table(variant)
+    assert [(p["name"], p["settings"], p["flops_fraction"]) for p in table["points"]] == [
+        ("depth=2", {"depth": 2}, 1.0),
+        ("depth=1", {"depth": 1}, 0.5),
+    ]
+    assert table["points"][0]["accuracy"] == 1.0
+    assert table["points"][1]["accuracy"] < 0.5
+    assert table["exit_flops"] == [20]
+
+
+def build_echo(variant: Variant, device: str) -> None:
+    return None
+
+
+def run_echo(network: None, variant: Variant) -> Echo:
+    return Echo()
+
+
+def echo_work(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": 10.0 * float(point["depth"])}, bytes_held=1)
 
 
 def labelled_folder(root: Path, classes: int, per_class: int) -> Path:
@@ -74,7 +132,8 @@ def labelled_folder(root: Path, classes: int, per_class: int) -> Path:
 
 
 def test_folder_is_split_in_halves_with_labels_in_sorted_order(tmp_path: Path) -> None:
-    search, judge = folder_sets(labelled_folder(tmp_path, 10, 3), NANO)
+    sets = folder_sets(labelled_folder(tmp_path, 10, 3), NANO, SquarePicture(NANO))
+    search, judge = sets.search, sets.judge["mixed"]
     assert (len(search), len(judge)) == (15, 15)
     for part in (search, judge):
         assert part.images.shape == (15, 32, 32, 3)
@@ -84,8 +143,8 @@ def test_folder_is_split_in_halves_with_labels_in_sorted_order(tmp_path: Path) -
 
 def test_folder_with_other_classes_or_broken_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 class folders; dyn-perceiver-nano needs 10"):
-        folder_sets(labelled_folder(tmp_path / "four", 4, 1), NANO)
+        folder_sets(labelled_folder(tmp_path / "four", 4, 1), NANO, SquarePicture(NANO))
     root = labelled_folder(tmp_path / "broken", 10, 1)
     (root / "class03" / "0.png").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"class03.*not a readable picture"):
-        folder_sets(root, NANO)
+        folder_sets(root, NANO, SquarePicture(NANO))

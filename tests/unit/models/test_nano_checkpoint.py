@@ -21,7 +21,8 @@ from models.methods.early_exit.calibration import estimate
 from models.operating_points import OperatingPoint, read_table
 from models.pictures import SquarePicture
 from models.registry import find
-from models.training.dyn_perceiver.evaluation import ExitOutputs, Pictures, exit_outputs, held_out_sets
+from models.training.classify.pictures import ExitOutputs, Pictures, exit_outputs
+from models.training.dyn_perceiver.evaluation import held_out_sets
 
 NANO = find("dyn-perceiver-nano")[1]
 

@@ -12,38 +12,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Staged
+from models.contract import Point, Staged, Unary
 from models.operating_points import Hardware, StageCost
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def stage_costs(
-    runner: Staged,
+    runner: Staged | Unary,
     side: int,
     device: torch.device,
     *,
+    point: Point | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 30,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> StageCost:
     """Time every stage at every batch size; medians of ``repeats`` rounds that alternate between the sizes.
 
-    Stage 0 includes ``begin``. Later stages include the gather of survivors (rows are taken in reverse, so that
-    no batch is passed on as it is). Devices that work asynchronously are waited for.
+    Stage 0 includes ``begin``; a unary family has no other. Later stages include the gather of survivors (rows are
+    taken in reverse, so that no batch is passed on as it is). Devices that work asynchronously are waited for.
     """
     times: dict[tuple[int, int], list[float]] = {}
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (max(batch_sizes), side, side, 3), dtype=np.uint8)
     for round_number in range(-2, repeats):
         for size in batch_sizes:
-            for stage, elapsed_ms in enumerate(_one_pass(runner, images[:size], device)):
+            for stage, elapsed_ms in enumerate(_one_pass(runner, images[:size], point or {}, device)):
                 if round_number >= 0:
                     times.setdefault((stage, size), []).append(elapsed_ms)
         on_progress(round_number + 3, repeats + 2)
-    stages = [
-        [round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(runner.num_stages)
-    ]
+    num_stages = runner.num_stages if isinstance(runner, Staged) else 1
+    stages = [[round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(num_stages)]
     return {"batch_sizes": list(batch_sizes), "stages": stages}
 
 
@@ -81,12 +81,17 @@ def hardware(device: torch.device) -> Hardware:
 
 
 @torch.inference_mode()
-def _one_pass(runner: Staged, images: NDArray[np.uint8], device: torch.device) -> list[float]:
-    elapsed = []
+def _one_pass(runner: Staged | Unary, images: NDArray[np.uint8], point: Point, device: torch.device) -> list[float]:
+    batch, points = torch.tensor(images), [point] * len(images)
     backwards = torch.arange(len(images) - 1, -1, -1, device=device)
+    elapsed = []
     _wait(device)
     started_s = time.perf_counter()
-    state = runner.begin(torch.tensor(images), [{}] * len(images))
+    if not isinstance(runner, Staged):
+        runner.forward(batch, points)
+        _wait(device)
+        return [(time.perf_counter() - started_s) * 1e3]
+    state = runner.begin(batch, points)
     for stage in range(runner.num_stages):
         if stage > 0:
             state = tuple(tensor.index_select(0, backwards) for tensor in state)

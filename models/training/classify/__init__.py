@@ -1,0 +1,1 @@
+"""Calibration of any family that classifies pictures."""
