@@ -44,7 +44,8 @@ class Energy(TypedDict):
 class OperatingPoint(TypedDict):
     """One setting of thresholds and knobs. Shares, FLOPs and accuracies are of held-out test pictures.
 
-    ``settings``: of the family's knobs, where they are not the defaults; the exits' are in ``thresholds``. ``ms_by_batch``: expected busy milliseconds of a whole batch whose samples start together, by batch size.
+    ``settings``: of the family's knobs, where they are not the defaults; the exits' are in ``thresholds``.
+    ``ms_by_batch``: expected busy milliseconds of a whole batch whose samples start together, by batch size.
     """
 
     name: str

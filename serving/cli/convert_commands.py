@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from models.registry import families, find
 from serving.cli.told import console, progress_bar, told_plainly
 
 
@@ -29,17 +30,9 @@ def convert_dyn_perceiver(
     The file is read without running code that it may contain, and every name and shape is checked.
     """
     with told_plainly():
-        from models.checkpoint import check_against, load_official, save_weights
-        from models.families.dyn_perceiver.load import build_meta
-        from models.registry import find
-
-        _, variant = find(model)
-        if not source.is_file():
-            raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
-        state = load_official(source, prefer_ema=ema)
-        check_against(build_meta(variant), state)
-        path = save_weights(state, out, {"model": variant.id, "source": source.name})
-    console.print(f"{len(state)} tensors written to {path}")
+        family, variant = find(model)
+        path, num_tensors = family.part("convert")(variant, source, out, prefer_ema=ema)
+    console.print(f"{num_tensors} tensors written to {path}")
 
 
 def convert_texthawk2(
@@ -53,10 +46,8 @@ def convert_texthawk2(
     TextHawk2's own weights were never published: the connector between the two starts fresh and has to be trained.
     """
     with told_plainly(), progress_bar() as progress:
-        from models.families.texthawk2.convert import convert
-
         task = progress.add_task("copying tensors", total=None)
-        config = convert(
+        config = families()["texthawk2"].part("convert")(
             vision,
             language,
             out,

@@ -138,10 +138,10 @@ FAMILY = Family(
     work=LazyRef(f"{_HERE}.family:work"),
     knobs=exit_knobs(NUM_EXITS),
     parts={
+        "convert": LazyRef(f"{_HERE}.load:convert"),
         "train": LazyRef(f"{_TRAINING}.train:train_variant"),
         "calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
         "held_out": LazyRef(f"{_TRAINING}.evaluation:calibration_sets"),
         "card": LazyRef(f"{_TRAINING}.card:write_card"),
-        "convert": LazyRef(f"{_HERE}.load:convert"),
     },
 )

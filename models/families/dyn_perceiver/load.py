@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from models.checkpoint import load_into, read_weights
+from models.checkpoint import check_against, load_into, load_official, read_weights, save_weights
 from models.contract import Variant
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.model import DynPerceiver
@@ -42,6 +44,18 @@ def random_model(variant: Variant, seed: int = 0) -> DynPerceiver:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DynPerceiver(variant.config["network"])
+
+
+def convert(variant: Variant, source: Path, out: Path, *, prefer_ema: bool = True) -> tuple[Path, int]:
+    """Bring a published checkpoint into ``out``. Every name and shape is checked.
+
+    Returns: the file, and the number of its tensors. Raises: ValueError: see ``load_official``, ``check_against``.
+    """
+    if not source.is_file():
+        raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
+    state = load_official(source, prefer_ema=prefer_ema)
+    check_against(build_meta(variant), state)
+    return save_weights(state, out, {"model": variant.id, "source": source.name}), len(state)
 
 
 def _from_checkpoint(variant: Variant) -> DynPerceiver:

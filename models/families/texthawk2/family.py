@@ -39,6 +39,7 @@ FAMILY = Family(
     build=LazyRef(f"{_HERE}.modeling:build"),
     parts=MappingProxyType(
         {
+            "convert": LazyRef(f"{_HERE}.convert:convert"),
             "prompts": LazyRef(f"{_HERE}.prompt:read_prompts"),
             "tiles": LazyRef(f"{_HERE}.tiling:count_tiles"),
             "boxes": LazyRef(f"{_HERE}.coordinates:boxes_in"),

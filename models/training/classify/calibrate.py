@@ -118,7 +118,8 @@ class _Run:
         combinations = itertools.product(*(reversed(knob.points) for knob in axes))
         chosen = [dict(zip((knob.name for knob in axes), values, strict=True)) for values in combinations]
         dearest = max(map(self._macs, chosen))
-        points, all_costs = [], []
+        points: list[OperatingPoint] = []
+        all_costs: list[StageCost] = []
         for settings in chosen:
             name, flops = point_key(settings) or "full", [self._macs(settings)]
             costs = self._costs(settings, f"timing {name}")
@@ -126,7 +127,9 @@ class _Run:
             search = exit_outputs(self.runner, self.sets.search, point)
             searched = estimate(search.confidences, search.correct, flops, (ALWAYS,))
             tests = {key: exit_outputs(self.runner, pictures, point) for key, pictures in self.sets.judge.items()}
-            points.append({**self._point(name, searched, tests, flops, dearest, costs), "settings": settings})
+            measured = self._point(name, searched, tests, flops, dearest, costs)
+            measured["settings"] = settings
+            points.append(measured)
             all_costs.append(costs)
         return _Measured(points, [dearest], max(all_costs, key=lambda costs: costs["stages"][0][-1]))
 
@@ -145,7 +148,8 @@ class _Run:
             "energy": {
                 "source": "estimate",
                 "watts": self.watts,
-                "note": f"busy milliseconds at batch {ENERGY_BATCH} times an assumed power of one busy core; not metered",
+                "note": f"busy milliseconds at batch {ENERGY_BATCH} times an assumed power of one busy core; "
+                "not metered",
             },
             "points": measured.points,
         }

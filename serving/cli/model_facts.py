@@ -1,0 +1,185 @@
+"""What a user may want to know of a model before serving it, from its card and its folder. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models.contract import Family, Knob, Variant
+from models.identity import CHECKPOINTS, WEIGHTS_FILE
+from models.io import ChatIO, ClipIO, PictureIO
+from serving.errors import ConfigError
+from serving.tasks.videos.points import VideoPointTable, load_table
+
+BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CONFIG_FILE = "config.json"
+
+
+def weights_of(family: Family, variant: Variant) -> str:
+    """Whether they are there, and if not, how to get them."""
+    folder = variant.weights
+    if folder is None:
+        return f"bring your own (vireo convert {family.name})" if "convert" in family.parts else "bring your own"
+    if any(folder.glob("**/*.safetensors")):
+        return "included" if folder.is_relative_to(CHECKPOINTS) else "yours"
+    ours = folder.is_relative_to(CHECKPOINTS)
+    return f"not here: make train-{variant.id}" if ours else f"not here: no {WEIGHTS_FILE}"
+
+
+def in_words(io: object) -> str:
+    """What goes in and comes out, in a few words."""
+    match io:
+        case PictureIO():
+            exits = f", {io.num_exits} exits" if io.num_exits > 1 else ""
+            return f"{io.input_size}x{io.input_size}, {io.num_classes} classes{exits}"
+        case ChatIO():
+            return f"{io.max_model_len} tokens; {io.max_tiles} tiles of {io.tile_size}x{io.tile_size} an image"
+        case ClipIO():
+            frames = " or ".join(map(str, io.frame_counts))
+            return f"{io.width}x{io.height}, {frames} frames; {', '.join(io.samplers)}"
+    return ""
+
+
+def facts_of(family: Family, variant: Variant) -> dict[str, Any]:
+    """For a program. Raises: ValueError: the folder's files are not those of such a model."""
+    facts = {
+        "id": variant.id,
+        "family": family.name,
+        "tasks": family.tasks,
+        "summary": variant.summary,
+        "weights": weights_of(family, variant),
+        "checkpoint_dir": None if variant.weights is None else str(variant.weights),
+        "source": asdict(variant.source),
+        "published": dict(variant.published),
+        "settings": [
+            {"name": knob.name, "scope": knob.scope, "trades": knob.trades, **knob.json_schema()}
+            for knob in family.knobs
+        ],
+    }
+    match variant.io:
+        case ChatIO():
+            return {**facts, **_chat_facts(variant.io, variant.weights)}
+        case ClipIO() as io:
+            samplers = {name: asdict(made) for name, made in io.samplers.items()}
+            return {
+                **facts,
+                "width": io.width,
+                "height": io.height,
+                "fps": io.fps,
+                "frame_counts": io.frame_counts,
+                "samplers": samplers,
+            }
+    return facts
+
+
+def _chat_facts(io: ChatIO, folder: Path | None) -> dict[str, Any]:
+    card = None if folder is None else folder / "README.md"
+    return {
+        **asdict(io),
+        "max_image_tokens": io.max_image_tokens,
+        "model_card": str(card) if card is not None and card.is_file() else None,
+        "kv_numbers_per_token": None if folder is None else _kv_numbers(folder),
+    }
+
+
+def lines_of(family: Family, variant: Variant) -> list[str]:
+    """For a terminal. Raises: ValueError: as ``facts_of``."""
+    where = f" ({variant.weights})" if variant.weights else ""
+    source = variant.source
+    lines = [f"weights: {weights_of(family, variant)}{where}; licence: {source.licence}"]
+    if origin := ", ".join(filter(None, (source.paper, source.url))):
+        lines.append(f"from: {origin}")
+    if variant.published:
+        lines.append("published: " + "; ".join(f"{name} {_shown(value)}" for name, value in variant.published.items()))
+    match variant.io:
+        case ChatIO():
+            lines += _chat_lines(facts_of(family, variant))
+        case ClipIO():
+            lines += _clip_lines(variant)
+    return [*lines, *map(_setting_line, family.knobs)]
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _setting_line(knob: Knob) -> str:
+    takes = " | ".join(map(str, knob.values)) if knob.values else ""
+    if knob.low is not None and knob.high is not None:
+        takes = f"{knob.low:g} to {knob.high:g}"
+    scope = "" if knob.scope == "request" else ", set for all requests"
+    trades = f" Trades {knob.trades}." if knob.trades else ""
+    return f"setting {knob.name}: {takes} (default {knob.default}{scope}). {knob.summary}{trades}"
+
+
+def _chat_lines(facts: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"context: {facts['max_model_len']} tokens of prompt and answer together",
+        f"images: tiles of {facts['tile_size']}x{facts['tile_size']}, {facts['max_tiles']} at most and "
+        f"{facts['max_tiles_side']} a side, besides the thumbnail; {facts['tokens_per_tile']} tokens a tile, "
+        f"{facts['max_image_tokens']} an image at most",
+    ]
+    if (numbers := facts["kv_numbers_per_token"]) is not None:
+        sizes = [f"{BYTES_PER_NUMBER[name] * numbers:,} bytes in {name}" for name in ("float32", "bfloat16")]
+        lines.append(f"KV cache: {' or '.join(sizes)} for each token")
+    if facts["model_card"] is not None:
+        lines.append(f"model card: {facts['model_card']}")
+    return lines
+
+
+def kv_numbers_per_token(config: Mapping[str, Any]) -> int:
+    """Numbers that the KV cache keeps of one token: a key and a value for each layer and KV head.
+
+    Raises: ValueError: ``config`` (of a Hugging Face model folder) does not have the sizes.
+    """
+    text = config.get("text_config", config)
+    try:
+        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        return int(2 * text["num_hidden_layers"] * text["num_key_value_heads"] * head_dim)
+    except (KeyError, TypeError, ZeroDivisionError, AttributeError):
+        raise ValueError(f"{_CONFIG_FILE} does not give the sizes of a language model") from None
+
+
+def _kv_numbers(folder: Path) -> int | None:
+    path = folder / _CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return kv_numbers_per_token(config if isinstance(config, dict) else {})
+
+
+def _clip_lines(variant: Variant) -> list[str]:
+    io: ClipIO = variant.io
+    samplers = ", ".join(
+        f"{name} ({made.weights}, {made.min_steps} to {made.max_steps} steps)" for name, made in io.samplers.items()
+    )
+    tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in io.frame_counts)
+    lines = [
+        f"clips: {io.width}x{io.height} at {io.fps} frames a second; {tokens}",
+        f"samplers: {samplers}",
+        f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens",
+    ]
+    table = _clip_table(variant)
+    for point in table.points if table else ():
+        cost = point.costs[0]
+        lines.append(
+            f"  {point.name:<24} quality {point.quality:.3f}  "
+            f"{point.seconds(cost.width, cost.height, cost.num_frames):7.2f} s  {point.attention}"
+        )
+    return lines
+
+
+def _clip_table(variant: Variant) -> VideoPointTable | None:
+    """None where there are no points, or none that can be used; serving says why."""
+    if variant.weights is None:
+        return None
+    try:
+        return load_table(variant.id, variant.weights)
+    except ConfigError:
+        return None
