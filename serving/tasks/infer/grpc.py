@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vireo_pb.oip import open_inference_pb2 as oip
@@ -24,7 +24,7 @@ from serving.tasks.infer.tensors import (
     OutputTensor,
     Parameter,
     budget_from_parameters,
-    check_outputs,
+    chosen_outputs,
     images_from_tensors,
     outputs_from_reply,
     report_parameters,
@@ -43,15 +43,11 @@ async def infer(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelInfe
     front = call.front
     card = front.card(message.model_name, front.service.classifiers.models(), message.model_version)
     call.visit.model = card.id
-    request = await request_from_infer(
-        message,
-        model=card.id,
-        request_id=call.request_id,
-        tenant=call.tenant,
-        deadline_s=call.deadline_s(),
-        limits=front.limits,
-    )
-    return infer_from_reply(message, await reply_to(call, request))
+    check_id(message.id)
+    _check_counts(message)
+    wanted = chosen_outputs([output.name for output in message.outputs], card)
+    request = await request_from_infer(message, card.id, call)
+    return infer_from_reply(message, wanted, await reply_to(call, request))
 
 
 async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
@@ -59,31 +55,21 @@ async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip
     return oip.ModelStreamInferResponse(infer_response=await infer(call, message))
 
 
-async def request_from_infer(
-    message: oip.ModelInferRequest,
-    *,
-    model: str,
-    request_id: str,
-    tenant: str,
-    deadline_s: float | None,
-    limits: IngressLimits,
-) -> ClassifyRequest:
-    """Return the domain request. Raises: ClientError."""
-    check_id(message.id)
-    _check_counts(message)
-    check_outputs(wanted_outputs(message))
+async def request_from_infer(message: oip.ModelInferRequest, model: str, call: GrpcCall) -> ClassifyRequest:
+    """Return the request. Raises: ClientError."""
     for output in message.outputs:
         _refuse_parameters(output.parameters, f"output {shown(output.name)}")
+    limits = call.front.limits
     budget, top_k = budget_from_parameters(_parameters(message.parameters), Budget(), limits)
     return ClassifyRequest(
-        request_id=request_id,
-        surface=Surface.GRPC_OIP,
-        tenant=tenant,
+        request_id=call.request_id,
+        surface=call.surface,
+        tenant=call.tenant,
         model=model,
         images=await images_from_tensors(_tensors(message), limits),
         top_k=top_k,
         budget=budget,
-        deadline_s=deadline_s,
+        deadline_s=call.deadline_s(),
     )
 
 
@@ -102,11 +88,6 @@ def _check_counts(message: oip.ModelInferRequest) -> None:
             raise InvalidRequest(
                 f"input {shown(item.name)} has {len(item.shape)} dimensions; the limit is {MAX_DIMS}", param="inputs"
             )
-
-
-def wanted_outputs(message: oip.ModelInferRequest) -> tuple[str, ...]:
-    """Return the names of the outputs asked for; none means all."""
-    return tuple(output.name for output in message.outputs)
 
 
 def _tensors(message: oip.ModelInferRequest) -> list[InputTensor]:
@@ -153,9 +134,11 @@ def _parameters(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Param
     return values
 
 
-def infer_from_reply(message: oip.ModelInferRequest, reply: ClassifyReply) -> oip.ModelInferResponse:
+def infer_from_reply(
+    message: oip.ModelInferRequest, wanted: Sequence[str], reply: ClassifyReply
+) -> oip.ModelInferResponse:
     """Return the answer: raw if the request was raw, typed otherwise."""
-    outputs = outputs_from_reply(reply, wanted_outputs(message))
+    outputs = outputs_from_reply(reply, wanted)
     raw = bool(message.raw_input_contents)
     return oip.ModelInferResponse(
         model_name=reply.model,

@@ -42,17 +42,16 @@ from serving.tasks.infer.schemas import (
 )
 from serving.tasks.infer.tensors import (
     INPUTS,
-    OUTPUTS,
     InputTensor,
     OutputTensor,
     budget_from_parameters,
-    check_outputs,
+    chosen_outputs,
     images_from_tensors,
     outputs_from_reply,
+    outputs_of,
     report_parameters,
 )
 
-PLATFORM = "vireo_early_exit"
 _JSON_LENGTH: Final = b"inference-header-content-length"
 _MAX_ELEMENT_BYTES = 64
 """Of an element in JSON, spaces included, on average: a double, indented, on a line of its own."""
@@ -85,7 +84,7 @@ async def infer(call: Call) -> Answer:
     call.visit.model = card.id
     asked = await infer_from_document(
         *await _read(call),
-        model=card.id,
+        card=card,
         request_id=call.request_id,
         tenant=call.tenant,
         fallback=call.budget(),
@@ -155,7 +154,7 @@ async def infer_from_document(
     document: dict[str, Any],
     tail: memoryview,
     *,
-    model: str,
+    card: ModelCard,
     request_id: str,
     tenant: str,
     fallback: Budget,
@@ -167,14 +166,13 @@ async def infer_from_document(
     """
     parsed = validate(InferBody, document)
     budget, top_k = budget_from_parameters(parsed.parameters, fallback, limits)
-    wanted = tuple(output.name for output in parsed.outputs or ())
-    check_outputs(wanted)
+    wanted = chosen_outputs([output.name for output in parsed.outputs or ()], card)
     choices = {output.name: _wants_binary(output) for output in parsed.outputs or ()}
     request = ClassifyRequest(
         request_id=request_id,
         surface=Surface.HTTP_OIP,
         tenant=tenant,
-        model=model,
+        model=card.id,
         images=await images_from_tensors(_tensors(parsed.inputs, tail), limits),
         top_k=top_k,
         budget=budget,
@@ -275,9 +273,9 @@ def model_metadata(card: ModelCard) -> ModelMetadataAnswer:
     return {
         "name": card.id,
         "versions": [MODEL_VERSION],
-        "platform": PLATFORM,
+        "platform": f"vireo_{card.family}",
         "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in INPUTS],
-        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in OUTPUTS],
+        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs_of(card)],
     }
 
 

@@ -3,10 +3,10 @@
 Inputs, exactly one of:
     IMAGE   BYTES,          [N] or [N, 1]   encoded JPEG, PNG or WebP files
     PIXELS  UINT8 or FP32,  [N, H, W, 3]    RGB; FP32 is between 0 and 1 and is rounded to 8 bits
-Outputs, all of them unless some are asked for (k: the most classes that any image got):
+Outputs, all that the model has unless some are asked for (k: the most classes that any image got):
     LABEL BYTES [N], SCORE FP32 [N], EXIT INT32 [N], TOP_LABELS BYTES [N, k], TOP_SCORES FP32 [N, k],
     ERROR BYTES [N]   empty for an image that was answered, the error as a JSON object otherwise
-An image without an answer has an empty label, score 0 and exit 0.
+An image without an answer has an empty label, score 0 and exit 0. A model without early exits has no EXIT.
 
 Sizes are computed in Python integers and compared with the bytes at hand before anything is allocated. Raw bytes are
 little-endian; each BYTES element follows its length in four bytes. Source: Open Inference Protocol v2, "Tensor Data".
@@ -34,6 +34,7 @@ from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
+from serving.service import ModelCard
 from serving.tasks.classify.rules import check_num_images, check_top_k
 
 QUANTISE_HERE_BYTES = 1 << 20
@@ -79,8 +80,9 @@ class OutputTensor:
         return struct.pack(f"<{len(self.values)}{'f' if self.datatype == 'FP32' else 'i'}", *self.values)
 
 
-INPUTS: Final = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
-OUTPUTS: Final = (
+TensorForm: TypeAlias = tuple[str, str, tuple[int, ...]]
+INPUTS: Final[tuple[TensorForm, ...]] = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
+OUTPUTS: Final[tuple[TensorForm, ...]] = (
     ("LABEL", "BYTES", (-1,)),
     ("SCORE", "FP32", (-1,)),
     ("EXIT", "INT32", (-1,)),
@@ -90,7 +92,10 @@ OUTPUTS: Final = (
 )
 """(name, datatype, shape) as model metadata give them; -1 is a free dimension."""
 
-OUTPUT_NAMES: Final = tuple(name for name, _, _ in OUTPUTS)
+
+def outputs_of(card: ModelCard) -> tuple[TensorForm, ...]:
+    """The outputs that a model has: ``EXIT`` only where it has early exits."""
+    return tuple(form for form in OUTPUTS if form[0] != "EXIT" or card.num_exits > 1)
 
 
 async def images_from_tensors(tensors: Sequence[InputTensor], limits: IngressLimits) -> tuple[ImageInput, ...]:
@@ -341,10 +346,7 @@ def _real(parameters: Mapping[str, Parameter], name: str, fallback: float | None
 
 
 def outputs_from_reply(reply: ClassifyReply, wanted: Sequence[str]) -> tuple[OutputTensor, ...]:
-    """Return the tensors named in ``wanted``, in that order; all of them when it is empty.
-
-    Call ``check_outputs`` on ``wanted`` first, before the work is done.
-    """
+    """Return the tensors named in ``wanted`` (``chosen_outputs``), in that order."""
     answers = [item if isinstance(item, Classification) else None for item in reply.items]
     n = len(answers)
     k = max((len(answer.top_k) for answer in answers if answer), default=1)
@@ -362,7 +364,7 @@ def outputs_from_reply(reply: ClassifyReply, wanted: Sequence[str]) -> tuple[Out
     datatypes = {name: datatype for name, datatype, _ in OUTPUTS}
     return tuple(
         OutputTensor(name=name, datatype=datatypes[name], shape=shapes.get(name, (n,)), values=columns[name])
-        for name in wanted or OUTPUT_NAMES
+        for name in wanted
     )
 
 
@@ -376,13 +378,18 @@ def _top_scores(answer: Classification | None, k: int) -> list[float]:
     return scores + [0.0] * (k - len(scores))
 
 
-def check_outputs(wanted: Sequence[str]) -> None:
-    """Raises: UnknownField, InvalidRequest: an output that no model has, or one asked for twice."""
+def chosen_outputs(wanted: Sequence[str], card: ModelCard) -> tuple[str, ...]:
+    """Return the names of the outputs that are wanted; all that the model has where none is named.
+
+    Raises: UnknownField, InvalidRequest: an output that it does not have, or one asked for twice.
+    """
+    known = tuple(name for name, _, _ in outputs_of(card))
     for name in wanted:
-        if name not in OUTPUT_NAMES:
-            raise UnknownField(f"output {shown(name)} is unknown; known: {', '.join(OUTPUT_NAMES)}", param="outputs")
+        if name not in known:
+            raise UnknownField(f"output {shown(name)} is unknown; known: {', '.join(known)}", param="outputs")
     if len(set(wanted)) != len(wanted):
         raise InvalidRequest("an output is asked for twice; name each once", param="outputs")
+    return tuple(wanted) or known
 
 
 def report_parameters(report: Report) -> dict[str, str | float]:

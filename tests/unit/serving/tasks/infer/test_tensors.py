@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,20 @@ from serving.domain import Budget, Classification, ClassifyReply, LabelScore
 from serving.errors import ClientError, InvalidImage, InvalidRequest, QueueFull, TooManyImages, UnknownField
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.tasks.infer.tensors import (
-    OUTPUT_NAMES,
     OUTPUTS,
     QUANTISE_HERE_BYTES,
     InputTensor,
     budget_from_parameters,
-    check_outputs,
+    chosen_outputs,
     images_from_tensors,
     outputs_from_reply,
     report_parameters,
 )
 from tests.support.clients import length_prefixed, split_prefixed
-from tests.support.fake_service import make_report
+from tests.support.fake_service import make_card, make_report
 
 LIMITS = IngressLimits(max_images=4)
+OUTPUT_NAMES = tuple(name for name, _, _ in OUTPUTS)
 
 
 def image(shape: Sequence[int], raw: bytes | None = None, values: Any = None, **changes: Any) -> InputTensor:
@@ -214,7 +215,7 @@ REPLY = ClassifyReply(
 
 
 def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
-    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, ())}
+    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, OUTPUT_NAMES)}
     assert tuple(outputs) == OUTPUT_NAMES
     for name, datatype, shape in OUTPUTS:
         assert outputs[name].datatype == datatype
@@ -229,7 +230,7 @@ def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
 
 
 def test_outputs_are_little_endian_and_length_prefixed() -> None:
-    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, ())}
+    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, OUTPUT_NAMES)}
     np.testing.assert_array_equal(np.frombuffer(outputs["SCORE"], "<f4"), np.array([0.5, 0, 0.5], np.float32))
     np.testing.assert_array_equal(np.frombuffer(outputs["EXIT"], "<i4"), [2, 0, 2])
     assert split_prefixed(outputs["TOP_LABELS"])[1] == "bé".encode()
@@ -244,7 +245,14 @@ def test_wanted_outputs_come_alone_and_in_the_order_asked() -> None:
 )
 def test_bad_wanted_output_is_refused(wanted: tuple[str, ...], error: type[ClientError]) -> None:
     with pytest.raises(error):
-        check_outputs(wanted)
+        chosen_outputs(wanted, make_card())
+
+
+def test_model_without_early_exits_has_no_exit() -> None:
+    card = replace(make_card(), num_exits=1)
+    assert chosen_outputs((), card) == tuple(name for name in OUTPUT_NAMES if name != "EXIT")
+    with pytest.raises(UnknownField, match="output 'EXIT' is unknown"):
+        chosen_outputs(("EXIT",), card)
 
 
 def test_report_travels_as_parameters() -> None:
