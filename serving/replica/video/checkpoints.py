@@ -19,8 +19,7 @@ from serving.replica.video.snapshots import snapshot_step
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Lease
 from serving.stores.sealed import Sealer
-from serving.tasks.videos.domain import VideoJob
-from serving.tasks.videos.names import folder
+from serving.tasks.videos.domain import VideoJob, folder
 
 _log = structlog.get_logger(__name__)
 _NAME: Final = re.compile(r"checkpoint-(\d{1,9})-[A-Za-z0-9]+\.safetensors")

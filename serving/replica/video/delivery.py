@@ -11,8 +11,7 @@ from serving.replica.video.base import Frames
 from serving.replica.video.encode import Encoded, encode_clip, encode_thumbnail
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Lease
-from serving.tasks.videos.domain import Artefact, VideoJob
-from serving.tasks.videos.names import folder, preview_key
+from serving.tasks.videos.domain import Artefact, VideoJob, folder, preview_key
 
 _THUMBNAIL_SIDE = 320
 _SUFFIX = {"video/mp4": "mp4", "image/gif": "gif"}

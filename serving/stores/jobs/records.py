@@ -18,10 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from serving.replica.video.failures import ATTEMPTS_EXHAUSTED, CANCELLED
 from serving.stores.jobs.base import Progress
 from serving.stores.sealed import Sealer
-from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoJob
+from serving.tasks.videos.domain import ATTEMPTS_EXHAUSTED, CANCELLED, Artefact, JobError, JobStatus, VideoJob
 
 _STAGES: Final = frozenset({"queued", "text", "denoise", "decode", "encode", "store", "done"})
 _MAX_NUMBER: Final = 1e15

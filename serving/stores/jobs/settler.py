@@ -16,9 +16,8 @@ import structlog
 
 from schedulers.admission import Cost
 from serving.errors import StoreUnavailable
-from serving.replica.video.failures import CANCELLED
 from serving.stores.jobs.redis_jobs import RedisJobs
-from serving.tasks.videos.domain import VideoJob
+from serving.tasks.videos.domain import CANCELLED, VideoJob
 
 _log = structlog.get_logger(__name__)
 

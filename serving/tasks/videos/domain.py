@@ -11,7 +11,9 @@ from typing import Any
 
 from models.contract import Value
 from models.io import ClipRequest
+from serving import errors
 from serving.domain import Budget, Surface
+from serving.errors import EngineFailed, ReplicaLost, ServingError
 
 
 class VideoFormat(StrEnum):
@@ -186,3 +188,37 @@ class VideoUpdate:
     """Unix time at which the clip is expected; None: not known, or over."""
     preview: bytes | None = None
     """JPEG of a frame as far as it is denoised; None where there is none, or none that is new."""
+
+
+# -- where the files of a job lie in the store of clips --------------------------------------------------------------
+
+
+def folder(job_id: str) -> str:
+    """Everything of a job is below it."""
+    return f"jobs/{job_id}"
+
+
+def preview_key(job_id: str) -> str:
+    """A frame as far as it is denoised, JPEG; written over and over."""
+    return f"{folder(job_id)}/preview.jpg"
+
+
+# -- errors of calls, and those that jobs record ---------------------------------------------------------------------
+
+CANCELLED = errors.Cancelled.code
+ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+"""Code of a job whose replicas died until its attempts were used up."""
+
+
+def error_of(job: VideoJob) -> ServingError:
+    """Return what a call that waited for the job fails with."""
+    if job.error is None:
+        return EngineFailed("the job failed")
+    if job.error.code == ATTEMPTS_EXHAUSTED:
+        return ReplicaLost(job.error.message)
+    return _classes().get(job.error.code, EngineFailed)(job.error.message)
+
+
+def _classes() -> dict[str, type[ServingError]]:
+    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, ServingError)]
+    return {one.code: one for one in found}

@@ -17,9 +17,8 @@ from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.front.grpc.wire import message_from_report
 from serving.limits import IngressLimits
-from serving.replica.video.failures import error_of
 from serving.tasks.chat.reply import clean
-from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest, VideoUpdate
+from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest, VideoUpdate, error_of
 from serving.tasks.videos.rules import (
     artefact_of,
     cancel_for_good,

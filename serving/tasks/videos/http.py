@@ -32,7 +32,6 @@ from serving.front.http.openapi import (
     path_parameter,
 )
 from serving.front.status import error_body
-from serving.replica.video.failures import error_of
 from serving.tasks.chat.stream import EventQueue
 from serving.tasks.videos.body import (
     document_from_form,
@@ -42,7 +41,7 @@ from serving.tasks.videos.body import (
     query_values,
     request_from_document,
 )
-from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
+from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate, error_of
 from serving.tasks.videos.reply import content_url, event_of, file_name, page_to_json, video_to_json
 from serving.tasks.videos.rules import (
     MAX_KEY_CHARS,

@@ -23,9 +23,16 @@ from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavail
 from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobIndex, JobPage
 from serving.stores.jobs.settler import charged_for, taken_by
-from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest, VideoUpdate
+from serving.tasks.videos.domain import (
+    Artefact,
+    JobStatus,
+    VideoJob,
+    VideoRequest,
+    VideoUpdate,
+    folder,
+    preview_key,
+)
 from serving.tasks.videos.idempotency import asked_by, check_same
-from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.resolve import Resolved, ServedVideo, resolve
 from serving.telemetry.events import JobAdmitted
 

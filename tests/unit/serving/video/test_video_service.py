@@ -30,9 +30,17 @@ from serving.errors import (
 )
 from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobPage
-from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoFormat, VideoJob, VideoRequest
+from serving.tasks.videos.domain import (
+    Artefact,
+    JobError,
+    JobStatus,
+    VideoFormat,
+    VideoJob,
+    VideoRequest,
+    folder,
+    preview_key,
+)
 from serving.tasks.videos.idempotency import asked_by
-from serving.tasks.videos.names import folder, preview_key
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
 from serving.tasks.videos.resolve import ServedVideo
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
