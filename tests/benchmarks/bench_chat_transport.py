@@ -24,7 +24,7 @@ import psutil
 
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route
 from serving.delivery.stream.wire import ChoiceStart, Frame
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats
+from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
 from tests.benchmarks.common import add_output_options, out_dir, provenance
 
@@ -54,11 +54,11 @@ class SteppingEngine:
         """Nothing is counted."""
         return EngineStats()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+    async def run(self, request: EngineRequest, say: Say) -> None:
         for number in range(request.max_tokens):
             await self._next_step()
             ends = number == request.max_tokens - 1
-            yield EngineDelta(" word", (number,), "length" if ends else None, (), 0, 10)  # type: ignore[arg-type]
+            say(EngineDelta(" word", (number,), "length" if ends else None, (), 0, 10))  # type: ignore[arg-type]
 
     async def _next_step(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -95,8 +95,16 @@ class BenchReplica:
             yield frame
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[tuple[Any, ...], None]:
-        async for delta in self._engine.generate(request):
-            yield (delta.text, len(delta.token_ids), delta.finish_reason)
+        said: asyncio.Queue[EngineDelta] = asyncio.Queue()
+        task = asyncio.create_task(self._engine.run(request, said.put_nowait))
+        try:
+            ends = False
+            while not ends:
+                delta = await said.get()
+                ends = delta.finish_reason is not None
+                yield (delta.text, len(delta.token_ids), delta.finish_reason)
+        finally:
+            task.cancel()
 
 
 class BenchGateway:

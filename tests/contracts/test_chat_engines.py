@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from models.families.texthawk2.prompt import PromptBuilder
 from serving.errors import EngineFailed, InvalidRequest, TooManyImages
-from serving.replica.chat.base import ChatEngine, EngineRequest
+from serving.replica.chat.base import ChatEngine, EngineDelta, EngineRequest
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.tasks.chat.domain import FinishReason
 from tests.support.chat_engines import (
@@ -297,15 +297,17 @@ async def test_prefix_is_shared_within_a_salt_only(vllm: ChatEngine, prompts: Pr
 # -- leaving ---------------------------------------------------------------------------------------------------------
 
 
-async def test_closing_the_stream_frees_everything(engine: ChatEngine, prompts: PromptBuilder) -> None:
+async def test_leaving_in_the_middle_frees_everything(engine: ChatEngine, prompts: PromptBuilder) -> None:
     before = engine.stats().aborts
-    stream = engine.generate(make_request(prompts, "long", [make_image(9)], max_tokens=300))
-    async for delta in stream:
-        assert delta.finish_reason is None
-        break
+    said: list[EngineDelta] = []
+    request = make_request(prompts, "long", [make_image(9)], max_tokens=300)
+    task = asyncio.create_task(engine.run(request, said.append))
+    await until(lambda: bool(said))
     await until(lambda: engine.stats().running == 1)
     await until(lambda: engine.stats().kv_blocks_used > 0)
-    await stream.aclose()
+    task.cancel()
+    await asyncio.wait([task])
+    assert said[0].finish_reason is None
     await until(lambda: holds_nothing(engine))
     assert engine.stats().aborts == before + 1
 

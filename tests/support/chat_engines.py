@@ -6,7 +6,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -62,10 +62,8 @@ def make_request(
 async def collect(engine: ChatEngine, request: EngineRequest) -> Answer:
     """The whole answer; checks what holds for every stream of deltas."""
     deltas: list[EngineDelta] = []
-    async with aclosing(engine.generate(request)) as stream:
-        async for delta in stream:
-            assert not deltas or deltas[-1].finish_reason is None, "something follows the end"
-            deltas.append(delta)
+    await engine.run(request, deltas.append)
+    assert all(delta.finish_reason is None for delta in deltas[:-1]), "something follows the end"
     assert deltas, "an answer has at least its end"
     assert deltas[-1].finish_reason is not None, "the stream stopped without an end"
     assert len({delta.num_prompt_tokens for delta in deltas}) == 1

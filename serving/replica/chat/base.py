@@ -1,15 +1,14 @@
 """What a chat replica needs from any engine that generates text.
 
-One ``generate`` call is one choice of one request: ``n`` choices are ``n`` calls with their own ids. Everything a
-request holds (KV blocks, encoder outputs) is freed when its generator is closed or its task cancelled, within one
-engine step.
+One ``run`` call is one choice of one request: ``n`` choices are ``n`` calls with their own ids. Everything a request
+holds (KV blocks, encoder outputs) is freed when its call is cancelled, within one engine step.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +62,10 @@ class EngineDelta(NamedTuple):
     """Prompt tokens with images expanded; the same in every delta of a request."""
 
 
+Say: TypeAlias = Callable[[EngineDelta], None]
+"""Where an engine hands on what it has made: a plain call, so that no task need be woken for a token."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Counters and gauges of an engine. Counters only grow; ``extra`` holds what one kind of engine knows."""
@@ -93,11 +96,11 @@ class ChatEngine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the model; afterwards ``generate`` works."""
+        """Load the model; afterwards ``run`` works."""
         ...
 
-    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
-        """Generate one choice. The last delta has a finish reason.
+    async def run(self, request: EngineRequest, say: Say) -> None:
+        """Generate one choice. Each delta is said as it is made; the last one has a finish reason.
 
         Raises: ServingError: the request cannot be run, or the engine died (``EngineFailed``).
         """

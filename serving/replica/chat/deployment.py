@@ -66,8 +66,7 @@ class Vlm:
         """See ``ChoiceHub.open``. The keyword arguments are read by the request router, not here."""
         for start in starts:
             self._held.add(image.key for image in start.request.images)
-        async for frame in self._hub.open(gateway, session, starts):
-            yield frame
+        return self._hub.open(gateway, session, starts)
 
     async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> dict[int, float]:
         """See ``ChoiceHub.cancel``. ``replica`` is read by the request router, not here."""

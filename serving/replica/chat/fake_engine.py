@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from serving.errors import EngineFailed, InvalidRequest
 from serving.fair_slots import FairSlots, SlotTurn
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats
+from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
 from serving.replica.chat.stop_strings import StopStrings
 from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
@@ -100,7 +99,7 @@ class FakeChatEngine:
         """Behave like an engine whose process was killed."""
         self._dead.set()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+    async def run(self, request: EngineRequest, say: Say) -> None:
         """Generate one choice, a token at a time."""
         await self.check_health()
         num_prompt_tokens = self._check(request)
@@ -110,10 +109,8 @@ class FakeChatEngine:
             await self._slots.acquire(turn)
             try:
                 self._hold(request, num_prompt_tokens)
-                async with aclosing(self._run(request, num_prompt_tokens)) as deltas:
-                    async for delta in deltas:
-                        finished = delta.finish_reason is not None
-                        yield delta
+                await self._generate(request, num_prompt_tokens, say)
+                finished = True
             finally:
                 self._count.held.pop(request.request_id, None)
                 self._slots.release(turn, 0.0)
@@ -164,7 +161,7 @@ class FakeChatEngine:
             raise EngineFailed("the model has no memory left for this request; retry")
         self._count.held[request.request_id] = needed
 
-    async def _run(self, request: EngineRequest, num_prompt_tokens: int) -> AsyncGenerator[EngineDelta, None]:
+    async def _generate(self, request: EngineRequest, num_prompt_tokens: int, say: Say) -> None:
         await self._encode(request)
         await self._sleep(self._prefill_s)
         self._count.prefill_tokens += num_prompt_tokens
@@ -179,13 +176,15 @@ class FakeChatEngine:
             reason = _reason(stopped, index, len(pieces), request.max_tokens)
             if reason is not None and not stopped:
                 text += stop.flush()
-            yield EngineDelta(
-                text=text,
-                token_ids=(sum(map(ord, piece)),),
-                finish_reason=reason,
-                logprobs=_logprobs(piece, request.logprobs),
-                num_cached_tokens=0,
-                num_prompt_tokens=num_prompt_tokens,
+            say(
+                EngineDelta(
+                    text=text,
+                    token_ids=(sum(map(ord, piece)),),
+                    finish_reason=reason,
+                    logprobs=_logprobs(piece, request.logprobs),
+                    num_cached_tokens=0,
+                    num_prompt_tokens=num_prompt_tokens,
+                )
             )
             if reason is not None:
                 return

@@ -4,8 +4,8 @@
 
 Tenants share the engine's slots (``schedulers.shared_slots``); priority orders the choices of one tenant only.
 
-Each gateway has one stream here, whatever the number of its requests. An engine step wakes every choice that it
-touched; each leaves its delta in the gateway's outbox, and the stream takes them all: one message for all choices. The
+Each gateway has one stream here, whatever the number of its requests. An engine step says a delta of every choice that
+it touched; each goes into the gateway's outbox, and the stream takes them all: one message for all choices. The
 first token and the end of a choice go out at once. What lies between waits until ``interval_s`` after the message
 before, so that a small model, faster than anybody reads, does not cost more to send than to run (DESIGN.md, section 3).
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -293,15 +293,16 @@ class ChoiceHub:
             started_s = self._clock()
             choice.started_at = self._time.enter(started_s)
             teller = _Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
+
+            def say(delta: EngineDelta) -> None:
+                is_first = teller.first_s is None
+                if is_first:
+                    self._tell(FirstToken(self._model, self._clock() - arrived_s, started_s - arrived_s))
+                if (item := teller.add(delta)) is not None:
+                    box.put(item, is_urgent=is_first or item.finish_reason is not None)
+
             try:
-                async with aclosing(self._engine.generate(start.request)) as deltas:
-                    async for delta in deltas:
-                        is_first = teller.first_s is None
-                        if is_first:
-                            waited_s = started_s - arrived_s
-                            self._tell(FirstToken(self._model, self._clock() - arrived_s, waited_s))
-                        if (item := teller.add(delta)) is not None:
-                            box.put(item, is_urgent=is_first or item.finish_reason is not None)
+                await self._engine.run(start.request, say)
             finally:
                 choice.used_s = self._time.leave(self._clock()) - choice.started_at
         if teller.finish_reason is None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from models.contract import ChatNetwork, Prompts
 from serving.errors import EngineFailed, InvalidRequest, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
-from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats
+from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats, Say
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
 from serving.replica.chat.torch_sequence import Model, TorchSequence
@@ -84,7 +84,7 @@ class TorchEngine:
         if self._loaded is None:
             raise EngineFailed("the model is not loaded; retry")
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+    async def run(self, request: EngineRequest, say: Say) -> None:
         """Generate one choice."""
         await self.check_health()
         loaded = self._loaded
@@ -105,7 +105,7 @@ class TorchEngine:
                     finished = delta.finish_reason is not None
                     self._prefill_tokens += delta.num_prompt_tokens if sequence.is_first else 0
                     self._decode_tokens += len(delta.token_ids)
-                    yield delta
+                    say(delta)
             finally:
                 self._held.pop(request.request_id, None)
                 self._slots.release(turn, 0.0)

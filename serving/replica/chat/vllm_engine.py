@@ -1,6 +1,9 @@
 """vLLM as a chat engine: its ``AsyncLLM`` in this process, its engine core in a child process.
 
 Nothing that a client sent reaches vLLM's own media code: images arrive here as tiles, keyed by the server's hash.
+
+vLLM leaves each step's outputs in one collector per request and would wake a task for each. We are called once a step
+instead, and hand on what every collector holds: nobody is woken here before the outbox of a gateway is.
 """
 
 from __future__ import annotations
@@ -10,8 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,10 +25,11 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from models.contract import Prompts
 from serving.errors import EngineFailed, InvalidRequest
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats
+from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
 from serving.replica.chat.vllm_options import VllmOptions
@@ -49,7 +52,9 @@ class VllmEngine:
     def __init__(self, options: VllmOptions, prompts: Prompts) -> None:
         self._options = options
         self._prompts = prompts
-        self._counters = VllmCounters()
+        self._counters = VllmCounters(on_step=self._hand_on)
+        self._listeners: set[_Listener] = set()
+        self._handler: asyncio.Task[None] | None = None
         self._llm: AsyncLLM | None = None
         self._checks: RequestChecks | None = None
         self._schemas: SchemaGate | None = None
@@ -112,7 +117,7 @@ class VllmEngine:
         if self._running and waited_s > self._options.stuck_after_s:
             raise EngineFailed(f"the model's process has not moved for {waited_s:.0f} seconds; retry")
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
+    async def run(self, request: EngineRequest, say: Say) -> None:
         """Generate one choice."""
         if self._llm is None or self._checks is None or self._llm.errored:
             raise _dead()
@@ -120,15 +125,10 @@ class VllmEngine:
         if request.json_schema is not None and self._schemas is not None:
             await self._schemas.check(request.json_schema)
         self._enter(request)
-        finished, text = False, ""
+        finished = False
         try:
-            async with aclosing(self._attempts(self._llm, request)) as deltas:
-                async for delta in deltas:
-                    finished = delta.finish_reason is not None
-                    if request.json_schema is not None:
-                        text += delta.text
-                        _check_json(request, text, delta.finish_reason)
-                    yield delta
+            await self._attempt(self._llm, request, say)
+            finished = True
         except (VLLMError, ValueError) as error:
             raise _translated(error) from error
         finally:
@@ -170,31 +170,40 @@ class VllmEngine:
         assert self._checks is not None, "set by start"
         self._image_tokens += self._checks.image_tokens(request)
 
-    async def _attempts(self, llm: AsyncLLM, request: EngineRequest) -> AsyncGenerator[EngineDelta, None]:
-        params, started = _sampling_params(request, self._options.device), False
+    async def _attempt(self, llm: AsyncLLM, request: EngineRequest, say: Say) -> None:
+        params = _sampling_params(request, self._options.device)
         for pause_s in (*_RETRY_AFTER_S, None):
-            try:
-                (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
-            except AssertionError:  # "Expected a cached item": the image left vLLM's cache between two looks at it
-                if not request.images or pause_s is None:
-                    raise EngineFailed("the model gave up on this request; retry") from None
-                await asyncio.sleep(pause_s)
-                continue
-            outputs = llm.generate(prompt, params, request.request_id)
-            async with aclosing(outputs):
-                async for output in outputs:
-                    if output.outputs[0].finish_reason == "error":
-                        break
-                    started = True
-                    yield _delta(output, request.logprobs)
-                else:
-                    return
-            if started or not request.images or pause_s is None:
+            listener = _Listener(request, say)
+            if (prompt := await _rendered(llm, request)) is not None:
+                await self._listen(llm, listener, prompt, params)
+            if listener.is_complete:
+                return
+            if listener.has_spoken or not request.images or pause_s is None:
                 break
             await asyncio.sleep(pause_s)
-        if request.json_schema is not None:
+        if request.json_schema is not None and prompt is not None:
             raise too_complex()
         raise EngineFailed("the model gave up on this request; retry")
+
+    async def _listen(self, llm: AsyncLLM, listener: _Listener, prompt: Any, params: SamplingParams) -> None:
+        """Hand a request over, and wait until all of its answer has been said, or vLLM has given it up."""
+        listener.collector = await llm.add_request(listener.request.request_id, prompt, params)
+        if self._handler is not llm.output_handler:
+            self._handler = llm.output_handler
+            self._handler.add_done_callback(lambda _: self._hand_on(is_last=True))
+        self._listeners.add(listener)
+        try:
+            listener.step()  # what came before we listened
+            await listener.over
+        finally:
+            self._listeners.discard(listener)
+
+    def _hand_on(self, is_last: bool = False) -> None:
+        """A step is done; or there will be none any more."""
+        for listener in tuple(self._listeners):
+            listener.step()
+            if is_last:
+                listener.fail(_dead())
 
     async def _abort(self, request: EngineRequest) -> None:
         """vLLM aborts what is closed or cancelled, unless that happens while the request is being handed over."""
@@ -255,6 +264,15 @@ def _prompt(request: EngineRequest) -> dict[str, Any]:
     return prompt
 
 
+async def _rendered(llm: AsyncLLM, request: EngineRequest) -> Any:
+    """What vLLM makes of a prompt; None where an image has left its cache between two looks at it."""
+    try:
+        (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
+    except AssertionError:  # "Expected a cached item"
+        return None
+    return prompt
+
+
 def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:
     schema, temperature, top_p, seed = request.json_schema, request.temperature, request.top_p, request.seed
     extra_args = None
@@ -299,6 +317,53 @@ def _logprobs(choice: CompletionOutput, num_alternatives: int | None) -> tuple[T
         top = tuple((entry.decoded_token or "", entry.logprob) for entry in others[:num_alternatives])
         found.append(TokenLogprob(chosen.decoded_token or "", chosen.logprob, top))
     return tuple(found)
+
+
+class _Listener:
+    """Hands on what vLLM has made of one request."""
+
+    def __init__(self, request: EngineRequest, say: Say) -> None:
+        self.request = request
+        self.collector: RequestOutputCollector | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.has_spoken = self.is_complete = False
+        self._say = say
+        self._text = ""
+
+    def step(self) -> None:
+        """Take what the collector holds, if anything. Never raises: it is called by vLLM."""
+        if self.over.done():
+            return
+        try:
+            output = None if self.collector is None else self.collector.get_nowait()
+        except Exception:  # vLLM puts one there when it stops listening to its engine process
+            self.fail(_dead())
+            return
+        try:
+            if output is not None:
+                self._take(output)
+        except Exception as error:
+            self.fail(error)
+
+    def _take(self, output: RequestOutput) -> None:
+        if output.outputs[0].finish_reason == "error":
+            self.over.set_result(None)
+            return
+        delta = _delta(output, self.request.logprobs)
+        if self.request.json_schema is not None:
+            self._text += delta.text
+            _check_json(self.request, self._text, delta.finish_reason)
+        self.has_spoken = True
+        self._say(delta)
+        if delta.finish_reason is not None:
+            self.is_complete = True
+            self.over.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will be said."""
+        if not self.over.done():
+            self.over.set_exception(error)
+            self.over.exception()  # seen, whoever has left meanwhile
 
 
 def _check_json(request: EngineRequest, text: str, reason: FinishReason | None) -> None:

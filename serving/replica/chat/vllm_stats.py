@@ -1,8 +1,9 @@
-"""Counters of a vLLM engine, fed through its own interface for stat loggers."""
+"""Counters of a vLLM engine and the beat of its steps, through its own interface for stat loggers."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class VllmCounters:
     encoder_tokens: int = 0
     steps: int = 0
     last_step_s: float = 0.0
+    on_step: Callable[[], None] = lambda: None
+    """Called when the outputs of a step are with their requests."""
 
     def add_schedule(self, stats: SchedulerStats) -> None:
         """What the engine process reports with each step."""
@@ -77,6 +80,7 @@ class CountingStatLogger(StatLoggerBase):
             self._counters.add_iteration(iteration_stats)
         if mm_cache_stats is not None:
             self._counters.add_images(mm_cache_stats)
+        self._counters.on_step()
 
     def log_engine_initialized(self) -> None:
         """The size of the KV cache is known now; one block is vLLM's own."""
