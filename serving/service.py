@@ -98,11 +98,11 @@ class ChatService(Protocol):
         """The chat models served here."""
         ...
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate the answer: deltas as they come, then one ``ChatEnd``.
+    async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
+        """Generate the answer. ``say`` gets deltas as they come, then one ``ChatEnd``; it must not wait.
 
-        Raises: ServingError: before the first event or between two. Closing the generator, or cancelling the task that
-        waits for it, frees everything that the request holds.
+        Raises: ServingError: before the first event or between two. Cancelling the call frees everything that the
+        request holds.
         """
         ...
 

@@ -27,6 +27,7 @@ from serving.delivery.stream.wire import ChoiceStart, Frame
 from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
 from tests.benchmarks.common import add_output_options, out_dir, provenance
+from tests.support.chat_replicas import Mailbox
 
 _STREAMS = (1, 4, 16)
 
@@ -152,7 +153,7 @@ class BenchGateway:
 
     async def _multiplexed(self, request: EngineRequest) -> AsyncIterator[int]:
         assert self._links is not None
-        mailbox = self._links.start([NewChoice(request, 0.0, True)], 60.0, Route())
+        mailbox = Mailbox(self._links, [NewChoice(request, 0.0, True)], 60.0, Route())
         try:
             while mailbox.open_ids:
                 for item in await mailbox.next():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 
-from serving.delivery.stream.links import Route
-from serving.delivery.stream.wire import ChoiceStart, Frame
+from serving.delivery.stream.links import ChatLinks, NewChoice, Route
+from serving.delivery.stream.wire import ChoiceStart, Frame, Item
+from serving.errors import ServingError
 from serving.replica.chat.base import EngineRequest
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.replica.chat.hub import ChoiceHub
@@ -32,6 +33,48 @@ class HubRecorder:
         self.num_finished += isinstance(event, ChoiceFinished)
         if isinstance(event, ChoiceEndedEarly):
             self.early.append(event.reason)
+
+
+class Mailbox:
+    """A listener whose test takes what it has heard."""
+
+    def __init__(self, links: ChatLinks, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> None:
+        self._items: list[Item] = []
+        self._places: dict[int, int] = {}
+        self._error: ServingError | None = None
+        self._news = asyncio.Event()
+        self.sent = links.start(choices, remaining_s, route, self)
+        self.close = self.sent.close
+
+    def hear(self, index: int, item: Item) -> None:
+        self._items.append(item)
+        self._places[item.id] = index
+        self._news.set()
+
+    def fail(self, error: ServingError) -> None:
+        self._error = self._error or error
+        self._news.set()
+
+    @property
+    def open_ids(self) -> Collection[int]:
+        return self.sent.open_ids
+
+    @property
+    def replica_id(self) -> str | None:
+        return self.sent.replica_id
+
+    def index(self, item: Item) -> int:
+        return self._places[item.id]
+
+    async def next(self) -> list[Item]:
+        """All that has come; then what ended it is raised."""
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._news.clear()
+            await self._news.wait()
+        taken, self._items = self._items, []
+        return taken
 
 
 class Replica:

@@ -149,15 +149,15 @@ class FakeService(FakeVideos):
     def chat_models(self) -> tuple[ChatModelCard, ...]:
         return self.chat_cards
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
         self.chats.append(request)
         self.entered.set()
         self.chats_open += 1
         try:
             async with aclosing(self._chat(request)) as events:
                 async for event in events:
-                    yield event
-        except (asyncio.CancelledError, GeneratorExit):
+                    say(event)
+        except asyncio.CancelledError:
             self.chats_cut += 1
             raise
         finally:

@@ -11,7 +11,7 @@ import structlog
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.replicas import retries_spent
-from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
+from serving.delivery.stream.links import ChatLinks, NewChoice, Route, SentChoices
 from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest
@@ -47,7 +47,7 @@ class _Choice:
 
 
 class Generation:
-    """Starts at once. ``next`` until ``is_over``; ``close`` in any case."""
+    """Starts at once. ``run`` it to its end; ``close`` it in any case."""
 
     def __init__(
         self,
@@ -81,12 +81,14 @@ class Generation:
         self._spent_s = 0.0
         self._num_unsettled = 0
         self._settle: Callable[[float], None] | None = None
+        self._say: Callable[[ChatDelta], None] = lambda _: None
         retries.add_request(clock())
-        self._mailbox = self._start()
+        self._sent = self._start()
         remaining_s = max(0.0, deadline_s - clock())
         self._timer = asyncio.get_running_loop().call_later(remaining_s, self._expire)
 
-    def _start(self) -> Mailbox:
+    def _start(self) -> SentChoices:
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._choices = [_Choice() for _ in self._requests]
         self._started_s = self._clock()
         first = self._requests[0]
@@ -99,53 +101,55 @@ class Generation:
             ],
             max(0.0, self._deadline_s - self._started_s),
             Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid),
+            self,
         )
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    @property
-    def is_over(self) -> bool:
-        """Whether every choice is complete."""
-        return all(choice.is_over for choice in self._choices)
-
-    async def next(self) -> list[ChatDelta]:
-        """Wait for more. A request that is not streamed gives all at its end, one delta per choice.
+    async def run(self, say: Callable[[ChatDelta], None]) -> None:
+        """Wait until every choice is complete; ``say`` gets each delta as it comes. Where the request is not streamed
+        it gets one per choice, at the end.
 
         Raises:
             ServingError: a choice failed, the deadline passed, or the replica was lost and nothing may be sent again.
         """
+        self._say = say
         while True:
             try:
-                items = await self._mailbox.next()
-                deltas = self._take(items)
+                await self._over
+                break
             except (ReplicaLost, Draining) as error:
                 await self._again(error)
-                continue
-            if not self._is_streamed:
-                deltas = self._whole() if self.is_over else []
-            if deltas:
-                self._has_given = True
-                return deltas
+        if not self._is_streamed:
+            for index, choice in enumerate(self._choices):
+                assert choice.last is not None, "it is over"
+                self._say_delta(index, choice.last)
 
-    def _take(self, items: Sequence[Item]) -> list[ChatDelta]:
-        deltas = []
-        for item in items:
-            index = self._mailbox.index(item)
-            if isinstance(item, Failure):
-                raise item.error
-            self._choices[index].add(item)
-            if item.finish_reason is not None:
-                self._learn(item, self._choices[index].num_tokens)
-            deltas.append(ChatDelta(index, item.text, item.num_tokens, item.finish_reason, item.logprobs))
-        return deltas
+    def hear(self, index: int, item: Item) -> None:
+        """See ``Listener``."""
+        if self._over.done():
+            return
+        if isinstance(item, Failure):
+            self.fail(item.error)
+            return
+        choice = self._choices[index]
+        choice.add(item)
+        if item.finish_reason is not None:
+            self._learn(item, choice.num_tokens)
+        if self._is_streamed:
+            self._say_delta(index, item)
+        if all(choice.is_over for choice in self._choices):
+            self._over.set_result(None)
 
-    def _whole(self) -> list[ChatDelta]:
-        last = [choice.last for choice in self._choices]
-        return [
-            ChatDelta(index, delta.text, delta.num_tokens, delta.finish_reason, delta.logprobs)
-            for index, delta in enumerate(last)
-            if delta is not None
-        ]
+    def fail(self, error: ServingError) -> None:
+        """See ``Listener``. The first error stays."""
+        if not self._over.done():
+            self._over.set_exception(error)
+            self._over.exception()  # seen, whoever has left meanwhile
+
+    def _say_delta(self, index: int, delta: Delta) -> None:
+        self._has_given = True
+        self._say(ChatDelta(index, delta.text, delta.num_tokens, delta.finish_reason, delta.logprobs))
 
     async def _again(self, error: ServingError) -> None:
         """Send the request again, if nobody has seen anything of it. Raises: ServingError: no more."""
@@ -157,21 +161,21 @@ class Generation:
         if is_lost and not self._retries.spend(self._clock()):
             raise retries_spent()
         if is_lost:  # it is all done again, and that the replica died is not the caller's fault
-            self._mailbox.close(lambda _: None)
+            self._sent.close(lambda _: None)
         else:
-            self._close_mailbox()
-        if self._mailbox.replica_id is not None:
-            self._avoid = (*self._avoid, self._mailbox.replica_id)[-MAX_LOST:]
+            self._close_sent()
+        if self._sent.replica_id is not None:
+            self._avoid = (*self._avoid, self._sent.replica_id)[-MAX_LOST:]
         _log.warning("chat is sent again", num_lost=self._num_lost, num_refused=self._num_refused)
         self._on_retry()
         backoff_s = min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** (self._num_lost + self._num_refused - 1))
         await asyncio.sleep(min(backoff_s, max(0.0, self._deadline_s - self._clock())))
         if self._clock() >= self._deadline_s:
             raise _too_late()
-        self._mailbox = self._start()
+        self._sent = self._start()
 
     def _expire(self) -> None:
-        self._mailbox.fail(_too_late())
+        self.fail(_too_late())
 
     def _learn(self, delta: Delta, num_tokens: int) -> None:
         self._cost.observe(
@@ -189,13 +193,13 @@ class Generation:
         is not known, and counts for nothing."""
         self._timer.cancel()
         self._settle = settle
-        if not self._mailbox.is_closed:
-            self._close_mailbox()
+        if not self._sent.is_closed:
+            self._close_sent()
         self._settle_if_over()
 
-    def _close_mailbox(self) -> None:
+    def _close_sent(self) -> None:
         self._num_unsettled += 1
-        self._mailbox.close(self._took)
+        self._sent.close(self._took)
 
     def _took(self, seconds: float) -> None:
         self._spent_s += seconds
@@ -211,7 +215,7 @@ class Generation:
 
     def used_s(self) -> float:
         """Busy seconds that the choices took, as their replica says."""
-        return self._spent_s + self._mailbox.used_s
+        return self._spent_s + self._sent.used_s
 
     @property
     def queue_s(self) -> float:

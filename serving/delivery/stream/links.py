@@ -1,11 +1,11 @@
 """The gateway's half of the transport: starts choices on replicas and hands out what the replicas' streams bring.
 
-    start(starts) -> Mailbox     one call to the replica that the router picks; the deltas of all calls to one replica
-    mailbox.next() -> items      come on one stream (serving.replica.chat.hub says why)
-    mailbox.close(settle)        frees what runs, at once; settle(busy seconds) when the replica has said what it took
+    start(choices, listener) -> sent   one call to the replica that the router picks; the deltas of all calls to one
+    listener.hear(index, item)         replica come on one stream (serving.replica.chat.hub says why)
+    sent.close(settle)                 frees what runs, at once; settle(busy seconds) when the replica has said them
 
 A session is a call whose stream may carry the deltas of other calls, too. When it breaks, everything that it carried is
-lost with it, and every mailbox hears so once.
+lost with it, and every listener hears so once.
 """
 
 from __future__ import annotations
@@ -88,58 +88,42 @@ class _Session:
     carried: set[int] = field(default_factory=set)
 
 
-class Mailbox:
-    """What the replica says of the choices of one request."""
+class Listener(Protocol):
+    """Who made a request, and is told what becomes of it: by plain calls, so that nothing waits on the way."""
 
-    def __init__(self, links: ChatLinks, ids: Sequence[int]) -> None:
+    def hear(self, index: int, item: Item) -> None:
+        """A choice has said something. ``index``: its place in what ``start`` was given."""
+
+    def fail(self, error: ServingError) -> None:
+        """Nothing more will come."""
+
+
+class SentChoices:
+    """The choices of one request on their replica: which are open, and what they took."""
+
+    def __init__(self, links: ChatLinks, ids: Sequence[int], listener: Listener) -> None:
         self.replica_id: str | None = None
         """Where the choices run; None until a replica has accepted them."""
         self.call: OpenCall | None = None
         self._links = links
+        self._listener = listener
         self._index = {number: index for index, number in enumerate(ids)}
         self._open = set(ids)
         self._used_s: dict[int, float] = {}
         self._settle: Callable[[float], None] | None = None
         self._is_over = asyncio.Event()
-        self._items: list[Item] = []
-        self._error: ServingError | None = None
-        self._wake: asyncio.Future[None] | None = None
         self._is_closed = False
-
-    def index(self, item: Item) -> int:
-        """Which of the choices an item is about, in the order given to ``start``."""
-        return self._index[item.id]
-
-    async def next(self) -> list[Item]:
-        """Everything that has come since the last call, at least one item. One caller at a time.
-
-        Raises:
-            ServingError: what ``fail`` was given, or ReplicaLost: nothing more will come.
-        """
-        while not self._items:
-            if self._error is not None:
-                raise self._error
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        taken, self._items = self._items, []
-        return taken
 
     @property
     def used_s(self) -> float:
         """Busy seconds of all choices, as far as the replica has said."""
         return sum(self._used_s.values())
 
-    def fail(self, error: ServingError) -> None:
-        """``next`` raises this once what came before has been taken. The first error stays."""
-        if self._error is None:
-            self._error = error
-        self._notify()
-
     def close(self, settle: Callable[[float], None]) -> None:
-        """End the choices that have not ended. ``settle`` is called once, with the busy seconds that all have taken:
-        at once if all have ended, else when the replica has answered, or is given up."""
+        """End the choices that have not ended; nothing more is told. ``settle`` is called once, with the busy seconds
+        that all have taken: at once if all have ended, else when the replica has answered, or is given up."""
         if self._is_closed:
-            raise RuntimeError("a mailbox is closed once")
+            raise RuntimeError("choices are closed once")
         self._is_closed, self._settle = True, settle
         if self._open:
             self._links.release(self)
@@ -159,11 +143,16 @@ class Mailbox:
 
     def put(self, item: Item, ends: bool) -> None:
         """An item came; ``ends``: it is the choice's last."""
-        self._items.append(item)
         self._used_s[item.id] = item.used_s if isinstance(item, Failure) else item.prefill_s + item.decode_s
         if ends:
             self.end([item.id])
-        self._notify()
+        if not self._is_closed:
+            self._listener.hear(self._index[item.id], item)
+
+    def fail(self, error: ServingError) -> None:
+        """Nothing more will be heard of any."""
+        if not self._is_closed:
+            self._listener.fail(error)
 
     def took(self, used_s: Mapping[int, float]) -> None:
         """The replica has ended choices, and says what they took."""
@@ -187,10 +176,6 @@ class Mailbox:
             settle, self._settle = self._settle, None
             settle(self.used_s)
 
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
 
 class ChatLinks:
     """One per chat model and gateway. Use from one event loop; ``stop`` when done."""
@@ -201,23 +186,23 @@ class ChatLinks:
         self._ids = itertools.count(1)
         self._session_numbers = itertools.count(1)
         self._sessions: dict[int, _Session] = {}
-        self._mailboxes: dict[int, tuple[Mailbox, _Session | None]] = {}
+        self._sent: dict[int, tuple[SentChoices, _Session | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def num_open(self) -> int:
         """Choices that somebody listens to and that have not ended."""
-        return sum(not mailbox.is_closed for mailbox, _ in self._mailboxes.values())
+        return sum(not sent.is_closed for sent, _ in self._sent.values())
 
-    def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> Mailbox:
-        """Send choices to one replica. Returns at once; whatever goes wrong is told by the mailbox."""
+    def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route, listener: Listener) -> SentChoices:
+        """Send choices to one replica. Returns at once; whatever comes of it, the listener hears later."""
         starts = [self._start(choice, remaining_s) for choice in choices]
-        mailbox = Mailbox(self, [start.id for start in starts])
-        self._mailboxes.update((start.id, (mailbox, None)) for start in starts)
+        sent = SentChoices(self, [start.id for start in starts], listener)
+        self._sent.update((start.id, (sent, None)) for start in starts)
         session = _Session(next(self._session_numbers))
         self._sessions[session.number] = session
-        self._later(self._carry(session, mailbox, starts, route))
-        return mailbox
+        self._later(self._carry(session, sent, starts, route))
+        return sent
 
     def _start(self, choice: NewChoice, remaining_s: float) -> ChoiceStart:
         number = next(self._ids)
@@ -233,24 +218,24 @@ class ChatLinks:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def release(self, mailbox: Mailbox) -> None:
-        """``mailbox`` is closed: end what it still has."""
-        if mailbox.replica_id is None:
-            asyncio.get_running_loop().call_later(_GIVE_UP_S, _give_up, mailbox)
+    def release(self, sent: SentChoices) -> None:
+        """``sent`` is closed: end what it still has."""
+        if sent.replica_id is None:
+            asyncio.get_running_loop().call_later(_GIVE_UP_S, _give_up, sent)
         else:
-            self._cancel(mailbox.replica_id, mailbox)
+            self._cancel(sent.replica_id, sent)
 
     # -- one call ----------------------------------------------------------------------------------------------------
 
-    async def _carry(self, session: _Session, mailbox: Mailbox, starts: list[ChoiceStart], route: Route) -> None:
+    async def _carry(self, session: _Session, sent: SentChoices, starts: list[ChoiceStart], route: Route) -> None:
         """Nobody is left waiting, whatever becomes of the call."""
         error: ServingError = _lost()
         try:
             call = self._calls.open(self._gateway, session.number, starts, route)
-            mailbox.call = call
+            sent.call = call
             async for frame in call:
                 if isinstance(frame, Accepted):
-                    self._accepted(frame, mailbox)
+                    self._accepted(frame, sent)
                 else:
                     self._deliver(frame)
         except asyncio.CancelledError:
@@ -260,10 +245,10 @@ class ChatLinks:
             error = self._failed(failure)
         finally:
             del self._sessions[session.number]
-            if mailbox.replica_id is None:
-                self._fail(mailbox, error)
+            if sent.replica_id is None:
+                self._fail(sent, error)
             for number in tuple(session.carried):
-                if (entry := self._mailboxes.get(number)) is not None:
+                if (entry := self._sent.get(number)) is not None:
                     self._fail(entry[0], error)
 
     def _failed(self, failure: Exception) -> ServingError:
@@ -275,21 +260,21 @@ class ChatLinks:
         _log.error("chat call failed", exc_info=failure)
         return EngineFailed("the model's server failed on this request; retry")
 
-    def _accepted(self, frame: Accepted, mailbox: Mailbox) -> None:
-        mailbox.replica_id = frame.replica_id
+    def _accepted(self, frame: Accepted, sent: SentChoices) -> None:
+        sent.replica_id = frame.replica_id
         carrier = self._sessions.get(frame.session)
         if carrier is None:  # its stream broke while this answer was on its way
-            self._fail(mailbox, _lost())
+            self._fail(sent, _lost())
             return
-        for number in mailbox.open_ids:
-            self._mailboxes[number] = (mailbox, carrier)
+        for number in sent.open_ids:
+            self._sent[number] = (sent, carrier)
             carrier.carried.add(number)
-        if mailbox.is_closed:
-            self._cancel(frame.replica_id, mailbox)
+        if sent.is_closed:
+            self._cancel(frame.replica_id, sent)
 
     def _deliver(self, items: list[Item]) -> None:
         for item in items:
-            entry = self._mailboxes.get(item.id)
+            entry = self._sent.get(item.id)
             if entry is None:  # cancelled meanwhile
                 continue
             ends = not isinstance(item, Delta) or item.finish_reason is not None
@@ -297,38 +282,38 @@ class ChatLinks:
                 self._forget(item.id)
             entry[0].put(item, ends)
 
-    def _fail(self, mailbox: Mailbox, error: ServingError) -> None:
-        self._end(mailbox, tuple(mailbox.open_ids))
-        mailbox.fail(error)
+    def _fail(self, sent: SentChoices, error: ServingError) -> None:
+        self._end(sent, tuple(sent.open_ids))
+        sent.fail(error)
 
-    def _end(self, mailbox: Mailbox, ids: Collection[int]) -> None:
+    def _end(self, sent: SentChoices, ids: Collection[int]) -> None:
         for number in ids:
             self._forget(number)
-        mailbox.end(ids)
+        sent.end(ids)
 
     def _forget(self, number: int) -> None:
-        _, session = self._mailboxes.pop(number, (None, None))
+        _, session = self._sent.pop(number, (None, None))
         if session is not None:
             session.carried.discard(number)
 
     # -- cancelling --------------------------------------------------------------------------------------------------
 
-    def _cancel(self, replica_id: str, mailbox: Mailbox) -> None:
-        self._later(self._send_cancel(replica_id, mailbox))
+    def _cancel(self, replica_id: str, sent: SentChoices) -> None:
+        self._later(self._send_cancel(replica_id, sent))
 
-    async def _send_cancel(self, replica_id: str, mailbox: Mailbox) -> None:
+    async def _send_cancel(self, replica_id: str, sent: SentChoices) -> None:
         """What the replica does not know any more has ended by itself: its last item is on its way."""
-        ids = list(mailbox.open_ids)
+        ids = list(sent.open_ids)
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
                 used_s = await self._calls.cancel(replica_id, self._gateway, ids)
-                mailbox.took(used_s)
-                self._end(mailbox, tuple(used_s))
-                await mailbox.ended()
+                sent.took(used_s)
+                self._end(sent, tuple(used_s))
+                await sent.ended()
         except Exception as error:  # the replica is gone or hangs; its deadline ends what it still has
             _log.warning("cancel failed", replica_id=replica_id, error=type(error).__name__)
         finally:
-            self._end(mailbox, ids)
+            self._end(sent, ids)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
         # A context of its own: Ray cancels the calls made in the context of a request that goes away, and a stream also
@@ -338,10 +323,10 @@ class ChatLinks:
         task.add_done_callback(self._tasks.discard)
 
 
-def _give_up(mailbox: Mailbox) -> None:
+def _give_up(sent: SentChoices) -> None:
     """End a call that has found no replica in time. One that has may carry the deltas of others."""
-    if mailbox.replica_id is None and mailbox.call is not None:
-        mailbox.call.cancel()
+    if sent.replica_id is None and sent.call is not None:
+        sent.call.cancel()
 
 
 def _lost() -> BackendError:

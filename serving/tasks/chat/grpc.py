@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from vireo_pb.vireo.v1 import vireo_pb2
@@ -52,7 +53,7 @@ async def chat(call: GrpcCall, message: vireo_pb2.ChatRequest) -> AsyncGenerator
     chats = call.front.service.chats
     request = call.front.admit(await request_from_message(message, call), chats.chat_models(), call.visit)
     reasons = [FinishReason.STOP] * request.sampling.n
-    async with EventQueue(chats.chat(request)) as queue:
+    async with EventQueue(partial(chats.chat, request)) as queue:
         while True:
             for event in joined(await queue.take()):
                 if isinstance(event, ChatEnd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from serving.domain import Surface
@@ -38,7 +39,7 @@ async def chat(call: Call) -> Answer | None:
 
 
 async def _answer_whole(call: Call, completion: Completion) -> Answer:
-    events = call.front.service.chats.chat(completion.request)
+    events = partial(call.front.service.chats.chat, completion.request)
     async with EventQueue(events, receive=call.receive) as queue:
         while completion.end is None:
             for event in await queue.take():
@@ -49,7 +50,7 @@ async def _answer_whole(call: Call, completion: Completion) -> Answer:
 
 async def _answer_stream(call: Call, request: ChatRequest, writer: ChunkWriter) -> None:
     """Answer with events. An error before the first one is raised; a later one is the last event."""
-    events = call.front.service.chats.chat(request)
+    events = partial(call.front.service.chats.chat, request)
     async with EventQueue(events, receive=call.receive, silence_s=call.front.limits.keep_alive_s) as queue:
         first = await queue.take()
         await call.start(EVENT_HEADERS)

@@ -5,7 +5,7 @@ fetch and decode -> token ids -> plan -> look up and reserve (one Redis round tr
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -99,7 +99,7 @@ class ChatService:
         for model in self._models.values():
             await model.links.stop()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
         """See ``serving.service.ChatService.chat``."""
         model = served(self._models, request.model, "does not chat")
         with self._pipeline.admitted(request.tenant, lambda: _RETRY_S):
@@ -107,20 +107,18 @@ class ChatService:
             ready = await self._in_time(deadline_s, self._make_ready(model, request, deadline_s))
             if not request.is_streamed:
                 for event in await self._whole(ready):
-                    yield event
+                    say(event)
                 return
             lookup = await self._in_time(deadline_s, self._look_up(ready))
             if (found := lookup.found[0]) is not None:
                 for event in self._stored_events(ready, found):
-                    yield event
+                    say(event)
                 return
             with self._generating(ready, lookup.reservation) as generation:
-                while not generation.is_over:
-                    for delta in await generation.next():
-                        yield delta
+                await generation.run(say)
                 if not generation.is_capped:
                     self._pipeline.results.put(ready.name, CODEC, generation.stored())
-                yield self._end(ready, generation)
+                say(self._end(ready, generation))
 
     async def _in_time(self, deadline_s: float, work: Awaitable[T]) -> T:
         return await self._pipeline.in_time(deadline_s, work, "the first token")
@@ -174,8 +172,7 @@ class ChatService:
         async def run(_places: Sequence[int], reservation: Reservation) -> list[_Whole]:
             deltas: list[ChatDelta] = []
             with self._generating(ready, reservation) as generation:
-                while not generation.is_over:
-                    deltas += await generation.next()
+                await generation.run(deltas.append)
                 stored = None if generation.is_capped else generation.stored()
                 return [_Whole((*deltas, self._end(ready, generation)), stored)]
 

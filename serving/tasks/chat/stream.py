@@ -1,5 +1,7 @@
 """Between a service that makes events and a client that reads: what waits, in order, joined where it can be.
 
+This is the one buffer of a request on a gateway: whoever makes an event puts it here by a plain call.
+
 The service is never held up by a slow client, so that it is done with the request, and its memory free, as soon as
 possible; what waits is bounded by what one answer may hold.
 """
@@ -7,20 +9,33 @@ possible; what waits is bounded by what one answer may hold.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeAlias, TypeVar
 
 from serving.errors import BackendError, Cancelled
 from serving.front.http.body import Receive
 from serving.tasks.chat.domain import ChatDelta, ChatEvent
 
 Event = TypeVar("Event")
+Work: TypeAlias = Callable[[Callable[[Event], None]], Awaitable[None]]
+"""What makes events: called with where to put them."""
+
+
+def pumped(events: AsyncGenerator[Event, None]) -> Work[Event]:
+    """The work of a generator; it is closed when the work is cancelled."""
+
+    async def work(say: Callable[[Event], None]) -> None:
+        async with aclosing(events):
+            async for event in events:
+                say(event)
+
+    return work
 
 
 class EventQueue(Generic[Event]):
-    """Runs a service's generator in a task of its own while entered; leaving closes it, however far it has come.
+    """Runs a service's work in a task of its own while entered; leaving cancels it, however far it has come.
 
     ``receive``: the ASGI channel of a request whose body is read, where the client's leaving is heard of.
     ``silence_s``: after so long without an event, ``take`` returns nothing, so that a sign of life can be sent.
@@ -28,12 +43,12 @@ class EventQueue(Generic[Event]):
 
     def __init__(
         self,
-        events: AsyncGenerator[Event, None],
+        work: Work[Event],
         *,
         receive: Receive | None = None,
         silence_s: float | None = None,
     ) -> None:
-        self._events = events
+        self._work = work
         self._receive = receive
         self._silence_s = silence_s
         self._loop = asyncio.get_running_loop()
@@ -48,7 +63,7 @@ class EventQueue(Generic[Event]):
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        self._tasks.append(asyncio.create_task(self._pump()))
+        self._tasks.append(asyncio.create_task(self._run()))
         if self._receive is not None:
             self._tasks.append(asyncio.create_task(self._listen(self._receive)))
         if self._silence_s is not None:
@@ -69,7 +84,7 @@ class EventQueue(Generic[Event]):
 
         Raises:
             Cancelled: the client is gone.
-            Whatever the generator raised, once all before it is taken; BackendError: it just ended.
+            Whatever the work raised, once all before it is taken; BackendError: it just ended.
         """
         while True:
             if self._is_gone:
@@ -90,12 +105,13 @@ class EventQueue(Generic[Event]):
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 
-    async def _pump(self) -> None:
+    def _put(self, event: Event) -> None:
+        self._waiting.append(event)
+        self._wake()
+
+    async def _run(self) -> None:
         try:
-            async with aclosing(self._events) as events:
-                async for event in events:
-                    self._waiting.append(event)
-                    self._wake()
+            await self._work(self._put)
             self._end = BackendError("the answer broke off; retry")
         except Exception as error:
             self._end = error

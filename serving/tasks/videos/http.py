@@ -32,7 +32,7 @@ from serving.front.http.openapi import (
     path_parameter,
 )
 from serving.front.status import error_body
-from serving.tasks.chat.stream import EventQueue
+from serving.tasks.chat.stream import EventQueue, pumped
 from serving.tasks.videos.body import (
     document_from_form,
     form_rules,
@@ -134,7 +134,7 @@ async def events(call: Call) -> None:
     """``GET /v1/videos/{id}/events``. A watcher that leaves does nothing to the job."""
     updates = call.front.service.videos.watch_video(call.tenant, _id(call))
     silence_s = call.front.limits.keep_alive_s
-    async with EventQueue(updates, receive=call.receive, silence_s=silence_s) as queue:
+    async with EventQueue(pumped(updates), receive=call.receive, silence_s=silence_s) as queue:
         taken = await queue.take()
         await call.start(EVENT_HEADERS)
         try:
@@ -162,7 +162,7 @@ async def _send_update(call: Call, taken: list[VideoUpdate]) -> bool:
 async def _wait(call: Call, job: VideoJob) -> VideoJob:
     """Return the job once it is over. Raises: Cancelled: the caller is gone."""
     updates = call.front.service.videos.watch_video(job.owner, job.id)
-    async with EventQueue(updates, receive=call.receive) as queue:
+    async with EventQueue(pumped(updates), receive=call.receive) as queue:
         while True:
             last = (await queue.take())[-1].job
             if last.status.is_final:

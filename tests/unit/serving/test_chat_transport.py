@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from serving.delivery.stream.links import ChatLinks, Mailbox, NewChoice, Route
+from serving.delivery.stream.links import ChatLinks, NewChoice, Route
 from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.tasks.chat.domain import FinishReason
-from tests.support.chat_replicas import LocalCalls, Replica, engine_request
+from tests.support.chat_replicas import LocalCalls, Mailbox, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
 
 LONG = "a long answer that takes its time. " * 8
@@ -30,7 +30,7 @@ def engine(answer: str = LONG, step_s: float = 0.01, **options: Any) -> FakeChat
 
 def start(links: ChatLinks, count: int = 1, *, is_streamed: bool = True, remaining_s: float = 60.0) -> Mailbox:
     choices = [NewChoice(engine_request(max_tokens=500), 1.0, is_streamed) for _ in range(count)]
-    return links.start(choices, remaining_s, Route())
+    return Mailbox(links, choices, remaining_s, Route())
 
 
 async def read(mailbox: Mailbox) -> dict[int, list[Delta]]:
@@ -245,7 +245,7 @@ async def test_tenants_share_the_slots_whatever_priority_they_ask_for() -> None:
     links, order = ChatLinks(LocalCalls(replica), "g"), list[str]()
 
     async def ask(tenant: str, rank: int) -> None:
-        mailbox = links.start([NewChoice(engine_request(), 1.0, True, tenant, rank)], 600.0, Route())
+        mailbox = Mailbox(links, [NewChoice(engine_request(), 1.0, True, tenant, rank)], 600.0, Route())
         await read(mailbox)
         order.append(tenant)
 
@@ -315,7 +315,7 @@ async def test_an_engine_that_fails_on_one_request_harms_no_other() -> None:
     replica = Replica("r", failing)
     links = ChatLinks(LocalCalls(replica), "g")
     good = start(links)
-    bad = links.start([NewChoice(engine_request(max_tokens=7), 1.0, True)], 60.0, Route())
+    bad = Mailbox(links, [NewChoice(engine_request(max_tokens=7), 1.0, True)], 60.0, Route())
     assert isinstance(await last(bad), EngineFailed)
     assert text((await read(good))[0]) == LONG
     await settled(replica)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.errors import BackendError, EngineFailed
 from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, FinishReason, TokenLogprob, Usage
-from serving.tasks.chat.stream import EventQueue, joined
+from serving.tasks.chat.stream import EventQueue, joined, pumped
 from tests.support.fake_service import make_report
 
 END = ChatEnd(usage=Usage(prompt_tokens=1, completion_tokens=1), report=make_report())
@@ -74,21 +74,21 @@ A, B = ChatDelta(0, "a", 1), ChatDelta(0, "b", 1)
 
 
 async def test_events_come_before_the_error_that_followed_them() -> None:
-    async with EventQueue(Source(A, B, EngineFailed("the engine has died")).run()) as queue:
+    async with EventQueue(pumped(Source(A, B, EngineFailed("the engine has died")).run())) as queue:
         assert await queue.take() == [A, B]
         with pytest.raises(EngineFailed):
             await queue.take()
 
 
 async def test_generator_that_just_ends_is_an_error() -> None:
-    async with EventQueue(Source(A).run()) as queue:
+    async with EventQueue(pumped(Source(A).run())) as queue:
         assert await queue.take() == [A]
         with pytest.raises(BackendError, match="broke off"):
             await queue.take()
 
 
 async def test_generator_that_was_cancelled_from_within_is_an_error() -> None:
-    async with EventQueue(Source(A, asyncio.CancelledError()).run()) as queue:
+    async with EventQueue(pumped(Source(A, asyncio.CancelledError()).run())) as queue:
         assert await queue.take() == [A]
         with pytest.raises(BackendError, match="cancelled by the server"):
             await queue.take()
@@ -96,7 +96,7 @@ async def test_generator_that_was_cancelled_from_within_is_an_error() -> None:
 
 async def test_leaving_closes_a_generator_that_waits() -> None:
     source = Source(A, asyncio.Event(), END)
-    async with EventQueue(source.run()) as queue:
+    async with EventQueue(pumped(source.run())) as queue:
         assert await queue.take() == [A]
         assert source.is_open
     assert not source.is_open
@@ -106,7 +106,7 @@ async def test_taker_that_is_cancelled_closes_the_generator() -> None:
     source = Source(asyncio.Event(), END)
 
     async def take() -> None:
-        async with EventQueue(source.run()) as queue:
+        async with EventQueue(pumped(source.run())) as queue:
             await queue.take()
 
     task = asyncio.create_task(take())
@@ -121,7 +121,7 @@ async def test_taker_that_is_cancelled_closes_the_generator() -> None:
 
 async def test_silence_is_told_again_and_again_and_not_while_something_waits() -> None:
     gate = asyncio.Event()
-    async with EventQueue(Source(gate, END).run(), silence_s=0.005) as queue:
+    async with EventQueue(pumped(Source(gate, END).run()), silence_s=0.005) as queue:
         assert await queue.take() == []
         assert await queue.take() == []
         gate.set()
