@@ -135,16 +135,24 @@ def encode_images(
     return connector(read_levels(tower, pixels, config.vision_levels), pairs)  # type: ignore[no-any-return]
 
 
-def build(variant: Variant, device: str = "cpu", dtype: str = "float32") -> TextHawk2ForConditionalGeneration:
-    """The network of a variant; where it has no weights, with random ones, the same each time.
+def build(
+    variant: Variant, device: str = "cpu", dtype: str = "float32", *, random_weights: bool = False
+) -> TextHawk2ForConditionalGeneration:
+    """The network of a variant; with random weights, the same each time, where they are asked for.
 
-    Raises: OSError, ValueError: the folder does not hold such a model.
+    Raises: OSError, ValueError: no folder, or it does not hold such a model, each tensor and no other.
     """
     number = getattr(torch, dtype)
-    if variant.weights is not None:
-        network: Any = TextHawk2ForConditionalGeneration.from_pretrained(variant.weights, dtype=number)
-    else:
-        with torch.random.fork_rng(), torch.device(device):
+    if random_weights:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(0)
-            network = TextHawk2ForConditionalGeneration(TextHawk2Config(**variant.config)).to(number)
+            network: Any = TextHawk2ForConditionalGeneration(TextHawk2Config(**variant.config)).to(number)
+    else:
+        if variant.weights is None:
+            raise ValueError(f"{variant.id} has no weights; convert a checkpoint (vireo convert texthawk2)")
+        network, told = TextHawk2ForConditionalGeneration.from_pretrained(
+            variant.weights, dtype=number, output_loading_info=True
+        )
+        if wrong := {kind: sorted(map(str, names))[:3] for kind, names in told.items() if names}:
+            raise ValueError(f"{variant.weights} does not hold a TextHawk2 model: {wrong}")
     return cast(TextHawk2ForConditionalGeneration, network.to(device).eval())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from models.contract import TextBox
+from models.contract import Family, TextBox, Variant
 from models.families.texthawk2.config import TextHawk2Config
 from models.families.texthawk2.family import FAMILY, NANO, SEVEN_B
 from models.families.texthawk2.tiling import TilingLimits
 from models.registry import find, known_ids
+from models.stream_checks import CHECKS
+from tests.support.chat_models import LIMITS, TILE, make_model_folder
 
 
 def test_its_models_chat() -> None:
@@ -31,7 +35,7 @@ def test_model_must_hold_its_largest_image() -> None:
 
 def test_published_configuration_is_that_of_the_card() -> None:
     assert FAMILY.build is not None
-    network = FAMILY.build.load()(SEVEN_B, "meta", "bfloat16")
+    network = FAMILY.build.load()(SEVEN_B, "meta", "bfloat16", random_weights=True)
     config = network.config
     assert isinstance(config, TextHawk2Config)
     assert (config.tile_size, config.max_tiles, config.max_tiles_side) == (224, 72, 12)
@@ -49,7 +53,18 @@ def test_a_broken_box_is_none() -> None:
     assert FAMILY.part("boxes")("<box><100><200><999></box> <box>") == []
 
 
-def test_without_a_folder_there_is_no_tokenizer() -> None:
+def test_without_a_folder_there_are_neither_tokenizer_nor_weights() -> None:
+    assert FAMILY.build is not None
     with pytest.raises(ValueError, match="texthawk2-7b has no folder"):
         FAMILY.part("prompts")(SEVEN_B)
-    assert NANO.weights is not None
+    with pytest.raises(ValueError, match="texthawk2-7b has no weights"):
+        FAMILY.build.load()(SEVEN_B)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_model_keeps_what_a_family_that_chats_has_to_keep(
+    check: Callable[[Family, Variant], None], tmp_path: Path
+) -> None:
+    """On a small random model: the trained one need not be here."""
+    io = dataclasses.replace(NANO.io, tile_size=TILE, max_tiles=LIMITS.max_area, max_tiles_side=LIMITS.max_side)
+    check(FAMILY, dataclasses.replace(NANO, io=io, weights=make_model_folder(tmp_path)))
