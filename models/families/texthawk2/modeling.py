@@ -150,9 +150,10 @@ def build(
     else:
         if variant.weights is None:
             raise ValueError(f"{variant.id} has no weights; convert a checkpoint (vireo convert texthawk2)")
-        network, told = TextHawk2ForConditionalGeneration.from_pretrained(
+        loaded: Any = TextHawk2ForConditionalGeneration.from_pretrained(
             variant.weights, dtype=number, output_loading_info=True
         )
+        network, told = loaded
         if wrong := {kind: sorted(map(str, names))[:3] for kind, names in told.items() if names}:
             raise ValueError(f"{variant.weights} does not hold a TextHawk2 model: {wrong}")
     return cast(TextHawk2ForConditionalGeneration, network.to(device).eval())
