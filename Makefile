@@ -44,11 +44,12 @@ $(VENV)/.triton: $(STAMP)
 test: install $(VENV)/.triton .cache/fonts/packages/fonts-wqy-zenhei .cache/fonts/packages/fonts-wqy-microhei ## Run the tests.
 	$(BIN)/python -m pytest -q
 
-check: install ## Formatting, lint, types, import contracts, generated files.
+check: install ## Formatting, lint, types, import contracts, unused code, generated files.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/unused_code.py
 	$(BIN)/python scripts/generate_stubs.py --check
 
 format: install ## Rewrite the sources in the house format.

@@ -25,7 +25,6 @@ SurfaceName = Literal[
     "http_chat_unary",
     "grpc_chat",
 ]
-GRPC_SURFACES = frozenset({"grpc_vireo", "grpc_vireo_stream", "grpc_oip", "grpc_chat"})
 SCENARIO_DIR = Path(__file__).parent / "scenarios"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -238,11 +237,6 @@ class Scenario(_Strict):
         if known and unknown:
             raise ValueError(f"mix: tenants {', '.join(sorted(unknown))} are not in `tenants`")
         return self
-
-    @property
-    def uses_grpc(self) -> bool:
-        """True if some entry of the mix goes over gRPC."""
-        return any(entry.surface in GRPC_SURFACES for entry in self.mix)
 
     def with_overrides(
         self,

@@ -49,11 +49,6 @@ class Authenticator:
         self._hashes = tuple(hashes)
         self._logprobs_tenants = frozenset(logprobs_tenants)
 
-    @property
-    def is_anonymous(self) -> bool:
-        """Whether no keys are configured."""
-        return not self._hashes
-
     def may_use_logprobs(self, tenant: str) -> bool:
         """Whether a tenant may see and bias probabilities of tokens."""
         return tenant in self._logprobs_tenants

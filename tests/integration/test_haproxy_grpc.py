@@ -40,7 +40,6 @@ pytestmark = pytest.mark.timeout(120)
 KEY = "key-of-ada"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 METHODS = [method for service in SERVICES for method in methods_of(service)]
-GZIP = [("grpc-encoding", "gzip")]
 RAYS_CONFIG = """defaults
     mode http
     timeout connect 5s

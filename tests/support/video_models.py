@@ -14,7 +14,6 @@ from serving.replica.video.base import Frames
 from serving.tasks.videos.domain import VideoSettings
 
 CAPTION_CHANNELS = 8
-MAX_TEXT_TOKENS = 12
 
 
 def video_settings(**changes: object) -> VideoSettings:

@@ -41,7 +41,6 @@ QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""
 
 MAX_DIM = (1 << 31) - 1
-ITEM_BYTES: Final = {"UINT8": 1, "FP32": 4, "INT32": 4}
 
 _TYPES: Final = {"i": int, "f": float}
 

@@ -9,18 +9,14 @@ from schedulers.types import (
     BatchFinished,
     Decision,
     Event,
-    Fail,
     Priority,
     Reject,
-    Release,
     Reply,
     RunBatch,
     SampleArrived,
     Scheduler,
     StageResult,
 )
-
-TERMINAL = (Reply, Reject, Fail, Release)
 
 
 def linear_cost(num_stages: int = 3, fixed_s: float = 0.010, each_s: float = 0.001) -> TableCostModel:

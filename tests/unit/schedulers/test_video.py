@@ -33,8 +33,6 @@ from schedulers.video_types import (
 )
 from schedulers.video_urgency import CLASS_S, HORIZON_S
 
-TERMINAL = (Finish, Fail, Release, GiveBack)
-
 
 def job(
     job_id: str,

@@ -8,15 +8,12 @@ import pytest
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.domain import Budget, Priority, Surface
+from serving.domain import Budget, Priority
 from serving.front.auth import LOCAL_TENANT
 from serving.service import Service
-from serving.tasks.videos.domain import VideoRequest
 from tests.support.clients import GOOD_PNG, Ask, FakeContext, FrontDoor, oip_message, vireo_message
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
-from tests.support.fake_videos import VIDEO_MODEL, make_video_card
-
-REQUEST = VideoRequest(request_id="r", surface=Surface.HTTP_VIDEO, tenant="ada", model=VIDEO_MODEL, prompt="a ball")
+from tests.support.fake_videos import make_video_card
 
 
 @pytest.mark.parametrize("highest", [Priority.NORMAL, Priority.HIGH])

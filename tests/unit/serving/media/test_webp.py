@@ -16,7 +16,7 @@ from serving.media.probe import probe
 from tests.support import media_files as files
 
 LIMITS = MediaLimits()
-ANIMATED, EXIF, ALPHA, PROFILE = 0x02, 0x08, 0x10, 0x20
+EXIF, ALPHA, PROFILE = 0x08, 0x10, 0x20
 KINDS = ["lossy", "lossless", "lossy with alpha", "lossless with alpha"]
 
 
