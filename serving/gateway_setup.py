@@ -269,4 +269,5 @@ def _card(family: Family, variant: Variant, table: Any) -> ModelCard:
         checkpoint_sha256=table.checkpoint_sha256,
         operating_points=tuple(point.name for point in table.points),
         prepare_version=family.prepare_version,
+        knobs=family.knobs,
     )

@@ -111,7 +111,8 @@ class Results:
 class Replica(Classifier):
     """One that is not Serve's to take down."""
 
-    __del__ = None  # type: ignore[assignment]
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
 
 
 async def main() -> None:

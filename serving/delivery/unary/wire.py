@@ -5,6 +5,7 @@ Deadlines travel as seconds remaining, because monotonic clocks of two nodes hav
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ class SampleCall(NamedTuple):
     thresholds: tuple[float, ...]
     priority: int
     tenant: str
+    settings: Mapping[str, bool | int | float | str] = {}
+    """What the request has set of the model's knobs; thresholds of exits are in ``thresholds`` besides."""
 
 
 class SampleAnswer(NamedTuple):

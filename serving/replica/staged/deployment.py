@@ -58,6 +58,7 @@ class Classifier:
                 sample.pixels,
                 deadline_s=now_s + sample.remaining_s,
                 thresholds=sample.thresholds,
+                point=sample.settings,
                 priority=Priority(sample.priority),
                 tenant=sample.tenant,
                 stay=stay,

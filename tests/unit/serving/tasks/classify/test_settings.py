@@ -1,0 +1,75 @@
+"""What a request sets of a classifier's knobs: what is run, and what is reserved for it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from models import registry
+from serving.delivery.pipeline import Pipeline, PipelineLimits
+from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
+from serving.errors import BudgetInfeasible
+from serving.operating_points import load_table
+from serving.tasks.classify.service import NEVER, ClassifyService, ServedModel, table_of_set
+from tests.support.fake_service import make_card
+from tests.unit.serving.test_classify_service import ANSWER, Media, MemoryResults
+
+MODEL = "dyn-perceiver-nano"
+FAMILY, VARIANT = registry.find(MODEL)
+TABLE = load_table(MODEL, VARIANT.weights)
+CARD = replace(make_card(MODEL), knobs=FAMILY.knobs)
+
+
+def test_point_that_was_not_measured_counts_as_dear_as_the_dearest_and_as_good_as_the_worst() -> None:
+    (point,) = table_of_set(TABLE, CARD, {"exit_2": 0.5}).points
+    assert point.name == "exit_2=0.5"
+    assert point.thresholds == (NEVER, 0.5, NEVER, TABLE.points[0].thresholds[-1])
+    assert point.joules_per_sample == max(one.joules_per_sample for one in TABLE.points)
+    assert point.accuracy == min(one.accuracy for one in TABLE.points)
+
+
+class Recorder:
+    """A dispatcher that answers at once."""
+
+    def __init__(self) -> None:
+        self.samples: list[Any] = []
+
+    def predicted_wait_s(self) -> float:
+        return 0.0
+
+    async def run(self, samples: list[Any], predicted_s: float, settle: Any) -> list[Any]:
+        self.samples += samples
+        outcomes = [ANSWER for _ in samples]
+        settle(outcomes)
+        return outcomes
+
+
+def ask(dispatcher: Recorder, **budget: Any) -> Any:
+    served = ServedModel(card=CARD, label=str, table=TABLE, dispatcher=cast(Any, dispatcher))
+    pipeline = Pipeline(cast(Any, MemoryResults()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
+    service = ClassifyService({MODEL: served}, cast(Any, Media()), pipeline, max_images=8)
+    request = ClassifyRequest(
+        request_id="r",
+        surface=Surface.HTTP_CLASSIFY,
+        tenant="acme",
+        model=MODEL,
+        images=(ImageInput(encoded=b"x"),),
+        budget=Budget(**budget),
+    )
+    return asyncio.run(service.classify(request))
+
+
+def test_settings_reach_the_replica_and_the_report() -> None:
+    dispatcher = Recorder()
+    reply = ask(dispatcher, settings={"exit_1": 0.0})
+    (sample,) = dispatcher.samples
+    assert (sample.thresholds[0], sample.settings) == (0.0, {"exit_1": 0.0})
+    assert reply.report.operating_point == "exit_1=0"
+
+
+def test_floor_that_no_measurement_promises_is_refused() -> None:
+    with pytest.raises(BudgetInfeasible):
+        ask(Recorder(), settings={"exit_1": 0.0}, quality_floor=0.9999)
