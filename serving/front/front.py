@@ -16,7 +16,7 @@ from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import InvalidRequest, ServingError, UnknownModel
 from serving.front.auth import Authenticator
 from serving.front.status import to_serving_error
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.service import Card, Service
 from serving.telemetry.events import UNKNOWN, CallFinished, CallStarted, Sink, ignore
 
@@ -44,6 +44,13 @@ def shown(value: object, max_chars: int = 60) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= max_chars else text[:max_chars] + "..."
+
+
+def check_model(value: str) -> str:
+    """Return the id of a model. Raises: InvalidRequest: no model has it."""
+    if not value or len(value) > MAX_ID_CHARS:
+        raise InvalidRequest(f"model is {shown(value)}; send a model id", param="model")
+    return value
 
 
 @dataclass(slots=True)

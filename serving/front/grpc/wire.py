@@ -6,7 +6,6 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Report
 from serving.errors import InvalidRequest, ServingError
-from serving.front.front import shown
 from serving.front.status import message_of, param_of, retry_after_s
 from serving.limits import MAX_ID_CHARS
 
@@ -15,13 +14,6 @@ def check_id(value: str) -> None:
     """Raises: InvalidRequest: the caller's id is too long to be echoed."""
     if len(value) > MAX_ID_CHARS:
         raise InvalidRequest(f"id has {len(value)} characters; the limit is {MAX_ID_CHARS}. Shorten it", param="id")
-
-
-def check_model(value: str) -> str:
-    """Return the id of a model. Raises: InvalidRequest: no model has it."""
-    if not value or len(value) > MAX_ID_CHARS:
-        raise InvalidRequest(f"model is {shown(value)}; send a model id", param="model")
-    return value
 
 
 def message_from_error(error: ServingError) -> vireo_pb2.Error:

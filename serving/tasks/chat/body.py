@@ -10,10 +10,10 @@ from typing import Any, Final
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnknownField, UnsupportedField
 from serving.front.budget import budget_from_object
-from serving.front.front import shown
+from serving.front.front import check_model, shown
 from serving.front.http.body import PIECE_BYTES
 from serving.front.http.json_scan import Bounds
-from serving.limits import MAX_ID_CHARS, IngressLimits
+from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ChatRequest, Role, Sampling
 from serving.tasks.chat.rules import (
     ANY_OBJECT,
@@ -249,9 +249,7 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
 
 
 def _model(fields: dict[str, Any]) -> str:
-    model: str = _of(str, "a model id", fields.get("model"), "model")
-    if not 0 < len(model) <= MAX_ID_CHARS:
-        raise InvalidRequest(f"model is {shown(model)}; send a model id", param="model")
+    model = check_model(_of(str, "a model id", fields.get("model"), "model"))
     _short_text(fields, "user", "")
     _short_text(fields, "safety_identifier", "")
     _check_metadata(fields.get("metadata", {}))

@@ -16,9 +16,8 @@ from serving.errors import (
     InvalidRequest,
     TooManyImages,
 )
-from serving.front.data_urls import DataUrl, is_data_url, parse_data_url
 from serving.front.front import shown
-from serving.front.images import decode_url
+from serving.front.images import DataUrl, decode_url, is_data_url, parse_data_url
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ImagePart, Message, Part, Role, TextPart
 from serving.tasks.chat.schema_bounds import SchemaBounds

@@ -8,7 +8,7 @@ from typing import Any, Final
 from serving.domain import Budget, Classification, ClassifyReply, ClassifyRequest, ImageInput, Surface
 from serving.errors import InvalidRequest, ServingError
 from serving.front.budget import BudgetBody, budget_from_object
-from serving.front.front import shown
+from serving.front.front import check_model, shown
 from serving.front.http.body import PIECE_BYTES, read_into
 from serving.front.http.call import Answer, Call, Route, json_answer
 from serving.front.http.json_body import load_object, validate
@@ -17,7 +17,7 @@ from serving.front.http.multipart import Form, FormReader
 from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation
 from serving.front.images import images_from_text
 from serving.front.status import error_object
-from serving.limits import MAX_ID_CHARS, IngressLimits
+from serving.limits import IngressLimits
 from serving.service import ModelCard
 from serving.tasks.base import ModelBlock
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
@@ -90,9 +90,7 @@ def request_from_form(
     form: Form, *, request_id: str, tenant: str, fallback: Budget, limits: IngressLimits
 ) -> ClassifyRequest:
     """Make a request of a multipart form. Raises: InvalidRequest, UnknownField."""
-    model = form.fields.get("model", "")
-    if not model or len(model) > MAX_ID_CHARS:
-        raise InvalidRequest(f"model is {shown(model)}; send a model id as a form field", param="model")
+    model = check_model(form.fields.get("model", ""))
     if not form.files:
         raise InvalidRequest("file is missing; send at least one image as a form file named 'file'", param="file")
     top_k = form.fields.get("top_k", "1")

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from serving.errors import InvalidRequest, ServingError, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
-from serving.front.front import shown
-from serving.limits import MAX_ID_CHARS, IngressLimits
+from serving.front.front import check_model, shown
+from serving.limits import IngressLimits
 from serving.service import VideoModelCard, VideoService
 from serving.tasks.chat.rules import check_integer, check_number, check_unicode
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest
@@ -77,8 +77,7 @@ def parse_seconds(value: str | float | None) -> float | None:
 
 def check_video(request: VideoRequest, limits: IngressLimits) -> VideoRequest:
     """Return the request. Raises: InvalidRequest."""
-    if not request.model or len(request.model) > MAX_ID_CHARS:
-        raise InvalidRequest(f"model is {shown(request.model)}; send a model id", param="model")
+    check_model(request.model)
     if not request.prompt.strip():
         raise InvalidRequest("prompt is empty; say what the clip shows", param="prompt")
     _check_text(request.prompt, limits.max_text_chars, "prompt")

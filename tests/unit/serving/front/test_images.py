@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from serving.errors import InvalidImage
-from serving.front.data_urls import MAX_ESCAPES, is_data_url, parse_data_url
+from serving.front.images import MAX_ESCAPES, is_data_url, parse_data_url
 from serving.tasks.chat.domain import ImagePart
 from tests.support.chat_clients import CHAT_SURFACES, Chat, Turn, Url
 from tests.support.clients import GOOD_PNG, FrontDoor
