@@ -115,7 +115,7 @@ class Replica(Classifier):
         pass
 
 
-async def main() -> None:
+async def main() -> Trace:
     trace, loop = Trace(), asyncio.get_running_loop()
     family, variant = registry.find(MODEL)
     options = SimpleNamespace(max_batch=8, max_queue=64, max_held_bytes=1 << 30)
@@ -139,9 +139,10 @@ async def main() -> None:
     sys.setprofile(trace.profile)
     reply = await ask()
     sys.setprofile(None)
+    threading.setprofile(None)
     assert reply.status == 200, reply.body
     await driver.stop()
-    show(trace)
+    return trace
 
 
 def behind(replica: Replica, variant: Variant) -> Service:
@@ -170,4 +171,4 @@ def show(trace: Trace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    show(asyncio.run(main()))
