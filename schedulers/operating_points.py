@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -16,12 +16,17 @@ from schedulers.cost import TableCostModel
 FORMAT = 1
 #: The parts of a budget, spelled as in the ``degraded`` list of an answer.
 BudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
+Settings: TypeAlias = Mapping[str, bool | int | float | str]
+"""Of a model's knobs. ``exit_1``, ``exit_2``, ... are the thresholds of its exits; the last exit has none."""
 _SHARE_TOLERANCE = 1e-3
+_NEVER, _ALWAYS = 1e8, -1e8
+"""Thresholds of an exit that nobody takes (no confidence is above 1), and that all take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """One calibrated setting. ``ms_by_batch`` maps a batch size to the expected milliseconds of that batch."""
+    """One calibrated choice of thresholds and settings. ``ms_by_batch`` maps a batch size to the expected milliseconds
+    of that batch. ``settings`` are those that are not the defaults, thresholds aside."""
 
     name: str
     thresholds: tuple[float, ...]
@@ -31,6 +36,12 @@ class OperatingPoint:
     ms_by_batch: Mapping[int, float]
     joules_per_sample: float
     accuracy: float
+    settings: Settings = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """For caches: the same name means something else after the next calibration."""
+        return f"{self.name}{self.thresholds}{sorted(self.settings.items())}"
 
     @property
     def service_s(self) -> float:
@@ -142,6 +153,52 @@ class Infeasible:
     breaks: tuple[BudgetKind, ...]
     message: str
     retry_after_s: float | None
+
+
+def with_settings(table: OperatingPointTable, settings: Settings) -> OperatingPointTable:
+    """The table of a request that sets some knobs itself: each point with these, the others as calibrated.
+
+    What was not calibrated is bounded by what was: the cost is that of the cheapest point that is set nowhere lower (of
+    the dearest, where there is none), and the accuracy the lowest of all.
+    """
+    return replace(table, points=tuple(_overridden(table, point, settings) for point in table.points))
+
+
+def _overridden(table: OperatingPointTable, point: OperatingPoint, settings: Settings) -> OperatingPoint:
+    thresholds, others = list(point.thresholds), dict(point.settings)
+    for name, value in settings.items():
+        exit_number = name.removeprefix("exit_")
+        if name.startswith("exit_") and exit_number.isdecimal() and int(exit_number) < len(thresholds):
+            thresholds[int(exit_number) - 1] = _threshold(float(value))
+        else:
+            others[name] = value
+    if tuple(thresholds) == point.thresholds and others == point.settings:
+        return point
+    made = replace(point, thresholds=tuple(thresholds), settings=others)
+    nowhere_lower = [known for known in table.points if _is_nowhere_lower(known, made)]
+    cost = (
+        min(nowhere_lower, key=lambda p: p.joules_per_sample)
+        if nowhere_lower
+        else max(table.points, key=lambda p: p.joules_per_sample)
+    )
+    return replace(
+        made,
+        name=f"{point.name}+{','.join(f'{name}={value}' for name, value in sorted(settings.items()))}",
+        ms_by_batch=cost.ms_by_batch,
+        joules_per_sample=cost.joules_per_sample,
+        accuracy=min(known.accuracy for known in table.points),
+    )
+
+
+def _threshold(confidence: float) -> float:
+    return _ALWAYS if confidence <= 0.0 else _NEVER if confidence > 1.0 else confidence
+
+
+def _is_nowhere_lower(known: OperatingPoint, made: OperatingPoint) -> bool:
+    reached = next((place for place, value in enumerate(made.thresholds) if value <= 0.0), len(made.thresholds))
+    pairs = list(zip(known.thresholds[:reached], made.thresholds[:reached], strict=True))
+    pairs += [(known.settings.get(name), value) for name, value in made.settings.items()]  # type: ignore[misc]
+    return all(mine == asked or (_is_number(mine) and _is_number(asked) and mine >= asked) for mine, asked in pairs)
 
 
 def choose(table: OperatingPointTable, budget: Budget, predicted_queue_s: float) -> Choice | Infeasible:
@@ -274,6 +331,7 @@ def _point(data: object, field: str, num_exits: int) -> OperatingPoint:
         ms_by_batch=_ms_by_batch(point, prefix),
         joules_per_sample=_number(point, "joules_per_sample", prefix),
         accuracy=_number(point, "accuracy", prefix, high=1.0),
+        settings=dict(_mapping(point, "settings")) if "settings" in point else {},
     )
 
 

@@ -46,7 +46,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
 )
-from serving.replica.staged.base import DEFAULTS, Outcome, Outputs, StagedEngine
+from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StagedEngine
 from serving.telemetry.events import BatchRan, SampleAnswered, Sink, ignore
 
 _log = structlog.get_logger(__name__)
@@ -147,7 +147,7 @@ class Driver:
         *,
         deadline_s: float,
         thresholds: tuple[float, ...],
-        point: Point = DEFAULTS,
+        settings: Point = NOTHING_SET,
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
         stay: Stay | None = None,
@@ -172,7 +172,7 @@ class Driver:
             raise _left()
         sample_id = self._next_id
         self._next_id += 1
-        self.engine.admit(sample_id, inputs, point)
+        self.engine.admit(sample_id, inputs, settings)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._samples[sample_id] = _Sample(future, self.clock(), stay)
         stay._take_out = partial(self._feed, SampleCancelled(sample_id=sample_id))

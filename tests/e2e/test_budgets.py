@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 from collections.abc import Callable
@@ -127,6 +128,39 @@ def test_report_tells_what_was_picked_and_what_it_cost(
         assert report["energy_j"] > 0
         assert report["compute_ms"] > 0
     assert report["queue_ms"] >= 0
+
+
+def classify_with(door: Door, picture: bytes, **settings: Any) -> Any:
+    body = {"model": MODEL, "image": base64.b64encode(picture).decode(), "vireo": {"settings": settings}}
+    return door.http.post("/v1/classify", json=body)
+
+
+def test_a_request_may_set_the_exits_itself(door: Door, new_picture: Callable[[], Picture]) -> None:
+    for settings, exit_number in (
+        ({"exit_1": 0}, 1),
+        ({"exit_1": 2, "exit_2": 0.0}, 2),
+        ({"exit_1": 2, "exit_2": 2, "exit_3": 2}, 4),
+    ):
+        answer = classify_with(door, new_picture()[0], **settings).json()
+        assert answer["results"][0]["exit"] == exit_number
+    message = vireo_pb2.ClassifyRequest(model=MODEL, images=[new_picture()[0]])
+    message.vireo.settings["exit_1"].int_value = 0
+    assert door.vireo.Classify(message, metadata=door.metadata).results[0].exit == 1
+
+
+def test_setting_that_the_model_does_not_take_is_refused_by_name(door: Door, digits: list[Picture]) -> None:
+    for settings, named in (({"exit_4": 0.5}, "exit_4"), ({"exit_1": 3}, "0 to 2"), ({"exit_1": "high"}, "exit_1")):
+        answer = classify_with(door, digits[0][0], **settings)
+        assert answer.status_code == 400
+        assert named in answer.json()["error"]["message"]
+
+
+def test_models_tell_their_settings(door: Door) -> None:
+    (card,) = [card for card in door.http.get("/v1/models").json()["data"] if card["id"] == MODEL]
+    exits = {setting["name"]: setting for setting in card["vireo"]["settings"]}
+    assert set(exits) == {"exit_1", "exit_2", "exit_3"}
+    assert exits["exit_1"]["schema"]["maximum"] == 2.0
+    assert exits["exit_1"]["trades"] == "accuracy for time"
 
 
 def paused_classifier(system: System) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from models.contract import Point
 from serving.domain import Pixels
 from serving.errors import EngineFailed, QueueFull
-from serving.replica.staged.base import DEFAULTS, Outcome, Outputs, StageOutput
+from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StageOutput
 
 
 class FakeEngine:
@@ -46,7 +46,7 @@ class FakeEngine:
         """Bytes of the pixels held."""
         return sum(pixels.nbytes for pixels in self._samples.values())
 
-    def admit(self, sample_id: int, inputs: Pixels, point: Point = DEFAULTS) -> None:
+    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
         """Take a sample in."""
         if self.held_bytes + inputs.nbytes > self._max_bytes:
             raise QueueFull(

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from models.contract import Value
 from serving.domain import Pixels
 from serving.errors import ServingError
 from serving.replica.staged.base import Probabilities
@@ -24,8 +25,8 @@ class SampleCall(NamedTuple):
     thresholds: tuple[float, ...]
     priority: int
     tenant: str
-    settings: Mapping[str, bool | int | float | str] = {}
-    """What the request has set of the model's knobs; thresholds of exits are in ``thresholds`` besides."""
+    settings: Mapping[str, Value] | None = None
+    """Of the family's knobs, where they are not the defaults; thresholds aside."""
 
 
 class SampleAnswer(NamedTuple):

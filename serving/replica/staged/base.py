@@ -21,8 +21,7 @@ from serving.errors import ServingError
 
 Probabilities = npt.NDArray[np.float32]
 """float32, shape (num_classes,), sums to one."""
-DEFAULTS: Point = MappingProxyType({})
-"""Every setting at its default."""
+NOTHING_SET: Point = MappingProxyType({})
 Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """What one sample has got at an exit, by name; of a classifier ``probabilities``."""
 
@@ -50,10 +49,11 @@ class StagedEngine(Protocol):
         """Bytes that all admitted samples hold, or will hold at their largest."""
         ...
 
-    def admit(self, sample_id: int, inputs: Pixels, point: Point = DEFAULTS) -> None:
+    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
         """Take a sample in.
 
         ``inputs`` is what ``Family.prepare`` made. It is not copied and must not change until ``release``.
+        ``settings``: of the family's knobs, where they are not the defaults.
 
         Raises: QueueFull: the sample does not fit into the engine's memory bound.
         """

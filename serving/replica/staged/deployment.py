@@ -18,6 +18,7 @@ from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure,
 from serving.errors import ServingError
 from serving.pauses import freeze_start_up
 from serving.replica.driver import Answer, Driver, Stay
+from serving.replica.staged.base import NOTHING_SET
 from serving.telemetry import setup
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class Classifier:
                 sample.pixels,
                 deadline_s=now_s + sample.remaining_s,
                 thresholds=sample.thresholds,
-                point=sample.settings,
+                settings=sample.settings or NOTHING_SET,
                 priority=Priority(sample.priority),
                 tenant=sample.tenant,
                 stay=stay,

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.contract import Point, Staged, Unary
 from serving.domain import Pixels
 from serving.errors import EngineFailed, QueueFull
-from serving.replica.staged.base import DEFAULTS, Outcome, Outputs, StageOutput
+from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StageOutput
 from serving.replica.staged.rows import Batch, Row, copied, gather
 
 _log = structlog.get_logger(__name__)
@@ -39,13 +39,14 @@ class RowEngine:
     """A ``StagedEngine`` around a runner.
 
     ``bytes_per_sample`` is the measured peak of one sample's share of its batch between stages; ``max_bytes`` bounds
-    what all samples hold. Each is charged twice its peak: see ``_copy_out``.
+    what all samples hold. Each is charged twice its peak: see ``_copy_out``. ``defaults``: of the family's knobs.
     """
 
-    def __init__(self, runner: Staged, *, bytes_per_sample: int, max_bytes: int) -> None:
+    def __init__(self, runner: Staged, *, bytes_per_sample: int, max_bytes: int, defaults: Point = NOTHING_SET) -> None:
         self._runner = runner
         self._charge_bytes = 2 * bytes_per_sample
         self._max_bytes = max_bytes
+        self._defaults = defaults
         self._largest_batch = 1
         self._samples: dict[int, _Sample] = {}
 
@@ -59,14 +60,14 @@ class RowEngine:
         """Upper bound of what the admitted samples hold."""
         return len(self._samples) * self._charge_bytes
 
-    def admit(self, sample_id: int, inputs: Pixels, point: Point = DEFAULTS) -> None:
+    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
         """Take a sample in; its peak bytes are counted from now on."""
         if self.held_bytes + self._charge_bytes > self._max_bytes:
             raise QueueFull(
                 f"{len(self._samples)} samples hold {self.held_bytes} bytes; limit is {self._max_bytes}; retry later",
                 retry_after_s=1.0,
             )
-        self._samples[sample_id] = _Sample(inputs, point)
+        self._samples[sample_id] = _Sample(inputs, {**self._defaults, **settings} if settings else self._defaults)
 
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
         """Advance the samples through consecutive stages; see ``StagedEngine.run``.

@@ -39,7 +39,7 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
 
     return Driver(
         scheduler=scheduler,
-        engine=RowEngine(runner, bytes_per_sample=peak_bytes, max_bytes=model.options.max_held_bytes),
+        engine=RowEngine(runner, bytes_per_sample=peak_bytes, max_bytes=model.options.max_held_bytes, defaults=point),
         predict=predict,
         model=variant.id,
         tell=tell,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.contract import point_key
 from schedulers.operating_points import Budget as PointBudget
-from schedulers.operating_points import Choice, OperatingPointTable, choose
+from schedulers.operating_points import Choice, OperatingPointTable, choose, with_settings
 from schedulers.types import Priority as SchedulerPriority
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
@@ -53,8 +52,6 @@ _PRIORITIES = {
 }
 _DEADLINE_GRACE_S = 0.25
 """A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
-NEVER = 2.0
-"""No confidence reaches it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +168,7 @@ class ClassifyService:
             energy_j=None if budget.energy_j is None else budget.energy_j / num_images,
             quality_floor=budget.quality_floor,
         )
-        table = table_of_set(model.table, model.card, budget.settings) if budget.settings else model.table
+        table = with_settings(model.table, budget.settings) if budget.settings else model.table
         choice = choose(table, wanted, model.dispatcher.predicted_wait_s())
         if isinstance(choice, Choice):
             return choice
@@ -221,24 +218,8 @@ class ClassifyService:
             thresholds=choice.point.thresholds,
             priority=_PRIORITIES[request.budget.priority],
             tenant=request.tenant,
-            settings=request.budget.settings,
+            settings=choice.point.settings or None,
         )
-
-
-def table_of_set(table: OperatingPointTable, card: ModelCard, settings: Mapping[str, Any]) -> OperatingPointTable:
-    """The one point that a request has set, of which nothing was measured: it counts as dear as the dearest point and
-    as good as the worst. An exit whose threshold is not set is not taken."""
-    defaults = {knob.name: knob.default for knob in card.knobs}
-    exits = [f"exit_{number}" for number in range(1, card.num_exits)]
-    thresholds = tuple(float({**defaults, **settings}.get(name, NEVER)) for name in exits)
-    dearest = max(table.points, key=lambda point: point.joules_per_sample)
-    point = replace(
-        dearest,
-        name=point_key(settings),
-        thresholds=(*thresholds, *dearest.thresholds[-1:]),
-        accuracy=min(point.accuracy for point in table.points),
-    )
-    return replace(table, points=(point,))
 
 
 def _key(model: ServedModel, request: ClassifyRequest, choice: Choice, image: PreparedImage) -> ResultKey:
@@ -246,8 +227,7 @@ def _key(model: ServedModel, request: ClassifyRequest, choice: Choice, image: Pr
         tenant=request.tenant,
         model=model.card.id,
         checkpoint_sha256=model.card.checkpoint_sha256,
-        # Name and thresholds: the same name means something else after the next calibration.
-        operating_point=f"{choice.point.name}{choice.point.thresholds}",
+        operating_point=choice.point.key,
         processor_version=model.card.prepare_version,
         content_sha256=image.content_sha256,
     )

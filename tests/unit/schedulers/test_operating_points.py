@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from schedulers.operating_points import Budget, Choice, Infeasible, OperatingPointTable, choose
+from schedulers.operating_points import Budget, Choice, Infeasible, OperatingPointTable, choose, with_settings
+
+NEVER, ALWAYS = 1e8, -1e8
 
 
 def point(name: str, ms: float, joules: float, accuracy: float) -> dict[str, Any]:
@@ -53,6 +55,46 @@ def test_reads_what_calibration_writes() -> None:
     assert table.cost_model().batch_s(2, 8) == pytest.approx(0.003)
     with pytest.raises(KeyError, match="middle"):
         table.point("best")
+
+
+def test_thresholds_that_a_request_sets_are_priced_by_the_cheapest_point_that_is_set_nowhere_lower() -> None:
+    low, high = (0.5, 0.5, ALWAYS), (0.9, NEVER, ALWAYS)
+    data = document()
+    data["points"] = [
+        point("fast", 2.0, 0.01, 0.90) | {"thresholds": [ALWAYS, NEVER, ALWAYS]},
+        point("low", 4.0, 0.03, 0.96) | {"thresholds": list(low)},
+        point("high", 6.0, 0.05, 0.97) | {"thresholds": list(high)},
+        point("full", 8.0, 0.08, 0.98) | {"thresholds": [NEVER, NEVER, ALWAYS]},
+    ]
+    table = OperatingPointTable.from_dict(data)
+    asked = with_settings(table, {"exit_1": 0.7})
+    assert asked.points[1].thresholds == (0.7, 0.5, ALWAYS)
+    assert {p.thresholds for p in asked.points} == {(0.7, NEVER, ALWAYS), (0.7, 0.5, ALWAYS)}
+    assert [p.joules_per_sample for p in asked.points] == [0.05] * 4
+    assert {p.accuracy for p in asked.points} == {0.90}
+    assert asked.points[1].name == "low+exit_1=0.7"
+    # As calibrated already: nothing changes.
+    assert with_settings(table, {"exit_1": 0.5}).points[1] == table.points[1]
+    # All leave at exit 1, and what stands behind it does not matter; none leaves anywhere: the dearest.
+    assert [p.joules_per_sample for p in with_settings(table, {"exit_1": 0.0}).points] == [0.01] * 4
+    assert {p.joules_per_sample for p in with_settings(table, {"exit_1": 2.0, "exit_2": 2.0}).points} == {0.08}
+
+
+def test_other_settings_are_read_from_the_table_and_priced_alike() -> None:
+    data = document()
+    data["points"] = [
+        point(f"depth={depth}", 2.0 * depth, 0.01 * depth, 0.9 + 0.02 * depth) | {"settings": {"depth": depth}}
+        for depth in (1, 3)
+    ]
+    table = OperatingPointTable.from_dict(data)
+    assert [p.settings for p in table.points] == [{"depth": 1}, {"depth": 3}]
+    between = with_settings(table, {"depth": 2})
+    assert {p.settings["depth"] for p in between.points} == {2}
+    assert [p.joules_per_sample for p in between.points] == [0.03, 0.03]
+    assert {p.accuracy for p in between.points} == {0.92}
+    unknown = with_settings(table, {"mode": "other"})
+    assert [p.joules_per_sample for p in unknown.points] == [0.03, 0.03]
+    assert len({p.key for p in (*table.points, *between.points)}) == 4
 
 
 DELETE = object()

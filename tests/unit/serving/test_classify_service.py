@@ -24,7 +24,10 @@ from tests.support.memory_results import MemoryResults
 MODEL = "m"
 TABLE = SimpleNamespace(watts=4.0)
 CHOICE = SimpleNamespace(
-    point=SimpleNamespace(name="full", thresholds=(0.0,)), predicted_j=1.0, predicted_work_s=0.25, degraded=()
+    point=SimpleNamespace(name="full", key="full", thresholds=(0.0,), settings={}),
+    predicted_j=1.0,
+    predicted_work_s=0.25,
+    degraded=(),
 )
 ANSWER = SampleAnswer(b"\0\0\x80\x3f", 0, False, 0.0, 0.5)
 

@@ -156,15 +156,15 @@ class Scale:
 
     def forward(self, batch: torch.Tensor, points: list[Point]) -> dict[str, torch.Tensor]:
         means = batch.float().flatten(1).mean(1)
-        factors = torch.tensor([float(point.get("factor", 1.0)) for point in points])
+        factors = torch.tensor([float(point["factor"]) for point in points])
         return {"scaled": (means * factors)[:, None], "picture": batch}
 
 
 def test_unary_family_is_a_network_of_one_stage_with_a_point_for_each_row() -> None:
-    engine = make_engine(runner=as_staged(Scale()))
+    engine = RowEngine(as_staged(Scale()), bytes_per_sample=1, max_bytes=1 << 20, defaults={"factor": 1.0})
     assert engine.num_stages == 1
-    for sample_id, factor in enumerate((1.0, 10.0, float("inf"))):
-        engine.admit(sample_id, np.full((2, 2, 3), 1 + sample_id, np.uint8), {"factor": factor})
+    for sample_id, settings in enumerate(({}, {"factor": 10.0}, {"factor": float("inf")})):
+        engine.admit(sample_id, np.full((2, 2, 3), 1 + sample_id, np.uint8), settings)
     outcomes = engine.run(0, 1, (2, 0, 1))
     assert [isinstance(outcome, EngineFailed) for outcome in outcomes] == [True, False, False]
     assert engine.result(0, 0)["scaled"].tolist() == [1.0]
@@ -174,4 +174,4 @@ def test_unary_family_is_a_network_of_one_stage_with_a_point_for_each_row() -> N
 
 def test_bytes_of_a_sample_are_its_largest_state_and_all_that_is_kept_of_it() -> None:
     inputs = torch.zeros((4, 2, 2, 3), dtype=torch.uint8)
-    assert bytes_per_sample(as_staged(Scale()), inputs, {}) == 12 + (4 + 12)
+    assert bytes_per_sample(as_staged(Scale()), inputs, {"factor": 1.0}) == 12 + (4 + 12)

@@ -13,7 +13,7 @@ from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
 from serving.errors import BudgetInfeasible
 from serving.operating_points import load_table
-from serving.tasks.classify.service import NEVER, ClassifyService, ServedModel, table_of_set
+from serving.tasks.classify.service import ClassifyService, ServedModel
 from tests.support.fake_service import make_card
 from tests.unit.serving.test_classify_service import ANSWER, Media, MemoryResults
 
@@ -21,14 +21,6 @@ MODEL = "dyn-perceiver-nano"
 FAMILY, VARIANT = registry.find(MODEL)
 TABLE = load_table(MODEL, VARIANT.weights)
 CARD = replace(make_card(MODEL), knobs=FAMILY.knobs)
-
-
-def test_point_that_was_not_measured_counts_as_dear_as_the_dearest_and_as_good_as_the_worst() -> None:
-    (point,) = table_of_set(TABLE, CARD, {"exit_2": 0.5}).points
-    assert point.name == "exit_2=0.5"
-    assert point.thresholds == (NEVER, 0.5, NEVER, TABLE.points[0].thresholds[-1])
-    assert point.joules_per_sample == max(one.joules_per_sample for one in TABLE.points)
-    assert point.accuracy == min(one.accuracy for one in TABLE.points)
 
 
 class Recorder:
@@ -66,8 +58,8 @@ def test_settings_reach_the_replica_and_the_report() -> None:
     dispatcher = Recorder()
     reply = ask(dispatcher, settings={"exit_1": 0.0})
     (sample,) = dispatcher.samples
-    assert (sample.thresholds[0], sample.settings) == (0.0, {"exit_1": 0.0})
-    assert reply.report.operating_point == "exit_1=0"
+    assert sample.thresholds[0] <= 0.0
+    assert reply.report.operating_point == "first-exit"  # which is calibrated, and just that
 
 
 def test_floor_that_no_measurement_promises_is_refused() -> None:
