@@ -254,9 +254,9 @@ class Variant:
     id: str
     summary: str
     io: Any
-    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    config: Mapping[str, Any] = field(default_factory=dict)
     source: Source = Source()
-    published: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    published: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     is_nano: bool = False
 
@@ -271,13 +271,14 @@ class Family:
 
     ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
-    inputs; part of every cache key. ``build``: (variant, device, random_weights=False; of a job also dtype) -> the
-    network with the variant's weights, or with seeded random ones where that is asked for. ``runner``: (network,
-    variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or None to leave it out.
-    ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None, or SettingError where
-    the variant cannot do it. ``resolve``: (name or folder) -> Variant, for a family whose variants are more than can be
-    listed; the names are written ``family:name``. ``examples``: names that the generic tests resolve. ``oracle``:
-    (variant) -> the official network on the same weights, where its code is at hand.
+    inputs; part of every cache key. ``build``: (variant, device, random_weights=False, the knobs of a deployment by
+    name; of a job also dtype) -> the network with the variant's weights, or with seeded random ones where that is asked
+    for. ``runner``: (network, variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or
+    None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None,
+    or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) -> Variant, for a
+    family whose variants are more than can be listed; the names are written ``family:name``. ``examples``: names that
+    the generic tests resolve. ``oracle``: (variant) -> the official network on the same weights, where its code is at
+    hand.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
     """

@@ -21,9 +21,10 @@ class PictureIO:
 
     ``input_size``: side S of the square in pixels. ``resize_size``: length that the shorter side (``fit="crop"``) or
     the longer side (``fit="pad"``) is brought to before the square is cut out or filled up; ``squash`` brings both
-    to S. ``mean`` and ``std`` apply to RGB scaled to 0..1. ``labels``: None where the names are not ours to ship.
+    there before the square is cut out. ``mean`` and ``std`` apply to RGB scaled to 0..1. ``labels``: None where the
+    names are not ours to ship.
 
-    Raises: ValueError: a crop larger than what it is cut from, or not one label per class.
+    Raises: ValueError: not one label per class.
     """
 
     input_size: int
@@ -37,8 +38,6 @@ class PictureIO:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.resize_size < self.input_size and self.fit == "crop":
-            raise ValueError(f"resize_size {self.resize_size} is below input_size {self.input_size}; raise it")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
 

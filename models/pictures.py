@@ -20,7 +20,7 @@ class SquarePicture:
 
     ``crop``: the evaluation transform of ImageNet, resize of the shorter side and centre crop. ``pad``: the longer side
     is brought to S and the rest filled with the colour of the border, so that nothing is cut off. ``squash``: both
-    sides to S.
+    sides are brought to ``io.resize_size``, whatever the shape, and the centre is cut out.
     """
 
     def __init__(self, variant: Variant) -> None:
@@ -37,7 +37,7 @@ class SquarePicture:
             raise ValueError(f"expected uint8 (H, W, 3) pixels, got {rgb.dtype} {rgb.shape}; decode to RGB first")
         size, side = (rgb.shape[0], rgb.shape[1]), self._io.input_size
         if self._io.fit == "squash":
-            return self._resize(rgb, (side, side))
+            return centre_crop(self._resize(rgb, (self._io.resize_size, self._io.resize_size)), side)
         if self._io.fit == "pad":
             fitted = self._resize(rgb, longer_side_to(*size, self._io.resize_size))
             return pad_to_square(fitted, side, border_colour(rgb))
@@ -67,7 +67,11 @@ def longer_side_to(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def centre_crop(rgb: Pixels, side: int) -> Pixels:
-    """Cut the middle ``side`` x ``side`` square; both sides of ``rgb`` are at least ``side``."""
+    """Cut the middle ``side`` x ``side`` square; what is smaller gets a black border, as torchvision gives it."""
+    if min(rgb.shape[:2]) < side:
+        above, left = (max(0, side - length) // 2 for length in rgb.shape[:2])
+        below, right = ((max(0, side - length) + 1) // 2 for length in rgb.shape[:2])
+        rgb = np.pad(rgb, ((above, below), (left, right), (0, 0)))
     top = round((rgb.shape[0] - side) / 2)
     left = round((rgb.shape[1] - side) / 2)
     return np.ascontiguousarray(rgb[top : top + side, left : left + side])

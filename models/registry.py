@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "dyn-perceiver": LazyRef("models.families.dyn_perceiver.family:FAMILY"),
         "texthawk2": LazyRef("models.families.texthawk2.family:FAMILY"),
         "vdit": LazyRef("models.families.vdit.family:FAMILY"),
+        "timm": LazyRef("models.families.timm.family:FAMILY"),
     }
 )
 
@@ -58,23 +59,18 @@ def _check_unique(found: Mapping[str, Family]) -> None:
 def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family.
 
-    ``weights``: a folder to read them from instead of the usual one.
+    ``weights``: a folder to read them from instead of the usual one; an open family may read there what it holds.
 
     Raises: ValueError: the id is unknown; the message lists the known ones.
     """
-    family, variant = _find(model_id)
-    return family, variant if weights is None else variant.with_weights(weights)
-
-
-def _find(model_id: str) -> tuple[Family, Variant]:
     for family in families().values():
         for variant in family.variants:
             if variant.id == model_id:
-                return family, variant
+                return family, variant if weights is None else variant.with_weights(weights)
     name, colon, rest = model_id.partition(":")
-    family_or_none = families().get(name) if colon else None
-    if family_or_none is not None and family_or_none.resolve is not None:
-        return family_or_none, family_or_none.resolve.load()(rest)
+    open_family = families().get(name) if colon else None
+    if open_family is not None and open_family.resolve is not None:
+        return open_family, open_family.resolve.load()(rest, weights)
     raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from models.contract import Family, Shape, Variant
+from models.identity import WEIGHTS_FILE
 from models.registry import families
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
@@ -29,7 +30,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.operating_points import load_table
+from serving.operating_points import table_for
 from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
@@ -223,7 +224,7 @@ def _served(
     model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
 ) -> ServedModel:
     family, variant = families()[model.family], model.variant
-    table = load_table(variant.id, variant.weights)
+    table = table_for(model)
     dispatcher = Dispatcher(
         send=_sender(handle),
         leave=_leaver(handle),
@@ -257,11 +258,11 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
 
 
 def _card(family: Family, variant: Variant, table: Any) -> ModelCard:
-    folder, io = variant.weights or Path(), variant.io
+    io, weights = variant.io, (variant.weights or Path()) / WEIGHTS_FILE
     return ModelCard(
         id=variant.id,
         family=family.name,
-        created_s=int((folder / "model.safetensors").stat().st_mtime),
+        created_s=int(weights.stat().st_mtime) if weights.is_file() else 0,
         input_size=io.input_size,
         num_classes=io.num_classes,
         num_exits=io.num_exits,

@@ -10,6 +10,7 @@ from serving.cli import (
     chat_command,
     classify_command,
     convert_commands,
+    families_command,
     metrics_command,
     model_commands,
     read_command,
@@ -32,7 +33,8 @@ def build() -> typer.Typer:
     from loadtest import cli as loadtest_cli
 
     asking = (classify_command, chat_command, read_command, video_command)
-    for module in (system_commands, metrics_command, *asking, model_commands, convert_commands, loadtest_cli):
+    about_models = (model_commands, families_command, convert_commands)
+    for module in (system_commands, metrics_command, *asking, *about_models, loadtest_cli):
         module.register(app)
     return app
 

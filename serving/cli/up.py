@@ -25,7 +25,7 @@ from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
 from serving.config import JobOptions, ResolvedConfig, StreamOptions, UnaryOptions
 from serving.errors import ConfigError
-from serving.operating_points import load_table
+from serving.operating_points import table_for
 from serving.system import ray_env
 from serving.system.door_keeper import DoorKeeper
 from serving.system.leftovers import end_leftovers
@@ -129,7 +129,7 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
     for model in config.models_with(UnaryOptions):
-        load_table(model.id, model.variant.weights)
+        table_for(model)
     for chat_model in config.models_with(StreamOptions):
         read_card(chat_model)
         read_prompts(chat_model)

@@ -36,6 +36,9 @@ class UnaryOptions(Section):
     max_queue: int = Field(4096, ge=1, le=1_000_000, description="Samples waiting per replica; more are refused.")
     max_held_bytes: int = Field(1 << 30, ge=1 << 20, description="Bytes that admitted samples may hold.")
     max_ongoing_calls: int = Field(256, ge=1, description="Handle calls that Ray lets into one replica.")
+    random_weights: bool = Field(
+        False, description="Whether the network runs with random weights: its speed is right, its answers mean nothing."
+    )
 
 
 class StreamOptions(Section):
@@ -121,6 +124,9 @@ class ModelSettings(Section):
     checkpoint_dir: Path | None = Field(
         None, strict=False, description="Folder with the weights; the packaged ones when absent."
     )
+    accept_licence: bool = Field(
+        False, description="Whether weights are loaded whose licence is not an open one, or that name none."
+    )
     replicas: int = Field(1, ge=1, le=256, description="Replicas of the deployment.")
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each replica.")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each replica.")
@@ -147,6 +153,7 @@ class ResolvedModel(Generic[OptionsOf]):
     variant: Variant
     """With the folder of its weights, wherever they are: None where none are here."""
     checkpoint_dir: Path | None
+    accept_licence: bool
     replicas: int
     cpus: float
     gpus: float
@@ -167,6 +174,7 @@ class ResolvedModel(Generic[OptionsOf]):
         return ModelSettings(
             id=self.id,
             checkpoint_dir=self.checkpoint_dir,
+            accept_licence=self.accept_licence,
             replicas=self.replicas,
             cpus=self.cpus,
             gpus=self.gpus,
@@ -193,6 +201,8 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         raise ConfigError(str(error)) from None
     device: Literal["cpu", "cuda"] = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
     options, knobs = _checked(model, family, f"{place}.options")
+    if not getattr(options, "random_weights", False):
+        _check_licence(variant, model.accept_licence, place)
     return ResolvedModel(
         id=model.id,
         family=family.name,
@@ -200,6 +210,7 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         tasks=family.tasks,
         variant=variant,
         checkpoint_dir=model.checkpoint_dir,
+        accept_licence=model.accept_licence,
         replicas=model.replicas,
         cpus=model.cpus,
         gpus=model.gpus,
@@ -209,6 +220,14 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         options=options,
         knobs=knobs,
     )
+
+
+def _check_licence(variant: Variant, is_accepted: bool, place: str) -> None:
+    if variant.weights is not None and not variant.source.is_open and not is_accepted:
+        raise ConfigError(
+            f"{place}: the weights of {variant.id} are under licence {variant.source.licence!r}, which is not an open "
+            "one; if it allows what you do, set accept_licence: true"
+        )
 
 
 def _checked(model: ModelSettings, family: Family, place: str) -> tuple[Options, dict[str, Value]]:

@@ -54,6 +54,7 @@ def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> 
         "transformers",
         "tokenizers",
         "diffusers",
+        "timm",
         "triton",  # of GPU kernels, imported when one is asked for
     }
     if path.match("models/families/*/vllm_*.py"):
@@ -155,7 +156,7 @@ def _reads_environment(tree: ast.AST) -> bool:
 
 # -- what is loaded where --------------------------------------------------------------------------------------------
 
-_HEAVY = {"torch", "ray", "transformers", "vllm", "sklearn", "matplotlib", "redis", "fastapi"}
+_HEAVY = {"torch", "timm", "ray", "transformers", "vllm", "sklearn", "matplotlib", "redis", "fastapi"}
 _LOADS = {
     "decode worker": (["serving.media.worker", "serving.media.processors"], _HEAVY),
     "processor": (

@@ -8,7 +8,7 @@ from models.registry import families
 from schedulers.cost import TableCostModel
 from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
 from serving.config import ResolvedModel, UnaryOptions
-from serving.operating_points import load_table
+from serving.operating_points import table_for
 from serving.replica.driver import Driver
 from serving.replica.staged.engine import RowEngine, as_staged, bytes_per_sample
 from serving.telemetry.events import Sink
@@ -21,14 +21,15 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     family, variant = families()[model.family], model.variant
     assert family.build is not None
     assert family.runner is not None
-    runner = as_staged(family.runner.load()(family.build.load()(variant, model.device), variant))
+    network = family.build.load()(variant, model.device, random_weights=model.options.random_weights, **model.knobs)
+    runner = as_staged(family.runner.load()(network, variant))
     shape = (variant.io.input_size, variant.io.input_size, 3)
     point = family.check_point({})
     peak_bytes = max(
         bytes_per_sample(runner, torch.zeros((size, *shape), dtype=torch.uint8), point)
         for size in (1, model.options.max_batch)
     )
-    table = load_table(variant.id, variant.weights)
+    table = table_for(model)
     cost = TableCostModel(table.batch_sizes, table.stage_seconds)
     scheduler = EarlyExitScheduler(
         cost, EarlyExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue)

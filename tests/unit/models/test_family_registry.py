@@ -12,7 +12,7 @@ from models import registry
 
 FAMILY = """
 from models.contract import Family, LazyRef, Variant
-def resolve(name):
+def resolve(name, folder):
     return Variant(id=NAME + ":" + name, summary="resolved", io=None)
 NAME = {name!r}
 FAMILY = Family(name=NAME, summary="A guest.", tasks=("classify",), shape="unary",

@@ -1,0 +1,1 @@
+"""Image classifiers of timm, by name or from a folder."""

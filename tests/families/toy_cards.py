@@ -1,0 +1,94 @@
+"""Toy families of each shape that keep the contract: their cards, and false ones. Free of torch, as cards are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
+from models.io import PictureIO
+
+SIDE, WIDTH, CLASSES, DEPTH = 8, 16, 5, 3
+_NETWORK = "tests.families.toys"
+
+VARIANT = Variant(
+    id="toy-1",
+    summary="a toy",
+    io=PictureIO(input_size=SIDE, num_classes=CLASSES, resize_size=SIDE, num_exits=DEPTH),
+    source=Source(licence="Apache-2.0"),
+)
+DEPTH_KNOB = Knob(
+    name="depth",
+    default=DEPTH,
+    low=1,
+    high=DEPTH,
+    grid=(1, 2, 3),
+    is_integer=True,
+    summary="Layers.",
+    trades="accuracy",
+)
+
+
+def _macs(layers: int, heads: int) -> int:
+    return SIDE * SIDE * 3 * WIDTH + layers * WIDTH * WIDTH + heads * WIDTH * CLASSES
+
+
+_HELD = SIDE * SIDE * 3 + WIDTH * 4 + DEPTH * CLASSES * 4
+
+
+def unary_work(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": _macs(int(point["depth"]), 1)}, _HELD)
+
+
+def staged_work(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": _macs(DEPTH, DEPTH)}, _HELD)
+
+
+def _family(shape: Any, runner: str, work: Callable[..., Work], knobs: tuple[Knob, ...]) -> Family:
+    return Family(
+        name=f"toy-{shape}",
+        summary="a toy",
+        tasks=("classify",),
+        shape=shape,
+        resolve=LazyRef(f"{__name__}:resolve"),
+        examples=("toy-1",),
+        prepare=LazyRef("models.pictures:SquarePicture"),
+        build=LazyRef(f"{_NETWORK}:build"),
+        runner=LazyRef(f"{_NETWORK}:{runner}"),
+        work=LazyRef(f"{__name__}:{work.__name__}"),
+        knobs=knobs,
+    )
+
+
+def resolve(name: str, folder: Path | None = None) -> Variant:
+    return VARIANT
+
+
+UNARY = _family("unary", "UnaryRunner", unary_work, (DEPTH_KNOB,))
+STAGED = _family("staged", "StagedRunner", staged_work, ())
+
+
+# -- false ones
+
+
+def cost_upside_down(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": _macs(1 + DEPTH - int(point["depth"]), 1)}, _HELD)
+
+
+def cost_that_is_flat(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": _macs(DEPTH, 1)}, _HELD)
+
+
+def cost_of_nothing(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": 1.0}, _HELD)
+
+
+def no_bytes_at_all(variant: Variant, request: object, point: Point) -> Work:
+    return replace(staged_work(variant, request, point), bytes_held=1)
+
+
+def mutant(family: Family, part: str, replacement: Callable[..., Any] | type) -> Family:
+    """The family with one of its parts replaced by another."""
+    return replace(family, **{part: LazyRef(f"{replacement.__module__}:{replacement.__name__}")})
