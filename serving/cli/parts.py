@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import psutil
 
@@ -21,11 +22,11 @@ def parts(state: RunState) -> dict[str, int]:
         children = psutil.Process(state.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return found
-    names = Counter(filter(None, (_part(child, state.pid) for child in children)))
+    names = Counter(filter(None, (_part(child, state.pid, wanted) for child in children)))
     return found | names
 
 
-def _part(process: psutil.Process, up: int) -> str | None:
+def _part(process: psutil.Process, up: int, wanted: Sequence[str]) -> str | None:
     try:
         title = process.name() if process.name() in _NAMES else " ".join(process.cmdline())
         parent = process.ppid()
@@ -36,5 +37,11 @@ def _part(process: psutil.Process, up: int) -> str | None:
     if title.startswith("ray::ServeController"):
         return "controller"
     if title.startswith(_REPLICA):
-        return title.removeprefix(_REPLICA).split()[0].partition(".")[0]
+        return deployment_of(title, wanted)
     return _NAMES.get(title)
+
+
+def deployment_of(title: str, names: Sequence[str]) -> str | None:
+    """Which of ``names`` a replica with that title is of: Ray adds a dot and what it does. Names may have dots, too."""
+    found = title.removeprefix(_REPLICA).split()[0]
+    return max((name for name in names if f"{found}.".startswith(f"{name}.")), key=len, default=None)

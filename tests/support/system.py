@@ -205,9 +205,10 @@ def running_system(
     tenants: Sequence[Mapping[str, Any]] = (),
     start_timeout_s: float = START_TIMEOUT_S,
     root: Path = ROOT,
+    check: bool = False,
 ) -> Iterator[System]:
     """Start a system, give it over when it is ready, take it down. ``settings`` are as for `vireo up --set`;
-    ``root`` is the working tree whose code runs.
+    ``root`` is the working tree whose code runs. ``check``: whether it asks itself one question of each kind.
 
     Without ``models`` it neither chats nor makes clips: that takes its start from seconds to half a minute.
 
@@ -215,10 +216,11 @@ def running_system(
     """
     mark = secrets.token_hex(8)
     settings = (f"models={json.dumps(list(models))}", *settings)
+    flags = () if check else ("--no-check",)
     with short_folder() as base_dir:
         port, grpc_port = free_service_ports(2)
         environment = cli_environment(base_dir, mark, root)
-        launch = partial(_launch, base_dir, environment, root, port, grpc_port, settings, tenants)
+        launch = partial(_launch, base_dir, environment, root, port, grpc_port, settings, tenants, flags)
         system = System(port, grpc_port, base_dir, mark, launch(), environment, launch)
         try:
             _wait_ready(system, start_timeout_s)
@@ -235,13 +237,14 @@ def _launch(
     grpc_port: int,
     settings: Sequence[str],
     tenants: Sequence[Mapping[str, Any]],
+    flags: Sequence[str],
 ) -> subprocess.Popen[bytes]:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("start systems in the main thread: the death signal is tied to the thread that forks")
     options = [part for setting in settings for part in ("--set", setting)]
     if tenants:
         options += ["--set", f"tenants={json.dumps(list(tenants))}"]
-    command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), "up", "--no-check"]
+    command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), "up", *flags]
     command += ["--port", str(port), "--grpc-port", str(grpc_port), *options]
     with (base_dir / "up.log").open("wb") as log:
         return subprocess.Popen(

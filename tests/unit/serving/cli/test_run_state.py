@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from serving.cli import system_commands
+from serving.cli.parts import deployment_of
 from serving.cli.run_state import FILE_NAME, RunState
 from serving.cli.up import announce
 from serving.config import DEFAULT_MODELS, ResolvedConfig, from_mapping, resolve
@@ -99,3 +100,19 @@ def test_status_names_the_models_and_what_they_are_for(tmp_path: Path, monkeypat
     assert shown["ready"] is False
     assert shown["tasks"] == {"classify": ["dyn-perceiver-nano"], "chat": ["texthawk2-nano"]}
     assert shown["models"] == ["dyn-perceiver-nano", "texthawk2-nano"]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("ray::ServeReplica:vireo:dyn-perceiver-nano", "dyn-perceiver-nano"),
+        ("ray::ServeReplica:vireo:dyn-perceiver-nano.run()", "dyn-perceiver-nano"),
+        ("ray::ServeReplica:vireo:timm:resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("ray::ServeReplica:vireo:timm:resnet50.a1_in1k.run", "timm:resnet50.a1_in1k"),
+        ("ray::ServeReplica:vireo:timm:resnet50.run", "timm:resnet50"),
+        ("ray::ServeReplica:vireo:timm:resnet50d", None),
+    ],
+)
+def test_replica_is_told_by_its_title_though_ids_have_dots(title: str, name: str | None) -> None:
+    served = ("Gateway", "dyn-perceiver-nano", "timm:resnet50", "timm:resnet50.a1_in1k")
+    assert deployment_of(title, served) == name
