@@ -24,7 +24,6 @@ from serving.delivery.stream.links import ChatLinks
 from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
-from serving.media.chat_images import ChatImages
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
@@ -41,6 +40,7 @@ from serving.stores.results import ResultStore
 from serving.system.live_replicas import num_live
 from serving.system.presence import is_deploying, raylet_watch
 from serving.system.reached import Ping, Reached
+from serving.tasks.chat.images import ChatImages
 from serving.tasks.chat.models import read_card, read_prompts
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.tenant_keys import TenantKeys

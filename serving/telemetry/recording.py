@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from serving.stores.breaker import BreakerState
 from serving.telemetry import events, metrics
 
-_BREAKER_STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+_BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 _STORE = "redis"
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 _children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
@@ -72,7 +71,7 @@ def _images_held(event: events.ImagesHeld) -> None:
 
 
 def _breaker_changed(event: events.BreakerChanged) -> None:
-    _of(metrics.BREAKER_STATE, _STORE).set(_BREAKER_STATES[event.state])
+    _of(metrics.BREAKER_STATE, _STORE).set(_BREAKER_STATES[event.state.value])
 
 
 def _results_looked_up(event: events.ResultsLookedUp) -> None:

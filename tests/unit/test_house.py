@@ -81,17 +81,6 @@ def test_import_linter_knows_every_package() -> None:
     assert set(contracts["importlinter"]["root_packages"].split()) == _OURS - {"tests"}
 
 
-_NAMES_OF_FAMILIES = 0
-"""Files of serving that import a family, a method or training (``.importlinter``). Lower it with each that goes."""
-
-
-def test_fewer_and_fewer_files_of_serving_name_a_family() -> None:
-    contracts = configparser.ConfigParser()
-    contracts.read(ROOT / ".importlinter")
-    left = contracts["importlinter:contract:serving-no-families"]["ignore_imports"].split("\n")
-    assert len(list(filter(None, left))) <= _NAMES_OF_FAMILIES
-
-
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Neither at the top nor inside functions; what types alone need does not count."""
     graph = import_graph("serving", "models", "schedulers", "loadtest")
@@ -101,16 +90,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 _CIRCLES = {
     "delivery-replica",
-    "delivery-stores",
     "delivery-tasks",
     "front-tasks",
-    "media-tasks",
-    "replica-stores",
     "replica-tasks",
-    "service-stores",
     "service-tasks",
     "stores-tasks",
-    "stores-telemetry",
 }
 """Folders of serving that import each other still. Take out each that does so no more, and add none."""
 

@@ -46,7 +46,7 @@ class ServedChat:
 
 
 class Images(Protocol):
-    """Where images become tiles: ``serving.media.chat_images.ChatImages``."""
+    """Where images become tiles: ``serving.tasks.chat.images.ChatImages``."""
 
     async def prepare(
         self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float

@@ -23,12 +23,12 @@ from serving.errors import (
     TooManyImages,
 )
 from serving.gateway_setup import build_chat_images
-from serving.media.chat_images import ChatImages
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import Caller, MediaPool
 from serving.tasks.chat.domain import ImagePart
+from serving.tasks.chat.images import ChatImages
 from serving.telemetry.events import ignore
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
