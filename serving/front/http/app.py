@@ -55,6 +55,7 @@ def build_http_app(
         endpoint = Endpoint(front, reader, route, adds_request_id=adds_request_id)
         app.router.routes.append(AppRoute(route.path, endpoint, methods=[route.method]))
     app.router.default = _not_found(adds_request_id)
+    document()  # now, not while others wait for the first who asks for it
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(Exception, _framework_error)
     return app
