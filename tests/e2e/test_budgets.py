@@ -70,16 +70,6 @@ def test_quality_floor_is_kept(door: Door, points: list[dict[str, Any]], new_pic
     assert report["operating_point"] in best(points, min_accuracy=floor)
 
 
-@pytest.mark.parametrize(("threshold", "exits"), [(0.0, {1}), (2.0, {2, 3, 4})])
-def test_setting_of_the_first_exit_decides_who_leaves_there(
-    threshold: float, exits: set[int], door: Door, new_picture: Callable[[], Picture]
-) -> None:
-    vireo = vireo_pb2.Budget(settings={"exit_1": vireo_pb2.Setting(double_value=threshold)})
-    answer = door.vireo.Classify(vireo_pb2.ClassifyRequest(model=MODEL, images=[new_picture()[0]], vireo=vireo))
-    assert answer.vireo.operating_point == f"exit_1={threshold:g}"
-    assert {result.exit for result in answer.results} <= exits
-
-
 def test_ample_latency_changes_nothing(
     door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
 ) -> None:
