@@ -20,7 +20,7 @@ FOLDERS = ("serving", "models", "schedulers", "loadtest", "scripts", "deploy", "
 KINDS = ("function", "class", "method", "property", "import", "unreachable_code")
 CALLED_BY_OTHERS = {
     "asyncio": ("connection_made", "data_received", "connection_lost"),
-    "the standard library": ("do_GET", "log_message", "handle_starttag"),
+    "the standard library": ("do_GET", "do_POST", "log_message", "handle_starttag"),
     "importlib": ("get_code",),
     "grpc": ("intercept_service",),
     "Ray Serve": ("record_routing_stats", "on_request_completed", "choose_replicas", "initialize_state"),

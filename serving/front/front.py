@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
@@ -18,7 +18,11 @@ from serving.front.auth import Authenticator
 from serving.front.status import to_serving_error
 from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.service import Card, Service
+from serving.telemetry import tracing
 from serving.telemetry.events import UNKNOWN, CallFinished, CallStarted, Sink, ignore
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 MODEL_VERSION = "1"
 """The only version of every model that OIP clients see; the checkpoint's hash says more."""
@@ -63,6 +67,7 @@ class Visit:
     tenant: str = UNKNOWN
     outcome: str = "cancelled"
     """What is recorded if nothing else is said: a task that is cancelled says nothing."""
+    span: Span | None = None
 
 
 class _Request(Protocol):
@@ -87,11 +92,14 @@ class Front:
     limits: IngressLimits
     tell: Sink = ignore
 
-    def begin(self, surface: Surface | None) -> Visit:
+    def begin(self, surface: Surface | None, request_id: str, traceparent: str) -> Visit:
         """Open the record of a call."""
+        visit = Visit(surface, time.perf_counter())
         if surface is not None:
             self.tell(CallStarted(surface))
-        return Visit(surface, time.perf_counter())
+            facts = {"vireo.surface": surface.value, "vireo.request_id": request_id}
+            visit.span = tracing.begin("front", traceparent, facts)
+        return visit
 
     def end(self, visit: Visit) -> None:
         """Close the record of a call."""
@@ -106,6 +114,8 @@ class Front:
                     seconds=seconds,
                 )
             )
+            facts = {"vireo.model": visit.model, "vireo.tenant": visit.tenant, "vireo.outcome": visit.outcome}
+            tracing.end(visit.span, facts)
 
     def admit(self, request: Request, cards: Sequence[Card], visit: Visit) -> Request:
         """What every request goes through, whatever its task: its model is served and has the settings that are asked

@@ -19,6 +19,7 @@ from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import LookupReply, RedisStore
 from serving.stores.result_cache import ResultCache, ResultKey
+from serving.telemetry import tracing
 from serving.telemetry.events import Sink, ignore
 
 T = TypeVar("T")
@@ -136,7 +137,12 @@ class ResultStore:
     def _reservation(self, hold: Hold | None) -> Reservation:
         if hold is None:
             return Reservation()
-        return Reservation(lambda actual: self._later(self._store.settle(hold, actual), must_run=True))
+        parent = tracing.current()
+        return Reservation(lambda actual: self._later(self._settle(hold, actual, parent), must_run=True))
+
+    async def _settle(self, hold: Hold, actual: Cost, parent: tracing.Parent) -> None:
+        with tracing.span("settle", parent):
+            await self._store.settle(hold, actual)
 
     async def _reserve(
         self, tenant: str, digests: Sequence[str | None], cost: Cost, limits: BucketLimits | None
@@ -145,7 +151,8 @@ class ResultStore:
         costs = [cost] * len(digests)
         asking = asyncio.ensure_future(self._store.lookup_and_reserve(tenant, digests, costs, limits))
         try:
-            reply = await asyncio.shield(asking)
+            with tracing.span("store"):
+                reply = await asyncio.shield(asking)
         except asyncio.CancelledError:
             self._later(self._give_back(asking), must_run=True)
             raise

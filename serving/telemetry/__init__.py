@@ -1,11 +1,11 @@
-"""Events, metrics and logs."""
+"""Events, metrics, traces and logs."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from serving.telemetry import logs
+from serving.telemetry import logs, tracing
 from serving.telemetry.events import Sink
 
 
@@ -14,6 +14,7 @@ def setup(metrics_dir: Path, log_level: str) -> Sink:
     metrics_dir.mkdir(parents=True, exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     logs.configure(log_level)
+    tracing.start()
     from serving.telemetry.recording import record
 
     return record

@@ -23,6 +23,7 @@ from serving.delivery.replicas import is_cancelled_itself
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest
+from serving.telemetry.tracing import traceparent
 
 _log = structlog.get_logger(__name__)
 _GIVE_UP_S = 1.0
@@ -208,7 +209,14 @@ class ChatLinks:
         number = next(self._ids)
         request = choice.request._replace(request_id=f"{self._gateway}-{number}")
         return ChoiceStart(
-            number, request, remaining_s, choice.predicted_s, choice.is_streamed, choice.tenant, choice.rank
+            number,
+            request,
+            remaining_s,
+            choice.predicted_s,
+            choice.is_streamed,
+            choice.tenant,
+            choice.rank,
+            traceparent(),
         )
 
     async def stop(self) -> None:

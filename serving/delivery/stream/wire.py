@@ -32,6 +32,7 @@ class ChoiceStart(NamedTuple):
     """Tenants share the replica's slots."""
     rank: int
     """Among the choices of one tenant 0 goes first."""
+    traceparent: str = ""
 
 
 class Accepted(NamedTuple):

@@ -27,6 +27,7 @@ class SampleCall(NamedTuple):
     tenant: str
     settings: Mapping[str, Value] | None = None
     """Of the family's knobs, where they are not the defaults; thresholds aside."""
+    traceparent: str = ""
 
 
 class SampleAnswer(NamedTuple):

@@ -28,7 +28,7 @@ MAX_KEYLESS_CALLS = 64
 a slot of the replica."""
 
 REQUEST_ID_TRAILER = "x-request-id"
-_READ = ("authorization", "x-api-key", "x-request-id")
+_READ = ("authorization", "x-api-key", "x-request-id", "traceparent")
 
 
 class GrpcContext(Protocol):
@@ -70,8 +70,9 @@ class Door:
         metadata = {
             key: value for key, value in context.invocation_metadata() or () if key in _READ and isinstance(value, str)
         }
-        visit = self.front.begin(surface)
-        call = GrpcCall(self.front, request_id(metadata.get("x-request-id")), visit, self, context, metadata)
+        accepted_id = request_id(metadata.get("x-request-id"))
+        visit = self.front.begin(surface, accepted_id, metadata.get("traceparent", ""))
+        call = GrpcCall(self.front, accepted_id, visit, self, context, metadata)
         context.set_trailing_metadata([(REQUEST_ID_TRAILER, call.request_id)])
         return call
 

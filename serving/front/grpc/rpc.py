@@ -104,7 +104,7 @@ def _duplex(rpc: Rpc) -> Method:
 
         async def answer(data: bytes) -> Message:
             one = copy(call)
-            one.visit = door.front.begin(rpc.surface)
+            one.visit = door.front.begin(rpc.surface, call.request_id, call.metadata.get("traceparent", ""))
             one.visit.tenant = call.tenant
             try:
                 return await rpc.answer(one, reader.parse(data))  # type: ignore[no-any-return]

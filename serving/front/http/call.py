@@ -149,10 +149,11 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         headers: Headers = dict(scope["headers"])
-        proposed_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        visit = self._front.begin(self._route.surface)
+        accepted_id = request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
+        traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        visit = self._front.begin(self._route.surface, accepted_id, traceparent)
         call = Call(
-            self._front, request_id(proposed_id), visit,
+            self._front, accepted_id, visit,
             scope, receive, send, headers, self._reader, self._adds_request_id,
         )  # fmt: skip
         try:

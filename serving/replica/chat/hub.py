@@ -31,6 +31,7 @@ from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.tasks.chat.domain import FinishReason
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
+from serving.telemetry.tracing import record
 
 _log = structlog.get_logger(__name__)
 LINGER_S = 1.0
@@ -304,7 +305,9 @@ class ChoiceHub:
             try:
                 await self._engine.run(start.request, say)
             finally:
-                choice.used_s = self._time.leave(self._clock()) - choice.started_at
+                now_s = self._clock()
+                choice.used_s = self._time.leave(now_s) - choice.started_at
+                record(start.traceparent, ("queue", started_s - arrived_s), ("run", now_s - started_s))
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
         self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))

@@ -19,7 +19,7 @@ from serving.errors import ServingError
 from serving.pauses import freeze_start_up
 from serving.replica.driver import Answer, Driver, Stay
 from serving.replica.staged.base import NOTHING_SET
-from serving.telemetry import setup
+from serving.telemetry import setup, tracing
 
 _log = structlog.get_logger(__name__)
 _STUCK_S = 30.0
@@ -66,6 +66,8 @@ class Classifier:
             )
         except ServingError as error:
             return SampleFailure(error, stay.compute_s)
+        run_s = self._driver.clock() - now_s - answer.queue_s
+        tracing.record(sample.traceparent, ("queue", answer.queue_s), ("run", run_s))
         return _to_wire(answer)
 
     async def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:

@@ -28,6 +28,7 @@ from serving.tasks.chat.prompt import token_ids
 from serving.tasks.chat.results import CODEC, StoredChat, result_key
 from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.telemetry.events import ChatAnswered, ChatRetried
+from serving.telemetry.tracing import span
 
 T = TypeVar("T")
 _RETRY_S = 0.5
@@ -129,10 +130,12 @@ class ChatService:
         images: list[PreparedImage] = []
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
-            images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
+            with span("media"):
+                images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
         grids = [image.grid or (1, 1) for image in images]
         ids = await token_ids(model.prompts, request.messages)
-        plan = self._plan(model, request, model.prompts.num_expanded(ids, grids), deadline_s)
+        with span("plan"):
+            plan = self._plan(model, request, model.prompts.num_expanded(ids, grids), deadline_s)
         hashes = [image.content_sha256 for image in images]
         key = result_key(request.tenant, model.card, ids, hashes, request.sampling, plan.max_tokens)
         return _Ready(

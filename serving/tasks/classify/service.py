@@ -44,6 +44,7 @@ from serving.service import ModelCard
 from serving.stores.result_cache import ResultKey
 from serving.stores.results import Codec, Reservation
 from serving.telemetry.events import ClassifyAnswered
+from serving.telemetry.tracing import span, traceparent
 
 _PRIORITIES = {
     Priority.LOW: SchedulerPriority.LOW,
@@ -128,11 +129,13 @@ class ClassifyService:
             )
 
     async def _answer(self, model: ServedModel, request: ClassifyRequest, deadline_s: float) -> ClassifyReply:
-        prepared = await self._prepare(request)
+        with span("media"):
+            prepared = await self._prepare(request)
         good = [image for image in prepared if isinstance(image, PreparedImage)]
         if not good:
             raise next(error for error in prepared if isinstance(error, ServingError))
-        choice = self._choose(model, request.budget, len(good), deadline_s)
+        with span("plan"):
+            choice = self._choose(model, request.budget, len(good), deadline_s)
         outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
         reply = _reply(model, request, choice, prepared, outcomes)
         self._pipeline.tell(ClassifyAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
@@ -219,6 +222,7 @@ class ClassifyService:
             priority=_PRIORITIES[request.budget.priority],
             tenant=request.tenant,
             settings=choice.point.settings or None,
+            traceparent=traceparent(),
         )
 
 
