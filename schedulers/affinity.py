@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 from schedulers.routing import ReplicaLoad, preference
 
@@ -60,50 +59,3 @@ def load_limit_s(loads_s: Sequence[float], added_s: float, bound: float) -> floa
         return math.inf
     mean_s = (math.fsum(loads_s) + added_s) / len(loads_s)
     return max(bound * mean_s, min(loads_s) + (1 + SLACK) * added_s)
-
-
-@dataclass(slots=True)
-class _Sent:
-    reported_s: float = 0.0
-    measured_at_s: float = -math.inf
-    #: (sent at, predicted seconds) of what was sent after the report, oldest first.
-    sent: list[tuple[float, float]] = field(default_factory=list)
-
-
-class SentWork:
-    """A router's knowledge of replicas whose calls return before their work is done, as those of chat do.
-
-    What was sent counts until the replica reports, then the report does, and what was sent since. The end of a call
-    says nothing. A replica that does not report fills up, and gets nothing more.
-    """
-
-    def __init__(self) -> None:
-        self._replicas: dict[str, _Sent] = {}
-
-    def sent(self, replica_id: str, predicted_s: float, now_s: float) -> None:
-        """A call left for a replica. O(1)."""
-        self._replicas.setdefault(replica_id, _Sent()).sent.append((now_s, predicted_s))
-
-    def report(self, replica_id: str, queued_s: float, measured_at_s: float) -> None:
-        """The replica said that it had ``queued_s`` of work, from anyone, at ``measured_at_s``.
-
-        A report older than the one before, or one that is not a number, is ignored.
-        """
-        replica = self._replicas.setdefault(replica_id, _Sent())
-        if 0.0 <= queued_s < math.inf and measured_at_s > replica.measured_at_s:
-            replica.reported_s, replica.measured_at_s = queued_s, measured_at_s
-            replica.sent = [(at_s, seconds) for at_s, seconds in replica.sent if at_s > measured_at_s]
-
-    def load(self, replica_id: str, now_s: float) -> ReplicaLoad:
-        """Predicted seconds of work there now; 0 for a replica of which nothing is known."""
-        replica = self._replicas.get(replica_id)
-        if replica is None:
-            return ReplicaLoad(replica_id=replica_id, queued_s=0.0)
-        left_s = 0.0
-        if replica.measured_at_s > -math.inf:
-            left_s = max(0.0, replica.reported_s - max(0.0, now_s - replica.measured_at_s))
-        return ReplicaLoad(replica_id=replica_id, queued_s=left_s + math.fsum(s for _, s in replica.sent))
-
-    def keep_only(self, replica_ids: Collection[str]) -> None:
-        """Forget the replicas that are gone."""
-        self._replicas = {name: replica for name, replica in self._replicas.items() if name in replica_ids}

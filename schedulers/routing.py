@@ -63,10 +63,15 @@ class _Replica:
         return 0.0 if oldest is None else max(0.0, now_s - max(oldest[0], self.measured_at_s))
 
 
-class OutstandingWork:
-    """One router's knowledge of its replicas, all times on its own clock; every method but ``report`` is O(1)."""
+class Ledger:
+    """One router's knowledge of its replicas, all times on its own clock; every method but ``report`` is O(1).
 
-    def __init__(self) -> None:
+    ``ends_with_call``: work is done when its call comes back. Where calls return before, as those of chat do, what was
+    sent counts until the replica reports, and the end of a call says nothing.
+    """
+
+    def __init__(self, *, ends_with_call: bool = True) -> None:
+        self._ends_with_call = ends_with_call
         self._replicas: dict[str, _Replica] = {}
 
     def start(self, replica_id: str, call_id: str, predicted_s: float, now_s: float) -> None:
@@ -83,7 +88,7 @@ class OutstandingWork:
 
     def finish(self, replica_id: str, call_id: str) -> None:
         """A call came back, in whatever way. Ignored when it is not known: its replica may have been forgotten."""
-        replica = self._replicas.get(replica_id)
+        replica = self._replicas.get(replica_id) if self._ends_with_call else None
         call = replica.calls.pop(call_id, None) if replica else None
         if replica is None or call is None:
             return
@@ -102,12 +107,16 @@ class OutstandingWork:
         if not 0.0 <= queued_s < math.inf or not measured_at_s > replica.measured_at_s:
             return
         replica.reported_s, replica.measured_at_s = queued_s, measured_at_s
-        replica.unreported_s = sum(s for sent_at_s, s in replica.calls.values() if sent_at_s > measured_at_s)
+        unreported = {call_id: call for call_id, call in replica.calls.items() if call[0] > measured_at_s}
+        replica.unreported_s = sum(predicted_s for _, predicted_s in unreported.values())
+        if not self._ends_with_call:
+            replica.calls = unreported
 
     def load(self, replica_id: str, now_s: float) -> ReplicaLoad:
         """Predicted seconds of work there now; 0 for a replica of which nothing is known.
 
-        Never less than it has been silent while calls are open there: one that hangs would look idle for ever.
+        Never less than it has been silent while calls are open there: one that hangs would look idle for ever. Where
+        calls return before their work is done, one that does not report fills up, and gets nothing more.
         """
         replica = self._replicas.get(replica_id)
         if replica is None:
@@ -115,7 +124,8 @@ class OutstandingWork:
         left_s = 0.0
         if replica.measured_at_s > -math.inf:
             left_s = max(0.0, replica.reported_s - max(0.0, now_s - replica.measured_at_s))
-        return ReplicaLoad(replica_id=replica_id, queued_s=max(left_s + replica.unreported_s, replica.silent_s(now_s)))
+        silent_s = replica.silent_s(now_s) if self._ends_with_call else 0.0
+        return ReplicaLoad(replica_id=replica_id, queued_s=max(left_s + replica.unreported_s, silent_s))
 
     def keep_only(self, replica_ids: Collection[str]) -> None:
         """Forget the replicas that are gone."""

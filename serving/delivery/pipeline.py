@@ -33,7 +33,7 @@ class PipelineLimits:
     default_deadline_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Fetch(Generic[T, Outcome]):
     """Items of one request whose results are wanted: found, or run.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from schedulers.affinity import SentWork, rank_by_affinity
-from schedulers.routing import OutstandingWork, rank
+from schedulers.affinity import rank_by_affinity
+from schedulers.routing import Ledger, rank
 from serving.replica.chat.held_images import mark
 from serving.system import live_replicas
 
@@ -40,70 +40,19 @@ class PlainRouter(FIFOMixin, CountedRouter):
         return [candidate_replicas]
 
 
-class LeastWorkRouter(FIFOMixin, CountedRouter):
-    """Ranks replicas by predicted seconds of work. Calls say theirs in the keyword argument ``predicted_s``."""
+class WorkRouter(CountedRouter):
+    """Ranks replicas by predicted seconds of work, and first of all those that hold what a call wants.
 
-    def initialize_state(self, **_kwargs: Any) -> None:
-        """Called once by Serve, before anything else."""
-        self._work = OutstandingWork()
-        self._last_report: dict[str, int] = {}
-
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        """One rank per replica, so that Serve falls back to the next when one is full."""
-        if len(candidate_replicas) < 2:
-            return [candidate_replicas]
-        now_s = time.monotonic()
-        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        for name, replica in by_id.items():
-            self._take_report(name, replica.routing_stats, now_s)
-        loads = rank((self._work.load(name, now_s) for name in by_id), key=self._router_key())
-        return [[by_id[load.replica_id]] for load in loads]
-
-    def _router_key(self) -> str:
-        """Ties are broken differently by each gateway, lest all of them send to the same idle replica."""
-        return str(id(self))
-
-    def _take_report(self, name: str, stats: dict[str, Any], now_s: float) -> None:
-        number = stats.get("report")
-        if isinstance(number, int) and number != self._last_report.get(name):
-            self._last_report[name] = number
-            self._work.report(name, float(stats["queued_s"]), now_s)
-
-    async def _choose_replica_for_request(
-        self, pending_request: PendingRequest, *, is_retry: bool = False
-    ) -> RunningReplica:
-        """Count a call from the moment of the choice. Serve's own hook, ``on_request_routed``, waits until the replica
-        has accepted the call, which one that hangs never does: it would look idle and get every call."""
-        replica: RunningReplica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
-        predicted_s = float(pending_request.kwargs.get("predicted_s", 0.0))
-        call_id = pending_request.metadata.internal_request_id
-        self._work.start(replica.replica_id.unique_id, call_id, predicted_s, time.monotonic())
-        return replica
-
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """A call came back, in whatever way."""
-        self._work.finish(replica_id.unique_id, internal_request_id)
-
-    def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Replicas came or went."""
-        super().update_replicas(replicas)
-        names = {replica.replica_id.unique_id for replica in replicas}
-        self._work.keep_only(names)
-        self._last_report = {name: number for name, number in self._last_report.items() if name in names}
-
-
-class AffinityRouter(CountedRouter):  # not first in, first out: a request must get the replica chosen for it
-    """Sends a chat to a replica that holds its first image, unless that has too much to do (``schedulers.affinity``).
-
-    Calls say what they want in keyword arguments: ``key`` of the first image, ``predicted_s``, replicas to ``avoid``;
-    or the one ``replica`` that they are for.
+    Calls say in keyword arguments: ``predicted_s``; and where replicas hold images, ``key`` of the first one, replicas
+    to ``avoid``, or the one ``replica`` that they are for.
     """
 
+    ends_with_call = True
+    """Whether work is done when its call comes back."""
+
     def initialize_state(self, **_kwargs: Any) -> None:
         """Called once by Serve, before anything else."""
-        self._work = SentWork()
+        self._ledger = Ledger(ends_with_call=self.ends_with_call)
         self._held: dict[str, frozenset[int]] = {}
         self._last_report: dict[str, int] = {}
 
@@ -126,9 +75,10 @@ class AffinityRouter(CountedRouter):  # not first in, first out: a request must 
         return [[by_id[name]] for name in ranked]
 
     def _ranked(self, names: list[str], kwargs: dict[str, Any], now_s: float) -> list[str]:
-        loads = [self._work.load(name, now_s) for name in names]
+        loads = [self._ledger.load(name, now_s) for name in names]
         key = kwargs.get("key", "")
         if not key:
+            # Ties are broken differently by each gateway, lest all of them send to the same idle replica.
             return [load.replica_id for load in rank(loads, key=str(id(self)))]
         holders = {name for name in names if mark(key) in self._held.get(name, ())}
         predicted_s = float(kwargs.get("predicted_s", 0.0))
@@ -138,23 +88,39 @@ class AffinityRouter(CountedRouter):  # not first in, first out: a request must 
         number = stats.get("report")
         if isinstance(number, int) and number != self._last_report.get(name):
             self._last_report[name] = number
-            self._held[name] = frozenset(stats["held"])
-            self._work.report(name, float(stats["queued_s"]), now_s)
+            self._held[name] = frozenset(stats.get("held", ()))
+            self._ledger.report(name, float(stats["queued_s"]), now_s)
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
-        """Count a call from the moment of the choice, as ``LeastWorkRouter`` does."""
+        """Count a call from the moment of the choice. Serve's own hook, ``on_request_routed``, waits until the replica
+        has accepted the call, which one that hangs never does: it would look idle and get every call."""
         replica: RunningReplica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         predicted_s = float(pending_request.kwargs.get("predicted_s", 0.0))
-        if predicted_s > 0.0:
-            self._work.sent(replica.replica_id.unique_id, predicted_s, time.monotonic())
+        call_id = pending_request.metadata.internal_request_id
+        self._ledger.start(replica.replica_id.unique_id, call_id, predicted_s, time.monotonic())
         return replica
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """A call came back, in whatever way."""
+        self._ledger.finish(replica_id.unique_id, internal_request_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Replicas came or went."""
         super().update_replicas(replicas)
         names = {replica.replica_id.unique_id for replica in replicas}
-        self._work.keep_only(names)
+        self._ledger.keep_only(names)
         self._held = {name: held for name, held in self._held.items() if name in names}
         self._last_report = {name: number for name, number in self._last_report.items() if name in names}
+
+
+class LeastWorkRouter(FIFOMixin, WorkRouter):
+    """For calls of which any replica may take any."""
+
+
+class AffinityRouter(WorkRouter):
+    """For chats: a request must get the replica chosen for it, so not first in, first out. Calls return while their
+    work goes on."""
+
+    ends_with_call = False

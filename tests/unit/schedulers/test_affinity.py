@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedulers.affinity import BOUND, SLACK, SentWork, load_limit_s, rank_by_affinity
+from schedulers.affinity import BOUND, SLACK, load_limit_s, rank_by_affinity
 from schedulers.routing import ReplicaLoad
 
 KEYS = [f"image-{number}" for number in range(400)]
@@ -94,33 +94,3 @@ def test_bad_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="numbers >= 0"):
         load_limit_s([float("nan")], 0.0, 1.25)
     assert rank_by_affinity([], "key", 0.0) == []
-
-
-# -- what a router has sent ------------------------------------------------------------------------------------------
-
-
-def test_what_was_sent_counts_until_the_replica_reports() -> None:
-    work = SentWork()
-    work.sent("a", 2.0, 1.0)
-    work.sent("a", 3.0, 2.0)
-    assert work.load("a", 2.5).queued_s == 5.0
-    work.report("a", 4.0, 3.0)
-    assert work.load("a", 3.0).queued_s == 4.0
-    work.sent("a", 1.0, 3.5)
-    assert work.load("a", 4.0).queued_s == 4.0
-    assert work.load("a", 60.0).queued_s == 1.0
-
-
-def test_reports_that_are_old_or_no_numbers_are_ignored() -> None:
-    work = SentWork()
-    work.report("a", 4.0, 3.0)
-    work.report("a", 9.0, 2.0)
-    work.report("a", float("nan"), 5.0)
-    assert work.load("a", 3.0).queued_s == 4.0
-
-
-def test_replicas_that_are_gone_are_forgotten() -> None:
-    work = SentWork()
-    work.sent("a", 2.0, 1.0)
-    work.keep_only({"b"})
-    assert work.load("a", 1.0).queued_s == 0.0

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from schedulers.routing import OutstandingWork, ReplicaLoad, rank
+from schedulers.routing import Ledger, ReplicaLoad, rank
 
 
 def loads(**queued_s: float) -> list[ReplicaLoad]:
@@ -57,7 +57,7 @@ def test_infinite_load_goes_last() -> None:
 
 
 def test_own_calls_count_until_they_come_back() -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.start("a", "1", 0.2, now_s=10.0)
     work.start("a", "2", 0.3, now_s=10.0)
     assert work.load("a", 10.0).queued_s == pytest.approx(0.5)
@@ -71,7 +71,7 @@ def test_own_calls_count_until_they_come_back() -> None:
 
 
 def test_report_is_worked_off_as_it_ages_and_later_calls_come_on_top() -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.start("a", "old", 5.0, now_s=9.0)
     work.report("a", 1.0, measured_at_s=10.0)  # holds what is left of "old"
     work.start("a", "new", 0.2, now_s=10.1)
@@ -84,7 +84,7 @@ def test_report_is_worked_off_as_it_ages_and_later_calls_come_on_top() -> None:
 
 
 def test_replica_that_hangs_is_as_loaded_as_it_has_been_silent() -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.report("a", 0.0, measured_at_s=10.0)
     assert work.load("a", 50.0).queued_s == 0.0, "idle is not silent"
     work.start("a", "1", 0.002, now_s=50.0)
@@ -97,7 +97,7 @@ def test_replica_that_hangs_is_as_loaded_as_it_has_been_silent() -> None:
 
 
 def test_call_sent_while_a_report_was_under_way_is_counted_on_top_of_it() -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.start("a", "1", 0.2, now_s=10.1)
     work.report("a", 1.0, measured_at_s=10.0)
     assert work.load("a", 10.1).queued_s == pytest.approx(0.9 + 0.2)
@@ -105,14 +105,14 @@ def test_call_sent_while_a_report_was_under_way_is_counted_on_top_of_it() -> Non
 
 @pytest.mark.parametrize(("queued_s", "measured_at_s"), [(9.0, 9.0), (math.nan, 11.0), (-1.0, 11.0), (1.0, math.nan)])
 def test_old_or_broken_report_is_ignored(queued_s: float, measured_at_s: float) -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.report("a", 1.0, measured_at_s=10.0)
     work.report("a", queued_s, measured_at_s)
     assert work.load("a", 10.0).queued_s == 1.0
 
 
 def test_forgotten_replica_starts_afresh() -> None:
-    work = OutstandingWork()
+    work = Ledger()
     work.start("a", "1", 1.0, now_s=0.0)
     work.start("b", "2", 1.0, now_s=0.0)
     work.keep_only({"b"})
@@ -124,4 +124,17 @@ def test_forgotten_replica_starts_afresh() -> None:
 @pytest.mark.parametrize("predicted_s", [-1.0, math.nan, math.inf])
 def test_prediction_that_is_no_time_is_refused(predicted_s: float) -> None:
     with pytest.raises(ValueError, match="predicted_s"):
-        OutstandingWork().start("a", "1", predicted_s, now_s=0.0)
+        Ledger().start("a", "1", predicted_s, now_s=0.0)
+
+
+def test_where_calls_return_early_what_was_sent_counts_until_the_replica_reports() -> None:
+    work = Ledger(ends_with_call=False)
+    work.start("a", "1", 2.0, now_s=1.0)
+    work.start("a", "2", 3.0, now_s=2.0)
+    work.finish("a", "1")
+    assert work.load("a", 2.5).queued_s == 5.0
+    work.report("a", 4.0, 3.0)
+    assert work.load("a", 3.0).queued_s == 4.0
+    work.start("a", "3", 1.0, now_s=3.5)
+    assert work.load("a", 4.0).queued_s == 4.0
+    assert work.load("a", 60.0).queued_s == 1.0, "silence says nothing: the call may have come back"

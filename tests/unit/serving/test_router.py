@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
-from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter
+from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter, WorkRouter
 from serving.replica.chat.held_images import HeldImages
 from serving.system import live_replicas
 
-Router = TypeVar("Router", AffinityRouter, LeastWorkRouter)
+Router = TypeVar("Router", bound=WorkRouter)
 KEY = "0badcafe" + 56 * "0"
 
 
@@ -31,7 +31,7 @@ def replica(name: str, queued_s: float = 0.0, report: int = 1, keys: tuple[str, 
     return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), routing_stats=stats)
 
 
-def chosen(router: LeastWorkRouter | AffinityRouter, replicas: list[Any], **kwargs: Any) -> list[str]:
+def chosen(router: WorkRouter, replicas: list[Any], **kwargs: Any) -> list[str]:
     """Names in the order in which Serve is to try them."""
     ranks = asyncio.run(router.choose_replicas(replicas, SimpleNamespace(kwargs=kwargs)))  # type: ignore[arg-type]
     return [one.replica_id.unique_id for rank in ranks for one in rank]
