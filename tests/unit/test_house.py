@@ -112,6 +112,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.config.load",
         "serving.config.resolved",
         "serving.telemetry.metrics",  # prometheus-client's folder
+        "serving.telemetry.tracing",  # OpenTelemetry's switches
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment
         "serving.system.ray_env",  # Ray's switches
