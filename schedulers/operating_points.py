@@ -61,6 +61,8 @@ class OperatingPointTable:
     energy_source: str
     watts: float
     points: tuple[OperatingPoint, ...]
+    is_calibrated: bool = True
+    """Otherwise its numbers are guesses, on which nobody is refused, and its accuracies are not known."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> OperatingPointTable:

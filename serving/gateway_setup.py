@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Family, Shape, Variant
 from models.identity import WEIGHTS_FILE
 from models.registry import families
+from schedulers.operating_points import OperatingPointTable
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
@@ -257,7 +258,7 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(family: Family, variant: Variant, table: Any) -> ModelCard:
+def _card(family: Family, variant: Variant, table: OperatingPointTable) -> ModelCard:
     io, weights = variant.io, (variant.weights or Path()) / WEIGHTS_FILE
     return ModelCard(
         id=variant.id,
@@ -269,6 +270,7 @@ def _card(family: Family, variant: Variant, table: Any) -> ModelCard:
         labels=tuple(io.label(index) for index in range(io.num_classes)),
         checkpoint_sha256=table.checkpoint_sha256,
         operating_points=tuple(point.name for point in table.points),
+        is_calibrated=table.is_calibrated,
         prepare_version=family.prepare_version,
         knobs=family.knobs,
     )

@@ -13,10 +13,9 @@ from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import ConfigError
 
 FILE_NAME = "operating_points.json"
-
-
 _FIRST_MACS_PER_S = 2e10
-"""Of one processor core: a guess for models that were never measured. A replica corrects it by what batches take."""
+"""Of one processor core: a guess for what is reserved for a model that was never measured. What it really takes is
+charged; its replicas measure what they plan with."""
 
 
 def table_for(model: ResolvedModel[UnaryOptions]) -> OperatingPointTable:
@@ -50,7 +49,7 @@ def _unmeasured(model: ResolvedModel[UnaryOptions], identity: str, macs: float) 
         exit_shares=(1.0,),
         expected_flops=macs,
         flops_fraction=1.0,
-        ms_by_batch={1: 1e3 * seconds},
+        ms_by_batch={1: 0.0},  # nobody is refused for a guess: a replica refuses what it cannot answer in time
         joules_per_sample=seconds * model.watts,
         accuracy=0.0,  # nobody has measured it, so no floor is met
     )
@@ -63,6 +62,7 @@ def _unmeasured(model: ResolvedModel[UnaryOptions], identity: str, macs: float) 
         energy_source="estimate",
         watts=model.watts,
         points=(point,),
+        is_calibrated=False,
     )
 
 

@@ -39,6 +39,8 @@ class ModelCard(Card):
     num_exits: int
     labels: tuple[str, ...]
     operating_points: tuple[str, ...]
+    is_calibrated: bool = True
+    """Whether the points were measured: time, joules and accuracy of a model that was not are not known."""
     prepare_version: str
     """Part of every cache key: raised whenever the same picture gives other inputs."""
 

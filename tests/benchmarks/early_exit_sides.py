@@ -25,7 +25,7 @@ from schedulers.types import Scheduler
 from serving.operating_points import FILE_NAME
 from serving.replica.driver import Driver
 from serving.replica.staged.base import Outcome, StageOutput
-from serving.replica.staged.engine import RowEngine, bytes_per_sample
+from serving.replica.staged.engine import RowEngine, warm_up
 from serving.telemetry.events import BatchRan, Event, SampleAnswered
 
 QUALITY_MARGIN = 0.005
@@ -194,7 +194,8 @@ def load_workload(
     variant = find(model)[1]
     runner = DynPerceiverRunner(load_model(variant, device, random_weights=random_weights), variant)
     side = variant.io.input_size
-    peak_bytes = bytes_per_sample(runner, torch.zeros((max(batch_sizes), side, side, 3), dtype=torch.uint8), {})
+    pictures = torch.zeros((max(batch_sizes), side, side, 3), dtype=torch.uint8)
+    peak_bytes = warm_up(runner, pictures, {}).bytes_per_sample
     costs = stage_costs(runner, side, runner.device, batch_sizes=batch_sizes, repeats=repeats)
     if random_weights:
         images, labels, drawn = _random_pictures(variant)

@@ -10,7 +10,7 @@ from models.contract import Variant
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.registry import find
-from serving.replica.staged.engine import bytes_per_sample
+from serving.replica.staged.engine import warm_up
 
 
 def nano_variant() -> Variant:
@@ -29,4 +29,4 @@ def nano_runner() -> DynPerceiverRunner:
 def nano_bytes_per_sample() -> int:
     """Most bytes that one sample's share of a full batch takes."""
     side = nano_variant().io.input_size
-    return bytes_per_sample(nano_runner(), torch.zeros((4, side, side, 3), dtype=torch.uint8), {})
+    return warm_up(nano_runner(), torch.zeros((4, side, side, 3), dtype=torch.uint8), {}).bytes_per_sample

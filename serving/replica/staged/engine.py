@@ -7,6 +7,7 @@ the rows that go on, and keeps what each sample has got.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,17 +162,28 @@ def as_staged(runner: Staged | Unary) -> Staged:
     return runner if isinstance(runner, Staged) else OneStage(runner)
 
 
-def bytes_per_sample(runner: Staged, inputs: Tensor, point: Point) -> int:
-    """Run every stage once on these inputs. Returns the peak bytes that one sample holds between stages."""
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What a batch showed: most bytes that one sample holds between stages, and the seconds of each stage."""
+
+    bytes_per_sample: int
+    stage_s: tuple[float, ...]
+
+
+@torch.inference_mode()
+def warm_up(runner: Staged, inputs: Tensor, point: Point) -> WarmUp:
+    """Run every stage once on these inputs."""
     num_rows = len(inputs)
-    with torch.inference_mode():
-        state = runner.begin(inputs, [point] * num_rows)
-        peak, kept = inputs[0].nbytes, 0
-        for stage in range(runner.num_stages):
-            state, passed, _confidence = runner.run(state, stage, 1)
-            peak = max(peak, -(-Batch(state, num_rows).nbytes // num_rows))
-            kept += sum(tensor[0].nbytes for outputs in passed for tensor in outputs.values())
-    return peak + kept
+    peak, kept, stage_s = inputs[0].nbytes, 0, []
+    state = runner.begin(inputs, [point] * num_rows)
+    for stage in range(runner.num_stages):
+        started_s = time.perf_counter()
+        state, passed, confidence = runner.run(state, stage, 1)
+        confidence.tolist()  # a GPU works on while we do not look
+        stage_s.append(time.perf_counter() - started_s)
+        peak = max(peak, -(-Batch(state, num_rows).nbytes // num_rows))
+        kept += sum(tensor[0].nbytes for outputs in passed for tensor in outputs.values())
+    return WarmUp(peak + kept, tuple(stage_s))
 
 
 def _row(stage: int, sample: _Sample) -> Row:

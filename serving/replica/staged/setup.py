@@ -10,7 +10,7 @@ from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
 from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import table_for
 from serving.replica.driver import Driver
-from serving.replica.staged.engine import RowEngine, as_staged, bytes_per_sample
+from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.telemetry.events import Sink
 
 
@@ -25,12 +25,15 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     runner = as_staged(family.runner.load()(network, variant))
     shape = (variant.io.input_size, variant.io.input_size, 3)
     point = family.check_point({})
-    peak_bytes = max(
-        bytes_per_sample(runner, torch.zeros((size, *shape), dtype=torch.uint8), point)
-        for size in (1, model.options.max_batch)
-    )
+    sizes = sorted({1, model.options.max_batch})
+    batches = [torch.zeros((size, *shape), dtype=torch.uint8) for size in sizes]
+    peak_bytes = max(warm_up(runner, batch, point).bytes_per_sample for batch in batches)
     table = table_for(model)
-    cost = TableCostModel(table.batch_sizes, table.stage_seconds)
+    if table.is_calibrated:
+        cost = TableCostModel(table.batch_sizes, table.stage_seconds)
+    else:  # the second time round, when everything has been allocated and compiled
+        measured = [warm_up(runner, batch, point).stage_s for batch in batches]
+        cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
     scheduler = EarlyExitScheduler(
         cost, EarlyExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue)
     )

@@ -137,6 +137,7 @@ def classifier_block(card: ModelCard, block: ModelBlock) -> ClassifyModelBlock:
         "num_exits": card.num_exits,
         "labels": card.labels,
         "operating_points": card.operating_points,
+        "calibrated": card.is_calibrated,
     }
 
 

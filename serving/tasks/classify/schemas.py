@@ -65,3 +65,4 @@ class ClassifyModelBlock(ModelBlock):
     num_exits: int
     labels: tuple[str, ...]
     operating_points: tuple[str, ...]
+    calibrated: bool

@@ -181,7 +181,8 @@ class ClassifyService:
                 param="vireo",
                 retry_after_s=choice.retry_after_s,
             )
-        raise BudgetInfeasible(choice.message, param="vireo")
+        unknown = "" if table.is_calibrated else f"; {model.card.id} is not calibrated, so its accuracy is not known"
+        raise BudgetInfeasible(f"{choice.message}{unknown}", param="vireo")
 
     # -- results ---------------------------------------------------------------------------------------------------
 

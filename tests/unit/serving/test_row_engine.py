@@ -13,7 +13,7 @@ from models.contract import Point
 from serving.errors import EngineFailed
 from serving.replica.staged import engine as engine_module
 from serving.replica.staged.base import StageOutput
-from serving.replica.staged.engine import RowEngine, as_staged, bytes_per_sample
+from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.replica.staged.rows import Row
 from tests.support.models import nano_bytes_per_sample, nano_runner, nano_variant
 
@@ -174,4 +174,4 @@ def test_unary_family_is_a_network_of_one_stage_with_a_point_for_each_row() -> N
 
 def test_bytes_of_a_sample_are_its_largest_state_and_all_that_is_kept_of_it() -> None:
     inputs = torch.zeros((4, 2, 2, 3), dtype=torch.uint8)
-    assert bytes_per_sample(as_staged(Scale()), inputs, {"factor": 1.0}) == 12 + (4 + 12)
+    assert warm_up(as_staged(Scale()), inputs, {"factor": 1.0}).bytes_per_sample == 12 + (4 + 12)
