@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from models.contract import Family, LazyRef, Point, Source, Variant, Work
@@ -82,6 +81,5 @@ FAMILY = Family(
     rename=LazyRef(f"{_HERE}.network:rename"),
     work=LazyRef(f"{_HERE}.family:work"),
     parts={"calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier")},
-    parts=MappingProxyType({"calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier")}),
     examples=("test_resnet.r160_in1k", "test_vit.r160_in1k"),
 )

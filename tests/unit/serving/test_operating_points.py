@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.registry import families, find
+from schedulers.operating_points import Budget, Choice, Infeasible, choose
+from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
-from serving.operating_points import FILE_NAME, load_table
+from serving.operating_points import FILE_NAME, load_table, table_for
+from serving.replica.staged.setup import build_driver
+from serving.telemetry.events import ignore
 
 NANO = "dyn-perceiver-nano"
 
@@ -33,6 +40,38 @@ def test_every_checkpoint_that_ships_has_a_table_that_loads() -> None:
         table = load_table(variant.id, variant.weights)
         assert table.num_exits == variant.io.num_exits
         assert table.points
+
+
+@pytest.fixture(scope="module")
+def never_measured() -> ResolvedModel[UnaryOptions]:
+    settings = ModelSettings(id="timm:test_resnet.r160_in1k", options={"random_weights": True, "max_batch": 2})
+    model: ResolvedModel[UnaryOptions] = resolve_model(settings)
+    return model
+
+
+def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured(
+    never_measured: ResolvedModel[UnaryOptions],
+) -> None:
+    table = table_for(never_measured)
+    assert not table.is_calibrated
+    assert [point.name for point in table.points] == ["default"]
+    assert isinstance(choose(table, Budget(latency_s=1e-6), 0.0), Choice)
+    assert isinstance(choose(table, Budget(quality_floor=0.01), 0.0), Infeasible)
+
+
+async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:
+    driver = build_driver(never_measured, ignore)
+    guessed_s = table_for(never_measured).cost_model().batch_s(0, 2)
+    assert 0.0 < driver.predict(0, 1, 2) != guessed_s
+    driver.start()
+    side = never_measured.variant.io.input_size
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    answers = await asyncio.gather(*(driver.submit(picture, deadline_s=math.inf, thresholds=(0.0,)) for _ in range(3)))
+    await driver.stop()
+    assert {answer.exit_index for answer in answers} == {0}
+    for answer in answers:
+        assert answer.outputs["probabilities"].shape == (1000,)
+        assert float(answer.outputs["probabilities"].sum()) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_model_without_weights_says_how_to_get_them() -> None:
