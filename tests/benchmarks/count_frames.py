@@ -23,6 +23,7 @@ import numpy as np
 from models import registry
 from models.contract import Variant
 from schedulers.retry_budget import RetryBudget
+from serving.config import UnaryOptions
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.front.auth import Authenticator
@@ -118,8 +119,8 @@ class Replica(Classifier):
 async def main() -> Trace:
     trace, loop = Trace(), asyncio.get_running_loop()
     family, variant = registry.find(MODEL)
-    options = SimpleNamespace(max_batch=8, max_queue=64, max_held_bytes=1 << 30)
-    model = SimpleNamespace(family=family.name, variant=variant, threads=1, device="cpu", options=options)
+    options = UnaryOptions()
+    model = SimpleNamespace(family=family.name, variant=variant, threads=1, device="cpu", options=options, knobs={})
     replica = Replica.__new__(Replica)
     replica._driver = driver = build_driver(cast(Any, model), ignore)
     replica._stays = {}
