@@ -32,8 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.card import family_card
-from models.contract import Family, LazyRef, Point, Staged, Unary, Variant, Work
-from models.io import PictureIO
+from models.contract import Family, Job, JobState, LazyRef, Point, SettingError, Staged, Unary, Variant, Work
+from models.io import ClipIO, ClipRequest, PictureIO
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 """How far outputs may be apart when only the batch around a row differs: kernels for other sizes round otherwise."""
@@ -69,7 +69,8 @@ class Subject:
     def work(self, point: Point) -> Work:
         """What is declared for one example at a point."""
         assert self.family.work is not None, f"{self.family.name} declares no work"
-        declared: Work = self.family.work.load()(self.variant, None, point)
+        request = example_request(self) if self.family.shape == "job" else None
+        declared: Work = self.family.work.load()(self.variant, request, point)
         return declared
 
 
@@ -130,7 +131,7 @@ def everything_named_is_there(subject: Subject) -> None:
     for name, value in [*vars(family).items(), *family.parts.items()]:
         if isinstance(value, LazyRef):
             assert value.load() is not None, f"{name} of {family.name} names nothing: {value.target}"
-    for name in ("build", "runner", "work") if family.shape in ("unary", "staged") else ():
+    for name in () if family.shape == "stream" else ("build", "runner", "work"):
         assert getattr(family, name) is not None, f"a family of shape {family.shape} needs {name}"
 
 
@@ -175,10 +176,11 @@ def cost_rises_along_every_axis(subject: Subject) -> None:
     """From the cheapest to the best value of a knob no unit of work falls, and some unit rises."""
     family = subject.family
     for knob in (knob for knob in family.knobs if knob.is_axis):
-        works = [subject.work(family.check_point({knob.name: value})) for value in knob.points]
+        points = [point for value in knob.points if _can(subject, point := family.check_point({knob.name: value}))]
+        works = [subject.work(point) for point in points]
         for name in {name for work in works for name in work.units}:
             amounts = [work.units.get(name, 0.0) for work in works]
-            assert amounts == sorted(amounts), f"{name} falls along {knob.name}: {amounts} at {knob.points}"
+            assert amounts == sorted(amounts), f"{name} falls along {knob.name}: {amounts}"
         assert works[0].units != works[-1].units, f"{knob.name} trades {knob.trades} for no work at all"
 
 
@@ -224,7 +226,8 @@ def _close(found: Outputs, expected: Outputs, what: str) -> None:
     assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
     for name, tensor in found.items():
         worst = (tensor.double() - expected[name].double()).abs() - RELATIVE * expected[name].double().abs()
-        assert float(worst.max()) <= ABSOLUTE, f"{what}: {name} is off by {float(worst.max()):.2g}"
+        allowed = ABSOLUTE if tensor.is_floating_point() else 1  # a pixel may be rounded the other way
+        assert float(worst.max()) <= allowed, f"{what}: {name} is off by {float(worst.max()):.2g}"
 
 
 def _picked(outputs: Outputs, rows: Sequence[int]) -> Outputs:
@@ -427,6 +430,183 @@ def _mapped(change: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
     return tree
 
 
+# -- of a job --------------------------------------------------------------------------------------------------------
+
+
+def example_request(subject: Subject, seed: int = 0) -> Any:
+    """A request: a short prompt for a family that makes clips, else its part ``example``."""
+    if "example" in subject.family.parts:
+        return subject.family.part("example")(subject.variant, np.random.default_rng(seed))
+    clip = subject.variant.io
+    assert isinstance(clip, ClipIO), f"{subject.family.name} needs a part 'example': (variant, rng) -> request"
+    return ClipRequest(prompt=("a red circle", "a blue square")[seed % 2], num_frames=clip.frame_counts[0])
+
+
+def _can(subject: Subject, point: Point) -> bool:
+    """Whether the variant can do it at all."""
+    if subject.family.allowed is None:
+        return True
+    try:
+        subject.family.allowed.load()(subject.variant, example_request(subject), point)
+    except SettingError:
+        return False
+    return True
+
+
+def _short_point(subject: Subject) -> dict[str, Any]:
+    """The defaults, with as few steps as may be."""
+    family = subject.family
+    settings: dict[str, Any] = {}
+    for knob in (knob for knob in family.knobs if knob.is_axis and knob.is_integer):
+        settings |= (
+            {knob.name: knob.points[0]} if _can(subject, family.check_point({knob.name: knob.points[0]})) else {}
+        )
+    return family.check_point(settings)
+
+
+def _opened(subject: Subject, seed: int, point: Point | None = None) -> JobState:
+    assert isinstance(subject.runner, Job), f"{type(subject.runner).__name__} is no job"
+    return subject.runner.open(example_request(subject, seed), point or _short_point(subject), seed)
+
+
+def _left(subject: Subject, state: JobState) -> int:
+    return sum(subject.runner.remaining(state).values())
+
+
+def _slice(subject: Subject, states: Sequence[JobState]) -> None:
+    """One slice for each that has any left, those of one key together."""
+    groups: dict[Any, list[JobState]] = {}
+    for state in states:
+        if _left(subject, state):
+            groups.setdefault(subject.runner.group_key(state), []).append(state)
+    for group in groups.values():
+        figures = subject.runner.step(group)
+        assert len(figures) == len(group), f"{len(figures)} figures for {len(group)} states"
+        assert all(each is not None for each in figures), "a slice came to nothing"
+
+
+def _finished(subject: Subject, states: Sequence[JobState]) -> list[Outputs]:
+    for _ in range(10_000):
+        if not any(_left(subject, state) for state in states):
+            return [
+                {name: torch.as_tensor(value) for name, value in subject.runner.close(state).items()}
+                for state in states
+            ]
+        _slice(subject, states)
+    raise AssertionError("it does not end")
+
+
+def _same(found: Outputs, expected: Outputs, what: str) -> None:
+    assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), f"{what}: {name} is another one"
+
+
+def job_is_what_its_seed_says(subject: Subject) -> None:
+    """The same seed gives the same bits, another seed something else."""
+    (first,), (again,) = _finished(subject, [_opened(subject, 0)]), _finished(subject, [_opened(subject, 0)])
+    _same(first, again, "the same seed")
+    point = _short_point(subject)
+    other = subject.runner.open(example_request(subject, 0), point, 1)
+    (different,) = _finished(subject, [other])
+    assert any(not torch.equal(first[name], different[name]) for name in first), "the seed changes nothing"
+
+
+def job_does_not_depend_on_its_company(subject: Subject) -> None:
+    """Two jobs that share their slices give what each gives alone, and so do two that take turns, to the bit."""
+    alone = [_finished(subject, [_opened(subject, seed)])[0] for seed in (0, 1)]
+    for seed, outputs in enumerate(_finished(subject, [_opened(subject, seed) for seed in (0, 1)])):
+        _close(outputs, alone[seed], f"job {seed} in company")
+    states = [_opened(subject, seed) for seed in (0, 1)]
+    while any(_left(subject, state) for state in states):
+        for state in states:
+            _slice(subject, [state])
+    for seed, outputs in enumerate(_finished(subject, states)):
+        _same(outputs, alone[seed], f"job {seed} by turns")
+
+
+def job_goes_on_from_what_is_kept(subject: Subject) -> None:
+    """After every slice what is kept is written out, read back, and all that a later attempt needs."""
+    (expected,) = _finished(subject, [_opened(subject, 0)])
+    state, before = _opened(subject, 0), ""
+    while left := _left(subject, state):
+        _slice(subject, [state])
+        assert _left(subject, state) == left - 1, f"{left} slices were left, and {_left(subject, state)} after one more"
+        if left > 1 and (now := str(state.kept)) != before:
+            before, kept = now, _written_and_read(dict(state.kept))
+            state = JobState(request=state.request, point=state.point, seed=state.seed, kept=kept)
+    (outputs,) = _finished(subject, [state])
+    _close(outputs, expected, "resumed after every slice")
+
+
+def job_holds_no_more_than_declared(subject: Subject) -> None:
+    """Tensors of its state, after every slice."""
+    state = _opened(subject, 0)
+    declared = subject.work(state.point).bytes_held
+    while _left(subject, state):
+        _slice(subject, [state])
+        assert state.bytes_held <= declared, f"it holds {state.bytes_held} bytes; {declared} are declared"
+
+
+def every_point_of_a_job_starts(subject: Subject) -> None:
+    """Each value of each knob that this variant can do runs until something is kept of it."""
+    for point in filter(lambda point: _can(subject, point), example_points(subject.family)):
+        state = _opened(subject, 0, point)
+        before = str(state.kept)
+        while str(state.kept) == before and _left(subject, state):
+            _slice(subject, [state])
+
+
+# -- of a stream -----------------------------------------------------------------------------------------------------
+
+_TALKS: Sequence[Sequence[tuple[str, Sequence[str | None]]]] = (
+    [("user", ["What is this? ", None])],
+    [("system", ["Be brief."]), ("user", [None, None, "Which is larger?"]), ("assistant", ["1"]), ("user", ["Why?"])],
+)
+_GRIDS = ((1, 1), (1, 2), (2, 2))
+
+
+def tokens_are_counted_before_they_are_made(subject: Subject) -> None:
+    """Each image is one token until it is expanded, to as many as were announced; nothing is left of other talks."""
+    prompts = subject.family.part("prompts")(subject.variant)
+    first = prompts.build(_TALKS[0])
+    for talk in _TALKS:
+        num_images = sum(part is None for _, parts in talk for part in parts)
+        ids, grids = prompts.build(talk), _GRIDS[:num_images]
+        assert ids.count(prompts.image_id) == num_images, (
+            f"{num_images} images have {ids.count(prompts.image_id)} tokens"
+        )
+        counted, made = prompts.num_expanded(ids, grids), len(prompts.expand(ids, grids))
+        assert made == counted, f"{made} tokens were made, and {counted} announced"
+    assert prompts.build(_TALKS[0]) == first, "a talk has other tokens after another talk"
+
+
+def image_costs_more_with_more_tiles(subject: Subject) -> None:
+    """And never more than the card says of the largest."""
+    prompts = subject.family.part("prompts")(subject.variant)
+    tokens = [prompts.image_tokens(grid) for grid in _GRIDS]
+    assert tokens == sorted(set(tokens)), f"grids {_GRIDS} have {tokens} tokens"
+    assert tokens[-1] <= subject.variant.io.max_image_tokens, f"{tokens[-1]} tokens are above the card's limit"
+
+
+def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
+    """At least as many as are cut, whichever way the picture lies."""
+    assert subject.family.prepare is not None
+    count, cut = subject.family.part("tiles"), subject.family.prepare.load()(subject.variant)
+    for height, width in _SIZES:
+        tiles, _grid = cut(np.zeros((height, width, 3), np.uint8))
+        counted = count(subject.variant, width, height)
+        assert len(tiles) <= counted, f"{len(tiles)} tiles of {width}x{height}; {counted} were announced"
+        assert counted == count(subject.variant, height, width), f"{width}x{height} has another number when turned"
+
+
+OF_A_STREAM = (
+    tokens_are_counted_before_they_are_made,
+    image_costs_more_with_more_tiles,
+    tiles_are_counted_before_they_are_cut,
+)
+
+
 # -- which apply to whom ---------------------------------------------------------------------------------------------
 
 OF_A_FAMILY = (card_is_complete, everything_named_is_there, torch_is_not_loaded)
@@ -443,6 +623,14 @@ _OF_ROWS = (
 OF_A_SHAPE: Mapping[str, tuple[Callable[[Subject], None], ...]] = {
     "unary": _OF_ROWS,
     "staged": (*_OF_ROWS, stages_one_by_one_are_all_at_once, rows_leave_and_meet_between_stages),
-    "job": (variant_is_plain_data,),
-    "stream": (variant_is_plain_data,),
+    "job": (
+        variant_is_plain_data,
+        cost_rises_along_every_axis,
+        job_is_what_its_seed_says,
+        job_does_not_depend_on_its_company,
+        job_goes_on_from_what_is_kept,
+        job_holds_no_more_than_declared,
+        every_point_of_a_job_starts,
+    ),
+    "stream": (variant_is_plain_data, *OF_A_STREAM),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
-from models.io import PictureIO
+from models.io import ChatIO, PictureIO
 
 SIDE, WIDTH, CLASSES, DEPTH = 8, 16, 5, 3
 _NETWORK = "tests.families.toys"
@@ -46,6 +46,18 @@ def staged_work(variant: Variant, request: object, point: Point) -> Work:
     return Work({"macs": _macs(DEPTH, DEPTH)}, _HELD)
 
 
+def job_work(variant: Variant, request: object, point: Point) -> Work:
+    steps = int(point["depth"])
+    return Work({"macs": steps * WIDTH * WIDTH}, 2 * 4 * WIDTH)
+
+
+def example(variant: Variant, random: Any) -> Any:
+    """A request of the toy job."""
+    import torch
+
+    return torch.from_numpy(random.integers(0, 256, (1, SIDE, SIDE, 3), "uint8"))
+
+
 def _family(shape: Any, runner: str, work: Callable[..., Work], knobs: tuple[Knob, ...]) -> Family:
     return Family(
         name=f"toy-{shape}",
@@ -68,9 +80,51 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
 
 UNARY = _family("unary", "UnaryRunner", unary_work, (DEPTH_KNOB,))
 STAGED = _family("staged", "StagedRunner", staged_work, ())
+JOB = replace(
+    _family("job", "JobRunner", job_work, (DEPTH_KNOB,)), parts={"example": LazyRef(f"{__name__}:{example.__name__}")}
+)
+
+
+def cut(variant: Variant) -> Callable[[Any], Any]:
+    """Rows of tiles."""
+    return lambda rgb: (rgb[:1].repeat(count_tiles(variant, rgb.shape[1], rgb.shape[0]), 0), (1, 1))
+
+
+def count_tiles(variant: Variant, width: int, height: int) -> int:
+    return -(-width // 32) * -(-height // 32)
+
+
+def too_few_tiles(variant: Variant, width: int, height: int) -> int:
+    return count_tiles(variant, width, height) // 2
+
+
+STREAM_PARTS = {"prompts": LazyRef(f"{_NETWORK}:talk"), "tiles": LazyRef(f"{__name__}:{count_tiles.__name__}")}
+STREAM = Family(
+    name="toy-stream",
+    summary="a toy",
+    tasks=("chat",),
+    shape="stream",
+    resolve=LazyRef(f"{__name__}:resolve_chat"),
+    examples=("toy-1",),
+    prepare=LazyRef(f"{__name__}:{cut.__name__}"),
+    parts=STREAM_PARTS,
+)
+
+
+def resolve_chat(name: str, folder: Path | None = None) -> Variant:
+    chat = ChatIO(tile_size=32, max_tiles=8, max_tiles_side=4, tokens_per_tile=4, max_model_len=100)
+    return replace(VARIANT, io=chat)
 
 
 # -- false ones
+
+
+def job_cost_upside_down(variant: Variant, request: object, point: Point) -> Work:
+    return Work({"macs": (1 + DEPTH - int(point["depth"])) * WIDTH * WIDTH}, 2 * 4 * WIDTH)
+
+
+def job_of_no_bytes(variant: Variant, request: object, point: Point) -> Work:
+    return replace(job_work(variant, request, point), bytes_held=1)
 
 
 def cost_upside_down(variant: Variant, request: object, point: Point) -> Work:
@@ -91,4 +145,5 @@ def no_bytes_at_all(variant: Variant, request: object, point: Point) -> Work:
 
 def mutant(family: Family, part: str, replacement: Callable[..., Any] | type) -> Family:
     """The family with one of its parts replaced by another."""
-    return replace(family, **{part: LazyRef(f"{replacement.__module__}:{replacement.__name__}")})
+    false = LazyRef(f"{replacement.__module__}:{replacement.__name__}")
+    return replace(family, **({"parts": {**family.parts, part: false}} if part in family.parts else {part: false}))

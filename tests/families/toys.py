@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_into, read_weights
-from models.contract import Point, Variant
+from models.contract import Figures, Grid, JobState, Phase, Point, Turn, Variant
 from tests.families.toy_cards import CLASSES, DEPTH, SIDE, WIDTH
 
 
@@ -73,6 +73,43 @@ class StagedRunner:
             features = self.network.layer(index, features if index else self.network.enter(features))
             passed.append({"probabilities": self.network.leave(features)})
         return (features,), passed, passed[-1]["probabilities"].amax(1)
+
+
+class JobRunner:
+    """Walks towards a target, a little at each step; what it needs of the request is in the cache."""
+
+    def __init__(self, network: Network, variant: Variant) -> None:
+        self.network = network
+
+    def open(self, request: Tensor, point: Point, seed: int) -> JobState:
+        start = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed))
+        return JobState(request=request, point=point, seed=seed, kept={"step": 0, "at": start})
+
+    def remaining(self, state: JobState) -> dict[Phase, int]:
+        left: dict[Phase, int] = {
+            "condition": int("target" not in state.cache),
+            "denoise": int(state.point["depth"]) - state.kept["step"],
+        }
+        return {phase: count for phase, count in left.items() if count}
+
+    def group_key(self, state: JobState) -> Hashable:
+        return next(iter(self.remaining(state)))
+
+    def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
+        if self.group_key(states[0]) == "condition":
+            for state in states:
+                state.cache["target"] = self.network.enter(state.request)
+        else:
+            moved = self.move(torch.cat([s.kept["at"] for s in states]), torch.cat([s.cache["target"] for s in states]))
+            for row, state in enumerate(states):
+                state.kept = {"step": state.kept["step"] + 1, "at": moved[row : row + 1]}
+        return [{} for _ in states]
+
+    def move(self, at: Tensor, target: Tensor) -> Tensor:
+        return self.network.layer(0, at) + 0.5 * target
+
+    def close(self, state: JobState) -> Mapping[str, Tensor]:
+        return {"picture": state.kept["at"]}
 
 
 # -- mutants ---------------------------------------------------------------------------------------------------------
@@ -154,3 +191,108 @@ class StagedWithObjects(StagedRunner):
 
 def build_that_ignores_weights(variant: Variant, device: str = "cpu", *, random_weights: bool = False) -> Network:
     return build(variant, device, random_weights=True)
+
+
+class JobOfTheCompany(JobRunner):
+    """Moves towards the mean target of those that step together."""
+
+    def move(self, at: Tensor, target: Tensor) -> Tensor:
+        return super().move(at, 0.9 * target + 0.1 * target.mean(0))
+
+
+class JobThatRemembers(JobRunner):
+    """Moves with what the last to step has left behind."""
+
+    momentum = torch.zeros(1, WIDTH)
+
+    def move(self, at: Tensor, target: Tensor) -> Tensor:
+        moved = super().move(at, target) + 0.1 * self.momentum
+        self.momentum = moved[:1].clone()
+        return moved
+
+
+class JobThatForgets(JobRunner):
+    """Keeps its step, and the rest in the cache, which a later attempt has not."""
+
+    def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
+        for state in states:
+            state.kept = {**state.kept, "at": state.cache.get("at", state.kept["at"])}
+        figures = super().step(states)
+        for state in states:
+            state.cache["at"] = state.kept["at"]
+            state.kept = {**state.kept, "at": torch.zeros(1, WIDTH)}
+        return figures
+
+    def close(self, state: JobState) -> Mapping[str, Tensor]:
+        return {"picture": state.cache["at"]}
+
+
+class JobWithoutSeed(JobRunner):
+    """Begins at random."""
+
+    def open(self, request: Tensor, point: Point, seed: int) -> JobState:
+        return super().open(request, point, int(torch.randint(1 << 30, ())))
+
+
+class Talk:
+    """Prompts of a toy that chats: one token a letter."""
+
+    image_id, end_of_turn_id = 1, 2
+
+    def build(self, messages: Iterable[Turn]) -> list[int]:
+        ids = []
+        for _, parts in messages:
+            ids += [self.image_id if part is None else ord(letter) for part in parts for letter in part or " "]
+        return [*ids, self.end_of_turn_id]
+
+    def image_tokens(self, grid: Grid) -> int:
+        return 4 * grid[0] * grid[1]
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        sizes = iter(grids)
+        return [out for one in ids for out in [one] * (self.image_tokens(next(sizes)) if one == self.image_id else 1)]
+
+    def num_expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> int:
+        return len(ids) + sum(self.image_tokens(grid) - 1 for grid in grids)
+
+
+class TalkThatRemembers(Talk):
+    """Goes on where the last talk ended."""
+
+    def __init__(self) -> None:
+        self.before: list[int] = []
+
+    def build(self, messages: Iterable[Turn]) -> list[int]:
+        ids = super().build(messages)
+        whole, self.before = [*self.before[-3:], *ids], [one for one in ids if one != self.image_id]
+        return whole
+
+
+class TalkOfOneMore(Talk):
+    """Makes one token more than it announces."""
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        return [*super().expand(ids, grids), self.end_of_turn_id]
+
+
+class TalkUpsideDown(Talk):
+    """Larger images cost less."""
+
+    def image_tokens(self, grid: Grid) -> int:
+        return 16 // (grid[0] * grid[1])
+
+
+def talk(variant: Variant) -> Talk:
+    return Talk()
+
+
+def talk_that_remembers(variant: Variant) -> Talk:
+    return TalkThatRemembers()
+
+
+def talk_of_one_more(variant: Variant) -> Talk:
+    return TalkOfOneMore()
+
+
+def talk_upside_down(variant: Variant) -> Talk:
+    return TalkUpsideDown()
