@@ -20,8 +20,7 @@ from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.replicas import is_replica_lost
-from serving.delivery.stream.handle_calls import HandleCalls
-from serving.delivery.stream.links import ChatLinks
+from serving.delivery.stream.links import ChatLinks, HandleCalls
 from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority

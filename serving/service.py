@@ -24,6 +24,8 @@ class Card:
     created_s: int
     """Unix time at which the checkpoint was made."""
     checkpoint_sha256: str
+    prepare_version: str = "1"
+    """Part of every cache key: raised whenever the same picture gives other inputs."""
     knobs: tuple[Knob, ...] = ()
     """What a request may set (``vireo.settings``), and what the operator has set for all."""
 
@@ -41,8 +43,6 @@ class ModelCard(Card):
     operating_points: tuple[str, ...]
     is_calibrated: bool = True
     """Whether the points were measured: time, joules and accuracy of a model that was not are not known."""
-    prepare_version: str
-    """Part of every cache key: raised whenever the same picture gives other inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 from schedulers.affinity import rank_by_affinity
 from schedulers.routing import Ledger, rank
-from serving.replica.chat.held_images import mark
+from serving.delivery.stream.wire import mark
 from serving.system import live_replicas
 
 STATS_PERIOD_S = 0.5

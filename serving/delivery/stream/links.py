@@ -15,11 +15,12 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import structlog
+from ray.serve.handle import DeploymentHandle
 
-from serving.delivery.replicas import is_cancelled_itself
+from serving.delivery.replicas import is_cancelled_itself, is_replica_lost
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest
@@ -64,6 +65,29 @@ class ReplicaCalls(Protocol):
     def is_lost(self, error: BaseException) -> bool:
         """Whether the replica, and not the request, failed: then another one may answer."""
         ...
+
+
+class HandleCalls:
+    """``ReplicaCalls`` on a handle of ``serving.replica.chat.deployment.Vlm``. Keyword arguments are for the router."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._open = handle.options(stream=True).open
+        self._cancel = handle.cancel
+
+    def open(self, gateway: str, session: int, starts: list[ChoiceStart], route: Route) -> OpenCall:
+        """See ``ReplicaCalls``."""
+        call = self._open.remote(
+            gateway, session, starts, key=route.key, predicted_s=route.predicted_s, avoid=route.avoid
+        )
+        return cast(OpenCall, call)
+
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
+        """See ``ReplicaCalls``."""
+        return cast(Mapping[int, float], await self._cancel.remote(gateway, ids, replica=replica_id))
+
+    def is_lost(self, error: BaseException) -> bool:
+        """See ``ReplicaCalls``."""
+        return is_replica_lost(error)
 
 
 class NewChoice:

@@ -15,8 +15,7 @@ from typing import Any
 
 from serving.errors import EngineFailed, InvalidRequest
 from serving.fair_slots import FairSlots, SlotTurn
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
-from serving.replica.chat.stop_strings import StopStrings
+from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say, StopStrings
 from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
 _TOKEN_CHARACTERS = 4

@@ -11,9 +11,8 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import DynamicCache
 
-from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest
+from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, StopStrings
 from serving.replica.chat.schemas import SchemaMatcher
-from serving.replica.chat.stop_strings import StopStrings
 from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
 PREFILL_TOKENS = 256

@@ -33,8 +33,8 @@ from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, S
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
 from serving.replica.chat.vllm_options import VllmOptions
-from serving.replica.chat.vllm_sampling import seeded_arguments
 from serving.replica.chat.vllm_stats import CountingStatLogger, VllmCounters
+from serving.replica.chat.vllm_worker import seeded_arguments
 from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
 _LOG = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def _vllm_config(options: VllmOptions) -> VllmConfig:
         # Lazy, and with bounds on its own work, so that no schema can hold the engine up.
         structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
         worker_extension_cls="serving.replica.chat.vllm_worker.WorkerExtension",
-        logits_processors=["serving.replica.chat.vllm_sampling:SeededSampling"] if options.device == "cpu" else None,
+        logits_processors=["serving.replica.chat.vllm_worker:SeededSampling"] if options.device == "cpu" else None,
         enable_logging_iteration_details=True,  # reports encoder runs; the logger that would print them is off
         disable_log_stats=True,
     )

@@ -54,6 +54,7 @@ def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
         max_model_len=context,
         max_output_tokens=min(model.options.max_output_tokens, context - 1),
         checkpoint_sha256=sha256,
+        prepare_version=families()[model.family].prepare_version,
     )
 
 

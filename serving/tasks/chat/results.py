@@ -14,7 +14,7 @@ from serving.stores.results import Codec
 from serving.tasks.chat.domain import FinishReason, Sampling
 
 _FORM = "chat-1"
-"""Changes with any change of how a prompt is put together or an image prepared."""
+"""Changes with any change of how a prompt is put together."""
 MAX_TEXT_CHARS = 200_000
 """Answers longer than this are not kept."""
 
@@ -50,7 +50,7 @@ def result_key(
         model=card.id,
         checkpoint_sha256=card.checkpoint_sha256,
         operating_point=_canonical(sampling, max_tokens),
-        processor_version=_FORM,
+        processor_version=f"{_FORM}-{card.prepare_version}",
         content_sha256=_content(prompt_token_ids, image_sha256),
     )
 

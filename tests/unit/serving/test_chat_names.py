@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.replica.chat.held_images import HeldImages, mark
+from serving.delivery.stream.wire import HeldImages, mark
 from serving.tasks.chat.tenant_keys import TenantKeys
 
 KEYS = TenantKeys(b"secret" * 6)

@@ -10,7 +10,7 @@ import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 
 from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter, WorkRouter
-from serving.replica.chat.held_images import HeldImages
+from serving.delivery.stream.wire import HeldImages
 from serving.system import live_replicas
 
 Router = TypeVar("Router", bound=WorkRouter)

@@ -10,7 +10,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from serving.replica.chat.vllm_sampling import SeededSampling, perturbed, seeded_arguments
+from serving.replica.chat.vllm_worker import SeededSampling, perturbed, seeded_arguments
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 NUM_DRAWS = 4000

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.replica.chat.stop_strings import StopStrings
+from serving.replica.chat.base import StopStrings
 
 
 def stream(text: str, stop: tuple[str, ...], size: int) -> tuple[str, bool]:
