@@ -272,8 +272,8 @@ class Family:
     ``tasks``: what clients may ask of it, the usual one first. ``prepare``: (variant) -> torch-free function from
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
     inputs; part of every cache key. ``build``: (variant, device, random_weights=False, the knobs of a deployment by
-    name; of a job also dtype) -> the network with the variant's weights, or with seeded random ones where that is asked
-    for. ``runner``: (network, variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or
+    name; a job's and a stream's have a dtype) -> the network with the variant's weights, or with seeded random ones
+    where asked for. ``runner``: (network, variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or
     None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None,
     or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) -> Variant, for a
     family whose variants are more than can be listed; the names are written ``family:name``. ``examples``: names that
@@ -462,12 +462,13 @@ Prepare: TypeAlias = Callable[[Any], Any]
 # -- parts of a stream family ----------------------------------------------------------------------------------------
 # vLLM batches and generates by itself, so such a family has no runner. It names these in ``Family.parts``:
 #   prompts   (variant) -> Prompts
-#   tiles     (variant, width, height) -> squares that ``prepare`` cuts a picture of that size into, at most; cheap,
-#             the same for the picture turned by 90 degrees. Raises ValueError: the picture cannot be cut
+#   tiles     (variant, width, height) -> how many squares ``prepare`` cuts a picture of that size into; the same for
+#             the picture turned by 90 degrees. Raises ValueError: it cannot be cut
 #   vllm      () -> None: tell vLLM about the architecture; called in each of its processes, perhaps more than once.
 #             Its processor takes images as ``prepare`` gives them: (tiles, grid)
 #   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
-# and ``build``, (variant, device, dtype) -> ChatNetwork, for the plain engine that vLLM is compared with.
+# and ``build`` gives a ChatNetwork, for the plain engine that vLLM is compared with. What all this must keep is in
+# ``models.stream_checks``.
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the tiles that an image was cut into, without its thumbnail."""

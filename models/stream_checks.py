@@ -1,6 +1,6 @@
-"""What a family that chats has to keep, as checks that run on any of them: see ``CHECKS``.
+"""What a family that chats has to keep: the checks of ``models.testing`` for the shape "stream".
 
-Each takes the family and a variant that has its folder, and raises AssertionError with what it saw.
+Each takes a family and one of its variants that has a folder, and raises AssertionError with what it saw.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -20,6 +20,20 @@ from models.identity import WEIGHTS_FILE
 
 _SIZES = ((40, 60), (300, 300), (1000, 260), (75, 900))
 """(height, width)."""
+
+
+class ChatSubject(Protocol):
+    """What is checked."""
+
+    @property
+    def family(self) -> Family:
+        """The family."""
+        ...
+
+    @property
+    def variant(self) -> Variant:
+        """One of its variants."""
+        ...
 
 
 def _prepared(family: Family, variant: Variant, height: int, width: int) -> tuple[Any, Grid]:
@@ -34,8 +48,9 @@ def _prompts(family: Family, variant: Variant) -> Prompts:
     return prompts
 
 
-def tiles_are_counted_before_they_are_cut(family: Family, variant: Variant) -> None:
+def tiles_are_counted_before_they_are_cut(subject: ChatSubject) -> None:
     """A picture's tiles are as many as was said from its size, whichever way up, and no more tokens than declared."""
+    family, variant = subject.family, subject.variant
     prompts, count = _prompts(family, variant), family.part("tiles")
     for height, width in _SIZES:
         tiles, grid = _prepared(family, variant, height, width)
@@ -48,8 +63,9 @@ def tiles_are_counted_before_they_are_cut(family: Family, variant: Variant) -> N
         assert tokens <= variant.io.max_image_tokens, f"{width}x{height}: {tokens} tokens, more than the card says"
 
 
-def prompt_is_as_long_as_it_says(family: Family, variant: Variant) -> None:
+def prompt_is_as_long_as_it_says(subject: ChatSubject) -> None:
     """Two images among words: one place each, and as many tokens in the end as were counted."""
+    family, variant = subject.family, subject.variant
     prompts, grids = _prompts(family, variant), [(1, 1), (1, 2)]
     ids = prompts.build([("system", ["Be brief."]), ("user", [None, "What is it? ", None, "And that?"])])
     assert ids.count(prompts.image_id) == len(grids), "there is not one place for each image"
@@ -59,8 +75,9 @@ def prompt_is_as_long_as_it_says(family: Family, variant: Variant) -> None:
     assert expanded.count(prompts.image_id) == images, "an image is not as many tokens as was said"
 
 
-def no_text_becomes_a_control_token(family: Family, variant: Variant) -> None:
+def no_text_becomes_a_control_token(subject: ChatSubject) -> None:
     """Special tokens that somebody types are words."""
+    family, variant = subject.family, subject.variant
     assert variant.weights is not None
     prompts = _prompts(family, variant)
     added = json.loads((variant.weights / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
@@ -70,8 +87,9 @@ def no_text_becomes_a_control_token(family: Family, variant: Variant) -> None:
         assert typed.count(number) == plain.count(number), f"{name}, typed by a user, is one"
 
 
-def image_is_as_many_tokens_as_counted(family: Family, variant: Variant) -> None:
+def image_is_as_many_tokens_as_counted(subject: ChatSubject) -> None:
     """What the network makes of images fits the places in the prompt and the language model."""
+    family, variant = subject.family, subject.variant
     assert family.build is not None
     prompts, network = _prompts(family, variant), family.build.load()(variant)
     width = network.language_model.get_input_embeddings().weight.shape[1]
@@ -85,8 +103,9 @@ def image_is_as_many_tokens_as_counted(family: Family, variant: Variant) -> None
         assert tuple(embeddings.shape) == expected, f"an image became {tuple(embeddings.shape)}, not {expected}"
 
 
-def weights_fit_exactly(family: Family, variant: Variant) -> None:
+def weights_fit_exactly(subject: ChatSubject) -> None:
     """A folder that lacks a tensor, or has one more, is refused."""
+    family, variant = subject.family, subject.variant
     assert family.build is not None
     assert variant.weights is not None
     tensors = load_file(variant.weights / WEIGHTS_FILE)
@@ -102,7 +121,7 @@ def weights_fit_exactly(family: Family, variant: Variant) -> None:
             raise AssertionError(f"a folder that {what} a tensor was loaded")
 
 
-CHECKS: tuple[Callable[[Family, Variant], None], ...] = (
+CHECKS: tuple[Callable[[ChatSubject], None], ...] = (
     tiles_are_counted_before_they_are_cut,
     prompt_is_as_long_as_it_says,
     no_text_becomes_a_control_token,

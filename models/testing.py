@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import stream_checks
 from models.card import family_card
 from models.contract import Family, Job, JobState, LazyRef, Point, SettingError, Staged, Unary, Variant, Work
 from models.io import ClipIO, ClipRequest, PictureIO
@@ -632,5 +633,5 @@ OF_A_SHAPE: Mapping[str, tuple[Callable[[Subject], None], ...]] = {
         job_holds_no_more_than_declared,
         every_point_of_a_job_starts,
     ),
-    "stream": (variant_is_plain_data, *OF_A_STREAM),
+    "stream": (variant_is_plain_data, *OF_A_STREAM, *stream_checks.CHECKS),
 }

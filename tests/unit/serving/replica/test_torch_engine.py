@@ -1,0 +1,91 @@
+"""The plain engine hosts a family that it has never heard of: a language model, prompts, and something for images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from models.contract import Grid, Turn
+from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest
+from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
+from serving.tasks.chat.domain import FinishReason
+
+IMAGE, END, WIDTH = 256, 257, 16
+
+
+class LetterPrompts:
+    """A byte is a token, and an image three of them between brackets."""
+
+    image_id = IMAGE
+    end_of_turn_id = END
+
+    def build(self, messages: Iterable[Turn]) -> list[int]:
+        parts = [part for _, parts in messages for part in parts]
+        return [token for part in parts for token in ([IMAGE] if part is None else part.encode())]
+
+    def image_tokens(self, grid: Grid) -> int:
+        return 3
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        image = [ord("<"), IMAGE, IMAGE, IMAGE, ord(">")]
+        return [token for number in ids for token in (image if number == IMAGE else [number])]
+
+    def num_expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> int:
+        return len(ids) + 4 * len(grids)
+
+
+class Network:
+    """GPT-2, and images as their mean colour."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        config = GPT2Config(vocab_size=260, n_positions=64, n_embd=WIDTH, n_layer=1, n_head=2, initializer_range=0.5)
+        self.language_model = GPT2LMHeadModel(config).eval()
+
+    def encode_images(self, tiles: Any, grids: Sequence[Grid]) -> list[Any]:
+        ramp = torch.linspace(-1, 1, WIDTH)
+        return [(tiles.float().mean() * ramp).expand(3, WIDTH) for _ in grids]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*letters, "<image>", "<end>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def request(*images: EngineImage) -> EngineRequest:
+    ids = LetterPrompts().build([("user", [*[None] * len(images), "Hi!"])])
+    never = {END: -100.0}
+    return EngineRequest("r", tuple(ids), images, 8, 0.0, 1.0, None, (), None, None, never, "5a")
+
+
+def image(colour: int) -> EngineImage:
+    return EngineImage(f"{colour:04x}", np.full((1, 4, 4, 3), colour, np.uint8), (1, 1))
+
+
+async def test_any_family_that_builds_a_language_model_is_hosted(folder: Path) -> None:
+    engine = TorchEngine(TorchOptions(model_dir=folder, max_model_len=64), LetterPrompts(), Network)
+    await engine.start()
+    try:
+        answers = set()
+        for images in ((), (image(1),), (image(255),)):
+            said: list[EngineDelta] = []
+            await engine.run(request(*images), said.append)
+            assert [delta.finish_reason for delta in said] == [None] * 7 + [FinishReason.LENGTH]
+            assert said[0].num_prompt_tokens == 3 + 5 * len(images)
+            answers.add(tuple(token for delta in said for token in delta.token_ids))
+        assert len(answers) == 3, "what is in the image decides"
+        assert engine.stats().encoder_images == 2
+    finally:
+        await engine.stop()
