@@ -273,12 +273,12 @@ class Family:
     canonical pixels to inputs, for decode workers. ``prepare_version``: raised whenever the same picture gives other
     inputs; part of every cache key. ``build``: (variant, device, random_weights=False, the knobs of a deployment by
     name; a job's and a stream's have a dtype) -> the network with the variant's weights, or with seeded random ones
-    where asked for. ``runner``: (network, variant) -> one of the protocols below. ``rename``: published parameter name -> ours, or
-    None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request, point) -> None,
-    or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) -> Variant, for a
-    family whose variants are more than can be listed; the names are written ``family:name``. ``examples``: names that
-    the generic tests resolve. ``oracle``: (variant) -> the official network on the same weights, where its code is at
-    hand.
+    where asked for. ``runner``: (network, variant) -> one of the protocols below. ``rename``: published parameter name
+    -> ours, or None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request,
+    point) -> None, or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) ->
+    Variant, for a family whose variants are more than can be listed; the names are written ``family:name``.
+    ``examples``: names that the generic tests resolve. ``oracle``: (variant) -> the official network on the same
+    weights, where its code is at hand.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
     """
