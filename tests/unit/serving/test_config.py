@@ -613,3 +613,13 @@ def test_secret_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     own(tmp_path).keep_secret()
     (tmp_path / "secret").write_text("short")
     assert len(own(tmp_path).secret) == 64
+
+
+def test_weights_under_a_licence_that_is_not_open_need_a_word(tmp_path: Path) -> None:
+    published = ModelSettings(id="dyn-perceiver-regnety-800mf", checkpoint_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"licence 'none'.*accept_licence"):
+        resolve_model(published)
+    accepted = resolve_model(published.model_copy(update={"accept_licence": True}))
+    assert accepted.variant.weights == tmp_path
+    assert resolve_model(accepted.decided()).accept_licence
+    assert not resolve_model(ModelSettings(id="dyn-perceiver-nano")).accept_licence
