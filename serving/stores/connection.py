@@ -81,6 +81,7 @@ class RedisConnection:
 
         Returns: whether it worked. If not, requests find out for themselves.
         """
+        self._tell(BreakerChanged(self._breaker.state))  # a gauge that was never set is no closed breaker
         try:
             async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
                 for script in scripts:
