@@ -392,10 +392,14 @@ class JobState:
     kept: Mapping[str, Any]
     cache: dict[str, Any] = field(default_factory=dict)
 
+    def arrays(self) -> list[Any]:
+        """Every array and tensor, once."""
+        return list({id(leaf): leaf for leaf in _arrays([self.kept, self.cache])}.values())
+
     @property
     def bytes_held(self) -> int:
-        """Of all arrays and tensors, each counted once."""
-        return sum(size for _, size in {(id(leaf), leaf.nbytes) for leaf in _arrays([self.kept, self.cache])})
+        """Of all arrays and tensors."""
+        return sum(leaf.nbytes for leaf in self.arrays())
 
 
 def _arrays(tree: Any) -> Iterator[Any]:

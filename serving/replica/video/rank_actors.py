@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +14,21 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from models.parallel.launch import RankConfig
+from serving.errors import EngineFailed
 from serving.replica.video.rank import RankRecipe, VideoRank
+
+_PORTS = range(20_000, 25_000)
+"""Where first ranks listen: below Ray's own (``serving.system.ray_env``) and those that Linux deals out for outgoing
+connections, one of which could take a port between now and the moment at which it is bound."""
+
+
+def _free_port(host: str) -> int:
+    """Raises: EngineFailed: all are taken."""
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise EngineFailed(f"no free port from {_PORTS.start} to {_PORTS.stop - 1} for the ranks of a model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +46,10 @@ class RankActors:
     def world(self) -> RankConfig:
         """The world as the first rank sees it: it listens on a free port of this node."""
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = int(probe.getsockname()[1])
         return RankConfig(
             rank=0,
             world_size=self.num_ranks,
-            init_method=f"tcp://{host}:{port}",
+            init_method=f"tcp://{host}:{_free_port(host)}",
             backend=self.backend,
             timeout_s=self.timeout_s,
         )
