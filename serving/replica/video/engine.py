@@ -122,10 +122,7 @@ class JobEngine:
     def predicted_bytes(self, settings: VideoSettings) -> int:
         """By the family's count. Raises: ClientError."""
         limits = self._options.limits
-        point = limits.check(settings)
-        assert limits.family.work is not None, "a family of jobs counts its work"
-        held: int = limits.family.work.load()(limits.variant, settings.clip, point).bytes_held
-        return held
+        return limits.work(settings.clip, limits.check(settings)).bytes_held
 
     async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
         """Take the request, up to its first step. Raises: ClientError, EngineFailed."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from models.contract import Family, SettingError, Value, Variant
+from models.contract import Family, SettingError, Value, Variant, Work
 from models.io import ClipIO, ClipRequest, SamplerRange
 from serving.errors import PromptTooLong, UnsupportedVideo
 from serving.tasks.videos.domain import VideoSettings
@@ -57,6 +57,12 @@ class ClipLimits:
         """Pass a clip at a complete point. Raises: SettingError."""
         if self.family.allowed is not None:
             self.family.allowed.load()(self.variant, clip, point)
+
+    def work(self, clip: ClipRequest, point: Mapping[str, Value]) -> Work:
+        """What a clip takes at a complete point."""
+        assert self.family.work is not None, "a family of jobs counts its work"
+        counted: Work = self.family.work.load()(self.variant, clip, point)
+        return counted
 
     def _check_prompts(self, settings: VideoSettings) -> None:
         for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):

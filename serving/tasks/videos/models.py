@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models import registry
+from models.io import ClipRequest
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.config import JobOptions, ResolvedModel
 from serving.errors import ConfigError
@@ -115,9 +116,8 @@ def _assumed_table(limits: ClipLimits, model: ResolvedModel[JobOptions], weights
 
 
 def _reckoned(limits: ClipLimits, frames: int, operations_per_s: float) -> ClipCost:
-    """From the multiplications of a step: projections and feed-forward (40 W^2 a token), attention (4 L W a token)."""
-    io, config = limits.io, limits.variant.config
-    tokens, width = io.num_tokens(frames), config["num_heads"] * config["head_dim"]
-    operations = 2 * config["num_layers"] * tokens * (40 * width**2 + 4 * tokens * width)  # both branches of guidance
-    step_s = max(1e-3, operations / operations_per_s)
+    """From the multiply-accumulates of one guided step, two operations each."""
+    io, clip = limits.io, ClipRequest(prompt="", num_frames=frames)
+    point = limits.family.check_point({"num_inference_steps": 1, "guidance_scale": max(2.0, io.default_guidance)})
+    step_s = max(1e-3, 2 * limits.work(clip, point).units["macs"] / operations_per_s)
     return ClipCost(width=io.width, height=io.height, num_frames=frames, step_s=step_s, fixed_s=10 * step_s)
