@@ -11,6 +11,7 @@ A check raises AssertionError, with what it saw. Nothing is downloaded: a varian
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -540,6 +542,18 @@ def job_goes_on_from_what_is_kept(subject: Subject) -> None:
     _close(outputs, expected, "resumed after every slice")
 
 
+def job_frees_what_it_held(subject: Subject) -> None:
+    """A job that is dropped in the middle leaves nothing behind: only its state refers to what it holds."""
+    state = _opened(subject, 0)
+    for _ in range(2):
+        _slice(subject, [state])
+    watched = [weakref.ref(array) for array in state.arrays()]
+    assert watched, "a job in the middle holds nothing"
+    del state
+    gc.collect()
+    assert not [ref for ref in watched if ref() is not None], "something is held after the job was dropped"
+
+
 def job_holds_no_more_than_declared(subject: Subject) -> None:
     """Tensors of its state, after every slice."""
     state = _opened(subject, 0)
@@ -631,6 +645,7 @@ OF_A_SHAPE: Mapping[str, tuple[Callable[[Subject], None], ...]] = {
         job_does_not_depend_on_its_company,
         job_goes_on_from_what_is_kept,
         job_holds_no_more_than_declared,
+        job_frees_what_it_held,
         every_point_of_a_job_starts,
     ),
     "stream": (variant_is_plain_data, *OF_A_STREAM, *stream_checks.CHECKS),
