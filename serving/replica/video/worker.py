@@ -187,12 +187,16 @@ class VideoWorker:
         for held in self._held.values():
             held.is_unwanted.set()
         self._feed(Drain())
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._end_tasks()
         self._is_stopped = True  # as well as cancelled: the Redis client may take a cancellation for itself
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._end_tasks()  # a claim that was under way gives its job back
+
+    async def _end_tasks(self) -> None:
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
     @property
     def num_held(self) -> int:
@@ -308,6 +312,7 @@ class VideoWorker:
         task = asyncio.get_running_loop().create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # of one that was cancelled before it began
         return task
 
     async def _guarded(self, work: Awaitable[None]) -> None:
