@@ -169,7 +169,8 @@ def _tensor_items(tensors: Mapping[str, Sequence[Any]]) -> tuple[Item, ...]:
     for i in range(num_images):
         error = json.loads(tensors["ERROR"][i])["code"] if tensors["ERROR"][i] else None
         pairs = zip(tensors["TOP_LABELS"][i * k : i * k + k], tensors["TOP_SCORES"][i * k : i * k + k], strict=True)
-        items.append(Item(error, tensors["LABEL"][i], tensors["SCORE"][i], tensors["EXIT"][i], tuple(pairs)))
+        taken = tensors["EXIT"][i] if "EXIT" in tensors else 0  # only models with exits say which
+        items.append(Item(error, tensors["LABEL"][i], tensors["SCORE"][i], taken, tuple(pairs)))
     return tuple(items)
 
 
