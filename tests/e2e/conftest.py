@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from models.training.dyn_perceiver.evaluation import held_out_sets
+from serving.config.sections import GatewaySettings
 from tests.benchmarks.chat_systems import CHECKPOINT, write_random_folder
 from tests.e2e.surfaces import Door, opened
 from tests.support.chat_system import ALPHA, BETA, ChatSystem, running_chat_system
@@ -21,6 +22,9 @@ from tests.support.system import MODEL, System, running_system
 
 Picture = tuple[bytes, str]
 """A PNG and its true label."""
+CALLS_ON_THE_WAY = GatewaySettings().calls_in_flight
+"""Calls that a gateway has sent to a replica that does not read, each with one image where requests come one by one: an
+idle dispatcher sends at once. Requests beyond these wait in the gateway."""
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import grpc
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.config.sections import GatewaySettings
-from tests.e2e.conftest import Picture
+from tests.e2e.conftest import CALLS_ON_THE_WAY, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.clients import Ask, vireo_message
 from tests.support.system import MODEL, System, wait_until
@@ -22,8 +21,6 @@ from tests.support.system import MODEL, System, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 MAX_IN_FLIGHT = 4
-CALLS_ON_THE_WAY = GatewaySettings().calls_in_flight
-"""Each with one image in these tests: an idle dispatcher sends at once."""
 
 
 @contextmanager
