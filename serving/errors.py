@@ -319,7 +319,7 @@ class ReplicaLost(BackendError):
 
 
 class RetriesSpent(ReplicaLost):
-    """The replica died, and as many requests are sent again already as may be (10% in 10 s, or what one holds)."""
+    """The replica died, and too many requests are being sent again already (10% in 10 s, or what one replica holds)."""
 
     code = "retries_spent"
 
