@@ -75,7 +75,7 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
 
 
 def known_ids(task: str | None = None) -> tuple[str, ...]:
-    """Ids of all listed variants, and ``family:...`` for each open family. ``task``: those that are for it alone."""
+    """Ids of all listed variants, and ``family:NAME`` for each open family. ``task``: those that are for it alone."""
     chosen = [family for family in families().values() if task is None or task in family.tasks]
     listed = [variant.id for family in chosen for variant in family.variants]
-    return (*listed, *(f"{family.name}:..." for family in chosen if family.resolve is not None))
+    return (*listed, *(f"{family.name}:NAME" for family in chosen if family.resolve is not None))

@@ -35,14 +35,14 @@ def register(app: typer.Typer) -> None:
 
 def list_models() -> None:
     """List the models that this installation knows. An open family has more than can be listed: family:NAME."""
-    table = Table(Column("id", no_wrap=True), "for", "in and out", "weights", "what it is")
+    table = Table(Column("id", no_wrap=True), "for", "weights", "what it is")
     with told_plainly():
         for family in families().values():
             tasks = ", ".join(family.tasks)
             for variant in family.variants:
-                table.add_row(variant.id, tasks, in_words(variant.io), weights_of(family, variant), variant.summary)
+                table.add_row(variant.id, tasks, weights_of(family, variant), variant.summary)
             if family.resolve is not None:
-                table.add_row(f"{family.name}:NAME", tasks, "", "bring your own", family.summary)
+                table.add_row(f"{family.name}:NAME", tasks, "bring your own", family.summary)
     console.print(table)
 
 

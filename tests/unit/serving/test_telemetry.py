@@ -277,6 +277,7 @@ def test_pixels_are_not_written_and_numbers_are(capsys: pytest.CaptureFixture[st
     array = np.full((2, 2, 3), 173, dtype=np.uint8)
     structlog.get_logger("d").info("call", decoded=array, share=np.float64(0.5), shape=array.shape, keys=None)
     (line,) = lines(capsys)
+    del line["timestamp"]  # whose microseconds may hold any number
     assert "173" not in json.dumps(line)
     assert line["decoded"] == "***"
     assert line["share"] == 0.5
