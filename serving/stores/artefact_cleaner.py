@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Protocol
 
 import structlog
 
 from serving.errors import StoreUnavailable
 from serving.stores.artefacts import ArtefactStore
+from serving.stores.periodic import Periodic
 
 _log = structlog.get_logger(__name__)
 FOLDER = "jobs"
@@ -24,7 +23,7 @@ class KnowsJobs(Protocol):
         ...
 
 
-class ArtefactCleaner:
+class ArtefactCleaner(Periodic):
     """A task of a gateway; several of them do no harm. ``stop`` when done.
 
     ``every_s``: between two sweeps. ``older_than_s``: how long a folder must have been left alone before it is looked
@@ -38,37 +37,22 @@ class ArtefactCleaner:
     ) -> None:
         if every_s <= 0 or older_than_s <= 0:
             raise ValueError(f"every_s {every_s} and older_than_s {older_than_s} must be positive")
+        super().__init__(every_s)
         self._store = store
         self._index = index
-        self._every_s = every_s
         self._older_than_s = older_than_s
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """End. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def sweep(self) -> int:
         """Look once. Returns how many jobs' files were removed. Raises: StoreUnavailable: nothing more was removed."""
         return await self._store.sweep(FOLDER, self._older_than_s, self._index.has)
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
-            try:
-                num_removed = await self.sweep()
-            except StoreUnavailable as error:
-                _log.warning("files of jobs that are gone were not removed", error=error.message)
-            except Exception:  # whatever it met, the rest of the store must not fill up for it
-                _log.exception("looking for files of jobs that are gone failed")
-            else:
-                if num_removed:
-                    _log.info("removed files of jobs that are gone", jobs=num_removed)
+    async def _once(self) -> None:
+        try:
+            num_removed = await self.sweep()
+        except StoreUnavailable as error:
+            _log.warning("files of jobs that are gone were not removed", error=error.message)
+        except Exception:  # whatever it met, the rest of the store must not fill up for it
+            _log.exception("looking for files of jobs that are gone failed")
+        else:
+            if num_removed:
+                _log.info("removed files of jobs that are gone", jobs=num_removed)

@@ -8,8 +8,6 @@ it is asked for.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Protocol
 
 import structlog
@@ -17,6 +15,7 @@ import structlog
 from schedulers.admission import Cost
 from serving.errors import StoreUnavailable
 from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.periodic import Periodic
 from serving.tasks.videos.domain import CANCELLED, VideoJob
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +44,7 @@ def taken_by(job: VideoJob) -> Cost:
     return Cost(done * job.predicted_j, done * job.predicted_s)
 
 
-class JobSettler:
+class JobSettler(Periodic):
     """A task of a gateway; several of them do no harm. ``stop`` when done.
 
     ``older_than_s``: for how long whoever ended a job is given to correct it.
@@ -58,23 +57,10 @@ class JobSettler:
     ) -> None:
         if every_s <= 0 or older_than_s < 0:
             raise ValueError(f"every_s {every_s} must be positive, older_than_s {older_than_s} not negative")
+        super().__init__(every_s)
         self._index = index
         self._accounts = accounts
-        self._every_s = every_s
         self._older_than_s = older_than_s
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin, on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """End. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def settle(self) -> int:
         """Look once. Returns how many jobs were looked at. Raises: StoreUnavailable: the rest stays for next time."""
@@ -85,13 +71,11 @@ class JobSettler:
             await self._index.forget_unsettled(job_id)
         return len(ended)
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
-            try:
-                while await self.settle():
-                    pass
-            except StoreUnavailable:
-                continue
-            except Exception:
-                _log.exception("correcting what jobs were charged failed")
+    async def _once(self) -> None:
+        try:
+            while await self.settle():
+                pass
+        except StoreUnavailable:
+            return
+        except Exception:
+            _log.exception("correcting what jobs were charged failed")
