@@ -6,11 +6,14 @@ import asyncio
 import inspect
 import os
 import random
-from collections.abc import AsyncIterator
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(
     {
@@ -22,8 +25,25 @@ os.environ.update(
         "MPLBACKEND": "Agg",
     }
 )
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("vireo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vireo")
 _ROOT = Path(__file__).parent.parent
 _OURS = (str(_ROOT / "serving"), str(_ROOT / "loadtest"))
+
+
+@pytest.fixture(scope="session")
+def _run_dirs() -> Iterator[Path]:
+    """Short, because sockets lie below it: their paths may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="vt", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_run_dir(_run_dirs: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has run on this machine left its secret in the default folder; no test may find it there."""
+    monkeypatch.setenv("VIREO_RUN_DIR", str(_run_dirs / f"{abs(hash(request.node.nodeid)):x}"))
 
 
 @pytest.fixture

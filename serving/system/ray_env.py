@@ -94,7 +94,7 @@ def _ports() -> dict[str, str]:
     replicas = {
         f"RAY_SERVE_DIRECT_INGRESS_{bound}_{protocol}_PORT": str(port)
         for protocol, block in blocks
-        for bound, port in (("MIN", block.start), ("MAX", block.stop))
+        for bound, port in (("MIN", block.start), ("MAX", block[-1]))
     }
     return single | replicas
 

@@ -293,7 +293,7 @@ all_limits = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, limits=all_limits)
 def test_every_sequence_leaves_the_levels_of_the_pure_twin_to_the_last_bit(
     url: str, steps: list[tuple[str, float, float]], limits: BucketLimits

@@ -71,7 +71,7 @@ shares_strategy = st.builds(
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 6), shares_strategy)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_thresholds_equal_the_brute_force_walk(seed: int, count: int, decimals: int, shares: list[float]) -> None:
     confidences, _ = samples(seed, count, decimals)
     thresholds = find_thresholds(confidences, shares)
@@ -115,7 +115,7 @@ def test_an_exit_that_cannot_fill_its_share_is_never_used() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), shares_strategy)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_estimates_conserve_samples_and_lie_between_the_extremes(seed: int, count: int, shares: list[float]) -> None:
     confidences, correct = samples(seed, count)
     found = estimate(confidences, correct, COSTS, find_thresholds(confidences, shares))
@@ -126,7 +126,7 @@ def test_estimates_conserve_samples_and_lie_between_the_extremes(seed: int, coun
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_calibrated_points_keep_to_their_targets_and_beat_the_papers_thresholds(seed: int) -> None:
     confidences, correct = samples(seed, 200)
     targets = [30.0, 60.0, 95.0]

@@ -67,7 +67,7 @@ def test_zero_rate_never_refills() -> None:
 STEP = st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 120.0), st.floats(0.0, 3.0), st.floats(0.0, 1.5))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=st.lists(STEP, max_size=40))
 def test_nobody_gets_more_than_burst_plus_rate_times_time(steps: list[tuple[float, float, float, float]]) -> None:
     """Conservation: granted - given back <= burst + rate * elapsed, in both kinds, after every step."""
@@ -91,7 +91,7 @@ def test_nobody_gets_more_than_burst_plus_rate_times_time(steps: list[tuple[floa
         assert -1e-9 <= state.seconds <= LIMITS.seconds_burst
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(level=st.floats(-50.0, 99.0), joules=st.floats(0.0, 100.0), seconds=st.floats(0.0, 2.0))
 def test_retrying_when_told_to_succeeds(level: float, joules: float, seconds: float) -> None:
     state, over = reserve(BucketState(level, 0.0, 0.0), LIMITS, Cost(joules, seconds), 0.0)

@@ -108,7 +108,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=st.lists(STEP, max_size=80))
 def test_loses_and_invents_nothing_and_keeps_one_turn_per_sample(steps: list[tuple]) -> None:
     queue: FairQueue[Item] = FairQueue()

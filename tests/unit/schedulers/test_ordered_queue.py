@@ -16,7 +16,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=st.lists(STEP, max_size=120), chunk=st.sampled_from([1, 2, 3, 512]))
 def test_behaves_like_a_sorted_list(steps: list[tuple[str, int]], chunk: int) -> None:
     queue: OrderedQueue[tuple[int, int]] = OrderedQueue(chunk_entries=chunk)

@@ -94,7 +94,7 @@ def finish_all(caller: Caller) -> None:
 
 
 @every_policy
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=STEPS, num_executors=st.integers(1, 2), drains=st.booleans())
 def test_every_sample_ends_exactly_once(
     make: Callable[[int], Machine], steps: list[tuple], num_executors: int, drains: bool
@@ -115,7 +115,7 @@ def test_every_sample_ends_exactly_once(
 
 
 @every_policy
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=STEPS)
 def test_the_same_events_give_the_same_decisions(make: Callable[[int], Machine], steps: list[tuple]) -> None:
     def replay() -> list[Decision]:

@@ -71,7 +71,7 @@ def test_batch_shrinks_when_that_answers_more_per_second() -> None:
     assert fit_batch([0.024] * 7 + [0.5], 0.0, batch_s, others_wait=True) == (0, 7)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     slacks_s=st.lists(st.floats(0.0121, 0.2), min_size=1, max_size=12).map(sorted),
     others_wait=st.booleans(),

@@ -41,7 +41,7 @@ CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 3
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("VIREO_CONFIG", "VIREO_SECRETS", "VIREO_SET", "VIREO_PROFILE", "VIREO_RUN_DIR"):
+    for name in ("VIREO_CONFIG", "VIREO_SECRETS", "VIREO_SET", "VIREO_PROFILE"):
         monkeypatch.delenv(name, raising=False)
 
 

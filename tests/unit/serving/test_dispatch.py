@@ -504,7 +504,7 @@ async def test_call_that_is_torn_down_leaves_nobody_waiting(way: Way) -> None:
 # -- any order of things ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     max_calls=st.integers(1, 3),
     actions=st.lists(

@@ -543,7 +543,7 @@ async def test_thousands_of_submits_end_in_one_outcome_each(rng: np.random.Gener
     assert not any(isinstance(outcome, Answer) for outcome in done[9::10])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     actions=st.lists(
         st.tuples(st.sampled_from(["submit", "cancel", "yield", "sleep"]), st.integers(0, 30)), max_size=40

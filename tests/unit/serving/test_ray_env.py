@@ -66,6 +66,14 @@ def test_no_port_is_one_that_an_outgoing_connection_may_take_before_it_is_bound(
     assert max(ports.values()) <= min(first_outgoing, 32_768)
 
 
+def test_neighbouring_blocks_share_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes the last one of a range as well."""
+    monkeypatch.setattr(ray_env, "_free_blocks", lambda count: [range(5 * at, 5 * at + 5) for at in range(count)])
+    environment = ray_env.ray_environment(config(tmp_path))
+    ports = [value for name, value in environment.items() if name.endswith("_PORT")]
+    assert len(set(ports)) == len(ports) == 8
+
+
 def test_no_free_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_env, "_PORTS", (25_000, 25_100))
     with pytest.raises(ConfigError, match="free ports"):

@@ -250,7 +250,7 @@ def test_file_cut_anywhere_is_refused(name: str, options: dict[str, bool]) -> No
             decode(data[:length], LIMITS)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
 def test_mutated_file_gives_pixels_or_a_typed_error(name: str, data: st.DataObject) -> None:
     raw = bytearray(files.encode(files.noise(16, 20), name, exif=files.exif_orientation(3)))
@@ -265,7 +265,7 @@ def test_mutated_file_gives_pixels_or_a_typed_error(name: str, data: st.DataObje
         assert outcome.ndim == 3
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.randoms(use_true_random=False))
 def test_changed_file_gives_a_typed_error_or_right_pixels(draw: random.Random) -> None:
     mutant = images.mutated(draw)

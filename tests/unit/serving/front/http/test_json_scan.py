@@ -125,7 +125,7 @@ def depth(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(JSON, st.integers(1, 30))
 def test_any_document_is_counted_as_a_parser_would_and_kept_whole(document: Any, step: int) -> None:
     text = json.dumps(document).encode()

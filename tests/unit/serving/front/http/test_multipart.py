@@ -45,7 +45,7 @@ def test_form_is_the_same_in_chunks_of_any_size(size: int) -> None:
     assert form.files == [GOOD_PNG, TRICKY, b""]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.lists(st.integers(0, 90), max_size=12))
 def test_any_files_survive_any_chunking(files: list[bytes], sizes: list[int]) -> None:
     files = [data for data in files if BOUNDARY.encode() not in data]
@@ -144,7 +144,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(PIECES | st.binary(max_size=8), max_size=25), st.lists(st.integers(0, 40), max_size=8))
 def test_any_bytes_give_a_form_or_a_typed_error(pieces: list[bytes], sizes: list[int]) -> None:
     try:
@@ -154,7 +154,7 @@ def test_any_bytes_give_a_form_or_a_typed_error(pieces: list[bytes], sizes: list
     assert set(form.fields) <= {"model", "top_k", "vireo"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=60).map(lambda tail: "multipart/form-data" + tail))
 def test_any_content_type_gives_a_reader_or_a_typed_error(content_type: str) -> None:
     raw = content_type.encode("utf-8", "replace").decode("latin-1")

@@ -208,13 +208,13 @@ JSON_VALUES = nested(nested(JSON_LEAVES))
 FIELDS = st.sampled_from(["model", "image", "images", "top_k", "vireo", "latency_ms", "extra"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(FIELDS, JSON_VALUES, max_size=5))
 def test_any_json_object_parses_or_is_refused_with_a_typed_error(document: dict[str, Any]) -> None:
     _parse_or_refuse(json.dumps(document).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]",:0123456789.eE+-NaInfity\\u \n', max_size=80).map(str.encode))
 def test_any_bytes_parse_or_are_refused_with_a_typed_error(raw: bytes) -> None:
     _parse_or_refuse(raw)
@@ -228,7 +228,7 @@ def _parse_or_refuse(raw: bytes) -> None:
     assert request.images
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.text(max_size=8), JSON_VALUES.filter(lambda value: value == value), max_size=5))
 def test_object_is_read_as_the_standard_parser_reads_it(document: dict[str, Any]) -> None:
     raw = json.dumps(document).encode()

@@ -185,7 +185,7 @@ TENSORS = st.builds(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(TENSORS, min_size=1, max_size=2))
 def test_any_tensors_give_images_or_a_typed_error(tensors: list[InputTensor]) -> None:
     try:
@@ -197,7 +197,7 @@ def test_any_tensors_give_images_or_a_typed_error(tensors: list[InputTensor]) ->
         assert sum(part is not None for part in (item.encoded, item.pixels, item.error)) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=4))
 def test_raw_bytes_round_trip(elements: list[bytes]) -> None:
     tensor = image([len(elements)], length_prefixed(elements))
