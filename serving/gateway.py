@@ -50,7 +50,7 @@ class Gateway(GrpcMethods):
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through."""
         from serving.front.http.app import build_http_app
-        from serving.telemetry.metrics import exposition
+        from serving.telemetry.exposition import exposition
 
         app = build_http_app(
             **self._front,

@@ -22,7 +22,7 @@ def metrics(
     """Serve the metrics of every process of this node, added up, until SIGTERM or Ctrl-C."""
     from prometheus_client import start_http_server
 
-    from serving.telemetry.metrics import node_registry
+    from serving.telemetry.exposition import node_registry
 
     folder.mkdir(parents=True, exist_ok=True)  # the first process that writes may come later
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))

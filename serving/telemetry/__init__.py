@@ -15,6 +15,6 @@ def setup(metrics_dir: Path, log_level: str) -> Sink:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     logs.configure(log_level)
     tracing.start()
-    from serving.telemetry.recording import record
+    from serving.telemetry.metrics import record
 
     return record

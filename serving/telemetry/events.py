@@ -7,8 +7,9 @@ raise. Labels are bounded where the event is made, whatever callers send.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from serving.domain import Report, Surface
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from serving.tasks.chat.domain import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Root of all events."""
 
 
@@ -38,15 +38,13 @@ def ignore(_event: Event) -> None:
 # -- front door ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class CallStarted(Event):
+class CallStarted(Event, frozen=True):
     """One more inference call is in flight."""
 
     surface: Surface
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFinished(Event):
+class CallFinished(Event, frozen=True, kw_only=True):
     """It is over. ``outcome`` is ``ok``, ``partial`` or the code of its error; ``model`` a served id or ``unknown``."""
 
     surface: Surface
@@ -59,8 +57,7 @@ class CallFinished(Event):
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFetched(Event):
+class ImageFetched(Event, frozen=True):
     """A URL was fetched ("ok") or not (the code of the error)."""
 
     outcome: str
@@ -68,24 +65,21 @@ class ImageFetched(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ImageDecoded(Event):
+class ImageDecoded(Event, frozen=True):
     """A decoder was busy for a tenant, whatever came of it."""
 
     tenant: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLookedUp(Event):
+class ImageLookedUp(Event, frozen=True):
     """The cache of processed images was asked."""
 
     model: str
     is_hit: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ImagesHeld(Event):
+class ImagesHeld(Event, frozen=True):
     """The cache of processed images now holds so much."""
 
     num_bytes: int
@@ -94,23 +88,20 @@ class ImagesHeld(Event):
 # -- stores ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerChanged(Event):
+class BreakerChanged(Event, frozen=True):
     """The breaker of Redis moved to ``state``."""
 
     state: BreakerState
 
 
-@dataclass(frozen=True, slots=True)
-class ResultsLookedUp(Event):
+class ResultsLookedUp(Event, frozen=True):
     """A look-up was answered by Redis."""
 
     num_hits: int
     num_misses: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoreCalled(Event):
+class StoreCalled(Event, frozen=True):
     """One call on Redis ended: ``outcome`` is ok, timeout, connection, out_of_memory, error or busy."""
 
     operation: str
@@ -118,52 +109,45 @@ class StoreCalled(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFellBack(Event):
+class StoreFellBack(Event, frozen=True):
     """Served without Redis: a miss, a local bucket, or nothing written."""
 
     operation: str
 
 
-@dataclass(frozen=True, slots=True)
-class SettlementsWaiting(Event):
+class SettlementsWaiting(Event, frozen=True):
     """So many settlements wait for Redis to come back."""
 
     num_waiting: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRejected(Event):
+class ResultRejected(Event, frozen=True):
     """A cached value was corrupt or forged and was treated as a miss."""
 
 
 # -- deliveries ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SamplesSent(Event):
+class SamplesSent(Event, frozen=True):
     """A call left for a replica."""
 
     model: str
     num_samples: int
 
 
-@dataclass(frozen=True, slots=True)
-class CallRetried(Event):
+class CallRetried(Event, frozen=True):
     """A call is sent again because its replica was lost."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResultShared(Event):
+class ResultShared(Event, frozen=True):
     """A request was given what an equal one, under way when it came, was answered."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifyAnswered(Event):
+class ClassifyAnswered(Event, frozen=True):
     """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
 
     model: str
@@ -172,8 +156,7 @@ class ClassifyAnswered(Event):
     budget_degraded: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ChatAnswered(Event):
+class ChatAnswered(Event, frozen=True):
     """A chat has its whole answer."""
 
     model: str
@@ -182,15 +165,13 @@ class ChatAnswered(Event):
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRetried(Event):
+class ChatRetried(Event, frozen=True):
     """A chat is sent again because its replica was lost or would not have it."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobAdmitted(Event):
+class JobAdmitted(Event, frozen=True):
     """A durable job is in the index."""
 
     model: str
@@ -202,8 +183,7 @@ class JobAdmitted(Event):
 # -- replicas --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRan(Event):
+class BatchRan(Event, frozen=True):
     """A batch came back; one of several stages counts at its first, from 0. ``predicted_s`` 0: nobody predicted it."""
 
     model: str
@@ -213,8 +193,7 @@ class BatchRan(Event):
     predicted_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class SampleAnswered(Event):
+class SampleAnswered(Event, frozen=True):
     """A sample has its answer, from this exit (from 0)."""
 
     model: str
@@ -224,8 +203,7 @@ class SampleAnswered(Event):
     compute_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken(Event):
+class FirstToken(Event, frozen=True):
     """A choice has its first token, so long after it arrived; ``queue_s`` of it without a slot."""
 
     model: str
@@ -233,8 +211,7 @@ class FirstToken(Event):
     queue_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceFinished(Event):
+class ChoiceFinished(Event, frozen=True):
     """A choice is complete; ``answer_s`` from its first token to its last."""
 
     model: str
@@ -242,16 +219,14 @@ class ChoiceFinished(Event):
     answer_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceEndedEarly(Event):
+class ChoiceEndedEarly(Event, frozen=True):
     """A choice has no answer: ``cancelled``, or the code of its error."""
 
     model: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChatEngineCounted(Event):
+class ChatEngineCounted(Event, frozen=True):
     """An engine's counters and gauges now, and its counters when they were last told."""
 
     model: str
@@ -259,8 +234,7 @@ class ChatEngineCounted(Event):
     before: EngineStats
 
 
-@dataclass(frozen=True, slots=True)
-class JobClaimed(Event):
+class JobClaimed(Event, frozen=True):
     """A job was taken from the queue, ``queue_s`` after it was made, for the ``attempts``-th time."""
 
     model: str
@@ -268,8 +242,7 @@ class JobClaimed(Event):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobsStepped(Event):
+class JobsStepped(Event, frozen=True):
     """One step of a batch of jobs came back."""
 
     model: str
@@ -277,22 +250,19 @@ class JobsStepped(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class JobPreempted(Event):
+class JobPreempted(Event, frozen=True):
     """A job had to wait for a more urgent one."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseLost(Event):
+class LeaseLost(Event, frozen=True):
     """Somebody else may work on the job."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobCompleted(Event):
+class JobCompleted(Event, frozen=True, kw_only=True):
     """What a job made is in the index. ``sparsity``: mean share of attention that was skipped."""
 
     model: str
@@ -302,16 +272,14 @@ class JobCompleted(Event):
     joules: float
 
 
-@dataclass(frozen=True, slots=True)
-class JobFailed(Event):
+class JobFailed(Event, frozen=True):
     """A job ended with nothing made."""
 
     model: str
     code: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobsCounted(Event):
+class JobsCounted(Event, frozen=True, kw_only=True):
     """What a replica holds now, and what waits for all of them."""
 
     model: str

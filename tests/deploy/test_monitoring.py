@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from serving import errors
 from serving.config import from_mapping
@@ -20,7 +20,12 @@ from tests.deploy.conftest import REPOSITORY
 from tests.deploy.render import Manifest
 
 MONITORING = REPOSITORY / "deploy" / "components" / "monitoring"
-_METRICS = [m for m in vars(metrics).values() if isinstance(m, Counter | Gauge | Histogram)]
+metrics.recorded_events()  # importing the table registers what is in it
+_METRICS = [
+    metric
+    for metric in REGISTRY._collector_to_names
+    if isinstance(metric, Counter | Gauge | Histogram) and metric._name.startswith("vireo_")
+]
 # Metric, as it is exported -> its labels, from the code. Histograms are named without the suffix that Prometheus adds.
 COUNTERS_AND_GAUGES = {
     f"{metric._name}_total" if isinstance(metric, Counter) else metric._name: set(metric._labelnames)
@@ -91,9 +96,9 @@ def exposition_of_a_fresh_process() -> str:
     """Return the text of /metrics: names there, not in the code, are what Prometheus sees."""
     code = (
         "from serving.replica.chat.base import EngineStats\n"
-        "from serving.telemetry import events, recording\n"
-        "from serving.telemetry.metrics import exposition\n"
-        "recording.record(events.ChatEngineCounted('a', EngineStats(), EngineStats()))\n"
+        "from serving.telemetry import events, metrics\n"
+        "from serving.telemetry.exposition import exposition\n"
+        "metrics.record(events.ChatEngineCounted('a', EngineStats(), EngineStats()))\n"
         "print(exposition().decode())"
     )
     env = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}

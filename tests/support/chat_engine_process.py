@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 
 from models.families.texthawk2.prompt import PromptBuilder
-from serving.telemetry import metrics
+from serving.telemetry.events import CallRetried
+from serving.telemetry.exposition import exposition
+from serving.telemetry.metrics import record
 from tests.support.chat_engines import collect, engine_processes, make_request, vllm_environment, vllm_options
 from tests.support.chat_models import make_image
 
 
 async def _main(model: Path, run_dir: Path) -> None:
-    metrics.RETRIES.labels("before").inc()
+    record(CallRetried("before"))
     with vllm_environment(run_dir):
         from serving.replica.chat.vllm_engine import VllmEngine
 
@@ -28,12 +30,12 @@ async def _main(model: Path, run_dir: Path) -> None:
         await engine.start()
         start_s = time.monotonic() - started
         answer = await collect(engine, make_request(prompts, "hello", [make_image(1)], max_tokens=5))
-        metrics.RETRIES.labels("after").inc()
+        record(CallRetried("after"))
         report = {
             "start_s": round(start_s, 1),
             "num_tokens": len(answer.token_ids),
             "engine_pids": [process.pid for process in engine_processes()],
-            "exposition": metrics.exposition().decode(),
+            "exposition": exposition().decode(),
         }
         print(json.dumps(report), flush=True)
         await asyncio.Event().wait()

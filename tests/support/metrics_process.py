@@ -13,14 +13,14 @@ def main() -> None:
 
     tell = setup(Path(sys.argv[1]), "error")
     from serving.domain import Surface
-    from serving.telemetry import metrics
-    from serving.telemetry.events import CallFinished, CallStarted
+    from serving.stores.breaker import BreakerState
+    from serving.telemetry.events import BreakerChanged, CallFinished, CallStarted
 
     surface = Surface.HTTP_CLASSIFY
     for _ in range(3):
         tell(CallStarted(surface))
     tell(CallFinished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003))
-    metrics.BREAKER_STATE.labels("redis").set(2)
+    tell(BreakerChanged(BreakerState.OPEN))
     print("ready", flush=True)
     time.sleep(600)
 

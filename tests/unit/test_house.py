@@ -111,7 +111,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
     allowed = {
         "serving.config.load",
         "serving.config.resolved",
-        "serving.telemetry.metrics",  # prometheus-client's folder
+        "serving.telemetry.exposition",  # prometheus-client's folder
         "serving.telemetry.tracing",  # OpenTelemetry's switches
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment

@@ -12,7 +12,7 @@ from serving.domain import Report
 from serving.replica.chat.base import EngineStats
 from serving.tasks.chat.domain import Usage
 from serving.telemetry import events
-from serving.telemetry.recording import record
+from serving.telemetry.metrics import record
 
 
 @pytest.fixture(autouse=True)

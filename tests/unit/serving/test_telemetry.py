@@ -20,8 +20,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import QueueFull
-from serving.telemetry import events, logs, metrics, recording
-from serving.telemetry.recording import record
+from serving.telemetry import events, exposition, logs, metrics
+from serving.telemetry.metrics import record
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,7 +62,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
 
 def scrape() -> dict[tuple[str, str], float]:
     """(sample name, its label values) -> value."""
-    text = metrics.exposition().decode()
+    text = exposition.exposition().decode()
     return {
         (sample.name, ",".join(sample.labels[name] for name in sorted(sample.labels) if name != "le")): sample.value
         for family in text_string_to_metric_families(text)
@@ -129,7 +129,7 @@ def test_most_recent_gauges_of_the_dead_do_not_outlive_them(tmp_path: Path) -> N
     counter = tmp_path / f"counter_{2**22 + 1}.db"
     for path in (gone, alive, counter):
         path.touch()
-    metrics.forget_dead_processes(tmp_path)
+    exposition.forget_dead_processes(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([alive, counter])
 
 
@@ -146,7 +146,7 @@ def test_two_scrapers_may_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(Path, "glob", glob_then_lose)
-    metrics.forget_dead_processes(tmp_path)
+    exposition.forget_dead_processes(tmp_path)
     assert not path.exists()
 
 
@@ -185,7 +185,7 @@ def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_event_is_counted() -> None:
     kinds = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)}
-    assert kinds - {events.Event} == set(recording.RECORDERS)
+    assert kinds - {events.Event} == metrics.recorded_events()
 
 
 def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
