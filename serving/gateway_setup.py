@@ -41,7 +41,7 @@ from serving.system.live_replicas import num_live
 from serving.system.presence import is_deploying, raylet_watch
 from serving.system.reached import Ping, Reached
 from serving.tasks.chat.images import ChatImages
-from serving.tasks.chat.models import read_card, read_prompts
+from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.tasks.classify.service import ClassifyService, ServedModel
@@ -184,9 +184,10 @@ def _chat_service(
 
 
 def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[Any]) -> ServedChat:
+    card, prompts = read_chat(model)
     return ServedChat(
-        card=read_card(model),
-        prompts=read_prompts(model),
+        card=card,
+        prompts=prompts,
         links=ChatLinks(HandleCalls(handle), f"{model.id}-{uuid.uuid4().hex[:12]}"),
         cost=TokenCost(_FIRST_PRICES),
         retries=RetryBudget(model.options.max_num_seqs + model.options.max_queue),
@@ -262,6 +263,7 @@ def _card(family: Family, variant: Variant, table: OperatingPointTable) -> Model
     return ModelCard(
         id=variant.id,
         family=family.name,
+        tasks=family.tasks,
         created_s=int(weights.stat().st_mtime) if weights.is_file() else 0,
         input_size=io.input_size,
         num_classes=io.num_classes,

@@ -24,6 +24,8 @@ class Card:
     created_s: int
     """Unix time at which the checkpoint was made."""
     checkpoint_sha256: str
+    tasks: tuple[str, ...]
+    """What it can be asked for, the usual first."""
     prepare_version: str = "1"
     """Part of every cache key: raised whenever the same picture gives other inputs."""
     knobs: tuple[Knob, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from models.registry import families, find
-from serving.cli.told import console, progress_bar, told_plainly
+from serving.client.told import console, progress_bar, told_plainly
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from models.contract import Family
-from serving.cli.told import console, told_plainly
+from serving.client.told import console, told_plainly
 
 _SKELETON = Path(__file__).parent / "skeleton"
 _TASKS = ("classify",)

@@ -1,4 +1,4 @@
-"""``vireo``: the console command. Each sub-command lives in a file of its own and imports what it needs when called."""
+"""``vireo``: the console command. A task brings its own commands. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ import sys
 
 import typer
 
-from serving.cli import (
-    chat_command,
-    classify_command,
-    convert_commands,
-    families_command,
-    metrics_command,
-    model_commands,
-    read_command,
-    system_commands,
-    video_command,
-)
+from serving.cli import convert_commands, families_command, metrics_command, model_commands, system_commands
 from serving.errors import ConfigError
+from serving.tasks.table import TASKS
 
 app = typer.Typer(
     name="vireo",
@@ -29,12 +20,15 @@ app = typer.Typer(
 
 
 def build() -> typer.Typer:
-    """Register every command."""
+    """Register every command: those about the system, those of each task, those about models."""
     from loadtest import cli as loadtest_cli
 
-    asking = (classify_command, chat_command, read_command, video_command)
-    about_models = (model_commands, families_command, convert_commands)
-    for module in (system_commands, metrics_command, *asking, *about_models, loadtest_cli):
+    system_commands.register(app)
+    metrics_command.register(app)
+    for task in TASKS:
+        if task.verbs is not None:
+            task.verbs.load()(app)
+    for module in (model_commands, families_command, convert_commands, loadtest_cli):
         module.register(app)
     return app
 

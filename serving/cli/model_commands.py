@@ -15,7 +15,7 @@ from models.contract import Variant
 from models.operating_points import TABLE_FILE, read_table
 from models.registry import families, find
 from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
-from serving.cli.told import console, progress_bar, told_plainly
+from serving.client.told import console, progress_bar, told_plainly
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 Checkpoint = Annotated[

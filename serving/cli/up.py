@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NoReturn
 
 import psutil
@@ -23,14 +23,12 @@ from rich.console import Console
 from serving.cli import drain
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
-from serving.config import JobOptions, ResolvedConfig, StreamOptions, UnaryOptions
+from serving.config import JobOptions, ResolvedConfig
 from serving.errors import ConfigError
-from serving.operating_points import table_for
 from serving.system import ray_env
 from serving.system.door_keeper import DoorKeeper
 from serving.system.leftovers import end_leftovers
-from serving.tasks.chat.models import read_card, read_prompts
-from serving.tasks.videos.models import read_served
+from serving.tasks.table import TASKS
 from serving.telemetry import logs
 
 _log = structlog.get_logger(__name__)
@@ -128,13 +126,10 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
-    for model in config.models_with(UnaryOptions):
-        table_for(model)
-    for chat_model in config.models_with(StreamOptions):
-        read_card(chat_model)
-        read_prompts(chat_model)
-    for video_model in config.models_with(JobOptions):
-        read_served(video_model)
+    for model in config.models:
+        for task in TASKS:
+            if task.name in model.tasks and task.read is not None:
+                task.read.load()(model)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -153,7 +148,7 @@ def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
         grpc_address=f"{host}:{http.grpc_port}",
         profile=config.settings.profile,
         models=tuple(model.id for model in config.models),
-        tasks={task: served for task in _TRY if (served := config.models_for(task))},
+        tasks={task.name: served for task in TASKS if (served := config.models_for(task.name))},
         ready=ready,
     )
 
@@ -254,15 +249,7 @@ def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     console.print(f"  HTTP   {state.http_url}        API at /openapi.json, metrics at /metrics")
     console.print(f"  gRPC   {state.grpc_address}    vireo.v1, Open Inference Protocol v2, health, reflection")
     console.print(f"  models {', '.join(state.models)}", soft_wrap=True)
-    examples = [example for task in state.tasks for example in _TRY[task]]
+    examples = [example for task in TASKS if task.name in state.tasks for example in task.examples]
     for word, example in zip(("try", *[""] * len(examples)), examples, strict=False):
         console.print(f"  {word:<6} {example}", soft_wrap=True)
     console.print("  stop   Ctrl-C or `vireo down`")
-
-
-_TRY: Mapping[str, tuple[str, ...]] = {
-    "classify": ("vireo classify examples/digit-7.png",),
-    "chat": ('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
-    "videos": ('vireo video "a red circle moves left" -o clip.mp4',),
-}
-"""What to type next, by task."""

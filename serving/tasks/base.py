@@ -1,30 +1,41 @@
-"""What clients can ask for: one ``Task`` each, of which the front knows nothing but this."""
+"""What clients can ask for: one ``Task`` each, of which the rest of the system knows nothing but this."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
-from serving.front.grpc.rpc import Rpc
-from serving.front.http.call import Route
-from serving.service import Card, Service
+from models.contract import LazyRef
+
+if TYPE_CHECKING:
+    from serving.service import Card, Service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task: its paths with their OpenAPI, its RPCs, and the models that are for it.
+    """A task, as data that costs nothing to import: a gateway needs none of its commands, and a command no gateway.
 
-    ``cards``: those of a service. ``block``: what ``/v1/models`` says of one in ``vireo``, after what it says of any.
+    ``name``: as families spell it in ``Family.tasks``. ``routes``: paths with their OpenAPI, a tuple of ``Route``.
+    ``rpcs``: a tuple of ``Rpc``. ``cards``: the models of a service that are for it. ``block``: what ``/v1/models``
+    says of one in ``vireo``, after what it says of any. ``verbs``: (typer.Typer) -> None, adds the commands that ask
+    for it; every ``vireo`` imports its module, so what costs is imported inside of the commands. ``checks``: what
+    ``vireo up`` asks itself, a mapping from surface to ``serving.client.checks.Check``. ``examples``: what it says to
+    type next. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where
+    that is not there.
     """
 
     name: str
-    routes: tuple[Route, ...]
-    rpcs: tuple[Rpc, ...]
+    routes: LazyRef
+    rpcs: LazyRef
     cards: Callable[[Service], Sequence[Card]] = lambda service: ()
-    block: Callable[[Any, ModelBlock], Any] = lambda card, block: block
+    block: LazyRef | None = None
+    verbs: LazyRef | None = None
+    checks: LazyRef | None = None
+    examples: tuple[str, ...] = ()
+    read: LazyRef | None = None
 
 
 class SettingAnswer(TypedDict):
@@ -41,6 +52,7 @@ class SettingAnswer(TypedDict):
 class ModelBlock(TypedDict):
     """What Vireo says of any model beyond OpenAI's fields."""
 
+    tasks: tuple[str, ...]
     checkpoint_sha256: str
     settings: list[SettingAnswer]
     ready: bool
@@ -59,4 +71,9 @@ def block_of(card: Card, *, is_ready: bool) -> ModelBlock:
         }
         for knob in card.knobs
     ]
-    return {"checkpoint_sha256": card.checkpoint_sha256, "settings": settings, "ready": is_ready}
+    return {
+        "tasks": card.tasks,
+        "checkpoint_sha256": card.checkpoint_sha256,
+        "settings": settings,
+        "ready": is_ready,
+    }

@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
-from typing_extensions import TypedDict
-
-from serving.service import Card, Service
-from serving.tasks.base import Task, block_of
-from serving.tasks.chat import grpc as chat_grpc
-from serving.tasks.chat import http as chat_http
-from serving.tasks.chat.reply import chat_block
-from serving.tasks.chat.schemas import ChatModelBlock
-from serving.tasks.classify import grpc as classify_grpc
-from serving.tasks.classify import http as classify_http
-from serving.tasks.classify.schemas import ClassifyModelBlock
-from serving.tasks.infer import grpc as infer_grpc
-from serving.tasks.infer import http as infer_http
-from serving.tasks.videos import grpc as videos_grpc
-from serving.tasks.videos import http as videos_http
-from serving.tasks.videos.reply import video_block
-from serving.tasks.videos.schemas import VideoModelBlock
+from models.contract import LazyRef
+from serving.tasks.base import Task
 
 TASKS: Final = (
     Task(
         name="classify",
-        routes=classify_http.ROUTES,
-        rpcs=classify_grpc.RPCS,
+        routes=LazyRef("serving.tasks.classify.http:ROUTES"),
+        rpcs=LazyRef("serving.tasks.classify.grpc:RPCS"),
         cards=lambda service: service.classifiers.models(),
-        block=classify_http.classifier_block,
+        block=LazyRef("serving.tasks.classify.http:classifier_block"),
+        verbs=LazyRef("serving.tasks.classify.cli:register"),
+        checks=LazyRef("serving.tasks.classify.checks:CHECKS"),
+        examples=("vireo classify examples/digit-7.png",),
+        read=LazyRef("serving.operating_points:table_for"),
     ),
     Task(
         name="chat",
-        routes=chat_http.ROUTES,
-        rpcs=chat_grpc.RPCS,
+        routes=LazyRef("serving.tasks.chat.http:ROUTES"),
+        rpcs=LazyRef("serving.tasks.chat.grpc:RPCS"),
         cards=lambda service: service.chats.chat_models(),
-        block=chat_block,
+        block=LazyRef("serving.tasks.chat.reply:chat_block"),
+        verbs=LazyRef("serving.tasks.chat.cli:register"),
+        checks=LazyRef("serving.tasks.chat.checks:CHECKS"),
+        examples=('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
+        read=LazyRef("serving.tasks.chat.models:read_served"),
     ),
     Task(
         name="videos",
-        routes=videos_http.ROUTES,
-        rpcs=videos_grpc.RPCS,
+        routes=LazyRef("serving.tasks.videos.http:ROUTES"),
+        rpcs=LazyRef("serving.tasks.videos.grpc:RPCS"),
         cards=lambda service: service.videos.video_models(),
-        block=video_block,
+        block=LazyRef("serving.tasks.videos.reply:video_block"),
+        verbs=LazyRef("serving.tasks.videos.cli:register"),
+        checks=LazyRef("serving.tasks.videos.checks:CHECKS"),
+        examples=('vireo video "a red circle moves left" -o clip.mp4',),
+        read=LazyRef("serving.tasks.videos.models:read_served"),
     ),
-    Task(name="infer", routes=infer_http.ROUTES, rpcs=infer_grpc.RPCS),
+    Task(
+        name="infer",
+        routes=LazyRef("serving.tasks.infer.http:ROUTES"),
+        rpcs=LazyRef("serving.tasks.infer.grpc:RPCS"),
+    ),
 )
-
-
-class ModelAnswer(TypedDict):
-    """A served model."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    vireo: ClassifyModelBlock | ChatModelBlock | VideoModelBlock
-
-
-def shown_model(task: Task, card: Card, service: Service) -> ModelAnswer:
-    """Return a model as OpenAI spells it, with a ``vireo`` block."""
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": card.created_s,
-        "owned_by": "vireo",
-        "vireo": task.block(card, block_of(card, is_ready=service.is_model_ready(card.id))),
-    }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cli.pictures import find_boxes, in_pixels
+from serving.client.pictures import find_boxes, in_pixels
 from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
 from tests.support import image_cases

@@ -17,7 +17,9 @@ from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, StoredChat, Stored
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
-CARD = ChatModelCard(id="c", created_s=0, max_model_len=1024, max_output_tokens=64, checkpoint_sha256="c" * 64)
+CARD = ChatModelCard(
+    id="c", tasks=("chat",), created_s=0, max_model_len=1024, max_output_tokens=64, checkpoint_sha256="c" * 64
+)
 QUOTA = {"joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0}
 TENANTS = [{"name": "acme", **QUOTA}, {"name": "rival", **QUOTA}]
 ANSWER = StoredChat((StoredChoice("你好", 2, FinishReason.STOP), StoredChoice("", 0, FinishReason.LENGTH)), 17)

@@ -45,7 +45,12 @@ WORDS = ("Two ", "squares ", "and ", 'a "circle".\n', "方块")
 
 def make_chat_card(model: str = CHAT_MODEL) -> ChatModelCard:
     return ChatModelCard(
-        id=model, created_s=1_700_000_001, max_model_len=2048, max_output_tokens=512, checkpoint_sha256="cd" * 32
+        id=model,
+        tasks=("chat",),
+        created_s=1_700_000_001,
+        max_model_len=2048,
+        max_output_tokens=512,
+        checkpoint_sha256="cd" * 32,
     )
 
 
@@ -53,6 +58,7 @@ def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
     return ModelCard(
         id=model,
         family="fake",
+        tasks=("classify", "infer"),
         created_s=1_700_000_000,
         input_size=32,
         num_classes=num_classes,

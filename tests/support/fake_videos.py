@@ -43,6 +43,7 @@ REPORT = {
 def make_video_card(model: str = VIDEO_MODEL) -> VideoModelCard:
     return VideoModelCard(
         id=model,
+        tasks=("videos",),
         created_s=1_700_000_002,
         sizes=((64, 64),),
         num_frames=(29, 93),

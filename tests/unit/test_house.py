@@ -116,7 +116,6 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment
         "serving.system.ray_env",  # Ray's switches
-        "serving.cli.classify_command",  # width of the terminal
         "serving.system.leftovers",  # that of other processes, to know whose they are
         "loadtest.cli",  # API keys of the tenants that it plays
         "loadtest.selfcheck",  # a child's environment

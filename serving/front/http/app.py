@@ -23,7 +23,8 @@ from serving.front.http.openapi import openapi_document, operation, path_paramet
 from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.service import Service
-from serving.tasks.table import TASKS, ModelAnswer, shown_model
+from serving.tasks.models import ModelAnswer, shown_model
+from serving.tasks.table import TASKS
 from serving.telemetry.events import Sink, ignore
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -113,7 +114,7 @@ def _get(path: str, handler: Any, summary: str, answer: Any = None, *parameters:
 
 
 ROUTES: Final = (
-    *(route for task in TASKS for route in task.routes),
+    *(route for task in TASKS for route in task.routes.load()),
     _get("/v1/models", _list_models, "List the models", ModelListAnswer),
     _get("/v1/models/{model}", _show_model, "Show a model", ModelAnswer, path_parameter("model")),
     _get("/v2/health/live", _live, "Is the process alive?", needs_key=False),

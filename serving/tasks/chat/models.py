@@ -54,8 +54,14 @@ def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
         max_model_len=context,
         max_output_tokens=min(model.options.max_output_tokens, context - 1),
         checkpoint_sha256=sha256,
+        tasks=model.tasks,
         prepare_version=families()[model.family].prepare_version,
     )
+
+
+def read_served(model: ResolvedModel[StreamOptions]) -> tuple[ChatModelCard, Prompts]:
+    """Everything that a gateway needs of one model. Raises: ConfigError: see ``read_card`` and ``read_prompts``."""
+    return read_card(model), read_prompts(model)
 
 
 def _weights(model: ResolvedModel[StreamOptions]) -> tuple[str, int]:

@@ -49,6 +49,7 @@ def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
     attention = [str(value).partition(":")[0] for value in limits.family.knob("attention").points]
     return VideoModelCard(
         id=limits.variant.id,
+        tasks=limits.family.tasks,
         created_s=created_s,
         sizes=((io.width, io.height),),
         num_frames=io.frame_counts,

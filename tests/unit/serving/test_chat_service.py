@@ -125,7 +125,12 @@ class World:
         self.told = Recorder()
         self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
         self.card = ChatModelCard(
-            id=MODEL, created_s=0, max_model_len=1024, max_output_tokens=256, checkpoint_sha256="c" * 64
+            id=MODEL,
+            tasks=("chat",),
+            created_s=0,
+            max_model_len=1024,
+            max_output_tokens=256,
+            checkpoint_sha256="c" * 64,
         )
         self.retries_left = RetryBudget(max_retries)
         served = ServedChat(

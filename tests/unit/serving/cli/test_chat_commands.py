@@ -14,12 +14,12 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from serving.cli import chat_command, read_command
-from serving.cli.chat_client import ChatClient
-from serving.cli.chat_session import Conversation, Session
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
 from serving.front.auth import Authenticator
+from serving.tasks.chat.cli import register
+from serving.tasks.chat.client import ChatClient
 from serving.tasks.chat.domain import ImagePart, Message, Role, TextPart
+from serving.tasks.chat.session import Conversation, Session
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 from tests.support.media_files import bad_files, encode, gradient
 from tests.support.ports import free_port
@@ -44,8 +44,7 @@ def png(tmp_path: Path) -> Path:
 
 def vireo(*arguments: str, stdin: str | bytes | None = None, **env: str) -> Result:
     app = typer.Typer()
-    chat_command.register(app)
-    read_command.register(app)
+    register(app)
     result = CliRunner().invoke(app, list(arguments), input=stdin, env={"NO_COLOR": "1", "COLUMNS": "200", **env})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -216,7 +215,7 @@ def test_unknown_model_and_no_chat_model(door: ServedDoor) -> None:
     assert (result.exit_code, "model_not_found" in result.stderr) == (2, True)
     with served(FakeService(chat_cards=())) as bare:
         result = vireo("chat", "x", "--url", bare.url)
-    assert (result.exit_code, "no chat model is served" in result.stderr) == (2, True)
+    assert (result.exit_code, "no model for chat is served" in result.stderr) == (2, True)
 
 
 def test_stream_that_fails_half_way_shows_what_came_and_the_error() -> None:

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from serving.cli import classify_command
 from serving.front.auth import Authenticator
+from serving.tasks.classify.cli import register
 from tests.support.fake_service import FakeService, make_card
 from tests.support.served_door import served
 
@@ -18,9 +18,10 @@ DIGIT = Path(__file__).parents[4] / "examples" / "digit-7.png"
 
 def run(service: FakeService, *words: str, authenticator: Authenticator | None = None) -> Result:
     app = typer.Typer()
-    classify_command.register(app)
+    app.callback()(lambda: None)
+    register(app)
     with served(service, authenticator) as door:
-        return CliRunner().invoke(app, [str(DIGIT), "--url", f"{door.url}/", *words])
+        return CliRunner().invoke(app, ["classify", str(DIGIT), "--url", f"{door.url}/", *words])
 
 
 @pytest.mark.parametrize("words", [(), ("--model", "second")])
@@ -33,11 +34,11 @@ def test_first_model_that_classifies_is_asked_unless_one_is_named(words: tuple[s
 
 def test_where_nothing_classifies_that_is_said() -> None:
     result = run(FakeService([]))
-    assert result.exit_code == 1
-    assert "vireo: no model that classifies is served at http://127.0.0.1:" in result.stderr
+    assert result.exit_code == 2
+    assert "vireo: no model for classify is served at http://127.0.0.1:" in result.stderr
 
 
 def test_missing_key_is_said() -> None:
     result = run(FakeService(), authenticator=Authenticator({"ada": ("0" * 64,)}, False))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "vireo: invalid_api_key: " in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.cli.pictures import BadPicture, load_picture
+from serving.client.pictures import BadPicture, load_picture
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from tests.support import image_cases

@@ -14,18 +14,22 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from serving.cli import self_check
 from serving.cli.run_state import RunState
-from serving.cli.self_check import CHECKS, Target, check_every_surface
+from serving.cli.self_check import check_every_surface
+from serving.client.checks import Target, example_png
 from serving.domain import Surface
 from serving.errors import ConfigError, EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
+from serving.tasks.chat.checks import shown
 from serving.tasks.chat.domain import ImagePart
+from serving.tasks.table import TASKS
+from serving.tasks.videos.checks import checked
 from tests.support.fake_service import CHAT_MODEL, FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.served_door import served
 
+CHECKS = {task.name: task.checks.load() for task in TASKS if task.checks is not None}
 SHOWN = 'Two squares and a "circle". 方块'
 
 
@@ -129,13 +133,13 @@ def test_no_answer_or_half_of_one_is_a_failure_on_each_surface(changes: dict[str
 
 @pytest.mark.parametrize(("name", "word"), [("nothing-like-it.png", "harbour"), ("nothing-like-it.png", None)])
 def test_missing_example_is_drawn(name: str, word: str | None) -> None:
-    image = Image.open(io.BytesIO(self_check.example_png(name, word)))
+    image = Image.open(io.BytesIO(example_png(name, word)))
     colours = {colour for _count, colour in image.getcolors(1 << 16) or []}
     assert ((255, 0, 0) in colours) == (word is None)
 
 
 def test_long_answer_fits_a_line() -> None:
-    assert self_check.shown("a\n\x1b" + "b" * 100, 3) == "a " + "b" * 55 + "..."
+    assert shown("a\n\x1b" + "b" * 100, 3) == "a " + "b" * 55 + "..."
 
 
 # -- videos ----------------------------------------------------------------------------------------------------------
@@ -160,4 +164,4 @@ def test_clip_that_does_not_come_is_a_failure_on_each_surface() -> None:
 @pytest.mark.parametrize(("data", "sha256"), [(b"<html>not a clip</html>", "0" * 64), (CLIP, "0" * 64)])
 def test_file_that_is_not_the_announced_mp4_is_a_failure(data: bytes, sha256: str) -> None:
     with pytest.raises(ValueError, match=r"no MP4|not the one"):
-        self_check.checked(data, sha256)
+        checked(data, sha256)

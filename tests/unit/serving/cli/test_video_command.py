@@ -14,11 +14,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from serving.cli import video_command
-from serving.cli.chat_client import ChatFailed
-from serving.cli.video_client import VideoClient
+from serving.client.told import Failed
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
+from serving.tasks.videos.cli import register
+from serving.tasks.videos.client import VideoClient
 from serving.tasks.videos.domain import VideoFormat
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
@@ -42,7 +42,7 @@ def slow_door() -> Iterator[ServedDoor]:
 
 def vireo(*arguments: str, **env: str) -> Result:
     app = typer.Typer()
-    video_command.register(app)
+    register(app)
     result = CliRunner().invoke(app, list(arguments), env={"NO_COLOR": "1", "COLUMNS": "200", **env})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -207,7 +207,7 @@ def test_nobody_there_and_no_video_model(tmp_path: Path) -> None:
     with served(FakeService()) as door:
         result = vireo("x", "-o", path, "--url", door.url)
     assert result.exit_code == 2
-    assert "no video model" in result.stderr
+    assert "no model for videos" in result.stderr
 
 
 # -- the client ------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_request_whose_answer_is_lost_is_sent_again_with_the_same_key(door: Serv
 
 
 def test_server_that_stays_away_is_given_up(door: ServedDoor) -> None:
-    with flaky(door, Flaky("/videos", 99), Instantly()) as client, pytest.raises(ChatFailed) as caught:
+    with flaky(door, Flaky("/videos", 99), Instantly()) as client, pytest.raises(Failed) as caught:
         client.create({"prompt": "x"})
     assert caught.value.is_servers_fault
 
@@ -270,7 +270,7 @@ def test_server_that_stays_away_is_given_up(door: ServedDoor) -> None:
 def test_refusal_is_not_asked_for_again(door: ServedDoor) -> None:
     door.service.video_error = EngineFailed("broken")
     sleep = Instantly()
-    with VideoClient(door.url, None, sleep) as client, pytest.raises(ChatFailed):
+    with VideoClient(door.url, None, sleep) as client, pytest.raises(Failed):
         client.create({"prompt": "x"})
     assert sleep.waits == []
 
@@ -297,6 +297,6 @@ def test_damaged_clip_is_not_kept(door: ServedDoor, tmp_path: Path, monkeypatch:
         return bytes(end - start)
 
     monkeypatch.setattr(door.service, "read_artefact", other)
-    with VideoClient(door.url, None, Instantly()) as client, pytest.raises(ChatFailed, match="damaged"):
+    with VideoClient(door.url, None, Instantly()) as client, pytest.raises(Failed, match="damaged"):
         client.download(client.create({"prompt": "x"})["id"], path)
     assert list(tmp_path.iterdir()) == []

@@ -9,25 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.chat_options import (
+from serving.client.options import (
     DEFAULT_URL,
-    BadUse,
     EnergyOption,
     KeyOption,
     LatencyOption,
     MaxTokensOption,
     ModelOption,
     UrlOption,
-    request_fields,
+    given,
 )
+from serving.client.told import CLIENT_FAULT, SERVER_FAULT, Failed, asked_plainly, plain, whole
 
 if TYPE_CHECKING:
-    from serving.cli.chat_client import Answer
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(read)
+    from serving.tasks.chat.client import Answer
 
 
 def read(
@@ -47,23 +42,20 @@ def read(
     Exit code not 0 if any image has no answer, 1 if that is the server's fault or nothing was found; the others are
     still read.
     """
-    from serving.cli.chat_client import CLIENT_FAULT, ChatClient, ChatFailed
+    from serving.tasks.chat.client import ChatClient
 
-    try:
+    with asked_plainly():
         job = _job(page, where)
         with ChatClient(url, api_key) as client:
-            fields = request_fields(model or client.chat_model(), 0.0, max_tokens, latency_ms, energy_j)
+            fields = given(
+                model=model or client.first_model("chat"),
+                temperature=0.0,
+                max_tokens=max_tokens,
+                vireo=given(latency_ms=latency_ms, energy_j=energy_j) or None,
+            )
             printer = _Printer(fields["model"], as_json=as_json, is_page=page, is_alone=len(images) == 1)
-            codes = [_read_one(name, job, lambda body: client.ask({**fields, **body}), printer) for name in images]
-    except BadUse as error:
-        typer.echo(f"vireo: {error}", err=True)
-        raise typer.Exit(CLIENT_FAULT) from None
-    except ChatFailed as error:
-        typer.echo(f"vireo: {error.line}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("vireo: stopped", err=True)
-        raise typer.Exit(130) from None
+            ask = lambda body: client.complete({**fields, **body})[1]  # noqa: E731
+            codes = [_read_one(name, job, ask, printer) for name in images]
     raise typer.Exit(min((code for code in codes if code), default=0))
 
 
@@ -77,20 +69,19 @@ def _job(page: bool, where: str | None) -> _Job:
     if where is None:
         return _Job("Read the whole page." if page else "Read the text.")
     if page:
-        raise BadUse("--page reads and --where finds; give one of them")
+        raise Failed("--page reads and --where finds; give one of them")
     what = where.strip().rstrip("?.").strip()
     if not what:
-        raise BadUse("--where is empty; say what to find")
+        raise Failed("--where is empty; say what to find")
     return _Job(f"Where is {what}?", finds_boxes=True)
 
 
 def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], printer: _Printer) -> int:
     """Read one image and print what came of it. Returns its exit code.
 
-    Raises: ChatFailed: nobody answers at that address; there is no point in going on.
+    Raises: Failed: nobody answers at that address; there is no point in going on.
     """
-    from serving.cli.chat_client import CLIENT_FAULT, SERVER_FAULT, ChatFailed, whole
-    from serving.cli.pictures import BadPicture, load_picture
+    from serving.client.pictures import BadPicture, load_picture
 
     try:
         picture = load_picture(name)
@@ -98,9 +89,9 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
         content = [picture.part(), {"type": "text", "text": whole(job.question)}]
         answer = ask({"messages": [{"role": "user", "content": content}]})
     except BadPicture as error:
-        printer.failed(name, str(error), {"code": "invalid_image", "message": str(error)})
+        printer.failed(name, error.line, {"code": "invalid_image", "message": str(error)})
         return CLIENT_FAULT
-    except ChatFailed as error:
+    except Failed as error:
         if error.document is None and not error.is_servers_fault:
             raise
         document = error.document["error"] if error.document else {"code": "no_answer", "message": error.line}
@@ -122,8 +113,6 @@ class _Printer:
     is_alone: bool
 
     def text(self, name: str, answer: Answer) -> None:
-        from serving.cli.chat_client import plain
-
         if self.as_json:
             self._object(name, {"text": answer.text, **_facts(answer)})
         elif self.is_alone:
@@ -135,7 +124,7 @@ class _Printer:
 
     def boxes(self, name: str, answer: Answer, size: tuple[int, int]) -> bool:
         """Print boxes in pixels. Returns whether there are any."""
-        from serving.cli.pictures import find_boxes, in_pixels
+        from serving.client.pictures import find_boxes, in_pixels
 
         boxes = in_pixels(find_boxes(self.model, answer.text), size)
         if self.as_json:
@@ -160,13 +149,9 @@ class _Printer:
         typer.echo(json.dumps({"file": name, **fields}))
 
     def _line(self, name: str, text: str) -> None:
-        from serving.cli.chat_client import plain
-
         typer.echo(plain(f"{name}: {text}").replace("\n", " "))
 
     def _problem(self, name: str, line: str) -> None:
-        from serving.cli.chat_client import plain
-
         line = line if line.startswith(name) else f"{name}: {line}"
         typer.echo("vireo: " + plain(line).replace("\n", " "), err=True)
 

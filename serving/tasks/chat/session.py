@@ -13,8 +13,9 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from serving.cli.chat_client import Answer, ChatClient, ChatFailed, plain, whole
-from serving.cli.pictures import BadPicture, Picture, draw_boxes, find_boxes, load_picture
+from serving.client.pictures import BadPicture, Picture, draw_boxes, find_boxes, load_picture
+from serving.client.told import Failed, plain, whole
+from serving.tasks.chat.client import Answer, ChatClient
 
 HELP = """\
 /image PATH...  show these with your next message: JPEG, PNG or WebP files, or https URLs
@@ -66,9 +67,9 @@ class Screen:
         self._notes = Console(stderr=True, soft_wrap=True)
 
     def answer(self, client: ChatClient, body: Mapping[str, Any], answer: Answer) -> None:
-        """Ask, and write the text as it comes; the line is ended whatever happens. Raises: ChatFailed."""
+        """Ask, and write the text as it comes; the line is ended whatever happens. Raises: Failed."""
         try:
-            with closing(client.stream(body, answer)) as pieces:
+            with closing(client.pieces(body, answer)) as pieces:
                 for piece in pieces:
                     typer.echo(plain(piece), nl=False)
         finally:
@@ -149,10 +150,8 @@ class Session:
                 self._command(*line.partition(" ")[::2])
             elif line:
                 self._ask(line)
-        except ChatFailed as error:
+        except Failed as error:
             self.screen.problem(error.line)
-        except BadPicture as error:
-            self.screen.problem(str(error))
         except KeyboardInterrupt:
             self.screen.note("stopped")
 
@@ -181,7 +180,7 @@ class Session:
     def _ask(self, text: str) -> None:
         """One turn. An answer that was stopped is kept as far as it came; a question that failed is not.
 
-        Raises: ChatFailed, BadPicture.
+        Raises: Failed.
         """
         talk, answer = self.conversation, Answer()
         question, canvas = talk.question(text), talk.shown_first()
@@ -191,7 +190,7 @@ class Session:
             if answer.text:
                 talk.keep(question, answer.text)
             raise
-        except ChatFailed as error:
+        except Failed as error:
             if not error.is_servers_fault:
                 talk.pictures = []  # they may be what was wrong
             raise

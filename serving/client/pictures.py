@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.contract import TextBox
 from models.registry import find
+from serving.client.told import Failed
 from serving.errors import InvalidImage
 from serving.limits import IngressLimits
 from serving.media.decode import decode
@@ -43,7 +44,7 @@ _OTHERS = (
 PixelBox = tuple[int, int, int, int]
 
 
-class BadPicture(Exception):
+class BadPicture(Failed):
     """An image that cannot be sent or drawn upon; the message names it and says why."""
 
 

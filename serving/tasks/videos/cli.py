@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.chat_options import DEFAULT_URL, BadUse, EnergyOption, KeyOption, LatencyOption, UrlOption
+from serving.client.options import (
+    DEFAULT_URL,
+    EnergyOption,
+    KeyOption,
+    LatencyOption,
+    ModelOption,
+    PriorityOption,
+    QualityOption,
+    UrlOption,
+    given,
+)
+from serving.client.told import SERVER_FAULT, Failed, asked_plainly, plain, whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from serving.cli.video_client import VideoClient
+    from serving.tasks.videos.client import VideoClient
 
-INTERRUPTED = 130
-"""What a shell expects of a command that Ctrl-C has ended."""
 _SUFFIXES = {".mp4": "mp4", ".gif": "gif"}
 
 
@@ -31,7 +40,7 @@ def video(
         Path | None, typer.Option("--output", "-o", help="File to write, .mp4 or .gif; video.mp4 when absent.")
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="An animated GIF instead of MP4.")] = False,
-    model: Annotated[str | None, typer.Option(help="Model id; the first video model served when absent.")] = None,
+    model: ModelOption = None,
     negative: Annotated[str | None, typer.Option(help="What the clip does not show.")] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 64x64.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Length in frames.")] = None,
@@ -44,8 +53,8 @@ def video(
     attention: Annotated[str | None, typer.Option(help="dense, tile:2:6, adaspa:0.8 or ras:0.5.")] = None,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
-    quality_floor: Annotated[float | None, typer.Option(help="Least quality of the operating point, 0 to 1.")] = None,
-    priority: Annotated[str | None, typer.Option(help="low, normal or high.")] = None,
+    quality_floor: QualityOption = None,
+    priority: PriorityOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as it came, once it is over.")] = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
@@ -54,64 +63,46 @@ def video(
 
     Exit code 1: the server failed; 2: the request must change.
     """
-    from serving.cli.chat_client import CLIENT_FAULT, ChatFailed, plain, whole
-    from serving.cli.video_client import VideoClient
+    from serving.tasks.videos.client import VideoClient
 
-    try:
+    with asked_plainly(as_json=as_json, stopped="stopped; the job is cancelled"):
         path, output_format = _target(output, gif)
-        fields: dict[str, Any] = {
-            "negative_prompt": None if negative is None else whole(negative),
-            "size": size,
-            "num_frames": frames,
-            "seconds": seconds,
-            "fps": fps,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "seed": seed,
-            "sampler": sampler,
-            "attention": attention,
-            "vireo": _given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
+        body = given(
+            prompt=whole(prompt),
+            output_format=output_format,
+            negative_prompt=None if negative is None else whole(negative),
+            size=size,
+            num_frames=frames,
+            seconds=seconds,
+            fps=fps,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+            sampler=sampler,
+            attention=attention,
+            vireo=given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
             or None,
-        }
-        body = {"prompt": whole(prompt), "output_format": output_format, **_given(**fields)}
+        )
         with VideoClient(url, api_key) as client:
-            job = _make(client, {"model": model or client.video_model(), **body}, path)
+            job = _make(client, {"model": model or client.first_model("videos"), **body}, path)
             _report(job, path, as_json)
-    except BadUse as error:
-        typer.echo(f"vireo: {plain(str(error))}", err=True)
-        raise typer.Exit(CLIENT_FAULT) from None
-    except ChatFailed as error:
-        if as_json and error.document is not None:
-            typer.echo(json.dumps(error.document, indent=2))
-        else:
-            typer.echo(f"vireo: {error.line}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("vireo: stopped; the job is cancelled", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _target(output: Path | None, gif: bool) -> tuple[Path, str]:
-    """Return the file to write and its format. Raises: BadUse: before anything is sent."""
+    """Return the file to write and its format. Raises: Failed: before anything is sent."""
     path = output or Path("video.gif" if gif else "video.mp4")
     wanted = _SUFFIXES.get(path.suffix.lower())
     if wanted is None:
-        raise BadUse(f"--output is {path}; its name must end in .mp4 or .gif")
+        raise Failed(f"--output is {path}; its name must end in .mp4 or .gif")
     if gif and wanted != "gif":
-        raise BadUse(f"--gif and --output {path} differ; name a .gif, or leave out --gif")
+        raise Failed(f"--gif and --output {path} differ; name a .gif, or leave out --gif")
     if not path.parent.is_dir() or path.is_dir():
-        raise BadUse(f"--output is {path}, which cannot be written; name a file in a folder that is there")
+        raise Failed(f"--output is {path}, which cannot be written; name a file in a folder that is there")
     return path, wanted
 
 
 def _make(client: VideoClient, body: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the job once its clip is in the file. Raises: ChatFailed; KeyboardInterrupt: the job is cancelled."""
-    from serving.cli.chat_client import SERVER_FAULT, ChatFailed
-
+    """Return the job once its clip is in the file. Raises: Failed; KeyboardInterrupt: the job is cancelled."""
     job = client.create(body)
     try:
         job = _watch(client, job)
@@ -120,7 +111,7 @@ def _make(client: VideoClient, body: dict[str, Any], path: Path) -> dict[str, An
         raise
     if job["status"] != "completed":
         error = job.get("error") or {"code": "unknown", "message": "the job failed"}
-        raise ChatFailed(f"{error['code']}: {error['message']}", SERVER_FAULT, job)
+        raise Failed(f"{error['code']}: {error['message']}", SERVER_FAULT, job)
     client.download(job["id"], path)
     return job
 
@@ -163,8 +154,6 @@ def _left(remaining_s: float | None) -> str:
 
 
 def _report(job: dict[str, Any], path: Path, as_json: bool) -> None:
-    from serving.cli.chat_client import plain
-
     if as_json:
         typer.echo(json.dumps(job, indent=2))
         return

@@ -1,0 +1,133 @@
+"""A connection to a running system for the command line: which model to ask, and failures in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from serving.client.told import CLIENT_FAULT, SERVER_FAULT, Failed
+
+_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+_SERVER_TYPES = ("server_error", "rate_limit_error")
+_MAX_EVENT_BYTES = 64 << 20
+
+
+class Client:
+    """A connection to one system. Every method raises ``Failed``."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.url = url.rstrip("/")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise Failed("the API key holds characters that no header can carry; check it")
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(headers=headers, timeout=_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def first_model(self, task: str) -> str:
+        """Return the id of the first model served that is for a task."""
+        try:
+            listed = self.ask("GET", "/v1/models")["data"]
+            ids = [str(model["id"]) for model in listed if task in model["vireo"]["tasks"]]
+        except (KeyError, TypeError):
+            raise self.not_vireo(200) from None
+        if not ids:
+            raise Failed(f"no model for {task} is served at {self.url}; see `vireo status`")
+        return ids[0]
+
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Return the answer as it came."""
+        with self._plainly():
+            response = self._http.request(method, self.url + path, json=body, headers=headers)
+        if response.status_code != 200:
+            raise self._refusal(response)
+        document = parsed(response.content)
+        if document is None:
+            raise self.not_vireo(200)
+        return document
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        accepts: tuple[int, ...] = (200,),
+    ) -> Generator[httpx.Response, None, None]:
+        """Give the answer while it comes."""
+        with (
+            self._plainly(),
+            self._http.stream(method, self.url + path, json=body, headers=headers) as response,
+        ):
+            if response.status_code not in accepts:
+                response.read()
+                raise self._refusal(response)
+            yield response
+
+    def not_vireo(self, status: int) -> Failed:
+        """What answered is something else."""
+        return Failed(f"{self.url} did not answer as Vireo does (HTTP {status}); is another program on that port?")
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
+            raise Failed(f"cannot reach {self.url} ({error}); is the system up? `vireo status`, `vireo up`") from None
+        except httpx.HTTPError as error:
+            what = "no answer in time" if isinstance(error, httpx.TimeoutException) else "the connection broke off"
+            raise Failed(f"{what} ({str(error) or type(error).__name__}); ask again", SERVER_FAULT) from None
+        except httpx.InvalidURL as error:
+            raise Failed(f"{self.url} is no URL ({error})") from None
+
+    def _refusal(self, response: httpx.Response) -> Failed:
+        failure = failure_in(parsed(response.content), response.headers.get("retry-after"))
+        return failure or self.not_vireo(response.status_code)
+
+
+def events(response: httpx.Response) -> Iterator[bytes]:
+    """Data of server-sent events. Only line feeds end a line: text may hold what Unicode also calls one.
+
+    Raises: Failed: a line without end.
+    """
+    rest = b""
+    for data in response.iter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > _MAX_EVENT_BYTES:
+            raise Failed("the answer has a line without end", SERVER_FAULT)
+        yield from (line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: "))
+
+
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is none."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def failure_in(document: Mapping[str, Any] | None, retry_after: str | None = None) -> Failed | None:
+    """What a server's error says, or None for any other document."""
+    error = (document or {}).get("error")
+    if not isinstance(error, dict) or not {"code", "message", "type"} <= error.keys():
+        return None
+    line = f"{error['code']}: {error['message']}"
+    if retry_after is not None:
+        line += f" (retry in {retry_after} s)"
+    return Failed(line, SERVER_FAULT if error["type"] in _SERVER_TYPES else CLIENT_FAULT, document)

@@ -1,0 +1,130 @@
+"""``vireo chat`` and ``vireo read``: talk with a running system about images, or have it read them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.client.options import (
+    DEFAULT_URL,
+    EnergyOption,
+    JsonOption,
+    KeyOption,
+    LatencyOption,
+    MaxTokensOption,
+    ModelOption,
+    UrlOption,
+    given,
+)
+from serving.client.told import SERVER_FAULT, Failed, asked_plainly
+from serving.tasks.chat.reading import read
+
+if TYPE_CHECKING:
+    from serving.tasks.chat.client import ChatClient
+    from serving.tasks.chat.session import Conversation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(chat)
+    app.command()(read)
+
+
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="What to say; absent: standard input if it is a pipe, or else a session.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="JPEG, PNG or WebP file, or https URL; repeatable.")
+    ] = None,
+    model: ModelOption = None,
+    system: Annotated[str | None, typer.Option(help="Instructions that come before the conversation.")] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0,
+    latency_ms: LatencyOption = None,
+    energy_j: EnergyOption = None,
+    draw: Annotated[Path | None, typer.Option(help="Save the first image with the boxes of the answer here.")] = None,
+    stats: Annotated[bool, typer.Option(help="Say what the answer took. A session always does.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Talk with a chat model, with images if you like. Exit code 1: the server failed; 2: the request must change."""
+    from serving.client.pictures import load_picture
+    from serving.tasks.chat.client import ChatClient
+    from serving.tasks.chat.session import Conversation
+
+    with asked_plainly(as_json=as_json):
+        if message is None and not sys.stdin.isatty():
+            message = sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+        conversation = Conversation(system, [load_picture(name) for name in image or []])
+        _check_use(message, conversation, draw, as_json)
+        with ChatClient(url, api_key) as client:
+            fields = given(
+                model=model or client.first_model("chat"),
+                temperature=temperature,
+                max_tokens=max_tokens,
+                vireo=given(latency_ms=latency_ms, energy_j=energy_j) or None,
+            )
+            if message is None:
+                _talk(client, fields, conversation, draw)
+                return
+            body = {**fields, "messages": conversation.messages(conversation.question(message))}
+            text = _print_json(client, body) if as_json else _print_text(client, body, shows_stats=stats)
+            _save_drawing(fields["model"], conversation, text, draw)
+
+
+def _check_use(message: str | None, conversation: Conversation, draw: Path | None, as_json: bool) -> None:
+    """Before anything is sent. Raises: Failed."""
+    from serving.client.pictures import DRAWABLE
+
+    if message is None and as_json:
+        raise Failed("--json goes with a message; a session shows text")
+    if message is not None and not message.strip():
+        raise Failed("the message is empty; say something, as an argument or on standard input")
+    if draw is None:
+        return
+    if draw.suffix.lower() not in DRAWABLE:
+        raise Failed(f"--draw is {draw}; its name must end in one of {', '.join(DRAWABLE)}")
+    first = conversation.shown_first()
+    if message is not None and (first is None or first.encoded is None):
+        raise Failed("--draw needs an image to draw upon; give a file with --image")
+
+
+def _talk(client: ChatClient, fields: dict[str, Any], conversation: Conversation, draw: Path | None) -> None:
+    import readline  # noqa: F401  its import gives input() a history and editing; nothing is written to disk
+
+    from serving.tasks.chat.session import Session
+
+    Session(client, fields, conversation, input, draw).run()
+
+
+def _print_text(client: ChatClient, body: dict[str, Any], *, shows_stats: bool) -> str:
+    from serving.tasks.chat.client import Answer
+    from serving.tasks.chat.session import Screen
+
+    screen, answer = Screen(), Answer()
+    screen.answer(client, body, answer)
+    screen.ended(answer, shows_stats=shows_stats)
+    return answer.text
+
+
+def _print_json(client: ChatClient, body: dict[str, Any]) -> str:
+    document, answer = client.complete(body)
+    typer.echo(json.dumps(document, indent=2))
+    return answer.text
+
+
+def _save_drawing(model: str, conversation: Conversation, text: str, draw: Path | None) -> None:
+    """Raises: Failed: among others if there is nothing to draw, for a script must not go on with an old file."""
+    from serving.client.pictures import draw_boxes, find_boxes
+
+    picture = conversation.shown_first()
+    if draw is None or picture is None:
+        return
+    if not draw_boxes(picture, text, find_boxes(model, text), draw):
+        raise Failed(f"the answer holds no box; {draw} is not written", SERVER_FAULT)
