@@ -19,7 +19,7 @@ from serving.front.auth import Authenticator
 from serving.front.grpc.methods import GrpcMethods
 from serving.front.http.json_body import JsonReader
 from serving.limits import IngressLimits
-from serving.pauses import freeze_start_up
+from serving.system.process import freeze_start_up
 from serving.telemetry import setup
 
 if TYPE_CHECKING:

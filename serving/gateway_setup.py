@@ -18,8 +18,7 @@ from schedulers.operating_points import OperatingPointTable
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
-from serving.delivery.pipeline import Pipeline, PipelineLimits
-from serving.delivery.replicas import is_replica_lost
+from serving.delivery.pipeline import Pipeline, PipelineLimits, is_replica_lost
 from serving.delivery.stream.links import ChatLinks, HandleCalls
 from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
 from serving.delivery.unary.wire import SampleCall
@@ -31,19 +30,18 @@ from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.operating_points import table_for
 from serving.service import ModelCard, Service, VideoService
-from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.jobs.setup import build_index
+from serving.stores.periodic import ArtefactCleaner
 from serving.stores.results import ResultStore
-from serving.system.live_replicas import num_live
-from serving.system.presence import is_deploying, raylet_watch
+from serving.system.process import is_deploying, num_live, raylet_watch
 from serving.system.reached import Ping, Reached
 from serving.tasks.chat.images import ChatImages
 from serving.tasks.chat.models import read_served as read_chat
+from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
-from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.tasks.classify.service import ClassifyService, ServedModel
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig

@@ -65,7 +65,7 @@ def up(
 
 def down(port: PortOption = None, wait_s: Annotated[float, typer.Option(help="Seconds to wait.")] = 90.0) -> None:
     """Stop the system that `vireo up` started on this port."""
-    from serving.system.leftovers import end_leftovers
+    from serving.system.ray_env import end_leftovers
 
     run_dir = _run_dir(port)
     state = RunState.read(run_dir)

@@ -27,7 +27,7 @@ from serving.config import JobOptions, ResolvedConfig
 from serving.errors import ConfigError
 from serving.system import ray_env
 from serving.system.door_keeper import DoorKeeper
-from serving.system.leftovers import end_leftovers
+from serving.system.ray_env import end_leftovers
 from serving.tasks.table import TASKS
 from serving.telemetry import logs
 

@@ -5,7 +5,7 @@
 Environment variables are read in ``load`` and ``resolved`` only. ``auto`` never survives ``resolve``.
 """
 
-from serving.config.load import from_mapping, load
+from serving.config.load import PROFILES, from_mapping, load
 from serving.config.models import (
     JobOptions,
     ModelSettings,
@@ -14,7 +14,6 @@ from serving.config.models import (
     UnaryOptions,
     resolve_model,
 )
-from serving.config.profiles import PROFILES
 from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of
 from serving.config.sections import DEFAULT_MODELS, MediaSettings, Settings, TenantSettings
 

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import grpc
+from ray.exceptions import ActorUnavailableError, RayActorError
+
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget
-from serving.errors import DeadlineExceeded, QueueFull, UnknownModel
+from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
 from serving.telemetry.events import ResultShared, Sink, ignore
 
@@ -176,3 +179,23 @@ def served(models: Mapping[str, Served], name: str, does_not: str) -> Served:
         known = ", ".join(models) or "none"
         raise UnknownModel(f"model {name[:100]!r} {does_not} here; models that do: {known}", param="model")
     return model
+
+
+def is_replica_lost(error: BaseException) -> bool:
+    """Whether the replica, rather than the model, failed, so that another replica may answer: Ray's errors about an
+    actor, and what gRPC says when the connection to one breaks in a stream."""
+    return isinstance(error, RayActorError | ActorUnavailableError | grpc.aio.AioRpcError)
+
+
+def is_cancelled_itself() -> bool:
+    """Whether somebody cancels the task that runs, rather than what it waits for having been cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def retries_spent() -> RetriesSpent:
+    """For a request whose replica was lost when too many had been sent again already."""
+    return RetriesSpent(
+        "the replica that had this request was lost, and so were those of many others: it is not sent again; retry",
+        retry_after_s=1.0,
+    )

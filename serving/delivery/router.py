@@ -16,18 +16,18 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 from schedulers.affinity import rank_by_affinity
 from schedulers.routing import Ledger, rank
 from serving.delivery.stream.wire import mark
-from serving.system import live_replicas
+from serving.system import process
 
 STATS_PERIOD_S = 0.5
 """How often replicas report; Ray's own default of 10 s is too old to be of use for work of milliseconds."""
 
 
 class CountedRouter(RequestRouter):
-    """A router whose replicas ``serving.system.live_replicas`` can count."""
+    """A router whose replicas ``serving.system.process`` can count."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        live_replicas.register(self._deployment_id.name, lambda: len(self.curr_replicas))
+        process.register(self._deployment_id.name, lambda: len(self.curr_replicas))
 
 
 class PlainRouter(FIFOMixin, CountedRouter):

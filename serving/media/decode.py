@@ -27,12 +27,11 @@ from PIL import Image, ImageCms, ImageFile
 from serving.domain import Pixels
 from serving.errors import ClientError, ImageTooLarge, InvalidImage
 from serving.media.exif import apply_orientation, read_orientation
-from serving.media.header import ImageFormat, ImageHeader
+from serving.media.header import ImageFormat, ImageHeader, StoredPicture
 from serving.media.jpeg_decoder import read_jpeg
 from serving.media.limits import MediaLimits
 from serving.media.png_decoder import read_png
 from serving.media.probe import probe
-from serving.media.stored import StoredPicture
 from serving.media.webp import read_webp
 
 

@@ -13,10 +13,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, JpegImagePlugin
 
-from serving.media.header import ImageFormat, truncated
+from serving.media.header import ImageFormat, StoredPicture, truncated
 from serving.media.jpeg import JpegPicture, first_picture
 from serving.media.limits import MediaLimits
-from serving.media.stored import StoredPicture
 
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 _PADDING = "extraneous bytes before marker 0xd9"

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from serving.domain import Pixels
-from serving.media.header import ImageFormat, truncated
+from serving.media.header import ImageFormat, StoredPicture, truncated
 from serving.media.png import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, PngHeader, PngPicture, read_picture
-from serving.media.stored import StoredPicture
 
 _RAW_MODES = {
     # Grey of few bits is read as indices: the transparent level is one of the levels as they are stored.

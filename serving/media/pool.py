@@ -27,8 +27,7 @@ from schedulers.shared_slots import SharedSlots, Turn
 from serving.domain import Pixels
 from serving.errors import BackendError, DecodeTimeout, Draining, InvalidImage, QueueFull, ServingError
 from serving.media import prepare, wire
-from serving.media.decode_cost import predict_pixels_s, predict_s
-from serving.media.header import ImageHeader
+from serving.media.header import ImageHeader, predict_pixels_s, predict_s
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.prepare import PreparedImage, Processor, ProcessorFactory
 from serving.media.probe import is_tiny, probe

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ import numpy as np
 
 from serving.domain import Pixels
 from serving.errors import InvalidImage
-from serving.media.content import content_sha256
 from serving.media.decode import decode
 from serving.media.header import ImageHeader
 from serving.media.limits import MediaLimits
@@ -102,3 +103,18 @@ def _finish(rgb: Pixels, original_size: tuple[int, int], process: Processor, sta
         decode_ms=(time.perf_counter() - started_s) * 1e3,
         grid=grid,
     )
+
+
+FORMAT_VERSION = b"vireo-rgb8-2"
+"""Changes whenever decoding may give other pixels for the same file (docs of ``serving.media.decode``)."""
+
+
+def content_sha256(rgb: Pixels) -> bytes:
+    """Hash an image, shape (H, W, 3), uint8: version, mode, size and every pixel. 32 bytes.
+
+    The size is part of it: the same bytes in another shape are another image.
+    """
+    height, width, _ = rgb.shape
+    digest = hashlib.sha256(FORMAT_VERSION + struct.pack("<3sII", b"RGB", height, width))
+    digest.update(rgb.data if rgb.flags.c_contiguous else rgb.tobytes())
+    return digest.digest()

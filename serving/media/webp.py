@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from PIL import WebPImagePlugin
 
 from serving.errors import InvalidImage
-from serving.media.header import MAX_PROFILE_BYTES, MAX_SEGMENTS, ImageFormat, ImageHeader, truncated
-from serving.media.stored import StoredPicture
+from serving.media.header import MAX_PROFILE_BYTES, MAX_SEGMENTS, ImageFormat, ImageHeader, StoredPicture, truncated
 
 _ANIMATED, _HAS_EXIF, _HAS_ALPHA, _HAS_PROFILE = 0x02, 0x08, 0x10, 0x20
 _PICTURES = (b"VP8 ", b"VP8L")

@@ -27,7 +27,7 @@ PROBE_TTL_S: Final = 10
 
 
 def result(tenant: str, digest: str) -> str:
-    """An exact result. Value: see ``serving.stores.result_cache``."""
+    """An exact result. Value: see ``serving.stores.sealed``."""
     return f"{PREFIX}:{_tag(tenant)}:result:{digest}"
 
 

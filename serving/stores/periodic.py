@@ -1,10 +1,16 @@
-"""Work that a gateway does again and again, in a task of its own."""
+"""Work that a gateway does again and again, in a task of its own: among it, removing files that no job needs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from typing import Protocol
+
+import structlog
+
+from serving.errors import StoreUnavailable
+from serving.stores.artefacts import ArtefactStore
 
 
 class Periodic(ABC):
@@ -34,3 +40,51 @@ class Periodic(ABC):
     @abstractmethod
     async def _once(self) -> None:
         """Do it. Must not raise: it would be done no more."""
+
+
+_log = structlog.get_logger(__name__)
+FOLDER = "jobs"
+"""Below it lies one folder for each job, by its id."""
+
+
+class KnowsJobs(Protocol):
+    """What is asked of the index: ``serving.stores.jobs.redis_jobs.RedisJobs``."""
+
+    async def has(self, job_id: str) -> bool:
+        """Whether there is such a job, whoever owns it. Raises: StoreUnavailable."""
+        ...
+
+
+class ArtefactCleaner(Periodic):
+    """A task of a gateway; several of them do no harm. ``stop`` when done.
+
+    ``every_s``: between two sweeps. ``older_than_s``: how long a folder must have been left alone before it is looked
+    at, so that files whose record is just being written are not.
+
+    Raises: ValueError: a number is not positive.
+    """
+
+    def __init__(
+        self, store: ArtefactStore, index: KnowsJobs, *, every_s: float = 600.0, older_than_s: float = 3600.0
+    ) -> None:
+        if every_s <= 0 or older_than_s <= 0:
+            raise ValueError(f"every_s {every_s} and older_than_s {older_than_s} must be positive")
+        super().__init__(every_s)
+        self._store = store
+        self._index = index
+        self._older_than_s = older_than_s
+
+    async def sweep(self) -> int:
+        """Look once. Returns how many jobs' files were removed. Raises: StoreUnavailable: nothing more was removed."""
+        return await self._store.sweep(FOLDER, self._older_than_s, self._index.has)
+
+    async def _once(self) -> None:
+        try:
+            num_removed = await self.sweep()
+        except StoreUnavailable as error:
+            _log.warning("files of jobs that are gone were not removed", error=error.message)
+        except Exception:  # whatever it met, the rest of the store must not fill up for it
+            _log.exception("looking for files of jobs that are gone failed")
+        else:
+            if num_removed:
+                _log.info("removed files of jobs that are gone", jobs=num_removed)

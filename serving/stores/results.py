@@ -18,7 +18,7 @@ from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import LookupReply, RedisStore
-from serving.stores.result_cache import ResultCache, ResultKey
+from serving.stores.sealed import ResultCache, ResultKey
 from serving.telemetry import tracing
 from serving.telemetry.events import Sink, ignore
 

@@ -9,6 +9,7 @@ import os
 import random
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,6 @@ from serving.config import ResolvedConfig
 from serving.errors import ConfigError
 from serving.system.door_keeper import DoorKeeper
 from serving.system.haproxy import build_keeper, write_wrapper
-from serving.system.leftovers import MARK
 
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
@@ -159,3 +159,36 @@ def _free_blocks(count: int) -> list[range]:
     if len(free) < count:
         raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_PORTS}: stop what listens there")
     return free
+
+
+MARK = "VIREO_STARTED_IN"
+"""Every process of a start inherits this variable; its value is the run folder."""
+_GRACE_S = 5.0
+
+
+def end_leftovers(run_dir: Path) -> int:
+    """Kill the processes of an earlier start in that folder. Call when none is running. Returns how many there were."""
+    found = list(_marked(run_dir))
+    for process in found:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(found, timeout=_GRACE_S)
+    return len(found)
+
+
+def _marked(run_dir: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(run_dir) or _logs_into(process, run_dir):
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def _logs_into(process: psutil.Process, run_dir: Path) -> bool:
+    """Ray's agents write their titles over their environment; what they log to is still theirs."""
+    if not process.name().startswith("ray::"):
+        return False
+    return any(Path(file.path).is_relative_to(run_dir) for file in process.open_files())

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import uvloop
 
-from serving.pauses import freeze_start_up
+from serving.system.process import freeze_start_up
 from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
 from tests.benchmarks.early_exit_load import is_sustained, measure
 from tests.benchmarks.early_exit_sides import Side, Workload, load_workload, make_sides

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.families.texthawk2.image_processor import cut_tiles
 from models.families.texthawk2.tiling import best_grid
-from serving.media.content import content_sha256
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
+from serving.media.prepare import content_sha256
 from serving.media.worker import _keep_freed_memory
 from tests.support import media_files as files
 

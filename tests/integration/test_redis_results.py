@@ -14,8 +14,8 @@ import redis.asyncio as aioredis
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.errors import QuotaExceeded
 from serving.stores import keys
-from serving.stores.result_cache import ResultKey
 from serving.stores.results import Lookup, ResultName, ResultStore
+from serving.stores.sealed import ResultKey
 from serving.tasks.classify.service import CODEC, StoredResult
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver

@@ -22,11 +22,11 @@ from serving.replica.video.delivery import Delivery
 from serving.replica.video.engine import EngineOptions, JobEngine
 from serving.replica.video.fake import FakePace, FakeRunner
 from serving.replica.video.worker import HeldJob, VideoWorker, WorkerConfig
-from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Lease
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
+from serving.stores.periodic import ArtefactCleaner
 from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.domain import JobStatus, VideoJob
 from tests.support.clip_limits import clip_limits

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from schedulers.admission import Cost
 from serving.errors import QuotaExceeded
-from serving.stores.result_cache import ResultCache, ResultKey
 from serving.stores.results import Codec, Lookup, Reservation, ResultName
+from serving.stores.sealed import ResultCache, ResultKey
 
 T = TypeVar("T")
 

@@ -115,8 +115,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.telemetry.tracing",  # OpenTelemetry's switches
         "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment
-        "serving.system.ray_env",  # Ray's switches
-        "serving.system.leftovers",  # that of other processes, to know whose they are
+        "serving.system.ray_env",  # Ray's switches; that of other processes, to know whose they are
         "loadtest.cli",  # API keys of the tenants that it plays
         "loadtest.selfcheck",  # a child's environment
     }

@@ -10,7 +10,7 @@ import structlog
 
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
-from serving.delivery.replicas import retries_spent
+from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route, SentChoices
 from serving.delivery.stream.wire import Delta, Failure, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import structlog
 from ray.serve.handle import DeploymentHandle
 
-from serving.delivery.replicas import is_cancelled_itself, is_replica_lost
+from serving.delivery.pipeline import is_cancelled_itself, is_replica_lost
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 from serving.replica.chat.base import EngineRequest

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import structlog
 
 from schedulers.retry_budget import RetryBudget
-from serving.delivery.replicas import is_cancelled_itself, retries_spent
+from serving.delivery.pipeline import is_cancelled_itself, retries_spent
 from serving.delivery.unary.wire import SampleCall, SampleOutcome
 from serving.errors import ReplicaLost
 from serving.telemetry.events import CallRetried, SamplesSent, Sink, ignore

@@ -1,4 +1,5 @@
-"""The messages of a method as they are read: late, bounded, counted, and only then parsed.
+"""The messages of a method as they are read (late, bounded, counted, and only then parsed), and what those of
+``vireo.v1`` have in common: an id, an error, a report.
 
 Methods get bytes, and when they ask for them (``grpc_registration``). Whoever reads one has authenticated its caller.
 """
@@ -12,9 +13,12 @@ from typing import Generic, TypeAlias, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
+from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody
+from serving.domain import Report
+from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, ServingError, SlowBody
 from serving.front.grpc.protobuf_walk import check, id_of, plan_of
+from serving.front.status import message_of, param_of, retry_after_s
 from serving.limits import MAX_ID_CHARS, IngressLimits
 
 Request = TypeVar("Request", bound=Message)
@@ -112,3 +116,35 @@ def is_cancelled(requests: object) -> bool:
     """Whether the client has gone, as far as the stream can say (Ray Serve's can)."""
     gone = getattr(requests, "is_cancelled", None)
     return bool(gone and gone())
+
+
+def check_id(value: str) -> None:
+    """Raises: InvalidRequest: the caller's id is too long to be echoed."""
+    if len(value) > MAX_ID_CHARS:
+        raise InvalidRequest(f"id has {len(value)} characters; the limit is {MAX_ID_CHARS}. Shorten it", param="id")
+
+
+def message_from_error(error: ServingError) -> vireo_pb2.Error:
+    """Return a typed error."""
+    return vireo_pb2.Error(
+        code=error.code,
+        message=message_of(error),
+        type=error.type,
+        param=param_of(error) or "",
+        retry_after_s=retry_after_s(error) or 0.0,
+    )
+
+
+def message_from_report(report: Report) -> vireo_pb2.Report:
+    """Return a report."""
+    guard = vireo_pb2.Guard(score=report.guard.get("score"), action=report.guard.get("action", ""))
+    return vireo_pb2.Report(
+        operating_point=report.operating_point,
+        energy_j=report.energy_j,
+        energy_source=report.energy_source,
+        queue_ms=report.queue_ms,
+        compute_ms=report.compute_ms,
+        cache=report.cache,
+        degraded=report.degraded,
+        guard=guard if report.guard else None,
+    )

@@ -15,9 +15,9 @@ from ray import serve
 
 from serving.config import ResolvedConfig, ResolvedModel, StreamOptions
 from serving.delivery.stream.wire import ChoiceStart, Frame, HeldImages
-from serving.pauses import freeze_start_up
 from serving.replica.chat.base import ChatEngine, EngineStats
 from serving.replica.chat.hub import ChoiceHub
+from serving.system.process import freeze_start_up
 from serving.telemetry import setup
 from serving.telemetry.events import ChatEngineCounted, Sink
 

@@ -16,9 +16,9 @@ from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.errors import ServingError
-from serving.pauses import freeze_start_up
 from serving.replica.driver import Answer, Driver, Stay
 from serving.replica.staged.base import NOTHING_SET
+from serving.system.process import freeze_start_up
 from serving.telemetry import setup, tracing
 
 _log = structlog.get_logger(__name__)

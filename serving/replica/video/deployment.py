@@ -14,7 +14,7 @@ from ray import serve
 
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.errors import StoreUnavailable
-from serving.pauses import freeze_start_up
+from serving.system.process import freeze_start_up
 from serving.telemetry import setup
 from serving.telemetry.events import JobsCounted, Sink
 

@@ -1,16 +1,17 @@
-"""What is kept of a chat that always has the same answer, and what that answer depends on."""
+"""What is kept of a chat, and under which names: its answer in Redis, its images and prefixes on replicas."""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from serving.service import ChatModelCard
-from serving.stores.result_cache import ResultKey
 from serving.stores.results import Codec
+from serving.stores.sealed import ResultKey
 from serving.tasks.chat.domain import FinishReason, Sampling
 
 _FORM = "chat-1"
@@ -99,3 +100,29 @@ def _choice(fields: list[Any]) -> StoredChoice:
 
 
 CODEC = Codec(_encode, _decode)
+
+
+_KEY_BYTES = 16
+
+
+class TenantKeys:
+    """Derives the names. Holds a secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._salt_secret = hmac.digest(secret, b"vireo chat cache salt", "sha256")
+        self._image_secret = hmac.digest(secret, b"vireo chat image key", "sha256")
+
+    def cache_salt(self, tenant: str) -> str:
+        """Hex; parts the prefix caches of tenants."""
+        return _name(self._salt_secret, tenant.encode())
+
+    def image_key(self, tenant: str, model: str, content_sha256: bytes) -> str:
+        """Hex; the same for the same pixels, tenant and model. ``content_sha256`` is the server's own, 32 bytes."""
+        return _name(self._image_secret, tenant.encode(), model.encode(), content_sha256)
+
+
+def _name(secret: bytes, *fields: bytes) -> str:
+    mac = hmac.new(secret, digestmod=hashlib.sha256)
+    for field in fields:
+        mac.update(len(field).to_bytes(8, "big") + field)
+    return mac.digest()[:_KEY_BYTES].hex()

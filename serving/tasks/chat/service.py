@@ -25,8 +25,7 @@ from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from serving.tasks.chat.plan import POINT, Plan, make_plan
 from serving.tasks.chat.prompt import token_ids
-from serving.tasks.chat.results import CODEC, StoredChat, result_key
-from serving.tasks.chat.tenant_keys import TenantKeys
+from serving.tasks.chat.results import CODEC, StoredChat, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried
 from serving.telemetry.tracing import span
 

@@ -11,9 +11,9 @@ from serving.errors import InvalidRequest, ServingError
 from serving.front.budget import budget_from_message
 from serving.front.front import check_model
 from serving.front.grpc.call import GrpcCall
+from serving.front.grpc.messages import check_id, message_from_error, message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
-from serving.front.grpc.wire import check_id, message_from_error, message_from_report
 from serving.limits import IngressLimits
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 

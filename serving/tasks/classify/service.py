@@ -41,8 +41,8 @@ from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.replica.staged.base import Probabilities
 from serving.service import ModelCard
-from serving.stores.result_cache import ResultKey
 from serving.stores.results import Codec, Reservation
+from serving.stores.sealed import ResultKey
 from serving.telemetry.events import ClassifyAnswered
 from serving.telemetry.tracing import span, traceparent
 

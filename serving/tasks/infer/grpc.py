@@ -11,9 +11,9 @@ from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
 from serving.errors import InvalidRequest, ServingError, UnknownField
 from serving.front.front import MODEL_VERSION, shown
 from serving.front.grpc.call import GrpcCall
+from serving.front.grpc.messages import check_id
 from serving.front.grpc.registration import INFERENCE
 from serving.front.grpc.rpc import Rpc
-from serving.front.grpc.wire import check_id
 from serving.front.status import message_of
 from serving.limits import IngressLimits
 from serving.tasks.classify.rules import reply_to

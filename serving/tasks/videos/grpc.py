@@ -13,9 +13,9 @@ from serving.domain import Report, Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
 from serving.front.grpc.call import GrpcCall
+from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
-from serving.front.grpc.wire import message_from_report
 from serving.limits import IngressLimits
 from serving.tasks.chat.reply import clean
 from serving.tasks.videos.domain import Artefact, JobStatus, VideoFormat, VideoJob, VideoRequest, VideoUpdate, error_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.stores.artefact_cleaner import ArtefactCleaner
 from serving.stores.artefacts import ArtefactStore
+from serving.stores.periodic import ArtefactCleaner
 
 
 class Index:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.delivery.stream.wire import HeldImages, mark
-from serving.tasks.chat.tenant_keys import TenantKeys
+from serving.tasks.chat.results import TenantKeys
 
 KEYS = TenantKeys(b"secret" * 6)
 

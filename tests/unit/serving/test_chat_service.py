@@ -49,9 +49,9 @@ from serving.tasks.chat.domain import (
     TextPart,
 )
 from serving.tasks.chat.prompt import BytePrompts
+from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.stream import EventQueue
-from serving.tasks.chat.tenant_keys import TenantKeys
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
 from tests.support.chat_replicas import LocalCalls, Replica
 from tests.support.memory_results import MemoryResults

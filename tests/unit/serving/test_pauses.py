@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.pauses import freeze_start_up
+from serving.system.process import freeze_start_up
 
 
 class Node:

@@ -11,7 +11,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 
 from serving.delivery.router import AffinityRouter, LeastWorkRouter, PlainRouter, WorkRouter
 from serving.delivery.stream.wire import HeldImages
-from serving.system import live_replicas
+from serving.system import process
 
 Router = TypeVar("Router", bound=WorkRouter)
 KEY = "0badcafe" + 56 * "0"
@@ -83,14 +83,14 @@ def test_a_call_for_one_replica_goes_there_and_nowhere_else() -> None:
 
 
 def test_live_replicas_are_those_of_the_router_less_those_found_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_replicas, "_COUNTS", {})
-    assert live_replicas.num_live("m") == 0, "nobody has called it yet"
+    monkeypatch.setattr(process, "_COUNTS", {})
+    assert process.num_live("m") == 0, "nobody has called it yet"
     router = LeastWorkRouter(DeploymentID("m", "vireo"), DeploymentHandleSource.REPLICA)
-    assert live_replicas.num_live("m") == 0
+    assert process.num_live("m") == 0
     router._replicas = {ReplicaID(name, DeploymentID("m", "vireo")): replica(name) for name in "ab"}
-    assert live_replicas.num_live("m") == 2
+    assert process.num_live("m") == 2
     router.on_replica_actor_died(ReplicaID("a", DeploymentID("m", "vireo")))
-    assert (live_replicas.num_live("m"), live_replicas.num_live("other")) == (1, 0)
+    assert (process.num_live("m"), process.num_live("other")) == (1, 0)
 
 
 def test_plain_router_takes_whichever_has_room() -> None:

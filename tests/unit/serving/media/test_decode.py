@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from serving.errors import InvalidImage, ServingError
-from serving.media.content import FORMAT_VERSION, content_sha256
 from serving.media.decode import decode
 from serving.media.exif import read_orientation
 from serving.media.header import ImageFormat
 from serving.media.limits import MediaLimits
+from serving.media.prepare import FORMAT_VERSION, content_sha256
 from tests.fuzz import images
 from tests.support import media_files as files
 

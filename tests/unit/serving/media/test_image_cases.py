@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidImage
-from serving.media.content import content_sha256
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
+from serving.media.prepare import content_sha256
 from tests.support import image_cases, jpeg_files
 
 LIMITS = MediaLimits()

@@ -27,9 +27,9 @@ from serving.errors import (
     ServingError,
 )
 from serving.media import pool as media_pool
-from serving.media.content import content_sha256
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller, MediaPool
+from serving.media.prepare import content_sha256
 from serving.media.worker_process import WorkerGone
 from tests.support import media_files as files
 from tests.support.media_processors import broken_factory, make_processor, served_processors, strips

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.stores import keys
-from serving.stores.result_cache import ResultCache, ResultKey
+from serving.stores.sealed import ResultCache, ResultKey
 from tests.support.store_observer import RecordingObserver
 
 SECRET = b"0123456789abcdef"
