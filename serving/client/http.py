@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
+from serving.client.settings import read_settings
 from serving.client.told import CLIENT_FAULT, SERVER_FAULT, Failed
 
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
@@ -35,16 +37,32 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def first_model(self, task: str) -> str:
-        """Return the id of the first model served that is for a task."""
+    def choose(self, task: str, model: str | None, settings: Sequence[str] | None) -> tuple[str, dict[str, Any]]:
+        """Return a model's id (where none is named, the first that is for the task) and its settings, typed."""
+        if model is not None and not settings:
+            return model, {}
+        if model is None:
+            model, block = self._first_model(task)
+        else:
+            block = self.model(model)
+        return model, read_settings(settings or (), block["settings"], model)
+
+    def model(self, model: str) -> dict[str, Any]:
+        """Return what the system says of a model it serves."""
+        block = self.ask("GET", f"/v1/models/{quote(model, safe='')}").get("vireo")
+        if not isinstance(block, dict) or "settings" not in block:
+            raise self.not_vireo(200)
+        return block
+
+    def _first_model(self, task: str) -> tuple[str, dict[str, Any]]:
         try:
             listed = self.ask("GET", "/v1/models")["data"]
-            ids = [str(model["id"]) for model in listed if task in model["vireo"]["tasks"]]
+            found = [(str(model["id"]), model["vireo"]) for model in listed if task in model["vireo"]["tasks"]]
         except (KeyError, TypeError):
             raise self.not_vireo(200) from None
-        if not ids:
+        if not found:
             raise Failed(f"no model for {task} is served at {self.url}; see `vireo status`")
-        return ids[0]
+        return found[0]
 
     def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from serving.client.settings import option_of, spelt, takes
+from serving.client.told import Failed, console, plain
 
 UrlOption = Annotated[str, typer.Option(envvar="VIREO_URL", help="Where the system listens.")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", "--key", envvar="VIREO_API_KEY", help="API key.")]
@@ -14,6 +20,14 @@ LatencyOption = Annotated[float | None, typer.Option(help="Latency budget, milli
 EnergyOption = Annotated[float | None, typer.Option(help="Energy budget, joules.")]
 QualityOption = Annotated[float | None, typer.Option(help="Least quality of the operating point, 0 to 1.")]
 PriorityOption = Annotated[str | None, typer.Option(help="low, normal or high.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the model, repeatable; also --NAME VALUE. With --model ID, --help lists those that it has.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as it came.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -21,3 +35,65 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 def given(**fields: Any) -> dict[str, Any]:
     """Those that the user has set."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+class AskingCommand(TyperCommand):
+    """A command with ``SetOption``: options that are not its own are settings of the model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line."""
+        ctx.meta[__name__] = list(args)
+        return super().parse_args(ctx, list(self._with_settings(args)))
+
+    def _with_settings(self, words: Sequence[str]) -> Iterator[str]:
+        own = {name: param for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        left = list(reversed(words))
+        while left:
+            word = left.pop()
+            name, equals, value = word.partition("=")
+            if word == "--":
+                yield from (word, *reversed(left))
+                return
+            if name in own or name == "--help" or not word.startswith("--"):
+                yield word
+                if name in own and not equals and not getattr(own[name], "is_flag", False) and left:
+                    yield left.pop()
+            elif equals or (left and not left[-1].startswith("--")):
+                yield f"--set={name.removeprefix('--').replace('-', '_')}={value if equals else left.pop()}"
+            else:
+                yield word  # an option without a value, which is nothing
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, and below it the settings of a model that is named."""
+        super().format_help(ctx, formatter)
+        asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for param in self.params:
+            if param.name in ("model", "url", "api_key"):
+                default = param.value_from_envvar(ctx) or param.get_default(ctx)
+                asked.add_argument(*param.opts, dest=param.name, default=default)
+        found, _ = asked.parse_known_args(ctx.meta.get(__name__, []))
+        if found.model is not None:
+            _print_settings(found.model, found.url, found.api_key)
+
+
+def _print_settings(model: str, url: str, api_key: str | None) -> None:
+    from rich.table import Table
+
+    from serving.client.http import Client
+
+    try:
+        with Client(url, api_key) as client:
+            settings = client.model(model)["settings"]
+    except Failed as error:
+        console.print(f"The settings of {model} are not known: {error.line}", markup=False)
+        return
+    if not settings:
+        console.print(f"{model} has no settings.", markup=False)
+        return
+    table = Table("option", "takes", "default", "what it does", title=f"Settings of {model}", title_justify="left")
+    for setting in settings:
+        if setting["scope"] == "request":
+            schema = setting["schema"]
+            cells = (option_of(setting["name"]), takes(schema), spelt(schema["default"]), schema["description"])
+            table.add_row(*map(plain, cells))
+    console.print(table, markup=False)

@@ -11,12 +11,14 @@ import typer
 
 from serving.client.options import (
     DEFAULT_URL,
+    AskingCommand,
     EnergyOption,
     JsonOption,
     KeyOption,
     LatencyOption,
     MaxTokensOption,
     ModelOption,
+    SetOption,
     UrlOption,
     given,
 )
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(chat)
-    app.command()(read)
+    app.command(cls=AskingCommand)(chat)
+    app.command(cls=AskingCommand)(read)
 
 
 def chat(
@@ -47,6 +49,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
+    settings: SetOption = None,
     draw: Annotated[Path | None, typer.Option(help="Save the first image with the boxes of the answer here.")] = None,
     stats: Annotated[bool, typer.Option(help="Say what the answer took. A session always does.")] = False,
     as_json: JsonOption = False,
@@ -64,11 +67,12 @@ def chat(
         conversation = Conversation(system, [load_picture(name) for name in image or []])
         _check_use(message, conversation, draw, as_json)
         with ChatClient(url, api_key) as client:
+            chosen, values = client.choose("chat", model, settings)
             fields = given(
-                model=model or client.first_model("chat"),
+                model=chosen,
                 temperature=temperature,
                 max_tokens=max_tokens,
-                vireo=given(latency_ms=latency_ms, energy_j=energy_j) or None,
+                vireo=given(latency_ms=latency_ms, energy_j=energy_j, settings=values or None) or None,
             )
             if message is None:
                 _talk(client, fields, conversation, draw)

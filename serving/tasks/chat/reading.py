@@ -16,6 +16,7 @@ from serving.client.options import (
     LatencyOption,
     MaxTokensOption,
     ModelOption,
+    SetOption,
     UrlOption,
     given,
 )
@@ -33,6 +34,7 @@ def read(
     max_tokens: MaxTokensOption = None,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
+    settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
@@ -47,11 +49,12 @@ def read(
     with asked_plainly():
         job = _job(page, where)
         with ChatClient(url, api_key) as client:
+            chosen, values = client.choose("chat", model, settings)
             fields = given(
-                model=model or client.first_model("chat"),
+                model=chosen,
                 temperature=0.0,
                 max_tokens=max_tokens,
-                vireo=given(latency_ms=latency_ms, energy_j=energy_j) or None,
+                vireo=given(latency_ms=latency_ms, energy_j=energy_j, settings=values or None) or None,
             )
             printer = _Printer(fields["model"], as_json=as_json, is_page=page, is_alone=len(images) == 1)
             ask = lambda body: client.complete({**fields, **body})[1]  # noqa: E731

@@ -11,6 +11,7 @@ import typer
 
 from serving.client.options import (
     DEFAULT_URL,
+    AskingCommand,
     EnergyOption,
     JsonOption,
     KeyOption,
@@ -18,6 +19,7 @@ from serving.client.options import (
     ModelOption,
     PriorityOption,
     QualityOption,
+    SetOption,
     UrlOption,
     given,
 )
@@ -26,7 +28,7 @@ from serving.client.told import SERVER_FAULT, asked_plainly
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(classify)
+    app.command(cls=AskingCommand)(classify)
 
 
 def classify(
@@ -37,6 +39,7 @@ def classify(
     energy_j: EnergyOption = None,
     quality_floor: QualityOption = None,
     priority: PriorityOption = None,
+    settings: SetOption = None,
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
@@ -49,14 +52,15 @@ def classify(
 
     budget = given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
     with asked_plainly(as_json=as_json), Client(url, api_key) as client:
+        chosen, values = client.choose("classify", model, settings)
         answer = client.ask(
             "POST",
             "/v1/classify",
             {
-                "model": model or client.first_model("classify"),
+                "model": chosen,
                 "images": [base64.b64encode(path.read_bytes()).decode() for path in files],
                 "top_k": top_k,
-                "vireo": budget,
+                "vireo": {**budget, "settings": values},
             },
         )
     if as_json:

@@ -10,12 +10,14 @@ import typer
 
 from serving.client.options import (
     DEFAULT_URL,
+    AskingCommand,
     EnergyOption,
     KeyOption,
     LatencyOption,
     ModelOption,
     PriorityOption,
     QualityOption,
+    SetOption,
     UrlOption,
     given,
 )
@@ -31,7 +33,7 @@ _SUFFIXES = {".mp4": "mp4", ".gif": "gif"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(video)
+    app.command(cls=AskingCommand)(video)
 
 
 def video(
@@ -49,12 +51,11 @@ def video(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How much the prompt counts; 1 is no guidance.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the clip repeatable.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler_ancestral, ddim or consistency.")] = None,
-    attention: Annotated[str | None, typer.Option(help="dense, tile:2:6, adaspa:0.8 or ras:0.5.")] = None,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
     quality_floor: QualityOption = None,
     priority: PriorityOption = None,
+    settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as it came, once it is over.")] = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
@@ -67,6 +68,9 @@ def video(
 
     with asked_plainly(as_json=as_json, stopped="stopped; the job is cancelled"):
         path, output_format = _target(output, gif)
+        budget: dict[str, Any] = given(
+            latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority
+        )
         body = given(
             prompt=whole(prompt),
             output_format=output_format,
@@ -78,13 +82,11 @@ def video(
             num_inference_steps=steps,
             guidance_scale=guidance,
             seed=seed,
-            sampler=sampler,
-            attention=attention,
-            vireo=given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
-            or None,
         )
         with VideoClient(url, api_key) as client:
-            job = _make(client, {"model": model or client.first_model("videos"), **body}, path)
+            chosen, values = client.choose("videos", model, settings)
+            budget["settings"] = values
+            job = _make(client, {"model": chosen, **body, "vireo": budget}, path)
             _report(job, path, as_json)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from models.contract import Knob
 from serving.client.told import Failed
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
@@ -25,11 +27,17 @@ from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.ports import free_port
 from tests.support.served_door import ServedDoor, served
 
+KNOBS = (
+    Knob(name="sampler", default="ddim", values=("consistency", "ddim"), summary="How."),
+    Knob(name="attention", default="dense", values=("dense", "tile:2:6"), summary="Of whom."),
+)
+
 
 @pytest.fixture
 def door() -> Iterator[ServedDoor]:
     """Jobs are done when they are created."""
-    with served(FakeService(video_cards=(make_video_card(),), is_fast=True)) as door:
+    cards = (replace(make_video_card(), knobs=KNOBS),)
+    with served(FakeService(video_cards=cards, is_fast=True)) as door:
         yield door
 
 
