@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route
-from serving.delivery.stream.wire import ChoiceStart, Frame
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
+from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame
+from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
 from tests.benchmarks.common import add_output_options, out_dir, provenance
 from tests.support.chat_replicas import Mailbox

@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 
 from models.families.texthawk2.prompt import PromptBuilder
+from serving.delivery.stream.wire import EngineRequest, FinishReason
 from serving.errors import EngineFailed, InvalidRequest, TooManyImages
-from serving.replica.chat.base import ChatEngine, EngineDelta, EngineRequest
+from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.replica.chat.fake_engine import FakeChatEngine
-from serving.tasks.chat.domain import FinishReason
 from tests.support.chat_engines import (
     MAX_NUM_SEQS,
     WAIT_S,

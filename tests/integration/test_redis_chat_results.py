@@ -9,11 +9,13 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import from_mapping, resolve
+from serving.delivery.stream.generation import StoredChat, StoredChoice
+from serving.delivery.stream.wire import FinishReason
 from serving.service import ChatModelCard
 from serving.stores import keys
 from serving.stores.results import ResultName, ResultStore
-from serving.tasks.chat.domain import FinishReason, Sampling
-from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, StoredChat, StoredChoice, result_key
+from serving.tasks.chat.domain import Sampling
+from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, result_key
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 

@@ -17,9 +17,9 @@ import psutil
 
 from models.families.texthawk2.prompt import PromptBuilder
 from models.registry import find
-from serving.replica.chat.base import ChatEngine, EngineDelta, EngineImage, EngineRequest
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, TokenLogprob
+from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.replica.chat.vllm_options import VllmOptions, engine_environment
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
 from tests.support.chat_models import MAX_MODEL_LEN
 
 MAX_NUM_SEQS = 4

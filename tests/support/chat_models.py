@@ -14,7 +14,7 @@ from models.families.texthawk2.modeling import TextHawk2ForConditionalGeneration
 from models.families.texthawk2.tiling import TilingLimits
 from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from models.families.texthawk2.tokens import IMAGE, TURN_END, VISION_END, VISION_START
-from serving.replica.chat.base import EngineImage
+from serving.delivery.stream.wire import EngineImage
 
 TILE = 64
 LIMITS = TilingLimits(tile_size=TILE, max_area=9, max_side=4)

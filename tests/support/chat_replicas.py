@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import aclosing, suppress
 
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route
-from serving.delivery.stream.wire import ChoiceStart, Frame, Item
+from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame, Item
 from serving.errors import ServingError
-from serving.replica.chat.base import EngineRequest
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.replica.chat.hub import ChoiceHub
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, Event

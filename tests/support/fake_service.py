@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 import numpy as np
 
+from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import (
     Classification,
     ClassifyReply,
@@ -25,16 +26,7 @@ from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
-from serving.tasks.chat.domain import (
-    ChatDelta,
-    ChatEnd,
-    ChatEvent,
-    ChatRequest,
-    FinishReason,
-    ImagePart,
-    TokenLogprob,
-    Usage,
-)
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from tests.support.fake_videos import FakeVideos
 
 MODEL = "fake-nano"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -12,12 +13,8 @@ from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route, SentChoices
-from serving.delivery.stream.wire import Delta, Failure, Item
+from serving.delivery.stream.wire import ChatDelta, Delta, EngineRequest, Failure, FinishReason, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
-from serving.replica.chat.base import EngineRequest
-from serving.tasks.chat.domain import ChatDelta, FinishReason
-from serving.tasks.chat.plan import Plan
-from serving.tasks.chat.results import StoredChat, StoredChoice
 
 _log = structlog.get_logger(__name__)
 MAX_LOST = 3
@@ -26,6 +23,47 @@ MAX_REFUSED = 20
 """Replicas that were stopping or dead already and never ran it."""
 _BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one choice may use; ``num_choices`` of them are generated."""
+
+    prompt_tokens: int
+    max_tokens: int
+    num_choices: int
+    max_choice_s: float
+    """Busy seconds of a choice that uses all its tokens: what is reserved."""
+    expected_choice_s: float
+    """Busy seconds of a choice of the usual length: what the router counts with."""
+    prefill_s: float
+    is_capped: bool
+    """Whether a budget, and nothing else, made ``max_tokens`` what it is."""
+
+    @property
+    def reserved_s(self) -> float:
+        """Busy seconds of all choices."""
+        return self.max_choice_s * self.num_choices
+
+    @property
+    def expected_s(self) -> float:
+        """Predicted busy seconds of all choices."""
+        return self.expected_choice_s * self.num_choices
+
+
+class StoredChoice(NamedTuple):
+    """One complete answer."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+class StoredChat(NamedTuple):
+    """What was answered to a request, and how long its prompt was."""
+
+    choices: tuple[StoredChoice, ...]
+    prompt_tokens: int
 
 
 @dataclass(eq=False, slots=True)

@@ -21,9 +21,8 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from serving.delivery.pipeline import is_cancelled_itself, is_replica_lost
-from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, EngineRequest, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
-from serving.replica.chat.base import EngineRequest
 from serving.telemetry.tracing import traceparent
 
 _log = structlog.get_logger(__name__)

@@ -12,12 +12,76 @@ Deadlines travel as seconds remaining, because monotonic clocks of two nodes hav
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from serving.errors import ServingError
-from serving.replica.chat.base import EngineRequest
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its log-probability, and the likeliest alternatives as (token text, log-probability)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """More text of choice ``index``: one token when the stream is slow, several when they were ready together."""
+
+    index: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+Tiles = npt.NDArray[np.uint8]
+"""uint8 RGB, shape (T, S, S, 3): the thumbnail first if there is more than one tile, then the grid row by row."""
+
+
+class EngineImage(NamedTuple):
+    """One image, cut into tiles by the gateway. ``key``: the server's own content hash, hex, with the tenant in it."""
+
+    key: str
+    tiles: Tiles
+    grid: tuple[int, int]
+    """(rows, columns) of the tiles without the thumbnail."""
+
+
+class EngineRequest(NamedTuple):
+    """One choice to generate. Built by the gateway; nothing in it comes from a client unchecked.
+
+    ``prompt_token_ids`` has exactly one image token per image; the engine expands it.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    images: tuple[EngineImage, ...]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+    json_schema: str | None
+    logprobs: int | None
+    logit_bias: Mapping[int, float]
+    cache_salt: str
+    """Hex, derived from the tenant: no prefix or image is shared between tenants."""
 
 
 class ChoiceStart(NamedTuple):

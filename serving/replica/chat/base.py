@@ -10,43 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
-
-Tiles = npt.NDArray[np.uint8]
-"""uint8 RGB, shape (T, S, S, 3): the thumbnail first if there is more than one tile, then the grid row by row."""
-
-
-class EngineImage(NamedTuple):
-    """One image, cut into tiles by the gateway. ``key``: the server's own content hash, hex, with the tenant in it."""
-
-    key: str
-    tiles: Tiles
-    grid: tuple[int, int]
-    """(rows, columns) of the tiles without the thumbnail."""
-
-
-class EngineRequest(NamedTuple):
-    """One choice to generate. Built by the gateway; nothing in it comes from a client unchecked.
-
-    ``prompt_token_ids`` has exactly one image token per image; the engine expands it.
-    """
-
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
-    images: tuple[EngineImage, ...]
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: tuple[str, ...]
-    json_schema: str | None
-    logprobs: int | None
-    logit_bias: Mapping[int, float]
-    cache_salt: str
-    """Hex, derived from the tenant: no prefix or image is shared between tenants."""
+from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
 
 
 class EngineDelta(NamedTuple):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from models.contract import Prompts
+from serving.delivery.stream.wire import EngineRequest
 from serving.errors import InvalidRequest, TooManyImages
-from serving.replica.chat.base import EngineRequest
 
 
 class Bounds(Protocol):

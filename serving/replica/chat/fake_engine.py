@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.contract import Grid, Turn
+from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
 from serving.errors import EngineFailed, InvalidRequest
 from serving.fair_slots import FairSlots, SlotTurn
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say, StopStrings
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
+from serving.replica.chat.base import EngineDelta, EngineStats, Say, StopStrings
 
 _TOKEN_CHARACTERS = 4
 
@@ -217,6 +218,36 @@ class FakeChatEngine:
     def _pieces(self, request: EngineRequest) -> list[str]:
         text = self._answer(request) if request.json_schema is None else _example(request.json_schema)
         return [text[i : i + _TOKEN_CHARACTERS] for i in range(0, len(text), _TOKEN_CHARACTERS)] or [""]
+
+
+class BytePrompts:
+    """``Prompts`` of the fake engine: every byte is a token."""
+
+    image_id = 256
+    end_of_turn_id = 257
+
+    def __init__(self, tokens_per_tile: int) -> None:
+        self._tokens_per_tile = tokens_per_tile
+
+    def build(self, messages: Iterable[Turn]) -> list[int]:
+        """See ``Prompts``."""
+        texts = [[self.image_id] if part is None else list(part.encode()) for _, parts in messages for part in parts]
+        return [token for text in texts for token in text]
+
+    def image_tokens(self, grid: Grid) -> int:
+        """See ``Prompts``; a grid of several tiles has a thumbnail besides."""
+        area = grid[0] * grid[1]
+        return (area + (area > 1)) * self._tokens_per_tile
+
+    def expand(self, ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        """See ``Prompts``."""
+        sizes = iter(grids)
+        repeats = [self.image_tokens(next(sizes)) + 2 if token == self.image_id else 1 for token in ids]
+        return [token for token, times in zip(ids, repeats, strict=True) for _ in range(times)]
+
+    def num_expanded(self, ids: Sequence[int], grids: Sequence[Grid]) -> int:
+        """See ``Prompts``."""
+        return len(ids) + sum(self.image_tokens(grid) + 1 for grid in grids)
 
 
 def _dead() -> EngineFailed:

@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from schedulers.shared_time import SharedTime
-from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import ChatEngine, EngineDelta
-from serving.tasks.chat.domain import FinishReason
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
 from serving.telemetry.tracing import record
 

@@ -1,13 +1,59 @@
-"""Builds a chat replica's engine. Imports vLLM or torch, whichever the settings name."""
+"""What a chat replica's engine, and a gateway for it, read of the model; and the engine, built of vLLM or torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from models.contract import Family, Prompts, Variant
+from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.replica.chat.base import ChatEngine
-from serving.tasks.chat.models import checkpoint_of, context_of, family_of, read_prompts
+from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
 
 _MIB = 1 << 20
+
+
+def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
+    """Family and variant of a served chat model, the variant with its folder."""
+    return families()[model.family], model.variant
+
+
+def checkpoint_of(model: ResolvedModel[StreamOptions]) -> Path:
+    """The folder with its weights.
+
+    Raises: ConfigError: there are none; the message says what to do.
+    """
+    _, variant = family_of(model)
+    folder = variant.weights
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"chat model {model.id} has no weights here: convert a checkpoint (`vireo convert {model.family}`) and set "
+            f"its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
+        )
+    return folder
+
+
+def context_of(model: ResolvedModel[StreamOptions]) -> int:
+    """Most tokens of prompt and answer together."""
+    _, variant = family_of(model)
+    return model.options.max_model_len or int(variant.io.max_model_len)
+
+
+def read_prompts(model: ResolvedModel[StreamOptions]) -> Prompts:
+    """The model's prompt builder.
+
+    Raises: ConfigError: its folder has no tokenizer that we can use.
+    """
+    family, variant = family_of(model)
+    if model.options.engine == "fake":
+        return BytePrompts(variant.io.tokens_per_tile)
+    checkpoint_of(model)
+    try:
+        prompts: Prompts = family.part("prompts")(variant)
+    except ValueError as error:
+        raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None
+    return prompts
 
 
 def build_engine(model: ResolvedModel[StreamOptions]) -> ChatEngine:
@@ -68,8 +114,6 @@ def _torch(model: ResolvedModel[StreamOptions]) -> ChatEngine:
 
 
 def _fake(model: ResolvedModel[StreamOptions]) -> ChatEngine:
-    from serving.replica.chat.fake_engine import FakeChatEngine
-
     _, variant = family_of(model)
     return FakeChatEngine(
         max_num_seqs=model.options.max_num_seqs,

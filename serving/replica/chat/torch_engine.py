@@ -19,9 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.contract import ChatNetwork, Prompts
+from serving.delivery.stream.wire import EngineImage, EngineRequest
 from serving.errors import EngineFailed, InvalidRequest, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
-from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, EngineStats, Say
+from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
 from serving.replica.chat.torch_sequence import Model, TorchSequence

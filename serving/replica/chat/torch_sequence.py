@@ -11,9 +11,9 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import DynamicCache
 
-from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest, StopStrings
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, TokenLogprob
+from serving.replica.chat.base import EngineDelta, StopStrings
 from serving.replica.chat.schemas import SchemaMatcher
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
 PREFILL_TOKENS = 256
 """Most prompt tokens of one step: as long goes a cancelled prefill on."""

@@ -28,14 +28,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from models.contract import Prompts
+from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
 from serving.errors import EngineFailed, InvalidRequest
-from serving.replica.chat.base import EngineDelta, EngineRequest, EngineStats, Say
+from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
 from serving.replica.chat.vllm_options import VllmOptions
 from serving.replica.chat.vllm_stats import CountingStatLogger, VllmCounters
 from serving.replica.chat.vllm_worker import seeded_arguments
-from serving.tasks.chat.domain import FinishReason, TokenLogprob
 
 _LOG = logging.getLogger(__name__)
 _RETRY_AFTER_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)

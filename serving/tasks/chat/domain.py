@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from serving.delivery.stream.wire import ChatDelta
 from serving.domain import Budget, Report, Surface
 
 
@@ -19,13 +20,6 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
-
-
-class FinishReason(StrEnum):
-    """Why a choice ended, in OpenAI's words."""
-
-    STOP = "stop"
-    LENGTH = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +93,6 @@ class ChatRequest:
     cheaper, and the request can be run again when its replica dies half-way."""
     deadline_s: float | None = None
     """Absolute time on this process's monotonic clock, from the transport; the budget's latency bounds it further."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token, its log-probability, and the likeliest alternatives as (token text, log-probability)."""
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
-    """More text of choice ``index``: one token when the stream is slow, several when they were ready together."""
-
-    index: int
-    text: str
-    num_tokens: int
-    finish_reason: FinishReason | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
@@ -18,7 +19,7 @@ from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.front.http.json_body import load_object
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatRequest, FinishReason, Role, Sampling, TokenLogprob
+from serving.tasks.chat.domain import ChatEnd, ChatRequest, Role, Sampling
 from serving.tasks.chat.reply import clean
 from serving.tasks.chat.rules import (
     MAX_SEED,

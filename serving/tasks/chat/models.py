@@ -1,44 +1,16 @@
-"""What a gateway and a replica read of a chat model before they serve it. Free of torch."""
+"""What a gateway reads of a chat model before it serves it. Free of torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from models.contract import Family, Prompts, Variant
+from models.contract import Prompts
 from models.identity import WEIGHTS_FILE, checkpoint_sha256
 from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
+from serving.replica.chat.setup import checkpoint_of, context_of, read_prompts
 from serving.service import ChatModelCard
-from serving.tasks.chat.prompt import BytePrompts
 
 _NO_WEIGHTS = ("0" * 64, 0)
-
-
-def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
-    """Family and variant of a served chat model, the variant with its folder."""
-    return families()[model.family], model.variant
-
-
-def checkpoint_of(model: ResolvedModel[StreamOptions]) -> Path:
-    """The folder with its weights.
-
-    Raises: ConfigError: there are none; the message says what to do.
-    """
-    _, variant = family_of(model)
-    folder = variant.weights
-    if folder is None or not folder.is_dir():
-        raise ConfigError(
-            f"chat model {model.id} has no weights here: convert a checkpoint (`vireo convert {model.family}`) and set "
-            f"its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
-        )
-    return folder
-
-
-def context_of(model: ResolvedModel[StreamOptions]) -> int:
-    """Most tokens of prompt and answer together."""
-    _, variant = family_of(model)
-    return model.options.max_model_len or int(variant.io.max_model_len)
 
 
 def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
@@ -70,19 +42,3 @@ def _weights(model: ResolvedModel[StreamOptions]) -> tuple[str, int]:
         return checkpoint_sha256(folder), int((folder / WEIGHTS_FILE).stat().st_mtime)
     except (OSError, ValueError) as error:
         raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None
-
-
-def read_prompts(model: ResolvedModel[StreamOptions]) -> Prompts:
-    """The model's prompt builder.
-
-    Raises: ConfigError: its folder has no tokenizer that we can use.
-    """
-    family, variant = family_of(model)
-    if model.options.engine == "fake":
-        return BytePrompts(variant.io.tokens_per_tile)
-    checkpoint_of(model)
-    try:
-        prompts: Prompts = family.part("prompts")(variant)
-    except ValueError as error:
-        raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None
-    return prompts

@@ -5,9 +5,8 @@ The operating point is always "full": every tile of an image is seen. What a bud
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from schedulers.token_cost import TokenCost
+from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, PromptTooLong
 from serving.service import ChatModelCard
@@ -16,32 +15,6 @@ from serving.tasks.chat.domain import Sampling
 POINT = "full"
 _MAX_AGE_S = 30.0
 """Prices that have not been observed for so long refuse nobody."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What one choice may use; ``num_choices`` of them are generated."""
-
-    prompt_tokens: int
-    max_tokens: int
-    num_choices: int
-    max_choice_s: float
-    """Busy seconds of a choice that uses all its tokens: what is reserved."""
-    expected_choice_s: float
-    """Busy seconds of a choice of the usual length: what the router counts with."""
-    prefill_s: float
-    is_capped: bool
-    """Whether a budget, and nothing else, made ``max_tokens`` what it is."""
-
-    @property
-    def reserved_s(self) -> float:
-        """Busy seconds of all choices."""
-        return self.max_choice_s * self.num_choices
-
-    @property
-    def expected_s(self) -> float:
-        """Predicted busy seconds of all choices."""
-        return self.expected_choice_s * self.num_choices
 
 
 def make_plan(

@@ -9,11 +9,12 @@ from typing import Final
 
 import orjson
 
+from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import ServingError
 from serving.front.status import error_body
 from serving.service import ChatModelCard
 from serving.tasks.base import ModelBlock
-from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, FinishReason, TokenLogprob, Usage
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
 from serving.tasks.chat.schemas import (
     ChatAnswer,
     ChatChoiceAnswer,

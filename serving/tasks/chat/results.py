@@ -5,34 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from serving.delivery.stream.generation import StoredChat, StoredChoice
+from serving.delivery.stream.wire import FinishReason
 from serving.service import ChatModelCard
 from serving.stores.results import Codec
 from serving.stores.sealed import ResultKey
-from serving.tasks.chat.domain import FinishReason, Sampling
+from serving.tasks.chat.domain import Sampling
 
 _FORM = "chat-1"
 """Changes with any change of how a prompt is put together."""
 MAX_TEXT_CHARS = 200_000
 """Answers longer than this are not kept."""
-
-
-class StoredChoice(NamedTuple):
-    """One complete answer."""
-
-    text: str
-    num_tokens: int
-    finish_reason: FinishReason
-
-
-class StoredChat(NamedTuple):
-    """What was answered to a request, and how long its prompt was."""
-
-    choices: tuple[StoredChoice, ...]
-    prompt_tokens: int
 
 
 def result_key(

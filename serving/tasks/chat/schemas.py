@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from serving.delivery.stream.wire import FinishReason
 from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
 from serving.tasks.base import ModelBlock
-from serving.tasks.chat.domain import FinishReason
 
 
 class TextPartBody(Strict):

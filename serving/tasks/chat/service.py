@@ -5,32 +5,34 @@ fetch and decode -> token ids -> plan -> look up and reserve (one Redis round tr
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from models.contract import Prompts
+from models.contract import Prompts, Turn
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.pipeline import Fetch, Pipeline, served
-from serving.delivery.stream.generation import Generation
+from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
+from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
 from serving.domain import RANKS, Report
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
-from serving.replica.chat.base import EngineImage, EngineRequest
 from serving.service import ChatModelCard
 from serving.stores.results import Lookup, Reservation, ResultName
-from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
-from serving.tasks.chat.plan import POINT, Plan, make_plan
-from serving.tasks.chat.prompt import token_ids
-from serving.tasks.chat.results import CODEC, StoredChat, TenantKeys, result_key
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Message, Part, TextPart, Usage
+from serving.tasks.chat.plan import POINT, make_plan
+from serving.tasks.chat.results import CODEC, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried
 from serving.telemetry.tracing import span
 
 T = TypeVar("T")
 _RETRY_S = 0.5
+_MAX_INLINE_CHARS = 4096
+"""Longer texts are encoded on a thread: a long one takes tens of milliseconds, in which every stream would stand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,7 @@ class ChatService:
             with span("media"):
                 images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
         grids = [image.grid or (1, 1) for image in images]
-        ids = await token_ids(model.prompts, request.messages)
+        ids = await _token_ids(model.prompts, request.messages)
         with span("plan"):
             plan = self._plan(model, request, model.prompts.num_expanded(ids, grids), deadline_s)
         hashes = [image.content_sha256 for image in images]
@@ -289,3 +291,16 @@ def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped:
         cache=cache,
         degraded=(*ready.request.budget.degraded, *capped),
     )
+
+
+async def _token_ids(prompts: Prompts, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation with exactly one image token per image."""
+    turns: list[Turn] = [(message.role.value, [_plain(part) for part in message.parts]) for message in messages]
+    num_chars = sum(len(part) for _, parts in turns for part in parts if part is not None)
+    if num_chars <= _MAX_INLINE_CHARS:
+        return prompts.build(turns)
+    return await asyncio.to_thread(prompts.build, turns)
+
+
+def _plain(part: Part) -> str | None:
+    return part.text if isinstance(part, TextPart) else None

@@ -14,9 +14,10 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
+from serving.delivery.stream.wire import ChatDelta
 from serving.errors import BackendError, Cancelled
 from serving.front.http.body import Receive
-from serving.tasks.chat.domain import ChatDelta, ChatEvent
+from serving.tasks.chat.domain import ChatEvent
 
 Event = TypeVar("Event")
 Work: TypeAlias = Callable[[Callable[[Event], None]], Awaitable[None]]

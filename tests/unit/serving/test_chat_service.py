@@ -17,6 +17,7 @@ from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
+from serving.delivery.stream.wire import ChatDelta, EngineRequest, FinishReason
 from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
     BudgetInfeasible,
@@ -32,15 +33,12 @@ from serving.errors import (
 )
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
-from serving.replica.chat.base import EngineRequest
-from serving.replica.chat.fake_engine import FakeChatEngine
+from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
 from serving.service import ChatModelCard
 from serving.tasks.chat.domain import (
-    ChatDelta,
     ChatEnd,
     ChatEvent,
     ChatRequest,
-    FinishReason,
     ImagePart,
     Message,
     Part,
@@ -48,7 +46,6 @@ from serving.tasks.chat.domain import (
     Sampling,
     TextPart,
 )
-from serving.tasks.chat.prompt import BytePrompts
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.chat.stream import EventQueue

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from serving.delivery.stream.links import ChatLinks, NewChoice, Route
-from serving.delivery.stream.wire import Delta, Failure, Item
+from serving.delivery.stream.wire import Delta, Failure, FinishReason, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
 from serving.replica.chat.fake_engine import FakeChatEngine
-from serving.tasks.chat.domain import FinishReason
 from tests.support.chat_replicas import LocalCalls, Mailbox, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
 

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from models.contract import Grid, Turn
-from serving.replica.chat.base import EngineDelta, EngineImage, EngineRequest
+from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason
+from serving.replica.chat.base import EngineDelta
 from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
-from serving.tasks.chat.domain import FinishReason
 
 IMAGE, END, WIDTH = 256, 257, 16
 

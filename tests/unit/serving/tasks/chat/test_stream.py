@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import BackendError, EngineFailed
-from serving.tasks.chat.domain import ChatDelta, ChatEnd, ChatEvent, FinishReason, TokenLogprob, Usage
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, Usage
 from serving.tasks.chat.stream import EventQueue, joined, pumped
 from tests.support.fake_service import make_report
 
