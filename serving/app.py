@@ -16,7 +16,7 @@ from ray.serve.config import RequestRouterConfig
 from models.contract import Shape
 from serving.config import ResolvedConfig, ResolvedModel, StreamOptions, load, resolve
 from serving.delivery.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, PlainRouter
-from serving.gateway import Gateway
+from serving.gateway.node import Gateway
 from serving.replica.chat.deployment import Vlm
 from serving.replica.chat.vllm_options import engine_environment
 from serving.replica.staged.deployment import Classifier

@@ -27,7 +27,7 @@ from serving.config import UnaryOptions
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.front.auth import Authenticator
-from serving.front.http.app import build_http_app
+from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage

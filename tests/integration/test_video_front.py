@@ -21,8 +21,8 @@ from schedulers.video import VideoPolicyConfig, VideoScheduler
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.front.auth import Authenticator
-from serving.front.grpc.methods import GrpcMethods
-from serving.front.http.app import build_http_app
+from serving.gateway.grpc import GrpcMethods
+from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from serving.replica.video.checkpoints import Checkpoints
 from serving.replica.video.delivery import Delivery

@@ -18,8 +18,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Priority
 from serving.front.auth import Authenticator
-from serving.front.grpc.methods import GrpcMethods
-from serving.front.http.app import build_http_app
+from serving.gateway.grpc import GrpcMethods
+from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from serving.telemetry.events import CallFinished, CallStarted, Event
 from tests.support.fake_service import MODEL, FakeService, joined

@@ -13,9 +13,9 @@ import grpc
 import uvicorn
 
 from serving.front.auth import Authenticator
-from serving.front.grpc.methods import GrpcMethods
 from serving.front.grpc.registration import add_health_to_server, add_vireo_to_server
-from serving.front.http.app import build_http_app
+from serving.gateway.grpc import GrpcMethods
+from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService, joined
 

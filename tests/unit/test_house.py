@@ -91,7 +91,6 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 _CIRCLES = {
     "delivery-replica",
     "delivery-tasks",
-    "front-tasks",
     "replica-tasks",
     "service-tasks",
     "stores-tasks",
@@ -151,7 +150,7 @@ _LOADS = {
         _HEAVY,
     ),
     "gateway": (
-        ["serving.gateway_setup", "serving.tasks.classify.service", "serving.front.http.app"],
+        ["serving.gateway.parts", "serving.tasks.classify.service", "serving.gateway.http"],
         {"torch", "sklearn", "vllm"},
     ),
     "chat options": (["serving.replica.chat.vllm_options", "serving.replica.chat.fake_engine"], _HEAVY),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.front.auth import Authenticator
-from serving.front.http.app import build_http_app
+from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService, joined
 

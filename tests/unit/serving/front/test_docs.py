@@ -14,8 +14,8 @@ from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.front.grpc.health import MAX_WATCHES, SERVICES
-from serving.front.http.app import document as openapi_document
 from serving.front.status import TABLE
+from serving.gateway.http import document as openapi_document
 from serving.limits import MAX_SMALL_BYTES, MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
 from serving.tasks.infer.tensors import OUTPUTS

@@ -20,7 +20,6 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 from serving.domain import Priority
 from serving.errors import QueueFull
 from serving.front.auth import Authenticator
-from serving.front.grpc.methods import GrpcMethods
 from serving.front.grpc.registration import (
     SERVICES,
     add_health_to_server,
@@ -28,6 +27,7 @@ from serving.front.grpc.registration import (
     add_vireo_to_server,
     methods_of,
 )
+from serving.gateway.grpc import GrpcMethods
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.front.auth import Authenticator
-from serving.front.http.app import METRICS_TYPE, build_http_app, document
+from serving.gateway.http import METRICS_TYPE, build_http_app, document
 from serving.limits import IngressLimits
 from tests.support.clients import (
     GOOD_LABEL,

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from serving.front.auth import LOCAL_TENANT, Authenticator
-from serving.front.http.app import ROUTES, document
+from serving.gateway.http import ROUTES, document
 from tests.support.chat_clients import CHAT_PATH
 from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, asgi, length_prefixed
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card

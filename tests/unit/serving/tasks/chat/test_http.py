@@ -14,7 +14,7 @@ from openai.resources.chat.completions import Completions
 
 from serving.errors import EngineFailed, ReplicaLost
 from serving.front.auth import Authenticator
-from serving.front.http.app import document as openapi_document
+from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.chat.body import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
 from serving.tasks.chat.domain import ImagePart, Role, TextPart

@@ -22,7 +22,7 @@ from serving.errors import (
     ServingError,
     TooManyImages,
 )
-from serving.gateway_setup import build_chat_images
+from serving.gateway.parts import build_chat_images
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits

@@ -13,7 +13,7 @@ import pytest
 
 from serving.domain import Priority, Surface
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, UnsupportedVideo
-from serving.front.http.app import document as openapi_document
+from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
 from tests.support.clients import CallRecorder, FrontDoor, asgi

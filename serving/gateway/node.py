@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.config import ResolvedConfig
 from serving.front.auth import Authenticator
-from serving.front.grpc.methods import GrpcMethods
 from serving.front.http.json_body import JsonReader
+from serving.gateway.grpc import GrpcMethods
 from serving.limits import IngressLimits
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
@@ -34,7 +34,7 @@ class Gateway(GrpcMethods):
 
     def __init__(self, config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> None:
         tell = setup(config.metrics_dir, config.settings.log_level)
-        from serving.gateway_setup import build_parts
+        from serving.gateway.parts import build_parts
 
         self._parts = build_parts(config, handles, tell)
         self._http = config.settings.http
@@ -49,7 +49,7 @@ class Gateway(GrpcMethods):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is through."""
-        from serving.front.http.app import build_http_app
+        from serving.gateway.http import build_http_app
         from serving.telemetry.exposition import exposition
 
         app = build_http_app(
