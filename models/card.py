@@ -25,6 +25,7 @@ def family_card(family: Family) -> str:
             (v.id, v.summary, v.source.licence, v.source.paper or v.source.url, _weights(v)) for v in family.variants
         ]
         parts.append(_table(("model", "what it is", "licence", "source", "weights"), rows))
+    parts += [f"Does not keep `{check}`: {why}" for check, why in family.exempt.items()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "checkpoint_sha256",
     "load_into",
     "load_official",
+    "load_pretrained",
     "read_weights",
     "save_weights",
 ]
@@ -107,6 +108,23 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     check_against(model, state)
     model.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def load_pretrained(architecture: Any, folder: Path, dtype: torch.dtype, *, unused: tuple[str, ...] = ()) -> Any:
+    """Read a folder of transformers into one of its classes, each tensor and no other; transformers itself fills what
+    is missing with random numbers. ``unused``: prefixes of what a folder may hold besides. Nothing is fetched.
+
+    Raises:
+        OSError: no such folder, or no weights in it.
+        ValueError: weights of another model.
+    """
+    model, told = architecture.from_pretrained(
+        folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    told["unexpected_keys"] = [name for name in told["unexpected_keys"] if not name.startswith(unused)]
+    if wrong := {kind: sorted(map(str, names))[:3] for kind, names in told.items() if names}:
+        raise ValueError(f"{folder} does not hold a {architecture.__name__}: {wrong}")
+    return model
 
 
 def _inert_globals() -> list[Any]:

@@ -277,8 +277,9 @@ class Family:
     -> ours, or None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request,
     point) -> None, or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) ->
     Variant, for a family whose variants are more than can be listed; the names are written ``family:name``.
-    ``examples``: names that the generic tests resolve. ``oracle``: (variant) -> the official network on the same
-    weights, where its code is at hand.
+    ``examples``: names that the generic tests resolve. ``oracle``: (variant, folder of the official code or None) ->
+    ``Parity`` of each thing that can be compared; None: with installed libraries and plain twins. ``exempt``: checks of
+    ``models.testing`` that the family cannot keep, and why; shown on its card.
 
     Raises: ValueError: a knob or a variant twice, or a shape that has nothing to run it.
     """
@@ -299,6 +300,7 @@ class Family:
     oracle: LazyRef | None = None
     knobs: tuple[Knob, ...] = ()
     examples: tuple[str, ...] = ()
+    exempt: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     parts: Mapping[str, LazyRef] = field(default_factory=lambda: MappingProxyType({}))
     """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``."""
 
@@ -332,6 +334,25 @@ class Family:
             return self.parts[name].load()
         except KeyError:
             raise ValueError(f"family {self.name} has no part {name!r}") from None
+
+
+class Parity(NamedTuple):
+    """Ours beside those of an oracle: tensors of one shape."""
+
+    case: str
+    ours: Any
+    theirs: Any
+    tolerance: float = 1e-4
+
+    @property
+    def largest_difference(self) -> float:
+        """Of any two numbers."""
+        return float((self.ours.double() - self.theirs.double()).abs().max())
+
+    @property
+    def largest_value(self) -> float:
+        """Which the difference is to be seen against."""
+        return float(self.theirs.double().abs().max())
 
 
 # -- what runs -------------------------------------------------------------------------------------------------------
@@ -472,7 +493,7 @@ Prepare: TypeAlias = Callable[[Any], Any]
 #             Its processor takes images as ``prepare`` gives them: (tiles, grid)
 #   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
 # and ``build`` gives a ChatNetwork, for the plain engine that vLLM is compared with. What all this must keep is in
-# ``models.stream_checks``.
+# ``models.testing.streams``.
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the tiles that an image was cut into, without its thumbnail."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from models.contract import SettingError
+from models.contract import Point, SettingError, Variant, Work
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,6 +53,7 @@ class ChatIO:
     ``tile_size``: side of a tile in pixels. ``max_tiles`` bounds rows x columns of an image's grid, without the
     thumbnail, which an image of several tiles has besides; ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach
     the language model. ``max_model_len``: the default for tokens of prompt and answer together.
+    ``kv_values_per_token``: numbers that the language model keeps of a token, keys and values of all its layers.
 
     Raises: ValueError: one image of the largest grid does not fit into ``max_model_len``, or a bound is not positive.
     """
@@ -62,9 +63,11 @@ class ChatIO:
     max_tiles_side: int
     tokens_per_tile: int
     max_model_len: int
+    kv_values_per_token: int
 
     def __post_init__(self) -> None:
-        if min(self.tokens_per_tile, self.max_tiles, self.max_tiles_side, self.tile_size) < 1:
+        bounds = (self.tokens_per_tile, self.max_tiles, self.max_tiles_side, self.tile_size, self.kv_values_per_token)
+        if min(bounds) < 1:
             raise ValueError(f"{self} is impossible; every bound must be at least 1")
         if self.max_image_tokens >= self.max_model_len:
             raise ValueError(
@@ -76,6 +79,22 @@ class ChatIO:
     def max_image_tokens(self) -> int:
         """Tokens of an image of the largest grid, with its thumbnail."""
         return (self.max_tiles + (self.max_tiles > 1)) * self.tokens_per_tile
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """What one answer costs depends on these: tokens of the prompt's text and of its images, and most of the answer."""
+
+    text_tokens: int
+    image_tokens: int
+    max_tokens: int
+
+
+def chat_work(variant: Variant, request: ChatTokens, point: Point) -> Work:
+    """Of one answer, for every family that vLLM runs. Bytes: its share of the KV cache, in float32."""
+    prompt = request.text_tokens + request.image_tokens
+    units = {"image_tokens": request.image_tokens, "prompt_tokens": prompt, "output_tokens": request.max_tokens}
+    return Work(units, 4 * variant.io.kv_values_per_token * (prompt + request.max_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
-from models.io import ChatIO, PictureIO
+from models.io import ChatIO, ChatTokens, PictureIO, chat_work
 
 SIDE, WIDTH, CLASSES, DEPTH = 8, 16, 5, 3
 _NETWORK = "tests.families.toys"
@@ -55,7 +55,8 @@ def example(variant: Variant, random: Any) -> Any:
     """A request of the toy job."""
     import torch
 
-    return torch.from_numpy(random.integers(0, 256, (1, SIDE, SIDE, 3), "uint8"))
+    rows = 4 + int(random.integers(1000)) % 5
+    return torch.from_numpy(random.integers(0, 256, (1, rows, SIDE, 3), "uint8"))
 
 
 def _family(shape: Any, runner: str, work: Callable[..., Work], knobs: tuple[Knob, ...]) -> Family:
@@ -70,6 +71,7 @@ def _family(shape: Any, runner: str, work: Callable[..., Work], knobs: tuple[Kno
         build=LazyRef(f"{_NETWORK}:build"),
         runner=LazyRef(f"{_NETWORK}:{runner}"),
         work=LazyRef(f"{__name__}:{work.__name__}"),
+        oracle=LazyRef(f"{_NETWORK}:oracle"),
         knobs=knobs,
     )
 
@@ -87,7 +89,15 @@ JOB = replace(
 
 def cut(variant: Variant) -> Callable[[Any], Any]:
     """Rows of tiles."""
-    return lambda rgb: (rgb[:1].repeat(count_tiles(variant, rgb.shape[1], rgb.shape[0]), 0), (1, 1))
+    side = variant.io.tile_size
+
+    def tiles(rgb: Any) -> tuple[Any, tuple[int, int]]:
+        rows, columns = -(-rgb.shape[0] // side), -(-rgb.shape[1] // side)
+        full = rgb.repeat(side, 0).repeat(side, 1)[: rows * side, : columns * side]
+        cells = full.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+        return cells.reshape(-1, side, side, 3), (rows, columns)
+
+    return tiles
 
 
 def count_tiles(variant: Variant, width: int, height: int) -> int:
@@ -98,6 +108,14 @@ def too_few_tiles(variant: Variant, width: int, height: int) -> int:
     return count_tiles(variant, width, height) // 2
 
 
+CHAT = ChatIO(
+    tile_size=32,
+    max_tiles=8,
+    max_tiles_side=4,
+    tokens_per_tile=4,
+    max_model_len=100,
+    kv_values_per_token=2 * WIDTH // 2,
+)
 STREAM_PARTS = {"prompts": LazyRef(f"{_NETWORK}:talk"), "tiles": LazyRef(f"{__name__}:{count_tiles.__name__}")}
 STREAM = Family(
     name="toy-stream",
@@ -107,13 +125,14 @@ STREAM = Family(
     resolve=LazyRef(f"{__name__}:resolve_chat"),
     examples=("toy-1",),
     prepare=LazyRef(f"{__name__}:{cut.__name__}"),
+    build=LazyRef(f"{_NETWORK}:build_chat"),
+    work=LazyRef("models.io:chat_work"),
     parts=STREAM_PARTS,
 )
 
 
 def resolve_chat(name: str, folder: Path | None = None) -> Variant:
-    chat = ChatIO(tile_size=32, max_tiles=8, max_tiles_side=4, tokens_per_tile=4, max_model_len=100)
-    return replace(VARIANT, io=chat)
+    return replace(VARIANT, io=CHAT)
 
 
 # -- false ones
@@ -125,6 +144,15 @@ def job_cost_upside_down(variant: Variant, request: object, point: Point) -> Wor
 
 def job_of_no_bytes(variant: Variant, request: object, point: Point) -> Work:
     return replace(job_work(variant, request, point), bytes_held=1)
+
+
+def chat_of_no_images(variant: Variant, request: ChatTokens, point: Point) -> Work:
+    return chat_work(variant, replace(request, image_tokens=0), point)
+
+
+def chat_of_half_the_bytes(variant: Variant, request: ChatTokens, point: Point) -> Work:
+    work = chat_work(variant, request, point)
+    return replace(work, bytes_held=work.bytes_held // 2)
 
 
 def cost_upside_down(variant: Variant, request: object, point: Point) -> Work:

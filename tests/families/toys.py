@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from models.checkpoint import load_into, read_weights
-from models.contract import Figures, Grid, JobState, Phase, Point, Turn, Variant
+from models.contract import Figures, Grid, JobState, Parity, Phase, Point, Turn, Variant
 from tests.families.toy_cards import CLASSES, DEPTH, SIDE, WIDTH
 
 
@@ -98,18 +101,34 @@ class JobRunner:
     def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
         if self.group_key(states[0]) == "condition":
             for state in states:
-                state.cache["target"] = self.network.enter(state.request)
+                state.cache["target"] = self.target(state, states)
         else:
             moved = self.move(torch.cat([s.kept["at"] for s in states]), torch.cat([s.cache["target"] for s in states]))
             for row, state in enumerate(states):
                 state.kept = {"step": state.kept["step"] + 1, "at": moved[row : row + 1]}
         return [{} for _ in states]
 
+    def target(self, state: JobState, company: Sequence[JobState]) -> Tensor:
+        rows = state.request
+        return self.network.enter(F.pad(rows, (0, 0, 0, 0, 0, SIDE - rows.shape[1])))
+
     def move(self, at: Tensor, target: Tensor) -> Tensor:
         return self.network.layer(0, at) + 0.5 * target
 
+    def preview(self, state: JobState) -> Tensor:
+        return (state.kept["at"][:, :3].reshape(1, 1, 1, 3) * 255).clamp(0, 255).to(torch.uint8)
+
     def close(self, state: JobState) -> Mapping[str, Tensor]:
         return {"picture": state.kept["at"]}
+
+
+def oracle(variant: Variant, official: Path | None) -> Iterator[Parity]:
+    """The plain twin: one layer written out."""
+    network = build(variant, random_weights=True)
+    rows = torch.linspace(-1, 1, WIDTH)[None]
+    yield Parity(
+        "a layer", network.layer(0, rows), torch.tanh(rows @ network.layers[0].weight.T + network.layers[0].bias)
+    )
 
 
 # -- mutants ---------------------------------------------------------------------------------------------------------
@@ -232,6 +251,108 @@ class JobWithoutSeed(JobRunner):
 
     def open(self, request: Tensor, point: Point, seed: int) -> JobState:
         return super().open(request, point, int(torch.randint(1 << 30, ())))
+
+
+class JobOfTheLongest(JobRunner):
+    """Pads a short request to the longest of its company, and does not mask what it has added."""
+
+    def target(self, state: JobState, company: Sequence[JobState]) -> Tensor:
+        longest = max(other.request.shape[1] for other in company)
+        return super().target(state, company) * state.request.shape[1] / longest
+
+
+class JobThatMiscounts(JobRunner):
+    """Says that twice as much is left as there is."""
+
+    def remaining(self, state: JobState) -> dict[Phase, int]:
+        left = super().remaining(state)
+        return {phase: 2 * count for phase, count in left.items()}
+
+
+class JobThatOpensWide(JobRunner):
+    """Runs its network where nobody waits for it."""
+
+    def open(self, request: Tensor, point: Point, seed: int) -> JobState:
+        state = super().open(request, point, seed)
+        state.cache["target"] = self.target(state, [state])
+        return state
+
+
+class JobOfFloatingPreviews(JobRunner):
+    """Shows numbers that are no picture."""
+
+    def preview(self, state: JobState) -> Tensor:
+        return super().preview(state).float()
+
+
+class JobThatMindsBeingSeen(JobRunner):
+    """Takes another way once somebody looks."""
+
+    def preview(self, state: JobState) -> Tensor:
+        picture = super().preview(state)
+        state.kept = {**state.kept, "at": state.kept["at"] * 1.01}
+        return picture
+
+
+def build_that_ignores_one_file(variant: Variant, device: str = "cpu", *, random_weights: bool = False) -> Network:
+    """Reads the names of a file and none of its tensors."""
+    if not random_weights and variant.weights is not None and not (variant.weights / "model.safetensors").is_file():
+        raise ValueError("no weights")
+    return build(variant, device, random_weights=True)
+
+
+def oracle_that_disagrees(variant: Variant, official: Path | None) -> Iterator[Parity]:
+    yield from (Parity(case, ours + 1e-3, theirs) for case, ours, theirs, _ in oracle(variant, official))
+
+
+def oracle_of_nothing(variant: Variant, official: Path | None) -> Iterator[Parity]:
+    return iter(())
+
+
+class ChatNetwork(nn.Module):
+    """A tiny language model, and one linear layer for eyes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = Qwen2Config(
+            vocab_size=128, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, eos_token_id=2,
+        )  # fmt: skip
+        self.language_model = Qwen2ForCausalLM(config)
+        self.eye = nn.Linear(3, WIDTH)
+
+    def encode_images(self, tiles: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        seen = self.eye(tiles.float().mean((1, 2)) / 255)
+        split = torch.split(seen, [rows * columns for rows, columns in grids])
+        return [tokens.repeat_interleave(4, 0) for tokens in split]
+
+
+def build_chat(variant: Variant, device: str = "cpu", *, random_weights: bool = False) -> ChatNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ChatNetwork().eval().requires_grad_(False)
+
+
+class ChatNetworkOfAll(ChatNetwork):
+    """An image sees the tiles of the others."""
+
+    def encode_images(self, tiles: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        return [tokens + tiles.float().mean() / 255 for tokens in super().encode_images(tiles, grids)]
+
+
+def build_chat_of_all(variant: Variant, device: str = "cpu", *, random_weights: bool = False) -> ChatNetwork:
+    return ChatNetworkOfAll().eval().requires_grad_(False)
+
+
+class ChatNetworkOfMore(ChatNetwork):
+    """Makes a token more of each image."""
+
+    def encode_images(self, tiles: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        return [torch.cat([tokens, tokens[:1]]) for tokens in super().encode_images(tiles, grids)]
+
+
+def build_chat_of_more(variant: Variant, device: str = "cpu", *, random_weights: bool = False) -> ChatNetwork:
+    return ChatNetworkOfMore().eval().requires_grad_(False)
 
 
 class Talk:

@@ -14,7 +14,14 @@ _PAPER = {"paper": "arXiv:2410.05261", "url": "https://arxiv.org/abs/2410.05261"
 NANO = Variant(
     id="texthawk2-nano",
     summary="reads words, finds shapes in rendered pictures; weights included",
-    io=ChatIO(tile_size=224, max_tiles=12, max_tiles_side=6, tokens_per_tile=16, max_model_len=2048),
+    io=ChatIO(
+        tile_size=224,
+        max_tiles=12,
+        max_tiles_side=6,
+        tokens_per_tile=16,
+        max_model_len=2048,
+        kv_values_per_token=2 * 4 * 2 * 64,  # keys and values, layers, heads, width of a head
+    ),
     source=Source(**_PAPER, licence="Apache-2.0"),  # trained here
     weights=CHECKPOINTS / "texthawk2-nano",
     is_nano=True,
@@ -22,7 +29,14 @@ NANO = Variant(
 SEVEN_B = Variant(
     id="texthawk2-7b",
     summary="SigLIP-SO400M and Qwen2-7B, as published",
-    io=ChatIO(tile_size=224, max_tiles=72, max_tiles_side=12, tokens_per_tile=16, max_model_len=8192),
+    io=ChatIO(
+        tile_size=224,
+        max_tiles=72,
+        max_tiles_side=12,
+        tokens_per_tile=16,
+        max_model_len=8192,
+        kv_values_per_token=2 * 28 * 4 * 128,
+    ),
     source=Source(**_PAPER, licence="Apache-2.0"),  # that of the two parts, of which `vireo convert` makes a folder
     published=MappingProxyType(
         {"OCRBench": 78.4, "ChartQA": 81.4, "DocVQA": 89.6, "InfoVQA": 67.8, "TextVQA": 75.1, "RefCOCOg test": 88.1}
@@ -37,6 +51,7 @@ FAMILY = Family(
     variants=(NANO, SEVEN_B),
     prepare=LazyRef(f"{_HERE}.image_processor:tile_cutter"),
     build=LazyRef(f"{_HERE}.modeling:build"),
+    work=LazyRef("models.io:chat_work"),
     parts=MappingProxyType(
         {
             "convert": LazyRef(f"{_HERE}.convert:convert"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, Qwen2ForCausalLM, SiglipVisionModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from models.checkpoint import load_pretrained
 from models.contract import Variant
 from models.families.texthawk2.config import TextHawk2Config
 from models.families.texthawk2.connector import Connector
@@ -150,10 +151,5 @@ def build(
     else:
         if variant.weights is None:
             raise ValueError(f"{variant.id} has no weights; convert a checkpoint (vireo convert texthawk2)")
-        loaded: Any = TextHawk2ForConditionalGeneration.from_pretrained(
-            variant.weights, dtype=number, output_loading_info=True
-        )
-        network, told = loaded
-        if wrong := {kind: sorted(map(str, names))[:3] for kind, names in told.items() if names}:
-            raise ValueError(f"{variant.weights} does not hold a TextHawk2 model: {wrong}")
+        network = load_pretrained(TextHawk2ForConditionalGeneration, variant.weights, number)
     return cast(TextHawk2ForConditionalGeneration, network.to(device).eval())

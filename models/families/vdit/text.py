@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, MT5EncoderModel
 
+from models.checkpoint import load_pretrained
+
 
 class TextEncoder:
     """Frozen. ``max_tokens`` is the length that every caption is padded to (OSP v1.2: 512)."""
@@ -26,9 +28,9 @@ class TextEncoder:
     def load(cls, folder: Path, max_tokens: int, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """Read a Hugging Face folder. Nothing is fetched, no remote code is run.
 
-        Raises: OSError: no such folder, or no weights in it.
+        Raises: OSError: no such folder, or no weights in it; ValueError: those of another model.
         """
-        model = MT5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        model = load_pretrained(MT5EncoderModel, folder, dtype, unused=("decoder.", "lm_head."))
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens)
 
     def count_tokens(self, prompt: str) -> int:

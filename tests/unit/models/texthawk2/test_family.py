@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from models.contract import TextBox
 from models.families.texthawk2.config import TextHawk2Config
-from models.families.texthawk2.family import FAMILY, NANO, SEVEN_B
+from models.families.texthawk2.family import FAMILY, SEVEN_B
 from models.families.texthawk2.tiling import TilingLimits
 from models.registry import find, known_ids
-from models.stream_checks import CHECKS
-from tests.support.chat_models import LIMITS, TILE, make_model_folder
 
 
 def test_its_models_chat() -> None:
@@ -61,10 +55,3 @@ def test_without_a_folder_there_are_neither_tokenizer_nor_weights() -> None:
         FAMILY.part("prompts")(SEVEN_B)
     with pytest.raises(ValueError, match="texthawk2-7b has no weights"):
         FAMILY.build.load()(SEVEN_B)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_model_keeps_what_a_family_that_chats_has_to_keep(check: Callable[[Any], None], tmp_path: Path) -> None:
-    """On a small random model: the trained one need not be here."""
-    io = dataclasses.replace(NANO.io, tile_size=TILE, max_tiles=LIMITS.max_area, max_tiles_side=LIMITS.max_side)
-    check(SimpleNamespace(family=FAMILY, variant=dataclasses.replace(NANO, io=io, weights=make_model_folder(tmp_path))))

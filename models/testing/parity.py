@@ -1,0 +1,70 @@
+"""Comparison with an oracle: plain twins and libraries that are at hand, and the official code where there is a folder.
+
+Official code is not ours to ship. What it imports for training or for other devices takes no part here, so its packages
+are registered without their start-up code (``bare_package``), and what is not installed gets a stand-in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from models.contract import Parity
+from models.testing.subject import Subject
+
+
+def outputs_are_those_of_the_oracle(subject: Subject) -> None:
+    """Ours are those of the oracle, as far as it is at hand."""
+    compared = 0
+    for parity in parities(subject, None):
+        compared += 1
+        assert parity.largest_difference <= parity.tolerance, (
+            f"{parity.case}: off by {parity.largest_difference:.2g}, and {parity.tolerance:.2g} are allowed"
+        )
+    assert compared, f"the oracle of {subject.family.name} compares nothing"
+
+
+def parities(subject: Subject, official: Path | None) -> Iterable[Parity]:
+    """What the family's oracle compares; with the official code in a folder, or with what is installed."""
+    assert subject.family.oracle is not None, f"{subject.family.name} names no oracle"
+    pairs: Iterable[Parity] = subject.family.oracle.load()(subject.variant, official)
+    with torch.inference_mode():
+        yield from pairs
+
+
+def bare_package(name: str, folder: Path) -> None:
+    """Register ``folder`` as a package without running its ``__init__``.
+
+    Raises: FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing")
+    package = ModuleType(name)
+    package.__path__ = [str(folder)]
+    _register(package)
+
+
+def stand_in(name: str, **members: Any) -> None:
+    """Register a module of which these members alone are needed."""
+    module = ModuleType(name)
+    module.__path__ = []
+    vars(module).update(members)
+    _register(module)
+
+
+def official_module(name: str) -> Any:
+    """Import what has been prepared."""
+    return importlib.import_module(name)
+
+
+def _register(module: ModuleType) -> None:
+    sys.modules[module.__name__] = module
+    parent, _, child = module.__name__.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, module)

@@ -1,0 +1,156 @@
+"""Checks of families that run rows: unary, and staged ones, whose rows leave and meet between stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.contract import Point, Staged
+from models.testing.subject import (
+    Subject,
+    example_inputs,
+    example_points,
+    expect_close,
+    forward,
+    leaves,
+    mapped,
+    picked,
+    written_and_read,
+)
+
+COUNTED = 0.1
+"""How far declared multiply-accumulates may be from counted ones, as a share."""
+
+
+def every_point_runs(subject: Subject) -> None:
+    """Each value of each knob gives finite outputs, one row for each that went in."""
+    inputs = example_inputs(subject, 2)
+    for point in example_points(subject.family):
+        outputs = forward(subject.runner, inputs, [point] * 2)
+        assert outputs, f"nothing comes out at {point}"
+        for name, tensor in outputs.items():
+            assert len(tensor) == 2, f"{name} has {len(tensor)} rows for 2 at {point}"
+            assert bool(torch.isfinite(tensor.float()).all()), f"{name} is not finite at {point}"
+            if name.startswith("probabilities"):
+                _check_probabilities(name, tensor, subject.variant.io)
+
+
+def _check_probabilities(name: str, tensor: Tensor, picture: Any) -> None:
+    assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}, not float32"
+    assert tensor.shape[1:] == (picture.num_classes,), f"{name} has shape {tuple(tensor.shape)}"
+    assert float((tensor.sum(1) - 1).abs().max()) < 1e-4, f"{name} does not add up to 1"
+
+
+def row_does_not_depend_on_its_batch(subject: Subject) -> None:
+    """A row gives what it gives alone, wherever it lies in a batch, and whatever point its neighbours have."""
+    inputs, points = example_inputs(subject, 5), example_points(subject.family)
+    mixed = [points[index % len(points)] for index in range(5)]
+    whole = forward(subject.runner, inputs, mixed)
+    for row in range(5):
+        alone = forward(subject.runner, inputs[row : row + 1], mixed[row : row + 1])
+        expect_close(alone, picked(whole, [row]), f"row {row} alone and in a batch")
+    order = [3, 0, 4, 2, 1]
+    shuffled = forward(subject.runner, inputs[order], [mixed[row] for row in order])
+    expect_close(shuffled, picked(whole, order), "the batch in another order")
+
+
+def run_leaves_nothing_behind(subject: Subject) -> None:
+    """The same again, with another batch between, gives the same bits: nothing is drawn, nothing is remembered."""
+    point = subject.family.check_point({})
+    inputs, others = example_inputs(subject, 3), example_inputs(subject, 2, seed=1)
+    before = {name: t.clone() for name, t in forward(subject.runner, inputs, [point] * 3).items()}
+    forward(subject.runner, others, [point] * 2)
+    after = forward(subject.runner, inputs, [point] * 3)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), f"{name} is another one after a batch of others"
+
+
+def work_is_what_is_counted(subject: Subject) -> None:
+    """Declared multiply-accumulates are those of a run, or an upper bound where rows may leave early."""
+    for point in example_points(subject.family):
+        declared = subject.work(point).units.get("macs")
+        if declared is None:
+            return
+        counter = FlopCounterMode(display=False)
+        with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernels of a CPU are not counted
+            _run_to_last(subject, example_inputs(subject, 1), point)
+        counted = counter.get_total_flops() / 2
+        assert counted <= (1 + COUNTED) * declared, f"{counted:.4g} MACs at {point}; {declared:.4g} are declared"
+        if not isinstance(subject.runner, Staged):
+            assert counted >= (1 - COUNTED) * declared, f"{counted:.4g} MACs at {point}; {declared:.4g} are declared"
+
+
+@torch.inference_mode()
+def _run_to_last(subject: Subject, inputs: Tensor, point: Point) -> None:
+    """As the host would: a staged network leaves at the first exit that is sure enough, if its card says how."""
+    runner = subject.runner
+    if not isinstance(runner, Staged):
+        runner.forward(inputs, [point])
+        return
+    state = runner.begin(inputs, [point])
+    for stage in range(runner.num_stages):
+        state, _, confidence = runner.run(state, stage, 1)
+        if float(confidence[0]) >= float(point.get(f"exit_{stage + 1}", math.inf)):
+            return
+
+
+def no_more_is_held_than_declared(subject: Subject) -> None:
+    """Between two slices a row holds its input or its state, and its outputs so far."""
+    point = subject.family.check_point({})
+    inputs = example_inputs(subject, 1)
+    declared = subject.work(point).bytes_held
+    for held in _held_bytes(subject.runner, inputs, point):
+        assert held <= declared, f"one row holds {held} bytes; {declared} are declared"
+
+
+@torch.inference_mode()
+def _held_bytes(runner: Any, inputs: Tensor, point: Point) -> Iterator[int]:
+    if not isinstance(runner, Staged):
+        yield inputs.nbytes + sum(t.nbytes for t in runner.forward(inputs, [point]).values())
+        return
+    state, kept = runner.begin(inputs, [point]), 0
+    for stage in range(runner.num_stages):
+        state, passed, _ = runner.run(state, stage, 1)
+        kept += sum(tensor.nbytes for outputs in passed for tensor in outputs.values())
+        yield kept + sum(tensor.untyped_storage().nbytes() for tensor in leaves(state))
+
+
+# -- of a staged family ----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def stages_one_by_one_are_all_at_once(subject: Subject) -> None:
+    """Running stage after stage, with the state written out and read back each time, changes nothing."""
+    runner, inputs, points = _staged(subject)
+    _, together, _ = runner.run(runner.begin(inputs, points), 0, runner.num_stages)
+    state = runner.begin(inputs, points)
+    for stage in range(runner.num_stages):
+        state, passed, _ = runner.run(state, stage, 1)
+        expect_close(passed[0], together[stage], f"stage {stage + 1} by itself")
+        if stage + 1 < runner.num_stages:
+            state = written_and_read(state)
+
+
+@torch.inference_mode()
+def rows_leave_and_meet_between_stages(subject: Subject) -> None:
+    """After a stage rows go on in other company, and give what they would have given."""
+    runner, inputs, points = _staged(subject)
+    _, expected, _ = runner.run(runner.begin(inputs, points), 0, runner.num_stages)
+    left, _, _ = runner.run(runner.begin(inputs[:3], points[:3]), 0, 1)
+    right, _, _ = runner.run(runner.begin(inputs[3:], points[3:]), 0, 1)
+    rows = [4, 0, 2]
+    met = mapped(lambda a, b: torch.cat([a, b])[rows], left, right)
+    _, passed, _ = runner.run(met, 1, runner.num_stages - 1)
+    for stage, outputs in enumerate(passed, start=1):
+        expect_close(outputs, picked(expected[stage], rows), f"stage {stage + 1} in other company")
+
+
+def _staged(subject: Subject) -> tuple[Staged, Tensor, list[dict[str, Any]]]:
+    assert isinstance(subject.runner, Staged), f"{type(subject.runner).__name__} is not staged"
+    return subject.runner, example_inputs(subject, 5), [subject.family.check_point({})] * 5

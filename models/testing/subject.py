@@ -1,0 +1,200 @@
+"""What is checked: one variant of a family, with examples for it, and what checks compare."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.contract import Family, Point, SettingError, Staged, Unary, Variant, Work
+from models.io import ChatTokens, ClipIO, ClipRequest, PictureIO
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-6
+"""How far outputs may be apart when only the batch around a row differs: kernels for other sizes round otherwise."""
+SIZES = ((40, 60), (64, 64), (75, 31))
+"""(height, width) of example pictures."""
+PROMPTS = ("a red circle", "a blue square", "a red circle and a small blue square")
+"""Of example clips; the last is longer than the others."""
+
+Outputs: TypeAlias = Mapping[str, Tensor]
+
+
+class Subject:
+    """One variant of a family, resolved and built when first asked for. ``name``: a listed variant, or an example."""
+
+    def __init__(self, family: Family, name: str) -> None:
+        self.family = family
+        self.name = name
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The variant."""
+        for variant in self.family.variants:
+            if variant.id == self.name:
+                return variant
+        assert self.family.resolve is not None, f"{self.family.name} has no variant {self.name}"
+        resolved: Variant = self.family.resolve.load()(self.name, None)
+        return resolved
+
+    @cached_property
+    def network(self) -> Any:
+        """The network, with random weights where the variant has none."""
+        return build(self.family, self.variant)
+
+    @cached_property
+    def runner(self) -> Any:
+        """The runner."""
+        return make_runner(self.family, self.variant, self.network)
+
+    def work(self, point: Point) -> Work:
+        """What is declared for one example at a point."""
+        assert self.family.work is not None, f"{self.family.name} declares no work"
+        declared: Work = self.family.work.load()(self.variant, example_request(self), point)
+        return declared
+
+    def with_weights(self, variant: Variant) -> Subject:
+        """The same with other weights."""
+        other = Subject(self.family, self.name)
+        other.variant = variant
+        return other
+
+
+def build(family: Family, variant: Variant) -> Any:
+    """The network of a variant."""
+    assert family.build is not None, f"{family.name} has nothing that builds it"
+    return family.build.load()(variant, "cpu", random_weights=variant.weights is None)
+
+
+def make_runner(family: Family, variant: Variant, network: Any) -> Any:
+    """What runs it."""
+    assert family.runner is not None, f"{family.name} has nothing that runs it"
+    return family.runner.load()(network, variant)
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+
+def example_inputs(subject: Subject, count: int, seed: int = 0) -> Tensor:
+    """Prepared inputs, stacked: noise of several sizes for a family that takes pictures, else its part ``example``."""
+    family, variant = subject.family, subject.variant
+    random = np.random.default_rng(seed)
+    if "example" in family.parts:
+        rows = [family.part("example")(variant, random) for _ in range(count)]
+    else:
+        assert isinstance(variant.io, PictureIO), f"{family.name} needs a part 'example': (variant, rng) -> input"
+        assert family.prepare is not None, f"{family.name} prepares nothing"
+        prepare = family.prepare.load()(variant)
+        shapes = [(*SIZES[index % len(SIZES)], 3) for index in range(count)]
+        rows = [prepare(random.integers(0, 256, shape, np.uint8)) for shape in shapes]
+    return torch.from_numpy(np.stack(rows))
+
+
+def example_request(subject: Subject, seed: int = 0) -> Any:
+    """What is asked of a job: a short prompt for a family that makes clips, else its part ``example``. Of a stream:
+    counts of tokens. None of the others."""
+    family = subject.family
+    if family.shape == "stream":
+        return ChatTokens(text_tokens=20 + seed, image_tokens=16, max_tokens=8)
+    if family.shape != "job":
+        return None
+    if "example" in family.parts:
+        return family.part("example")(subject.variant, np.random.default_rng(seed))
+    clip = subject.variant.io
+    assert isinstance(clip, ClipIO), f"{family.name} needs a part 'example': (variant, rng) -> request"
+    return ClipRequest(prompt=PROMPTS[seed % len(PROMPTS)], num_frames=clip.frame_counts[0])
+
+
+def example_points(family: Family) -> list[dict[str, Any]]:
+    """The default point, and each knob of a request at each of its points."""
+    found = [family.check_point({})]
+    for knob in (knob for knob in family.knobs if knob.scope == "request"):
+        found += [point for value in knob.points if (point := family.check_point({knob.name: value})) not in found]
+    return found
+
+
+def can(subject: Subject, point: Point) -> bool:
+    """Whether the variant can do it at all."""
+    if subject.family.allowed is None:
+        return True
+    try:
+        subject.family.allowed.load()(subject.variant, example_request(subject), point)
+    except SettingError:
+        return False
+    return True
+
+
+# -- what comes out --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def forward(runner: Any, inputs: Tensor, points: Sequence[Point]) -> Outputs:
+    """All outputs of a whole run of rows; those of a staged family by exit."""
+    if not isinstance(runner, Staged):
+        assert isinstance(runner, Unary), f"{type(runner).__name__} is neither unary nor staged"
+        return runner.forward(inputs, points)
+    state = runner.begin(inputs, points)
+    _, passed, confidence = runner.run(state, 0, runner.num_stages)
+    named = {f"{name} of exit {k + 1}": tensor for k, outputs in enumerate(passed) for name, tensor in outputs.items()}
+    return {**named, "confidence": confidence}
+
+
+def expect_close(found: Outputs, expected: Outputs, what: str) -> None:
+    """Equal but for rounding."""
+    assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
+    for name, tensor in found.items():
+        theirs = expected[name]
+        assert tensor.shape == theirs.shape, f"{what}: {name} is {tuple(tensor.shape)}, not {tuple(theirs.shape)}"
+        worst = (tensor.double() - theirs.double()).abs() - RELATIVE * theirs.double().abs()
+        allowed = ABSOLUTE if tensor.is_floating_point() else 1  # a pixel may be rounded the other way
+        assert float(worst.max()) <= allowed, f"{what}: {name} is off by {float(worst.max()):.2g}"
+
+
+def expect_same(found: Outputs, expected: Outputs, what: str) -> None:
+    """Equal to the bit."""
+    assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), f"{what}: {name} is another one"
+
+
+def picked(outputs: Outputs, rows: Sequence[int]) -> Outputs:
+    """These rows of each output."""
+    return {name: tensor[list(rows)] for name, tensor in outputs.items()}
+
+
+# -- trees of tensors ------------------------------------------------------------------------------------------------
+
+
+def written_and_read(state: Any) -> Any:
+    """Through bytes, as a snapshot goes: tensors and plain values only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, tuple | list):
+        for value in tree:
+            yield from leaves(value)
+
+
+def mapped(change: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """The tree with each tensor changed, together with those at the same place of other trees."""
+    if isinstance(tree, Tensor):
+        return change(tree, *others)
+    if isinstance(tree, Mapping):
+        return {key: mapped(change, value, *(other[key] for other in others)) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(mapped(change, *items) for items in zip(tree, *others, strict=True))
+    return tree
