@@ -6,7 +6,6 @@ are registered without their start-up code (``bare_package``), and what is not i
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,11 +55,6 @@ def stand_in(name: str, **members: Any) -> None:
     module.__path__ = []
     vars(module).update(members)
     _register(module)
-
-
-def official_module(name: str) -> Any:
-    """Import what has been prepared."""
-    return importlib.import_module(name)
 
 
 def _register(module: ModuleType) -> None:
