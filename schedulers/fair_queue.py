@@ -1,158 +1,209 @@
-"""Waiting samples of many tenants: fair between tenants, earliest deadline first inside each.
+"""Units of many tenants: fair between tenants by what their work costs, most urgent first inside each.
 
-Self-clocked fair queueing (S. J. Golestani, "A self-clocked fair queueing scheme for broadband applications", INFOCOM
-1994): each arrival buys its tenant a *turn* whose tag lies one charge behind the tenant's previous turn, or behind the
-tag being served now for a tenant that had nothing waiting. Turns are served in tag order. Differs from the paper: a
-turn belongs to the tenant and not to the sample, so the tenant's most urgent sample uses it.
+Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, "Start-time fair queueing: a scheduling algorithm for
+integrated services packet switching networks", IEEE/ACM Transactions on Networking 5(5), 1997, theorem 1). A tenant's
+*tag* is where its next unit starts in virtual time. The tenant with the smallest tag goes next, virtual time v moves to
+that tag, and the tag moves on by the unit's charge over the tenant's weight. A tenant that begins to wait starts at
+``max(v, its last tag)``: what it did not use while it had nothing to do, it has not saved up.
+
+**Bound.** Let W_i be what tenant i was charged in an interval in which tenants i and j always had something waiting, w
+their weights and l their largest charges. Then ``|W_i / w_i - W_j / w_j| <= l_i / w_i + l_j / w_j``.
+
+*Proof.* While i waits, ``v <= tag_i <= v + l_i / w_i``. Below: at every choice v becomes the smallest tag of all that
+wait, and a tenant that begins to wait starts at v or later. Above: tag_i moves only when i is chosen, from v to at most
+``v + l_i / w_i``, and v never falls; a tenant that comes back does so at v or at its last tag. A charge moves tag_i by
+just W_i / w_i. So over an interval in which v moves by d, ``d - l_i / w_i <= W_i / w_i <= d + l_i / w_i``, and the same
+holds for j. Subtract. The order inside a tenant plays no part.
+
+Differs from the paper: inside a tenant units go by urgency, not by arrival, and what is known better later is corrected
+(``correct``), which moves the bound by the correction.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
 from schedulers.ordered_queue import OrderedQueue
-from schedulers.types import Priority
 
 
 class Waiting(Protocol):
-    """What the queue reads of a sample."""
+    """What the queue reads of a unit."""
 
     tenant: str
-    priority: Priority
+    weight: float
     deadline_s: float
-    #: Unique among all samples; breaks ties.
+    joules: float
+    #: Inside a tenant the smallest goes first.
+    rank: tuple[float, float]
+    #: Unique among all units; breaks ties.
     number: int
 
 
-SampleT = TypeVar("SampleT", bound=Waiting)
+UnitT = TypeVar("UnitT", bound=Waiting)
 
 
-def _entry(sample: SampleT) -> tuple[int, float, int, SampleT]:
-    """Inside a tenant: higher priority first, then the earlier deadline, then the earlier arrival."""
-    return (-sample.priority, sample.deadline_s, sample.number, sample)
+def _entry(unit: UnitT) -> tuple[tuple[float, float], int, UnitT]:
+    return (unit.rank, unit.number, unit)
 
 
-class _Flow(Generic[SampleT]):
-    """One tenant that has samples waiting; it has exactly as many turns as samples."""
+class _Flow(Generic[UnitT]):
+    """One tenant. ``tag``: where its next unit starts, in joules over weight. ``listed_tag``: of its newest entry in
+    the heap, ``-inf`` without one. ``waiting_j``: charges that wait."""
 
-    __slots__ = ("samples", "tenant", "turns")
+    __slots__ = ("listed_tag", "number", "tag", "units", "waiting_j", "weight")
 
-    def __init__(self, tenant: str) -> None:
-        self.tenant = tenant
-        self.samples: OrderedQueue[tuple[int, float, int, SampleT]] = OrderedQueue()
-        #: (tag, turn number, this flow), ascending; the same tuples as in the queue's ``_turns``.
-        self.turns: deque[tuple[float, int, _Flow[SampleT]]] = deque()
+    def __init__(self, tag: float, number: int) -> None:
+        self.tag = tag
+        self.listed_tag = -math.inf
+        self.number = number
+        self.weight = 1.0
+        self.units: OrderedQueue[tuple[tuple[float, float], int, UnitT]] = OrderedQueue()
+        self.waiting_j = 0.0
 
 
-class FairQueue(Generic[SampleT]):
-    """Samples in fair order; every operation is O(log n)."""
+def _reach(flow: _Flow[UnitT]) -> float:
+    """Where the flow would stand if all that waits were taken."""
+    return flow.tag + flow.waiting_j / flow.weight
+
+
+class FairQueue(Generic[UnitT]):
+    """Units in fair order. Adding, removing and taking are O(log n); ``least_urgent`` looks at every tenant.
+
+    When nothing waits any more, all tags are forgotten: a tenant leaves no state behind for longer than others wait.
+    """
 
     def __init__(self) -> None:
-        #: All flows' turns in tag order, one per waiting sample.
-        self._turns: OrderedQueue[tuple[float, int, _Flow[SampleT]]] = OrderedQueue()
-        #: Tenants with something waiting, and no others: a tenant leaves no state behind.
-        self._flows: dict[str, _Flow[SampleT]] = {}
-        #: Tag of the turn served last, in seconds of service; never falls.
-        self._served_tag = 0.0
-        self._num_returned = 0
+        self._flows: dict[str, _Flow[UnitT]] = {}
+        #: (tag, flow number, flow) of those that wait; an entry whose tag is not its flow's, or whose flow has nothing
+        #: waiting, is stale.
+        self._heap: list[tuple[float, int, _Flow[UnitT]]] = []
+        self._virtual = 0.0
+        self._num_flows = 0
+        self._num_units = 0
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return self._num_units
 
-    def __iter__(self) -> Iterator[SampleT]:
+    def __iter__(self) -> Iterator[UnitT]:
         for flow in self._flows.values():
-            for entry in flow.samples:
-                yield entry[3]
+            for entry in flow.units:
+                yield entry[2]
 
-    def first(self) -> SampleT:
-        """The sample that ``take(1)`` would return. Raises IndexError when empty."""
-        return self._turns.first()[2].samples.first()[3]
+    def first(self) -> UnitT:
+        """The unit that ``take(1)`` would return. Raises IndexError when empty."""
+        return self._front().units.first()[2]
 
-    def next_tag(self, tenant: str, charge_s: float) -> float:
-        """Tag that a sample of ``tenant`` would get now."""
-        flow = self._flows.get(tenant)
-        # A flow's turns wait, so their tags are not below the one served last.
-        return (self._served_tag if flow is None else flow.turns[-1][0]) + charge_s
+    def add(self, unit: UnitT) -> None:
+        """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
+        flow = self._flow(unit.tenant)
+        flow.weight = unit.weight
+        if not flow.units:
+            flow.tag = max(flow.tag, self._virtual)
+            self._list(flow)
+        flow.units.add(_entry(unit))
+        flow.waiting_j += unit.joules
+        self._num_units += 1
 
-    def last_tag(self) -> float:
-        """Largest tag: the turn that waits longest. Raises IndexError when empty."""
-        return self._turns.last()[0]
+    def take(self, max_units: int, earliest_deadline_s: float = -math.inf) -> tuple[list[UnitT], list[UnitT]]:
+        """Remove the next ``max_units`` units that are not late, and the late ones that were met on the way.
 
-    def add(self, sample: SampleT, charge_s: float) -> None:
-        """Add a sample; ``charge_s`` is the predicted service it uses."""
-        tag = self.next_tag(sample.tenant, charge_s)
-        flow = self._flow(sample.tenant)
-        turn = (tag, sample.number, flow)
-        flow.samples.add(_entry(sample))
-        flow.turns.append(turn)
-        self._turns.add(turn)
-
-    def put_back(self, sample: SampleT) -> None:
-        """Return a sample that ``take`` gave; its tenant gets a turn before all that wait."""
-        flow = self._flow(sample.tenant)
-        self._num_returned += 1
-        turn = (self._served_tag, -self._num_returned, flow)
-        flow.samples.add(_entry(sample))
-        flow.turns.appendleft(turn)
-        self._turns.add(turn)
-
-    def take(self, max_samples: int, earliest_deadline_s: float = -math.inf) -> tuple[list[SampleT], list[SampleT]]:
-        """Remove the samples of the next ``max_samples`` turns: those on time, tenant by tenant, and those late.
-
-        Late means a deadline before ``earliest_deadline_s``. A late sample does not use up a turn: its tenant's next
-        one takes its place, so that a tenant with a long queue does not lose its share to what expired in it.
+        Late means a deadline before ``earliest_deadline_s``. Nobody is charged for what is late, so that a tenant with
+        a long queue does not lose its share to what expired in it.
         """
-        turns = self._turns.take(max_samples)
-        num_turns: dict[_Flow[SampleT], int] = {}
-        for _, _, flow in turns:
-            flow.turns.popleft()
-            num_turns[flow] = num_turns.get(flow, 0) + 1
-        samples: list[SampleT] = []
-        late: list[SampleT] = []
-        for flow, count in num_turns.items():
-            self._take_of(flow, count, earliest_deadline_s, samples, late)
-            if not flow.turns:
-                del self._flows[flow.tenant]
-        if turns:
-            self._served_tag = turns[-1][0]
-        return samples, late
+        units: list[UnitT] = []
+        late: list[UnitT] = []
+        heap = self._heap
+        while self._num_units and len(units) < max_units:
+            flow = self._front()
+            unit = flow.units.take_first()[2]
+            self._num_units -= 1
+            flow.waiting_j -= unit.joules
+            if unit.deadline_s < earliest_deadline_s:
+                late.append(unit)
+            else:
+                units.append(unit)
+                self._virtual = flow.tag
+                flow.tag += unit.joules / flow.weight
+            if flow.units:
+                flow.listed_tag = flow.tag
+                heapreplace(heap, (flow.tag, flow.number, flow))
+            else:
+                flow.listed_tag = -math.inf
+                heappop(heap)
+        if not self._num_units:
+            self._forget()
+        return units, late
 
-    def _take_of(
-        self, flow: _Flow[SampleT], count: int, earliest_deadline_s: float, samples: list[SampleT], late: list[SampleT]
-    ) -> None:
-        while count:
-            taken = [entry[3] for entry in flow.samples.take(count)]
-            missed = [sample for sample in taken if sample.deadline_s < earliest_deadline_s]
-            if not missed:
-                samples += taken
-                return
-            samples += [sample for sample in taken if sample.deadline_s >= earliest_deadline_s]
-            late += missed
-            count = min(len(missed), len(flow.turns))
-            for _ in range(count):
-                self._turns.remove(flow.turns.pop())
-
-    def remove(self, sample: SampleT) -> None:
-        """Remove one sample from anywhere; its tenant gives back its last turn.
+    def remove(self, unit: UnitT) -> None:
+        """Remove one unit from anywhere, without a charge.
 
         Raises:
-            KeyError: if the sample is not in the queue.
+            KeyError: if the unit is not in the queue.
         """
-        flow = self._flows[sample.tenant]
-        flow.samples.remove(_entry(sample))
-        self._turns.remove(flow.turns.pop())
-        if not flow.turns:
-            del self._flows[sample.tenant]
+        flow = self._flows[unit.tenant]
+        flow.units.remove(_entry(unit))
+        flow.waiting_j -= unit.joules
+        self._num_units -= 1
+        if not self._num_units:
+            self._forget()
 
-    def least_urgent(self) -> SampleT:
-        """The sample to give up when there is no room: the last one of the tenant that is furthest over its share."""
-        return self._turns.last()[2].samples.last()[3]
+    def promote(self, unit: UnitT) -> None:
+        """Put a unit first in its tenant, behind older ones that were promoted; between tenants nothing changes.
 
-    def _flow(self, tenant: str) -> _Flow[SampleT]:
+        Raises:
+            KeyError: if the unit is not in the queue.
+        """
+        units = self._flows[unit.tenant].units
+        units.remove(_entry(unit))
+        unit.rank = (-math.inf, unit.number)
+        units.add(_entry(unit))
+
+    def victim(self, newcomer: UnitT) -> UnitT | None:
+        """The unit to give up when there is no room: the last one of the tenant whose queue reaches furthest beyond its
+        share. None when that would be the newcomer's tenant: nobody is put out for one who has as much waiting."""
+        mine = self._flows.get(newcomer.tenant)
+        tag = self._virtual if mine is None else max(mine.tag, self._virtual)
+        reach = tag + (newcomer.joules + (0.0 if mine is None else mine.waiting_j)) / newcomer.weight
+        others = [flow for flow in self._flows.values() if flow.units and flow is not mine]
+        furthest = max(others, key=_reach, default=None)
+        return None if furthest is None or _reach(furthest) <= reach else furthest.units.last()[2]
+
+    def correct(self, tenant: str, joules: float, weight: float = 1.0) -> None:
+        """A unit that was taken cost so much more than its charge, or less."""
         flow = self._flows.get(tenant)
         if flow is None:
-            flow = self._flows[tenant] = _Flow(tenant)
+            return  # forgotten: nothing waited meanwhile
+        flow.tag += joules / weight
+        if flow.units:
+            flow.tag = max(flow.tag, self._virtual)
+            self._list(flow)
+
+    def _list(self, flow: _Flow[UnitT]) -> None:
+        if flow.listed_tag != flow.tag:
+            flow.listed_tag = flow.tag
+            heappush(self._heap, (flow.tag, flow.number, flow))
+
+    def _front(self) -> _Flow[UnitT]:
+        heap = self._heap
+        tag, _, flow = heap[0]
+        while flow.tag != tag or not flow.units:
+            if flow.listed_tag == tag:
+                flow.listed_tag = -math.inf
+            heappop(heap)
+            tag, _, flow = heap[0]
         return flow
+
+    def _flow(self, tenant: str) -> _Flow[UnitT]:
+        flow = self._flows.get(tenant)
+        if flow is None:
+            self._num_flows += 1
+            flow = self._flows[tenant] = _Flow(self._virtual, self._num_flows)
+        return flow
+
+    def _forget(self) -> None:
+        self._flows.clear()
+        self._heap.clear()
+        self._virtual = 0.0

@@ -1,23 +1,25 @@
-"""Events that go into a scheduler and decisions that come out of it.
+"""Events that go into a scheduler and decisions that come out of it: one vocabulary for every kind of work.
 
-All are frozen and keyword-only. Times are seconds on one monotonic clock that the caller owns. A sample is one image
-of one request; its life is
+A *unit* is one image of a request, one clip, one choice of a chat. A *slice* is the work after which the scheduler may
+decide anew: an exit stage, a denoising step, a decode, a whole generation. The life of a unit is
 
-    SampleArrived -> waiting(stage 0) -> running(stage 0) -> waiting(stage 1) -> ... -> one terminal decision
+    UnitArrived -> waiting -> running a slice -> waiting -> running a slice -> ... -> one terminal decision
 
-and the terminal decision is exactly one of ``Reply``, ``Reject``, ``Fail``, ``Release``, ever.
+and the terminal decision is exactly one of ``Finish``, ``Reject``, ``Fail``, ``Release`` and ``GiveBack``, ever. All
+are frozen and keyword-only. Times are seconds on one monotonic clock that the caller owns.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 
 class Priority(IntEnum):
-    """How urgent a sample is relative to others of the same deadline; larger is more urgent."""
+    """How urgent a unit is relative to others of its tenant; larger is more urgent."""
 
     LOW = 0
     NORMAL = 1
@@ -25,7 +27,7 @@ class Priority(IntEnum):
 
 
 class RejectReason(Enum):
-    """Why a sample was never answered; the value is the stable wire spelling."""
+    """Why a unit was never answered; the value is the stable wire spelling."""
 
     QUEUE_FULL = "queue_full"
     DEADLINE_PASSED = "deadline_passed"
@@ -37,63 +39,59 @@ class RejectReason(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleArrived:
-    """A new sample.
+class UnitArrived:
+    """A new unit. ``work`` says what is to be done, in the words of the policy that runs it (``schedulers.policies``).
 
-    ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. ``thresholds`` has one confidence per
-    exit: the sample leaves at exit k when its confidence there is >= ``thresholds[k]``; the last exit always answers,
-    whatever its threshold says. ``math.inf`` means "never leave here".
+    ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. Tenants share in proportion to
+    ``weight``. ``held_bytes``: the most that the unit holds while it is here.
 
     Raises:
-        ValueError: if ``deadline_s`` or a threshold is not a number, or there are no thresholds.
+        ValueError: ``deadline_s`` is not a number, ``weight`` not finite and positive, or ``held_bytes`` negative.
     """
 
-    sample_id: int
-    deadline_s: float
-    thresholds: tuple[float, ...]
+    unit_id: Hashable
+    work: Any
+    deadline_s: float = math.inf
     priority: Priority = Priority.NORMAL
     tenant: str = ""
+    weight: float = 1.0
+    held_bytes: int = 0
 
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
-            raise ValueError(f"deadline_s of sample {self.sample_id} is NaN; use math.inf for no deadline")
-        if not self.thresholds or any(map(math.isnan, self.thresholds)):
-            raise ValueError(f"thresholds of sample {self.sample_id} are {self.thresholds}; need one number per exit")
+            raise ValueError(f"deadline_s of unit {self.unit_id} is NaN; use math.inf for no deadline")
+        if not 0.0 < self.weight < math.inf or self.held_bytes < 0:
+            raise ValueError(f"unit {self.unit_id}: weight {self.weight} or held_bytes {self.held_bytes} out of range")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageResult:
-    """What the engine reports for one sample after a batch.
+class SliceResult:
+    """What a unit has come to; ``report`` is in the words of the policy; ``failed`` ones end in ``Fail``."""
 
-    ``confidence`` belongs to the exit of the last stage that ran. ``None`` means that this exit was not evaluated: the
-    sample goes on and cannot be answered from it (the last stage answers all the same). ``failed`` samples, and those
-    whose confidence is not finite, end in ``Fail``.
-    """
-
-    sample_id: int
-    confidence: float | None
+    unit_id: Hashable
+    report: Any = None
     failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFinished:
-    """A batch came back, with one result for each of its samples, in any order; ``elapsed_s`` is its measured time."""
+class SliceFinished:
+    """A slice came back, with one result for each of its units, in any order; ``elapsed_s`` is its measured time."""
 
-    batch_id: int
-    results: tuple[StageResult, ...]
+    slice_id: int
+    results: tuple[SliceResult, ...]
     elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleCancelled:
-    """The client went away. Ignored for a sample that already has its terminal decision."""
+class UnitCancelled:
+    """Nobody wants the unit any more. Ignored for a unit that already has its terminal decision."""
 
-    sample_id: int
+    unit_id: Hashable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Accept nothing more; finish what is here."""
+    """Accept nothing more; finish what is here, or give it back where another replica can go on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,77 +99,89 @@ class Tick:
     """Time passed; nothing else happened. Send one at ``next_wakeup_s()``."""
 
 
-Event: TypeAlias = SampleArrived | BatchFinished | SampleCancelled | Drain | Tick
+Event: TypeAlias = UnitArrived | SliceFinished | UnitCancelled | Drain | Tick
 
 # -- decisions -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunBatch:
-    """Run ``num_stages`` consecutive stages, the first being ``stage``, on these samples in one engine call.
+class RunSlice:
+    """Run ``num_stages`` consecutive stages, the first being ``stage``, on these units in one engine call.
 
-    All samples stand at ``stage``. The caller answers with one ``BatchFinished`` of the same ``batch_id``, always,
-    also when the engine fails (then every result is ``failed``).
+    All units stand at ``stage``; what a stage is, the policy says. The caller answers with one ``SliceFinished`` of the
+    same ``slice_id``, always, also when the engine fails (then every result is ``failed``).
     """
 
-    batch_id: int
+    slice_id: int
     stage: int
-    sample_ids: tuple[int, ...]
+    unit_ids: tuple[Any, ...]
     num_stages: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """Terminal: answer from the logits of exit ``exit_index``.
+class Preempted:
+    """Not terminal: the unit had run, and one of its tenant that is more urgent goes on in its place."""
 
-    ``degraded`` is True when the deadline, and not the sample's threshold, chose the exit.
-    """
+    unit_id: Any
 
-    sample_id: int
-    exit_index: int
-    degraded: bool
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Terminal: answer from what ``stage`` made. ``degraded``: the deadline, and not the unit, chose that stage."""
+
+    unit_id: Any
+    stage: int
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Terminal: no answer. ``retry_after_s`` is the predicted time until the same sample would find room, >= 0."""
+    """Terminal: no answer. ``retry_after_s`` is the predicted time until the same unit would find room, >= 0."""
 
-    sample_id: int
+    unit_id: Any
     reason: RejectReason
     retry_after_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fail:
-    """Terminal: the engine failed this sample (and only this one)."""
+    """Terminal: the engine failed this unit (and only this one)."""
 
-    sample_id: int
+    unit_id: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Terminal: cancelled. Sent once no batch uses the sample any more: its engine state may be freed."""
+    """Terminal: cancelled. Sent once no slice uses the unit any more: its engine state may be freed."""
 
-    sample_id: int
+    unit_id: Any
 
 
-Decision: TypeAlias = RunBatch | Reply | Reject | Fail | Release
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBack:
+    """Terminal here: this replica stops; snapshot the unit for another one."""
+
+    unit_id: Any
+
+
+Decision: TypeAlias = RunSlice | Preempted | Finish | Reject | Fail | Release | GiveBack
 
 
 class Scheduler(Protocol):
-    """What a driver and the simulator need from any policy."""
+    """What a driver and the simulator need; ``schedulers.kernel.Kernel`` is the one implementation."""
 
     def handle(self, now_s: float, *events: Event) -> list[Decision]:
         """Take events that happened up to ``now_s`` and say what to do, in order.
 
         Raises:
-            ValueError: the caller broke the contract (time ran backwards, an id twice, a batch that is not running).
+            ValueError: the caller broke the contract (time ran backwards, an id twice, a slice that is not running).
                 State is unchanged by the offending event.
+            TypeError: something that is no event.
         """
         ...
 
     def check_invariants(self) -> None:
-        """Raise AssertionError with the numbers if a sample was lost, doubled, or stands in two places."""
+        """Raise AssertionError with the numbers if a unit was lost, doubled, or stands in two places."""
         ...
 
     def queued_s(self, now_s: float) -> float:

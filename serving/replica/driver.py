@@ -1,6 +1,6 @@
 """The only async loop around a scheduler: feeds it what happened, carries out what it decides.
 
-    submit / cancel / batch done / timer  ->  Scheduler.handle(now, events)  ->  RunBatch, Reply, Reject, Fail, Release
+    submit / cancel / batch done / timer  ->  Scheduler.handle(now, events)  ->  RunSlice, Finish, Reject, Fail, Release
 
 The engine runs on one thread of its own, one batch at a time per executor; everything else happens on the event loop.
 """
@@ -18,23 +18,24 @@ from functools import partial
 import structlog
 
 from models.contract import Point
+from schedulers.policies.exits import ExitWork
 from schedulers.types import (
-    BatchFinished,
     Decision,
     Drain,
     Event,
     Fail,
+    Finish,
     Priority,
     Reject,
     RejectReason,
     Release,
-    Reply,
-    RunBatch,
-    SampleArrived,
-    SampleCancelled,
+    RunSlice,
     Scheduler,
-    StageResult,
+    SliceFinished,
+    SliceResult,
     Tick,
+    UnitArrived,
+    UnitCancelled,
 )
 from serving.domain import Pixels
 from serving.errors import (
@@ -103,7 +104,7 @@ class Driver:
     num_executors: int = 1
     _samples: dict[int, _Sample] = field(default_factory=dict, init=False)
     _next_id: int = field(default=0, init=False)
-    _arrivals: list[SampleArrived] = field(default_factory=list, init=False)
+    _arrivals: list[UnitArrived] = field(default_factory=list, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -175,21 +176,21 @@ class Driver:
         self.engine.admit(sample_id, inputs, settings)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._samples[sample_id] = _Sample(future, self.clock(), stay)
-        stay._take_out = partial(self._feed, SampleCancelled(sample_id=sample_id))
+        stay._take_out = partial(self._feed, UnitCancelled(unit_id=sample_id))
         self._arrive(
-            SampleArrived(
-                sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
+            UnitArrived(
+                unit_id=sample_id, work=ExitWork(thresholds), deadline_s=deadline_s, priority=priority, tenant=tenant
             )
         )
         try:
             return await future
         except asyncio.CancelledError:
-            self._feed(SampleCancelled(sample_id=sample_id))
+            self._feed(UnitCancelled(unit_id=sample_id))
             raise
 
     # -- feeding the scheduler -----------------------------------------------------------------------------------
 
-    def _arrive(self, arrival: SampleArrived) -> None:
+    def _arrive(self, arrival: UnitArrived) -> None:
         """Samples of one call come in one turn of the loop: the scheduler sees them all before it fills a batch."""
         self._arrivals.append(arrival)
         if len(self._arrivals) == 1:
@@ -216,66 +217,66 @@ class Driver:
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:
-            case RunBatch():
+            case RunSlice():
                 task = asyncio.get_running_loop().create_task(self._run(decision))
                 self._batches.add(task)
                 task.add_done_callback(self._batches.discard)
-            case Reply(sample_id=sample_id):
+            case Finish(unit_id=sample_id):
                 self._reply(sample_id, decision)
-            case Reject(sample_id=sample_id):
+            case Reject(unit_id=sample_id):
                 self._end(sample_id, rejection(decision))
-            case Fail(sample_id=sample_id):
+            case Fail(unit_id=sample_id):
                 self._end(sample_id, self._samples[sample_id].error or EngineFailed("the model failed on this image"))
-            case Release(sample_id=sample_id):
+            case Release(unit_id=sample_id):
                 self._end(sample_id, _left())
 
-    async def _run(self, batch: RunBatch) -> None:
-        size = len(batch.sample_ids)
+    async def _run(self, batch: RunSlice) -> None:
+        size = len(batch.unit_ids)
         predicted_s = self.predict(batch.stage, batch.num_stages, size)
-        started_s = self._running_since_s[batch.batch_id] = self.clock()
+        started_s = self._running_since_s[batch.slice_id] = self.clock()
         outcomes = await self._run_engine(batch)
-        del self._running_since_s[batch.batch_id]
+        del self._running_since_s[batch.slice_id]
         elapsed_s = self.clock() - started_s
         results = tuple(
             self._account(sample_id, outcome, elapsed_s, size)
-            for sample_id, outcome in zip(batch.sample_ids, outcomes, strict=True)
+            for sample_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
         )
-        self._feed(BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
+        self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
         self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, predicted_s))
 
-    async def _run_engine(self, batch: RunBatch) -> list[Outcome]:
+    async def _run_engine(self, batch: RunSlice) -> list[Outcome]:
         """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
-        arguments = (batch.stage, batch.num_stages, batch.sample_ids)
+        arguments = (batch.stage, batch.num_stages, batch.unit_ids)
         try:
             outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self.engine.run, *arguments)
-            if len(outcomes) != len(batch.sample_ids):
-                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.sample_ids)} samples")
+            if len(outcomes) != len(batch.unit_ids):
+                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.unit_ids)} samples")
             return outcomes
         except Exception:
-            _log.exception("engine raised", stage=batch.stage, batch_size=len(batch.sample_ids))
-            return [EngineFailed("the model failed on this batch; retry") for _ in batch.sample_ids]
+            _log.exception("engine raised", stage=batch.stage, batch_size=len(batch.unit_ids))
+            return [EngineFailed("the model failed on this batch; retry") for _ in batch.unit_ids]
 
-    def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> StageResult:
+    def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> SliceResult:
         sample = self._samples[sample_id]
         sample.stay.compute_s += elapsed_s / size
         sample.wall_compute_s += elapsed_s
         if isinstance(outcome, ServingError):
             sample.error = outcome
-            return StageResult(sample_id=sample_id, confidence=None, failed=True)
-        return StageResult(sample_id=sample_id, confidence=outcome.confidence)
+            return SliceResult(unit_id=sample_id, failed=True)
+        return SliceResult(unit_id=sample_id, report=outcome.confidence)
 
-    def _reply(self, sample_id: int, reply: Reply) -> None:
+    def _reply(self, sample_id: int, reply: Finish) -> None:
         try:
-            outputs = self.engine.result(sample_id, reply.exit_index)
+            outputs = self.engine.result(sample_id, reply.stage)
         except Exception:
             # The other decisions of this round must still be carried out.
-            _log.exception("engine has no result", exit_index=reply.exit_index)
+            _log.exception("engine has no result", exit_index=reply.stage)
             self._end(sample_id, EngineFailed("the model failed on this image; retry"))
             return
         sample = self._samples.pop(sample_id)
         answer = Answer(
             outputs=outputs,
-            exit_index=reply.exit_index,
+            exit_index=reply.stage,
             degraded=reply.degraded,
             queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),
             compute_s=sample.stay.compute_s,

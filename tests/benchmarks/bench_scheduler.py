@@ -26,11 +26,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
 from schedulers.cost import CostModel, TableCostModel
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from schedulers.simulator import Simulation, TraceSample, lognormal_noise, percentile, simulate
-from schedulers.types import BatchFinished, Decision, RunBatch, SampleArrived, Scheduler, StageResult
+from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
+from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit, lognormal_noise, percentile, simulate
+from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
+from schedulers.types import Decision, RunSlice, Scheduler, SliceFinished, SliceResult, UnitArrived
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -43,9 +43,9 @@ COST_SHAPES = {
 }
 EXIT_SHARES = (0.50, 0.25, 0.15, 0.10)
 POLICIES: dict[str, Callable[[CostModel], Scheduler]] = {
-    "full network, dynamic batches": lambda cost: FullNetworkDynamicBatching(cost, DynamicBatchingConfig()),
-    "early exit, no re-batching": lambda cost: EarlyExitNoRebatching(cost, DynamicBatchingConfig()),
-    "early exit, ours": lambda cost: EarlyExitScheduler(cost, EarlyExitConfig()),
+    "full network, dynamic batches": lambda cost: full_network(cost, DynamicBatchingConfig()),
+    "early exit, no re-batching": lambda cost: no_rebatching(cost, DynamicBatchingConfig()),
+    "early exit, ours": lambda cost: early_exits(cost, ExitConfig()),
 }
 
 
@@ -61,11 +61,11 @@ class Bench:
     """One scheduler held at ``num_waiting`` samples, and the (wall, CPU) microseconds of its calls."""
 
     def __init__(self, num_waiting: int, max_batch: int, seed: int) -> None:
-        config = EarlyExitConfig(max_batch=max_batch, max_waiting=num_waiting + 4 * max_batch, max_age_s=1e6)
+        config = ExitConfig(max_batch=max_batch, max_waiting=num_waiting + 4 * max_batch, max_age_s=1e6)
         self.rng = Random(seed)
-        self.scheduler = EarlyExitScheduler(cost_model("mixed"), config)
+        self.scheduler = early_exits(cost_model("mixed"), config)
         self.now_s, self.next_id, self.num_waiting = 0.0, 0, num_waiting
-        self.batch: RunBatch | None = None
+        self.batch: RunSlice | None = None
         self.arrival_us: list[tuple[float, float]] = []
         self.finished_us: list[tuple[float, float]] = []
         self.batch_sizes: list[int] = []
@@ -73,20 +73,20 @@ class Bench:
             self.arrive()
         self.arrival_us.clear()
 
-    def timed(self, times_us: list[tuple[float, float]], event: SampleArrived | BatchFinished) -> list[Decision]:
+    def timed(self, times_us: list[tuple[float, float]], event: UnitArrived | SliceFinished) -> list[Decision]:
         cpu_ns = time.thread_time_ns()
         wall_ns = time.perf_counter_ns()
         decisions = self.scheduler.handle(self.now_s, event)
         wall_ns = time.perf_counter_ns() - wall_ns
         times_us.append((wall_ns / 1e3, (time.thread_time_ns() - cpu_ns) / 1e3))
-        self.batch = next((d for d in decisions if isinstance(d, RunBatch)), self.batch)
+        self.batch = next((d for d in decisions if isinstance(d, RunSlice)), self.batch)
         return decisions
 
     def arrive(self) -> None:
-        event = SampleArrived(
-            sample_id=self.next_id,
+        event = UnitArrived(
+            unit_id=self.next_id,
             deadline_s=self.now_s + self.rng.uniform(1e3, 1e5),
-            thresholds=(0.5, 0.5, 0.5, 0.5),
+            work=ExitWork((0.5, 0.5, 0.5, 0.5)),
             tenant=f"tenant-{self.rng.randrange(8)}",
         )
         self.next_id += 1
@@ -95,13 +95,13 @@ class Bench:
     def finish(self) -> None:
         batch = self.batch
         assert batch is not None, "nothing runs"
-        results = tuple(StageResult(sample_id=s, confidence=self.rng.random()) for s in batch.sample_ids)
+        results = tuple(SliceResult(unit_id=s, report=self.rng.random()) for s in batch.unit_ids)
         self.now_s += 0.005
-        event = BatchFinished(batch_id=batch.batch_id, results=results, elapsed_s=0.005)
+        event = SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=0.005)
         self.batch = None
         self.timed(self.finished_us, event)
         assert self.batch is not None, "the queue ran dry"
-        self.batch_sizes.append(len(self.batch.sample_ids))
+        self.batch_sizes.append(len(self.batch.unit_ids))
 
     def turn(self) -> None:
         self.finish()
@@ -141,14 +141,14 @@ def summary(name: str, times_us: list[tuple[float, float]]) -> dict[str, float |
 # -- policy ----------------------------------------------------------------------------------------------------------
 
 
-def trace(rate_per_s: float, num_samples: int, deadline_s: float, seed: int) -> list[TraceSample]:
+def trace(rate_per_s: float, num_samples: int, deadline_s: float, seed: int) -> list[TraceUnit]:
     """Poisson arrivals whose samples leave at exits drawn from ``EXIT_SHARES``."""
     rng, now_s, samples = Random(seed), 0.0, []
     for _ in range(num_samples):
         now_s += rng.expovariate(rate_per_s)
         leaves_at = rng.choices(range(NUM_STAGES), EXIT_SHARES)[0]
         samples.append(
-            TraceSample(
+            exit_unit(
                 arrived_s=now_s,
                 deadline_s=now_s + deadline_s,
                 thresholds=(0.5,) * NUM_STAGES,
@@ -167,10 +167,10 @@ def capacity_per_s(cost: CostModel) -> float:
     return 1.0 / seconds
 
 
-def run_policy(name: str, shape: str, samples: list[TraceSample]) -> Simulation:
+def run_policy(name: str, shape: str, samples: list[TraceUnit]) -> Simulation:
     true_cost = cost_model(shape)
     return simulate(
-        POLICIES[name](cost_model(shape)), samples, true_cost.batch_s, noise=lognormal_noise(Random(1), 0.1)
+        POLICIES[name](cost_model(shape)), samples, ExitWorld(true_cost.batch_s), noise=lognormal_noise(Random(1), 0.1)
     )
 
 

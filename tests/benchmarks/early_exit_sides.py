@@ -18,9 +18,9 @@ from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.registry import find
 from models.training.classify.measure import stage_costs
 from models.training.dyn_perceiver.evaluation import held_out_sets
-from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
 from schedulers.cost import CostModel, TableCostModel
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
+from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
 from serving.operating_points import FILE_NAME
 from serving.replica.driver import Driver
@@ -94,7 +94,7 @@ def make_sides(work: Workload, max_batch: dict[str, int]) -> list[Side]:
         return DynamicBatchingConfig(max_batch=max_batch, max_waiting=MAX_WAITING)
 
     def ours(cost: CostModel, max_batch: int) -> Scheduler:
-        return EarlyExitScheduler(cost, EarlyExitConfig(max_batch=max_batch, max_waiting=MAX_WAITING))
+        return early_exits(cost, ExitConfig(max_batch=max_batch, max_waiting=MAX_WAITING))
 
     return [
         Side(
@@ -102,14 +102,14 @@ def make_sides(work: Workload, max_batch: dict[str, int]) -> list[Side]:
             title="full network, dynamic batches",
             point=work.full,
             max_batch=max_batch["full"],
-            make=lambda cost, size: FullNetworkDynamicBatching(cost, fifo(size)),
+            make=lambda cost, size: full_network(cost, fifo(size)),
         ),
         Side(
             name="no-rebatching",
             title="early exit, no re-batching",
             point=work.early,
             max_batch=max_batch["no-rebatching"],
-            make=lambda cost, size: EarlyExitNoRebatching(cost, fifo(size)),
+            make=lambda cost, size: no_rebatching(cost, fifo(size)),
         ),
         Side(name="ours", title="early exit, ours", point=work.early, max_batch=max_batch["ours"], make=ours),
     ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loadtest.arrivals import bounded, poisson
 from models.training.classify.pictures import Pictures, exit_outputs
-from schedulers.simulator import TraceSample, simulate
+from schedulers.lab.simulator import ExitWorld, exit_unit, simulate
 from tests.benchmarks.early_exit_load import GOOD_SHARE
 from tests.benchmarks.early_exit_sides import Side, Workload
 
@@ -46,7 +46,7 @@ def _good_share(
     pictures = np.random.default_rng(7).integers(len(at_exits), size=len(arrivals_s))
     rows = [tuple(row) for row in at_exits.tolist()]
     trace = [
-        TraceSample(
+        exit_unit(
             arrived_s=arrived_s,
             deadline_s=arrived_s + deadline_s,
             thresholds=side.point.thresholds,
@@ -57,4 +57,4 @@ def _good_share(
     if not trace:
         return 1.0
     policy = side.make(work.cost_model(), side.max_batch)
-    return simulate(policy, trace, work.cost_model().batch_s).report().good_share
+    return simulate(policy, trace, ExitWorld(work.cost_model().batch_s)).report().good_share

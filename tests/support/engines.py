@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from schedulers.cost import TableCostModel
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.kernel import Kernel
+from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
 from serving.domain import Pixels
 from serving.replica.driver import Driver
@@ -53,9 +54,9 @@ def cost_table(num_stages: int = 4, stage_s: float = 1e-4) -> TableCostModel:
     return TableCostModel((1, 32), [(stage_s, 2 * stage_s)] * num_stages)
 
 
-def early_exit_scheduler(num_stages: int = 4, **limits: Any) -> EarlyExitScheduler:
+def early_exit_scheduler(num_stages: int = 4, **limits: Any) -> Kernel:
     """The real policy on a made-up cost table."""
-    return EarlyExitScheduler(cost_table(num_stages), EarlyExitConfig(**limits))
+    return early_exits(cost_table(num_stages), ExitConfig(**limits))
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import torch
 
 from models.registry import families
 from schedulers.cost import TableCostModel
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
+from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import table_for
 from serving.replica.driver import Driver
@@ -34,9 +34,7 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     else:  # the second time round, when everything has been allocated and compiled
         measured = [warm_up(runner, batch, point).stage_s for batch in batches]
         cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
-    scheduler = EarlyExitScheduler(
-        cost, EarlyExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue)
-    )
+    scheduler = early_exits(cost, ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue))
 
     def predict(stage: int, num_stages: int, size: int) -> float:
         return sum(cost.batch_s(stage + step, size) for step in range(num_stages))

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from schedulers.cost import TableCostModel
+from schedulers.policies.exits import ExitWork
 from schedulers.types import (
-    BatchFinished,
     Decision,
     Event,
+    Finish,
     Priority,
     Reject,
-    Reply,
-    RunBatch,
-    SampleArrived,
+    RunSlice,
     Scheduler,
-    StageResult,
+    SliceFinished,
+    SliceResult,
+    UnitArrived,
 )
 
 
@@ -30,23 +31,21 @@ def arrived(
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5),
     priority: Priority = Priority.NORMAL,
     tenant: str = "",
-) -> SampleArrived:
-    return SampleArrived(
-        sample_id=sample_id, deadline_s=deadline_s, thresholds=thresholds, priority=priority, tenant=tenant
+) -> UnitArrived:
+    return UnitArrived(
+        unit_id=sample_id, deadline_s=deadline_s, work=ExitWork(thresholds), priority=priority, tenant=tenant
     )
 
 
 def finished(
-    batch: RunBatch, confidences: dict[int, float | None], elapsed_s: float = 0.01, failed: Iterable[int] = ()
-) -> BatchFinished:
+    batch: RunSlice, confidences: dict[int, float | None], elapsed_s: float = 0.01, failed: Iterable[int] = ()
+) -> SliceFinished:
     """``batch`` done; samples not named in ``confidences`` have confidence 0."""
     bad = set(failed)
-    return BatchFinished(
-        batch_id=batch.batch_id,
+    return SliceFinished(
+        slice_id=batch.slice_id,
         elapsed_s=elapsed_s,
-        results=tuple(
-            StageResult(sample_id=s, confidence=confidences.get(s, 0.0), failed=s in bad) for s in batch.sample_ids
-        ),
+        results=tuple(SliceResult(unit_id=s, report=confidences.get(s, 0.0), failed=s in bad) for s in batch.unit_ids),
     )
 
 
@@ -56,9 +55,9 @@ class Caller:
     def __init__(self, scheduler: Scheduler, max_batch: int, num_executors: int = 1) -> None:
         self.scheduler, self.max_batch, self.num_executors = scheduler, max_batch, num_executors
         self.now_s = 0.0
-        self.running: dict[int, RunBatch] = {}
+        self.running: dict[int, RunSlice] = {}
         self.ends: dict[int, Decision] = {}
-        self.arrivals: dict[int, SampleArrived] = {}
+        self.arrivals: dict[int, UnitArrived] = {}
         #: Sample -> next stage that it may run.
         self.next_stage: dict[int, int] = {}
         #: Sample -> exit -> confidence that the engine reported.
@@ -76,46 +75,46 @@ class Caller:
         return decisions
 
     def _note(self, event: Event) -> None:
-        if isinstance(event, SampleArrived):
-            self.arrivals[event.sample_id] = event
-            self.next_stage[event.sample_id] = 0
-            self.confidences[event.sample_id] = {}
-        if isinstance(event, BatchFinished):
-            batch = self.running.pop(event.batch_id)
+        if isinstance(event, UnitArrived):
+            self.arrivals[event.unit_id] = event
+            self.next_stage[event.unit_id] = 0
+            self.confidences[event.unit_id] = {}
+        if isinstance(event, SliceFinished):
+            batch = self.running.pop(event.slice_id)
             last = batch.stage + batch.num_stages - 1
             for result in event.results:
-                self.next_stage[result.sample_id] = last + 1
-                self.confidences[result.sample_id][last] = result.confidence
+                self.next_stage[result.unit_id] = last + 1
+                self.confidences[result.unit_id][last] = result.report
 
     def _check(self, decision: Decision) -> None:
-        if isinstance(decision, RunBatch):
+        if isinstance(decision, RunSlice):
             self._check_batch(decision)
             return
-        assert decision.sample_id not in self.ends, "second terminal decision"
-        assert all(decision.sample_id not in batch.sample_ids for batch in self.running.values()), "ended while running"
-        self.ends[decision.sample_id] = decision
-        if isinstance(decision, Reply):
+        assert decision.unit_id not in self.ends, "second terminal decision"
+        assert all(decision.unit_id not in batch.unit_ids for batch in self.running.values()), "ended while running"
+        self.ends[decision.unit_id] = decision
+        if isinstance(decision, Finish):
             self._check_reply(decision)
         if isinstance(decision, Reject):
             assert 0.0 <= decision.retry_after_s < float("inf")
 
-    def _check_batch(self, batch: RunBatch) -> None:
-        assert 0 < len(batch.sample_ids) <= self.max_batch, "batch limit"
-        assert len(set(batch.sample_ids)) == len(batch.sample_ids), "duplicate in a batch"
+    def _check_batch(self, batch: RunSlice) -> None:
+        assert 0 < len(batch.unit_ids) <= self.max_batch, "batch limit"
+        assert len(set(batch.unit_ids)) == len(batch.unit_ids), "duplicate in a batch"
         for other in self.running.values():
-            assert not set(other.sample_ids) & set(batch.sample_ids), "sample in two batches"
-        for sample_id in batch.sample_ids:
+            assert not set(other.unit_ids) & set(batch.unit_ids), "sample in two batches"
+        for sample_id in batch.unit_ids:
             assert sample_id not in self.ends, "ran after its end"
             assert self.next_stage[sample_id] == batch.stage, "batch mixes stages, or skips or repeats one"
-        self.running[batch.batch_id] = batch
+        self.running[batch.slice_id] = batch
 
-    def _check_reply(self, reply: Reply) -> None:
-        confidences = self.confidences[reply.sample_id]
-        thresholds = self.arrivals[reply.sample_id].thresholds
-        confidence = confidences[reply.exit_index]
-        is_last = reply.exit_index == len(thresholds) - 1
-        earned = is_last or (confidence is not None and confidence >= thresholds[reply.exit_index])
+    def _check_reply(self, reply: Finish) -> None:
+        confidences = self.confidences[reply.unit_id]
+        thresholds = self.arrivals[reply.unit_id].work.thresholds
+        confidence = confidences[reply.stage]
+        is_last = reply.stage == len(thresholds) - 1
+        earned = is_last or (confidence is not None and confidence >= thresholds[reply.stage])
         assert reply.degraded != earned, "degraded means exactly: the threshold did not choose this exit"
-        for exit_index in range(reply.exit_index):
+        for exit_index in range(reply.stage):
             earlier = confidences.get(exit_index)
             assert earlier is None or earlier < thresholds[exit_index], "ran on after its threshold was met"

@@ -13,8 +13,8 @@ from random import Random
 import pytest
 
 from schedulers.cost import TableCostModel
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from schedulers.simulator import TraceSample, simulate
+from schedulers.lab.simulator import ExitWorld, exit_unit, simulate
+from schedulers.policies.exits import ExitConfig, early_exits
 
 NUM_STAGES = 3
 GONE = NUM_STAGES
@@ -66,7 +66,7 @@ def ours(shape: str, trace: tuple[tuple[int, int, int], ...], max_batch: int) ->
     sizes = tuple(range(1, max_batch + 1))
     table = [[batch_ms(shape, stage, n) / 1e3 for n in sizes] for stage in range(NUM_STAGES)]
     samples = [
-        TraceSample(
+        exit_unit(
             arrived_s=at / 1e3,
             deadline_s=deadline / 1e3 + 1e-9,  # a sum of milliseconds in floating point may end a hair later
             thresholds=(0.5,) * NUM_STAGES,
@@ -74,8 +74,8 @@ def ours(shape: str, trace: tuple[tuple[int, int, int], ...], max_batch: int) ->
         )
         for at, deadline, leaves_at in trace
     ]
-    scheduler = EarlyExitScheduler(TableCostModel(sizes, table), EarlyExitConfig(max_batch=max_batch))
-    result = simulate(scheduler, samples, TableCostModel(sizes, table).batch_s, check_each_step=True)
+    scheduler = early_exits(TableCostModel(sizes, table), ExitConfig(max_batch=max_batch))
+    result = simulate(scheduler, samples, ExitWorld(TableCostModel(sizes, table).batch_s), check_each_step=True)
     return sum(record.is_good for record in result.records)
 
 

@@ -7,30 +7,30 @@ from random import Random
 
 import pytest
 
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from schedulers.simulator import TraceSample, lognormal_noise, simulate
-from schedulers.types import Priority, Reject, Release, Reply, RunBatch, SampleCancelled, Tick
+from schedulers.lab.simulator import ExitWorld, TraceUnit, exit_unit, lognormal_noise, simulate
+from schedulers.policies.exits import ExitConfig, early_exits
+from schedulers.types import Finish, Priority, Reject, Release, RunSlice, Tick, UnitCancelled
 from tests.unit.schedulers.build import Caller, arrived, finished, linear_cost
 
 NEVER = (math.inf, math.inf, math.inf)
 
 
 def caller_of(max_batch: int = 4, fixed_s: float = 0.010, each_s: float = 0.001, **config: object) -> Caller:
-    scheduler = EarlyExitScheduler(
+    scheduler = early_exits(
         linear_cost(fixed_s=fixed_s, each_s=each_s),
-        EarlyExitConfig(max_batch=max_batch, **config),  # type: ignore[arg-type]
+        ExitConfig(max_batch=max_batch, **config),  # type: ignore[arg-type]
     )
     return Caller(scheduler, max_batch)
 
 
-def only_batch(decisions: list) -> RunBatch:
-    (batch,) = [d for d in decisions if isinstance(d, RunBatch)]
+def only_batch(decisions: list) -> RunSlice:
+    (batch,) = [d for d in decisions if isinstance(d, RunSlice)]
     return batch
 
 
 def test_arrival_on_an_idle_engine_runs_at_once() -> None:
     caller = caller_of()
-    assert caller.send(arrived(5), now_s=1.0) == [RunBatch(batch_id=0, stage=0, sample_ids=(5,))]
+    assert caller.send(arrived(5), now_s=1.0) == [RunSlice(slice_id=0, stage=0, unit_ids=(5,))]
 
 
 def test_survivors_of_different_arrivals_share_a_batch() -> None:
@@ -38,11 +38,11 @@ def test_survivors_of_different_arrivals_share_a_batch() -> None:
     first = only_batch(caller.send(arrived(0), now_s=0.0))
     caller.send(arrived(1), arrived(2), arrived(3), arrived(4))
     second = only_batch(caller.send(finished(first, {0: 0.1}), now_s=0.01))
-    assert second.sample_ids == (1, 2, 3, 4)  # a full batch of new ones beats one lonely survivor
+    assert second.unit_ids == (1, 2, 3, 4)  # a full batch of new ones beats one lonely survivor
     third = only_batch(caller.send(finished(second, {}), now_s=0.02))
     assert third.stage == 1
-    assert 0 in third.sample_ids
-    assert len(third.sample_ids) == 4
+    assert 0 in third.unit_ids
+    assert len(third.unit_ids) == 4
 
 
 def test_light_load_is_served_deepest_first_when_that_answers_sooner() -> None:
@@ -55,7 +55,7 @@ def test_light_load_is_served_deepest_first_when_that_answers_sooner() -> None:
 def test_sample_leaves_at_the_exit_whose_threshold_it_meets() -> None:
     caller = caller_of()
     batch = only_batch(caller.send(arrived(0, thresholds=(0.5, 0.5, 0.5)), now_s=0.0))
-    assert Reply(sample_id=0, exit_index=0, degraded=False) in caller.send(finished(batch, {0: 0.5}))
+    assert Finish(unit_id=0, stage=0, degraded=False) in caller.send(finished(batch, {0: 0.5}))
 
 
 @pytest.mark.parametrize("last", [math.inf, 1e8, 0.5])
@@ -64,14 +64,14 @@ def test_threshold_never_runs_the_whole_network_and_the_last_exit_always_answers
     batch = only_batch(caller.send(arrived(0, thresholds=(math.inf, math.inf, last)), now_s=0.0))
     for _ in range(2):
         batch = only_batch(caller.send(finished(batch, {0: 0.4})))
-    assert caller.send(finished(batch, {0: 0.4})) == [Reply(sample_id=0, exit_index=2, degraded=False)]
+    assert caller.send(finished(batch, {0: 0.4})) == [Finish(unit_id=0, stage=2, degraded=False)]
 
 
 def test_sample_that_cannot_go_on_in_time_is_answered_from_the_exit_it_passed() -> None:
     caller = caller_of()  # a stage alone takes 11 ms
     batch = only_batch(caller.send(arrived(0, deadline_s=0.020, thresholds=NEVER), now_s=0.0))
     decisions = caller.send(finished(batch, {0: 0.1}), now_s=0.011)
-    assert decisions == [Reply(sample_id=0, exit_index=0, degraded=True)]
+    assert decisions == [Finish(unit_id=0, stage=0, degraded=True)]
 
 
 def test_waiting_survivor_is_answered_before_its_deadline_passes() -> None:
@@ -79,11 +79,11 @@ def test_waiting_survivor_is_answered_before_its_deadline_passes() -> None:
     batch = only_batch(caller.send(arrived(0, deadline_s=0.035, thresholds=NEVER), now_s=0.0))
     caller.send(arrived(1), arrived(2))
     busy = only_batch(caller.send(finished(batch, {0: 0.1}), now_s=0.011))
-    if 0 not in busy.sample_ids:
+    if 0 not in busy.unit_ids:
         wakeup_s = caller.scheduler.next_wakeup_s()
         assert wakeup_s == pytest.approx(0.035 - 0.011, rel=0.2)
         caller.send(Tick(), now_s=wakeup_s)
-        assert caller.ends[0] == Reply(sample_id=0, exit_index=0, degraded=True)
+        assert caller.ends[0] == Finish(unit_id=0, stage=0, degraded=True)
     else:
         assert busy.stage == 1
 
@@ -101,7 +101,7 @@ def test_degraded_answer_comes_from_the_deepest_exit_that_was_evaluated() -> Non
     batch = only_batch(caller.send(arrived(0, deadline_s=0.030), now_s=0.0))
     batch = only_batch(caller.send(finished(batch, {0: 0.1}), now_s=0.011))
     (end,) = caller.send(finished(batch, {0: None}), now_s=0.022)
-    assert end == Reply(sample_id=0, exit_index=0, degraded=True)
+    assert end == Finish(unit_id=0, stage=0, degraded=True)
 
 
 def test_deadline_that_no_batch_can_meet_is_rejected_on_arrival() -> None:
@@ -116,14 +116,14 @@ def test_batch_is_split_when_that_meets_every_deadline() -> None:
     blocker = only_batch(caller.send(arrived(99), now_s=0.0))
     caller.send(arrived(0, deadline_s=0.045), *(arrived(i, deadline_s=1.0) for i in range(1, 8)))
     batch = only_batch(caller.send(finished(blocker, {99: 0.9}, elapsed_s=0.020), now_s=0.020))
-    assert batch.sample_ids == (0,)
+    assert batch.unit_ids == (0,)
     assert not any(isinstance(end, Reject) for end in caller.ends.values())
 
 
 def test_cancelled_while_waiting_is_released_at_once() -> None:
     caller = caller_of(max_batch=1)
     caller.send(arrived(0), arrived(1), now_s=0.0)
-    assert caller.send(SampleCancelled(sample_id=1)) == [Release(sample_id=1)]
+    assert caller.send(UnitCancelled(unit_id=1)) == [Release(unit_id=1)]
 
 
 def test_higher_priority_of_the_same_tenant_goes_first() -> None:
@@ -133,7 +133,7 @@ def test_higher_priority_of_the_same_tenant_goes_first() -> None:
     order = []
     for _ in range(3):
         first = only_batch(caller.send(finished(first, {0: 0.9, 1: 0.9, 2: 0.9, 3: 0.9})))
-        order += first.sample_ids
+        order += first.unit_ids
     assert order == [3, 2, 1]
 
 
@@ -144,8 +144,8 @@ def test_higher_priority_is_worth_nothing_against_another_tenant() -> None:
     caller.send(*urgent, *(arrived(i, tenant="patient", priority=Priority.LOW) for i in range(5, 9)))
     order = []
     for _ in range(8):
-        first = only_batch(caller.send(finished(first, dict.fromkeys(first.sample_ids, 0.9))))
-        order += first.sample_ids
+        first = only_batch(caller.send(finished(first, dict.fromkeys(first.unit_ids, 0.9))))
+        order += first.unit_ids
     assert sum(number >= 5 for number in order[:4]) == 2
 
 
@@ -155,13 +155,13 @@ def test_full_queue_gives_up_a_sample_of_the_flooding_tenant_for_a_quiet_one() -
     caller.send(*(arrived(i, tenant="flood") for i in range(1, 5)))
     (end,) = caller.send(arrived(10, tenant="quiet"))
     assert isinstance(end, Reject)
-    assert end.sample_id == 4
+    assert end.unit_id == 4
     assert end.reason.value == "queue_full"
     (end,) = caller.send(arrived(5, tenant="flood"))
-    assert end.sample_id == 5
+    assert end.unit_id == 5
 
 
-def flood_trace(flood_per_s: float, quiet_per_s: float, seconds: float, deadline_s: float) -> list[TraceSample]:
+def flood_trace(flood_per_s: float, quiet_per_s: float, seconds: float, deadline_s: float) -> list[TraceUnit]:
     rng = Random(3)
     samples = []
     for tenant, rate in (("flood", flood_per_s), ("quiet", quiet_per_s)):
@@ -169,7 +169,7 @@ def flood_trace(flood_per_s: float, quiet_per_s: float, seconds: float, deadline
         while (now_s := now_s + rng.expovariate(rate)) < seconds:
             leaves_at = rng.choice((0, 0, 1, 2))
             samples.append(
-                TraceSample(
+                exit_unit(
                     arrived_s=now_s,
                     deadline_s=now_s + deadline_s,
                     thresholds=(0.5, 0.5, 0.5),
@@ -180,10 +180,10 @@ def flood_trace(flood_per_s: float, quiet_per_s: float, seconds: float, deadline
     return sorted(samples, key=lambda s: s.arrived_s)
 
 
-def good_share(trace: list[TraceSample], tenant: str) -> float:
+def good_share(trace: list[TraceUnit], tenant: str) -> float:
     cost = linear_cost(fixed_s=0.004, each_s=0.001)
-    scheduler = EarlyExitScheduler(linear_cost(fixed_s=0.004, each_s=0.001), EarlyExitConfig(max_batch=8))
-    records = simulate(scheduler, trace, cost.batch_s, noise=lognormal_noise(Random(0), 0.1)).records
+    scheduler = early_exits(linear_cost(fixed_s=0.004, each_s=0.001), ExitConfig(max_batch=8))
+    records = simulate(scheduler, trace, ExitWorld(cost.batch_s), noise=lognormal_noise(Random(0), 0.1)).records
     mine = [record.is_good for record in records if record.tenant == tenant]
     return sum(mine) / len(mine)
 
@@ -216,7 +216,7 @@ def test_no_new_sample_starves_under_endless_more_urgent_work() -> None:
             caller.send(arrived(len(caller.arrivals), deadline_s=caller.now_s + 0.2, priority=Priority.HIGH))
         finish(caller, batch_s, doubtful={1})
         assert caller.now_s <= bound_s
-    assert caller.ends[1] == Reply(sample_id=1, exit_index=2, degraded=False)
+    assert caller.ends[1] == Finish(unit_id=1, stage=2, degraded=False)
     assert caller.now_s > max_age_s  # so it was the aging rule that let it through
 
 
@@ -230,14 +230,14 @@ def test_no_survivor_starves_under_endless_full_batches_of_new_work() -> None:
             caller.send(arrived(len(caller.arrivals)))
         finish(caller, batch_s, doubtful={0})
         assert caller.now_s <= 3 * (max_age_s + (12 + 2) * batch_s)
-    assert caller.ends[0] == Reply(sample_id=0, exit_index=2, degraded=False)
+    assert caller.ends[0] == Finish(unit_id=0, stage=2, degraded=False)
     assert caller.now_s > 2 * max_age_s  # it waited that long at both later stages
 
 
 def finish(caller: Caller, batch_s: float, doubtful: set[int]) -> None:
     """The running batch ends after ``batch_s``; all but ``doubtful`` are sure at once."""
     (batch,) = caller.running.values()
-    confident = {s: 0.9 for s in batch.sample_ids if s not in doubtful}
+    confident = {s: 0.9 for s in batch.unit_ids if s not in doubtful}
     caller.send(finished(batch, confident, elapsed_s=batch_s), now_s=caller.now_s + batch_s)
 
 
@@ -247,8 +247,8 @@ def test_overdue_sample_runs_even_when_its_batch_has_to_be_split() -> None:
     caller.send(arrived(0))  # no deadline: sorts behind everything
     caller.send(*(arrived(i, deadline_s=0.065) for i in range(1, 6)), now_s=0.015)
     batch = only_batch(caller.send(finished(blocker, {99: 0.9}, elapsed_s=0.020), now_s=0.020))
-    assert 0 in batch.sample_ids
-    assert len(batch.sample_ids) < 6
+    assert 0 in batch.unit_ids
+    assert len(batch.unit_ids) < 6
 
 
 def test_queued_s_grows_with_work_and_falls_while_a_batch_runs() -> None:
@@ -274,7 +274,7 @@ def test_timers_of_gone_samples_do_not_pile_up() -> None:
         caller.send(arrived(i, deadline_s=1e6 + i))
         while caller.running:
             (batch,) = caller.running.values()
-            caller.send(finished(batch, dict.fromkeys(batch.sample_ids, 0.9)))
+            caller.send(finished(batch, dict.fromkeys(batch.unit_ids, 0.9)))
     assert len(caller.scheduler._timers) <= 4096 + 2 * 8  # type: ignore[attr-defined]
 
 
@@ -292,4 +292,4 @@ def test_timers_of_gone_samples_do_not_pile_up() -> None:
 )
 def test_impossible_config_is_refused_by_name(config: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):
-        EarlyExitConfig(**config)
+        ExitConfig(**config)

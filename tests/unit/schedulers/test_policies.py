@@ -10,32 +10,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from schedulers.machine import Machine
-from schedulers.types import BatchFinished, Decision, Drain, Fail, Priority, Reject, Release, SampleCancelled, Tick
+from schedulers.kernel import Kernel
+from schedulers.lab import baselines
+from schedulers.lab.baselines import DynamicBatchingConfig
+from schedulers.policies.exits import ExitConfig, early_exits
+from schedulers.types import Decision, Drain, Fail, Priority, Reject, Release, SliceFinished, Tick, UnitCancelled
 from tests.unit.schedulers.build import Caller, arrived, finished, linear_cost
 
 MAX_BATCH, MAX_WAITING = 4, 12
 
 
-def ours(num_executors: int = 1) -> Machine:
-    config = EarlyExitConfig(max_batch=MAX_BATCH, max_waiting=MAX_WAITING, max_age_s=0.2, num_executors=num_executors)
-    return EarlyExitScheduler(linear_cost(), config)
+def ours(num_executors: int = 1) -> Kernel:
+    config = ExitConfig(max_batch=MAX_BATCH, max_waiting=MAX_WAITING, max_age_s=0.2, num_executors=num_executors)
+    return early_exits(linear_cost(), config)
 
 
-def full_network(num_executors: int = 1) -> Machine:
+def full_network(num_executors: int = 1) -> Kernel:
     config = DynamicBatchingConfig(
         max_batch=MAX_BATCH, max_waiting=MAX_WAITING, max_delay_s=0.005, num_executors=num_executors
     )
-    return FullNetworkDynamicBatching(linear_cost(), config)
+    return baselines.full_network(linear_cost(), config)
 
 
-def no_rebatching(num_executors: int = 1) -> Machine:
+def no_rebatching(num_executors: int = 1) -> Kernel:
     config = DynamicBatchingConfig(
         max_batch=MAX_BATCH, max_waiting=MAX_WAITING, max_delay_s=0.005, num_executors=num_executors
     )
-    return EarlyExitNoRebatching(linear_cost(), config)
+    return baselines.no_rebatching(linear_cost(), config)
 
 
 POLICIES = [ours, full_network, no_rebatching]
@@ -62,8 +63,8 @@ def finish_one(caller: Caller, seed: int) -> None:
         return
     batch = caller.running[rng.choice(sorted(caller.running))]
     values = [0.1, 0.5, 0.9, None, math.nan, math.inf]
-    confidences = {s: rng.choices(values, [3, 3, 3, 1, 0.3, 0.3])[0] for s in batch.sample_ids}
-    failed = [s for s in batch.sample_ids if rng.random() < 0.1]
+    confidences = {s: rng.choices(values, [3, 3, 3, 1, 0.3, 0.3])[0] for s in batch.unit_ids}
+    failed = [s for s in batch.unit_ids if rng.random() < 0.1]
     caller.send(finished(batch, confidences, elapsed_s=rng.choice([0.0, 0.01, 0.2]), failed=failed))
 
 
@@ -75,7 +76,7 @@ def play(caller: Caller, steps: list[tuple]) -> None:
         elif kind == "finish":
             finish_one(caller, rest[0])
         elif kind == "cancel":
-            caller.send(SampleCancelled(sample_id=rest[0]))
+            caller.send(UnitCancelled(unit_id=rest[0]))
         else:
             wakeup_s = caller.scheduler.next_wakeup_s()
             later_s = caller.now_s + rest[0]
@@ -97,7 +98,7 @@ def finish_all(caller: Caller) -> None:
 @settings(max_examples=150)
 @given(steps=STEPS, num_executors=st.integers(1, 2), drains=st.booleans())
 def test_every_sample_ends_exactly_once(
-    make: Callable[[int], Machine], steps: list[tuple], num_executors: int, drains: bool
+    make: Callable[[int], Kernel], steps: list[tuple], num_executors: int, drains: bool
 ) -> None:
     scheduler = make(num_executors)
     caller = Caller(scheduler, MAX_BATCH, num_executors)
@@ -117,7 +118,7 @@ def test_every_sample_ends_exactly_once(
 @every_policy
 @settings(max_examples=40)
 @given(steps=STEPS)
-def test_the_same_events_give_the_same_decisions(make: Callable[[int], Machine], steps: list[tuple]) -> None:
+def test_the_same_events_give_the_same_decisions(make: Callable[[int], Kernel], steps: list[tuple]) -> None:
     def replay() -> list[Decision]:
         scheduler = make(1)
         decisions: list[Decision] = []
@@ -132,7 +133,7 @@ def test_the_same_events_give_the_same_decisions(make: Callable[[int], Machine],
 
 
 @every_policy
-def test_arrival_while_draining_is_rejected_and_the_rest_finishes(make: Callable[[int], Machine]) -> None:
+def test_arrival_while_draining_is_rejected_and_the_rest_finishes(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     caller.send(arrived(0), now_s=0.0)
     caller.send(Drain(), arrived(1))
@@ -143,7 +144,7 @@ def test_arrival_while_draining_is_rejected_and_the_rest_finishes(make: Callable
 
 
 @every_policy
-def test_deadline_passed_on_arrival_is_rejected_not_run(make: Callable[[int], Machine]) -> None:
+def test_deadline_passed_on_arrival_is_rejected_not_run(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     (end,) = caller.send(arrived(0, deadline_s=1.0), now_s=1.0)
     assert isinstance(end, Reject)
@@ -151,7 +152,7 @@ def test_deadline_passed_on_arrival_is_rejected_not_run(make: Callable[[int], Ma
 
 
 @every_policy
-def test_deadline_that_passes_while_waiting_is_rejected_not_run(make: Callable[[int], Machine]) -> None:
+def test_deadline_that_passes_while_waiting_is_rejected_not_run(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     caller.send(*(arrived(i) for i in range(MAX_BATCH)), now_s=0.0)  # fills the executor
     caller.send(arrived(9, deadline_s=0.5))
@@ -164,30 +165,30 @@ def test_deadline_that_passes_while_waiting_is_rejected_not_run(make: Callable[[
 
 
 @every_policy
-def test_failed_sample_fails_alone(make: Callable[[int], Machine]) -> None:
+def test_failed_sample_fails_alone(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     caller.send(*(arrived(i) for i in range(3)), now_s=0.0)
     caller.send(Tick(), now_s=0.01)
     (batch,) = caller.running.values()
     caller.send(finished(batch, dict.fromkeys(range(3), 0.9), failed=[1]))
     assert isinstance(caller.ends[1], Fail)
-    assert [type(caller.ends[i]).__name__ for i in (0, 2)] == ["Reply", "Reply"]
+    assert [type(caller.ends[i]).__name__ for i in (0, 2)] == ["Finish", "Finish"]
 
 
 @every_policy
-def test_cancelled_while_running_is_released_when_its_batch_ends(make: Callable[[int], Machine]) -> None:
+def test_cancelled_while_running_is_released_when_its_batch_ends(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     caller.send(arrived(0), now_s=0.0)
     caller.send(Tick(), now_s=0.01)
     (batch,) = caller.running.values()
-    assert caller.send(SampleCancelled(sample_id=0)) == []
-    assert caller.send(finished(batch, {0: 0.9})) == [Release(sample_id=0)]
-    assert caller.send(SampleCancelled(sample_id=0)) == []
+    assert caller.send(UnitCancelled(unit_id=0)) == []
+    assert caller.send(finished(batch, {0: 0.9})) == [Release(unit_id=0)]
+    assert caller.send(UnitCancelled(unit_id=0)) == []
 
 
 @every_policy
 @pytest.mark.parametrize("now_s", [0.5, math.nan, math.inf])
-def test_time_that_runs_backwards_or_is_no_number_is_refused(make: Callable[[int], Machine], now_s: float) -> None:
+def test_time_that_runs_backwards_or_is_no_number_is_refused(make: Callable[[int], Kernel], now_s: float) -> None:
     scheduler = make(1)
     scheduler.handle(1.0, Tick())
     with pytest.raises(ValueError, match="now_s"):
@@ -195,16 +196,16 @@ def test_time_that_runs_backwards_or_is_no_number_is_refused(make: Callable[[int
 
 
 @every_policy
-def test_broken_contract_changes_nothing_and_loses_no_decision(make: Callable[[int], Machine]) -> None:
+def test_broken_contract_changes_nothing_and_loses_no_decision(make: Callable[[int], Kernel]) -> None:
     scheduler = make(1)
     with pytest.raises(ValueError, match="arrived twice"):
         scheduler.handle(0.0, arrived(0, deadline_s=-1.0), arrived(1), arrived(1))
     decisions = scheduler.handle(0.01, Tick())
-    assert [d.sample_id for d in decisions if isinstance(d, Reject)] == [0]
+    assert [d.unit_id for d in decisions if isinstance(d, Reject)] == [0]
     with pytest.raises(ValueError, match="not running"):
-        scheduler.handle(0.01, BatchFinished(batch_id=77, results=(), elapsed_s=0.0))
+        scheduler.handle(0.01, SliceFinished(slice_id=77, results=(), elapsed_s=0.0))
     with pytest.raises(ValueError, match="got other ones"):
-        scheduler.handle(0.01, BatchFinished(batch_id=0, results=(), elapsed_s=0.0))
+        scheduler.handle(0.01, SliceFinished(slice_id=0, results=(), elapsed_s=0.0))
     with pytest.raises(ValueError, match="thresholds"):
         scheduler.handle(0.01, arrived(5, thresholds=(0.5,)))
     scheduler.check_invariants()
@@ -212,18 +213,27 @@ def test_broken_contract_changes_nothing_and_loses_no_decision(make: Callable[[i
 
 
 @every_policy
-def test_lost_sample_is_reported_with_the_numbers(make: Callable[[int], Machine]) -> None:
+def test_what_is_no_event_is_refused_and_what_came_before_it_counts(make: Callable[[int], Kernel]) -> None:
+    scheduler = make(1)
+    with pytest.raises(TypeError, match="no event"):
+        scheduler.handle(0.0, arrived(0), "arrived")  # type: ignore[arg-type]
+    assert scheduler.counts().arrived == 1
+    scheduler.check_invariants()
+
+
+@every_policy
+def test_lost_sample_is_reported_with_the_numbers(make: Callable[[int], Kernel]) -> None:
     scheduler = make(1)
     scheduler.handle(0.0, *(arrived(i) for i in range(7)))
-    sample = next(s for s in scheduler._waiting())
-    scheduler._dequeue(sample)
+    sample = next(iter(scheduler.policy.order))
+    scheduler.policy.order.remove(sample)
     sample.is_waiting = False
     with pytest.raises(AssertionError, match="arrived=7"):
         scheduler.check_invariants()
 
 
 @every_policy
-def test_queue_is_bounded(make: Callable[[int], Machine]) -> None:
+def test_queue_is_bounded(make: Callable[[int], Kernel]) -> None:
     caller = Caller(make(1), MAX_BATCH)
     caller.send(*(arrived(i) for i in range(100)), now_s=0.0)
     assert caller.scheduler.counts().waiting <= MAX_WAITING  # type: ignore[attr-defined]

@@ -7,15 +7,16 @@ from random import Random
 
 import pytest
 
-from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
-from schedulers.early_exit import EarlyExitConfig, EarlyExitScheduler
-from schedulers.simulator import Simulation, TraceSample, lognormal_noise, percentile, simulate
-from schedulers.types import Decision, Event, Release, Reply, RunBatch, Tick
+from schedulers.kernel import Kernel
+from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
+from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit, lognormal_noise, percentile, simulate
+from schedulers.policies.exits import ExitConfig, early_exits
+from schedulers.types import Decision, Event, Finish, Release, RunSlice, Tick
 from tests.unit.schedulers.build import linear_cost
 
 
-def sample(at_s: float, leaves_at: int = 2, deadline_s: float = math.inf, **more: object) -> TraceSample:
-    return TraceSample(
+def sample(at_s: float, leaves_at: int = 2, deadline_s: float = math.inf, **more: object) -> TraceUnit:
+    return exit_unit(
         arrived_s=at_s,
         deadline_s=deadline_s,
         thresholds=(0.5, 0.5, 0.5),
@@ -24,22 +25,22 @@ def sample(at_s: float, leaves_at: int = 2, deadline_s: float = math.inf, **more
     )
 
 
-def ours(**config: int) -> EarlyExitScheduler:
-    return EarlyExitScheduler(linear_cost(), EarlyExitConfig(**config))
+def ours(**config: int) -> Kernel:
+    return early_exits(linear_cost(), ExitConfig(**config))
 
 
-def run(policy: object, *trace: TraceSample, **more: object) -> Simulation:
-    return simulate(policy, trace, linear_cost().batch_s, check_each_step=True, **more)  # type: ignore[arg-type]
+def run(policy: object, *trace: TraceUnit, **more: object) -> Simulation:
+    return simulate(policy, trace, ExitWorld(linear_cost().batch_s), check_each_step=True, **more)  # type: ignore[arg-type]
 
 
 def test_one_sample_takes_the_stages_that_it_needs() -> None:
     result = run(ours(), sample(1.0, leaves_at=1))
     (record,) = result.records
-    assert record.decision == Reply(sample_id=0, exit_index=1, degraded=False)
+    assert record.decision == Finish(unit_id=0, stage=1, degraded=False)
     assert record.latency_s == pytest.approx(0.022)
     assert record.cost_s == pytest.approx(0.022)
     assert record.is_good
-    assert [(b.stage, b.num_samples) for b in result.batches] == [(0, 1), (1, 1)]
+    assert [(b.stage, b.num_units) for b in result.slices] == [(0, 1), (1, 1)]
 
 
 def test_report_of_a_timeline_known_by_hand() -> None:
@@ -51,7 +52,7 @@ def test_report_of_a_timeline_known_by_hand() -> None:
         sample(0.001, leaves_at=0, deadline_s=0.0235),  # met with half a millisecond to spare
     )
     report = result.report()
-    assert report.num_samples == 3
+    assert report.num_units == 3
     assert report.good_share == 1.0
     assert report.mean_latency_s == pytest.approx((0.011 + 0.022 + 0.022) / 3)
     assert report.p50_latency_s == pytest.approx(0.022)
@@ -65,7 +66,7 @@ def test_report_of_a_timeline_known_by_hand() -> None:
 def test_noise_makes_answers_late_and_late_is_not_good() -> None:
     result = run(ours(), sample(0.0, leaves_at=0, deadline_s=0.012), noise=lambda: 2.0)
     (record,) = result.records
-    assert isinstance(record.decision, Reply)
+    assert isinstance(record.decision, Finish)
     assert not record.is_good
     assert result.report().late_share == 1.0
 
@@ -88,14 +89,14 @@ def test_replay_is_deterministic() -> None:
 def test_virtual_time_never_runs_backwards() -> None:
     times: list[float] = []
 
-    class Watching(EarlyExitScheduler):
+    class Watching(Kernel):
         def handle(self, now_s: float, *events: Event) -> list[Decision]:
             times.append(now_s)
             return super().handle(now_s, *events)
 
     rng = Random(6)
     trace = [sample(rng.random(), rng.randrange(3), deadline_s=rng.random() + 0.1) for _ in range(200)]
-    run(Watching(linear_cost(), EarlyExitConfig(max_batch=4)), *trace)
+    run(Watching(ours(max_batch=4).policy), *trace)
     assert times == sorted(times)
     assert len(times) > 200
 
@@ -114,23 +115,23 @@ def test_cancel_failure_and_drain_reach_the_policy() -> None:
 
 
 def test_full_network_runs_all_stages_in_one_call_after_its_delay() -> None:
-    policy = FullNetworkDynamicBatching(linear_cost(), DynamicBatchingConfig(max_batch=4, max_delay_s=0.005))
+    policy = full_network(linear_cost(), DynamicBatchingConfig(max_batch=4, max_delay_s=0.005))
     result = run(policy, sample(0.0, leaves_at=0), sample(0.001, leaves_at=0))
-    (batch,) = result.batches
-    assert (batch.stage, batch.num_stages, batch.num_samples, batch.started_s) == (0, 3, 2, 0.005)
-    assert all(r.decision == Reply(sample_id=r.sample_id, exit_index=2, degraded=False) for r in result.records)
+    (batch,) = result.slices
+    assert (batch.stage, batch.num_stages, batch.num_units, batch.started_s) == (0, 3, 2, 0.005)
+    assert all(r.decision == Finish(unit_id=r.unit_id, stage=2, degraded=False) for r in result.records)
 
 
 def test_batch_without_rebatching_keeps_the_executor_until_its_last_sample_left() -> None:
-    policy = EarlyExitNoRebatching(linear_cost(), DynamicBatchingConfig(max_batch=2))
+    policy = no_rebatching(linear_cost(), DynamicBatchingConfig(max_batch=2))
     result = run(policy, sample(0.0, leaves_at=2), sample(0.0, leaves_at=0), sample(0.001, leaves_at=0))
-    assert [(b.stage, b.num_samples) for b in result.batches] == [(0, 2), (1, 1), (2, 1), (0, 1)]
+    assert [(b.stage, b.num_units) for b in result.slices] == [(0, 2), (1, 1), (2, 1), (0, 1)]
     assert result.records[1].done_s < result.records[0].done_s
 
 
 def test_executors_run_side_by_side() -> None:
     result = run(ours(max_batch=1, num_executors=2), sample(0.0), sample(0.0), num_executors=2)
-    assert [b.started_s for b in result.batches[:2]] == [0.0, 0.0]
+    assert [b.started_s for b in result.slices[:2]] == [0.0, 0.0]
 
 
 class Broken:
@@ -152,7 +153,7 @@ class Broken:
         return None
 
 
-REPLY = Reply(sample_id=0, exit_index=0, degraded=False)
+REPLY = Finish(unit_id=0, stage=0, degraded=False)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ REPLY = Reply(sample_id=0, exit_index=0, degraded=False)
     [
         ((), "no terminal decision"),
         ((REPLY, REPLY), "second terminal decision"),
-        (tuple(RunBatch(batch_id=i, stage=0, sample_ids=(0,)) for i in range(2)), "2 batches at once"),
+        (tuple(RunSlice(slice_id=i, stage=0, unit_ids=(0,)) for i in range(2)), "2 slices at once"),
     ],
 )
 def test_policy_that_breaks_the_contract_is_caught(decisions: tuple[Decision, ...], match: str) -> None:
@@ -179,7 +180,7 @@ def test_policy_that_wakes_for_nothing_is_caught() -> None:
 
 def test_empty_trace_gives_an_empty_report() -> None:
     report = run(ours()).report()
-    assert (report.num_samples, report.good_share, report.p99_latency_s) == (0, 0.0, None)
+    assert (report.num_units, report.good_share, report.p99_latency_s) == (0, 0.0, None)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.5, 2.0), (0.75, 3.0), (0.76, 4.0), (1.0, 4.0)])

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schedulers.cost import TableCostModel
-from schedulers.stage_choice import StageView, choose_stage, fit_batch, sample_s
+from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch, sample_s
 from tests.unit.schedulers.build import linear_cost
 
 RATES = (0.5, 0.5, 1.0)

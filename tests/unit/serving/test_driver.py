@@ -13,20 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedulers.baselines import DynamicBatchingConfig, EarlyExitNoRebatching, FullNetworkDynamicBatching
+from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
+from schedulers.policies.exits import early_exits
 from schedulers.types import (
-    BatchFinished,
     Decision,
     Event,
     Fail,
+    Finish,
     Reject,
     RejectReason,
     Release,
-    Reply,
-    RunBatch,
-    SampleArrived,
-    SampleCancelled,
+    RunSlice,
+    SliceFinished,
     Tick,
+    UnitArrived,
+    UnitCancelled,
 )
 from serving.errors import (
     Cancelled,
@@ -95,8 +96,8 @@ async def test_sample_leaves_at_the_exit_whose_threshold_it_reaches(exit_index: 
 async def test_every_caller_gets_its_own_answer_under_every_policy(policy: str) -> None:
     schedulers = {
         "early-exit": early_exit_scheduler(max_batch=8),
-        "full-network": FullNetworkDynamicBatching(cost_table(), DynamicBatchingConfig(max_batch=8)),
-        "no-rebatching": EarlyExitNoRebatching(cost_table(), DynamicBatchingConfig(max_batch=8)),
+        "full-network": full_network(cost_table(), DynamicBatchingConfig(max_batch=8)),
+        "no-rebatching": no_rebatching(cost_table(), DynamicBatchingConfig(max_batch=8)),
     }
     engine = FakeEngine()
     async with running_driver(engine, schedulers[policy]) as driver:
@@ -157,9 +158,7 @@ async def test_deadline_that_passes_while_waiting_is_rejected_not_run() -> None:
 
 
 async def test_deadline_too_near_for_one_stage_is_refused_at_once() -> None:
-    scheduler = early_exit_scheduler()
-    slow = cost_table(stage_s=100.0)
-    scheduler = type(scheduler)(slow)
+    scheduler = early_exits(cost_table(stage_s=100.0))
     async with running_driver(FakeEngine(), scheduler) as driver:
         with pytest.raises(DeadlineUnreachable) as caught:
             await driver.submit(pixels(1), deadline_s=driver.clock() + 10.0, thresholds=FULL)
@@ -440,11 +439,11 @@ async def test_submit_before_start_is_a_mistake_that_is_told() -> None:
 
 async def test_tick_is_fed_when_the_scheduler_asked_to_be_woken() -> None:
     def script(event: Event) -> list[Decision]:
-        if isinstance(event, SampleArrived):
+        if isinstance(event, UnitArrived):
             scheduler.wakeup_s = driver.clock() + 0.005
         if isinstance(event, Tick):
             scheduler.wakeup_s = None
-            return [Reject(sample_id=0, reason=RejectReason.DEADLINE_PASSED, retry_after_s=0.0)]
+            return [Reject(unit_id=0, reason=RejectReason.DEADLINE_PASSED, retry_after_s=0.0)]
         return []
 
     scheduler = ScriptedScheduler(script)
@@ -455,12 +454,12 @@ async def test_tick_is_fed_when_the_scheduler_asked_to_be_woken() -> None:
 
 async def test_fused_stages_go_to_the_engine_in_one_call() -> None:
     def script(event: Event) -> list[Decision]:
-        if isinstance(event, SampleArrived):
-            return [RunBatch(batch_id=5, stage=0, sample_ids=(0,), num_stages=3)]
-        if isinstance(event, BatchFinished):
-            assert event.batch_id == 5
-            assert event.results[0].confidence == 0.75
-            return [Reply(sample_id=0, exit_index=2, degraded=True)]
+        if isinstance(event, UnitArrived):
+            return [RunSlice(slice_id=5, stage=0, unit_ids=(0,), num_stages=3)]
+        if isinstance(event, SliceFinished):
+            assert event.slice_id == 5
+            assert event.results[0].report == 0.75
+            return [Finish(unit_id=0, stage=2, degraded=True)]
         return []
 
     engine = GatedEngine()
@@ -472,9 +471,9 @@ async def test_fused_stages_go_to_the_engine_in_one_call() -> None:
 
 async def test_release_and_fail_decisions_free_the_engine() -> None:
     def script(event: Event) -> list[Decision]:
-        if isinstance(event, SampleArrived):
-            return [Fail(sample_id=0)] if event.sample_id == 0 else []
-        return [Release(sample_id=1)] if isinstance(event, SampleCancelled) else []
+        if isinstance(event, UnitArrived):
+            return [Fail(unit_id=0)] if event.unit_id == 0 else []
+        return [Release(unit_id=1)] if isinstance(event, UnitCancelled) else []
 
     engine = FakeEngine()
     async with running_driver(engine, ScriptedScheduler(script)) as driver:
@@ -497,7 +496,7 @@ async def test_release_and_fail_decisions_free_the_engine() -> None:
     ],
 )
 def test_each_refusal_becomes_its_error(reason: RejectReason, error: type[ServingError]) -> None:
-    made = rejection(Reject(sample_id=0, reason=reason, retry_after_s=1.5))
+    made = rejection(Reject(unit_id=0, reason=reason, retry_after_s=1.5))
     assert type(made) is error
     if error is not DeadlineExceeded:
         assert made.retry_after_s == 1.5
@@ -506,7 +505,7 @@ def test_each_refusal_becomes_its_error(reason: RejectReason, error: type[Servin
 
 def test_every_reason_has_an_error() -> None:
     for reason in RejectReason:
-        assert isinstance(rejection(Reject(sample_id=0, reason=reason, retry_after_s=0.0)), ServingError)
+        assert isinstance(rejection(Reject(unit_id=0, reason=reason, retry_after_s=0.0)), ServingError)
 
 
 # -- conservation ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Policies on a virtual clock: a simulator, and the baselines that ours are measured against."""

@@ -1,0 +1,399 @@
+"""Networks with early exits: units wait at stage boundaries, and survivors of different arrivals share slices.
+
+New units wait in one fair queue for all tenants; survivors wait per stage, earliest deadline first. Whenever an
+executor is idle, ``choose_stage`` says which queue to serve. A network without exits is one of a single stage. Reasons
+and measurements: docs/scheduler.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from schedulers.cost import CostModel
+from schedulers.fair_queue import FairQueue
+from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
+from schedulers.ordered_queue import OrderedQueue
+from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch
+
+#: Thresholds from here on mean "never leave at this exit" (calibration writes 1e8 for an exit that it does not use).
+NEVER_THRESHOLD = 1e8
+#: Weight of the newest slice in the learned share of units that leave at each exit.
+_EXIT_RATE_WEIGHT = 0.05
+#: Control of the entry reserve: one late survivor raises it as much as 50 answers in time lower it, so that about 2%
+#: of the units that enter under overload are answered early by force.
+_RESERVE_UP, _RESERVE_DOWN, _MAX_RESERVE = 0.1, 0.002, 3.0
+_INF = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ExitWork:
+    """What one unit asks for: it leaves at exit k when its confidence there is >= ``thresholds[k]``.
+
+    The last exit always answers, whatever its threshold says. ``math.inf`` means "never leave here". The report of a
+    slice is the confidence at the exit of its last stage; None means that this exit was not evaluated: the unit goes on
+    and cannot be answered from it (the last stage answers all the same). One that is not finite ends in ``Fail``.
+
+    Raises:
+        ValueError: a threshold is not a number, or there are none.
+    """
+
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or any(map(math.isnan, self.thresholds)):
+            raise ValueError(f"thresholds are {self.thresholds}; need one number per exit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitConfig:
+    """Bounds of one replica.
+
+    ``max_batch``: units in one slice. ``max_waiting``: units waiting at all stages together. ``num_executors``: slices
+    that may run at the same time. ``max_age_s``: a unit that waited this long at one stage heads the next slice,
+    whatever the rules say. ``watts``: turns predicted seconds into joules.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    max_batch: int = 32
+    max_waiting: int = 1024
+    num_executors: int = 1
+    max_age_s: float = 10.0
+    watts: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_waiting", "num_executors"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; need at least 1")
+        for name in ("max_age_s", "watts"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; need a finite number > 0")
+
+    @property
+    def limits(self) -> Limits:
+        """As the kernel checks them."""
+        return Limits(max_waiting=self.max_waiting, max_running=self.max_batch * self.num_executors)
+
+
+def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
+    """Maximises units answered by their deadline at their own threshold, then lowers mean latency."""
+    config = config or ExitConfig()
+    order = ExitOrder(table.num_stages)
+    cost = ExitCost(table, order.stage_counts, config)
+    reserve = EntryReserve(lambda: len(order.fresh) > config.max_batch)
+    batch = ExitBatch(order, cost, reserve, config)
+    progress = ExitProgress(cost, reserve)
+    return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=config.limits))
+
+
+class ExitOrder:
+    """Units by the stage that they need next."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.fresh: FairQueue[Unit] = FairQueue()
+        #: Taken out of ``fresh`` and charged, and then left out of a slice: they go before all that is fresh.
+        self.called: list[Unit] = []
+        #: ``survivors[k]``: (deadline_s, arrival number, unit) waiting at stage k >= 1; entry 0 stays empty.
+        self.survivors: list[OrderedQueue[tuple[float, int, Unit]]] = [OrderedQueue() for _ in range(num_stages)]
+        self._num_survivors = 0
+        #: (when, unit) of everything that began to wait, oldest first; entries of units that moved on are stale.
+        self._ages: deque[tuple[float, Unit]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.called) + self._num_survivors
+
+    def __iter__(self) -> Iterator[Unit]:
+        return chain(self.called, self.fresh, (entry[2] for queue in self.survivors for entry in queue))
+
+    def add(self, unit: Unit) -> None:
+        """A new unit waits."""
+        self.fresh.add(unit)
+        self._ages.append((unit.waiting_since_s, unit))
+
+    def add_again(self, units: list[Unit]) -> None:
+        """Survivors wait for their next stage."""
+        queue, ages = self.survivors[units[0].stage], self._ages
+        for unit in units:
+            queue.add((unit.deadline_s, unit.number, unit))
+            ages.append((unit.waiting_since_s, unit))
+        self._num_survivors += len(units)
+
+    def remove(self, unit: Unit) -> None:
+        """Take one out from wherever it is."""
+        if unit.stage:
+            self.survivors[unit.stage].remove((unit.deadline_s, unit.number, unit))
+            self._num_survivors -= 1
+        elif unit in self.called:
+            self.called.remove(unit)
+        else:
+            self.fresh.remove(unit)
+
+    def victim(self, newcomer: Unit) -> Unit | None:
+        """The last unit of the tenant furthest over its share."""
+        return self.fresh.victim(newcomer)
+
+    def take(self, stage: int, max_units: int) -> list[Unit]:
+        """Remove the first units of a stage."""
+        if stage:
+            taken = [entry[2] for entry in self.survivors[stage].take(max_units)]
+            self._num_survivors -= len(taken)
+            return taken
+        units, self.called = self.called[:max_units], self.called[max_units:]
+        return units + self.fresh.take(max_units - len(units))[0]
+
+    def put_back(self, units: list[Unit]) -> None:
+        """Undo ``take`` for these units of one stage; they never stopped waiting."""
+        if units[0].stage:
+            queue = self.survivors[units[0].stage]
+            for unit in units:
+                queue.add((unit.deadline_s, unit.number, unit))
+            self._num_survivors += len(units)
+        else:
+            self.called = units + self.called
+
+    def oldest(self) -> tuple[float, Unit] | None:
+        """The unit that has waited longest where it stands, and since when."""
+        ages = self._ages
+        while ages and not (ages[0][1].is_waiting and ages[0][1].waiting_since_s == ages[0][0]):
+            ages.popleft()
+        return ages[0] if ages else None
+
+    def put_first(self, unit: Unit) -> None:
+        """Have a new unit taken as soon as it is its tenant's turn."""
+        if unit not in self.called:
+            self.fresh.promote(unit)
+
+    def num_new(self) -> int:
+        """Units waiting for the first stage."""
+        return len(self.called) + len(self.fresh)
+
+    def stage_counts(self) -> Iterable[int]:
+        """Units waiting at each stage."""
+        return chain((self.num_new(),), map(len, self.survivors[1:]))
+
+    def views(self) -> list[StageView]:
+        """Stages at which units wait, ascending."""
+        views = []
+        if num_new := self.num_new():
+            head = self.called[0] if self.called else self.fresh.first()
+            views.append(StageView(0, num_new, head.deadline_s))
+        if self._num_survivors:
+            for stage, queue in enumerate(self.survivors):
+                if queue:
+                    views.append(StageView(stage, len(queue), queue.first()[0]))
+        return views
+
+
+class ExitCost:
+    """The measured table, and the learned share of the units run at a stage that leave there."""
+
+    def __init__(self, table: CostModel, stage_counts: Callable[[], Iterable[int]], config: ExitConfig) -> None:
+        self.table = table
+        self._stage_counts = stage_counts
+        self._max_batch = config.max_batch
+        self._num_executors = config.num_executors
+        self._watts = config.watts
+        self.exit_rates = [1.0 / (table.num_stages - k) for k in range(table.num_stages)]
+
+    def joules(self, unit: Unit) -> float:
+        """Expected joules of a new unit in full slices. Priority orders the units of one tenant; between two it is
+        worth nothing, or everybody would ask for the highest."""
+        total_s, share, max_batch = 0.0, 1.0, self._max_batch
+        batch_s, rates = self.table.batch_s, self.exit_rates
+        for stage, threshold in enumerate(unit.work.thresholds):
+            total_s += share * batch_s(stage, max_batch)
+            if threshold < NEVER_THRESHOLD:
+                share *= 1.0 - rates[stage]
+        return total_s * self._watts / max_batch
+
+    def lead_s(self, stage: int) -> float:
+        """The next stage, alone."""
+        return self.table.batch_s(stage, 1)
+
+    def remaining_s(self, unit: Unit) -> float:
+        """All stages that it may still need, alone."""
+        return sum(self.table.batch_s(stage, 1) for stage in range(unit.stage, self.table.num_stages))
+
+    def slice_s(self, stage: int, num_stages: int, num_units: int) -> float:
+        """Predicted seconds of one slice."""
+        if num_stages == 1:
+            return self.table.batch_s(stage, num_units)
+        return sum(self.table.batch_s(s, num_units) for s in range(stage, stage + num_stages))
+
+    def queued_s(self, now_s: float, running: Collection[Slice]) -> float:
+        """O(number of stages): what runs, what waits, and what is expected to go on from each stage."""
+        total_s = 0.0
+        onward = [0.0] * (self.table.num_stages + 1)
+        for one in running:
+            total_s += max(0.0, one.started_s + one.predicted_s - now_s)
+            end = one.stage + one.num_stages
+            onward[end] += len(one.units) * (1.0 - self.exit_rates[end - 1])
+        return (total_s + self._waiting_s(onward)) / self._num_executors
+
+    def _waiting_s(self, onward: list[float]) -> float:
+        total_s, flow, max_batch = 0.0, 0.0, self._max_batch
+        for stage, waiting in enumerate(self._stage_counts()):
+            flow += waiting + onward[stage]
+            if flow > 0.0:
+                size = min(max_batch, math.ceil(flow))
+                total_s += max(flow / size, 1.0) * self.table.batch_s(stage, size)
+            flow *= 1.0 - self.exit_rates[stage]
+        return total_s
+
+    def observe(self, ended: Slice, elapsed_s: float) -> None:
+        """Correct the table."""
+        self.table.observe(ended.stage, len(ended.units), elapsed_s, ended.num_stages)
+
+    def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
+        """So many of the units that reached an exit left there."""
+        self.exit_rates[exit_index] += _EXIT_RATE_WEIGHT * (num_left / num_units - self.exit_rates[exit_index])
+
+
+class EntryReserve:
+    """Under a backlog, a unit starts only if its deadline leaves ``factor`` times the later stages' full slices."""
+
+    def __init__(self, has_backlog: Callable[[], bool]) -> None:
+        self._has_backlog = has_backlog
+        self.factor = 0.0
+
+    def raise_for_late(self) -> None:
+        """A survivor could not go on in time."""
+        if self._has_backlog():
+            self.factor = min(_MAX_RESERVE, self.factor + _RESERVE_UP)
+
+    def lower_for(self, num_answers: int) -> None:
+        """Units were answered in time."""
+        if self._has_backlog():
+            self.factor = max(0.0, self.factor - _RESERVE_DOWN * num_answers)
+
+
+class ExitProgress:
+    """Who leaves at an exit, and who goes on."""
+
+    hands_over = False
+
+    def __init__(self, cost: ExitCost, reserve: EntryReserve) -> None:
+        self._cost = cost
+        self._reserve = reserve
+        self._num_stages = cost.table.num_stages
+
+    def admit(self, unit: Unit) -> None:
+        """Raises ValueError: not one threshold per exit."""
+        thresholds = unit.work.thresholds
+        if len(thresholds) != self._num_stages:
+            raise ValueError(f"unit has {len(thresholds)} thresholds; the network has {self._num_stages} exits")
+
+    def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
+        """Compare confidences with thresholds."""
+        exit_index = ended.stage + ended.num_stages - 1
+        is_last = exit_index == self._num_stages - 1
+        done: list[Unit] = []
+        failed: list[Unit] = []
+        onward: list[Unit] = []
+        for unit, confidence in reports:
+            if confidence is not None and not -_INF < confidence < _INF:
+                failed.append(unit)
+            elif is_last or (confidence is not None and confidence >= unit.work.thresholds[exit_index]):
+                done.append(unit)
+            else:
+                if confidence is not None:
+                    unit.answer_stage = exit_index
+                unit.stage = exit_index + 1
+                onward.append(unit)
+        if len(failed) < len(reports):
+            self._cost.observe_exits(exit_index, len(done), len(done) + len(onward))
+        self._reserve.lower_for(len(reports) - len(onward))
+        return After(done, failed, onward)
+
+    def overtaken(self, unit: Unit) -> int | None:
+        """The deepest exit that was evaluated."""
+        if unit.answer_stage is not None:
+            self._reserve.raise_for_late()
+        return unit.answer_stage
+
+    def nears_end(self, unit: Unit) -> bool:
+        """Every unit is finished here."""
+        return True
+
+
+class ExitBatch:
+    """Which stage runs next, and on which of the units that wait there."""
+
+    def __init__(self, order: ExitOrder, cost: ExitCost, reserve: EntryReserve, config: ExitConfig) -> None:
+        self._order = order
+        self._cost = cost
+        self._reserve = reserve
+        self._config = config
+
+    def wakeup_s(self, now_s: float, running: Collection[Slice]) -> float | None:
+        """Never: an executor that is idle is given whatever waits."""
+        return None
+
+    def next(self, now_s: float, running: Collection[Slice]) -> Pick | None:
+        """Fill an idle executor."""
+        if len(running) >= self._config.num_executors:
+            return None
+        order, cost = self._order, self._cost
+        overdue = self._overdue(now_s)
+        if overdue is None:
+            stage = choose_stage(order.views(), now_s, cost.table, cost.exit_rates, self._config.max_batch)
+        else:
+            stage = overdue.stage
+        late: list[Unit] = []
+        units = self._select(now_s, stage, overdue, late)
+        if units:
+            batch_s = cost.table.batch_s(stage, len(units))
+            if min([unit.deadline_s for unit in units]) < now_s + batch_s:
+                units = self._fit(now_s, stage, units, overdue, late)
+                batch_s = cost.table.batch_s(stage, len(units)) if units else 0.0
+            return Pick(units, stage, 1, batch_s, late)
+        return Pick(units, stage, 1, 0.0, late)
+
+    def _overdue(self, now_s: float) -> Unit | None:
+        """The unit that waited longest, if that is too long."""
+        oldest = self._order.oldest()
+        return oldest[1] if oldest and now_s - oldest[0] > self._config.max_age_s else None
+
+    def _select(self, now_s: float, stage: int, overdue: Unit | None, late: list[Unit]) -> list[Unit]:
+        """Take the units to run out of the stage's queue: an ``overdue`` survivor among them, an ``overdue`` new one
+        if its tenant has a turn."""
+        order, max_units = self._order, self._config.max_batch
+        if stage and overdue is not None:
+            order.remove(overdue)
+            return [overdue, *order.take(stage, max_units - 1)]
+        if overdue is not None:
+            order.put_first(overdue)
+        if stage or order.num_new() <= max_units:
+            return order.take(stage, max_units)
+        # Under a backlog: pass over new units that would not get through all stages, and fill their places.
+        table, max_batch = self._cost.table, self._config.max_batch
+        later_s = sum(table.batch_s(s, max_batch) for s in range(1, table.num_stages))
+        earliest_deadline_s = now_s + table.batch_s(0, max_batch) + self._reserve.factor * later_s
+        called, order.called = order.called[:max_units], order.called[max_units:]
+        units, passed_over = order.fresh.take(max_units - len(called), earliest_deadline_s)
+        late += passed_over
+        return called + units
+
+    def _fit(self, now_s: float, stage: int, units: list[Unit], overdue: Unit | None, late: list[Unit]) -> list[Unit]:
+        """Some would be late in this slice: run the part that answers most in time."""
+        table = self._cost.table
+        soonest_s = now_s + table.batch_s(stage, 1)
+        late += [unit for unit in units if unit.deadline_s < soonest_s]
+        feasible = sorted((u for u in units if u.deadline_s >= soonest_s), key=lambda u: (u.deadline_s, u.number))
+        if not feasible:
+            return []
+        deadlines_s = [unit.deadline_s for unit in feasible]
+        num_late, count = fit_batch(deadlines_s, now_s, lambda n: table.batch_s(stage, n), len(self._order) > 0)
+        chosen, rest = feasible[num_late : num_late + count], feasible[num_late + count :]
+        if overdue in rest:  # it must run now: this is what bounds its wait
+            rest[rest.index(overdue)], chosen[-1] = chosen[-1], overdue
+        late += feasible[:num_late]
+        if rest:
+            self._order.put_back(rest)
+        return chosen
