@@ -66,7 +66,7 @@ class UnitArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceResult:
-    """What a unit has come to; ``report`` is in the words of the policy; ``failed`` ones end in ``Fail``."""
+    """What a unit has come to; ``report`` is in the words of the policy, and ``failed`` ends in ``Fail``."""
 
     unit_id: Hashable
     report: Any = None
