@@ -196,9 +196,9 @@ def _spelt(value: Value) -> str:
     return format(value, ".12g") if isinstance(value, float) else str(value)
 
 
-UNITS = ("macs", "image_tokens", "prompt_tokens", "output_tokens", "token_steps", "experts_read")
-"""Units of work that a planner may price. ``macs``: multiply-accumulates. ``token_steps``: tokens of a latent times the
-steps taken on them."""
+UNITS = ("macs", "slices", "pixels", "image_tokens", "prompt_tokens", "output_tokens", "token_steps", "experts_read")
+"""Units of work that a planner may price. ``macs``: multiply-accumulates. ``slices``: passes of the network.
+``pixels``: those that are decoded, of all frames. ``token_steps``: tokens of a latent times the steps taken on them."""
 
 
 @dataclass(frozen=True, slots=True)

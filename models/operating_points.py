@@ -1,112 +1,202 @@
-"""The operating-point table beside a checkpoint: its shape, reading it, checking it. Free of torch.
+"""The table of operating points beside a checkpoint: its shape, reading it, writing it. Free of torch.
 
-Written by ``vireo calibrate``, never by hand. Strict JSON: no NaN, no infinity.
+One format and one reader for every family. Written by ``vireo calibrate``, never by hand; ``docs/calibration.md`` says
+what each field means. Strict: a field that is not known, a number out of range or not finite, and a point whose key is
+not that of its settings are refused by name.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
-from models.contract import Value, Variant
+import msgspec
+
+from models.contract import UNITS, Value, Variant, point_key
 from models.identity import checkpoint_sha256
 
-FORMAT = 1
 TABLE_FILE = "operating_points.json"
+CONFIDENCE = 0.95
+"""Of the intervals that qualities have."""
+_Z = 1.959964
+_Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+_Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+_NotNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Batch: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Hardware(TypedDict):
-    """What the times were measured on."""
-
-    cpu: str
-    threads: int
-    torch: str
-    device: str
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nothing but what is declared."""
 
 
-class StageCost(TypedDict):
-    """``stages[k][i]``: milliseconds to carry ``batch_sizes[i]`` samples through stage k alone."""
+class Hardware(_Strict, frozen=True, kw_only=True):
+    """What the times were measured on. ``torch``: None where it was not written down."""
 
-    batch_sizes: list[int]
-    stages: list[list[float]]
-
-
-class Energy(TypedDict):
-    """How joules were arrived at."""
-
-    source: str
-    watts: float
-    note: str
+    cpu: _Text
+    device: _Text
+    threads: Annotated[int, msgspec.Meta(ge=1)]
+    torch: str | None = None
 
 
-class OperatingPoint(TypedDict):
-    """One setting of thresholds and knobs. Shares, FLOPs and accuracies are of held-out test pictures.
+class Energy(_Strict, frozen=True, kw_only=True):
+    """How joules follow from busy seconds."""
 
-    ``settings``: of the family's knobs, where they are not the defaults; the exits' are in ``thresholds``.
-    ``ms_by_batch``: expected busy milliseconds of a whole batch whose samples start together, by batch size.
+    source: _Text
+    watts: _Positive
+    note: str = ""
+
+
+class Seconds(_Strict, frozen=True, kw_only=True):
+    """A measured time and its standard error; None where it is not known."""
+
+    seconds: _NotNegative
+    error: _NotNegative | None = None
+
+
+class Quality(_Strict, frozen=True, kw_only=True):
+    """An estimate from ``n`` independent samples, and its confidence interval.
+
+    Raises: ValueError: the interval does not hold the value.
     """
 
-    name: str
-    settings: NotRequired[Mapping[str, Value]]
-    thresholds: list[float]
-    exit_shares: list[float]
-    expected_flops: float
-    flops_fraction: float
-    ms_by_batch: dict[str, float]
-    joules_per_sample: float
-    accuracy: float
-    accuracy_clean: float
-    accuracy_hard: float
-    accuracy_calibration: float
-    flops_fraction_clean: float
+    value: _Share
+    low: _Share
+    high: _Share
+    n: Annotated[int, msgspec.Meta(ge=1)]
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"quality {self.value} lies outside of its interval {self.low} to {self.high}")
 
 
-class Table(TypedDict):
-    """The whole file. ``exit_flops``: multiply-accumulates of one sample up to each exit."""
+def share_quality(value: float, n: int) -> Quality:
+    """A share of ``n`` independent samples, with Wilson's interval."""
+    middle = (value + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n * n))
+    low, high = max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half))
+    return Quality(value=value, low=round_off(low), high=round_off(high), n=n)
 
-    format: int
-    model: str
-    checkpoint_sha256: str
-    hardware: Hardware
+
+def round_off(number: float, digits: int = 6) -> float:
+    """So many significant digits: what a measurement is worth."""
+    return float(f"{number:.{digits}g}")
+
+
+def source_commit() -> str | None:
+    """The commit that this runs at, None where the source is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+class Point(_Strict, frozen=True, kw_only=True):
+    """One setting of a family's knobs.
+
+    ``seconds_per_unit``: by the family's units of work and the rows that run together, what a unit takes of a batch's
+    time; nothing where a unit costs nothing. ``quality``: None where the family has no evaluation. ``figures``: what a
+    model card shows besides.
+    """
+
+    settings: dict[str, bool | int | float | str]
+    seconds_per_unit: dict[str, Annotated[dict[_Batch, Seconds], msgspec.Meta(min_length=1)]]
+    quality: Quality | None = None
+    figures: dict[str, Any] = {}
+
+
+class Slice(_Strict, frozen=True, kw_only=True):
+    """What a row may leave after. ``units``: work of a row up to here; ``seconds``: of a whole batch of so many rows,
+    this slice alone."""
+
+    units: dict[str, _Positive]
+    seconds: Annotated[dict[_Batch, Seconds], msgspec.Meta(min_length=1)]
+
+
+class Table(_Strict, frozen=True, kw_only=True):
+    """The whole file, under ``TABLE_FILE``. ``points`` by their names (``point_name``), the best first.
+    ``slices``: of rows that leave early, in order.
+
+    Raises: ValueError: a key that is not that of its settings, an unknown unit, or slices that do not belong together.
+    """
+
+    version: Literal[1] = 1
+    model: _Text
+    checkpoint_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     created: str
-    split: dict[str, object]
-    exit_flops: list[int]
-    stage_cost_ms: StageCost
+    commit: str | None
+    hardware: Hardware
     energy: Energy
-    points: list[OperatingPoint]
+    metric: str
+    """What quality means here; "" where none was measured."""
+    data: dict[str, Any]
+    """What quality was measured on."""
+    points: Annotated[dict[str, Point], msgspec.Meta(min_length=1)]
+    slices: tuple[Slice, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, point in self.points.items():
+            if name != (spelt := point_name(point.settings)):
+                raise ValueError(f"the point {name!r} has the settings {spelt!r}")
+            _check_units(point.seconds_per_unit)
+        sizes = {tuple(one.seconds) for one in self.slices}
+        if len(sizes) > 1 or any(list(known) != sorted(known) for known in sizes):
+            raise ValueError(f"slices have batch sizes {sorted(sizes)}; need the same, ascending, for all")
+        for one in self.slices:
+            _check_units(one.units)
+
+
+def _check_units(units: Mapping[str, object]) -> None:
+    for unit in units:
+        if unit not in UNITS:
+            raise ValueError(f"work unit {unit!r} is unknown; units are {', '.join(UNITS)}")
+
+
+def point_name(settings: Mapping[str, Value]) -> str:
+    """How a point is called everywhere: its settings, ``name=value`` in the order of names; "default" without any."""
+    return point_key(settings) or "default"
 
 
 def read_table(variant: Variant) -> Table:
     """Read the table of a model's checkpoint.
 
     Raises:
-        ValueError: no checkpoint, no table, or a table of other weights; the message names the command that makes one.
+        ValueError: no checkpoint, no table, or one that is damaged or of another model or other weights; the message
+            names the command that makes one.
     """
+    remedy = f"run `vireo calibrate {variant.id}`"
     if variant.weights is None:
-        raise ValueError(
-            f"{variant.id} ships without weights; run 'vireo convert' and then 'vireo calibrate {variant.id}'"
-        )
+        raise ValueError(f"{variant.id} has no weights here: convert a checkpoint (`vireo convert`), then {remedy}")
     path = variant.weights / TABLE_FILE
-    if not path.is_file():
-        raise ValueError(f"{variant.id} has no operating points at {path}; run 'vireo calibrate {variant.id}'")
-    table = json.loads(path.read_text())
-    if table.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {table.get('format')!r}, need {FORMAT}; run 'vireo calibrate {variant.id}'"
-        )
-    if table["checkpoint_sha256"] != checkpoint_sha256(variant.weights):
-        raise ValueError(f"{path} belongs to other weights than those beside it; run 'vireo calibrate {variant.id}'")
-    return cast(Table, table)
+    try:
+        table = msgspec.json.decode(path.read_bytes(), type=Table)
+    except OSError:
+        raise ValueError(f"{variant.id} has no operating points at {path}: {remedy}") from None
+    except ValueError as error:  # msgspec's errors are that, too
+        raise ValueError(f"operating points at {path} cannot be used ({error}): {remedy}") from None
+    if table.model != variant.id:
+        raise ValueError(f"operating points at {path} are of model {table.model}, not {variant.id}: {remedy}")
+    if table.checkpoint_sha256 != checkpoint_sha256(variant.weights):
+        raise ValueError(f"operating points at {path} were measured with other weights than those there: {remedy}")
+    return table
 
 
 def write_table(table: Table, directory: Path) -> Path:
-    """Write the table; returns its path.
+    """Write the table, whole or not at all; returns its path.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: it would not be read back.
     """
+    content = msgspec.json.encode(table)
+    msgspec.json.decode(content, type=Table)
     path = directory / TABLE_FILE
-    path.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+    draft = path.with_name(f".{TABLE_FILE}.{os.getpid()}")
+    draft.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
+    draft.replace(path)
     return path

@@ -1,32 +1,96 @@
-"""Operating points of a classifier: the table that lies beside its checkpoint, or one point that nobody measured."""
+"""Operating points of a served model, for the planner: those beside its checkpoint, or what can be said of one that
+nobody measured."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 
+from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
+from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
-from schedulers.operating_points import OperatingPoint, OperatingPointTable
+from schedulers.cost import TableCostModel
+from schedulers.plan import Cost, Point, Settings, Units, Value, Work
+from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import ConfigError
 
-FILE_NAME = "operating_points.json"
+_USUAL_BATCH = 16
+"""Rows that share a batch under load: what a row is charged is its share of such a batch."""
 _FIRST_MACS_PER_S = 2e10
 """Of one processor core: a guess for what is reserved for a model that was never measured. What it really takes is
 charged; its replicas measure what they plan with."""
 
 
-def table_for(model: ResolvedModel[UnaryOptions]) -> OperatingPointTable:
-    """The table of a served model. A unary one may do without: it then has one point, all settings at their defaults.
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """``cost_model``: of the slices of a row, where they were measured."""
+
+    points: tuple[Point, ...]
+    work: Work
+    watts: float
+    checkpoint_sha256: str
+    is_calibrated: bool = True
+    """Otherwise its costs are guesses, on which nobody is refused, and its qualities are not known."""
+    cost_model: TableCostModel | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All points, the best first."""
+        ranked = sorted(self.points, key=lambda point: -(point.quality or 0.0))
+        return tuple(point.name for point in ranked)
+
+
+def load_table(variant: Variant) -> Table:
+    """The table beside a checkpoint. Raises: ConfigError: as ``models.operating_points.read_table``."""
+    try:
+        return read_table(variant)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def planned_points(table: Table) -> tuple[Point, ...]:
+    """What the planner reads of a table: a row alone is what somebody waits for, its share of a batch is charged."""
+    return tuple(
+        Point(
+            name=name,
+            settings=point.settings,
+            cost=Cost(
+                latency_s={unit: _of_a_row(times, 1) for unit, times in point.seconds_per_unit.items()},
+                busy_s={unit: _of_a_row(times, _USUAL_BATCH) for unit, times in point.seconds_per_unit.items()},
+                watts=table.energy.watts,
+            ),
+            quality=None if point.quality is None else point.quality.low,
+        )
+        for name, point in table.points.items()
+    )
+
+
+def _of_a_row(times: Mapping[int, Seconds], batch: int) -> float:
+    """At the largest measured size that is not above ``batch``, or the smallest of all."""
+    return times[max((size for size in times if size <= batch), default=min(times))].seconds
+
+
+def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
+    """Points of a unary or staged model. A unary one may do without a table: it then has one, of all defaults.
 
     Raises: ConfigError: no weights, or a table that cannot be used.
     """
     family, variant = families()[model.family], model.variant
     is_random = model.options.random_weights
-    if family.shape == "staged" or (not is_random and variant.weights and (variant.weights / FILE_NAME).is_file()):
-        return load_table(variant.id, variant.weights)
+    work = row_work(family, variant)
+    if family.shape == "staged" or (not is_random and variant.weights and (variant.weights / TABLE_FILE).is_file()):
+        table = load_table(variant)
+        return Points(
+            points=planned_points(table),
+            work=work,
+            watts=table.energy.watts,
+            checkpoint_sha256=table.checkpoint_sha256,
+            cost_model=_cost_model(table),
+        )
     if is_random:
         identity = hashlib.sha256(f"random weights of {variant}".encode()).hexdigest()
     elif variant.weights is not None:
@@ -36,57 +100,42 @@ def table_for(model: ResolvedModel[UnaryOptions]) -> OperatingPointTable:
             f"model {model.id} has no weights here: name their folder (--model {model.id}=FOLDER, or checkpoint_dir), "
             "or set its option random_weights to measure its speed alone"
         )
-    assert family.work is not None
-    macs = float(family.work.load()(variant, None, family.check_point({})).units["macs"])
-    return _unmeasured(model, identity, macs)
-
-
-def _unmeasured(model: ResolvedModel[UnaryOptions], identity: str, macs: float) -> OperatingPointTable:
-    seconds = max(1e-4, macs / (_FIRST_MACS_PER_S * model.threads))
-    point = OperatingPoint(
-        name="default",
-        thresholds=(0.0,),
-        exit_shares=(1.0,),
-        expected_flops=macs,
-        flops_fraction=1.0,
-        ms_by_batch={1: 0.0},  # nobody is refused for a guess: a replica refuses what it cannot answer in time
-        joules_per_sample=seconds * model.watts,
-        accuracy=0.0,  # nobody has measured it, so no floor is met
-    )
-    return OperatingPointTable(
-        model=model.id,
-        checkpoint_sha256=identity,
-        exit_flops=(macs,),
-        batch_sizes=(1, 2),
-        stage_seconds=((seconds, 2 * seconds),),
-        energy_source="estimate",
+    price_s = 1.0 / (_FIRST_MACS_PER_S * model.threads)
+    # Nobody waits for a guess: a replica refuses what it cannot answer in time.
+    cost = Cost(latency_s={}, busy_s={"macs": price_s}, watts=model.watts)
+    return Points(
+        points=(Point(name=point_name({}), settings={}, cost=cost),),
+        work=work,
         watts=model.watts,
-        points=(point,),
+        checkpoint_sha256=identity,
         is_calibrated=False,
     )
 
 
-def load_table(model_id: str, checkpoint_dir: Path | None) -> OperatingPointTable:
-    """Load and check the table.
+def row_work(family: Family, variant: Variant) -> Work:
+    """Of one row, whatever it shows. Remembered: there are few points, and many requests."""
+    assert family.work is not None
+    count = family.work.load()
 
-    Raises: ConfigError: there is none, it is damaged, or it belongs to another model or to other weights; the message
-        names the command that writes one.
-    """
-    remedy = f"run `vireo calibrate {model_id}`"
-    if checkpoint_dir is None:
-        raise ConfigError(
-            f"model {model_id} has no weights here: convert a checkpoint (`vireo convert`), then {remedy}"
-        )
-    path = checkpoint_dir / FILE_NAME
-    try:
-        table = OperatingPointTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        weights_sha256 = checkpoint_sha256(checkpoint_dir)
-    except OSError:
-        raise ConfigError(f"model {model_id} has no operating points at {path}: {remedy}") from None
-    except ValueError as error:
-        raise ConfigError(f"operating points at {path} cannot be used ({error}): {remedy}") from None
-    if table.model != model_id:
-        raise ConfigError(f"operating points at {path} are of model {table.model}, not {model_id}: {remedy}")
-    if table.checkpoint_sha256 != weights_sha256:
-        raise ConfigError(f"operating points at {path} were measured with other weights than those there: {remedy}")
-    return table
+    @lru_cache(maxsize=256)
+    def units(settings: frozenset[tuple[str, Value]]) -> Units:
+        made: Units = count(variant, None, family.check_point(dict(settings))).units
+        return made
+
+    return lambda settings: units(frozenset(settings.items()))
+
+
+def _cost_model(table: Table) -> TableCostModel | None:
+    if not table.slices:
+        return None
+    rows = [[one.seconds for one in part.seconds.values()] for part in table.slices]
+    return TableCostModel(tuple(table.slices[0].seconds), rows)
+
+
+def parted(settings: Settings, num_exits: int) -> tuple[tuple[float, ...], dict[str, Value]]:
+    """Thresholds of the exits, which are the scheduler's (nobody is as sure as above 1, and at the last exit all
+    leave), and the settings that are the network's."""
+    names = [f"exit_{number}" for number in range(1, num_exits)]
+    asked = [float(settings[name]) if name in settings else NEVER_THRESHOLD for name in names]
+    thresholds = (*(NEVER_THRESHOLD if threshold > 1.0 else threshold for threshold in asked), 0.0)
+    return thresholds, {name: value for name, value in settings.items() if name not in names}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
-from models.contract import Variant
+from models.contract import Family, Variant
 from models.operating_points import TABLE_FILE, read_table
 from models.registry import families, find
 from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
 from serving.client.told import console, progress_bar, told_plainly
+from serving.operating_points import planned_points, row_work
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 Checkpoint = Annotated[
@@ -59,14 +60,14 @@ def show_model(
         has_table = "classify" in family.tasks and variant.weights is not None and _has_table(variant)
         if as_json:
             content = read_table(variant) if has_table else facts_of(family, variant)
-            typer.echo(json.dumps(content, indent=1))
+            typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
             return
         lines = lines_of(family, variant)
         console.print(f"[bold]{variant.id}[/]  {variant.summary} ({in_words(variant.io)})")
         for line in lines:
             console.print(line, markup=False, soft_wrap=True)
         if has_table:
-            _print_points(variant)
+            _print_points(family, variant)
 
 
 def train(
@@ -131,7 +132,7 @@ def calibrate(
         if "card" in family.parts and variant.is_nano and (path.parent / "training_log.json").is_file():
             family.part("card")(variant)
     if "classify" in family.tasks:
-        _print_points(variant)
+        _print_points(family, variant)
     console.print(f"written to {path}", soft_wrap=True)
 
 
@@ -139,32 +140,26 @@ def _has_table(variant: Variant) -> bool:
     return variant.weights is not None and (variant.weights / TABLE_FILE).is_file()
 
 
-def _print_points(variant: Variant) -> None:
-    content = read_table(variant)
-    hardware = content["hardware"]
-    table = Table(
-        Column("point", no_wrap=True),
-        "FLOPs",
-        "accuracy",
-        "clean",
-        "leaving at its exits",
-        "ms, batch of 16",
-        "J per picture",
-    )
-    for point in content["points"]:
+def _print_points(family: Family, variant: Variant) -> None:
+    content, work = read_table(variant), row_work(family, variant)
+    table = Table(Column("point", no_wrap=True), "quality", "at least", "ms alone", "ms of a full batch", "J")
+    for point in planned_points(content):
+        row = content.points[point.name]
+        units = work(point.settings)
+        busy_s = point.cost.busy(units)
         table.add_row(
-            point["name"],
-            f"{100 * point['flops_fraction']:.1f}%",
-            f"{100 * point['accuracy']:.2f}%",
-            f"{100 * point['accuracy_clean']:.2f}%",
-            " / ".join(f"{100 * share:.0f}%" for share in point["exit_shares"]),
-            f"{point['ms_by_batch']['16']:.2f}",
-            f"{point['joules_per_sample']:.5f}",
+            point.name,
+            "" if row.quality is None else f"{100 * row.quality.value:.2f}%",
+            "" if row.quality is None else f"{100 * row.quality.low:.2f}%",
+            f"{1e3 * point.cost.latency(units):.2f}",
+            f"{1e3 * busy_s:.3f}",
+            f"{busy_s * point.cost.watts:.5f}",
         )
     console.print(table)
+    hardware, energy = content.hardware, content.energy
     console.print(
-        f"measured on {hardware['cpu']}, {hardware['threads']} thread(s), {hardware['device']}; "
-        f"joules: {content['energy']['source']} at {content['energy']['watts']:g} W"
+        f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
+        f"joules: {energy.source} at {energy.watts:g} W"
     )
 
 

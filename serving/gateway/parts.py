@@ -14,7 +14,6 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Family, Shape, Variant
 from models.identity import WEIGHTS_FILE
 from models.registry import families
-from schedulers.operating_points import OperatingPointTable
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
@@ -28,7 +27,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.operating_points import table_for
+from serving.operating_points import Points, points_of
 from serving.service import ModelCard, Service, VideoService
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
@@ -223,7 +222,7 @@ def _served(
     model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
 ) -> ServedModel:
     family, variant = families()[model.family], model.variant
-    table = table_for(model)
+    points = points_of(model)
     dispatcher = Dispatcher(
         send=_sender(handle),
         leave=_leaver(handle),
@@ -234,7 +233,9 @@ def _served(
         model=variant.id,
         tell=tell,
     )
-    return ServedModel(card=_card(family, variant, table), label=variant.io.label, table=table, dispatcher=dispatcher)
+    return ServedModel(
+        card=_card(family, variant, points), label=variant.io.label, points=points, dispatcher=dispatcher
+    )
 
 
 def _sender(handle: DeploymentHandle[Any]) -> Callable[[str, list[SampleCall], float], PendingCall]:
@@ -256,7 +257,7 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(family: Family, variant: Variant, table: OperatingPointTable) -> ModelCard:
+def _card(family: Family, variant: Variant, points: Points) -> ModelCard:
     io, weights = variant.io, (variant.weights or Path()) / WEIGHTS_FILE
     return ModelCard(
         id=variant.id,
@@ -267,9 +268,9 @@ def _card(family: Family, variant: Variant, table: OperatingPointTable) -> Model
         num_classes=io.num_classes,
         num_exits=io.num_exits,
         labels=tuple(io.label(index) for index in range(io.num_classes)),
-        checkpoint_sha256=table.checkpoint_sha256,
-        operating_points=tuple(point.name for point in table.points),
-        is_calibrated=table.is_calibrated,
+        checkpoint_sha256=points.checkpoint_sha256,
+        operating_points=points.names,
+        is_calibrated=points.is_calibrated,
         prepare_version=family.prepare_version,
         knobs=family.knobs,
     )

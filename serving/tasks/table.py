@@ -17,7 +17,7 @@ TASKS: Final = (
         verbs=LazyRef("serving.tasks.classify.cli:register"),
         checks=LazyRef("serving.tasks.classify.checks:CHECKS"),
         examples=("vireo classify examples/digit-7.png",),
-        read=LazyRef("serving.operating_points:table_for"),
+        read=LazyRef("serving.operating_points:points_of"),
     ),
     Task(
         name="chat",

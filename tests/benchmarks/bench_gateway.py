@@ -31,9 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from models.operating_points import read_table
 from models.registry import find
-from schedulers.operating_points import Budget, Choice, choose
-from serving.operating_points import load_table
 from tests.benchmarks import gateway_profile
 from tests.benchmarks.common import (
     ROOT,
@@ -266,12 +265,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="sample Vireo's replicas with py-spy afterwards")
     args = parser.parse_args()
     plan, origin = plan_of(args), provenance("gateway")
-    choice = choose(load_table(MODEL, find(MODEL)[1].weights), Budget(), 0.0)
-    assert isinstance(choice, Choice), "without a budget every point fits"
+    best = next(iter(read_table(find(MODEL)[1]).points))
     with tempfile.TemporaryDirectory(prefix="vb-", ignore_cleanup_errors=True) as folder:
         systems = [
             system
-            for system in make_systems(Path(folder), choice.point.name)
+            for system in make_systems(Path(folder), best)
             if not args.sides or system.name in (*args.sides, "bare")
         ]
         with running(systems):
@@ -295,7 +293,7 @@ def main() -> None:
     for found in profiles:
         print_profile(found)
     text = (
-        f"Operating point `{choice.point.name}` on every side; {num_labels} pictures got the same label from each side "
+        f"Operating point `{best}` on every side; {num_labels} pictures got the same label from each side "
         f"on each surface. {plan.rounds} round(s) of {plan.duration_s:g} s. Cores used when idle: "
         + ", ".join(f"{name} {cores:g}" for name, cores in idle.items())
         + f". {aims(summary)}"
@@ -303,7 +301,7 @@ def main() -> None:
     print(f"\n{text}")
     document = {
         **origin,
-        "operating_point": choice.point.name,
+        "operating_point": best,
         "idle_cores": idle,
         "summary": summary,
         "profiles": profiles,

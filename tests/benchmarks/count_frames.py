@@ -23,7 +23,7 @@ import numpy as np
 from models import registry
 from models.contract import Variant
 from schedulers.retry_budget import RetryBudget
-from serving.config import UnaryOptions
+from serving.config import ModelSettings, UnaryOptions, resolve_model
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.front.auth import Authenticator
@@ -31,7 +31,7 @@ from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from serving.operating_points import load_table
+from serving.operating_points import points_of
 from serving.replica.staged.deployment import Classifier
 from serving.replica.staged.setup import build_driver
 from serving.service import Service
@@ -157,8 +157,8 @@ def behind(replica: Replica, variant: Variant) -> Service:
         retries=RetryBudget(1),
         model=MODEL,
     )
-    table = load_table(MODEL, variant.weights)
-    served = ServedModel(card=make_card(MODEL), label=str, table=table, dispatcher=dispatcher)
+    points = points_of(resolve_model(ModelSettings(id=MODEL)))
+    served = ServedModel(card=make_card(MODEL), label=str, points=points, dispatcher=dispatcher)
     pipeline = Pipeline(cast(Any, Results()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
     none = FakeService(video_cards=())
     return Service(ClassifyService({MODEL: served}, cast(Any, Media()), pipeline, max_images=8), none, none)

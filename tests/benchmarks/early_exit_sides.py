@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,8 @@ from numpy.typing import NDArray
 from models.contract import Variant
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
+from models.operating_points import Point as Calibrated
+from models.operating_points import read_table
 from models.registry import find
 from models.training.classify.measure import stage_costs
 from models.training.dyn_perceiver.evaluation import held_out_sets
@@ -22,7 +22,7 @@ from schedulers.cost import CostModel, TableCostModel
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
 from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
-from serving.operating_points import FILE_NAME
+from serving.operating_points import parted
 from serving.replica.driver import Driver
 from serving.replica.staged.base import Outcome, StageOutput
 from serving.replica.staged.engine import RowEngine, warm_up
@@ -242,14 +242,16 @@ def _calibrated_points(variant: Variant, name: str | None) -> tuple[Point, Point
     The test split, on which the benchmark runs, has no say in the choice.
     """
     assert variant.weights is not None, f"{variant.id} has no checkpoint; use --random-weights"
-    table = json.loads((variant.weights / FILE_NAME).read_text())
-    points = table["points"]
-    full = next(point for point in points if point["name"] == "full")
-    floor = full["accuracy_calibration"] - QUALITY_MARGIN
-    allowed = [p for p in points if (p["name"] == name if name else p["accuracy_calibration"] >= floor)]
-    early = min(allowed, key=lambda p: p["expected_flops"])
-    return _point(full), _point(early), float(table["energy"]["watts"])
+    table = read_table(variant)
+    full = max(table.points, key=lambda key: table.points[key].figures["macs_fraction"])
+    floor = table.points[full].figures["accuracy_search"] - QUALITY_MARGIN
+    allowed = [
+        key for key, p in table.points.items() if (key == name if name else p.figures["accuracy_search"] >= floor)
+    ]
+    early = min(allowed, key=lambda key: table.points[key].figures["expected_macs"])
+    return _point(full, table.points[full]), _point(early, table.points[early]), table.energy.watts
 
 
-def _point(data: dict[str, Any]) -> Point:
-    return Point(name=data["name"], thresholds=tuple(data["thresholds"]), shares=tuple(data["exit_shares"]))
+def _point(name: str, point: Calibrated) -> Point:
+    shares = tuple(point.figures["exit_shares"])
+    return Point(name=name, thresholds=parted(point.settings, len(shares))[0], shares=shares)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,26 +12,33 @@ import grpc
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from models.operating_points import read_table
+from models.registry import find
+from serving.operating_points import planned_points, row_work
 from tests.e2e.conftest import CALLS_ON_THE_WAY, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.clients import Ask
-from tests.support.system import MODEL, ROOT, System, wait_until
+from tests.support.system import MODEL, System, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
 def points() -> list[dict[str, Any]]:
-    path = ROOT / "models" / "checkpoints" / MODEL / "operating_points.json"
-    table: list[dict[str, Any]] = json.loads(path.read_text())["points"]
-    return table
+    """Name, joules a picture and lower bound of accuracy."""
+    family, variant = find(MODEL)
+    work = row_work(family, variant)
+    return [
+        {"name": p.name, "joules": p.cost.watts * p.cost.busy(work(p.settings)), "quality": p.quality}
+        for p in planned_points(read_table(variant))
+    ]
 
 
 def best(points: list[dict[str, Any]], max_j: float = float("inf"), min_accuracy: float = 0.0) -> set[str]:
     """Names of the most accurate points within the bounds (several may be equal)."""
-    fitting = [p for p in points if p["joules_per_sample"] <= max_j and p["accuracy"] >= min_accuracy]
-    top = max(point["accuracy"] for point in fitting)
-    return {point["name"] for point in fitting if point["accuracy"] == top}
+    fitting = [p for p in points if p["joules"] <= max_j and p["quality"] >= min_accuracy]
+    top = max(point["quality"] for point in fitting)
+    return {point["name"] for point in fitting if point["quality"] == top}
 
 
 @pytest.mark.parametrize("name", sorted(SURFACES))
@@ -48,8 +54,8 @@ def test_without_a_budget_the_most_accurate_point_answers(
 def test_energy_budget_changes_the_operating_point(
     name: str, door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
 ) -> None:
-    cheapest = min(points, key=lambda point: point["joules_per_sample"])
-    two = Ask([new_picture()[0], new_picture()[0]], model=MODEL, energy_j=2.001 * cheapest["joules_per_sample"])
+    cheapest = min(points, key=lambda point: point["joules"])
+    two = Ask([new_picture()[0], new_picture()[0]], model=MODEL, energy_j=2.001 * cheapest["joules"])
     report = SURFACES[name](door, two).report
     assert report["operating_point"] == cheapest["name"]
     assert "energy" in report["degraded"]
@@ -59,13 +65,13 @@ def test_points_follow_the_energy_budget_through_the_table(
     door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
 ) -> None:
     for point in points:
-        allowed = point["joules_per_sample"] * 1.0001
+        allowed = point["joules"] * 1.0001
         report = SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL, energy_j=allowed)).report
         assert report["operating_point"] in best(points, max_j=allowed)
 
 
 def test_quality_floor_is_kept(door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]) -> None:
-    floor = max(point["accuracy"] for point in points) - 1e-9
+    floor = max(point["quality"] for point in points) - 1e-9
     report = SURFACES["grpc_oip"](door, Ask([new_picture()[0]], model=MODEL, quality_floor=floor)).report
     assert report["operating_point"] in best(points, min_accuracy=floor)
 

@@ -143,7 +143,7 @@ def test_models_are_listed_and_shown(door: Door) -> None:
     assert listed == door.http.get(f"/v1/models/{MODEL}").json()
     assert (listed["id"], listed["object"], listed["owned_by"]) == (MODEL, "model", "vireo")
     assert listed["vireo"]["labels"] == [str(digit) for digit in range(10)]
-    assert {"full", "first-exit"} <= set(listed["vireo"]["operating_points"])
+    assert {"exit_1=2,exit_2=2,exit_3=2", "exit_1=0,exit_2=0,exit_3=0"} <= set(listed["vireo"]["operating_points"])
     assert door.http.get("/v1/models/none").status_code == 404
 
 

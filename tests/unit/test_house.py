@@ -45,6 +45,7 @@ def test_schedulers_use_the_standard_library_without_clock_loop_or_io(path: Path
 def test_models_use_tensors_and_pictures_and_nothing_that_serves(path: Path) -> None:
     allowed = (_STDLIB - {"asyncio", "socket"}) | {
         "models",
+        "msgspec",  # reads tables strictly
         "torch",
         "numpy",
         "safetensors",

@@ -54,7 +54,13 @@ def work(variant: Variant, request: ClipRequest, point: Point) -> Work:
     # Projections and feed-forward are 20 W^2 a token, scores and their sums 2 L W.
     macs = variant.config["num_layers"] * share[0] * tokens * (20 * width**2 + share[1] * 2 * tokens * width)
     memory = predict(variant, request.num_frames, point, text_tokens=io.max_text_tokens)
-    return Work({"macs": steps * rows * macs, "token_steps": float(steps * tokens)}, memory.total_bytes)
+    units = {
+        "macs": steps * rows * macs,
+        "slices": float(steps),
+        "pixels": float(request.num_frames * io.height * io.width),
+        "token_steps": float(steps * tokens),
+    }
+    return Work(units, memory.total_bytes)
 
 
 def _shares(setting: AttentionSetting) -> tuple[float, float]:

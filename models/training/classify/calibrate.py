@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from models.contract import Family, Point, Staged, Unary, Variant, point_key
+from models.contract import Family, Staged, Unary, Value, Variant
 from models.identity import checkpoint_sha256
-from models.methods.early_exit.calibration import ALWAYS, Estimate, calibrate, estimate, first_exit_only, no_early_exit
-from models.methods.early_exit.knobs import ALL
-from models.operating_points import FORMAT, OperatingPoint, StageCost, Table, write_table
-from models.training.classify.measure import expected_batch_ms, hardware, stage_costs
+from models.methods.early_exit.calibration import ALWAYS, NEVER, calibrate, estimate, first_exit_only, no_early_exit
+from models.methods.early_exit.knobs import ALL, NONE
+from models.operating_points import (
+    Energy,
+    Point,
+    Seconds,
+    Slice,
+    Table,
+    point_name,
+    round_off,
+    share_quality,
+    source_commit,
+    write_table,
+)
+from models.training.classify.measure import StageCost, expected_batch_ms, hardware, stage_costs
 from models.training.classify.pictures import ExitOutputs, Sets, exit_outputs, folder_sets
 
+Settings = Mapping[str, Value]
 TARGET_PERCENT = (75, 60, 50, 40, 30, 25, 20)
-ENERGY_BATCH = 16
+_THRESHOLD_DIGITS = 4
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -80,9 +93,8 @@ def _pictures(family: Family, variant: Variant, data_dir: Path | None) -> Sets:
 
 @dataclass(frozen=True)
 class _Measured:
-    points: list[OperatingPoint]
-    exit_flops: list[int]
-    costs: StageCost
+    points: Sequence[Point]
+    slices: tuple[Slice, ...]
 
 
 @dataclass(frozen=True)
@@ -100,66 +112,62 @@ class _Run:
     def exits(self) -> _Measured:
         """Points of a network with exits: thresholds."""
         num_exits = self.variant.io.num_exits
-        flops = [
-            self._macs({f"exit_{number}": ALL} if number < num_exits else {}) for number in range(1, num_exits + 1)
-        ]
+        macs = [self._macs({f"exit_{number}": ALL} if number < num_exits else {}) for number in range(1, num_exits + 1)]
         costs = self._costs({}, "timing stages")
         self.on_progress("searching thresholds", 0, 1)
         outputs = exit_outputs(self.runner, self.sets.search)
         tests = {name: exit_outputs(self.runner, pictures) for name, pictures in self.sets.judge.items()}
-        found = _search(outputs, flops, self.target_percent)
-        points = [self._point(name, e, tests, flops, flops[-1], costs) for name, e in found]
+        found = _search(outputs, macs, self.target_percent)
+        points = [self._point(_settings(thresholds), outputs, tests, macs, macs[-1], costs) for thresholds in found]
         self.on_progress("searching thresholds", 1, 1)
-        return _Measured(points, flops, costs)
+        return _Measured(points, _slices(costs, macs))
 
     def settings(self) -> _Measured:
         """Points of a network without: every combination of the settings' calibrated values, the dearest first."""
         axes = [knob for knob in self.family.knobs if knob.is_axis]
         combinations = itertools.product(*(reversed(knob.points) for knob in axes))
-        chosen = [dict(zip((knob.name for knob in axes), values, strict=True)) for values in combinations]
+        chosen: list[Settings] = [
+            dict(zip((knob.name for knob in axes), values, strict=True)) for values in combinations
+        ]
         dearest = max(map(self._macs, chosen))
-        points: list[OperatingPoint] = []
-        all_costs: list[StageCost] = []
+        points, all_slices = list[Point](), list[tuple[Slice, ...]]()
         for settings in chosen:
-            name, flops = point_key(settings) or "full", [self._macs(settings)]
-            costs = self._costs(settings, f"timing {name}")
-            point = self.family.check_point(settings)
-            search = exit_outputs(self.runner, self.sets.search, point)
-            searched = estimate(search.confidences, search.correct, flops, (ALWAYS,))
-            tests = {key: exit_outputs(self.runner, pictures, point) for key, pictures in self.sets.judge.items()}
-            measured = self._point(name, searched, tests, flops, dearest, costs)
-            measured["settings"] = settings
-            points.append(measured)
-            all_costs.append(costs)
-        return _Measured(points, [dearest], max(all_costs, key=lambda costs: costs["stages"][0][-1]))
+            macs = [self._macs(settings)]
+            costs = self._costs(settings, f"timing {point_name(settings)}")
+            at = self.family.check_point(settings)
+            search = exit_outputs(self.runner, self.sets.search, at)
+            tests = {key: exit_outputs(self.runner, pictures, at) for key, pictures in self.sets.judge.items()}
+            points.append(self._point(settings, search, tests, macs, dearest, costs))
+            all_slices.append(_slices(costs, macs))
+        return _Measured(points, max(all_slices, key=lambda slices: list(slices[0].seconds.values())[-1].seconds))
 
     def table(self, measured: _Measured) -> Table:
         """The whole file."""
         assert self.variant.weights is not None
-        return {
-            "format": FORMAT,
-            "model": self.variant.id,
-            "checkpoint_sha256": checkpoint_sha256(self.variant.weights),
-            "hardware": hardware(self.device),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "split": self.sets.description,
-            "exit_flops": measured.exit_flops,
-            "stage_cost_ms": measured.costs,
-            "energy": {
-                "source": "estimate",
-                "watts": self.watts,
-                "note": f"busy milliseconds at batch {ENERGY_BATCH} times an assumed power of one busy core; "
-                "not metered",
-            },
-            "points": measured.points,
-        }
+        ranked = sorted(measured.points, key=lambda point: -point.quality.low if point.quality else 0.0)
+        return Table(
+            model=self.variant.id,
+            checkpoint_sha256=checkpoint_sha256(self.variant.weights),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            commit=source_commit(),
+            hardware=hardware(self.device),
+            energy=Energy(
+                source="estimate",
+                watts=self.watts,
+                note="busy seconds times an assumed power of one busy core or device; not metered",
+            ),
+            metric="share of pictures that are named right",
+            data=self.sets.description,
+            points={point_name(point.settings): point for point in ranked},
+            slices=measured.slices,
+        )
 
-    def _macs(self, settings: Point) -> int:
+    def _macs(self, settings: Settings) -> int:
         assert self.family.work is not None
         units = self.family.work.load()(self.variant, None, self.family.check_point(settings)).units
         return int(units["macs"])
 
-    def _costs(self, settings: Point, what: str) -> StageCost:
+    def _costs(self, settings: Settings, what: str) -> StageCost:
         return stage_costs(
             self.runner,
             self.variant.io.input_size,
@@ -171,41 +179,75 @@ class _Run:
 
     def _point(
         self,
-        name: str,
-        searched: Estimate,
+        settings: Settings,
+        search: ExitOutputs,
         tests: Mapping[str, ExitOutputs],
-        flops: Sequence[int],
+        macs: Sequence[int],
         dearest: int,
         costs: StageCost,
-    ) -> OperatingPoint:
-        judged = {k: estimate(o.confidences, o.correct, flops, searched.thresholds) for k, o in tests.items()}
+    ) -> Point:
+        thresholds = (*(float(settings[f"exit_{number}"]) for number in range(1, len(macs))), ALWAYS)
+        judged = {name: estimate(o.confidences, o.correct, macs, thresholds) for name, o in tests.items()}
         mixed = judged["mixed"]
-        ms = {str(size): round(expected_batch_ms(costs, mixed.exit_shares, size), 4) for size in costs["batch_sizes"]}
         clean, hard = judged.get("clean", mixed), judged.get("hard", mixed)
-        return {
-            "name": name,
-            "settings": {},
-            "thresholds": list(searched.thresholds),
-            "exit_shares": list(mixed.exit_shares),
-            "expected_flops": mixed.expected_cost,
-            "flops_fraction": mixed.expected_cost / dearest,
-            "ms_by_batch": ms,
-            "joules_per_sample": self.watts * ms[str(ENERGY_BATCH)] / ENERGY_BATCH / 1e3,
-            "accuracy": mixed.accuracy,
-            "accuracy_clean": clean.accuracy,
-            "accuracy_hard": hard.accuracy,
-            "accuracy_calibration": searched.accuracy,
-            "flops_fraction_clean": clean.expected_cost / dearest,
-        }
+        return Point(
+            settings=dict(settings),
+            seconds_per_unit={"macs": _seconds_per_mac(costs, mixed.exit_shares, self._macs(settings))},
+            quality=share_quality(round_off(mixed.accuracy), self.sets.num_independent),
+            figures={
+                "exit_shares": [round_off(share) for share in mixed.exit_shares],
+                "expected_macs": round_off(mixed.expected_cost),
+                "macs_fraction": round_off(mixed.expected_cost / dearest),
+                "macs_fraction_clean": round_off(clean.expected_cost / dearest),
+                "accuracy_clean": round_off(clean.accuracy),
+                "accuracy_hard": round_off(hard.accuracy),
+                "accuracy_search": round_off(estimate(search.confidences, search.correct, macs, thresholds).accuracy),
+            },
+        )
 
 
-def _search(outputs: ExitOutputs, flops: Sequence[int], percents: Sequence[int]) -> list[tuple[str, Estimate]]:
-    """The full network, one point per target that can be met, dearest first, and the first exit alone."""
-    full, first = (
-        estimate(outputs.confidences, outputs.correct, flops, thresholds)
-        for thresholds in (no_early_exit(len(flops)), first_exit_only(len(flops)))
+def _seconds_per_mac(costs: StageCost, exit_shares: Sequence[float], macs: int) -> dict[int, Seconds]:
+    """Of a batch whose samples start together: what is expected, by the work that was asked for."""
+    errors: StageCost = {**costs, "stages": costs["errors"]}
+    return {
+        size: Seconds(
+            seconds=round_off(expected_batch_ms(costs, exit_shares, size) / 1e3 / size / macs),
+            error=round_off(expected_batch_ms(errors, exit_shares, size) / 1e3 / size / macs),
+        )
+        for size in costs["batch_sizes"]
+    }
+
+
+def _slices(costs: StageCost, macs: Sequence[int]) -> tuple[Slice, ...]:
+    rows = zip(macs, costs["stages"], costs["errors"], strict=True)
+    return tuple(
+        Slice(
+            units={"macs": float(amount)},
+            seconds={
+                size: Seconds(seconds=round_off(ms / 1e3), error=round_off(error / 1e3))
+                for size, ms, error in zip(costs["batch_sizes"], stage, errors, strict=True)
+            },
+        )
+        for amount, stage, errors in rows
     )
-    reachable = [p for p in sorted(percents, reverse=True) if p * flops[-1] / 100 >= flops[0]]
-    found = calibrate(outputs.confidences, outputs.correct, flops, [p * flops[-1] / 100 for p in reachable])
-    named = [(f"flops-{p}", e) for p, e in zip(reachable, found, strict=True)]
-    return [("full", full), *named, ("first-exit", first)]
+
+
+def _settings(thresholds: Sequence[float]) -> Settings:
+    """As knobs: rounded down, so that the sample that a threshold was made for still leaves. Behind an exit at which
+    all leave, nothing counts."""
+    made: dict[str, Value] = {}
+    for number, threshold in enumerate(thresholds[:-1], 1):
+        if threshold <= ALL or ALL in made.values():
+            made[f"exit_{number}"] = ALL
+        elif threshold >= NEVER:
+            made[f"exit_{number}"] = NONE
+        else:
+            made[f"exit_{number}"] = math.floor(threshold * 10**_THRESHOLD_DIGITS) / 10**_THRESHOLD_DIGITS
+    return made
+
+
+def _search(outputs: ExitOutputs, macs: Sequence[int], percents: Sequence[int]) -> list[tuple[float, ...]]:
+    """Thresholds of the full network, of each target that can be met, and of the first exit alone."""
+    reachable = [p for p in percents if p * macs[-1] / 100 >= macs[0]]
+    found = calibrate(outputs.confidences, outputs.correct, macs, [p * macs[-1] / 100 for p in reachable])
+    return [no_early_exit(len(macs)), *(one.thresholds for one in found), first_exit_only(len(macs))]

@@ -7,15 +7,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.contract import Point, Staged, Unary
-from models.operating_points import Hardware, StageCost
+from models.operating_points import Hardware
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+_MEDIAN_ERROR = 1.2533
+"""Standard error of a median, in standard errors of the mean."""
+
+
+class StageCost(TypedDict):
+    """``stages[k][i]``: milliseconds to carry ``batch_sizes[i]`` samples through stage k alone; ``errors``: theirs."""
+
+    batch_sizes: list[int]
+    stages: list[list[float]]
+    errors: list[list[float]]
 
 
 def stage_costs(
@@ -43,8 +56,16 @@ def stage_costs(
                     times.setdefault((stage, size), []).append(elapsed_ms)
         on_progress(round_number + 3, repeats + 2)
     num_stages = runner.num_stages if isinstance(runner, Staged) else 1
-    stages = [[round(statistics.median(times[stage, size]), 4) for size in batch_sizes] for stage in range(num_stages)]
-    return {"batch_sizes": list(batch_sizes), "stages": stages}
+    rows = [[times[stage, size] for size in batch_sizes] for stage in range(num_stages)]
+    return {
+        "batch_sizes": list(batch_sizes),
+        "stages": [[round(statistics.median(row), 4) for row in stage] for stage in rows],
+        "errors": [[round(_median_error(row), 4) for row in stage] for stage in rows],
+    }
+
+
+def _median_error(times: Sequence[float]) -> float:
+    return _MEDIAN_ERROR * statistics.stdev(times) / len(times) ** 0.5 if len(times) > 1 else 0.0
 
 
 def interpolate(costs: StageCost, stage: int, samples: float) -> float:
@@ -72,12 +93,12 @@ def expected_batch_ms(costs: StageCost, exit_shares: Sequence[float], batch_size
 
 def hardware(device: torch.device) -> Hardware:
     """What the measurement ran on, as far as the system tells."""
-    return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
+    return Hardware(
+        cpu=_cpu_name(),
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
 
 
 @torch.inference_mode()

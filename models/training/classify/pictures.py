@@ -31,10 +31,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Sets:
-    """Pictures to search on, and pictures to judge on by name, always with "mixed"."""
+    """Pictures to search on, and pictures to judge on by name, always with "mixed", of which ``num_independent`` are no
+    copies of others."""
 
     search: Pictures
     judge: Mapping[str, Pictures]
+    num_independent: int
     description: dict[str, Any]
 
 
@@ -100,7 +102,9 @@ def folder_sets(directory: Path, variant: Variant, prepare: Prepare, seed: int =
     half = len(order) // 2
     search, judge = Pictures(images[:half], labels[:half]), Pictures(images[half:], labels[half:])
     sizes = {"calibration": len(search), "test": len(judge)}
-    return Sets(search, {"mixed": judge}, {"source": f"labelled folder, split in halves by seed {seed}", **sizes})
+    return Sets(
+        search, {"mixed": judge}, len(judge), {"source": f"labelled folder, split in halves by seed {seed}", **sizes}
+    )
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import numpy as np
 from models.contract import Variant
 from models.families.dyn_perceiver.load import build_meta, load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
-from models.operating_points import TABLE_FILE, Table, read_table
+from models.operating_points import CONFIDENCE, TABLE_FILE, Point, Quality, Table, read_table
 from models.training.classify.pictures import ExitOutputs, Pictures, exit_outputs
 from models.training.dyn_perceiver.digits import HELD_OUT_FONTS, TRAIN_FONTS
 from models.training.dyn_perceiver.evaluation import held_out_sets
@@ -60,12 +60,14 @@ def plot_curves(log: Mapping[str, Any], path: Path) -> None:
 def plot_points(table: Table, path: Path) -> None:
     """Accuracy against the share of the full network's FLOPs, on clean, hard and mixed test pictures."""
     figure, (axis,) = _figure(1)
-    points = table["points"]
-    fractions = [100 * p["flops_fraction"] for p in points]
-    axis.plot(fractions, [100 * p["accuracy"] for p in points], "o-", label="mixed")
-    axis.plot(fractions, [100 * p["accuracy_hard"] for p in points], "s-", label="hard, same thresholds")
-    clean = [100 * p["flops_fraction_clean"] for p in points]
-    axis.plot(clean, [100 * p["accuracy_clean"] for p in points], "^-", label="clean, same thresholds")
+    points = sorted(table.points.values(), key=lambda point: point.figures["macs_fraction"])
+    fractions = [100 * p.figures["macs_fraction"] for p in points]
+    axis.plot(fractions, [100 * _accuracy(p).value for p in points], "o-", label="mixed")
+    low, high = ([100 * getattr(_accuracy(p), end) for p in points] for end in ("low", "high"))
+    axis.fill_between(fractions, low, high, alpha=0.15, label=f"mixed, {CONFIDENCE:.0%} interval")
+    axis.plot(fractions, [100 * p.figures["accuracy_hard"] for p in points], "s-", label="hard, same thresholds")
+    clean = [100 * p.figures["macs_fraction_clean"] for p in points]
+    axis.plot(clean, [100 * p.figures["accuracy_clean"] for p in points], "^-", label="clean, same thresholds")
     axis.set(
         xlabel="FLOPs, % of the full network (hard: those of mixed)", ylabel="accuracy, %", title="operating points"
     )
@@ -169,48 +171,55 @@ def _confusions(pictures: Pictures, outputs: ExitOutputs, most: int = 8) -> str:
     return f"{len(wrong)} of {len(pictures)} wrong" + (f": {listed}" if listed else "")
 
 
+def _accuracy(point: Point) -> Quality:
+    assert point.quality is not None, "a classifier is calibrated on labelled pictures"
+    return point.quality
+
+
 def _points_section(table: Table) -> str:
     return f"""## Operating points
 
-Thresholds are searched on the mixed calibration pictures and judged on the test pictures.
+Thresholds are searched on the mixed calibration pictures and judged on the test pictures. The interval
+({CONFIDENCE:.0%}, Wilson) counts each test digit once, however often it is shown; points are ranked by its lower end.
 
 {points_table(table)}
 
-Times: {table["hardware"]["cpu"]}, {table["hardware"]["threads"]} thread(s), torch {table["hardware"]["torch"]}.
-Joules are an {table["energy"]["source"]} ({table["energy"]["note"]}; {table["energy"]["watts"]:g} W).
+Times: {table.hardware.cpu}, {table.hardware.threads} thread(s), torch {table.hardware.torch}.
+Joules are an {table.energy.source} ({table.energy.note}; {table.energy.watts:g} W).
 
-{stage_table(table)}
+{slice_table(table)}
 
 ![operating points](operating_points.png)
 """
 
 
 def points_table(table: Table) -> str:
-    """The points as a Markdown table."""
+    """The points as a Markdown table, the dearest first."""
     header = (
-        "| point | FLOPs, mixed | FLOPs, clean | accuracy mixed | clean | hard | leaving at exits 1-4, mixed "
-        "| ms per batch of 16 | joules per picture |\n|---|---|---|---|---|---|---|---|---|"
+        "| point | FLOPs, mixed | FLOPs, clean | accuracy mixed | interval | clean | hard "
+        "| leaving at exits 1-4, mixed |\n|---|---|---|---|---|---|---|---|"
     )
+    points = sorted(table.points.items(), key=lambda item: -item[1].figures["macs_fraction"])
     rows = [
-        f"| {p['name']} | {100 * p['flops_fraction']:.1f}% | {100 * p['flops_fraction_clean']:.1f}% | "
-        f"{100 * p['accuracy']:.2f}% | {100 * p['accuracy_clean']:.2f}% | {100 * p['accuracy_hard']:.2f}% | "
-        f"{' / '.join(f'{100 * s:.0f}%' for s in p['exit_shares'])} | {p['ms_by_batch']['16']:.2f} | "
-        f"{p['joules_per_sample']:.5f} |"
-        for p in table["points"]
+        f"| {name} | {100 * p.figures['macs_fraction']:.1f}% | {100 * p.figures['macs_fraction_clean']:.1f}% | "
+        f"{100 * _accuracy(p).value:.2f}% | {100 * _accuracy(p).low:.1f} to {100 * _accuracy(p).high:.1f}% | "
+        f"{100 * p.figures['accuracy_clean']:.2f}% | {100 * p.figures['accuracy_hard']:.2f}% | "
+        f"{' / '.join(f'{100 * share:.0f}%' for share in p.figures['exit_shares'])} |"
+        for name, p in points
     ]
     return "\n".join([header, *rows])
 
 
-def stage_table(table: Table) -> str:
+def slice_table(table: Table) -> str:
     """Measured milliseconds of the stages as a Markdown table."""
-    costs = table["stage_cost_ms"]
-    header = (
-        "| stage, ms at batch | " + " | ".join(str(size) for size in costs["batch_sizes"]) + " | MMACs up to its exit |"
-    )
-    rule = "|---" * (len(costs["batch_sizes"]) + 2) + "|"
+    sizes = table.slices[0].seconds
+    header = "| stage, ms at batch | " + " | ".join(map(str, sizes)) + " | MMACs up to its exit |"
+    rule = "|---" * (len(sizes) + 2) + "|"
     rows = [
-        f"| to exit {k + 1} | " + " | ".join(f"{ms:.2f}" for ms in stage) + f" | {table['exit_flops'][k] / 1e6:.2f} |"
-        for k, stage in enumerate(costs["stages"])
+        f"| to exit {number} | "
+        + " | ".join(f"{1e3 * one.seconds:.2f}" for one in part.seconds.values())
+        + f" | {part.units['macs'] / 1e6:.2f} |"
+        for number, part in enumerate(table.slices, 1)
     ]
     return "\n".join([header, rule, *rows])
 

@@ -49,7 +49,7 @@ def calibration_sets() -> Sets:
         "calibration": len(search),
         "test": {name: len(pictures) for name, pictures in tests.items()},
     }
-    return Sets(search, tests, description)
+    return Sets(search, tests, len(tests["clean"]), description)
 
 
 def _disturbed(glyphs: Glyphs, strength: tuple[float, float], generator: torch.Generator) -> Pictures:

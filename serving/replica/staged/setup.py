@@ -8,7 +8,7 @@ from models.registry import families
 from schedulers.cost import TableCostModel
 from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
-from serving.operating_points import table_for
+from serving.operating_points import points_of
 from serving.replica.driver import Driver
 from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.telemetry.events import Sink
@@ -28,10 +28,8 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     sizes = sorted({1, model.options.max_batch})
     batches = [torch.zeros((size, *shape), dtype=torch.uint8) for size in sizes]
     peak_bytes = max(warm_up(runner, batch, point).bytes_per_sample for batch in batches)
-    table = table_for(model)
-    if table.is_calibrated:
-        cost = TableCostModel(table.batch_sizes, table.stage_seconds)
-    else:  # the second time round, when everything has been allocated and compiled
+    cost = points_of(model).cost_model
+    if cost is None:  # the second time round, when everything has been allocated and compiled
         measured = [warm_up(runner, batch, point).stage_s for batch in batches]
         cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
     scheduler = early_exits(cost, ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue))

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schedulers.operating_points import Budget as PointBudget
-from schedulers.operating_points import Choice, OperatingPointTable, choose, with_settings
+from models.operating_points import point_name
+from schedulers.plan import Budget as PointBudget
+from schedulers.plan import Plan, plan, with_settings
 from schedulers.types import Priority as SchedulerPriority
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
@@ -39,6 +40,7 @@ from serving.errors import (
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
+from serving.operating_points import Points, parted
 from serving.replica.staged.base import Probabilities
 from serving.service import ModelCard
 from serving.stores.results import Codec, Reservation
@@ -61,7 +63,7 @@ class ServedModel:
 
     card: ModelCard
     label: Callable[[int], str]
-    table: OperatingPointTable
+    points: Points
     dispatcher: Dispatcher
 
 
@@ -165,24 +167,27 @@ class ClassifyService:
 
     # -- operating point -------------------------------------------------------------------------------------------
 
-    def _choose(self, model: ServedModel, budget: Budget, num_images: int, deadline_s: float) -> Choice:
+    def _choose(self, model: ServedModel, budget: Budget, num_images: int, deadline_s: float) -> Plan:
         wanted = PointBudget(
             latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
             energy_j=None if budget.energy_j is None else budget.energy_j / num_images,
             quality_floor=budget.quality_floor,
         )
-        table = with_settings(model.table, budget.settings) if budget.settings else model.table
-        choice = choose(table, wanted, model.dispatcher.predicted_wait_s())
-        if isinstance(choice, Choice):
-            return choice
-        if choice.retry_after_s is not None:  # it is the queue, not the request, that is too long
+        points, work = model.points.points, model.points.work
+        if budget.settings:
+            points = with_settings(points, budget.settings, work, point_name)
+        made = plan(points, work, wanted, model.dispatcher.predicted_wait_s())
+        if isinstance(made, Plan):
+            return made
+        if made.retry_after_s is not None:  # it is the queue, not the request, that is too long
             raise DeadlineUnreachable(
-                f"{choice.message}, or retry in {choice.retry_after_s:.2f} s",
+                f"{made.message}, or retry in {made.retry_after_s:.2f} s",
                 param="vireo",
-                retry_after_s=choice.retry_after_s,
+                retry_after_s=made.retry_after_s,
             )
-        unknown = "" if table.is_calibrated else f"; {model.card.id} is not calibrated, so its accuracy is not known"
-        raise BudgetInfeasible(f"{choice.message}{unknown}", param="vireo")
+        is_known = model.points.is_calibrated
+        unknown = "" if is_known else f"; {model.card.id} is not calibrated, so its accuracy is not known"
+        raise BudgetInfeasible(f"{made.message}{unknown}", param="vireo")
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -190,17 +195,17 @@ class ClassifyService:
         self,
         model: ServedModel,
         request: ClassifyRequest,
-        choice: Choice,
+        choice: Plan,
         images: list[PreparedImage],
         deadline_s: float,
     ) -> Fetch[StoredResult, SampleOutcome]:
         async def run(places: Sequence[int], reservation: Reservation) -> list[SampleOutcome]:
             def settle(outcomes: Sequence[SampleOutcome]) -> None:
                 seconds = sum(outcome.compute_s for outcome in outcomes)
-                reservation.settle(seconds * model.table.watts, seconds)
+                reservation.settle(seconds * model.points.watts, seconds)
 
-            samples = [self._sample(images[place], request, choice, deadline_s) for place in places]
-            return await model.dispatcher.run(samples, choice.predicted_work_s * len(samples), settle)
+            samples = [self._sample(model, images[place], request, choice, deadline_s) for place in places]
+            return await model.dispatcher.run(samples, choice.busy_s * len(samples), settle)
 
         name = self._pipeline.results.name
         return Fetch(
@@ -208,31 +213,34 @@ class ClassifyService:
             tenant=request.tenant,
             names=[name(_key(model, request, choice, image)) for image in images],
             codec=CODEC,
-            joules=choice.predicted_j,
-            seconds=choice.predicted_work_s,
+            joules=choice.energy_j,
+            seconds=choice.busy_s,
             urgency=(RANKS[request.budget.priority], deadline_s),
             run=run,
             kept=_kept,
         )
 
-    def _sample(self, image: PreparedImage, request: ClassifyRequest, choice: Choice, deadline_s: float) -> SampleCall:
+    def _sample(
+        self, model: ServedModel, image: PreparedImage, request: ClassifyRequest, choice: Plan, deadline_s: float
+    ) -> SampleCall:
+        thresholds, others = parted(choice.point.settings, model.card.num_exits)
         return SampleCall(
             pixels=image.pixels,
             remaining_s=deadline_s - self._pipeline.clock(),
-            thresholds=choice.point.thresholds,
+            thresholds=thresholds,
             priority=_PRIORITIES[request.budget.priority],
             tenant=request.tenant,
-            settings=choice.point.settings or None,
+            settings=others or None,
             traceparent=traceparent(),
         )
 
 
-def _key(model: ServedModel, request: ClassifyRequest, choice: Choice, image: PreparedImage) -> ResultKey:
+def _key(model: ServedModel, request: ClassifyRequest, choice: Plan, image: PreparedImage) -> ResultKey:
     return ResultKey(
         tenant=request.tenant,
         model=model.card.id,
         checkpoint_sha256=model.card.checkpoint_sha256,
-        operating_point=choice.point.key,
+        operating_point=choice.point.name,
         processor_version=model.card.prepare_version,
         content_sha256=image.content_sha256,
     )
@@ -247,7 +255,7 @@ def _kept(outcome: SampleOutcome) -> StoredResult | None:
 def _reply(
     model: ServedModel,
     request: ClassifyRequest,
-    choice: Choice,
+    choice: Plan,
     prepared: Sequence[PreparedImage | ServingError],
     outcomes: Sequence[StoredResult | SampleOutcome],
 ) -> ClassifyReply:
@@ -273,7 +281,7 @@ def _classification(model: ServedModel, result: StoredResult | SampleAnswer, top
 
 
 def _report(
-    model: ServedModel, request: ClassifyRequest, choice: Choice, outcomes: Sequence[StoredResult | SampleOutcome]
+    model: ServedModel, request: ClassifyRequest, choice: Plan, outcomes: Sequence[StoredResult | SampleOutcome]
 ) -> Report:
     fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
     hits = sum(isinstance(outcome, StoredResult) for outcome in outcomes)
@@ -283,7 +291,7 @@ def _report(
     )
     return Report.estimated(
         operating_point=choice.point.name,
-        watts=model.table.watts,
+        watts=model.points.watts,
         queue_s=max((answer.queue_s for answer in fresh), default=0.0),
         compute_s=compute_s,
         cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",

@@ -16,9 +16,10 @@ from PIL import Image
 
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
+from models.operating_points import read_table
 from models.pictures import SquarePicture
 from models.registry import find
-from serving.operating_points import load_table
+from serving.operating_points import parted
 
 MODEL = "dyn-perceiver-nano"
 Pixels = NDArray[np.uint8]
@@ -51,7 +52,8 @@ class Model:
         variant = find(MODEL)[1]
         self._label, side = variant.io.label, variant.io.input_size
         self._runner = DynPerceiverRunner(load_model(variant), variant)
-        self._thresholds = load_table(MODEL, variant.weights).point(operating_point).thresholds
+        settings = read_table(variant).points[operating_point].settings
+        self._thresholds, _ = parted(settings, variant.io.num_exits)
         self(np.zeros((side, side, 3), dtype=np.uint8))
 
     @torch.inference_mode()

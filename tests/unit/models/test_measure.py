@@ -13,15 +13,19 @@ from models.contract import Family, Knob, LazyRef, Point, Variant, Work
 from models.families.dyn_perceiver.load import load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import WEIGHTS_FILE
-from models.operating_points import StageCost, read_table
+from models.operating_points import read_table
 from models.pictures import SquarePicture
 from models.registry import find
 from models.training.classify.calibrate import calibrate_classifier
-from models.training.classify.measure import expected_batch_ms, hardware, interpolate, stage_costs
+from models.training.classify.measure import StageCost, expected_batch_ms, hardware, interpolate, stage_costs
 from models.training.classify.pictures import folder_sets
 
 FAMILY, NANO = find("dyn-perceiver-nano")
-COSTS: StageCost = {"batch_sizes": [1, 4, 8], "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]]}
+COSTS: StageCost = {
+    "batch_sizes": [1, 4, 8],
+    "stages": [[2.0, 5.0, 9.0], [4.0, 10.0, 18.0]],
+    "errors": [[0.1, 0.1, 0.1], [0.2, 0.2, 0.2]],
+}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def test_measured_table_has_a_positive_number_for_every_stage_and_size() -> None
     assert costs["batch_sizes"] == [1, 3]
     assert [len(stage) for stage in costs["stages"]] == [2, 2, 2, 2]
     assert all(ms > 0 for stage in costs["stages"] for ms in stage)
-    assert hardware(runner.device)["device"] == "cpu"
+    assert hardware(runner.device).device == "cpu"
 
 
 def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
@@ -62,8 +66,11 @@ def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
     )
     table = read_table(variant)
     assert path.parent == tmp_path
-    assert [p["name"] for p in table["points"]] == ["full", "flops-40", "first-exit"]  # 5% is below exit 1
-    assert table["points"][1]["flops_fraction"] < 0.5
+    first, full = "exit_1=0,exit_2=0,exit_3=0", "exit_1=2,exit_2=2,exit_3=2"
+    (cheap,) = table.points.keys() - {first, full}  # 40%; 5% is below exit 1
+    assert table.points[cheap].figures["macs_fraction"] < 0.5
+    assert table.energy.watts == 8.0
+    assert len(table.slices) == 4
     assert phases == {"timing stages", "searching thresholds"}
 
 
@@ -101,13 +108,15 @@ def test_network_without_exits_is_calibrated_along_its_settings(tmp_path: Path) 
     variant = NANO.with_weights(tmp_path)
     calibrate_classifier(family, variant, data_dir=labelled_folder(tmp_path / "data", 10, 4), repeats=1)
     table = read_table(variant)
-    assert [(p["name"], p["settings"], p["flops_fraction"]) for p in table["points"]] == [
-        ("depth=2", {"depth": 2}, 1.0),
-        ("depth=1", {"depth": 1}, 0.5),
-    ]
-    assert table["points"][0]["accuracy"] == 1.0
-    assert table["points"][1]["accuracy"] < 0.5
-    assert table["exit_flops"] == [20]
+    good, poor = table.points.values()
+    assert list(table.points) == ["depth=2", "depth=1"]
+    assert (good.settings, good.figures["macs_fraction"]) == ({"depth": 2}, 1.0)
+    assert (poor.settings, poor.figures["macs_fraction"]) == ({"depth": 1}, 0.5)
+    assert good.quality is not None
+    assert poor.quality is not None
+    assert good.quality.value == 1.0 > good.quality.low > poor.quality.high
+    assert (good.quality.n, poor.quality.value < 0.5) == (20, True)
+    assert [one.units for one in table.slices] == [{"macs": 20.0}]
 
 
 def build_echo(variant: Variant, device: str) -> None:

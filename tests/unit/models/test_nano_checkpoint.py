@@ -17,8 +17,8 @@ from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.load import build_meta, load_model
 from models.families.dyn_perceiver.runner import DynPerceiverRunner
 from models.identity import checkpoint_sha256
-from models.methods.early_exit.calibration import estimate
-from models.operating_points import OperatingPoint, read_table
+from models.methods.early_exit.calibration import ALWAYS, estimate
+from models.operating_points import Point, read_table
 from models.pictures import SquarePicture
 from models.registry import find
 from models.training.classify.pictures import ExitOutputs, Pictures, exit_outputs
@@ -32,8 +32,12 @@ def outputs(name: str) -> ExitOutputs:
     return exit_outputs(DynPerceiverRunner(load_model(NANO), NANO), held_out_sets("test")[name])
 
 
-def points() -> list[OperatingPoint]:
-    return read_table(NANO)["points"]
+def points() -> list[Point]:
+    return list(read_table(NANO).points.values())
+
+
+def thresholds(point: Point) -> tuple[float, ...]:
+    return (*(float(point.settings[f"exit_{number}"]) for number in (1, 2, 3)), ALWAYS)
 
 
 @pytest.fixture(autouse=True)
@@ -50,52 +54,44 @@ def test_last_exit_gets_97_percent_of_clean_held_out_digits() -> None:
 
 def test_half_of_the_flops_cost_at_most_half_a_point() -> None:
     flops = exit_flops(build_meta(NANO))
-    cheap = [p for p in points() if p["flops_fraction"] <= 0.5]
+    cheap = [p for p in points() if p.figures["macs_fraction"] <= 0.5]
     for name, field in (("clean", "accuracy_clean"), ("mixed", "accuracy")):
         out = outputs(name)
-        measured = [estimate(out.confidences, out.correct, flops, p["thresholds"]) for p in cheap]
+        measured = [estimate(out.confidences, out.correct, flops, thresholds(p)) for p in cheap]
         assert max(m.accuracy for m in measured) >= out.accuracy[-1] - 0.005, field
 
 
 def test_the_table_repeats_what_the_weights_do() -> None:
     flops, out = exit_flops(build_meta(NANO)), outputs("mixed")
     for point in points():
-        measured = estimate(out.confidences, out.correct, flops, point["thresholds"])
+        measured = estimate(out.confidences, out.correct, flops, thresholds(point))
+        assert point.quality is not None
         # Another processor may round a few confidences to the other side of a threshold: a few samples of 2,912.
-        assert point["accuracy"] == pytest.approx(measured.accuracy, abs=0.002)
-        assert point["flops_fraction"] == pytest.approx(measured.expected_cost / flops[-1], abs=0.002)
-        assert point["exit_shares"] == pytest.approx(measured.exit_shares, abs=0.004)
+        assert point.quality.value == pytest.approx(measured.accuracy, abs=0.002)
+        assert point.figures["macs_fraction"] == pytest.approx(measured.expected_cost / flops[-1], abs=0.002)
+        assert point.figures["exit_shares"] == pytest.approx(measured.exit_shares, abs=0.004)
 
 
-def test_the_table_belongs_to_the_weights_and_is_strict_json() -> None:
+def test_the_table_belongs_to_the_weights() -> None:
+    table = read_table(NANO)
     assert NANO.weights is not None
-
-    def refuse(constant: str) -> float:
-        raise AssertionError(f"{constant} in the table")
-
-    table = json.loads((NANO.weights / "operating_points.json").read_text(), parse_constant=refuse)
-    assert table["checkpoint_sha256"] == checkpoint_sha256(NANO.weights)
-    assert table["exit_flops"] == exit_flops(build_meta(NANO))
-    assert table["model"] == NANO.id
-    assert [len(stage) for stage in table["stage_cost_ms"]["stages"]] == [
-        len(table["stage_cost_ms"]["batch_sizes"])
-    ] * 4
+    assert table.checkpoint_sha256 == checkpoint_sha256(NANO.weights)
+    assert [one.units["macs"] for one in table.slices] == exit_flops(build_meta(NANO))
 
 
 def test_every_point_is_complete_and_consistent() -> None:
-    table = read_table(NANO)
-    names = [p["name"] for p in table["points"]]
-    assert names[0] == "full"
-    assert len(set(names)) == len(names) >= 6
-    for point in table["points"]:
-        assert sum(point["exit_shares"]) == pytest.approx(1.0)
-        expected = math.fsum(s * f for s, f in zip(point["exit_shares"], table["exit_flops"], strict=True))
-        assert point["expected_flops"] == pytest.approx(expected)
-        assert point["thresholds"][-1] == -1e8
-        joules = table["energy"]["watts"] * point["ms_by_batch"]["16"] / 16 / 1e3
-        assert point["joules_per_sample"] == pytest.approx(joules)
-    percents = [int(name.removeprefix("flops-")) for name in names if name.startswith("flops-")]
-    assert percents == sorted(percents, reverse=True)
+    table, family = read_table(NANO), find("dyn-perceiver-nano")[0]
+    macs = [one.units["macs"] for one in table.slices]
+    assert len(table.points) >= 6
+    assert {"exit_1=2,exit_2=2,exit_3=2", "exit_1=0,exit_2=0,exit_3=0"} <= table.points.keys()
+    for point in table.points.values():
+        assert family.check_point(point.settings) == point.settings
+        shares = point.figures["exit_shares"]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+        expected = math.fsum(share * cost for share, cost in zip(shares, macs, strict=True))
+        assert point.figures["expected_macs"] == pytest.approx(expected, rel=1e-5)
+        assert point.quality is not None
+        assert point.quality.n == len(held_out_sets("test")["clean"])  # copies of a digit say nothing new of it
 
 
 def test_table_of_other_weights_is_refused(tmp_path: Path) -> None:

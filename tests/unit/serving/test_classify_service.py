@@ -22,11 +22,11 @@ from tests.support.engines import until
 from tests.support.memory_results import MemoryResults
 
 MODEL = "m"
-TABLE = SimpleNamespace(watts=4.0)
+POINTS = SimpleNamespace(watts=4.0)
 CHOICE = SimpleNamespace(
-    point=SimpleNamespace(name="full", key="full", thresholds=(0.0,), settings={}),
-    predicted_j=1.0,
-    predicted_work_s=0.25,
+    point=SimpleNamespace(name="full", settings={}),
+    energy_j=1.0,
+    busy_s=0.25,
     degraded=(),
 )
 ANSWER = SampleAnswer(b"\0\0\x80\x3f", 0, False, 0.0, 0.5)
@@ -82,8 +82,8 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ClassifyService, "_choose", lambda *_: CHOICE)
         self.media, self.results, self.dispatcher = Media(), MemoryResults(), Dispatcher()
-        card = SimpleNamespace(id=MODEL, num_classes=1, checkpoint_sha256="c" * 64, prepare_version="1")
-        model = SimpleNamespace(card=card, table=TABLE, dispatcher=self.dispatcher, label=str)
+        card = SimpleNamespace(id=MODEL, num_classes=1, num_exits=1, checkpoint_sha256="c" * 64, prepare_version="1")
+        model = SimpleNamespace(card=card, points=POINTS, dispatcher=self.dispatcher, label=str)
         self.shared = 0
         limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
         self.pipeline = Pipeline(cast(Any, self.results), limits, tell=self._hear)

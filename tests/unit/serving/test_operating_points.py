@@ -13,33 +13,57 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.registry import families, find
-from schedulers.operating_points import Budget, Choice, Infeasible, choose
+from models.operating_points import TABLE_FILE, share_quality, write_table
+from models.registry import find
+from schedulers.plan import Budget, Plan, Refusal, plan
+from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
-from serving.operating_points import FILE_NAME, load_table, table_for
+from serving.operating_points import load_table, parted, planned_points, points_of
 from serving.replica.staged.setup import build_driver
 from serving.telemetry.events import ignore
 
 NANO = "dyn-perceiver-nano"
+FULL = "exit_1=2,exit_2=2,exit_3=2"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     source = find(NANO)[1].weights
     assert source is not None
-    for name in (FILE_NAME, "model.safetensors"):
+    for name in (TABLE_FILE, "model.safetensors"):
         shutil.copy(source / name, tmp_path / name)
     return tmp_path
 
 
-def test_every_checkpoint_that_ships_has_a_table_that_loads() -> None:
-    shipped = [variant for variant in families()["dyn-perceiver"].variants if variant.weights is not None]
-    assert shipped
-    for variant in shipped:
-        table = load_table(variant.id, variant.weights)
-        assert table.num_exits == variant.io.num_exits
-        assert table.points
+@pytest.mark.parametrize("model", [NANO])
+def test_every_checkpoint_that_ships_has_a_table_that_loads(model: str) -> None:
+    family, variant = find(model)
+    table = load_table(variant)
+    names = [knob.name for knob in family.knobs if knob.is_axis]
+    assert len(table.slices) == (variant.io.num_exits if family.shape == "staged" else 0)
+    for point in table.points.values():
+        family.check_point(point.settings)
+        assert set(names) <= point.settings.keys()
+        assert point.seconds_per_unit
+        assert point.quality is not None
+    lows = [point.quality for point in planned_points(table)]
+    assert lows == sorted(lows, key=lambda low: -(low or 0.0))
+
+
+def test_a_row_alone_is_what_somebody_waits_for_and_its_share_of_a_batch_is_charged() -> None:
+    table = load_table(find(NANO)[1])
+    for point in planned_points(table):
+        times = table.points[point.name].seconds_per_unit["macs"]
+        assert point.cost.latency_s == {"macs": times[1].seconds}
+        assert point.cost.busy_s == {"macs": times[16].seconds}
+        assert point.cost.busy_s["macs"] < point.cost.latency_s["macs"]
+
+
+def test_thresholds_are_the_schedulers_and_the_rest_is_the_networks() -> None:
+    settings = {"exit_1": 0.5, "exit_2": 2.0, "depth": 3}
+    assert parted(settings, 4) == ((0.5, NEVER_THRESHOLD, NEVER_THRESHOLD, 0.0), {"depth": 3})
+    assert parted({}, 1) == ((0.0,), {})
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +76,18 @@ def never_measured() -> ResolvedModel[UnaryOptions]:
 def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured(
     never_measured: ResolvedModel[UnaryOptions],
 ) -> None:
-    table = table_for(never_measured)
-    assert not table.is_calibrated
-    assert [point.name for point in table.points] == ["default"]
-    assert isinstance(choose(table, Budget(latency_s=1e-6), 0.0), Choice)
-    assert isinstance(choose(table, Budget(quality_floor=0.01), 0.0), Infeasible)
+    points = points_of(never_measured)
+    assert not points.is_calibrated
+    assert points.names == ("default",)
+    made = plan(points.points, points.work, Budget(latency_s=1e-6))
+    assert isinstance(made, Plan)
+    assert made.energy_j > 0.0
+    assert isinstance(plan(points.points, points.work, Budget(quality_floor=0.01)), Refusal)
 
 
 async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:
     driver = build_driver(never_measured, ignore)
-    guessed_s = table_for(never_measured).cost_model().batch_s(0, 2)
-    assert 0.0 < driver.predict(0, 1, 2) != guessed_s
+    assert driver.predict(0, 1, 2) > 0.0
     driver.start()
     side = never_measured.variant.io.input_size
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -76,37 +101,106 @@ async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel
 
 def test_model_without_weights_says_how_to_get_them() -> None:
     with pytest.raises(ConfigError, match="vireo convert"):
-        load_table("dyn-perceiver-regnety-800mf", None)
+        load_table(find("dyn-perceiver-regnety-800mf")[1])
 
 
 def test_missing_table_names_the_command(folder: Path) -> None:
-    (folder / FILE_NAME).unlink()
+    (folder / TABLE_FILE).unlink()
     with pytest.raises(ConfigError, match=f"vireo calibrate {NANO}"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"{}", b'{"format": 99}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"{}", b'{"version": 99}', b"\xff\xfe"])
 def test_damaged_table_is_a_config_error(folder: Path, content: bytes) -> None:
-    (folder / FILE_NAME).write_bytes(content)
+    (folder / TABLE_FILE).write_bytes(content)
     with pytest.raises(ConfigError, match="vireo calibrate"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
 
 
 def _drop(name: str) -> Callable[[dict[str, Any]], None]:
     return lambda table: table.pop(name)
 
 
-@pytest.mark.parametrize("name", ["model", "checkpoint_sha256", "exit_flops", "stage_cost_ms", "energy", "points"])
+@pytest.mark.parametrize("name", ["model", "checkpoint_sha256", "commit", "hardware", "energy", "points"])
 def test_table_that_lacks_a_field_is_a_config_error(folder: Path, name: str) -> None:
     _rewrite(folder, _drop(name))
     with pytest.raises(ConfigError, match="vireo calibrate"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("version",), 2, "version"),
+        (("model",), 7, "model"),
+        (("checkpoint_sha256",), "short", "checkpoint_sha256"),
+        (("energy", "watts"), 0.0, "watts"),
+        (("energy", "watts"), "10", "watts"),
+        (("energy", "source"), None, "source"),
+        (("hardware", "threads"), 0, "threads"),
+        (("made_by",), "somebody", "made_by"),
+        (("points",), {}, "points"),
+        (("points",), [], "points"),
+        (("points", FULL, "settings", "exit_1"), 1.0, "exit_1=1,"),
+        (("points", FULL, "settings", "exit_1"), [], "exit_1|settings"),
+        (("points", FULL, "quality", "low"), 0.99, "outside"),
+        (("points", FULL, "quality", "high"), 1.5, "high"),
+        (("points", FULL, "quality", "n"), 0, "n"),
+        (("points", FULL, "seconds_per_unit", "hours"), {"1": {"seconds": 1.0, "error": None}}, "hours"),
+        (("points", FULL, "seconds_per_unit", "macs"), {}, "macs|seconds_per_unit"),
+        (("points", FULL, "seconds_per_unit", "macs"), {"0": {"seconds": 1.0}}, "seconds_per_unit"),
+        (("points", FULL, "seconds_per_unit", "macs", "1", "seconds"), -1.0, "seconds"),
+        (("points", FULL, "seconds_per_unit", "macs", "1", "seconds"), math.inf, "malformed|seconds"),
+        (("slices", 1, "seconds"), {"1": {"seconds": 1.0}}, "batch sizes"),
+        (("slices", 1, "units"), {"hours": 1.0}, "hours"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_damaged_table_is_refused_by_the_name_of_the_field(
+    folder: Path, path: tuple[Any, ...], value: object, named: str
+) -> None:
+    def change(table: Any) -> None:
+        for step in path[:-1]:
+            table = table[step]
+        table[path[-1]] = value
+
+    _rewrite(folder, change)
+    with pytest.raises(ConfigError, match=rf"cannot be used \(.*({named})"):
+        load_table(find(NANO)[1].with_weights(folder))
+
+
+def test_number_that_is_too_large_for_a_float_is_refused(folder: Path) -> None:
+    path = folder / TABLE_FILE
+    path.write_text(path.read_text().replace('"watts": 6.0', '"watts": 1e999'))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        load_table(find(NANO)[1].with_weights(folder))
+
+
+def test_table_comes_back_as_it_was_written(folder: Path) -> None:
+    variant = find(NANO)[1].with_weights(folder)
+    table = load_table(variant)
+    assert write_table(table, folder) == folder / TABLE_FILE
+    assert load_table(variant) == table
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", TABLE_FILE]  # no draft
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.0, 1), (1.0, 1), (0.5, 10), (0.94, 50), (0.98, 50), (1.0, 10_000)])
+def test_interval_of_a_share_holds_it_and_narrows_with_more_samples(value: float, n: int) -> None:
+    few, many = share_quality(value, n), share_quality(value, 10 * n)
+    assert 0.0 <= few.low <= value <= few.high <= 1.0
+    assert few.low <= many.low
+    assert many.high <= few.high
+
+
+def test_lucky_sample_does_not_win() -> None:
+    assert share_quality(1.0, 5).low < share_quality(0.9, 500).low
+    assert share_quality(0.94, 50).low == pytest.approx(0.837776, abs=1e-4)  # Wilson's, by hand
 
 
 def test_table_of_another_model_is_refused_by_name(folder: Path) -> None:
     _rewrite(folder, lambda table: table.update(model="vdit-nano"))
     with pytest.raises(ConfigError, match=f"vdit-nano, not {NANO}"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
 
 
 def test_table_measured_with_other_weights_is_refused(folder: Path) -> None:
@@ -114,17 +208,17 @@ def test_table_measured_with_other_weights_is_refused(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(ConfigError, match="other weights"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
 
 
 def test_table_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="no weights"):
-        load_table(NANO, folder)
+        load_table(find(NANO)[1].with_weights(folder))
 
 
 def _rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / FILE_NAME
+    path = folder / TABLE_FILE
     table = json.loads(path.read_text())
     change(table)
     path.write_text(json.dumps(table))

@@ -9,17 +9,18 @@ from typing import Any, cast
 import pytest
 
 from models import registry
+from serving.config import ModelSettings, resolve_model
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
 from serving.errors import BudgetInfeasible
-from serving.operating_points import load_table
+from serving.operating_points import points_of
 from serving.tasks.classify.service import ClassifyService, ServedModel
 from tests.support.fake_service import make_card
 from tests.unit.serving.test_classify_service import ANSWER, Media, MemoryResults
 
 MODEL = "dyn-perceiver-nano"
-FAMILY, VARIANT = registry.find(MODEL)
-TABLE = load_table(MODEL, VARIANT.weights)
+FAMILY, _ = registry.find(MODEL)
+POINTS = points_of(resolve_model(ModelSettings(id=MODEL)))
 CARD = replace(make_card(MODEL), knobs=FAMILY.knobs)
 
 
@@ -40,7 +41,7 @@ class Recorder:
 
 
 def ask(dispatcher: Recorder, **budget: Any) -> Any:
-    served = ServedModel(card=CARD, label=str, table=TABLE, dispatcher=cast(Any, dispatcher))
+    served = ServedModel(card=CARD, label=str, points=POINTS, dispatcher=cast(Any, dispatcher))
     pipeline = Pipeline(cast(Any, MemoryResults()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
     service = ClassifyService({MODEL: served}, cast(Any, Media()), pipeline, max_images=8)
     request = ClassifyRequest(
@@ -56,10 +57,10 @@ def ask(dispatcher: Recorder, **budget: Any) -> Any:
 
 def test_settings_reach_the_replica_and_the_report() -> None:
     dispatcher = Recorder()
-    reply = ask(dispatcher, settings={"exit_1": 0.0})
+    reply = ask(dispatcher, settings={"exit_1": 0.0, "exit_2": 0.0})
     (sample,) = dispatcher.samples
-    assert sample.thresholds[0] <= 0.0
-    assert reply.report.operating_point == "first-exit"  # which is calibrated, and just that
+    assert sample.thresholds[:2] == (0.0, 0.0)
+    assert reply.report.operating_point.startswith("exit_1=0,exit_2=0,exit_3=")
 
 
 def test_floor_that_no_measurement_promises_is_refused() -> None:

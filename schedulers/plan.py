@@ -1,0 +1,305 @@
+"""Which operating point a request gets: of those whose time, energy and quality fit its budget, the best.
+
+One planner for every family. A family counts the work of a request at a point, in units that it names; a point has a
+price for each unit and the lower confidence bound of its quality, by which points are ranked: a lucky sample does not
+win. Settings that a request fixes itself are bounded by the points around them (``with_settings``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+#: The parts of a budget, spelled as in the ``degraded`` list of an answer.
+BudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
+Value: TypeAlias = bool | int | float | str
+Settings: TypeAlias = Mapping[str, Value]
+Units: TypeAlias = Mapping[str, float]
+"""Amounts of work by the name of their unit."""
+Work: TypeAlias = Callable[[Settings], Units]
+"""Work of one request with these settings."""
+_FAR = 0.75
+"""Numbers more than four times apart have little to tell about one another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Seconds per unit of work; a unit that is not named costs nothing. ``latency_s``: for whoever waits for it.
+    ``busy_s``: what is charged, less than that where rows share a batch. ``watts``: power while busy.
+
+    Raises: ValueError: a number is negative or not finite.
+    """
+
+    latency_s: Units
+    busy_s: Units
+    watts: float
+
+    def __post_init__(self) -> None:
+        for number in (*self.latency_s.values(), *self.busy_s.values(), self.watts):
+            if not 0.0 <= number < math.inf:
+                raise ValueError(f"a cost has {number}; need finite numbers >= 0")
+
+    def latency(self, units: Units) -> float:
+        """Seconds until so much work is done."""
+        return _product(self.latency_s, units)
+
+    def busy(self, units: Units) -> float:
+        """Seconds that are charged for so much work."""
+        return _product(self.busy_s, units)
+
+
+def _product(prices: Units, units: Units) -> float:
+    total = 0.0
+    for name, price in prices.items():
+        total += price * units.get(name, 0.0)
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Settings that can be run. ``quality``: the lower confidence bound, or None where nobody measured it."""
+
+    name: str
+    settings: Settings
+    cost: Cost
+    quality: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a request may cost and must be worth; None means no limit.
+
+    Raises: ValueError: a number is NaN or negative.
+    """
+
+    latency_s: float | None = None
+    energy_j: float | None = None
+    quality_floor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("latency_s", "energy_j", "quality_floor"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0.0:
+                raise ValueError(f"{name} is {value}; need a number >= 0, or None for no limit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A point and what it is predicted to take: seconds once begun, seconds that are charged, joules.
+
+    ``degraded``: the parts of the budget that ruled out the best point.
+    """
+
+    point: Point
+    latency_s: float
+    busy_s: float
+    energy_j: float
+    degraded: tuple[BudgetKind, ...] = ()
+
+    @property
+    def quality(self) -> float:
+        """What is promised."""
+        return self.point.quality or 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Nothing fits. ``nearest`` misses by the smallest factor, ``breaks`` names what it misses, and ``feasible`` is the
+    budget loosened as far as it needs; None where there is no point at all. ``retry_after_s``: when the queue will have
+    shrunk enough, None if waiting does not help."""
+
+    nearest: Plan | None
+    breaks: tuple[BudgetKind, ...]
+    feasible: Budget | None
+    message: str
+    retry_after_s: float | None = None
+
+
+def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.0) -> Plan | Refusal:
+    """The best point that fits after ``wait_s`` of waiting, which is all the load there is to know; of equals the one
+    that takes fewer joules, then the faster, then the first.
+
+    Raises: ValueError: ``wait_s`` is negative or not finite.
+    """
+    if not 0.0 <= wait_s < math.inf:
+        raise ValueError(f"wait_s is {wait_s}; need a finite number >= 0")
+    plans = [_planned(point, work(point.settings)) for point in points]
+    if not plans:
+        message = "no operating point can do this combination of settings"
+        return Refusal(nearest=None, breaks=(), feasible=None, message=message)
+    plans.sort(key=lambda one: (-one.quality, one.energy_j, one.latency_s))
+    lacking = _excesses(plans[0], budget, wait_s)
+    if not lacking:
+        return plans[0]
+    for one in plans[1:]:
+        if not _excesses(one, budget, wait_s):
+            return Plan(
+                point=one.point,
+                latency_s=one.latency_s,
+                busy_s=one.busy_s,
+                energy_j=one.energy_j,
+                degraded=tuple(lacking),
+            )
+    nearest = min(plans, key=lambda one: max(_excesses(one, budget, wait_s).values()))
+    return _refusal(nearest, budget, wait_s)
+
+
+def _planned(point: Point, units: Units) -> Plan:
+    busy_s = point.cost.busy(units)
+    return Plan(point=point, latency_s=point.cost.latency(units), busy_s=busy_s, energy_j=busy_s * point.cost.watts)
+
+
+def _excesses(one: Plan, budget: Budget, wait_s: float) -> dict[BudgetKind, float]:
+    """Parts of the budget that are broken, and by which factor (> 1)."""
+    excesses: dict[BudgetKind, float] = {}
+    ends_s = wait_s + one.latency_s
+    if budget.latency_s is not None and ends_s > budget.latency_s:
+        excesses["latency"] = _ratio(ends_s, budget.latency_s)
+    if budget.energy_j is not None and one.energy_j > budget.energy_j:
+        excesses["energy"] = _ratio(one.energy_j, budget.energy_j)
+    if budget.quality_floor is not None and one.quality < budget.quality_floor:
+        excesses["quality"] = _ratio(budget.quality_floor, one.quality)
+    return excesses
+
+
+def _ratio(value: float, limit: float) -> float:
+    return value / limit if limit > 0.0 else math.inf
+
+
+def _refusal(nearest: Plan, budget: Budget, wait_s: float) -> Refusal:
+    breaks = tuple(_excesses(nearest, budget, wait_s))
+    ends_s = wait_s + nearest.latency_s
+    feasible = Budget(
+        latency_s=ends_s if "latency" in breaks else budget.latency_s,
+        energy_j=nearest.energy_j if "energy" in breaks else budget.energy_j,
+        quality_floor=nearest.quality if "quality" in breaks else budget.quality_floor,
+    )
+    was_measured = nearest.point.quality is not None
+    quality = f"quality {nearest.quality:.4f}" if was_measured else "quality, which was not measured,"
+    parts = {
+        "latency": f"latency {_ms(ends_s)} ms of {_ms(budget.latency_s or 0.0)} ms",
+        "energy": f"energy {nearest.energy_j:.4g} J of {budget.energy_j or 0.0:.4g} J",
+        "quality": f"{quality} under {budget.quality_floor or 0.0:.4f}",
+    }
+    spare_s = math.inf if budget.latency_s is None else budget.latency_s - nearest.latency_s
+    remedy = "loosen that part of the budget" if was_measured else "fix fewer settings, or loosen the budget"
+    return Refusal(
+        nearest=nearest,
+        breaks=breaks,
+        feasible=feasible,
+        message=f"no operating point fits the budget; the nearest, {nearest.point.name}, breaks "
+        + ", ".join(parts[kind] for kind in breaks)
+        + f"; {remedy}",
+        retry_after_s=wait_s - spare_s if breaks == ("latency",) and spare_s >= 0.0 else None,
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.4g}"
+
+
+# -- settings of the request's own -----------------------------------------------------------------------------------
+
+
+def with_settings(
+    points: Sequence[Point],
+    fixed: Settings,
+    work: Work,
+    name: Callable[[Settings], str],
+    is_possible: Callable[[Settings, Settings], bool] = lambda base, made: True,
+) -> tuple[Point, ...]:
+    """The points of a request that fixes some settings itself: each with these, the others as calibrated.
+
+    Those that were measured like that, and those that lie between measured ones. Where there are none, those nearest to
+    a measured one, whose quality nobody knows. ``is_possible``: whether a point can be made from that one at all.
+    """
+    if not fixed:
+        return tuple(point for point in points if is_possible(point.settings, point.settings))
+    pairs = [(point, {**point.settings, **fixed}) for point in points]
+    pairs = [(base, settings) for base, settings in pairs if is_possible(base.settings, settings)]
+    measured = [base for base, settings in pairs if settings == base.settings]
+    made = [
+        (_distance(base.settings, settings), _bounded(name(settings), settings, points, work))
+        for base, settings in pairs
+        if all(settings != point.settings for point in measured)
+    ]
+    known = [*measured, *(point for _, point in made if point.quality is not None)]
+    nearest = min((distance for distance, _ in made), default=None)
+    return _distinct(known or [point for distance, point in made if distance == nearest])
+
+
+def _distinct(points: Sequence[Point]) -> tuple[Point, ...]:
+    return tuple({point.name: point for point in points}.values())
+
+
+def _bounded(name: str, settings: Settings, points: Sequence[Point], work: Work) -> Point:
+    """Between points the dearer cost and the lower quality count; beyond them the dearest price for each unit."""
+    units = work(settings)
+    distances = [_distance(point.settings, settings)[0] for point in points]
+    alike = [point for point, number in zip(points, distances, strict=True) if number == min(distances)]
+    prices = {
+        kind: {
+            unit: max(getattr(point.cost, kind).get(unit, 0.0) for point in alike)
+            for unit in {unit for point in alike for unit in getattr(point.cost, kind)}
+        }
+        for kind in ("latency_s", "busy_s")
+    }
+    cost = Cost(**prices, watts=max(point.cost.watts for point in alike))
+    dearer = [_planned(point, work(point.settings)) for point in points if _covers(point.settings, settings)]
+    if not dearer:
+        return Point(name=name, settings=settings, cost=cost)
+    cheapest = min(dearer, key=lambda one: one.energy_j)
+    lower = [point.quality for point in points if _covers(settings, point.settings) and point.quality is not None]
+    between = min(max(lower), cheapest.quality) if lower and cheapest.point.quality is not None else None
+    return Point(
+        name=name,
+        settings=settings,
+        cost=Cost(
+            latency_s=_at_most(cost.latency_s, units, cheapest.latency_s),
+            busy_s=_at_most(cost.busy_s, units, cheapest.busy_s),
+            watts=cost.watts,
+        ),
+        quality=between,
+    )
+
+
+def _at_most(prices: Units, units: Units, limit_s: float) -> Units:
+    seconds = _product(prices, units)
+    return prices if seconds <= limit_s else {unit: price * limit_s / seconds for unit, price in prices.items()}
+
+
+def _covers(high: Settings, low: Settings) -> bool:
+    """Whether no number of ``high`` is below that of ``low``, and all else is equal: it is as dear, and as good."""
+    return high.keys() == low.keys() and all(
+        value == low[name] or (_is_number(value) and _is_number(low[name]) and value >= low[name])  # type: ignore[operator]
+        for name, value in high.items()
+    )
+
+
+def _distance(base: Settings, made: Settings) -> tuple[int, float]:
+    """How many settings have nothing to do with one another, and how far apart the numbers are. Numbers far apart count
+    twice: weights that were made for a few steps are not those for many."""
+    num_unlike, far = 0, 0.0
+    for name, value in made.items():
+        before = base.get(name)
+        if value == before:
+            continue
+        if _is_number(value) and _is_number(before):
+            apart = _apart(value, before)
+            num_unlike += 2 * (apart > _FAR)
+            far += apart
+        else:
+            num_unlike += 1
+    return num_unlike, far
+
+
+def _apart(one: Value, other: Value | None) -> float:
+    """0 for equal numbers, 1 where one of them is 0."""
+    a, b = abs(float(one)), abs(float(other or 0.0))
+    return abs(a - b) / max(a, b)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
