@@ -139,7 +139,7 @@ class _Run:
             tests = {key: exit_outputs(self.runner, pictures, at) for key, pictures in self.sets.judge.items()}
             points.append(self._point(settings, search, tests, macs, dearest, costs))
             all_slices.append(_slices(costs, macs))
-        return _Measured(points, max(all_slices, key=lambda slices: list(slices[0].seconds.values())[-1].seconds))
+        return _Measured(points, max(all_slices, key=lambda slices: slices[0].units["macs"]))
 
     def table(self, measured: _Measured) -> Table:
         """The whole file."""
