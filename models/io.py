@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from models.contract import Point, SettingError, Variant, Work
 
@@ -15,20 +15,32 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An output of a unary or staged family. ``datatype``: as the Open Inference Protocol spells it. ``shape``: of one
+    row, with -1 for what the request decides."""
+
+    name: str
+    datatype: Literal["UINT8", "INT32", "INT64", "FP32"]
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureIO:
-    """A square picture in, scores of classes out.
+    """A square picture in; scores of classes out, or other tensors.
 
     ``input_size``: side S of the square in pixels. ``resize_size``: length that the shorter side (``fit="crop"``) or
     the longer side (``fit="pad"``) is brought to before the square is cut out or filled up; ``squash`` brings both
     there before the square is cut out. ``mean`` and ``std`` apply to RGB scaled to 0..1. ``labels``: None where the
-    names are not ours to ship.
+    names are not ours to ship. ``outputs``: of a family that does not classify (``num_classes`` is 0 then); a
+    classifier gives ``probabilities``.
 
-    Raises: ValueError: not one label per class.
+    Raises: ValueError: not one label per class, or neither classes nor outputs.
     """
 
     input_size: int
-    num_classes: int
+    num_classes: int = 0
+    outputs: tuple[Tensor, ...] = ()
     num_exits: int = 1
     labels: tuple[str, ...] | None = None
     resize_size: int
@@ -36,14 +48,92 @@ class PictureIO:
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    takes_picture: ClassVar[bool] = True
+    takes_prompt: ClassVar[bool] = False
+    is_seeded: ClassVar[bool] = False
+    size: ClassVar[None] = None
+    largest: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
+        if not self.num_classes and not self.outputs:
+            raise ValueError("neither num_classes nor outputs are given; say what comes out")
+        if not self.outputs:
+            object.__setattr__(self, "outputs", (Tensor("probabilities", "FP32", (self.num_classes,)),))
 
     def label(self, index: int) -> str:
         """Name of class ``index``; ``class-<index>`` where the names are unknown."""
         return self.labels[index] if self.labels is not None else f"class-{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """What one picture costs depends on this: its width and height, of what goes in where a picture does."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageIO:
+    """A prompt, a picture or both in, a picture out: the output ``image``, uint8 (height, width, 3).
+
+    ``is_seeded``: noise is drawn, and the seed goes in. ``size``: width and height of what comes out of words alone. A
+    picture that goes in has sides between ``min_side`` and ``max_side`` that are multiples of ``multiple``, and comes
+    out ``scale`` times as large; nobody crops or pads it on the way.
+
+    Raises: ValueError: nothing goes in, there is not one way to know the size, or sides that no picture has.
+    """
+
+    takes_prompt: bool = False
+    takes_picture: bool = False
+    is_seeded: bool = False
+    size: tuple[int, int] | None = None
+    min_side: int = 1
+    max_side: int = 0
+    multiple: int = 1
+    scale: int = 1
+    max_prompt_chars: int = 2000
+    num_exits: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not (self.takes_prompt or self.takes_picture):
+            raise ValueError("neither a prompt nor a picture goes in; say which")
+        if self.takes_picture and not 1 <= self.min_side <= self.max_side:
+            raise ValueError(f"sides of {self.min_side} to {self.max_side} pixels are impossible")
+        if self.takes_picture and (self.min_side % self.multiple or self.max_side % self.multiple):
+            raise ValueError(f"min_side and max_side must be multiples of {self.multiple}")
+        if self.takes_picture == (self.size is not None):
+            raise ValueError("size is of what comes out of words alone, and there it is needed")
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The picture."""
+        width, height = self.size or (-1, -1)
+        return (Tensor("image", "UINT8", (height, width, 3)),)
+
+    @property
+    def largest(self) -> ImageRequest:
+        """The dearest request."""
+        width, height = self.size or (self.max_side, self.max_side)
+        return ImageRequest(width=width, height=height)
+
+    def check_picture(self, width: int, height: int) -> None:
+        """Pass the size of a picture that goes in. Raises: ValueError: not one that the network takes."""
+        if not self.takes_picture:
+            raise ValueError("this model takes no picture")
+        for side in (width, height):
+            if not self.min_side <= side <= self.max_side or side % self.multiple:
+                step = f", in steps of {self.multiple}" if self.multiple > 1 else ""
+                raise ValueError(
+                    f"picture is {width}x{height}; this model takes sides of {self.min_side} to {self.max_side} "
+                    f"pixels{step}"
+                )
+
+
+RowIO: TypeAlias = PictureIO | ImageIO
+"""Of a unary or staged family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

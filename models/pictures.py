@@ -1,10 +1,13 @@
 """Picture in, model input out: resize and square, still as bytes. NumPy and Pillow only.
 
-For every family whose input is a ``PictureIO``. Runs in decode workers, which never import torch; scaling to floats and
-normalising happen on the model's side (``models.layers.pixels``), on the device, on the whole batch.
+For every family whose io is a ``PictureIO`` or an ``ImageIO``. Runs in decode workers, which never import torch;
+scaling to floats and normalising happen on the model's side (``models.layers.pixels``), on the device and the whole
+batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,11 @@ from PIL import Image
 from models.contract import Variant
 
 Pixels = NDArray[np.uint8]
+
+
+def whole_picture(variant: Variant) -> Callable[[Pixels], Pixels]:
+    """As it is: for families whose io is an ``ImageIO``, which has checked its size."""
+    return np.ascontiguousarray
 
 
 class SquarePicture:

@@ -27,6 +27,8 @@ class Surface(StrEnum):
     """The front door a request came by; a metric label, never a branch behind the ingress."""
 
     HTTP_CLASSIFY = "http_classify"
+    HTTP_IMAGES = "http_images"
+    GRPC_IMAGES = "grpc_images"
     HTTP_OIP = "http_oip"
     GRPC_VIREO = "grpc_vireo"
     GRPC_VIREO_STREAM = "grpc_vireo_stream"
@@ -103,19 +105,35 @@ class ImageInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifyRequest:
-    """A whole classify call, parsed and authenticated."""
+class UnaryRequest:
+    """Items for a unary or staged model, parsed and authenticated, in columns: each is as long as there are items, or
+    empty where the model takes nothing of the kind."""
 
     request_id: str
     surface: Surface
     tenant: str
     model: str
-    images: tuple[ImageInput, ...]
-    top_k: int = 1
+    images: tuple[ImageInput, ...] = ()
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    is_drawn: bool = False
+    """Whether the seeds were drawn here, so that nobody will ask for the same again."""
     budget: Budget = field(default_factory=Budget)
     deadline_s: float | None = None
     """Absolute time on the monotonic clock of this process, from the transport (gRPC deadline); the budget's latency
     bounds it further."""
+
+    @property
+    def num_items(self) -> int:
+        """How many answers there will be."""
+        return max(len(self.images), len(self.prompts), len(self.seeds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRequest(UnaryRequest):
+    """A whole classify call."""
+
+    top_k: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +200,26 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnaryAnswer:
+    """The outputs of one item, by name. ``exit`` counts from 1, as in the paper."""
+
+    outputs: Mapping[str, npt.NDArray[Any]]
+    exit: int
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnaryReply:
+    """One outcome per item, in the order sent, and what it cost."""
+
+    model: str
+    items: tuple[UnaryAnswer | ServingError, ...]
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyReply:
-    """One outcome per image, in the order sent, and what it cost."""
+    """The same, read as classes."""
 
     model: str
     items: tuple[Classification | ServingError, ...]

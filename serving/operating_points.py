@@ -7,13 +7,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
+from models.io import ImageRequest
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
 from schedulers.cost import TableCostModel
-from schedulers.plan import Cost, Point, Settings, Units, Value, Work
+from schedulers.plan import Cost, Point, Settings, Units, Value
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import ConfigError
@@ -25,12 +27,20 @@ _FIRST_MACS_PER_S = 2e10
 charged; its replicas measure what they plan with."""
 
 
+class RowWork(Protocol):
+    """``schedulers.plan.Work`` of the dearest row, or of the one that is asked for."""
+
+    def __call__(self, settings: Settings, request: ImageRequest | None = None) -> Units:
+        """Work at a point."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Points:
     """``cost_model``: of the slices of a row, where they were measured."""
 
     points: tuple[Point, ...]
-    work: Work
+    work: RowWork
     watts: float
     checkpoint_sha256: str
     is_calibrated: bool = True
@@ -112,17 +122,20 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
     )
 
 
-def row_work(family: Family, variant: Variant) -> Work:
-    """Of one row, whatever it shows. Remembered: there are few points, and many requests."""
+def row_work(family: Family, variant: Variant) -> RowWork:
+    """Of one row. Remembered: there are few points and few sizes, and many requests."""
     assert family.work is not None
     count = family.work.load()
 
-    @lru_cache(maxsize=256)
-    def units(settings: frozenset[tuple[str, Value]]) -> Units:
-        made: Units = count(variant, None, family.check_point(dict(settings))).units
+    @lru_cache(maxsize=1024)
+    def units(settings: frozenset[tuple[str, Value]], request: ImageRequest | None) -> Units:
+        made: Units = count(variant, request, family.check_point(dict(settings))).units
         return made
 
-    return lambda settings: units(frozenset(settings.items()))
+    def work(settings: Settings, request: ImageRequest | None = None) -> Units:
+        return units(frozenset(settings.items()), request or variant.io.largest)
+
+    return work
 
 
 def _cost_model(table: Table) -> TableCostModel | None:

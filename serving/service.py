@@ -1,6 +1,6 @@
 """What the front needs from the rest of the system: a protocol for each task, spoken in domain types.
 
-``serving.tasks.*.service`` implement them; ``tests/support`` has a fake.
+``serving.delivery.unary.service`` and ``serving.tasks.*.service`` implement them; ``tests/support`` has a fake.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.contract import Knob
-from serving.domain import ClassifyReply, ClassifyRequest, Priority
+from models.io import RowIO
+from serving.domain import Priority, UnaryReply, UnaryRequest
 from serving.stores.jobs.base import JobPage
 from serving.tasks.chat.domain import ChatEvent, ChatRequest
 from serving.tasks.videos.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
@@ -33,15 +34,14 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard(Card):
-    """What clients may know of a served classifier."""
+class UnaryCard(Card):
+    """What clients may know of a served model of rows: unary or staged."""
 
     family: str
-    input_size: int
-    """Side of the square pixel input."""
-    num_classes: int
-    num_exits: int
-    labels: tuple[str, ...]
+    tasks: tuple[str, ...]
+    """What it is for, beside tensors."""
+    io: RowIO
+    """What goes in and comes out."""
     operating_points: tuple[str, ...]
     is_calibrated: bool = True
     """Whether the points were measured: time, joules and accuracy of a model that was not are not known."""
@@ -76,19 +76,19 @@ class VideoModelCard(Card):
     operating_points: tuple[str, ...]
 
 
-class ClassifierService(Protocol):
-    """Answers classify requests."""
+class UnaryService(Protocol):
+    """Answers requests of rows: pictures, words or both in, tensors out."""
 
-    def models(self) -> tuple[ModelCard, ...]:
-        """The classifiers served here."""
+    def models(self) -> tuple[UnaryCard, ...]:
+        """The models served here."""
         ...
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered."""
         ...
 
-    async def classify(self, request: ClassifyRequest) -> ClassifyReply:
-        """Answer every image of the request, each with a classification or its own error.
+    async def answer(self, request: UnaryRequest) -> UnaryReply:
+        """Answer every item of the request, each with outputs or its own error.
 
         Raises: ServingError: the request as a whole cannot be answered. Cancelling the call frees what it holds.
         """
@@ -160,7 +160,7 @@ class VideoService(Protocol):
 class Service:
     """Everything behind the front door: what each task calls, and what is common to all models."""
 
-    classifiers: ClassifierService
+    unary: UnaryService
     chats: ChatService
     videos: VideoService
     is_started: Callable[[], bool] = lambda: True
@@ -170,13 +170,17 @@ class Service:
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
 
+    def rows_for(self, task: str) -> tuple[UnaryCard, ...]:
+        """The models of rows that are for a task."""
+        return tuple(card for card in self.unary.models() if task in card.tasks)
+
     def cards(self) -> tuple[Card, ...]:
         """All models that are served."""
-        return (*self.classifiers.models(), *self.chats.chat_models(), *self.videos.video_models())
+        return (*self.unary.models(), *self.chats.chat_models(), *self.videos.video_models())
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered: by one model at least, lest a sick one take the others along."""
-        if not (self.classifiers.is_ready() and self.is_started()):
+        if not (self.unary.is_ready() and self.is_started()):
             return False
         return any(self.is_live(card.id) for card in self.cards())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from models.contract import Family, Shape, Variant
+from models.contract import Shape
 from models.identity import WEIGHTS_FILE
 from models.registry import families
 from schedulers.retry_budget import RetryBudget
@@ -20,6 +20,7 @@ from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedMo
 from serving.delivery.pipeline import Pipeline, PipelineLimits, is_replica_lost
 from serving.delivery.stream.links import ChatLinks, HandleCalls
 from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
+from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
 from serving.media.fetch import FetchLimits, ImageFetcher
@@ -28,7 +29,7 @@ from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.operating_points import Points, points_of
-from serving.service import ModelCard, Service, VideoService
+from serving.service import Service, UnaryCard, VideoService
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.jobs.settler import JobSettler
@@ -41,7 +42,6 @@ from serving.tasks.chat.images import ChatImages
 from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
-from serving.tasks.classify.service import ClassifyService, ServedModel
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
 from serving.telemetry.events import Sink
@@ -115,14 +115,14 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     pipeline = Pipeline(results, limits, tell=tell)
     images = build_chat_images(settings.media, media, tell)
     chat = _chat_service(config, images, pipeline, handles)
-    classifiers = ClassifyService(models, media, pipeline, max_images=settings.limits.max_images)
+    unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
     videos = _video_service(config, jobs, clips, pipeline)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
-        classifiers,
+        unary,
         chat,
         videos,
         is_started=lambda: reached.is_over,
@@ -234,7 +234,10 @@ def _served(
         tell=tell,
     )
     return ServedModel(
-        card=_card(family, variant, points), label=variant.io.label, points=points, dispatcher=dispatcher
+        card=_card(model, points),
+        points=points,
+        dispatcher=dispatcher,
+        words=family.part("words")(variant) if variant.io.takes_prompt else None,
     )
 
 
@@ -257,17 +260,15 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(family: Family, variant: Variant, points: Points) -> ModelCard:
-    io, weights = variant.io, (variant.weights or Path()) / WEIGHTS_FILE
-    return ModelCard(
+def _card(model: ResolvedModel[UnaryOptions], points: Points) -> UnaryCard:
+    family, variant = families()[model.family], model.variant
+    weights = (variant.weights or Path()) / WEIGHTS_FILE
+    return UnaryCard(
         id=variant.id,
         family=family.name,
         tasks=family.tasks,
+        io=variant.io,
         created_s=int(weights.stat().st_mtime) if weights.is_file() else 0,
-        input_size=io.input_size,
-        num_classes=io.num_classes,
-        num_exits=io.num_exits,
-        labels=tuple(io.label(index) for index in range(io.num_classes)),
         checkpoint_sha256=points.checkpoint_sha256,
         operating_points=points.names,
         is_calibrated=points.is_calibrated,

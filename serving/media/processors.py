@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.contract import Family, Variant
+from models.io import ImageIO
 from models.registry import families
 from serving.media.prepare import Processor
 
@@ -40,9 +41,11 @@ class Processors:
         Turning the image by EXIF does not change the number.
 
         Raises:
-            ValueError: the model cannot tile such an image; the text is fit for the client.
+            ValueError: the model does not take such an image; the text is fit for the client.
         """
         family, variant = self._find(model_id)
+        if isinstance(variant.io, ImageIO):
+            variant.io.check_picture(width, height)
         return int(family.part("tiles")(variant, width, height)) if "tiles" in family.parts else 1
 
     def _find(self, model_id: str) -> tuple[Family, Variant]:

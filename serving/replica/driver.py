@@ -18,6 +18,7 @@ from functools import partial
 import structlog
 
 from models.contract import Point
+from models.inputs import Inputs
 from schedulers.policies.exits import ExitWork
 from schedulers.types import (
     Decision,
@@ -37,7 +38,6 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
-from serving.domain import Pixels
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -144,7 +144,7 @@ class Driver:
 
     async def submit(
         self,
-        inputs: Pixels,
+        inputs: Inputs,
         *,
         deadline_s: float,
         thresholds: tuple[float, ...],

@@ -47,7 +47,7 @@ class Sealer:
         return mac.digest()
 
 
-PAYLOAD_VERSION = b"\x01"
+PAYLOAD_VERSION = b"\x02"
 """Changes with any change of what a payload holds. Payloads do not depend on ``top_k``: they hold every class."""
 MIN_SECRET_BYTES = 16
 

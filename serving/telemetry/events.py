@@ -147,7 +147,7 @@ class ResultShared(Event, frozen=True):
     model: str
 
 
-class ClassifyAnswered(Event, frozen=True):
+class RowsAnswered(Event, frozen=True):
     """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
 
     model: str

@@ -168,12 +168,12 @@ _counter("vireo_shared_results_total", "Results that were given to an equal requ
     events.ResultShared
 )
 _counter("vireo_degraded_total", "Answers reduced to meet a budget.", "model", "reason").on_each(
-    events.ClassifyAnswered, lambda event: [(reason, 1) for reason in event.budget_degraded]
+    events.RowsAnswered, lambda event: [(reason, 1) for reason in event.budget_degraded]
 ).on_each(events.ChatAnswered, lambda event: [(reason, 1) for reason in event.report.degraded]).on(
     events.SampleAnswered, when=lambda event: event.degraded, reason="deadline"
 )
 _energy = _counter("vireo_energy_joules_total", "Joules attributed.", "model", "tenant", "source")
-for _answered in (events.ClassifyAnswered, events.ChatAnswered):
+for _answered in (events.RowsAnswered, events.ChatAnswered):
     _energy.on(_answered, "report.energy_j", source=attrgetter("report.energy_source"))
 _energy.on(events.JobCompleted, "joules", source="estimate")
 

@@ -26,6 +26,7 @@ from schedulers.retry_budget import RetryBudget
 from serving.config import ModelSettings, UnaryOptions, resolve_model
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.dispatch import Dispatcher
+from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.front.auth import Authenticator
 from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
@@ -35,7 +36,6 @@ from serving.operating_points import points_of
 from serving.replica.staged.deployment import Classifier
 from serving.replica.staged.setup import build_driver
 from serving.service import Service
-from serving.tasks.classify.service import ClassifyService, ServedModel
 from serving.telemetry.events import ignore
 from tests.support.clients import GOOD_PNG, asgi
 from tests.support.fake_service import FakeService, make_card
@@ -158,10 +158,10 @@ def behind(replica: Replica, variant: Variant) -> Service:
         model=MODEL,
     )
     points = points_of(resolve_model(ModelSettings(id=MODEL)))
-    served = ServedModel(card=make_card(MODEL), label=str, points=points, dispatcher=dispatcher)
+    served = ServedModel(card=make_card(MODEL), points=points, dispatcher=dispatcher)
     pipeline = Pipeline(cast(Any, Results()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
     none = FakeService(video_cards=())
-    return Service(ClassifyService({MODEL: served}, cast(Any, Media()), pipeline, max_images=8), none, none)
+    return Service(UnaryRequests({MODEL: served}, cast(Any, Media()), pipeline, max_images=8), none, none)
 
 
 def show(trace: Trace) -> None:

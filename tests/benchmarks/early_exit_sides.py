@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.contract import Variant
@@ -194,8 +193,7 @@ def load_workload(
     variant = find(model)[1]
     runner = DynPerceiverRunner(load_model(variant, device, random_weights=random_weights), variant)
     side = variant.io.input_size
-    pictures = torch.zeros((max(batch_sizes), side, side, 3), dtype=torch.uint8)
-    peak_bytes = warm_up(runner, pictures, {}).bytes_per_sample
+    peak_bytes = warm_up(runner, np.zeros((side, side, 3), np.uint8), max(batch_sizes), {}).bytes_per_sample
     costs = stage_costs(runner, side, runner.device, batch_sizes=batch_sizes, repeats=repeats)
     if random_weights:
         images, labels, drawn = _random_pictures(variant)

@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from models.inputs import Array
 from serving.errors import EngineFailed, QueueFull, ServingError
-from serving.replica.staged.base import Probabilities, StagedEngine, StageOutput
+from serving.replica.staged.base import StagedEngine, StageOutput
 from tests.support.engine_cases import EngineCase, engine_cases
 from tests.support.engines import NEVER, early_exit_scheduler, running_driver
 
@@ -36,7 +37,7 @@ def run_all(engine: StagedEngine, *ids: int) -> None:
         assert all(isinstance(outcome, StageOutput) for outcome in engine.run(stage, 1, ids))
 
 
-def probabilities(engine: StagedEngine, sample_id: int) -> list[Probabilities]:
+def probabilities(engine: StagedEngine, sample_id: int) -> list[Array]:
     return [engine.result(sample_id, exit_index)["probabilities"] for exit_index in range(engine.num_stages)]
 
 

@@ -12,11 +12,11 @@ import pytest
 import redis.asyncio as aioredis
 
 from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.delivery.unary.service import CODEC, StoredAnswer
 from serving.errors import QuotaExceeded
 from serving.stores import keys
 from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
-from serving.tasks.classify.service import CODEC, StoredResult
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
@@ -32,7 +32,7 @@ TENANTS = [
     {"name": "acme", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
     {"name": "rival", "joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0},
 ]
-RESULT = StoredResult(np.array([0.1, 0.7, 0.2], "<f4").tobytes(), 2)
+RESULT = StoredAnswer({"probabilities": ["<f4", [3], np.array([0.1, 0.7, 0.2], "<f4").tobytes()]}, 2)
 
 
 def make_config(url: str, **redis: Any) -> ResolvedConfig:
@@ -80,7 +80,7 @@ def name(results: ResultStore, **fields: Any) -> ResultName:
 
 async def look_up(
     results: ResultStore, name: ResultName | None, joules: float, seconds: float, tenant: str = "acme"
-) -> Lookup[StoredResult]:
+) -> Lookup[StoredAnswer]:
     return await results.look_up([name], CODEC, tenant, joules, seconds)
 
 

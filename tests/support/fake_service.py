@@ -8,24 +8,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import numpy as np
 
+from models.io import PictureIO
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import (
     Classification,
-    ClassifyReply,
-    ClassifyRequest,
     ImageInput,
     LabelScore,
     Pixels,
     Priority,
     Report,
+    UnaryAnswer,
+    UnaryReply,
+    UnaryRequest,
 )
 from serving.errors import ServingError, UnknownModel
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ChatModelCard, ModelCard, Service, VideoModelCard
+from serving.service import ChatModelCard, Service, UnaryCard, VideoModelCard
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from tests.support.fake_videos import FakeVideos
 
@@ -46,16 +49,19 @@ def make_chat_card(model: str = CHAT_MODEL) -> ChatModelCard:
     )
 
 
-def make_card(model: str = MODEL, num_classes: int = 10) -> ModelCard:
-    return ModelCard(
+def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> UnaryCard:
+    return UnaryCard(
         id=model,
         family="fake",
         tasks=("classify", "infer"),
         created_s=1_700_000_000,
-        input_size=32,
-        num_classes=num_classes,
-        num_exits=4,
-        labels=tuple(f"class {index}" for index in range(num_classes)),
+        io=PictureIO(
+            input_size=32,
+            resize_size=32,
+            num_classes=num_classes,
+            num_exits=num_exits,
+            labels=tuple(f"class {index}" for index in range(num_classes)),
+        ),
         checkpoint_sha256="ab" * 32,
         operating_points=("full", "fast"),
         prepare_version="1",
@@ -73,10 +79,10 @@ class FakeService(FakeVideos):
 
     def __init__(
         self,
-        cards: Sequence[ModelCard] = (make_card(),),
+        cards: Sequence[UnaryCard] = (make_card(),),
         *,
         error: BaseException | None = None,
-        fails_on: Callable[[ClassifyRequest], bool] = lambda request: True,
+        fails_on: Callable[[Any], bool] = lambda request: True,
         gate: asyncio.Event | None = None,
         ready: bool = True,
         chat_cards: Sequence[ChatModelCard] = (make_chat_card(),),
@@ -94,7 +100,7 @@ class FakeService(FakeVideos):
         self.ready = ready
         self.sick: set[str] = set()
         self.media_limits = MediaLimits()
-        self.requests: list[ClassifyRequest] = []
+        self.requests: list[Any] = []
         self.entered = asyncio.Event()
         self.in_flight = 0
         self.max_in_flight = 0
@@ -108,7 +114,7 @@ class FakeService(FakeVideos):
         self.chats_cut = 0
         """Generators that were closed or cancelled before their end."""
 
-    def models(self) -> tuple[ModelCard, ...]:
+    def models(self) -> tuple[UnaryCard, ...]:
         return self.cards
 
     def is_ready(self) -> bool:
@@ -117,20 +123,20 @@ class FakeService(FakeVideos):
     def is_model_ready(self, model: str) -> bool:
         return self.ready and model not in self.sick
 
-    async def classify(self, request: ClassifyRequest) -> ClassifyReply:
+    async def answer(self, request: UnaryRequest) -> UnaryReply:
         self.requests.append(request)
         self.entered.set()
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            return await self._classify(request)
+            return await self._answer(request)
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
         finally:
             self.in_flight -= 1
 
-    async def _classify(self, request: ClassifyRequest) -> ClassifyReply:
+    async def _answer(self, request: UnaryRequest) -> UnaryReply:
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None and self.fails_on(request):
@@ -138,9 +144,9 @@ class FakeService(FakeVideos):
         card = next((card for card in self.cards if card.id == request.model), None)
         if card is None:
             raise UnknownModel(f"model {request.model} is not served here", param="model")
-        return ClassifyReply(
+        return UnaryReply(
             model=card.id,
-            items=tuple(self._item(image, card, request.top_k) for image in request.images),
+            items=tuple(self._item(image, card) for image in request.images),
             report=make_report(),
         )
 
@@ -181,11 +187,11 @@ class FakeService(FakeVideos):
         if position in self.chat_errors:
             raise self.chat_errors[position]
 
-    def _item(self, image: ImageInput, card: ModelCard, top_k: int) -> Classification | ServingError:
+    def _item(self, image: ImageInput, card: UnaryCard) -> UnaryAnswer | ServingError:
         if image.error is not None:
             return image.error
         try:
-            return classify_pixels(self._pixels(image), card, top_k)
+            return answer_pixels(self._pixels(image), card)
         except ServingError as error:
             return error
 
@@ -202,15 +208,24 @@ def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = No
     return Service(fake, fake, fake, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
 
 
-def classify_pixels(rgb: Pixels, card: ModelCard, top_k: int) -> Classification:
+def answer_pixels(rgb: Pixels, card: UnaryCard) -> UnaryAnswer:
     """Brightness picks the class; the runners-up follow it in order."""
-    best = min(int(np.mean(rgb) / 256 * card.num_classes), card.num_classes - 1)
-    weights = [0.5**rank for rank in range(card.num_classes)]
-    top = tuple(
-        LabelScore(card.labels[(best + rank) % card.num_classes], weights[rank] / sum(weights))
-        for rank in range(min(top_k, card.num_classes))
+    assert isinstance(card.io, PictureIO)
+    count = card.io.num_classes
+    best = min(int(np.mean(rgb) / 256 * count), count - 1)
+    weights = np.array([0.5 ** ((index - best) % count) for index in range(count)])
+    return UnaryAnswer(outputs={"probabilities": weights / weights.sum()}, exit=1 + best % card.io.num_exits)
+
+
+def classify_pixels(rgb: Pixels, card: UnaryCard, top_k: int) -> Classification:
+    """The same, read as classes."""
+    answer = answer_pixels(rgb, card)
+    assert isinstance(card.io, PictureIO)
+    scores = answer.outputs["probabilities"]
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return Classification(
+        exit=answer.exit, top_k=tuple(LabelScore(card.io.label(int(each)), float(scores[each])) for each in best)
     )
-    return Classification(exit=1 + best % card.num_exits, top_k=top)
 
 
 def make_usage(request: ChatRequest, completion_tokens: int) -> Usage:

@@ -64,4 +64,4 @@ def number_of(call: SampleCall) -> int:
 
 def echo(call: SampleCall) -> SampleAnswer:
     """An answer that names its sample."""
-    return SampleAnswer(b"", number_of(call), degraded=False, queue_s=0.0, compute_s=0.0)
+    return SampleAnswer({}, number_of(call), degraded=False, queue_s=0.0, compute_s=0.0)

@@ -1,4 +1,4 @@
-"""What travels between a gateway and a classifier replica. Named tuples: the cheapest thing to pickle.
+"""What travels between a gateway and a replica of rows. Named tuples of bytes: the cheapest thing to pickle.
 
 Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
 """
@@ -11,16 +11,28 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from models.contract import Value
-from serving.domain import Pixels
+from models.inputs import Array, Inputs
 from serving.errors import ServingError
-from serving.replica.staged.base import Probabilities
+
+Packed: TypeAlias = tuple[str, tuple[int, ...], bytes]
+"""An array: its type as numpy spells it, its shape, and its elements, row-major."""
+
+
+def pack(outputs: Mapping[str, Array]) -> dict[str, Packed]:
+    """Outputs as they travel and are stored: an array that is pickled by itself costs several times as much."""
+    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in outputs.items()}
+
+
+def unpack(outputs: Mapping[str, Packed]) -> dict[str, Array]:
+    """The arrays again, read-only."""
+    return {name: np.frombuffer(data, dtype).reshape(shape) for name, (dtype, shape, data) in outputs.items()}
 
 
 class SampleCall(NamedTuple):
-    """One image for a replica."""
+    """One row for a replica."""
 
-    pixels: Pixels
-    """Model input, uint8 (S, S, 3)."""
+    inputs: Inputs
+    """As the family's network takes it."""
     remaining_s: float
     thresholds: tuple[float, ...]
     priority: int
@@ -31,22 +43,17 @@ class SampleCall(NamedTuple):
 
 
 class SampleAnswer(NamedTuple):
-    """One image's answer. ``compute_s`` is the sample's share of the batches it was in."""
+    """One row's answer. ``compute_s`` is the row's share of the batches it was in."""
 
-    probabilities: bytes
-    """float32, little-endian, one per class."""
+    outputs: Mapping[str, Packed]
     exit_index: int
     degraded: bool
     queue_s: float
     compute_s: float
 
-    def as_array(self) -> Probabilities:
-        """The probabilities, shape (num_classes,)."""
-        return np.frombuffer(self.probabilities, dtype="<f4")
-
 
 class SampleFailure(NamedTuple):
-    """One image without an answer, or whose caller left. ``compute_s`` as above: what ran, ran."""
+    """One row without an answer, or whose caller left. ``compute_s`` as above: what ran, ran."""
 
     error: ServingError
     compute_s: float

@@ -25,7 +25,7 @@ _Response = health_pb2.HealthCheckResponse
 class Health:
     """Answers for this server and its services. One per replica.
 
-    The Open Inference Protocol leads to classifiers only and is ready when one of them is; all else when any model is.
+    The Open Inference Protocol leads to models of rows and is ready when one of them is; all else when any model is.
     """
 
     def __init__(self, service: Service) -> None:
@@ -70,7 +70,7 @@ class Health:
         if name not in SERVICES:
             return _Response.SERVICE_UNKNOWN
         serving = self._service.is_ready() and not self._stopped.is_set()
-        if name == OIP and (cards := self._service.classifiers.models()):
+        if name == OIP and (cards := self._service.unary.models()):
             serving = serving and any(self._service.is_model_ready(card.id) for card in cards)
         return _Response.SERVING if serving else _Response.NOT_SERVING
 

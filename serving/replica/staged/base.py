@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol, TypeAlias
 
 from models.contract import Point
-from serving.domain import Pixels
+from models.inputs import Array, Inputs
 from serving.errors import ServingError
 
-Probabilities = npt.NDArray[np.float32]
-"""float32, shape (num_classes,), sums to one."""
 NOTHING_SET: Point = MappingProxyType({})
-Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Outputs: TypeAlias = Mapping[str, Array]
 """What one sample has got at an exit, by name; of a classifier ``probabilities``."""
 
 
@@ -49,10 +44,10 @@ class StagedEngine(Protocol):
         """Bytes that all admitted samples hold, or will hold at their largest."""
         ...
 
-    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
+    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> None:
         """Take a sample in.
 
-        ``inputs`` is what ``Family.prepare`` made. It is not copied and must not change until ``release``.
+        ``inputs``: see ``models.inputs``. It is not copied and must not change until ``release``.
         ``settings``: of the family's knobs, where they are not the defaults.
 
         Raises: QueueFull: the sample does not fit into the engine's memory bound.

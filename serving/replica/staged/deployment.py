@@ -1,4 +1,4 @@
-"""The classifier node of the graph: a driver, an early-exit scheduler and an engine around one model.
+"""The node of the graph for rows: a driver, an early-exit scheduler and an engine around one unary or staged model.
 
 Gateways push calls of one or more samples; each call comes back when its last sample is done.
 """
@@ -14,7 +14,7 @@ import structlog
 
 from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
-from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
+from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome, pack
 from serving.errors import ServingError
 from serving.replica.driver import Answer, Driver, Stay
 from serving.replica.staged.base import NOTHING_SET
@@ -56,7 +56,7 @@ class Classifier:
     async def _one(self, sample: SampleCall, stay: Stay, now_s: float) -> SampleOutcome:
         try:
             answer = await self._driver.submit(
-                sample.pixels,
+                sample.inputs,
                 deadline_s=now_s + sample.remaining_s,
                 thresholds=sample.thresholds,
                 settings=sample.settings or NOTHING_SET,
@@ -100,7 +100,7 @@ class Classifier:
 
 def _to_wire(answer: Answer) -> SampleAnswer:
     return SampleAnswer(
-        probabilities=answer.outputs["probabilities"].tobytes(),
+        outputs=pack(answer.outputs),
         exit_index=answer.exit_index,
         degraded=answer.degraded,
         queue_s=answer.queue_s,

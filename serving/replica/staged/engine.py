@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import structlog
 import torch
-from torch import Tensor
 
 from models.contract import Point, Staged, Unary
-from serving.domain import Pixels
+from models.inputs import Inputs, nbytes_of, shape_of
 from serving.errors import EngineFailed, QueueFull
 from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StageOutput
-from serving.replica.staged.rows import Batch, Row, copied, gather
+from serving.replica.staged.rows import Batch, Row, copied, gather, stacked
 
 _log = structlog.get_logger(__name__)
 _FAILED = "the model failed on this image; retry, or send another image"
@@ -29,8 +27,9 @@ _FAILED = "the model failed on this image; retry, or send another image"
 
 @dataclass(slots=True)
 class _Sample:
-    inputs: Pixels | None
+    inputs: Inputs | None
     point: Point
+    shape: Any
     row: Row | None = None
     stage: int = 0
     outputs: list[Outputs] = field(default_factory=list)
@@ -61,21 +60,31 @@ class RowEngine:
         """Upper bound of what the admitted samples hold."""
         return len(self._samples) * self._charge_bytes
 
-    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
+    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> None:
         """Take a sample in; its peak bytes are counted from now on."""
         if self.held_bytes + self._charge_bytes > self._max_bytes:
             raise QueueFull(
                 f"{len(self._samples)} samples hold {self.held_bytes} bytes; limit is {self._max_bytes}; retry later",
                 retry_after_s=1.0,
             )
-        self._samples[sample_id] = _Sample(inputs, {**self._defaults, **settings} if settings else self._defaults)
+        point = {**self._defaults, **settings} if settings else self._defaults
+        self._samples[sample_id] = _Sample(inputs, point, shape_of(inputs))
 
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
         """Advance the samples through consecutive stages; see ``StagedEngine.run``.
 
-        When a batch fails, its samples are tried one by one: the one to blame must not take its neighbours along.
+        Rows of other shapes run after one another. When a batch fails, its samples are tried one by one: the one to
+        blame must not take its neighbours along.
         """
         try:
+            groups: dict[Any, list[int]] = {}
+            for sample_id in sample_ids:
+                groups.setdefault(self._samples[sample_id].shape, []).append(sample_id)
+            if len(groups) > 1:
+                outcomes: dict[int, Outcome] = {}
+                for alike in groups.values():
+                    outcomes.update(zip(alike, self.run(stage, num_stages, alike), strict=True))
+                return [outcomes[sample_id] for sample_id in sample_ids]
             self._copy_out()
             return self._run(stage, num_stages, [self._samples[sample_id] for sample_id in sample_ids])
         except Exception:
@@ -104,7 +113,7 @@ class RowEngine:
         inputs = [sample.inputs for sample in samples if sample.inputs is not None]
         if len(inputs) < len(samples):
             raise RuntimeError("the scheduler ran the first stage twice")
-        return self._runner.begin(torch.from_numpy(np.stack(inputs)), [sample.point for sample in samples])
+        return self._runner.begin(stacked(inputs), [sample.point for sample in samples])
 
     def _copy_out(self) -> None:
         """Keep ``held_bytes`` true.
@@ -171,11 +180,10 @@ class WarmUp:
 
 
 @torch.inference_mode()
-def warm_up(runner: Staged, inputs: Tensor, point: Point) -> WarmUp:
-    """Run every stage once on these inputs."""
-    num_rows = len(inputs)
-    peak, kept, stage_s = inputs[0].nbytes, 0, []
-    state = runner.begin(inputs, [point] * num_rows)
+def warm_up(runner: Staged, row: Inputs, num_rows: int, point: Point) -> WarmUp:
+    """Run every stage once on a batch of this row."""
+    peak, kept, stage_s = nbytes_of(row), 0, []
+    state = runner.begin(stacked([row] * num_rows), [point] * num_rows)
     for stage in range(runner.num_stages):
         started_s = time.perf_counter()
         state, passed, confidence = runner.run(state, stage, 1)

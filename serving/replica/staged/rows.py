@@ -10,12 +10,23 @@ that still hold it: the sum over live rows is what is really held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from models.inputs import Inputs
+
+
+def stacked(rows: Sequence[Inputs]) -> Any:
+    """What a runner gets of rows of equal shapes: a tensor, or one by name."""
+    whole: Sequence[Any] = rows
+    if isinstance(rows[0], Mapping):
+        return {name: torch.from_numpy(np.stack([row[name] for row in whole])) for name in rows[0]}
+    return torch.from_numpy(np.stack(whole))
 
 
 class _Hole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from models.inputs import blank_row
 from models.registry import families
 from schedulers.cost import TableCostModel
 from schedulers.policies.exits import ExitConfig, early_exits
@@ -23,14 +24,12 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     assert family.runner is not None
     network = family.build.load()(variant, model.device, random_weights=model.options.random_weights, **model.knobs)
     runner = as_staged(family.runner.load()(network, variant))
-    shape = (variant.io.input_size, variant.io.input_size, 3)
-    point = family.check_point({})
+    row, point = blank_row(family, variant), family.check_point({})
     sizes = sorted({1, model.options.max_batch})
-    batches = [torch.zeros((size, *shape), dtype=torch.uint8) for size in sizes]
-    peak_bytes = max(warm_up(runner, batch, point).bytes_per_sample for batch in batches)
+    peak_bytes = max(warm_up(runner, row, size, point).bytes_per_sample for size in sizes)
     cost = points_of(model).cost_model
     if cost is None:  # the second time round, when everything has been allocated and compiled
-        measured = [warm_up(runner, batch, point).stage_s for batch in batches]
+        measured = [warm_up(runner, row, size, point).stage_s for size in sizes]
         cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
     scheduler = early_exits(cost, ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue))
 

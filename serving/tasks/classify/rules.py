@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from serving.domain import ClassifyReply, ClassifyRequest
+import numpy as np
+
+from models.io import PictureIO
+from serving.domain import Classification, ClassifyReply, ClassifyRequest, LabelScore, UnaryAnswer
 from serving.errors import InvalidRequest, ServingError, TooManyImages
 from serving.front.front import BaseCall, shown
 from serving.limits import IngressLimits
-from serving.telemetry.events import OK, PARTIAL
+from serving.tasks.base import answer_rows
 
 
 def check_num_images(num_images: int, limits: IngressLimits, param: str) -> None:
@@ -30,10 +33,25 @@ async def reply_to(call: BaseCall, request: ClassifyRequest) -> ClassifyReply:
 
     Raises: ServingError: the call failed, or every image of it did, with the first one's error.
     """
-    classifiers = call.front.service.classifiers
-    reply = await classifiers.classify(call.front.admit(request, classifiers.models(), call.visit))
-    failed = [item for item in reply.items if isinstance(item, ServingError)]
-    if failed and len(failed) == len(reply.items):
-        raise failed[0]
-    call.visit.outcome = PARTIAL if failed else OK
-    return reply
+    cards = call.front.service.rows_for("classify")
+    io = call.front.card(request.model, cards).io
+    assert isinstance(io, PictureIO)
+    if request.top_k > io.num_classes:
+        raise InvalidRequest(
+            f"top_k is {request.top_k}; {request.model} has {io.num_classes} classes; ask for fewer", param="top_k"
+        )
+    reply = await answer_rows(call, request, cards)
+    items = tuple(
+        item if isinstance(item, ServingError) else _classification(item, io, request.top_k) for item in reply.items
+    )
+    return ClassifyReply(model=reply.model, items=items, report=reply.report)
+
+
+def _classification(answer: UnaryAnswer, io: PictureIO, top_k: int) -> Classification:
+    probabilities = answer.outputs["probabilities"]
+    best = np.array([probabilities.argmax()]) if top_k == 1 else np.argsort(-probabilities, kind="stable")[:top_k]
+    return Classification(
+        exit=answer.exit,
+        top_k=tuple(LabelScore(io.label(int(index)), float(probabilities[index])) for index in best),
+        degraded=answer.degraded,
+    )

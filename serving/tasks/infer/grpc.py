@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vireo_pb.oip import open_inference_pb2 as oip
 
-from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
+from serving.domain import Budget, ClassifyReply, Surface, UnaryReply, UnaryRequest
 from serving.errors import InvalidRequest, ServingError, UnknownField
 from serving.front.front import MODEL_VERSION, shown
 from serving.front.grpc.call import GrpcCall
@@ -16,18 +16,20 @@ from serving.front.grpc.registration import INFERENCE
 from serving.front.grpc.rpc import Rpc
 from serving.front.status import message_of
 from serving.limits import IngressLimits
-from serving.tasks.classify.rules import reply_to
+from serving.service import UnaryCard
 from serving.tasks.infer.http import model_metadata, server_metadata
 from serving.tasks.infer.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
 from serving.tasks.infer.tensors import (
+    CallFacts,
     InputTensor,
     OutputTensor,
     Parameter,
     budget_from_parameters,
     chosen_outputs,
-    images_from_tensors,
     outputs_from_reply,
+    reply_to_tensors,
     report_parameters,
+    request_from_tensors,
 )
 
 _CONTENTS: Final = {
@@ -35,19 +37,20 @@ _CONTENTS: Final = {
     "UINT8": "uint_contents",
     "FP32": "fp32_contents",
     "INT32": "int_contents",
+    "INT64": "int64_contents",
 }
 
 
 async def infer(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelInferResponse:
     """``inference.GRPCInferenceService/ModelInfer``."""
     front = call.front
-    card = front.card(message.model_name, front.service.classifiers.models(), message.model_version)
+    card = front.card(message.model_name, front.service.unary.models(), message.model_version)
     call.visit.model = card.id
     check_id(message.id)
     _check_counts(message)
     wanted = chosen_outputs([output.name for output in message.outputs], card)
-    request = await request_from_infer(message, card.id, call)
-    return infer_from_reply(message, wanted, await reply_to(call, request))
+    request = await request_from_infer(message, card, call)
+    return infer_from_reply(message, card, wanted, await reply_to_tensors(call, request))
 
 
 async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
@@ -55,22 +58,21 @@ async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip
     return oip.ModelStreamInferResponse(infer_response=await infer(call, message))
 
 
-async def request_from_infer(message: oip.ModelInferRequest, model: str, call: GrpcCall) -> ClassifyRequest:
+async def request_from_infer(message: oip.ModelInferRequest, card: UnaryCard, call: GrpcCall) -> UnaryRequest:
     """Return the request. Raises: ClientError."""
     for output in message.outputs:
         _refuse_parameters(output.parameters, f"output {shown(output.name)}")
     limits = call.front.limits
-    budget, top_k = budget_from_parameters(_parameters(message.parameters), Budget(), limits)
-    return ClassifyRequest(
+    budget, top_k = budget_from_parameters(_parameters(message.parameters), Budget(), card, limits)
+    facts = CallFacts(
         request_id=call.request_id,
         surface=call.surface,
         tenant=call.tenant,
-        model=model,
-        images=await images_from_tensors(_tensors(message), limits),
-        top_k=top_k,
+        model=card.id,
         budget=budget,
         deadline_s=call.deadline_s(),
     )
+    return await request_from_tensors(_tensors(message), card, top_k, limits, facts)
 
 
 def _check_counts(message: oip.ModelInferRequest) -> None:
@@ -135,10 +137,10 @@ def _parameters(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Param
 
 
 def infer_from_reply(
-    message: oip.ModelInferRequest, wanted: Sequence[str], reply: ClassifyReply
+    message: oip.ModelInferRequest, card: UnaryCard, wanted: Sequence[str], reply: ClassifyReply | UnaryReply
 ) -> oip.ModelInferResponse:
     """Return the answer: raw if the request was raw, typed otherwise."""
-    outputs = outputs_from_reply(reply, wanted)
+    outputs = outputs_from_reply(reply, card, wanted)
     raw = bool(message.raw_input_contents)
     return oip.ModelInferResponse(
         model_name=reply.model,
@@ -189,7 +191,7 @@ async def _server_metadata(call: GrpcCall, message: oip.ServerMetadataRequest) -
 
 
 async def _model_metadata(call: GrpcCall, message: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
-    card = call.front.card(message.name, call.front.service.classifiers.models(), message.version)
+    card = call.front.card(message.name, call.front.service.unary.models(), message.version)
     return oip.ModelMetadataResponse(**model_metadata(card))  # type: ignore[arg-type]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
-from serving.domain import Budget, ClassifyReply, ClassifyRequest, Surface
+from serving.domain import Budget, ClassifyReply, Surface, UnaryReply, UnaryRequest
 from serving.errors import InvalidRequest, NotReady, UnknownField
 from serving.front.front import MODEL_VERSION, shown
 from serving.front.http.body import read_into
@@ -29,27 +30,31 @@ from serving.front.http.openapi import (
     vireo_version,
 )
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
-from serving.service import ModelCard
-from serving.tasks.classify.rules import reply_to
+from serving.service import UnaryCard
 from serving.tasks.infer.schemas import (
+    ConfigTensor,
     InferAnswer,
     InferBody,
     InferInput,
     InferOutput,
+    ModelConfigAnswer,
     ModelMetadataAnswer,
     OutputTensorAnswer,
     ServerMetadataAnswer,
 )
 from serving.tasks.infer.tensors import (
-    INPUTS,
+    CallFacts,
     InputTensor,
     OutputTensor,
+    TensorForm,
     budget_from_parameters,
     chosen_outputs,
-    images_from_tensors,
+    inputs_of,
     outputs_from_reply,
     outputs_of,
+    reply_to_tensors,
     report_parameters,
+    request_from_tensors,
 )
 
 _JSON_LENGTH: Final = b"inference-header-content-length"
@@ -61,7 +66,8 @@ _MAX_ELEMENT_BYTES = 64
 class HttpInfer:
     """A parsed inference and how its answer is to be spelt. ``binary``: output name to whether it travels as bytes."""
 
-    request: ClassifyRequest
+    card: UnaryCard
+    request: UnaryRequest
     id: str
     wanted: tuple[str, ...]
     binary: dict[str, bool]
@@ -90,7 +96,7 @@ async def infer(call: Call) -> Answer:
         fallback=call.budget(),
         limits=call.front.limits,
     )
-    body, head_length = encode_answer(asked, await reply_to(call, asked.request))
+    body, head_length = encode_answer(asked, await reply_to_tensors(call, asked.request))
     if head_length is None:
         return Answer(body, 200, JSON_TYPE)
     return Answer(body, 200, b"application/octet-stream", ((_JSON_LENGTH, str(head_length).encode()),))
@@ -106,6 +112,11 @@ async def show_model(call: Call) -> Answer:
     return json_answer(model_metadata(_card(call)))
 
 
+async def show_config(call: Call) -> Answer:
+    """``GET /v2/models/{model}[/versions/{version}]/config``."""
+    return json_answer(model_config(_card(call), call.front.limits.max_images))
+
+
 async def show_readiness(call: Call) -> Answer:
     """``GET /v2/models/{model}[/versions/{version}]/ready``: of models of any task."""
     service = call.front.service
@@ -115,8 +126,8 @@ async def show_readiness(call: Call) -> Answer:
     return json_answer({"name": model, "ready": True})
 
 
-def _card(call: Call) -> ModelCard:
-    cards, version = call.front.service.classifiers.models(), call.path_params.get("version", "")
+def _card(call: Call) -> UnaryCard:
+    cards, version = call.front.service.unary.models(), call.path_params.get("version", "")
     return call.front.card(call.path_params["model"], cards, version)
 
 
@@ -154,7 +165,7 @@ async def infer_from_document(
     document: dict[str, Any],
     tail: memoryview,
     *,
-    card: ModelCard,
+    card: UnaryCard,
     request_id: str,
     tenant: str,
     fallback: Budget,
@@ -165,20 +176,20 @@ async def infer_from_document(
     Raises: ClientError.
     """
     parsed = validate(InferBody, document)
-    budget, top_k = budget_from_parameters(parsed.parameters, fallback, limits)
+    budget, top_k = budget_from_parameters(parsed.parameters, fallback, card, limits)
     wanted = chosen_outputs([output.name for output in parsed.outputs or ()], card)
     choices = {output.name: _wants_binary(output) for output in parsed.outputs or ()}
-    request = ClassifyRequest(
+    facts = CallFacts(
         request_id=request_id,
         surface=Surface.HTTP_OIP,
         tenant=tenant,
         model=card.id,
-        images=await images_from_tensors(_tensors(parsed.inputs, tail), limits),
-        top_k=top_k,
         budget=budget,
+        deadline_s=None,
     )
     return HttpInfer(
-        request=request,
+        card=card,
+        request=await request_from_tensors(_tensors(parsed.inputs, tail), card, top_k, limits, facts),
         id=parsed.id,
         wanted=wanted,
         binary={name: choice for name, choice in choices.items() if choice is not None},
@@ -232,10 +243,10 @@ def _check_parameters(parameters: dict[str, Any], known: tuple[str, ...], where:
             )
 
 
-def encode_answer(infer: HttpInfer, reply: ClassifyReply) -> tuple[bytes, int | None]:
+def encode_answer(infer: HttpInfer, reply: ClassifyReply | UnaryReply) -> tuple[bytes, int | None]:
     """Return (body, length of its JSON part); the length is None when there is no binary part."""
     descriptions, tail = [], []
-    for tensor in outputs_from_reply(reply, infer.wanted):
+    for tensor in outputs_from_reply(reply, infer.card, infer.wanted):
         description: OutputTensorAnswer = {
             "name": tensor.name,
             "datatype": tensor.datatype,
@@ -255,28 +266,49 @@ def encode_answer(infer: HttpInfer, reply: ClassifyReply) -> tuple[bytes, int | 
     }
     if infer.id:
         answer["id"] = infer.id
-    head = orjson.dumps(answer)
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
-def _json_values(tensor: OutputTensor) -> list[Any]:
+def _json_values(tensor: OutputTensor) -> Any:
+    if isinstance(tensor.values, np.ndarray):
+        return tensor.values
     return [value.decode() if isinstance(value, bytes) else value for value in tensor.values]
 
 
 def server_metadata() -> ServerMetadataAnswer:
     """Return what is said of the server."""
-    return {"name": "vireo", "version": vireo_version(), "extensions": ["binary_tensor_data"]}
+    return {"name": "vireo", "version": vireo_version(), "extensions": ["binary_tensor_data", "model_configuration"]}
 
 
-def model_metadata(card: ModelCard) -> ModelMetadataAnswer:
+def model_metadata(card: UnaryCard) -> ModelMetadataAnswer:
     """Return the inputs and outputs of a model."""
     return {
         "name": card.id,
         "versions": [MODEL_VERSION],
         "platform": f"vireo_{card.family}",
-        "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in INPUTS],
+        "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in inputs_of(card)],
         "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs_of(card)],
     }
+
+
+def model_config(card: UnaryCard, max_rows: int) -> ModelConfigAnswer:
+    """Return a model's configuration as Triton spells it: shapes are of one row."""
+    return {
+        "name": card.id,
+        "platform": f"vireo_{card.family}",
+        "backend": "vireo",
+        "max_batch_size": max_rows,
+        "input": [_config_tensor(form) for form in inputs_of(card)],
+        "output": [_config_tensor(form) for form in outputs_of(card)],
+        "parameters": {knob.name: {"string_value": orjson.dumps(knob.json_schema()).decode()} for knob in card.knobs},
+    }
+
+
+def _config_tensor(form: TensorForm) -> ConfigTensor:
+    name, datatype, shape = form
+    kind = "STRING" if datatype == "BYTES" else datatype
+    return {"name": name, "data_type": f"TYPE_{kind}", "dims": shape[1:] or (1,)}
 
 
 # -- routes ----------------------------------------------------------------------------------------------------------
@@ -306,6 +338,7 @@ def _of_model(path: str, *parameters: dict[str, Any]) -> tuple[Route, ...]:
     return (
         Route(method="POST", path=f"{path}/infer", handler=infer, operation=described, surface=Surface.HTTP_OIP),
         get("", show_model, "Model metadata", ModelMetadataAnswer),
+        get("/config", show_config, "Model configuration, as Triton spells it", ModelConfigAnswer),
         get("/ready", show_readiness, "Is the model ready?"),
     )
 

@@ -69,6 +69,32 @@ class ModelMetadataAnswer(TypedDict):
     outputs: list[TensorMetadata]
 
 
+class ConfigTensor(TypedDict):
+    """A tensor of a model's configuration; ``dims``: of one row."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+
+
+class ConfigParameter(TypedDict):
+    """A parameter of a model's configuration."""
+
+    string_value: str
+
+
+class ModelConfigAnswer(TypedDict):
+    """A model's configuration, as Triton spells it. ``parameters``: JSON schemas of its settings."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+    parameters: dict[str, ConfigParameter]
+
+
 class ServerMetadataAnswer(TypedDict):
     """The server."""
 

@@ -1,12 +1,15 @@
-"""Open Inference Protocol tensors to images and back, for HTTP and gRPC alike. No protocol types in here.
+"""Open Inference Protocol tensors to rows and back, for HTTP and gRPC alike. No protocol types in here.
 
-Inputs, exactly one of:
+Inputs, as the model's card says what goes in; of IMAGE and PIXELS exactly one:
     IMAGE   BYTES,          [N] or [N, 1]   encoded JPEG, PNG or WebP files
     PIXELS  UINT8 or FP32,  [N, H, W, 3]    RGB; FP32 is between 0 and 1 and is rounded to 8 bits
+    PROMPT  BYTES,          [N] or [N, 1]   UTF-8
+    SEED    INT64,          [N] or [N, 1]   0 or more; drawn where it is left out
 Outputs, all that the model has unless some are asked for (k: the most classes that any image got):
-    LABEL BYTES [N], SCORE FP32 [N], EXIT INT32 [N], TOP_LABELS BYTES [N, k], TOP_SCORES FP32 [N, k],
-    ERROR BYTES [N]   empty for an image that was answered, the error as a JSON object otherwise
-An image without an answer has an empty label, score 0 and exit 0. A model without early exits has no EXIT.
+    of a classifier   LABEL BYTES [N], SCORE FP32 [N], EXIT INT32 [N], TOP_LABELS BYTES [N, k], TOP_SCORES FP32 [N, k]
+    of any other      those that its card names, [N, ...]
+    of all            ERROR BYTES [N]   empty for a row that was answered, the error as a JSON object otherwise
+A row without an answer has an empty label, and zeros. A model without early exits has no EXIT.
 
 Sizes are computed in Python integers and compared with the bytes at hand before anything is allocated. Raw bytes are
 little-endian; each BYTES element follows its length in four bytes. Source: Open Inference Protocol v2, "Tensor Data".
@@ -16,26 +19,43 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from serving.domain import Budget, Classification, ClassifyReply, ImageInput, Pixels, Priority, Report
+from models.inputs import Array
+from models.io import PictureIO
+from serving.domain import (
+    Budget,
+    Classification,
+    ClassifyReply,
+    ClassifyRequest,
+    ImageInput,
+    Pixels,
+    Priority,
+    Report,
+    Surface,
+    UnaryAnswer,
+    UnaryReply,
+    UnaryRequest,
+)
 from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
 from serving.front.budget import check_values
-from serving.front.front import shown
+from serving.front.front import BaseCall, shown
 from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
-from serving.service import ModelCard
-from serving.tasks.classify.rules import check_num_images, check_top_k
+from serving.service import UnaryCard
+from serving.tasks.base import answer_rows
+from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 
 QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""
@@ -70,55 +90,120 @@ class OutputTensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: tuple[Element, ...]
+    values: tuple[Element, ...] | Array
 
     def to_raw(self) -> bytes:
         """Return the little-endian bytes."""
+        if isinstance(self.values, np.ndarray):
+            return self.values.astype(_DTYPES[self.datatype], copy=False).tobytes()
         if self.datatype == "BYTES":
             return b"".join(struct.pack("<I", len(value)) + value for value in self.values)  # type: ignore[arg-type, operator]
         return struct.pack(f"<{len(self.values)}{'f' if self.datatype == 'FP32' else 'i'}", *self.values)
 
 
 TensorForm: TypeAlias = tuple[str, str, tuple[int, ...]]
-INPUTS: Final[tuple[TensorForm, ...]] = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
-OUTPUTS: Final[tuple[TensorForm, ...]] = (
+"""(name, datatype, shape) as model metadata give them; -1 is a free dimension."""
+_CLASSES: Final[tuple[TensorForm, ...]] = (
     ("LABEL", "BYTES", (-1,)),
     ("SCORE", "FP32", (-1,)),
     ("EXIT", "INT32", (-1,)),
     ("TOP_LABELS", "BYTES", (-1, -1)),
     ("TOP_SCORES", "FP32", (-1, -1)),
-    ("ERROR", "BYTES", (-1,)),
 )
-"""(name, datatype, shape) as model metadata give them; -1 is a free dimension."""
+_ERROR: Final[TensorForm] = ("ERROR", "BYTES", (-1,))
+_DTYPES: Final = {"UINT8": "<u1", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
+_DATATYPES: Final[dict[str, tuple[str, ...]]] = {"PIXELS": ("UINT8", "FP32"), "SEED": ("INT64",)}
+"""Of the inputs that are not BYTES."""
+MAX_SEED: Final = (1 << 63) - 1
 
 
-def outputs_of(card: ModelCard) -> tuple[TensorForm, ...]:
+def inputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
+    """The inputs that a model takes; of the first two one is sent."""
+    pictures: tuple[TensorForm, ...] = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
+    return (
+        *(pictures if card.io.takes_picture else ()),
+        *((("PROMPT", "BYTES", (-1,)),) if card.io.takes_prompt else ()),
+        *((("SEED", "INT64", (-1,)),) if card.io.is_seeded else ()),
+    )
+
+
+def outputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
     """The outputs that a model has: ``EXIT`` only where it has early exits."""
-    return tuple(form for form in OUTPUTS if form[0] != "EXIT" or card.num_exits > 1)
+    if isinstance(card.io, PictureIO) and "classify" in card.tasks:
+        return (*(form for form in _CLASSES if form[0] != "EXIT" or card.io.num_exits > 1), _ERROR)
+    return (*((each.name, each.datatype, (-1, *each.shape)) for each in card.io.outputs), _ERROR)
 
 
-async def images_from_tensors(tensors: Sequence[InputTensor], limits: IngressLimits) -> tuple[ImageInput, ...]:
-    """Return the images of a request; a broken one becomes an ``ImageInput`` with an error.
+async def request_from_tensors(
+    tensors: Sequence[InputTensor], card: UnaryCard, top_k: int, limits: IngressLimits, common: CallFacts
+) -> UnaryRequest:
+    """Return the request; a broken image becomes an ``ImageInput`` with an error.
 
     Raises: InvalidRequest, UnknownField, TooManyImages: the tensors themselves are wrong.
     """
-    tensor = _only_input(tensors)
-    _check_shape(tensor, limits)
-    return await (_encoded(tensor) if tensor.name == "IMAGE" else _pixels(tensor))
+    by_name = _by_name(tensors, card)
+    for tensor in by_name.values():
+        _check_shape(tensor, limits)
+    images: tuple[ImageInput, ...] = ()
+    if (encoded := by_name.get("IMAGE")) is not None:
+        images = await _encoded(encoded)
+    elif (pixels := by_name.get("PIXELS")) is not None:
+        images = await _pixels(pixels)
+    if "classify" in card.tasks:
+        return ClassifyRequest(images=images, top_k=top_k, **common)
+    prompts = _prompts(by_name["PROMPT"]) if "PROMPT" in by_name else ()
+    sent = _seeds(by_name["SEED"]) if "SEED" in by_name else ()
+    drawn = draw_seeds(max(len(images), len(prompts))) if card.io.is_seeded and not sent else ()
+    return UnaryRequest(images=images, prompts=prompts, seeds=sent or drawn, is_drawn=bool(drawn), **common)
 
 
-def _only_input(tensors: Sequence[InputTensor]) -> InputTensor:
-    for tensor in tensors:
-        if tensor.name not in ("IMAGE", "PIXELS"):
-            raise UnknownField(f"input {shown(tensor.name)} is unknown; send IMAGE or PIXELS", param="inputs")
-    if len(tensors) != 1:
+class CallFacts(TypedDict):
+    """Of a request, whatever is in it."""
+
+    request_id: str
+    surface: Surface
+    tenant: str
+    model: str
+    budget: Budget
+    deadline_s: float | None
+
+
+def draw_seeds(count: int) -> tuple[int, ...]:
+    """For rows whose caller has no wish."""
+    return tuple(secrets.randbelow(1 << 32) for _ in range(count))
+
+
+async def reply_to_tensors(call: BaseCall, request: UnaryRequest) -> ClassifyReply | UnaryReply:
+    """Have a request answered, of a classifier as classes. Raises: ServingError."""
+    if isinstance(request, ClassifyRequest):
+        return await reply_to(call, request)
+    return await answer_rows(call, request, call.front.service.unary.models())
+
+
+def _by_name(tensors: Sequence[InputTensor], card: UnaryCard) -> dict[str, InputTensor]:
+    known = [name for name, _, _ in inputs_of(card)]
+    wanted = [" or ".join(name for name in known if name in _PICTURES), *(name for name in known if name in _WORDS)]
+    told = " and ".join(filter(None, wanted))
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if unknown := [tensor.name for tensor in tensors if tensor.name not in known]:
+        raise UnknownField(f"input {shown(unknown[0])} is unknown; send {told}", param="inputs")
+    num_pictures = sum(name in _PICTURES for name in by_name)
+    if (
+        len(by_name) < len(tensors)
+        or num_pictures != card.io.takes_picture
+        or card.io.takes_prompt > ("PROMPT" in by_name)
+    ):
         names = ", ".join(tensor.name for tensor in tensors[:8]) or "none"
-        raise InvalidRequest(f"inputs are {len(tensors)} ({names}); send exactly one, IMAGE or PIXELS", param="inputs")
-    return tensors[0]
+        raise InvalidRequest(f"inputs are {len(tensors)} ({names}); send exactly one of {told}", param="inputs")
+    return by_name
+
+
+_PICTURES: Final = ("IMAGE", "PIXELS")
+_WORDS: Final = ("PROMPT", "SEED")
 
 
 def _check_shape(tensor: InputTensor, limits: IngressLimits) -> None:
-    allowed = ("BYTES",) if tensor.name == "IMAGE" else ("UINT8", "FP32")
+    allowed = _DATATYPES.get(tensor.name, ("BYTES",))
     if tensor.datatype not in allowed:
         raise InvalidRequest(
             f"{tensor.name} has datatype {shown(tensor.datatype)}; send {' or '.join(allowed)}", param=tensor.name
@@ -129,8 +214,8 @@ def _check_shape(tensor: InputTensor, limits: IngressLimits) -> None:
             f"{tensor.name} has shape {_shape(shape)}; each dimension must be between 1 and {MAX_DIM}",
             param=tensor.name,
         )
-    if tensor.name == "IMAGE" and not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
-        raise InvalidRequest(f"IMAGE has shape {_shape(shape)}; send [N] or [N, 1]", param="IMAGE")
+    if tensor.name != "PIXELS" and not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+        raise InvalidRequest(f"{tensor.name} has shape {_shape(shape)}; send [N] or [N, 1]", param=tensor.name)
     if tensor.name == "PIXELS" and not (len(shape) == 4 and shape[3] == 3):
         raise InvalidRequest(f"PIXELS has shape {_shape(shape)}; send [N, height, width, 3]", param="PIXELS")
     check_num_images(shape[0], limits, tensor.name)
@@ -145,7 +230,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 async def _encoded(tensor: InputTensor) -> tuple[ImageInput, ...]:
     if tensor.raw is not None:
-        elements: Sequence[Any] = _split(tensor.raw, tensor.shape[0])
+        elements: Sequence[Any] = _split(tensor)
     else:
         elements = _flat(tensor, {str, bytes})
     if elements and isinstance(elements[0], str):
@@ -153,29 +238,46 @@ async def _encoded(tensor: InputTensor) -> tuple[ImageInput, ...]:
     return tuple(ImageInput(encoded=element) for element in elements)
 
 
-def _split(raw: bytes | memoryview, num_elements: int) -> list[bytes]:
+def _split(tensor: InputTensor) -> list[bytes]:
     """Cut length-prefixed elements apart."""
+    assert tensor.raw is not None
+    name, raw, num_elements = tensor.name, tensor.raw, tensor.shape[0]
     elements, position = [], 0
     for index in range(num_elements):
         if position + 4 > len(raw):
             raise InvalidRequest(
-                f"IMAGE has {index} elements in {len(raw)} bytes; its shape says {num_elements}", param="IMAGE"
+                f"{name} has {index} elements in {len(raw)} bytes; its shape says {num_elements}", param=name
             )
         (length,) = struct.unpack_from("<I", raw, position)
         position += 4
         if length > len(raw) - position:
             raise InvalidRequest(
-                f"IMAGE element {index} claims {length} bytes; only {len(raw) - position} are left. "
+                f"{name} element {index} claims {length} bytes; only {len(raw) - position} are left. "
                 "Each element needs its length before it, in four little-endian bytes",
-                param="IMAGE",
+                param=name,
             )
         elements.append(bytes(raw[position : position + length]))
         position += length
     if position != len(raw):
         raise InvalidRequest(
-            f"IMAGE has {len(raw) - position} bytes after its {num_elements} elements; correct its shape", param="IMAGE"
+            f"{name} has {len(raw) - position} bytes after its {num_elements} elements; correct its shape", param=name
         )
     return elements
+
+
+def _prompts(tensor: InputTensor) -> tuple[str, ...]:
+    elements = _split(tensor) if tensor.raw is not None else _flat(tensor, {str, bytes})
+    try:
+        return tuple(each if isinstance(each, str) else each.decode() for each in elements)
+    except UnicodeDecodeError:
+        raise InvalidRequest("PROMPT is not valid UTF-8; encode it so", param="PROMPT") from None
+
+
+def _seeds(tensor: InputTensor) -> tuple[int, ...]:
+    seeds = tuple(map(int, _array(tensor)))
+    if any(seed < 0 for seed in seeds):
+        raise InvalidRequest(f"SEED has {min(seeds)}; send 0 or more", param="SEED")
+    return seeds
 
 
 def _flat(tensor: InputTensor, types: set[type]) -> list[Any]:
@@ -231,15 +333,15 @@ def _quantise_all(array: npt.NDArray[np.float32]) -> tuple[ImageInput, ...]:
     return tuple(_quantise(image, index) for index, image in enumerate(array))
 
 
-def _array(tensor: InputTensor) -> npt.NDArray[Any]:
-    """Return the flat elements, uint8 or float32, read-only where they are the caller's bytes."""
-    dtype = np.dtype("<u1" if tensor.datatype == "UINT8" else "<f4")
+def _array(tensor: InputTensor) -> Array:
+    """Return the flat elements, read-only where they are the caller's bytes."""
+    name, dtype = tensor.name, np.dtype(_DTYPES[tensor.datatype])
     if tensor.raw is not None:
         expected = math.prod(tensor.shape) * dtype.itemsize
         if len(tensor.raw) != expected:
             raise InvalidRequest(
-                f"PIXELS has {len(tensor.raw)} bytes; {tensor.datatype} {_shape(tensor.shape)} takes {expected}",
-                param="PIXELS",
+                f"{name} has {len(tensor.raw)} bytes; {tensor.datatype} {_shape(tensor.shape)} takes {expected}",
+                param=name,
             )
         return np.frombuffer(tensor.raw, dtype)
     values = _numbers(tensor)
@@ -248,14 +350,16 @@ def _array(tensor: InputTensor) -> npt.NDArray[Any]:
             return values.astype(np.float32)
     if values.dtype.kind != "i":
         raise _wrong_type(tensor, [float])
-    if values.min() < 0 or values.max() > 255:
+    most = np.iinfo(dtype).max
+    if values.min() < 0 or values.max() > most:
         raise InvalidRequest(
-            f"PIXELS has elements between {values.min()} and {values.max()}; UINT8 goes from 0 to 255", param="PIXELS"
+            f"{name} has elements between {values.min()} and {values.max()}; {tensor.datatype} goes from 0 to {most}",
+            param=name,
         )
-    return values.astype(np.uint8)
+    return values.astype(dtype)
 
 
-def _numbers(tensor: InputTensor) -> npt.NDArray[Any]:
+def _numbers(tensor: InputTensor) -> Array:
     """Typed elements, flat: int64 where all are integers, float64 otherwise."""
     sent = tensor.values
     if isinstance(sent, Numbers):
@@ -264,7 +368,7 @@ def _numbers(tensor: InputTensor) -> npt.NDArray[Any]:
             raise _wrong_type(tensor, [list])
         _check_product(tensor, len(sent))
         return sent.array
-    return number_array(_flat(tensor, {int} if tensor.datatype == "UINT8" else {float, int}))
+    return number_array(_flat(tensor, {float, int} if tensor.datatype == "FP32" else {int}))
 
 
 def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:
@@ -282,20 +386,21 @@ def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:
 
 
 def budget_from_parameters(
-    parameters: Mapping[str, Parameter], fallback: Budget, limits: IngressLimits
+    parameters: Mapping[str, Parameter], fallback: Budget, card: UnaryCard, limits: IngressLimits
 ) -> tuple[Budget, int]:
     """Return the budget and ``top_k`` of a request's parameters.
 
     Raises: UnknownField, InvalidRequest.
     """
+    known = {name: kind for name, kind in _PARAMETERS.items() if name != "top_k" or "classify" in card.tasks}
     settings = {name: value for name, value in parameters.items() if name.startswith(_SETTING)}
     for name, value in parameters.items():
         if name in settings:
             continue
-        expected = _PARAMETERS.get(name)
+        expected = known.get(name)
         if expected is None:
             raise UnknownField(
-                f"parameter {shown(name)} is unknown; known: {', '.join(_PARAMETERS)}, {_SETTING}*",
+                f"parameter {shown(name)} is unknown; known: {', '.join(known)}, {_SETTING}*",
                 param=f"parameters.{name[:64]}",
             )
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
@@ -344,27 +449,53 @@ def _real(parameters: Mapping[str, Parameter], name: str, fallback: float | None
         return math.inf  # Budget refuses it by name
 
 
-def outputs_from_reply(reply: ClassifyReply, wanted: Sequence[str]) -> tuple[OutputTensor, ...]:
-    """Return the tensors named in ``wanted`` (``chosen_outputs``), in that order."""
+def outputs_from_reply(
+    reply: ClassifyReply | UnaryReply, card: UnaryCard, wanted: Sequence[str]
+) -> tuple[OutputTensor, ...]:
+    """Return the tensors named in ``wanted`` (``chosen_outputs``), in that order.
+
+    Raises: InvalidRequest: rows of different shapes, which are no tensor.
+    """
+    if isinstance(reply, ClassifyReply):
+        found = _classes(reply)
+    else:
+        found = {each.name: _gathered(each.name, reply) for each in card.io.outputs if each.name in wanted}
+    errors = tuple(orjson.dumps(error_object(item)) if isinstance(item, ServingError) else b"" for item in reply.items)
+    found["ERROR"] = ((len(errors),), errors)
+    datatypes = {name: datatype for name, datatype, _ in outputs_of(card)}
+    return tuple(
+        OutputTensor(name=name, datatype=datatypes[name], shape=found[name][0], values=found[name][1])
+        for name in wanted
+    )
+
+
+_Column: TypeAlias = tuple[tuple[int, ...], "tuple[Element, ...] | Array"]
+
+
+def _gathered(name: str, reply: UnaryReply) -> _Column:
+    rows = [item.outputs[name] if isinstance(item, UnaryAnswer) else None for item in reply.items]
+    shapes = {row.shape for row in rows if row is not None}
+    if len(shapes) > 1:
+        listed = " and ".join(map(_shape, sorted(shapes)))
+        raise InvalidRequest(
+            f"rows of {name} have shapes {listed}, which do not fit into one tensor; send them apart", param="inputs"
+        )
+    first = next(row for row in rows if row is not None)
+    stacked = np.stack([np.zeros_like(first) if row is None else row for row in rows])
+    return stacked.shape, stacked.reshape(-1)
+
+
+def _classes(reply: ClassifyReply) -> dict[str, _Column]:
     answers = [item if isinstance(item, Classification) else None for item in reply.items]
     n = len(answers)
     k = max((len(answer.top_k) for answer in answers if answer), default=1)
-    shapes = {"TOP_LABELS": (n, k), "TOP_SCORES": (n, k)}
-    columns: dict[str, tuple[Element, ...]] = {
-        "LABEL": tuple(answer.label.encode() if answer else b"" for answer in answers),
-        "SCORE": tuple(answer.score if answer else 0.0 for answer in answers),
-        "EXIT": tuple(answer.exit if answer else 0 for answer in answers),
-        "TOP_LABELS": tuple(chain.from_iterable(_top_labels(answer, k) for answer in answers)),
-        "TOP_SCORES": tuple(chain.from_iterable(_top_scores(answer, k) for answer in answers)),
-        "ERROR": tuple(
-            orjson.dumps(error_object(item)) if isinstance(item, ServingError) else b"" for item in reply.items
-        ),
+    return {
+        "LABEL": ((n,), tuple(answer.label.encode() if answer else b"" for answer in answers)),
+        "SCORE": ((n,), tuple(answer.score if answer else 0.0 for answer in answers)),
+        "EXIT": ((n,), tuple(answer.exit if answer else 0 for answer in answers)),
+        "TOP_LABELS": ((n, k), tuple(chain.from_iterable(_top_labels(answer, k) for answer in answers))),
+        "TOP_SCORES": ((n, k), tuple(chain.from_iterable(_top_scores(answer, k) for answer in answers))),
     }
-    datatypes = {name: datatype for name, datatype, _ in OUTPUTS}
-    return tuple(
-        OutputTensor(name=name, datatype=datatypes[name], shape=shapes.get(name, (n,)), values=columns[name])
-        for name in wanted
-    )
 
 
 def _top_labels(answer: Classification | None, k: int) -> list[bytes]:
@@ -377,7 +508,7 @@ def _top_scores(answer: Classification | None, k: int) -> list[float]:
     return scores + [0.0] * (k - len(scores))
 
 
-def chosen_outputs(wanted: Sequence[str], card: ModelCard) -> tuple[str, ...]:
+def chosen_outputs(wanted: Sequence[str], card: UnaryCard) -> tuple[str, ...]:
     """Return the names of the outputs that are wanted; all that the model has where none is named.
 
     Raises: UnknownField, InvalidRequest: an output that it does not have, or one asked for twice.

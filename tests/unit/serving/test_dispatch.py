@@ -210,7 +210,7 @@ async def test_errors_of_single_samples_come_back_in_their_places(way: Way) -> N
     task = way.run(1, 2)
     await until(lambda: len(way.calls) == 1)
     error = SampleFailure(EngineFailed("no"), 0.25)
-    way.calls[0].answer_with([error, SampleAnswer(b"", 2, False, 0.0, 0.0)])
+    way.calls[0].answer_with([error, SampleAnswer({}, 2, False, 0.0, 0.0)])
     outcomes = await ended(task)
     assert outcomes[0] is error
     assert numbers(outcomes[1:]) == [2]
@@ -296,7 +296,7 @@ async def test_who_leaves_a_shared_call_is_taken_out_and_pays_its_own(way: Way) 
     await until(lambda: len(way.calls) == 2)
     second.cancel()
     await until(lambda: way.left == [{way.calls[1].call_id: [0]}])
-    answers = [SampleAnswer(b"", number, False, 0.0, 1.0 * number) for number in (3, 4)]
+    answers = [SampleAnswer({}, number, False, 0.0, 1.0 * number) for number in (3, 4)]
     way.calls[1].answer_with([taken(0.5), *answers])
     assert numbers(await ended(third)) == [3, 4]
     assert way.bills == [[0.0], [0.5], [3.0, 4.0]]
@@ -484,7 +484,7 @@ async def test_send_that_raises_is_an_answer_like_any_other(way: Way) -> None:
 async def test_wrong_number_of_outcomes_is_never_sliced(way: Way, count: int) -> None:
     task = way.run(1, 2)
     await until(lambda: len(way.calls) == 1)
-    way.calls[0].answer_with([SampleAnswer(b"", 0, False, 0.0, 0.0)] * count)
+    way.calls[0].answer_with([SampleAnswer({}, 0, False, 0.0, 0.0)] * count)
     with pytest.raises(RuntimeError, match=f"{count} outcomes for 2"):
         await ended(task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -173,5 +174,28 @@ def test_unary_family_is_a_network_of_one_stage_with_a_point_for_each_row() -> N
 
 
 def test_bytes_of_a_sample_are_its_largest_state_and_all_that_is_kept_of_it() -> None:
-    inputs = torch.zeros((4, 2, 2, 3), dtype=torch.uint8)
-    assert warm_up(as_staged(Scale()), inputs, {"factor": 1.0}).bytes_per_sample == 12 + (4 + 12)
+    assert warm_up(as_staged(Scale()), np.zeros((2, 2, 3), np.uint8), 4, {"factor": 1.0}).bytes_per_sample == 12 + (
+        4 + 12
+    )
+
+
+class Sizes:
+    """A picture and a prompt in, the area of the one plus the length of the other out; counts its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def forward(self, batch: Any, points: Sequence[Point]) -> dict[str, torch.Tensor]:
+        rows, height, width, _ = batch["picture"].shape
+        self.batches.append(rows)
+        return {"size": batch["prompt"].sum(1) + height * width}
+
+
+def test_rows_of_equal_shapes_run_together_and_others_apart() -> None:
+    runner = Sizes()
+    engine = RowEngine(as_staged(runner), bytes_per_sample=100, max_bytes=10_000)
+    for sample_id, side in enumerate((2, 3, 2)):
+        engine.admit(sample_id, {"picture": np.zeros((side, side, 3), np.uint8), "prompt": np.array([sample_id, 10])})
+    assert not any(isinstance(outcome, EngineFailed) for outcome in engine.run(0, 1, (0, 1, 2)))
+    assert [int(engine.result(sample_id, 0)["size"]) for sample_id in range(3)] == [14, 20, 16]
+    assert sorted(runner.batches) == [1, 2]

@@ -111,8 +111,10 @@ async def test_top_k_over_the_limit_is_refused(top_k: int, surface: Any) -> None
     assert "1000" in outcome.message
 
 
-async def test_top_k_beyond_the_number_of_classes_gives_all_of_them(surface: Any) -> None:
-    assert (await surface(FrontDoor(), Ask([GOOD_PNG], top_k=1000))).items == (GOOD_LABEL,)
+async def test_top_k_beyond_the_number_of_classes_is_refused(surface: Any) -> None:
+    outcome = await surface(FrontDoor(), Ask([GOOD_PNG], top_k=11))
+    assert_refused(outcome, "invalid_request")
+    assert "10 classes" in outcome.message
 
 
 async def test_unknown_model_is_not_found(surface: Any) -> None:

@@ -18,7 +18,8 @@ from serving.front.status import TABLE
 from serving.gateway.http import document as openapi_document
 from serving.limits import MAX_SMALL_BYTES, MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
-from serving.tasks.infer.tensors import OUTPUTS
+from serving.tasks.infer.tensors import outputs_of
+from tests.support.fake_service import make_card
 
 PAGE = Path(__file__).parents[4] / "docs" / "api.md"
 TEXT = PAGE.read_text()
@@ -90,7 +91,7 @@ def test_numbers_and_names_in_the_text_are_those_of_the_code() -> None:
     assert f"at most {IngressLimits().max_message_fields:,}\nfields" in TEXT
     assert f"everything else of {MAX_SMALL_BYTES >> 10} KiB" in TEXT
     assert f"`GenerateVideo` of {IngressLimits().max_prompt_bytes >> 20} MiB" in TEXT
-    assert all(f"`{name}`" in TEXT for name in (*(name for name, _, _ in OUTPUTS), *SERVICES[1:]))
+    assert all(f"`{name}`" in TEXT for name in (*(name for name, _, _ in outputs_of(make_card())), *SERVICES[1:]))
 
 
 EXAMPLES = re.findall(r"```json (\w+)\n(.*?)```", TEXT, re.DOTALL)

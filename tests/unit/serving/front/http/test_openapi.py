@@ -59,6 +59,7 @@ for version, pattern in zip(MODEL_PATHS, ("", "/versions/{version}"), strict=Tru
     template, real = f"/v2/models/{{model}}{pattern}", f"/v2/models/{MODEL}{version}"
     CASES += [
         ("GET", template, real, None, {}),
+        ("GET", f"{template}/config", f"{real}/config", None, {}),
         ("GET", f"{template}/ready", f"{real}/ready", None, {}),
         ("POST", f"{template}/infer", f"{real}/infer", {"id": "x", "inputs": [TENSOR]}, JSON),
     ]

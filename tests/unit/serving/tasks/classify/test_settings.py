@@ -11,12 +11,12 @@ import pytest
 from models import registry
 from serving.config import ModelSettings, resolve_model
 from serving.delivery.pipeline import Pipeline, PipelineLimits
+from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.domain import Budget, ClassifyRequest, ImageInput, Surface
 from serving.errors import BudgetInfeasible
 from serving.operating_points import points_of
-from serving.tasks.classify.service import ClassifyService, ServedModel
 from tests.support.fake_service import make_card
-from tests.unit.serving.test_classify_service import ANSWER, Media, MemoryResults
+from tests.unit.serving.test_unary_service import ANSWER, Media, MemoryResults
 
 MODEL = "dyn-perceiver-nano"
 FAMILY, _ = registry.find(MODEL)
@@ -41,9 +41,9 @@ class Recorder:
 
 
 def ask(dispatcher: Recorder, **budget: Any) -> Any:
-    served = ServedModel(card=CARD, label=str, points=POINTS, dispatcher=cast(Any, dispatcher))
+    served = ServedModel(card=CARD, points=POINTS, dispatcher=cast(Any, dispatcher))
     pipeline = Pipeline(cast(Any, MemoryResults()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
-    service = ClassifyService({MODEL: served}, cast(Any, Media()), pipeline, max_images=8)
+    service = UnaryRequests({MODEL: served}, cast(Any, Media()), pipeline, max_images=8)
     request = ClassifyRequest(
         request_id="r",
         surface=Surface.HTTP_CLASSIFY,
@@ -52,7 +52,7 @@ def ask(dispatcher: Recorder, **budget: Any) -> Any:
         images=(ImageInput(encoded=b"x"),),
         budget=Budget(**budget),
     )
-    return asyncio.run(service.classify(request))
+    return asyncio.run(service.answer(request))
 
 
 def test_settings_reach_the_replica_and_the_report() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.domain import Budget, Classification, ClassifyReply, LabelScore
+from serving.domain import Budget, Classification, ClassifyReply, ImageInput, LabelScore, Surface
 from serving.errors import ClientError, InvalidImage, InvalidRequest, QueueFull, TooManyImages, UnknownField
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.tasks.infer.tensors import (
-    OUTPUTS,
     QUANTISE_HERE_BYTES,
+    CallFacts,
     InputTensor,
     budget_from_parameters,
     chosen_outputs,
-    images_from_tensors,
     outputs_from_reply,
+    outputs_of,
     report_parameters,
+    request_from_tensors,
 )
 from tests.support.clients import length_prefixed, split_prefixed
 from tests.support.fake_service import make_card, make_report
 
 LIMITS = IngressLimits(max_images=4)
+CARD = make_card()
+OUTPUTS = outputs_of(CARD)
 OUTPUT_NAMES = tuple(name for name, _, _ in OUTPUTS)
+FACTS = CallFacts(request_id="r", surface=Surface.HTTP_OIP, tenant="t", model=CARD.id, budget=Budget(), deadline_s=None)
+
+
+async def images_of(tensors: Sequence[InputTensor]) -> tuple[ImageInput, ...]:
+    return (await request_from_tensors(tensors, CARD, 1, LIMITS, FACTS)).images
 
 
 def image(shape: Sequence[int], raw: bytes | None = None, values: Any = None, **changes: Any) -> InputTensor:
@@ -44,13 +51,13 @@ def pixels(shape: Sequence[int], raw: bytes | None = None, values: Any = None, d
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
 async def test_raw_bytes_elements_are_cut_apart(shape: list[int]) -> None:
-    images = await images_from_tensors([image(shape, length_prefixed([b"one", b""]))], LIMITS)
+    images = await images_of([image(shape, length_prefixed([b"one", b""]))])
     assert [item.encoded for item in images] == [b"one", b""]
 
 
 async def test_typed_elements_are_bytes_or_base64() -> None:
-    (as_bytes,) = await images_from_tensors([image([1], values=[b"\xff\0"])], LIMITS)
-    (as_text,) = await images_from_tensors([image([1, 1], values=[["/wA="]])], LIMITS)
+    (as_bytes,) = await images_of([image([1], values=[b"\xff\0"])])
+    (as_text,) = await images_of([image([1, 1], values=[["/wA="]])])
     assert as_bytes.encoded == as_text.encoded == b"\xff\0"
 
 
@@ -67,7 +74,7 @@ async def test_pixels_of_every_shape_and_type_are_the_same_image() -> None:
         pixels(array.shape, values=floats.tolist(), datatype="FP32"),
     ]
     for tensor in tensors:
-        images = await images_from_tensors([tensor], LIMITS)
+        images = await images_of([tensor])
         assert len(images) == 2
         for got, expected in zip(images, array, strict=True):
             assert got.pixels is not None
@@ -79,7 +86,7 @@ async def test_pixels_of_every_shape_and_type_are_the_same_image() -> None:
 async def test_float_image_out_of_range_fails_alone(value: float) -> None:
     array = np.full((3, 4, 5, 3), 0.5, np.float32)
     array[1, 2, 3, 1] = value
-    first, broken, last = await images_from_tensors([pixels(array.shape, array.tobytes(), datatype="FP32")], LIMITS)
+    first, broken, last = await images_of([pixels(array.shape, array.tobytes(), datatype="FP32")])
     assert isinstance(broken.error, InvalidImage)
     assert broken.pixels is None
     assert first.pixels is not None
@@ -89,14 +96,14 @@ async def test_float_image_out_of_range_fails_alone(value: float) -> None:
 async def test_large_float_batch_is_the_same_as_a_small_one() -> None:
     array = np.random.default_rng(0).random((4, 200, 300, 3), np.float32)
     assert array.nbytes > QUANTISE_HERE_BYTES
-    large = await images_from_tensors([pixels(array.shape, array.tobytes(), datatype="FP32")], LIMITS)
+    large = await images_of([pixels(array.shape, array.tobytes(), datatype="FP32")])
     for got, one in zip(large, array, strict=True):
-        (small,) = await images_from_tensors([pixels((1, *one.shape), one.tobytes(), datatype="FP32")], LIMITS)
+        (small,) = await images_of([pixels((1, *one.shape), one.tobytes(), datatype="FP32")])
         np.testing.assert_array_equal(got.pixels, small.pixels)
 
 
 async def test_ones_and_zeros_may_be_written_as_integers() -> None:
-    (got,) = await images_from_tensors([pixels([1, 1, 1, 3], values=[0, 1, 0.5], datatype="FP32")], LIMITS)
+    (got,) = await images_of([pixels([1, 1, 1, 3], values=[0, 1, 0.5], datatype="FP32")])
     assert got.pixels is not None
     assert got.pixels.tolist() == [[[0, 255, 128]]]
 
@@ -166,7 +173,7 @@ BAD_TENSORS: list[tuple[str, list[InputTensor], type[ClientError]]] = [
 @pytest.mark.parametrize(("name", "tensors", "error"), BAD_TENSORS, ids=[row[0] for row in BAD_TENSORS])
 async def test_bad_tensor_is_refused(name: str, tensors: list[InputTensor], error: type[ClientError]) -> None:
     with pytest.raises(error) as caught:
-        await images_from_tensors(tensors, LIMITS)
+        await images_of(tensors)
     assert type(caught.value) is error
     assert caught.value.param
     assert len(caught.value.message) < 400
@@ -189,7 +196,7 @@ TENSORS = st.builds(
 @given(st.lists(TENSORS, min_size=1, max_size=2))
 def test_any_tensors_give_images_or_a_typed_error(tensors: list[InputTensor]) -> None:
     try:
-        images = asyncio.run(images_from_tensors(tensors, LIMITS))
+        images = asyncio.run(images_of(tensors))
     except ClientError:
         return
     assert len(images) == tensors[0].shape[0]
@@ -201,7 +208,7 @@ def test_any_tensors_give_images_or_a_typed_error(tensors: list[InputTensor]) ->
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=4))
 def test_raw_bytes_round_trip(elements: list[bytes]) -> None:
     tensor = image([len(elements)], length_prefixed(elements))
-    images = asyncio.run(images_from_tensors([tensor], LIMITS))
+    images = asyncio.run(images_of([tensor]))
     assert [item.encoded for item in images] == elements
 
 
@@ -215,7 +222,7 @@ REPLY = ClassifyReply(
 
 
 def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
-    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, OUTPUT_NAMES)}
+    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, CARD, OUTPUT_NAMES)}
     assert tuple(outputs) == OUTPUT_NAMES
     for name, datatype, shape in OUTPUTS:
         assert outputs[name].datatype == datatype
@@ -230,14 +237,14 @@ def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
 
 
 def test_outputs_are_little_endian_and_length_prefixed() -> None:
-    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, OUTPUT_NAMES)}
+    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, CARD, OUTPUT_NAMES)}
     np.testing.assert_array_equal(np.frombuffer(outputs["SCORE"], "<f4"), np.array([0.5, 0, 0.5], np.float32))
     np.testing.assert_array_equal(np.frombuffer(outputs["EXIT"], "<i4"), [2, 0, 2])
     assert split_prefixed(outputs["TOP_LABELS"])[1] == "bé".encode()
 
 
 def test_wanted_outputs_come_alone_and_in_the_order_asked() -> None:
-    assert [tensor.name for tensor in outputs_from_reply(REPLY, ("EXIT", "LABEL"))] == ["EXIT", "LABEL"]
+    assert [tensor.name for tensor in outputs_from_reply(REPLY, CARD, ("EXIT", "LABEL"))] == ["EXIT", "LABEL"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_bad_wanted_output_is_refused(wanted: tuple[str, ...], error: type[Clien
 
 
 def test_model_without_early_exits_has_no_exit() -> None:
-    card = replace(make_card(), num_exits=1)
+    card = make_card(num_exits=1)
     assert chosen_outputs((), card) == tuple(name for name in OUTPUT_NAMES if name != "EXIT")
     with pytest.raises(UnknownField, match="output 'EXIT' is unknown"):
         chosen_outputs(("EXIT",), card)
@@ -287,11 +294,13 @@ def test_report_travels_as_parameters() -> None:
 )
 def test_bad_parameter_is_refused(parameters: dict[str, Any], error: type[ClientError]) -> None:
     with pytest.raises(error) as caught:
-        budget_from_parameters(parameters, Budget(), LIMITS)
+        budget_from_parameters(parameters, Budget(), CARD, LIMITS)
     assert next(iter(parameters)).removeprefix("vireo_") in caught.value.message
 
 
 def test_parameters_override_the_fallback_field_by_field() -> None:
     fallback = Budget(latency_ms=5.0, energy_j=2.0)
-    budget, top_k = budget_from_parameters({"vireo_energy_j": 1, "vireo_priority": "low", "top_k": 3}, fallback, LIMITS)
+    budget, top_k = budget_from_parameters(
+        {"vireo_energy_j": 1, "vireo_priority": "low", "top_k": 3}, fallback, CARD, LIMITS
+    )
     assert (budget.latency_ms, budget.energy_j, budget.priority.value, top_k) == (5.0, 1.0, "low", 3)

@@ -58,7 +58,8 @@ from tritonclient.utils import InferenceServerException
 {COMMON}
 metadata = client.get_model_metadata(MODEL)
 assert metadata["inputs"][0] == {{"name": "IMAGE", "datatype": "BYTES", "shape": [-1]}}, metadata
-assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_configuration"]
+assert client.get_model_config(MODEL)["input"][0]["data_type"] == "TYPE_STRING"
 result = client.infer(MODEL, [encoded(PNG)], request_id="abc", parameters={{"vireo_latency_ms": 50.0}})
 response = result.get_response()
 assert response["id"] == "abc" and response["parameters"]["vireo_energy_j"] == 0.25, response

@@ -1,4 +1,4 @@
-"""The classify service where it meets accounts and equal requests: what is turned away, shared and settled."""
+"""Requests of rows where it meets accounts and equal requests: what is turned away, shared and settled."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 
 from schedulers.admission import Cost
 from serving.delivery.pipeline import Pipeline, PipelineLimits
+from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
-from serving.domain import Budget, ClassifyReply, ClassifyRequest, ImageInput, Priority, Surface
+from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
 from serving.errors import EngineFailed, QueueFull, QuotaExceeded, ServingError
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from serving.tasks.classify.service import ClassifyService
 from tests.support.engines import until
+from tests.support.fake_service import make_card
 from tests.support.memory_results import MemoryResults
 
 MODEL = "m"
@@ -29,7 +30,7 @@ CHOICE = SimpleNamespace(
     busy_s=0.25,
     degraded=(),
 )
-ANSWER = SampleAnswer(b"\0\0\x80\x3f", 0, False, 0.0, 0.5)
+ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5)
 
 
 class Media:
@@ -60,7 +61,7 @@ class Dispatcher:
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
-        self.sent.append(("".join(chr(sample.pixels[0, 0, 0]) for sample in samples), done))
+        self.sent.append(("".join(chr(cast(Any, sample.inputs)[0, 0, 0]) for sample in samples), done))
         self.bills.append(settle)
         outcomes = await done
         settle(outcomes)
@@ -80,20 +81,19 @@ class Dispatcher:
 
 class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ClassifyService, "_choose", lambda *_: CHOICE)
+        monkeypatch.setattr(UnaryRequests, "_choose", lambda *_: CHOICE)
         self.media, self.results, self.dispatcher = Media(), MemoryResults(), Dispatcher()
-        card = SimpleNamespace(id=MODEL, num_classes=1, num_exits=1, checkpoint_sha256="c" * 64, prepare_version="1")
-        model = SimpleNamespace(card=card, points=POINTS, dispatcher=self.dispatcher, label=str)
+        model = ServedModel(card=make_card(MODEL), points=cast(Any, POINTS), dispatcher=cast(Any, self.dispatcher))
         self.shared = 0
         limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
         self.pipeline = Pipeline(cast(Any, self.results), limits, tell=self._hear)
-        self.service = ClassifyService(cast(Any, {MODEL: model}), cast(Any, self.media), self.pipeline, max_images=8)
+        self.service = UnaryRequests({MODEL: model}, cast(Any, self.media), self.pipeline, max_images=8)
 
     def _hear(self, event: object) -> None:
         self.shared += type(event).__name__ == "ResultShared"
 
-    def ask(self, images: str = "xy", tenant: str = "acme", **budget: Any) -> asyncio.Task[ClassifyReply]:
-        request = ClassifyRequest(
+    def ask(self, images: str = "xy", tenant: str = "acme", **budget: Any) -> asyncio.Task[UnaryReply]:
+        request = UnaryRequest(
             request_id="r",
             surface=Surface.HTTP_CLASSIFY,
             tenant=tenant,
@@ -101,7 +101,7 @@ class World:
             images=tuple(ImageInput(encoded=image.encode()) for image in images),
             budget=Budget(**budget),
         )
-        return asyncio.create_task(self.service.classify(request))
+        return asyncio.create_task(self.service.answer(request))
 
     async def sent(self, number: int) -> None:
         await until(lambda: len(self.dispatcher.sent) == number)
@@ -116,10 +116,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-async def settled(*tasks: Awaitable[ClassifyReply]) -> list[str]:
+async def settled(*tasks: Awaitable[UnaryReply]) -> list[str]:
     """What the report says of the cache, or what went wrong."""
     ends = await asyncio.gather(*tasks, return_exceptions=True)
-    return [end.report.cache if isinstance(end, ClassifyReply) else type(end).__name__ for end in ends]
+    return [end.report.cache if isinstance(end, UnaryReply) else type(end).__name__ for end in ends]
 
 
 # -- accounts --------------------------------------------------------------------------------------------------------

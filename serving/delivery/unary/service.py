@@ -1,0 +1,334 @@
+"""One unary request behind the front door, whatever its task, in the order of docs/architecture.md.
+
+prepare the rows -> pick an operating point -> fetch (serving.delivery.pipeline): look up and reserve, dispatch the
+misses, settle
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from models.inputs import Array, Inputs, row_of
+from models.io import ImageIO, ImageRequest, RowIO
+from models.operating_points import point_name
+from schedulers.plan import Budget as PointBudget
+from schedulers.plan import Plan, plan, with_settings
+from schedulers.types import Priority as SchedulerPriority
+from serving.delivery.pipeline import Fetch, Pipeline, served
+from serving.delivery.unary.dispatch import Dispatcher
+from serving.delivery.unary.wire import Packed, SampleAnswer, SampleCall, SampleFailure, SampleOutcome, unpack
+from serving.domain import RANKS, Budget, ImageInput, Priority, Report, UnaryAnswer, UnaryReply, UnaryRequest
+from serving.errors import BudgetInfeasible, DeadlineUnreachable, InvalidRequest, ServingError, TooManyImages
+from serving.media.limits import MediaBudget
+from serving.media.pool import Caller, MediaPool
+from serving.media.prepare import PreparedImage
+from serving.operating_points import Points, parted
+from serving.service import UnaryCard
+from serving.stores.results import Codec, Reservation
+from serving.stores.sealed import ResultKey
+from serving.telemetry.events import RowsAnswered
+from serving.telemetry.tracing import span, traceparent
+
+_PRIORITIES = {
+    Priority.LOW: SchedulerPriority.LOW,
+    Priority.NORMAL: SchedulerPriority.NORMAL,
+    Priority.HIGH: SchedulerPriority.HIGH,
+}
+_DEADLINE_GRACE_S = 0.25
+"""A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model and the way to it.
+
+    ``words``: what its network takes of a prompt.
+    """
+
+    card: UnaryCard
+    points: Points
+    dispatcher: Dispatcher
+    words: Callable[[str], Array] | None = None
+
+
+class StoredAnswer(NamedTuple):
+    """A cached answer: the outputs, and the exit (from 0) that gave them."""
+
+    outputs: Mapping[str, Packed]
+    exit_index: int
+
+
+def _decode(payload: dict[str, Any]) -> StoredAnswer | None:
+    match payload:
+        case {"outputs": dict(outputs), "exit_index": int(exit_index)}:
+            return StoredAnswer(outputs, exit_index)
+    return None
+
+
+CODEC: Codec[StoredAnswer] = Codec(StoredAnswer._asdict, _decode)
+
+
+class _Row(NamedTuple):
+    """An item that may run. ``content``: a digest of all that went in. ``request``: what its cost depends on, if on any."""
+
+    inputs: Inputs
+    content: bytes
+    request: ImageRequest | None
+
+
+class UnaryRequests:
+    """Implements ``serving.service.UnaryService``."""
+
+    def __init__(
+        self, models: Mapping[str, ServedModel], media: MediaPool, pipeline: Pipeline, *, max_images: int
+    ) -> None:
+        self._models = models
+        self._media = media
+        self._pipeline = pipeline
+        self._max_images = max_images
+
+    def models(self) -> tuple[UnaryCard, ...]:
+        """The models served here."""
+        return tuple(model.card for model in self._models.values())
+
+    def is_ready(self) -> bool:
+        """Whether a request sent now can be answered."""
+        return self._pipeline.has_room
+
+    async def answer(self, request: UnaryRequest) -> UnaryReply:
+        """See ``UnaryService.answer``. When every item fails, the call fails with the first one's error."""
+        model = served(self._models, request.model, "is not called")
+        self._check(model, request)
+        with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
+            deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+            answer = self._answer(model, request, deadline_s)
+            return await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
+
+    def _check(self, model: ServedModel, request: UnaryRequest) -> None:
+        io, count = model.card.io, request.num_items
+        if count > self._max_images:
+            raise TooManyImages(
+                f"the request has {count} images; limit is {self._max_images}; split it", param="images"
+            )
+        columns = (
+            ("image", "images", request.images, io.takes_picture),
+            ("prompt", "prompt", request.prompts, io.takes_prompt),
+            ("seed", "seed", request.seeds, io.is_seeded),
+        )
+        for name, param, column, is_taken in columns:
+            if column and not is_taken:
+                raise InvalidRequest(f"{model.card.id} takes no {name}; leave it out", param=param)
+            if is_taken and not column:
+                raise InvalidRequest(f"the request has no {name}; send at least one", param=param)
+            if column and len(column) != count:
+                raise InvalidRequest(f"{len(column)} of {name} for {count} items; send one for each", param=param)
+        if isinstance(io, ImageIO) and (longest := max(map(len, request.prompts), default=0)) > io.max_prompt_chars:
+            raise InvalidRequest(
+                f"prompt has {longest} characters; {model.card.id} takes {io.max_prompt_chars}", param="prompt"
+            )
+
+    async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
+        with span("media"):
+            prepared = await self._prepare(model, request)
+        good = [row for row in prepared if isinstance(row, _Row)]
+        if not good:
+            raise next(error for error in prepared if isinstance(error, ServingError))
+        with span("plan"):
+            choice = self._choose(model, request.budget, good, deadline_s)
+        outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
+        reply = _reply(model, request, choice, prepared, outcomes)
+        self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
+        return reply
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, model: ServedModel, request: UnaryRequest) -> list[_Row | ServingError]:
+        io, pictures = model.card.io, await self._pictures(request)
+        if not (request.prompts or request.seeds):
+            return [_row(io, each) if isinstance(each, PreparedImage) else each for each in pictures]
+        words = {prompt: model.words(prompt) for prompt in set(request.prompts)} if model.words else {}
+        rows: list[_Row | ServingError] = []
+        for index in range(request.num_items):
+            picture = pictures[index] if pictures else None
+            if isinstance(picture, ServingError):
+                rows.append(picture)
+                continue
+            prompt = request.prompts[index] if request.prompts else ""
+            seed = request.seeds[index] if request.seeds else None
+            rows.append(_row(io, picture, words.get(prompt), seed, prompt))
+        return rows
+
+    async def _pictures(self, request: UnaryRequest) -> Sequence[PreparedImage | ServingError]:
+        budget = MediaBudget(self._media.limits)
+        caller = Caller(request.tenant, RANKS[request.budget.priority])
+        if len(request.images) == 1:
+            return [await self._picture(request.images[0], request.model, budget, caller)]
+        return await asyncio.gather(*(self._picture(image, request.model, budget, caller) for image in request.images))
+
+    async def _picture(
+        self, image: ImageInput, model: str, budget: MediaBudget, caller: Caller
+    ) -> PreparedImage | ServingError:
+        if image.error is not None:
+            return image.error
+        try:
+            if image.pixels is not None:
+                return await self._media.prepare_pixels(image.pixels, model, budget, caller)
+            return await self._media.prepare(image.encoded or b"", model, budget, caller)
+        except ServingError as error:
+            return error
+
+    # -- operating point -------------------------------------------------------------------------------------------
+
+    def _choose(self, model: ServedModel, budget: Budget, rows: Sequence[_Row], deadline_s: float) -> Plan:
+        wanted = PointBudget(
+            latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
+            energy_j=None if budget.energy_j is None else budget.energy_j / len(rows),
+            quality_floor=budget.quality_floor,
+        )
+        points = model.points.points
+        work = partial(model.points.work, request=_dearest(rows))
+        if budget.settings:
+            points = with_settings(points, budget.settings, work, point_name)
+        made = plan(points, work, wanted, model.dispatcher.predicted_wait_s())
+        if isinstance(made, Plan):
+            return made
+        if made.retry_after_s is not None:  # it is the queue, not the request, that is too long
+            raise DeadlineUnreachable(
+                f"{made.message}, or retry in {made.retry_after_s:.2f} s",
+                param="vireo",
+                retry_after_s=made.retry_after_s,
+            )
+        is_known = model.points.is_calibrated
+        unknown = "" if is_known else f"; {model.card.id} is not calibrated, so its accuracy is not known"
+        raise BudgetInfeasible(f"{made.message}{unknown}", param="vireo")
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def _wanted(
+        self,
+        model: ServedModel,
+        request: UnaryRequest,
+        choice: Plan,
+        rows: list[_Row],
+        deadline_s: float,
+    ) -> Fetch[StoredAnswer, SampleOutcome]:
+        async def run(places: Sequence[int], reservation: Reservation) -> list[SampleOutcome]:
+            def settle(outcomes: Sequence[SampleOutcome]) -> None:
+                seconds = sum(outcome.compute_s for outcome in outcomes)
+                reservation.settle(seconds * model.points.watts, seconds)
+
+            samples = [self._sample(model, rows[place], request, choice, deadline_s) for place in places]
+            return await model.dispatcher.run(samples, choice.busy_s * len(samples), settle)
+
+        name = self._pipeline.results.name
+        return Fetch(
+            model=model.card.id,
+            tenant=request.tenant,
+            names=[name(_key(model, request, choice, row)) for row in rows],
+            codec=CODEC,
+            joules=choice.energy_j,
+            seconds=choice.busy_s,
+            urgency=(RANKS[request.budget.priority], deadline_s),
+            run=run,
+            kept=_kept,
+        )
+
+    def _sample(
+        self, model: ServedModel, row: _Row, request: UnaryRequest, choice: Plan, deadline_s: float
+    ) -> SampleCall:
+        thresholds, others = parted(choice.point.settings, model.card.io.num_exits)
+        return SampleCall(
+            inputs=row.inputs,
+            remaining_s=deadline_s - self._pipeline.clock(),
+            thresholds=thresholds,
+            priority=_PRIORITIES[request.budget.priority],
+            tenant=request.tenant,
+            settings=others or None,
+            traceparent=traceparent(),
+        )
+
+
+def _dearest(rows: Sequence[_Row]) -> ImageRequest | None:
+    requests = [row.request for row in rows if row.request is not None]
+    return max(requests, key=lambda request: request.width * request.height, default=None)
+
+
+def _row(
+    io: RowIO,
+    picture: PreparedImage | None,
+    words: Array | None = None,
+    seed: int | None = None,
+    prompt: str = "",
+) -> _Row:
+    content, request = picture.content_sha256 if picture is not None else b"", None
+    if words is not None or seed is not None:
+        content = hashlib.sha256(b"%b %d %b" % (content, -1 if seed is None else seed, prompt.encode())).digest()
+    if isinstance(io, ImageIO):
+        width, height = io.size or (0, 0)
+        if picture is not None:
+            height, width = picture.pixels.shape[:2]
+        request = ImageRequest(width=width, height=height)
+    return _Row(row_of(None if picture is None else picture.pixels, words, seed), content, request)
+
+
+def _key(model: ServedModel, request: UnaryRequest, choice: Plan, row: _Row) -> ResultKey | None:
+    if request.is_drawn:
+        return None
+    return ResultKey(
+        tenant=request.tenant,
+        model=model.card.id,
+        checkpoint_sha256=model.card.checkpoint_sha256,
+        operating_point=choice.point.name,
+        processor_version=model.card.prepare_version,
+        content_sha256=row.content,
+    )
+
+
+def _kept(outcome: SampleOutcome) -> StoredAnswer | None:
+    if isinstance(outcome, SampleFailure) or outcome.degraded:
+        return None
+    return StoredAnswer(outcome.outputs, outcome.exit_index)
+
+
+def _reply(
+    model: ServedModel,
+    request: UnaryRequest,
+    choice: Plan,
+    prepared: Sequence[_Row | ServingError],
+    outcomes: Sequence[StoredAnswer | SampleOutcome],
+) -> UnaryReply:
+    remaining = (outcome.error if isinstance(outcome, SampleFailure) else outcome for outcome in outcomes)
+    items = [each if isinstance(each, ServingError) else next(remaining) for each in prepared]
+    if all(isinstance(outcome, ServingError) for outcome in items):
+        raise next(outcome for outcome in items if isinstance(outcome, ServingError))
+    answers = tuple(outcome if isinstance(outcome, ServingError) else _read(outcome) for outcome in items)
+    return UnaryReply(model=request.model, items=answers, report=_report(model, request, choice, outcomes))
+
+
+def _read(result: StoredAnswer | SampleAnswer) -> UnaryAnswer:
+    is_degraded = isinstance(result, SampleAnswer) and result.degraded
+    return UnaryAnswer(outputs=unpack(result.outputs), exit=result.exit_index + 1, degraded=is_degraded)
+
+
+def _report(
+    model: ServedModel, request: UnaryRequest, choice: Plan, outcomes: Sequence[StoredAnswer | SampleOutcome]
+) -> Report:
+    fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
+    hits = sum(isinstance(outcome, StoredAnswer) for outcome in outcomes)
+    compute_s = sum(answer.compute_s for answer in fresh)
+    degraded = (
+        request.budget.degraded + choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
+    )
+    return Report.estimated(
+        operating_point=choice.point.name,
+        watts=model.points.watts,
+        queue_s=max((answer.queue_s for answer in fresh), default=0.0),
+        compute_s=compute_s,
+        cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",
+        degraded=degraded,
+    )
