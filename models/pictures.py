@@ -7,8 +7,6 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,11 +14,6 @@ from PIL import Image
 from models.contract import Variant
 
 Pixels = NDArray[np.uint8]
-
-
-def whole_picture(variant: Variant) -> Callable[[Pixels], Pixels]:
-    """As it is: for families whose io is an ``ImageIO``, which has checked its size."""
-    return np.ascontiguousarray
 
 
 class SquarePicture:

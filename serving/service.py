@@ -38,8 +38,6 @@ class UnaryCard(Card):
     """What clients may know of a served model of rows: unary or staged."""
 
     family: str
-    tasks: tuple[str, ...]
-    """What it is for, beside tensors."""
     io: RowIO
     """What goes in and comes out."""
     operating_points: tuple[str, ...]

@@ -19,7 +19,7 @@ from serving.front.status import to_serving_error
 from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.service import Card, Service
 from serving.telemetry import tracing
-from serving.telemetry.events import UNKNOWN, CallFinished, CallStarted, Sink, ignore
+from serving.telemetry.events import OK, PARTIAL, UNKNOWN, CallFinished, CallStarted, Sink, ignore
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -163,6 +163,13 @@ class BaseCall:
         """The door that it came by."""
         assert self.visit.surface is not None
         return self.visit.surface
+
+    def note_outcome(self, items: Sequence[object]) -> None:
+        """Record how the items of a call went. Raises: ServingError: all of them failed; the first one's error."""
+        failed = [item for item in items if isinstance(item, ServingError)]
+        if failed and len(failed) == len(items):
+            raise failed[0]
+        self.visit.outcome = PARTIAL if failed else OK
 
     def known(self, error: Exception) -> ServingError:
         """Return the error as the caller may see it; log it if it is not one of ours, and record it."""

@@ -15,9 +15,7 @@ import numpy as np
 from models.io import PictureIO
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import (
-    Classification,
     ImageInput,
-    LabelScore,
     Pixels,
     Priority,
     Report,
@@ -215,17 +213,6 @@ def answer_pixels(rgb: Pixels, card: UnaryCard) -> UnaryAnswer:
     best = min(int(np.mean(rgb) / 256 * count), count - 1)
     weights = np.array([0.5 ** ((index - best) % count) for index in range(count)])
     return UnaryAnswer(outputs={"probabilities": weights / weights.sum()}, exit=1 + best % card.io.num_exits)
-
-
-def classify_pixels(rgb: Pixels, card: UnaryCard, top_k: int) -> Classification:
-    """The same, read as classes."""
-    answer = answer_pixels(rgb, card)
-    assert isinstance(card.io, PictureIO)
-    scores = answer.outputs["probabilities"]
-    best = np.argsort(-scores, kind="stable")[:top_k]
-    return Classification(
-        exit=answer.exit, top_k=tuple(LabelScore(card.io.label(int(each)), float(scores[each])) for each in best)
-    )
 
 
 def make_usage(request: ChatRequest, completion_tokens: int) -> Usage:

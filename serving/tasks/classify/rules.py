@@ -9,7 +9,6 @@ from serving.domain import Classification, ClassifyReply, ClassifyRequest, Label
 from serving.errors import InvalidRequest, ServingError, TooManyImages
 from serving.front.front import BaseCall, shown
 from serving.limits import IngressLimits
-from serving.tasks.base import answer_rows
 
 
 def check_num_images(num_images: int, limits: IngressLimits, param: str) -> None:
@@ -33,14 +32,16 @@ async def reply_to(call: BaseCall, request: ClassifyRequest) -> ClassifyReply:
 
     Raises: ServingError: the call failed, or every image of it did, with the first one's error.
     """
-    cards = call.front.service.rows_for("classify")
+    service = call.front.service
+    cards = service.rows_for("classify")
     io = call.front.card(request.model, cards).io
     assert isinstance(io, PictureIO)
     if request.top_k > io.num_classes:
         raise InvalidRequest(
             f"top_k is {request.top_k}; {request.model} has {io.num_classes} classes; ask for fewer", param="top_k"
         )
-    reply = await answer_rows(call, request, cards)
+    reply = await service.unary.answer(call.front.admit(request, cards, call.visit))
+    call.note_outcome(reply.items)
     items = tuple(
         item if isinstance(item, ServingError) else _classification(item, io, request.top_k) for item in reply.items
     )

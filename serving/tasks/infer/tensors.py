@@ -54,7 +54,6 @@ from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import UnaryCard
-from serving.tasks.base import answer_rows
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 
 QUANTISE_HERE_BYTES = 1 << 20
@@ -177,7 +176,10 @@ async def reply_to_tensors(call: BaseCall, request: UnaryRequest) -> ClassifyRep
     """Have a request answered, of a classifier as classes. Raises: ServingError."""
     if isinstance(request, ClassifyRequest):
         return await reply_to(call, request)
-    return await answer_rows(call, request, call.front.service.unary.models())
+    unary = call.front.service.unary
+    reply = await unary.answer(call.front.admit(request, unary.models(), call.visit))
+    call.note_outcome(reply.items)
+    return reply
 
 
 def _by_name(tensors: Sequence[InputTensor], card: UnaryCard) -> dict[str, InputTensor]:
