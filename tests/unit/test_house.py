@@ -151,7 +151,7 @@ _LOADS = {
         _HEAVY,
     ),
     "gateway": (
-        ["serving.gateway.parts", "serving.tasks.classify.service", "serving.gateway.http"],
+        ["serving.gateway.parts", "serving.delivery.unary.service", "serving.gateway.http"],
         {"torch", "sklearn", "vllm"},
     ),
     "chat options": (["serving.replica.chat.vllm_options", "serving.replica.chat.fake_engine"], _HEAVY),
