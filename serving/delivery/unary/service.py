@@ -74,7 +74,7 @@ CODEC: Codec[StoredAnswer] = Codec(StoredAnswer._asdict, _decode)
 
 
 class _Row(NamedTuple):
-    """An item that may run. ``content``: a digest of all that went in. ``request``: what its cost depends on, if any."""
+    """An item that can run. ``content``: digest of all that went in. ``request``: what its cost depends on, if any."""
 
     inputs: Inputs
     content: bytes
