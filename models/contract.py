@@ -30,6 +30,8 @@ Scope: TypeAlias = Literal["request", "deployment"]
 Value: TypeAlias = bool | int | float | str
 Point: TypeAlias = Mapping[str, Value]
 """One setting of a family's knobs, complete."""
+OnProgress: TypeAlias = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,7 @@ class Variant:
 
     ``config``: what ``Family.build`` makes the network of. ``io``: what goes in and comes out, one of ``models.io``.
     ``weights``: the folder; None where they are the user's to bring. ``is_nano``: trained here, on a few MB.
+    ``is_default``: served where nobody says what, if the family is Vireo's own.
     ``published``: figures of the paper. ``cards``: further facts that a model card shows, in order.
     """
 
@@ -259,10 +262,23 @@ class Variant:
     published: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     is_nano: bool = False
+    is_default: bool = False
 
     def with_weights(self, folder: Path) -> Variant:
         """Return the same variant with its weights read from ``folder``."""
         return replace(self, weights=folder)
+
+
+def check_licence(variant: Variant, *, is_accepted: bool) -> None:
+    """Pass a variant whose weights are to be read. Every way in for published weights asks here.
+
+    Raises: ValueError: their licence is not an open one, and nobody has accepted it.
+    """
+    if not variant.source.is_open and not is_accepted:
+        raise ValueError(
+            f"the weights of {variant.id} are under licence {variant.source.licence!r}, which is not an open one; if "
+            "it allows what you do, say so with --accept-licence, or accept_licence: true in a configuration"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +318,11 @@ class Family:
     examples: tuple[str, ...] = ()
     exempt: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     parts: Mapping[str, LazyRef] = field(default_factory=lambda: MappingProxyType({}))
-    """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``."""
+    """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``.
+
+    ``convert``: (variant, ..., on_progress) -> what was done, in lines: brings published weights into a folder. Its
+    other parameters, each ``Annotated`` with a text, are the arguments and (keyword-only) options of `vireo convert`.
+    """
 
     def __post_init__(self) -> None:
         for what, names in (

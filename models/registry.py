@@ -74,6 +74,12 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}")
 
 
+def default_variants() -> tuple[tuple[Family, Variant], ...]:
+    """What is served where nobody says what. Of Vireo's own families: to install another one serves nothing."""
+    ours = (families()[name] for name in BUILT_IN)
+    return tuple((family, variant) for family in ours for variant in family.variants if variant.is_default)
+
+
 def known_ids(task: str | None = None) -> tuple[str, ...]:
     """Ids of all listed variants, and ``family:NAME`` for each open family. ``task``: those that are for it alone."""
     chosen = [family for family in families().values() if task is None or task in family.tasks]

@@ -1,59 +1,79 @@
-"""``vireo convert``: published weights into the folders that Vireo serves. Torch is imported by the commands only."""
+"""``vireo convert FAMILY``: published weights into the folders that Vireo serves, as each family says."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from models.registry import families, find
-from serving.client.told import console, progress_bar, told_plainly
+from models.contract import Family, check_licence
+from serving.client.options import LicenceOption
+from serving.client.told import console, phases, progress_bar, told_plainly
 
 
 def register(app: typer.Typer) -> None:
     """Add ``convert`` to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="Bring published weights into the form that Vireo serves.")
-    group.command("dyn-perceiver")(convert_dyn_perceiver)
-    group.command("texthawk2")(convert_texthawk2)
-    app.add_typer(group, name="convert")
+    app.command(
+        "convert",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+    )(convert)
 
 
-def convert_dyn_perceiver(
-    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).", metavar="SRC.pth")],
-    model: Annotated[str, typer.Option(help="Model id that it belongs to.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors.")],
-    ema: Annotated[bool, typer.Option(help="Take the averaged weights where the file has both.")] = True,
-) -> None:
-    """Convert a published checkpoint to safetensors.
+def convert(context: typer.Context) -> None:
+    """Bring published weights into the form that Vireo serves."""
+    from models.registry import families
 
-    The file is read without running code that it may contain, and every name and shape is checked.
-    """
+    # A group is made for this one call: what a command takes is known once its family's code is imported.
+    group = typer.Typer(no_args_is_help=True, help=convert.__doc__, add_completion=False)
+    group.callback()(lambda: None)
     with told_plainly():
-        family, variant = find(model)
-        path, num_tensors = family.part("convert")(variant, source, out, prefer_ema=ema)
-    console.print(f"{num_tensors} tensors written to {path}")
+        known = [family for family in families().values() if "convert" in family.parts]
+        for family in known:
+            is_asked = context.args[:1] == [family.name]
+            command = _command(family, family.part("convert")) if is_asked else lambda: None
+            group.command(family.name, short_help=family.summary)(command)
+    group(context.args, prog_name=context.command_path)
 
 
-def convert_texthawk2(
-    vision: Annotated[Path, typer.Option(help="Folder of a SigLIP model in Hugging Face's form.")],
-    language: Annotated[Path, typer.Option(help="Folder of a Qwen2 model in Hugging Face's form.")],
-    out: Annotated[Path, typer.Option(help="Folder for the assembled model.")],
-    seed: Annotated[int, typer.Option(help="Seed of the connector's fresh weights.")] = 0,
-) -> None:
-    """Assemble a TextHawk2 model from a published SigLIP and a published Qwen2.
+def _command(family: Family, part: Callable[..., list[str]]) -> Callable[..., None]:
+    """A command with the parameters of a family's part ``convert``, but for those that are not the user's to give."""
+    yours = [variant.id for variant in family.variants if variant.weights is None]
 
-    TextHawk2's own weights were never published: the connector between the two starts fresh and has to be trained.
-    """
-    with told_plainly(), progress_bar() as progress:
-        task = progress.add_task("copying tensors", total=None)
-        config = families()["texthawk2"].part("convert")(
-            vision,
-            language,
-            out,
-            seed=seed,
-            on_tensor=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    levels = ", ".join(map(str, config.vision_levels))
-    console.print(f"written to {out}: reads layers {levels} of the tower, {config.tokens_per_tile} tokens a tile")
-    console.print("the connector's weights are fresh: train it before you serve this model")
+    def command(
+        model: Annotated[str, typer.Option(help="Model id that the weights belong to.")],
+        accept_licence: LicenceOption,
+        **given: Any,
+    ) -> None:
+        with told_plainly(), progress_bar() as progress:
+            variant = next((variant for variant in family.variants if variant.id == model), None)
+            if variant is None:
+                raise ValueError(f"{model!r} is no model of {family.name}; those are {', '.join(yours)}")
+            check_licence(variant, is_accepted=accept_licence)
+            lines = part(variant, **given, on_progress=phases(progress))
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[:2]
+    defaults = {"model": yours[0] if len(yours) == 1 else inspect.Parameter.empty, "accept_licence": False}
+    parameters = [
+        *map(_shown, inspect.signature(part, eval_str=True).parameters.values()),
+        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults[one.name]) for one in own),
+    ]
+    signature = inspect.Signature([one for one in parameters if one.name not in ("variant", "on_progress")])
+    command.__dict__["__signature__"] = signature
+    command.__annotations__ = {}
+    command.__doc__ = (inspect.getdoc(part) or "").partition("\n\n")[0]
+    return command
+
+
+def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Keyword-only ones become options, the others arguments; a text in ``Annotated`` explains them."""
+    kind, words = parameter.annotation, None
+    if get_origin(kind) is Annotated:
+        kind, words = get_args(kind)[:2]
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    shown = typer.Option(help=words) if is_option else typer.Argument(help=words)
+    return parameter.replace(annotation=Annotated[kind, shown])

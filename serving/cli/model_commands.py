@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
-from models.contract import Family, Variant
+from models.contract import Family, Variant, check_licence
 from models.operating_points import TABLE_FILE, read_table
 from models.registry import families, find
 from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
-from serving.client.told import console, progress_bar, told_plainly
+from serving.client.options import LicenceOption
+from serving.client.told import console, phases, progress_bar, told_plainly
 from serving.operating_points import planned_points, row_work
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
@@ -88,7 +87,7 @@ def train(
         if "train" not in family.parts:
             raise ValueError(f"{model} is not trained by this command; see the model card of {family.name}")
         directory = out or variant.weights or Path(variant.id)
-        lines = family.part("train")(variant, directory, steps=steps, seed=seed, on_progress=_show_phases(progress))
+        lines = family.part("train")(variant, directory, steps=steps, seed=seed, on_progress=phases(progress))
     for line in lines:
         console.print(line)
     console.print(f"written to {directory}; next: vireo calibrate {model}" + (f" --checkpoint {out}" if out else ""))
@@ -104,15 +103,18 @@ def calibrate(
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, as many as a replica will have.")] = 1,
     watts: Annotated[float, typer.Option(min=0.1, help="Power of one busy core or device, for the estimate.")] = 6.0,
+    accept_licence: LicenceOption = False,
 ) -> None:
     """Measure a model on this machine and write its operating points beside its weights.
 
     An operating point is one choice of the settings that trade cost for quality, exit thresholds for instance, with
     its measured cost and its accuracy on pictures that were not searched on. Those of a video model are made of its
-    folder's evaluation (python -m models.training.vdit.evaluate FOLDER).
+    folder's evaluation, which its card describes.
     """
     with told_plainly(), progress_bar() as progress:
         family, variant = find(model, checkpoint)
+        if variant.weights is not None:
+            check_licence(variant, is_accepted=accept_licence)
         if "calibrate" in family.parts:
             path = family.part("calibrate")(
                 family,
@@ -121,7 +123,7 @@ def calibrate(
                 device=device,
                 num_threads=threads,
                 watts=watts,
-                on_progress=_show_phases(progress),
+                on_progress=phases(progress),
             )
         elif "videos" in family.tasks:
             from serving.tasks.videos.calibrate import calibrate as calibrate_video
@@ -161,14 +163,3 @@ def _print_points(family: Family, variant: Variant) -> None:
         f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
         f"joules: {energy.source} at {energy.watts:g} W"
     )
-
-
-def _show_phases(progress: Progress) -> Callable[[str, int, int], None]:
-    tasks: dict[str, TaskID] = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total)
-        progress.update(tasks[what], completed=done)
-
-    return show

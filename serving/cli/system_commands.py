@@ -19,6 +19,8 @@ from rich.table import Table
 from serving import config as configuration
 from serving.cli.parts import parts
 from serving.cli.run_state import RunState
+from serving.client.options import LicenceOption
+from serving.errors import ConfigError
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
 ProfileOption = Annotated[str | None, typer.Option(help="local (default), gpu or cluster.")]
@@ -47,6 +49,16 @@ def up(
         list[str] | None,
         typer.Option("--model", "-m", metavar="ID[=FOLDER]", help="Serve this model and no others; repeatable."),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="[ID.]NAME=VALUE",
+            help="Set up a model: replicas, gpus, ... or one of its options; ID. where several are served. Repeatable.",
+        ),
+    ] = None,
+    accept_licence: LicenceOption = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is up; `vireo down` stops it.")
     ] = False,
@@ -54,7 +66,11 @@ def up(
 ) -> None:
     """Start everything: Redis, Ray, HAProxy, gateway and models. Stays up until Ctrl-C or `vireo down`."""
     extra = [*(overrides or ()), *_ports(port, grpc_port)]
-    resolved = configuration.resolve(configuration.load(config, extra, profile, models=models or ()))
+    named = [name.partition("=")[0] for name in models or ()]
+    if accept_licence and not named:
+        raise ConfigError("--accept-licence goes with --model: say whose licence you accept")
+    set_up = [*(f"{name}.accept_licence=true" for name in named if accept_licence), *(options or ())]
+    resolved = configuration.resolve(configuration.load(config, extra, profile, models=models or (), options=set_up))
     if detach:
         _detach(resolved)
         return

@@ -28,6 +28,9 @@ SetOption = Annotated[
         help="A setting of the model, repeatable; also --NAME VALUE. With --model ID, --help lists those that it has.",
     ),
 ]
+LicenceOption = Annotated[
+    bool, typer.Option("--accept-licence", help="Read weights though their licence is not an open one.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as it came.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 

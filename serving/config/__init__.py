@@ -15,10 +15,9 @@ from serving.config.models import (
     resolve_model,
 )
 from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of
-from serving.config.sections import DEFAULT_MODELS, MediaSettings, Settings, TenantSettings
+from serving.config.sections import MediaSettings, Settings, TenantSettings
 
 __all__ = [
-    "DEFAULT_MODELS",
     "PROFILES",
     "JobOptions",
     "MediaSettings",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.contract import Family, Shape, Value, Variant
+from models.contract import Family, Shape, Value, Variant, check_licence
 from models.registry import find
 from serving.errors import ConfigError
 
@@ -201,8 +201,11 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         raise ConfigError(str(error)) from None
     device: Literal["cpu", "cuda"] = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
     options, knobs = _checked(model, family, f"{place}.options")
-    if not getattr(options, "random_weights", False):
-        _check_licence(variant, model.accept_licence, place)
+    if variant.weights is not None and not getattr(options, "random_weights", False):
+        try:
+            check_licence(variant, is_accepted=model.accept_licence)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
     return ResolvedModel(
         id=model.id,
         family=family.name,
@@ -220,14 +223,6 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         options=options,
         knobs=knobs,
     )
-
-
-def _check_licence(variant: Variant, is_accepted: bool, place: str) -> None:
-    if variant.weights is not None and not variant.source.is_open and not is_accepted:
-        raise ConfigError(
-            f"{place}: the weights of {variant.id} are under licence {variant.source.licence!r}, which is not an open "
-            "one; if it allows what you do, set accept_licence: true"
-        )
 
 
 def _checked(model: ModelSettings, family: Family, place: str) -> tuple[Options, dict[str, Value]]:

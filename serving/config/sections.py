@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from models.registry import default_variants
 from serving.config.models import Auto, Count, ModelSettings, Section
 from serving.media.hosts import AllowedHosts
 
 Profile = Literal["local", "gpu", "cluster"]
-DEFAULT_MODELS = ("dyn-perceiver-nano", "texthawk2-nano", "vdit-nano")
-"""Served where nobody says what: one model of each kind, with weights that are in the repository."""
 _SHA256_HEX = r"^[0-9a-f]{64}$"
 
 
@@ -174,10 +173,10 @@ class Settings(Section):
     redis: RedisSettings = RedisSettings()
     gateway: GatewaySettings = GatewaySettings()
     models: tuple[ModelSettings, ...] = Field(
-        tuple(ModelSettings(id=name) for name in DEFAULT_MODELS),
+        default_factory=lambda: tuple(ModelSettings(id=variant.id) for _, variant in default_variants()),
         strict=False,
         min_length=1,
-        description="What is served.",
+        description="What is served; the small models that come with Vireo where nothing is said.",
     )
     jobs: JobSettings = JobSettings()
     media: MediaSettings = MediaSettings()

@@ -22,11 +22,11 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serving.config import DEFAULT_MODELS
+from models.registry import default_variants
 from tests.fuzz import images, protobufs
 from tests.support.system import ROOT, System, running_system, wait_until
 
-_SERVED = tuple({"id": name} for name in DEFAULT_MODELS)
+_SERVED = tuple({"id": variant.id} for _, variant in default_variants())
 _MAX_GROWTH_MIB = 1024
 """Caches fill meanwhile, and allocators keep what they had: beyond this, something is held that should not be."""
 _SHARES = {"images": 0.15, "api": 0.5, "protobufs": 0.35}

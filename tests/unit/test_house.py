@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from models.registry import families
 from tests.support.source_tree import ROOT, import_graph, imported, module_name, modules, tracked_files
 
 # -- who imports whom ------------------------------------------------------------------------------------------------
@@ -306,6 +307,18 @@ def _package_indices() -> set[str]:
     hosts = set(re.findall(r"https?://(?:[^/@\s']*@)?([^/\s':]+)", settings))
     folders = set(re.findall(r"(?:file://)?(/[\w.-]+/[\w./-]+)", settings))
     return {name for name in hosts | folders if "pypi.org" not in name and not name.startswith(("/etc/", "/usr/"))}
+
+
+def test_serving_writes_the_name_of_no_family() -> None:
+    """Texts and messages are made of the registry, so that a family more or less changes nothing there."""
+    names = re.compile(rf"\b({'|'.join(map(re.escape, families()))})\b")
+    hits = [
+        f"{module_name(path)}: {node.value[:60]!r}"
+        for path in modules("serving")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and names.search(node.value)
+    ]
+    assert not hits
 
 
 # -- tests that can fail ---------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ _NANO = Variant(
     source=Source(paper=_PAPER, licence="Apache-2.0"),
     weights=CHECKPOINTS / "dyn-perceiver-nano",
     is_nano=True,
+    is_default=True,
 )
 
 

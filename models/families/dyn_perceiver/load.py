@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from models.checkpoint import check_against, load_into, load_official, read_weights, save_weights
-from models.contract import Variant
+from models.contract import OnProgress, Variant
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.model import DynPerceiver
 
@@ -46,23 +47,34 @@ def random_model(variant: Variant, seed: int = 0) -> DynPerceiver:
         return DynPerceiver(variant.config["network"])
 
 
-def convert(variant: Variant, source: Path, out: Path, *, prefer_ema: bool = True) -> tuple[Path, int]:
-    """Bring a published checkpoint into ``out``. Every name and shape is checked.
+def convert(
+    variant: Variant,
+    source: Annotated[Path, "Published checkpoint (.pth)."],
+    *,
+    out: Annotated[Path, "Folder for model.safetensors."],
+    ema: Annotated[bool, "Take the averaged weights where the file has both."] = True,
+    on_progress: OnProgress,
+) -> list[str]:
+    """Convert a published checkpoint to safetensors. The file is read without running code that it may contain, and
+    every name and shape is checked.
 
-    Returns: the file, and the number of its tensors. Raises: ValueError: see ``load_official``, ``check_against``.
+    Raises: ValueError: see ``load_official``, ``check_against``.
     """
     if not source.is_file():
         raise ValueError(f"{source} is not a file; pass the downloaded checkpoint")
-    state = load_official(source, prefer_ema=prefer_ema)
+    state = load_official(source, prefer_ema=ema)
     check_against(build_meta(variant), state)
-    return save_weights(state, out, {"model": variant.id, "source": source.name}), len(state)
+    path = save_weights(state, out, {"model": variant.id, "source": source.name})
+    on_progress("tensors", len(state), len(state))
+    return [f"{len(state)} tensors written to {path}"]
 
 
 def _from_checkpoint(variant: Variant) -> DynPerceiver:
     if variant.weights is None:
         raise ValueError(
             f"{variant.id} ships without weights; convert the official ones with "
-            f"'vireo convert dyn-perceiver SRC.pth --model {variant.id} --out DIR' and point the configuration at DIR"
+            f"'vireo convert dyn-perceiver SRC.pth --model {variant.id} --out DIR --accept-licence' and point the "
+            "configuration at DIR"
         )
     model = build_meta(variant)
     load_into(model, read_weights(variant.weights))

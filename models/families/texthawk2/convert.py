@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config, SiglipVisionConfig
 
+from models.contract import OnProgress, Variant
 from models.families.texthawk2.config import ARCHITECTURE, TextHawk2Config
 from models.families.texthawk2.connector import Connector
 from models.families.texthawk2.hf_image_processor import TextHawk2ImageProcessor
@@ -35,12 +36,18 @@ _EMBEDDINGS = ("language_model.model.embed_tokens.weight", "language_model.lm_he
 
 
 def convert(
-    vision: Path, language: Path, out: Path, *, seed: int = 0, on_tensor: Callable[[int, int], None] | None = None
-) -> TextHawk2Config:
-    """Write ``out``: config, tokenizer, processor and weights, in the dtype of the language model's.
+    variant: Variant,
+    *,
+    vision: Annotated[Path, "Folder of a SigLIP model (whole, or its vision tower) in Hugging Face's form."],
+    language: Annotated[Path, "Folder of a Qwen2 model in Hugging Face's form."],
+    out: Annotated[Path, "Folder for the assembled model."],
+    seed: Annotated[int, "Seed of the connector's fresh weights."] = 0,
+    on_progress: OnProgress,
+) -> list[str]:
+    """Assemble a TextHawk2 model from a published SigLIP and a published Qwen2. Its own weights were never published:
+    the connector between the two starts fresh and has to be trained.
 
-    ``vision``: folder of a SigLIP model (whole, or the vision tower alone). ``language``: folder of a Qwen2 model.
-    ``on_tensor(done, total)`` is told of progress.
+    ``out`` gets config, tokenizer, processor and weights, in the dtype of the language model's.
 
     Raises:
         ValueError: a folder is not of that kind, or a tensor is missing, left over or of a wrong shape.
@@ -52,11 +59,15 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(vision, language, config, seed)
     expected = _expected_shapes(config)
-    _write_shards(_checked(tensors, expected, on_tensor), out)
+    _write_shards(_checked(tensors, expected, on_progress), out)
     config.save_pretrained(out)
     images = TextHawk2ImageProcessor(config.tile_size, config.max_tiles, config.max_tiles_side)
     TextHawk2Processor(images, tokenizer, config.tokens_per_tile).save_pretrained(out)
-    return config
+    levels = ", ".join(map(str, config.vision_levels))
+    return [
+        f"written to {out}: reads layers {levels} of the tower, {config.tokens_per_tile} tokens a tile",
+        "the connector's weights are fresh: train it before you serve this model",
+    ]
 
 
 def _configs(vision: Path, language: Path) -> tuple[SiglipVisionConfig, Qwen2Config]:
@@ -163,7 +174,7 @@ def _expected_shapes(config: TextHawk2Config) -> dict[str, tuple[int, ...]]:
 def _checked(
     tensors: Iterator[tuple[str, Tensor]],
     expected: dict[str, tuple[int, ...]],
-    on_tensor: Callable[[int, int], None] | None,
+    on_progress: OnProgress,
 ) -> Iterator[tuple[str, Tensor]]:
     missing = dict(expected)
     for name, tensor in tensors:
@@ -173,8 +184,7 @@ def _checked(
                 f"tensor {name} has shape {tuple(tensor.shape)}; the model has {shape or 'no such tensor'}"
             )
         yield name, tensor
-        if on_tensor is not None:
-            on_tensor(len(expected) - len(missing), len(expected))
+        on_progress("tensors", len(expected) - len(missing), len(expected))
     if missing:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {next(iter(missing))}")
 

@@ -25,6 +25,7 @@ NANO = Variant(
     source=Source(**_PAPER, licence="Apache-2.0"),  # trained here
     weights=CHECKPOINTS / "texthawk2-nano",
     is_nano=True,
+    is_default=True,
 )
 SEVEN_B = Variant(
     id="texthawk2-7b",

@@ -68,6 +68,7 @@ _NANO = Variant(
     source=Source(paper="arXiv:2502.06155", licence="Apache-2.0"),
     weights=CHECKPOINTS / "vdit-nano",
     is_nano=True,
+    is_default=True,
 )
 
 FAMILY = Family(

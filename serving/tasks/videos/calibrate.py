@@ -1,13 +1,10 @@
 """From a checkpoint's evaluation.json to the table of operating points beside it.
 
-    python -m serving.tasks.videos.calibrate vdit-nano
-
 Quality of a point is the share of held-out prompts that its clips got right; costs are those measured by the same run.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +12,11 @@ from typing import Any
 
 import msgspec
 
-from models import registry
 from models.contract import Family, Variant
 from models.io import ClipIO
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.errors import ConfigError
 from serving.tasks.videos.points import VideoPointTable, weights_digest, write_table
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--checkpoint", type=Path, help="folder with the weights, if not the shipped ones")
-    parser.add_argument("--watts", type=float, default=6.0, help="power of one busy core, for the estimate")
-    args = parser.parse_args()
-    family, variant = registry.find(args.model)
-    print(calibrate(family, variant if args.checkpoint is None else variant.with_weights(args.checkpoint), args.watts))
 
 
 def calibrate(family: Family, variant: Variant, watts: float) -> Path:
@@ -87,7 +72,3 @@ def _merged(points: Sequence[VideoPoint]) -> tuple[VideoPoint, ...]:
             else replace(first, quality=min(first.quality, point.quality), costs=(*first.costs, *point.costs))
         )
     return tuple(found.values())
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from models.contract import check_licence
 from models.families.dyn_perceiver.load import random_model
 from models.identity import CHECKPOINTS, checkpoint_sha256
 from models.operating_points import read_table
@@ -151,9 +152,8 @@ def test_convert_writes_safetensors_that_fit(tmp_path: Path) -> None:
 def test_convert_refuses_weights_of_another_model_and_missing_files(tmp_path: Path) -> None:
     source = tmp_path / "nano.pth"
     torch.save(random_model(NANO).state_dict(), source)
-    status, output = run(
-        "convert", "dyn-perceiver", str(source), "--model", "dyn-perceiver-resnet50-x0375", "--out", str(tmp_path / "o")
-    )
+    words = ["--model", "dyn-perceiver-resnet50-x0375", "--out", str(tmp_path / "o"), "--accept-licence"]
+    status, output = run("convert", "dyn-perceiver", str(source), *words)
     assert status == 2
     assert "weights do not fit" in output
     assert not (tmp_path / "o").exists()
@@ -162,6 +162,32 @@ def test_convert_refuses_weights_of_another_model_and_missing_files(tmp_path: Pa
     )
     assert status == 2
     assert "is not a file" in output
+
+
+PUBLISHED = "dyn-perceiver-regnety-800mf"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "dyn-perceiver", "{folder}/a.pth", "--model", PUBLISHED, "--out", "{folder}/out"],
+        ["calibrate", PUBLISHED, "--checkpoint", "{folder}"],
+    ],
+)
+def test_weights_without_an_open_licence_are_not_read_unasked(words: list[str], tmp_path: Path) -> None:
+    words = [word.format(folder=tmp_path) for word in words]
+    with pytest.raises(ValueError, match=r"licence 'none'.*--accept-licence") as refusal:
+        check_licence(find(PUBLISHED)[1], is_accepted=False)
+    assert run(*words) == (2, f"error: {refusal.value}")
+    assert not list(tmp_path.iterdir())
+    status, output = run(*words, "--accept-licence")
+    assert (status, "licence" in output) == (2, False), "the next thing that is wrong: there are no weights"
+
+
+def test_conversion_of_another_familys_model_is_refused(tmp_path: Path) -> None:
+    words = ["--vision", str(tmp_path), "--language", str(tmp_path), "--out", str(tmp_path / "o")]
+    status, output = run("convert", "texthawk2", *words, "--model", NANO.id)
+    assert (status, output) == (2, f"error: '{NANO.id}' is no model of texthawk2; those are texthawk2-7b")
 
 
 def test_train_and_calibrate_into_a_folder(tmp_path: Path) -> None:

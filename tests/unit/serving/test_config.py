@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from models.registry import default_variants
 from serving.config import (
-    DEFAULT_MODELS,
     PROFILES,
     JobOptions,
     ModelSettings,
@@ -34,7 +34,7 @@ from serving.config import (
 from serving.errors import ConfigError
 
 DIGEST = "ab" * 32
-NANO, CHAT, VIDEO = DEFAULT_MODELS
+NANO, CHAT, VIDEO = (variant.id for _, variant in default_variants())
 TENANTS = [{"name": "team-a", "api_key_sha256": [DIGEST]}]
 CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 32}}
 
@@ -537,6 +537,30 @@ def test_models_that_are_named_are_served_and_no_others(tmp_path: Path, monkeypa
         load(models=[CHAT, CHAT])
 
 
+def test_model_is_set_up_by_options(tmp_path: Path) -> None:
+    (model,) = load(models=[NANO], options=["max_batch=8", "replicas=2", f"{NANO}.gpus=0.5", "gpus=1"]).models
+    assert model == ModelSettings(id=NANO, replicas=2, gpus=1, options={"max_batch": 8})
+    dotted = "timm:resnet18.a1_in1k"
+    first, second = load(models=[dotted, CHAT], options=[f"{dotted}.random_weights=true", f"{CHAT}.max_queue=3"]).models
+    assert (first.options, second.options) == ({"random_weights": True}, {"max_queue": 3})
+    path = write(tmp_path, f"models: [{{id: {NANO}, options: {{max_batch: 4, max_queue: 5}}}}]")
+    assert load(path, options=["max_batch=8"]).models[0].options == {"max_batch": 8, "max_queue": 5}
+    defaults = load(options=[f"{VIDEO}.dtype=bfloat16"]).models
+    assert [model.id for model in defaults if model.options] == [VIDEO]
+
+
+@pytest.mark.parametrize("option", ["max_batch=8", f"{NANO}.max_batch", "no-such-model.max_batch=8"])
+def test_option_of_no_single_model_is_refused_with_the_models(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"for no single model.*served are {NANO}, {CHAT}"):
+        load(models=[NANO, CHAT], options=[option])
+
+
+def test_options_leave_what_was_written_alone() -> None:
+    written = {"models": [{"id": NANO, "options": {}}]}
+    assert from_mapping(written, options=["max_batch=8", "replicas=2"]).models[0].replicas == 2
+    assert written == {"models": [{"id": NANO, "options": {}}]}
+
+
 @pytest.mark.parametrize("name", ["", "=folder", "no such"])
 def test_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"models\.0\.id"):
@@ -545,7 +569,7 @@ def test_name_that_is_none_is_refused(name: str) -> None:
 
 def test_resolved_models_travel_to_other_processes() -> None:
     config = resolve(
-        from_mapping({"models": [{"id": name} for name in (*DEFAULT_MODELS, "dyn-perceiver-resnet50-x0375")]})
+        from_mapping({"models": [{"id": name} for name in (NANO, CHAT, VIDEO, "dyn-perceiver-resnet50-x0375")]})
     )
     assert pickle.loads(pickle.dumps(config)) == config
     assert [model.variant.id for model in config.models] == [model.id for model in config.models]

@@ -20,11 +20,26 @@ from transformers import (
 
 from models.families.texthawk2 import convert as module
 from models.families.texthawk2.auto import register
-from models.families.texthawk2.convert import convert, grow
+from models.families.texthawk2.convert import grow
+from models.families.texthawk2.family import SEVEN_B
 from models.families.texthawk2.tokenizer import build_nano_tokenizer
 from models.families.texthawk2.vision import normalise, read_levels
 
 CHARACTERS = "的一是"
+
+
+def convert(vision: Path, language: Path, out: Path, seed: int = 0) -> None:
+    told: list[tuple[int, int]] = []
+    lines = module.convert(
+        SEVEN_B,
+        vision=vision,
+        language=language,
+        out=out,
+        seed=seed,
+        on_progress=lambda _what, done, total: told.append((done, total)),
+    )
+    assert str(out) in lines[0]
+    assert told[-1][0] == told[-1][1] == len(told)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from models.registry import default_variants
 from serving.cli import system_commands
 from serving.cli.parts import deployment_of
 from serving.cli.run_state import FILE_NAME, RunState
 from serving.cli.up import announce
-from serving.config import DEFAULT_MODELS, ResolvedConfig, from_mapping, resolve
+from serving.config import ResolvedConfig, from_mapping, resolve
 from tests.support.ports import free_port
 
 
@@ -60,7 +61,7 @@ def announced(config: ResolvedConfig) -> str:
 
 
 def test_a_served_chat_model_is_named_and_can_be_tried(tmp_path: Path) -> None:
-    said = announced(settings(tmp_path, *DEFAULT_MODELS))
+    said = announced(settings(tmp_path, *(variant.id for _, variant in default_variants())))
     assert "models dyn-perceiver-nano, texthawk2-nano, vdit-nano\n" in said
     assert 'vireo video "a red circle moves left" -o clip.mp4' in said
     assert 'vireo chat "Read the text." --image examples/word-en.png\n' in said
@@ -79,7 +80,7 @@ def test_only_what_is_served_is_offered(served: str, offered: set[str], tmp_path
 
 
 def test_every_example_that_is_announced_is_there(tmp_path: Path) -> None:
-    words = announced(settings(tmp_path, *DEFAULT_MODELS)).split()
+    words = announced(settings(tmp_path, *(variant.id for _, variant in default_variants()))).split()
     named = [word for word in words if word.startswith("examples/")]
     assert len(named) == 3
     assert all((Path(__file__).parents[4] / name).is_file() for name in named)
