@@ -225,6 +225,8 @@ class ClipIO:
     Raises: ValueError: a length or a size that the autoencoder cannot have.
     """
 
+    request: ClassVar[type[ClipRequest]] = ClipRequest
+    """What a job's ``open`` is given, as it is kept in the job's record."""
     width: int
     height: int
     frame_counts: tuple[int, ...]

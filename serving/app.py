@@ -19,8 +19,8 @@ from serving.delivery.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRou
 from serving.gateway.node import Gateway
 from serving.replica.chat.deployment import Vlm
 from serving.replica.chat.vllm_options import engine_environment
+from serving.replica.job.deployment import JobReplica
 from serving.replica.staged.deployment import Classifier
-from serving.replica.video.deployment import VideoGenerator
 
 GATEWAY = "Gateway"
 GRPC_SERVICERS = (
@@ -73,7 +73,7 @@ _KINDS: Mapping[Shape, _Kind] = {
         stop_s=_drain_s,
     ),
     "job": _Kind(
-        node=VideoGenerator,
+        node=JobReplica,
         router=PlainRouter,
         max_ongoing=lambda _options: _GATEWAY_STREAMS,  # work is pulled, not sent: all calls are pings
         stop_s=lambda config: max(config.settings.drain_s, 20.0),  # jobs go back into the queue at their next step

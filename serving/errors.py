@@ -325,7 +325,7 @@ class RetriesSpent(ReplicaLost):
 
 
 class StoreUnavailable(BackendError):
-    """The job index or the store of clips cannot be reached, and jobs do not go without; everything else does."""
+    """The job index or the store of files cannot be reached, and jobs do not go without; everything else does."""
 
     code = "store_unavailable"
 

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from models.contract import Knob
 from models.io import RowIO
 from serving.domain import Priority, UnaryReply, UnaryRequest
-from serving.stores.jobs.base import JobPage
 from serving.tasks.chat.domain import ChatEvent, ChatRequest
-from serving.tasks.videos.domain import Artefact, VideoJob, VideoRequest, VideoUpdate
+
+if TYPE_CHECKING:
+    from serving.delivery.job.base import JobService
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,58 +110,13 @@ class ChatService(Protocol):
         ...
 
 
-class VideoService(Protocol):
-    """Durable jobs that make clips. Every method raises ``StoreUnavailable`` where the job index cannot be reached."""
-
-    def video_models(self) -> tuple[VideoModelCard, ...]:
-        """The video models served here."""
-        ...
-
-    async def create_video(self, request: VideoRequest) -> VideoJob:
-        """Queue a job; it is durable once this returns.
-
-        Raises: ServingError: nothing was queued.
-        """
-        ...
-
-    async def get_video(self, owner: str, video_id: str) -> VideoJob:
-        """The job as it is now. Raises: UnknownVideo: not there, or somebody else's."""
-        ...
-
-    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
-        """A page of the owner's jobs. Raises: InvalidRequest: ``after`` names none of them."""
-        ...
-
-    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """End the job if it is not over; a running one ends at its next step. Raises: UnknownVideo."""
-        ...
-
-    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
-        """Cancel a job that is not over, whose record stays; remove one that is, with its files.
-
-        Raises: UnknownVideo.
-        """
-        ...
-
-    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
-        """Bytes from ``start`` up to, not including, ``end``. Raises: UnknownVideo: the file is gone."""
-        ...
-
-    def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        """The job now, again whenever it changes, and last when it is over. Closing it changes nothing of the job.
-
-        Raises: UnknownVideo: before the first update, or when somebody deletes it.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """Everything behind the front door: what each task calls, and what is common to all models."""
 
     unary: UnaryService
     chats: ChatService
-    videos: VideoService
+    videos: JobService
     is_started: Callable[[], bool] = lambda: True
     """Whether the start of the models is over, for better or worse."""
     is_live: Callable[[str], bool] = lambda model: True
@@ -172,9 +128,13 @@ class Service:
         """The models of rows that are for a task."""
         return tuple(card for card in self.unary.models() if task in card.tasks)
 
+    def video_cards(self) -> tuple[VideoModelCard, ...]:
+        """The video models."""
+        return tuple(model.card for model in self.videos.job_models.values())
+
     def cards(self) -> tuple[Card, ...]:
         """All models that are served."""
-        return (*self.unary.models(), *self.chats.chat_models(), *self.videos.video_models())
+        return (*self.unary.models(), *self.chats.chat_models(), *self.video_cards())
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered: by one model at least, lest a sick one take the others along."""

@@ -17,6 +17,7 @@ from models.registry import families
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
+from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits, is_replica_lost
 from serving.delivery.stream.links import ChatLinks, HandleCalls
 from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, PendingCall
@@ -29,11 +30,10 @@ from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.operating_points import Points, points_of
-from serving.service import Service, UnaryCard, VideoService
+from serving.service import Service, UnaryCard
 from serving.stores.artefacts import ArtefactStore
-from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.jobs.settler import JobSettler
-from serving.stores.jobs.setup import build_index
 from serving.stores.periodic import ArtefactCleaner
 from serving.stores.results import ResultStore
 from serving.system.process import is_deploying, num_live, raylet_watch
@@ -43,7 +43,7 @@ from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.videos.models import read_served
-from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
 
 _FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
@@ -119,7 +119,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = _video_service(config, jobs, clips, pipeline)
+    videos = _videos(config, jobs, clips, pipeline)
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
         unary,
@@ -143,14 +143,10 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
 
 
-def _video_service(config: ResolvedConfig, jobs: RedisJobs, clips: ArtefactStore, pipeline: Pipeline) -> VideoService:
-    return VideoJobsService(
-        {model.id: read_served(model) for model in config.models_with(JobOptions)},
-        jobs,
-        clips,
-        pipeline,
-        VideoServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode()),
-    )
+def _videos(config: ResolvedConfig, jobs: RedisJobs, files: ArtefactStore, pipeline: Pipeline) -> Jobs:
+    models = {model.id: read_served(model) for model in config.models_with(JobOptions)}
+    limits = JobServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode())
+    return Jobs(VIDEOS, models, jobs, files, pipeline, limits)
 
 
 def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:

@@ -1,4 +1,4 @@
-"""Files of jobs in a shared store: finished clips, thumbnails, previews, checkpoints of latents.
+"""Files of jobs in a shared store: what they made, thumbnails, previews, checkpoints of latents.
 
 A folder, or any URL that fsspec knows. Keys are relative (``jobs/ID/NAME``) and checked. Whatever is named by a key is
 whole: local files are written beside their place and renamed, objects appear when their upload ends. All I/O runs in
@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serving.errors import ConfigError, EngineFailed, StoreFull, StoreUnavailable
-from serving.tasks.videos.domain import Artefact
+from serving.stores.jobs.base import Artefact
 
 T = TypeVar("T")
 _PART: Final = re.compile(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,127}")
@@ -177,11 +177,11 @@ class ArtefactStore:
         except FileNotFoundError:
             raise
         except TimeoutError:
-            raise StoreUnavailable(f"the store of clips did not answer within {self._timeout_s:g} s") from None
+            raise StoreUnavailable(f"the store of files did not answer within {self._timeout_s:g} s") from None
         except Exception as error:  # drivers raise what they like
             if _is_full(error):
-                raise StoreFull("the store of clips is full") from error
-            raise StoreUnavailable("the store of clips failed") from error
+                raise StoreFull("the store of files is full") from error
+            raise StoreUnavailable("the store of files failed") from error
 
 
 def check_key(key: str) -> None:

@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,13 +26,13 @@ from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.networks import Networks
 from models.families.vdit.runner import VditRunner
 from models.families.vdit.transformer import OpenSoraT2V
+from models.io import ClipRequest
 from models.registry import find
 from models.training.vdit.evaluate import held_out_scenes
 from models.training.vdit.judge import Judge
 from serving.errors import ServingError
-from serving.replica.video.engine import EngineOptions, JobEngine, load_runner
-from serving.tasks.videos.domain import VideoSettings
-from serving.tasks.videos.limits import ClipLimits
+from serving.replica.job.base import JobInput
+from serving.replica.job.engine import EngineOptions, JobEngine, load_runner
 from tests.benchmarks.common import (
     add_output_options,
     markdown_table,
@@ -124,14 +124,11 @@ async def measure_nano(count: int) -> list[dict[str, Any]]:
     assert variant.weights is not None
     has_student = (variant.weights / "student").is_dir()
     chosen = sides(4, *(("student", "consistency") if has_student else ("teacher", "ddim")))
-    limits = ClipLimits(family=family, variant=family.part("found")(variant))
-    engine = JobEngine(EngineOptions(limits=limits), partial(load_runner, NANO, None, "cpu", "float32"))
+    options = EngineOptions(family=family, variant=family.part("found")(variant))
+    engine = JobEngine(options, partial(load_runner, NANO, None, "cpu", "float32"))
     scenes = held_out_scenes(count, 0.0)
-    base = VideoSettings(
-        prompt="", negative_prompt="", width=64, height=64, num_frames=29, fps=8, num_steps=1,
-        guidance_scale=variant.io.default_guidance, seed=0, sampler="ddim", attention="dense",
-    )  # fmt: skip
-    taken = await run_all(engine, chosen, base, [scene.prompt() for scene in scenes])
+    guidance_scale = variant.io.default_guidance
+    taken = await run_all(engine, chosen, guidance_scale, [scene.prompt() for scene in scenes])
     judge = Judge.load(variant.weights / "judge")
     rows = []
     for row, side in zip(table(chosen, taken), chosen, strict=True):
@@ -152,53 +149,50 @@ async def measure_mid(count: int) -> list[dict[str, Any]]:
         device=torch.device("cpu"),
     )
     bounds = clip_limits(width=MID_SIDE, height=MID_SIDE, latent_channels=MID.in_channels)
-    engine = JobEngine(EngineOptions(limits=bounds), lambda: VditRunner(networks, bounds.variant))
-    base = VideoSettings(
-        prompt="", negative_prompt="", width=MID_SIDE, height=MID_SIDE, num_frames=29, fps=8, num_steps=1,
-        guidance_scale=4.0, seed=0, sampler="ddim", attention="dense",
-    )  # fmt: skip
+    engine = JobEngine(
+        EngineOptions(family=bounds.family, variant=bounds.variant), lambda: VditRunner(networks, bounds.variant)
+    )
     chosen = sides(4, "teacher", "ddim")
-    return table(chosen, await run_all(engine, chosen, base, ["x"] * count))
+    return table(chosen, await run_all(engine, chosen, 4.0, ["x"] * count))
 
 
 async def run_all(
-    engine: JobEngine, chosen: Sequence[Side], base: VideoSettings, prompts: Sequence[str]
+    engine: JobEngine, chosen: Sequence[Side], guidance_scale: float, prompts: Sequence[str]
 ) -> Mapping[str, Taken]:
     """Every prompt on every side, in turns; one clip before them to warm up."""
     await engine.start()
     taken = {side.name: Taken() for side in chosen}
     try:
-        await run_one(engine, chosen[0], replace(base, prompt=prompts[0]), Taken())
+        await run_one(engine, chosen[0], guidance_scale, prompts[0], 0, Taken())
         for seed, prompt in enumerate(prompts):
             for side in chosen:
-                await run_one(engine, side, replace(base, prompt=prompt, seed=seed), taken[side.name])
+                await run_one(engine, side, guidance_scale, prompt, seed, taken[side.name])
     finally:
         await engine.stop()
     return taken
 
 
-async def run_one(engine: JobEngine, side: Side, base: VideoSettings, taken: Taken) -> None:
-    """One clip."""
-    settings = replace(
-        base,
-        variant=side.variant,
-        sampler=side.sampler,
-        num_steps=side.num_steps,
-        attention=side.attention,
-        guidance_scale=base.guidance_scale if side.variant == "teacher" else 1.0,
-    )
-    await engine.admit("job", settings)
+async def run_one(engine: JobEngine, side: Side, guidance_scale: float, prompt: str, seed: int, taken: Taken) -> None:
+    """One clip of 29 frames."""
+    point = {
+        "sampler": side.sampler,
+        "num_inference_steps": side.num_steps,
+        "attention": side.attention,
+        "guidance_scale": guidance_scale if side.variant == "teacher" else 1.0,
+    }
+    clip = ClipRequest(prompt=prompt, num_frames=29)
+    await engine.admit("job", JobInput(request=clip, point=point, seed=seed, num_steps=side.num_steps))
     denoise_s, search_s, sparsity, held = 0.0, 0.0, 0.0, 0
     for _ in range(side.num_steps):
         [outcome] = await engine.run_step(["job"])
         if isinstance(outcome, ServingError):
             raise outcome
         denoise_s += outcome.compute_s
-        search_s += outcome.search_s
-        sparsity += outcome.sparsity / side.num_steps
+        search_s += outcome.figures["search_s"]
+        sparsity += outcome.figures["sparsity"] / side.num_steps
         held = max(held, outcome.held_bytes)
     started_s = asyncio.get_running_loop().time()
-    taken.clips.append(await engine.decode("job"))
+    taken.clips.append((await engine.decode("job"))["frames"])
     taken.decode_s.append(asyncio.get_running_loop().time() - started_s)
     engine.release("job")
     taken.denoise_s.append(denoise_s)

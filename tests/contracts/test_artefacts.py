@@ -264,7 +264,7 @@ async def test_full_folder_says_so_and_keeps_what_it_had(
 
     monkeypatch.setattr(os, "fsync", fsync)
     for key in ("jobs/a/f", "jobs/b/g"):
-        with pytest.raises(StoreFull, match="the store of clips is full") as caught:
+        with pytest.raises(StoreFull, match="the store of files is full") as caught:
             await folder.put(key, b"new")
         assert str(tmp_path) not in caught.value.message
     left = await asyncio.to_thread(lambda: [path.name for path in tmp_path.rglob("*") if path.is_file()])

@@ -15,16 +15,16 @@ from safetensors.torch import load
 from models.contract import Job
 from models.methods.ras.config import RasConfig
 from models.parallel.degrees import ParallelDegrees
-from serving.errors import EngineFailed, UnsupportedVideo
-from serving.replica.video.base import StepDone
-from serving.replica.video.engine import EngineOptions, JobEngine
-from serving.replica.video.rank import RankRecipe
-from serving.replica.video.rank_actors import RankActors
-from serving.replica.video.ranked_engine import RankedVideoEngine
+from serving.errors import EngineFailed, InvalidRequest
+from serving.replica.job.base import StepDone
+from serving.replica.job.engine import EngineOptions, JobEngine
+from serving.replica.job.rank import RankRecipe
+from serving.replica.job.rank_actors import RankActors
+from serving.replica.job.ranked_engine import RankedEngine
 from tests.support.video_engines import BAD_PROMPT, LIMITS, tiny_runner
-from tests.support.video_models import video_settings
+from tests.support.video_models import clip_input
 
-OPTIONS = EngineOptions(limits=LIMITS, stop_grace_s=2.0)
+OPTIONS = EngineOptions(family=LIMITS.family, variant=LIMITS.variant, stop_grace_s=2.0)
 RUNNER = partial(tiny_runner, RasConfig(num_warmup_steps=1, resets=()))
 RECIPE = RankRecipe(options=OPTIONS, load=RUNNER, degrees=ParallelDegrees(ulysses=2), timeout_s=20.0)
 
@@ -37,25 +37,25 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-async def engine(local_ray: None) -> AsyncIterator[RankedVideoEngine]:
-    made = RankedVideoEngine(RECIPE, RankActors(num_ranks=2, cpus=0.5, timeout_s=60.0))
+async def engine(local_ray: None) -> AsyncIterator[RankedEngine]:
+    made = RankedEngine(RECIPE, RankActors(num_ranks=2, cpus=0.5, timeout_s=60.0))
     await made.start()
     yield made
     await made.stop()
 
 
-async def run_steps(engine: RankedVideoEngine, count: int) -> None:
+async def run_steps(engine: RankedEngine, count: int) -> None:
     for _ in range(count):
         await engine.run_step(["job"])
 
 
-async def check_until_unhealthy(engine: RankedVideoEngine) -> None:
+async def check_until_unhealthy(engine: RankedEngine) -> None:
     while True:
         engine.check_health()
         await asyncio.sleep(0.05)
 
 
-async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None:
+async def test_two_ranks_make_the_clip_of_one(engine: RankedEngine) -> None:
     """Every kind of attention, guided, two requests in a batch. 1e-5 of the largest: another order of sums."""
     one = JobEngine(OPTIONS, RUNNER)
     await one.start()
@@ -63,7 +63,7 @@ async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None
         jobs = [f"{attention}-{seed}" for seed in (1, 2)]
         for seed, job_id in enumerate(jobs):
             for each in (engine, one):
-                await each.admit(job_id, video_settings(attention=attention, seed=seed))
+                await each.admit(job_id, clip_input(attention=attention, seed=seed))
         for _ in range(4):
             outcomes = await engine.run_step(jobs)
             assert all(isinstance(outcome, StepDone) for outcome in outcomes)
@@ -73,19 +73,19 @@ async def test_two_ranks_make_the_clip_of_one(engine: RankedVideoEngine) -> None
             alone = load(await one.snapshot(job_id))["latents"]
             assert torch.isfinite(ours).all()
             assert (ours - alone).abs().max() <= 1e-5 * alone.abs().max()
-            assert (await engine.decode(job_id)).shape == (9, 32, 48, 3)
+            assert (await engine.decode(job_id))["frames"].shape == (9, 32, 48, 3)
     await one.stop()
 
 
 async def test_short_clips_run_on_the_first_rank_alone_and_long_ones_on_both(local_ray: None) -> None:
-    engine = RankedVideoEngine(replace(RECIPE, min_tokens_per_rank=9), RankActors(num_ranks=2, cpus=0.5))
+    engine = RankedEngine(replace(RECIPE, min_tokens_per_rank=9), RankActors(num_ranks=2, cpus=0.5))
     await engine.start()
     one = JobEngine(OPTIONS, RUNNER)
     await one.start()
     held = []
     for job_id, num_frames in (("short", 5), ("long", 9)):  # 12 and 18 tokens
         for each in (engine, one):
-            await each.admit(job_id, video_settings(num_frames=num_frames))
+            await each.admit(job_id, clip_input(num_frames=num_frames))
             for _ in range(2):
                 (outcome,) = await each.run_step([job_id])
                 assert isinstance(outcome, StepDone)
@@ -97,25 +97,25 @@ async def test_short_clips_run_on_the_first_rank_alone_and_long_ones_on_both(loc
     await one.stop()
 
 
-async def test_requests_fail_apart_and_are_freed_on_every_rank(engine: RankedVideoEngine) -> None:
-    await engine.admit("good", video_settings())
-    await engine.admit("bad", video_settings(prompt=BAD_PROMPT))
-    with pytest.raises(UnsupportedVideo):
-        await engine.admit("refused", video_settings(width=40))
+async def test_requests_fail_apart_and_are_freed_on_every_rank(engine: RankedEngine) -> None:
+    await engine.admit("good", clip_input())
+    await engine.admit("bad", clip_input(prompt=BAD_PROMPT))
+    with pytest.raises(InvalidRequest):
+        await engine.admit("refused", clip_input(attention="sage"))
     with pytest.raises(EngineFailed):
-        await engine.admit("torn", video_settings(), b"no snapshot")
+        await engine.admit("torn", clip_input(), b"no snapshot")
     outcomes = await engine.run_step(["good", "gone", "bad"])
     assert [type(outcome) for outcome in outcomes] == [StepDone, EngineFailed, EngineFailed]
     engine.check_health()
     for job_id in ("good", "bad"):
         engine.release(job_id)
-    await engine.admit("next", video_settings())
+    await engine.admit("next", clip_input())
     (elsewhere,) = await asyncio.gather(*(rank.held_bytes.remote() for rank in engine._ranks))
     assert elsewhere == engine.held_bytes() > 0
 
 
-async def test_rank_that_dies_breaks_the_engine_at_once_and_for_good(engine: RankedVideoEngine) -> None:
-    await engine.admit("job", video_settings(num_steps=100))
+async def test_rank_that_dies_breaks_the_engine_at_once_and_for_good(engine: RankedEngine) -> None:
+    await engine.admit("job", clip_input(num_steps=100))
     await engine.run_step(["job"])
     steps = asyncio.create_task(run_steps(engine, 99))
     await asyncio.sleep(0.05)
@@ -128,10 +128,10 @@ async def test_rank_that_dies_breaks_the_engine_at_once_and_for_good(engine: Ran
         with pytest.raises(EngineFailed):
             await call
     with pytest.raises(EngineFailed):
-        await engine.admit("other", video_settings())
+        await engine.admit("other", clip_input())
 
 
-async def test_idle_engine_hears_of_a_dead_rank(engine: RankedVideoEngine) -> None:
+async def test_idle_engine_hears_of_a_dead_rank(engine: RankedEngine) -> None:
     ray.kill(engine._ranks[0])
     with pytest.raises(EngineFailed, match="rank"):
         await asyncio.wait_for(check_until_unhealthy(engine), 15)
@@ -141,7 +141,7 @@ async def test_weights_that_cannot_be_loaded_end_every_rank(local_ray: None) -> 
     def load_nothing() -> Job:
         raise FileNotFoundError("no such folder")
 
-    engine = RankedVideoEngine(replace(RECIPE, load=load_nothing), RankActors(num_ranks=2, cpus=0.5))
+    engine = RankedEngine(replace(RECIPE, load=load_nothing), RankActors(num_ranks=2, cpus=0.5))
     with pytest.raises(EngineFailed):
         await engine.start()
     with pytest.raises(ray.exceptions.RayActorError):

@@ -18,11 +18,10 @@ import redis.asyncio as aioredis
 from schedulers.admission import Cost
 from serving.errors import QueueFull, StoreUnavailable
 from serving.stores.jobs import keys
-from serving.stores.jobs.base import Claim, JobPage, LeaseState
+from serving.stores.jobs.base import Claim, JobError, JobPage, JobRecord, JobStatus, LeaseState
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.redis_server import EmbeddedRedis
-from serving.tasks.videos.domain import JobError, JobStatus, VideoJob
 from tests.support.redis_server import embedded_redis, external_redis, stopped
 from tests.support.video_jobs import CLIP, SECRET, progress, video_job
 
@@ -63,7 +62,7 @@ async def claimed(jobs: RedisJobs, lease_s: float = LONG_S, worker: str = "w") -
     return claim
 
 
-async def found(jobs: RedisJobs, job_id: str, owner: str = "acme") -> VideoJob:
+async def found(jobs: RedisJobs, job_id: str, owner: str = "acme") -> JobRecord:
     job = await jobs.get(owner, job_id)
     assert job is not None
     return job
@@ -138,7 +137,7 @@ async def test_expired_record_leaves_the_list_as_well(jobs: RedisJobs, client: a
         await jobs.create(video_job(name), max_queued=9)
     await jobs.complete((await claimed(jobs)).lease, CLIP, {}, 0.05)
     await asyncio.sleep(0.1)
-    page = await jobs.list_jobs("acme", after=None, limit=9, newest_first=False)
+    page = await jobs.list_jobs("acme", "videos", after=None, limit=9, newest_first=False)
     assert page is not None
     assert [job.id for job in page.jobs] == ["b"]
     assert await jobs.get("acme", "a") is None
@@ -213,8 +212,10 @@ async def test_job_of_somebody_else_looks_like_none(jobs: RedisJobs) -> None:
         assert await jobs.get(owner, "a") is None
         assert await jobs.cancel(owner, "a") is None
         assert await jobs.delete(owner, "a") is None
-        assert await jobs.list_jobs(owner, after="a", limit=5, newest_first=True) is None
-        assert await jobs.list_jobs(owner, after=None, limit=5, newest_first=True) == JobPage(jobs=(), has_more=False)
+        assert await jobs.list_jobs(owner, "videos", after="a", limit=5, newest_first=True) is None
+        assert await jobs.list_jobs(owner, "videos", after=None, limit=5, newest_first=True) == JobPage(
+            jobs=(), has_more=False
+        )
     assert (await found(jobs, "a")).status is JobStatus.QUEUED
     with pytest.raises(ValueError, match="taken"):
         await jobs.create(video_job("a", owner="other"), max_queued=9)
@@ -225,7 +226,7 @@ async def test_owners_of_any_spelling_are_kept_apart(jobs: RedisJobs) -> None:
     for number, owner in enumerate(owners):
         await jobs.create(video_job(f"j{number}", owner=owner), max_queued=9)
     for number, owner in enumerate(owners):
-        page = await jobs.list_jobs(owner, after=None, limit=9, newest_first=True)
+        page = await jobs.list_jobs(owner, "videos", after=None, limit=9, newest_first=True)
         assert page is not None
         assert [job.id for job in page.jobs] == [f"j{number}"]
         done = await jobs.cancel(owner, f"j{number}")
@@ -242,7 +243,7 @@ async def test_pages_follow_one_another_in_both_directions(jobs: RedisJobs) -> N
         seen: list[str] = []
         after = None
         while True:
-            page = await jobs.list_jobs("acme", after=after, limit=2, newest_first=newest_first)
+            page = await jobs.list_jobs("acme", "videos", after=after, limit=2, newest_first=newest_first)
             assert page is not None
             seen += [job.id for job in page.jobs]
             if not page.has_more:
@@ -254,18 +255,18 @@ async def test_pages_follow_one_another_in_both_directions(jobs: RedisJobs) -> N
 async def test_page_that_is_just_full_is_the_last(jobs: RedisJobs) -> None:
     for name in "ab":
         await jobs.create(video_job(name), max_queued=9)
-    pages = [await jobs.list_jobs("acme", after=None, limit=limit, newest_first=True) for limit in (1, 2, 3)]
+    pages = [await jobs.list_jobs("acme", "videos", after=None, limit=limit, newest_first=True) for limit in (1, 2, 3)]
     assert [(len(page.jobs), page.has_more) for page in pages if page] == [(1, True), (2, False), (2, False)]
 
 
 async def test_cursor_that_names_no_job_is_told_from_an_empty_page(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     await jobs.cancel("acme", "a")
-    last = await jobs.list_jobs("acme", after="a", limit=5, newest_first=True)
+    last = await jobs.list_jobs("acme", "videos", after="a", limit=5, newest_first=True)
     assert last == JobPage(jobs=(), has_more=False)
     await jobs.delete("acme", "a")
-    assert await jobs.list_jobs("acme", after="a", limit=5, newest_first=True) is None
-    assert await jobs.list_jobs("acme", after="never", limit=5, newest_first=True) is None
+    assert await jobs.list_jobs("acme", "videos", after="a", limit=5, newest_first=True) is None
+    assert await jobs.list_jobs("acme", "videos", after="never", limit=5, newest_first=True) is None
 
 
 # -- cancel and delete -----------------------------------------------------------------------------------------------
@@ -498,7 +499,9 @@ async def test_owner_that_somebody_rewrote_gives_the_job_to_nobody_else(
     assert await jobs.get("rival", "a") is None
     assert await jobs.cancel("rival", "a") is None
     assert await jobs.delete("rival", "a") is None
-    assert await jobs.list_jobs("rival", after=None, limit=9, newest_first=True) == JobPage(jobs=(), has_more=False)
+    assert await jobs.list_jobs("rival", "videos", after=None, limit=9, newest_first=True) == JobPage(
+        jobs=(), has_more=False
+    )
     assert (await found(jobs, "a")).artefacts == CLIP
 
 
@@ -573,7 +576,7 @@ async def test_damaged_record_harms_nobody_else_and_leaves_nothing(
         assert await jobs.get("acme", "a") is None
         assert await jobs.cancel("acme", "a") is None
         assert not await jobs.has("a")
-        page = await jobs.list_jobs("acme", after=None, limit=9, newest_first=True)
+        page = await jobs.list_jobs("acme", "videos", after=None, limit=9, newest_first=True)
         assert page is not None
         assert [job.id for job in page.jobs] == ["b"]
     claims = [await jobs.claim(("vdit-nano",), "w", LONG_S) for _ in range(4)]
@@ -590,10 +593,10 @@ async def test_page_of_damaged_records_does_not_end_the_list(jobs: RedisJobs, cl
         await jobs.create(video_job(f"j{number}", created_at_s=now_s + number), max_queued=9)
     for number in (1, 2, 3):
         await client.hset(keys.job(f"j{number}"), "record", b"junk")
-    page = await jobs.list_jobs("acme", after=None, limit=1, newest_first=False)
+    page = await jobs.list_jobs("acme", "videos", after=None, limit=1, newest_first=False)
     assert page is not None
     assert ([job.id for job in page.jobs], page.has_more) == (["j0"], True)
-    page = await jobs.list_jobs("acme", after="j0", limit=1, newest_first=False)
+    page = await jobs.list_jobs("acme", "videos", after="j0", limit=1, newest_first=False)
     assert page is not None
     assert ([job.id for job in page.jobs], page.has_more) == (["j4"], False)
 

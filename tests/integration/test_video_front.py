@@ -19,23 +19,26 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from schedulers.video_points import ClipCost, VideoPoint
+from serving.delivery.job.base import JobModel
+from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.front.auth import Authenticator
 from serving.gateway.grpc import GrpcMethods
 from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
-from serving.replica.video.checkpoints import Checkpoints
-from serving.replica.video.delivery import Delivery
-from serving.replica.video.engine import EngineOptions, JobEngine
-from serving.replica.video.fake import FakePace, FakeRunner
-from serving.replica.video.worker import VideoWorker, WorkerConfig
+from serving.replica.job.checkpoints import Checkpoints
+from serving.replica.job.engine import EngineOptions, JobEngine
+from serving.replica.job.fake import FakePace, FakeRunner
+from serving.replica.job.held import Bench, WorkerConfig
+from serving.replica.job.outputs import OutputFiles
+from serving.replica.job.worker import Worker
 from serving.service import Service
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
-from serving.tasks.videos.resolve import ServedVideo
-from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from serving.tasks.videos.resolve import ClipPlanner
+from serving.tasks.videos.rules import VIDEOS
 from tests.support.clients import Calls, FakeContext, asgi
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_service import FakeService
@@ -59,17 +62,20 @@ class System:
         self.files = ArtefactStore(str(folder))
         self.folder = folder
         self.indexes: list[RedisJobs] = []
-        self.engine = JobEngine(EngineOptions(limits=LIMITS), lambda: FakeRunner(LIMITS.io, FakePace(step_s=step_s)))
-        self.worker = VideoWorker(
+        self.engine = JobEngine(
+            EngineOptions(family=LIMITS.family, variant=LIMITS.variant),
+            lambda: FakeRunner(LIMITS.io, FakePace(step_s=step_s)),
+        )
+        bench = Bench(
             model=MODEL,
             name="worker",
             engine=self.engine,
-            scheduler=VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)),
             index=self.index(),
             checkpoints=Checkpoints(self.files, SECRET),
-            delivery=Delivery(self.files),
+            files=OutputFiles(self.files),
             config=WorkerConfig(lease_s=0.6, poll_s=0.02, preview_every_s=0.02),
         )
+        self.worker = Worker(bench, VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)), LIMITS.io.request)
         self.app, self.grpc = self.gateway()
 
     def index(self) -> RedisJobs:
@@ -85,11 +91,12 @@ class System:
         table = VideoPointTable(
             model=MODEL, weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=(point,)
         )
-        served = ServedVideo(card=make_video_card(), limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
-        config = VideoServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
+        card = make_video_card()
+        planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
+        config = JobServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         results: Any = MemoryResults()
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))
-        videos = VideoJobsService({MODEL: served}, self.index(), self.files, pipeline, config)
+        videos = Jobs(VIDEOS, {MODEL: JobModel(card=card, plan=planner)}, self.index(), self.files, pipeline, config)
         service = Service(FakeService(), FakeService(), videos)
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")

@@ -17,18 +17,18 @@ import safetensors.numpy
 
 from schedulers.admission import Cost
 from schedulers.video import VideoPolicyConfig, VideoScheduler
-from serving.replica.video.checkpoints import Checkpoints
-from serving.replica.video.delivery import Delivery
-from serving.replica.video.engine import EngineOptions, JobEngine
-from serving.replica.video.fake import FakePace, FakeRunner
-from serving.replica.video.worker import HeldJob, VideoWorker, WorkerConfig
+from serving.replica.job.checkpoints import Checkpoints
+from serving.replica.job.engine import EngineOptions, JobEngine
+from serving.replica.job.fake import FakePace, FakeRunner
+from serving.replica.job.held import Bench, HeldJob, WorkerConfig
+from serving.replica.job.outputs import OutputFiles
+from serving.replica.job.worker import Worker
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs import keys
-from serving.stores.jobs.base import Lease
+from serving.stores.jobs.base import JobRecord, JobStatus, Lease
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.periodic import ArtefactCleaner
 from serving.stores.redis_server import EmbeddedRedis
-from serving.tasks.videos.domain import JobStatus, VideoJob
 from tests.support.clip_limits import clip_limits
 from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
@@ -82,41 +82,42 @@ def build(
     max_batch: int = 2,
     config: WorkerConfig = QUICK,
     **pace: Any,
-) -> VideoWorker:
-    return VideoWorker(
+) -> Worker:
+    options = EngineOptions(family=LIMITS.family, variant=LIMITS.variant)
+    bench = Bench(
         model=MODEL,
         name=name,
-        engine=JobEngine(EngineOptions(limits=LIMITS), lambda: FakeRunner(LIMITS.io, FakePace(**pace))),
-        scheduler=VideoScheduler(VideoPolicyConfig(max_batch=max_batch, max_jobs=4)),
+        engine=JobEngine(options, lambda: FakeRunner(LIMITS.io, FakePace(**pace))),
         index=index,
         checkpoints=Checkpoints(store, SECRET),
-        delivery=Delivery(store),
+        files=OutputFiles(store),
         config=config,
     )
+    return Worker(bench, VideoScheduler(VideoPolicyConfig(max_batch=max_batch, max_jobs=4)), LIMITS.io.request)
 
 
 @asynccontextmanager
-async def running(worker: VideoWorker) -> AsyncIterator[VideoWorker]:
-    await worker.engine.start()
+async def running(worker: Worker) -> AsyncIterator[Worker]:
+    await worker.bench.engine.start()
     await worker.start()
     try:
         yield worker
     finally:
         await worker.stop()
-        await worker.engine.stop()
+        await worker.bench.engine.stop()
 
 
-async def kill(worker: VideoWorker) -> None:
+async def kill(worker: Worker) -> None:
     """As SIGKILL would: nobody says goodbye to the index."""
-    worker._is_draining = worker._is_stopped = True
-    for task in [*worker._loops, *worker._tasks]:
+    worker.bench.is_draining = worker._is_stopped = True
+    for task in [*worker._loops, *worker.bench.tasks]:
         task.cancel()
-    await asyncio.gather(*worker._loops, *worker._tasks, return_exceptions=True)
+    await asyncio.gather(*worker._loops, *worker.bench.tasks, return_exceptions=True)
 
 
 async def until(
-    index: RedisJobs, job_id: str, condition: Callable[[VideoJob], bool], timeout_s: float = 15.0
-) -> VideoJob:
+    index: RedisJobs, job_id: str, condition: Callable[[JobRecord], bool], timeout_s: float = 15.0
+) -> JobRecord:
     deadline_s = time.monotonic() + timeout_s
     while True:
         job = await index.get("acme", job_id)
@@ -127,7 +128,7 @@ async def until(
         await asyncio.sleep(0.02)
 
 
-def is_over(job: VideoJob) -> bool:
+def is_over(job: JobRecord) -> bool:
     return job.status.is_final
 
 
@@ -138,7 +139,7 @@ async def test_job_becomes_a_clip_with_a_thumbnail_a_preview_and_a_report(
         await index.create(video_job("video_a"), max_queued=10)
         job = await until(index, "video_a", is_over)
     assert job.status is JobStatus.COMPLETED, job.error
-    assert job.step == job.settings.num_steps
+    assert job.step == job.num_steps
     assert job.report["steps"] == 10
     assert job.report["operating_point"] == "dense-20"
     clip = await store.read_artefact(job.artefacts["video"])
@@ -164,7 +165,7 @@ async def test_job_of_a_killed_worker_goes_on_from_its_checkpoint_and_ends_the_s
 ) -> None:
     await index.create(video_job("video_a", num_steps=20), max_queued=10)
     first = build(index, store, "first", step_s=0.04)
-    await first.engine.start()
+    await first.bench.engine.start()
     await first.start()
     await until(index, "video_a", lambda job: job.checkpoint_step >= 4)
     await kill(first)
@@ -177,15 +178,15 @@ async def test_job_of_a_killed_worker_goes_on_from_its_checkpoint_and_ends_the_s
         await index.create(video_job("video_b", num_steps=20), max_queued=10)
         whole = await until(index, "video_b", is_over)
     assert resumed.artefacts["video"].sha256 == whole.artefacts["video"].sha256
-    await first.engine.stop()
+    await first.bench.engine.stop()
 
 
 async def test_worker_that_was_late_hands_in_nothing(index: RedisJobs, store: ArtefactStore) -> None:
     """Its lease runs out while a step hangs; another one does the job, and the first must not end it again."""
     await index.create(video_job("video_a"), max_queued=10)
     first = build(index, store, "first", step_s=0.3)
-    first.config = WorkerConfig(lease_s=0.05, poll_s=0.02)
-    await first.engine.start()
+    first.bench.config = WorkerConfig(lease_s=0.05, poll_s=0.02)
+    await first.bench.engine.start()
     await first.start()
     await until(index, "video_a", lambda job: job.status is JobStatus.IN_PROGRESS)
     first._loops[1].cancel()  # no heartbeat any more
@@ -197,7 +198,7 @@ async def test_worker_that_was_late_hands_in_nothing(index: RedisJobs, store: Ar
         await first.stop()
         again = await index.get("acme", "video_a")
     assert again == job
-    await first.engine.stop()
+    await first.bench.engine.stop()
 
 
 async def test_cancelled_job_ends_within_a_step_and_the_others_go_on(index: RedisJobs, store: ArtefactStore) -> None:
@@ -211,13 +212,13 @@ async def test_cancelled_job_ends_within_a_step_and_the_others_go_on(index: Redi
         assert job.error.code == "cancelled"
         assert job.step < 50
         assert (await until(index, "video_b", is_over)).status is JobStatus.COMPLETED
-        assert worker.engine.held_bytes() == 0
+        assert worker.bench.engine.held_bytes() == 0
 
 
 async def test_charge_is_corrected_by_what_the_job_took_when_it_ends(index: RedisJobs, store: ArtefactStore) -> None:
     settled: dict[str, tuple[str, Cost, Cost]] = {}
     worker = build(index, store, step_s=0.02)
-    worker.settle = lambda tenant, job_id, charged, actual: settled.update({job_id: (tenant, charged, actual)})
+    worker.bench.settle = lambda tenant, job_id, charged, actual: settled.update({job_id: (tenant, charged, actual)})
     async with running(worker):
         for job_id, num_steps in (("video_a", 10), ("video_b", 100)):
             await index.create(video_job(job_id, num_steps=num_steps), max_queued=10)
@@ -281,10 +282,10 @@ async def test_urgent_job_preempts_at_a_step_boundary(index: RedisJobs, store: A
     assert slow.preemptions >= 1
 
 
-# -- a store of clips that is full or away ---------------------------------------------------------------------------
+# -- a store of files that is full or away ---------------------------------------------------------------------------
 
 
-def waiting(job: VideoJob) -> bool:
+def waiting(job: JobRecord) -> bool:
     return job.stage == "store" and FillableFileSystem.num_refused > 0
 
 
@@ -326,7 +327,7 @@ async def test_job_that_the_store_never_took_ends_with_an_error_that_names_the_s
         job = await until(index, "video_a", is_over)
     assert job.error is not None
     assert (job.error.code, job.attempts) == ("store_full", 2)
-    assert "the store of clips is full" in job.error.message
+    assert "the store of files is full" in job.error.message
     assert "secret" not in job.error.message
 
 
@@ -369,7 +370,7 @@ async def test_wait_for_the_store_ends_when_the_job_is_not_wanted(
     assert worker.num_held == 0
 
 
-async def _until_held(worker: VideoWorker, count: int) -> None:
+async def _until_held(worker: Worker, count: int) -> None:
     deadline_s = time.monotonic() + 15.0
     while True:
         if worker.num_held == count:
@@ -399,7 +400,7 @@ async def test_clip_that_nobody_waits_for_any_more_is_taken_back(
         async with aioredis.Redis.from_url(server.url) as client:
             await client.flushall()
         await _until_held(worker, 0)
-    assert not list((tmp_path / "clips").rglob("clip-*"))
+    assert not list((tmp_path / "clips").rglob("video-*"))
 
 
 @pytest.mark.parametrize("loss", ["flushed", "damaged"])
@@ -422,16 +423,20 @@ async def test_files_of_a_job_that_redis_lost_are_swept_and_those_of_others_are_
 
 
 async def killed(
-    index: RedisJobs, store: ArtefactStore, when: Callable[[VideoJob], bool], config: WorkerConfig, step_s: float = 0.03
-) -> VideoJob:
+    index: RedisJobs,
+    store: ArtefactStore,
+    when: Callable[[JobRecord], bool],
+    config: WorkerConfig,
+    step_s: float = 0.03,
+) -> JobRecord:
     """A worker that dies, and the last that its job was seen to be."""
     own_store = ArtefactStore(store._root)
     first = build(index, own_store, "first", step_s=step_s, config=config)
-    await first.engine.start()
+    await first.bench.engine.start()
     await first.start()
     job = await until(index, "video_a", lambda job: when(job) or job.status.is_final)
     await kill(first)
-    await first.engine.stop()
+    await first.bench.engine.stop()
     own_store._threads.shutdown(wait=True)  # a write that had begun: a test's own death is not that of a process
     assert not job.status.is_final
     return job
@@ -508,15 +513,15 @@ async def test_job_that_has_to_wait_leaves_its_work_in_the_store(index: RedisJob
 async def test_store_that_is_slow_to_write_gets_fewer_checkpoints(index: RedisJobs, store: ArtefactStore) -> None:
     worker = build(index, store, config=replace(QUICK, checkpoint_share=0.1))
     now_s = 100.0
-    worker.clock = lambda: now_s
+    worker.bench.clock = lambda: now_s
     held = HeldJob(video_job("video_a"), Lease(job_id="video_a", token="t", worker="w"))
-    held.step, worker._checkpoint_s, held.checkpoint_at_s = 5, 2.0, 90.0
-    worker._consider_checkpoint(held)
+    held.step, worker.saving.took_s, held.checkpoint_at_s = 5, 2.0, 90.0
+    worker.saving.consider(held)
     assert held.checkpointing is None
     now_s = 110.0  # 20 seconds later, of which 2 are a tenth
-    worker._consider_checkpoint(held)
+    worker.saving.consider(held)
     assert held.checkpointing is not None
-    await worker._end_checkpoints(held)
+    await worker.saving.end(held)
 
 
 async def test_job_that_comes_back_before_it_was_let_go_is_left_to_others(

@@ -8,18 +8,14 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
+from models.io import ClipRequest
+from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobUpdate
 from serving.errors import InvalidRequest, UnknownVideo
 from serving.service import VideoModelCard
-from serving.stores.jobs.base import JobPage
-from serving.tasks.videos.domain import (
-    Artefact,
-    JobError,
-    JobStatus,
-    VideoJob,
-    VideoRequest,
-    VideoSettings,
-    VideoUpdate,
-)
+from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus
+from serving.tasks.videos.schemas import VideoBody
 
 VIDEO_MODEL = "fake-video"
 CREATED_S = 1_790_000_000.0
@@ -56,20 +52,30 @@ def make_video_card(model: str = VIDEO_MODEL) -> VideoModelCard:
     )
 
 
-def make_settings(request: VideoRequest) -> VideoSettings:
-    return VideoSettings(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width or 64,
-        height=request.height or 64,
-        num_frames=request.num_frames or 29,
-        fps=request.fps or 8,
-        num_steps=request.num_inference_steps or NUM_STEPS,
-        guidance_scale=5.0 if request.guidance_scale is None else request.guidance_scale,
-        seed=request.seed or 0,
-        sampler=request.sampler or "euler_ancestral",
-        attention=request.attention or "dense",
-        output_format=request.output_format,
+def planned(request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan:
+    asked = request.asked
+    return JobPlan(
+        request=ClipRequest(
+            prompt=asked.prompt, negative_prompt=asked.negative_prompt or "", num_frames=asked.num_frames or 29
+        ),
+        point={
+            "num_inference_steps": asked.num_inference_steps or NUM_STEPS,
+            "guidance_scale": 5.0 if asked.guidance_scale is None else asked.guidance_scale,
+            "sampler": asked.sampler or "euler_ancestral",
+            "attention": asked.attention or "dense",
+        },
+        seed=asked.seed or seed,
+        num_steps=asked.num_inference_steps or NUM_STEPS,
+        name="quick",
+        predicted_s=10.0,
+        predicted_j=60.0,
+        output={"format": asked.output_format or "mp4", "fps": asked.fps or 8},
+        shown={
+            "width": asked.width or 64,
+            "height": asked.height or 64,
+            "variant": "teacher",
+            "user": asked.user or "",
+        },
     )
 
 
@@ -80,8 +86,8 @@ class FakeVideos:
         self.video_cards = tuple(video_cards)
         self.is_fast = is_fast
         self.video_error: BaseException | None = None
-        self.video_requests: list[VideoRequest] = []
-        self.jobs: dict[str, VideoJob] = {}
+        self.video_requests: list[JobRequest[VideoBody]] = []
+        self.jobs: dict[str, JobRecord] = {}
         self.cancelled: list[str] = []
         self.previews: dict[str, bytes] = {}
         self.watchers = 0
@@ -108,11 +114,11 @@ class FakeVideos:
 
     def complete(self, video_id: str, clip: bytes = CLIP) -> None:
         """The job has its clip."""
-        is_gif = self.jobs[video_id].settings.output_format == "gif"
+        is_gif = self.jobs[video_id].output["format"] == "gif"
         files = {"video": (clip, "image/gif" if is_gif else "video/mp4"), "thumbnail": (THUMBNAIL, "image/jpeg")}
         self.change(
             video_id,
-            status=JobStatus.COMPLETED, stage="done", step=self.jobs[video_id].settings.num_steps, report=REPORT,
+            status=JobStatus.COMPLETED, stage="done", step=self.jobs[video_id].num_steps, report=REPORT,
             completed_at_s=CREATED_S + 12, expires_at_s=CREATED_S + 3600,
             artefacts={
                 name: Artefact(
@@ -128,26 +134,33 @@ class FakeVideos:
         error = JobError(code=code, message=message)
         self.change(video_id, status=JobStatus.FAILED, error=error, completed_at_s=CREATED_S + 3)
 
-    # -- serving.service.VideoService --------------------------------------------------------------------------------
+    # -- serving.delivery.job.base.JobService ------------------------------------------------------------------------
 
-    def video_models(self) -> tuple[VideoModelCard, ...]:
-        return self.video_cards
+    @property
+    def job_models(self) -> dict[str, JobModel]:
+        return {card.id: JobModel(card=card, plan=planned) for card in self.video_cards}
 
-    async def create_video(self, request: VideoRequest) -> VideoJob:
+    async def create(self, request: JobRequest[VideoBody]) -> JobRecord:
         self._check()
         self.video_requests.append(request)
         number = len(self.video_requests)
-        job = VideoJob(
+        plan = planned(request, 0, 0.0)
+        job = JobRecord(
             id=f"video_{request.idempotency_key or number:0>4}",
             owner=request.tenant,
+            task="videos",
             model=request.model,
-            settings=make_settings(request),
+            payload=msgspec.json.encode(plan.request),
+            point=plan.point,
+            seed=plan.seed,
+            num_steps=plan.num_steps,
+            output=plan.output,
+            shown=plan.shown,
             created_at_s=CREATED_S + number,
-            predicted_s=10.0,
-            predicted_j=60.0,
-            operating_point="quick",
+            predicted_s=plan.predicted_s,
+            predicted_j=plan.predicted_j,
+            operating_point=plan.name,
             priority=request.budget.priority,
-            user=request.user,
         )
         self.jobs.setdefault(job.id, job)
         if self.is_fast:
@@ -156,14 +169,14 @@ class FakeVideos:
         self.created.set()
         return self.jobs[job.id]
 
-    async def get_video(self, owner: str, video_id: str) -> VideoJob:
+    async def get(self, owner: str, video_id: str) -> JobRecord:
         self._check()
         job = self.jobs.get(video_id)
         if job is None or job.owner != owner:
             raise UnknownVideo(f"no video has the id {video_id}", param="id")
         return job
 
-    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+    async def page(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
         self._check()
         jobs = [job for job in self.jobs.values() if job.owner == owner]
         jobs.sort(key=lambda job: job.created_at_s, reverse=newest_first)
@@ -173,36 +186,36 @@ class FakeVideos:
         start = 0 if after is None else ids.index(after) + 1
         return JobPage(jobs=tuple(jobs[start : start + limit]), has_more=len(jobs) > start + limit)
 
-    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        job = await self.get_video(owner, video_id)
+    async def cancel(self, owner: str, video_id: str) -> JobRecord:
+        job = await self.get(owner, video_id)
         self.cancelled.append(video_id)
         if not job.status.is_final:
             self.fail(video_id, "cancelled", "the job was cancelled")
         return self.jobs[video_id]
 
-    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
-        job = await self.get_video(owner, video_id)
+    async def delete(self, owner: str, video_id: str) -> JobRecord:
+        job = await self.get(owner, video_id)
         if not job.status.is_final:
-            return await self.cancel_video(owner, video_id)
+            return await self.cancel(owner, video_id)
         return self.jobs.pop(video_id)
 
-    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
+    async def read(self, artefact: Artefact, start: int, end: int) -> bytes:
         if self.read_error_at is not None and start >= self.read_error_at:
             raise UnknownVideo("the file is gone", param="id")
         data = THUMBNAIL if artefact.key.endswith("thumbnail") else CLIP
         return data[start:end]
 
-    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+    async def watch(self, owner: str, video_id: str) -> AsyncGenerator[JobUpdate, None]:
         changed = asyncio.Event()
         self._changes.append(changed)
         self.watchers += 1
         try:
             while True:
                 changed.clear()
-                job = await self.get_video(owner, video_id)
+                job = await self.get(owner, video_id)
                 left_s = job.remaining_s
                 finish_at_s = None if left_s is None or job.status.is_final else CREATED_S + left_s
-                yield VideoUpdate(job=job, finish_at_s=finish_at_s, preview=self.previews.get(video_id))
+                yield JobUpdate(job=job, finish_at_s=finish_at_s, preview=self.previews.get(video_id))
                 if job.status.is_final:
                     return
                 await changed.wait()

@@ -10,8 +10,8 @@ import torch
 from models.families.vdit.networks import Networks
 from models.families.vdit.runner import VditRunner
 from models.methods.ras.config import RasConfig
-from serving.replica.video.engine import EngineOptions, JobEngine
-from serving.replica.video.fake import FakePace, FakeRunner
+from serving.replica.job.engine import EngineOptions, JobEngine
+from serving.replica.job.fake import FakePace, FakeRunner
 from tests.support.clip_limits import clip_limits
 from tests.support.video_models import (
     CAPTION_CHANNELS,
@@ -26,7 +26,7 @@ BAD_PROMPT = "a nan ball"
 
 TINY = {"num_layers": 2, "num_heads": 2, "head_dim": 12, "caption_channels": CAPTION_CHANNELS}
 LIMITS = clip_limits(TINY, width=48, height=32, frame_counts=(1, 5, 9), latent_channels=4)
-OPTIONS = EngineOptions(limits=LIMITS, stop_grace_s=5.0)
+OPTIONS = EngineOptions(family=LIMITS.family, variant=LIMITS.variant, stop_grace_s=5.0)
 
 
 def fake_engine(**pace: Any) -> JobEngine:

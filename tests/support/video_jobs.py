@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
-from serving.stores.jobs.base import Progress
-from serving.tasks.videos.domain import Artefact, VideoJob, VideoSettings
+import msgspec
+
+from models.io import ClipRequest
+from serving.stores.jobs.base import Artefact, JobRecord, Progress
 
 SECRET = b"s" * 32
 CLIP = {"video": Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=3, sha256="0" * 64)}
@@ -23,32 +25,29 @@ def video_job(
     predicted_s: float = 2.0,
     num_steps: int = 10,
     prompt: str = "a red ball",
-) -> VideoJob:
-    settings = VideoSettings(
-        prompt=prompt,
-        negative_prompt="",
-        width=64,
-        height=64,
-        num_frames=29,
-        fps=8,
-        num_steps=num_steps,
-        guidance_scale=3.5,
-        seed=7,
-        sampler="ddim",
-        attention="tile:2:6",
-    )
-    return VideoJob(
+) -> JobRecord:
+    return JobRecord(
         id=job_id,
         owner=owner,
+        task="videos",
         model=model,
-        settings=settings,
+        payload=msgspec.json.encode(ClipRequest(prompt=prompt, num_frames=29)),
+        point={
+            "num_inference_steps": num_steps,
+            "guidance_scale": 3.5,
+            "sampler": "ddim",
+            "attention": "tile:2:6",
+        },
+        seed=7,
+        num_steps=num_steps,
+        output={"format": "mp4", "fps": 8},
+        shown={"width": 64, "height": 64, "variant": "teacher", "user": "somebody"},
         priority=priority,
         created_at_s=time.time() if created_at_s is None else created_at_s,
         deadline_at_s=deadline_at_s,
         predicted_s=predicted_s,
         predicted_j=12.0,
         operating_point="dense-20",
-        user="somebody",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +11,21 @@ from torch import Tensor
 
 from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.transformer import OpenSoraT2V
-from serving.replica.video.base import Frames
-from serving.tasks.videos.domain import VideoSettings
+from models.io import ClipRequest
+from serving.replica.job.base import Frames, JobInput
 
 CAPTION_CHANNELS = 8
 
 
-def video_settings(**changes: object) -> VideoSettings:
+def clip_input(**changes: Any) -> JobInput:
     """A clip of 3 latent frames of 4 by 6 latent pixels."""
-    values: dict[str, object] = {
-        "prompt": "a red ball", "negative_prompt": "", "width": 48, "height": 32, "num_frames": 9, "fps": 8,
-        "num_steps": 4, "guidance_scale": 3.0, "seed": 1, "sampler": "euler_ancestral", "attention": "dense",
+    values: dict[str, Any] = {
+        "prompt": "a red ball", "negative_prompt": "", "num_frames": 9,
+        "num_steps": 4, "guidance_scale": 3.0, "seed": 1, "sampler": "euler_ancestral", "attention": "dense", **changes,
     }  # fmt: skip
-    return VideoSettings(**{**values, **changes})  # type: ignore[arg-type]
+    steps, seed = values.pop("num_steps"), values.pop("seed")
+    clip = ClipRequest(**{name: values.pop(name) for name in ("prompt", "negative_prompt", "num_frames")})
+    return JobInput(request=clip, point={"num_inference_steps": steps, **values}, seed=seed, num_steps=steps)
 
 
 def tiny_config(num_layers: int = 2) -> OpenSoraConfig:

@@ -1,4 +1,5 @@
-"""What gateways and replicas need of the job index. ``serving.stores.jobs.redis_jobs`` implements it.
+"""A durable job, whatever it makes, and what gateways and replicas need of the index of all of them.
+``serving.stores.jobs.redis_jobs`` implements it.
 
     create -> queued --claim--> in_progress --complete--> completed
                 ^                   |  |
@@ -11,11 +12,147 @@ A lease has a fencing token: whoever lost it can neither report progress nor com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any, Final, Protocol
 
-from serving.tasks.videos.domain import Artefact, JobError, VideoJob
+from models.contract import Value
+from schedulers.admission import Cost
+from serving import errors
+
+CANCELLED: Final = errors.Cancelled.code
+ATTEMPTS_EXHAUSTED: Final = "attempts_exhausted"
+"""Code of a job whose replicas died until its attempts were used up."""
+MAX_PAYLOAD_BYTES: Final = 8 << 20
+"""Of a record. Larger inputs belong into the store of files."""
+
+
+class JobStatus(StrEnum):
+    """Where a job stands; ``cancelled`` is ``failed`` with the error code ``cancelled``."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job failed: a stable code of ``serving.errors`` and a message for the caller."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefact:
+    """A file of a finished job in the shared store. ``key`` is relative to the store's root."""
+
+    key: str
+    media_type: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One job as the index has it. Times are Unix seconds; ``None``: not yet.
+
+    What is made: ``payload`` is the request as the task encoded it, which the model's io decodes (``models.io``);
+    ``point`` are the settings of the family's knobs. Same payload, point, seed and checkpoint: same outputs.
+    ``output``: how they are written to files (``serving.replica.job.outputs``). ``shown``: what else the task's reply
+    repeats. ``asked``: digests of what the request said, field by field, where it had an idempotency key.
+    ``traceparent``: of the request that made it.
+
+    How far it is: ``step`` of ``num_steps`` slices, in the phase ``stage``. ``checkpoint_step``: slices in the state
+    that is known to be in the store. ``artefacts`` by name. ``report``: what was measured, and what was degraded.
+    """
+
+    id: str
+    owner: str
+    task: str
+    model: str
+    checkpoint: str = ""
+    payload: bytes
+    point: dict[str, Value]
+    seed: int
+    num_steps: int
+    output: dict[str, Value] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    traceparent: str = ""
+    priority: str = "normal"
+    operating_point: str = ""
+    created_at_s: float
+    deadline_at_s: float | None = None
+    predicted_s: float = 0.0
+    """Engine seconds that the whole job was expected to need when it was admitted."""
+    predicted_j: float = 0.0
+    status: JobStatus = JobStatus.QUEUED
+    started_at_s: float | None = None
+    completed_at_s: float | None = None
+    expires_at_s: float | None = None
+    attempts: int = 0
+    preemptions: int = 0
+    step: int = 0
+    stage: str = "queued"
+    """``queued``, a phase of the engine (``text``, ``denoise``, ``decode``), ``encode``, ``store``, ``done``."""
+    checkpoint_step: int = 0
+    remaining_s: float | None = None
+    """Engine seconds that the replica expects to need still; None while queued."""
+    artefacts: dict[str, Artefact] = field(default_factory=dict)
+    error: JobError | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> int:
+        """Percent, 0 to 100; 100 only once completed."""
+        if self.status is JobStatus.COMPLETED:
+            return 100
+        return min(99, int(99 * self.step / max(1, self.num_steps)))
+
+    @property
+    def failure(self) -> errors.ServingError:
+        """What a call that waited for a job that failed fails with."""
+        if self.error is None:
+            return errors.EngineFailed("the job failed")
+        if self.error.code == ATTEMPTS_EXHAUSTED:
+            return errors.ReplicaLost(self.error.message)
+        known = (one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.ServingError))
+        return {one.code: one for one in known}.get(self.error.code, errors.EngineFailed)(self.error.message)
+
+    @property
+    def charged(self) -> Cost:
+        """What the owner was charged when it was taken in."""
+        return Cost(self.predicted_j, self.predicted_s)
+
+    @property
+    def taken(self) -> Cost:
+        """What a job that is over has taken. One that nobody ran to its end and that was cancelled: the steps that an
+        earlier attempt has left in a checkpoint. What attempts took whose replicas died is not the owner's fault."""
+        if "compute_ms" in self.report:
+            return Cost(self.report["energy_j"], self.report["compute_ms"] / 1e3)
+        is_cancelled = self.error is not None and self.error.code == CANCELLED
+        done = self.checkpoint_step / max(1, self.num_steps) if is_cancelled else 0.0
+        return Cost(done * self.predicted_j, done * self.predicted_s)
+
+
+# -- where the files of a job lie in the shared store ----------------------------------------------------------------
+
+
+def folder(job_id: str) -> str:
+    """Everything of a job is below it."""
+    return f"jobs/{job_id}"
+
+
+def preview_key(job_id: str) -> str:
+    """A picture of what it has come to, JPEG; written over and over."""
+    return f"{folder(job_id)}/preview.jpg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +179,7 @@ class LeaseState(Enum):
 class Claim:
     """A job to work on, and the right to."""
 
-    job: VideoJob
+    job: JobRecord
     lease: Lease
 
 
@@ -50,7 +187,7 @@ class Claim:
 class JobPage:
     """One page of a list; ``next_after`` is None on the last."""
 
-    jobs: tuple[VideoJob, ...]
+    jobs: tuple[JobRecord, ...]
     has_more: bool
 
 
@@ -68,23 +205,28 @@ class Progress:
 class JobIndex(Protocol):
     """Durable records of jobs. Every method raises ``StoreUnavailable`` when Redis is away: jobs never fail open."""
 
-    async def create(self, job: VideoJob, *, max_queued: int) -> None:
-        """Store a queued job. Raises: QueueFull: that owner's or the whole queue is at its bound."""
+    async def create(self, job: JobRecord, *, max_queued: int) -> None:
+        """Store a queued job.
+
+        Raises: QueueFull: that owner's or the whole queue is at its bound. ValueError: the payload is too large.
+        """
         ...
 
-    async def get(self, owner: str, job_id: str) -> VideoJob | None:
+    async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """The job, if there is one of that id and it is the owner's; unknown and not-yours look the same."""
         ...
 
-    async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
-        """A page of the owner's jobs by creation time. None: ``after`` names no job of the owner."""
+    async def list_jobs(
+        self, owner: str, task: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> JobPage | None:
+        """A page of the owner's jobs of a task, by creation. None: ``after`` names no job of the owner."""
         ...
 
-    async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
+    async def cancel(self, owner: str, job_id: str) -> JobRecord | None:
         """End a job that is not final (see the module); a final one is left as it is. None: no such job."""
         ...
 
-    async def delete(self, owner: str, job_id: str) -> VideoJob | None:
+    async def delete(self, owner: str, job_id: str) -> JobRecord | None:
         """Remove a final job from the index. The caller deletes its artefacts. None: no such job, or not final."""
         ...
 
@@ -110,7 +252,7 @@ class JobIndex(Protocol):
         ...
 
     async def fail(self, lease: Lease, error: JobError, report: dict[str, object], ttl_s: float) -> bool:
-        """Over, without a clip. Returns False, and changes nothing, if the lease was lost."""
+        """Over, with nothing made. Returns False, and changes nothing, if the lease was lost."""
         ...
 
     async def num_queued(self, model: str) -> int:

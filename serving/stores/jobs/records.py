@@ -1,4 +1,4 @@
-"""Between ``VideoJob`` and the hash that Redis keeps of it.
+"""Between ``JobRecord`` and the hash that Redis keeps of it.
 
     record   the job as it was created: sealed, never changed
     result   how its worker says that it ended: sealed
@@ -12,17 +12,26 @@ another tenant nor name another tenant's files. What cannot be read, or was not 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
 
-from serving.stores.jobs.base import Progress
+from serving.stores.jobs.base import (
+    ATTEMPTS_EXHAUSTED,
+    CANCELLED,
+    MAX_PAYLOAD_BYTES,
+    Artefact,
+    JobError,
+    JobRecord,
+    JobStatus,
+    Progress,
+)
 from serving.stores.sealed import Sealer
-from serving.tasks.videos.domain import ATTEMPTS_EXHAUSTED, CANCELLED, Artefact, JobError, JobStatus, VideoJob
 
-_STAGES: Final = frozenset({"queued", "text", "denoise", "decode", "encode", "store", "done"})
+_STAGE: Final = re.compile(r"[a-z]{1,16}")
 _MAX_NUMBER: Final = 1e15
 
 
@@ -37,7 +46,7 @@ class Result:
 
 
 # Made once: msgspec takes a millisecond to understand a dataclass.
-_JOB: Final = msgspec.json.Decoder(VideoJob)
+_JOB: Final = msgspec.json.Decoder(JobRecord)
 _RESULT: Final = msgspec.json.Decoder(Result)
 
 
@@ -48,15 +57,17 @@ class RecordCodec:
         self._records = Sealer(secret, "job record")
         self._results = Sealer(secret, "job result")
 
-    def encode(self, job: VideoJob) -> bytes:
-        """The job as it was created."""
+    def encode(self, job: JobRecord) -> bytes:
+        """The job as it was created. Raises: ValueError: its payload is too large."""
+        if len(job.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"payload of {len(job.payload)} bytes; limit is {MAX_PAYLOAD_BYTES}")
         return self._records.seal(job.id, msgspec.json.encode(job))
 
     def encode_result(self, job_id: str, result: Result) -> bytes:
         """How a job ended."""
         return self._results.seal(job_id, msgspec.json.encode(result))
 
-    def decode(self, job_id: str, fields: dict[str, bytes]) -> VideoJob:
+    def decode(self, job_id: str, fields: dict[str, bytes]) -> JobRecord:
         """The job of that id as it is now.
 
         Raises: ValueError: these are not the fields of that job.
@@ -64,18 +75,18 @@ class RecordCodec:
         try:
             job = self._created(job_id, fields)
             status = JobStatus(fields["status"].decode())
-            job = replace(job, status=status, **_progress(fields, job.settings.num_steps))
+            job = replace(job, status=status, **_progress(fields, job.num_steps))
             return self._ended(job, fields) if status.is_final else job
         except (KeyError, ValueError, msgspec.MsgspecError) as error:
             raise ValueError(f"not a job: {error}") from None
 
-    def _created(self, job_id: str, fields: dict[str, bytes]) -> VideoJob:
+    def _created(self, job_id: str, fields: dict[str, bytes]) -> JobRecord:
         raw = self._records.open(job_id, fields["record"])
         if raw is None:
             raise ValueError("the record was not sealed here")
         return _JOB.decode(raw)
 
-    def _ended(self, job: VideoJob, fields: dict[str, bytes]) -> VideoJob:
+    def _ended(self, job: JobRecord, fields: dict[str, bytes]) -> JobRecord:
         if "result" not in fields:
             return replace(job, error=_error_of_index(fields["ended"].decode(), job))
         raw = self._results.open(job.id, fields["result"])
@@ -92,7 +103,7 @@ def fields_of(reply: Any) -> dict[str, bytes]:
     return {bytes(name).decode(): bytes(value) for name, value in zip(reply[::2], reply[1::2], strict=True)}
 
 
-def _error_of_index(ended: str, job: VideoJob) -> JobError:
+def _error_of_index(ended: str, job: JobRecord) -> JobError:
     """Of a job that the index ended by itself, which cannot seal. Raises: ValueError: it does not end jobs so."""
     if job.status is JobStatus.FAILED and ended == CANCELLED:
         return JobError(code=CANCELLED, message="the job was cancelled")
@@ -105,7 +116,7 @@ def _error_of_index(ended: str, job: VideoJob) -> JobError:
 def _progress(fields: dict[str, bytes], num_steps: int) -> dict[str, Any]:
     """Raises: ValueError: not what a script writes."""
     stage = fields["stage"].decode()
-    if stage not in _STAGES:
+    if not _STAGE.fullmatch(stage):
         raise ValueError(f"stage {stage[:40]!r}")
     return {
         "stage": stage,

@@ -17,11 +17,22 @@ from redis.exceptions import NoScriptError
 
 from schedulers.types import Priority
 from schedulers.video_urgency import queue_key
+from serving.config import JobOptions, ResolvedConfig
 from serving.errors import QueueFull
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.jobs import keys
-from serving.stores.jobs.base import Claim, JobPage, Lease, LeaseState, Progress
+from serving.stores.jobs.base import (
+    Artefact,
+    Claim,
+    JobError,
+    JobPage,
+    JobRecord,
+    JobStatus,
+    Lease,
+    LeaseState,
+    Progress,
+)
 from serving.stores.jobs.records import RecordCodec, Result, fields_of, progress_arguments
 from serving.stores.jobs.scripts import (
     ALL,
@@ -38,7 +49,6 @@ from serving.stores.jobs.scripts import (
     UNSETTLED,
 )
 from serving.stores.scripts import Script
-from serving.tasks.videos.domain import Artefact, JobError, JobStatus, VideoJob
 
 _log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
@@ -95,12 +105,12 @@ class RedisJobs:
 
     # -- for gateways ------------------------------------------------------------------------------------------------
 
-    async def create(self, job: VideoJob, *, max_queued: int) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int) -> None:
         """See ``JobIndex.create``. The same id of the same owner again is the same job, and nothing is changed.
 
         Raises:
             QueueFull: a bound is reached.
-            ValueError: the id is another owner's.
+            ValueError: the id is another owner's, or the payload too large.
         """
         answer, earlier = await self._create(job, max_queued)
         if answer == b"exists" and self._read(job.id, earlier) is None:
@@ -108,7 +118,7 @@ class RedisJobs:
             answer, earlier = await self._create(job, max_queued)
         self._check_created(job, answer, earlier, max_queued)
 
-    async def _create(self, job: VideoJob, max_queued: int) -> tuple[bytes, Any]:
+    async def _create(self, job: JobRecord, max_queued: int) -> tuple[bytes, Any]:
         priority = Priority[job.priority.upper()]
         answer, earlier = await self._run(
             CREATE,
@@ -118,14 +128,14 @@ class RedisJobs:
             repr(job.created_at_s),
             repr(queue_key(priority, job.created_at_s, job.deadline_at_s, job.predicted_s)),
             int(1e6 * job.predicted_s),
-            job.settings.num_steps,
+            job.num_steps,
             max_queued,
             self._max_open_per_owner,
             self._codec.encode(job),
         )
         return answer, earlier
 
-    def _check_created(self, job: VideoJob, answer: bytes, earlier: Any, max_queued: int) -> None:
+    def _check_created(self, job: JobRecord, answer: bytes, earlier: Any, max_queued: int) -> None:
         if answer == b"full":
             message = f"{max_queued} jobs wait already, which is the limit; try again later"
             raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
@@ -135,13 +145,15 @@ class RedisJobs:
         if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
 
-    async def get(self, owner: str, job_id: str) -> VideoJob | None:
+    async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """See ``JobIndex.get``."""
         return self._read(job_id, await self._run(GET, job_id), owner)
 
-    async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
+    async def list_jobs(
+        self, owner: str, task: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> JobPage | None:
         """See ``JobIndex.list_jobs``. Records that cannot be read are passed over."""
-        found: list[VideoJob] = []
+        found: list[JobRecord] = []
         cursor, wanted = after or "", limit + 1
         while len(found) < wanted:
             is_known, entries = await self._run(LIST, _owner(owner), cursor, wanted, int(newest_first))
@@ -149,20 +161,20 @@ class RedisJobs:
                 return None
             ids = [bytes(job_id).decode() for job_id in entries[::2]]
             read = (self._read(job_id, reply, owner) for job_id, reply in zip(ids, entries[1::2], strict=True))
-            found += [job for job in read if job is not None]
+            found += [job for job in read if job is not None and job.task == task]
             if len(ids) < wanted:
                 break
             cursor = ids[-1]
         return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
 
-    async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
+    async def cancel(self, owner: str, job_id: str) -> JobRecord | None:
         """See ``JobIndex.cancel``. A job never changes hands, so that looking first is as good as at once."""
         if await self.get(owner, job_id) is None:
             return None
         reply = await self._run(CANCEL, job_id, self._max_attempts, self._ttl_ms, self._grace_s)
         return self._read(job_id, reply, owner)
 
-    async def delete(self, owner: str, job_id: str) -> VideoJob | None:
+    async def delete(self, owner: str, job_id: str) -> JobRecord | None:
         """See ``JobIndex.delete``."""
         if await self.get(owner, job_id) is None:
             return None
@@ -230,7 +242,7 @@ class RedisJobs:
 
         return await self._connection.call("jobs.queued_s", send)
 
-    async def unsettled(self, older_than_s: float) -> dict[str, VideoJob | None]:
+    async def unsettled(self, older_than_s: float) -> dict[str, JobRecord | None]:
         """Some of the jobs that have been over for so long and that nobody has forgotten; None for what is no job."""
         entries = await self._run(UNSETTLED, int(1000 * older_than_s), _MAX_UNSETTLED)
         ids = [bytes(job_id).decode() for job_id in entries[::2]]
@@ -248,7 +260,7 @@ class RedisJobs:
         """Whether the index has that job, whoever owns it; for the clean-up of files."""
         return self._read(job_id, await self._run(GET, job_id)) is not None
 
-    def _read(self, job_id: str, reply: Sequence[Any], owner: str | None = None) -> VideoJob | None:
+    def _read(self, job_id: str, reply: Sequence[Any], owner: str | None = None) -> JobRecord | None:
         """None for an empty reply, for what somebody else wrote there, and for a job that is not the owner's."""
         if not reply:
             return None
@@ -276,6 +288,18 @@ _NAMES = dict(
         strict=True,
     )
 )
+
+
+def build_index(config: ResolvedConfig) -> RedisJobs:
+    """The index of a configuration, the same for gateways and replicas. Not started."""
+    jobs = config.settings.jobs
+    return RedisJobs(
+        jobs_config(config.store_url, jobs.redis_timeout_s),
+        secret=config.secret.encode(),
+        max_open_per_owner=jobs.max_queued_per_tenant,
+        max_attempts=max((model.options.max_attempts for model in config.models_with(JobOptions)), default=3),
+        ttl_s=jobs.ttl_s,
+    )
 
 
 def _owner(owner: str) -> str:

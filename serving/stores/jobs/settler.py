@@ -16,7 +16,6 @@ from schedulers.admission import Cost
 from serving.errors import StoreUnavailable
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.periodic import Periodic
-from serving.tasks.videos.domain import CANCELLED, VideoJob
 
 _log = structlog.get_logger(__name__)
 
@@ -27,21 +26,6 @@ class Accounts(Protocol):
     async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
         """Raises: StoreUnavailable: it was not."""
         ...
-
-
-def charged_for(job: VideoJob) -> Cost:
-    """What a job was charged when it was taken in."""
-    return Cost(job.predicted_j, job.predicted_s)
-
-
-def taken_by(job: VideoJob) -> Cost:
-    """What a job that is over has taken. One that nobody ran to its end and that was cancelled: the steps that an
-    earlier attempt has left in a checkpoint. What attempts took whose replicas died is not the tenant's fault."""
-    if "compute_ms" in job.report:
-        return Cost(job.report["energy_j"], job.report["compute_ms"] / 1e3)
-    is_cancelled = job.error is not None and job.error.code == CANCELLED
-    done = job.checkpoint_step / max(1, job.settings.num_steps) if is_cancelled else 0.0
-    return Cost(done * job.predicted_j, done * job.predicted_s)
 
 
 class JobSettler(Periodic):
@@ -67,7 +51,7 @@ class JobSettler(Periodic):
         ended = await self._index.unsettled(self._older_than_s)
         for job_id, job in ended.items():
             if job is not None:  # else its record is gone, or is none of ours
-                await self._accounts.correct_job(job.owner, job.id, charged_for(job), taken_by(job))
+                await self._accounts.correct_job(job.owner, job.id, job.charged, job.taken)
             await self._index.forget_unsettled(job_id)
         return len(ended)
 

@@ -1,4 +1,4 @@
-"""``POST /v1/videos``: JSON bodies and forms to domain requests. Both are the same fields under the same rules."""
+"""``POST /v1/videos``: JSON bodies and forms. Both are the same fields under the same rules."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
+from serving.delivery.job.base import JobRequest
 from serving.domain import Budget, Surface
-from serving.errors import InvalidRequest, UnknownField, UnsupportedField
+from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.front import shown
 from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import Form, FormRules
 from serving.limits import IngressLimits
-from serving.tasks.videos.domain import VideoFormat, VideoRequest
-from serving.tasks.videos.rules import DEFAULT_PAGE, MAX_PAGE, check_video, is_video_id, join_sizes, parse_seconds
+from serving.tasks.videos.rules import check_video, join_sizes, parse_seconds
 from serving.tasks.videos.schemas import VideoBody, VideoExtraBody
 
 _MAX_VALUES = 256
@@ -170,8 +169,9 @@ def request_from_document(
     default_model: str | None,
     idempotency_key: str,
     limits: IngressLimits,
-) -> VideoRequest:
-    """Return the domain request. ``default_model`` answers where the body names none.
+) -> JobRequest[VideoBody]:
+    """Return the request, whose ``asked`` has one spelling for each meaning. ``default_model`` answers where the body
+    names none.
 
     Raises: InvalidRequest, UnknownField, UnsupportedField.
     """
@@ -181,26 +181,24 @@ def request_from_document(
     model = body.model or default_model
     if model is None:
         raise InvalidRequest("model is missing; send one, see /v1/models", param="model")
-    request = VideoRequest(
+    asked = {
+        "size": None,
+        "width": width,
+        "height": height,
+        "seconds": parse_seconds(body.seconds),
+        "sampler": _once(body.sampler, extra.sampler, "sampler"),
+        "attention": _once(body.attention, extra.attention, "attention"),
+        "output_format": _once(body.output_format, extra.output_format, "output_format") or "mp4",
+        "extra_params": None,
+        "vireo": None,
+    }
+    request = JobRequest(
         request_id=request_id,
         surface=surface,
         tenant=tenant,
         model=model,
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt or "",
-        width=width,
-        height=height,
-        num_frames=body.num_frames,
-        seconds=parse_seconds(body.seconds),
-        fps=body.fps,
-        num_inference_steps=body.num_inference_steps,
-        guidance_scale=body.guidance_scale,
-        seed=body.seed,
-        sampler=_once(body.sampler, extra.sampler, "sampler"),
-        attention=_once(body.attention, extra.attention, "attention"),
-        output_format=VideoFormat(_once(body.output_format, extra.output_format, "output_format") or VideoFormat.MP4),
+        asked=body.model_copy(update=asked),
         budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
-        user=body.user or "",
         idempotency_key=idempotency_key,
     )
     return check_video(request, limits)
@@ -231,35 +229,3 @@ def _once(direct: str | None, extra: str | None, name: str) -> str | None:
             f"{name} is {shown(direct)} and extra_params.{name} is {shown(extra)}; send one of them", param=name
         )
     return extra if direct is None else direct
-
-
-def page_from_query(query: bytes) -> tuple[str | None, int, bool]:
-    """Return (after, limit, newest first) of ``GET /v1/videos``.
-
-    Raises: InvalidRequest, UnknownField.
-    """
-    values = query_values(query, ("after", "limit", "order"))
-    after, limit, order = values.get("after"), values.get("limit", str(DEFAULT_PAGE)), values.get("order", "desc")
-    if after is not None and not is_video_id(after):
-        raise InvalidRequest(f"after is {shown(after)}; send the id of a video", param="after")
-    if not _INTEGER.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
-        raise InvalidRequest(f"limit is {shown(limit)}; it must be at least 1 and at most {MAX_PAGE}", param="limit")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order is {shown(order)}; it must be asc or desc", param="order")
-    return after, int(limit), order == "desc"
-
-
-def query_values(query: bytes, names: tuple[str, ...]) -> dict[str, str]:
-    """Return the parameters of a query string. Raises: UnknownField; InvalidRequest: one is there twice."""
-    values: dict[str, str] = {}
-    try:
-        pairs = parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=16)
-    except ValueError:
-        raise InvalidRequest("the query has more than 16 parameters; send fewer", param="query") from None
-    for name, value in pairs:
-        if name not in names:
-            raise UnknownField(f"query parameter {shown(name)} is unknown; known: {', '.join(names)}", param=name[:64])
-        if name in values:
-            raise InvalidRequest(f"query parameter {name} is there twice; send it once", param=name)
-        values[name] = value
-    return values

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from models.contract import Family, SettingError, Value, Variant, Work
+from models.contract import Family, Point, SettingError, Value, Variant, Work
 from models.io import ClipIO, ClipRequest, SamplerRange
 from serving.errors import PromptTooLong, UnsupportedVideo
-from serving.tasks.videos.domain import VideoSettings
 
 _MAX_FPS = 60
-_MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +32,25 @@ class ClipLimits:
         """By name, the default first."""
         return self.io.samplers
 
-    def check(self, settings: VideoSettings) -> dict[str, Value]:
-        """Pass the settings, or say what is wrong with the first that cannot be done. Returns the point of the family.
+    def check(self, clip: ClipRequest, point: Mapping[str, Value], *, size: tuple[int, int], fps: int) -> Point:
+        """Pass a clip, or say what is wrong with the first thing that cannot be done. Returns the whole point.
 
         Raises: UnsupportedVideo, PromptTooLong.
         """
-        _one_of("variant", settings.variant, sorted({made.weights for made in self.samplers.values()}))
-        names = [name for name, made in self.samplers.items() if made.weights == settings.variant]
-        _one_of("sampler", settings.sampler, names)
-        _one_of("size", f"{settings.width}x{settings.height}", [f"{self.io.width}x{self.io.height}"])
-        _within("fps", settings.fps, 1, _MAX_FPS)
-        _within("guidance_scale", settings.guidance_scale, 1, self.io.max_guidance)
-        _within("seed", settings.seed, 0, _MAX_SEED)
-        self._check_prompts(settings)
+        _one_of("sampler", point["sampler"], self.samplers)
+        _one_of("size", "{}x{}".format(*size), [f"{self.io.width}x{self.io.height}"])
+        _within("fps", fps, 1, _MAX_FPS)
+        _within("guidance_scale", float(point["guidance_scale"]), 1, self.io.max_guidance)
+        for name, text in (("prompt", clip.prompt), ("negative_prompt", clip.negative_prompt)):
+            if len(text) > self.io.max_prompt_chars:
+                raise PromptTooLong(
+                    f"{name} has {len(text)} characters; limit is {self.io.max_prompt_chars}; shorten it", param=name
+                )
         with refused():
-            self.io.check_sampler(settings.sampler, settings.num_steps)
-            point = self.family.check_point(settings.point)
-            self.check_allowed(settings.clip, point)
-        return point
+            self.io.check_sampler(str(point["sampler"]), int(point["num_inference_steps"]))
+            whole = self.family.check_point(point)
+            self.check_allowed(clip, whole)
+        return whole
 
     def check_allowed(self, clip: ClipRequest, point: Mapping[str, Value]) -> None:
         """Pass a clip at a complete point. Raises: SettingError."""
@@ -63,13 +62,6 @@ class ClipLimits:
         assert self.family.work is not None, "a family of jobs counts its work"
         counted: Work = self.family.work.load()(self.variant, clip, point)
         return counted
-
-    def _check_prompts(self, settings: VideoSettings) -> None:
-        for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):
-            if len(text) > self.io.max_prompt_chars:
-                raise PromptTooLong(
-                    f"{name} has {len(text)} characters; limit is {self.io.max_prompt_chars}; shorten it", param=name
-                )
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models import registry
 from models.io import ClipRequest
 from schedulers.video_points import ClipCost, VideoPoint
 from serving.config import JobOptions, ResolvedModel
+from serving.delivery.job.base import JobModel, found_variant
 from serving.errors import ConfigError
 from serving.service import VideoModelCard
 from serving.tasks.videos.limits import ClipLimits
@@ -19,27 +19,11 @@ from serving.tasks.videos.points import (
     weights_digest,
     youngest_s,
 )
-from serving.tasks.videos.resolve import ServedVideo
+from serving.tasks.videos.resolve import ClipPlanner
 
 _NO_WEIGHTS = "0" * 64
 _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
-
-
-def limits_of(model: ResolvedModel[JobOptions]) -> ClipLimits:
-    """What a served video model can do: less the samplers whose weights are not in its folder.
-
-    Raises: ConfigError: no weights; the message says what to do.
-    """
-    family, variant = registry.families()[model.family], model.variant
-    if model.options.engine != "fake":
-        try:
-            variant = family.part("found")(variant)
-        except ValueError as error:
-            raise ConfigError(
-                f"{error}: set its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
-            ) from None
-    return ClipLimits(family=family, variant=variant)
 
 
 def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
@@ -63,12 +47,13 @@ def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
     )
 
 
-def read_served(model: ResolvedModel[JobOptions]) -> ServedVideo:
+def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     """Everything that a gateway needs of one model.
 
     Raises: ConfigError: unknown id, no weights, or operating points of other weights.
     """
-    limits = limits_of(model)
+    family, variant = found_variant(model)
+    limits = ClipLimits(family=family, variant=variant)
     folder = None if model.options.engine == "fake" else limits.variant.weights
     created_s = 0 if folder is None else _created_s(folder)
     if folder is not None and (folder / FILE_NAME).is_file():
@@ -76,7 +61,8 @@ def read_served(model: ResolvedModel[JobOptions]) -> ServedVideo:
     else:
         table = _assumed_table(limits, model, _NO_WEIGHTS if folder is None else weights_digest(folder))
     points = VideoPoints(table=table, limits=limits)
-    return ServedVideo(card=_card(points, created_s), limits=limits, points=points, replicas=model.replicas)
+    card = _card(points, created_s)
+    return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=points), replicas=model.replicas)
 
 
 def _created_s(folder: Path) -> int:

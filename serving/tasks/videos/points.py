@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
 from models.contract import SettingError, Value
 from models.io import ClipRequest
 from schedulers.video_points import Clip, NearestMiss, VideoBudget, VideoPoint, choose
+from serving.domain import Budget
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
 from serving.tasks.videos.limits import ClipLimits
-from serving.tasks.videos.resolve import ChosenPoint, Wish
+from serving.tasks.videos.resolve import ChosenPoint
 
 FILE_NAME = "operating_points.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".ckpt")
@@ -117,40 +119,44 @@ class VideoPoints:
         ranked = sorted(self.table.points, key=lambda point: (-point.quality, point.num_steps))
         return tuple(point.name for point in ranked)
 
-    def choose(self, wish: Wish) -> ChosenPoint:
+    def choose(
+        self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None
+    ) -> ChosenPoint:
         """The best point that does what is wished for.
 
         Raises:
             UnsupportedVideo: none can, whatever it may cost.
             BudgetInfeasible: none fits; the message names the nearest.
         """
-        clip = Clip(
-            width=wish.width,
-            height=wish.height,
-            num_frames=wish.num_frames,
-            num_steps=wish.num_steps,
-            guidance_scale=wish.guidance_scale,
-            sampler=wish.sampler,
-            attention=wish.attention,
+        io, given = self.limits.io, dict(fixed)
+        wanted = Clip(
+            width=io.width,
+            height=io.height,
+            num_frames=clip.num_frames,
+            num_steps=cast("int | None", given.get("num_inference_steps")),
+            guidance_scale=cast("float | None", given.get("guidance_scale")),
+            sampler=cast("str | None", given.get("sampler")),
+            attention=cast("str | None", given.get("attention")),
         )
-        budget = VideoBudget(latency_s=wish.allowed_s, energy_j=wish.energy_j, quality_floor=wish.quality_floor)
-        choice = choose(self.table.points, clip, budget, is_possible=partial(self._is_possible, wish))
+        limits = VideoBudget(latency_s=allowed_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
+        choice = choose(self.table.points, wanted, limits, is_possible=partial(self._is_possible, clip, fixed))
         if isinstance(choice, NearestMiss):
             raise _refusal(choice)
         point = choice.point
         return ChosenPoint(
             name=point.name if choice.is_measured else "custom",
-            variant=point.variant,
-            sampler=point.sampler,
-            attention=point.attention,
-            num_steps=point.num_steps,
-            guidance_scale=point.guidance_scale,
+            point={
+                "sampler": point.sampler,
+                "num_inference_steps": point.num_steps,
+                "guidance_scale": point.guidance_scale,
+                "attention": point.attention,
+            },
             predicted_s=choice.predicted_s,
             predicted_j=choice.predicted_j,
             degraded=choice.degraded,
         )
 
-    def _is_possible(self, wish: Wish, point: VideoPoint) -> bool:
+    def _is_possible(self, clip: ClipRequest, fixed: Mapping[str, Value], point: VideoPoint) -> bool:
         """Whether the sampler works with these weights and so many steps, and the rest of the point with the clip.
 
         What the caller has fixed is not looked at here: the limits refuse it, and say why.
@@ -158,15 +164,15 @@ class VideoPoints:
         made = self.limits.samplers.get(point.sampler)
         if made is None or made.weights != point.variant or not made.takes(point.num_steps):
             return False
-        guides = wish.sampler is None and point.guidance_scale > 1
+        guides = "sampler" not in fixed and point.guidance_scale > 1
         settings: dict[str, Value] = {
             "sampler": point.sampler,
             "num_inference_steps": point.num_steps,
             "guidance_scale": point.guidance_scale if guides else 1.0,
-            "attention": "dense" if wish.attention is not None else point.attention,
+            "attention": "dense" if "attention" in fixed else point.attention,
         }
         try:
-            self.limits.check_allowed(ClipRequest(prompt="", num_frames=wish.num_frames), settings)
+            self.limits.check_allowed(clip, settings)
         except SettingError:
             return False
         return True

@@ -1,71 +1,74 @@
-"""Video jobs to OpenAI's JSON, with a ``vireo`` block, and to server-sent events."""
+"""Video jobs to OpenAI's JSON, with a ``vireo`` block."""
 
 from __future__ import annotations
 
-import base64
-import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any
 
-import orjson
+import msgspec
 
-from serving.front.http.body import Headers
+from models.io import ClipRequest
+from serving.delivery.job.http import file_name
 from serving.service import VideoModelCard
-from serving.stores.jobs.base import JobPage
+from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.tasks.base import ModelBlock
 from serving.tasks.chat.reply import clean
-from serving.tasks.videos.domain import JobStatus, VideoFormat, VideoJob, VideoUpdate
-from serving.tasks.videos.schemas import (
-    VideoAnswer,
-    VideoBlock,
-    VideoEventAnswer,
-    VideoListAnswer,
-    VideoModelBlock,
-)
+from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoModelBlock, VideoSettingsAnswer
 
-SUFFIXES: Final = {"video/mp4": ".mp4", "image/gif": ".gif", "image/jpeg": ".jpg", "image/png": ".png"}
-_HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+_CLIP = msgspec.json.Decoder(ClipRequest)
 
 
-def content_url(headers: Headers, scheme: str, video_id: str) -> str:
-    """Return where the clip of a job is, by the address that the caller used; only a path if that is not known."""
-    path = f"/v1/videos/{video_id}/content"
-    host = headers.get(b"host", b"").decode("latin-1")
-    if not _HOST.fullmatch(host):
-        return path
-    forwarded = headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
-    return f"{forwarded if forwarded in ('http', 'https') else scheme}://{host}{path}"
-
-
-def video_to_json(job: VideoJob, url: str, finish_at_s: float | None = None) -> VideoAnswer:
+def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) -> VideoAnswer:
     """Return the job as clients see it."""
-    settings, artefact = job.settings, job.artefacts.get("video")
+    clip, artefact = _CLIP.decode(job.payload), job.artefacts.get("video")
     is_there = job.status is JobStatus.COMPLETED and artefact is not None
     compute_ms = job.report.get("compute_ms")
     return {
         "id": job.id,
         "object": "video",
         "model": job.model,
-        "prompt": settings.prompt,
+        "prompt": clip.prompt,
         "status": job.status,
         "progress": job.progress,
         "created_at": int(job.created_at_s),
         "completed_at": _second(job.completed_at_s),
         "expires_at": _second(job.expires_at_s),
-        "seconds": seconds_text(job.seconds),
-        "size": f"{settings.width}x{settings.height}",
+        "seconds": seconds_text(clip.num_frames / int(job.output["fps"])),
+        "size": f"{job.shown['width']}x{job.shown['height']}",
         "remixed_from_video_id": None,
         "error": None if job.error is None else {"code": job.error.code, "message": clean(job.error.message)},
         "url": url if is_there else None,
         "media_type": artefact.media_type if artefact is not None and is_there else None,
         "file_name": file_name(job.id, artefact.media_type) if artefact is not None and is_there else None,
         "inference_time_s": None if compute_ms is None else compute_ms / 1e3,
-        "user": job.user,
-        "vireo": _block(job, finish_at_s),
+        "user": job.shown["user"],
+        "vireo": _block(job, settings_of(job, clip), finish_at_s),
     }
 
 
-def _block(job: VideoJob, finish_at_s: float | None) -> VideoBlock:
-    settings, report = job.settings, job.report
+def settings_of(job: JobRecord, clip: ClipRequest | None = None) -> VideoSettingsAnswer:
+    """Return what decides what the clip looks like."""
+    clip = clip or _CLIP.decode(job.payload)
+    point: Mapping[str, Any] = job.point
+    output: Mapping[str, Any] = job.output
+    return {
+        "width": job.shown["width"],
+        "height": job.shown["height"],
+        "variant": job.shown["variant"],
+        "num_frames": clip.num_frames,
+        "negative_prompt": clip.negative_prompt,
+        "seed": job.seed,
+        "fps": output["fps"],
+        "output_format": output["format"],
+        "num_inference_steps": point["num_inference_steps"],
+        "guidance_scale": point["guidance_scale"],
+        "sampler": point["sampler"],
+        "attention": point["attention"],
+    }
+
+
+def _block(job: JobRecord, settings: VideoSettingsAnswer, finish_at_s: float | None) -> VideoBlock:
+    report = job.report
     return {
         "operating_point": job.operating_point,
         "energy_j": report.get("energy_j"),
@@ -75,23 +78,10 @@ def _block(job: VideoJob, finish_at_s: float | None) -> VideoBlock:
         "cache": report.get("cache", "off"),
         "degraded": list(report.get("degraded", ())),
         "guard": dict(report.get("guard", {})),
-        "settings": {
-            "width": settings.width,
-            "height": settings.height,
-            "num_frames": settings.num_frames,
-            "fps": settings.fps,
-            "num_inference_steps": settings.num_steps,
-            "guidance_scale": settings.guidance_scale,
-            "seed": settings.seed,
-            "sampler": settings.sampler,
-            "attention": settings.attention,
-            "variant": settings.variant,
-            "output_format": VideoFormat(settings.output_format),
-            "negative_prompt": settings.negative_prompt,
-        },
+        "settings": settings,
         "stage": job.stage,
         "step": job.step,
-        "num_steps": settings.num_steps,
+        "num_steps": job.num_steps,
         "attempts": job.attempts,
         "preemptions": job.preemptions,
         "priority": job.priority,
@@ -107,28 +97,6 @@ def _block(job: VideoJob, finish_at_s: float | None) -> VideoBlock:
     }
 
 
-def page_to_json(page: JobPage, urls: list[str]) -> VideoListAnswer:
-    """Return a page of jobs."""
-    data = [video_to_json(job, url) for job, url in zip(page.jobs, urls, strict=True)]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
-    }
-
-
-def event_of(update: VideoUpdate, url: str) -> bytes:
-    """Return the server-sent event: its name is ``progress``, or the status of a job that is over."""
-    job = update.job
-    name = job.status.value if job.status.is_final else "progress"
-    preview = update.preview
-    shown = None if preview is None else f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
-    document: VideoEventAnswer = {**video_to_json(job, url, update.finish_at_s), "preview": shown}
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(document))
-
-
 def video_block(card: VideoModelCard, block: ModelBlock) -> VideoModelBlock:
     """Return what ``/v1/models`` says of a video model."""
     return {
@@ -142,11 +110,6 @@ def video_block(card: VideoModelCard, block: ModelBlock) -> VideoModelBlock:
         "attention": card.attention,
         "operating_points": card.operating_points,
     }
-
-
-def file_name(video_id: str, media_type: str) -> str:
-    """Return what the file may be called."""
-    return video_id + SUFFIXES.get(media_type, "")
 
 
 def seconds_text(seconds: float) -> str:

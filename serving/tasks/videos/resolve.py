@@ -1,37 +1,26 @@
-"""From what a caller asks for to settings without a gap: length, size, operating point, seed.
+"""From what a caller asks for to a clip, a point and a prediction without a gap: length, size, operating point, seed.
 
 The point table (``PointTable``) is asked with everything that the caller has fixed; it says what a clip will take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from serving.errors import BudgetInfeasible, DeadlineUnreachable, PromptTooLong, UnsupportedVideo
+from models.contract import Value
+from models.io import ClipRequest
+from serving.delivery.job.base import JobPlan, JobRequest
+from serving.domain import Budget
+from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
 from serving.service import VideoModelCard
-from serving.tasks.videos.domain import VideoRequest, VideoSettings
 from serving.tasks.videos.limits import ClipLimits
+from serving.tasks.videos.schemas import VideoBody
 
 _MAX_STRETCH = 2.0
 """A clip that would be longer or shorter than asked for by more than this factor is refused."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a point must do: ``None`` leaves it to the point. ``allowed_s``: engine seconds that the latency leaves."""
-
-    width: int
-    height: int
-    num_frames: int
-    num_steps: int | None
-    guidance_scale: float | None
-    sampler: str | None
-    attention: str | None
-    allowed_s: float | None
-    energy_j: float | None
-    quality_floor: float | None
+_KNOBS = ("num_inference_steps", "guidance_scale", "sampler", "attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +31,7 @@ class ChosenPoint:
     """
 
     name: str
-    variant: str
-    sampler: str
-    attention: str
-    num_steps: int
-    guidance_scale: float
+    point: dict[str, Value]
     predicted_s: float
     predicted_j: float
     degraded: tuple[str, ...] = ()
@@ -60,163 +45,113 @@ class PointTable(Protocol):
         """All of them, best first."""
         ...
 
-    def choose(self, wish: Wish) -> ChosenPoint:
-        """The best point that does what is wished for.
+    def choose(
+        self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None
+    ) -> ChosenPoint:
+        """The best point that makes the clip with what is fixed; ``allowed_s``: engine seconds that the latency leaves.
 
-        Raises: BudgetInfeasible: none does; the message names the nearest that would.
+        Raises: BudgetInfeasible: none does; the message names the nearest that would. UnsupportedVideo: none could.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedVideo:
-    """A video model. ``count_tokens`` counts those of a prompt, where that needs no model."""
+class ClipPlanner:
+    """Plans the clips of one model: ``serving.delivery.job.base.JobModel.plan``."""
 
     card: VideoModelCard
     limits: ClipLimits
     points: PointTable
-    replicas: int = 1
-    count_tokens: Callable[[str], int] | None = None
-    max_prompt_tokens: int = 0
+
+    def __call__(self, request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan:
+        """Decide everything that the request leaves open. ``wait_s``: how long the job is expected to wait first.
+
+        Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
+        """
+        asked, io = request.asked, self.limits.io
+        fps = asked.fps or self.card.fps
+        size = (asked.width or io.width, asked.height or io.height)
+        clip = ClipRequest(
+            prompt=asked.prompt,
+            negative_prompt=asked.negative_prompt or "",
+            num_frames=_num_frames(asked, self.card, fps),
+        )
+        fixed = {name: value for name in _KNOBS if (value := getattr(asked, name)) is not None}
+        self._check_asked(clip, fixed, size, fps)
+        chosen = self._choose(clip, fixed, request.budget, wait_s)
+        point = dict(self.limits.check(clip, chosen.point, size=size, fps=fps))
+        return JobPlan(
+            request=clip,
+            point=point,
+            seed=seed if asked.seed is None else asked.seed,
+            num_steps=int(point["num_inference_steps"]),
+            name=chosen.name,
+            predicted_s=chosen.predicted_s,
+            predicted_j=chosen.predicted_j,
+            degraded=chosen.degraded,
+            output={"format": asked.output_format or "mp4", "fps": fps},
+            shown={
+                "width": size[0],
+                "height": size[1],
+                "variant": self.limits.samplers[str(point["sampler"])].weights,
+                "user": asked.user or "",
+            },
+        )
+
+    def _choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, wait_s: float) -> ChosenPoint:
+        latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
+        if latency_s is None or wait_s <= 0:
+            return self.points.choose(clip, fixed, budget, latency_s)
+        try:
+            return self.points.choose(clip, fixed, budget, max(0.0, latency_s - wait_s))
+        except BudgetInfeasible:
+            self.points.choose(clip, fixed, budget, latency_s)
+            raise DeadlineUnreachable(
+                f"the jobs that wait take {wait_s:.1f} s, which leaves too little of latency_ms {budget.latency_ms:g}; "
+                "allow more, or retry later",
+                param="vireo.latency_ms",
+                retry_after_s=wait_s,
+            ) from None
+
+    def _check_asked(self, clip: ClipRequest, fixed: Mapping[str, Value], size: tuple[int, int], fps: int) -> None:
+        """Refuse what no point could do, before one is looked for: the message is about the field, not the budget."""
+        steps = fixed.get("num_inference_steps")
+        name = str(fixed.get("sampler") or self._sampler_for(steps))
+        made = self.limits.samplers.get(name)
+        least: dict[str, Value] = {
+            "sampler": name,
+            "num_inference_steps": made.default_steps if made else 1,
+            "guidance_scale": 1.0,
+            "attention": "dense",
+        }
+        self.limits.check(clip, {**least, **fixed}, size=size, fps=fps)
+
+    def _sampler_for(self, steps: Any) -> str:
+        """One that takes so many steps; the first if none does."""
+        samplers = self.limits.samplers
+        fitting = (name for name, made in samplers.items() if steps is None or made.takes(steps))
+        return next(fitting, next(iter(samplers)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """What the job will be."""
-
-    settings: VideoSettings
-    point: ChosenPoint
-
-
-def resolve(request: VideoRequest, served: ServedVideo, *, seed: int, wait_s: float) -> Resolved:
-    """Decide everything that the request leaves open. ``wait_s``: how long the job is expected to wait first.
-
-    Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
-    """
-    fps = request.fps or served.card.fps
-    width, height = request.width, request.height
-    if width is None or height is None:
-        width, height = served.limits.io.width, served.limits.io.height
-    num_frames = _num_frames(request, served.card, fps)
-    _check_prompts(request, served)
-    point = _choose(request, served, (width, height), num_frames, wait_s)
-    settings = VideoSettings(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        fps=fps,
-        num_steps=point.num_steps,
-        guidance_scale=point.guidance_scale,
-        seed=seed if request.seed is None else request.seed,
-        sampler=point.sampler,
-        attention=point.attention,
-        variant=point.variant,
-        output_format=request.output_format.value,
-    )
-    served.limits.check(settings)
-    return Resolved(settings=settings, point=point)
-
-
-def _num_frames(request: VideoRequest, card: VideoModelCard, fps: int) -> int:
+def _num_frames(asked: VideoBody, card: VideoModelCard, fps: int) -> int:
     """Raises: UnsupportedVideo: no length is near, or frames and seconds contradict each other."""
-    if request.seconds is None:
-        return request.num_frames or card.num_frames[0]
-    wanted = request.seconds * fps
+    seconds = asked.seconds
+    if seconds is None:
+        return asked.num_frames or card.num_frames[0]
+    assert isinstance(seconds, float), "as the rules have left it"
+    wanted = seconds * fps
     nearest = min(card.num_frames, key=lambda frames: (abs(frames - wanted), frames))
-    if request.num_frames is not None:
-        if request.num_frames in card.num_frames and request.num_frames != nearest:
+    if asked.num_frames is not None:
+        if asked.num_frames in card.num_frames and asked.num_frames != nearest:
             raise UnsupportedVideo(
-                f"num_frames is {request.num_frames} and seconds {request.seconds:g} at {fps} fps are {nearest} "
+                f"num_frames is {asked.num_frames} and seconds {seconds:g} at {fps} fps are {nearest} "
                 "frames; send one of them",
                 param="seconds",
             )
-        return request.num_frames
+        return asked.num_frames
     if not nearest / _MAX_STRETCH <= wanted <= nearest * _MAX_STRETCH:
         lengths = ", ".join(f"{frames / fps:g}" for frames in card.num_frames)
         raise UnsupportedVideo(
-            f"seconds is {request.seconds:g}; at {fps} fps this model makes {lengths} seconds", param="seconds"
+            f"seconds is {seconds:g}; at {fps} fps this model makes {lengths} seconds", param="seconds"
         )
     return nearest
-
-
-def _check_prompts(request: VideoRequest, served: ServedVideo) -> None:
-    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        limit = served.limits.io.max_prompt_chars
-        if len(text) > limit:
-            raise PromptTooLong(f"{name} has {len(text)} characters; limit is {limit}; shorten it", param=name)
-        if served.count_tokens is not None and (tokens := served.count_tokens(text)) > served.max_prompt_tokens:
-            raise PromptTooLong(
-                f"{name} has {tokens} tokens; limit is {served.max_prompt_tokens}; shorten it", param=name
-            )
-
-
-def _choose(
-    request: VideoRequest, served: ServedVideo, size: tuple[int, int], num_frames: int, wait_s: float
-) -> ChosenPoint:
-    budget = request.budget
-    latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
-
-    def wish(allowed_s: float | None) -> Wish:
-        return Wish(
-            width=size[0],
-            height=size[1],
-            num_frames=num_frames,
-            num_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            sampler=request.sampler,
-            attention=request.attention,
-            allowed_s=allowed_s,
-            energy_j=budget.energy_j,
-            quality_floor=budget.quality_floor,
-        )
-
-    _check_asked(request, served, size, num_frames)
-    if latency_s is None or wait_s <= 0:
-        return served.points.choose(wish(latency_s))
-    try:
-        return served.points.choose(wish(max(0.0, latency_s - wait_s)))
-    except BudgetInfeasible:
-        served.points.choose(wish(latency_s))
-        raise DeadlineUnreachable(
-            f"the jobs that wait take {wait_s:.1f} s, which leaves too little of latency_ms {budget.latency_ms:g}; "
-            "allow more, or retry later",
-            param="vireo.latency_ms",
-            retry_after_s=wait_s,
-        ) from None
-
-
-def _check_asked(request: VideoRequest, served: ServedVideo, size: tuple[int, int], num_frames: int) -> None:
-    """Refuse what no point could do, before one is looked for: the message is about the field, not the budget."""
-    limits, steps = served.limits, request.num_inference_steps
-    if request.sampler is not None and request.sampler not in limits.samplers:
-        names = ", ".join(limits.samplers)
-        raise UnsupportedVideo(f"sampler is {request.sampler}; this model does {names}", param="sampler")
-    name = request.sampler or _sampler_for(served, steps)
-    made = limits.samplers[name]
-    limits.check(
-        VideoSettings(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=size[0],
-            height=size[1],
-            num_frames=num_frames,
-            fps=request.fps or served.card.fps,
-            num_steps=made.default_steps if steps is None else steps,
-            guidance_scale=1.0 if request.guidance_scale is None else request.guidance_scale,
-            seed=request.seed or 0,
-            sampler=name,
-            variant=made.weights,
-            attention=request.attention or "dense",
-        )
-    )
-
-
-def _sampler_for(served: ServedVideo, steps: int | None) -> str:
-    """One that takes so many steps; the first if none does."""
-    samplers = served.limits.samplers
-    for name, made in samplers.items():
-        if steps is None or made.takes(steps):
-            return name
-    return next(iter(samplers))

@@ -1,22 +1,28 @@
-"""Rules of clips that hold on every surface and need no model, of requests and of what can be sent of a job. What
-depends on the model is the service's."""
+"""Rules of clips that hold on every surface and need no model. What depends on the model is ``resolve``'s."""
 
 from __future__ import annotations
 
-import asyncio
-import math
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from serving.errors import InvalidRequest, ServingError, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
+from serving.delivery.job.base import JobRequest, JobTask
+from serving.delivery.job.http import MAX_KEY_CHARS
+from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import check_model, shown
 from serving.limits import IngressLimits
-from serving.service import VideoModelCard, VideoService
 from serving.tasks.chat.rules import check_integer, check_number, check_unicode
-from serving.tasks.videos.domain import Artefact, JobStatus, VideoJob, VideoRequest
+from serving.tasks.videos.schemas import VideoBody
+
+VIDEOS = JobTask(
+    name="videos",
+    noun="video",
+    does_not="makes no clips",
+    main="video",
+    unknown=UnknownVideo,
+    not_ready=VideoNotReady,
+    failed=VideoFailed,
+)
 
 MAX_SIDE = MAX_FRAMES = 65_536
 MAX_STEPS = 10_000
@@ -26,18 +32,10 @@ MAX_SEED = (1 << 63) - 1
 MAX_SECONDS = 86_400.0
 MAX_LABEL_CHARS = 512
 MAX_NAME_CHARS = 64
-MAX_KEY_CHARS = 255
-DEFAULT_PAGE, MAX_PAGE = 20, 100
 
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _SETTINGS: Final = frozenset({"num_inference_steps", "guidance_scale", "sampler", "attention"})
-_VIDEO_ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,128}")
-
-
-def is_video_id(text: str) -> bool:
-    """Whether a job may have that id: nothing else is looked up."""
-    return _VIDEO_ID.fullmatch(text) is not None
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -75,16 +73,17 @@ def parse_seconds(value: str | float | None) -> float | None:
     return check_number(value, 0.0, MAX_SECONDS, "seconds", is_open_low=True)
 
 
-def check_video(request: VideoRequest, limits: IngressLimits) -> VideoRequest:
+def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobRequest[VideoBody]:
     """Return the request. Raises: InvalidRequest."""
+    asked = request.asked
     check_model(request.model)
-    if not request.prompt.strip():
+    if not asked.prompt.strip():
         raise InvalidRequest("prompt is empty; say what the clip shows", param="prompt")
-    _check_text(request.prompt, limits.max_text_chars, "prompt")
-    _check_text(request.negative_prompt, limits.max_text_chars, "negative_prompt")
-    _check_text(request.user, MAX_LABEL_CHARS, "user")
+    _check_text(asked.prompt, limits.max_text_chars, "prompt")
+    _check_text(asked.negative_prompt or "", limits.max_text_chars, "negative_prompt")
+    _check_text(asked.user or "", MAX_LABEL_CHARS, "user")
     for name in ("sampler", "attention"):
-        _check_text(getattr(request, name) or "", MAX_NAME_CHARS, name)
+        _check_text(getattr(asked, name) or "", MAX_NAME_CHARS, name)
     _check_key(request.idempotency_key)
     for name, high in (
         ("width", MAX_SIDE),
@@ -93,18 +92,16 @@ def check_video(request: VideoRequest, limits: IngressLimits) -> VideoRequest:
         ("fps", MAX_FPS),
         ("num_inference_steps", MAX_STEPS),
     ):
-        if (value := getattr(request, name)) is not None:
+        if (value := getattr(asked, name)) is not None:
             check_integer(value, 1, high, name)
-    if request.seed is not None:
-        check_integer(request.seed, 0, MAX_SEED, "seed")
-    if request.guidance_scale is not None:
-        check_number(request.guidance_scale, 0.0, MAX_GUIDANCE, "guidance_scale")
-    if request.seconds is not None:
-        assert math.isfinite(request.seconds)
+    if asked.seed is not None:
+        check_integer(asked.seed, 0, MAX_SEED, "seed")
+    if asked.guidance_scale is not None:
+        check_number(asked.guidance_scale, 0.0, MAX_GUIDANCE, "guidance_scale")
     return request
 
 
-def with_settings(request: VideoRequest) -> VideoRequest:
+def with_settings(request: JobRequest[VideoBody]) -> JobRequest[VideoBody]:
     """Return the request with its settings as the fields of the same names: there are two ways to say it.
 
     Raises: InvalidRequest: both, and they differ. UnsupportedField: clips are not asked for by such a setting.
@@ -113,10 +110,12 @@ def with_settings(request: VideoRequest) -> VideoRequest:
     for name, value in settings.items():
         if name not in _SETTINGS:
             raise UnsupportedField(f"{name} is not set for one clip; remove it", param=f"vireo.settings.{name}")
-        if getattr(request, name) not in (None, value):
-            said = shown(getattr(request, name))
-            raise InvalidRequest(f"{name} is {said} and vireo.settings.{name} is {value}; send one", param=name)
-    return replace(request, budget=replace(request.budget, settings={}), **settings) if settings else request  # type: ignore[arg-type]
+        if (said := getattr(request.asked, name)) not in (None, value):
+            raise InvalidRequest(f"{name} is {shown(said)} and vireo.settings.{name} is {value}; send one", param=name)
+    if not settings:
+        return request
+    asked = request.asked.model_copy(update=dict(settings))
+    return replace(request, asked=asked, budget=replace(request.budget, settings={}))
 
 
 def _check_text(text: str, limit: int, param: str) -> None:
@@ -133,34 +132,3 @@ def _check_key(key: str) -> None:
             f"idempotency-key is {shown(key)}; send at most {MAX_KEY_CHARS} printable ASCII characters",
             param="idempotency-key",
         )
-
-
-# -- jobs ------------------------------------------------------------------------------------------------------------
-
-
-def default_model(cards: Sequence[VideoModelCard]) -> str | None:
-    """Return what is meant by a request that names no model: the only one, if there is but one."""
-    return cards[0].id if len(cards) == 1 else None
-
-
-def artefact_of(job: VideoJob, variant: str) -> Artefact:
-    """Raises: VideoNotReady, VideoFailed, UnknownVideo: there is none."""
-    if job.status is JobStatus.FAILED:
-        why = "unknown" if job.error is None else job.error.code
-        raise VideoFailed(f"video {job.id} has no content: it failed ({why}). Create it again", param="id")
-    if job.status is not JobStatus.COMPLETED:
-        raise VideoNotReady(f"video {job.id} is {job.status}, {job.progress} %; wait until it is completed", param="id")
-    artefact = job.artefacts.get(variant)
-    if artefact is None:
-        raise UnknownVideo(f"video {job.id} has no {variant}", param="variant")
-    return artefact
-
-
-async def cancel_for_good(videos: VideoService, job: VideoJob) -> None:
-    """Cancel a job that nobody waits for any more, even while this task is being cancelled."""
-
-    async def cancel() -> None:
-        with suppress(ServingError):
-            await videos.cancel_video(job.owner, job.id)
-
-    await asyncio.shield(asyncio.ensure_future(cancel()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -10,8 +10,11 @@ from typing_extensions import TypedDict
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
+from serving.stores.jobs.base import JobStatus
 from serving.tasks.base import ModelBlock
-from serving.tasks.videos.domain import JobStatus, VideoFormat
+
+VideoFormat: TypeAlias = Literal["mp4", "gif"]
+"""How a finished clip is encoded."""
 
 
 class VideoExtraBody(Strict):
@@ -19,7 +22,7 @@ class VideoExtraBody(Strict):
 
     sampler: str | None = None
     attention: str | None = None
-    output_format: Literal["mp4", "gif"] | None = None
+    output_format: VideoFormat | None = None
 
 
 class VideoBody(Strict):
@@ -51,7 +54,7 @@ class VideoBody(Strict):
     """``euler_ancestral``, ``ddim`` or ``consistency``."""
     attention: str | None = None
     """``dense``, ``tile:K:REST``, ``adaspa:SPARSITY`` or ``ras:SHARE``."""
-    output_format: Literal["mp4", "gif"] | None = None
+    output_format: VideoFormat | None = None
     user: str | None = None
     """The caller's own label; returned and not used."""
     extra_params: VideoExtraBody | None = None

@@ -15,26 +15,24 @@ from models.families.vdit.pipeline import VideoPipeline
 from models.families.vdit.runner import VditRunner
 from models.families.vdit.work import predict
 from models.registry import find
-from serving.errors import EngineFailed, PromptTooLong, UnsupportedVideo
-from serving.replica.video.engine import EngineOptions, JobEngine
-from serving.tasks.videos.domain import VideoSettings
-from serving.tasks.videos.limits import ClipLimits
+from serving.errors import EngineFailed, InvalidRequest, PromptTooLong
+from serving.replica.job.base import JobInput
+from serving.replica.job.engine import EngineOptions, JobEngine
 from tests.support.video_folders import write_checkpoint
-from tests.support.video_models import video_settings
+from tests.support.video_models import clip_input
 
-
-def limits_of(variant: Variant) -> ClipLimits:
-    family = find("vdit-nano")[0]
-    return ClipLimits(family=family, variant=family.part("found")(variant))
+FAMILY = find("vdit-nano")[0]
 
 
 def engine_of(variant: Variant) -> JobEngine:
-    return JobEngine(EngineOptions(limits=limits_of(variant)), lambda: VditRunner(load(variant), variant))
+    return JobEngine(
+        EngineOptions(family=FAMILY, variant=FAMILY.part("found")(variant)), lambda: VditRunner(load(variant), variant)
+    )
 
 
-def settings(**changes: object) -> VideoSettings:
-    values = {"width": 64, "height": 64, "num_frames": 29, "sampler": "ddim", "prompt": "a red circle moves right"}
-    return video_settings(**{**values, **changes})
+def settings(**changes: object) -> JobInput:
+    values = {"num_frames": 29, "sampler": "ddim", "prompt": "a red circle moves right"}
+    return clip_input(**{**values, **changes})
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -43,17 +41,18 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
     engine = engine_of(variant)
     await engine.start()
     wanted = settings(guidance_scale=guidance_scale, seed=3)
-    assert engine.predicted_bytes(wanted) > 0
+    assert engine.work(wanted).bytes_held > 0
     await engine.admit("job", wanted)
     for _ in range(wanted.num_steps):
         await engine.run_step(["job"])
-    frames, picture = await asyncio.gather(engine.decode("job"), engine.preview("job"))
+    outputs, picture = await asyncio.gather(engine.decode("job"), engine.preview("job"))
+    frames = outputs["frames"]
     ours = load_tensors(await engine.snapshot("job"))["latents"]
     held, predicted = engine.held_bytes() - frames.nbytes, predict(variant, 29, wanted.point, text_tokens=6).held_bytes
     await engine.stop()
     pipeline = VideoPipeline.load(variant)
     latents = pipeline.generate(
-        [wanted.prompt], frames=29, sampler="ddim", num_steps=4, guidance=guidance_scale, seeds=[3]
+        [wanted.request.prompt], frames=29, sampler="ddim", num_steps=4, guidance=guidance_scale, seeds=[3]
     )
     assert (ours - latents).abs().max() <= 1e-4 * latents.abs().max(), "the engine leaves out padding of the text"
     assert np.abs(frames.astype(int) - pipeline.decode(latents).astype(int)).max() <= 1
@@ -62,11 +61,11 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
     assert held <= predicted <= 1.1 * held
 
 
-async def test_variants_are_those_in_the_folder(tmp_path: Path) -> None:
+async def test_samplers_are_those_whose_weights_are_in_the_folder(tmp_path: Path) -> None:
     variant = write_checkpoint(tmp_path, "teacher")
-    assert "consistency" not in limits_of(variant).samplers
-    with pytest.raises(UnsupportedVideo, match="teacher"):
-        limits_of(variant).check(settings(variant="student", sampler="consistency"))
+    engine = engine_of(variant)
+    with pytest.raises(InvalidRequest, match="sampler is 'consistency'"):
+        engine.work(settings(sampler="consistency"))
     variant = write_checkpoint(tmp_path, "student")
     assert load(variant).transformers.keys() == {"teacher", "student"}
 

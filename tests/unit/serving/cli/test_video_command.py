@@ -21,7 +21,6 @@ from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnava
 from serving.front.auth import Authenticator
 from serving.tasks.videos.cli import register
 from serving.tasks.videos.client import VideoClient
-from serving.tasks.videos.domain import VideoFormat
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.ports import free_port
@@ -77,7 +76,7 @@ def test_clip_is_saved_and_one_line_says_what_it_is(door: ServedDoor, tmp_path: 
     assert path.read_bytes() == CLIP
     assert result.stdout == (f"{path}: 64x64, 29 frames, 3.625 s; 4 steps, seed 0, quick, 0.2 s, 1.5 J (estimate)\n")
     (request,) = door.service.video_requests
-    assert (request.model, request.prompt, request.output_format) == (VIDEO_MODEL, "a red ball", VideoFormat.MP4)
+    assert (request.model, request.asked.prompt, request.asked.output_format) == (VIDEO_MODEL, "a red ball", "mp4")
     assert request.idempotency_key
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
@@ -91,10 +90,15 @@ def test_options_reach_the_server(door: ServedDoor, tmp_path: Path) -> None:
     path = tmp_path / "a.GIF"
     assert vireo("x", *options.split(), "--output", str(path), "--url", door.url).exit_code == 0
     (request,) = door.service.video_requests
-    assert (request.negative_prompt, request.width, request.height, request.num_frames) == ("blur", 64, 64, 93)
-    assert (request.seconds, request.fps, request.num_inference_steps) == (11.625, 8, 20)
-    assert (request.guidance_scale, request.seed, request.sampler) == (4.5, 7, "ddim")
-    assert (request.attention, request.output_format) == ("tile:2:6", VideoFormat.GIF)
+    assert (request.asked.negative_prompt, request.asked.width, request.asked.height, request.asked.num_frames) == (
+        "blur",
+        64,
+        64,
+        93,
+    )
+    assert (request.asked.seconds, request.asked.fps, request.asked.num_inference_steps) == (11.625, 8, 20)
+    assert (request.asked.guidance_scale, request.asked.seed, request.asked.sampler) == (4.5, 7, "ddim")
+    assert (request.asked.attention, request.asked.output_format) == ("tile:2:6", "gif")
     budget = request.budget
     assert (budget.latency_ms, budget.energy_j, budget.quality_floor, budget.priority) == (900, 3, 0.5, "high")
 
@@ -304,7 +308,7 @@ def test_damaged_clip_is_not_kept(door: ServedDoor, tmp_path: Path, monkeypatch:
     async def other(artefact: Any, start: int, end: int) -> bytes:
         return bytes(end - start)
 
-    monkeypatch.setattr(door.service, "read_artefact", other)
+    monkeypatch.setattr(door.service, "read", other)
     with VideoClient(door.url, None, Instantly()) as client, pytest.raises(Failed, match="damaged"):
         client.download(client.create({"prompt": "x"})["id"], path)
     assert list(tmp_path.iterdir()) == []

@@ -146,7 +146,7 @@ async def test_settings_reach_the_service_as_their_knobs_take_them(ask: Surface)
     service = door.service
     if service.video_requests:
         (request,) = service.video_requests
-        found = {"sampler": request.sampler, "num_inference_steps": request.num_inference_steps}
+        found = {"sampler": request.asked.sampler, "num_inference_steps": request.asked.num_inference_steps}
         assert request.budget.settings == {}, "they are the request's own fields, however they were sent"
     else:
         (budget,) = [request.budget for request in (*service.requests, *service.chats)]

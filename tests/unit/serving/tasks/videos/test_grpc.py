@@ -12,7 +12,6 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.domain import Priority, Surface
 from serving.errors import QueueFull
-from serving.tasks.videos.domain import VideoFormat
 from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos
 from tests.support.clients import CallRecorder, FakeContext, FrontDoor, context_outcome
@@ -80,19 +79,20 @@ async def test_every_field_reaches_the_service() -> None:
     door = video_door()
     door.service.is_fast = True
     budget = vireo_pb2.Budget(latency_ms=9000, energy_j=5, priority=vireo_pb2.PRIORITY_HIGH, quality_floor=0.5)
-    request = asked(
+    message = asked(
         negative_prompt="blur", width=64, height=32, num_frames=29, seconds=3.625, fps=8, num_inference_steps=20,
         guidance_scale=4.5, seed=7, sampler="ddim", attention="tile:2:6", output_format=vireo_pb2.VIDEO_FORMAT_GIF,
         vireo=budget, user="me", idempotency_key="k-1",
     )  # fmt: skip
-    await Call(door, request).task
-    (got,) = door.service.video_requests
-    assert (got.model, got.prompt, got.negative_prompt) == (VIDEO_MODEL, PROMPT, "blur")
+    await Call(door, message).task
+    (request,) = door.service.video_requests
+    got = request.asked
+    assert (request.model, got.prompt, got.negative_prompt) == (VIDEO_MODEL, PROMPT, "blur")
     assert (got.width, got.height, got.num_frames, got.seconds, got.fps) == (64, 32, 29, 3.625, 8)
     assert (got.num_inference_steps, got.guidance_scale, got.seed) == (20, 4.5, 7)
-    assert (got.sampler, got.attention, got.output_format) == ("ddim", "tile:2:6", VideoFormat.GIF)
-    assert (got.budget.latency_ms, got.budget.energy_j, got.budget.quality_floor) == (9000, 5, 0.5)
-    assert (got.budget.priority, got.user, got.idempotency_key) == (Priority.HIGH, "me", "k-1")
+    assert (got.sampler, got.attention, got.output_format) == ("ddim", "tile:2:6", "gif")
+    assert (request.budget.latency_ms, request.budget.energy_j, request.budget.quality_floor) == (9000, 5, 0.5)
+    assert (request.budget.priority, got.user, request.idempotency_key) == (Priority.HIGH, "me", "k-1")
 
 
 async def test_absent_fields_stay_absent_and_the_only_model_is_meant() -> None:
@@ -102,7 +102,7 @@ async def test_absent_fields_stay_absent_and_the_only_model_is_meant() -> None:
     (got,) = door.service.video_requests
     assert got.model == VIDEO_MODEL
     names = ("width", "height", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale", "seed")
-    assert {getattr(got, name) for name in (*names, "sampler", "attention")} == {None}
+    assert {getattr(got.asked, name) for name in (*names, "sampler", "attention")} == {None}
     assert got.budget.latency_ms is None
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from serving.delivery.job.base import JobRequest, JobUpdate
 from serving.domain import Priority, Surface
 from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, UnsupportedVideo
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
-from serving.tasks.videos.domain import VideoFormat, VideoRequest, VideoUpdate
+from serving.tasks.videos.schemas import VideoBody
 from tests.support.clients import CallRecorder, FrontDoor, asgi
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
 from tests.support.video_clients import (
@@ -63,12 +64,18 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def check_everything(request: VideoRequest) -> None:
-    assert (request.model, request.prompt, request.negative_prompt) == (VIDEO_MODEL, PROMPT, "blur")
-    assert (request.width, request.height, request.num_frames, request.fps, request.seconds) == (64, 32, 29, 8, 3.625)
-    assert (request.num_inference_steps, request.guidance_scale, request.seed) == (20, 4.5, 7)
-    assert (request.sampler, request.attention, request.output_format) == ("ddim", "tile:2:6", VideoFormat.GIF)
-    assert request.user == "me"
+def check_everything(request: JobRequest[VideoBody]) -> None:
+    assert (request.model, request.asked.prompt, request.asked.negative_prompt) == (VIDEO_MODEL, PROMPT, "blur")
+    assert (
+        request.asked.width,
+        request.asked.height,
+        request.asked.num_frames,
+        request.asked.fps,
+        request.asked.seconds,
+    ) == (64, 32, 29, 8, 3.625)
+    assert (request.asked.num_inference_steps, request.asked.guidance_scale, request.asked.seed) == (20, 4.5, 7)
+    assert (request.asked.sampler, request.asked.attention, request.asked.output_format) == ("ddim", "tile:2:6", "gif")
+    assert request.asked.user == "me"
     budget = request.budget
     assert (budget.latency_ms, budget.energy_j, budget.quality_floor) == (9000, 5, 0.5)
     assert budget.priority is Priority.HIGH
@@ -98,7 +105,7 @@ async def test_plain_request_leaves_the_choice_to_the_operating_point() -> None:
     await made(door)
     (request,) = door.service.video_requests
     open_fields = ("width", "height", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale", "seed")
-    assert {getattr(request, name) for name in (*open_fields, "sampler", "attention")} == {None}
+    assert {getattr(request.asked, name) for name in (*open_fields, "sampler", "attention")} == {None}
     assert request.idempotency_key == ""
 
 
@@ -106,7 +113,7 @@ async def test_plain_request_leaves_the_choice_to_the_operating_point() -> None:
 async def test_seconds_are_a_number_or_its_text(seconds: Any) -> None:
     door = video_door()
     await made(door, seconds=seconds)
-    assert door.service.video_requests[0].seconds == 4.0
+    assert door.service.video_requests[0].asked.seconds == 4.0
 
 
 async def test_size_is_one_field_or_two() -> None:
@@ -114,7 +121,7 @@ async def test_size_is_one_field_or_two() -> None:
     await made(door, size="64x32")
     await made(door, width=64, height=32)
     await made(door, width=64, height=32, size="64x32")
-    assert {(request.width, request.height) for request in door.service.video_requests} == {(64, 32)}
+    assert {(request.asked.width, request.asked.height) for request in door.service.video_requests} == {(64, 32)}
 
 
 async def test_extra_params_say_the_same_as_the_fields() -> None:
@@ -123,7 +130,7 @@ async def test_extra_params_say_the_same_as_the_fields() -> None:
     await made(door, extra_params=extra)
     await post_form(door, {**BODY, "extra_params": json.dumps(extra)})
     for request in door.service.video_requests:
-        assert (request.sampler, request.attention, request.output_format) == ("ddim", "dense", VideoFormat.GIF)
+        assert (request.asked.sampler, request.asked.attention, request.asked.output_format) == ("ddim", "dense", "gif")
 
 
 async def test_model_may_be_absent_where_there_is_but_one() -> None:
@@ -621,11 +628,11 @@ async def test_client_that_leaves_sync_takes_its_job_with_it(is_task_cancelled: 
 async def test_job_that_nobody_can_wait_for_any_more_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     door = video_door()
 
-    async def broken(owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
+    async def broken(owner: str, video_id: str) -> AsyncGenerator[JobUpdate, None]:
         if owner:
             raise StoreUnavailable("jobs cannot be reached now")
         yield
 
-    monkeypatch.setattr(door.service, "watch_video", broken)
+    monkeypatch.setattr(door.service, "watch", broken)
     assert (await sync(door, waiting(BODY))).error["code"] == "store_unavailable"
     assert door.service.cancelled == list(door.service.jobs)

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.delivery.job.base import JobRequest
+from serving.delivery.job.idempotency import asked_by, check_same
 from serving.domain import Budget, Surface
 from serving.errors import IdempotencyKeyReused
 from serving.front.http.multipart import Form
 from serving.limits import IngressLimits
 from serving.tasks.videos.body import document_from_form, request_from_document
-from serving.tasks.videos.domain import VideoRequest
 from serving.tasks.videos.grpc import request_from_message
-from serving.tasks.videos.idempotency import asked_by, check_same
+from serving.tasks.videos.schemas import VideoBody
 
 
-def over_http(document: dict[str, Any], fallback: Budget | None = None) -> VideoRequest:
+def over_http(document: dict[str, Any], fallback: Budget | None = None) -> JobRequest[VideoBody]:
     return request_from_document(
         document,
         surface=Surface.HTTP_VIDEO,
@@ -31,15 +32,15 @@ def over_http(document: dict[str, Any], fallback: Budget | None = None) -> Video
     )
 
 
-def json_body(**fields: Any) -> VideoRequest:
+def json_body(**fields: Any) -> JobRequest[VideoBody]:
     return over_http(json.loads(json.dumps(fields)))
 
 
-def form(**fields: str) -> VideoRequest:
+def form(**fields: str) -> JobRequest[VideoBody]:
     return over_http(document_from_form(Form(fields=fields)))
 
 
-def message(**fields: Any) -> VideoRequest:
+def message(**fields: Any) -> JobRequest[VideoBody]:
     sent = vireo_pb2.GenerateVideoRequest(idempotency_key="k", **fields)
     return request_from_message(sent, request_id="r", tenant="t", default_model="m", limits=IngressLimits())
 

@@ -1,28 +1,31 @@
-"""Limits of a known checkpoint; more refusals are in the contract of the engines."""
+"""Limits of a known checkpoint; more refusals are in the tests of the jobs and of the engines."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from models.contract import Point
+from models.io import ClipRequest
 from models.registry import find
 from serving.errors import UnsupportedVideo
 from serving.tasks.videos.limits import ClipLimits
-from tests.support.video_models import video_settings
+
+
+def check(num_frames: int = 29, **point: Any) -> Point:
+    family, variant = find("vdit-nano")
+    limits = ClipLimits(family=family, variant=variant)
+    return limits.check(ClipRequest(prompt="a ball", num_frames=num_frames), point, size=(64, 64), fps=8)
 
 
 def test_limits_of_the_nano_model_pass_its_defaults() -> None:
-    family, variant = find("vdit-nano")
-    limits = ClipLimits(family=family, variant=variant)
-    teacher = video_settings(width=64, height=64, num_frames=29, sampler="ddim", num_steps=20)
-    student = video_settings(
-        width=64, height=64, num_frames=29, sampler="consistency", num_steps=4, variant="student", guidance_scale=1.0
-    )
-    for settings in (teacher, student):
-        assert limits.check(settings) == settings.point
+    teacher = {"sampler": "ddim", "num_inference_steps": 20, "guidance_scale": 3.0, "attention": "dense"}
+    student = {"sampler": "consistency", "num_inference_steps": 4, "guidance_scale": 1.0, "attention": "dense"}
+    for point in (teacher, student):
+        assert check(**point) == point
     with pytest.raises(UnsupportedVideo, match="guidance_scale is 4; consistency has its guidance") as caught:
-        limits.check(replace(student, guidance_scale=4.0))
+        check(**(student | {"guidance_scale": 4.0}))
     assert caught.value.param == "guidance_scale"
     with pytest.raises(UnsupportedVideo, match="29"):
-        limits.check(video_settings(width=64, height=64, num_frames=93, sampler="ddim", num_steps=20))
+        check(num_frames=93, **teacher)

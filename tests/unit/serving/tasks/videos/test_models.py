@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from models.io import ClipRequest
 from models.registry import find
 from serving.cli.main import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
+from serving.domain import Budget
 from serving.errors import ConfigError
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.points import load_table, weights_digest
-from serving.tasks.videos.resolve import Wish
+from serving.tasks.videos.resolve import ChosenPoint, ClipPlanner
 
 
 def settings(folder: Path | None = None, **more: Any) -> ResolvedModel[JobOptions]:
@@ -30,28 +32,34 @@ def folder_with(tmp_path: Path, *networks: str, name: str = "diffusion_pytorch_m
     return tmp_path
 
 
-def wish(**more: Any) -> Wish:
-    values: dict[str, Any] = dict.fromkeys(
-        ("num_steps", "guidance_scale", "sampler", "attention", "allowed_s", "energy_j", "quality_floor")
-    )
-    return Wish(**{"width": 64, "height": 64, "num_frames": 29, **values, **more})
+def planner(model: ResolvedModel[JobOptions]) -> ClipPlanner:
+    made = read_served(model).plan
+    assert isinstance(made, ClipPlanner)
+    return made
+
+
+def chosen(model: ResolvedModel[JobOptions], num_frames: int = 29) -> ChosenPoint:
+    clip = ClipRequest(prompt="", num_frames=num_frames)
+    return planner(model).points.choose(clip, {"sampler": "ddim"}, Budget(), None)
 
 
 def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> None:
-    served = read_served(settings(options={"engine": "fake"}))
+    model = settings(options={"engine": "fake"})
+    served = read_served(model)
     assert served.card.samplers == tuple(find("vdit-nano")[1].io.samplers)
-    assert served.card.operating_points == served.points.names
+    assert served.card.operating_points == planner(model).points.names
     assert served.card.checkpoint_sha256 == "0" * 64
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_checkpoint_that_nobody_measured_is_served_at_a_reckoned_cost(tmp_path: Path, suffix: str) -> None:
     folder = folder_with(tmp_path, "teacher", "vae", name=f"diffusion_pytorch_model.{suffix}")
-    served = read_served(settings(folder, watts=10.0))
+    model = settings(folder, watts=10.0)
+    served = read_served(model)
     assert served.card.checkpoint_sha256 == weights_digest(folder)
     assert served.card.samplers == ("ddim", "euler_ancestral")
-    point = served.points.choose(wish(sampler="ddim"))
-    assert point.num_steps == 20
+    point = chosen(model)
+    assert point.point["num_inference_steps"] == 20
     assert point.predicted_j == pytest.approx(10.0 * point.predicted_s)
 
 
@@ -62,9 +70,7 @@ def test_sampler_of_a_variant_is_offered_once_its_weights_are_there(tmp_path: Pa
 
 def test_reckoned_cost_grows_with_the_clip_and_shrinks_with_the_device() -> None:
     large = [
-        read_served(settings(id=name, options={"engine": "fake"}, device=device)).points.choose(
-            wish(width=1280, height=720, num_frames=frames, sampler="ddim")
-        )
+        chosen(settings(id=name, options={"engine": "fake"}, device=device), frames)
         for name, frames, device in (
             ("vdit-osp-29x720p", 29, "cuda"),
             ("vdit-osp-93x720p", 93, "cuda"),

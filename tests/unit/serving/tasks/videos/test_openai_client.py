@@ -48,8 +48,8 @@ async def test_life_of_a_video(served: Served) -> None:
     video = await create(client, seconds="4", size="64x64", extra_body=EXTRA)
     assert (video.object, video.status, video.progress, video.model) == ("video", "queued", 0, VIDEO_MODEL)
     (request,) = door.service.video_requests
-    assert (request.seconds, request.width, request.seed, request.budget.energy_j) == (4.0, 64, 7, 50)
-    assert (request.tenant, request.budget.priority, request.sampler) == ("ada", "high", "ddim")
+    assert (request.asked.seconds, request.asked.width, request.asked.seed, request.budget.energy_j) == (4.0, 64, 7, 50)
+    assert (request.tenant, request.budget.priority, request.asked.sampler) == ("ada", "high", "ddim")
     door.service.run_steps(video.id, 2)
     assert (await client.videos.retrieve(video.id)).progress == 49
     door.service.complete(video.id)

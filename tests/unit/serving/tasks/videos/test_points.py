@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from models.io import ClipRequest
 from schedulers.video_points import ClipCost, VideoPoint
+from serving.domain import Budget
 from serving.errors import BudgetInfeasible, ConfigError, UnsupportedVideo
 from serving.tasks.videos.points import FILE_NAME, VideoPoints, VideoPointTable, load_table, weights_digest, write_table
-from serving.tasks.videos.resolve import Wish
+from serving.tasks.videos.resolve import ChosenPoint
 from tests.support.clip_limits import clip_limits
 
 COSTS = (ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=0.5),)
@@ -27,11 +29,17 @@ STUDENT = point("student-4", 4, 0.5, variant="student", sampler="consistency", g
 POINTS = (point("dense-20", 20, 0.8), STUDENT, point("dense-50", 50, 0.9, sampler="euler_ancestral"))
 
 
-def wish(**fixed: Any) -> Wish:
-    nothing = dict.fromkeys(
-        ("num_steps", "guidance_scale", "sampler", "attention", "allowed_s", "energy_j", "quality_floor")
-    )
-    return Wish(width=64, height=64, num_frames=29, **{**nothing, **fixed})
+def chosen(
+    points: VideoPoints,
+    num_frames: int = 29,
+    *,
+    allowed_s: float | None = None,
+    energy_j: float | None = None,
+    quality_floor: float | None = None,
+    **fixed: Any,
+) -> ChosenPoint:
+    clip = ClipRequest(prompt="", num_frames=num_frames)
+    return points.choose(clip, fixed, Budget(energy_j=energy_j, quality_floor=quality_floor), allowed_s)
 
 
 @pytest.fixture
@@ -67,9 +75,9 @@ def test_table_comes_back_as_it_was_written(folder: Path, table: VideoPointTable
 def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it(table: VideoPointTable) -> None:
     tiled = point("tiled", 20, 0.95, attention="tile:3:5")
     points = VideoPoints(table=replace(table, points=(*table.points, tiled)), limits=clip_limits())
-    assert points.choose(wish()).name == "tiled"
-    assert points.choose(replace(wish(), num_frames=93)).name == "dense-50"
-    assert points.choose(replace(wish(attention="tile:3:5"), num_frames=93)).attention == "tile:3:5"
+    assert chosen(points).name == "tiled"
+    assert chosen(points, 93).name == "dense-50"
+    assert chosen(points, 93, attention="tile:3:5").point["attention"] == "tile:3:5"
 
 
 def test_missing_table_names_the_command(folder: Path) -> None:
@@ -126,23 +134,29 @@ def test_names_are_best_first(points: VideoPoints) -> None:
 
 
 def test_point_is_chosen_within_the_budget(points: VideoPoints) -> None:
-    best = points.choose(wish())
-    assert (best.name, best.sampler, best.num_steps, best.guidance_scale) == ("dense-50", "euler_ancestral", 50, 4.0)
+    best = chosen(points)
+    assert best.name == "dense-50"
+    assert best.point == {
+        "sampler": "euler_ancestral",
+        "num_inference_steps": 50,
+        "guidance_scale": 4.0,
+        "attention": "dense",
+    }
     assert (best.predicted_s, best.predicted_j) == (pytest.approx(5.5), pytest.approx(33.0))
-    quick = points.choose(wish(allowed_s=1.0))
-    assert (quick.name, quick.variant, quick.degraded) == ("student-4", "student", ("latency",))
+    quick = chosen(points, allowed_s=1.0)
+    assert (quick.name, quick.point["sampler"], quick.degraded) == ("student-4", "consistency", ("latency",))
 
 
 def test_callers_own_settings_are_kept_and_named_custom(points: VideoPoints) -> None:
-    chosen = points.choose(wish(num_steps=12, attention="ras:0.5"))
-    assert (chosen.name, chosen.num_steps, chosen.attention) == ("custom", 12, "ras:0.5")
-    assert chosen.predicted_s == pytest.approx(1.7)
+    custom = chosen(points, num_inference_steps=12, attention="ras:0.5")
+    assert (custom.name, custom.point["num_inference_steps"], custom.point["attention"]) == ("custom", 12, "ras:0.5")
+    assert custom.predicted_s == pytest.approx(1.7)
 
 
 def test_steps_that_a_sampler_cannot_take_go_to_another(points: VideoPoints) -> None:
     """Five is nearer to the student's four than to twenty, and the student takes multiples of four."""
-    assert points.choose(wish(num_steps=5)).variant == "teacher"
-    assert points.choose(wish(num_steps=8)).variant == "student"
+    assert chosen(points, num_inference_steps=5).point["sampler"] != "consistency"
+    assert chosen(points, num_inference_steps=8).point["sampler"] == "consistency"
 
 
 def test_refusals_say_which_part_of_the_budget(points: VideoPoints) -> None:
@@ -152,10 +166,10 @@ def test_refusals_say_which_part_of_the_budget(points: VideoPoints) -> None:
         ({"quality_floor": 0.95}, "vireo.quality_floor"),
     ):
         with pytest.raises(BudgetInfeasible, match="nearest") as caught:
-            points.choose(wish(**fixed))
+            chosen(points, **fixed)
         assert caught.value.param == param
 
 
 def test_impossible_combination_is_no_matter_of_budget(points: VideoPoints) -> None:
     with pytest.raises(UnsupportedVideo, match="combination"):
-        points.choose(wish(sampler="consistency", num_steps=50))
+        chosen(points, sampler="consistency", num_inference_steps=50)

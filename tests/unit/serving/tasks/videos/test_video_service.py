@@ -12,6 +12,9 @@ import pytest
 
 from schedulers.admission import Cost
 from schedulers.video_points import ClipCost, VideoPoint
+from serving.delivery.job.base import JobModel, JobRequest
+from serving.delivery.job.idempotency import asked_by
+from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
@@ -28,22 +31,12 @@ from serving.errors import (
     UnknownVideo,
     UnsupportedVideo,
 )
-from serving.service import VideoModelCard
-from serving.stores.jobs.base import JobPage
-from serving.tasks.videos.domain import (
-    Artefact,
-    JobError,
-    JobStatus,
-    VideoFormat,
-    VideoJob,
-    VideoRequest,
-    folder,
-    preview_key,
-)
-from serving.tasks.videos.idempotency import asked_by
+from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus, folder, preview_key
 from serving.tasks.videos.points import VideoPoints, VideoPointTable
-from serving.tasks.videos.resolve import ServedVideo
-from serving.tasks.videos.service import VideoJobsService, VideoServiceConfig
+from serving.tasks.videos.reply import settings_of, video_to_json
+from serving.tasks.videos.resolve import ClipPlanner
+from serving.tasks.videos.rules import VIDEOS
+from serving.tasks.videos.schemas import VideoBody
 from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
@@ -73,19 +66,20 @@ POINTS = (
 """6, 3 and 1.4 seconds; 36, 18 and 8.4 joules, of 29 frames."""
 
 
-def served(**fields: Any) -> ServedVideo:
+def served(replicas: int = 1) -> JobModel:
     table = VideoPointTable(
         model="fake-video", weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=POINTS
     )
-    card: VideoModelCard = make_video_card()
-    return ServedVideo(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS), **fields)
+    card = make_video_card()
+    planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
+    return JobModel(card=card, plan=planner, replicas=replicas)
 
 
 @dataclass
 class MemoryIndex:
     """Jobs of a gateway's point of view. ``is_away``: Redis cannot be reached."""
 
-    jobs: dict[str, VideoJob] = field(default_factory=dict)
+    jobs: dict[str, JobRecord] = field(default_factory=dict)
     is_away: bool = False
     waiting_s: float = 0.0
     num_creates: int = 0
@@ -95,7 +89,7 @@ class MemoryIndex:
         if self.is_away:
             raise StoreUnavailable("ConnectionError at redis://:secret@10.0.0.1")
 
-    async def create(self, job: VideoJob, *, max_queued: int) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int) -> None:
         self._check()
         self.num_creates += 1
         self.before_create()
@@ -105,26 +99,28 @@ class MemoryIndex:
             raise QueueFull(f"{max_queued} jobs wait")
         self.jobs[job.id] = job
 
-    async def get(self, owner: str, job_id: str) -> VideoJob | None:
+    async def get(self, owner: str, job_id: str) -> JobRecord | None:
         self._check()
         job = self.jobs.get(job_id)
         return job if job is not None and job.owner == owner else None
 
-    async def list_jobs(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage | None:
+    async def list_jobs(
+        self, owner: str, task: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> JobPage | None:
         self._check()
-        mine = [job for job in self.jobs.values() if job.owner == owner]
+        mine = [job for job in self.jobs.values() if (job.owner, job.task) == (owner, task)]
         if after is not None and after not in [job.id for job in mine]:
             return None
         return JobPage(jobs=tuple(mine[:limit]), has_more=len(mine) > limit)
 
-    async def cancel(self, owner: str, job_id: str) -> VideoJob | None:
+    async def cancel(self, owner: str, job_id: str) -> JobRecord | None:
         job = await self.get(owner, job_id)
         if job is not None and not job.status.is_final:
             error = JobError(code="cancelled", message="the job was cancelled")
             self.jobs[job_id] = replace(job, status=JobStatus.FAILED, error=error)
         return self.jobs.get(job_id) if job is not None else None
 
-    async def delete(self, owner: str, job_id: str) -> VideoJob | None:
+    async def delete(self, owner: str, job_id: str) -> JobRecord | None:
         job = await self.get(owner, job_id)
         if job is None or not job.status.is_final:
             return None
@@ -161,33 +157,35 @@ class Gateway:
     quotas: MemoryResults = field(default_factory=MemoryResults)
     now_s: float = NOW_S
     max_queued: int = 100
-    served: ServedVideo = field(default_factory=served)
+    served: JobModel = field(default_factory=served)
     admitted_jobs: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = VideoServiceConfig(
+        config = JobServiceConfig(
             max_queued=self.max_queued, secret=b"s", poll_s=0.001, patience_s=30.0, max_watchers=2
         )
         index: Any = self.index
         results: Any = self.quotas
         self.pipeline = Pipeline(results, PipelineLimits(max_in_flight=8, default_deadline_s=30.0), tell=self.hear)
-        self.service = VideoJobsService(
-            {"fake-video": self.served}, index, self.files, self.pipeline, config, lambda: self.now_s
+        self.service = Jobs(
+            VIDEOS, {"fake-video": self.served}, index, self.files, self.pipeline, config, lambda: self.now_s
         )
 
     def hear(self, event: Event) -> None:
         assert isinstance(event, JobAdmitted)
         self.admitted_jobs.append((event.model, event.tenant, event.point, event.predicted_s))
 
-    async def create(self, **fields: Any) -> VideoJob:
-        return await self.service.create_video(asked(**fields))
+    async def create(self, **fields: Any) -> JobRecord:
+        return await self.service.create(asked(**fields))
 
 
-def asked(**fields: Any) -> VideoRequest:
+def asked(**fields: Any) -> JobRequest[VideoBody]:
     values: dict[str, Any] = {
         "request_id": "r", "surface": Surface.HTTP_VIDEO, "tenant": "ada", "model": "fake-video", "prompt": "a ball",
+        **fields,
     }  # fmt: skip
-    return VideoRequest(**(values | fields))
+    body = {name: values.pop(name) for name in VideoBody.model_fields if name in values and name != "model"}
+    return JobRequest(**values, asked=VideoBody.model_construct(**body))
 
 
 # -- what is chosen --------------------------------------------------------------------------------------------------
@@ -196,10 +194,14 @@ def asked(**fields: Any) -> VideoRequest:
 async def test_open_request_gets_the_best_point_and_the_defaults_of_the_model() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    settings = job.settings
-    assert (settings.width, settings.height, settings.num_frames, settings.fps) == (64, 64, 29, 8)
-    assert (settings.num_steps, settings.sampler, settings.attention) == (50, "euler_ancestral", "dense")
-    assert (settings.variant, settings.guidance_scale) == ("teacher", 4.0)
+    settings = settings_of(job)
+    assert (settings["width"], settings["height"], settings["num_frames"], settings["fps"]) == (64, 64, 29, 8)
+    assert (settings["num_inference_steps"], settings["sampler"], settings["attention"]) == (
+        50,
+        "euler_ancestral",
+        "dense",
+    )
+    assert (settings["variant"], settings["guidance_scale"]) == ("teacher", 4.0)
     assert (job.operating_point, job.predicted_s, job.predicted_j) == ("full", 6.0, 36.0)
     assert (job.owner, job.status, job.created_at_s, job.deadline_at_s) == ("ada", JobStatus.QUEUED, NOW_S, None)
     assert gateway.index.jobs == {job.id: job}
@@ -209,14 +211,19 @@ async def test_open_request_gets_the_best_point_and_the_defaults_of_the_model() 
 async def test_what_the_caller_fixes_is_what_is_made() -> None:
     job = await Gateway().create(
         negative_prompt="blur", width=64, height=64, num_frames=93, fps=24, num_inference_steps=30, guidance_scale=2.0,
-        seed=7, sampler="ddim", attention="tile:2:22", output_format=VideoFormat.GIF, user="me",
+        seed=7, sampler="ddim", attention="tile:2:22", output_format="gif", user="me",
         budget=Budget(priority=Priority.HIGH),
     )  # fmt: skip
-    settings = job.settings
-    assert (settings.negative_prompt, settings.num_frames, settings.fps, settings.seed) == ("blur", 93, 24, 7)
-    assert (settings.num_steps, settings.guidance_scale, settings.sampler) == (30, 2.0, "ddim")
-    assert (settings.attention, settings.output_format) == ("tile:2:22", "gif")
-    assert (job.priority, job.user, job.seconds) == ("high", "me", 93 / 24)
+    settings = settings_of(job)
+    assert (settings["negative_prompt"], settings["num_frames"], settings["fps"], settings["seed"]) == (
+        "blur",
+        93,
+        24,
+        7,
+    )
+    assert (settings["num_inference_steps"], settings["guidance_scale"], settings["sampler"]) == (30, 2.0, "ddim")
+    assert (settings["attention"], settings["output_format"]) == ("tile:2:22", "gif")
+    assert (job.priority, job.shown["user"], video_to_json(job, "")["seconds"]) == ("high", "me", "3.875")
 
 
 @pytest.mark.parametrize(
@@ -239,26 +246,26 @@ async def test_budget_picks_the_best_point_that_fits_and_says_what_it_cost(
 
 async def test_consistency_runs_on_the_students_weights() -> None:
     job = await Gateway().create(sampler="consistency")
-    assert (job.settings.variant, job.settings.num_steps) == ("student", 4)
+    assert (job.shown["variant"], job.num_steps) == ("student", 4)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "fps", "frames"), [(4, None, 29), (3.625, None, 29), (8, None, 93), (1, 24, 29), (4.0, 24, 93)]
+    ("seconds", "fps", "frames"), [(4.0, None, 29), (3.625, None, 29), (8.0, None, 93), (1.0, 24, 29), (4.0, 24, 93)]
 )
 async def test_seconds_make_the_nearest_length(seconds: float, fps: int | None, frames: int) -> None:
-    assert (await Gateway().create(seconds=seconds, fps=fps)).settings.num_frames == frames
+    assert settings_of(await Gateway().create(seconds=seconds, fps=fps))["num_frames"] == frames
 
 
 async def test_frames_go_before_seconds_that_agree() -> None:
-    assert (await Gateway().create(seconds=4, num_frames=29)).settings.num_frames == 29
+    assert settings_of(await Gateway().create(seconds=4.0, num_frames=29))["num_frames"] == 29
 
 
 async def test_seeds_differ_unless_they_are_asked_for() -> None:
     gateway = Gateway()
-    seeds = {(await gateway.create()).settings.seed for _ in range(5)}
+    seeds = {(await gateway.create()).seed for _ in range(5)}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert (await gateway.create(seed=0)).settings.seed == 0
+    assert (await gateway.create(seed=0)).seed == 0
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -266,10 +273,10 @@ async def test_seeds_differ_unless_they_are_asked_for() -> None:
 REFUSED: list[tuple[str, dict[str, Any], type[ClientError], str, str]] = [
     ("size", {"width": 128, "height": 64}, UnsupportedVideo, "size", "64x64"),
     ("frames", {"num_frames": 30}, UnsupportedVideo, "num_frames", "29, 93"),
-    ("seconds_long", {"seconds": 60}, UnsupportedVideo, "seconds", "3.625, 11.625"),
+    ("seconds_long", {"seconds": 60.0}, UnsupportedVideo, "seconds", "3.625, 11.625"),
     ("seconds_short", {"seconds": 0.5}, UnsupportedVideo, "seconds", "3.625"),
-    ("contradiction", {"seconds": 12, "num_frames": 29}, UnsupportedVideo, "seconds", "send one"),
-    ("frames_and_seconds", {"seconds": 4, "num_frames": 31}, UnsupportedVideo, "num_frames", "29, 93"),
+    ("contradiction", {"seconds": 12.0, "num_frames": 29}, UnsupportedVideo, "seconds", "send one"),
+    ("frames_and_seconds", {"seconds": 4.0, "num_frames": 31}, UnsupportedVideo, "num_frames", "29, 93"),
     ("fps", {"fps": 240}, UnsupportedVideo, "fps", "1 to 60"),
     ("steps", {"num_inference_steps": 500}, UnsupportedVideo, "num_inference_steps", "100"),
     ("steps_of_sampler", {"sampler": "consistency", "num_inference_steps": 6}, UnsupportedVideo,
@@ -301,13 +308,6 @@ async def test_what_the_model_cannot_do_is_refused_before_anything_is_spent(
         await gateway.create(**fields)
     assert caught.value.param == param
     assert (gateway.index.num_creates, gateway.quotas.reserved, gateway.admitted_jobs) == (0, [], [])
-
-
-async def test_tokens_of_a_prompt_are_counted_where_they_can_be() -> None:
-    gateway = Gateway(served=served(count_tokens=lambda text: len(text.split()), max_prompt_tokens=3))
-    await gateway.create(prompt="one two three")
-    with pytest.raises(PromptTooLong, match="4 tokens"):
-        await gateway.create(prompt="one two three four")
 
 
 async def test_queue_counts_against_the_latency_and_is_told_apart_from_a_budget_too_small() -> None:
@@ -361,11 +361,11 @@ async def test_every_look_at_a_job_fails_in_the_same_words_without_the_index() -
     gateway = Gateway()
     gateway.index.is_away, service = True, gateway.service
     calls: list[Awaitable[Any]] = [
-        service.get_video("ada", "x"),
-        service.list_videos("ada", after=None, limit=5, newest_first=True),
-        service.cancel_video("ada", "x"),
-        service.delete_video("ada", "x"),
-        anext(service.watch_video("ada", "x")),
+        service.get("ada", "x"),
+        service.page("ada", after=None, limit=5, newest_first=True),
+        service.cancel("ada", "x"),
+        service.delete("ada", "x"),
+        anext(service.watch("ada", "x")),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable, match="jobs cannot be reached"):
@@ -382,7 +382,7 @@ async def test_same_key_is_the_same_job_and_is_charged_once() -> None:
     assert first == again
     assert len(gateway.quotas.settled) == 1
     elsewhere = await other.create(idempotency_key="k")
-    assert (elsewhere.id, elsewhere.settings.seed) == (first.id, first.settings.seed)
+    assert (elsewhere.id, elsewhere.seed) == (first.id, first.seed)
 
 
 async def test_keys_of_different_tenants_and_requests_without_one_are_different_jobs() -> None:
@@ -400,7 +400,7 @@ _CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"num_frames": 93}, "num_frames"),
     ({"seconds": 8.0}, "seconds"),
     ({"user": "x"}, "user"),
-    ({"output_format": VideoFormat.GIF}, "output_format"),
+    ({"output_format": "gif"}, "output_format"),
     ({"width": 64, "height": 64}, "height, width"),
     ({"budget": Budget(latency_ms=60_000)}, "vireo.latency_ms"),
     ({"budget": Budget(energy_j=100.0)}, "vireo.energy_j"),
@@ -424,24 +424,19 @@ async def test_key_stands_for_a_request_however_it_came() -> None:
     gateway = Gateway()
     first = await gateway.create(idempotency_key="k", seconds=4.0, guidance_scale=4.0)
     again = await gateway.create(
-        idempotency_key="k", seconds=4, guidance_scale=4, request_id="another", surface=Surface.GRPC_VIDEO
+        idempotency_key="k", seconds=4.0, guidance_scale=4, request_id="another", surface=Surface.GRPC_VIDEO
     )
     assert again == first
 
 
 def test_every_field_of_a_request_counts_but_those_that_say_how_it_came() -> None:
     """One that is added later, too."""
-    asked = asked_by(
-        VideoRequest(
-            request_id="r", surface=Surface.HTTP_VIDEO, tenant="t", model="m", prompt="p", negative_prompt="n", width=1,
-            height=1, num_frames=1, seconds=1.0, fps=1, num_inference_steps=1, guidance_scale=1.0, seed=1, sampler="s",
-            attention="a", user="u", idempotency_key="k",
-            budget=Budget(latency_ms=1.0, energy_j=1.0, quality_floor=1.0, settings={"steps": 1}),
-        )
-    )  # fmt: skip
-    how_it_came = {"request_id", "surface", "tenant", "idempotency_key"}
-    names = {one.name for one in fields(VideoRequest)} - how_it_came - {"budget"}
-    assert asked.keys() == names | {f"vireo.{one.name}" for one in fields(Budget)}
+    every: dict[str, Any] = {
+        name: "x" for name in VideoBody.model_fields if name not in ("model", "vireo", "extra_params")
+    }
+    budget = Budget(latency_ms=1.0, energy_j=1.0, quality_floor=1.0, settings={"steps": 1}, degraded=("x",))
+    digests = asked_by(asked(**every, budget=budget))
+    assert digests.keys() == every.keys() | {"model"} | {f"vireo.{one.name}" for one in fields(Budget)}
 
 
 async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_won() -> None:
@@ -462,20 +457,20 @@ async def test_gateway_that_loses_the_race_answers_with_the_job_of_the_one_that_
 async def test_without_a_model_nothing_is_made_and_nothing_is_there() -> None:
     gateway = Gateway()
     index: Any = gateway.index
-    config = VideoServiceConfig(max_queued=1, secret=b"s")
-    gateway.service = VideoJobsService({}, index, gateway.files, gateway.pipeline, config)
-    assert gateway.service.video_models() == ()
+    config = JobServiceConfig(max_queued=1, secret=b"s")
+    gateway.service = Jobs(VIDEOS, {}, index, gateway.files, gateway.pipeline, config)
+    assert gateway.service.job_models == {}
     with pytest.raises(UnknownModel, match="makes no clips here; models that do: none"):
         await gateway.create()
-    assert (await gateway.service.list_videos("ada", after=None, limit=5, newest_first=True)).jobs == ()
+    assert (await gateway.service.page("ada", after=None, limit=5, newest_first=True)).jobs == ()
     with pytest.raises(UnknownVideo):
-        await gateway.service.get_video("ada", "video_1")
+        await gateway.service.get("ada", "video_1")
 
 
 async def test_job_of_another_tenant_is_unknown_in_the_same_words() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    for call in (gateway.service.get_video, gateway.service.cancel_video, gateway.service.delete_video):
+    for call in (gateway.service.get, gateway.service.cancel, gateway.service.delete):
         with pytest.raises(UnknownVideo) as theirs:
             await call("bob", job.id)
         with pytest.raises(UnknownVideo) as nobodys:
@@ -483,14 +478,14 @@ async def test_job_of_another_tenant_is_unknown_in_the_same_words() -> None:
         assert theirs.value.message.replace(job.id, "") == nobodys.value.message.replace("video_x", "")
     assert gateway.index.jobs == {job.id: job}
     with pytest.raises(InvalidRequest, match="after"):
-        await gateway.service.list_videos("bob", after=job.id, limit=5, newest_first=True)
+        await gateway.service.page("bob", after=job.id, limit=5, newest_first=True)
 
 
 async def test_cancelled_job_that_nobody_began_gets_its_charge_back() -> None:
     gateway = Gateway()
     job = await gateway.create()
     for _ in range(2):
-        await gateway.service.cancel_video("ada", job.id)
+        await gateway.service.cancel("ada", job.id)
     assert gateway.quotas.settled == [Cost(36.0, 6.0)]
     assert gateway.quotas.settled_jobs == [("ada", job.id, Cost(36.0, 6.0), Cost(0.0, 0.0))]
 
@@ -499,7 +494,7 @@ async def test_charge_of_a_job_that_runs_is_left_to_the_replica() -> None:
     gateway = Gateway()
     job = await gateway.create()
     gateway.index.jobs[job.id] = replace(job, status=JobStatus.IN_PROGRESS, attempts=1)
-    await gateway.service.cancel_video("ada", job.id)
+    await gateway.service.cancel("ada", job.id)
     assert gateway.quotas.settled_jobs == []
 
 
@@ -507,10 +502,10 @@ async def test_charge_of_a_job_that_runs_is_left_to_the_replica() -> None:
 async def test_cancelled_job_that_waits_again_pays_for_the_steps_it_has_kept(attempts: int) -> None:
     gateway = Gateway()
     job = await gateway.create()
-    step = job.settings.num_steps // 2
+    step = job.num_steps // 2
     gateway.index.jobs[job.id] = replace(job, attempts=attempts, checkpoint_step=step)
-    await gateway.service.cancel_video("ada", job.id)
-    share = step / job.settings.num_steps
+    await gateway.service.cancel("ada", job.id)
+    share = step / job.num_steps
     assert gateway.quotas.settled_jobs == [("ada", job.id, Cost(36.0, 6.0), Cost(36.0 * share, 6.0 * share))]
 
 
@@ -527,9 +522,9 @@ async def test_delete_cancels_then_removes_with_all_files() -> None:
     gateway = Gateway()
     job = await gateway.create()
     gateway.files.files = {f"{folder(job.id)}/clip.mp4": b"x", f"{folder('other')}/clip.mp4": b"y"}
-    assert (await gateway.service.delete_video("ada", job.id)).status is JobStatus.FAILED
+    assert (await gateway.service.delete("ada", job.id)).status is JobStatus.FAILED
     assert job.id in gateway.index.jobs
-    await gateway.service.delete_video("ada", job.id)
+    await gateway.service.delete("ada", job.id)
     assert gateway.index.jobs == {}
     assert list(gateway.files.files) == ["jobs/other/clip.mp4"]
 
@@ -538,21 +533,21 @@ async def test_job_that_is_completed_while_it_is_deleted_is_removed(monkeypatch:
     gateway = Gateway()
     job = await gateway.create()
 
-    async def too_late(owner: str, job_id: str) -> VideoJob:
+    async def too_late(owner: str, job_id: str) -> JobRecord:
         gateway.index.jobs[job_id] = replace(job, status=JobStatus.COMPLETED)
         return gateway.index.jobs[job_id]
 
     monkeypatch.setattr(gateway.index, "cancel", too_late)
-    await gateway.service.delete_video("ada", job.id)
+    await gateway.service.delete("ada", job.id)
     assert gateway.index.jobs == {}
 
 
 async def test_deletion_is_not_held_up_by_files_that_cannot_be_reached() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    await gateway.service.cancel_video("ada", job.id)
+    await gateway.service.cancel("ada", job.id)
     gateway.files.is_away = True
-    await gateway.service.delete_video("ada", job.id)
+    await gateway.service.delete("ada", job.id)
     assert gateway.index.jobs == {}
 
 
@@ -560,12 +555,12 @@ async def test_files_are_read_in_parts_and_missing_ones_are_not_found() -> None:
     gateway = Gateway()
     artefact = Artefact(key="jobs/a/clip.mp4", media_type="video/mp4", num_bytes=10, sha256="0" * 64)
     with pytest.raises(UnknownVideo):
-        await gateway.service.read_artefact(artefact, 0, 5)
+        await gateway.service.read(artefact, 0, 5)
     gateway.files.files[artefact.key] = b"0123456789"
-    assert await gateway.service.read_artefact(artefact, 3, 6) == b"345"
+    assert await gateway.service.read(artefact, 3, 6) == b"345"
     gateway.files.is_away = True
     with pytest.raises(StoreUnavailable) as caught:
-        await gateway.service.read_artefact(artefact, 0, 5)
+        await gateway.service.read(artefact, 0, 5)
     assert "/srv" not in caught.value.message
 
 
@@ -576,7 +571,7 @@ async def test_watcher_hears_of_changes_only_and_of_the_end() -> None:
     gateway = Gateway()
     gateway.index.waiting_s = 20.0
     job = await gateway.create()
-    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+    async with asyncio.timeout(10), aclosing(gateway.service.watch("ada", job.id)) as updates:
         first = await anext(updates)
         assert (first.job, first.finish_at_s, first.preview) == (job, NOW_S + 20.0, None)
         waiting = asyncio.ensure_future(anext(updates))
@@ -599,7 +594,7 @@ async def test_watcher_hears_of_changes_only_and_of_the_end() -> None:
 async def test_watcher_bears_with_a_short_outage_and_not_with_a_long_one() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+    async with asyncio.timeout(10), aclosing(gateway.service.watch("ada", job.id)) as updates:
         await anext(updates)
         gateway.index.is_away = True
         waiting = asyncio.ensure_future(anext(updates))
@@ -619,7 +614,7 @@ async def test_watcher_bears_with_a_short_outage_and_not_with_a_long_one() -> No
 async def test_watched_job_that_is_deleted_ends_the_watching() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    async with asyncio.timeout(10), aclosing(gateway.service.watch_video("ada", job.id)) as updates:
+    async with asyncio.timeout(10), aclosing(gateway.service.watch("ada", job.id)) as updates:
         await anext(updates)
         gateway.index.jobs.clear()
         with pytest.raises(UnknownVideo):
@@ -631,21 +626,21 @@ async def test_preview_that_cannot_be_read_or_is_huge_is_left_out() -> None:
     job = await gateway.create()
     gateway.index.jobs[job.id] = replace(job, status=JobStatus.IN_PROGRESS)
     gateway.files.files[preview_key(job.id)] = bytes(1 << 19)
-    assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
+    assert (await anext(gateway.service.watch("ada", job.id))).preview is None
     gateway.files.is_away = True
-    assert (await anext(gateway.service.watch_video("ada", job.id))).preview is None
+    assert (await anext(gateway.service.watch("ada", job.id))).preview is None
 
 
 async def test_watchers_are_bounded_and_make_room_when_they_leave() -> None:
     gateway = Gateway()
     job = await gateway.create()
-    watchers = [gateway.service.watch_video("ada", job.id) for _ in range(3)]
+    watchers = [gateway.service.watch("ada", job.id) for _ in range(3)]
     for watcher in watchers[:2]:
         await anext(watcher)
     with pytest.raises(QueueFull, match="2 callers"):
         await anext(watchers[2])
     await watchers[0].aclose()
-    late = gateway.service.watch_video("ada", job.id)
+    late = gateway.service.watch("ada", job.id)
     assert (await anext(late)).job == job
     gateway.index.jobs.clear()
     with pytest.raises(UnknownVideo):

@@ -1,4 +1,4 @@
-"""Builds what a video replica owns, and starts and stops it in order."""
+"""Builds what a replica of jobs owns, and starts and stops it in order."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from functools import partial
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
-from serving.replica.video.base import VideoEngine
-from serving.replica.video.checkpoints import Checkpoints
-from serving.replica.video.delivery import Delivery
-from serving.replica.video.engine import EngineOptions, JobEngine, Load, load_runner
-from serving.replica.video.worker import VideoWorker, WorkerConfig
+from serving.delivery.job.base import found_variant
+from serving.replica.job.base import Engine
+from serving.replica.job.checkpoints import Checkpoints
+from serving.replica.job.engine import EngineOptions, JobEngine, Load, load_runner
+from serving.replica.job.held import Bench, WorkerConfig
+from serving.replica.job.outputs import OutputFiles
+from serving.replica.job.worker import Worker
 from serving.stores.artefacts import ArtefactStore
-from serving.stores.jobs.redis_jobs import RedisJobs
-from serving.stores.jobs.setup import build_index
+from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.results import ResultStore
-from serving.tasks.videos.models import limits_of
 from serving.telemetry.events import Sink
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoParts:
+class JobParts:
     """What one replica owns."""
 
-    engine: VideoEngine
+    engine: Engine
     index: RedisJobs
     store: ArtefactStore
-    worker: VideoWorker
+    worker: Worker
     quotas: ResultStore
 
     async def start(self) -> None:
@@ -45,50 +45,51 @@ class VideoParts:
         await self.engine.stop()
 
 
-def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str, tell: Sink) -> VideoParts:
+def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str, tell: Sink) -> JobParts:
     """Put one replica together. ``name`` is the worker's in leases.
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
     """
-    engine = build_engine(model)
+    options, engine = model.options, build_engine(model)
     index, store = build_index(config), ArtefactStore(config.artefact_url)
     quotas = ResultStore(config)
-    policy = VideoPolicyConfig(
-        max_batch=model.options.max_batch, max_jobs=model.options.max_jobs, max_held_bytes=model.options.max_held_bytes
-    )
-    worker = VideoWorker(
+    bench = Bench(
         model=model.id,
         name=name,
         engine=engine,
-        scheduler=VideoScheduler(policy),
         index=index,
         checkpoints=Checkpoints(store, config.secret.encode()),
-        delivery=Delivery(store),
+        files=OutputFiles(store),
         config=WorkerConfig(
-            lease_s=model.options.lease_s,
-            checkpoint_every=model.options.checkpoint_every,
-            checkpoint_share=model.options.checkpoint_share,
+            lease_s=options.lease_s,
+            checkpoint_every=options.checkpoint_every,
+            checkpoint_share=options.checkpoint_share,
             store_patience_s=config.settings.jobs.store_patience_s,
-            max_attempts=model.options.max_attempts,
+            max_attempts=options.max_attempts,
             ttl_s=config.settings.jobs.ttl_s,
             watts=model.watts,
         ),
         tell=tell,
         settle=quotas.settle_job,
     )
-    return VideoParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
+    policy = VideoPolicyConfig(
+        max_batch=options.max_batch, max_jobs=options.max_jobs, max_held_bytes=options.max_held_bytes
+    )
+    worker = Worker(bench, VideoScheduler(policy), model.variant.io.request)
+    return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 
-def build_engine(model: ResolvedModel[JobOptions]) -> VideoEngine:
+def build_engine(model: ResolvedModel[JobOptions]) -> Engine:
     """The engine of the settings, not started: fake, in this process, or spread over ranks.
 
     Raises: ConfigError: no weights.
     """
-    options = EngineOptions(limits=limits_of(model), stuck_after_s=model.options.stuck_after_s)
+    family, variant = found_variant(model)
+    options = EngineOptions(family=family, variant=variant, stuck_after_s=model.options.stuck_after_s)
     if model.options.engine == "fake":
-        from serving.replica.video.fake import FakePace, FakeRunner
+        from serving.replica.job.fake import FakePace, FakeRunner
 
-        return JobEngine(options, lambda: FakeRunner(options.limits.io, FakePace(step_s=0.02)))
+        return JobEngine(options, lambda: FakeRunner(variant.io, FakePace(step_s=0.02)))
     import torch
 
     torch.set_num_threads(model.threads)
@@ -98,14 +99,14 @@ def build_engine(model: ResolvedModel[JobOptions]) -> VideoEngine:
     return _ranked(model, options, load)
 
 
-def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load) -> VideoEngine:
+def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load) -> Engine:
     """This process is the first rank; the others are actors in the replica's placement group (``serving.app``)."""
     from ray.util import get_current_placement_group
 
     from models.parallel.degrees import ParallelDegrees
-    from serving.replica.video.rank import RankRecipe
-    from serving.replica.video.rank_actors import RankActors
-    from serving.replica.video.ranked_engine import RankedVideoEngine
+    from serving.replica.job.rank import RankRecipe
+    from serving.replica.job.rank_actors import RankActors
+    from serving.replica.job.ranked_engine import RankedEngine
 
     recipe = RankRecipe(
         options=options,
@@ -121,4 +122,4 @@ def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load
         backend="nccl" if model.gpus else "gloo",
         placement_group=get_current_placement_group(),
     )
-    return RankedVideoEngine(recipe, actors)
+    return RankedEngine(recipe, actors)

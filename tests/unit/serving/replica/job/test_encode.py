@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.replica.video.base import Frames
-from serving.replica.video.encode import encode_clip, encode_thumbnail
+from serving.replica.job.base import Frames
+from serving.replica.job.encode import encode_clip, encode_thumbnail
 
 
 def clip(num_frames: int = 29, height: int = 64, width: int = 64) -> Frames:

@@ -14,17 +14,16 @@ from models.contract import Job, Parallel
 from models.parallel.degrees import ParallelDegrees, degrees_of_clip, narrower
 from models.parallel.groups import make_groups
 from models.parallel.launch import RankConfig, join, leave
-from serving.replica.video.base import StepOutcome
-from serving.replica.video.engine import EngineOptions, JobEngine, Load
-from serving.tasks.videos.domain import VideoSettings
+from serving.replica.job.base import JobInput, StepOutcome
+from serving.replica.job.engine import EngineOptions, JobEngine, Load
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankRecipe:
     """What every rank is made from; it travels to the ranks, so ``load`` must be picklable.
 
-    ``degrees``: of all ranks. A clip with fewer than ``min_tokens_per_rank`` on each of them runs on fewer, the first
-    ones. ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
+    ``degrees``: of all ranks. A request with fewer than ``min_tokens_per_rank`` on each of them runs on fewer, the
+    first ones. ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
     """
 
     options: EngineOptions
@@ -39,7 +38,7 @@ class RankRecipe:
             raise ValueError(f"cfg degree is {self.degrees.cfg}; both branches of guidance are one batch here: use 1")
 
     def degrees_of(self, num_tokens: int) -> ParallelDegrees:
-        """Of a clip of that size: the same on every rank."""
+        """Of a request of that size: the same on every rank."""
         return degrees_of_clip(narrower(self.degrees), num_tokens, self.min_tokens_per_rank)
 
     def engine(self, config: RankConfig) -> JobEngine:
@@ -57,7 +56,7 @@ class RankRecipe:
         return runner
 
 
-class VideoRank:
+class Rank:
     """Every rank but the first, as an actor: does what the first one does."""
 
     def __init__(self, recipe: RankRecipe, config: RankConfig) -> None:
@@ -67,9 +66,9 @@ class VideoRank:
         """Load, and meet the others."""
         await self._engine.start()
 
-    async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None) -> None:
+    async def admit(self, job_id: str, wanted: JobInput, snapshot: bytes | None) -> None:
         """Take a request."""
-        await self._engine.admit(job_id, settings, snapshot)
+        await self._engine.admit(job_id, wanted, snapshot)
 
     async def run_step(self, job_ids: Sequence[str]) -> list[StepOutcome]:
         """Take part in a step."""

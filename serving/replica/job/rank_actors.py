@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from models.parallel.launch import RankConfig
 from serving.errors import EngineFailed
-from serving.replica.video.rank import RankRecipe, VideoRank
+from serving.replica.job.rank import Rank, RankRecipe
 
 _PORTS = range(20_000, 25_000)
 """Where first ranks listen: below Ray's own (``serving.system.ray_env``) and those that Linux deals out for outgoing
@@ -55,7 +55,7 @@ class RankActors:
         )
 
     def start(self, recipe: RankRecipe, world: RankConfig) -> Sequence[Any]:
-        """Handles of ``VideoRank`` for the ranks from 1 on."""
+        """Handles of ``Rank`` for the ranks from 1 on."""
         return [self._make(recipe, replace(world, rank=rank)) for rank in range(1, self.num_ranks)]
 
     def _make(self, recipe: RankRecipe, config: RankConfig) -> Any:
@@ -65,7 +65,7 @@ class RankActors:
                 placement_group=self.placement_group,
                 placement_group_bundle_index=config.rank - (self.num_ranks - self.placement_group.bundle_count),
             )
-        return ray.remote(VideoRank).options(**options).remote(recipe, config)
+        return ray.remote(Rank).options(**options).remote(recipe, config)
 
     def stop(self, ranks: Sequence[Any]) -> None:
         """End them, whatever they do."""

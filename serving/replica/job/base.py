@@ -1,4 +1,4 @@
-"""What the worker of a video replica needs of an engine: requests are state, and each call runs one denoising step.
+"""What the worker of a replica of jobs needs of an engine: requests are state, and each call runs one slice of them.
 
 An engine has one thread of its own; every method that computes is a coroutine that waits for it, and steps and decodes
 of different requests may be asked for at the same time. Failure is per request: a step returns an outcome for each.
@@ -6,18 +6,35 @@ of different requests may be asked for at the same time. Failure is per request:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from models.contract import Figures, Point, Work
 from serving.errors import ServingError
-from serving.tasks.videos.domain import VideoSettings
 
 Frames = npt.NDArray[np.uint8]
 """uint8 RGB, shape (T, H, W, 3)."""
+Outputs: TypeAlias = Mapping[str, Any]
+"""What a family's ``close`` gives, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInput:
+    """What is to be made, and how: what a family's ``open`` is given. ``num_steps``: slices of its main phase."""
+
+    request: Any
+    point: Point
+    seed: int
+    num_steps: int
+
+
+def tokens_of(work: Work, wanted: JobInput) -> int:
+    """Of the request's latent: what a step of it costs, beside one of another request."""
+    return max(1, round(work.units.get("token_steps", 1.0) / max(1, wanted.num_steps)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +52,20 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """One request after one step. ``compute_s`` is its share of the batch's time; ``sparsity`` is what was skipped of
-    attention in this step, ``search_s`` the time of AdaSpa's search in it."""
+    """One request after one step. ``compute_s`` is its share of the batch's time; ``figures``: what the family says of
+    the step."""
 
     job_id: str
     step: int
     compute_s: float
-    sparsity: float = 0.0
-    search_s: float = 0.0
     held_bytes: int = 0
+    figures: Figures = field(default_factory=dict)
 
 
 StepOutcome: TypeAlias = StepDone | ServingError
 
 
-class VideoEngine(Protocol):
+class Engine(Protocol):
     """See the module."""
 
     async def start(self) -> None:
@@ -60,8 +76,8 @@ class VideoEngine(Protocol):
         """End the thread and drop everything."""
         ...
 
-    def predicted_bytes(self, settings: VideoSettings) -> int:
-        """Most bytes that the request will hold at a time, the decoder's own excluded. Raises: ClientError."""
+    def work(self, wanted: JobInput) -> Work:
+        """What the request takes, and the most bytes that it will hold at a time. Raises: ClientError."""
         ...
 
     def phase(self, job_id: str) -> Hashable:
@@ -69,7 +85,7 @@ class VideoEngine(Protocol):
         schedule of its own, step. ``None``: only alone."""
         ...
 
-    async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
+    async def admit(self, job_id: str, wanted: JobInput, snapshot: bytes | None = None) -> Admitted:
         """Take a request, from the beginning or from a snapshot of an earlier attempt.
 
         Raises: ClientError, EngineFailed.
@@ -80,8 +96,8 @@ class VideoEngine(Protocol):
         """One denoising step for each, in one batch; outcomes in order."""
         ...
 
-    async def decode(self, job_id: str) -> Frames:
-        """Turn the finished latents into frames. Raises: EngineFailed."""
+    async def decode(self, job_id: str) -> Outputs:
+        """Turn the finished state into what was asked for. Raises: EngineFailed."""
         ...
 
     async def preview(self, job_id: str) -> Frames:

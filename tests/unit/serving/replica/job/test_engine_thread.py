@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from serving.errors import EngineFailed
-from serving.replica.video.engine_thread import EngineThread
+from serving.replica.job.engine_thread import EngineThread
 
 
 async def test_calls_run_in_order_one_at_a_time() -> None:

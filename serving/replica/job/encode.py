@@ -1,4 +1,4 @@
-"""Frames to files: H.264 in MP4, animated GIF, a thumbnail. Blocks; the caller has a thread for it.
+"""Frames and pictures to files: H.264 in MP4, animated GIF, PNG, a thumbnail. Blocks; the caller has a thread for it.
 
 Legend: T frames, H rows, W columns.
 """
@@ -14,10 +14,9 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from serving.replica.video.base import Frames
-from serving.tasks.videos.domain import VideoFormat
+from serving.replica.job.base import Frames
 
-MP4_TYPE, GIF_TYPE, JPEG_TYPE = "video/mp4", "image/gif", "image/jpeg"
+MP4_TYPE, GIF_TYPE, JPEG_TYPE, PNG_TYPE = "video/mp4", "image/gif", "image/jpeg", "image/png"
 _CRF = 16
 """Constant quality of x264, 0 (lossless) to 51: small clips are cheap, and blocks in them are seen."""
 _JPEG_QUALITY = 85
@@ -38,9 +37,18 @@ def encode_clip(frames: Frames, fps: int, output_format: str) -> Encoded:
     Raises: ValueError: not frames, no such format, or no frame rate.
     """
     _check(frames, fps)
-    if VideoFormat(output_format) is VideoFormat.GIF:
-        return Encoded(data=_gif(frames, fps), media_type=GIF_TYPE)
-    return Encoded(data=_mp4(frames, fps), media_type=MP4_TYPE)
+    if output_format not in _CLIPS:
+        raise ValueError(f"format is {output_format!r}; need one of {', '.join(_CLIPS)}")
+    encode, media_type = _CLIPS[output_format]
+    return Encoded(data=encode(frames, fps), media_type=media_type)
+
+
+def encode_picture(picture: Frames) -> Encoded:
+    """Encode one picture (H, W, 3) as PNG."""
+    _check(picture[None], 1)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return Encoded(data=buffer.getvalue(), media_type=PNG_TYPE)
 
 
 def encode_thumbnail(frame: Frames, max_side: int | None = None) -> Encoded:
@@ -108,3 +116,6 @@ def _gif(frames: Frames, fps: int) -> bytes:
         buffer, "GIF", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, optimize=False
     )
     return buffer.getvalue()
+
+
+_CLIPS = {"mp4": (_mp4, MP4_TYPE), "gif": (_gif, GIF_TYPE)}

@@ -1,6 +1,7 @@
-"""The gateway's half of video generation: admission, and everything that clients may ask of a job afterwards.
+"""The gateway's half of durable jobs, whatever they make: admission, and everything that clients may ask afterwards.
 
-resolve -> reserve quota -> index.create; from then on the job belongs to the index, and to whichever replica claims it.
+plan (the task's) -> reserve quota -> index.create; from then on the job belongs to the index, and to whichever replica
+claims it.
 """
 
 from __future__ import annotations
@@ -14,26 +15,17 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 import structlog
 
+from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, JobUpdate
+from serving.delivery.job.idempotency import asked_by, check_same
 from serving.delivery.pipeline import Pipeline, served
-from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable, UnknownVideo
-from serving.service import VideoModelCard
-from serving.stores.jobs.base import JobIndex, JobPage
-from serving.stores.jobs.settler import charged_for, taken_by
-from serving.tasks.videos.domain import (
-    Artefact,
-    JobStatus,
-    VideoJob,
-    VideoRequest,
-    VideoUpdate,
-    folder,
-    preview_key,
-)
-from serving.tasks.videos.idempotency import asked_by, check_same
-from serving.tasks.videos.resolve import Resolved, ServedVideo, resolve
+from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable
+from serving.stores.jobs.base import Artefact, JobIndex, JobPage, JobRecord, JobStatus, folder, preview_key
+from serving.telemetry import tracing
 from serving.telemetry.events import JobAdmitted
 
 T = TypeVar("T")
@@ -44,7 +36,7 @@ _MAX_PREVIEW_BYTES = 1 << 18
 
 
 class Files(Protocol):
-    """Where clips are: ``serving.stores.artefacts.ArtefactStore``."""
+    """Where files of jobs are: ``serving.stores.artefacts.ArtefactStore``."""
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Raises: FileNotFoundError, StoreUnavailable."""
@@ -56,7 +48,7 @@ class Files(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoServiceConfig:
+class JobServiceConfig:
     """``max_queued``: jobs that wait, of all tenants. ``secret``: ids that follow from a key cannot be guessed.
     ``poll_s``: how often a watched job is looked at. ``patience_s``: how long a watcher bears with an absent store.
     ``max_watchers``: streams and waiting calls of this gateway together; each looks at Redis all the time.
@@ -69,19 +61,21 @@ class VideoServiceConfig:
     max_watchers: int = 512
 
 
-class VideoJobsService:
-    """Implements ``serving.service.VideoService``. Holds nothing of a job: any gateway answers for any."""
+class Jobs:
+    """Implements ``JobService`` of one task. Holds nothing of a job: any gateway answers for any."""
 
     def __init__(
         self,
-        models: Mapping[str, ServedVideo],
+        task: JobTask,
+        models: Mapping[str, JobModel],
         index: JobIndex,
         files: Files,
         pipeline: Pipeline,
-        config: VideoServiceConfig,
+        config: JobServiceConfig,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._models = models
+        self.job_models = models
+        self._task = task
         self._index = index
         self._files = files
         self._pipeline = pipeline
@@ -89,13 +83,9 @@ class VideoJobsService:
         self._clock = clock
         self._num_watchers = 0
 
-    def video_models(self) -> tuple[VideoModelCard, ...]:
-        """The video models served here."""
-        return tuple(model.card for model in self._models.values())
-
-    async def create_video(self, request: VideoRequest) -> VideoJob:
-        """See ``serving.service.VideoService``. Charges the prediction; who ends the job corrects that."""
-        model = served(self._models, request.model, "makes no clips")
+    async def create(self, request: JobRequest[Any]) -> JobRecord:
+        """See ``JobService``. Charges the prediction; who ends the job corrects that."""
+        model = served(self.job_models, request.model, self._task.does_not)
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
             check_same(request, earlier.asked)
@@ -103,9 +93,11 @@ class VideoJobsService:
         with self._pipeline.admitted(request.tenant, lambda: _RETRY_S):
             return await self._create(request, model, job_id)
 
-    async def _create(self, request: VideoRequest, model: ServedVideo, job_id: str) -> VideoJob:
+    async def _create(self, request: JobRequest[Any], model: JobModel, job_id: str) -> JobRecord:
         wait_s = await self._wait_s(request, model)
-        job = self._job(request, job_id, resolve(request, model, seed=self._seed(request, job_id), wait_s=wait_s))
+        with tracing.span("plan"):
+            plan = model.plan(request, self._seed(request, job_id), wait_s)
+        job = self._record(request, model, job_id, plan)
         reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
         try:
             await self._reached(self._index.create(job, max_queued=self._config.max_queued))
@@ -123,49 +115,53 @@ class VideoJobsService:
         self._pipeline.tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
         return stored
 
-    async def get_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``serving.service.VideoService``."""
-        return _known(await self._reached(self._index.get(owner, video_id)), video_id)
+    async def get(self, owner: str, job_id: str) -> JobRecord:
+        """See ``JobService``."""
+        return self._task.known(await self._reached(self._index.get(owner, job_id)), job_id)
 
-    async def list_videos(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
-        """See ``serving.service.VideoService``."""
-        page = await self._reached(self._index.list_jobs(owner, after=after, limit=limit, newest_first=newest_first))
+    async def page(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """See ``JobService``."""
+        page = await self._reached(
+            self._index.list_jobs(owner, self._task.name, after=after, limit=limit, newest_first=newest_first)
+        )
         if page is None:
-            raise InvalidRequest(f"after is {after}, which is no video of yours; begin anew without it", param="after")
+            noun = self._task.noun
+            raise InvalidRequest(f"after is {after}, which is no {noun} of yours; begin anew without it", param="after")
         return page
 
-    async def cancel_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``serving.service.VideoService``. One that waits is charged the steps that an earlier attempt has
-        left in a checkpoint: none, if nobody has begun it. Of one that runs, its replica says what it took."""
-        before = await self.get_video(owner, video_id)
-        job = _known(await self._reached(self._index.cancel(owner, video_id)), video_id)
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        """See ``JobService``. One that waits is charged the steps that an earlier attempt has left in a checkpoint:
+        none, if nobody has begun it. Of one that runs, its replica says what it took."""
+        before = await self.get(owner, job_id)
+        job = self._task.known(await self._reached(self._index.cancel(owner, job_id)), job_id)
         if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
-            self._pipeline.results.settle_job(owner, job.id, charged_for(job), taken_by(job))
+            self._pipeline.results.settle_job(owner, job.id, job.charged, job.taken)
         return job
 
-    async def delete_video(self, owner: str, video_id: str) -> VideoJob:
-        """See ``serving.service.VideoService``."""
-        job = await self.get_video(owner, video_id)
+    async def delete(self, owner: str, job_id: str) -> JobRecord:
+        """See ``JobService``."""
+        job = await self.get(owner, job_id)
         if not job.status.is_final:
-            job = await self.cancel_video(owner, video_id)
+            job = await self.cancel(owner, job_id)
             if job.status is not JobStatus.COMPLETED:  # it may have been completed in between
                 return job
-        _known(await self._reached(self._index.delete(owner, video_id)), video_id)
+        self._task.known(await self._reached(self._index.delete(owner, job_id)), job_id)
         try:
-            await self._files.delete(folder(video_id))
+            await self._files.delete(folder(job_id))
         except StoreUnavailable:
-            _log.warning("files of a deleted job stay until they are swept", job=video_id)
+            _log.warning("files of a deleted job stay until they are swept", job=job_id)
         return job
 
-    async def read_artefact(self, artefact: Artefact, start: int, end: int) -> bytes:
-        """See ``serving.service.VideoService``."""
+    async def read(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """See ``JobService``."""
         try:
             return await self._reached(self._files.read(artefact.key, start, end))
         except FileNotFoundError:
-            raise UnknownVideo("the file is gone: the video was deleted, or has expired", param="id") from None
+            noun = self._task.noun
+            raise self._task.unknown(f"the file is gone: the {noun} was deleted, or has expired", param="id") from None
 
-    async def watch_video(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        """See ``serving.service.VideoService``. Raises: QueueFull: too many watch already."""
+    async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobUpdate, None]:
+        """See ``JobService``."""
         limit = self._config.max_watchers
         if self._num_watchers >= limit:
             raise QueueFull(
@@ -174,7 +170,7 @@ class VideoJobsService:
             )
         self._num_watchers += 1
         try:
-            async with aclosing(self._updates(owner, video_id)) as updates:
+            async with aclosing(self._updates(owner, job_id)) as updates:
                 async for update in updates:
                     yield update
         finally:
@@ -182,10 +178,10 @@ class VideoJobsService:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    async def _updates(self, owner: str, video_id: str) -> AsyncGenerator[VideoUpdate, None]:
-        job, shown = await self.get_video(owner, video_id), b""
+    async def _updates(self, owner: str, job_id: str) -> AsyncGenerator[JobUpdate, None]:
+        job, shown = await self.get(owner, job_id), b""
         while True:
-            update = VideoUpdate(job=job, finish_at_s=await self._finish_at_s(job))
+            update = JobUpdate(job=job, finish_at_s=await self._finish_at_s(job))
             if job.status is JobStatus.IN_PROGRESS:
                 preview = await self._preview(job)
                 if preview and preview != shown:
@@ -196,13 +192,13 @@ class VideoJobsService:
                 return
             job = await self._next(job)
 
-    async def _next(self, seen: VideoJob) -> VideoJob:
+    async def _next(self, seen: JobRecord) -> JobRecord:
         """The job once it has changed. A store that is away for a moment is no reason to end a stream."""
         away_since_s: float | None = None
         while True:
             await asyncio.sleep(self._config.poll_s)
             try:
-                job = await self.get_video(seen.owner, seen.id)
+                job = await self.get(seen.owner, seen.id)
             except StoreUnavailable:
                 away_since_s = self._clock() if away_since_s is None else away_since_s
                 if self._clock() - away_since_s >= self._config.patience_s:
@@ -212,18 +208,18 @@ class VideoJobsService:
             if job != seen:
                 return job
 
-    async def _preview(self, job: VideoJob) -> bytes:
+    async def _preview(self, job: JobRecord) -> bytes:
         try:
             preview = await self._files.read(preview_key(job.id), 0, _MAX_PREVIEW_BYTES + 1)
         except (FileNotFoundError, ServingError):
             return b""
         return preview if len(preview) <= _MAX_PREVIEW_BYTES else b""
 
-    async def _finish_at_s(self, job: VideoJob) -> float | None:
+    async def _finish_at_s(self, job: JobRecord) -> float | None:
         now_s = self._clock()
         if job.status is JobStatus.IN_PROGRESS:
             return now_s + (job.predicted_s if job.remaining_s is None else job.remaining_s)
-        if job.status is not JobStatus.QUEUED or (model := self._models.get(job.model)) is None:
+        if job.status is not JobStatus.QUEUED or (model := self.job_models.get(job.model)) is None:
             return None
         try:
             waiting_s = await self._index.queued_s(job.model)  # of all jobs that wait, this one included
@@ -231,39 +227,47 @@ class VideoJobsService:
             return None
         return now_s + max(job.predicted_s, waiting_s / model.replicas)
 
-    async def _wait_s(self, request: VideoRequest, model: ServedVideo) -> float:
+    async def _wait_s(self, request: JobRequest[Any], model: JobModel) -> float:
         """How long the jobs that wait now take; asked only if it matters."""
         if request.budget.latency_ms is None:
             return 0.0
         return await self._reached(self._index.queued_s(request.model)) / model.replicas
 
-    def _job(self, request: VideoRequest, job_id: str, resolved: Resolved) -> VideoJob:
-        now_s, point, latency_ms = self._clock(), resolved.point, request.budget.latency_ms
-        degraded = (*request.budget.degraded, *point.degraded)
-        return VideoJob(
+    def _record(self, request: JobRequest[Any], model: JobModel, job_id: str, plan: JobPlan) -> JobRecord:
+        now_s, latency_ms = self._clock(), request.budget.latency_ms
+        degraded = (*request.budget.degraded, *plan.degraded)
+        return JobRecord(
             id=job_id,
             owner=request.tenant,
+            task=self._task.name,
             model=request.model,
-            settings=resolved.settings,
+            checkpoint=model.card.checkpoint_sha256,
+            payload=msgspec.json.encode(plan.request),
+            point=plan.point,
+            seed=plan.seed,
+            num_steps=plan.num_steps,
+            output=plan.output,
+            shown=plan.shown,
+            asked=asked_by(request) if request.idempotency_key else {},
+            traceparent=tracing.traceparent(),
             priority=request.budget.priority.value,
+            operating_point=plan.name,
             created_at_s=now_s,
             deadline_at_s=None if latency_ms is None else now_s + latency_ms / 1e3,
-            predicted_s=point.predicted_s,
-            predicted_j=point.predicted_j,
-            operating_point=point.name,
-            user=request.user,
-            asked=asked_by(request) if request.idempotency_key else {},
+            predicted_s=plan.predicted_s,
+            predicted_j=plan.predicted_j,
             report={"degraded": list(degraded)} if degraded else {},
         )
 
-    def _new_id(self, request: VideoRequest) -> str:
+    def _new_id(self, request: JobRequest[Any]) -> str:
         """A random one, or the one that follows from tenant and key, so that a request sent again is the same job."""
+        noun = self._task.noun
         if not request.idempotency_key:
-            return f"video_{uuid.uuid4().hex}"
+            return f"{noun}_{uuid.uuid4().hex}"
         text = f"{request.tenant}\0{request.idempotency_key}".encode()
-        return f"video_{hmac.new(self._config.secret, text, hashlib.sha256).hexdigest()[:32]}"
+        return f"{noun}_{hmac.new(self._config.secret, text, hashlib.sha256).hexdigest()[:32]}"
 
-    def _seed(self, request: VideoRequest, job_id: str) -> int:
+    def _seed(self, request: JobRequest[Any], job_id: str) -> int:
         if request.idempotency_key:
             return int(job_id[-8:], 16) >> (32 - _SEED_BITS)
         return secrets.randbits(_SEED_BITS)
@@ -277,10 +281,3 @@ class VideoJobsService:
             raise StoreUnavailable(
                 f"jobs cannot be reached now; retry in {_RETRY_S:g} s", retry_after_s=_RETRY_S
             ) from None
-
-
-def _known(job: VideoJob | None, video_id: str) -> VideoJob:
-    """Raises: UnknownVideo, in the same words for what is not there and for what is somebody else's."""
-    if job is None:
-        raise UnknownVideo(f"no video has the id {video_id}; it may have expired", param="id")
-    return job

@@ -1,4 +1,4 @@
-"""A video engine whose steps run on several ranks: the first in this process, the others in actors.
+"""An engine of jobs whose steps run on several ranks: the first in this process, the others in actors.
 
     facade    admit, run_step ──► the clip's ranks     decode, preview, snapshot ──► the first rank only
                   │
@@ -20,18 +20,18 @@ from typing import Any, TypeVar
 
 import structlog
 
+from models.contract import Work
 from models.parallel.launch import RankConfig
 from serving.errors import EngineFailed, ServingError
-from serving.replica.video.base import Admitted, Frames, StepDone, StepOutcome
-from serving.replica.video.rank import RankRecipe, leave_world
-from serving.replica.video.rank_actors import RankActors
-from serving.tasks.videos.domain import VideoSettings
+from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
+from serving.replica.job.rank import RankRecipe, leave_world
+from serving.replica.job.rank_actors import RankActors
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class RankedVideoEngine:
+class RankedEngine:
     """See the module. ``actors`` starts the ranks from 1 on; this process is rank 0."""
 
     def __init__(self, recipe: RankRecipe, actors: RankActors) -> None:
@@ -87,17 +87,17 @@ class RankedVideoEngine:
 
     # -- what a clip's ranks do -------------------------------------------------------------------------------------
 
-    async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
+    async def admit(self, job_id: str, wanted: JobInput, snapshot: bytes | None = None) -> Admitted:
         """Take a request on the ranks that it is to have. Raises: ClientError, EngineFailed."""
         self._check_whole()
-        num_tokens = self._first.num_tokens(settings)  # refuses what no rank can do
+        work = self._first.work(wanted)  # refuses what no rank can do
         await self._forget()
-        degree = self._recipe.degrees_of(num_tokens).total
+        degree = self._recipe.degrees_of(tokens_of(work, wanted)).total
         self._degrees[job_id] = degree
-        calls = [rank.admit.remote(job_id, settings, snapshot) for rank in self._ranks[: degree - 1]]
+        calls = [rank.admit.remote(job_id, wanted, snapshot) for rank in self._ranks[: degree - 1]]
         # A failure that every rank has met, such as an unreadable snapshot, leaves them alike.
         answers = await asyncio.gather(
-            self._first.admit(job_id, settings, snapshot), *map(_settled, calls), return_exceptions=True
+            self._first.admit(job_id, wanted, snapshot), *map(_settled, calls), return_exceptions=True
         )
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
         if not failed:
@@ -158,15 +158,15 @@ class RankedVideoEngine:
 
     # -- what the first rank does ------------------------------------------------------------------------------------
 
-    def predicted_bytes(self, settings: VideoSettings) -> int:
+    def work(self, wanted: JobInput) -> Work:
         """Of one rank that had all heads: ranks hold less of keys and values."""
-        return self._first.predicted_bytes(settings)
+        return self._first.work(wanted)
 
     def phase(self, job_id: str) -> Hashable:
         """As one rank."""
         return self._first.phase(job_id)
 
-    async def decode(self, job_id: str) -> Frames:
+    async def decode(self, job_id: str) -> Outputs:
         """On the first rank. Raises: EngineFailed."""
         self._check_whole()
         return await self._first.decode(job_id)
@@ -194,7 +194,7 @@ class RankedVideoEngine:
     def _break(self, reason: str, error: BaseException | None) -> EngineFailed:
         if self._broken is None:
             self._broken = reason
-            _log.error("the video engine is broken", reason=reason, exc_info=error)
+            _log.error("the engine is broken", reason=reason, exc_info=error)
         return EngineFailed(f"{self._broken}; retry")
 
     def _spawn(self, work: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from models.contract import Figures, JobState, Phase, Point
 from models.io import ClipIO, ClipRequest
-from serving.replica.video.base import Frames
+from serving.replica.job.base import Frames
 
 _PREVIEW_STRIDE = 8
 

@@ -1,4 +1,4 @@
-"""The video node of the graph: a worker that pulls durable jobs, and the engine that it drives.
+"""The node of the graph for durable jobs: a worker that pulls durable jobs, and the engine that it drives.
 
 Nobody calls it with work: gateways write jobs to Redis, and replicas take them. ``ping`` is all that a gateway asks.
 """
@@ -19,27 +19,27 @@ from serving.telemetry import setup
 from serving.telemetry.events import JobsCounted, Sink
 
 if TYPE_CHECKING:
-    from serving.replica.video.setup import VideoParts
+    from serving.replica.job.setup import JobParts
 
 _log = structlog.get_logger(__name__)
 _METRICS_PERIOD_S = 1.0
 
 
-class VideoGenerator:
+class JobReplica:
     """Ray Serve deployment class. One replica, one engine; its jobs are in Redis, so it may die at any time."""
 
     # Serve awaits a constructor that is a coroutine: the engine then starts on the loop that it will run on.
     async def __init__(self, model: ResolvedModel[JobOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
         tell = setup(config.metrics_dir, config.settings.log_level)
-        from serving.replica.video.setup import build_parts
+        from serving.replica.job.setup import build_parts
 
         started_s = time.monotonic()
         name = serve.get_replica_context().replica_id.unique_id
-        self._parts: VideoParts = build_parts(model, config, name, tell)
+        self._parts: JobParts = build_parts(model, config, name, tell)
         await self._parts.start()
         self._reporter = asyncio.get_running_loop().create_task(self._report(tell))
         freeze_start_up()
-        _log.info("video replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
+        _log.info("job replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
     async def ping(self) -> bool:
         """Answer; for the gateway's readiness."""
@@ -61,12 +61,12 @@ class VideoGenerator:
         while True:
             await asyncio.sleep(_METRICS_PERIOD_S)
             try:
-                queued = await parts.index.num_queued(parts.worker.model)
+                queued = await parts.index.num_queued(parts.worker.bench.model)
             except StoreUnavailable:
                 continue
             tell(
                 JobsCounted(
-                    model=parts.worker.model,
+                    model=parts.worker.bench.model,
                     num_held=parts.worker.num_held,
                     num_queued=queued,
                     held_bytes=parts.engine.held_bytes(),

@@ -10,21 +10,20 @@ All that a request holds is in its ``JobState``; there is no other state but the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import structlog
 
-from models.contract import Figures, Job, JobState, Phase, Point, Previews
+from models.contract import Family, Figures, Job, JobState, Phase, Point, Previews, SettingError, Variant, Work
 from models.registry import find
-from serving.errors import EngineFailed, ServingError
-from serving.replica.video.base import Admitted, Frames, StepDone, StepOutcome
-from serving.replica.video.engine_thread import EngineThread
-from serving.replica.video.snapshots import restored, take_snapshot
-from serving.tasks.videos.domain import VideoSettings
-from serving.tasks.videos.limits import ClipLimits, refused
+from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, ServingError
+from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome
+from serving.replica.job.engine_thread import EngineThread
+from serving.replica.job.snapshots import restored, take_snapshot
 
 _log = structlog.get_logger(__name__)
 _FAILED = "the model failed on this request; retry, or send another one"
@@ -50,11 +49,12 @@ def load_runner(model_id: str, folder: Path | None, device: str, dtype: str) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """``stuck_after_s``: a call that takes longer makes the engine unhealthy. ``stop_grace_s``: how long ``stop`` waits
-    for a running one. ``retries_alone``: a batch that raises is run again one by one; not where several ranks must do
-    the same."""
+    """What runs, and how. ``stuck_after_s``: a call that takes longer makes the engine unhealthy. ``stop_grace_s``: how
+    long ``stop`` waits for a running one. ``retries_alone``: a batch that raises is run again one by one; not where
+    several ranks must do the same."""
 
-    limits: ClipLimits
+    family: Family
+    variant: Variant
     stuck_after_s: float = 300.0
     stop_grace_s: float = 10.0
     retries_alone: bool = True
@@ -83,9 +83,9 @@ class JobEngine:
     def __init__(self, options: EngineOptions, load: Load) -> None:
         self._options = options
         self._load = load
-        self._steps = EngineThread("vireo-video-steps")
-        self._side = EngineThread("vireo-video-side")
-        self._decodes = EngineThread("vireo-video-decode")
+        self._steps = EngineThread("vireo-job-steps")
+        self._side = EngineThread("vireo-job-side")
+        self._decodes = EngineThread("vireo-job-decode")
         self._loaded: Job | None = None
         self._held: dict[str, _Held] = {}
         self.stats = EngineStats()
@@ -99,8 +99,8 @@ class JobEngine:
         except ServingError:
             raise
         except Exception as error:
-            _log.exception("the video model could not be loaded")
-            raise EngineFailed("the video model could not be loaded") from error
+            _log.exception("the model could not be loaded")
+            raise EngineFailed("the model could not be loaded") from error
 
     async def stop(self) -> None:
         """End the threads and drop everything."""
@@ -119,24 +119,35 @@ class JobEngine:
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
-    def predicted_bytes(self, settings: VideoSettings) -> int:
+    def work(self, wanted: JobInput) -> Work:
         """By the family's count. Raises: ClientError."""
-        limits = self._options.limits
-        return limits.work(settings.clip, limits.check(settings)).bytes_held
+        family, variant = self._options.family, self._options.variant
+        assert family.work is not None, "a family of jobs counts its work"
+        counted: Work = family.work.load()(variant, wanted.request, self._checked(wanted))
+        return counted
 
-    async def admit(self, job_id: str, settings: VideoSettings, snapshot: bytes | None = None) -> Admitted:
+    def _checked(self, wanted: JobInput) -> Point:
+        """The whole point. Raises: ClientError: the variant cannot do this."""
+        family = self._options.family
+        with _refused():
+            point = family.check_point(wanted.point)
+            if family.allowed is not None:
+                family.allowed.load()(self._options.variant, wanted.request, point)
+        return point
+
+    async def admit(self, job_id: str, wanted: JobInput, snapshot: bytes | None = None) -> Admitted:
         """Take the request, up to its first step. Raises: ClientError, EngineFailed."""
-        point = self._options.limits.check(settings)
+        point = self._checked(wanted)
         started_s = time.perf_counter()
-        held = await self._guarded(self._side, self._open, job_id, settings, point, snapshot)
+        held = await self._guarded(self._side, self._open, job_id, wanted, point, snapshot)
         self._held[job_id] = held
         text_s = time.perf_counter() - started_s
         return Admitted(step=self._step_of(held), held_bytes=held.state.bytes_held, text_s=text_s)
 
-    def _open(self, job_id: str, settings: VideoSettings, point: Point, snapshot: bytes | None) -> _Held:
+    def _open(self, job_id: str, wanted: JobInput, point: Point, snapshot: bytes | None) -> _Held:
         runner = self._runner
-        with refused():
-            state = runner.open(settings.clip, point, settings.seed)
+        with _refused():
+            state = runner.open(wanted.request, point, wanted.seed)
         held = _Held(job_id, state, runner.remaining(state).get("denoise", 0))
         if snapshot is not None:
             state.kept = restored(state.kept, snapshot)
@@ -195,24 +206,22 @@ class JobEngine:
             job_id=held.job_id,
             step=self._step_of(held),
             compute_s=compute_s,
-            sparsity=figures.get("sparsity", 0.0),
-            search_s=figures.get("search_s", 0.0),
             held_bytes=held.state.bytes_held,
+            figures=figures,
         )
 
     # -- what comes of it --------------------------------------------------------------------------------------------
 
-    async def decode(self, job_id: str) -> Frames:
-        """Turn the finished latents into frames. Raises: EngineFailed."""
+    async def decode(self, job_id: str) -> Outputs:
+        """Turn the finished state into what was asked for. Raises: EngineFailed."""
         held = self._find(job_id)
         if self._step_of(held) < held.num_steps:
             raise EngineFailed("the model has steps left for this request")
         return await self._guarded(self._decodes, self._decode, held.state)
 
-    def _decode(self, state: JobState) -> Frames:
+    def _decode(self, state: JobState) -> Outputs:
         self._run_phase(state, "decode")
-        frames: Frames = self._runner.close(state)["frames"]
-        return frames
+        return self._runner.close(state)
 
     async def preview(self, job_id: str) -> Frames:
         """A rough picture of the present estimate. Raises: EngineFailed: also where the model shows none."""
@@ -241,11 +250,6 @@ class JobEngine:
         """Bytes of all requests."""
         return sum(held.state.bytes_held for held in list(self._held.values()))
 
-    def num_tokens(self, settings: VideoSettings) -> int:
-        """Of the clip, in the transformer. Raises: ClientError."""
-        self._options.limits.check(settings)
-        return self._options.limits.io.num_tokens(settings.num_frames)
-
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     async def _guarded(self, thread: EngineThread, function: Callable[..., T], *args: object) -> T:
@@ -255,7 +259,7 @@ class JobEngine:
         except ServingError:
             raise
         except Exception as error:
-            _log.exception("a call of the video model failed")
+            _log.exception("a call of the model failed")
             raise EngineFailed(_FAILED) from error
 
     def _step_of(self, held: _Held) -> int:
@@ -271,3 +275,13 @@ class JobEngine:
         if self._loaded is None:
             raise EngineFailed("the model is not loaded; retry")
         return self._loaded
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What a family refuses, as an error of the request. Raises: InvalidRequest, PromptTooLong."""
+    try:
+        yield
+    except SettingError as error:
+        kind = PromptTooLong if error.name in ("prompt", "negative_prompt") else InvalidRequest
+        raise kind(str(error), param=error.name) from None

@@ -1,4 +1,4 @@
-"""What a request for a clip asks for, as digests of its fields: two that mean the same have the same, however spelt.
+"""What a request for a job asks for, as digests of its fields: two that mean the same have the same, however spelt.
 
 Whatever a request may say counts, the budget too. What only says how it came (its id, the surface) does not.
 """
@@ -12,20 +12,19 @@ from typing import Any, Final
 
 import msgspec
 
-from serving.domain import Budget
+from serving.delivery.job.base import JobRequest
 from serving.errors import IdempotencyKeyReused
-from serving.tasks.videos.domain import VideoRequest
 
-_HOW_IT_CAME: Final = frozenset({"request_id", "surface", "tenant", "idempotency_key"})
+_SAID_ELSEWHERE: Final = {"model", "vireo"}
 _DIGEST_CHARS: Final = 16
 
 
-def asked_by(request: VideoRequest) -> dict[str, str]:
+def asked_by(request: JobRequest[Any]) -> dict[str, str]:
     """Field to digest, of the fields that say something."""
     return {name: _digest(value) for name, value in _said(request) if value not in (None, "", {})}
 
 
-def check_same(request: VideoRequest, earlier: Mapping[str, str]) -> None:
+def check_same(request: JobRequest[Any], earlier: Mapping[str, str]) -> None:
     """Compare a request with what came before with its key.
 
     Raises: IdempotencyKeyReused: it asks for something else.
@@ -35,18 +34,15 @@ def check_same(request: VideoRequest, earlier: Mapping[str, str]) -> None:
     if differ:
         raise IdempotencyKeyReused(
             f"idempotency-key came before with another request; different: {', '.join(differ)}. Use a new key for each "
-            "clip",
+            "job",
             param="idempotency-key",
         )
 
 
-def _said(request: VideoRequest) -> Iterator[tuple[str, Any]]:
-    for field in fields(request):
-        value = getattr(request, field.name)
-        if isinstance(value, Budget):
-            yield from ((f"vireo.{part.name}", getattr(value, part.name)) for part in fields(value))
-        elif field.name not in _HOW_IT_CAME:
-            yield field.name, value
+def _said(request: JobRequest[Any]) -> Iterator[tuple[str, Any]]:
+    yield "model", request.model
+    yield from request.asked.model_dump(exclude=_SAID_ELSEWHERE, warnings=False).items()
+    yield from ((f"vireo.{part.name}", getattr(request.budget, part.name)) for part in fields(request.budget))
 
 
 def _digest(value: Any) -> str:

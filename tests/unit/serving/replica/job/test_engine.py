@@ -22,18 +22,18 @@ from models.families.vdit.work import predict
 from models.methods.ras.config import RasConfig
 from models.methods.samplers.base import step_generator
 from models.methods.samplers.make import make_sampler
-from serving.errors import EngineFailed, UnsupportedVideo
-from serving.replica.video.base import StepDone
-from serving.replica.video.engine import EngineOptions, JobEngine
+from serving.errors import EngineFailed, InvalidRequest
+from serving.replica.job.base import StepDone
+from serving.replica.job.engine import EngineOptions, JobEngine
 from tests.support.clip_limits import clip_limits
 from tests.support.live_bytes import LiveBytes
 from tests.support.video_engines import LIMITS, OPTIONS, TINY, tiny_networks, tiny_runner
 from tests.support.video_models import (
+    clip_input,
     decode_linearly,
     encode_words,
     tiny_config,
     tiny_transformer,
-    video_settings,
     words,
 )
 
@@ -70,7 +70,7 @@ async def test_batched_step_equals_single_steps(engine: JobEngine, attention: st
     """Prompts of different lengths: the shorter one is padded, and must not notice. 1e-5 of the largest number:
     products of other sizes add up in another order."""
     wanted = [
-        video_settings(attention=attention, guidance_scale=guidance_scale, seed=seed, prompt=prompt)
+        clip_input(attention=attention, guidance_scale=guidance_scale, seed=seed, prompt=prompt)
         for seed, prompt in ((1, "a ball"), (2, "a very small blue square on a plain"), (3, "red"))
     ]
     names = [f"together-{index}" for index in range(3)]
@@ -90,29 +90,29 @@ async def test_batched_step_equals_single_steps(engine: JobEngine, attention: st
 @pytest.mark.parametrize("name", ["tile:3:0", "tile:2:1"])
 async def test_tile_mask_that_leaves_nothing_out_is_dense_to_rounding(engine: JobEngine, name: str) -> None:
     for job_id, attention in (("dense", "dense"), ("tile", name)):
-        await engine.admit(job_id, video_settings(attention=attention))
+        await engine.admit(job_id, clip_input(attention=attention))
         for _ in range(2):
             (outcome,) = await engine.run_step([job_id])
             assert isinstance(outcome, StepDone)
-            assert outcome.sparsity == 0
+            assert outcome.figures["sparsity"] == 0
     dense = await latents(engine, "dense")
     assert (await latents(engine, "tile") - dense).abs().max() <= 1e-5 * dense.abs().max()
 
 
 async def test_tile_mask_leaves_out_its_share_in_every_step(engine: JobEngine) -> None:
-    await engine.admit("dense", video_settings())
-    await engine.admit("tile", video_settings(attention="tile:1:2"))
+    await engine.admit("dense", clip_input())
+    await engine.admit("tile", clip_input(attention="tile:1:2"))
     for _ in range(2):
         await engine.run_step(["dense"])
         (outcome,) = await engine.run_step(["tile"])
         assert isinstance(outcome, StepDone)
-        assert outcome.sparsity == pytest.approx(2 / 9)
+        assert outcome.figures["sparsity"] == pytest.approx(2 / 9)
     assert not torch.allclose(await latents(engine, "tile"), await latents(engine, "dense"))
 
 
 async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: JobEngine) -> None:
     for job_id, attention in (("dense", "dense"), ("all", "adaspa:0")):
-        await engine.admit(job_id, video_settings(attention=attention))
+        await engine.admit(job_id, clip_input(attention=attention))
         for _ in range(4):
             await engine.run_step([job_id])
     assert torch.equal(await latents(engine, "dense"), await latents(engine, "all"))
@@ -120,18 +120,18 @@ async def test_adaspa_that_leaves_nothing_out_is_dense_to_the_bit(engine: JobEng
 
 async def test_adaspa_searches_twice_and_is_sparse_after_the_first(engine: JobEngine) -> None:
     """Ten steps: searches after the published fifth and three fifths. 18 tokens are 3 blocks, of which 1 is kept."""
-    await engine.admit("job", video_settings(attention="adaspa:0.6", num_steps=10))
+    await engine.admit("job", clip_input(attention="adaspa:0.6", num_steps=10))
     outcomes = [(await engine.run_step(["job"]))[0] for _ in range(10)]
     assert all(isinstance(outcome, StepDone) for outcome in outcomes)
     done = [outcome for outcome in outcomes if isinstance(outcome, StepDone)]
-    assert [outcome.search_s > 0 for outcome in done] == [step in (1, 5) for step in range(10)]
-    assert [outcome.sparsity > 0.3 for outcome in done] == [step > 1 for step in range(10)]
+    assert [outcome.figures["search_s"] > 0 for outcome in done] == [step in (1, 5) for step in range(10)]
+    assert [outcome.figures["sparsity"] > 0.3 for outcome in done] == [step > 1 for step in range(10)]
 
 
 async def test_share_one_of_region_adaptive_sampling_is_dense(engine: JobEngine) -> None:
     """Within rounding: gathered tokens may be multiplied by another kernel than those of a dense step."""
     for job_id, attention in (("dense", "dense"), ("all", "ras:1")):
-        await engine.admit(job_id, video_settings(attention=attention))
+        await engine.admit(job_id, clip_input(attention=attention))
         for _ in range(4):
             await engine.run_step([job_id])
     torch.testing.assert_close(await latents(engine, "dense"), await latents(engine, "all"), atol=1e-4, rtol=1e-4)
@@ -140,11 +140,11 @@ async def test_share_one_of_region_adaptive_sampling_is_dense(engine: JobEngine)
 async def test_sparse_steps_are_reported_and_change_the_clip(engine: JobEngine) -> None:
     sparsity = []
     for job_id, attention in (("dense", "dense"), ("half", "ras:0.5")):
-        await engine.admit(job_id, video_settings(attention=attention))
+        await engine.admit(job_id, clip_input(attention=attention))
         for _ in range(4):
             (outcome,) = await engine.run_step([job_id])
             assert isinstance(outcome, StepDone)
-            sparsity.append(outcome.sparsity)
+            sparsity.append(outcome.figures["sparsity"])
     assert sparsity == [0, 0, 0, 0, 0, 0.5, 0.5, 0]
     assert not torch.equal(await latents(engine, "dense"), await latents(engine, "half"))
 
@@ -152,36 +152,36 @@ async def test_sparse_steps_are_reported_and_change_the_clip(engine: JobEngine) 
 async def test_request_with_caches_that_was_resumed_is_dense_first_and_apart_from_others(
     engine: JobEngine,
 ) -> None:
-    settings = video_settings(attention="ras:0.5")
+    settings = clip_input(attention="ras:0.5")
     await engine.admit("warm", settings)
     await engine.run_step(["warm"])
     await engine.admit("resumed", settings, await engine.snapshot("warm"))
     assert engine.phase("warm") != engine.phase("resumed"), "one runs half of its tokens, the other all"
     (outcome,) = await engine.run_step(["resumed"])
     assert isinstance(outcome, StepDone)
-    assert (outcome.step, outcome.sparsity) == (2, 0.0)
+    assert (outcome.step, outcome.figures["sparsity"]) == (2, 0.0)
 
 
 async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine: JobEngine) -> None:
     for job_id, negative in (("a", ""), ("b", "ugly and dark")):
-        await engine.admit(job_id, video_settings(guidance_scale=1.0, negative_prompt=negative))
+        await engine.admit(job_id, clip_input(guidance_scale=1.0, negative_prompt=negative))
         await engine.run_step([job_id])
     assert torch.equal(await latents(engine, "a"), await latents(engine, "b"))
-    await engine.admit("guided", video_settings(guidance_scale=3.0))
+    await engine.admit("guided", clip_input(guidance_scale=3.0))
     assert engine.phase("guided") != engine.phase("a")
 
 
 async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine: JobEngine) -> None:
     """Same text on both sides: nothing to be guided to, whatever the scale."""
     for job_id, scale in (("plain", 1.0), ("guided", 9.0)):
-        await engine.admit(job_id, video_settings(guidance_scale=scale, prompt="ball", negative_prompt="ball"))
+        await engine.admit(job_id, clip_input(guidance_scale=scale, prompt="ball", negative_prompt="ball"))
         await engine.run_step([job_id])
     torch.testing.assert_close(await latents(engine, "plain"), await latents(engine, "guided"), atol=1e-4, rtol=1e-4)
 
 
 async def test_step_is_the_samplers_with_noise_of_seed_and_step(engine: JobEngine) -> None:
     """Written out by hand, for the second step of three."""
-    settings = video_settings(num_steps=3, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
+    settings = clip_input(num_steps=3, guidance_scale=4.0, negative_prompt="dark", prompt="a ball", seed=7)
     await engine.admit("job", settings)
     await engine.run_step(["job"])
     before = await latents(engine, "job")
@@ -215,18 +215,18 @@ async def test_exception_in_a_batch_fails_the_guilty_one_only() -> None:
     engine = engine_with(transformers={"teacher": fussy, "student": fussy})
     await engine.start()
     for job_id, prompt in (("one", "a ball"), ("guilty", "a nan ball"), ("two", "a square")):
-        await engine.admit(job_id, video_settings(prompt=prompt))
+        await engine.admit(job_id, clip_input(prompt=prompt))
     outcomes = await engine.run_step(["one", "guilty", "two"])
     assert [type(outcome) for outcome in outcomes] == [StepDone, EngineFailed, StepDone]
     assert isinstance(outcomes[1], EngineFailed)
     assert "memory" not in outcomes[1].message, "nothing internal reaches a caller"
     assert (engine.stats.retried, engine.stats.failed, engine.stats.steps) == (3, 1, 2)
-    await engine.admit("guilty alone", video_settings(prompt="a nan ball"))
+    await engine.admit("guilty alone", clip_input(prompt="a nan ball"))
     await engine.stop()
 
 
 async def test_failed_step_leaves_the_request_as_it_was(engine: JobEngine) -> None:
-    await engine.admit("bad", video_settings(prompt="nan"))
+    await engine.admit("bad", clip_input(prompt="nan"))
     before = await latents(engine, "bad")
     await engine.run_step(["bad"])
     assert torch.equal(await latents(engine, "bad"), before)
@@ -278,11 +278,11 @@ async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str
     )
     await engine.start()
     for job_id in ("job", "done"):
-        await engine.admit(job_id, video_settings(num_steps=1))
+        await engine.admit(job_id, clip_input(num_steps=1))
     await engine.run_step(["done"])
     gates[call].shut()
     calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
-        "text": lambda: engine.admit("other", video_settings()),
+        "text": lambda: engine.admit("other", clip_input()),
         "step": lambda: engine.run_step(["job"]),
         "decode": lambda: engine.decode("done"),
     }
@@ -300,7 +300,7 @@ async def test_call_that_does_not_come_back_makes_the_engine_unhealthy(call: str
 async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -> None:
     engine = engine_with()
     await engine.start()
-    await engine.admit("job", video_settings(num_steps=100))
+    await engine.admit("job", clip_input(num_steps=100))
     calls = [asyncio.ensure_future(engine.run_step(["job"])) for _ in range(50)]
     await asyncio.sleep(0)
     await engine.stop()
@@ -310,8 +310,8 @@ async def test_call_that_waits_when_the_engine_stops_fails_and_does_not_hang() -
 
 
 async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: JobEngine) -> None:
-    with pytest.raises(UnsupportedVideo, match="a multiple of 4") as caught:
-        await engine.admit("job", video_settings(variant="student", sampler="consistency", num_steps=6))
+    with pytest.raises(InvalidRequest, match="a multiple of 4") as caught:
+        await engine.admit("job", clip_input(sampler="consistency", num_steps=6))
     assert caught.value.param == "num_inference_steps"
 
 
@@ -324,8 +324,8 @@ async def test_number_of_steps_that_the_sampler_cannot_do_is_refused(engine: Job
 async def test_prediction_is_close_to_what_is_held(
     engine: JobEngine, attention: str, guidance_scale: float, num_frames: int
 ) -> None:
-    settings = video_settings(attention=attention, guidance_scale=guidance_scale, num_frames=num_frames)
-    predicted = predict(LIMITS.variant, num_frames, settings.point, text_tokens=words(settings.prompt))
+    settings = clip_input(attention=attention, guidance_scale=guidance_scale, num_frames=num_frames)
+    predicted = predict(LIMITS.variant, num_frames, settings.point, text_tokens=words(settings.request.prompt))
     await engine.admit("job", settings)
     most = 0
     for _ in range(3):
@@ -352,7 +352,9 @@ async def test_prediction_is_close_to_what_is_held(
 async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
     """Counted at every operation of the step, in the thread that runs it."""
     limits = clip_limits(TINY, width=48, height=32, frame_counts=(1, 9, 93), latent_channels=4)
-    engine = JobEngine(replace(OPTIONS, limits=limits), lambda: VditRunner(tiny_networks(), limits.variant, RAS))
+    engine = JobEngine(
+        replace(OPTIONS, variant=limits.variant), lambda: VditRunner(tiny_networks(), limits.variant, RAS)
+    )
     await engine.start()
     live = LiveBytes()
     whole = engine._run
@@ -362,26 +364,26 @@ async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention:
             return whole(states)  # type: ignore[arg-type]
 
     engine._run = counted  # type: ignore[method-assign, assignment]
-    settings = video_settings(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
+    settings = clip_input(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
     await engine.admit("job", settings)
     for _ in range(2):  # AdaSpa has searched, in the first
         (outcome,) = await engine.run_step(["job"])
         assert isinstance(outcome, StepDone)
-    memory = predict(limits.variant, num_frames, settings.point, text_tokens=words(settings.prompt))
+    memory = predict(limits.variant, num_frames, settings.point, text_tokens=words(settings.request.prompt))
     predicted = memory.activation_bytes + memory.attention_bytes
     assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
     await engine.stop()
 
 
 async def test_nothing_refers_to_a_request_after_its_release(engine: JobEngine) -> None:
-    await engine.admit("job", video_settings(attention="ras:0.5"))
+    await engine.admit("job", clip_input(attention="ras:0.5"))
     await engine.run_step(["job"])
     state = engine._held["job"].state
     tensors = [*state.cache["attention"].tensors(), state.cache["text"], state.kept["latents"]]
     watched = [weakref.ref(tensor) for tensor in tensors]
     del state, tensors
     engine.release("job")
-    await engine.admit("next", video_settings())
+    await engine.admit("next", clip_input())
     await engine.run_step(["next"])  # the thread lets go of its last call
     gc.collect()
     assert [ref() for ref in watched] == [None] * len(watched)

@@ -1,0 +1,201 @@
+"""The types in which a task's codec and the delivery of durable jobs meet. Free of torch, Redis and Ray.
+
+A task whose requests become jobs gives a ``JobTask``, parses its bodies into ``JobRequest``, and makes a ``JobPlan`` of
+each: what the family is given, and how. It gets a ``JobRecord`` back, of which its reply is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from models import registry
+from models.contract import Family, Value, Variant
+from serving.config import JobOptions, ResolvedModel
+from serving.domain import Budget, Report, Surface
+from serving.errors import ClientError, ConfigError, ServingError
+from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTask:
+    """What a task is called by its clients. ``noun``: one thing that it makes; ids begin with it. ``does_not``: what a
+    model of another task fails to do. ``main``: the file that stands for the whole job."""
+
+    name: str
+    noun: str
+    does_not: str
+    main: str
+    unknown: type[ClientError]
+    not_ready: type[ClientError]
+    failed: type[ClientError]
+
+    def artefact(self, job: JobRecord, name: str) -> Artefact:
+        """A file of the job. Raises: ``not_ready``, ``failed``, ``unknown``: there is none."""
+        what = f"{self.noun} {job.id}"
+        if job.status is JobStatus.FAILED:
+            why = "unknown" if job.error is None else job.error.code
+            raise self.failed(f"{what} has no content: it failed ({why}). Create it again", param="id")
+        if job.status is not JobStatus.COMPLETED:
+            raise self.not_ready(f"{what} is {job.status}, {job.progress} %; wait until it is completed", param="id")
+        if (artefact := job.artefacts.get(name)) is None:
+            raise self.unknown(f"{what} has no {name}", param="variant")
+        return artefact
+
+    def known(self, job: JobRecord | None, job_id: str) -> JobRecord:
+        """Raises: ``unknown``, in the same words for what is not there and for what is somebody else's."""
+        if job is None or job.task != self.name:
+            raise self.unknown(f"no {self.noun} has the id {job_id}; it may have expired", param="id")
+        return job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest(Generic[Body]):
+    """A whole request for a job, parsed and authenticated.
+
+    ``asked``: the wire schema, with one spelling for each meaning; what it says of model and budget stands here.
+    """
+
+    request_id: str
+    surface: Surface
+    tenant: str
+    model: str
+    asked: Body
+    budget: Budget = field(default_factory=Budget)
+    idempotency_key: str = ""
+    """Requests of one tenant with the same key are one job, however often they are sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """What a job will be: see ``JobRecord`` for ``output`` and ``shown``.
+
+    ``request``: what the family's ``open`` is given, of its io's ``request`` class, together with ``point`` and seed.
+    ``num_steps``: slices of its main phase. ``name`` of the operating point, what it is predicted to take, and what of
+    the budget ruled out a better one.
+    """
+
+    request: Any
+    point: dict[str, Value]
+    seed: int
+    num_steps: int
+    name: str
+    predicted_s: float
+    predicted_j: float
+    degraded: tuple[str, ...] = ()
+    output: dict[str, Value] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobModel:
+    """A served model. ``card``: what its task tells clients. ``plan``: decides what a request leaves open, given a seed
+    of its own and the seconds that it will wait; it raises ClientError for what the model cannot do."""
+
+    card: Any
+    plan: Callable[[JobRequest[Any], int, float], JobPlan]
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobUpdate:
+    """A job as it is now, for whoever watches it. The last update of a job is final."""
+
+    job: JobRecord
+    finish_at_s: float | None = None
+    """Unix time at which it is expected to be made; None: not known, or over."""
+    preview: bytes | None = None
+    """JPEG of what it has come to; None where there is none, or none that is new."""
+
+
+class JobService(Protocol):
+    """Durable jobs of one task. Every method raises ``StoreUnavailable`` where the job index cannot be reached."""
+
+    @property
+    def job_models(self) -> Mapping[str, JobModel]:
+        """The models of the task that are served here, by id."""
+        ...
+
+    async def create(self, request: JobRequest[Any]) -> JobRecord:
+        """Queue a job; it is durable once this returns. Raises: ServingError: nothing was queued."""
+        ...
+
+    async def get(self, owner: str, job_id: str) -> JobRecord:
+        """The job as it is now. Raises: the task's ``unknown``: not there, or somebody else's."""
+        ...
+
+    async def page(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
+        """A page of the owner's jobs. Raises: InvalidRequest: ``after`` names none of them."""
+        ...
+
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        """End the job if it is not over; a running one ends at its next slice. Raises: ``unknown``."""
+        ...
+
+    async def delete(self, owner: str, job_id: str) -> JobRecord:
+        """Cancel a job that is not over, whose record stays; remove one that is, with its files.
+
+        Raises: ``unknown``.
+        """
+        ...
+
+    async def read(self, artefact: Artefact, start: int, end: int) -> bytes:
+        """Bytes from ``start`` up to, not including, ``end``. Raises: ``unknown``: the file is gone."""
+        ...
+
+    def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobUpdate, None]:
+        """The job now, again whenever it changes, and last when it is over. Closing it changes nothing of the job.
+
+        Raises: ``unknown``: before the first update, or when somebody deletes it. QueueFull: too many watch already.
+        """
+        ...
+
+
+def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
+    """A served model as its folder has it, where its family looks. Raises: ConfigError: no weights, with a remedy."""
+    family, variant = registry.families()[model.family], model.variant
+    if model.options.engine == "fake" or "found" not in family.parts:
+        return family, variant
+    try:
+        return family, family.part("found")(variant)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}: set its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
+        ) from None
+
+
+def default_model(service: JobService) -> str | None:
+    """What is meant by a request that names no model: the only one, if there is but one."""
+    return next(iter(service.job_models)) if len(service.job_models) == 1 else None
+
+
+async def cancel_for_good(service: JobService, job: JobRecord) -> None:
+    """Cancel a job that nobody waits for any more, even while this task is being cancelled."""
+
+    async def cancel() -> None:
+        with suppress(ServingError):
+            await service.cancel(job.owner, job.id)
+
+    await asyncio.shield(asyncio.ensure_future(cancel()))
+
+
+def report_of(job: JobRecord) -> Report:
+    """The report that every surface gives, of a job that is over."""
+    report = job.report
+    return Report(
+        operating_point=job.operating_point,
+        energy_j=report.get("energy_j", 0.0),
+        energy_source=report.get("energy_source", "estimate"),
+        queue_ms=report.get("queue_ms", 0.0),
+        compute_ms=report.get("compute_ms", 0.0),
+        cache=report.get("cache", "off"),
+        degraded=tuple(report.get("degraded", ())),
+        guard=dict(report.get("guard", {})),
+    )
