@@ -1,6 +1,6 @@
 """Picture in, model input out: resize and square, still as bytes. NumPy and Pillow only.
 
-For every family whose io is a ``PictureIO`` or an ``ImageIO``. Runs in decode workers, which never import torch;
+For every family whose input is a ``PictureIO``. Runs in decode workers, which never import torch;
 scaling to floats and normalising happen on the model's side (``models.layers.pixels``), on the device and the whole
 batch.
 """

@@ -27,6 +27,8 @@ class Surface(StrEnum):
     """The front door a request came by; a metric label, never a branch behind the ingress."""
 
     HTTP_CLASSIFY = "http_classify"
+    HTTP_IMAGES = "http_images"
+    GRPC_IMAGES = "grpc_images"
     HTTP_OIP = "http_oip"
     GRPC_VIREO = "grpc_vireo"
     GRPC_VIREO_STREAM = "grpc_vireo_stream"

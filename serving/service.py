@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from models.contract import Knob
 from models.io import RowIO
@@ -75,6 +75,13 @@ class VideoModelCard(Card):
     operating_points: tuple[str, ...]
 
 
+class StoredImage(NamedTuple):
+    """Name of a file, and when it goes (Unix time)."""
+
+    name: str
+    expires_at: int
+
+
 class UnaryService(Protocol):
     """Answers requests of rows: pictures, words or both in, tensors out."""
 
@@ -91,6 +98,18 @@ class UnaryService(Protocol):
 
         Raises: ServingError: the request as a whole cannot be answered. Cancelling the call frees what it holds.
         """
+        ...
+
+
+class ImageFiles(Protocol):
+    """Keeps pictures that are fetched by a URL: ``serving.tasks.images.files``."""
+
+    async def put(self, tenant: str, data: bytes, format: str) -> StoredImage:
+        """Keep a file. Raises: StoreUnavailable."""
+        ...
+
+    async def read(self, tenant: str, name: str) -> tuple[bytes, str]:
+        """A file and its media type. Raises: UnknownPath: not there, expired, or another tenant's; StoreUnavailable."""
         ...
 
 
@@ -117,6 +136,7 @@ class Service:
     unary: UnaryService
     chats: ChatService
     videos: JobService
+    image_files: ImageFiles
     is_started: Callable[[], bool] = lambda: True
     """Whether the start of the models is over, for better or worse."""
     is_live: Callable[[str], bool] = lambda model: True
@@ -131,6 +151,10 @@ class Service:
     def video_cards(self) -> tuple[VideoModelCard, ...]:
         """The video models."""
         return tuple(model.card for model in self.videos.job_models.values())
+
+    def only_for_tensors(self) -> tuple[UnaryCard, ...]:
+        """The models of rows that are for no other task."""
+        return tuple(card for card in self.unary.models() if card.tasks == ("infer",))
 
     def cards(self) -> tuple[Card, ...]:
         """All models that are served."""

@@ -12,10 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.contract import Point, Staged
+from models.io import ImageIO
 from models.testing.subject import (
     Subject,
     example_inputs,
     example_points,
+    example_size,
     expect_close,
     forward,
     leaves,
@@ -39,6 +41,15 @@ def every_point_runs(subject: Subject) -> None:
             assert bool(torch.isfinite(tensor.float()).all()), f"{name} is not finite at {point}"
             if name.startswith("probabilities"):
                 _check_probabilities(name, tensor, subject.variant.io)
+        if isinstance(subject.variant.io, ImageIO):
+            _check_image(outputs["image"], subject.variant.io)
+
+
+def _check_image(image: Tensor, picture: ImageIO) -> None:
+    assert image.dtype == torch.uint8, f"image is {image.dtype}, not uint8"
+    size, scale = example_size(picture), picture.scale if picture.takes_picture else 1
+    expected = (size.height * scale, size.width * scale, 3)
+    assert image.shape[1:] == expected, f"image has shape {tuple(image.shape[1:])}, not {expected}"
 
 
 def _check_probabilities(name: str, tensor: Tensor, picture: Any) -> None:
@@ -53,10 +64,10 @@ def row_does_not_depend_on_its_batch(subject: Subject) -> None:
     mixed = [points[index % len(points)] for index in range(5)]
     whole = forward(subject.runner, inputs, mixed)
     for row in range(5):
-        alone = forward(subject.runner, inputs[row : row + 1], mixed[row : row + 1])
+        alone = forward(subject.runner, picked(inputs, [row]), mixed[row : row + 1])
         expect_close(alone, picked(whole, [row]), f"row {row} alone and in a batch")
     order = [3, 0, 4, 2, 1]
-    shuffled = forward(subject.runner, inputs[order], [mixed[row] for row in order])
+    shuffled = forward(subject.runner, picked(inputs, order), [mixed[row] for row in order])
     expect_close(shuffled, picked(whole, order), "the batch in another order")
 
 
@@ -87,7 +98,7 @@ def work_is_what_is_counted(subject: Subject) -> None:
 
 
 @torch.inference_mode()
-def _run_to_last(subject: Subject, inputs: Tensor, point: Point) -> None:
+def _run_to_last(subject: Subject, inputs: Any, point: Point) -> None:
     """As the host would: a staged network leaves at the first exit that is sure enough, if its card says how."""
     runner = subject.runner
     if not isinstance(runner, Staged):
@@ -110,9 +121,9 @@ def no_more_is_held_than_declared(subject: Subject) -> None:
 
 
 @torch.inference_mode()
-def _held_bytes(runner: Any, inputs: Tensor, point: Point) -> Iterator[int]:
+def _held_bytes(runner: Any, inputs: Any, point: Point) -> Iterator[int]:
     if not isinstance(runner, Staged):
-        yield inputs.nbytes + sum(t.nbytes for t in runner.forward(inputs, [point]).values())
+        yield sum(t.nbytes for t in leaves(inputs)) + sum(t.nbytes for t in runner.forward(inputs, [point]).values())
         return
     state, kept = runner.begin(inputs, [point]), 0
     for stage in range(runner.num_stages):
@@ -142,8 +153,8 @@ def rows_leave_and_meet_between_stages(subject: Subject) -> None:
     """After a stage rows go on in other company, and give what they would have given."""
     runner, inputs, points = _staged(subject)
     _, expected, _ = runner.run(runner.begin(inputs, points), 0, runner.num_stages)
-    left, _, _ = runner.run(runner.begin(inputs[:3], points[:3]), 0, 1)
-    right, _, _ = runner.run(runner.begin(inputs[3:], points[3:]), 0, 1)
+    left, _, _ = runner.run(runner.begin(picked(inputs, [0, 1, 2]), points[:3]), 0, 1)
+    right, _, _ = runner.run(runner.begin(picked(inputs, [3, 4]), points[3:]), 0, 1)
     rows = [4, 0, 2]
     met = mapped(lambda a, b: torch.cat([a, b])[rows], left, right)
     _, passed, _ = runner.run(met, 1, runner.num_stages - 1)
@@ -151,6 +162,6 @@ def rows_leave_and_meet_between_stages(subject: Subject) -> None:
         expect_close(outputs, picked(expected[stage], rows), f"stage {stage + 1} in other company")
 
 
-def _staged(subject: Subject) -> tuple[Staged, Tensor, list[dict[str, Any]]]:
+def _staged(subject: Subject) -> tuple[Staged, Any, list[dict[str, Any]]]:
     assert isinstance(subject.runner, Staged), f"{type(subject.runner).__name__} is not staged"
     return subject.runner, example_inputs(subject, 5), [subject.family.check_point({})] * 5

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from models.contract import Family, Point, SettingError, Staged, Unary, Variant, Work
-from models.io import ChatTokens, ClipIO, ClipRequest, PictureIO
+from models.inputs import Inputs, row_of
+from models.io import ChatTokens, ClipIO, ClipRequest, ImageIO, ImageRequest, PictureIO
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 """How far outputs may be apart when only the batch around a row differs: kernels for other sizes round otherwise."""
@@ -79,12 +80,16 @@ def make_runner(family: Family, variant: Variant, network: Any) -> Any:
 # -- examples --------------------------------------------------------------------------------------------------------
 
 
-def example_inputs(subject: Subject, count: int, seed: int = 0) -> Tensor:
-    """Prepared inputs, stacked: noise of several sizes for a family that takes pictures, else its part ``example``."""
+def example_inputs(subject: Subject, count: int, seed: int = 0) -> Any:
+    """Prepared inputs, stacked: noise for a family that takes pictures, a few words, or its part ``example``."""
     family, variant = subject.family, subject.variant
     random = np.random.default_rng(seed)
     if "example" in family.parts:
         rows = [family.part("example")(variant, random) for _ in range(count)]
+    elif isinstance(variant.io, ImageIO):
+        rows = [_image_row(subject, random) for _ in range(count)]
+        if isinstance(rows[0], Mapping):
+            return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     else:
         assert isinstance(variant.io, PictureIO), f"{family.name} needs a part 'example': (variant, rng) -> input"
         assert family.prepare is not None, f"{family.name} prepares nothing"
@@ -94,10 +99,31 @@ def example_inputs(subject: Subject, count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
+def _image_row(subject: Subject, random: np.random.Generator) -> Inputs:
+    picture, size = subject.variant.io, example_size(subject.variant.io)
+    noise = random.integers(0, 256, (size.height, size.width, 3), np.uint8)
+    prompt = PROMPTS[int(random.integers(len(PROMPTS)))]
+    return row_of(
+        picture=noise if picture.takes_picture else None,
+        prompt=subject.family.part("words")(subject.variant)(prompt) if picture.takes_prompt else None,
+        seed=int(random.integers(1 << 31)) if picture.is_seeded else None,
+    )
+
+
+def example_size(picture: ImageIO) -> ImageRequest:
+    """Small, and one that the network takes."""
+    if picture.size is not None:
+        return picture.largest
+    side = min(picture.max_side, max(picture.min_side, -(-48 // picture.multiple) * picture.multiple))
+    return ImageRequest(width=side, height=side)
+
+
 def example_request(subject: Subject, seed: int = 0) -> Any:
     """What is asked of a job: a short prompt for a family that makes clips, else its part ``example``. Of a stream:
-    counts of tokens. None of the others."""
+    counts of tokens. Of a family that makes pictures: a size. None of the others."""
     family = subject.family
+    if isinstance(subject.variant.io, ImageIO):
+        return example_size(subject.variant.io)
     if family.shape == "stream":
         return ChatTokens(text_tokens=20 + seed, image_tokens=16, max_tokens=8)
     if family.shape != "job":
@@ -132,7 +158,7 @@ def can(subject: Subject, point: Point) -> bool:
 
 
 @torch.inference_mode()
-def forward(runner: Any, inputs: Tensor, points: Sequence[Point]) -> Outputs:
+def forward(runner: Any, inputs: Any, points: Sequence[Point]) -> Outputs:
     """All outputs of a whole run of rows; those of a staged family by exit."""
     if not isinstance(runner, Staged):
         assert isinstance(runner, Unary), f"{type(runner).__name__} is neither unary nor staged"
@@ -161,9 +187,9 @@ def expect_same(found: Outputs, expected: Outputs, what: str) -> None:
         assert torch.equal(tensor, expected[name]), f"{what}: {name} is another one"
 
 
-def picked(outputs: Outputs, rows: Sequence[int]) -> Outputs:
-    """These rows of each output."""
-    return {name: tensor[list(rows)] for name, tensor in outputs.items()}
+def picked(tree: Any, rows: Sequence[int]) -> Any:
+    """These rows of each tensor."""
+    return mapped(lambda tensor: tensor[list(rows)], tree)
 
 
 # -- trees of tensors ------------------------------------------------------------------------------------------------

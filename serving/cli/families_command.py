@@ -15,7 +15,8 @@ from models.contract import Family
 from serving.client.told import console, told_plainly
 
 _SKELETON = Path(__file__).parent / "skeleton"
-_TASKS = ("classify",)
+_TASKS = ("classify", "images")
+_OF_A_TASK = ("family.py", "network.py")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -123,7 +124,8 @@ def write_skeleton(name: str, task: str, folder: Path) -> list[Path]:
     for file, place in places.items():
         target = folder / place / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = Template((_SKELETON / f"{file}.tmpl").read_text(encoding="utf-8"))
+        folder_of = _SKELETON / task if file in _OF_A_TASK else _SKELETON
+        text = Template((folder_of / f"{file}.tmpl").read_text(encoding="utf-8"))
         target.write_text(text.substitute(name=name, package=package), encoding="utf-8")
         written.append(target)
     return written

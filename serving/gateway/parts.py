@@ -42,6 +42,7 @@ from serving.tasks.chat.images import ChatImages
 from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
+from serving.tasks.images.files import ImageFiles
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
@@ -125,6 +126,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         unary,
         chat,
         videos,
+        ImageFiles(clips, config.secret.encode()),
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
         max_priorities=priorities,

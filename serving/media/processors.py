@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.contract import Family, Variant
 from models.io import ImageIO
 from models.registry import families
@@ -24,12 +26,15 @@ class Processors:
     served: Mapping[str, tuple[str, Variant]]
 
     def __call__(self, model_id: str) -> Processor:
-        """Build the processor of a model: one square for a classifier, tiles for a chat model.
+        """Build the processor of a model: one square for a classifier, tiles for a chat model, the picture as it is
+        for one that makes pictures of it.
 
         Raises:
             ValueError: no such model is served, or its family takes no images.
         """
         family, variant = self._find(model_id)
+        if family.prepare is None and isinstance(variant.io, ImageIO) and variant.io.takes_picture:
+            return np.ascontiguousarray
         if family.prepare is None:
             raise ValueError(f"{model_id} takes no images")
         processor: Processor = family.prepare.load()(variant)

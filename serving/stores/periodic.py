@@ -45,6 +45,8 @@ class Periodic(ABC):
 _log = structlog.get_logger(__name__)
 FOLDER = "jobs"
 """Below it lies one folder for each job, by its id."""
+IMAGES, IMAGES_KEPT_S = "images", 3600.0
+"""The same of pictures that are fetched by a URL, and how long they can be."""
 
 
 class KnowsJobs(Protocol):
@@ -55,8 +57,12 @@ class KnowsJobs(Protocol):
         ...
 
 
+async def _is_needed(_image: str) -> bool:
+    return False
+
+
 class ArtefactCleaner(Periodic):
-    """A task of a gateway; several of them do no harm. ``stop`` when done.
+    """A task of a gateway; several of them do no harm. ``stop`` when done. Pictures go when they have expired.
 
     ``every_s``: between two sweeps. ``older_than_s``: how long a folder must have been left alone before it is looked
     at, so that files whose record is just being written are not.
@@ -75,8 +81,12 @@ class ArtefactCleaner(Periodic):
         self._older_than_s = older_than_s
 
     async def sweep(self) -> int:
-        """Look once. Returns how many jobs' files were removed. Raises: StoreUnavailable: nothing more was removed."""
-        return await self._store.sweep(FOLDER, self._older_than_s, self._index.has)
+        """Look once. Returns of how many jobs and pictures files were removed.
+
+        Raises: StoreUnavailable: nothing more was removed.
+        """
+        num_removed = await self._store.sweep(FOLDER, self._older_than_s, self._index.has)
+        return num_removed + await self._store.sweep(IMAGES, max(IMAGES_KEPT_S, self._older_than_s), _is_needed)
 
     async def _once(self) -> None:
         try:

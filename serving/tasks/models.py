@@ -10,6 +10,8 @@ from serving.service import Card, Service
 from serving.tasks.base import Task, block_of
 from serving.tasks.chat.schemas import ChatModelBlock
 from serving.tasks.classify.schemas import ClassifyModelBlock
+from serving.tasks.images.schemas import ImagesModelBlock
+from serving.tasks.infer.schemas import TensorsModelBlock
 from serving.tasks.videos.schemas import VideoModelBlock
 
 
@@ -20,7 +22,7 @@ class ModelAnswer(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
-    vireo: ClassifyModelBlock | ChatModelBlock | VideoModelBlock
+    vireo: ClassifyModelBlock | ChatModelBlock | ImagesModelBlock | VideoModelBlock | TensorsModelBlock
 
 
 def shown_model(task: Task, card: Card, service: Service) -> ModelAnswer:

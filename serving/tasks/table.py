@@ -31,6 +31,15 @@ TASKS: Final = (
         read=LazyRef("serving.tasks.chat.models:read_served"),
     ),
     Task(
+        name="images",
+        routes=LazyRef("serving.tasks.images.http:ROUTES"),
+        rpcs=LazyRef("serving.tasks.images.grpc:RPCS"),
+        cards=lambda service: service.rows_for("images"),
+        block=LazyRef("serving.tasks.images.http:images_block"),
+        verbs=LazyRef("serving.tasks.images.cli:register"),
+        read=LazyRef("serving.operating_points:points_of"),
+    ),
+    Task(
         name="videos",
         routes=LazyRef("serving.tasks.videos.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.videos.grpc:RPCS"),
@@ -45,5 +54,8 @@ TASKS: Final = (
         name="infer",
         routes=LazyRef("serving.tasks.infer.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.infer.grpc:RPCS"),
+        cards=lambda service: service.only_for_tensors(),
+        block=LazyRef("serving.tasks.infer.http:tensors_block"),
+        read=LazyRef("serving.operating_points:points_of"),
     ),
 )

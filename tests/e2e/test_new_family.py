@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -10,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from vireo_pb.vireo.v1 import vireo_pb2
 
 from tests.e2e.surfaces import SURFACES, Door, opened
-from tests.support.clients import Ask
+from tests.support.clients import Ask, oip_message
 from tests.support.media_files import encode
 from tests.support.system import cli_environment, run_cli, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-MODEL = "night-owl-nano"
+MODEL, PAINTER = "night-owl-nano", "day-owl-nano"
 CLASSES = 10
 
 
@@ -31,14 +35,14 @@ def _run(*command: str, folder: Path) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the family is installed: a folder for ``PYTHONPATH``. Nothing is fetched for it."""
     base = tmp_path_factory.mktemp("new-family")
-    written = run_cli(
-        "families", "new", "night-owl", "--out", str(base / "source"), environment=cli_environment(base, "")
-    )
-    assert written.returncode == 0, written.stderr
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    _run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "wheels", "./source", folder=base)
-    (wheel,) = (base / "wheels").glob("night_owl-*.whl")
-    _run(*pip, "install", "-q", "--no-deps", "--no-index", "--target", "site", str(wheel), folder=base)
+    for name, task in (("night-owl", "classify"), ("day-owl", "images")):
+        options = ("--task", task, "--out", str(base / name))
+        written = run_cli("families", "new", name, *options, environment=cli_environment(base, ""))
+        assert written.returncode == 0, written.stderr
+        _run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "wheels", f"./{name}", folder=base)
+    wheels = [str(wheel) for wheel in (base / "wheels").glob("*_owl-*.whl")]
+    _run(*pip, "install", "-q", "--no-deps", "--no-index", "--target", "site", *wheels, folder=base)
     return base / "site"
 
 
@@ -46,7 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def door(site: Path) -> Iterator[Door]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(site))
-        models = ({"id": MODEL, "options": {"random_weights": True}},)
+        models = tuple({"id": model, "options": {"random_weights": True}} for model in (MODEL, PAINTER))
         with running_system(models=models) as system, opened(system) as door:
             yield door
 
@@ -56,7 +60,7 @@ def test_command_line_lists_it_beside_ours(site: Path) -> None:
         patch.setenv("PYTHONPATH", str(site))
         listed = run_cli("families", "--json", environment=cli_environment(site, ""))
     families = {family["name"]: family for family in json.loads(listed.stdout)}
-    assert {"night-owl", "timm"} <= set(families)
+    assert {"night-owl", "day-owl", "timm"} <= set(families)
     assert [setting["name"] for setting in families["night-owl"]["settings"]] == ["depth"]
 
 
@@ -77,3 +81,66 @@ def test_all_surfaces_give_the_same_probabilities(door: Door) -> None:
     for name, surface in SURFACES.items():
         (item,) = surface(door, ask).items
         assert [score for _, score in item.top_k] == pytest.approx([score for _, score in first.top_k], rel=1e-7), name
+
+
+def decode_file(file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def _changed(door: Door) -> dict[str, np.ndarray]:
+    """The same picture by every surface."""
+    picture = encode(np.random.default_rng(2).integers(0, 256, (40, 56, 3), np.uint8))
+    text, edits = base64.b64encode(picture).decode(), "/v1/images/edits"
+    as_json = door.http.post(edits, json={"model": PAINTER, "image": text}).raise_for_status().json()
+    files, fields = {"image": ("x.png", picture)}, {"model": PAINTER, "prompt": "", "response_format": "url"}
+    as_url = door.http.post(edits, data=fields, files=files).raise_for_status().json()
+    fetched = door.http.get(as_url["data"][0]["url"]).raise_for_status()
+    request = vireo_pb2.EditImageRequest(model=PAINTER, image=picture)
+    over_grpc = door.vireo.EditImage(request, timeout=60, metadata=door.metadata)
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [text]}
+    infer = door.http.post(f"/v2/models/{PAINTER}/infer", json={"inputs": [tensor]}).raise_for_status().json()
+    output = next(each for each in infer["outputs"] if each["name"] == "image")
+    message = oip_message(Ask([picture], model=PAINTER))
+    raw = door.oip.ModelInfer(message, timeout=60, metadata=door.metadata)
+    place = [each.name for each in raw.outputs].index("image")
+    return {
+        "json": decode_file(base64.b64decode(as_json["data"][0]["b64_json"])),
+        "form": decode_file(fetched.content),
+        "grpc": decode_file(over_grpc.images[0]),
+        "oip http": np.array(output["data"], np.uint8).reshape(output["shape"][1:]),
+        "oip grpc": np.frombuffer(raw.raw_output_contents[place], np.uint8).reshape(raw.outputs[place].shape[1:]),
+    }
+
+
+def test_pictures_are_changed_over_every_surface_alike(door: Door) -> None:
+    made = _changed(door)
+    assert made["json"].shape == (40, 56, 3)
+    for name, picture in made.items():
+        assert np.array_equal(picture, made["json"]), name
+    report = door.http.post("/v1/images/edits", json=_too_large()).json()
+    assert report["error"]["code"] == "invalid_image", report
+
+
+def _too_large() -> dict[str, str]:
+    picture = encode(np.zeros((300, 8, 3), np.uint8))
+    return {"model": PAINTER, "image": base64.b64encode(picture).decode()}
+
+
+def test_command_line_changes_a_picture(door: Door, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.png", tmp_path / "out.png"
+    source.write_bytes(encode(np.random.default_rng(3).integers(0, 256, (24, 32, 3), np.uint8)))
+    options = (
+        "--image",
+        str(source),
+        "--out",
+        str(out),
+        "--model",
+        PAINTER,
+        "--depth",
+        "1",
+        "--url",
+        door.system.http_url,
+    )
+    done = run_cli("image", *options, environment=cli_environment(tmp_path, ""))
+    assert done.returncode == 0, done.stderr
+    assert decode_file(out.read_bytes()).shape == (24, 32, 3)

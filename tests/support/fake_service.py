@@ -6,13 +6,14 @@ It decodes for real, classifies by mean brightness, and chats by rote; ``tests.s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from models.io import PictureIO
+from models.io import ImageIO, PictureIO
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import (
     ImageInput,
@@ -23,10 +24,10 @@ from serving.domain import (
     UnaryReply,
     UnaryRequest,
 )
-from serving.errors import ServingError, UnknownModel
+from serving.errors import ServingError, UnknownModel, UnknownPath
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ChatModelCard, Service, UnaryCard, VideoModelCard
+from serving.service import ChatModelCard, Service, StoredImage, UnaryCard, VideoModelCard
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from tests.support.fake_videos import FakeVideos
 
@@ -66,6 +67,27 @@ def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> 
     )
 
 
+def make_image_card(model: str, io: ImageIO) -> UnaryCard:
+    return replace(make_card(model), tasks=("images", "infer"), io=io)
+
+
+class FakeFiles:
+    """Pictures that are fetched by a URL, numbered."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], bytes] = {}
+
+    async def put(self, tenant: str, data: bytes, format: str) -> StoredImage:
+        name = f"{len(self.kept)}.{format}"
+        self.kept[tenant, name] = data
+        return StoredImage(name, 2_000_000_000)
+
+    async def read(self, tenant: str, name: str) -> tuple[bytes, str]:
+        if (tenant, name) not in self.kept:
+            raise UnknownPath("there is no such image", param="name")
+        return self.kept[tenant, name], f"image/{name.rpartition('.')[2]}"
+
+
 class FakeService(FakeVideos):
     """Records what it is asked.
 
@@ -92,6 +114,7 @@ class FakeService(FakeVideos):
     ) -> None:
         super().__init__(video_cards, is_fast)
         self.cards = tuple(cards)
+        self.files = FakeFiles()
         self.error = error
         self.fails_on = fails_on
         self.gate = gate
@@ -144,7 +167,7 @@ class FakeService(FakeVideos):
             raise UnknownModel(f"model {request.model} is not served here", param="model")
         return UnaryReply(
             model=card.id,
-            items=tuple(self._item(image, card) for image in request.images),
+            items=tuple(self._items(request, card)),
             report=make_report(),
         )
 
@@ -185,6 +208,21 @@ class FakeService(FakeVideos):
         if position in self.chat_errors:
             raise self.chat_errors[position]
 
+    def _items(self, request: UnaryRequest, card: UnaryCard) -> Iterator[UnaryAnswer | ServingError]:
+        if not isinstance(card.io, ImageIO):
+            yield from (self._item(image, card) for image in request.images)
+            return
+        for index in range(request.num_items):
+            if request.images and request.images[index].error is not None:
+                yield request.images[index].error  # type: ignore[misc]
+                continue
+            if request.images:
+                made = 255 - self._pixels(request.images[index])
+            else:
+                width, height = card.io.size or (1, 1)
+                made = np.full((height, width, 3), request.seeds[index] % 256, np.uint8)
+            yield UnaryAnswer(outputs={"image": made}, exit=1)
+
     def _item(self, image: ImageInput, card: UnaryCard) -> UnaryAnswer | ServingError:
         if image.error is not None:
             return image.error
@@ -203,7 +241,7 @@ class FakeService(FakeVideos):
 
 def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = None) -> Service:
     """The fake as what is behind a front door: it is each of the tasks' services."""
-    return Service(fake, fake, fake, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
+    return Service(fake, fake, fake, fake.files, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
 
 
 def answer_pixels(rgb: Pixels, card: UnaryCard) -> UnaryAnswer:

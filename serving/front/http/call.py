@@ -7,6 +7,7 @@ holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,7 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 
+_HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 JSON_TYPE = b"application/json"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 EVENT_HEADERS: Final[HeaderList] = [
@@ -65,6 +67,14 @@ class Call(BaseCall):
     def content_type(self) -> str:
         """Type of the body, with its parameters."""
         return self.headers.get(b"content-type", b"").decode("latin-1")
+
+    def url_of(self, path: str) -> str:
+        """Return a path by the address that the caller used; as it is if that is not known."""
+        host = self.headers.get(b"host", b"").decode("latin-1")
+        if not _HOST.fullmatch(host):
+            return path
+        forwarded = self.headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
+        return f"{forwarded if forwarded in ('http', 'https') else self.scope.get('scheme', 'http')}://{host}{path}"
 
     def media_type(self, *taken: str) -> str:
         """Return the type of the body without its parameters.

@@ -15,7 +15,6 @@ from serving.errors import InvalidRequest, TooManyImages, UnknownField, Unsuppor
 from serving.front.front import shown
 from serving.limits import IngressLimits
 
-FILE_FIELD: Final = "file"
 TEXT_FIELDS: Final = ("model", "top_k", "vireo")
 MAX_TEXT_BYTES = 4096
 MAX_PART_HEADERS = 8
@@ -30,19 +29,19 @@ class FormRules:
     """Parts that a form may have. ``refused``: names that are known and not taken, and why."""
 
     text_fields: tuple[str, ...] = TEXT_FIELDS
-    takes_files: bool = True
+    file_fields: tuple[str, ...] = ("file",)
     max_text_bytes: int = MAX_TEXT_BYTES
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names that are taken."""
-        return (FILE_FIELD, *self.text_fields) if self.takes_files else self.text_fields
+        return (*self.file_fields, *self.text_fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Text fields by name, and the contents of every part named ``file``, in order."""
+    """Text fields by name, and the contents of every file, in order."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[bytes] = field(default_factory=list)
@@ -54,7 +53,7 @@ class FormReader:
     Raises, while fed:
         InvalidRequest: broken framing, or a text field that is too long, repeated or not UTF-8.
         UnknownField, UnsupportedField: a part of another name.
-        TooManyImages: one ``file`` too many.
+        TooManyImages: one file too many.
         UnsupportedMediaType: no boundary, or a part with a transfer encoding.
     """
 
@@ -133,11 +132,11 @@ class FormReader:
         rules = self._rules
         if name in rules.refused:
             raise UnsupportedField(f"{name} is not offered: {rules.refused[name]}. Remove it", param=name)
-        if name == FILE_FIELD and rules.takes_files:
+        if name in rules.file_fields:
             if len(self._form.files) == self._limits.max_images:
                 raise TooManyImages(
                     f"request has more than {self._limits.max_images} images, the limit. Split it into several",
-                    param=FILE_FIELD,
+                    param=name,
                 )
         elif name not in rules.text_fields:
             raise UnknownField(f"form field {shown(name)} is unknown; known: {', '.join(rules.names)}", param=name[:64])
@@ -148,7 +147,7 @@ class FormReader:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._num_bytes += end - start
         limit = self._rules.max_text_bytes
-        if self._name != FILE_FIELD and self._num_bytes > limit:
+        if self._name not in self._rules.file_fields and self._num_bytes > limit:
             raise InvalidRequest(
                 f"form field {self._name} has more than {limit} bytes, the limit; shorten it", param=self._name
             )
@@ -157,7 +156,7 @@ class FormReader:
     def _on_part_end(self) -> None:
         content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
-        if self._name == FILE_FIELD:
+        if self._name in self._rules.file_fields:
             self._form.files.append(content)
             return
         assert self._name is not None

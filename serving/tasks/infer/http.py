@@ -31,6 +31,7 @@ from serving.front.http.openapi import (
 )
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import UnaryCard
+from serving.tasks.base import ModelBlock
 from serving.tasks.infer.schemas import (
     ConfigTensor,
     InferAnswer,
@@ -41,6 +42,7 @@ from serving.tasks.infer.schemas import (
     ModelMetadataAnswer,
     OutputTensorAnswer,
     ServerMetadataAnswer,
+    TensorsModelBlock,
 )
 from serving.tasks.infer.tensors import (
     CallFacts,
@@ -289,6 +291,19 @@ def model_metadata(card: UnaryCard) -> ModelMetadataAnswer:
         "platform": f"vireo_{card.family}",
         "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in inputs_of(card)],
         "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs_of(card)],
+    }
+
+
+def tensors_block(card: UnaryCard, block: ModelBlock) -> TensorsModelBlock:
+    """Return what is said of a model that is asked for tensors alone."""
+    metadata = model_metadata(card)
+    return {
+        **block,
+        "family": card.family,
+        "inputs": metadata["inputs"],
+        "outputs": metadata["outputs"],
+        "operating_points": card.operating_points,
+        "calibrated": card.is_calibrated,
     }
 
 

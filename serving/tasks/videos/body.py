@@ -133,7 +133,7 @@ def form_rules(limits: IngressLimits) -> FormRules:
     """Parts that a form may have. A part that is refused is read no further than its name."""
     return FormRules(
         text_fields=(*_FORM_FIELDS, *_FORM_MEMBERS),
-        takes_files=False,
+        file_fields=(),
         max_text_bytes=4 * limits.max_text_chars,
         refused=REFUSED,
     )

@@ -103,6 +103,34 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The limit of tokens was reached."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _ImageFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
+    """Treated as IMAGE_FORMAT_PNG."""
+    IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
+    """PNG."""
+    IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 2
+    """JPEG."""
+    IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 3
+    """WebP."""
+
+class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
+    """How a picture is encoded."""
+
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
+"""Treated as IMAGE_FORMAT_PNG."""
+IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
+"""PNG."""
+IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 2
+"""JPEG."""
+IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 3
+"""WebP."""
+Global___ImageFormat: _TypeAlias = ImageFormat  # noqa: Y015
+
 class _VideoFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -916,6 +944,184 @@ class ChatResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ChatResponse: _TypeAlias = ChatResponse  # noqa: Y015
+
+@_typing.final
+class GenerateImageRequest(_message.Message):
+    """Pictures out of words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    OUTPUT_COMPRESSION_FIELD_NUMBER: _builtins.int
+    VIREO_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model id; may be empty where one model makes images."""
+    prompt: _builtins.str
+    """What the picture shows; empty for a model that takes no words."""
+    n: _builtins.int
+    """Pictures to make; 0 means 1. Several only of a model that draws noise."""
+    size: _builtins.str
+    """"auto", "WIDTHxHEIGHT", or empty."""
+    seed: _builtins.int
+    """Of the first picture; the next has the next. Drawn when absent."""
+    output_format: Global___ImageFormat.ValueType
+    """How the pictures are encoded."""
+    output_compression: _builtins.int
+    """Quality of JPEG and WebP, 0 to 100; absent means 95."""
+    @_builtins.property
+    def vireo(self) -> Global___Budget:
+        """Latency, energy, priority and quality."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        n: _builtins.int = ...,
+        size: _builtins.str = ...,
+        seed: _builtins.int | None = ...,
+        output_format: Global___ImageFormat.ValueType = ...,
+        output_compression: _builtins.int | None = ...,
+        vireo: Global___Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "output_compression", b"output_compression", "seed", b"seed", "vireo", b"vireo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "model", b"model", "n", b"n", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__output_compression: _TypeAlias = _typing.Literal["output_compression"]  # noqa: Y015
+    _WhichOneofArgType__output_compression: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_compression) -> _WhichOneofReturnType__output_compression | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___GenerateImageRequest: _TypeAlias = GenerateImageRequest  # noqa: Y015
+
+@_typing.final
+class EditImageRequest(_message.Message):
+    """A picture to be changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    OUTPUT_COMPRESSION_FIELD_NUMBER: _builtins.int
+    VIREO_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model id; may be empty where one model makes images."""
+    prompt: _builtins.str
+    """What is to come of it; empty for a model that takes no words."""
+    n: _builtins.int
+    """Pictures to make; 0 means 1. Several only of a model that draws noise."""
+    size: _builtins.str
+    """"auto", or empty: it follows from the picture."""
+    seed: _builtins.int
+    """Of the first picture; the next has the next. Drawn when absent."""
+    output_format: Global___ImageFormat.ValueType
+    """How the pictures are encoded."""
+    output_compression: _builtins.int
+    """Quality of JPEG and WebP, 0 to 100; absent means 95."""
+    image: _builtins.bytes
+    """An encoded image: JPEG, PNG or WebP."""
+    @_builtins.property
+    def vireo(self) -> Global___Budget:
+        """Latency, energy, priority and quality."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        n: _builtins.int = ...,
+        size: _builtins.str = ...,
+        seed: _builtins.int | None = ...,
+        output_format: Global___ImageFormat.ValueType = ...,
+        output_compression: _builtins.int | None = ...,
+        vireo: Global___Budget | None = ...,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "output_compression", b"output_compression", "seed", b"seed", "vireo", b"vireo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "image", b"image", "model", b"model", "n", b"n", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__output_compression: _TypeAlias = _typing.Literal["output_compression"]  # noqa: Y015
+    _WhichOneofArgType__output_compression: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_compression) -> _WhichOneofReturnType__output_compression | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___EditImageRequest: _TypeAlias = EditImageRequest  # noqa: Y015
+
+@_typing.final
+class ImageResponse(_message.Message):
+    """The pictures of one call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
+    VIREO_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that made them."""
+    created: _builtins.int
+    """Unix time."""
+    media_type: _builtins.str
+    """Their media type, for example "image/png"."""
+    width: _builtins.int
+    """Pixels."""
+    height: _builtins.int
+    """Pixels."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Files."""
+
+    @_builtins.property
+    def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seed of each, if noise was drawn."""
+
+    @_builtins.property
+    def vireo(self) -> Global___Report:
+        """What was picked and what it cost."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        created: _builtins.int = ...,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
+        media_type: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        seeds: _abc.Iterable[_builtins.int] | None = ...,
+        vireo: Global___Report | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vireo", b"vireo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "height", b"height", "images", b"images", "media_type", b"media_type", "model", b"model", "seeds", b"seeds", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageResponse: _TypeAlias = ImageResponse  # noqa: Y015
 
 @_typing.final
 class GenerateVideoRequest(_message.Message):

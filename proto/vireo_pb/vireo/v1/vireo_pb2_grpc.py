@@ -45,6 +45,16 @@ class VireoStub:
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.GenerateImage = channel.unary_unary(
+                '/vireo.v1.Vireo/GenerateImage',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
+                _registered_method=True)
+        self.EditImage = channel.unary_unary(
+                '/vireo.v1.Vireo/EditImage',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.EditImageRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
+                _registered_method=True)
         self.Chat = channel.unary_stream(
                 '/vireo.v1.Vireo/Chat',
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ChatRequest.SerializeToString,
@@ -71,6 +81,20 @@ class VireoServicer:
     def ClassifyStream(self, request_iterator, context):
         """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
         A bad request is answered with "error" set, and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateImage(self, request, context):
+        """Makes pictures out of words.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EditImage(self, request, context):
+        """Changes a picture: restores it, enlarges it, or whatever the model is for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,6 +129,16 @@ def add_VireoServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.FromString,
                     response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'GenerateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateImage,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.SerializeToString,
+            ),
+            'EditImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.EditImage,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.EditImageRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.SerializeToString,
             ),
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
@@ -172,6 +206,60 @@ class Vireo:
             '/vireo.v1.Vireo/ClassifyStream',
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyRequest.SerializeToString,
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vireo.v1.Vireo/GenerateImage',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EditImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vireo.v1.Vireo/EditImage',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.EditImageRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

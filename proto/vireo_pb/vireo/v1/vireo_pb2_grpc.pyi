@@ -43,6 +43,10 @@ class VireoStub:
     """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
     A bad request is answered with "error" set, and the stream goes on.
     """
+    GenerateImage: _grpc.UnaryUnaryMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.ImageResponse]
+    """Makes pictures out of words."""
+    EditImage: _grpc.UnaryUnaryMultiCallable[_vireo_pb2.EditImageRequest, _vireo_pb2.ImageResponse]
+    """Changes a picture: restores it, enlarges it, or whatever the model is for."""
     Chat: _grpc.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]
     """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
     some deltas, ends with a status instead.
@@ -64,6 +68,10 @@ class VireoAsyncStub(VireoStub):
     """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
     A bad request is answered with "error" set, and the stream goes on.
     """
+    GenerateImage: _aio.UnaryUnaryMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.ImageResponse]  # type: ignore[assignment]
+    """Makes pictures out of words."""
+    EditImage: _aio.UnaryUnaryMultiCallable[_vireo_pb2.EditImageRequest, _vireo_pb2.ImageResponse]  # type: ignore[assignment]
+    """Changes a picture: restores it, enlarges it, or whatever the model is for."""
     Chat: _aio.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]  # type: ignore[assignment]
     """Answers a conversation about text and images: deltas as they are made, then one "end". A call that fails, also after
     some deltas, ends with a status instead.
@@ -94,6 +102,22 @@ class VireoServicer(metaclass=_abc_1.ABCMeta):
         """Classifies a stream of requests. Answers come in the order in which they are ready; match them by "id".
         A bad request is answered with "error" set, and the stream goes on.
         """
+
+    @_abc_1.abstractmethod
+    def GenerateImage(
+        self,
+        request: _vireo_pb2.GenerateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vireo_pb2.ImageResponse, _abc.Awaitable[_vireo_pb2.ImageResponse]]:
+        """Makes pictures out of words."""
+
+    @_abc_1.abstractmethod
+    def EditImage(
+        self,
+        request: _vireo_pb2.EditImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vireo_pb2.ImageResponse, _abc.Awaitable[_vireo_pb2.ImageResponse]]:
+        """Changes a picture: restores it, enlarges it, or whatever the model is for."""
 
     @_abc_1.abstractmethod
     def Chat(

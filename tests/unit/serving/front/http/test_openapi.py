@@ -10,11 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from models.io import ImageIO
 from serving.front.auth import LOCAL_TENANT, Authenticator
 from serving.gateway.http import ROUTES, document
 from tests.support.chat_clients import CHAT_PATH
 from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, asgi, length_prefixed
-from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card, make_image_card
 from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 from tests.support.video_clients import Presence
 from tests.unit.serving.front.test_settings import KNOBS
@@ -24,6 +25,11 @@ JSON = {"content-type": "application/json"}
 CHAT = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
 TENSOR = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
 VIDEO_ID = "video_0001"
+PAINTER, MENDER, TENSORS = "painter", "mender", "tensors"
+IMAGE_CARDS = (
+    make_image_card(PAINTER, ImageIO(takes_prompt=True, is_seeded=True, size=(12, 8))),
+    make_image_card(MENDER, ImageIO(takes_picture=True, max_side=256)),
+)
 MODEL_PATHS = ("", "/versions/1")
 
 Case = tuple[str, str, str, Any, dict[str, str]]
@@ -47,8 +53,15 @@ CASES: list[Case] = [
     ("GET", "/v1/videos/{id}/content", f"/v1/videos/{VIDEO_ID}/content", None, {"range": "bytes=0-3"}),
     ("GET", "/v1/videos/{id}/events", f"/v1/videos/{VIDEO_ID}/events", None, {}),
     ("DELETE", "/v1/videos/{id}", f"/v1/videos/{VIDEO_ID}", None, {}),
+    ("POST", "/v1/images/generations", "/v1/images/generations", {"model": PAINTER, "prompt": "a ball", "n": 2}, JSON),
+    ("POST", "/v1/images/edits", "/v1/images/edits", {"model": MENDER, "image": IMAGE, "output_format": "webp"}, JSON),
+    ("POST", "/v1/images/edits", "/v1/images/edits", {"model": MENDER, "image": IMAGE, "response_format": "url"}, JSON),
+    ("GET", "/v1/images/files/{name}", "/v1/images/files/0.png", None, {}),
     ("GET", "/v1/models", "/v1/models", None, {}),
-    *[("GET", "/v1/models/{model}", f"/v1/models/{model}", None, {}) for model in (MODEL, CHAT_MODEL, VIDEO_MODEL)],
+    *[
+        ("GET", "/v1/models/{model}", f"/v1/models/{model}", None, {})
+        for model in (MODEL, CHAT_MODEL, VIDEO_MODEL, PAINTER, TENSORS)
+    ],
     ("GET", "/v2", "/v2", None, {}),
     *[
         ("GET", path, path, None, {})
@@ -77,10 +90,14 @@ REFUSED += [
 async def door() -> FrontDoor:
 
     service = FakeService(
-        (make_card(),), chat_cards=(make_chat_card(),), video_cards=(make_video_card(),), is_fast=True
+        (make_card(), *IMAGE_CARDS, replace(make_card(TENSORS), tasks=("infer",))),
+        chat_cards=(make_chat_card(),),
+        video_cards=(make_video_card(),),
+        is_fast=True,
     )
     made = FrontDoor(service, authenticator=Authenticator({}, True, [LOCAL_TENANT]))
     await made.post_json({"prompt": "a ball"}, "/v1/videos")
+    await made.post_json({"model": MENDER, "image": IMAGE, "response_format": "url"}, "/v1/images/edits")
     return made
 
 

@@ -1,0 +1,1 @@
+"""Pictures made of words, and pictures changed."""

@@ -1,0 +1,218 @@
+"""``POST /v1/images/generations`` and ``/v1/images/edits``, and the files that their URLs name."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from models.io import ImageIO
+from serving.domain import Budget, ImageInput, Surface
+from serving.errors import InvalidRequest, UnsupportedField
+from serving.front.front import shown
+from serving.front.http.body import PIECE_BYTES, read_into
+from serving.front.http.call import Answer, Call, Route, json_answer
+from serving.front.http.json_body import load_object, validate
+from serving.front.http.json_scan import Bounds
+from serving.front.http.multipart import FormReader, FormRules
+from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation, path_parameter
+from serving.front.images import images_from_text
+from serving.limits import IngressLimits
+from serving.service import UnaryCard
+from serving.tasks.base import ModelBlock
+from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, only_model
+from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImagesAnswer, ImagesModelBlock
+
+BodyOf = TypeVar("BodyOf", bound=GenerationBody)
+_INTEGER = re.compile(r"[0-9]{1,19}")
+_INTEGERS: Final = ("n", "seed", "output_compression")
+_TEXTS: Final = ("model", "prompt", "size", "response_format", "output_format", "user")
+_WAIT: Final = "the answer comes whole"
+REFUSED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
+    {
+        "background": (("auto", "opaque"), "pictures have no transparency"),
+        "mask": ((), "no model here takes a mask"),
+        "moderation": (("auto", "low"), "there is no filter of contents"),
+        "quality": (("auto",), "send vireo.quality_floor"),
+        "style": ((), "say it in the prompt"),
+        "input_fidelity": ((), "the model's settings decide that; see /v1/models"),
+        "stream": (("false",), _WAIT),
+        "partial_images": (("0",), _WAIT),
+        "negative_prompt": (("",), "no model here takes one"),
+    }
+)
+"""Fields of other servers: values that ask for nothing, and why others are not taken. ``null`` is as good as absent."""
+
+
+async def generate(call: Call) -> Answer:
+    """``POST /v1/images/generations``."""
+    call.media_type("application/json")
+    document = await call.read_json(json_bounds(call.front.limits))
+    return await _answer(call, _parsed(GenerationBody, document), None)
+
+
+async def edit(call: Call) -> Answer:
+    """``POST /v1/images/edits``."""
+    limits = call.front.limits
+    if call.media_type("application/json", "multipart/form-data") == "application/json":
+        body = _parsed(EditBody, await call.read_json(json_bounds(limits)))
+        if (body.image is None) == (body.images is None):
+            both = "both there" if body.image is not None else "both missing"
+            raise InvalidRequest(f"image and images are {both}; send exactly one of them", param="image")
+        (image,) = await images_from_text([body.image or body.images[0].image_url], "image")  # type: ignore[index]
+        return await _answer(call, body, image)
+    reader = FormReader(call.content_type, limits, _form_rules(limits))
+    await read_into(call.receive, call.headers, limits, reader.feed)
+    form = reader.finish()
+    if len(form.files) != 1:
+        raise InvalidRequest(f"the form has {len(form.files)} images; send exactly one as image", param="image")
+    body = _parsed(EditBody, {name: _form_value(name, text) for name, text in form.fields.items()})
+    return await _answer(call, body, ImageInput(encoded=form.files[0]))
+
+
+def _form_rules(limits: IngressLimits) -> FormRules:
+    return FormRules(
+        text_fields=(*_TEXTS, *_INTEGERS, "vireo", *(name for name in REFUSED if name != "mask")),
+        file_fields=("image", "image[]"),
+        max_text_bytes=4 * limits.max_text_chars,
+        refused={"mask": REFUSED["mask"][1]},
+    )
+
+
+def _form_value(name: str, text: str) -> Any:
+    if name == "vireo":
+        return load_object(text.encode(), max_values=128, what="vireo")
+    if name not in _INTEGERS:
+        return text
+    if not _INTEGER.fullmatch(text):
+        raise InvalidRequest(f"{name} is {shown(text)}; send an integer", param=name)
+    return int(text)
+
+
+def json_bounds(limits: IngressLimits) -> Bounds:
+    """Of a JSON body, whatever it says."""
+    return Bounds(
+        max_values=256, max_plain_bytes=PIECE_BYTES + (1 << 20), max_string_bytes=2 * limits.max_bytes_per_image
+    )
+
+
+def _parsed(kind: type[BodyOf], document: Mapping[str, Any]) -> BodyOf:
+    """Raises: InvalidRequest, UnknownField, UnsupportedField."""
+    offered = {}
+    for name, value in document.items():
+        if name not in REFUSED:
+            offered[name] = value
+            continue
+        harmless, why = REFUSED[name]
+        if value is not None and str(value).lower() not in harmless:
+            raise UnsupportedField(f"{name} is {shown(value)}, which is not offered: {why}. Remove it", param=name)
+    return validate(kind, offered)
+
+
+async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) -> Answer:
+    fallback: Budget = call.budget()
+    asked = ImagesAsked(
+        model=body.model or only_model(call),
+        prompt=body.prompt or "",
+        image=image,
+        count=body.n or 1,
+        size=body.size or "auto",
+        format=body.output_format or "png",
+        compression=body.output_compression,
+        seed=body.seed,
+        budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
+    )
+    made = await make_images(call, asked)
+    data = await _stored(call, made) if body.response_format == "url" else await asyncio.to_thread(_spelt, made)
+    for seed, each in zip(made.seeds, data, strict=False):
+        each["seed"] = seed
+    answer: ImagesAnswer = {
+        "created": int(time.time()),
+        "model": made.model,
+        "data": data,
+        "output_format": made.format,
+        "size": f"{made.width}x{made.height}",
+        "vireo": made.report,
+    }
+    return json_answer(answer)
+
+
+def _spelt(made: ImagesMade) -> list[ImageAnswer]:
+    return [{"b64_json": base64.b64encode(file).decode()} for file in made.files]
+
+
+async def _stored(call: Call, made: ImagesMade) -> list[ImageAnswer]:
+    files = call.front.service.image_files
+    stored = [await files.put(call.tenant, file, made.format) for file in made.files]
+    return [{"url": call.url_of(f"/v1/images/files/{each.name}"), "expires_at": each.expires_at} for each in stored]
+
+
+async def fetch(call: Call) -> Answer:
+    """``GET /v1/images/files/{name}``."""
+    data, media_type = await call.front.service.image_files.read(call.tenant, call.path_params["name"])
+    return Answer(data, 200, media_type.encode(), ((b"cache-control", b"private, max-age=3600"),))
+
+
+def images_block(card: UnaryCard, block: ModelBlock) -> ImagesModelBlock:
+    """Return what is said of a model that makes images."""
+    form = card.io
+    assert isinstance(form, ImageIO)
+    return {
+        **block,
+        "family": card.family,
+        "takes_prompt": form.takes_prompt,
+        "takes_picture": form.takes_picture,
+        "is_seeded": form.is_seeded,
+        "size": "x".join(map(str, form.size)) if form.size else None,
+        "min_side": form.min_side,
+        "max_side": form.max_side,
+        "multiple": form.multiple,
+        "scale": form.scale,
+        "operating_points": card.operating_points,
+        "calibrated": card.is_calibrated,
+    }
+
+
+_FORM: Final = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": BINARY["schema"],
+        **{name: {"type": "string"} for name in _TEXTS},
+        **{name: {"type": "integer", "minimum": 0} for name in _INTEGERS},
+    },
+}
+_FILES: Final = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
+
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path="/v1/images/generations",
+        handler=generate,
+        surface=Surface.HTTP_IMAGES,
+        operation=operation("Make pictures of words", ImagesAnswer, *BUDGET_HEADERS, body=json_content(GenerationBody)),
+    ),
+    Route(
+        method="POST",
+        path="/v1/images/edits",
+        handler=edit,
+        surface=Surface.HTTP_IMAGES,
+        operation=operation(
+            "Change a picture",
+            ImagesAnswer,
+            *BUDGET_HEADERS,
+            body={**json_content(EditBody), "multipart/form-data": {"schema": _FORM}},
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/images/files/{name}",
+        handler=fetch,
+        operation=operation("Fetch a picture by its URL", _FILES, path_parameter("name")),
+    ),
+)

@@ -1,0 +1,94 @@
+"""JSON of ``/v1/images/generations`` and ``/v1/images/edits``: what is taken, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from serving.domain import Report
+from serving.front.budget import BudgetBody
+from serving.front.http.json_body import Strict
+from serving.limits import MAX_ID_CHARS
+from serving.tasks.base import ModelBlock
+
+MAX_SEED = (1 << 62) - 1
+
+
+class GenerationBody(Strict):
+    """Body of ``POST /v1/images/generations``."""
+
+    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
+    """Model id; may be left out where one model makes images."""
+    prompt: str | None = None
+    """What the picture shows."""
+    n: Annotated[int | None, Field(ge=1)] = None
+    """Pictures to make; several only of a model that draws noise."""
+    size: Annotated[str | None, Field(max_length=32)] = None
+    """``auto``, or ``WIDTHxHEIGHT``."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """``b64_json`` when absent."""
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    """``png`` when absent."""
+    output_compression: Annotated[int | None, Field(ge=0, le=100)] = None
+    """Quality of JPEG and WebP; 95 when absent."""
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
+    """Of the first picture; the next has the next. Drawn when absent."""
+    user: Annotated[str | None, Field(max_length=MAX_ID_CHARS)] = None
+    """The caller's own label; not used."""
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
+class ImageReference(Strict):
+    """A picture, as OpenAI wraps it."""
+
+    image_url: str
+    """A data: URL or base64."""
+
+
+class EditBody(GenerationBody):
+    """Body of ``POST /v1/images/edits``. Exactly one of ``image`` and ``images``."""
+
+    image: str | None = None
+    """The picture: base64 or a data: URL of a JPEG, PNG or WebP file."""
+    images: Annotated[list[ImageReference] | None, Field(min_length=1, max_length=1)] = None
+    """The same, as OpenAI wraps it."""
+
+
+class ImageAnswer(TypedDict):
+    """A picture. ``url``: fetched with the key of the tenant that asked, until ``expires_at``."""
+
+    b64_json: NotRequired[str]
+    url: NotRequired[str]
+    expires_at: NotRequired[int]
+    seed: NotRequired[int]
+
+
+class ImagesAnswer(TypedDict):
+    """Answer of ``POST /v1/images/generations`` and ``POST /v1/images/edits``."""
+
+    created: int
+    model: str
+    data: list[ImageAnswer]
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    vireo: Report
+
+
+class ImagesModelBlock(ModelBlock):
+    """What Vireo says of a model that makes images. ``size``: of what comes out of words alone; the sides are of a
+    picture that goes in."""
+
+    family: str
+    takes_prompt: bool
+    takes_picture: bool
+    is_seeded: bool
+    size: str | None
+    min_side: int
+    max_side: int
+    multiple: int
+    scale: int
+    operating_points: tuple[str, ...]
+    calibrated: bool

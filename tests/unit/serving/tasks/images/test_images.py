@@ -1,0 +1,214 @@
+"""Images over HTTP and gRPC, against a service that gives negatives, and grey pictures by their seed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from models.io import ImageIO
+from serving.errors import UnknownPath
+from serving.stores.artefacts import ArtefactStore
+from serving.tasks.images.files import ImageFiles
+from tests.support.clients import BOUNDARY, GOOD_PNG, FakeContext, FrontDoor, HttpReply, asgi, context_outcome
+from tests.support.fake_service import FakeService, make_card, make_image_card
+from tests.support.media_files import encode
+
+PAINTER = make_image_card("painter", ImageIO(takes_prompt=True, is_seeded=True, size=(12, 8)))
+MENDER = make_image_card("mender", ImageIO(takes_picture=True, max_side=256))
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+TEXT = base64.b64encode(GOOD_PNG).decode()
+NEGATIVE = 255 - np.asarray(Image.open(io.BytesIO(GOOD_PNG)))
+
+
+@pytest.fixture
+def door() -> FrontDoor:
+    return FrontDoor(FakeService((make_card(), PAINTER, MENDER)))
+
+
+def read(file: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+async def edit_form(door: FrontDoor, *, file: str = "image", **fields: str) -> HttpReply:
+    parts = [
+        f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="{file}"; filename="x.png"\r\n\r\n'.encode()
+    body = b"".join(parts) + head + GOOD_PNG + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return await asgi(door.app, "POST", EDITS, body, {"content-type": f"multipart/form-data; boundary={BOUNDARY}"})
+
+
+async def test_pictures_are_made_of_words_each_with_its_seed(door: FrontDoor) -> None:
+    reply = await door.post_json({"model": "painter", "prompt": "a ball", "n": 2, "seed": 7}, GENERATIONS)
+    assert reply.status == 200, reply.body
+    answer = reply.json
+    assert (answer["size"], answer["output_format"], answer["model"]) == ("12x8", "png", "painter")
+    assert [each["seed"] for each in answer["data"]] == [7, 8]
+    assert [int(read(base64.b64decode(each["b64_json"])).max()) for each in answer["data"]] == [7, 8]
+    (request,) = door.service.requests
+    assert (request.prompts, request.seeds, request.is_drawn) == (("a ball",) * 2, (7, 8), False)
+    assert answer["vireo"]["operating_point"] == "fast"
+
+
+async def test_seed_is_drawn_where_nobody_gives_one(door: FrontDoor) -> None:
+    for _ in range(2):
+        await door.post_json({"model": "painter", "prompt": "a ball"}, GENERATIONS)
+    first, second = door.service.requests
+    assert first.is_drawn
+    assert first.seeds != second.seeds
+
+
+@pytest.mark.parametrize("spelling", [{"image": TEXT}, {"images": [{"image_url": f"data:image/png;base64,{TEXT}"}]}])
+async def test_picture_is_changed(spelling: Any, door: FrontDoor) -> None:
+    reply = await door.post_json({"model": "mender", **spelling}, EDITS)
+    assert reply.status == 200, reply.body
+    assert np.array_equal(read(base64.b64decode(reply.json["data"][0]["b64_json"])), NEGATIVE)
+
+
+@pytest.mark.parametrize("file", ["image", "image[]"])
+async def test_picture_comes_as_a_form(file: str, door: FrontDoor) -> None:
+    vireo = json.dumps({"energy_j": 2})
+    reply = await edit_form(
+        door, file=file, model="mender", n="1", output_format="jpeg", background="auto", vireo=vireo
+    )
+    assert reply.status == 200, reply.body
+    assert base64.b64decode(reply.json["data"][0]["b64_json"]).startswith(b"\xff\xd8")
+    assert door.service.requests[0].budget.energy_j == 2
+
+
+async def test_url_leads_its_tenant_to_the_picture(door: FrontDoor) -> None:
+    reply = await door.post_json(
+        {"model": "mender", "image": TEXT, "response_format": "url"}, EDITS, host="x.test:8000"
+    )
+    (item,) = reply.json["data"]
+    assert item["url"].startswith("http://x.test:8000/v1/images/files/")
+    fetched = await asgi(door.app, "GET", item["url"].removeprefix("http://x.test:8000"))
+    assert (fetched.status, fetched.headers["content-type"]) == (200, "image/png")
+    assert np.array_equal(read(fetched.body), NEGATIVE)
+
+
+async def test_names_of_files_are_of_one_tenant_and_expire() -> None:
+    now_s = [1000.0]
+    files = ImageFiles(ArtefactStore("memory://images-test"), b"0123456789abcdef", kept_s=60, clock=lambda: now_s[0])
+    stored = await files.put("acme", b"data", "png")
+    assert await files.read("acme", stored.name) == (b"data", "image/png")
+    forged = stored.name.replace(f"-{stored.expires_at}-", f"-{stored.expires_at + 99}-")
+    for tenant, name in (("rival", stored.name), ("acme", forged), ("acme", "x"), ("acme", stored.name + "g")):
+        with pytest.raises(UnknownPath):
+            await files.read(tenant, name)
+    now_s[0] = float(stored.expires_at)
+    with pytest.raises(UnknownPath):
+        await files.read("acme", stored.name)
+
+
+HARMLESS = {
+    "background": "auto", "moderation": "low", "quality": "auto", "stream": False, "partial_images": 0, "mask": None,
+    "style": None, "negative_prompt": "", "output_compression": 100, "size": "auto", "user": "u",
+}  # fmt: skip
+
+
+async def test_what_asks_for_nothing_passes(door: FrontDoor) -> None:
+    reply = await door.post_json({"model": "mender", "image": TEXT, "prompt": "", **HARMLESS}, EDITS)
+    assert reply.status == 200, reply.body
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "code", "param"),
+    [
+        (EDITS, {"mask": TEXT}, "unsupported_field", "mask"),
+        (EDITS, {"background": "transparent"}, "unsupported_field", "background"),
+        (EDITS, {"stream": True}, "unsupported_field", "stream"),
+        (EDITS, {"prompt": "brighter"}, "unsupported_field", "prompt"),
+        (EDITS, {"seed": 1}, "unsupported_field", "seed"),
+        (EDITS, {"n": 2}, "invalid_request", "n"),
+        (EDITS, {"size": "64x64"}, "invalid_request", "size"),
+        (EDITS, {"output_compression": 50}, "invalid_request", "output_compression"),
+        (EDITS, {"image": None}, "invalid_request", "image"),
+        (EDITS, {"image": "!"}, "invalid_image", "image"),
+        (EDITS, {"model": "painter", "prompt": "x"}, "invalid_request", "image"),
+        (EDITS, {"model": "fake-nano"}, "model_not_found", "model"),
+        (EDITS, {"model": None}, "invalid_request", "model"),
+        (EDITS, {"sparkle": 1}, "unknown_field", "sparkle"),
+        (GENERATIONS, {"model": "painter", "prompt": " "}, "invalid_request", "prompt"),
+        (GENERATIONS, {"model": "mender"}, "invalid_request", "image"),
+        (GENERATIONS, {"model": "painter", "prompt": "x", "n": 1000}, "too_many_images", "n"),
+        (GENERATIONS, {"model": "painter", "prompt": "x", "size": "9x9"}, "invalid_request", "size"),
+    ],
+)
+async def test_what_is_not_done_is_refused_by_name(
+    path: str, changes: Any, code: str, param: str, door: FrontDoor
+) -> None:
+    body = {"model": "mender", "image": TEXT} if path == EDITS else {}
+    reply = await door.post_json({**body, **changes}, path)
+    assert (reply.error["code"], reply.error["param"]) == (code, param), reply.body
+
+
+async def test_grpc_makes_and_changes_pictures(door: FrontDoor) -> None:
+    asked = vireo_pb2.GenerateImageRequest(model="painter", prompt="a ball", n=2, seed=3)
+    made = await door.grpc.GenerateImage(asked, FakeContext())
+    assert (made.media_type, made.width, made.height, list(made.seeds)) == ("image/png", 12, 8, [3, 4])
+    assert [int(read(file).max()) for file in made.images] == [3, 4]
+    edit = vireo_pb2.EditImageRequest(model="mender", image=GOOD_PNG, output_format=vireo_pb2.IMAGE_FORMAT_WEBP)
+    changed = await door.grpc.EditImage(edit, FakeContext())
+    assert changed.media_type == "image/webp"
+    assert read(changed.images[0]).shape == NEGATIVE.shape
+    assert changed.vireo.operating_point == "fast"
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (vireo_pb2.EditImageRequest(), "image"),
+        (vireo_pb2.EditImageRequest(image=GOOD_PNG), "model"),
+        (
+            vireo_pb2.EditImageRequest(image=GOOD_PNG, model="mender", output_compression=101),
+            "output_compression",
+        ),
+        (vireo_pb2.EditImageRequest(image=GOOD_PNG, model="mender", n=2), "n"),
+    ],
+)
+async def test_grpc_refuses_by_name(message: vireo_pb2.EditImageRequest, param: str, door: FrontDoor) -> None:
+    context = FakeContext()
+    await door.grpc.EditImage(message, context)
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert (outcome.error, outcome.param) == ("invalid_request", param)
+
+
+async def test_tensors_go_in_and_out_of_a_model_that_makes_pictures(door: FrontDoor) -> None:
+    pixels = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3)
+    tensor = {"name": "PIXELS", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": pixels.ravel().tolist()}
+    reply = await door.post_json({"inputs": [tensor]}, "/v2/models/mender/infer")
+    outputs = {each["name"]: each for each in reply.json["outputs"]}
+    assert outputs["image"]["shape"] == [1, 8, 8, 3]
+    assert outputs["image"]["data"] == (255 - pixels).ravel().tolist()
+    assert outputs["ERROR"]["data"] == [""]
+    words = {"name": "PROMPT", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
+    seeds = {"name": "SEED", "datatype": "INT64", "shape": [2], "data": [5, 6]}
+    reply = await door.post_json({"inputs": [words, seeds], "outputs": [{"name": "image"}]}, "/v2/models/painter/infer")
+    (image,) = reply.json["outputs"]
+    assert (image["shape"], image["data"][0], image["data"][-1]) == ([2, 8, 12, 3], 5, 6)
+
+
+async def test_pictures_of_different_sizes_are_no_tensor(door: FrontDoor) -> None:
+    other = encode(np.zeros((9, 9, 3), np.uint8))
+    data = [TEXT, base64.b64encode(other).decode()]
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [2], "data": data}
+    reply = await door.post_json({"inputs": [tensor]}, "/v2/models/mender/infer")
+    assert (reply.error["code"], reply.error["param"]) == ("invalid_request", "inputs")
+
+
+async def test_metadata_and_configuration_are_those_of_the_card(door: FrontDoor) -> None:
+    metadata = (await asgi(door.app, "GET", "/v2/models/painter")).json
+    assert [(each["name"], each["datatype"]) for each in metadata["inputs"]] == [("PROMPT", "BYTES"), ("SEED", "INT64")]
+    assert metadata["outputs"][0] == {"name": "image", "datatype": "UINT8", "shape": [-1, 8, 12, 3]}
+    config = (await asgi(door.app, "GET", "/v2/models/painter/config")).json
+    assert config["output"][0] == {"name": "image", "data_type": "TYPE_UINT8", "dims": [8, 12, 3]}
