@@ -1,48 +1,7 @@
 """Every error that a caller of Vireo can meet.
 
-    ServingError
-    ├── ClientError                  the request cannot be served as it is; the caller must change it
-    │   ├── InvalidRequest           malformed body, field or tensor
-    │   │   ├── UnknownField
-    │   │   ├── UnsupportedField     known to other servers, refused here
-    │   │   ├── UnsupportedVideo     size, frames, steps or attention that the video model cannot do
-    │   │   ├── IdempotencyKeyReused the key came with another request before
-    │   │   └── PromptTooLong        prompt and answer do not fit the model's context
-    │   ├── InvalidImage             not decodable, or of a forbidden shape
-    │   │   ├── UnsupportedMediaType not JPEG, PNG or WebP
-    │   │   ├── ImageTooLarge        bytes, pixels or sides over the limit
-    │   │   └── DecodeTimeout
-    │   ├── ImageUrlRefused          not https, or a host that is not fetched from
-    │   ├── ImageFetchFailed         a URL that may be fetched, and its host did not give an image
-    │   ├── PayloadTooLarge          the whole body over the limit
-    │   ├── TooManyImages
-    │   ├── UnknownModel
-    │   ├── UnknownVideo             no job of that id is the caller's
-    │   ├── VideoNotReady            the job has no clip yet
-    │   ├── VideoFailed              the job has ended without a clip
-    │   ├── RangeNotSatisfiable      a part of a file that it does not have
-    │   ├── UnknownPath / MethodNotAllowed
-    │   ├── UnsupportedEncoding      compressed messages over gRPC
-    │   ├── UnknownService           asked of grpc.health.v1
-    │   ├── SlowBody                 the body did not arrive in time
-    │   ├── Unauthenticated          no key, or a wrong one
-    │   ├── Forbidden                e.g. a remote caller of a loopback-only server
-    │   │   └── FeatureNotAllowed    this tenant may not use it
-    │   ├── BudgetInfeasible         no operating point fits the budget
-    │   └── DeadlineExceeded         the caller's deadline passed before an answer existed
-    ├── Overloaded                   retryable, carries ``retry_after_s``
-    │   ├── QueueFull
-    │   ├── DeadlineUnreachable      the queue is too long for this deadline
-    │   ├── QuotaExceeded            the tenant's joule or second bucket is empty
-    │   ├── Draining                 this replica is stopping
-    │   └── NotReady                 up, and cannot answer yet
-    ├── Cancelled                    the caller went away
-    └── BackendError                 our fault
-        ├── EngineFailed             the model failed on this sample
-        ├── ReplicaLost              the replica died and the retries ran out
-        │   └── RetriesSpent         so many replicas are lost that this request is not sent again
-        └── StoreUnavailable         reaches clients of jobs only: all other stores fail open
-            └── StoreFull            it answers, and refuses to write for want of room
+``ClientError``: the request cannot be served as it is. ``Overloaded``: retry later. ``Cancelled``: the caller left.
+``BackendError``: our fault.
 
 Messages give the value, the limit and the remedy. They reach the client, so nothing internal may be put into
 them; ``param`` names the offending field. Numbers of HTTP and gRPC live in ``serving/front/status.py`` only.

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from serving.delivery.stream.links import ChatLinks, NewChoice, Route
+from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
@@ -153,7 +153,7 @@ class BenchGateway:
 
     async def _multiplexed(self, request: EngineRequest) -> AsyncIterator[int]:
         assert self._links is not None
-        mailbox = Mailbox(self._links, [NewChoice(request, 0.0, True)], 60.0, Route())
+        mailbox = Mailbox(self._links, [ChoiceStart(0, request, 60.0, 0.0, True, "", 0)], Route())
         try:
             while mailbox.open_ids:
                 for item in await mailbox.next():

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 
-from serving.delivery.stream.links import ChatLinks, NewChoice, Route
+from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame, Item
 from serving.errors import ServingError
 from serving.replica.chat.fake_engine import FakeChatEngine
@@ -37,12 +37,12 @@ class HubRecorder:
 class Mailbox:
     """A listener whose test takes what it has heard."""
 
-    def __init__(self, links: ChatLinks, choices: Sequence[NewChoice], remaining_s: float, route: Route) -> None:
+    def __init__(self, links: ChatLinks, choices: Sequence[ChoiceStart], route: Route) -> None:
         self._items: list[Item] = []
         self._places: dict[int, int] = {}
         self._error: ServingError | None = None
         self._news = asyncio.Event()
-        self.sent = links.start(choices, remaining_s, route, self)
+        self.sent = links.start(choices, route, self)
         self.close = self.sent.close
 
     def hear(self, index: int, item: Item) -> None:

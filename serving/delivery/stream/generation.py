@@ -12,9 +12,10 @@ import structlog
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost
 from serving.delivery.pipeline import retries_spent
-from serving.delivery.stream.links import ChatLinks, NewChoice, Route, SentChoices
-from serving.delivery.stream.wire import ChatDelta, Delta, EngineRequest, Failure, FinishReason, Item
+from serving.delivery.stream.links import ChatLinks, Route, SentChoices
+from serving.delivery.stream.wire import ChatDelta, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
+from serving.telemetry.tracing import traceparent
 
 _log = structlog.get_logger(__name__)
 MAX_LOST = 3
@@ -128,19 +129,20 @@ class Generation:
     def _start(self) -> SentChoices:
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._choices = [_Choice() for _ in self._requests]
-        self._started_s = self._clock()
         first = self._requests[0]
         key = first.images[0].key if first.images else ""
-        predicted_s = self._plan.expected_choice_s
-        return self._links.start(
-            [
-                NewChoice(request, predicted_s, self._is_streamed, self._tenant, self._rank)
-                for request in self._requests
-            ],
-            max(0.0, self._deadline_s - self._started_s),
-            Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid),
-            self,
+        start = ChoiceStart(
+            id=0,  # the links number it
+            request=first,
+            remaining_s=max(0.0, self._deadline_s - self._clock()),
+            predicted_s=self._plan.expected_choice_s,
+            is_streamed=self._is_streamed,
+            tenant=self._tenant,
+            rank=self._rank,
+            traceparent=traceparent(),
         )
+        route = Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid)
+        return self._links.start([start._replace(request=request) for request in self._requests], route, self)
 
     # -- events ------------------------------------------------------------------------------------------------------
 

@@ -21,9 +21,8 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from serving.delivery.pipeline import is_cancelled_itself, is_replica_lost
-from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, EngineRequest, Failure, Frame, Item
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
-from serving.telemetry.tracing import traceparent
 
 _log = structlog.get_logger(__name__)
 _GIVE_UP_S = 1.0
@@ -87,21 +86,6 @@ class HandleCalls:
     def is_lost(self, error: BaseException) -> bool:
         """See ``ReplicaCalls``."""
         return is_replica_lost(error)
-
-
-class NewChoice:
-    """What ``start`` takes. Plain on purpose: one per choice and request."""
-
-    __slots__ = ("is_streamed", "predicted_s", "rank", "request", "tenant")
-
-    def __init__(
-        self, request: EngineRequest, predicted_s: float, is_streamed: bool, tenant: str = "", rank: int = 0
-    ) -> None:
-        self.request = request
-        self.predicted_s = predicted_s
-        self.is_streamed = is_streamed
-        self.tenant = tenant
-        self.rank = rank
 
 
 @dataclass(eq=False, slots=True)
@@ -218,9 +202,10 @@ class ChatLinks:
         """Choices that somebody listens to and that have not ended."""
         return sum(not sent.is_closed for sent, _ in self._sent.values())
 
-    def start(self, choices: Sequence[NewChoice], remaining_s: float, route: Route, listener: Listener) -> SentChoices:
-        """Send choices to one replica. Returns at once; whatever comes of it, the listener hears later."""
-        starts = [self._start(choice, remaining_s) for choice in choices]
+    def start(self, choices: Sequence[ChoiceStart], route: Route, listener: Listener) -> SentChoices:
+        """Send choices to one replica; they get their ids here. Returns at once; whatever comes of it, the listener
+        hears later."""
+        starts = [self._numbered(choice) for choice in choices]
         sent = SentChoices(self, [start.id for start in starts], listener)
         self._sent.update((start.id, (sent, None)) for start in starts)
         session = _Session(next(self._session_numbers))
@@ -228,19 +213,9 @@ class ChatLinks:
         self._later(self._carry(session, sent, starts, route))
         return sent
 
-    def _start(self, choice: NewChoice, remaining_s: float) -> ChoiceStart:
+    def _numbered(self, choice: ChoiceStart) -> ChoiceStart:
         number = next(self._ids)
-        request = choice.request._replace(request_id=f"{self._gateway}-{number}")
-        return ChoiceStart(
-            number,
-            request,
-            remaining_s,
-            choice.predicted_s,
-            choice.is_streamed,
-            choice.tenant,
-            choice.rank,
-            traceparent(),
-        )
+        return choice._replace(id=number, request=choice.request._replace(request_id=f"{self._gateway}-{number}"))
 
     async def stop(self) -> None:
         """Break every call off."""

@@ -6,8 +6,8 @@ holds (KV blocks, encoder outputs) is freed when its call is cancelled, within o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
@@ -30,9 +30,9 @@ Say: TypeAlias = Callable[[EngineDelta], None]
 """Where an engine hands on what it has made: a plain call, so that no task need be woken for a token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class EngineStats:
-    """Counters and gauges of an engine. Counters only grow; ``extra`` holds what one kind of engine knows."""
+    """Counters and gauges of an engine, which keeps one of these. Counters only grow."""
 
     running: int = 0
     waiting: int = 0
@@ -48,7 +48,6 @@ class EngineStats:
     image_cache_misses: int = 0
     preemptions: int = 0
     aborts: int = 0
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 class ChatEngine(Protocol):
@@ -71,7 +70,7 @@ class ChatEngine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """Counters, cheap enough to be read ten times a second."""
+        """A copy of what it has counted, cheap enough to be made ten times a second."""
         ...
 
     async def check_health(self) -> None:

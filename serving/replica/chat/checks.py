@@ -29,7 +29,7 @@ class Bounds(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RequestChecks:
     """Limits of a model and of its engine."""
 

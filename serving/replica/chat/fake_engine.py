@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from models.contract import Grid, Turn
@@ -28,18 +28,6 @@ def describe(request: EngineRequest) -> str:
     seen = f" and {len(request.images)} images of {sizes} tiles" if request.images else ""
     seed = f" Seed {request.seed}." if request.temperature > 0 else ""
     return f"You sent {len(request.prompt_token_ids)} tokens{seen}.{seed}"
-
-
-@dataclass(slots=True)
-class _Counters:
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    image_tokens: int = 0
-    encoder_images: int = 0
-    encoder_seconds: float = 0.0
-    hits: int = 0
-    aborts: int = 0
-    held: dict[str, int] = field(default_factory=dict)
 
 
 class FakeChatEngine:
@@ -74,7 +62,8 @@ class FakeChatEngine:
         self._tokens_per_tile = tokens_per_tile
         self._slots = FairSlots(max_num_seqs)
         self._images: OrderedDict[str, None] = OrderedDict()
-        self._count = _Counters()
+        self._held: dict[str, int] = {}
+        self._stats = EngineStats(kv_blocks_total=num_blocks)
         self._dead = asyncio.Event()
 
     @property
@@ -112,28 +101,15 @@ class FakeChatEngine:
                 await self._generate(request, num_prompt_tokens, say)
                 finished = True
             finally:
-                self._count.held.pop(request.request_id, None)
+                self._held.pop(request.request_id, None)
                 self._slots.release(turn, 0.0)
         finally:
-            self._count.aborts += not finished and not self._dead.is_set()
+            self._stats.aborts += not finished and not self._dead.is_set()
 
     def stats(self) -> EngineStats:
         """Counters."""
-        count = self._count
-        return EngineStats(
-            running=self._slots.running,
-            waiting=self._slots.waiting,
-            kv_blocks_used=sum(count.held.values()),
-            kv_blocks_total=self._num_blocks,
-            prefill_tokens=count.prefill_tokens,
-            decode_tokens=count.decode_tokens,
-            image_tokens=count.image_tokens,
-            encoder_seconds=count.encoder_seconds,
-            encoder_images=count.encoder_images,
-            image_cache_hits=count.hits,
-            image_cache_misses=count.encoder_images,
-            aborts=count.aborts,
-        )
+        used, running, waiting = sum(self._held.values()), self._slots.running, self._slots.waiting
+        return replace(self._stats, running=running, waiting=waiting, kv_blocks_used=used)
 
     def _check(self, request: EngineRequest) -> int:
         """Tokens of the prompt with images expanded."""
@@ -157,21 +133,21 @@ class FakeChatEngine:
 
     def _hold(self, request: EngineRequest, num_prompt_tokens: int) -> None:
         needed = self._blocks(num_prompt_tokens + request.max_tokens)
-        if needed + sum(self._count.held.values()) > self._num_blocks:
+        if needed + sum(self._held.values()) > self._num_blocks:
             raise EngineFailed("the model has no memory left for this request; retry")
-        self._count.held[request.request_id] = needed
+        self._held[request.request_id] = needed
 
     async def _generate(self, request: EngineRequest, num_prompt_tokens: int, say: Say) -> None:
         await self._encode(request)
         await self._sleep(self._prefill_s)
-        self._count.prefill_tokens += num_prompt_tokens
+        self._stats.prefill_tokens += num_prompt_tokens
         if self._fails(request):
             raise EngineFailed("the model failed on this request; retry, or send another one")
         stop = StopStrings(request.stop)
         pieces = self._pieces(request)
         for index, piece in enumerate(pieces[: request.max_tokens], start=1):
             await self._sleep(self._step_s)
-            self._count.decode_tokens += 1
+            self._stats.decode_tokens += 1
             text, stopped = stop.push(piece)
             reason = _reason(stopped, index, len(pieces), request.max_tokens)
             if reason is not None and not stopped:
@@ -191,14 +167,15 @@ class FakeChatEngine:
 
     async def _encode(self, request: EngineRequest) -> None:
         for image in request.images:
-            self._count.image_tokens += self._image_tokens(image.grid)
+            self._stats.image_tokens += self._image_tokens(image.grid)
             if image.key in self._images:
                 self._images.move_to_end(image.key)
-                self._count.hits += 1
+                self._stats.image_cache_hits += 1
                 continue
             await self._sleep(self._encode_s)
-            self._count.encoder_seconds += self._encode_s
-            self._count.encoder_images += 1
+            self._stats.encoder_seconds += self._encode_s
+            self._stats.encoder_images += 1
+            self._stats.image_cache_misses += 1
             self._images[image.key] = None
             while len(self._images) > self._max_held_images:
                 self._images.popitem(last=False)

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,7 +59,8 @@ class TorchEngine:
         self._loaded: _Loaded | None = None
         self._gate: SchemaGate | None = None
         self._held: dict[str, TorchSequence] = {}
-        self._prefill_tokens = self._decode_tokens = self._image_tokens = self._aborts = 0
+        blocks = options.max_num_seqs * -(-options.max_model_len // _BLOCK_TOKENS)
+        self._stats = EngineStats(kv_blocks_total=blocks)
 
     @property
     def max_model_len(self) -> int:
@@ -68,7 +69,7 @@ class TorchEngine:
 
     async def start(self) -> None:
         """Load the model on the engine's thread."""
-        parts = (self._options, self._prompts, self._build)
+        parts = (self._options, self._prompts, self._build, self._stats)
         loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, *parts)
         self._gate = SchemaGate(self._options.model_dir, loaded.checks.vocab_size)
         self._loaded = loaded
@@ -98,38 +99,26 @@ class TorchEngine:
             await self._slots.acquire(turn)
             try:
                 sequence = self._held[request.request_id] = loaded.sequence(request, matcher)
-                self._image_tokens += loaded.checks.image_tokens(request)
+                self._stats.image_tokens += loaded.checks.image_tokens(request)
                 while not finished:
                     delta = await self._step(sequence)
                     if delta is None:
                         continue
                     finished = delta.finish_reason is not None
-                    self._prefill_tokens += delta.num_prompt_tokens if sequence.is_first else 0
-                    self._decode_tokens += len(delta.token_ids)
+                    self._stats.prefill_tokens += delta.num_prompt_tokens if sequence.is_first else 0
+                    self._stats.decode_tokens += len(delta.token_ids)
                     say(delta)
             finally:
                 self._held.pop(request.request_id, None)
                 self._slots.release(turn, 0.0)
         finally:
-            self._aborts += not finished
+            self._stats.aborts += not finished
 
     def stats(self) -> EngineStats:
         """Counters."""
-        encoder = self._loaded.encoder if self._loaded is not None else None
-        return EngineStats(
-            running=self._slots.running,
-            waiting=self._slots.waiting,
-            kv_blocks_used=sum(-(-held.num_held_tokens // _BLOCK_TOKENS) for held in self._held.values()),
-            kv_blocks_total=self._options.max_num_seqs * -(-self._options.max_model_len // _BLOCK_TOKENS),
-            prefill_tokens=self._prefill_tokens,
-            decode_tokens=self._decode_tokens,
-            image_tokens=self._image_tokens,
-            encoder_seconds=encoder.seconds if encoder else 0.0,
-            encoder_images=encoder.misses if encoder else 0,
-            image_cache_hits=encoder.hits if encoder else 0,
-            image_cache_misses=encoder.misses if encoder else 0,
-            aborts=self._aborts,
-        )
+        held = sum(-(-sequence.num_held_tokens // _BLOCK_TOKENS) for sequence in self._held.values())
+        now = {"running": self._slots.running, "waiting": self._slots.waiting, "kv_blocks_used": held}
+        return replace(self._stats, **now)
 
     async def _matcher(self, loaded: _Loaded, request: EngineRequest) -> SchemaMatcher | None:
         if request.json_schema is None:
@@ -161,16 +150,17 @@ class TorchEngine:
 class _Loaded:
     """The model in memory, and what goes with it."""
 
-    def __init__(self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork]) -> None:
+    def __init__(
+        self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork], stats: EngineStats
+    ) -> None:
         network = build()
         self._prompts = prompts
         vocab_size = int(network.language_model.config.vocab_size)
-        self.checks = RequestChecks(bounds=options, prompts=prompts, vocab_size=vocab_size)
+        self.checks = RequestChecks(options, prompts, vocab_size)
         self.schemas = SchemaCompiler.of_model(options.model_dir, vocab_size)
-        self.encoder = _Encoder(network, options.encoder_cache_bytes)
         self._model = Model(
             language=network.language_model,
-            encode=self.encoder.encode,
+            encode=_Encoder(network, options.encoder_cache_bytes, stats).encode,
             tokenizer=Tokenizer.from_file(str(options.model_dir / "tokenizer.json")),
             image_token_id=prompts.image_id,
             end_token_id=prompts.end_of_turn_id,
@@ -185,25 +175,25 @@ class _Loaded:
 class _Encoder:
     """The vision tower, with the embeddings of the last images. Used on the engine's thread only."""
 
-    def __init__(self, network: ChatNetwork, max_bytes: int) -> None:
+    def __init__(self, network: ChatNetwork, max_bytes: int, stats: EngineStats) -> None:
         self._network = network
+        self._stats = stats
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
-        self.hits = self.misses = 0
-        self.seconds = 0.0
 
     def encode(self, image: EngineImage) -> Tensor:
         """(tokens, width) of one image."""
         if (kept := self._kept.get(image.key)) is not None:
             self._kept.move_to_end(image.key)
-            self.hits += 1
+            self._stats.image_cache_hits += 1
             return kept
         started = time.perf_counter()
         tiles = torch.tensor(image.tiles)  # a copy: shared memory may be read-only
         embeddings: Tensor = self._network.encode_images(tiles, [image.grid])[0]
-        self.misses += 1
-        self.seconds += time.perf_counter() - started
+        self._stats.image_cache_misses += 1
+        self._stats.encoder_images += 1
+        self._stats.encoder_seconds += time.perf_counter() - started
         self._keep(image.key, embeddings)
         return embeddings
 

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
 from serving.replica.chat.vllm_options import VllmOptions
-from serving.replica.chat.vllm_stats import CountingStatLogger, VllmCounters
+from serving.replica.chat.vllm_stats import Beat, CountingStatLogger
 from serving.replica.chat.vllm_worker import seeded_arguments
 
 _LOG = logging.getLogger(__name__)
@@ -52,16 +53,13 @@ class VllmEngine:
     def __init__(self, options: VllmOptions, prompts: Prompts) -> None:
         self._options = options
         self._prompts = prompts
-        self._counters = VllmCounters(on_step=self._hand_on)
+        self._beat = Beat(on_step=self._hand_on)
         self._listeners: set[_Listener] = set()
         self._handler: asyncio.Task[None] | None = None
         self._llm: AsyncLLM | None = None
         self._checks: RequestChecks | None = None
         self._schemas: SchemaGate | None = None
         self._encoder_poll: asyncio.Task[None] | None = None
-        self._encoder_seconds = 0.0
-        self._image_tokens = 0
-        self._aborts = 0
         self._running: set[str] = set()
         self._last_idle_s = 0.0
 
@@ -74,12 +72,12 @@ class VllmEngine:
         """Start the engine process and load the model; takes seconds, off the event loop."""
         config = await asyncio.to_thread(_vllm_config, self._options)
         vocab_size = config.model_config.get_vocab_size()
-        self._checks = RequestChecks(bounds=self._options, prompts=self._prompts, vocab_size=vocab_size)
+        self._checks = RequestChecks(self._options, self._prompts, vocab_size)
         self._schemas = SchemaGate(self._options.model_dir, vocab_size)
         llm: AsyncLLM = await asyncio.to_thread(
             AsyncLLM.from_vllm_config,
             config,
-            stat_loggers=[partial(CountingStatLogger, self._counters)],
+            stat_loggers=[partial(CountingStatLogger, self._beat)],
             disable_log_stats=True,  # of the periodic log lines; ours and Prometheus' loggers stay
         )
         self._llm = llm
@@ -113,7 +111,7 @@ class VllmEngine:
         """Raises: EngineFailed: the engine process has ended, was not started, or has not moved for too long."""
         if self._llm is None or self._llm.errored:
             raise _dead()
-        waited_s = time.monotonic() - max(self._counters.last_step_s, self._last_idle_s)
+        waited_s = time.monotonic() - max(self._beat.last_step_s, self._last_idle_s)
         if self._running and waited_s > self._options.stuck_after_s:
             raise EngineFailed(f"the model's process has not moved for {waited_s:.0f} seconds; retry")
 
@@ -134,41 +132,19 @@ class VllmEngine:
         finally:
             self._running.discard(request.request_id)
             if not finished:
-                self._aborts += 1
+                self._beat.stats.aborts += 1
                 await self._abort(request)
 
     def stats(self) -> EngineStats:
         """Counters as of the engine's last step."""
-        count = self._counters
-        return EngineStats(
-            running=count.running,
-            waiting=count.waiting,
-            kv_blocks_used=round(count.kv_usage * count.num_kv_blocks),
-            kv_blocks_total=count.num_kv_blocks,
-            prefill_tokens=count.prefill_tokens,
-            decode_tokens=count.decode_tokens,
-            image_tokens=self._image_tokens,
-            encoder_seconds=self._encoder_seconds,
-            encoder_images=count.encoder_images,
-            image_cache_hits=count.image_hits,
-            image_cache_misses=count.image_queries - count.image_hits,
-            preemptions=count.preemptions,
-            aborts=self._aborts,
-            extra={
-                "in_flight": len(self._running),
-                "steps": count.steps,
-                "prefix_query_tokens": count.prefix_queries,
-                "prefix_hit_tokens": count.prefix_hits,
-                "encoder_tokens": count.encoder_tokens,
-            },
-        )
+        return replace(self._beat.stats)
 
     def _enter(self, request: EngineRequest) -> None:
         if not self._running:
             self._last_idle_s = time.monotonic()
         self._running.add(request.request_id)
         assert self._checks is not None, "set by start"
-        self._image_tokens += self._checks.image_tokens(request)
+        self._beat.stats.image_tokens += self._checks.image_tokens(request)
 
     async def _attempt(self, llm: AsyncLLM, request: EngineRequest, say: Say) -> None:
         params = _sampling_params(request, self._options.device)
@@ -215,11 +191,11 @@ class VllmEngine:
         asked_at = 0
         while True:
             await asyncio.sleep(_ENCODER_POLL_S)
-            if self._counters.encoder_images == asked_at or self._llm is None or self._llm.errored:
+            if self._beat.stats.encoder_images == asked_at or self._llm is None or self._llm.errored:
                 continue
-            asked_at = self._counters.encoder_images
+            asked_at = self._beat.stats.encoder_images
             with suppress(VLLMError):
-                self._encoder_seconds = max(await self._llm.collective_rpc("vireo_encoder_seconds"))
+                self._beat.stats.encoder_seconds = max(await self._llm.collective_rpc("vireo_encoder_seconds"))
 
 
 def _vllm_config(options: VllmOptions) -> VllmConfig:

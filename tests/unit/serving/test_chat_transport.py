@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.delivery.stream.links import ChatLinks, NewChoice, Route
-from serving.delivery.stream.wire import Delta, Failure, FinishReason, Item
+from serving.delivery.stream.links import ChatLinks, Route
+from serving.delivery.stream.wire import ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_replicas import LocalCalls, Mailbox, Replica, engine_request
@@ -28,8 +28,14 @@ def engine(answer: str = LONG, step_s: float = 0.01, **options: Any) -> FakeChat
 
 
 def start(links: ChatLinks, count: int = 1, *, is_streamed: bool = True, remaining_s: float = 60.0) -> Mailbox:
-    choices = [NewChoice(engine_request(max_tokens=500), 1.0, is_streamed) for _ in range(count)]
-    return Mailbox(links, choices, remaining_s, Route())
+    choices = [choice(engine_request(max_tokens=500), is_streamed, remaining_s) for _ in range(count)]
+    return Mailbox(links, choices, Route())
+
+
+def choice(
+    request: EngineRequest, is_streamed: bool = True, remaining_s: float = 60.0, tenant: str = "", rank: int = 0
+) -> ChoiceStart:
+    return ChoiceStart(0, request, remaining_s, 1.0, is_streamed, tenant, rank)
 
 
 async def read(mailbox: Mailbox) -> dict[int, list[Delta]]:
@@ -244,7 +250,7 @@ async def test_tenants_share_the_slots_whatever_priority_they_ask_for() -> None:
     links, order = ChatLinks(LocalCalls(replica), "g"), list[str]()
 
     async def ask(tenant: str, rank: int) -> None:
-        mailbox = Mailbox(links, [NewChoice(engine_request(), 1.0, True, tenant, rank)], 600.0, Route())
+        mailbox = Mailbox(links, [choice(engine_request(), True, 600.0, tenant, rank)], Route())
         await read(mailbox)
         order.append(tenant)
 
@@ -314,7 +320,7 @@ async def test_an_engine_that_fails_on_one_request_harms_no_other() -> None:
     replica = Replica("r", failing)
     links = ChatLinks(LocalCalls(replica), "g")
     good = start(links)
-    bad = Mailbox(links, [NewChoice(engine_request(max_tokens=7), 1.0, True)], 60.0, Route())
+    bad = Mailbox(links, [choice(engine_request(max_tokens=7))], Route())
     assert isinstance(await last(bad), EngineFailed)
     assert text((await read(good))[0]) == LONG
     await settled(replica)

@@ -92,9 +92,7 @@ def test_code_and_type_are_spelled_for_machines(error: type[ServingError]) -> No
 
 
 @pytest.mark.parametrize("error", EVERY)
-def test_every_error_is_in_the_drawing(error: type[ServingError]) -> None:
-    assert errors.__doc__ is not None
-    assert re.search(rf"\b{error.__name__}\b", errors.__doc__)
+def test_every_error_says_what_it_means(error: type[ServingError]) -> None:
     assert error.__doc__
 
 
