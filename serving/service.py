@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from models.contract import Knob
 from models.io import RowIO
 from serving.domain import Priority, UnaryReply, UnaryRequest
-from serving.tasks.chat.domain import ChatEvent, ChatRequest
 
 if TYPE_CHECKING:
     from serving.delivery.job.base import JobService
+    from serving.tasks.chat.domain import ChatEvent, ChatRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,14 +84,5 @@ def build_authenticator(config: ResolvedConfig) -> Authenticator:
 
 def build_limits(config: ResolvedConfig) -> IngressLimits:
     """Bounds of the front door."""
-    limits = config.settings.limits
-    return IngressLimits(
-        max_body_bytes=limits.max_body_bytes,
-        max_encoded_bytes=limits.max_encoded_bytes,
-        max_images=limits.max_images,
-        body_timeout_s=limits.body_timeout_s,
-        max_bytes_per_image=config.settings.media.max_bytes_per_image,
-        max_messages=limits.max_messages,
-        max_text_chars=limits.max_text_chars,
-        max_choices=limits.max_choices,
-    )
+    max_bytes_per_image = config.settings.media.max_bytes_per_image
+    return IngressLimits(**config.settings.limits.model_dump(), max_bytes_per_image=max_bytes_per_image)

@@ -204,16 +204,8 @@ def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink) -> C
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:
     media, limits = config.settings.media, config.settings.limits
-    return MediaLimits(
-        max_bytes_per_image=media.max_bytes_per_image,
-        max_bytes_per_request=limits.max_body_bytes,
-        max_pixels=media.max_pixels,
-        max_pixels_per_request=media.max_pixels_per_request,
-        max_tiles_per_request=media.max_tiles_per_request,
-        max_images=limits.max_images,
-        max_scans=media.max_scans,
-        decode_timeout_s=media.decode_timeout_s,
-    )
+    same = media.model_dump(include=set(MediaLimits.__dataclass_fields__))
+    return MediaLimits(**same, max_bytes_per_request=limits.max_body_bytes, max_images=limits.max_images)
 
 
 def _served(

@@ -40,16 +40,6 @@ class AllowedHosts:
         return any(("." + ".".join(labels[i:]), port) in self._below for i in range(1, len(labels)))
 
 
-def check_rule(rule: str) -> str:
-    """Return a rule as it is; for settings.
-
-    Raises:
-        ValueError: see ``AllowedHosts``.
-    """
-    _split_rule(rule)
-    return rule
-
-
 def is_address(host: str) -> bool:
     """Whether a host ends in a number: then it is an IPv4 address in one of its spellings, and no name."""
     return _NUMBER.fullmatch(host.rpartition(".")[2]) is not None

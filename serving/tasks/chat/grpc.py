@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Final
 
@@ -169,17 +170,11 @@ def _logprob(entry: TokenLogprob) -> vireo_pb2.TokenLogProb:
 
 def message_from_end(end: ChatEnd, model: str, reasons: Sequence[FinishReason]) -> vireo_pb2.ChatResponse:
     """Return the last message. ``reasons``: why each choice ended, by its index."""
-    usage = vireo_pb2.Usage(
-        prompt_tokens=end.usage.prompt_tokens,
-        completion_tokens=end.usage.completion_tokens,
-        image_tokens=end.usage.image_tokens,
-        cached_tokens=end.usage.cached_tokens,
-    )
     return vireo_pb2.ChatResponse(
         end=vireo_pb2.ChatEnd(
             model=model,
             finish_reasons=[_REASONS[reason] for reason in reasons],
-            usage=usage,
+            usage=vireo_pb2.Usage(**asdict(end.usage)),
             vireo=message_from_report(end.report),
         )
     )

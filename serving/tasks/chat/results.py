@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from serving.delivery.stream.generation import StoredChat, StoredChoice
-from serving.delivery.stream.wire import FinishReason
+from serving.delivery.stream.generation import StoredChat
 from serving.service import ChatModelCard
 from serving.stores.results import Codec
 from serving.stores.sealed import ResultKey
@@ -68,22 +67,15 @@ def _content(prompt_token_ids: Sequence[int], image_sha256: Sequence[bytes]) -> 
 
 
 def _encode(answer: StoredChat) -> dict[str, Any] | None:
-    if sum(len(choice.text) for choice in answer.choices) > MAX_TEXT_CHARS:
-        return None
-    choices = [[choice.text, choice.num_tokens, choice.finish_reason.value] for choice in answer.choices]
-    return {"choices": choices, "prompt_tokens": answer.prompt_tokens}
+    is_short = sum(len(choice.text) for choice in answer.choices) <= MAX_TEXT_CHARS
+    return {"chat": msgspec.to_builtins(answer)} if is_short else None
 
 
 def _decode(payload: dict[str, Any]) -> StoredChat | None:
-    match payload:
-        case {"choices": [*choices], "prompt_tokens": int(prompt_tokens)}:
-            return StoredChat(tuple(_choice(choice) for choice in choices), prompt_tokens)
-    return None
-
-
-def _choice(fields: list[Any]) -> StoredChoice:
-    text, num_tokens, reason = fields  # the MAC says that we wrote it
-    return StoredChoice(text, num_tokens, FinishReason(reason))
+    try:
+        return msgspec.convert(payload.get("chat"), StoredChat)
+    except msgspec.ValidationError:  # of another version
+        return None
 
 
 CODEC = Codec(_encode, _decode)
