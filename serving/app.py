@@ -18,7 +18,7 @@ from serving.config import ResolvedConfig, ResolvedModel, StreamOptions, load, r
 from serving.delivery.router import STATS_PERIOD_S, AffinityRouter, LeastWorkRouter, PlainRouter
 from serving.gateway.node import Gateway
 from serving.replica.chat.deployment import Vlm
-from serving.replica.chat.vllm_options import engine_environment
+from serving.replica.chat.setup import engine_environment
 from serving.replica.job.deployment import JobReplica
 from serving.replica.staged.deployment import Classifier
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import StreamOptions
-from serving.replica.chat.vllm_options import VllmOptions, engine_environment
+from serving.replica.chat.checks import EngineSetup
+from serving.replica.chat.setup import engine_environment
 from tests.benchmarks.common import ROOT
 from tests.benchmarks.gateway_systems import System
 from tests.support.ports import free_ports
@@ -59,46 +60,27 @@ def _ours(setup: ChatSetup, run_dir: Path) -> System:
     )
 
 
-def engine_options(setup: ChatSetup) -> VllmOptions:
-    """The options that our replica gives its engine (serving/replica/chat/setup.py)."""
-    chat = setup.settings
-    return VllmOptions(
-        model_dir=setup.model_dir,
-        model_id=MODEL,
-        dtype=chat.dtype,
-        max_model_len=setup.max_model_len,
-        max_num_seqs=chat.max_num_seqs,
-        max_num_batched_tokens=max(chat.max_batched_tokens, chat.max_num_seqs),
-        kv_cache_bytes=chat.kv_cache_mb * _MIB,
-        image_cache_bytes=chat.image_cache_mb * _MIB,
-        encoder_cache_tokens=chat.encoder_cache_tokens,
-        max_images=chat.max_images,
-        enforce_eager=chat.enforce_eager,
-    )
-
-
 def _bare(setup: ChatSetup, run_dir: Path) -> System:
     """The same engine options as words of a command line. The size of the encoder cache has none: it is left out."""
     (port,) = free_ports(1)
-    options = engine_options(setup)
+    chat = setup.settings
     arguments = {
         "host": "127.0.0.1",
         "port": port,
-        "model": options.model_dir,
-        "served-model-name": options.model_id,
+        "model": setup.model_dir,
+        "served-model-name": MODEL,
         "load-format": "safetensors",
         "generation-config": "vllm",
-        "dtype": options.dtype,
+        "dtype": chat.dtype,
         "seed": 0,
-        "max-model-len": options.max_model_len,
-        "max-num-seqs": options.max_num_seqs,
-        "max-num-batched-tokens": options.max_num_batched_tokens,
-        "max-logprobs": options.max_logprobs,
-        "tensor-parallel-size": options.tensor_parallel_size,
-        "kv-cache-memory-bytes": options.kv_cache_bytes,
+        "max-model-len": setup.max_model_len,
+        "max-num-seqs": chat.max_num_seqs,
+        "max-num-batched-tokens": max(chat.max_batched_tokens, chat.max_num_seqs),
+        "max-logprobs": EngineSetup.max_logprobs,
+        "kv-cache-memory-bytes": chat.kv_cache_mb * _MIB,
         "prefix-caching-hash-algo": "sha256",
-        "limit-mm-per-prompt": json.dumps({"image": options.max_images}),
-        "mm-processor-cache-gb": options.image_cache_bytes / (1 << 30),
+        "limit-mm-per-prompt": json.dumps({"image": chat.max_images}),
+        "mm-processor-cache-gb": chat.image_cache_mb / 1024,
     }
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     flags = ["enforce-eager", "skip-mm-profiling", "enable-prefix-caching", "disable-uvicorn-access-log"]

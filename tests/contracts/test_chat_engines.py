@@ -26,7 +26,7 @@ from tests.support.chat_engines import (
     torch_engine,
     until,
     vllm_environment,
-    vllm_options,
+    vllm_setup,
 )
 from tests.support.chat_models import MAX_MODEL_LEN, TILE, make_image, make_model_folder
 
@@ -81,7 +81,7 @@ async def vllm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     with vllm_environment(tmp_path_factory.mktemp("run")):
         from serving.replica.chat.vllm_engine import VllmEngine
 
-        engine = VllmEngine(vllm_options(folder), PromptBuilder.from_dir(folder))
+        engine = VllmEngine(vllm_setup(folder), PromptBuilder.from_dir(folder))
         await engine.start()
         yield engine
         await engine.stop()

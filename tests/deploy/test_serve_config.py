@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from models.registry import find
 from serving.config import ResolvedConfig, StreamOptions, load, resolve
-from serving.replica.chat.vllm_options import engine_environment
+from serving.replica.chat.setup import engine_environment
 from serving.tasks.chat.models import read_card
 from tests.deploy.conftest import REPOSITORY, load_script, mounted_secrets, secret_values
 from tests.deploy.render import Manifest

@@ -15,7 +15,7 @@ from models.families.texthawk2.prompt import PromptBuilder
 from serving.telemetry.events import CallRetried
 from serving.telemetry.exposition import exposition
 from serving.telemetry.metrics import record
-from tests.support.chat_engines import collect, engine_processes, make_request, vllm_environment, vllm_options
+from tests.support.chat_engines import collect, engine_processes, make_request, vllm_environment, vllm_setup
 from tests.support.chat_models import make_image
 
 
@@ -25,7 +25,7 @@ async def _main(model: Path, run_dir: Path) -> None:
         from serving.replica.chat.vllm_engine import VllmEngine
 
         prompts = PromptBuilder.from_dir(model)
-        engine = VllmEngine(vllm_options(model), prompts)
+        engine = VllmEngine(vllm_setup(model), prompts)
         started = time.monotonic()
         await engine.start()
         start_s = time.monotonic() - started

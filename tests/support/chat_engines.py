@@ -17,9 +17,11 @@ import psutil
 
 from models.families.texthawk2.prompt import PromptBuilder
 from models.registry import find
+from serving.config import StreamOptions
 from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason, TokenLogprob
 from serving.replica.chat.base import ChatEngine, EngineDelta
-from serving.replica.chat.vllm_options import VllmOptions, engine_environment
+from serving.replica.chat.checks import EngineSetup
+from serving.replica.chat.setup import engine_environment
 from tests.support.chat_models import MAX_MODEL_LEN
 
 MAX_NUM_SEQS = 4
@@ -92,29 +94,29 @@ def holds_nothing(engine: ChatEngine) -> bool:
 
 def torch_engine(folder: Path, **options: int) -> ChatEngine:
     """The plain engine on the model of a folder, built as its family builds it."""
-    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
+    from serving.replica.chat.torch_engine import TorchEngine
 
     family, nano = find("texthawk2-nano")
     assert family.build is not None
     build = partial(family.build.load(), nano.with_weights(folder))
-    return TorchEngine(
-        TorchOptions(model_dir=folder, max_model_len=MAX_MODEL_LEN, **options), PromptBuilder.from_dir(folder), build
-    )
+    return TorchEngine(_setup(folder, StreamOptions(**options)), PromptBuilder.from_dir(folder), build)
 
 
-def vllm_options(folder: Path) -> VllmOptions:
+def vllm_setup(folder: Path) -> EngineSetup:
     """Small, so that a start is short and its bounds are met."""
-    return VllmOptions(
-        model_dir=folder,
-        model_id="texthawk2-test",
-        max_model_len=MAX_MODEL_LEN,
+    options = StreamOptions(
         max_num_seqs=MAX_NUM_SEQS,
-        max_num_batched_tokens=128,
-        kv_cache_bytes=16 << 20,
+        max_batched_tokens=128,
+        kv_cache_mb=16,
         encoder_cache_tokens=1024,
         max_images=3,
         stuck_after_s=1.0,
     )
+    return _setup(folder, options)
+
+
+def _setup(folder: Path, options: StreamOptions) -> EngineSetup:
+    return EngineSetup(model_id="texthawk2-test", folder=folder, max_model_len=MAX_MODEL_LEN, options=options)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ _LOADS = {
         ["serving.gateway.parts", "serving.delivery.unary.service", "serving.gateway.http"],
         {"torch", "sklearn", "vllm"},
     ),
-    "chat options": (["serving.replica.chat.vllm_options", "serving.replica.chat.fake_engine"], _HEAVY),
+    "chat options": (["serving.replica.chat.setup"], _HEAVY),
     "application": (["serving.app"], {"torch", "sklearn", "vllm"}),
     "command line": (["serving.cli.main"], {"torch", "ray", "sklearn", "vllm"}),
     "load test": (["loadtest.cli"], {"torch", "ray", "serving", "models", "schedulers"}),

@@ -1,39 +1,34 @@
-"""What an engine refuses before any work is done, with the reason in the caller's words."""
+"""What an engine is built for, and what it refuses before any work is done, with the reason in the caller's words."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from models.contract import Prompts
+from serving.config import StreamOptions
 from serving.delivery.stream.wire import EngineRequest
 from serving.errors import InvalidRequest, TooManyImages
 
 
-class Bounds(Protocol):
-    """The bounds of an engine's options."""
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """What an engine is built for. ``max_logprobs``: alternatives per token that may be asked for."""
 
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of prompt and answer together."""
-        ...
-
-    @property
-    def max_images(self) -> int:
-        """Images per request."""
-        ...
-
-    @property
-    def max_logprobs(self) -> int:
-        """Alternatives per token."""
-        ...
+    model_id: str
+    folder: Path
+    device: Literal["cpu", "cuda"] = "cpu"
+    max_model_len: int
+    options: StreamOptions = field(default_factory=StreamOptions)
+    max_logprobs: int = 20
 
 
 @dataclass(frozen=True, slots=True)
 class RequestChecks:
     """Limits of a model and of its engine."""
 
-    bounds: Bounds
+    setup: EngineSetup
     prompts: Prompts
     vocab_size: int
 
@@ -43,7 +38,7 @@ class RequestChecks:
 
     def check(self, request: EngineRequest) -> None:
         """Raises: InvalidRequest, TooManyImages: the request cannot be run as it is."""
-        max_images, max_logprobs = self.bounds.max_images, self.bounds.max_logprobs
+        max_images, max_logprobs = self.setup.options.max_images, self.setup.max_logprobs
         if len(request.images) > max_images:
             raise TooManyImages(
                 f"the request has {len(request.images)} images; limit is {max_images}", param="messages"
@@ -61,7 +56,7 @@ class RequestChecks:
 
     def _check_length(self, request: EngineRequest) -> None:
         num_tokens = self.prompts.num_expanded(request.prompt_token_ids, [image.grid for image in request.images])
-        max_model_len = self.bounds.max_model_len
+        max_model_len = self.setup.max_model_len
         if not request.prompt_token_ids or request.max_tokens < 1:
             raise InvalidRequest("prompt and max_tokens must be at least one token", param="max_tokens")
         if num_tokens + request.max_tokens > max_model_len:

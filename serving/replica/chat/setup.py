@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from models.contract import Family, Prompts, Variant
 from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.replica.chat.base import ChatEngine
+from serving.replica.chat.checks import EngineSetup
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
-
-_MIB = 1 << 20
 
 
 def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
@@ -68,49 +68,34 @@ def build_engine(model: ResolvedModel[StreamOptions]) -> ChatEngine:
     return maker(model)
 
 
+def _setup(model: ResolvedModel[StreamOptions]) -> EngineSetup:
+    return EngineSetup(
+        model_id=model.id,
+        folder=checkpoint_of(model),
+        device=model.device,
+        max_model_len=context_of(model),
+        options=model.options,
+    )
+
+
 def _vllm(model: ResolvedModel[StreamOptions]) -> ChatEngine:
     from serving.replica.chat.vllm_engine import VllmEngine
-    from serving.replica.chat.vllm_options import VllmOptions
 
-    wanted = model.options
-    options = VllmOptions(
-        model_dir=checkpoint_of(model),
-        model_id=model.id,
-        device=model.device,
-        dtype=wanted.dtype,
-        max_model_len=context_of(model),
-        max_num_seqs=wanted.max_num_seqs,
-        max_num_batched_tokens=max(wanted.max_batched_tokens, wanted.max_num_seqs),
-        kv_cache_bytes=wanted.kv_cache_mb * _MIB,
-        image_cache_bytes=wanted.image_cache_mb * _MIB,
-        encoder_cache_tokens=wanted.encoder_cache_tokens,
-        max_images=wanted.max_images,
-        enforce_eager=wanted.enforce_eager,
-        stuck_after_s=wanted.stuck_after_s,
-    )
-    return VllmEngine(options, read_prompts(model))
+    return VllmEngine(_setup(model), read_prompts(model))
 
 
 def _torch(model: ResolvedModel[StreamOptions]) -> ChatEngine:
     import torch
 
-    from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
+    from serving.replica.chat.torch_engine import TorchEngine
 
     family, variant = family_of(model)
     build = family.build
     if build is None:
         raise ConfigError(f"{model.id} cannot be built in plain torch; set its engine to vllm")
     torch.set_num_threads(model.threads)
-    options = TorchOptions(
-        model_dir=checkpoint_of(model),
-        max_model_len=context_of(model),
-        device=model.device,
-        max_num_seqs=model.options.max_num_seqs,
-        max_images=model.options.max_images,
-        encoder_cache_bytes=model.options.image_cache_mb * _MIB,
-    )
     dtype = model.options.dtype
-    return TorchEngine(options, read_prompts(model), lambda: build.load()(variant, model.device, dtype))
+    return TorchEngine(_setup(model), read_prompts(model), lambda: build.load()(variant, model.device, dtype))
 
 
 def _fake(model: ResolvedModel[StreamOptions]) -> ChatEngine:
@@ -121,3 +106,25 @@ def _fake(model: ResolvedModel[StreamOptions]) -> ChatEngine:
         tokens_per_tile=variant.io.tokens_per_tile,
         step_s=0.005,
     )
+
+
+def engine_environment(run_dir: Path, device: Literal["cpu", "cuda"] = "cpu") -> dict[str, str]:
+    """Variables for a process that hosts a vLLM engine (a deployment's ``runtime_env``); vLLM reads no other settings
+    for these. ``run_dir`` keeps what vLLM finds out about models, which halves later starts.
+    """
+    variables = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine process: two processes instead of three
+        "VLLM_PLUGINS": "vireo",
+        "VLLM_CACHE_ROOT": str(run_dir / "vllm"),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if device == "cpu":
+        variables["TORCH_COMPILE_DISABLE"] = "1"  # else the first request with logprobs waits for a C++ compiler
+        # A kernel is prepared, and kept with its memory, for every length of a prompt and number of tiles; the default
+        # of 1,024 kernels is reached only after hours of growing.
+        variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "128"
+    return variables

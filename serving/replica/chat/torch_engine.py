@@ -1,6 +1,7 @@
 """Plain torch as a chat engine: the reference twin of vLLM, and the fallback where vLLM is not installed.
 
-Every request has its own KV cache and takes its steps on one thread, in turn with the others; nothing is batched.
+Every request has its own KV cache and takes its steps on one thread, in turn with the others; nothing is batched. The
+memory for KV is bounded by ``max_num_seqs`` times ``max_model_len`` tokens.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer
@@ -23,7 +23,7 @@ from serving.delivery.stream.wire import EngineImage, EngineRequest
 from serving.errors import EngineFailed, InvalidRequest, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
-from serving.replica.chat.checks import RequestChecks
+from serving.replica.chat.checks import EngineSetup, RequestChecks
 from serving.replica.chat.schemas import SchemaCompiler, SchemaGate, SchemaMatcher
 from serving.replica.chat.torch_sequence import Model, TorchSequence
 
@@ -31,47 +31,31 @@ _LOG = logging.getLogger(__name__)
 _BLOCK_TOKENS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchOptions:
-    """Settings of one engine. ``encoder_cache_bytes`` bounds the embeddings of images that are kept for the next time.
-
-    Memory for KV is bounded by ``max_num_seqs`` times ``max_model_len`` tokens.
-    """
-
-    model_dir: Path
-    max_model_len: int
-    device: str = "cpu"
-    max_num_seqs: int = 4
-    max_images: int = 16
-    max_logprobs: int = 20
-    encoder_cache_bytes: int = 64 << 20
-
-
 class TorchEngine:
-    """See the module's docstring. ``build`` makes the network, with its weights, on the device of the options."""
+    """See the module's docstring. ``build`` makes the network, with its weights, on the device of the setup."""
 
-    def __init__(self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork]) -> None:
-        self._options = options
+    def __init__(self, setup: EngineSetup, prompts: Prompts, build: Callable[[], ChatNetwork]) -> None:
+        self._setup = setup
         self._prompts = prompts
         self._build = build
-        self._slots = FairSlots(options.max_num_seqs)
+        self._slots = FairSlots(setup.options.max_num_seqs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vireo-chat-torch")
         self._loaded: _Loaded | None = None
         self._gate: SchemaGate | None = None
         self._held: dict[str, TorchSequence] = {}
-        blocks = options.max_num_seqs * -(-options.max_model_len // _BLOCK_TOKENS)
+        blocks = setup.options.max_num_seqs * -(-setup.max_model_len // _BLOCK_TOKENS)
         self._stats = EngineStats(kv_blocks_total=blocks)
 
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._options.max_model_len
+        return self._setup.max_model_len
 
     async def start(self) -> None:
         """Load the model on the engine's thread."""
-        parts = (self._options, self._prompts, self._build, self._stats)
+        parts = (self._setup, self._prompts, self._build, self._stats)
         loaded = await asyncio.get_running_loop().run_in_executor(self._thread, _Loaded, *parts)
-        self._gate = SchemaGate(self._options.model_dir, loaded.checks.vocab_size)
+        self._gate = SchemaGate(self._setup.folder, loaded.checks.vocab_size)
         self._loaded = loaded
 
     async def stop(self) -> None:
@@ -151,20 +135,20 @@ class _Loaded:
     """The model in memory, and what goes with it."""
 
     def __init__(
-        self, options: TorchOptions, prompts: Prompts, build: Callable[[], ChatNetwork], stats: EngineStats
+        self, setup: EngineSetup, prompts: Prompts, build: Callable[[], ChatNetwork], stats: EngineStats
     ) -> None:
         network = build()
         self._prompts = prompts
         vocab_size = int(network.language_model.config.vocab_size)
-        self.checks = RequestChecks(options, prompts, vocab_size)
-        self.schemas = SchemaCompiler.of_model(options.model_dir, vocab_size)
+        self.checks = RequestChecks(setup, prompts, vocab_size)
+        self.schemas = SchemaCompiler.of_model(setup.folder, vocab_size)
         self._model = Model(
             language=network.language_model,
-            encode=_Encoder(network, options.encoder_cache_bytes, stats).encode,
-            tokenizer=Tokenizer.from_file(str(options.model_dir / "tokenizer.json")),
+            encode=_Encoder(network, setup.options.image_cache_mb << 20, stats).encode,
+            tokenizer=Tokenizer.from_file(str(setup.folder / "tokenizer.json")),
             image_token_id=prompts.image_id,
             end_token_id=prompts.end_of_turn_id,
-            device=torch.device(options.device),
+            device=torch.device(setup.device),
         )
 
     def sequence(self, request: EngineRequest, matcher: SchemaMatcher | None) -> TorchSequence:

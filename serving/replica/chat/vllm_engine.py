@@ -29,12 +29,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from models.contract import Prompts
+from serving.config import StreamOptions
 from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
-from serving.replica.chat.checks import RequestChecks
+from serving.replica.chat.checks import EngineSetup, RequestChecks
 from serving.replica.chat.schemas import SchemaGate, too_complex
-from serving.replica.chat.vllm_options import VllmOptions
 from serving.replica.chat.vllm_stats import Beat, CountingStatLogger
 from serving.replica.chat.vllm_worker import seeded_arguments
 
@@ -50,8 +50,8 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 class VllmEngine:
     """See the module's docstring. The process needs ``engine_environment``."""
 
-    def __init__(self, options: VllmOptions, prompts: Prompts) -> None:
-        self._options = options
+    def __init__(self, setup: EngineSetup, prompts: Prompts) -> None:
+        self._setup = setup
         self._prompts = prompts
         self._beat = Beat(on_step=self._hand_on)
         self._listeners: set[_Listener] = set()
@@ -66,14 +66,14 @@ class VllmEngine:
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._options.max_model_len
+        return self._setup.max_model_len
 
     async def start(self) -> None:
         """Start the engine process and load the model; takes seconds, off the event loop."""
-        config = await asyncio.to_thread(_vllm_config, self._options)
+        config = await asyncio.to_thread(_vllm_config, self._setup)
         vocab_size = config.model_config.get_vocab_size()
-        self._checks = RequestChecks(self._options, self._prompts, vocab_size)
-        self._schemas = SchemaGate(self._options.model_dir, vocab_size)
+        self._checks = RequestChecks(self._setup, self._prompts, vocab_size)
+        self._schemas = SchemaGate(self._setup.folder, vocab_size)
         llm: AsyncLLM = await asyncio.to_thread(
             AsyncLLM.from_vllm_config,
             config,
@@ -112,7 +112,7 @@ class VllmEngine:
         if self._llm is None or self._llm.errored:
             raise _dead()
         waited_s = time.monotonic() - max(self._beat.last_step_s, self._last_idle_s)
-        if self._running and waited_s > self._options.stuck_after_s:
+        if self._running and waited_s > self._setup.options.stuck_after_s:
             raise EngineFailed(f"the model's process has not moved for {waited_s:.0f} seconds; retry")
 
     async def run(self, request: EngineRequest, say: Say) -> None:
@@ -147,7 +147,7 @@ class VllmEngine:
         self._beat.stats.image_tokens += self._checks.image_tokens(request)
 
     async def _attempt(self, llm: AsyncLLM, request: EngineRequest, say: Say) -> None:
-        params = _sampling_params(request, self._options.device)
+        params = _sampling_params(request, self._setup.device)
         for pause_s in (*_RETRY_AFTER_S, None):
             listener = _Listener(request, say)
             if (prompt := await _rendered(llm, request)) is not None:
@@ -198,38 +198,43 @@ class VllmEngine:
                 self._beat.stats.encoder_seconds = max(await self._llm.collective_rpc("vireo_encoder_seconds"))
 
 
-def _vllm_config(options: VllmOptions) -> VllmConfig:
+def _vllm_config(setup: EngineSetup) -> VllmConfig:
+    options = setup.options
     arguments = AsyncEngineArgs(
-        model=str(options.model_dir),
-        served_model_name=[options.model_id],
+        model=str(setup.folder),
+        served_model_name=[setup.model_id],
         trust_remote_code=False,
         load_format="safetensors",
         generation_config="vllm",  # sampling is what the request says, never what a folder says
         dtype=options.dtype,
         seed=0,
         enforce_eager=options.enforce_eager,
-        max_model_len=options.max_model_len,
+        max_model_len=setup.max_model_len,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_logprobs=options.max_logprobs,
-        tensor_parallel_size=options.tensor_parallel_size,
-        kv_cache_memory_bytes=options.kv_cache_bytes,
-        enable_prefix_caching=options.enable_prefix_caching,
+        max_num_batched_tokens=max_batched_tokens(options),
+        max_logprobs=setup.max_logprobs,
+        kv_cache_memory_bytes=options.kv_cache_mb << 20,
+        enable_prefix_caching=True,
         prefix_caching_hash_algo="sha256",
         limit_mm_per_prompt={"image": options.max_images},
-        mm_processor_cache_gb=options.image_cache_bytes / (1 << 30),
+        mm_processor_cache_gb=options.image_cache_mb / 1024,
         skip_mm_profiling=True,
         # Lazy, and with bounds on its own work, so that no schema can hold the engine up.
         structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
         worker_extension_cls="serving.replica.chat.vllm_worker.WorkerExtension",
-        logits_processors=["serving.replica.chat.vllm_worker:SeededSampling"] if options.device == "cpu" else None,
+        logits_processors=["serving.replica.chat.vllm_worker:SeededSampling"] if setup.device == "cpu" else None,
         enable_logging_iteration_details=True,  # reports encoder runs; the logger that would print them is off
         disable_log_stats=True,
     )
     config: VllmConfig = arguments.create_engine_config()
     # No engine argument sets this one. Its default, one step's tokens, would keep but one large image.
-    config.scheduler_config.encoder_cache_size = max(options.encoder_cache_tokens, options.max_num_batched_tokens)
+    config.scheduler_config.encoder_cache_size = max(options.encoder_cache_tokens, max_batched_tokens(options))
     return config
+
+
+def max_batched_tokens(options: StreamOptions) -> int:
+    """Of one step, which must be able to move every request on; as long goes a cancelled prefill on."""
+    return max(options.max_batched_tokens, options.max_num_seqs)
 
 
 def _prompt(request: EngineRequest) -> dict[str, Any]:

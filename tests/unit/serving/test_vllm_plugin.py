@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image
 
 from models.families.texthawk2.image_processor import cut_tiles
 from models.families.texthawk2.vllm_images import CutImage, TileProcessor
-from serving.replica.chat.vllm_options import VllmOptions, engine_environment
+from serving.replica.chat.setup import engine_environment
 from tests.support.chat_models import LIMITS, TILE, make_image
 
 
@@ -90,21 +89,6 @@ def test_tiles_that_no_gateway_cuts_are_refused(tiles: np.ndarray[Any, Any], gri
 def test_other_things_are_refused() -> None:
     with pytest.raises(ValueError, match="not str"):
         TileProcessor(LIMITS)(["https://example.org/image.png"])
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
-        ({"kv_cache_bytes": 0}, "kv_cache_bytes is 0"),
-        ({"max_images": -1}, "negative"),
-        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, "below max_num_seqs"),
-    ],
-)
-def test_impossible_options_are_refused(change: dict[str, Any], reason: str) -> None:
-    options = VllmOptions(model_dir=Path("m"), model_id="m", max_model_len=512)
-    with pytest.raises(ValueError, match=reason):
-        replace(options, **change)
 
 
 def test_environment_keeps_to_the_run_folder_and_compiles_on_gpus_only() -> None:

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from models.contract import Grid, Turn
 from serving.delivery.stream.wire import EngineImage, EngineRequest, FinishReason
 from serving.replica.chat.base import EngineDelta
-from serving.replica.chat.torch_engine import TorchEngine, TorchOptions
+from serving.replica.chat.checks import EngineSetup
+from serving.replica.chat.torch_engine import TorchEngine
 
 IMAGE, END, WIDTH = 256, 257, 16
 
@@ -75,7 +76,7 @@ def image(colour: int) -> EngineImage:
 
 
 async def test_any_family_that_builds_a_language_model_is_hosted(folder: Path) -> None:
-    engine = TorchEngine(TorchOptions(model_dir=folder, max_model_len=64), LetterPrompts(), Network)
+    engine = TorchEngine(EngineSetup(model_id="m", folder=folder, max_model_len=64), LetterPrompts(), Network)
     await engine.start()
     try:
         answers = set()
