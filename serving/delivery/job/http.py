@@ -19,6 +19,7 @@ import orjson
 from serving.delivery.job.base import JobRequest, JobService, JobTask, JobUpdate, cancel_for_good
 from serving.domain import Surface
 from serving.errors import Cancelled, InvalidRequest, RangeNotSatisfiable, UnknownField
+from serving.front.events import EventQueue, pumped
 from serving.front.front import Front, shown
 from serving.front.http.body import Headers
 from serving.front.http.call import (
@@ -42,7 +43,6 @@ from serving.front.http.openapi import (
 )
 from serving.front.status import error_body
 from serving.stores.jobs.base import Artefact, JobRecord, JobStatus
-from serving.tasks.chat.stream import EventQueue, pumped
 from serving.telemetry.events import OK
 
 PIECE_BYTES = 1 << 18

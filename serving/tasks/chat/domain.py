@@ -114,3 +114,34 @@ class ChatEnd:
 
 
 ChatEvent: TypeAlias = ChatDelta | ChatEnd
+
+
+def joined(events: list[ChatEvent]) -> list[ChatEvent]:
+    """Join the deltas of each choice: one token each when they come one by one, all at once when they have waited.
+
+    The order within a choice stays; no delta moves past an event of another kind.
+    """
+    if len(events) == 1:
+        return events
+    result: list[ChatEvent] = []
+    runs: dict[int, list[ChatDelta]] = {}
+    for event in events:
+        if isinstance(event, ChatDelta):
+            runs.setdefault(event.index, []).append(event)
+        else:
+            result += [_join(run) for run in runs.values()]
+            result.append(event)
+            runs = {}
+    return result + [_join(run) for run in runs.values()]
+
+
+def _join(run: list[ChatDelta]) -> ChatDelta:
+    if len(run) == 1:
+        return run[0]
+    return ChatDelta(
+        run[0].index,
+        "".join([delta.text for delta in run]),
+        sum([delta.num_tokens for delta in run]),
+        run[-1].finish_reason,
+        tuple([logprob for delta in run for logprob in delta.logprobs]),
+    )

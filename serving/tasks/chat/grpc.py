@@ -13,6 +13,7 @@ from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
+from serving.front.events import EventQueue
 from serving.front.front import check_model
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
@@ -20,7 +21,7 @@ from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.front.http.json_body import load_object
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ChatEnd, ChatRequest, Role, Sampling
+from serving.tasks.chat.domain import ChatEnd, ChatRequest, Role, Sampling, joined
 from serving.tasks.chat.reply import clean
 from serving.tasks.chat.rules import (
     MAX_SEED,
@@ -35,7 +36,6 @@ from serving.tasks.chat.rules import (
     check_stop,
     compact_schema,
 )
-from serving.tasks.chat.stream import EventQueue, joined
 from serving.telemetry.events import OK
 
 _ROLES = {

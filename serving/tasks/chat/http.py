@@ -7,13 +7,13 @@ from typing import Final
 
 from serving.domain import Surface
 from serving.errors import Cancelled
+from serving.front.events import EventQueue
 from serving.front.http.call import EVENT_HEADERS, KEEP_ALIVE, Answer, Call, Route
 from serving.front.http.openapi import BUDGET_HEADERS, event_content, json_content, operation
 from serving.tasks.chat.body import call_from_document, json_bounds
-from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, joined
 from serving.tasks.chat.reply import ChunkWriter, Completion, fingerprint
 from serving.tasks.chat.schemas import ChatAnswer, ChatBody, ChatChunk
-from serving.tasks.chat.stream import EventQueue, joined
 from serving.telemetry.events import OK
 
 

@@ -31,6 +31,7 @@ from serving.errors import (
     ServingError,
     UnknownModel,
 )
+from serving.front.events import EventQueue
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
@@ -48,7 +49,6 @@ from serving.tasks.chat.domain import (
 )
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
-from serving.tasks.chat.stream import EventQueue
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
 from tests.support.chat_replicas import LocalCalls, Replica
 from tests.support.memory_results import MemoryResults

@@ -14,10 +14,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
-from serving.delivery.stream.wire import ChatDelta
 from serving.errors import BackendError, Cancelled
 from serving.front.http.body import Receive
-from serving.tasks.chat.domain import ChatEvent
 
 Event = TypeVar("Event")
 Work: TypeAlias = Callable[[Callable[[Event], None]], Awaitable[None]]
@@ -138,34 +136,3 @@ class EventQueue(Generic[Event]):
             self._wake()
             left_s = silence_s
         self._timer = self._loop.call_later(left_s, self._tick, silence_s)
-
-
-def joined(events: list[ChatEvent]) -> list[ChatEvent]:
-    """Join the deltas of each choice: one token each when they come one by one, all at once when they have waited.
-
-    The order within a choice stays; no delta moves past an event of another kind.
-    """
-    if len(events) == 1:
-        return events
-    result: list[ChatEvent] = []
-    runs: dict[int, list[ChatDelta]] = {}
-    for event in events:
-        if isinstance(event, ChatDelta):
-            runs.setdefault(event.index, []).append(event)
-        else:
-            result += [_join(run) for run in runs.values()]
-            result.append(event)
-            runs = {}
-    return result + [_join(run) for run in runs.values()]
-
-
-def _join(run: list[ChatDelta]) -> ChatDelta:
-    if len(run) == 1:
-        return run[0]
-    return ChatDelta(
-        run[0].index,
-        "".join([delta.text for delta in run]),
-        sum([delta.num_tokens for delta in run]),
-        run[-1].finish_reason,
-        tuple([logprob for delta in run for logprob in delta.logprobs]),
-    )

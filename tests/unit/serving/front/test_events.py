@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import BackendError, EngineFailed
-from serving.tasks.chat.domain import ChatEnd, ChatEvent, Usage
-from serving.tasks.chat.stream import EventQueue, joined, pumped
+from serving.front.events import EventQueue, pumped
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, Usage, joined
 from tests.support.fake_service import make_report
 
 END = ChatEnd(usage=Usage(prompt_tokens=1, completion_tokens=1), report=make_report())
