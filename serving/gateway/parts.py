@@ -146,7 +146,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
 
 
 def _videos(config: ResolvedConfig, jobs: RedisJobs, files: ArtefactStore, pipeline: Pipeline) -> Jobs:
-    models = {model.id: read_served(model) for model in config.models_with(JobOptions)}
+    models = {model.id: read_served(model) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
     limits = JobServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode())
     return Jobs(VIDEOS, models, jobs, files, pipeline, limits)
 
