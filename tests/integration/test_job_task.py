@@ -1,4 +1,4 @@
-"""A task that is not video, as a codec alone: its jobs are admitted, claimed, made, settled, fetched, on a real Redis."""
+"""A task that is not video, as a codec alone: jobs are admitted, claimed, made, settled and fetched on a real Redis."""
 
 from __future__ import annotations
 

@@ -18,9 +18,8 @@ from models.parallel.degrees import ParallelDegrees
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.job.base import StepDone
 from serving.replica.job.engine import EngineOptions, JobEngine
-from serving.replica.job.rank import RankRecipe
-from serving.replica.job.rank_actors import RankActors
 from serving.replica.job.ranked_engine import RankedEngine
+from serving.replica.job.ranks import RankActors, RankRecipe
 from tests.support.video_engines import BAD_PROMPT, LIMITS, tiny_runner
 from tests.support.video_models import clip_input
 

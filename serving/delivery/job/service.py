@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -24,7 +24,9 @@ from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, Jo
 from serving.delivery.job.idempotency import asked_by, check_same
 from serving.delivery.pipeline import Pipeline, served
 from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable
-from serving.stores.jobs.base import Artefact, JobIndex, JobPage, JobRecord, JobStatus, folder, preview_key
+from serving.stores.artefacts import ArtefactStore
+from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, preview_key
+from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.telemetry import tracing
 from serving.telemetry.events import JobAdmitted
 
@@ -33,18 +35,6 @@ _log = structlog.get_logger(__name__)
 _RETRY_S = 2.0
 _SEED_BITS = 31
 _MAX_PREVIEW_BYTES = 1 << 18
-
-
-class Files(Protocol):
-    """Where files of jobs are: ``serving.stores.artefacts.ArtefactStore``."""
-
-    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Raises: FileNotFoundError, StoreUnavailable."""
-        ...
-
-    async def delete(self, key: str) -> None:
-        """Remove a file, or everything below a folder. Raises: StoreUnavailable."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +58,8 @@ class Jobs:
         self,
         task: JobTask,
         models: Mapping[str, JobModel],
-        index: JobIndex,
-        files: Files,
+        index: RedisJobs,
+        files: ArtefactStore,
         pipeline: Pipeline,
         config: JobServiceConfig,
         clock: Callable[[], float] = time.time,

@@ -17,7 +17,8 @@ from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Engine, JobInput, Outputs, StepDone
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.outputs import OutputFiles
-from serving.stores.jobs.base import JobIndex, JobRecord, Lease, Progress
+from serving.stores.jobs.base import JobRecord, Lease, Progress
+from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.telemetry.events import Sink, ignore
 
 _log = structlog.get_logger(__name__)
@@ -146,7 +147,7 @@ class Bench:
     model: str
     name: str
     engine: Engine
-    index: JobIndex
+    index: RedisJobs
     checkpoints: Checkpoints
     files: OutputFiles
     config: WorkerConfig = field(default_factory=WorkerConfig)

@@ -24,8 +24,7 @@ from models.contract import Work
 from models.parallel.launch import RankConfig
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
-from serving.replica.job.rank import RankRecipe, leave_world
-from serving.replica.job.rank_actors import RankActors
+from serving.replica.job.ranks import RankActors, RankRecipe, leave_world
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

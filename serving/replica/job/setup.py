@@ -104,9 +104,8 @@ def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load
     from ray.util import get_current_placement_group
 
     from models.parallel.degrees import ParallelDegrees
-    from serving.replica.job.rank import RankRecipe
-    from serving.replica.job.rank_actors import RankActors
     from serving.replica.job.ranked_engine import RankedEngine
+    from serving.replica.job.ranks import RankActors, RankRecipe
 
     recipe = RankRecipe(
         options=options,

@@ -1,6 +1,6 @@
 """The replica's half of durable jobs: claims them, has them made step by step, and hands in what came of it.
 
-    claim loop   JobIndex.claim -> engine.admit -> JobArrived
+    claim loop   RedisJobs.claim -> engine.admit -> JobArrived
     drive        VideoScheduler.handle(now, events) -> RunStep, Decode, Finish, ... -> engine -> events
     renew loop   Progress to the index, four times a second; it answers whether the lease is held, lost or cancelled
 

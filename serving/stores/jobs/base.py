@@ -1,5 +1,4 @@
-"""A durable job, whatever it makes, and what gateways and replicas need of the index of all of them.
-``serving.stores.jobs.redis_jobs`` implements it.
+"""A durable job, whatever it makes, as ``serving.stores.jobs.redis_jobs`` keeps it.
 
     create -> queued --claim--> in_progress --complete--> completed
                 ^                   |  |
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from models.contract import Value
 from schedulers.admission import Cost
@@ -200,65 +199,3 @@ class Progress:
     remaining_s: float | None = None
     checkpoint_step: int = 0
     preemptions: int = 0
-
-
-class JobIndex(Protocol):
-    """Durable records of jobs. Every method raises ``StoreUnavailable`` when Redis is away: jobs never fail open."""
-
-    async def create(self, job: JobRecord, *, max_queued: int) -> None:
-        """Store a queued job.
-
-        Raises: QueueFull: that owner's or the whole queue is at its bound. ValueError: the payload is too large.
-        """
-        ...
-
-    async def get(self, owner: str, job_id: str) -> JobRecord | None:
-        """The job, if there is one of that id and it is the owner's; unknown and not-yours look the same."""
-        ...
-
-    async def list_jobs(
-        self, owner: str, task: str, *, after: str | None, limit: int, newest_first: bool
-    ) -> JobPage | None:
-        """A page of the owner's jobs of a task, by creation. None: ``after`` names no job of the owner."""
-        ...
-
-    async def cancel(self, owner: str, job_id: str) -> JobRecord | None:
-        """End a job that is not final (see the module); a final one is left as it is. None: no such job."""
-        ...
-
-    async def delete(self, owner: str, job_id: str) -> JobRecord | None:
-        """Remove a final job from the index. The caller deletes its artefacts. None: no such job, or not final."""
-        ...
-
-    async def claim(self, models: tuple[str, ...], worker: str, lease_s: float) -> Claim | None:
-        """Take the first job of those models in the scheduler's order, and put expired leases back first.
-
-        A job whose attempts are used up fails with code ``attempts_exhausted``. None: nothing to do.
-        """
-        ...
-
-    async def renew(self, lease: Lease, lease_s: float, progress: Progress) -> LeaseState:
-        """Keep a lease and report; one round trip."""
-        ...
-
-    async def requeue(self, lease: Lease, progress: Progress, *, counts_as_attempt: bool) -> bool:
-        """Give a job back: drain, preemption, a lost rank. Returns whether the lease was still held."""
-        ...
-
-    async def complete(
-        self, lease: Lease, artefacts: dict[str, Artefact], report: dict[str, object], ttl_s: float
-    ) -> bool:
-        """Done. Returns False, and changes nothing, if the lease was lost."""
-        ...
-
-    async def fail(self, lease: Lease, error: JobError, report: dict[str, object], ttl_s: float) -> bool:
-        """Over, with nothing made. Returns False, and changes nothing, if the lease was lost."""
-        ...
-
-    async def num_queued(self, model: str) -> int:
-        """Jobs that wait."""
-        ...
-
-    async def queued_s(self, model: str) -> float:
-        """Predicted engine seconds of all jobs that wait."""
-        ...

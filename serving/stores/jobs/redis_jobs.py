@@ -1,4 +1,4 @@
-"""The job index in Redis. See ``base`` for what it promises and ``scripts`` for how.
+"""The job index in Redis: records, queues and leases. See ``base`` for the life of a job, ``scripts`` for how.
 
 Unlike results and quotas, jobs never fail open: without Redis every method raises ``StoreUnavailable``. The connection
 is therefore one of its own, with a timeout that a busy Redis can meet.
@@ -61,7 +61,7 @@ def jobs_config(url: str, timeout_s: float = 2.0) -> RedisConfig:
 
 
 class RedisJobs:
-    """``serving.stores.jobs.base.JobIndex``. Use from one event loop; ``stop`` when done.
+    """Use from one event loop; ``stop`` when done. Every method raises ``StoreUnavailable`` when Redis is away.
 
     ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
     of one owner that are not over. ``max_attempts``: claims until a job fails. ``ttl_s``: how long jobs are kept that
@@ -106,10 +106,10 @@ class RedisJobs:
     # -- for gateways ------------------------------------------------------------------------------------------------
 
     async def create(self, job: JobRecord, *, max_queued: int) -> None:
-        """See ``JobIndex.create``. The same id of the same owner again is the same job, and nothing is changed.
+        """Store a queued job. The same id of the same owner again is the same job, and nothing is changed.
 
         Raises:
-            QueueFull: a bound is reached.
+            QueueFull: that owner's or the whole queue is at its bound.
             ValueError: the id is another owner's, or the payload too large.
         """
         answer, earlier = await self._create(job, max_queued)
@@ -146,13 +146,16 @@ class RedisJobs:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
-        """See ``JobIndex.get``."""
+        """The job, if there is one of that id and it is the owner's; unknown and not-yours look the same."""
         return self._read(job_id, await self._run(GET, job_id), owner)
 
     async def list_jobs(
         self, owner: str, task: str, *, after: str | None, limit: int, newest_first: bool
     ) -> JobPage | None:
-        """See ``JobIndex.list_jobs``. Records that cannot be read are passed over."""
+        """A page of the owner's jobs of a task, by creation. None: ``after`` names no job of the owner.
+
+        Records that cannot be read are passed over.
+        """
         found: list[JobRecord] = []
         cursor, wanted = after or "", limit + 1
         while len(found) < wanted:
@@ -168,14 +171,14 @@ class RedisJobs:
         return JobPage(jobs=tuple(found[:limit]), has_more=len(found) > limit)
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord | None:
-        """See ``JobIndex.cancel``. A job never changes hands, so that looking first is as good as at once."""
-        if await self.get(owner, job_id) is None:
+        """End a job that is not final (see ``base``); a final one is left as it is. None: no such job."""
+        if await self.get(owner, job_id) is None:  # a job never changes hands: looking first is as good as at once
             return None
         reply = await self._run(CANCEL, job_id, self._max_attempts, self._ttl_ms, self._grace_s)
         return self._read(job_id, reply, owner)
 
     async def delete(self, owner: str, job_id: str) -> JobRecord | None:
-        """See ``JobIndex.delete``."""
+        """Remove a final job. The caller deletes its artefacts. None: no such job, or not final."""
         if await self.get(owner, job_id) is None:
             return None
         return self._read(job_id, await self._run(DELETE, job_id, _owner(owner), uuid.uuid4().hex), owner)
@@ -183,7 +186,10 @@ class RedisJobs:
     # -- for workers -------------------------------------------------------------------------------------------------
 
     async def claim(self, models: tuple[str, ...], worker: str, lease_s: float) -> Claim | None:
-        """See ``JobIndex.claim``."""
+        """Take the first job of those models in the scheduler's order, and put expired leases back first.
+
+        A job whose attempts are used up fails with code ``attempts_exhausted``. None: nothing to do.
+        """
         token = uuid.uuid4().hex
         limits = (self._max_attempts, self._ttl_ms, self._grace_s)
         found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
@@ -199,12 +205,12 @@ class RedisJobs:
         return Claim(job=job, lease=Lease(job_id=job.id, token=token, worker=worker))
 
     async def renew(self, lease: Lease, lease_s: float, progress: Progress) -> LeaseState:
-        """See ``JobIndex.renew``."""
+        """Keep a lease and report; one round trip."""
         arguments = (int(1000 * lease_s), *progress_arguments(progress))
         return LeaseState((await self._run(RENEW, lease.job_id, lease.token, *arguments)).decode())
 
     async def requeue(self, lease: Lease, progress: Progress, *, counts_as_attempt: bool) -> bool:
-        """See ``JobIndex.requeue``."""
+        """Give a job back: drain, preemption, a lost rank. Returns whether the lease was still held."""
         limits = (int(counts_as_attempt), self._max_attempts, self._ttl_ms)
         arguments = (*limits, *progress_arguments(progress))
         return bool(await self._run(REQUEUE, lease.job_id, lease.token, *arguments))
@@ -212,11 +218,11 @@ class RedisJobs:
     async def complete(
         self, lease: Lease, artefacts: dict[str, Artefact], report: dict[str, object], ttl_s: float
     ) -> bool:
-        """See ``JobIndex.complete``."""
+        """Done. Returns False, and changes nothing, if the lease was lost."""
         return await self._end(lease, Result(status=JobStatus.COMPLETED, artefacts=artefacts, report=report), ttl_s)
 
     async def fail(self, lease: Lease, error: JobError, report: dict[str, object], ttl_s: float) -> bool:
-        """See ``JobIndex.fail``."""
+        """Over, with nothing made. Returns False, and changes nothing, if the lease was lost."""
         return await self._end(lease, Result(status=JobStatus.FAILED, error=error, report=report), ttl_s)
 
     async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
@@ -227,7 +233,7 @@ class RedisJobs:
     # -- numbers -----------------------------------------------------------------------------------------------------
 
     async def num_queued(self, model: str) -> int:
-        """See ``JobIndex.num_queued``."""
+        """Jobs that wait."""
 
         async def send(client: aioredis.Redis) -> int:
             return int(await client.zcard(keys.queue(model)))
@@ -235,7 +241,7 @@ class RedisJobs:
         return await self._connection.call("jobs.num_queued", send)
 
     async def queued_s(self, model: str) -> float:
-        """See ``JobIndex.queued_s``."""
+        """Predicted engine seconds of all jobs that wait."""
 
         async def send(client: aioredis.Redis) -> float:
             return int(await client.hget(keys.load(), model) or 0) / 1e6

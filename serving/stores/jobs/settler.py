@@ -8,24 +8,14 @@ it is asked for.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import structlog
 
-from schedulers.admission import Cost
 from serving.errors import StoreUnavailable
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.periodic import Periodic
+from serving.stores.results import ResultStore
 
 _log = structlog.get_logger(__name__)
-
-
-class Accounts(Protocol):
-    """Where it is corrected: ``serving.stores.results.ResultStore``."""
-
-    async def correct_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> None:
-        """Raises: StoreUnavailable: it was not."""
-        ...
 
 
 class JobSettler(Periodic):
@@ -37,7 +27,7 @@ class JobSettler(Periodic):
     """
 
     def __init__(
-        self, index: RedisJobs, accounts: Accounts, *, every_s: float = 15.0, older_than_s: float = 10.0
+        self, index: RedisJobs, accounts: ResultStore, *, every_s: float = 15.0, older_than_s: float = 10.0
     ) -> None:
         if every_s <= 0 or older_than_s < 0:
             raise ValueError(f"every_s {every_s} must be positive, older_than_s {older_than_s} not negative")

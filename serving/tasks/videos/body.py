@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel
 
 from serving.delivery.job.base import JobRequest
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
+from serving.front.budget import BudgetBody
 from serving.front.front import shown
 from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
@@ -87,43 +90,25 @@ def _object(text: str, name: str) -> dict[str, Any]:
     return load_object(text.encode("utf-8", "surrogatepass"), max_values=_MAX_VALUES, what=name)
 
 
+def _reader(annotation: Any) -> Callable[[str, str], Any]:
+    """How the text of a form field of that type is read."""
+    kinds = get_args(annotation) or (annotation,)
+    if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+        return _object
+    if str in kinds:
+        return _text
+    return _integer if int in kinds else _number if float in kinds else _text
+
+
 _FORM_FIELDS: Final[Mapping[str, Callable[[str, str], Any]]] = MappingProxyType(
-    {
-        "model": _text,
-        "prompt": _text,
-        "negative_prompt": _text,
-        "seconds": _text,
-        "size": _text,
-        "width": _integer,
-        "height": _integer,
-        "num_frames": _integer,
-        "fps": _integer,
-        "num_inference_steps": _integer,
-        "guidance_scale": _number,
-        "seed": _integer,
-        "user": _text,
-        "sampler": _text,
-        "attention": _text,
-        "output_format": _text,
-        "extra_params": _object,
-        "vireo": _object,
-    }
+    {name: _reader(field.annotation) for name, field in VideoBody.model_fields.items()}
 )
-"""How the text of each form field is read."""
-
-
 _FORM_MEMBERS: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] = MappingProxyType(
     {
-        f"{parent}[{name}]": (parent, name, read)
-        for parent, name, read in (
-            ("vireo", "latency_ms", _number),
-            ("vireo", "energy_j", _number),
-            ("vireo", "priority", _text),
-            ("vireo", "quality_floor", _number),
-            ("extra_params", "sampler", _text),
-            ("extra_params", "attention", _text),
-            ("extra_params", "output_format", _text),
-        )
+        f"{parent}[{name}]": (parent, name, _reader(field.annotation))
+        for parent, body in (("vireo", BudgetBody), ("extra_params", VideoExtraBody))
+        for name, field in body.model_fields.items()
+        if name != "settings"
     }
 )
 """Members of objects as form fields of their own, which is how the official client sends them."""
