@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from models.contract import Point, SettingError, Variant, Work
 
@@ -66,6 +66,18 @@ class PictureIO:
         """Name of class ``index``; ``class-<index>`` where the names are unknown."""
         return self.labels[index] if self.labels is not None else f"class-{index}"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a client wants to know of it, ready for JSON. So has each of the others."""
+        return {
+            "inputs": ["image"],
+            "outputs": [output.name for output in self.outputs],
+            "input_size": self.input_size,
+            "num_classes": self.num_classes,
+            "num_exits": self.num_exits,
+            "labels": [self.label(index) for index in range(self.num_classes)],
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
@@ -119,6 +131,18 @@ class ImageIO:
         width, height = self.size or (self.max_side, self.max_side)
         return ImageRequest(width=width, height=height)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a client wants to know of it, ready for JSON."""
+        sides = {"min_side": self.min_side, "max_side": self.max_side, "multiple": self.multiple, "scale": self.scale}
+        return {
+            "inputs": ["text"] * self.takes_prompt + ["image"] * self.takes_picture,
+            "outputs": ["image"],
+            "is_seeded": self.is_seeded,
+            **({"sizes": [f"{self.size[0]}x{self.size[1]}"]} if self.size else {}),
+            **(sides if self.takes_picture else {}),
+        }
+
     def check_picture(self, width: int, height: int) -> None:
         """Pass the size of a picture that goes in. Raises: ValueError: not one that the network takes."""
         if not self.takes_picture:
@@ -169,6 +193,11 @@ class ChatIO:
     def max_image_tokens(self) -> int:
         """Tokens of an image of the largest grid, with its thumbnail."""
         return (self.max_tiles + (self.max_tiles > 1)) * self.tokens_per_tile
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a client wants to know of it, ready for JSON."""
+        return {"inputs": ["text", "image"], "outputs": ["text"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +289,21 @@ class ClipIO:
         if (frames - 1) % t or self.height % (h * self.patch[1]) or self.width % (w * self.patch[2]):
             raise ValueError(f"{frames} frames of {self.width}x{self.height} do not fit strides {t}x{h}x{w}")
         return (frames - 1) // t + 1, self.height // (h * self.patch[1]), self.width // (w * self.patch[2])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a client wants to know of it, ready for JSON."""
+        return {
+            "inputs": ["text"],
+            "outputs": ["video"],
+            "sizes": [f"{self.width}x{self.height}"],
+            "num_frames": list(self.frame_counts),
+            "fps": self.fps,
+            "samplers": {
+                name: {"min_steps": made.min_steps, "max_steps": made.max_steps, "multiple": made.multiple}
+                for name, made in self.samplers.items()
+            },
+        }
 
     def num_tokens(self, frames: int) -> int:
         """Tokens of a clip in the transformer. Raises: SettingError: not a length that this checkpoint does."""

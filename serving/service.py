@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from models.contract import Knob
-from models.io import RowIO
+from models.contract import Family, Knob, Shape, Variant
 from serving.domain import Priority, UnaryReply, UnaryRequest
 
 if TYPE_CHECKING:
@@ -23,56 +22,43 @@ class Card:
     """What clients may know of a served model, whatever it is for."""
 
     id: str
+    family: str
+    shape: Shape
+    tasks: tuple[str, ...]
+    """What it can be asked for, the usual first."""
+    licence: str
+    """Of its weights, as SPDX writes it; "none" where nothing is granted."""
     created_s: int
     """Unix time at which the checkpoint was made."""
     checkpoint_sha256: str
-    tasks: tuple[str, ...]
-    """What it can be asked for, the usual first."""
-    prepare_version: str = "1"
-    """Part of every cache key: raised whenever the same picture gives other inputs."""
+    io: Any
+    """What goes in and comes out, one of ``models.io``."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Bounds on a request that this model has besides those of the server."""
+    operating_points: tuple[str, ...] = ()
+    is_calibrated: bool = False
+    """Whether the points were measured: time, joules and quality of a model that was not are not known."""
     knobs: tuple[Knob, ...] = ()
     """What a request may set (``vireo.settings``), and what the operator has set for all."""
+    prepare_version: str = "1"
+    """Part of every cache key: raised whenever the same picture gives other inputs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnaryCard(Card):
-    """What clients may know of a served model of rows: unary or staged."""
-
-    family: str
-    io: RowIO
-    """What goes in and comes out."""
-    operating_points: tuple[str, ...]
-    is_calibrated: bool = True
-    """Whether the points were measured: time, joules and accuracy of a model that was not are not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatModelCard(Card):
-    """What clients may know of a served chat model."""
-
-    max_model_len: int
-    """Most tokens of prompt and answer together."""
-    max_output_tokens: int
-    """Most tokens of one answer, whatever a request asks for."""
-    modalities: tuple[str, ...] = ("text", "image")
-    """What a user message may hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VideoModelCard(Card):
-    """What clients may know of a served video model."""
-
-    sizes: tuple[tuple[int, int], ...]
-    """Width and height of the clips that it makes."""
-    num_frames: tuple[int, ...]
-    """Lengths of the clips that it makes."""
-    fps: int
-    """Frames per second, unless a request says otherwise."""
-    max_steps: int
-    samplers: tuple[str, ...]
-    attention: tuple[str, ...]
-    """Kinds of attention."""
-    operating_points: tuple[str, ...]
+def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha256: str, **found: Any) -> Card:
+    """Return the card of a variant. ``found``: what was read or decided beside it."""
+    return Card(
+        id=variant.id,
+        family=family.name,
+        shape=family.shape,
+        tasks=family.tasks,
+        licence=variant.source.licence,
+        created_s=created_s,
+        checkpoint_sha256=checkpoint_sha256,
+        io=variant.io,
+        knobs=family.knobs,
+        prepare_version=family.prepare_version,
+        **found,
+    )
 
 
 class StoredImage(NamedTuple):
@@ -85,7 +71,7 @@ class StoredImage(NamedTuple):
 class UnaryService(Protocol):
     """Answers requests of rows: pictures, words or both in, tensors out."""
 
-    def models(self) -> tuple[UnaryCard, ...]:
+    def models(self) -> tuple[Card, ...]:
         """The models served here."""
         ...
 
@@ -116,7 +102,7 @@ class ImageFiles(Protocol):
 class ChatService(Protocol):
     """Answers chat requests."""
 
-    def chat_models(self) -> tuple[ChatModelCard, ...]:
+    def chat_models(self) -> tuple[Card, ...]:
         """The chat models served here."""
         ...
 
@@ -144,17 +130,13 @@ class Service:
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
 
-    def rows_for(self, task: str) -> tuple[UnaryCard, ...]:
+    def rows_for(self, task: str) -> tuple[Card, ...]:
         """The models of rows that are for a task."""
         return tuple(card for card in self.unary.models() if task in card.tasks)
 
-    def video_cards(self) -> tuple[VideoModelCard, ...]:
+    def video_cards(self) -> tuple[Card, ...]:
         """The video models."""
         return tuple(model.card for model in self.videos.job_models.values())
-
-    def only_for_tensors(self) -> tuple[UnaryCard, ...]:
-        """The models of rows that are for no other task."""
-        return tuple(card for card in self.unary.models() if card.tasks == ("infer",))
 
     def cards(self) -> tuple[Card, ...]:
         """All models that are served."""

@@ -74,16 +74,15 @@ class ModelListAnswer(TypedDict):
 
 async def _list_models(call: Call) -> Answer:
     service = call.front.service
-    data = [shown_model(task, card, service) for task in TASKS for card in task.cards(service)]
+    data = [shown_model(card, is_ready=service.is_model_ready(card.id)) for card in service.cards()]
     answer: ModelListAnswer = {"object": "list", "data": data}
     return json_answer(answer)
 
 
 async def _show_model(call: Call) -> Answer:
     service = call.front.service
-    cards = {card.id: (task, card) for task in TASKS for card in task.cards(service)}
-    model = call.front.card(call.path_params["model"], [card for _, card in cards.values()]).id
-    return json_answer(shown_model(*cards[model], service))
+    card = call.front.card(call.path_params["model"], service.cards())
+    return json_answer(shown_model(card, is_ready=service.is_model_ready(card.id)))
 
 
 async def _ready(call: Call) -> Answer:

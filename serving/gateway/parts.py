@@ -30,7 +30,7 @@ from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.operating_points import Points, points_of
-from serving.service import Service, UnaryCard
+from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.jobs.settler import JobSettler
@@ -250,18 +250,14 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(model: ResolvedModel[UnaryOptions], points: Points) -> UnaryCard:
+def _card(model: ResolvedModel[UnaryOptions], points: Points) -> Card:
     family, variant = families()[model.family], model.variant
     weights = (variant.weights or Path()) / WEIGHTS_FILE
-    return UnaryCard(
-        id=variant.id,
-        family=family.name,
-        tasks=family.tasks,
-        io=variant.io,
+    return card_of(
+        family,
+        variant,
         created_s=int(weights.stat().st_mtime) if weights.is_file() else 0,
         checkpoint_sha256=points.checkpoint_sha256,
         operating_points=points.names,
         is_calibrated=points.is_calibrated,
-        prepare_version=family.prepare_version,
-        knobs=family.knobs,
     )

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from serving.service import Card, Service
-from serving.tasks.base import Task, block_of
-from serving.tasks.chat.schemas import ChatModelBlock
-from serving.tasks.classify.schemas import ClassifyModelBlock
-from serving.tasks.images.schemas import ImagesModelBlock
-from serving.tasks.infer.schemas import TensorsModelBlock
-from serving.tasks.videos.schemas import VideoModelBlock
+from models.contract import Scope, Shape, Value
+from serving.service import Card
+
+
+class SettingAnswer(TypedDict):
+    """A setting of a model: what may be sent, what is meant by nothing, and what is given up at the cheap end."""
+
+    name: str
+    default: Value
+    trades: str
+    is_lossless: bool
+    scope: Scope
+    schema: dict[str, Any]
+
+
+class ModelBlock(TypedDict):
+    """What Vireo says of a model beyond OpenAI's fields, read from its card."""
+
+    family: str
+    shape: Shape
+    tasks: tuple[str, ...]
+    licence: str
+    io: dict[str, Any]
+    limits: dict[str, int]
+    operating_points: tuple[str, ...]
+    calibrated: bool
+    settings: list[SettingAnswer]
+    checkpoint_sha256: str
+    ready: bool
 
 
 class ModelAnswer(TypedDict):
@@ -22,16 +44,33 @@ class ModelAnswer(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
-    vireo: ClassifyModelBlock | ChatModelBlock | ImagesModelBlock | VideoModelBlock | TensorsModelBlock
+    vireo: ModelBlock
 
 
-def shown_model(task: Task, card: Card, service: Service) -> ModelAnswer:
+def shown_model(card: Card, *, is_ready: bool) -> ModelAnswer:
     """Return a model as OpenAI spells it, with a ``vireo`` block."""
-    assert task.block is not None
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": card.created_s,
-        "owned_by": "vireo",
-        "vireo": task.block.load()(card, block_of(card, is_ready=service.is_model_ready(card.id))),
+    settings: list[SettingAnswer] = [
+        {
+            "name": knob.name,
+            "default": knob.default,
+            "trades": knob.trades,
+            "is_lossless": knob.is_lossless,
+            "scope": knob.scope,
+            "schema": knob.json_schema(),
+        }
+        for knob in card.knobs
+    ]
+    block: ModelBlock = {
+        "family": card.family,
+        "shape": card.shape,
+        "tasks": card.tasks,
+        "licence": card.licence,
+        "io": card.io.facts,
+        "limits": dict(card.limits),
+        "operating_points": card.operating_points,
+        "calibrated": card.is_calibrated,
+        "settings": settings,
+        "checkpoint_sha256": card.checkpoint_sha256,
+        "ready": is_ready,
     }
+    return {"id": card.id, "object": "model", "created": card.created_s, "owned_by": "vireo", "vireo": block}

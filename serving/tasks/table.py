@@ -1,4 +1,4 @@
-"""The tasks that are served. A new one is a folder, a row here and a block in ``ModelAnswer``."""
+"""The tasks that are served. A new one is a folder and a row here."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ TASKS: Final = (
         name="classify",
         routes=LazyRef("serving.tasks.classify.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.classify.grpc:RPCS"),
-        cards=lambda service: service.rows_for("classify"),
-        block=LazyRef("serving.tasks.classify.http:classifier_block"),
         verbs=LazyRef("serving.tasks.classify.cli:register"),
         checks=LazyRef("serving.tasks.classify.checks:CHECKS"),
         examples=("vireo classify examples/digit-7.png",),
@@ -23,8 +21,6 @@ TASKS: Final = (
         name="chat",
         routes=LazyRef("serving.tasks.chat.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.chat.grpc:RPCS"),
-        cards=lambda service: service.chats.chat_models(),
-        block=LazyRef("serving.tasks.chat.reply:chat_block"),
         verbs=LazyRef("serving.tasks.chat.cli:register"),
         checks=LazyRef("serving.tasks.chat.checks:CHECKS"),
         examples=('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
@@ -34,8 +30,6 @@ TASKS: Final = (
         name="images",
         routes=LazyRef("serving.tasks.images.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.images.grpc:RPCS"),
-        cards=lambda service: service.rows_for("images"),
-        block=LazyRef("serving.tasks.images.http:images_block"),
         verbs=LazyRef("serving.tasks.images.cli:register"),
         read=LazyRef("serving.operating_points:points_of"),
     ),
@@ -43,8 +37,6 @@ TASKS: Final = (
         name="videos",
         routes=LazyRef("serving.tasks.videos.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.videos.grpc:RPCS"),
-        cards=lambda service: service.video_cards(),
-        block=LazyRef("serving.tasks.videos.reply:video_block"),
         verbs=LazyRef("serving.tasks.videos.cli:register"),
         checks=LazyRef("serving.tasks.videos.checks:CHECKS"),
         examples=('vireo video "a red circle moves left" -o clip.mp4',),
@@ -54,8 +46,6 @@ TASKS: Final = (
         name="infer",
         routes=LazyRef("serving.tasks.infer.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.infer.grpc:RPCS"),
-        cards=lambda service: service.only_for_tensors(),
-        block=LazyRef("serving.tasks.infer.http:tensors_block"),
         read=LazyRef("serving.operating_points:points_of"),
     ),
 )

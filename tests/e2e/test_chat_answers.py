@@ -70,8 +70,8 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     by_id = {model.id: model for model in client.models.list()}
     about: Any = by_id[CHAT_MODEL]
     assert (about.object, about.owned_by) == ("model", "vireo")
-    assert about.vireo["modalities"] == ["text", "image"]
-    assert (about.vireo["max_model_len"], about.vireo["max_output_tokens"]) == (MAX_MODEL_LEN, MAX_OUTPUT_TOKENS)
+    assert about.vireo["io"]["inputs"] == ["text", "image"]
+    assert about.vireo["limits"] == {"max_model_len": MAX_MODEL_LEN, "max_output_tokens": MAX_OUTPUT_TOKENS}
     assert client.models.retrieve(CHAT_MODEL) == about
 
 

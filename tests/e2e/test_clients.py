@@ -142,7 +142,7 @@ def test_models_are_listed_and_shown(door: Door) -> None:
     (listed,) = door.http.get("/v1/models").json()["data"]
     assert listed == door.http.get(f"/v1/models/{MODEL}").json()
     assert (listed["id"], listed["object"], listed["owned_by"]) == (MODEL, "model", "vireo")
-    assert listed["vireo"]["labels"] == [str(digit) for digit in range(10)]
+    assert listed["vireo"]["io"]["labels"] == [str(digit) for digit in range(10)]
     assert {"exit_1=2,exit_2=2,exit_3=2", "exit_1=0,exit_2=0,exit_3=0"} <= set(listed["vireo"]["operating_points"])
     assert door.http.get("/v1/models/none").status_code == 404
 

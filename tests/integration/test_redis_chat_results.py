@@ -11,17 +11,15 @@ import redis.asyncio as aioredis
 from serving.config import from_mapping, resolve
 from serving.delivery.stream.generation import StoredChat, StoredChoice
 from serving.delivery.stream.wire import FinishReason
-from serving.service import ChatModelCard
 from serving.stores import keys
 from serving.stores.results import ResultName, ResultStore
 from serving.tasks.chat.domain import Sampling
 from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, result_key
+from tests.support.fake_service import make_chat_card
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
-CARD = ChatModelCard(
-    id="c", tasks=("chat",), created_s=0, max_model_len=1024, max_output_tokens=64, checkpoint_sha256="c" * 64
-)
+CARD = make_chat_card("c")
 QUOTA = {"joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s": 10.0}
 TENANTS = [{"name": "acme", **QUOTA}, {"name": "rival", **QUOTA}]
 ANSWER = StoredChat((StoredChoice("你好", 2, FinishReason.STOP), StoredChoice("", 0, FinishReason.LENGTH)), 17)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.io import ImageIO, PictureIO
+from models.io import ChatIO, ImageIO, PictureIO
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.domain import (
     ImageInput,
@@ -27,7 +27,7 @@ from serving.domain import (
 from serving.errors import ServingError, UnknownModel, UnknownPath
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import ChatModelCard, Service, StoredImage, UnaryCard, VideoModelCard
+from serving.service import Card, Service, StoredImage
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
 from tests.support.fake_videos import FakeVideos
 
@@ -37,22 +37,32 @@ WORDS = ("Two ", "squares ", "and ", 'a "circle".\n', "方块")
 """What every chat answers, one token each."""
 
 
-def make_chat_card(model: str = CHAT_MODEL) -> ChatModelCard:
-    return ChatModelCard(
+CHAT_IO = ChatIO(
+    tile_size=224, max_tiles=12, max_tiles_side=6, tokens_per_tile=16, max_model_len=2048, kv_values_per_token=4096
+)
+
+
+def make_chat_card(model: str = CHAT_MODEL) -> Card:
+    return Card(
         id=model,
+        family="fake",
+        shape="stream",
         tasks=("chat",),
+        licence="MIT",
         created_s=1_700_000_001,
-        max_model_len=2048,
-        max_output_tokens=512,
+        io=CHAT_IO,
+        limits={"max_model_len": 2048, "max_output_tokens": 512},
         checkpoint_sha256="cd" * 32,
     )
 
 
-def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> UnaryCard:
-    return UnaryCard(
+def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> Card:
+    return Card(
         id=model,
         family="fake",
+        shape="staged",
         tasks=("classify", "infer"),
+        licence="MIT",
         created_s=1_700_000_000,
         io=PictureIO(
             input_size=32,
@@ -67,7 +77,7 @@ def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> 
     )
 
 
-def make_image_card(model: str, io: ImageIO) -> UnaryCard:
+def make_image_card(model: str, io: ImageIO) -> Card:
     return replace(make_card(model), tasks=("images", "infer"), io=io)
 
 
@@ -99,17 +109,17 @@ class FakeService(FakeVideos):
 
     def __init__(
         self,
-        cards: Sequence[UnaryCard] = (make_card(),),
+        cards: Sequence[Card] = (make_card(),),
         *,
         error: BaseException | None = None,
         fails_on: Callable[[Any], bool] = lambda request: True,
         gate: asyncio.Event | None = None,
         ready: bool = True,
-        chat_cards: Sequence[ChatModelCard] = (make_chat_card(),),
+        chat_cards: Sequence[Card] = (make_chat_card(),),
         words: Sequence[str] = WORDS,
         chat_gates: Mapping[int, asyncio.Event] | None = None,
         chat_errors: Mapping[int, BaseException] | None = None,
-        video_cards: Sequence[VideoModelCard] = (),
+        video_cards: Sequence[Card] = (),
         is_fast: bool = False,
     ) -> None:
         super().__init__(video_cards, is_fast)
@@ -135,7 +145,7 @@ class FakeService(FakeVideos):
         self.chats_cut = 0
         """Generators that were closed or cancelled before their end."""
 
-    def models(self) -> tuple[UnaryCard, ...]:
+    def models(self) -> tuple[Card, ...]:
         return self.cards
 
     def is_ready(self) -> bool:
@@ -171,7 +181,7 @@ class FakeService(FakeVideos):
             report=make_report(),
         )
 
-    def chat_models(self) -> tuple[ChatModelCard, ...]:
+    def chat_models(self) -> tuple[Card, ...]:
         return self.chat_cards
 
     async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
@@ -208,7 +218,7 @@ class FakeService(FakeVideos):
         if position in self.chat_errors:
             raise self.chat_errors[position]
 
-    def _items(self, request: UnaryRequest, card: UnaryCard) -> Iterator[UnaryAnswer | ServingError]:
+    def _items(self, request: UnaryRequest, card: Card) -> Iterator[UnaryAnswer | ServingError]:
         if not isinstance(card.io, ImageIO):
             yield from (self._item(image, card) for image in request.images)
             return
@@ -223,7 +233,7 @@ class FakeService(FakeVideos):
                 made = np.full((height, width, 3), request.seeds[index] % 256, np.uint8)
             yield UnaryAnswer(outputs={"image": made}, exit=1)
 
-    def _item(self, image: ImageInput, card: UnaryCard) -> UnaryAnswer | ServingError:
+    def _item(self, image: ImageInput, card: Card) -> UnaryAnswer | ServingError:
         if image.error is not None:
             return image.error
         try:
@@ -244,7 +254,7 @@ def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = No
     return Service(fake, fake, fake, fake.files, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
 
 
-def answer_pixels(rgb: Pixels, card: UnaryCard) -> UnaryAnswer:
+def answer_pixels(rgb: Pixels, card: Card) -> UnaryAnswer:
     """Brightness picks the class; the runners-up follow it in order."""
     assert isinstance(card.io, PictureIO)
     count = card.io.num_classes

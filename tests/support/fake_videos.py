@@ -13,9 +13,10 @@ import msgspec
 from models.io import ClipRequest
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobUpdate
 from serving.errors import InvalidRequest, UnknownVideo
-from serving.service import VideoModelCard
+from serving.service import Card
 from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus
 from serving.tasks.videos.schemas import VideoBody
+from tests.support.clip_limits import clip_limits
 
 VIDEO_MODEL = "fake-video"
 CREATED_S = 1_790_000_000.0
@@ -36,17 +37,15 @@ REPORT = {
 }
 
 
-def make_video_card(model: str = VIDEO_MODEL) -> VideoModelCard:
-    return VideoModelCard(
+def make_video_card(model: str = VIDEO_MODEL) -> Card:
+    return Card(
         id=model,
+        family="fake",
+        shape="job",
         tasks=("videos",),
+        licence="MIT",
         created_s=1_700_000_002,
-        sizes=((64, 64),),
-        num_frames=(29, 93),
-        fps=8,
-        max_steps=100,
-        samplers=("euler_ancestral", "ddim", "consistency"),
-        attention=("dense", "tile"),
+        io=clip_limits().io,
         checkpoint_sha256="ef" * 32,
         operating_points=("full", "quick"),
     )
@@ -82,7 +81,7 @@ def planned(request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan
 class FakeVideos:
     """Part of ``FakeService``. ``video_error`` is raised by every method; ``is_fast``: jobs are done when created."""
 
-    def __init__(self, video_cards: Sequence[VideoModelCard] = (), is_fast: bool = False) -> None:
+    def __init__(self, video_cards: Sequence[Card] = (), is_fast: bool = False) -> None:
         self.video_cards = tuple(video_cards)
         self.is_fast = is_fast
         self.video_error: BaseException | None = None

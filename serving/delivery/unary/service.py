@@ -28,7 +28,7 @@ from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.operating_points import Points, parted
-from serving.service import UnaryCard
+from serving.service import Card
 from serving.stores.results import Codec, Reservation
 from serving.stores.sealed import ResultKey
 from serving.telemetry.events import RowsAnswered
@@ -50,7 +50,7 @@ class ServedModel:
     ``words``: what its network takes of a prompt.
     """
 
-    card: UnaryCard
+    card: Card
     points: Points
     dispatcher: Dispatcher
     words: Callable[[str], Array] | None = None
@@ -92,7 +92,7 @@ class UnaryRequests:
         self._pipeline = pipeline
         self._max_images = max_images
 
-    def models(self) -> tuple[UnaryCard, ...]:
+    def models(self) -> tuple[Card, ...]:
         """The models served here."""
         return tuple(model.card for model in self._models.values())
 

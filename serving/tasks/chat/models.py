@@ -8,30 +8,24 @@ from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.replica.chat.setup import checkpoint_of, context_of, read_prompts
-from serving.service import ChatModelCard
+from serving.service import Card, card_of
 
 _NO_WEIGHTS = ("0" * 64, 0)
 
 
-def read_card(model: ResolvedModel[StreamOptions]) -> ChatModelCard:
+def read_card(model: ResolvedModel[StreamOptions]) -> Card:
     """What clients may know.
 
     Raises: ConfigError: no weights.
     """
     context = context_of(model)
     sha256, created_s = _NO_WEIGHTS if model.options.engine == "fake" else _weights(model)
-    return ChatModelCard(
-        id=model.id,
-        created_s=created_s,
-        max_model_len=context,
-        max_output_tokens=min(model.options.max_output_tokens, context - 1),
-        checkpoint_sha256=sha256,
-        tasks=model.tasks,
-        prepare_version=families()[model.family].prepare_version,
-    )
+    limits = {"max_model_len": context, "max_output_tokens": min(model.options.max_output_tokens, context - 1)}
+    family = families()[model.family]
+    return card_of(family, model.variant, created_s=created_s, checkpoint_sha256=sha256, limits=limits)
 
 
-def read_served(model: ResolvedModel[StreamOptions]) -> tuple[ChatModelCard, Prompts]:
+def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:
     """Everything that a gateway needs of one model. Raises: ConfigError: see ``read_card`` and ``read_prompts``."""
     return read_card(model), read_prompts(model)
 

@@ -9,7 +9,7 @@ from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, PromptTooLong
-from serving.service import ChatModelCard
+from serving.service import Card
 from serving.tasks.chat.domain import Sampling
 
 POINT = "full"
@@ -18,7 +18,7 @@ _MAX_AGE_S = 30.0
 
 
 def make_plan(
-    card: ChatModelCard,
+    card: Card,
     cost: TokenCost,
     sampling: Sampling,
     budget: Budget,
@@ -53,21 +53,22 @@ def make_plan(
     )
 
 
-def _asked(card: ChatModelCard, sampling: Sampling, prompt_tokens: int) -> int:
-    room = card.max_model_len - prompt_tokens
+def _asked(card: Card, sampling: Sampling, prompt_tokens: int) -> int:
+    longest, most = card.limits["max_model_len"], card.limits["max_output_tokens"]
+    room = longest - prompt_tokens
     if sampling.max_tokens is None:
         if room < 1:
             raise PromptTooLong(
-                f"the prompt has {prompt_tokens} tokens, images included; {card.id} takes {card.max_model_len} with "
+                f"the prompt has {prompt_tokens} tokens, images included; {card.id} takes {longest} with "
                 "the answer; shorten it, or send fewer or smaller images",
                 param="messages",
             )
-        return min(card.max_output_tokens, room)
-    asked = min(sampling.max_tokens, card.max_output_tokens)
+        return min(most, room)
+    asked = min(sampling.max_tokens, most)
     if asked > room:
         raise PromptTooLong(
             f"the prompt has {prompt_tokens} tokens, images included, and max_tokens is {asked}: together "
-            f"{prompt_tokens + asked}; {card.id} takes {card.max_model_len}; shorten the prompt or lower max_tokens",
+            f"{prompt_tokens + asked}; {card.id} takes {longest}; shorten the prompt or lower max_tokens",
             param="messages",
         )
     return asked

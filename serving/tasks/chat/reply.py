@@ -12,15 +12,13 @@ import orjson
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import ServingError
 from serving.front.status import error_body
-from serving.service import ChatModelCard
-from serving.tasks.base import ModelBlock
+from serving.service import Card
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
 from serving.tasks.chat.schemas import (
     ChatAnswer,
     ChatChoiceAnswer,
     ChatChunk,
     ChatDeltaAnswer,
-    ChatModelBlock,
     LogprobsAnswer,
     TokenAnswer,
     UsageAnswer,
@@ -30,7 +28,7 @@ DONE: Final = b"data: [DONE]\n\n"
 _EVENT: Final = b"data: %s\n\n"
 
 
-def fingerprint(card: ChatModelCard) -> str:
+def fingerprint(card: Card) -> str:
     """Return what stands for the weights that answer: another one means other answers to the same seed."""
     return f"vireo-{card.checkpoint_sha256[:12]}"
 
@@ -206,13 +204,3 @@ def escaped(text: str) -> bytes:
         return orjson.dumps(text)
     except TypeError:
         return orjson.dumps(clean(text))
-
-
-def chat_block(card: ChatModelCard, block: ModelBlock) -> ChatModelBlock:
-    """Return what ``/v1/models`` says of a chat model."""
-    return {
-        **block,
-        "modalities": card.modalities,
-        "max_model_len": card.max_model_len,
-        "max_output_tokens": card.max_output_tokens,
-    }

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from serving.delivery.stream.generation import StoredChat
-from serving.service import ChatModelCard
+from serving.service import Card
 from serving.stores.results import Codec
 from serving.stores.sealed import ResultKey
 from serving.tasks.chat.domain import Sampling
@@ -23,7 +23,7 @@ MAX_TEXT_CHARS = 200_000
 
 def result_key(
     tenant: str,
-    card: ChatModelCard,
+    card: Card,
     prompt_token_ids: Sequence[int],
     image_sha256: Sequence[bytes],
     sampling: Sampling,

@@ -12,7 +12,6 @@ from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
-from serving.tasks.base import ModelBlock
 
 
 class TextPartBody(Strict):
@@ -203,11 +202,3 @@ class ChatChunk(TypedDict):
     choices: list[ChatChunkChoiceAnswer]
     usage: NotRequired[UsageAnswer | None]
     vireo: NotRequired[Report]
-
-
-class ChatModelBlock(ModelBlock):
-    """What Vireo says of a chat model beyond OpenAI's fields."""
-
-    modalities: tuple[str, ...]
-    max_model_len: int
-    max_output_tokens: int

@@ -21,7 +21,7 @@ from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
 from serving.domain import RANKS, Report
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
-from serving.service import ChatModelCard
+from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Message, Part, TextPart, Usage
 from serving.tasks.chat.plan import POINT, make_plan
@@ -39,7 +39,7 @@ _MAX_INLINE_CHARS = 4096
 class ServedChat:
     """A chat model and the way to it. ``watts``: power of a busy replica, an assumption."""
 
-    card: ChatModelCard
+    card: Card
     prompts: Prompts
     links: ChatLinks
     cost: TokenCost
@@ -92,7 +92,7 @@ class ChatService:
         self._pipeline = pipeline
         self._keys = keys
 
-    def chat_models(self) -> tuple[ChatModelCard, ...]:
+    def chat_models(self) -> tuple[Card, ...]:
         """The chat models served here."""
         return tuple(model.card for model in self._models.values())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from models.io import PictureIO
 from serving.domain import Budget, Classification, ClassifyReply, ClassifyRequest, ImageInput, Surface
 from serving.errors import InvalidRequest, ServingError
 from serving.front.budget import BudgetBody, budget_from_object
@@ -19,13 +18,10 @@ from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, ope
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import IngressLimits
-from serving.service import UnaryCard
-from serving.tasks.base import ModelBlock
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 from serving.tasks.classify.schemas import (
     ClassifyAnswer,
     ClassifyBody,
-    ClassifyModelBlock,
     FailedResultAnswer,
     ResultAnswer,
 )
@@ -126,22 +122,6 @@ def _result(index: int, item: Classification | ServingError) -> ResultAnswer | F
     if isinstance(item, ServingError):
         return FailedResultAnswer(index=index, error=error_object(item))
     return ResultAnswer(index=index, label=item.label, score=item.score, exit=item.exit, top_k=item.top_k)
-
-
-def classifier_block(card: UnaryCard, block: ModelBlock) -> ClassifyModelBlock:
-    """Return what is said of a classifier."""
-    io = card.io
-    assert isinstance(io, PictureIO)
-    return {
-        **block,
-        "family": card.family,
-        "input_size": io.input_size,
-        "num_classes": io.num_classes,
-        "num_exits": io.num_exits,
-        "labels": tuple(map(io.label, range(io.num_classes))),
-        "operating_points": card.operating_points,
-        "calibrated": card.is_calibrated,
-    }
 
 
 _FORM: Final = {

@@ -12,7 +12,6 @@ from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.front.status import ErrorObject
 from serving.limits import MAX_ID_CHARS
-from serving.tasks.base import ModelBlock
 
 
 class ClassifyBody(Strict):
@@ -54,15 +53,3 @@ class ClassifyAnswer(TypedDict):
     model: str
     results: list[ResultAnswer | FailedResultAnswer]
     vireo: Report
-
-
-class ClassifyModelBlock(ModelBlock):
-    """What Vireo says of a classifier beyond OpenAI's fields."""
-
-    family: str
-    input_size: int
-    num_classes: int
-    num_exits: int
-    labels: tuple[str, ...]
-    operating_points: tuple[str, ...]
-    calibrated: bool

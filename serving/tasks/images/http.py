@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from models.io import ImageIO
 from serving.domain import Budget, ImageInput, Surface
 from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.front import shown
@@ -22,10 +21,8 @@ from serving.front.http.multipart import FormReader, FormRules
 from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation, path_parameter
 from serving.front.images import images_from_text
 from serving.limits import IngressLimits
-from serving.service import UnaryCard
-from serving.tasks.base import ModelBlock
 from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, only_model
-from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImagesAnswer, ImagesModelBlock
+from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImagesAnswer
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -155,26 +152,6 @@ async def fetch(call: Call) -> Answer:
     """``GET /v1/images/files/{name}``."""
     data, media_type = await call.front.service.image_files.read(call.tenant, call.path_params["name"])
     return Answer(data, 200, media_type.encode(), ((b"cache-control", b"private, max-age=3600"),))
-
-
-def images_block(card: UnaryCard, block: ModelBlock) -> ImagesModelBlock:
-    """Return what is said of a model that makes images."""
-    form = card.io
-    assert isinstance(form, ImageIO)
-    return {
-        **block,
-        "family": card.family,
-        "takes_prompt": form.takes_prompt,
-        "takes_picture": form.takes_picture,
-        "is_seeded": form.is_seeded,
-        "size": "x".join(map(str, form.size)) if form.size else None,
-        "min_side": form.min_side,
-        "max_side": form.max_side,
-        "multiple": form.multiple,
-        "scale": form.scale,
-        "operating_points": card.operating_points,
-        "calibrated": card.is_calibrated,
-    }
 
 
 _FORM: Final = {

@@ -16,7 +16,7 @@ from models.io import ImageIO
 from serving.domain import Budget, ImageInput, Report, UnaryAnswer, UnaryReply, UnaryRequest
 from serving.errors import InvalidRequest, ServingError, TooManyImages, UnsupportedField
 from serving.front.front import BaseCall, shown
-from serving.service import UnaryCard
+from serving.service import Card
 
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 _QUALITY: Final = 95
@@ -87,7 +87,7 @@ async def make_images(call: BaseCall, asked: ImagesAsked) -> ImagesMade:
     )
 
 
-def _request(call: BaseCall, asked: ImagesAsked, card: UnaryCard) -> UnaryRequest:
+def _request(call: BaseCall, asked: ImagesAsked, card: Card) -> UnaryRequest:
     form, count = card.io, asked.count
     assert isinstance(form, ImageIO)
     _check(asked, card, form)
@@ -108,7 +108,7 @@ def _request(call: BaseCall, asked: ImagesAsked, card: UnaryCard) -> UnaryReques
     )
 
 
-def _check(asked: ImagesAsked, card: UnaryCard, form: ImageIO) -> None:
+def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
     if form.takes_picture and asked.image is None:
         raise InvalidRequest(f"{card.id} changes a picture; send one to /v1/images/edits (EditImage)", param="image")
     if asked.image is not None and not form.takes_picture:

@@ -11,7 +11,6 @@ from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
-from serving.tasks.base import ModelBlock
 
 MAX_SEED = (1 << 62) - 1
 
@@ -75,20 +74,3 @@ class ImagesAnswer(TypedDict):
     output_format: Literal["png", "jpeg", "webp"]
     size: str
     vireo: Report
-
-
-class ImagesModelBlock(ModelBlock):
-    """What Vireo says of a model that makes images. ``size``: of what comes out of words alone; the sides are of a
-    picture that goes in."""
-
-    family: str
-    takes_prompt: bool
-    takes_picture: bool
-    is_seeded: bool
-    size: str | None
-    min_side: int
-    max_side: int
-    multiple: int
-    scale: int
-    operating_points: tuple[str, ...]
-    calibrated: bool

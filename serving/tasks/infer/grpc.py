@@ -16,7 +16,7 @@ from serving.front.grpc.registration import INFERENCE
 from serving.front.grpc.rpc import Rpc
 from serving.front.status import message_of
 from serving.limits import IngressLimits
-from serving.service import UnaryCard
+from serving.service import Card
 from serving.tasks.infer.http import model_metadata, server_metadata
 from serving.tasks.infer.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
 from serving.tasks.infer.tensors import (
@@ -58,7 +58,7 @@ async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip
     return oip.ModelStreamInferResponse(infer_response=await infer(call, message))
 
 
-async def request_from_infer(message: oip.ModelInferRequest, card: UnaryCard, call: GrpcCall) -> UnaryRequest:
+async def request_from_infer(message: oip.ModelInferRequest, card: Card, call: GrpcCall) -> UnaryRequest:
     """Return the request. Raises: ClientError."""
     for output in message.outputs:
         _refuse_parameters(output.parameters, f"output {shown(output.name)}")
@@ -137,7 +137,7 @@ def _parameters(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Param
 
 
 def infer_from_reply(
-    message: oip.ModelInferRequest, card: UnaryCard, wanted: Sequence[str], reply: ClassifyReply | UnaryReply
+    message: oip.ModelInferRequest, card: Card, wanted: Sequence[str], reply: ClassifyReply | UnaryReply
 ) -> oip.ModelInferResponse:
     """Return the answer: raw if the request was raw, typed otherwise."""
     outputs = outputs_from_reply(reply, card, wanted)

@@ -30,8 +30,7 @@ from serving.front.http.openapi import (
     vireo_version,
 )
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
-from serving.service import UnaryCard
-from serving.tasks.base import ModelBlock
+from serving.service import Card
 from serving.tasks.infer.schemas import (
     ConfigTensor,
     InferAnswer,
@@ -42,7 +41,6 @@ from serving.tasks.infer.schemas import (
     ModelMetadataAnswer,
     OutputTensorAnswer,
     ServerMetadataAnswer,
-    TensorsModelBlock,
 )
 from serving.tasks.infer.tensors import (
     CallFacts,
@@ -68,7 +66,7 @@ _MAX_ELEMENT_BYTES = 64
 class HttpInfer:
     """A parsed inference and how its answer is to be spelt. ``binary``: output name to whether it travels as bytes."""
 
-    card: UnaryCard
+    card: Card
     request: UnaryRequest
     id: str
     wanted: tuple[str, ...]
@@ -128,7 +126,7 @@ async def show_readiness(call: Call) -> Answer:
     return json_answer({"name": model, "ready": True})
 
 
-def _card(call: Call) -> UnaryCard:
+def _card(call: Call) -> Card:
     cards, version = call.front.service.unary.models(), call.path_params.get("version", "")
     return call.front.card(call.path_params["model"], cards, version)
 
@@ -167,7 +165,7 @@ async def infer_from_document(
     document: dict[str, Any],
     tail: memoryview,
     *,
-    card: UnaryCard,
+    card: Card,
     request_id: str,
     tenant: str,
     fallback: Budget,
@@ -283,7 +281,7 @@ def server_metadata() -> ServerMetadataAnswer:
     return {"name": "vireo", "version": vireo_version(), "extensions": ["binary_tensor_data", "model_configuration"]}
 
 
-def model_metadata(card: UnaryCard) -> ModelMetadataAnswer:
+def model_metadata(card: Card) -> ModelMetadataAnswer:
     """Return the inputs and outputs of a model."""
     return {
         "name": card.id,
@@ -294,20 +292,7 @@ def model_metadata(card: UnaryCard) -> ModelMetadataAnswer:
     }
 
 
-def tensors_block(card: UnaryCard, block: ModelBlock) -> TensorsModelBlock:
-    """Return what is said of a model that is asked for tensors alone."""
-    metadata = model_metadata(card)
-    return {
-        **block,
-        "family": card.family,
-        "inputs": metadata["inputs"],
-        "outputs": metadata["outputs"],
-        "operating_points": card.operating_points,
-        "calibrated": card.is_calibrated,
-    }
-
-
-def model_config(card: UnaryCard, max_rows: int) -> ModelConfigAnswer:
+def model_config(card: Card, max_rows: int) -> ModelConfigAnswer:
     """Return a model's configuration as Triton spells it: shapes are of one row."""
     return {
         "name": card.id,

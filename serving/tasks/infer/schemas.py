@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 from serving.front.http.json_body import Strict
 from serving.front.http.json_decode import Numbers
 from serving.limits import MAX_ID_CHARS
-from serving.tasks.base import ModelBlock
 
 MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, MAX_DIMS = 8, 16, 16, 8
 """Of one inference request: more than any valid one has."""
@@ -94,16 +93,6 @@ class ModelConfigAnswer(TypedDict):
     input: list[ConfigTensor]
     output: list[ConfigTensor]
     parameters: dict[str, ConfigParameter]
-
-
-class TensorsModelBlock(ModelBlock):
-    """What Vireo says of a model that is asked for tensors alone."""
-
-    family: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-    operating_points: tuple[str, ...]
-    calibrated: bool
 
 
 class ServerMetadataAnswer(TypedDict):

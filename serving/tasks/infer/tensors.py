@@ -53,7 +53,7 @@ from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
-from serving.service import UnaryCard
+from serving.service import Card
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 
 QUANTISE_HERE_BYTES = 1 << 20
@@ -116,7 +116,7 @@ _DATATYPES: Final[dict[str, tuple[str, ...]]] = {"PIXELS": ("UINT8", "FP32"), "S
 MAX_SEED: Final = (1 << 63) - 1
 
 
-def inputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
+def inputs_of(card: Card) -> tuple[TensorForm, ...]:
     """The inputs that a model takes; of the first two one is sent."""
     pictures: tuple[TensorForm, ...] = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
     return (
@@ -126,7 +126,7 @@ def inputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
     )
 
 
-def outputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
+def outputs_of(card: Card) -> tuple[TensorForm, ...]:
     """The outputs that a model has: ``EXIT`` only where it has early exits."""
     if isinstance(card.io, PictureIO) and "classify" in card.tasks:
         return (*(form for form in _CLASSES if form[0] != "EXIT" or card.io.num_exits > 1), _ERROR)
@@ -134,7 +134,7 @@ def outputs_of(card: UnaryCard) -> tuple[TensorForm, ...]:
 
 
 async def request_from_tensors(
-    tensors: Sequence[InputTensor], card: UnaryCard, top_k: int, limits: IngressLimits, common: CallFacts
+    tensors: Sequence[InputTensor], card: Card, top_k: int, limits: IngressLimits, common: CallFacts
 ) -> UnaryRequest:
     """Return the request; a broken image becomes an ``ImageInput`` with an error.
 
@@ -182,7 +182,7 @@ async def reply_to_tensors(call: BaseCall, request: UnaryRequest) -> ClassifyRep
     return reply
 
 
-def _by_name(tensors: Sequence[InputTensor], card: UnaryCard) -> dict[str, InputTensor]:
+def _by_name(tensors: Sequence[InputTensor], card: Card) -> dict[str, InputTensor]:
     known = [name for name, _, _ in inputs_of(card)]
     wanted = [" or ".join(name for name in known if name in _PICTURES), *(name for name in known if name in _WORDS)]
     told = " and ".join(filter(None, wanted))
@@ -388,7 +388,7 @@ def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:
 
 
 def budget_from_parameters(
-    parameters: Mapping[str, Parameter], fallback: Budget, card: UnaryCard, limits: IngressLimits
+    parameters: Mapping[str, Parameter], fallback: Budget, card: Card, limits: IngressLimits
 ) -> tuple[Budget, int]:
     """Return the budget and ``top_k`` of a request's parameters.
 
@@ -452,7 +452,7 @@ def _real(parameters: Mapping[str, Parameter], name: str, fallback: float | None
 
 
 def outputs_from_reply(
-    reply: ClassifyReply | UnaryReply, card: UnaryCard, wanted: Sequence[str]
+    reply: ClassifyReply | UnaryReply, card: Card, wanted: Sequence[str]
 ) -> tuple[OutputTensor, ...]:
     """Return the tensors named in ``wanted`` (``chosen_outputs``), in that order.
 
@@ -510,7 +510,7 @@ def _top_scores(answer: Classification | None, k: int) -> list[float]:
     return scores + [0.0] * (k - len(scores))
 
 
-def chosen_outputs(wanted: Sequence[str], card: UnaryCard) -> tuple[str, ...]:
+def chosen_outputs(wanted: Sequence[str], card: Card) -> tuple[str, ...]:
     """Return the names of the outputs that are wanted; all that the model has where none is named.
 
     Raises: UnknownField, InvalidRequest: an output that it does not have, or one asked for twice.

@@ -16,7 +16,7 @@ _PROMPT = "a red circle moves right"
 def _few_steps(target: Target) -> dict[str, Any]:
     """The cheapest clip: the sampler of few steps where there is one."""
     block = target.http.get(f"/v1/models/{target.model}").raise_for_status().json()["vireo"]
-    return {"sampler": "consistency", "num_inference_steps": 4} if "consistency" in block["samplers"] else {}
+    return {"sampler": "consistency", "num_inference_steps": 4} if "consistency" in block["io"]["samplers"] else {}
 
 
 def _video_http(target: Target) -> str:

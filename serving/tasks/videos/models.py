@@ -9,7 +9,7 @@ from schedulers.video_points import ClipCost, VideoPoint
 from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobModel, found_variant
 from serving.errors import ConfigError
-from serving.service import VideoModelCard
+from serving.service import Card, card_of
 from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.points import (
     FILE_NAME,
@@ -26,24 +26,16 @@ _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
 
 
-def _card(points: VideoPoints, created_s: int) -> VideoModelCard:
+def _card(points: VideoPoints, created_s: int, *, is_calibrated: bool) -> Card:
     """What clients may know."""
     limits, table = points.limits, points.table
-    io = limits.io
-    attention = [str(value).partition(":")[0] for value in limits.family.knob("attention").points]
-    return VideoModelCard(
-        id=limits.variant.id,
-        tasks=limits.family.tasks,
+    return card_of(
+        limits.family,
+        limits.variant,
         created_s=created_s,
-        sizes=((io.width, io.height),),
-        num_frames=io.frame_counts,
-        fps=io.fps,
-        max_steps=max(steps.max_steps for steps in limits.samplers.values()),
-        samplers=tuple(limits.samplers),
-        attention=tuple(dict.fromkeys(reversed(attention))),
         checkpoint_sha256=table.weights_sha256,
         operating_points=points.names,
-        knobs=limits.family.knobs,
+        is_calibrated=is_calibrated,
     )
 
 
@@ -56,12 +48,13 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     limits = ClipLimits(family=family, variant=variant)
     folder = None if model.options.engine == "fake" else limits.variant.weights
     created_s = 0 if folder is None else _created_s(folder)
-    if folder is not None and (folder / FILE_NAME).is_file():
+    is_calibrated = folder is not None and (folder / FILE_NAME).is_file()
+    if folder is not None and is_calibrated:
         table = load_table(limits.variant.id, folder)
     else:
         table = _assumed_table(limits, model, _NO_WEIGHTS if folder is None else weights_digest(folder))
     points = VideoPoints(table=table, limits=limits)
-    card = _card(points, created_s)
+    card = _card(points, created_s, is_calibrated=is_calibrated)
     return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=points), replicas=model.replicas)
 
 

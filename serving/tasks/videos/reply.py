@@ -9,11 +9,9 @@ import msgspec
 
 from models.io import ClipRequest
 from serving.delivery.job.http import file_name
-from serving.service import VideoModelCard
 from serving.stores.jobs.base import JobRecord, JobStatus
-from serving.tasks.base import ModelBlock
 from serving.tasks.chat.reply import clean
-from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoModelBlock, VideoSettingsAnswer
+from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoSettingsAnswer
 
 _CLIP = msgspec.json.Decoder(ClipRequest)
 
@@ -94,21 +92,6 @@ def _block(job: JobRecord, settings: VideoSettingsAnswer, finish_at_s: float | N
         "sparsity": report.get("sparsity"),
         "peak_bytes": report.get("peak_bytes"),
         "resumed_at_step": report.get("resumed_at_step", 0),
-    }
-
-
-def video_block(card: VideoModelCard, block: ModelBlock) -> VideoModelBlock:
-    """Return what ``/v1/models`` says of a video model."""
-    return {
-        **block,
-        "outputs": ("video",),
-        "sizes": tuple(f"{width}x{height}" for width, height in card.sizes),
-        "num_frames": card.num_frames,
-        "fps": card.fps,
-        "max_steps": card.max_steps,
-        "samplers": card.samplers,
-        "attention": card.attention,
-        "operating_points": card.operating_points,
     }
 
 

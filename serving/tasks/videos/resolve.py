@@ -5,7 +5,7 @@ The point table (``PointTable``) is asked with everything that the caller has fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from models.io import ClipRequest
 from serving.delivery.job.base import JobPlan, JobRequest
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
-from serving.service import VideoModelCard
+from serving.service import Card
 from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.schemas import VideoBody
 
@@ -59,7 +59,7 @@ class PointTable(Protocol):
 class ClipPlanner:
     """Plans the clips of one model: ``serving.delivery.job.base.JobModel.plan``."""
 
-    card: VideoModelCard
+    card: Card
     limits: ClipLimits
     points: PointTable
 
@@ -69,7 +69,7 @@ class ClipPlanner:
         Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
         """
         asked, io = request.asked, self.limits.io
-        fps = asked.fps or self.card.fps
+        fps = asked.fps or self.card.io.fps
         size = (asked.width or io.width, asked.height or io.height)
         clip = ClipRequest(
             prompt=asked.prompt,
@@ -133,16 +133,17 @@ class ClipPlanner:
         return next(fitting, next(iter(samplers)))
 
 
-def _num_frames(asked: VideoBody, card: VideoModelCard, fps: int) -> int:
+def _num_frames(asked: VideoBody, card: Card, fps: int) -> int:
     """Raises: UnsupportedVideo: no length is near, or frames and seconds contradict each other."""
     seconds = asked.seconds
+    lengths: Sequence[int] = card.io.frame_counts
     if seconds is None:
-        return asked.num_frames or card.num_frames[0]
+        return asked.num_frames or lengths[0]
     assert isinstance(seconds, float), "as the rules have left it"
     wanted = seconds * fps
-    nearest = min(card.num_frames, key=lambda frames: (abs(frames - wanted), frames))
+    nearest = min(lengths, key=lambda frames: (abs(frames - wanted), frames))
     if asked.num_frames is not None:
-        if asked.num_frames in card.num_frames and asked.num_frames != nearest:
+        if asked.num_frames in lengths and asked.num_frames != nearest:
             raise UnsupportedVideo(
                 f"num_frames is {asked.num_frames} and seconds {seconds:g} at {fps} fps are {nearest} "
                 "frames; send one of them",
@@ -150,8 +151,8 @@ def _num_frames(asked: VideoBody, card: VideoModelCard, fps: int) -> int:
             )
         return asked.num_frames
     if not nearest / _MAX_STRETCH <= wanted <= nearest * _MAX_STRETCH:
-        lengths = ", ".join(f"{frames / fps:g}" for frames in card.num_frames)
+        possible = ", ".join(f"{frames / fps:g}" for frames in lengths)
         raise UnsupportedVideo(
-            f"seconds is {seconds:g}; at {fps} fps this model makes {lengths} seconds", param="seconds"
+            f"seconds is {seconds:g}; at {fps} fps this model makes {possible} seconds", param="seconds"
         )
     return nearest

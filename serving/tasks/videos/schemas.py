@@ -11,7 +11,6 @@ from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
 from serving.stores.jobs.base import JobStatus
-from serving.tasks.base import ModelBlock
 
 VideoFormat: TypeAlias = Literal["mp4", "gif"]
 """How a finished clip is encoded."""
@@ -161,16 +160,3 @@ class VideoDeletedAnswer(TypedDict):
     id: str
     object: Literal["video.deleted"]
     deleted: bool
-
-
-class VideoModelBlock(ModelBlock):
-    """What Vireo says of a video model beyond OpenAI's fields."""
-
-    outputs: tuple[str, ...]
-    sizes: tuple[str, ...]
-    num_frames: tuple[int, ...]
-    fps: int
-    max_steps: int
-    samplers: tuple[str, ...]
-    attention: tuple[str, ...]
-    operating_points: tuple[str, ...]

@@ -35,7 +35,6 @@ from serving.front.events import EventQueue
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
-from serving.service import ChatModelCard
 from serving.tasks.chat.domain import (
     ChatEnd,
     ChatEvent,
@@ -51,6 +50,7 @@ from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
 from tests.support.chat_replicas import LocalCalls, Replica
+from tests.support.fake_service import make_chat_card
 from tests.support.memory_results import MemoryResults
 from tests.support.virtual_loop import run_virtual
 
@@ -121,14 +121,7 @@ class World:
         self.store = MemoryResults(burst_s)
         self.told = Recorder()
         self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
-        self.card = ChatModelCard(
-            id=MODEL,
-            tasks=("chat",),
-            created_s=0,
-            max_model_len=1024,
-            max_output_tokens=256,
-            checkpoint_sha256="c" * 64,
-        )
+        self.card = dataclasses.replace(make_chat_card(MODEL), limits={"max_model_len": 1024, "max_output_tokens": 256})
         self.retries_left = RetryBudget(max_retries)
         served = ServedChat(
             card=self.card,

@@ -253,8 +253,8 @@ async def test_models_are_listed_and_shown() -> None:
     assert listing["data"][-1]["id"] == VIDEO_MODEL
     shown = (await get(door, f"/v1/models/{VIDEO_MODEL}")).json
     check("ModelAnswer", shown)
-    assert shown["vireo"]["outputs"] == ["video"]
-    assert (shown["vireo"]["sizes"], shown["vireo"]["num_frames"]) == (["64x64"], [29, 93])
+    io = shown["vireo"]["io"]
+    assert (io["outputs"], io["sizes"], io["num_frames"]) == (["video"], ["64x64"], [29, 93])
 
 
 # -- lists -----------------------------------------------------------------------------------------------------------

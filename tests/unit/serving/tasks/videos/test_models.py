@@ -46,7 +46,7 @@ def chosen(model: ResolvedModel[JobOptions], num_frames: int = 29) -> ChosenPoin
 def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> None:
     model = settings(options={"engine": "fake"})
     served = read_served(model)
-    assert served.card.samplers == tuple(find("vdit-nano")[1].io.samplers)
+    assert tuple(served.card.io.samplers) == tuple(find("vdit-nano")[1].io.samplers)
     assert served.card.operating_points == planner(model).points.names
     assert served.card.checkpoint_sha256 == "0" * 64
 
@@ -57,7 +57,8 @@ def test_checkpoint_that_nobody_measured_is_served_at_a_reckoned_cost(tmp_path: 
     model = settings(folder, watts=10.0)
     served = read_served(model)
     assert served.card.checkpoint_sha256 == weights_digest(folder)
-    assert served.card.samplers == ("ddim", "euler_ancestral")
+    assert list(served.card.io.samplers) == ["ddim", "euler_ancestral"]
+    assert not served.card.is_calibrated
     point = chosen(model)
     assert point.point["num_inference_steps"] == 20
     assert point.predicted_j == pytest.approx(10.0 * point.predicted_s)
@@ -65,7 +66,7 @@ def test_checkpoint_that_nobody_measured_is_served_at_a_reckoned_cost(tmp_path: 
 
 def test_sampler_of_a_variant_is_offered_once_its_weights_are_there(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "teacher", "vae", "student")
-    assert "consistency" in read_served(settings(folder)).card.samplers
+    assert "consistency" in read_served(settings(folder)).card.io.samplers
 
 
 def test_reckoned_cost_grows_with_the_clip_and_shrinks_with_the_device() -> None:
