@@ -17,18 +17,17 @@ from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_engines import (
     MAX_NUM_SEQS,
-    WAIT_S,
     Answer,
     collect,
     engine_processes,
     holds_nothing,
     make_request,
     torch_engine,
-    until,
     vllm_environment,
     vllm_setup,
 )
 from tests.support.chat_models import MAX_MODEL_LEN, TILE, make_image, make_model_folder
+from tests.support.waiting import lapse, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 REAL = ["torch", "vllm"]
@@ -321,7 +320,7 @@ async def test_cancelled_tasks_free_everything_wherever_they_were(engine: ChatEn
         for i in range(3 * MAX_NUM_SEQS)
     ]
     for i, task in enumerate(tasks):
-        await asyncio.sleep(0.002 * (i % 4))
+        await lapse(0.002 * (i % 4))
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * len(tasks)
@@ -341,7 +340,7 @@ async def test_many_cancelled_requests_do_not_fail_the_one_that_stays(
         ]
         kept = asyncio.create_task(collect(engine, make_request(prompts, "kept", [image], max_tokens=3)))
         for j, task in enumerate(tasks):
-            await asyncio.sleep(0.003 * (j % 3))
+            await lapse(0.003 * (j % 3))
             task.cancel()
         assert len((await kept).token_ids) == 3
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -353,7 +352,7 @@ async def test_image_of_a_cancelled_request_works_afterwards(engine: ChatEngine,
     for i in range(8):
         image = make_image(200 + i, 2 * TILE, 2 * TILE)
         task = asyncio.create_task(collect(engine, make_request(prompts, "lost", [image], max_tokens=300)))
-        await asyncio.sleep(0.001 * i)
+        await lapse(0.001 * i)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         answer = await collect(engine, make_request(prompts, "kept", [image], max_tokens=3))
@@ -437,9 +436,11 @@ async def test_hanging_engine_process_is_reported(vllm: ChatEngine, prompts: Pro
     process.suspend()
     try:
         task = asyncio.create_task(collect(vllm, make_request(prompts, "x", max_tokens=3)))
-        async with asyncio.timeout(WAIT_S):
-            while await is_healthy(vllm):  # noqa: ASYNC110  (nothing to wait on)
-                await asyncio.sleep(0.05)
+
+        async def is_ill() -> bool:
+            return not await is_healthy(vllm)
+
+        await until(is_ill)
     finally:
         process.resume()
     assert len((await task).token_ids) == 3

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import yaml
+
+from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 # Every process of a cluster inherits this variable, so its owner can be told from any other Ray on the machine.
@@ -77,13 +78,13 @@ class RayCluster:
 
         Raises: AssertionError: it failed to deploy, or was not there in time; the message is Serve's own.
         """
-        deadline_s = time.monotonic() + timeout_s
-        status, message = self.application(name)
-        while status != "RUNNING":
-            assert status != "DEPLOY_FAILED", f"{name} failed to deploy: {message}"
-            assert time.monotonic() < deadline_s, f"{name} is {status} after {timeout_s} s: {message}"
-            time.sleep(0.5)
+
+        def runs() -> bool:
             status, message = self.application(name)
+            assert status != "DEPLOY_FAILED", f"{name} failed to deploy: {message}"
+            return status == "RUNNING"
+
+        wait_until(runs, f"{name} runs", timeout_s)
 
 
 @contextmanager
@@ -144,13 +145,8 @@ def _own_places(folder: Path) -> dict[str, str]:
 
 
 def _wait_listening(port: int, head: subprocess.Popen[bytes], log_path: Path, timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while _is_free(port):
-        assert head.poll() is None, f"ray start ended: {log_path.read_text(errors='replace')}"
-        assert time.monotonic() < deadline_s, (
-            f"no dashboard after {timeout_s} s: {log_path.read_text(errors='replace')}"
-        )
-        time.sleep(0.2)
+    wait_until(lambda: head.poll() is not None or not _is_free(port), f"a dashboard; see {log_path}", timeout_s)
+    assert head.poll() is None, f"ray start ended: {log_path.read_text(errors='replace')}"
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,6 +23,7 @@ from serving.media import addresses
 from serving.system.ray_env import NO_COMPRESSION
 from tests.deploy.conftest import REPOSITORY, load_script
 from tests.deploy.render import Manifest, containers_of, ray_containers, render
+from tests.support.waiting import wait_until
 
 
 def pod_specs(manifests: list[Manifest]) -> Iterator[Manifest]:
@@ -220,11 +220,8 @@ def test_redis_takes_its_password_from_a_file_and_shows_it_nowhere(manifests: li
 
 
 def until_it_listens(path: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not path.exists():
-        assert server.poll() is None, "the server ended"
-        assert time.monotonic() < deadline_s, "the server does not listen"
-        time.sleep(0.02)
+    wait_until(lambda: path.exists() or server.poll() is not None, "the server listens")
+    assert server.poll() is None, "the server ended"
 
 
 def test_workers_reach_the_internet_exactly_where_hosts_of_images_are_listed(manifests: list[Manifest]) -> None:

@@ -24,7 +24,8 @@ from tests.support.clients import (
     split_prefixed,
     vireo_message,
 )
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 TIMEOUT_S = 60.0
 MAX_MESSAGE_BYTES = 256 << 20

@@ -25,7 +25,8 @@ from tests.e2e.surfaces import SURFACES, UNARY, Answer, Door, grpc_failure, http
 from tests.support import image_cases
 from tests.support.clients import Ask
 from tests.support.media_files import bad_files, encode, exif_orientation, gradient, grey16_png
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

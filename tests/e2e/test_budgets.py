@@ -18,7 +18,8 @@ from serving.operating_points import planned_points, row_work
 from tests.e2e.conftest import CALLS_ON_THE_WAY, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.clients import Ask
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

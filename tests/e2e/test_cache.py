@@ -11,7 +11,8 @@ import pytest
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, Load
 from tests.support.clients import Ask
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from tests.e2e.chats import body_of, fresh_png, fresh_question, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
 from tests.support.chat_system import BETA, CHAT_MODEL, ChatSystem, EngineCounts
-from tests.support.system import wait_until
+from tests.support.waiting import let_pass, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -139,5 +138,5 @@ def wait_quiet(chat: ChatSystem) -> dict[str, float]:
         if now == last:
             return now
         last = now
-        time.sleep(1.2)
+        let_pass(1.2)
     raise AssertionError("counters never rest")

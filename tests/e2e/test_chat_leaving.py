@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.chats import RawChat, body_of, fresh_png, fresh_question, grpc_call, grpc_request, has_text, turn
 from tests.e2e.surfaces import Door, grpc_failure
 from tests.support.chat_system import ALPHA, MAX_OUTPUT_TOKENS, ChatSystem, EngineCounts
-from tests.support.system import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

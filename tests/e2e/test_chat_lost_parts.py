@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.chats import RawChat, body_of, fresh_png, fresh_question, has_text, turn
 from tests.support.chat_engines import engine_processes
 from tests.support.chat_system import ALPHA, ChatSystem
-from tests.support.system import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

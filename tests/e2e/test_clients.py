@@ -19,7 +19,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, Door
 from tests.support.clients import Ask
-from tests.support.system import MODEL, ROOT, System, wait_until
+from tests.support.system import MODEL, ROOT, System
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

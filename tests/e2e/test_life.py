@@ -27,8 +27,8 @@ from tests.support.system import (
     run_cli,
     running_system,
     short_folder,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

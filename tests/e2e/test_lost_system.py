@@ -23,7 +23,8 @@ from serving.cli.parts import STAND_IN
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, opened
 from tests.support.clients import Ask
-from tests.support.system import MODEL, ROOT, System, name_of, running_system, wait_until
+from tests.support.system import MODEL, ROOT, System, name_of, running_system
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

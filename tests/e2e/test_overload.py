@@ -16,7 +16,8 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from tests.e2e.conftest import CALLS_ON_THE_WAY, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door
 from tests.support.clients import Ask, vireo_message
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -20,7 +20,8 @@ from serving.front.grpc.registration import SERVICES
 from tests.e2e.conftest import KEYS, Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, http_failure, opened
 from tests.support.clients import Ask
-from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder, wait_until
+from tests.support.system import MODEL, System, cli_environment, run_cli, short_folder
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -18,7 +18,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, Door, opened
 from tests.support.clients import Ask
-from tests.support.system import MODEL, System, running_system, wait_until
+from tests.support.system import MODEL, System, running_system
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

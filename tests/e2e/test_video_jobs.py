@@ -18,7 +18,8 @@ import pytest
 import redis
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from tests.support.system import System, restart, running_system, wait_until
+from tests.support.system import System, restart, running_system
+from tests.support.waiting import let_pass, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -178,7 +179,7 @@ def test_killed_redis_loses_no_job(system: System, http: httpx.Client) -> None:
     """Appended to its file every second: a job that is older than that survives."""
     ids = [create(http, 100, seed=seed) for seed in range(2)]
     wait_for(http, ids[0], is_running(5))
-    time.sleep(1.2)
+    let_pass(1.2)
     [redis] = [process for process in system.processes() if process.name().startswith("redis-server")]
     redis.kill()
     assert [wait_for(http, video_id, is_over)["status"] for video_id in ids] == ["completed"] * 2

@@ -24,7 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.registry import default_variants
 from tests.fuzz import images, protobufs
-from tests.support.system import ROOT, System, running_system, wait_until
+from tests.support.system import ROOT, System, running_system
+from tests.support.waiting import wait_until
 
 _SERVED = tuple({"id": variant.id} for _, variant in default_variants())
 _MAX_GROWTH_MIB = 1024

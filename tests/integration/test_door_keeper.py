@@ -27,7 +27,8 @@ from ray.serve.generated import serve_pb2
 from serving.config import from_mapping, resolve
 from serving.system.door_keeper import DoorKeeper
 from serving.system.haproxy import build_keeper, write_wrapper
-from tests.support.system import free_service_ports, short_folder, wait_until
+from tests.support.system import free_service_ports, short_folder
+from tests.support.waiting import wait_until
 
 RPC = "/vireo.v1.Vireo/Chat"
 HEALTH = "/ray.serve.RayServeAPIService/Healthz"

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from serving.stores.redis_server import EmbeddedRedis
 from serving.stores.redis_store import LookupReply, RedisStore
 from tests.support.redis_server import embedded_redis, stopped
 from tests.support.store_observer import RecordingObserver
+from tests.support.waiting import until
 
 LIMITS = BucketLimits(joules_per_s=1e-9, joules_burst=100.0, seconds_per_s=1e-9, seconds_burst=10.0)
 ONE = Cost(1.0, 0.1)
@@ -67,14 +68,6 @@ async def admin(server: EmbeddedRedis) -> AsyncIterator[aioredis.Redis]:
     await client.aclose()
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> bool:
-    for _ in range(600):
-        if await condition():
-            return True
-        await asyncio.sleep(0.02)
-    return False
-
-
 async def use_everything(store: RedisStore, cost: Cost = ONE) -> LookupReply:
     """Every operation once; none may raise."""
     await store.lookup("t", ["a"])
@@ -106,7 +99,7 @@ async def test_frozen_redis_opens_the_breaker_then_costs_no_call_at_all_and_is_f
         assert sum(count for (_, outcome), count in observer.calls.items() if outcome == "timeout") == 3
         assert observer.states[:2] == [BreakerState.CLOSED, BreakerState.OPEN]
         assert store.breaker_state is not BreakerState.CLOSED
-    assert await eventually(lambda: is_back(store))
+    await until(lambda: is_back(store))
     assert observer.states[-1] is BreakerState.CLOSED
     assert await store.lookup("t", ["a"]) == (b"1",)
 
@@ -130,7 +123,7 @@ async def test_killed_redis_costs_no_request_and_its_successor_is_used(
     os.kill(pid, signal.SIGKILL)
     for _ in range(20):
         assert (await use_everything(store)).values == (None,)
-    assert await eventually(lambda: is_back(store))
+    await until(lambda: is_back(store))
     await store.put("t", {"a": b"again"})
     assert await store.lookup("t", ["a"]) == (b"again",)
 
@@ -208,7 +201,7 @@ async def test_what_was_reserved_in_redis_and_ended_while_it_was_away_is_settled
     async def is_settled() -> bool:
         return not store.num_unsettled
 
-    assert await eventually(is_settled)
+    await until(is_settled)
     assert await level_j(admin) == pytest.approx(90.0)
     assert not await store.settle(reply.hold, Cost(50.0, 0.5))
     assert await level_j(admin) == pytest.approx(90.0)
@@ -236,7 +229,7 @@ async def test_what_ran_during_an_outage_is_charged_in_one_sum_once_it_is_over(
     async def is_settled() -> bool:
         return not store.num_unsettled
 
-    assert await eventually(is_settled)
+    await until(is_settled)
     assert await level_j(admin) == pytest.approx(100.0 - 1.0 - 30 * 0.5 - 30 * 0.5)
     marks = await admin.keys("*charged*")
     assert len(marks) == 2
@@ -255,7 +248,7 @@ async def test_what_redis_may_have_granted_without_being_heard_is_given_back(
     async def is_settled() -> bool:
         return not store.num_unsettled
 
-    assert await eventually(is_settled)
+    await until(is_settled)
     assert await level_j(admin) == pytest.approx(90.0)
     assert await admin.keys("*reservation*") == []
 
@@ -272,7 +265,7 @@ async def test_a_job_that_ended_while_redis_was_away_is_corrected_once_it_is_bac
     async def is_settled() -> bool:
         return not store.num_unsettled
 
-    assert await eventually(is_settled)
+    await until(is_settled)
     assert not await store.settle_job("t", "job", Cost(70.0, 1.0), Cost(0.0, 0.0))
     assert await level_j(admin) == pytest.approx(70.0)
 
@@ -309,19 +302,21 @@ async def test_read_only_replica_is_done_without_until_it_is_writable_again(
         assert reply.hold is not None
     assert store.breaker_state is not BreakerState.CLOSED
     await admin.execute_command("REPLICAOF", "NO", "ONE")
-    assert await eventually(lambda: is_back(store))
+    await until(lambda: is_back(store))
 
 
 async def test_server_busy_for_longer_than_the_timeout_costs_no_request(
     store: RedisStore, admin: aioredis.Redis, observer: RecordingObserver
 ) -> None:
     busy = asyncio.create_task(admin.execute_command("DEBUG", "SLEEP", "1"))
-    await asyncio.sleep(0.05)
-    for _ in range(10):
+
+    async def falls_back() -> bool:
         assert (await use_everything(store)).values == (None,)
-    assert observer.fallbacks["lookup"] > 0
+        return observer.fallbacks["lookup"] > 0
+
+    await until(falls_back)
     await busy
-    assert await eventually(lambda: is_back(store))
+    await until(lambda: is_back(store))
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,7 @@ import redis
 from serving.errors import ConfigError
 from serving.stores.redis_server import EmbeddedRedis
 from tests.support.redis_server import embedded_redis, stopped
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 15.0) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.01)
-    return True
+from tests.support.waiting import wait_until
 
 
 def exists(pid: int) -> bool:
@@ -73,7 +64,7 @@ def test_killed_server_is_started_again_and_empty(server: EmbeddedRedis) -> None
     first = server.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    assert eventually(lambda: server.pid not in (None, first) and server.is_alive())
+    assert wait_until(lambda: server.pid not in (None, first) and server.is_alive())
     assert server.num_restarts == 1
     with redis.Redis.from_url(server.url) as client:
         assert client.get("a") is None
@@ -104,7 +95,7 @@ def test_frozen_server_is_seen_as_not_alive_and_can_still_be_stopped(
 def test_waking_up_makes_it_alive_again(server: EmbeddedRedis) -> None:
     with stopped(server):
         assert not server.is_alive()
-    assert eventually(server.is_alive)
+    assert wait_until(server.is_alive)
 
 
 def test_survives_the_thread_that_started_it() -> None:
@@ -114,7 +105,6 @@ def test_survives_the_thread_that_started_it() -> None:
         starter = threading.Thread(target=server.start)
         starter.start()
         starter.join()
-        time.sleep(0.1)
         try:
             assert server.is_alive()
             assert server.num_restarts == 0
@@ -168,7 +158,7 @@ from serving.stores.redis_server import EmbeddedRedis
 server = EmbeddedRedis(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -180,4 +170,4 @@ def test_server_does_not_outlive_a_parent_that_was_killed(server: EmbeddedRedis)
         pid = int(parent.stdout.readline())
         assert exists(pid)
         parent.kill()
-    assert eventually(lambda: not exists(pid))
+    assert wait_until(lambda: not exists(pid))

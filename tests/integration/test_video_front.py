@@ -45,8 +45,9 @@ from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
 from tests.support.redis_server import embedded_redis, stopped
-from tests.support.video_clients import Presence, events_of, until
+from tests.support.video_clients import Presence, events_of
 from tests.support.video_jobs import SECRET
+from tests.support.waiting import until
 
 LIMITS = clip_limits()
 MODEL = "fake-video"

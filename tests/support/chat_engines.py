@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,13 +76,6 @@ async def collect(engine: ChatEngine, request: EngineRequest) -> Answer:
         deltas[-1].num_prompt_tokens,
         deltas[-1].num_cached_tokens,
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for ``condition``."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110  (counters have nothing to wait on)
-            await asyncio.sleep(0.01)
 
 
 def holds_nothing(engine: ChatEngine) -> bool:

@@ -17,7 +17,8 @@ import psutil
 
 from models.families.texthawk2.prompt import PromptBuilder
 from tests.support.chat_engines import engine_processes
-from tests.support.system import MODEL, Metrics, System, running_system, wait_until
+from tests.support.system import MODEL, Metrics, System, running_system
+from tests.support.waiting import wait_until
 
 CHAT_MODEL = "texthawk2-nano"
 ALPHA, BETA = "alpha-key-c77d0b14", "beta-key-2e90a1ff"

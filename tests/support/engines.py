@@ -73,10 +73,3 @@ async def running_driver(
         if isinstance(engine, GatedEngine):
             engine.gate.set()
         await asyncio.wait_for(driver.stop(), WAIT_S)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until ``condition()`` holds."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.001)

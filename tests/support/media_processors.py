@@ -24,7 +24,7 @@ def corner(rgb: Array) -> Array:
 
 
 def _sleep_forever(rgb: Array) -> Array:
-    time.sleep(600)
+    signal.pause()
     return rgb
 
 
@@ -36,7 +36,7 @@ def _sleep_a_little(rgb: Array) -> Array:
 def _die(signal_number: int) -> Callable[[Array], Array]:
     def die(rgb: Array) -> Array:
         os.kill(os.getpid(), signal_number)
-        time.sleep(60)
+        signal.pause()
         return rgb
 
     return die

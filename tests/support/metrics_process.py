@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
 from pathlib import Path
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     tell(CallFinished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003))
     tell(BreakerChanged(BreakerState.OPEN))
     print("ready", flush=True)
-    time.sleep(600)
+    signal.pause()
 
 
 if __name__ == "__main__":

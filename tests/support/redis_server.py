@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import redis
 
 from serving.stores.redis_server import EmbeddedRedis
+from tests.support.waiting import wait_until
 
 
 @contextmanager
@@ -52,16 +52,15 @@ def external_redis() -> Iterator[str]:
 
 
 def _wait_until_it_answers(url: str) -> None:
-    deadline_s = time.monotonic() + 10
     with redis.Redis.from_url(url) as client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.01)
+        wait_until(lambda: _answers(client), "Redis answers")
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from serving.gateway.grpc import GrpcMethods
 from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
 from tests.support.fake_service import FakeService, joined
+from tests.support.waiting import until
 
 START_TIMEOUT_S = 20.0
 
@@ -85,8 +86,7 @@ async def _serve(
         config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
         http = uvicorn.Server(config)
         task = asyncio.create_task(http.serve([listener]))
-        while not http.started:  # noqa: ASYNC110  uvicorn has no event for it
-            await asyncio.sleep(0.005)
+        await until(lambda: http.started)
         doors.append(ServedDoor(service, listener.getsockname()[1], grpc_port, asyncio.get_running_loop()))
         is_up.set()
         await stop.wait()

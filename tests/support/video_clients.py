@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from serving.front.auth import Authenticator
@@ -70,13 +70,6 @@ class Presence:
             return self._messages.pop()
         await self.left.wait()
         return {"type": "http.disconnect"}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everything else run until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 def events_of(body: bytes) -> list[tuple[str, Any]]:

@@ -316,6 +316,9 @@ def test_serving_writes_the_name_of_no_family() -> None:
 # -- tests that can fail ---------------------------------------------------------------------------------------------
 
 _TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+_PYTHON_TESTS = [
+    path for path in sorted((ROOT / "tests").rglob("*.py")) if not {"benchmarks", "fuzz", "compare"} & {*path.parts}
+]
 _CHECKS = {"raises", "warns", "fail", "deprecated_call"}
 """Of pytest, and methods of NumPy, torch and mocks that begin with ``assert_``."""
 
@@ -351,7 +354,8 @@ def _imported_functions(path: Path) -> Iterator[str]:
         if module == "models.testing":
             yield "check"  # what ``checks_of`` gives is called so
         elif module.startswith("tests."):
-            names = _asserting((ROOT / module.replace(".", "/")).with_suffix(".py"))
+            source = (ROOT / module.replace(".", "/")).with_suffix(".py")
+            names = _asserting(source) if source.is_file() else set()
             yield from (alias.asname or alias.name for alias in node.names if alias.name in names)
 
 
@@ -365,6 +369,30 @@ def _asserts(function: ast.AST, helpers: set[str]) -> bool:
             if last in helpers or last.startswith("assert_") or (name.startswith("pytest.") and last in _CHECKS):
                 return True
     return False
+
+
+_MAY_SLEEP = {
+    "tests/support/waiting.py": "the one place where tests wait",
+    "tests/support/chat_replicas.py": "frames take as long on a virtual loop",
+    "tests/support/media_processors.py": "a decode that takes a while, in a process of its own",
+    "tests/support/fake_engine.py": "a stage that takes a while",
+}
+
+
+def test_no_test_waits_for_a_time_that_somebody_guessed() -> None:
+    """What can be waited for is waited for: by an event, by ``tests.support.waiting``, or on a virtual loop."""
+    sleeping = set()
+    for path in _PYTHON_TESTS:
+        text = path.read_text(encoding="utf-8")
+        if "sleep" in text and "run_virtual" not in text:
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            sleeping |= {str(path.relative_to(ROOT)) for call in calls if _sleeps(call)}
+    assert sleeping == set(_MAY_SLEEP)
+
+
+def _sleeps(call: ast.Call) -> bool:
+    is_a_turn = bool(call.args) and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
+    return ast.unparse(call.func) in ("time.sleep", "asyncio.sleep", "sleep") and not is_a_turn
 
 
 def test_no_test_module_is_left_out_by_its_name() -> None:

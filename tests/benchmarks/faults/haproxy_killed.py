@@ -13,7 +13,8 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from tests.benchmarks.faults.harness import Figures, Start, watched
 from tests.support.media_files import encode, noise
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 TITLE = "HAProxy killed"
 _CALM_S = 10.0

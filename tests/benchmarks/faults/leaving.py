@@ -24,7 +24,8 @@ from PIL import Image
 
 from serving.stores import keys
 from tests.benchmarks.faults.harness import Figures, Start
-from tests.support.system import MODEL, System, wait_until
+from tests.support.system import MODEL, System
+from tests.support.waiting import wait_until
 
 TITLE = "callers leave while their work runs"
 _TENANT = "leaver"

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from tests.benchmarks.faults.harness import Figures, Start
-from tests.support.system import wait_until
+from tests.support.waiting import wait_until
 
 TITLE = "store full for 5 s when a clip is delivered"
 _MODEL = "vdit-nano"

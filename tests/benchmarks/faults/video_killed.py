@@ -10,7 +10,7 @@ import time
 import httpx
 
 from tests.benchmarks.faults.harness import Figures, Start
-from tests.support.system import wait_until
+from tests.support.waiting import wait_until
 
 TITLE = "both video replicas killed 1.3 s into a clip"
 _MODEL = {"id": "vdit-nano", "replicas": 2}

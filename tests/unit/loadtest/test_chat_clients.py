@@ -17,6 +17,7 @@ from loadtest.clients.http11 import ResponseParser
 from loadtest.clients.http_chat import HttpChatClient
 from loadtest.records import Outcome
 from loadtest.runner import RunLimits, run_closed_loop
+from tests.support.waiting import lapse
 from tests.unit.loadtest.builders import make_payload
 from tests.unit.loadtest.test_http_clients import scripted
 
@@ -56,7 +57,7 @@ async def streaming(pieces: Sequence[bytes], *, ends_well: bool = True) -> Async
                 for piece in pieces:
                     writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                     await writer.drain()
-                    await asyncio.sleep(PAUSE_S)
+                    await lapse(PAUSE_S)
                 if not ends_well:
                     return
                 writer.write(b"0\r\n\r\n")
@@ -229,7 +230,7 @@ class Servicer(vireo_pb2_grpc.VireoServicer):
             if isinstance(item, grpc.StatusCode):
                 await context.abort(item, "as planned")
             yield vireo_pb2.ChatResponse(**item)
-            await asyncio.sleep(PAUSE_S)
+            await lapse(PAUSE_S)
 
 
 async def call_grpc(servicer: Servicer, **fields: Any) -> Reply:

@@ -19,6 +19,7 @@ from loadtest.clients.grpc_oip import GrpcOipClient
 from loadtest.clients.oip import pack_bytes, unpack_bytes
 from loadtest.clients.outcomes import WrongAnswer
 from loadtest.records import Outcome
+from tests.support.waiting import turns
 from tests.unit.loadtest.builders import make_payload
 
 Answer = Callable[[Any, Any], Awaitable[Any]]
@@ -169,7 +170,7 @@ async def test_a_stream_that_the_server_ends_fails_what_waits_on_it_and_the_next
         client = GrpcStreamClient(address)
         await client.start()
         waiting = asyncio.create_task(client.send(client.prepare(make_payload())))
-        await asyncio.sleep(0.05)
+        await turns()
         ended = await client.send(client.prepare(make_payload(model="end")))
         assert (ended.outcome, (await waiting).outcome) == (Outcome.CONNECTION_ERROR, Outcome.CONNECTION_ERROR)
         replies = await asyncio.gather(*(client.send(client.prepare(make_payload())) for _ in range(2)))

@@ -16,6 +16,7 @@ from loadtest.clients.http11 import (
     ResponseParser,
     encode_request,
 )
+from tests.support.waiting import lapse, turns
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -158,7 +159,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         head = await reader.readuntil(b"\r\n\r\n")
         body = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         if body.startswith(b"slow"):
-            await asyncio.sleep(0.02)
+            await lapse(0.02)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
 
 
@@ -178,7 +179,7 @@ async def test_requests_in_turn_share_a_connection_and_requests_at_once_do_not()
 async def test_the_late_answer_to_a_cancelled_request_is_never_given_to_another() -> None:
     async with serving(echo) as (pool, _):
         first = asyncio.create_task(ask(pool, b"slow-first"))
-        await asyncio.sleep(0.005)
+        await turns()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         assert await ask(pool, b"second") == b"second"

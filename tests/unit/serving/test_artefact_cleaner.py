@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,17 @@ import pytest
 from serving.errors import StoreUnavailable
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.periodic import ArtefactCleaner
+from tests.support.waiting import turns, until
 
 
 class Index:
     def __init__(self, *names: str) -> None:
         self.names = set(names)
         self.is_away = False
+        self.asked = False
 
     async def has(self, job_id: str) -> bool:
+        self.asked = True
         if self.is_away:
             raise StoreUnavailable("away")
         return job_id in self.names
@@ -40,14 +42,6 @@ async def put(store: ArtefactStore, folder: Path, name: str, age_s: float) -> No
     os.utime(folder / "jobs" / name / "clip.mp4", (then_s, then_s))
 
 
-async def eventually(check: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if check():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it never came")
-
-
 async def test_old_files_without_a_job_go(store: ArtefactStore, tmp_path: Path) -> None:
     for name, age_s in (("gone", 7200), ("here", 7200), ("young", 60)):
         await put(store, tmp_path, name, age_s)
@@ -61,14 +55,14 @@ async def test_it_goes_on_after_an_outage(store: ArtefactStore, tmp_path: Path) 
     await put(store, tmp_path, "gone", 7200)
     cleaner = ArtefactCleaner(store, index, every_s=0.01)
     cleaner.start()
-    await asyncio.sleep(0.05)
+    await until(lambda: index.asked)
     assert (tmp_path / "jobs" / "gone").exists()
     index.is_away = False
-    await eventually(lambda: not (tmp_path / "jobs" / "gone").exists())
+    await until(lambda: not (tmp_path / "jobs" / "gone").exists())
     await cleaner.stop()
     await cleaner.stop()
     await put(store, tmp_path, "after", 7200)
-    await asyncio.sleep(0.05)
+    await turns()
     assert (tmp_path / "jobs" / "after").exists()
 
 
@@ -93,5 +87,5 @@ async def test_it_goes_on_after_an_error_that_nobody_foresaw(
     monkeypatch.setattr(store, "sweep", once)
     cleaner = ArtefactCleaner(store, index, every_s=0.01)
     cleaner.start()
-    await eventually(lambda: not (tmp_path / "jobs/gone").exists())
+    await until(lambda: not (tmp_path / "jobs/gone").exists())
     await cleaner.stop()

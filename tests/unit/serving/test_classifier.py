@@ -8,7 +8,8 @@ from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure
 from serving.errors import Cancelled
 from serving.replica.driver import Driver
 from serving.replica.staged.deployment import Classifier
-from tests.support.engines import NEVER, WAIT_S, GatedEngine, early_exit_scheduler, pixels, running_driver, until
+from tests.support.engines import NEVER, WAIT_S, GatedEngine, early_exit_scheduler, pixels, running_driver
+from tests.support.waiting import until
 
 
 class Bare(Classifier):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -35,7 +35,7 @@ def make_function(argument: str) -> Callable[[bytearray], bytes]:
         if word == b"environment":
             return " ".join(os.environ).encode()
         if word == b"wait":
-            time.sleep(float(rest))
+            threading.Event().wait(float(rest))
         return argument.encode() + b":" + rest
 
     return function

@@ -17,8 +17,9 @@ from serving.delivery.unary.dispatch import MAX_ATTEMPTS, MAX_SAMPLES_PER_CALL, 
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.errors import Cancelled, EngineFailed, ReplicaLost, RetriesSpent, ServingError
 from serving.telemetry.events import CallRetried, Event, SamplesSent
-from tests.support.engines import WAIT_S, until
+from tests.support.engines import WAIT_S
 from tests.support.replica_calls import FakeCall, ReplicaGone, number_of, sample
+from tests.support.waiting import until
 
 
 class Way:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,18 +40,10 @@ from serving.errors import (
 from serving.replica.driver import Answer, Driver, Stay, rejection
 from serving.replica.staged.base import Outcome, Outputs, StageOutput
 from serving.telemetry import events
-from tests.support.engines import (
-    NEVER,
-    WAIT_S,
-    GatedEngine,
-    cost_table,
-    early_exit_scheduler,
-    pixels,
-    running_driver,
-    until,
-)
+from tests.support.engines import NEVER, WAIT_S, GatedEngine, cost_table, early_exit_scheduler, pixels, running_driver
 from tests.support.fake_engine import FakeEngine
 from tests.support.scripted_scheduler import ScriptedScheduler
+from tests.support.waiting import turns, until, wait_until
 
 FULL = (NEVER, NEVER, NEVER, 0.0)
 
@@ -178,7 +169,7 @@ async def test_sample_that_runs_out_of_time_answers_from_the_exit_it_passed() ->
 
 
 def _sleep_past(driver: Driver, deadline_s: float) -> None:
-    time.sleep(max(0.0, deadline_s - driver.clock()) + 0.01)
+    wait_until(lambda: driver.clock() > deadline_s, "the deadline is over")
 
 
 # -- cancellation ----------------------------------------------------------------------------------------------------
@@ -417,7 +408,7 @@ async def test_stop_waits_for_a_batch_whose_callers_have_all_gone() -> None:
         task.cancel()
         await asyncio.wait([task])
         stopping = asyncio.create_task(driver.stop())
-        await asyncio.sleep(0.01)
+        await turns()
         assert not stopping.done()
         engine.gate.set()
         await asyncio.wait_for(stopping, WAIT_S)
@@ -560,7 +551,7 @@ def test_any_interleaving_of_submits_and_cancels_conserves(actions: list[tuple[s
                 elif action == "cancel" and tasks:
                     tasks[number % len(tasks)].cancel()
                 else:
-                    await asyncio.sleep(0 if action == "yield" else 0.0005)
+                    await turns(1 if action == "yield" else 5)
                 scheduler.check_invariants()
             if tasks:
                 await asyncio.wait_for(asyncio.wait(tasks), WAIT_S)

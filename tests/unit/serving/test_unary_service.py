@@ -18,9 +18,9 @@ from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, Un
 from serving.errors import EngineFailed, QueueFull, QuotaExceeded, ServingError
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from tests.support.engines import until
 from tests.support.fake_service import make_card
 from tests.support.memory_results import MemoryResults
+from tests.support.waiting import until
 
 MODEL = "m"
 POINTS = SimpleNamespace(watts=4.0)

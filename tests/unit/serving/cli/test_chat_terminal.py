@@ -20,6 +20,7 @@ from serving.tasks.chat.domain import TextPart
 from tests.support.fake_service import WORDS, FakeService
 from tests.support.media_files import encode, gradient
 from tests.support.served_door import ServedDoor, served
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[4]
 TIMEOUT_S = 60.0
@@ -109,10 +110,7 @@ def told(door: ServedDoor) -> list[list[str]]:
 
 
 def wait_idle(door: ServedDoor) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while door.service.chats_open:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(lambda: not door.service.chats_open, "no chat is open")
 
 
 def test_session_streams_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:

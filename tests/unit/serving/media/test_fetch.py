@@ -38,6 +38,7 @@ from serving.telemetry.events import Event, ImageFetched
 from tests.support import media_files as files
 from tests.support.image_urls import RULES, URLS, is_listed
 from tests.support.tls_server import PictureServer, Script, answer, raw, redirect, write_certificate
+from tests.support.waiting import lapse
 
 NAME = "pictures.test"
 PICTURE = files.encode(files.noise(8, 8))
@@ -354,7 +355,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"x")
         await writer.drain()
-        await asyncio.sleep(0.02)
+        await lapse(0.02)
 
 
 async def pour(writer: asyncio.StreamWriter) -> None:
@@ -378,7 +379,7 @@ async def endless_hints(writer: asyncio.StreamWriter) -> None:
 
 
 async def silence(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(600)
+    await asyncio.Event().wait()
 
 
 OK = b"HTTP/1.1 200 OK\r\n"

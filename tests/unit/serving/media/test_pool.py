@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -33,6 +33,7 @@ from serving.media.prepare import content_sha256
 from serving.media.worker_process import WorkerGone
 from tests.support import media_files as files
 from tests.support.media_processors import broken_factory, make_processor, served_processors, strips
+from tests.support.waiting import lapse, turns, until
 
 SERVED = served_processors("dyn-perceiver-nano", "texthawk2-nano", "texthawk2-7b")
 LIMITS = MediaLimits(decode_timeout_s=0.5, tiny_pixels=64 * 64)
@@ -54,23 +55,15 @@ async def pool() -> AsyncIterator[MediaPool]:
     await pool.stop()
 
 
-async def eventually(condition: Callable[[], bool]) -> bool:
-    for _ in range(2_000):
-        if condition():
-            return True
-        await asyncio.sleep(0.005)
-    return False
-
-
 async def one_replaced(pool: MediaPool, before: set[int]) -> int:
     """Wait until one of two workers was replaced; return the pid of the dead one."""
-    assert await eventually(lambda: len(pool.worker_pids) == 2 and set(pool.worker_pids) != before)
+    assert await until(lambda: len(pool.worker_pids) == 2 and set(pool.worker_pids) != before)
     (dead,) = before - set(pool.worker_pids)
     return dead
 
 
 async def is_gone(pid: int) -> bool:
-    return await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+    return await until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def child_commands() -> str:
@@ -373,7 +366,7 @@ async def test_cancelled_during_a_short_job_keeps_the_worker_and_mixes_up_no_ans
         (pid,) = pool.worker_pids
         for seed in range(5):
             job = asyncio.create_task(pool.prepare(BIG_PNG, "nap"))
-            await asyncio.sleep(0.001 * seed)
+            await lapse(0.001 * seed)
             job.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await job
@@ -390,7 +383,7 @@ async def test_cancelled_during_a_long_job_frees_the_slot_well_before_the_decode
     await pool.start()
     try:
         job = asyncio.create_task(pool.prepare(BIG_PNG, "sleep"))
-        await asyncio.sleep(0.05)
+        await turns()
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
@@ -409,7 +402,7 @@ async def test_stop_ends_every_process_and_every_caller() -> None:
     await pool.start()
     (pid,) = pool.worker_pids
     running, waiting = (asyncio.create_task(pool.prepare(BIG_PNG, "sleep")) for _ in range(2))
-    await asyncio.sleep(0.02)
+    await turns()
     await pool.stop()
     for task in (running, waiting):
         with pytest.raises(Draining):
@@ -424,7 +417,7 @@ async def test_stop_while_a_worker_is_being_replaced_leaves_nothing_behind() -> 
     pool = make_pool(1)
     await pool.start()
     os.kill(pool.worker_pids[0], signal.SIGKILL)
-    assert await eventually(lambda: not pool.worker_pids)
+    assert await until(lambda: not pool.worker_pids)
     await pool.stop()
     assert "serving.media.worker" not in child_commands()
 
@@ -447,12 +440,14 @@ from serving.media.limits import MediaLimits
 from serving.media.pool import Caller, MediaPool
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor
+from tests.support.waiting import lapse, turns, until
 
 async def main():
     pool = MediaPool(MediaLimits(), 2, make_processor)
     await pool.start()
     stuck = asyncio.create_task(pool.prepare(files.encode(files.noise(100, 100)), "sleep"))
-    await asyncio.sleep(0.1)
+    while len(pool._free) == 2:
+        await asyncio.sleep(0)
     print(*pool.worker_pids, flush=True)
     await stuck
 
@@ -504,7 +499,7 @@ class Account:
 
     async def settled(self, count: int) -> list[float]:
         """Wait until nothing is set aside and ``count`` decodes were charged."""
-        assert await eventually(lambda: self.held == 0 and len(self.charged) == count)
+        assert await until(lambda: self.held == 0 and len(self.charged) == count)
         return [seconds for _, seconds in self.charged]
 
 

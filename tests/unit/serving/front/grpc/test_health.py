@@ -11,6 +11,7 @@ from serving.errors import QueueFull
 from serving.front.grpc import health as grpc_health
 from serving.front.grpc.health import MAX_WATCHES, Health
 from tests.support.fake_service import FakeService, joined, make_card
+from tests.support.waiting import turns
 
 STATUS = health_pb2.HealthCheckResponse
 
@@ -25,7 +26,7 @@ async def test_watch_tells_the_state_now_and_each_change_once() -> None:
     watch = Health(service).watch("")
     assert (await anext(watch)).status == STATUS.SERVING
     pending = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0.05)
+    await turns()
     assert not pending.done(), "nothing has changed"
     service.ready = False
     assert (await pending).status == STATUS.NOT_SERVING
@@ -38,7 +39,7 @@ async def test_watch_of_an_unknown_service_says_so_and_stays_open() -> None:
     watch = Health(joined(FakeService())).watch("nope")
     assert (await anext(watch)).status == STATUS.SERVICE_UNKNOWN
     pending = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0.03)
+    await turns()
     assert not pending.done()
     pending.cancel()
     await asyncio.gather(pending, return_exceptions=True)

@@ -42,6 +42,7 @@ from tests.support.clients import (
     vireo_message,
 )
 from tests.support.fake_service import MODEL, FakeService
+from tests.support.waiting import until
 
 GOOD = Ask([GOOD_PNG])
 KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}
@@ -397,9 +398,7 @@ async def test_client_that_leaves_a_stream_frees_all_its_slots(served: Served) -
     call = vireo_pb2_grpc.VireoStub(channel).ClassifyStream()
     for _ in range(5):
         await call.write(vireo_message(GOOD))
-    async with asyncio.timeout(10):
-        while door.service.in_flight < 5:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: door.service.in_flight == 5)
     call.cancel()
     await settled(door)
     assert door.service.num_cancelled == 5
@@ -407,9 +406,7 @@ async def test_client_that_leaves_a_stream_frees_all_its_slots(served: Served) -
 
 
 async def settled(door: FrontDoor) -> None:
-    async with asyncio.timeout(10):
-        while door.service.in_flight:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: not door.service.in_flight)
 
 
 async def test_details_of_the_longest_error_fit_into_the_trailers(served: Served) -> None:

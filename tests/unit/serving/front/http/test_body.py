@@ -10,6 +10,7 @@ import pytest
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
 from serving.front.http.body import PIECE_BYTES, Headers, Receive, read_into
 from serving.limits import IngressLimits
+from tests.support.waiting import turns
 
 LIMITS = IngressLimits(max_body_bytes=10, body_timeout_s=0.05)
 
@@ -81,7 +82,7 @@ async def test_content_length_that_is_no_number_or_absurd_is_refused(length: byt
 
 async def test_dripping_body_is_given_up_however_steadily_it_drips() -> None:
     async def drip() -> dict[str, Any]:
-        await asyncio.sleep(0.02)
+        await turns()
         return {"type": "http.request", "body": b"", "more_body": True}
 
     with pytest.raises(SlowBody, match=r"0\.05 s"):

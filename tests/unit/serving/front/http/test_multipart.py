@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -157,10 +158,6 @@ def test_any_bytes_give_a_form_or_a_typed_error(pieces: list[bytes], sizes: list
 @given(st.text(max_size=60).map(lambda tail: "multipart/form-data" + tail))
 def test_any_content_type_gives_a_reader_or_a_typed_error(content_type: str) -> None:
     raw = content_type.encode("utf-8", "replace").decode("latin-1")
-    try:
-        reader = FormReader(raw, LIMITS)
-        reader.feed(b"x")
-    except ClientError as error:
-        assert isinstance(error, UnsupportedMediaType | InvalidRequest)
-        return
-    assert "boundary" in content_type.lower()
+    with contextlib.suppress(UnsupportedMediaType, InvalidRequest):
+        FormReader(raw, LIMITS).feed(b"x")
+        assert "boundary" in content_type.lower()

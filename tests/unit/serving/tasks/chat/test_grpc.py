@@ -17,6 +17,7 @@ from serving.front.grpc.registration import add_vireo_to_server
 from tests.support.chat_clients import Chat, message_of
 from tests.support.clients import FakeContext, FrontDoor, context_outcome
 from tests.support.fake_service import WORDS, FakeService
+from tests.support.waiting import until
 
 Served = tuple[FrontDoor, vireo_pb2_grpc.VireoStub]
 TEXT = "".join(WORDS)
@@ -36,9 +37,7 @@ async def served() -> AsyncIterator[Served]:
 
 async def settled(door: FrontDoor) -> str:
     """Wait until nothing is left of the only call; return its outcome."""
-    async with asyncio.timeout(10):
-        while door.service.chats_open or not door.calls.finished:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: door.calls.finished and not door.service.chats_open)
     (call,) = door.calls.finished
     outcome: str = call.outcome
     return outcome

@@ -31,6 +31,7 @@ from tests.support.chat_clients import (
 )
 from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
+from tests.support.waiting import until
 
 TEXT = "".join(WORDS)
 BODY = document_of(Chat())
@@ -387,9 +388,7 @@ async def test_probabilities_are_in_the_documented_shape(is_streamed: bool) -> N
 
 
 async def settled(door: FrontDoor) -> None:
-    async with asyncio.timeout(10):
-        while door.service.chats_open:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: not door.service.chats_open)
 
 
 def outcome_of(door: FrontDoor) -> str:

@@ -33,6 +33,7 @@ from serving.telemetry.events import ignore
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
 from tests.support.tls_server import PictureServer, answer, write_certificate
+from tests.support.waiting import turns
 
 ACME = Caller("acme")
 LIMITS = MediaLimits(
@@ -211,7 +212,7 @@ async def test_failed_fetch_and_stuck_decode_name_their_parts(images: ChatImages
 async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> None:
     before = asyncio.all_tasks()
     task = asyncio.create_task(images.prepare([part(0), part(1)], "sleep", ACME, math.inf))
-    await asyncio.sleep(0.05)
+    await turns()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

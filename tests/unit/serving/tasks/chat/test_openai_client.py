@@ -18,6 +18,7 @@ from serving.tasks.chat.domain import ImagePart
 from tests.support.chat_clients import data_url, image_part
 from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS
+from tests.support.waiting import until
 
 TEXT = "".join(WORDS)
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -31,8 +32,7 @@ async def served() -> AsyncIterator[Served]:
     config = uvicorn.Config(door.app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with openai.AsyncOpenAI(
         base_url=f"http://127.0.0.1:{port}/v1", api_key="key-of-ada", max_retries=0
@@ -196,7 +196,5 @@ async def test_client_that_hangs_up_ends_the_work(is_streamed: bool, served: Ser
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-    async with asyncio.timeout(10):
-        while door.service.chats_open:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: not door.service.chats_open)
     assert door.service.chats_cut == 1

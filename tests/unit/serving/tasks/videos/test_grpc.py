@@ -16,7 +16,8 @@ from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos
 from tests.support.clients import CallRecorder, FakeContext, FrontDoor, context_outcome
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
-from tests.support.video_clients import ADA, PROMPT, keyed_door, until, video_door
+from tests.support.video_clients import ADA, PROMPT, keyed_door, video_door
+from tests.support.waiting import until
 
 Response = vireo_pb2.GenerateVideoResponse
 

@@ -30,9 +30,9 @@ from tests.support.video_clients import (
     keyed_door,
     post,
     post_form,
-    until,
     video_door,
 )
+from tests.support.waiting import lapse, turns, until
 
 
 def check(schema: str, document: Any) -> None:
@@ -496,7 +496,7 @@ async def test_events_tell_every_step_and_end_with_the_job() -> None:
     for step in (1, 2):
         door.service.previews[video_id] = b"jpeg%d" % step
         door.service.run_steps(video_id, step)
-        await asyncio.sleep(0.01)
+        await turns()
     door.service.previews.clear()
     door.service.complete(video_id)
     reply = await watching
@@ -529,7 +529,7 @@ async def test_silence_is_filled_with_signs_of_life() -> None:
     door = video_door(limits=IngressLimits(keep_alive_s=0.01))
     video_id = await made(door)
     watching = asyncio.create_task(watch(door, video_id, Presence()))
-    await asyncio.sleep(0.05)
+    await lapse(0.05)
     door.service.complete(video_id)
     names = [name for name, _ in events_of((await watching).body)]
     assert (names[0], names[1], names[-1]) == ("progress", ":", "completed")
@@ -552,7 +552,7 @@ async def test_error_after_the_first_event_is_the_last_event() -> None:
     video_id = await made(door)
     watching = asyncio.create_task(watch(door, video_id, Presence()))
     await until(lambda: door.service.watchers == 1)
-    await asyncio.sleep(0.01)
+    await turns()
     door.service.video_error = StoreUnavailable("jobs cannot be reached now")
     door.service.change(video_id)
     events = events_of((await watching).body)

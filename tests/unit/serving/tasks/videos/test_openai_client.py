@@ -15,6 +15,7 @@ from serving.front.auth import Authenticator
 from tests.support.clients import FrontDoor
 from tests.support.fake_videos import CLIP, THUMBNAIL, VIDEO_MODEL
 from tests.support.video_clients import KEYS, PROMPT, video_door
+from tests.support.waiting import until
 
 EXTRA = {"seed": 7, "vireo": {"energy_j": 50, "priority": "high"}, "extra_params": {"sampler": "ddim"}}
 Served = tuple[FrontDoor, openai.AsyncOpenAI]
@@ -28,8 +29,7 @@ async def served() -> AsyncIterator[Served]:
     config = uvicorn.Config(door.app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with openai.AsyncOpenAI(
         base_url=f"http://127.0.0.1:{port}/v1", api_key="key-of-ada", max_retries=0

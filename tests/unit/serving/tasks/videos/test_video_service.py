@@ -41,6 +41,7 @@ from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
+from tests.support.waiting import turns
 
 NOW_S = 1_800_000_000.0
 LIMITS = clip_limits(max_prompt_chars=100)
@@ -575,7 +576,7 @@ async def test_watcher_hears_of_changes_only_and_of_the_end() -> None:
         first = await anext(updates)
         assert (first.job, first.finish_at_s, first.preview) == (job, NOW_S + 20.0, None)
         waiting = asyncio.ensure_future(anext(updates))
-        await asyncio.sleep(0.02)
+        await turns()
         assert not waiting.done()
         gateway.files.files[preview_key(job.id)] = b"jpeg"
         running = replace(job, status=JobStatus.IN_PROGRESS, step=10, remaining_s=4.0)
@@ -598,14 +599,14 @@ async def test_watcher_bears_with_a_short_outage_and_not_with_a_long_one() -> No
         await anext(updates)
         gateway.index.is_away = True
         waiting = asyncio.ensure_future(anext(updates))
-        await asyncio.sleep(0.02)
+        await turns()
         assert not waiting.done()
         gateway.index.is_away = False
         gateway.index.jobs[job.id] = replace(job, step=1)
         assert (await waiting).job.step == 1
         gateway.index.is_away = True
         waiting = asyncio.ensure_future(anext(updates))
-        await asyncio.sleep(0.02)
+        await turns()
         gateway.now_s += 31
         with pytest.raises(StoreUnavailable):
             await waiting
