@@ -41,7 +41,7 @@ from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 
 NOW_S = 1_800_000_000.0
 LIMITS = clip_limits(max_prompt_chars=100)
@@ -82,12 +82,14 @@ class MemoryIndex:
 
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     is_away: bool = False
+    num_refused: int = 0
     waiting_s: float = 0.0
     num_creates: int = 0
     before_create: Callable[[], None] = lambda: None
 
     def _check(self) -> None:
         if self.is_away:
+            self.num_refused += 1
             raise StoreUnavailable("ConnectionError at redis://:secret@10.0.0.1")
 
     async def create(self, job: JobRecord, *, max_queued: int) -> None:
@@ -599,14 +601,15 @@ async def test_watcher_bears_with_a_short_outage_and_not_with_a_long_one() -> No
         await anext(updates)
         gateway.index.is_away = True
         waiting = asyncio.ensure_future(anext(updates))
-        await turns()
+        await until(lambda: gateway.index.num_refused > 1)
         assert not waiting.done()
         gateway.index.is_away = False
         gateway.index.jobs[job.id] = replace(job, step=1)
         assert (await waiting).job.step == 1
         gateway.index.is_away = True
+        refused = gateway.index.num_refused
         waiting = asyncio.ensure_future(anext(updates))
-        await turns()
+        await until(lambda: gateway.index.num_refused > refused)
         gateway.now_s += 31
         with pytest.raises(StoreUnavailable):
             await waiting
