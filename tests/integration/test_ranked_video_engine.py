@@ -22,6 +22,7 @@ from serving.replica.job.ranked_engine import RankedEngine
 from serving.replica.job.ranks import RankActors, RankRecipe
 from tests.support.video_engines import BAD_PROMPT, LIMITS, tiny_runner
 from tests.support.video_models import clip_input
+from tests.support.waiting import turns, until
 
 OPTIONS = EngineOptions(family=LIMITS.family, variant=LIMITS.variant, stop_grace_s=2.0)
 RUNNER = partial(tiny_runner, RasConfig(num_warmup_steps=1, resets=()))
@@ -49,9 +50,7 @@ async def run_steps(engine: RankedEngine, count: int) -> None:
 
 
 async def check_until_unhealthy(engine: RankedEngine) -> None:
-    while True:
-        engine.check_health()
-        await asyncio.sleep(0.05)
+    await until(lambda: engine.check_health())
 
 
 async def test_two_ranks_make_the_clip_of_one(engine: RankedEngine) -> None:
@@ -117,7 +116,7 @@ async def test_rank_that_dies_breaks_the_engine_at_once_and_for_good(engine: Ran
     await engine.admit("job", clip_input(num_steps=100))
     await engine.run_step(["job"])
     steps = asyncio.create_task(run_steps(engine, 99))
-    await asyncio.sleep(0.05)
+    await turns()
     ray.kill(engine._ranks[0])
     with pytest.raises(EngineFailed):
         await asyncio.wait_for(steps, 15)

@@ -24,6 +24,7 @@ from serving.stores.jobs.settler import JobSettler
 from serving.stores.redis_server import EmbeddedRedis
 from tests.support.redis_server import embedded_redis, external_redis, stopped
 from tests.support.video_jobs import CLIP, SECRET, progress, video_job
+from tests.support.waiting import lapse, until
 
 LONG_S = 60.0
 SHORT_S = 0.1
@@ -136,7 +137,7 @@ async def test_expired_record_leaves_the_list_as_well(jobs: RedisJobs, client: a
     for name in "ab":
         await jobs.create(video_job(name), max_queued=9)
     await jobs.complete((await claimed(jobs)).lease, CLIP, {}, 0.05)
-    await asyncio.sleep(0.1)
+    await lapse(0.1)
     page = await jobs.list_jobs("acme", "videos", after=None, limit=9, newest_first=False)
     assert page is not None
     assert [job.id for job in page.jobs] == ["b"]
@@ -301,7 +302,7 @@ async def test_cancelled_job_does_not_come_back_into_the_queue(jobs: RedisJobs, 
     if how == "requeue":
         assert await jobs.requeue(lease, progress(1), counts_as_attempt=False)
     else:
-        await asyncio.sleep(2 * SHORT_S)
+        await lapse(2 * SHORT_S)
     assert await jobs.claim(("vdit-nano",), "w", LONG_S) is None
     job = await found(jobs, "a")
     assert job.error is not None
@@ -330,7 +331,7 @@ async def test_expired_lease_gives_the_job_to_another_who_resumes_it(jobs: Redis
     await jobs.create(video_job("a"), max_queued=9)
     lost = (await claimed(jobs, SHORT_S, "first")).lease
     assert await jobs.renew(lost, SHORT_S, progress(7, checkpoint_step=5)) is LeaseState.HELD
-    await asyncio.sleep(2 * SHORT_S)
+    await lapse(2 * SHORT_S)
     claim = await claimed(jobs, LONG_S, "second")
     assert (claim.job.attempts, claim.job.step, claim.job.checkpoint_step) == (2, 5, 5)
     # whoever lost it changes nothing any more
@@ -346,14 +347,14 @@ async def test_renewed_lease_outlives_its_first_length(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     lease = (await claimed(jobs, SHORT_S)).lease
     await jobs.renew(lease, LONG_S, progress(1))
-    await asyncio.sleep(2 * SHORT_S)
+    await lapse(2 * SHORT_S)
     assert await jobs.claim(("vdit-nano",), "other", LONG_S) is None
 
 
 async def test_late_holder_keeps_a_job_that_nobody_took(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     lease = (await claimed(jobs, SHORT_S)).lease
-    await asyncio.sleep(2 * SHORT_S)
+    await lapse(2 * SHORT_S)
     assert await jobs.renew(lease, LONG_S, progress(1)) is LeaseState.HELD
     assert await jobs.claim(("vdit-nano",), "other", LONG_S) is None
 
@@ -362,7 +363,7 @@ async def test_attempts_are_used_up(jobs: RedisJobs) -> None:
     await jobs.create(video_job("a"), max_queued=9)
     for attempt in range(3):
         assert (await claimed(jobs, SHORT_S)).job.attempts == attempt + 1
-        await asyncio.sleep(2 * SHORT_S)
+        await lapse(2 * SHORT_S)
     assert await jobs.claim(("vdit-nano",), "w", LONG_S) is None
     job = await found(jobs, "a")
     assert job.error is not None
@@ -570,7 +571,7 @@ async def test_damaged_record_harms_nobody_else_and_leaves_nothing(
     await jobs.create(video_job("b", created_at_s=now_s + 1), max_queued=9)
     await damage(client, keys.job("a"))
     if state == "in_progress":
-        await asyncio.sleep(2 * SHORT_S)
+        await lapse(2 * SHORT_S)
     is_read = {name for name in ("steps are no number", "steps are missing", "key is nan") if DAMAGES[name] is damage}
     if not is_read:  # those fields are the scripts' own: without them the job cannot be scheduled, but be shown
         assert await jobs.get("acme", "a") is None
@@ -629,13 +630,6 @@ async def test_flushed_redis_forgets_every_job_and_goes_on(jobs: RedisJobs, clie
 # -- outages ---------------------------------------------------------------------------------------------------------
 
 
-async def eventually(check: Callable[[], Awaitable[bool]], timeout_s: float = 15.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not await check():
-        assert time.monotonic() < deadline_s
-        await asyncio.sleep(0.05)
-
-
 async def test_killed_redis_comes_back_with_every_job_and_lease() -> None:
     """Everything that was answered is there, and the holders of leases keep theirs."""
     with embedded_redis(is_persistent=True) as server:
@@ -655,7 +649,7 @@ async def test_killed_redis_comes_back_with_every_job_and_lease() -> None:
             except StoreUnavailable:
                 return False
 
-        await eventually(answers)
+        await until(answers)
         assert server.num_restarts == 1
         assert (await found(jobs, "j0")).status is JobStatus.COMPLETED
         assert (await found(jobs, "j0")).artefacts == CLIP
@@ -677,7 +671,7 @@ async def _kill(server: EmbeddedRedis) -> None:
     async def is_another() -> bool:
         return server.pid not in (None, pid) and server.is_alive()
 
-    await eventually(is_another)
+    await until(is_another)
 
 
 async def test_workers_lose_and_repeat_nothing_while_redis_is_killed() -> None:
@@ -694,21 +688,21 @@ async def test_workers_lose_and_repeat_nothing_while_redis_is_killed() -> None:
                 try:
                     return await call()
                 except StoreUnavailable:
-                    await asyncio.sleep(0.02)
+                    await lapse(0.02)
 
         async def work(name: str) -> None:
             while len(finished) < 30:
                 claim = await persist(lambda: jobs.claim(("vdit-nano",), name, 1.0))
                 if claim is None:
-                    await asyncio.sleep(0.02)
+                    await lapse(0.02)
                     continue
-                await asyncio.sleep(0.02)
+                await lapse(0.02)
                 lease = claim.lease
                 if await persist(lambda lease=lease: jobs.complete(lease, {}, {}, TTL_S)):
                     finished.append(claim.job.id)
 
         async def assassin() -> None:
-            await asyncio.sleep(0.1)
+            await until(lambda: finished)
             await _kill(server)
 
         await asyncio.gather(work("one"), work("two"), assassin())
@@ -737,7 +731,7 @@ async def test_silent_redis_is_reported_in_time_and_never_as_no_job() -> None:
             except StoreUnavailable:
                 return False
 
-        await eventually(answers)
+        await until(answers)
         await jobs.stop()
 
 
@@ -748,7 +742,7 @@ async def test_server_that_keeps_its_age_to_itself_still_gives_jobs_of_the_dead_
         jobs = RedisJobs(jobs_config(server.url), secret=SECRET, restart_grace_s=600.0)
         await jobs.create(video_job("a"), max_queued=9)
         await claimed(jobs, SHORT_S)
-        await asyncio.sleep(2 * SHORT_S)
+        await lapse(2 * SHORT_S)
         assert (await claimed(jobs)).job.attempts == 2
         await jobs.stop()
 
@@ -778,7 +772,7 @@ async def test_every_job_that_is_over_is_corrected_once_whoever_ended_it(jobs: R
     assert await jobs.complete(claim.lease, {}, {"energy_j": 3.0, "compute_ms": 500.0}, TTL_S)
     for _ in range(3):
         assert (await claimed(jobs, SHORT_S)).job.id == "lost"
-        await asyncio.sleep(2 * SHORT_S)
+        await lapse(2 * SHORT_S)
     assert await jobs.cancel("acme", "unwanted") is not None
     claim = await claimed(jobs)
     assert claim.job.id == "halfway"
@@ -788,7 +782,7 @@ async def test_every_job_that_is_over_is_corrected_once_whoever_ended_it(jobs: R
 
     accounts = Accounts(is_away=True)
     settler = JobSettler(jobs, accounts, older_than_s=0.0)
-    await asyncio.sleep(0.01)
+    await lapse(0.01)
     with pytest.raises(StoreUnavailable):
         await settler.settle()
     accounts.is_away = False
@@ -807,6 +801,6 @@ async def test_whoever_ended_a_job_is_given_time_to_correct_it_and_one_that_is_g
     accounts = Accounts()
     assert await JobSettler(jobs, accounts, older_than_s=60.0).settle() == 0
     await client.delete(keys.job("a"))
-    await asyncio.sleep(0.01)
+    await lapse(0.01)
     settler = JobSettler(jobs, accounts, older_than_s=0.0)
     assert (await settler.settle(), await settler.settle(), accounts.corrected) == (1, 0, {})

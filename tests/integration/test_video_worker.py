@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,6 +32,8 @@ from tests.support.clip_limits import clip_limits
 from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, video_job
+from tests.support.waiting import lapse
+from tests.support.waiting import until as waiting_for
 
 LIMITS = clip_limits()
 MODEL = "vdit-nano"
@@ -118,14 +119,12 @@ async def kill(worker: Worker) -> None:
 async def until(
     index: RedisJobs, job_id: str, condition: Callable[[JobRecord], bool], timeout_s: float = 15.0
 ) -> JobRecord:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
+    async def found() -> JobRecord | None:
         job = await index.get("acme", job_id)
         assert job is not None
-        if condition(job):
-            return job
-        assert time.monotonic() < deadline_s, job
-        await asyncio.sleep(0.02)
+        return job if condition(job) else None
+
+    return await waiting_for(found, timeout_s)
 
 
 def is_over(job: JobRecord) -> bool:
@@ -191,7 +190,7 @@ async def test_worker_that_was_late_hands_in_nothing(index: RedisJobs, store: Ar
     await until(index, "video_a", lambda job: job.status is JobStatus.IN_PROGRESS)
     first._loops[1].cancel()  # no heartbeat any more
     first._loops[0].cancel()  # and no new claim
-    await asyncio.sleep(0.1)
+    await lapse(0.1)
     async with running(build(index, store, "second", step_s=0.001)):
         job = await until(index, "video_a", is_over)
         assert job.status is JobStatus.COMPLETED
@@ -296,7 +295,7 @@ async def test_finished_clip_waits_for_a_full_store_and_is_not_made_again(
     async with running(build(index, fillable, step_s=0.005)) as worker:
         await index.create(video_job("video_a"), max_queued=10)
         await until(index, "video_a", waiting)
-        await asyncio.sleep(2 * QUICK.lease_s)  # under the lease all the time
+        await lapse(2 * QUICK.lease_s)  # under the lease all the time
         await index.create(video_job("video_b"), max_queued=10)
         assert (await until(index, "video_b", lambda job: True)).status is JobStatus.QUEUED, "nothing more is claimed"
         assert worker.num_held == 1
@@ -371,12 +370,7 @@ async def test_wait_for_the_store_ends_when_the_job_is_not_wanted(
 
 
 async def _until_held(worker: Worker, count: int) -> None:
-    deadline_s = time.monotonic() + 15.0
-    while True:
-        if worker.num_held == count:
-            return
-        assert time.monotonic() < deadline_s
-        await asyncio.sleep(0.02)
+    await waiting_for(lambda: worker.num_held == count)
 
 
 async def test_lost_store_fails_the_job_with_a_stable_code(
@@ -414,7 +408,7 @@ async def test_files_of_a_job_that_redis_lost_are_swept_and_those_of_others_are_
             await (client.flushall() if loss == "flushed" else client.hset(keys.job("video_a"), "record", "junk"))
         await index.create(video_job("video_b"), max_queued=10)
         await until(index, "video_b", is_over)
-    await asyncio.sleep(0.05)
+    await lapse(0.05)
     assert await ArtefactCleaner(store, index, older_than_s=0.01).sweep() == 1
     assert [path.name for path in (tmp_path / "clips/jobs").iterdir()] == ["video_b"]
 

@@ -9,6 +9,7 @@ import pytest
 
 from serving.errors import EngineFailed
 from serving.replica.job.engine_thread import EngineThread
+from tests.support.waiting import until
 
 
 async def test_calls_run_in_order_one_at_a_time() -> None:
@@ -34,8 +35,7 @@ async def test_busy_only_while_a_call_runs_even_one_that_raises() -> None:
 
     call = asyncio.ensure_future(thread.call(wait))
     assert await asyncio.to_thread(entered.wait, 10)
-    await asyncio.sleep(0.01)
-    assert thread.busy_s > 0
+    await until(lambda: thread.busy_s > 0)
     freed.set()
     with pytest.raises(ValueError, match="no"):
         await call
