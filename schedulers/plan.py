@@ -119,7 +119,7 @@ class Refusal:
 
 def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.0) -> Plan | Refusal:
     """The best point that fits after ``wait_s`` of waiting, which is all the load there is to know; of equals the one
-    that takes fewer joules, then the faster, then the first.
+    that takes fewer joules, then the faster, then the first. Those whose quality nobody knows come last, in order.
 
     Raises: ValueError: ``wait_s`` is negative or not finite.
     """
@@ -129,7 +129,7 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.
     if not plans:
         message = "no operating point can do this combination of settings"
         return Refusal(nearest=None, breaks=(), feasible=None, message=message)
-    plans.sort(key=lambda one: (-one.quality, one.energy_j, one.latency_s))
+    plans.sort(key=_rank)
     lacking = _excesses(plans[0], budget, wait_s)
     if not lacking:
         return plans[0]
@@ -144,6 +144,12 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.
             )
     nearest = min(plans, key=lambda one: max(_excesses(one, budget, wait_s).values()))
     return _refusal(nearest, budget, wait_s)
+
+
+def _rank(one: Plan) -> tuple[float, ...]:
+    if one.point.quality is None:
+        return (math.inf, 0.0, 0.0)
+    return (-one.point.quality, one.energy_j, one.latency_s)
 
 
 def _planned(point: Point, units: Units) -> Plan:

@@ -11,11 +11,11 @@ from typing import Protocol
 
 from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
-from models.io import ImageRequest
+from models.io import ClipIO, ClipRequest, ImageRequest
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
 from schedulers.cost import TableCostModel
-from schedulers.plan import Cost, Point, Settings, Units, Value
+from schedulers.plan import Cost, Point, Settings, Units, Value, Work
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import ConfigError
@@ -120,6 +120,21 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
         checkpoint_sha256=identity,
         is_calibrated=False,
     )
+
+
+def usual_work(family: Family, variant: Variant) -> Work:
+    """Of what is asked for as a rule: a clip of the first length, the dearest row."""
+    io = variant.io
+    if not isinstance(io, ClipIO):
+        return row_work(family, variant)
+    assert family.work is not None
+    count, request = family.work.load(), ClipRequest(prompt="", num_frames=io.frame_counts[0])
+
+    def work(settings: Settings) -> Units:
+        made: Units = count(variant, request, family.check_point(settings)).units
+        return made
+
+    return work
 
 
 def row_work(family: Family, variant: Variant) -> RowWork:

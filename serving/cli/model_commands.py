@@ -15,7 +15,7 @@ from models.registry import families, find
 from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
 from serving.client.options import LicenceOption
 from serving.client.told import console, phases, progress_bar, told_plainly
-from serving.operating_points import planned_points, row_work
+from serving.operating_points import planned_points, usual_work
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 Checkpoint = Annotated[
@@ -56,16 +56,16 @@ def show_model(
     """Show a model: where it comes from, its limits and settings, what its operating points cost and give."""
     with told_plainly():
         family, variant = find(model, checkpoint)
-        has_table = "classify" in family.tasks and variant.weights is not None and _has_table(variant)
         if as_json:
-            content = read_table(variant) if has_table else facts_of(family, variant)
+            is_table = "classify" in family.tasks and _has_table(variant)
+            content = read_table(variant) if is_table else facts_of(family, variant)
             typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
             return
         lines = lines_of(family, variant)
         console.print(f"[bold]{variant.id}[/]  {variant.summary} ({in_words(variant.io)})")
         for line in lines:
             console.print(line, markup=False, soft_wrap=True)
-        if has_table:
+        if _has_table(variant):
             _print_points(family, variant)
 
 
@@ -115,26 +115,20 @@ def calibrate(
         family, variant = find(model, checkpoint)
         if variant.weights is not None:
             check_licence(variant, is_accepted=accept_licence)
-        if "calibrate" in family.parts:
-            path = family.part("calibrate")(
-                family,
-                variant,
-                data_dir=data,
-                device=device,
-                num_threads=threads,
-                watts=watts,
-                on_progress=phases(progress),
-            )
-        elif "videos" in family.tasks:
-            from serving.tasks.videos.calibrate import calibrate as calibrate_video
-
-            path = calibrate_video(family, variant, watts)
-        else:
+        if "calibrate" not in family.parts:
             raise ValueError(f"{model} has no operating points to calibrate")
+        path = family.part("calibrate")(
+            family,
+            variant,
+            data_dir=data,
+            device=device,
+            num_threads=threads,
+            watts=watts,
+            on_progress=phases(progress),
+        )
         if "card" in family.parts and variant.is_nano and (path.parent / "training_log.json").is_file():
             family.part("card")(variant)
-    if "classify" in family.tasks:
-        _print_points(family, variant)
+    _print_points(family, variant)
     console.print(f"written to {path}", soft_wrap=True)
 
 
@@ -143,7 +137,7 @@ def _has_table(variant: Variant) -> bool:
 
 
 def _print_points(family: Family, variant: Variant) -> None:
-    content, work = read_table(variant), row_work(family, variant)
+    content, work = read_table(variant), usual_work(family, variant)
     table = Table(Column("point", no_wrap=True), "quality", "at least", "ms alone", "ms of a full batch", "J")
     for point in planned_points(content):
         row = content.points[point.name]

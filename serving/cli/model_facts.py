@@ -11,8 +11,6 @@ from typing import Any
 from models.contract import Family, Knob, Variant
 from models.identity import CHECKPOINTS, WEIGHTS_FILE
 from models.io import ChatIO, ClipIO, PictureIO
-from serving.errors import ConfigError
-from serving.tasks.videos.points import VideoPointTable, load_table
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONFIG_FILE = "config.json"
@@ -160,26 +158,8 @@ def _clip_lines(variant: Variant) -> list[str]:
         f"{name} ({made.weights}, {made.min_steps} to {made.max_steps} steps)" for name, made in io.samplers.items()
     )
     tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in io.frame_counts)
-    lines = [
+    return [
         f"clips: {io.width}x{io.height} at {io.fps} frames a second; {tokens}",
         f"samplers: {samplers}",
         f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens",
     ]
-    table = _clip_table(variant)
-    for point in table.points if table else ():
-        cost = point.costs[0]
-        lines.append(
-            f"  {point.name:<24} quality {point.quality:.3f}  "
-            f"{point.seconds(cost.width, cost.height, cost.num_frames):7.2f} s  {point.attention}"
-        )
-    return lines
-
-
-def _clip_table(variant: Variant) -> VideoPointTable | None:
-    """None where there are no points, or none that can be used; serving says why."""
-    if variant.weights is None:
-        return None
-    try:
-        return load_table(variant.id, variant.weights)
-    except ConfigError:
-        return None

@@ -15,9 +15,11 @@ import pytest
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from models.identity import CHECKPOINTS
+from models.operating_points import read_table
+from models.registry import find
 from models.training.vdit.judge import Judge
 from models.training.vdit.prompts import parse_prompt
-from serving.tasks.videos.points import load_table
+from serving.operating_points import planned_points, usual_work
 from tests.support.system import System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -70,8 +72,9 @@ def test_a_tight_budget_gets_the_student_and_says_so(http: httpx.Client) -> None
         made = http.post("/v1/videos", json=body).raise_for_status().json()
         return str(made["vireo"]["operating_point"])
 
-    points = load_table(MODEL, CHECKPOINTS / MODEL).points
-    least_j = min(one.joules(64, 64, 29) for one in points)
+    family, variant = find(MODEL)
+    points, work = planned_points(read_table(variant)), usual_work(family, variant)
+    least_j = min(one.cost.watts * one.cost.busy(work(one.settings)) for one in points)
     free, cheap = point(), point(energy_j=1.001 * least_j)
     assert {free, cheap} <= {one.name for one in points}
     assert free != cheap

@@ -18,7 +18,6 @@ from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from schedulers.video import VideoPolicyConfig, VideoScheduler
-from schedulers.video_points import ClipCost, VideoPoint
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
@@ -36,11 +35,11 @@ from serving.service import Service
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.redis_server import EmbeddedRedis
-from serving.tasks.videos.points import VideoPoints, VideoPointTable
+from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.resolve import ClipPlanner
 from serving.tasks.videos.rules import VIDEOS
 from tests.support.clients import Calls, FakeContext, asgi
-from tests.support.clip_limits import clip_limits
+from tests.support.clip_limits import clip_limits, clip_point
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
@@ -84,16 +83,9 @@ class System:
         return self.indexes[-1]
 
     def gateway(self) -> tuple[FastAPI, Calls]:
-        cost = ClipCost(width=64, height=64, num_frames=29, step_s=0.02, fixed_s=0.1)
-        point = VideoPoint(
-            name="full", variant="teacher", sampler="euler_ancestral", num_steps=50, attention="dense",
-            guidance_scale=4.0, quality=0.9, watts=6.0, costs=(cost,),
-        )  # fmt: skip
-        table = VideoPointTable(
-            model=MODEL, weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=(point,)
-        )
+        point = clip_point(50, 0.9, sampler="euler_ancestral", step_s=0.02, fixed_s=0.1)
         card = make_video_card()
-        planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
+        planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(points=(point,), limits=LIMITS))
         config = JobServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         results: Any = MemoryResults()
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))

@@ -1,4 +1,4 @@
-"""Limits of video checkpoints that do not exist: vdit's knobs, other sizes and lengths."""
+"""Limits and points of video checkpoints that do not exist: vdit's knobs, other sizes and lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from models.contract import Variant
 from models.io import ClipIO, SamplerRange
+from models.operating_points import point_name
 from models.registry import find
+from schedulers.plan import Cost, Point
 from serving.tasks.videos.limits import ClipLimits
 
 SAMPLERS = {
@@ -26,3 +28,22 @@ def clip_limits(config: dict[str, Any] | None = None, **io: Any) -> ClipLimits:
     }  # fmt: skip
     variant: Variant = replace(nano, io=ClipIO(**fields), config={**nano.config, **(config or {})}, weights=None)
     return ClipLimits(family=family, variant=variant)
+
+
+def clip_point(
+    steps: int,
+    quality: float | None,
+    *,
+    step_s: float = 0.1,
+    fixed_s: float = 1.0,
+    sampler: str = "ddim",
+    attention: str = "dense",
+    guidance_scale: float = 4.0,
+) -> Point:
+    """Of a clip of 29 frames of 64x64: so many seconds a step, and so many besides; at 6 W."""
+    settings = {
+        "attention": attention, "guidance_scale": guidance_scale, "num_inference_steps": steps, "sampler": sampler
+    }  # fmt: skip
+    prices = {"slices": step_s, "pixels": fixed_s / (64 * 64 * 29)}
+    cost = Cost(latency_s=prices, busy_s=prices, watts=6.0)
+    return Point(name=point_name(settings), settings=settings, cost=cost, quality=quality)

@@ -124,7 +124,7 @@ FAMILY = Family(
     parts=MappingProxyType(
         {
             "found": LazyRef("models.families.vdit.family:found"),
-            "evaluate": LazyRef("models.training.vdit.evaluate:main"),
+            "calibrate": LazyRef("models.training.vdit.calibrate:calibrate"),
         }
     ),
 )

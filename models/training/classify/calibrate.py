@@ -6,7 +6,6 @@ calibrated values.
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +15,11 @@ from pathlib import Path
 import torch
 
 from models.contract import Family, Staged, Unary, Value, Variant
-from models.identity import checkpoint_sha256
 from models.methods.early_exit.calibration import ALWAYS, NEVER, calibrate, estimate, first_exit_only, no_early_exit
 from models.methods.early_exit.knobs import ALL, NONE
-from models.operating_points import (
-    Energy,
-    Point,
-    Seconds,
-    Slice,
-    Table,
-    point_name,
-    round_off,
-    share_quality,
-    source_commit,
-    write_table,
-)
-from models.training.classify.measure import StageCost, expected_batch_ms, hardware, stage_costs
+from models.operating_points import TABLE_FILE, Point, Seconds, Slice, point_name, round_off, share_quality
+from models.training import calibration
+from models.training.classify.measure import StageCost, expected_batch_ms, stage_costs
 from models.training.classify.pictures import ExitOutputs, Sets, exit_outputs, folder_sets
 
 Settings = Mapping[str, Value]
@@ -73,10 +61,10 @@ def calibrate_classifier(
     try:
         runner = family.runner.load()(family.build.load()(variant, device), variant)
         run = _Run(family, variant, runner, sets, torch.device(device), watts, repeats, target_percent, on_progress)
-        table = run.table(run.exits() if isinstance(runner, Staged) else run.settings())
+        run.write(run.exits() if isinstance(runner, Staged) else run.settings())
     finally:
         torch.set_num_threads(threads_before)
-    return write_table(table, variant.weights)
+    return variant.weights / TABLE_FILE
 
 
 def _pictures(family: Family, variant: Variant, data_dir: Path | None) -> Sets:
@@ -141,24 +129,15 @@ class _Run:
             all_slices.append(_slices(costs, macs))
         return _Measured(points, max(all_slices, key=lambda slices: slices[0].units["macs"]))
 
-    def table(self, measured: _Measured) -> Table:
+    def write(self, measured: _Measured) -> None:
         """The whole file."""
-        assert self.variant.weights is not None
-        ranked = sorted(measured.points, key=lambda point: -point.quality.low if point.quality else 0.0)
-        return Table(
-            model=self.variant.id,
-            checkpoint_sha256=checkpoint_sha256(self.variant.weights),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            commit=source_commit(),
-            hardware=hardware(self.device),
-            energy=Energy(
-                source="estimate",
-                watts=self.watts,
-                note="busy seconds times an assumed power of one busy core or device; not metered",
-            ),
+        calibration.write(
+            self.variant,
+            measured.points,
+            hardware=calibration.hardware(self.device),
+            watts=self.watts,
             metric="share of pictures that are named right",
             data=self.sets.description,
-            points={point_name(point.settings): point for point in ranked},
             slices=measured.slices,
         )
 

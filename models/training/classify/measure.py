@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from models.contract import Point, Staged, Unary
-from models.operating_points import Hardware
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -91,16 +88,6 @@ def expected_batch_ms(costs: StageCost, exit_shares: Sequence[float], batch_size
     return total
 
 
-def hardware(device: torch.device) -> Hardware:
-    """What the measurement ran on, as far as the system tells."""
-    return Hardware(
-        cpu=_cpu_name(),
-        threads=torch.get_num_threads(),
-        torch=str(torch.__version__),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    )
-
-
 @torch.inference_mode()
 def _one_pass(runner: Staged | Unary, images: NDArray[np.uint8], point: Point, device: torch.device) -> list[float]:
     batch, points = torch.tensor(images), [point] * len(images)
@@ -127,10 +114,3 @@ def _one_pass(runner: Staged | Unary, images: NDArray[np.uint8], point: Point, d
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()} x{len(names) or 1}"

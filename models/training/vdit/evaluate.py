@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from models.methods.attention.dense import DENSE
 from models.methods.attention.tile_attention import TileAttention
 from models.methods.attention.tile_mask import TileMask
 from models.registry import find
+from models.training import calibration
 from models.training.vdit.clips import Clip, render
 from models.training.vdit.judge import Judge, Verdict
 from models.training.vdit.nano import FRAMES, LONG_FRAMES
@@ -120,7 +122,8 @@ def evaluate(checkpoint: Path, count: int, two_count: int, only: Sequence[str] |
     variant = find("vdit-nano")[1].with_weights(checkpoint)
     judge = Judge.load(checkpoint / "judge")
     scenes = held_out_scenes(count, 0.0) + held_out_scenes(two_count, 1.0)
-    report: dict[str, Any] = {"seed": SEED, "frames": FRAMES, "settings": {}}
+    hardware = msgspec.to_builtins(calibration.hardware(torch.device("cpu")))
+    report: dict[str, Any] = {"seed": SEED, "frames": FRAMES, "hardware": hardware, "settings": {}}
     made: dict[str, Made] = {}
     variants: dict[str, VideoPipeline] = {}
     for setting in settings(variant.io.default_guidance, 1.0):

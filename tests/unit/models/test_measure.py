@@ -16,8 +16,9 @@ from models.identity import WEIGHTS_FILE
 from models.operating_points import read_table
 from models.pictures import SquarePicture
 from models.registry import find
+from models.training.calibration import hardware
 from models.training.classify.calibrate import calibrate_classifier
-from models.training.classify.measure import StageCost, expected_batch_ms, hardware, interpolate, stage_costs
+from models.training.classify.measure import StageCost, expected_batch_ms, interpolate, stage_costs
 from models.training.classify.pictures import folder_sets
 
 FAMILY, NANO = find("dyn-perceiver-nano")

@@ -137,7 +137,9 @@ def by_hand(points: list[Point], budget: Budget, wait_s: float) -> Point | None:
 
 
 def _rank(one: Point) -> tuple[float, ...]:
-    return (-(one.quality or 0.0), one.cost.watts * one.cost.busy({"macs": 1.0}), one.cost.latency({"macs": 1.0}))
+    if one.quality is None:
+        return (math.inf, 0.0, 0.0)
+    return (-one.quality, one.cost.watts * one.cost.busy({"macs": 1.0}), one.cost.latency({"macs": 1.0}))
 
 
 @given(_DRAWN, _BUDGETS, st.floats(0, 10))

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("model", [NANO])
+@pytest.mark.parametrize("model", [NANO, "vdit-nano"])
 def test_every_checkpoint_that_ships_has_a_table_that_loads(model: str) -> None:
     family, variant = find(model)
     table = load_table(variant)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from schedulers.admission import Cost
-from schedulers.video_points import ClipCost, VideoPoint
 from serving.delivery.job.base import JobModel, JobRequest
 from serving.delivery.job.idempotency import asked_by
 from serving.delivery.job.service import Jobs, JobServiceConfig
@@ -32,13 +31,13 @@ from serving.errors import (
     UnsupportedVideo,
 )
 from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus, folder, preview_key
-from serving.tasks.videos.points import VideoPoints, VideoPointTable
+from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.reply import settings_of, video_to_json
 from serving.tasks.videos.resolve import ClipPlanner
 from serving.tasks.videos.rules import VIDEOS
 from serving.tasks.videos.schemas import VideoBody
 from serving.telemetry.events import Event, JobAdmitted
-from tests.support.clip_limits import clip_limits
+from tests.support.clip_limits import clip_limits, clip_point
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
 from tests.support.waiting import turns, until
@@ -47,32 +46,15 @@ NOW_S = 1_800_000_000.0
 LIMITS = clip_limits(max_prompt_chars=100)
 
 
-def point(name: str, **fields: Any) -> VideoPoint:
-    values: dict[str, Any] = {
-        "name": name, "variant": "teacher", "sampler": "euler_ancestral", "num_steps": 50, "attention": "dense",
-        "guidance_scale": 4.0, "quality": 0.9, "watts": 6.0,
-        "costs": (
-            ClipCost(width=64, height=64, num_frames=29, step_s=0.1, fixed_s=1.0),
-            ClipCost(width=64, height=64, num_frames=93, step_s=0.4, fixed_s=3.0),
-        ),
-    }  # fmt: skip
-    return VideoPoint(**(values | fields))
-
-
-POINTS = (
-    point("full"),
-    point("sparse", attention="ras:0.5", num_steps=20, quality=0.8),
-    point("quick", variant="student", sampler="consistency", num_steps=4, guidance_scale=1.0, quality=0.6),
-)
+FULL = clip_point(50, 0.9, sampler="euler_ancestral")
+SPARSE = clip_point(20, 0.8, sampler="euler_ancestral", attention="ras:0.5")
+QUICK = clip_point(4, 0.6, sampler="consistency", guidance_scale=1.0)
 """6, 3 and 1.4 seconds; 36, 18 and 8.4 joules, of 29 frames."""
 
 
 def served(replicas: int = 1) -> JobModel:
-    table = VideoPointTable(
-        model="fake-video", weights_sha256="ef" * 32, energy_source="estimate", device="cpu", points=POINTS
-    )
     card = make_video_card()
-    planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(table=table, limits=LIMITS))
+    planner = ClipPlanner(card=card, limits=LIMITS, points=VideoPoints(points=(FULL, SPARSE, QUICK), limits=LIMITS))
     return JobModel(card=card, plan=planner, replicas=replicas)
 
 
@@ -205,10 +187,10 @@ async def test_open_request_gets_the_best_point_and_the_defaults_of_the_model() 
         "dense",
     )
     assert (settings["variant"], settings["guidance_scale"]) == ("teacher", 4.0)
-    assert (job.operating_point, job.predicted_s, job.predicted_j) == ("full", 6.0, 36.0)
+    assert (job.operating_point, job.predicted_s, job.predicted_j) == (FULL.name, 6.0, 36.0)
     assert (job.owner, job.status, job.created_at_s, job.deadline_at_s) == ("ada", JobStatus.QUEUED, NOW_S, None)
     assert gateway.index.jobs == {job.id: job}
-    assert gateway.admitted_jobs == [("fake-video", "ada", "full", 6.0)]
+    assert gateway.admitted_jobs == [("fake-video", "ada", FULL.name, 6.0)]
 
 
 async def test_what_the_caller_fixes_is_what_is_made() -> None:
@@ -232,10 +214,10 @@ async def test_what_the_caller_fixes_is_what_is_made() -> None:
 @pytest.mark.parametrize(
     ("budget", "name", "degraded"),
     [
-        (Budget(latency_ms=100_000), "full", []),
-        (Budget(latency_ms=4_000), "sparse", ["latency"]),
-        (Budget(energy_j=10), "quick", ["energy"]),
-        (Budget(latency_ms=4_000, quality_floor=0.7), "sparse", ["latency"]),
+        (Budget(latency_ms=100_000), FULL.name, []),
+        (Budget(latency_ms=4_000), SPARSE.name, ["latency"]),
+        (Budget(energy_j=10), QUICK.name, ["energy"]),
+        (Budget(latency_ms=4_000, quality_floor=0.7), SPARSE.name, ["latency"]),
     ],
 )
 async def test_budget_picks_the_best_point_that_fits_and_says_what_it_cost(
@@ -293,9 +275,9 @@ REFUSED: list[tuple[str, dict[str, Any], type[ClientError], str, str]] = [
     ("sparsity", {"attention": "adaspa:1.5"}, UnsupportedVideo, "attention", "between 0 and 1"),
     ("prompt", {"prompt": "x" * 101}, PromptTooLong, "prompt", "100"),
     ("negative", {"negative_prompt": "x" * 101}, PromptTooLong, "negative_prompt", "100"),
-    ("latency", {"budget": Budget(latency_ms=500)}, BudgetInfeasible, "vireo.latency_ms", "quick"),
-    ("energy", {"budget": Budget(energy_j=1)}, BudgetInfeasible, "vireo.energy_j", "quick"),
-    ("quality", {"budget": Budget(quality_floor=0.95)}, BudgetInfeasible, "vireo.quality_floor", "full"),
+    ("latency", {"budget": Budget(latency_ms=500)}, BudgetInfeasible, "vireo.latency_ms", QUICK.name),
+    ("energy", {"budget": Budget(energy_j=1)}, BudgetInfeasible, "vireo.energy_j", QUICK.name),
+    ("quality", {"budget": Budget(quality_floor=0.95)}, BudgetInfeasible, "vireo.quality_floor", FULL.name),
     ("model", {"model": "sora-2"}, UnknownModel, "model", "fake-video"),
 ]  # fmt: skip
 
@@ -317,14 +299,14 @@ async def test_queue_counts_against_the_latency_and_is_told_apart_from_a_budget_
     gateway = Gateway(served=served(replicas=2))
     gateway.index.waiting_s = 8.0
     budget = Budget(latency_ms=8_000)
-    assert (await gateway.create(budget=budget)).operating_point == "sparse"  # four of eight seconds are left
+    assert (await gateway.create(budget=budget)).operating_point == SPARSE.name  # four of eight seconds are left
     gateway.index.waiting_s = 15.0
     with pytest.raises(DeadlineUnreachable, match=r"7\.5 s") as caught:
         await gateway.create(budget=budget)
     assert caught.value.retry_after_s == 7.5
     with pytest.raises(BudgetInfeasible):
         await gateway.create(budget=Budget(latency_ms=500))
-    assert (await gateway.create()).operating_point == "full"  # no deadline, no matter
+    assert (await gateway.create()).operating_point == FULL.name  # no deadline, no matter
 
 
 # -- bounds, quota, outage -------------------------------------------------------------------------------------------
