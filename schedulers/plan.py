@@ -20,6 +20,8 @@ Units: TypeAlias = Mapping[str, float]
 """Amounts of work by the name of their unit."""
 Work: TypeAlias = Callable[[Settings], Units]
 """Work of one request with these settings."""
+_ROUNDING = 1e-9
+"""What is worked out to fit exactly must fit when it is reckoned again."""
 _FAR = 0.75
 """Numbers more than four times apart have little to tell about one another."""
 
@@ -144,6 +146,16 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.
             )
     nearest = min(plans, key=lambda one: max(_excesses(one, budget, wait_s).values()))
     return _refusal(nearest, budget, wait_s)
+
+
+def most(cost: Cost, units: Units, unit: str, budget: Budget) -> float:
+    """Most of a unit of work, besides the others, that fits latency and energy; below 0 where these alone do not."""
+    most_units = math.inf
+    busy_s = None if budget.energy_j is None else budget.energy_j / cost.watts
+    for prices, limit_s in ((cost.latency_s, budget.latency_s), (cost.busy_s, busy_s)):
+        if limit_s is not None:
+            most_units = min(most_units, ((1.0 - _ROUNDING) * limit_s - _product(prices, units)) / prices[unit])
+    return most_units
 
 
 def _rank(one: Plan) -> tuple[float, ...]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from schedulers.plan import Cost
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrices:
@@ -91,13 +93,14 @@ class TokenCost:
         """Busy seconds that a request of this size is charged."""
         return prefill_tokens * self._prices.prefill_s + decode_tokens * self._prices.decode_s
 
-    def tokens_for(self, seconds: float, prefill_tokens: int) -> int:
-        """Most tokens that can be generated for so many busy seconds; 0 or less if not one."""
-        return math.floor(_bounded((seconds - prefill_tokens * self._prices.prefill_s) / self._prices.decode_s))
-
-    def tokens_within(self, seconds: float, prefill_tokens: int) -> int:
-        """Most tokens that can be generated before so many seconds have passed; 0 or less if not one."""
-        return math.floor(_bounded((seconds - prefill_tokens * self._prices.prefill_s) / self._prices.interval_s))
+    def priced(self, watts: float, num_choices: int) -> Cost:
+        """The prices for the planner, of so many answers to one prompt at the same time."""
+        prices = self._prices
+        return Cost(
+            latency_s={"prompt_tokens": prices.prefill_s, "output_tokens": prices.interval_s},
+            busy_s={"prompt_tokens": num_choices * prices.prefill_s, "output_tokens": num_choices * prices.decode_s},
+            watts=watts,
+        )
 
 
 @dataclass(slots=True)
@@ -115,7 +118,3 @@ class _Ratio:
         if tokens > 0 and 0.0 < seconds < math.inf:
             self.seconds += weight * (seconds - self.seconds)
             self.tokens += weight * (tokens - self.tokens)
-
-
-def _bounded(value: float) -> float:
-    return max(-1.0, min(1e9, value))

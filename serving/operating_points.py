@@ -17,7 +17,7 @@ from models.registry import families
 from schedulers.cost import TableCostModel
 from schedulers.plan import Cost, Point, Settings, Units, Value, Work
 from schedulers.policies.exits import NEVER_THRESHOLD
-from serving.config import ResolvedModel, UnaryOptions
+from serving.config import ResolvedModel, StreamOptions, UnaryOptions
 from serving.errors import ConfigError
 
 _USUAL_BATCH = 16
@@ -120,6 +120,17 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
         checkpoint_sha256=identity,
         is_calibrated=False,
     )
+
+
+def quality_of(model: ResolvedModel[StreamOptions]) -> float | None:
+    """Lower bound of the quality of a chat model's answers, None where nobody measured it.
+
+    Raises: ConfigError: a table that cannot be used.
+    """
+    variant = model.variant
+    if model.options.engine == "fake" or variant.weights is None or not (variant.weights / TABLE_FILE).is_file():
+        return None
+    return planned_points(load_table(variant))[0].quality
 
 
 def usual_work(family: Family, variant: Variant) -> Work:

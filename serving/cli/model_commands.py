@@ -141,15 +141,17 @@ def _print_points(family: Family, variant: Variant) -> None:
     table = Table(Column("point", no_wrap=True), "quality", "at least", "ms alone", "ms of a full batch", "J")
     for point in planned_points(content):
         row = content.points[point.name]
-        units = work(point.settings)
+        units = work(point.settings) if point.cost.busy_s else {}
         busy_s = point.cost.busy(units)
         table.add_row(
             point.name,
             "" if row.quality is None else f"{100 * row.quality.value:.2f}%",
             "" if row.quality is None else f"{100 * row.quality.low:.2f}%",
-            f"{1e3 * point.cost.latency(units):.2f}",
-            f"{1e3 * busy_s:.3f}",
-            f"{busy_s * point.cost.watts:.5f}",
+            *(
+                [f"{1e3 * point.cost.latency(units):.2f}", f"{1e3 * busy_s:.3f}", f"{busy_s * point.cost.watts:.5f}"]
+                if units
+                else ["learnt"] * 3
+            ),
         )
     console.print(table)
     hardware, energy = content.hardware, content.energy

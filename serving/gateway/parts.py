@@ -29,7 +29,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.operating_points import Points, points_of
+from serving.operating_points import Points, points_of, quality_of
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
@@ -187,6 +187,7 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
         cost=TokenCost(_FIRST_PRICES),
         retries=RetryBudget(model.options.max_num_seqs + model.options.max_queue),
         watts=model.watts,
+        quality=quality_of(model),
     )
 
 

@@ -59,6 +59,7 @@ FAMILY = Family(
             "prompts": LazyRef(f"{_HERE}.prompt:read_prompts"),
             "tiles": LazyRef(f"{_HERE}.tiling:count_tiles"),
             "boxes": LazyRef(f"{_HERE}.coordinates:boxes_in"),
+            "calibrate": LazyRef("models.training.texthawk2.calibrate:calibrate"),
             "vllm": LazyRef(f"{_HERE}.vllm_plugin:register"),
         }
     ),

@@ -28,8 +28,9 @@ _MAX_BACKOFF_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one choice may use; ``num_choices`` of them are generated."""
+    """What one choice may use; ``num_choices`` of them are generated. ``point``: how reports call it."""
 
+    point: str
     prompt_tokens: int
     max_tokens: int
     num_choices: int

@@ -24,7 +24,7 @@ from serving.media.prepare import PreparedImage
 from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Message, Part, TextPart, Usage
-from serving.tasks.chat.plan import POINT, make_plan
+from serving.tasks.chat.points import make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried
 from serving.telemetry.tracing import span
@@ -37,7 +37,8 @@ _MAX_INLINE_CHARS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ServedChat:
-    """A chat model and the way to it. ``watts``: power of a busy replica, an assumption."""
+    """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``quality``: lower bound of
+    that of its answers, None where nobody measured it."""
 
     card: Card
     prompts: Prompts
@@ -45,6 +46,7 @@ class ServedChat:
     cost: TokenCost
     retries: RetryBudget
     watts: float
+    quality: float | None = None
 
 
 class Images(Protocol):
@@ -159,6 +161,7 @@ class ChatService:
             request.budget,
             prompt_tokens,
             watts=model.watts,
+            quality=model.quality,
             remaining_s=deadline_s - now_s,
             now_s=now_s,
         )
@@ -284,7 +287,7 @@ class ChatService:
 
 def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped: tuple[str, ...]) -> Report:
     return Report.estimated(
-        operating_point=POINT,
+        operating_point=ready.plan.point,
         watts=ready.model.watts,
         queue_s=queue_s,
         compute_s=compute_s,

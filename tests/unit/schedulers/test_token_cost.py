@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schedulers.plan import Budget, most
 from schedulers.token_cost import TokenCost, TokenPrices
 
 FIRST = TokenPrices(prefill_s=1.0, decode_s=1.0, interval_s=1.0)
@@ -57,21 +58,31 @@ def test_prices_are_known_for_a_while_after_an_observation() -> None:
     assert cost.prices.answer_tokens == 51.0
 
 
+PROMPT = {"prompt_tokens": 100.0}
+
+
 def test_how_many_tokens_fit() -> None:
     cost = TokenCost(FIRST)
     observe(cost)
-    assert cost.tokens_for(0.1 + 0.0501, prefill_tokens=100) == 5
-    assert cost.tokens_within(0.1 + 0.1001, prefill_tokens=100) == 5
-    assert cost.tokens_for(0.05, prefill_tokens=100) <= 0
-    assert cost.tokens_for(math.inf, prefill_tokens=100) == 10**9
+
+    def fitting(num_choices: int = 1, **budget: float) -> float:
+        return most(cost.priced(10.0, num_choices), PROMPT, "output_tokens", Budget(**budget))
+
+    assert fitting(energy_j=10.0 * (0.1 + 0.05)) == pytest.approx(5.0)
+    assert fitting(2, energy_j=2 * 10.0 * (0.1 + 0.05)) == pytest.approx(5.0)
+    assert fitting(latency_s=0.1 + 0.1) == pytest.approx(5.0)
+    assert fitting(2, latency_s=0.1 + 0.1) == pytest.approx(5.0)  # they run at the same time
+    assert fitting(latency_s=0.2, energy_j=1.1) == pytest.approx(1.0)
+    assert fitting(energy_j=0.5) < 0
+    assert fitting(latency_s=math.inf) == fitting() == math.inf
 
 
 @given(st.floats(1e-6, 1e3), st.integers(0, 10_000), st.floats(1e-6, 1.0))
 def test_what_fits_is_within_the_budget(seconds: float, prefill: int, price: float) -> None:
-    cost = TokenCost(TokenPrices(prefill_s=price, decode_s=price, interval_s=price))
-    tokens = cost.tokens_for(seconds, prefill)
+    cost = TokenCost(TokenPrices(prefill_s=price, decode_s=price, interval_s=price)).priced(3.0, 1)
+    tokens = math.floor(most(cost, {"prompt_tokens": prefill}, "output_tokens", Budget(latency_s=seconds)))
     if tokens > 0:
-        assert cost.seconds(prefill, tokens) <= seconds * (1 + 1e-9) + 1e-9
+        assert cost.latency({"prompt_tokens": prefill, "output_tokens": tokens}) <= seconds
 
 
 def test_impossible_numbers_are_refused() -> None:

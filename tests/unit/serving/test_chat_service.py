@@ -108,6 +108,7 @@ class World:
         default_deadline_s: float = 60.0,
         prefill_s: float = 0.05,
         max_retries: int = 1000,
+        quality: float | None = None,
     ) -> None:
         self.seen: list[EngineRequest] = []
 
@@ -130,6 +131,7 @@ class World:
             cost=self.cost,
             retries=self.retries_left,
             watts=WATTS,
+            quality=quality,
         )
         limits = PipelineLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s)
         clock = asyncio.get_running_loop().time
@@ -206,7 +208,7 @@ async def test_answer_usage_and_report() -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.image_tokens) == (6 + 49, STEPS, 48)
     assert report.compute_ms == pytest.approx(50 + STEPS * 10, rel=0.02)
     assert report.energy_j == pytest.approx(report.compute_ms / 1e3 * WATTS)
-    assert (report.operating_point, report.energy_source, report.cache) == ("full", "estimate", "miss")
+    assert (report.operating_point, report.energy_source, report.cache) == ("max_tokens=256", "estimate", "miss")
     assert world.store.settled_s == [pytest.approx(report.compute_ms / 1e3)]
     await world.check_nothing_is_left()
 
@@ -435,7 +437,7 @@ def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Bu
     async def run() -> None:
         world = World()
         await world.ask(request("hello"))
-        with pytest.raises(BudgetInfeasible, match="predicted to take"):
+        with pytest.raises(BudgetInfeasible, match="the nearest, max_tokens=1, breaks"):
             await world.ask(request("hello there", budget=budget))
         await asyncio.sleep(60.0)  # old prices refuse nobody: otherwise none would ever be learnt again
         if budget.energy_j is not None:
@@ -443,6 +445,18 @@ def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Bu
         await world.check_nothing_is_left()
 
     run_virtual(run())
+
+
+@virtual
+async def test_a_floor_is_met_by_what_was_measured_and_by_no_answer_that_is_cut_short() -> None:
+    with pytest.raises(BudgetInfeasible, match="not measured"):
+        await World().ask(request(budget=Budget(quality_floor=0.1)))
+    world = World(quality=0.5)
+    assert end(await world.ask(request(budget=Budget(quality_floor=0.5)))).report.degraded == ()
+    with pytest.raises(BudgetInfeasible, match=r"quality 0\.5000 under 0\.6000"):
+        await world.ask(request("other", budget=Budget(quality_floor=0.6)))
+    with pytest.raises(BudgetInfeasible):
+        await world.ask(request("another", budget=Budget(quality_floor=0.5, energy_j=0.2 * WATTS)))
 
 
 # -- deadlines -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
 """How much a chat request may generate, what that is predicted to cost, and whether its budget allows it.
 
-The operating point is always "full": every tile of an image is seen. What a budget may lower is the cap on output.
+Its points differ in the cap on output: what was asked for, and the most that the budget pays for at recent prices.
 """
 
 from __future__ import annotations
 
+import math
+
+from models.operating_points import point_name
+from schedulers.plan import Budget as PointBudget
+from schedulers.plan import Point, Refusal, Settings, Units, most, plan
 from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
@@ -12,7 +17,7 @@ from serving.errors import BudgetInfeasible, PromptTooLong
 from serving.service import Card
 from serving.tasks.chat.domain import Sampling
 
-POINT = "full"
+_CAP = "max_tokens"
 _MAX_AGE_S = 30.0
 """Prices that have not been observed for so long refuse nobody."""
 
@@ -25,24 +30,39 @@ def make_plan(
     prompt_tokens: int,
     *,
     watts: float,
+    quality: float | None,
     remaining_s: float,
     now_s: float,
 ) -> Plan:
-    """Decide the cap. ``remaining_s``: until the deadline.
+    """Decide the cap. ``remaining_s``: until the deadline. ``quality``: lower bound of that of whole answers, None
+    where nobody measured it. An answer that a budget cuts short promises none.
 
     Raises:
         PromptTooLong: prompt and answer do not fit the context.
-        BudgetInfeasible: the budget is not enough for a single token.
+        BudgetInfeasible: the budget is not enough for a single token, or the floor for any answer.
     """
     asked = _asked(card, sampling, prompt_tokens)
-    allowed = asked
+    wanted = PointBudget(quality_floor=budget.quality_floor)
     if cost.is_known(now_s, _MAX_AGE_S):
-        allowed = min(
-            asked,
-            _within_energy(cost, budget, prompt_tokens, sampling.n, watts),
-            _within_latency(cost, budget, prompt_tokens, remaining_s),
-        )
+        latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
+        wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
+    prices = cost.priced(watts, sampling.n)
+    affordable = most(prices, {"prompt_tokens": prompt_tokens}, "output_tokens", wanted)
+    caps = {asked: quality, max(1, math.floor(min(asked, affordable))): None} | {asked: quality}
+    points = [
+        Point(name=point_name({_CAP: cap}), settings={_CAP: cap}, cost=prices, quality=worth)
+        for cap, worth in caps.items()
+    ]
+
+    def work(settings: Settings) -> Units:
+        return {"prompt_tokens": prompt_tokens, "output_tokens": float(settings[_CAP])}
+
+    made = plan(points, work, wanted)
+    if isinstance(made, Refusal):
+        raise BudgetInfeasible(f"{made.message}, shorten the prompt, or send smaller images", param="vireo")
+    allowed = int(made.point.settings[_CAP])
     return Plan(
+        point=made.point.name,
         prompt_tokens=prompt_tokens,
         max_tokens=allowed,
         num_choices=sampling.n,
@@ -72,32 +92,3 @@ def _asked(card: Card, sampling: Sampling, prompt_tokens: int) -> int:
             param="messages",
         )
     return asked
-
-
-def _within_energy(cost: TokenCost, budget: Budget, prompt_tokens: int, num_choices: int, watts: float) -> int:
-    if budget.energy_j is None:
-        return 1 << 30
-    tokens = cost.tokens_for(budget.energy_j / watts / num_choices, prompt_tokens)
-    if tokens < 1:
-        least_j = cost.seconds(prompt_tokens, 1) * watts * num_choices
-        raise BudgetInfeasible(
-            f"energy_j is {budget.energy_j:g}; the first token of this request is predicted to take {least_j:.3g} J; "
-            "allow more, shorten the prompt, or send smaller images",
-            param="vireo",
-        )
-    return tokens
-
-
-def _within_latency(cost: TokenCost, budget: Budget, prompt_tokens: int, remaining_s: float) -> int:
-    if budget.latency_ms is None:
-        return 1 << 30
-    tokens = cost.tokens_within(remaining_s, prompt_tokens)
-    if tokens < 1:
-        prices = cost.prices
-        least_ms = (prompt_tokens * prices.prefill_s + prices.interval_s) * 1e3
-        raise BudgetInfeasible(
-            f"latency_ms is {budget.latency_ms:g}, of which {max(0.0, remaining_s) * 1e3:.0f} are left; the first "
-            f"token of this request is predicted to take {least_ms:.0f} ms; allow more, or shorten the prompt",
-            param="vireo",
-        )
-    return tokens
