@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.contract import Variant
+from models.contract import Family, LazyRef, Variant
 from models.identity import checkpoint_sha256
 from models.operating_points import (
     Energy,
@@ -27,8 +27,26 @@ from models.operating_points import (
     write_table,
 )
 
+_BY_SHAPE = {
+    "unary": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
+    "staged": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
+    "job": LazyRef("models.training.sweep:calibrate_job"),
+}
 _MUCH = 1e-9
 """Of a residual: a unit that explains less is left out."""
+
+
+def calibrate(family: Family, variant: Variant, **options: Any) -> Path:
+    """Measure a model as its family says (part ``calibrate``), or else as its shape is measured. Returns the table's
+    path.
+
+    Raises: ValueError: no weights, nothing to judge on, or nothing to measure.
+    """
+    measure = family.parts.get("calibrate") or _BY_SHAPE.get(family.shape)
+    if measure is None:
+        raise ValueError(f"{variant.id} has no operating points to calibrate")
+    path: Path = measure.load()(family, variant, **options)
+    return path
 
 
 def fit(samples: Sequence[tuple[Mapping[str, float], float]], units: Sequence[str]) -> dict[str, Seconds]:

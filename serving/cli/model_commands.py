@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
-from models.contract import Family, Variant, check_licence
+from models.contract import Family, LazyRef, Variant, check_licence
 from models.operating_points import TABLE_FILE, read_table
 from models.registry import families, find
 from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
@@ -21,6 +21,9 @@ ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' name
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
 ]
+
+
+_CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
 
 def register(app: typer.Typer) -> None:
@@ -108,16 +111,14 @@ def calibrate(
     """Measure a model on this machine and write its operating points beside its weights.
 
     An operating point is one choice of the settings that trade cost for quality, exit thresholds for instance, with
-    its measured cost and its accuracy on pictures that were not searched on. Those of a video model are made of its
-    folder's evaluation, which its card describes.
+    its measured cost and its quality on data that were not searched on. Settings are measured one at a time, then in
+    pairs near the front. A family with an evaluation of its own (of clips, of chat) has its points made of that.
     """
     with told_plainly(), progress_bar() as progress:
         family, variant = find(model, checkpoint)
         if variant.weights is not None:
             check_licence(variant, is_accepted=accept_licence)
-        if "calibrate" not in family.parts:
-            raise ValueError(f"{model} has no operating points to calibrate")
-        path = family.part("calibrate")(
+        path = _CALIBRATE.load()(
             family,
             variant,
             data_dir=data,

@@ -141,7 +141,6 @@ FAMILY = Family(
     parts={
         "convert": LazyRef(f"{_HERE}.load:convert"),
         "train": LazyRef(f"{_TRAINING}.train:train_variant"),
-        "calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
         "held_out": LazyRef(f"{_TRAINING}.evaluation:calibration_sets"),
         "card": LazyRef(f"{_TRAINING}.card:write_card"),
     },

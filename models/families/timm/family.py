@@ -80,6 +80,5 @@ FAMILY = Family(
     runner=LazyRef(f"{_HERE}.network:Classifier"),
     rename=LazyRef(f"{_HERE}.network:rename"),
     work=LazyRef(f"{_HERE}.family:work"),
-    parts={"calibrate": LazyRef("models.training.classify.calibrate:calibrate_classifier")},
     examples=("test_resnet.r160_in1k", "test_vit.r160_in1k"),
 )

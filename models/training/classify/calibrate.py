@@ -1,12 +1,10 @@
 """Make the operating-point table of a classifier: cost and quality of each point, written beside its weights.
 
-A network with exits: thresholds for shares of its cost. One without: a point for each combination of its settings'
-calibrated values.
+A network with exits: thresholds for shares of its cost. One without: points along its settings (``sweep``).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from models.operating_points import TABLE_FILE, Point, Seconds, Slice, point_nam
 from models.training import calibration
 from models.training.classify.measure import StageCost, expected_batch_ms, stage_costs
 from models.training.classify.pictures import ExitOutputs, Sets, exit_outputs, folder_sets
+from models.training.sweep import Measured, sweep
 
 Settings = Mapping[str, Value]
 TARGET_PERCENT = (75, 60, 50, 40, 30, 25, 20)
@@ -111,23 +110,23 @@ class _Run:
         return _Measured(points, _slices(costs, macs))
 
     def settings(self) -> _Measured:
-        """Points of a network without: every combination of the settings' calibrated values, the dearest first."""
+        """Points of a network without: along its settings."""
         axes = [knob for knob in self.family.knobs if knob.is_axis]
-        combinations = itertools.product(*(reversed(knob.points) for knob in axes))
-        chosen: list[Settings] = [
-            dict(zip((knob.name for knob in axes), values, strict=True)) for values in combinations
-        ]
-        dearest = max(map(self._macs, chosen))
-        points, all_slices = list[Point](), list[tuple[Slice, ...]]()
-        for settings in chosen:
-            macs = [self._macs(settings)]
-            costs = self._costs(settings, f"timing {point_name(settings)}")
+        best: Settings = {knob.name: knob.points[-1] for knob in axes}
+        dearest = self._macs(best)
+        slices: dict[str, tuple[Slice, ...]] = {}
+
+        def measure(settings: Settings) -> Measured:
+            name, macs = point_name(settings), [self._macs(settings)]
+            costs = self._costs(settings, f"timing {name}")
             at = self.family.check_point(settings)
             search = exit_outputs(self.runner, self.sets.search, at)
             tests = {key: exit_outputs(self.runner, pictures, at) for key, pictures in self.sets.judge.items()}
-            points.append(self._point(settings, search, tests, macs, dearest, costs))
-            all_slices.append(_slices(costs, macs))
-        return _Measured(points, max(all_slices, key=lambda slices: slices[0].units["macs"]))
+            slices[name] = _slices(costs, macs)
+            return Measured(self._point(settings, search, tests, macs, dearest, costs), costs["stages"][0][0])
+
+        found = sweep(axes, best, measure, lambda settings: True, self.on_progress)
+        return _Measured([one.point for one in found], slices[point_name(best)])
 
     def write(self, measured: _Measured) -> None:
         """The whole file."""

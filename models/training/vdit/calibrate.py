@@ -15,6 +15,7 @@ from models.contract import Family, Value, Variant
 from models.io import ClipRequest
 from models.operating_points import TABLE_FILE, Hardware, Point, Quality, Seconds, round_off, share_quality
 from models.training import calibration
+from models.training.sweep import calibrate_job
 
 _NOT_RECORDED = Hardware(cpu="not recorded", device="cpu", threads=1)
 
@@ -25,14 +26,14 @@ def calibrate(
     *,
     watts: float = 6.0,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    **_ignored: object,
+    **options: Any,
 ) -> Path:
-    """Write the table. Returns its path. What else a calibration is told was decided by the evaluation.
+    """Write the table. Returns its path. Of a folder that was not evaluated, costs alone.
 
-    Raises: ValueError: no folder, or none that was evaluated.
+    Raises: ValueError: no folder, or an evaluation that cannot be used.
     """
-    if variant.weights is None:
-        raise ValueError(f"{variant.id} has no checkpoint folder; give one with --checkpoint")
+    if variant.weights is None or not (variant.weights / "evaluation.json").is_file():
+        return calibrate_job(family, variant, watts=watts, on_progress=on_progress, **options)
     try:
         report = msgspec.json.decode((variant.weights / "evaluation.json").read_bytes())
         hardware = msgspec.convert(report["hardware"], Hardware) if "hardware" in report else _NOT_RECORDED
@@ -40,7 +41,7 @@ def calibrate(
     except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
         raise ValueError(
             f"no usable evaluation.json in {variant.weights} ({error}): "
-            f"run `python -m models.training.vdit.evaluate {variant.weights}` first"
+            f"run `python -m models.training.vdit.evaluate {variant.weights}` again"
         ) from None
     calibration.write(
         variant,

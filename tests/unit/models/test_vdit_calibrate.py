@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.contract import Variant
+from models.contract import Knob, Variant
+from models.families.vdit.family import found
 from models.io import ClipRequest
-from models.operating_points import Point, read_table, share_quality
+from models.operating_points import Point, Quality, read_table, share_quality
 from models.registry import find
 from models.training.calibration import fit
+from models.training.sweep import Measured, sweep
 from models.training.vdit.calibrate import calibrate
 
 FAMILY, NANO = find("vdit-nano")
@@ -70,12 +75,72 @@ def test_hardware_is_that_of_the_evaluation(variant: Variant) -> None:
     assert (table.hardware.cpu, table.hardware.threads, table.energy.watts) == ("x", 2, 9.0)
 
 
-def test_folder_that_was_not_evaluated_is_refused_with_what_to_do(variant: Variant) -> None:
-    with pytest.raises(ValueError, match=r"models\.training\.vdit\.evaluate"):
-        calibrate(FAMILY, variant)
+def test_evaluation_that_cannot_be_used_is_refused_with_what_to_do(variant: Variant) -> None:
     write(variant, {"ddim 20": {"variant": "teacher"}})
     with pytest.raises(ValueError, match=r"no usable evaluation.json.*models\.training\.vdit\.evaluate"):
         calibrate(FAMILY, variant)
+    with pytest.raises(ValueError, match="--checkpoint"):
+        calibrate(FAMILY, replace(NANO, weights=None))
+
+
+def test_folder_that_was_not_evaluated_gets_costs_alone_that_the_planner_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.training.sweep.BATCH_SIZES", (1, 2))
+    assert NANO.weights is not None
+    for name in ("teacher", "vae", "text_encoder"):
+        shutil.copytree(NANO.weights / name, tmp_path / name)
+    few = (
+        replace(FAMILY.knob("num_inference_steps"), grid=(4, 5), default=5),
+        replace(FAMILY.knob("guidance_scale"), grid=(1.0,)),
+    )
+    family = replace(FAMILY, knobs=(*few, FAMILY.knob("sampler"), replace(FAMILY.knob("attention"), grid=("dense",))))
+    variant = found(replace(NANO, weights=tmp_path, io=replace(NANO.io, frame_counts=(29,))))
+    phases: list[str] = []
+    calibrate(family, variant, repeats=1, on_progress=lambda what, done, total: phases.append(what))
+    table = read_table(variant)
+    assert {point.settings["num_inference_steps"] for point in table.points.values()} == {4, 5}
+    assert set(phases) == {"one setting at a time"}
+    for point in table.points.values():
+        assert point.quality is None
+        assert point.seconds_per_unit["macs"].keys() == {1, 2}
+        assert seconds(point, 29) > 0.0
+    assert table.metric == ""
+
+
+# -- the sweep -------------------------------------------------------------------------------------------------------
+
+AXES = tuple(Knob(name=name, default=3, values=(1, 2, 3), summary="s", trades="t") for name in "abc")
+
+
+def swept(quality_of: Callable[[dict[str, Any]], float | None]) -> list[Measured]:
+    def measure(settings: Any) -> Measured:
+        quality = quality_of(settings)
+        judged = None if quality is None else Quality(value=quality, low=quality, high=1.0, n=9)
+        return Measured(
+            Point(settings=dict(settings), seconds_per_unit={}, quality=judged), float(sum(settings.values()))
+        )
+
+    return sweep(AXES, {"a": 3, "b": 3, "c": 3}, measure, lambda settings: settings["c"] != 1)
+
+
+def test_settings_are_measured_one_at_a_time_and_then_in_pairs_never_all() -> None:
+    found = [tuple(one.point.settings.values()) for one in swept(lambda settings: None)]
+    assert found[0] == (3, 3, 3)
+    assert found[1:6] == [(1, 3, 3), (2, 3, 3), (3, 1, 3), (3, 2, 3), (3, 3, 2)]  # c = 1 is not allowed
+    assert len(found) == len(set(found)) == 1 + 5 + 8
+    assert all(sum(value != 3 for value in settings) <= 2 for settings in found)
+
+
+def test_only_pairs_of_settings_on_the_front_are_measured() -> None:
+    def quality_of(settings: dict[str, Any]) -> float:
+        return 0.9 - 0.01 * (3 - settings["a"]) - 0.02 * (3 - settings["b"]) - 0.5 * (3 - settings["c"])
+
+    found = [tuple(one.point.settings.values()) for one in swept(quality_of)]
+    assert found[6:] == []  # of the same cost, a alone is better than b or c
+    level = [tuple(one.point.settings.values()) for one in swept(lambda s: 0.9 - 0.01 * (9 - sum(s.values())))]
+    assert (1, 1, 3) in level
+    assert (2, 2, 2) not in level
 
 
 # -- the fit ---------------------------------------------------------------------------------------------------------

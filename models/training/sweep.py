@@ -1,0 +1,169 @@
+"""Points of a family along its axes: one knob at a time, then pairs near the front, never the full product."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.contract import Family, Job, Knob, SettingError, Value, Variant
+from models.io import ClipIO, ClipRequest
+from models.operating_points import TABLE_FILE, Point, Seconds, point_name
+from models.training import calibration
+
+Settings = Mapping[str, Value]
+OnProgress = Callable[[str, int, int], None]
+BATCH_SIZES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point, and what the usual request takes there, in any unit."""
+
+    point: Point
+    cost: float
+
+    @property
+    def quality(self) -> float | None:
+        """Lower bound, None where nobody judged."""
+        return None if self.point.quality is None else self.point.quality.low
+
+
+def sweep(
+    axes: Sequence[Knob],
+    base: Settings,
+    measure: Callable[[Settings], Measured],
+    is_allowed: Callable[[Settings], bool],
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> list[Measured]:
+    """Measure ``base``, each value of each knob instead of its own, and pairs of those changes that lie on the front:
+    nothing is as cheap and as good. Where quality is not judged, what is cheaper than ``base`` is taken for that."""
+    changes = [{knob.name: value} for knob in axes for value in knob.points if value != base.get(knob.name)]
+    changes = [change for change in changes if is_allowed({**base, **change})]
+    found = {point_name(base): measure(base)}
+
+    def extend(made: Sequence[Settings], what: str) -> None:
+        for done, settings in enumerate(made, 1):
+            found.setdefault(point_name(settings), measure(settings))
+            on_progress(what, done, len(made))
+
+    extend([{**base, **change} for change in changes], "one setting at a time")
+    first, *_ = found.values()
+    near = [change for change in changes if _is_near(found[point_name({**base, **change})], first, found.values())]
+    pairs = [{**base, **one, **other} for one, other in itertools.combinations(near, 2) if one.keys() != other.keys()]
+    extend([pair for pair in pairs if is_allowed(pair)], "pairs near the front")
+    return list(found.values())
+
+
+def _is_near(one: Measured, base: Measured, others: Any) -> bool:
+    quality = one.quality
+    if quality is None:
+        return one.cost < base.cost
+    return not any(
+        other.cost <= one.cost and other.quality >= quality and (other.cost, other.quality) != (one.cost, quality)
+        for other in others
+    )
+
+
+def calibrate_job(
+    family: Family,
+    variant: Variant,
+    *,
+    device: str = "cpu",
+    num_threads: int = 1,
+    watts: float = 6.0,
+    repeats: int = 2,
+    on_progress: OnProgress = lambda what, done, total: None,
+    **_ignored: object,
+) -> Path:
+    """Points of a family of jobs whose quality nobody has judged: their costs alone. Returns the table's path.
+
+    Raises: ValueError: no weights.
+    """
+    if variant.weights is None:
+        raise ValueError(f"{variant.id} has no checkpoint folder; give one with --checkpoint")
+    assert family.build is not None
+    assert family.runner is not None
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        runner = family.runner.load()(family.build.load()(variant, device), variant)
+        host = _JobHost(family, variant, runner, repeats)
+        axes, base = [knob for knob in family.knobs if knob.is_axis], family.check_point({})
+        host.measure(base)  # to warm up
+        found = sweep(axes, base, host.measure, host.is_allowed, on_progress)
+        calibration.write(
+            variant,
+            [one.point for one in sorted(found, key=lambda one: -one.cost)],
+            hardware=calibration.hardware(torch.device(device)),
+            watts=watts,
+            metric="",
+            data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"},
+        )
+    finally:
+        torch.set_num_threads(threads_before)
+    return variant.weights / TABLE_FILE
+
+
+@dataclass(frozen=True)
+class _JobHost:
+    """Runs requests as a replica does, slice by slice."""
+
+    family: Family
+    variant: Variant
+    runner: Job
+    repeats: int
+
+    def is_allowed(self, settings: Settings) -> bool:
+        if self.family.allowed is None:
+            return True
+        try:
+            for request in self._requests():
+                self.family.allowed.load()(self.variant, request, settings)
+        except SettingError:
+            return False
+        return True
+
+    def measure(self, settings: Settings) -> Measured:
+        """Steps by their multiplications and, where sizes differ, a constant; the rest by its pixels."""
+        assert self.family.work is not None
+        count, requests = self.family.work.load(), self._requests()
+        times: dict[str, dict[int, Seconds]] = {}
+        alone_s = 0.0
+        for size in BATCH_SIZES:
+            steps, rest = [], []
+            for request in requests * self.repeats:
+                units = count(self.variant, request, settings).units
+                steps_s, rest_s = self._run(request, settings, size)
+                steps.append((units, steps_s / size))
+                rest.append((units, rest_s / size))
+                alone_s = max(alone_s, steps_s + rest_s) if size == 1 else alone_s
+            fitted = calibration.fit(steps, ("macs", "slices")) | calibration.fit(rest, ("pixels",))
+            for unit, price in fitted.items():
+                times.setdefault(unit, {})[size] = price
+        return Measured(Point(settings=dict(settings), seconds_per_unit=times), alone_s)
+
+    def _requests(self) -> list[Any]:
+        if "example" in self.family.parts:
+            return [self.family.part("example")(self.variant, np.random.default_rng(0))]
+        io: ClipIO = self.variant.io
+        return [ClipRequest(prompt="a red circle moves left", num_frames=frames) for frames in io.frame_counts]
+
+    @torch.inference_mode()
+    def _run(self, request: Any, settings: Settings, size: int) -> tuple[float, float]:
+        """Seconds of the steps, and of all else, of so many rows together."""
+        states = [self.runner.open(request, settings, seed) for seed in range(size)]
+        seconds = {True: 0.0, False: 0.0}
+        while left := self.runner.remaining(states[0]):
+            started_s = time.perf_counter()
+            self.runner.step(states)
+            seconds[next(iter(left)) == "denoise"] += time.perf_counter() - started_s
+        for state in states:
+            self.runner.close(state)
+        return seconds[True], seconds[False]
