@@ -46,10 +46,7 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     folder = None if model.options.engine == "fake" else limits.variant.weights
     sha256, created_s = (_NO_WEIGHTS, 0) if folder is None else _weights(folder)
     is_calibrated = folder is not None and (folder / TABLE_FILE).is_file()
-    if is_calibrated:
-        points = planned_points(load_table(limits.variant))
-    else:
-        points = _assumed_points(limits, model)
+    points = planned_points(load_table(limits.variant)) if is_calibrated else _assumed_points(limits, model)
     planned = VideoPoints(points=points, limits=limits)
     card = _card(planned, created_s, sha256, is_calibrated=is_calibrated)
     return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=planned), replicas=model.replicas)
