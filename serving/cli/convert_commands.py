@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -24,18 +24,22 @@ def register(app: typer.Typer) -> None:
 
 def convert(context: typer.Context) -> None:
     """Bring published weights into the form that Vireo serves."""
+    group_for(context.args)(context.args, prog_name=context.command_path)
+
+
+def group_for(words: Sequence[str]) -> typer.Typer:
+    """A group of commands for one call, as what a command takes is known once its family's code is imported."""
     from models.registry import families
 
-    # A group is made for this one call: what a command takes is known once its family's code is imported.
     group = typer.Typer(no_args_is_help=True, help=convert.__doc__, add_completion=False)
     group.callback()(lambda: None)
     with told_plainly():
-        known = [family for family in families().values() if "convert" in family.parts]
-        for family in known:
-            is_asked = context.args[:1] == [family.name]
-            command = _command(family, family.part("convert")) if is_asked else lambda: None
-            group.command(family.name, short_help=family.summary)(command)
-    group(context.args, prog_name=context.command_path)
+        for family in families().values():
+            if "convert" in family.parts:
+                is_asked = list(words[:1]) == [family.name]
+                command = _command(family, family.part("convert")) if is_asked else lambda: None
+                group.command(family.name, short_help=family.summary)(command)
+    return group
 
 
 def _command(family: Family, part: Callable[..., list[str]]) -> Callable[..., None]:

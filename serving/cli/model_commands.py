@@ -38,15 +38,17 @@ def register(app: typer.Typer) -> None:
 
 def list_models() -> None:
     """List the models that this installation knows. An open family has more than can be listed: family:NAME."""
-    table = Table(Column("id", no_wrap=True), "for", "weights", "what it is")
+    columns = (Column(name, no_wrap=True) for name in ("id", "for", "weights"))
+    table = Table(*columns, "what it is", box=None, pad_edge=False)
     with told_plainly():
         for family in families().values():
-            tasks = ", ".join(family.tasks)
             for variant in family.variants:
-                table.add_row(variant.id, tasks, weights_of(family, variant), variant.summary)
+                weights = weights_of(family, variant).partition(" (")[0].partition(":")[0]
+                table.add_row(variant.id, family.tasks[0], weights, variant.summary)
             if family.resolve is not None:
-                table.add_row(f"{family.name}:NAME", tasks, "bring your own", family.summary)
+                table.add_row(f"{family.name}:NAME", family.tasks[0], "bring your own", family.summary)
     console.print(table)
+    console.print("vireo models show ID says more, for instance how to bring weights", style="dim")
 
 
 def show_model(

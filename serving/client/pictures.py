@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from models.contract import TextBox
-from models.registry import find
+from models.registry import families, find
 from serving.client.told import Failed
 from serving.errors import InvalidImage
 from serving.limits import IngressLimits
@@ -102,6 +102,13 @@ def _media_type(name: str, encoded: bytes) -> str:
         raise BadPicture(f"{name} is empty; give a JPEG, PNG or WebP file")
     kind = next((kind for start, kind in _OTHERS if encoded.startswith(start)), "of an unknown format")
     raise BadPicture(f"{name} is {kind}; give a JPEG, PNG or WebP file")
+
+
+def check_names_boxes(model_id: str) -> None:
+    """Pass a model whose answers name places. Raises: Failed: it does not, or is not known here."""
+    able = [variant.id for family in families().values() if "boxes" in family.parts for variant in family.variants]
+    if model_id not in able:
+        raise Failed(f"{model_id} names no places in images; models that do: {', '.join(able) or 'none'}")
 
 
 def find_boxes(model_id: str, text: str) -> list[TextBox]:

@@ -57,7 +57,7 @@ def chat(
     api_key: KeyOption = None,
 ) -> None:
     """Talk with a chat model, with images if you like. Exit code 1: the server failed; 2: the request must change."""
-    from serving.client.pictures import load_picture
+    from serving.client.pictures import check_names_boxes, load_picture
     from serving.tasks.chat.client import ChatClient
     from serving.tasks.chat.session import Conversation
 
@@ -68,6 +68,8 @@ def chat(
         _check_use(message, conversation, draw, as_json)
         with ChatClient(url, api_key) as client:
             chosen, values = client.choose("chat", model, settings)
+            if draw is not None:
+                check_names_boxes(chosen)
             fields = given(
                 model=chosen,
                 temperature=temperature,

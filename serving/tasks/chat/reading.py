@@ -44,12 +44,15 @@ def read(
     Exit code not 0 if any image has no answer, 1 if that is the server's fault or nothing was found; the others are
     still read.
     """
+    from serving.client.pictures import check_names_boxes
     from serving.tasks.chat.client import ChatClient
 
     with asked_plainly():
         job = _job(page, where)
         with ChatClient(url, api_key) as client:
             chosen, values = client.choose("chat", model, settings)
+            if job.finds_boxes:
+                check_names_boxes(chosen)
             fields = given(
                 model=chosen,
                 temperature=0.0,

@@ -21,11 +21,15 @@ from serving.cli.model_facts import BYTES_PER_NUMBER, kv_numbers_per_token, weig
 NANO = find("dyn-perceiver-nano")[1]
 
 
-def run(*arguments: str) -> tuple[int, str]:
+def app_of_models() -> typer.Typer:
     app = typer.Typer()
     model_commands.register(app)
     convert_commands.register(app)
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
+    return app
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app_of_models(), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.output.split())
@@ -35,7 +39,14 @@ def test_list_names_every_model() -> None:
     status, output = run("models", "list")
     assert status == 0
     assert all(model_id in output for model_id in known_ids())
-    assert "bring your own (vireo convert texthawk2)" in output
+    assert "texthawk2-7b chat bring your own SigLIP" in output
+
+
+def test_list_fits_a_narrow_terminal_and_cuts_no_word() -> None:
+    narrow = CliRunner().invoke(app_of_models(), ["models", "list"], env={"COLUMNS": "80", "NO_COLOR": "1"}).output
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+    assert all(f"\n{model_id} " in narrow for model_id in known_ids())
 
 
 def test_show_prints_the_operating_points() -> None:

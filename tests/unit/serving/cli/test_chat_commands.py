@@ -20,7 +20,7 @@ from serving.tasks.chat.cli import register
 from serving.tasks.chat.client import ChatClient
 from serving.tasks.chat.domain import ImagePart, Message, Role, TextPart
 from serving.tasks.chat.session import Conversation, Session
-from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
+from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService, make_chat_card
 from tests.support.media_files import bad_files, encode, gradient
 from tests.support.ports import free_port
 from tests.support.served_door import ServedDoor, served
@@ -57,6 +57,18 @@ def said(message: Message) -> str:
 
 def images_of(message: Message) -> list[ImagePart]:
     return [part for part in message.parts if isinstance(part, ImagePart)]
+
+
+@pytest.mark.parametrize(
+    "words", [["read", "{png}", "--where", "the square"], ["chat", "x", "-i", "{png}", "--draw", "o.png"]]
+)
+def test_model_that_names_no_places_is_not_asked_for_them(words: list[str], png: Path) -> None:
+    words = [word.format(png=png) for word in words]
+    with served(FakeService(chat_cards=(make_chat_card("other"),))) as door:
+        result = vireo(*words, "--url", door.url)
+        assert not door.service.chats
+    assert result.exit_code == 2
+    assert result.stderr.startswith("vireo: other names no places in images; models that do: texthawk2-nano")
 
 
 # -- vireo chat, once ------------------------------------------------------------------------------------------------
