@@ -127,9 +127,8 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
     for model in config.models:
-        for task in TASKS:
-            if task.name in model.tasks and task.read is not None:
-                task.read.load()(model)
+        for read in {task.read for task in TASKS if task.name in model.tasks and task.read is not None}:
+            read.load()(model)
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

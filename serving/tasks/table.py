@@ -31,6 +31,7 @@ TASKS: Final = (
         routes=LazyRef("serving.tasks.images.http:ROUTES"),
         rpcs=LazyRef("serving.tasks.images.grpc:RPCS"),
         verbs=LazyRef("serving.tasks.images.cli:register"),
+        checks=LazyRef("serving.tasks.images.checks:CHECKS"),
         read=LazyRef("serving.operating_points:points_of"),
     ),
     Task(

@@ -21,7 +21,6 @@ from serving.domain import Surface
 from serving.errors import Cancelled, InvalidRequest, RangeNotSatisfiable, UnknownField
 from serving.front.events import EventQueue, pumped
 from serving.front.front import Front, shown
-from serving.front.http.body import Headers
 from serving.front.http.call import (
     EVENT_HEADERS,
     KEEP_ALIVE,
@@ -53,7 +52,6 @@ SUFFIXES: Final = {"video/mp4": ".mp4", "image/gif": ".gif", "image/jpeg": ".jpg
 _RANGE: Final = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*")
 _ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,128}")
 _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
-_HOST: Final = re.compile(r"[A-Za-z0-9.\-_]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +222,7 @@ class JobHttp:
         return self.show(job, self._url(call, job), None)
 
     def _url(self, call: Call, job: JobRecord) -> str:
-        return f"{origin(call.headers, call.scope.get('scheme', 'http'))}{self.path}/{job.id}/content"
+        return call.url_of(f"{self.path}/{job.id}/content")
 
     async def _job(self, call: Call) -> JobRecord:
         return await self.service(call.front).get(call.tenant, self._id(call))
@@ -311,15 +309,6 @@ def _a(noun: str) -> str:
 def file_name(job_id: str, media_type: str) -> str:
     """What the file may be called."""
     return job_id + SUFFIXES.get(media_type, "")
-
-
-def origin(headers: Headers, scheme: str) -> str:
-    """By which address the caller came; empty, for paths alone, if that is not known."""
-    host = headers.get(b"host", b"").decode("latin-1")
-    if not _HOST.fullmatch(host):
-        return ""
-    forwarded = headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip().lower()
-    return f"{forwarded if forwarded in ('http', 'https') else scheme}://{host}"
 
 
 def _etag(artefact: Artefact) -> str:
