@@ -386,9 +386,11 @@ class Unary(Protocol):
     """A whole forward pass."""
 
     def forward(self, batch: Any, points: Sequence[Point]) -> Mapping[str, Any]:
-        """``batch``: a tensor of inputs as ``prepare`` makes them, stacked; ``points``: one a row.
+        """``batch``: a tensor of inputs as ``prepare`` makes them, stacked, or several by name: see ``models.inputs``.
+        ``points``: one a row.
 
-        Returns outputs by name, rows first. A classifier gives ``probabilities`` (rows, classes), float32.
+        Returns outputs by name, rows first. A classifier gives ``probabilities`` (rows, classes), float32; what makes
+        pictures gives ``image`` (rows, height, width, 3), uint8.
         """
         ...
 

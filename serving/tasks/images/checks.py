@@ -15,35 +15,37 @@ from serving.client.checks import TIMEOUT_S, Check, Target
 _PROMPT: Final = "a red ball"
 
 
-def _card(target: Target) -> dict[str, Any]:
-    card: dict[str, Any] = target.http.get(f"/v1/models/{target.model}").raise_for_status().json()["vireo"]
-    return card
+def _facts(target: Target) -> dict[str, Any]:
+    """What goes into the model."""
+    model = target.http.get(f"/v1/models/{target.model}").raise_for_status().json()
+    facts: dict[str, Any] = model["vireo"]["io"]
+    return facts
 
 
-def _picture(card: Mapping[str, Any]) -> bytes:
+def _picture(facts: Mapping[str, Any]) -> bytes:
     """White, of a size that the model takes."""
-    side = min(card["max_side"], max(card["min_side"], -(-64 // card["multiple"]) * card["multiple"]))
+    side = min(facts["max_side"], max(facts["min_side"], -(-64 // facts["multiple"]) * facts["multiple"]))
     file = io.BytesIO()
     Image.new("RGB", (side, side), "white").save(file, "PNG")
     return file.getvalue()
 
 
 def _http(target: Target) -> str:
-    card = _card(target)
-    body = {"model": target.model, "prompt": _PROMPT if card["takes_prompt"] else ""}
+    facts = _facts(target)
+    body = {"model": target.model, "prompt": _PROMPT if "text" in facts["inputs"] else ""}
     path = "/v1/images/generations"
-    if card["takes_picture"]:
-        path, body["image"] = "/v1/images/edits", base64.b64encode(_picture(card)).decode()
+    if "image" in facts["inputs"]:
+        path, body["image"] = "/v1/images/edits", base64.b64encode(_picture(facts)).decode()
     answer = target.http.post(path, json=body).raise_for_status().json()
     with Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))) as image:
         return f"{image.width}x{image.height}"
 
 
 def _grpc(target: Target) -> str:
-    card, stub = _card(target), vireo_pb2_grpc.VireoStub(target.channel)
-    prompt = _PROMPT if card["takes_prompt"] else ""
-    if card["takes_picture"]:
-        edit = vireo_pb2.EditImageRequest(model=target.model, prompt=prompt, image=_picture(card))
+    facts, stub = _facts(target), vireo_pb2_grpc.VireoStub(target.channel)
+    prompt = _PROMPT if "text" in facts["inputs"] else ""
+    if "image" in facts["inputs"]:
+        edit = vireo_pb2.EditImageRequest(model=target.model, prompt=prompt, image=_picture(facts))
         made = stub.EditImage(edit, timeout=TIMEOUT_S)
     else:
         made = stub.GenerateImage(vireo_pb2.GenerateImageRequest(model=target.model, prompt=prompt), timeout=TIMEOUT_S)
