@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.client.checks import Target
+from serving.tasks.images.checks import CHECKS
 from tests.e2e.surfaces import SURFACES, Door, opened
 from tests.support.clients import Ask, oip_message
 from tests.support.media_files import encode
@@ -124,6 +126,11 @@ def test_pictures_are_changed_over_every_surface_alike(door: Door) -> None:
 def _too_large() -> dict[str, str]:
     picture = encode(np.zeros((300, 8, 3), np.uint8))
     return {"model": PAINTER, "image": base64.b64encode(picture).decode()}
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_vireo_up_asks_it_too(name: str, door: Door) -> None:
+    assert CHECKS[name](Target(door.http, door.channel, PAINTER)).startswith("64x64")
 
 
 def test_command_line_changes_a_picture(door: Door, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ _PRIORITIES = {
     Priority.NORMAL: SchedulerPriority.NORMAL,
     Priority.HIGH: SchedulerPriority.HIGH,
 }
+_MAX_STORED_BYTES = 1 << 20
+"""Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
 _DEADLINE_GRACE_S = 0.25
 """A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
 
@@ -70,7 +72,12 @@ def _decode(payload: dict[str, Any]) -> StoredAnswer | None:
     return None
 
 
-CODEC: Codec[StoredAnswer] = Codec(StoredAnswer._asdict, _decode)
+def _encode(answer: StoredAnswer) -> dict[str, Any] | None:
+    num_bytes = sum(len(data) for _, _, data in answer.outputs.values())
+    return answer._asdict() if num_bytes <= _MAX_STORED_BYTES else None
+
+
+CODEC: Codec[StoredAnswer] = Codec(_encode, _decode)
 
 
 class _Row(NamedTuple):
@@ -166,8 +173,9 @@ class UnaryRequests:
     async def _pictures(self, request: UnaryRequest) -> Sequence[PreparedImage | ServingError]:
         budget = MediaBudget(self._media.limits)
         caller = Caller(request.tenant, RANKS[request.budget.priority])
-        if len(request.images) == 1:
-            return [await self._picture(request.images[0], request.model, budget, caller)]
+        first = request.images[0] if request.images else None
+        if first is not None and all(image is first for image in request.images):  # it is decoded once
+            return [await self._picture(first, request.model, budget, caller)] * len(request.images)
         return await asyncio.gather(*(self._picture(image, request.model, budget, caller) for image in request.images))
 
     async def _picture(

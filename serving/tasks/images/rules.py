@@ -17,6 +17,7 @@ from serving.domain import Budget, ImageInput, Report, UnaryAnswer, UnaryReply, 
 from serving.errors import InvalidRequest, ServingError, TooManyImages, UnsupportedField
 from serving.front.front import BaseCall, shown
 from serving.service import Card
+from serving.tasks.chat.rules import check_unicode
 
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 _QUALITY: Final = 95
@@ -109,6 +110,7 @@ def _request(call: BaseCall, asked: ImagesAsked, card: Card) -> UnaryRequest:
 
 
 def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
+    check_unicode(asked.prompt, "prompt")
     if form.takes_picture and asked.image is None:
         raise InvalidRequest(f"{card.id} changes a picture; send one to /v1/images/edits (EditImage)", param="image")
     if asked.image is not None and not form.takes_picture:

@@ -54,6 +54,7 @@ from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import Card
+from serving.tasks.chat.rules import check_unicode
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 
 QUANTISE_HERE_BYTES = 1 << 20
@@ -270,9 +271,12 @@ def _split(tensor: InputTensor) -> list[bytes]:
 def _prompts(tensor: InputTensor) -> tuple[str, ...]:
     elements = _split(tensor) if tensor.raw is not None else _flat(tensor, {str, bytes})
     try:
-        return tuple(each if isinstance(each, str) else each.decode() for each in elements)
+        prompts = tuple(each if isinstance(each, str) else each.decode() for each in elements)
     except UnicodeDecodeError:
         raise InvalidRequest("PROMPT is not valid UTF-8; encode it so", param="PROMPT") from None
+    for prompt in prompts:
+        check_unicode(prompt, "PROMPT")
+    return prompts
 
 
 def _seeds(tensor: InputTensor) -> tuple[int, ...]:

@@ -10,15 +10,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from models.io import ImageIO
 from schedulers.admission import Cost
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
-from serving.errors import EngineFailed, QueueFull, QuotaExceeded, ServingError
+from serving.errors import EngineFailed, InvalidRequest, QueueFull, QuotaExceeded, ServingError
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
-from tests.support.fake_service import make_card
+from tests.support.fake_service import make_card, make_image_card
 from tests.support.memory_results import MemoryResults
 from tests.support.waiting import until
 
@@ -54,6 +55,7 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, asyncio.Future[list[SampleOutcome]]]] = []
+        self.rows: list[Any] = []
         self.bills: list[Callable[[Sequence[SampleOutcome]], None]] = []
 
     def predicted_wait_s(self) -> float:
@@ -61,7 +63,11 @@ class Dispatcher:
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
-        self.sent.append(("".join(chr(cast(Any, sample.inputs)[0, 0, 0]) for sample in samples), done))
+        self.rows += [sample.inputs for sample in samples]
+        pictures = [
+            sample.inputs["picture"] if isinstance(sample.inputs, dict) else sample.inputs for sample in samples
+        ]
+        self.sent.append(("".join(chr(cast(Any, picture)[0, 0, 0]) for picture in pictures), done))
         self.bills.append(settle)
         outcomes = await done
         settle(outcomes)
@@ -274,3 +280,60 @@ async def test_two_requests_that_each_lead_what_the_other_wants_end(world: World
     assert (second.result().report.cache, third.result().report.cache).count("miss") <= 1
     world.dispatcher.bills[0]([])
     await world.check_nothing_is_left()
+
+
+# -- words, noise and pictures ---------------------------------------------------------------------------------------
+
+
+def painting(world: World, **columns: Any) -> asyncio.Task[UnaryReply]:
+    """Ask a model that makes pictures of pictures, words and noise."""
+    form = ImageIO(takes_picture=True, takes_prompt=True, is_seeded=True, max_side=64, max_prompt_chars=9)
+    points = SimpleNamespace(watts=4.0)
+    card = make_image_card("painter", form)
+    served = ServedModel(
+        card=card,
+        points=cast(Any, points),
+        dispatcher=cast(Any, world.dispatcher),
+        words=lambda prompt: np.frombuffer(prompt.encode(), np.uint8),
+    )
+    service = UnaryRequests({"painter": served}, cast(Any, world.media), world.pipeline, max_images=8)
+    image = ImageInput(encoded=b"x")
+    asked = {"images": (image, image), "prompts": ("a", "a"), "seeds": (1, 2), **columns}
+    request = UnaryRequest(
+        request_id="r", surface=Surface.HTTP_IMAGES, tenant="acme", model="painter", budget=Budget(), **asked
+    )
+    return asyncio.create_task(service.answer(request))
+
+
+async def test_rows_are_put_together_by_name_and_one_picture_is_decoded_once(world: World) -> None:
+    task = painting(world)
+    await world.sent(1)
+    world.dispatcher.end(0)
+    assert len((await task).items) == 2
+    assert len(world.media.callers) == 1
+    assert [sorted(row) for row in world.dispatcher.rows] == [["picture", "prompt", "seed"]] * 2
+    assert [int(row["seed"]) for row in world.dispatcher.rows] == [1, 2]
+    assert await settled(painting(world), painting(world, seeds=(2, 1))) == ["hit", "hit"]
+
+
+async def test_what_was_drawn_is_not_kept(world: World) -> None:
+    tasks = [painting(world, is_drawn=True), painting(world, is_drawn=True)]
+    await world.sent(2)
+    for number in range(2):
+        world.dispatcher.end(number)
+    assert await settled(*tasks) == ["miss", "miss"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "param"),
+    [
+        ({"images": ()}, "images"),
+        ({"prompts": ()}, "prompt"),
+        ({"seeds": (1,)}, "seed"),
+        ({"prompts": ("a" * 10, "b")}, "prompt"),
+    ],
+)
+async def test_columns_that_do_not_fit_are_refused(world: World, columns: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await painting(world, **columns)
+    assert caught.value.param == param

@@ -139,6 +139,7 @@ async def test_what_asks_for_nothing_passes(door: FrontDoor) -> None:
         (EDITS, {"sparkle": 1}, "unknown_field", "sparkle"),
         (GENERATIONS, {"model": "painter", "prompt": " "}, "invalid_request", "prompt"),
         (GENERATIONS, {"model": "mender"}, "invalid_request", "image"),
+        (GENERATIONS, {"model": "painter", "prompt": "half \ud800"}, "invalid_request", "prompt"),
         (GENERATIONS, {"model": "painter", "prompt": "x", "n": 1000}, "too_many_images", "n"),
         (GENERATIONS, {"model": "painter", "prompt": "x", "size": "9x9"}, "invalid_request", "size"),
     ],
