@@ -22,7 +22,7 @@ Differs from the paper: inside a tenant units go by urgency, not by arrival, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -136,6 +136,46 @@ class FairQueue(Generic[UnitT]):
         if not self._num_units:
             self._forget()
         return units, late
+
+    def take_fitting(self, max_units: int, fits: Callable[[UnitT], bool], taken: list[UnitT]) -> None:
+        """Remove units that ``fits`` lets in and append them to ``taken``, one by one.
+
+        In fair order, until a tenant has nothing that fits: nobody who stands further on than that one is let in.
+        Places that are left go to more units of those that are in already. So the bound holds with l the largest charge
+        of a tenant *in one call*: v is still the smallest tag of all that wait. O(tenants + units).
+        """
+        limit = math.inf
+        flows = [flow for flow in self._flows.values() if flow.units]
+        inside: list[_Flow[UnitT]] = []
+        while flows and len(taken) < max_units:
+            flow = min(flows, key=lambda flow: (flow.tag, flow.number))
+            if flow.tag > limit:
+                break
+            unit = next((entry[2] for entry in flow.units if fits(entry[2])), None)
+            if unit is not None:
+                self._virtual = flow.tag
+                self._take(flow, unit, taken)
+                if flow not in inside:
+                    inside.append(flow)
+            elif flow.units:
+                limit = min(limit, flow.tag)
+            if unit is None or not flow.units:
+                flows.remove(flow)
+        for flow in inside:
+            for unit in [entry[2] for entry in flow.units]:
+                if len(taken) < max_units and fits(unit):
+                    self._take(flow, unit, taken)
+        if not self._num_units:
+            self._forget()
+
+    def _take(self, flow: _Flow[UnitT], unit: UnitT, taken: list[UnitT]) -> None:
+        flow.units.remove(_entry(unit))
+        flow.waiting_j -= unit.joules
+        self._num_units -= 1
+        flow.tag += unit.joules / flow.weight
+        if flow.units:
+            self._list(flow)
+        taken.append(unit)
 
     def remove(self, unit: UnitT) -> None:
         """Remove one unit from anywhere, without a charge.

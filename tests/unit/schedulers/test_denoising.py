@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import random
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -12,30 +13,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedulers.types import Drain, Priority, Tick
-from schedulers.video import VideoPolicyConfig, VideoScheduler
-from schedulers.video_cost import StepCost
-from schedulers.video_types import (
-    Decode,
-    Decoded,
+from schedulers.kernel import Kernel
+from schedulers.policies.denoising import DECODE, DenoisingConfig, DenoisingWork, denoising
+from schedulers.types import (
+    Decision,
+    Drain,
+    Event,
     Fail,
     Finish,
     GiveBack,
-    JobArrived,
-    JobCancelled,
     Preempted,
+    Priority,
     Release,
-    RunStep,
-    StepFinished,
-    StepResult,
-    VideoDecision,
-    VideoEvent,
+    RunSlice,
+    SliceFinished,
+    SliceResult,
+    Tick,
+    UnitArrived,
+    UnitCancelled,
 )
+from schedulers.video_cost import StepCost
 from schedulers.video_urgency import CLASS_S, HORIZON_S
 
 
 def job(
-    job_id: str,
+    name: str,
     steps: int = 2,
     *,
     phase: Hashable = "p",
@@ -43,36 +45,50 @@ def job(
     deadline_s: float = math.inf,
     held_bytes: int = 1,
     step_s: float = 1.0,
-) -> JobArrived:
-    return JobArrived(
-        job_id=job_id,
-        steps_left=steps,
-        seconds_per_step=step_s,
-        tokens=128,
+    tenant: str = "",
+) -> UnitArrived:
+    return UnitArrived(
+        unit_id=name,
+        work=DenoisingWork(steps_left=steps, seconds_per_step=step_s, tokens=128, phase=phase),
         held_bytes=held_bytes,
-        phase=phase,
         priority=priority,
         deadline_s=deadline_s,
+        tenant=tenant,
     )
 
 
-def done(batch: RunStep, *, phase: Hashable = "p", failed: Iterable[str] = (), elapsed_s: float = 1.0) -> StepFinished:
+def done(step: RunSlice, *, phase: Hashable = "p", failed: Iterable[str] = (), elapsed_s: float = 1.0) -> SliceFinished:
     bad = set(failed)
-    results = tuple(StepResult(job_id=name, phase=phase, failed=name in bad) for name in batch.job_ids)
-    return StepFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s)
+    results = tuple(SliceResult(unit_id=name, report=phase, failed=name in bad) for name in step.unit_ids)
+    return SliceFinished(slice_id=step.slice_id, results=results, elapsed_s=elapsed_s)
 
 
-def decoded(job_id: str, *, failed: bool = False) -> Decoded:
-    return Decoded(job_id=job_id, elapsed_s=0.5, failed=failed)
+def decoded(machine: Kernel, name: str, *, failed: bool = False) -> SliceFinished:
+    """The decode of ``name``, which runs now, is over."""
+    slice_id = next(number for number, one in machine._running.items() if one.stage == DECODE and name in one.units)
+    results = (SliceResult(unit_id=name, failed=failed),)
+    return SliceFinished(slice_id=slice_id, results=results, elapsed_s=0.5)
 
 
-def scheduler(**bounds: int) -> VideoScheduler:
-    return VideoScheduler(VideoPolicyConfig(**{"max_batch": 1, **bounds}))
+def scheduler(**bounds: int) -> Kernel:
+    return denoising(DenoisingConfig(**{"max_batch": 1, **bounds}))
 
 
-def step_of(decisions: list[VideoDecision]) -> RunStep:
-    (step,) = [decision for decision in decisions if isinstance(decision, RunStep)]
+def step_of(decisions: list[Decision]) -> RunSlice:
+    (step,) = [one for one in decisions if isinstance(one, RunSlice) and one.stage != DECODE]
     return step
+
+
+def plain(decisions: list[Decision]) -> list[object]:
+    """Slices without their numbers: ``("step", "a", "b")``, ``("decode", "a")``; other decisions as they are."""
+    return [
+        ("decode" if one.stage == DECODE else "step", *one.unit_ids) if isinstance(one, RunSlice) else one
+        for one in decisions
+    ]
+
+
+def finish(name: str) -> Finish:
+    return Finish(unit_id=name, stage=DECODE)
 
 
 # -- life of a job ---------------------------------------------------------------------------------------------------
@@ -82,62 +98,62 @@ def test_job_takes_its_steps_then_its_decode_then_ends() -> None:
     machine = scheduler()
     first = step_of(machine.handle(0.0, job("a", 2)))
     second = step_of(machine.handle(1.0, done(first)))
-    assert machine.handle(2.0, done(second)) == [Decode(job_id="a")]
-    assert machine.handle(3.0, decoded("a")) == [Finish(job_id="a")]
+    assert plain(machine.handle(2.0, done(second))) == [("decode", "a")]
+    assert plain(machine.handle(3.0, decoded(machine, "a"))) == [finish("a")]
     assert machine.counts().finished == machine.counts().arrived == 1
     assert machine.remaining_s("a") == 0.0
 
 
 def test_resumed_job_without_steps_left_is_only_decoded() -> None:
-    assert scheduler().handle(0.0, job("a", 0)) == [Decode(job_id="a")]
+    assert plain(scheduler().handle(0.0, job("a", 0))) == [("decode", "a")]
 
 
 def test_denoising_goes_on_beside_the_one_decode() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("a", 1), job("b", 1), job("c", 1)))
     decisions = machine.handle(1.0, done(step))
-    assert decisions[0] == Decode(job_id="a")
-    assert step_of(decisions).job_ids == ("b",)
+    assert plain(decisions)[0] == ("decode", "a")
+    assert step_of(decisions).unit_ids == ("b",)
     decisions = machine.handle(2.0, done(step_of(decisions)))
-    assert decisions == [RunStep(batch_id=2, job_ids=("c",))]  # b waits for a's decode
-    assert machine.handle(3.0, decoded("a")) == [Finish(job_id="a"), Decode(job_id="b")]
+    assert plain(decisions) == [("step", "c")]  # b waits for a's decode
+    assert plain(machine.handle(3.0, decoded(machine, "a"))) == [finish("a"), ("decode", "b")]
 
 
 def test_failed_job_ends_alone() -> None:
     machine = scheduler(max_batch=2)
     step = step_of(machine.handle(0.0, job("a"), job("b")))
     decisions = machine.handle(1.0, done(step, failed=["a"]))
-    assert decisions == [Fail(job_id="a"), RunStep(batch_id=1, job_ids=("b",))]
+    assert plain(decisions) == [Fail(unit_id="a"), ("step", "b")]
 
 
 def test_failed_decode_ends_the_job() -> None:
     machine = scheduler()
     machine.handle(0.0, job("a", 0))
-    assert machine.handle(1.0, decoded("a", failed=True)) == [Fail(job_id="a")]
+    assert plain(machine.handle(1.0, decoded(machine, "a", failed=True))) == [Fail(unit_id="a")]
 
 
 def test_cancel_takes_effect_at_once_or_at_the_next_boundary() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("run", 2), job("wait"), job("decode", 0), job("denoised", 0)))
-    assert machine.handle(0.5, JobCancelled(job_id="wait")) == [Release(job_id="wait")]
-    assert machine.handle(0.5, JobCancelled(job_id="denoised")) == [Release(job_id="denoised")]
-    assert machine.handle(0.5, JobCancelled(job_id="run"), JobCancelled(job_id="decode")) == []
-    assert machine.handle(0.5, JobCancelled(job_id="run"), JobCancelled(job_id="never")) == []
-    assert machine.handle(1.0, done(step)) == [Release(job_id="run")]
-    assert machine.handle(1.0, decoded("decode")) == [Release(job_id="decode")]
-    assert machine.handle(1.0, JobCancelled(job_id="run")) == []
+    assert plain(machine.handle(0.5, UnitCancelled(unit_id="wait"))) == [Release(unit_id="wait")]
+    assert plain(machine.handle(0.5, UnitCancelled(unit_id="denoised"))) == [Release(unit_id="denoised")]
+    assert plain(machine.handle(0.5, UnitCancelled(unit_id="run"), UnitCancelled(unit_id="decode"))) == []
+    assert plain(machine.handle(0.5, UnitCancelled(unit_id="run"), UnitCancelled(unit_id="never"))) == []
+    assert plain(machine.handle(1.0, done(step))) == [Release(unit_id="run")]
+    assert plain(machine.handle(1.0, decoded(machine, "decode"))) == [Release(unit_id="decode")]
+    assert plain(machine.handle(1.0, UnitCancelled(unit_id="run"))) == []
 
 
 def test_drain_gives_back_what_waits_and_what_runs_at_its_boundary_and_ends_decodes() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("run", 3), job("wait"), job("decode", 0), job("denoised", 0)))
-    assert machine.handle(0.5, Drain()) == [GiveBack(job_id="wait")]
+    assert plain(machine.handle(0.5, Drain())) == [GiveBack(unit_id="wait")]
     assert machine.room() == 0
-    assert machine.handle(0.5, job("late")) == [GiveBack(job_id="late")]
-    assert machine.handle(1.0, done(step)) == [GiveBack(job_id="run")]
+    assert plain(machine.handle(0.5, job("late"))) == [GiveBack(unit_id="late")]
+    assert plain(machine.handle(1.0, done(step))) == [GiveBack(unit_id="run")]
     assert not machine.is_drained
-    assert machine.handle(1.0, decoded("decode")) == [Finish(job_id="decode"), Decode(job_id="denoised")]
-    assert machine.handle(2.0, decoded("denoised")) == [Finish(job_id="denoised")]
+    assert plain(machine.handle(1.0, decoded(machine, "decode"))) == [finish("decode"), ("decode", "denoised")]
+    assert plain(machine.handle(2.0, decoded(machine, "denoised"))) == [finish("denoised")]
     assert machine.is_drained
 
 
@@ -145,7 +161,7 @@ def test_last_step_that_ends_in_a_drain_is_not_wasted() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("a", 1)))
     machine.handle(0.5, Drain())
-    assert machine.handle(1.0, done(step)) == [Decode(job_id="a")]
+    assert plain(machine.handle(1.0, done(step))) == [("decode", "a")]
 
 
 # -- who goes first --------------------------------------------------------------------------------------------------
@@ -154,11 +170,11 @@ def test_last_step_that_ends_in_a_drain_is_not_wasted() -> None:
 def test_nearer_deadline_preempts_at_the_step_boundary_and_the_other_goes_on_later() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("slow", 3)))
-    assert machine.handle(0.5, job("soon", 1, deadline_s=5.0)) == []  # not within the step
+    assert plain(machine.handle(0.5, job("soon", 1, deadline_s=5.0))) == []  # not within the step
     decisions = machine.handle(1.0, done(step))
-    assert decisions == [Preempted(job_id="slow"), RunStep(batch_id=1, job_ids=("soon",))]
+    assert plain(decisions) == [Preempted(unit_id="slow"), ("step", "soon")]
     decisions = machine.handle(2.0, done(step_of(decisions)))
-    assert decisions == [Decode(job_id="soon"), RunStep(batch_id=2, job_ids=("slow",))]
+    assert plain(decisions) == [("decode", "soon"), ("step", "slow")]
 
 
 def test_waiting_longer_is_no_second_preemption() -> None:
@@ -167,13 +183,13 @@ def test_waiting_longer_is_no_second_preemption() -> None:
     decisions = machine.handle(1.0, done(step), job("soon", 3, deadline_s=9.0))
     for now_s in (2.0, 3.0):
         decisions = machine.handle(now_s, done(step_of(decisions)))
-        assert [type(decision) for decision in decisions] == [RunStep]
+        assert [type(decision) for decision in decisions] == [RunSlice]
 
 
 def test_class_of_priority_goes_first() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, *(job(priority.name, priority=priority) for priority in Priority)))
-    assert step.job_ids == ("HIGH",)
+    assert step.unit_ids == ("HIGH",)
 
 
 def test_jobs_that_are_equally_urgent_do_not_take_turns() -> None:
@@ -183,7 +199,7 @@ def test_jobs_that_are_equally_urgent_do_not_take_turns() -> None:
     decisions = machine.handle(0.0, job("a", 4, deadline_s=50.0), job("b", 4, deadline_s=50.0))
     for now_s in range(1, 9):
         step = step_of(decisions)
-        order += step.job_ids
+        order += step.unit_ids
         decisions = machine.handle(float(now_s), done(step))
         assert not any(isinstance(decision, Preempted) for decision in decisions)
     assert order == ["a"] * 4 + ["b"] * 4
@@ -197,15 +213,15 @@ def test_nothing_starves_behind_a_stream_of_urgent_jobs() -> None:
     bound_s = HORIZON_S + 2 * CLASS_S + 20.0
     for number in itertools.count(1):
         step = step_of(decisions)
-        if "old" in step.job_ids:
+        if "old" in step.unit_ids:
             break
         now_s = float(number)
         assert now_s <= bound_s
-        events: list[VideoEvent] = [done(step)]
+        events: list[Event] = [done(step)]
         if number % 10 == 0:
             events.append(job(f"u{number}", 10, deadline_s=now_s + 10.0, priority=Priority.HIGH))
-        decoding = [decision.job_id for decision in decisions if isinstance(decision, Decode)]
-        decisions = machine.handle(now_s, *events, *(decoded(name) for name in decoding))
+        decoding = [one.unit_ids[0] for one in decisions if isinstance(one, RunSlice) and one.stage == DECODE]
+        decisions = machine.handle(now_s, *events, *(decoded(machine, name) for name in decoding))
 
 
 def test_preempted_job_keeps_its_age() -> None:
@@ -217,7 +233,73 @@ def test_preempted_job_keeps_its_age() -> None:
         urgent = job(f"u{number}", 1, deadline_s=now_s + 2)
         decisions = machine.handle(now_s, done(step_of(decisions)), urgent, job(f"young{number}", 50))
         decisions = machine.handle(now_s + 1, done(step_of(decisions)))
-        assert step_of(decisions).job_ids == ("old",)
+        assert step_of(decisions).unit_ids == ("old",)
+
+
+# -- tenants ---------------------------------------------------------------------------------------------------------
+
+
+def test_tenants_take_turns_and_that_is_no_preemption() -> None:
+    machine = scheduler()
+    decisions = machine.handle(0.0, job("a", 4, tenant="one"), job("b", 4, tenant="two"))
+    order: list[str] = []
+    for now_s in range(1, 9):
+        assert not any(isinstance(decision, Preempted) for decision in decisions)
+        order += step_of(decisions).unit_ids
+        decisions = machine.handle(float(now_s), done(step_of(decisions)))
+    assert order == ["a", "b"] * 4
+
+
+def test_deadline_of_one_tenant_does_not_hold_up_another() -> None:
+    machine = scheduler()
+    urgent = [job(f"u{number}", 9, deadline_s=10.0, tenant="pushes") for number in range(5)]
+    decisions = machine.handle(0.0, *urgent, job("other", 3, tenant="waits"))
+    order: list[str] = []
+    for now_s in range(1, 7):
+        order += step_of(decisions).unit_ids
+        decisions = machine.handle(float(now_s), done(step_of(decisions)))
+    assert order.count("other") == 3
+
+
+def test_companions_join_in_fair_order_and_places_left_go_to_those_who_are_in() -> None:
+    machine = scheduler(max_batch=4)
+    jobs = [job("a1", tenant="a"), job("a2", tenant="a"), job("b1", tenant="b"), job("c1", phase="q", tenant="c")]
+    step = step_of(machine.handle(0.0, *jobs))
+    assert step.unit_ids == ("a1", "b1", "a2")
+    step = step_of(machine.handle(1.0, done(step)))
+    assert step.unit_ids == ("c1",)
+
+
+def test_bound_on_fairness_holds_with_shared_steps_of_every_phase() -> None:
+    """W_i / w_i - W_j / w_j within l_i / w_i + l_j / w_j, l the largest charge of a tenant in one step."""
+    rng = random.Random(0)
+    machine = denoising(DenoisingConfig(max_batch=3, max_units=99))
+    costs = {"a": 0.1, "b": 1.0, "c": 2.5}
+    numbers, step, intervals = itertools.count(), None, []
+    largest = dict.fromkeys(costs, 0.0)
+    for now_s in range(400):
+        events: list[Event] = [] if step is None else [done(step, phase=rng.choice("pqr"))]
+        live = list(machine._live.values())  # at most 3 run: 5 leave some waiting
+        for tenant, step_s in costs.items():
+            for _ in range(5 - sum(unit.tenant == tenant for unit in live)):
+                name = f"{tenant}{next(numbers)}"
+                events.append(job(name, rng.randint(1, 6), phase=rng.choice("pqr"), step_s=step_s, tenant=tenant))
+        intervals.append(dict.fromkeys(costs, 0.0))
+        decisions = machine.handle(float(now_s), *events)
+        step = step_of(decisions)
+        while decoding := [one for one in decisions if isinstance(one, RunSlice) and one.stage == DECODE]:
+            decisions = machine.handle(float(now_s), decoded(machine, decoding[0].unit_ids[0]))
+        charges = dict.fromkeys(costs, 0.0)
+        for name in step.unit_ids:
+            charges[machine._live[name].tenant] += machine._live[name].joules
+        for tenant, charge in charges.items():
+            largest[tenant] = max(largest[tenant], charge)
+            for charged in intervals:
+                charged[tenant] += charge
+        for charged in intervals:
+            for one, other in itertools.combinations(costs, 2):
+                assert abs(charged[one] - charged[other]) <= largest[one] + largest[other] + 1e-9
+    assert min(intervals[0].values()) > 20.0
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
@@ -226,51 +308,51 @@ def test_preempted_job_keeps_its_age() -> None:
 def test_jobs_of_one_phase_share_a_step_up_to_the_bound() -> None:
     machine = scheduler(max_batch=3)
     machine_step = step_of(machine.handle(0.0, job("a"), job("x", phase="q"), job("b"), job("c"), job("d")))
-    assert machine_step.job_ids == ("a", "b", "c")
+    assert machine_step.unit_ids == ("a", "b", "c")
 
 
 def test_phase_of_its_own_runs_alone() -> None:
     machine = scheduler(max_batch=4)
     step = step_of(machine.handle(0.0, job("a", phase=None), job("b", phase=None)))
-    assert step.job_ids == ("a",)
+    assert step.unit_ids == ("a",)
 
 
 def test_batch_follows_the_phases_that_its_jobs_change_to() -> None:
     machine = scheduler(max_batch=2)
     step = step_of(machine.handle(0.0, job("a", 9), job("b", 9)))
-    results = (StepResult(job_id="a", phase="p"), StepResult(job_id="b", phase="q"))
-    decisions = machine.handle(1.0, StepFinished(batch_id=step.batch_id, results=results, elapsed_s=1.0))
-    assert decisions == [Preempted(job_id="b"), RunStep(batch_id=1, job_ids=("a",))]
-    assert step_of(machine.handle(2.0, done(step_of(decisions), phase="q"))).job_ids == ("a", "b")
+    results = (SliceResult(unit_id="a", report="p"), SliceResult(unit_id="b", report="q"))
+    decisions = machine.handle(1.0, SliceFinished(slice_id=step.slice_id, results=results, elapsed_s=1.0))
+    assert plain(decisions) == [Preempted(unit_id="b"), ("step", "a")]
+    assert step_of(machine.handle(2.0, done(step_of(decisions), phase="q"))).unit_ids == ("a", "b")
 
 
 def test_batch_is_bounded_by_bytes_and_a_large_job_still_runs() -> None:
     machine = scheduler(max_batch=4, max_held_bytes=10)
     step = step_of(machine.handle(0.0, job("a", held_bytes=6), job("b", held_bytes=5), job("c", held_bytes=4)))
-    assert step.job_ids == ("a", "c")
+    assert step.unit_ids == ("a", "c")
     machine = scheduler(max_batch=4, max_held_bytes=10)
-    assert step_of(machine.handle(0.0, job("huge", held_bytes=99))).job_ids == ("huge",)
+    assert step_of(machine.handle(0.0, job("huge", held_bytes=99))).unit_ids == ("huge",)
 
 
 def test_companions_may_not_make_the_leader_late() -> None:
     """A step of two takes twice as long here: alone the leader is done at 4, in a batch at 8."""
     for deadline_s, expected in ((5.0, ("a",)), (8.5, ("a", "b")), (3.0, ("a", "b"))):  # at 3 it is late either way
-        machine = VideoScheduler(VideoPolicyConfig(max_batch=2), StepCost(first_share=1.0))
+        machine = denoising(DenoisingConfig(max_batch=2), StepCost(first_share=1.0))
         step = step_of(machine.handle(0.0, job("a", 4, deadline_s=deadline_s), job("b", 4)))
-        assert step.job_ids == expected, deadline_s
+        assert step.unit_ids == expected, deadline_s
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def test_room_is_what_numbers_and_bytes_leave() -> None:
-    machine = scheduler(max_jobs=3, max_held_bytes=10)
+    machine = scheduler(max_units=3, max_held_bytes=10)
     assert machine.room() == 3
     machine.handle(0.0, job("a", held_bytes=4))
     assert machine.room() == 1  # 6 bytes left hold one more of 4
     machine.handle(0.0, job("b", held_bytes=4))
     assert machine.room() == 0
-    machine = scheduler(max_jobs=2)
+    machine = scheduler(max_units=2)
     machine.handle(0.0, job("a", 0), job("b"))  # a job that is decoded takes room as well
     assert machine.room() == 0
 
@@ -302,15 +384,13 @@ def test_contract_is_kept() -> None:
     step = step_of(machine.handle(1.0, job("a")))
     wrong = [
         job("a"),
-        StepFinished(batch_id=7, results=(), elapsed_s=1.0),
-        StepFinished(batch_id=step.batch_id, results=(), elapsed_s=1.0),
-        StepFinished(batch_id=step.batch_id, results=(StepResult(job_id="a", phase="p"),) * 2, elapsed_s=1.0),
-        decoded("a"),
-        decoded("never"),
+        SliceFinished(slice_id=7, results=(), elapsed_s=1.0),
+        SliceFinished(slice_id=step.slice_id, results=(), elapsed_s=1.0),
+        SliceFinished(slice_id=step.slice_id, results=(SliceResult(unit_id="a", report="p"),) * 2, elapsed_s=1.0),
     ]
     before = machine.counts()
     for event in wrong:
-        with pytest.raises(ValueError, match=r"here already|batch|decoded"):
+        with pytest.raises(ValueError, match=r"arrived twice|slice"):
             machine.handle(1.0, event)
         assert machine.counts() == before
         machine.check_invariants()
@@ -322,15 +402,15 @@ def test_contract_is_kept() -> None:
 def test_decisions_before_an_error_are_not_lost() -> None:
     machine = scheduler()
     step = step_of(machine.handle(0.0, job("a", 1), job("b", 1)))
-    with pytest.raises(ValueError, match="here already"):
+    with pytest.raises(ValueError, match="arrived twice"):
         machine.handle(1.0, done(step, failed=["a"]), job("b"))
-    assert machine.handle(1.0) == [Fail(job_id="a"), RunStep(batch_id=1, job_ids=("b",))]
+    assert plain(machine.handle(1.0)) == [Fail(unit_id="a"), ("step", "b")]
 
 
 def test_bounds_are_checked() -> None:
-    for name in ("max_batch", "max_jobs", "max_held_bytes"):
+    for name in ("max_batch", "max_units", "max_held_bytes"):
         with pytest.raises(ValueError, match=name):
-            VideoPolicyConfig(**{name: 0})
+            DenoisingConfig(**{name: 0})
 
 
 # -- whatever happens ------------------------------------------------------------------------------------------------
@@ -340,16 +420,17 @@ def test_bounds_are_checked() -> None:
 class Driver:
     """An engine that answers when told to; checks what it is asked."""
 
-    machine: VideoScheduler
+    machine: Kernel
     now_s: float = 0.0
-    step: RunStep | None = None
+    step: RunSlice | None = None
     decoding: str | None = None
     alive: set[str] = field(default_factory=set)
-    ended: dict[str, VideoDecision] = field(default_factory=dict)
+    ended: dict[str, Decision] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    held_bytes: dict[str, int] = field(default_factory=dict)
 
-    def feed(self, *events: VideoEvent) -> None:
-        self.alive |= {event.job_id for event in events if isinstance(event, JobArrived)}
+    def feed(self, *events: Event) -> None:
+        self.alive |= {str(event.unit_id) for event in events if isinstance(event, UnitArrived)}
         for decision in self.machine.handle(self.now_s, *events):
             self._take(decision)
         self.machine.check_invariants()
@@ -358,30 +439,32 @@ class Driver:
         if self.alive and not self.decoding:
             assert self.step is not None  # work is never left lying
 
-    def _take(self, decision: VideoDecision) -> None:
+    def _take(self, decision: Decision) -> None:
         match decision:
-            case RunStep():
+            case RunSlice(stage=0):
                 assert self.step is None
-                assert set(decision.job_ids) <= self.alive - {self.decoding}
+                assert set(decision.unit_ids) <= self.alive - {self.decoding}
+                held = [self.held_bytes[name] for name in decision.unit_ids]
+                assert len(held) == 1 or sum(held) <= self.machine.policy.limits.max_held_bytes
                 self.step = decision
-            case Decode(job_id=name):
+            case RunSlice(unit_ids=(name,)):
                 assert self.decoding is None
                 assert name in self.alive
                 assert self.steps[name] == 0
                 self.decoding = name
-            case Preempted(job_id=name):
+            case Preempted(unit_id=name):
                 assert name in self.alive
             case _:
-                assert decision.job_id in self.alive
-                self.alive.remove(decision.job_id)
-                assert decision.job_id not in self.ended
-                self.ended[decision.job_id] = decision
+                assert decision.unit_id in self.alive
+                self.alive.remove(decision.unit_id)
+                assert decision.unit_id not in self.ended
+                self.ended[decision.unit_id] = decision
 
 
 @settings(max_examples=60)
 @given(st.data())
 def test_every_job_ends_exactly_once_whatever_happens(data: st.DataObject) -> None:
-    machine = VideoScheduler(VideoPolicyConfig(max_batch=3, max_jobs=6, max_held_bytes=12))
+    machine = denoising(DenoisingConfig(max_batch=3, max_units=6, max_held_bytes=12))
     driver = Driver(machine)
     names = itertools.count()
     draw = data.draw
@@ -405,12 +488,13 @@ def _one_event(driver: Driver, draw: st.DrawFn, names: Iterable[int]) -> None:
         driver.steps[name] = steps
         deadline_s = draw(st.sampled_from((math.inf, driver.now_s - 1, driver.now_s + 3, driver.now_s + 30)))
         phase, priority = draw(st.sampled_from(("p", "q", None))), draw(st.sampled_from(Priority))
-        held_bytes = draw(st.integers(0, 14))
-        driver.feed(job(name, steps, phase=phase, priority=priority, deadline_s=deadline_s, held_bytes=held_bytes))
+        held_bytes = driver.held_bytes[name] = draw(st.integers(0, 14))
+        tenant, bounds = draw(st.sampled_from("ab")), {"deadline_s": deadline_s, "held_bytes": held_bytes}
+        driver.feed(job(name, steps, phase=phase, priority=priority, tenant=tenant, **bounds))
     elif kind == "answer":
         _answer(driver, draw)
     elif kind == "cancel":
-        driver.feed(JobCancelled(job_id=draw(st.sampled_from(sorted(driver.alive) or ["never"]))))
+        driver.feed(UnitCancelled(unit_id=draw(st.sampled_from(sorted(driver.alive) or ["never"]))))
     elif kind == "tick":
         driver.feed(Tick())
     elif draw(st.integers(0, 9)) == 0:
@@ -420,13 +504,13 @@ def _one_event(driver: Driver, draw: st.DrawFn, names: Iterable[int]) -> None:
 def _answer(driver: Driver, draw: st.DrawFn) -> None:
     if driver.step and (not driver.decoding or draw(st.booleans())):
         step, driver.step = driver.step, None
-        failed = [name for name in step.job_ids if draw(st.integers(0, 9)) == 0]
-        for name in step.job_ids:
+        failed = [name for name in step.unit_ids if draw(st.integers(0, 9)) == 0]
+        for name in step.unit_ids:
             driver.steps[name] -= 1
         driver.feed(done(step, phase=draw(st.sampled_from(("p", "q"))), failed=failed, elapsed_s=draw(st.floats(0, 5))))
     elif driver.decoding:
         name, driver.decoding = driver.decoding, None
-        driver.feed(decoded(name, failed=draw(st.integers(0, 9)) == 0))
+        driver.feed(decoded(driver.machine, name, failed=draw(st.integers(0, 9)) == 0))
 
 
 # -- against every possible order ------------------------------------------------------------------------------------
@@ -439,14 +523,16 @@ def _all_in_time(trace: tuple[Trace, ...]) -> bool:
     """Whether ours meets every deadline. A step takes one second."""
     machine, step, left = scheduler(), None, [steps for _, steps, _ in trace]
     for now in range(max(arrival for arrival, _, _ in trace) + sum(left) + 1):
-        events: list[VideoEvent] = [] if step is None else [done(step)]
-        for i in [] if step is None else map(int, step.job_ids):
+        events: list[Event] = [] if step is None else [done(step)]
+        for i in [] if step is None else map(int, step.unit_ids):
             left[i] -= 1
             if left[i] == 0 and now > trace[i][2]:
                 return False
         events += [job(f"{i}", one[1], deadline_s=float(one[2])) for i, one in enumerate(trace) if one[0] == now]
         decisions = machine.handle(float(now), *events)
-        step = next((decision for decision in decisions if isinstance(decision, RunStep)), None)
+        step = next(
+            (decision for decision in decisions if isinstance(decision, RunSlice) and decision.stage != DECODE), None
+        )
     assert left == [0] * len(trace)
     return True
 
