@@ -45,12 +45,13 @@ class Waiting(Protocol):
 UnitT = TypeVar("UnitT", bound=Waiting)
 
 
-def _entry(unit: UnitT) -> tuple[tuple[float, float], int, UnitT]:
-    return (unit.rank, unit.number, unit)
+def _entry(unit: UnitT) -> tuple[float, float, int, UnitT]:
+    first, second = unit.rank
+    return (first, second, unit.number, unit)
 
 
 class _Flow(Generic[UnitT]):
-    """One tenant. ``tag``: where its next unit starts, in joules over weight. ``listed_tag``: of its newest entry in
+    """One tenant. ``tag``: where its next unit starts, in joules over weight. ``listed_tag``: of its valid entry in
     the heap, ``-inf`` without one. ``waiting_j``: charges that wait."""
 
     __slots__ = ("listed_tag", "number", "tag", "units", "waiting_j", "weight")
@@ -60,7 +61,7 @@ class _Flow(Generic[UnitT]):
         self.listed_tag = -math.inf
         self.number = number
         self.weight = 1.0
-        self.units: OrderedQueue[tuple[tuple[float, float], int, UnitT]] = OrderedQueue()
+        self.units: OrderedQueue[tuple[float, float, int, UnitT]] = OrderedQueue()
         self.waiting_j = 0.0
 
 
@@ -77,8 +78,8 @@ class FairQueue(Generic[UnitT]):
 
     def __init__(self) -> None:
         self._flows: dict[str, _Flow[UnitT]] = {}
-        #: (tag, flow number, flow) of those that wait; an entry whose tag is not its flow's, or whose flow has nothing
-        #: waiting, is stale.
+        #: (tag, flow number, flow) of those that wait; an entry whose tag is not its flow's ``listed_tag``, or whose
+        #: flow has nothing waiting, is stale.
         self._heap: list[tuple[float, int, _Flow[UnitT]]] = []
         self._virtual = 0.0
         self._num_flows = 0
@@ -90,11 +91,11 @@ class FairQueue(Generic[UnitT]):
     def __iter__(self) -> Iterator[UnitT]:
         for flow in self._flows.values():
             for entry in flow.units:
-                yield entry[2]
+                yield entry[3]
 
     def first(self) -> UnitT:
         """The unit that ``take(1)`` would return. Raises IndexError when empty."""
-        return self._front().units.first()[2]
+        return self._front().units.first()[3]
 
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
@@ -115,25 +116,31 @@ class FairQueue(Generic[UnitT]):
         """
         units: list[UnitT] = []
         late: list[UnitT] = []
-        heap = self._heap
-        while self._num_units and len(units) < max_units:
-            flow = self._front()
-            unit = flow.units.take_first()[2]
-            self._num_units -= 1
+        heap, num_left = self._heap, self._num_units
+        while num_left and len(units) < max_units:
+            tag, number, flow = heap[0]
+            queue = flow.units
+            if flow.listed_tag != tag or not queue:
+                self._drop_stale()
+                continue
+            unit = queue.take_first()[3]
+            num_left -= 1
             flow.waiting_j -= unit.joules
             if unit.deadline_s < earliest_deadline_s:
                 late.append(unit)
             else:
                 units.append(unit)
-                self._virtual = flow.tag
-                flow.tag += unit.joules / flow.weight
-            if flow.units:
-                flow.listed_tag = flow.tag
-                heapreplace(heap, (flow.tag, flow.number, flow))
+                self._virtual = tag
+                tag += unit.joules / flow.weight
+            flow.tag = tag
+            if queue:
+                flow.listed_tag = tag
+                heapreplace(heap, (tag, number, flow))
             else:
                 flow.listed_tag = -math.inf
                 heappop(heap)
-        if not self._num_units:
+        self._num_units = num_left
+        if not num_left:
             self._forget()
         return units, late
 
@@ -151,7 +158,7 @@ class FairQueue(Generic[UnitT]):
             flow = min(flows, key=lambda flow: (flow.tag, flow.number))
             if flow.tag > limit:
                 break
-            unit = next((entry[2] for entry in flow.units if fits(entry[2])), None)
+            unit = next((entry[3] for entry in flow.units if fits(entry[3])), None)
             if unit is not None:
                 self._virtual = flow.tag
                 self._take(flow, unit, taken)
@@ -162,7 +169,7 @@ class FairQueue(Generic[UnitT]):
             if unit is None or not flow.units:
                 flows.remove(flow)
         for flow in inside:
-            for unit in [entry[2] for entry in flow.units]:
+            for unit in [entry[3] for entry in flow.units]:
                 if len(taken) < max_units and fits(unit):
                     self._take(flow, unit, taken)
         if not self._num_units:
@@ -209,7 +216,7 @@ class FairQueue(Generic[UnitT]):
         reach = tag + (newcomer.joules + (0.0 if mine is None else mine.waiting_j)) / newcomer.weight
         others = [flow for flow in self._flows.values() if flow.units and flow is not mine]
         furthest = max(others, key=_reach, default=None)
-        return None if furthest is None or _reach(furthest) <= reach else furthest.units.last()[2]
+        return None if furthest is None or _reach(furthest) <= reach else furthest.units.last()[3]
 
     def correct(self, tenant: str, joules: float, weight: float = 1.0) -> None:
         """A unit that was taken cost so much more than its charge, or less."""
@@ -227,14 +234,15 @@ class FairQueue(Generic[UnitT]):
             heappush(self._heap, (flow.tag, flow.number, flow))
 
     def _front(self) -> _Flow[UnitT]:
+        self._drop_stale()
+        return self._heap[0][2]
+
+    def _drop_stale(self) -> None:
         heap = self._heap
-        tag, _, flow = heap[0]
-        while flow.tag != tag or not flow.units:
+        while heap and (heap[0][0] != heap[0][2].listed_tag or not heap[0][2].units):
+            tag, _, flow = heappop(heap)
             if flow.listed_tag == tag:
                 flow.listed_tag = -math.inf
-            heappop(heap)
-            tag, _, flow = heap[0]
-        return flow
 
     def _flow(self, tenant: str) -> _Flow[UnitT]:
         flow = self._flows.get(tenant)

@@ -275,6 +275,8 @@ class Kernel:
         self._live: dict[Hashable, Unit] = {}
         self._running: dict[int, Slice] = {}
         self._next_slice_id = 0
+        #: Units in slices that were cancelled.
+        self._num_leaving = 0
         #: (when, tie-break, unit); a unit may have several or stale ones, at most one is needed.
         self._timers: list[tuple[float, int, Unit]] = []
         self._num_arrived = self._num_finished = self._num_rejected = 0
@@ -420,10 +422,12 @@ class Kernel:
         unit = self._live.get(unit_id)
         if unit is None:
             return
-        unit.is_cancelled = True
         if unit.is_waiting:
             self._order.remove(unit)
             self._release(unit)
+        elif not unit.is_cancelled:
+            unit.is_cancelled = True
+            self._num_leaving += 1
 
     def _on_drain(self) -> None:
         self._is_draining = True
@@ -442,11 +446,15 @@ class Kernel:
         if not 0.0 <= event.elapsed_s < math.inf:
             raise ValueError(f"elapsed_s is {event.elapsed_s}; need a finite number >= 0")
         del self._running[event.slice_id]
-        reports = self._end_unwanted(units, results)
-        if not any(result.failed for result in results):
+        has_failed = True in [result.failed for result in results]
+        if not has_failed:
             self._cost.observe(ended, event.elapsed_s)
-        if not reports:
-            return
+        if has_failed or self._num_leaving:
+            reports = self._end_unwanted(units, results)
+            if not reports:
+                return
+        else:
+            reports = [(units[result.unit_id], result.report) for result in results]
         done, failed, onward = self._progress.after(ended, reports)
         if done:
             self._finish(done, ended.stage + ended.num_stages - 1, False)
@@ -461,6 +469,7 @@ class Kernel:
         for result in results:
             unit = units[result.unit_id]
             if unit.is_cancelled:
+                self._num_leaving -= 1
                 self._release(unit)
             elif result.failed:
                 self._fail(unit)

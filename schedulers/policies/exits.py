@@ -102,8 +102,8 @@ class ExitOrder:
         #: ``survivors[k]``: (deadline_s, arrival number, unit) waiting at stage k >= 1; entry 0 stays empty.
         self.survivors: list[OrderedQueue[tuple[float, int, Unit]]] = [OrderedQueue() for _ in range(num_stages)]
         self._num_survivors = 0
-        #: (when, unit) of everything that began to wait, oldest first; entries of units that moved on are stale.
-        self._ages: deque[tuple[float, Unit]] = deque()
+        #: (when, units) that began to wait together, oldest first, each list backwards; units that moved on are stale.
+        self._ages: deque[tuple[float, list[Unit]]] = deque()
 
     def __len__(self) -> int:
         return len(self.fresh) + len(self.called) + self._num_survivors
@@ -114,14 +114,14 @@ class ExitOrder:
     def add(self, unit: Unit) -> None:
         """A new unit waits."""
         self.fresh.add(unit)
-        self._ages.append((unit.waiting_since_s, unit))
+        self._ages.append((unit.waiting_since_s, [unit]))
 
     def add_again(self, units: list[Unit]) -> None:
         """Survivors wait for their next stage."""
-        queue, ages = self.survivors[units[0].stage], self._ages
+        queue = self.survivors[units[0].stage]
         for unit in units:
             queue.add((unit.deadline_s, unit.number, unit))
-            ages.append((unit.waiting_since_s, unit))
+        self._ages.append((units[0].waiting_since_s, units[::-1]))
         self._num_survivors += len(units)
 
     def remove(self, unit: Unit) -> None:
@@ -160,9 +160,14 @@ class ExitOrder:
     def oldest(self) -> tuple[float, Unit] | None:
         """The unit that has waited longest where it stands, and since when."""
         ages = self._ages
-        while ages and not (ages[0][1].is_waiting and ages[0][1].waiting_since_s == ages[0][0]):
+        while ages:
+            since_s, units = ages[0]
+            while units and not (units[-1].is_waiting and units[-1].waiting_since_s == since_s):
+                units.pop()
+            if units:
+                return since_s, units[-1]
             ages.popleft()
-        return ages[0] if ages else None
+        return None
 
     def put_first(self, unit: Unit) -> None:
         """Have a new unit taken as soon as it is its tenant's turn."""
