@@ -43,6 +43,7 @@ class Waiting(Protocol):
 
 
 UnitT = TypeVar("UnitT", bound=Waiting)
+_MAX_FLOWS = 4096
 
 
 def _entry(unit: UnitT) -> tuple[float, float, int, UnitT]:
@@ -73,7 +74,7 @@ def _reach(flow: _Flow[UnitT]) -> float:
 class FairQueue(Generic[UnitT]):
     """Units in fair order. Adding, removing and taking are O(log n); ``least_urgent`` looks at every tenant.
 
-    When nothing waits any more, all tags are forgotten: a tenant leaves no state behind for longer than others wait.
+    A tenant leaves its tag behind until ``rest``; of more than ``_MAX_FLOWS`` tenants the idle ones are forgotten.
     """
 
     def __init__(self) -> None:
@@ -140,8 +141,6 @@ class FairQueue(Generic[UnitT]):
                 flow.listed_tag = -math.inf
                 heappop(heap)
         self._num_units = num_left
-        if not num_left:
-            self._forget()
         return units, late
 
     def take_fitting(self, max_units: int, fits: Callable[[UnitT], bool], taken: list[UnitT]) -> None:
@@ -172,8 +171,6 @@ class FairQueue(Generic[UnitT]):
             for unit in [entry[3] for entry in flow.units]:
                 if len(taken) < max_units and fits(unit):
                     self._take(flow, unit, taken)
-        if not self._num_units:
-            self._forget()
 
     def _take(self, flow: _Flow[UnitT], unit: UnitT, taken: list[UnitT]) -> None:
         flow.units.remove(_entry(unit))
@@ -194,8 +191,6 @@ class FairQueue(Generic[UnitT]):
         flow.units.remove(_entry(unit))
         flow.waiting_j -= unit.joules
         self._num_units -= 1
-        if not self._num_units:
-            self._forget()
 
     def promote(self, unit: UnitT) -> None:
         """Put a unit first in its tenant, behind older ones that were promoted; between tenants nothing changes.
@@ -218,11 +213,18 @@ class FairQueue(Generic[UnitT]):
         furthest = max(others, key=_reach, default=None)
         return None if furthest is None or _reach(furthest) <= reach else furthest.units.last()[3]
 
+    def less_urgent(self, unit: UnitT) -> UnitT | None:
+        """The last unit of the same tenant, if ``unit``, which is not here, would go before it."""
+        flow = self._flows.get(unit.tenant)
+        if flow is None or not flow.units or flow.units.last() < _entry(unit):
+            return None
+        return flow.units.last()[3]
+
     def correct(self, tenant: str, joules: float, weight: float = 1.0) -> None:
         """A unit that was taken cost so much more than its charge, or less."""
         flow = self._flows.get(tenant)
         if flow is None:
-            return  # forgotten: nothing waited meanwhile
+            return  # forgotten
         flow.tag += joules / weight
         if flow.units:
             flow.tag = max(flow.tag, self._virtual)
@@ -247,11 +249,14 @@ class FairQueue(Generic[UnitT]):
     def _flow(self, tenant: str) -> _Flow[UnitT]:
         flow = self._flows.get(tenant)
         if flow is None:
+            if len(self._flows) >= _MAX_FLOWS:
+                self._flows = {name: flow for name, flow in self._flows.items() if flow.units}
             self._num_flows += 1
             flow = self._flows[tenant] = _Flow(self._virtual, self._num_flows)
         return flow
 
-    def _forget(self) -> None:
+    def rest(self) -> None:
+        """Nothing waits and nothing that was taken runs any more: as in the paper, everybody starts anew."""
         self._flows.clear()
         self._heap.clear()
         self._virtual = 0.0

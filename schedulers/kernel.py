@@ -150,6 +150,10 @@ class Order(Protocol):
         """Take one out from wherever it is."""
         ...
 
+    def rest(self) -> None:
+        """No unit is left, waiting or running."""
+        ...
+
     def victim(self, newcomer: Unit) -> Unit | None:
         """There is no room: the unit that goes to make some; None when that is the newcomer, who does not wait yet."""
         ...
@@ -299,6 +303,8 @@ class Kernel:
             self._take(event)
         self._expire()
         self._start()
+        if not self._live:
+            self._order.rest()
         decisions, self._out = self._out, []
         return decisions
 

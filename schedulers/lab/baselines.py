@@ -75,6 +75,8 @@ class _ArrivalOrder:
             return
         self.onward = deque(rest for units in self.onward if (rest := [other for other in units if other is not unit]))
 
+    def rest(self) -> None: ...
+
     def victim(self, newcomer: Unit) -> Unit | None:
         return None
 

@@ -136,6 +136,10 @@ class DenoisingOrder:
         else:
             self.steps.remove(unit)
 
+    def rest(self) -> None:
+        """No unit is left."""
+        self.steps.rest()
+
     def victim(self, newcomer: Unit) -> Unit | None:
         """Room is made where units are claimed (``Kernel.room``)."""
         return None

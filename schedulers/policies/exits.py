@@ -134,6 +134,11 @@ class ExitOrder:
         else:
             self.fresh.remove(unit)
 
+    def rest(self) -> None:
+        """No unit is left."""
+        self.fresh.rest()
+        self._ages.clear()
+
     def victim(self, newcomer: Unit) -> Unit | None:
         """The last unit of the tenant furthest over its share."""
         return self.fresh.victim(newcomer)

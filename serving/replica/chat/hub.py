@@ -2,7 +2,7 @@
 
     open(gateway, session, starts) -> Accepted, then frames of every choice of that gateway
 
-Tenants share the engine's slots (``schedulers.shared_slots``); priority orders the choices of one tenant only.
+Tenants share the engine's slots (``schedulers.policies.chat``); priority orders the choices of one tenant only.
 
 Each gateway has one stream here, whatever the number of its requests. An engine step says a delta of every choice that
 it touched; each goes into the gateway's outbox, and the stream takes them all: one message for all choices. The
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from schedulers.shared_time import SharedTime
+from schedulers.types import RejectReason
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
 from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
@@ -148,7 +149,7 @@ class ChoiceHub:
         self._engine = engine
         self._replica_id = replica_id
         self._model, self._tell = model, tell
-        self._slots = FairSlots(max_running, max_waiting)
+        self._slots = FairSlots(max_running, max_waiting, clock=clock)
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s
@@ -259,9 +260,12 @@ class ChoiceHub:
 
     @asynccontextmanager
     async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
-        turn = SlotTurn(start.tenant, start.rank, start.predicted_s)
+        deadline_s = self._clock() + start.remaining_s
+        turn = SlotTurn(start.tenant, start.rank, start.predicted_s, deadline_s=deadline_s)
         num_waiting = self._slots.waiting
         if not await self._slots.acquire(turn):
+            if turn.refused is not RejectReason.QUEUE_FULL:
+                raise TimeoutError
             raise QueueFull(
                 f"{num_waiting} requests wait for this replica, which is the limit; retry in {_RETRY_S:g} s",
                 retry_after_s=_RETRY_S,

@@ -140,9 +140,10 @@ def test_what_cost_more_than_its_charge_is_made_up_for() -> None:
     assert tenants(queue.take(3)[0]) == 3 * other
 
 
-def test_correction_of_a_tenant_that_is_gone_changes_nothing() -> None:
+def test_after_a_rest_everybody_starts_anew() -> None:
     queue = filled("a")
     queue.take(1)
+    queue.rest()
     queue.correct("a", 5.0)
     for number, tenant in enumerate("aabb"):
         queue.add(Item(tenant, 1.0, number))
@@ -246,6 +247,23 @@ def test_bound_holds_over_thousands_of_choices_and_the_service_is_shared() -> No
     whole = watch.intervals[0]
     assert whole.keys() == weights.keys()
     assert min(whole[tenant] / weights[tenant] for tenant in weights) > 10.0
+
+
+def test_charge_outlasts_an_empty_queue() -> None:
+    """What a tenant has running counts when both have something waiting again."""
+    queue = filled("a")
+    queue.take(1)
+    for number, tenant in enumerate("aaabbb", start=1):
+        queue.add(Item(tenant, 1.0, number))
+    assert tenants(queue.take(2)[0])[0] == "b"
+
+
+def test_tenants_that_come_once_are_not_remembered_for_ever() -> None:
+    queue = filled("a")
+    for number in range(10_000):
+        queue.add(Item(f"once {number}", 1.0, number + 1))
+        queue.take(1)
+    assert len(queue._flows) <= 4096
 
 
 def test_heap_does_not_grow_with_those_who_come_and_go() -> None:
