@@ -1,7 +1,7 @@
 """Clips and pictures made step by step: units share denoising steps, and more urgent ones preempt at a slice.
 
 At every step boundary the tenant whose turn it is (``schedulers.fair_queue``, charged by the step) leads with the unit
-that is due first (``schedulers.video_urgency``); units of equal phase join it as long as that does not make it late.
+that is due first (``schedulers.urgency``); units of equal phase join it as long as that does not make it late.
 Nobody overtakes a tenant that waits: those who may join are the tenants that stand no further on, and more units of the
 tenants that are in already. A unit that had run and does not go on keeps its state and waits. Decodes run beside the
 steps, one at a time. Urgency counts from arrival and never changes, so the units of one tenant do not take turns, and
@@ -18,8 +18,8 @@ from typing import Any
 
 from schedulers.fair_queue import FairQueue
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
+from schedulers.urgency import queue_key
 from schedulers.video_cost import StepCost, StepPart
-from schedulers.video_urgency import queue_key
 
 DENOISE, DECODE = 0, 1
 """Stages: a unit runs the first as often as it has steps, then the second once."""

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 
 from schedulers.admission import Cost
-from schedulers.video import VideoPolicyConfig, VideoScheduler
+from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.front.auth import Authenticator
@@ -85,7 +85,7 @@ class System:
             config=WorkerConfig(lease_s=0.6, poll_s=0.02),
             settle=self.accounts.settle_job,
         )
-        self.worker = Worker(bench, VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)), dots.DotsRequest)
+        self.worker = Worker(bench, denoising(DenoisingConfig(max_batch=2, max_units=4)), dots.DotsRequest)
 
     async def ask(self, method: str, path: str = "", body: Any = None, **headers: str) -> HttpReply:
         sent = b"" if body is None else json.dumps(body).encode()

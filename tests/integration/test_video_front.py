@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from schedulers.video import VideoPolicyConfig, VideoScheduler
+from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
@@ -75,7 +75,7 @@ class System:
             files=OutputFiles(self.files),
             config=WorkerConfig(lease_s=0.6, poll_s=0.02, preview_every_s=0.02),
         )
-        self.worker = Worker(bench, VideoScheduler(VideoPolicyConfig(max_batch=2, max_jobs=4)), LIMITS.io.request)
+        self.worker = Worker(bench, denoising(DenoisingConfig(max_batch=2, max_units=4)), LIMITS.io.request)
         self.app, self.grpc = self.gateway()
 
     def index(self) -> RedisJobs:

@@ -15,7 +15,7 @@ import redis.asyncio as aioredis
 import safetensors.numpy
 
 from schedulers.admission import Cost
-from schedulers.video import VideoPolicyConfig, VideoScheduler
+from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine
 from serving.replica.job.fake import FakePace, FakeRunner
@@ -94,7 +94,7 @@ def build(
         files=OutputFiles(store),
         config=config,
     )
-    return Worker(bench, VideoScheduler(VideoPolicyConfig(max_batch=max_batch, max_jobs=4)), LIMITS.io.request)
+    return Worker(bench, denoising(DenoisingConfig(max_batch=max_batch, max_units=4)), LIMITS.io.request)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from schedulers.video import VideoPolicyConfig, VideoScheduler
+from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
 from serving.replica.job.base import Engine
@@ -72,10 +72,13 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         tell=tell,
         settle=quotas.settle_job,
     )
-    policy = VideoPolicyConfig(
-        max_batch=options.max_batch, max_jobs=options.max_jobs, max_held_bytes=options.max_held_bytes
+    bounds = DenoisingConfig(
+        max_batch=options.max_batch,
+        max_units=options.max_jobs,
+        max_held_bytes=options.max_held_bytes,
+        watts=model.watts,
     )
-    worker = Worker(bench, VideoScheduler(policy), model.variant.io.request)
+    worker = Worker(bench, denoising(bounds), model.variant.io.request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 

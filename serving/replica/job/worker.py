@@ -1,7 +1,7 @@
 """The replica's half of durable jobs: claims them, has them made step by step, and hands in what came of it.
 
-    claim loop   RedisJobs.claim -> engine.admit -> JobArrived
-    drive        VideoScheduler.handle(now, events) -> RunStep, Decode, Finish, ... -> engine -> events
+    claim loop   RedisJobs.claim -> engine.admit -> UnitArrived
+    drive        Kernel.handle(now, events) -> RunSlice, Finish, ... -> engine -> events
     renew loop   Progress to the index, four times a second; it answers whether the lease is held, lost or cancelled
 
 All of it runs on one event loop; the engine has threads of its own. A job whose replica dies is claimed by another once
@@ -18,23 +18,23 @@ from typing import Any
 import msgspec
 import structlog
 
-from schedulers.types import Drain, Priority
-from schedulers.video import VideoScheduler
-from schedulers.video_types import (
-    Decode,
-    Decoded,
+from schedulers.kernel import Kernel
+from schedulers.policies.denoising import DECODE, DenoisingWork
+from schedulers.types import (
+    Decision,
+    Drain,
+    Event,
     Fail,
     Finish,
     GiveBack,
-    JobArrived,
-    JobCancelled,
     Preempted,
+    Priority,
     Release,
-    RunStep,
-    StepFinished,
-    StepResult,
-    VideoDecision,
-    VideoEvent,
+    RunSlice,
+    SliceFinished,
+    SliceResult,
+    UnitArrived,
+    UnitCancelled,
 )
 from serving.errors import Cancelled, EngineFailed, ServingError, StoreUnavailable
 from serving.replica.job.base import JobInput, StepDone, tokens_of
@@ -58,7 +58,7 @@ class Worker:
     """
 
     bench: Bench
-    scheduler: VideoScheduler
+    scheduler: Kernel
     request: type[Any]
     saving: Saving = field(init=False)
     ending: Ending = field(init=False)
@@ -162,80 +162,86 @@ class Worker:
             raise EngineFailed("the request was kept in a form that this model does not read; send it again") from None
         return JobInput(request=request, point=job.point, seed=job.seed, num_steps=job.num_steps)
 
-    def _arrival(self, held: HeldJob, wanted: JobInput) -> JobArrived:
+    def _arrival(self, held: HeldJob, wanted: JobInput) -> UnitArrived:
         job, bench, work = held.job, self.bench, self.bench.engine.work(wanted)
         deadline_s = math.inf
         if job.deadline_at_s is not None:
             deadline_s = bench.clock() + job.deadline_at_s - bench.wall_clock()
-        return JobArrived(
-            job_id=job.id,
+        steps = DenoisingWork(
             steps_left=job.num_steps - held.step,
             seconds_per_step=job.predicted_s / max(1, job.num_steps),
             tokens=tokens_of(work, wanted),
-            held_bytes=work.bytes_held,
             phase=bench.engine.phase(job.id),
+        )
+        return UnitArrived(
+            unit_id=job.id,
+            work=steps,
+            held_bytes=work.bytes_held,
+            tenant=job.owner,
             priority=Priority[job.priority.upper()],
             deadline_s=deadline_s,
         )
 
     # -- driving the scheduler ---------------------------------------------------------------------------------------
 
-    def _feed(self, *events: VideoEvent) -> None:
+    def _feed(self, *events: Event) -> None:
         for decision in self.scheduler.handle(self.bench.clock(), *events):
             self._carry_out(decision)
 
-    def _carry_out(self, decision: VideoDecision) -> None:
+    def _carry_out(self, decision: Decision) -> None:
         held, spawn, ending = self.bench.held, self.bench.spawn, self.ending
         match decision:
-            case RunStep():
-                spawn(self._run_step(decision))
-            case Decode(job_id=job_id):
-                spawn(self._decode(held[job_id]))
-            case Preempted(job_id=job_id):
+            case RunSlice(stage=stage):
+                spawn(self._decode(decision) if stage == DECODE else self._run_step(decision))
+            case Preempted(unit_id=job_id):
                 held[job_id].preemptions += 1
                 self.saving.consider(held[job_id], every=1)  # it may wait for long
                 self.bench.tell(JobPreempted(self.bench.model))
-            case Finish(job_id=job_id):
+            case Finish(unit_id=job_id):
                 spawn(ending.hand_in(held[job_id]))
-            case Fail(job_id=job_id):
+            case Fail(unit_id=job_id):
                 spawn(ending.end_failed(held[job_id]))
-            case Release(job_id=job_id):
+            case Release(unit_id=job_id):
                 spawn(ending.end_cancelled(held[job_id]))
-            case GiveBack(job_id=job_id):
+            case GiveBack(unit_id=job_id):
                 spawn(ending.give_back(held[job_id]))
 
-    async def _run_step(self, batch: RunStep) -> None:
+    async def _run_step(self, batch: RunSlice) -> None:
         bench, started_s = self.bench, self.bench.clock()
         try:
-            outcomes = await bench.engine.run_step(batch.job_ids)
-            if len(outcomes) != len(batch.job_ids):
-                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.job_ids)} jobs")
+            outcomes = await bench.engine.run_step(batch.unit_ids)
+            if len(outcomes) != len(batch.unit_ids):
+                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.unit_ids)} jobs")
         except Exception as error:
             known = known_error(error)
-            outcomes = [known for _ in batch.job_ids]
+            outcomes = [known for _ in batch.unit_ids]
         elapsed_s = bench.clock() - started_s
-        results = tuple(self._account(job_id, outcome) for job_id, outcome in zip(batch.job_ids, outcomes, strict=True))
-        bench.tell(JobsStepped(bench.model, len(batch.job_ids), elapsed_s))
-        self._feed(StepFinished(batch_id=batch.batch_id, results=results, elapsed_s=elapsed_s))
+        results = tuple(
+            self._account(job_id, outcome) for job_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
+        )
+        bench.tell(JobsStepped(bench.model, len(batch.unit_ids), elapsed_s))
+        self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
 
-    def _account(self, job_id: str, outcome: StepDone | ServingError) -> StepResult:
+    def _account(self, job_id: str, outcome: StepDone | ServingError) -> SliceResult:
         held = self.bench.held[job_id]
         if isinstance(outcome, ServingError):
             held.error = outcome
-            return StepResult(job_id=job_id, phase=None, failed=True)
+            return SliceResult(unit_id=job_id, failed=True)
         held.add(outcome)
         self.saving.consider_preview(held)
         self.saving.consider(held)
-        return StepResult(job_id=job_id, phase=self.bench.engine.phase(job_id))
+        return SliceResult(unit_id=job_id, report=self.bench.engine.phase(job_id))
 
-    async def _decode(self, held: HeldJob) -> None:
+    async def _decode(self, one: RunSlice) -> None:
+        held = self.bench.held[one.unit_ids[0]]
         started_s, held.stage = self.bench.clock(), "decode"
         try:
             held.outputs = await self.bench.engine.decode(held.job.id)
         except Exception as error:
             held.error = known_error(error)
         held.decode_s = self.bench.clock() - started_s
-        self._feed(Decoded(job_id=held.job.id, elapsed_s=held.decode_s, failed=held.error is not None))
+        results = (SliceResult(unit_id=held.job.id, failed=held.error is not None),)
+        self._feed(SliceFinished(slice_id=one.slice_id, results=results, elapsed_s=held.decode_s))
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -260,7 +266,7 @@ class Worker:
         if held.is_lost:
             bench.tell(LeaseLost(bench.model))
         if held.admitted is not None:
-            self._feed(JobCancelled(job_id=held.job.id))
+            self._feed(UnitCancelled(unit_id=held.job.id))
         return not held.is_lost
 
     def _progress(self, held: HeldJob) -> Progress:

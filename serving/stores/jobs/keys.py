@@ -5,7 +5,7 @@ No key of a job that is not over has a lifetime, so that ``volatile-lru`` evicts
     P:job:ID       hash: the record as created (sealed), and everything that changes beside it
     P:live         hash: "OWNER MODEL US" of jobs that are not over; US: predicted microseconds that wait. What has to
                    be put right when a job leaves is known from here, also where its record is damaged or gone
-    P:queue:MODEL  sorted set: jobs that wait, by ``schedulers.video_urgency.queue_key``
+    P:queue:MODEL  sorted set: jobs that wait, by ``schedulers.urgency.queue_key``
     P:waiting      set: jobs that wait, of all models
     P:load         hash: predicted microseconds of the jobs that wait, by model
     P:leases       sorted set: running jobs, by when their lease expires (ms, the server's clock)

@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import NoScriptError
 
 from schedulers.types import Priority
-from schedulers.video_urgency import queue_key
+from schedulers.urgency import queue_key
 from serving.config import JobOptions, ResolvedConfig
 from serving.errors import QueueFull
 from serving.stores.breaker import BreakerConfig, BreakerState

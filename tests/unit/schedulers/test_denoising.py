@@ -32,8 +32,8 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
+from schedulers.urgency import CLASS_S, HORIZON_S
 from schedulers.video_cost import StepCost
-from schedulers.video_urgency import CLASS_S, HORIZON_S
 
 
 def job(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schedulers.types import Priority
-from schedulers.video_urgency import CLASS_S, HORIZON_S, queue_key
+from schedulers.urgency import CLASS_S, HORIZON_S, queue_key
 
 NORMAL = Priority.NORMAL
 times = st.floats(0, 1e9)
