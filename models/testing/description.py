@@ -46,8 +46,7 @@ def everything_named_is_there(subject: Subject) -> None:
 def variant_is_plain_data(subject: Subject) -> None:
     """Variants cross processes: they are made of numbers, texts, paths and records of them, and of no code."""
     _check_plain(subject.variant, subject.name)
-    if subject.family.prepare is not None:  # for decode workers
-        assert pickle.loads(pickle.dumps(subject.variant)) == subject.variant, f"{subject.name} changes on the way"
+    assert pickle.loads(pickle.dumps(subject.variant)) == subject.variant, f"{subject.name} changes on the way"
 
 
 def _check_plain(value: Any, where: str) -> None:

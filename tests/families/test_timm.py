@@ -154,7 +154,7 @@ def test_network_without_weights_is_refused_unless_random_ones_are_asked_for() -
 
 @pytest.mark.parametrize("kernels", [(3, 5, 5, 7), (9, 3, 7, 5)])
 def test_kernel_sizes_of_channel_attention_are_those_of_the_weights(tmp_path: Path, kernels: tuple[int, ...]) -> None:
-    """With the parameter names of ECA-Net's official code (compared with it in tests/compare/eca_official.py)."""
+    """With the parameter names of ECA-Net's official code (compared with it by the family's oracle)."""
     arguments = {"block_args": {"attn_layer": "eca"}}
     settings = {"input_size": [3, 64, 64], "num_classes": 3}
     state = create("resnet18", arguments, settings).state_dict()

@@ -316,9 +316,7 @@ def test_serving_writes_the_name_of_no_family() -> None:
 # -- tests that can fail ---------------------------------------------------------------------------------------------
 
 _TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
-_PYTHON_TESTS = [
-    path for path in sorted((ROOT / "tests").rglob("*.py")) if not {"benchmarks", "fuzz", "compare"} & {*path.parts}
-]
+_PYTHON_TESTS = [path for path in sorted((ROOT / "tests").rglob("*.py")) if not {"benchmarks", "fuzz"} & {*path.parts}]
 _CHECKS = {"raises", "warns", "fail", "deprecated_call"}
 """Of pytest, and methods of NumPy, torch and mocks that begin with ``assert_``."""
 

@@ -136,6 +136,7 @@ FAMILY = Family(
     prepare=LazyRef("models.pictures:SquarePicture"),
     build=LazyRef(f"{_HERE}.load:load_model"),
     runner=LazyRef(f"{_HERE}.runner:DynPerceiverRunner"),
+    oracle=LazyRef(f"{_HERE}.oracle:compare"),
     work=LazyRef(f"{_HERE}.family:work"),
     knobs=exit_knobs(NUM_EXITS),
     parts={

@@ -79,6 +79,7 @@ FAMILY = Family(
     build=LazyRef(f"{_HERE}.network:build"),
     runner=LazyRef(f"{_HERE}.network:Classifier"),
     rename=LazyRef(f"{_HERE}.network:rename"),
+    oracle=LazyRef(f"{_HERE}.oracle:compare"),
     work=LazyRef(f"{_HERE}.family:work"),
     examples=("test_resnet.r160_in1k", "test_vit.r160_in1k"),
 )

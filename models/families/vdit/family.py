@@ -119,6 +119,7 @@ FAMILY = Family(
     ),
     build=LazyRef("models.families.vdit.networks:load"),
     runner=LazyRef("models.families.vdit.runner:VditRunner"),
+    oracle=LazyRef("models.families.vdit.oracle:compare"),
     work=LazyRef("models.families.vdit.work:work"),
     allowed=LazyRef("models.families.vdit.family:check_allowed"),
     parts=MappingProxyType(

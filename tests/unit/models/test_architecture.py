@@ -15,7 +15,6 @@ from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.folding import folded
 from models.families.dyn_perceiver.load import build_meta, load_model, random_model
 from models.families.dyn_perceiver.model import DynPerceiver
-from models.layers.pixels import to_input
 from models.registry import find
 
 REGNET = find("dyn-perceiver-regnety-800mf")[1]
@@ -101,17 +100,6 @@ def test_flops_of_a_linear_part_are_exact() -> None:
 @pytest.mark.parametrize("variant", FAMILY.variants, ids=lambda variant: variant.id)
 def test_the_card_says_what_the_network_costs(variant: Variant) -> None:
     assert list(variant.config["exit_macs"]) == exit_flops(build_meta(variant))
-
-
-def test_folding_moves_logits_by_rounding_only() -> None:
-    model = random_model(NANO, seed=3).eval()
-    scramble_norms(model)
-    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    x = to_input(images, NANO.io)
-    with torch.no_grad():
-        for plain, fast in zip(model(x), folded(model)(x), strict=True):
-            torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
-            assert float(plain.abs().max()) > 1e-2  # otherwise the comparison says nothing
 
 
 def test_folding_leaves_no_batch_norm_and_the_original_alone() -> None:

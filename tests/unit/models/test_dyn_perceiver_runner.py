@@ -64,15 +64,6 @@ def test_published_variants_run_in_stages_too(name: str) -> None:
     assert all(torch.equal(got["probabilities"], want) for got, want in zip(outputs, expected, strict=True))
 
 
-@pytest.mark.parametrize("rows", [[5, 2], [3], [0, 2, 4], [5, 4, 3, 2, 1, 0], [2, 2]])
-def test_survivors_go_on_as_if_they_had_been_alone(model: DynPerceiver, rows: list[int]) -> None:
-    runner, images = DynPerceiverRunner(model, NANO), pictures(6)
-    state, _, _ = runner.run(runner.begin(images), 0, 1)
-    _, outputs, _ = runner.run(tuple(tensor[rows] for tensor in state), 1, 3)
-    for got, expected in zip(outputs, whole(model, images)[1:], strict=True):
-        torch.testing.assert_close(got["probabilities"], expected[rows], rtol=0, atol=REGROUPED)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -1,4 +1,4 @@
-"""CausalVAE: names, shapes, causality, loading, and what it refuses. Numbers: tests/compare."""
+"""CausalVAE: names, shapes, causality, loading, and what it refuses. Numbers: the family's oracle."""
 
 from __future__ import annotations
 

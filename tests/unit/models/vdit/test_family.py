@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,3 @@ def test_every_default_is_within_its_own_range(variant: Variant) -> None:
     for name, steps in variant.io.samplers.items():
         assert variant.io.check_sampler(name, steps.default_steps) is steps
     assert 1 <= variant.io.default_guidance <= variant.io.max_guidance
-
-
-def test_card_travels_to_other_processes() -> None:
-    assert pickle.loads(pickle.dumps((FAMILY, NANO))) == (FAMILY, NANO)

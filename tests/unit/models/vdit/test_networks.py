@@ -35,12 +35,11 @@ def settings(**changes: object) -> JobInput:
     return clip_input(**{**values, **changes})
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale: float) -> None:
+async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path) -> None:
     variant = write_checkpoint(tmp_path, "teacher")
     engine = engine_of(variant)
     await engine.start()
-    wanted = settings(guidance_scale=guidance_scale, seed=3)
+    wanted = settings(guidance_scale=4.0, seed=3)
     assert engine.work(wanted).bytes_held > 0
     await engine.admit("job", wanted)
     for _ in range(wanted.num_steps):
@@ -52,7 +51,7 @@ async def test_clip_is_that_of_the_plain_pipeline(tmp_path: Path, guidance_scale
     await engine.stop()
     pipeline = VideoPipeline.load(variant)
     latents = pipeline.generate(
-        [wanted.request.prompt], frames=29, sampler="ddim", num_steps=4, guidance=guidance_scale, seeds=[3]
+        [wanted.request.prompt], frames=29, sampler="ddim", num_steps=4, guidance=4.0, seeds=[3]
     )
     assert (ours - latents).abs().max() <= 1e-4 * latents.abs().max(), "the engine leaves out padding of the text"
     assert np.abs(frames.astype(int) - pipeline.decode(latents).astype(int)).max() <= 1
