@@ -16,7 +16,6 @@ from models.registry import find
 
 NANO = find("dyn-perceiver-nano")[1]
 # Another batch size may mean another kernel and another order of summation.
-REGROUPED = 2e-5
 
 
 @pytest.fixture(autouse=True)
