@@ -30,5 +30,5 @@ stage student distil_stage --minutes "$(scaled 30)"
 "$python" -m models.training.vdit.export --out "$out" --to "$to"
 "$python" -m models.training.vdit.evaluate "$to" --count "$(whole 50 2)" --two-count "$(whole 10 2)"
 "$python" -m models.training.vdit.card "$to" --training "$out"
-"$python" -m serving.cli calibrate vdit-nano --checkpoint "$to"
+"$python" -m serving.cli calibrate "vdit-nano=$to"
 rm -f "$to/samples.npz" # large, and only the card needs it

@@ -87,7 +87,7 @@ def calibrate_job(
     Raises: ValueError: no weights.
     """
     if variant.weights is None:
-        raise ValueError(f"{variant.id} has no checkpoint folder; give one with --checkpoint")
+        raise ValueError(f"{variant.id} has no weights here; name their folder: {variant.id}=FOLDER")
     assert family.build is not None
     assert family.runner is not None
     threads_before = torch.get_num_threads()

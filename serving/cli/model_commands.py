@@ -95,12 +95,14 @@ def train(
         lines = family.part("train")(variant, directory, steps=steps, seed=seed, on_progress=phases(progress))
     for line in lines:
         console.print(line)
-    console.print(f"written to {directory}; next: vireo calibrate {model}" + (f" --checkpoint {out}" if out else ""))
+    console.print(f"written to {directory}; next: vireo calibrate {model}" + (f"={out}" if out else ""))
 
 
 def calibrate(
-    model: ModelId,
-    checkpoint: Checkpoint = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="Model id, and the folder of its weights if not the shipped one.", metavar="ID[=FOLDER]"),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled pictures, one folder per class in class order; only nano models bring their own."),
@@ -117,7 +119,8 @@ def calibrate(
     pairs near the front. A family with an evaluation of its own (of clips, of chat) has its points made of that.
     """
     with told_plainly(), progress_bar() as progress:
-        family, variant = find(model, checkpoint)
+        name, _, folder = model.partition("=")
+        family, variant = find(name, Path(folder) if folder else None)
         if variant.weights is not None:
             check_licence(variant, is_accepted=accept_licence)
         path = _CALIBRATE.load()(

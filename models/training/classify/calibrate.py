@@ -49,7 +49,7 @@ def calibrate_classifier(
     """
     if variant.weights is None:
         raise ValueError(
-            f"{variant.id} comes without weights; give their folder with --checkpoint ('vireo convert' makes one of "
+            f"{variant.id} comes without weights; name their folder, {variant.id}=FOLDER ('vireo convert' makes one of "
             "published weights)"
         )
     assert family.build is not None

@@ -21,7 +21,7 @@ def calibrate(family: Family, variant: Variant, *, watts: float = 6.0, **_ignore
     Raises: ValueError: no folder, or none that was evaluated.
     """
     if variant.weights is None:
-        raise ValueError(f"{variant.id} has no checkpoint folder; give one with --checkpoint")
+        raise ValueError(f"{variant.id} has no weights here; name their folder: {variant.id}=FOLDER")
     try:
         report = msgspec.json.decode((variant.weights / "evaluation.json").read_bytes())
         counts = {task: (one["count"], one["right"]) for task, one in report["tasks"].items()}

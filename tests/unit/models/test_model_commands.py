@@ -182,7 +182,7 @@ PUBLISHED = "dyn-perceiver-regnety-800mf"
     "words",
     [
         ["convert", "dyn-perceiver", "{folder}/a.pth", "--model", PUBLISHED, "--out", "{folder}/out"],
-        ["calibrate", PUBLISHED, "--checkpoint", "{folder}"],
+        ["calibrate", PUBLISHED + "={folder}"],
     ],
 )
 def test_weights_without_an_open_licence_are_not_read_unasked(words: list[str], tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_train_and_calibrate_into_a_folder(tmp_path: Path) -> None:
     out = tmp_path / "tiny"
     status, output = run("train", NANO.id, "--out", str(out), "--steps", "1")
     assert status == 0, output
-    assert f"vireo calibrate {NANO.id} --checkpoint {out}" in output
+    assert f"vireo calibrate {NANO.id}={out}" in output
     assert (out / "README.md").is_file()
     assert not (out / "operating_points.json").exists()
 

@@ -79,7 +79,7 @@ def test_evaluation_that_cannot_be_used_is_refused_with_what_to_do(variant: Vari
     write(variant, {"ddim 20": {"variant": "teacher"}})
     with pytest.raises(ValueError, match=r"no usable evaluation.json.*models\.training\.vdit\.evaluate"):
         calibrate(FAMILY, variant)
-    with pytest.raises(ValueError, match="--checkpoint"):
+    with pytest.raises(ValueError, match="vdit-nano=FOLDER"):
         calibrate(FAMILY, replace(NANO, weights=None))
 
 
