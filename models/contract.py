@@ -512,7 +512,11 @@ Prepare: TypeAlias = Callable[[Any], Any]
 #   tiles     (variant, width, height) -> how many squares ``prepare`` cuts a picture of that size into; the same for
 #             the picture turned by 90 degrees. Raises ValueError: it cannot be cut
 #   vllm      () -> None: tell vLLM about the architecture; called in each of its processes, perhaps more than once.
-#             Its processor takes images as ``prepare`` gives them: (tiles, grid)
+#             Not where the architecture is vLLM's own
+#   vllm_image (tiles, grid) -> what the model's processor in vLLM takes; without this part it takes (tiles, grid)
+#   grids     (variant) -> None, or (height, width) -> the grid of a picture of that size, in place of the one from
+#             ``prepare``: for what only another process can count. May take long; a gateway calls it from threads.
+#             Raises ValueError: the model takes no such picture
 #   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
 # and ``build`` gives a ChatNetwork, for the plain engine that vLLM is compared with. What all this must keep is in
 # ``models.testing.streams``.
@@ -537,7 +541,9 @@ class Prompts(Protocol):
         ...
 
     def build(self, messages: Iterable[Turn]) -> list[int]:
-        """Ids with one ``image_id`` per image, and the beginning of an answer. No text becomes a control token."""
+        """Ids with one ``image_id`` per image, and the beginning of an answer. No text becomes a control token.
+
+        Raises: ValueError: the model takes no such conversation; the words are fit for the caller."""
         ...
 
     def image_tokens(self, grid: Grid) -> int:

@@ -164,9 +164,10 @@ RowIO: TypeAlias = PictureIO | ImageIO
 class ChatIO:
     """Text and tiled images in, text out.
 
-    ``tile_size``: side of a tile in pixels. ``max_tiles`` bounds rows x columns of an image's grid, without the
-    thumbnail, which an image of several tiles has besides; ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach
-    the language model. ``max_model_len``: the default for tokens of prompt and answer together.
+    ``tile_size``: side of a tile in pixels; 0 where a picture stays whole, as one tile of any size. ``max_tiles``
+    bounds rows x columns of an image's grid, without the thumbnail, which an image of several tiles has besides;
+    ``max_tiles_side`` bounds either. ``tokens_per_tile`` reach the language model, at most where a picture stays whole.
+    ``max_model_len``: the default for tokens of prompt and answer together.
     ``kv_values_per_token``: numbers that the language model keeps of a token, keys and values of all its layers.
 
     Raises: ValueError: one image of the largest grid does not fit into ``max_model_len``, or a bound is not positive.
@@ -180,8 +181,8 @@ class ChatIO:
     kv_values_per_token: int
 
     def __post_init__(self) -> None:
-        bounds = (self.tokens_per_tile, self.max_tiles, self.max_tiles_side, self.tile_size, self.kv_values_per_token)
-        if min(bounds) < 1:
+        bounds = (self.tokens_per_tile, self.max_tiles, self.max_tiles_side, self.kv_values_per_token)
+        if min(bounds) < 1 or self.tile_size < 0:
             raise ValueError(f"{self} is impossible; every bound must be at least 1")
         if self.max_image_tokens >= self.max_model_len:
             raise ValueError(

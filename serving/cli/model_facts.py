@@ -34,7 +34,10 @@ def in_words(io: object) -> str:
             exits = f", {io.num_exits} exits" if io.num_exits > 1 else ""
             return f"{io.input_size}x{io.input_size}, {io.num_classes} classes{exits}"
         case ChatIO():
-            return f"{io.max_model_len} tokens; {io.max_tiles} tiles of {io.tile_size}x{io.tile_size} an image"
+            tiles = f"{io.max_tiles} tiles of {io.tile_size}x{io.tile_size} an image"
+            return (
+                f"{io.max_model_len} tokens; {tiles if io.tile_size else f'{io.max_image_tokens} of an image at most'}"
+            )
         case ClipIO():
             frames = " or ".join(map(str, io.frame_counts))
             return f"{io.width}x{io.height}, {frames} frames; {', '.join(io.samplers)}"
@@ -114,11 +117,13 @@ def _setting_line(knob: Knob) -> str:
 
 
 def _chat_lines(facts: Mapping[str, Any]) -> list[str]:
+    tiles = (
+        f"tiles of {facts['tile_size']}x{facts['tile_size']}, {facts['max_tiles']} at most and "
+        f"{facts['max_tiles_side']} a side, besides the thumbnail; {facts['tokens_per_tile']} tokens a tile, "
+    )
     lines = [
         f"context: {facts['max_model_len']} tokens of prompt and answer together",
-        f"images: tiles of {facts['tile_size']}x{facts['tile_size']}, {facts['max_tiles']} at most and "
-        f"{facts['max_tiles_side']} a side, besides the thumbnail; {facts['tokens_per_tile']} tokens a tile, "
-        f"{facts['max_image_tokens']} an image at most",
+        f"images: {tiles if facts['tile_size'] else ''}{facts['max_image_tokens']} tokens an image at most",
     ]
     if (numbers := facts["kv_numbers_per_token"]) is not None:
         sizes = [f"{BYTES_PER_NUMBER[name] * numbers:,} bytes in {name}" for name in ("float32", "bfloat16")]

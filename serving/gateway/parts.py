@@ -38,7 +38,8 @@ from serving.stores.periodic import ArtefactCleaner
 from serving.stores.results import ResultStore
 from serving.system.process import is_deploying, num_live, raylet_watch
 from serving.system.reached import Ping, Reached
-from serving.tasks.chat.images import ChatImages
+from serving.tasks.chat.images import ChatImages, GridOf
+from serving.tasks.chat.models import read_grids
 from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
@@ -114,7 +115,8 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
     pipeline = Pipeline(results, limits, tell=tell)
-    images = build_chat_images(settings.media, media, tell)
+    grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
+    images = build_chat_images(settings.media, media, tell, grids)
     chat = _chat_service(config, images, pipeline, handles)
     unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
@@ -191,7 +193,9 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
     )
 
 
-def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink) -> ChatImages:
+def build_chat_images(
+    settings: MediaSettings, pool: MediaPool, tell: Sink, grids: Mapping[str, GridOf | None]
+) -> ChatImages:
     """Put the image path of one gateway together, as configured."""
     limits = FetchLimits(
         max_bytes=settings.max_bytes_per_image,
@@ -200,7 +204,7 @@ def build_chat_images(settings: MediaSettings, pool: MediaPool, tell: Sink) -> C
         max_concurrent=settings.max_fetches,
     )
     fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell)
-    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell))
+    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell), grids)
 
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:

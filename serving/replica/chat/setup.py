@@ -81,7 +81,9 @@ def _setup(model: ResolvedModel[StreamOptions]) -> EngineSetup:
 def _vllm(model: ResolvedModel[StreamOptions]) -> ChatEngine:
     from serving.replica.chat.vllm_engine import VllmEngine
 
-    return VllmEngine(_setup(model), read_prompts(model))
+    family, _ = family_of(model)
+    to_image = family.part("vllm_image") if "vllm_image" in family.parts else None
+    return VllmEngine(_setup(model), read_prompts(model), to_image)
 
 
 def _torch(model: ResolvedModel[StreamOptions]) -> ChatEngine:

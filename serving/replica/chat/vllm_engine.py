@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -28,9 +29,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from models.contract import Prompts
+from models.contract import Grid, Prompts
 from serving.config import StreamOptions
-from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
+from serving.delivery.stream.wire import EngineRequest, FinishReason, Tiles, TokenLogprob
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.checks import EngineSetup, RequestChecks
@@ -38,6 +39,7 @@ from serving.replica.chat.schemas import SchemaGate, too_complex
 from serving.replica.chat.vllm_stats import Beat, CountingStatLogger
 from serving.replica.chat.vllm_worker import seeded_arguments
 
+ToImage = Callable[[Tiles, Grid], object]
 _LOG = logging.getLogger(__name__)
 _RETRY_AFTER_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 """A request that is cancelled while it is handed over leaves vLLM's two image caches at odds. vLLM then refuses those
@@ -50,9 +52,11 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 class VllmEngine:
     """See the module's docstring. The process needs ``engine_environment``."""
 
-    def __init__(self, setup: EngineSetup, prompts: Prompts) -> None:
+    def __init__(self, setup: EngineSetup, prompts: Prompts, to_image: ToImage | None = None) -> None:
+        """``to_image``: the family's part ``vllm_image``, if it has one."""
         self._setup = setup
         self._prompts = prompts
+        self._to_image = to_image or (lambda tiles, grid: (tiles, grid))
         self._beat = Beat(on_step=self._hand_on)
         self._listeners: set[_Listener] = set()
         self._handler: asyncio.Task[None] | None = None
@@ -150,7 +154,7 @@ class VllmEngine:
         params = _sampling_params(request, self._setup.device)
         for pause_s in (*_RETRY_AFTER_S, None):
             listener = _Listener(request, say)
-            if (prompt := await _rendered(llm, request)) is not None:
+            if (prompt := await self._rendered(llm, request)) is not None:
                 await self._listen(llm, listener, prompt, params)
             if listener.is_complete:
                 return
@@ -160,6 +164,20 @@ class VllmEngine:
         if request.json_schema is not None and prompt is not None:
             raise too_complex()
         raise EngineFailed("the model gave up on this request; retry")
+
+    async def _rendered(self, llm: AsyncLLM, request: EngineRequest) -> Any:
+        """What vLLM makes of a prompt; None where an image has left its cache between two looks at it."""
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": request.cache_salt}
+        if request.images:
+            prompt["multi_modal_data"] = {
+                "image": [self._to_image(image.tiles, image.grid) for image in request.images]
+            }
+            prompt["multi_modal_uuids"] = {"image": [image.key for image in request.images]}
+        try:
+            (rendered,) = await llm.renderer.render_cmpl_async([prompt])
+        except AssertionError:  # "Expected a cached item"
+            return None
+        return rendered
 
     async def _listen(self, llm: AsyncLLM, listener: _Listener, prompt: Any, params: SamplingParams) -> None:
         """Hand a request over, and wait until all of its answer has been said, or vLLM has given it up."""
@@ -235,23 +253,6 @@ def _vllm_config(setup: EngineSetup) -> VllmConfig:
 def max_batched_tokens(options: StreamOptions) -> int:
     """Of one step, which must be able to move every request on; as long goes a cancelled prefill on."""
     return max(options.max_batched_tokens, options.max_num_seqs)
-
-
-def _prompt(request: EngineRequest) -> dict[str, Any]:
-    prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": request.cache_salt}
-    if request.images:
-        prompt["multi_modal_data"] = {"image": [(image.tiles, image.grid) for image in request.images]}
-        prompt["multi_modal_uuids"] = {"image": [image.key for image in request.images]}
-    return prompt
-
-
-async def _rendered(llm: AsyncLLM, request: EngineRequest) -> Any:
-    """What vLLM makes of a prompt; None where an image has left its cache between two looks at it."""
-    try:
-        (prompt,) = await llm.renderer.render_cmpl_async([_prompt(request)])
-    except AssertionError:  # "Expected a cached item"
-        return None
-    return prompt
 
 
 def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:

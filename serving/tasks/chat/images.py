@@ -10,9 +10,11 @@ request, and ends the work on the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from serving.errors import ServingError
+from models.contract import Grid
+from serving.errors import InvalidImage, ServingError
 from serving.media.fetch import ImageFetcher
 from serving.media.image_cache import ProcessedImages, image_key
 from serving.media.limits import MediaBudget
@@ -20,14 +22,27 @@ from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.tasks.chat.domain import ImagePart
 
+GridOf = Callable[[int, int], Grid]
+"""Height and width of a picture to its grid."""
+
 
 class ChatImages:
-    """Turns image parts into a model's input. Owns the fetcher and the cache; the pool is shared with others."""
+    """Turns image parts into a model's input. Owns the fetcher and the cache; the pool is shared with others.
 
-    def __init__(self, pool: MediaPool, fetcher: ImageFetcher, cache: ProcessedImages) -> None:
+    ``grids``: by model, the part of that name where its family has one.
+    """
+
+    def __init__(
+        self,
+        pool: MediaPool,
+        fetcher: ImageFetcher,
+        cache: ProcessedImages,
+        grids: Mapping[str, GridOf | None] | None = None,
+    ) -> None:
         self._pool = pool
         self._fetcher = fetcher
         self._cache = cache
+        self._grids = grids or {}
 
     async def prepare(
         self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
@@ -87,5 +102,11 @@ class ChatImages:
             budget.add_tiles(held.num_tiles)
             return held
         image = await self._pool.prepare(encoded, model_id, budget, caller)
+        if (grid_of := self._grids.get(model_id)) is not None:
+            _, height, width, _ = image.pixels.shape
+            try:
+                image = replace(image, grid=await asyncio.to_thread(grid_of, height, width))
+            except ValueError as error:
+                raise InvalidImage(str(error)) from None
         self._cache.put(key, image)
         return image

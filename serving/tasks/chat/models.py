@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from models.contract import Prompts
-from models.identity import WEIGHTS_FILE, checkpoint_sha256
+from models.identity import checkpoint_sha256, weight_files
 from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
-from serving.replica.chat.setup import checkpoint_of, context_of, read_prompts
+from serving.replica.chat.setup import checkpoint_of, context_of, family_of, read_prompts
 from serving.service import Card, card_of
+from serving.tasks.chat.images import GridOf
 
 _NO_WEIGHTS = ("0" * 64, 0)
 
@@ -30,9 +31,18 @@ def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:
     return read_card(model), read_prompts(model)
 
 
+def read_grids(model: ResolvedModel[StreamOptions]) -> GridOf | None:
+    """The part ``grids`` of a model's family, where it has one and needs it."""
+    family, variant = family_of(model)
+    if model.options.engine == "fake" or "grids" not in family.parts:
+        return None
+    grids: GridOf | None = family.part("grids")(variant)
+    return grids
+
+
 def _weights(model: ResolvedModel[StreamOptions]) -> tuple[str, int]:
     folder = checkpoint_of(model)
     try:
-        return checkpoint_sha256(folder), int((folder / WEIGHTS_FILE).stat().st_mtime)
+        return checkpoint_sha256(folder), int(weight_files(folder)[0].stat().st_mtime)
     except (OSError, ValueError) as error:
         raise ConfigError(f"chat model {model.id} cannot be used: {error}") from None

@@ -19,6 +19,7 @@ from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
 from serving.domain import RANKS, Report
+from serving.errors import InvalidRequest
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.service import Card
@@ -297,12 +298,18 @@ def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped:
 
 
 async def _token_ids(prompts: Prompts, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation with exactly one image token per image."""
+    """Ids of a conversation with exactly one image token per image.
+
+    Raises: InvalidRequest: the model takes no such conversation.
+    """
     turns: list[Turn] = [(message.role.value, [_plain(part) for part in message.parts]) for message in messages]
     num_chars = sum(len(part) for _, parts in turns for part in parts if part is not None)
-    if num_chars <= _MAX_INLINE_CHARS:
-        return prompts.build(turns)
-    return await asyncio.to_thread(prompts.build, turns)
+    try:
+        if num_chars <= _MAX_INLINE_CHARS:
+            return prompts.build(turns)
+        return await asyncio.to_thread(prompts.build, turns)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="messages") from None
 
 
 def _plain(part: Part) -> str | None:

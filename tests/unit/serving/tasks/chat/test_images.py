@@ -221,11 +221,11 @@ async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> No
 
 
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
-    images = build_chat_images(MediaSettings(), pool, ignore)
+    images = build_chat_images(MediaSettings(), pool, ignore, {})
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
         await images.prepare([ImagePart(url="https://example.org/")], "strips", ACME, math.inf)
     await images.stop()
-    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore)
+    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore, {})
     with pytest.raises(ImageFetchFailed, match="was not found"):
         await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", ACME, math.inf)
     await listed.stop()
