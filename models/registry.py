@@ -22,6 +22,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "texthawk2": LazyRef("models.families.texthawk2.family:FAMILY"),
         "vdit": LazyRef("models.families.vdit.family:FAMILY"),
         "timm": LazyRef("models.families.timm.family:FAMILY"),
+        "vllm": LazyRef("models.families.vllm.family:FAMILY"),
     }
 )
 

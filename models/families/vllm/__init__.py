@@ -1,0 +1,1 @@
+"""Vision-language models that vLLM knows, from a folder as Hugging Face writes them."""
