@@ -39,7 +39,7 @@ from serving.stores.redis_server import EmbeddedRedis
 from serving.telemetry import tracing
 from tests.support import dots
 from tests.support.clients import HttpReply, asgi
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import FakeFiles, FakeService
 from tests.support.memory_results import MemoryResults
 from tests.support.redis_server import embedded_redis
 from tests.support.video_clients import Presence, events_of
@@ -73,7 +73,7 @@ class System:
         config = JobServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
         self.jobs = Jobs(dots.DOTS, {dots.CARD.id: dots.MODEL}, index, files, pipeline, config)
         monkeypatch.setattr(gateway_http, "ROUTES", dots.routes_of(self.jobs))
-        service = Service(FakeService(), FakeService(), self.jobs)
+        service = Service(FakeService(), FakeService(), self.jobs, FakeFiles())
         self.app: FastAPI = gateway_http.build_http_app(service, Authenticator({}, True), IngressLimits(), lambda: b"")
         bench = Bench(
             model=dots.CARD.id,

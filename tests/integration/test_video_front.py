@@ -40,7 +40,7 @@ from serving.tasks.videos.resolve import ClipPlanner
 from serving.tasks.videos.rules import VIDEOS
 from tests.support.clients import Calls, FakeContext, asgi
 from tests.support.clip_limits import clip_limits, clip_point
-from tests.support.fake_service import FakeService
+from tests.support.fake_service import FakeFiles, FakeService
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
 from tests.support.redis_server import embedded_redis, stopped
@@ -90,7 +90,7 @@ class System:
         results: Any = MemoryResults()
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))
         videos = Jobs(VIDEOS, {MODEL: JobModel(card=card, plan=planner)}, self.index(), self.files, pipeline, config)
-        service = Service(FakeService(), FakeService(), videos)
+        service = Service(FakeService(), FakeService(), videos, FakeFiles())
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")
         return app, Calls(GrpcMethods(service=service, authenticator=door, limits=front))

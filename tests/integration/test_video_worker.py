@@ -211,7 +211,7 @@ async def test_cancelled_job_ends_within_a_step_and_the_others_go_on(index: Redi
         assert job.error.code == "cancelled"
         assert job.step < 50
         assert (await until(index, "video_b", is_over)).status is JobStatus.COMPLETED
-        assert worker.bench.engine.held_bytes() == 0
+        await waiting_for(lambda: worker.bench.engine.held_bytes() == 0)
 
 
 async def test_charge_is_corrected_by_what_the_job_took_when_it_ends(index: RedisJobs, store: ArtefactStore) -> None:

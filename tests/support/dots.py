@@ -21,7 +21,7 @@ from serving.front.http.call import Call
 from serving.front.http.json_body import Strict, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.openapi import json_content
-from serving.service import Card
+from serving.service import card_of
 from serving.stores.jobs.base import JobRecord
 
 # -- the family ------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ DOTS = JobTask(
     not_ready=VideoNotReady,
     failed=VideoFailed,
 )
-CARD = Card(id="dots-8", tasks=("dots",), created_s=0, checkpoint_sha256="0" * 64, knobs=FAMILY.knobs)
+CARD = card_of(FAMILY, FAMILY.variants[0], created_s=0, checkpoint_sha256="0" * 64)
 
 
 def plan(request: JobRequest[DotsBody], seed: int, wait_s: float) -> JobPlan:

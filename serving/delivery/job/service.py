@@ -12,18 +12,17 @@ import hmac
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, JobUpdate
-from serving.delivery.job.idempotency import asked_by, check_same
 from serving.delivery.pipeline import Pipeline, served
-from serving.errors import InvalidRequest, QueueFull, ServingError, StoreUnavailable
+from serving.errors import IdempotencyKeyReused, InvalidRequest, QueueFull, ServingError, StoreUnavailable
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, preview_key
 from serving.stores.jobs.redis_jobs import RedisJobs
@@ -35,6 +34,8 @@ _log = structlog.get_logger(__name__)
 _RETRY_S = 2.0
 _SEED_BITS = 31
 _MAX_PREVIEW_BYTES = 1 << 18
+_DIGEST_CHARS = 16
+_SAID_ELSEWHERE = {"model", "vireo"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,3 +272,38 @@ class Jobs:
             raise StoreUnavailable(
                 f"jobs cannot be reached now; retry in {_RETRY_S:g} s", retry_after_s=_RETRY_S
             ) from None
+
+
+# -- what a request asks for, as digests of its fields: two that mean the same have the same, however spelt ------------
+# Whatever a request may say counts, the budget too. What only says how it came (its id, the surface) does not.
+
+
+def asked_by(request: JobRequest[Any]) -> dict[str, str]:
+    """Field to digest, of the fields that say something."""
+    return {name: _digest(value) for name, value in _said(request) if value not in (None, "", {})}
+
+
+def check_same(request: JobRequest[Any], earlier: Mapping[str, str]) -> None:
+    """Compare a request with what came before with its key.
+
+    Raises: IdempotencyKeyReused: it asks for something else.
+    """
+    asked = asked_by(request)
+    differ = sorted(name for name in asked.keys() | earlier.keys() if asked.get(name) != earlier.get(name))
+    if differ:
+        raise IdempotencyKeyReused(
+            f"idempotency-key came before with another request; different: {', '.join(differ)}. Use a new key for each "
+            "job",
+            param="idempotency-key",
+        )
+
+
+def _said(request: JobRequest[Any]) -> Iterator[tuple[str, Any]]:
+    yield "model", request.model
+    yield from request.asked.model_dump(exclude=_SAID_ELSEWHERE, warnings=False).items()
+    yield from ((f"vireo.{part.name}", getattr(request.budget, part.name)) for part in fields(request.budget))
+
+
+def _digest(value: Any) -> str:
+    plain = float(value) if isinstance(value, int) and value < 2**53 else value  # 4 and 4.0 ask for the same
+    return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()[:_DIGEST_CHARS]

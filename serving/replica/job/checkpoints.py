@@ -6,22 +6,28 @@ back was sealed for this very job (``serving.stores.sealed``), or is passed over
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import re
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
 
-from serving.errors import StoreUnavailable
+from serving.errors import ServingError, StoreUnavailable
 from serving.replica.job.snapshots import snapshot_step
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import JobRecord, Lease, folder
 from serving.stores.sealed import Sealer
 
+if TYPE_CHECKING:
+    from serving.replica.job.held import Bench, HeldJob
+
 _log = structlog.get_logger(__name__)
 _NAME: Final = re.compile(r"checkpoint-(\d{1,9})-[A-Za-z0-9]+\.safetensors")
+MAX_STORE_RETRY_S: Final = 5.0
 _KEPT: Final = 2
 """The newest, and one in case that cannot be read."""
 
@@ -74,6 +80,66 @@ class Checkpoints:
     def forget(self, job_id: str) -> None:
         """The job has left this worker, to be gone on with elsewhere."""
         self._known.pop(job_id, None)
+
+
+@dataclass(slots=True)
+class Saving:
+    """When a checkpoint is written, and a preview. One per worker."""
+
+    bench: Bench
+    took_s: float = field(default=0.0, init=False)
+    """What the last checkpoint took."""
+
+    def consider(self, held: HeldJob, every: int | None = None) -> None:
+        """Begin a checkpoint if so many steps were done since the last, and the store is quick enough to take one."""
+        config, now_s = self.bench.config, self.bench.clock()
+        is_due = held.step - held.checkpoint_step >= (every or config.checkpoint_every)
+        is_time = now_s - held.checkpoint_at_s >= self.took_s / config.checkpoint_share
+        is_free = held.checkpointing is None or held.checkpointing.done()
+        if is_due and is_time and is_free:
+            held.checkpointing = self.bench.spawn(self._save(held))
+
+    async def _save(self, held: HeldJob) -> None:
+        """The snapshot is taken by the engine between steps; writing it goes on beside them."""
+        bench = self.bench
+        started_s = held.checkpoint_at_s = bench.clock()
+        try:
+            snapshot = await bench.engine.snapshot(held.job.id)
+            held.checkpoint_step = await bench.checkpoints.save(held.job, held.lease, snapshot)
+            await bench.checkpoints.prune(held.job)
+        except Exception as error:  # a missing checkpoint costs repeated work, later, perhaps
+            held.checkpoint_at_s = bench.clock() + MAX_STORE_RETRY_S
+            _log.warning("no checkpoint", job=held.job.id, error=type(error).__name__)
+        self.took_s = bench.clock() - started_s
+        if held.job.id not in bench.held:
+            bench.checkpoints.forget(held.job.id)
+
+    async def save_last(self, held: HeldJob) -> None:
+        """All that was done, for whoever goes on with it; not while another is on its way, which would end after it."""
+        await self.end(held)
+        if held.admitted is not None and held.step > held.checkpoint_step:
+            await self._save(held)
+
+    async def end(self, held: HeldJob) -> None:
+        """One that is just being written is waited for."""
+        if held.checkpointing is not None:
+            await asyncio.wait([held.checkpointing])
+
+    async def drop(self, held: HeldJob) -> None:
+        """The job is over. Its state need not wait for a checkpoint that is being written."""
+        self.bench.engine.release(held.job.id)
+        await self.end(held)
+        await self.bench.checkpoints.drop(held.job)
+
+    def consider_preview(self, held: HeldJob) -> None:
+        """Show what the job has come to, now and then."""
+        if self.bench.clock() - held.preview_at_s >= self.bench.config.preview_every_s:
+            held.preview_at_s = self.bench.clock()
+            self.bench.spawn(self._preview(held))
+
+    async def _preview(self, held: HeldJob) -> None:
+        with contextlib.suppress(ServingError, OSError, KeyError):
+            await self.bench.files.put_preview(held.job, await self.bench.engine.preview(held.job.id))
 
 
 def _seal_name(job: JobRecord) -> str:

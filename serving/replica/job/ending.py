@@ -16,8 +16,8 @@ import structlog
 
 from schedulers.admission import Cost
 from serving.errors import Cancelled, EngineFailed, ServingError, StoreFull, StoreUnavailable
+from serving.replica.job.checkpoints import MAX_STORE_RETRY_S, Saving
 from serving.replica.job.held import Bench, HeldJob, known_error
-from serving.replica.job.saving import MAX_STORE_RETRY_S, Saving
 from serving.stores.jobs.base import JobError
 from serving.telemetry import tracing
 from serving.telemetry.events import JobCompleted, JobFailed

@@ -1,24 +1,136 @@
 """What jobs have made, as files in the shared store: outputs by name, thumbnails, previews on the way.
 
-``ENCODERS`` says what becomes of an output, by the name that the family's ``close`` gives it.
+``ENCODERS`` says what becomes of an output, by the name that the family's ``close`` gives it: H.264 in MP4 or an
+animated GIF, with a thumbnail; PNG. Legend: T frames, H rows, W columns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image
 
 from models.contract import Value
 from serving.errors import StoreUnavailable
 from serving.replica.job.base import Frames, Outputs
-from serving.replica.job.encode import Encoded, encode_clip, encode_picture, encode_thumbnail
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobRecord, Lease, folder, preview_key
 
 _THUMBNAIL_SIDE = 320
 _SUFFIX = {"video/mp4": "mp4", "image/gif": "gif", "image/png": "png"}
+MP4_TYPE, GIF_TYPE, JPEG_TYPE, PNG_TYPE = "video/mp4", "image/gif", "image/jpeg", "image/png"
+_CRF = 16
+"""Constant quality of x264, 0 (lossless) to 51: small clips are cheap, and blocks in them are seen."""
+_JPEG_QUALITY = 85
+_MAX_SIDE = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A file and what it is."""
+
+    data: bytes
+    media_type: str
+
+
+def encode_clip(frames: Frames, fps: int, output_format: str) -> Encoded:
+    """Encode a clip (T, H, W, 3) as its request says.
+
+    Raises: ValueError: not frames, no such format, or no frame rate.
+    """
+    _check(frames, fps)
+    if output_format not in _CLIPS:
+        raise ValueError(f"format is {output_format!r}; need one of {', '.join(_CLIPS)}")
+    encode, media_type = _CLIPS[output_format]
+    return Encoded(data=encode(frames, fps), media_type=media_type)
+
+
+def encode_picture(picture: Frames) -> Encoded:
+    """Encode one picture (H, W, 3) as PNG."""
+    _check(picture[None], 1)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return Encoded(data=buffer.getvalue(), media_type=PNG_TYPE)
+
+
+def encode_thumbnail(frame: Frames, max_side: int | None = None) -> Encoded:
+    """Encode one picture (H, W, 3) as JPEG, scaled down to ``max_side`` if it is larger."""
+    _check(frame[None], 1)
+    image = Image.fromarray(frame)
+    if max_side is not None:
+        image.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return Encoded(data=buffer.getvalue(), media_type=JPEG_TYPE)
+
+
+def _check(frames: Frames, fps: int) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; need uint8 (T, H, W, 3), at least one")
+    if max(frames.shape[1:3]) > _MAX_SIDE:
+        raise ValueError(f"frames are {frames.shape[2]}x{frames.shape[1]}; limit of a side is {_MAX_SIDE}")
+    if fps < 1:
+        raise ValueError(f"fps is {fps}; need at least 1")
+
+
+def _mp4(frames: Frames, fps: int) -> bytes:
+    """The index comes first (faststart), so that a player may begin before it has the whole file; to put it there, the
+    muxer opens again what it has written, which takes a name. The file is in memory: no disk need have room for it."""
+    descriptor = os.memfd_create("clip.mp4")
+    try:
+        _write_mp4(f"/proc/self/fd/{descriptor}", _even(frames), fps)
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _write_mp4(path: str, frames: Frames, fps: int) -> None:
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _even(frames: Frames) -> Frames:
+    """Colour has half the resolution in each direction: an odd side gets its last row or column twice."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _gif(frames: Frames, fps: int) -> bytes:
+    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up."""
+    ends_cs = [round(100 * (index + 1) / fps) for index in range(len(frames))]
+    durations_ms = [10 * max(1, end - start) for start, end in zip([0, *ends_cs], ends_cs, strict=False)]
+    images = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in frames]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, optimize=False
+    )
+    return buffer.getvalue()
+
+
+_CLIPS = {"mp4": (_mp4, MP4_TYPE), "gif": (_gif, GIF_TYPE)}
+
 
 Encoder: TypeAlias = Callable[[Any, Mapping[str, Value]], Mapping[str, Encoded]]
 """An output, and how the record says that it is written (``JobRecord.output``), to files by name."""

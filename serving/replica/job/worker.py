@@ -5,7 +5,7 @@
     renew loop   Progress to the index, four times a second; it answers whether the lease is held, lost or cancelled
 
 All of it runs on one event loop; the engine has threads of its own. A job whose replica dies is claimed by another once
-its lease expires, and goes on from the last checkpoint (``saving``). How jobs leave again is in ``ending``.
+its lease expires, and goes on from the last checkpoint (``checkpoints``). How jobs leave again is in ``ending``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from schedulers.types import (
 )
 from serving.errors import Cancelled, EngineFailed, ServingError, StoreUnavailable
 from serving.replica.job.base import JobInput, StepDone, tokens_of
+from serving.replica.job.checkpoints import Saving
 from serving.replica.job.ending import Ending
 from serving.replica.job.held import Bench, HeldJob, known_error
-from serving.replica.job.saving import Saving
 from serving.stores.jobs.base import Claim, JobRecord, LeaseState, Progress
 from serving.telemetry import tracing
 from serving.telemetry.events import JobClaimed, JobPreempted, JobsStepped, LeaseLost

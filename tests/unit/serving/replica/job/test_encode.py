@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serving.replica.job.base import Frames
-from serving.replica.job.encode import encode_clip, encode_picture, encode_thumbnail
+from serving.replica.job.outputs import encode_clip, encode_picture, encode_thumbnail
 
 
 def clip(num_frames: int = 29, height: int = 64, width: int = 64) -> Frames:

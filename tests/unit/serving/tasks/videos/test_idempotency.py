@@ -9,7 +9,7 @@ import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.delivery.job.base import JobRequest
-from serving.delivery.job.idempotency import asked_by, check_same
+from serving.delivery.job.service import asked_by, check_same
 from serving.domain import Budget, Surface
 from serving.errors import IdempotencyKeyReused
 from serving.front.http.multipart import Form

@@ -12,8 +12,7 @@ import pytest
 
 from schedulers.admission import Cost
 from serving.delivery.job.base import JobModel, JobRequest
-from serving.delivery.job.idempotency import asked_by
-from serving.delivery.job.service import Jobs, JobServiceConfig
+from serving.delivery.job.service import Jobs, JobServiceConfig, asked_by
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
