@@ -10,11 +10,10 @@ from models.contract import SettingError, Value
 from models.io import ClipRequest
 from models.operating_points import point_name
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Point, Refusal, Settings, Units, plan, with_settings
+from schedulers.plan import Plan, Point, Refusal, Settings, Units, plan, with_settings
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, UnsupportedVideo
 from serving.tasks.videos.limits import ClipLimits
-from serving.tasks.videos.resolve import ChosenPoint
 
 _CUSTOM = "custom"
 """Settings that nobody calibrated: metrics count points by name, and callers could make up any number of these."""
@@ -22,7 +21,7 @@ _CUSTOM = "custom"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPoints:
-    """``serving.tasks.videos.resolve.PointTable``; ``points``: the best first."""
+    """``points``: the best first."""
 
     points: tuple[Point, ...]
     limits: ClipLimits
@@ -32,10 +31,12 @@ class VideoPoints:
         """All points, best first."""
         return tuple(point.name for point in self.points)
 
-    def choose(
-        self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None
-    ) -> ChosenPoint:
-        """The best point that does what is wished for.
+    def name_of(self, made: Plan) -> str:
+        """What the chosen point is called."""
+        return made.point.name if made.point.name in self.names else _CUSTOM
+
+    def choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None) -> Plan:
+        """The best point that makes the clip with what is fixed; ``allowed_s``: engine seconds that the latency leaves.
 
         Raises:
             UnsupportedVideo: none can, whatever it may cost.
@@ -50,13 +51,7 @@ class VideoPoints:
         made = plan(points, work, wanted)
         if isinstance(made, Refusal):
             raise _refusal(made)
-        return ChosenPoint(
-            name=made.point.name if made.point.name in self.names else _CUSTOM,
-            point=dict(made.point.settings),
-            predicted_s=made.busy_s,
-            predicted_j=made.energy_j,
-            degraded=made.degraded,
-        )
+        return made
 
     def _is_possible(self, clip: ClipRequest, fixed: Mapping[str, Value], base: Settings, made: Settings) -> bool:
         """Whether the sampler works with the weights of that point and so many steps, and the rest with the clip.

@@ -1,58 +1,28 @@
 """From what a caller asks for to a clip, a point and a prediction without a gap: length, size, operating point, seed.
 
-The point table (``PointTable``) is asked with everything that the caller has fixed; it says what a clip will take.
+The points (``VideoPoints``) are asked with everything that the caller has fixed; they say what a clip will take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from models.contract import Value
 from models.io import ClipRequest
+from schedulers.plan import Plan
 from serving.delivery.job.base import JobPlan, JobRequest
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
 from serving.service import Card
 from serving.tasks.videos.limits import ClipLimits
+from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.schemas import VideoBody
 
 _MAX_STRETCH = 2.0
 """A clip that would be longer or shorter than asked for by more than this factor is refused."""
 _KNOBS = ("num_inference_steps", "guidance_scale", "sampler", "attention")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenPoint:
-    """What was chosen, the caller's own settings included, and what it is expected to take.
-
-    ``degraded``: what was reduced to meet the budget, as in a report.
-    """
-
-    name: str
-    point: dict[str, Value]
-    predicted_s: float
-    predicted_j: float
-    degraded: tuple[str, ...] = ()
-
-
-class PointTable(Protocol):
-    """The operating points of one checkpoint."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All of them, best first."""
-        ...
-
-    def choose(
-        self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None
-    ) -> ChosenPoint:
-        """The best point that makes the clip with what is fixed; ``allowed_s``: engine seconds that the latency leaves.
-
-        Raises: BudgetInfeasible: none does; the message names the nearest that would. UnsupportedVideo: none could.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +31,7 @@ class ClipPlanner:
 
     card: Card
     limits: ClipLimits
-    points: PointTable
+    points: VideoPoints
 
     def __call__(self, request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan:
         """Decide everything that the request leaves open. ``wait_s``: how long the job is expected to wait first.
@@ -79,15 +49,15 @@ class ClipPlanner:
         fixed = {name: value for name in _KNOBS if (value := getattr(asked, name)) is not None}
         self._check_asked(clip, fixed, size, fps)
         chosen = self._choose(clip, fixed, request.budget, wait_s)
-        point = dict(self.limits.check(clip, chosen.point, size=size, fps=fps))
+        point = dict(self.limits.check(clip, chosen.point.settings, size=size, fps=fps))
         return JobPlan(
             request=clip,
             point=point,
             seed=seed if asked.seed is None else asked.seed,
             num_steps=int(point["num_inference_steps"]),
-            name=chosen.name,
-            predicted_s=chosen.predicted_s,
-            predicted_j=chosen.predicted_j,
+            name=self.points.name_of(chosen),
+            predicted_s=chosen.busy_s,
+            predicted_j=chosen.energy_j,
             degraded=chosen.degraded,
             output={"format": asked.output_format or "mp4", "fps": fps},
             shown={
@@ -98,7 +68,7 @@ class ClipPlanner:
             },
         )
 
-    def _choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, wait_s: float) -> ChosenPoint:
+    def _choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, wait_s: float) -> Plan:
         latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
         if latency_s is None or wait_s <= 0:
             return self.points.choose(clip, fixed, budget, latency_s)

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 from models.identity import checkpoint_sha256
 from models.io import ClipRequest
 from models.registry import find
+from schedulers.plan import Plan
 from serving.cli.main import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
 from serving.domain import Budget
 from serving.errors import ConfigError
 from serving.tasks.videos.models import read_served
-from serving.tasks.videos.resolve import ChosenPoint, ClipPlanner
+from serving.tasks.videos.resolve import ClipPlanner
 
 
 def settings(folder: Path | None = None, **more: Any) -> ResolvedModel[JobOptions]:
@@ -38,7 +39,7 @@ def planner(model: ResolvedModel[JobOptions]) -> ClipPlanner:
     return made
 
 
-def chosen(model: ResolvedModel[JobOptions], num_frames: int = 29) -> ChosenPoint:
+def chosen(model: ResolvedModel[JobOptions], num_frames: int = 29) -> Plan:
     clip = ClipRequest(prompt="", num_frames=num_frames)
     return planner(model).points.choose(clip, {"sampler": "ddim"}, Budget(), None)
 
@@ -60,8 +61,8 @@ def test_checkpoint_that_nobody_measured_is_served_at_a_reckoned_cost(tmp_path: 
     assert list(served.card.io.samplers) == ["ddim", "euler_ancestral"]
     assert not served.card.is_calibrated
     point = chosen(model)
-    assert point.point["num_inference_steps"] == 20
-    assert point.predicted_j == pytest.approx(10.0 * point.predicted_s)
+    assert point.point.settings["num_inference_steps"] == 20
+    assert point.energy_j == pytest.approx(10.0 * point.busy_s)
 
 
 def test_sampler_of_a_variant_is_offered_once_its_weights_are_there(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_reckoned_cost_grows_with_the_clip_and_shrinks_with_the_device() -> None
             ("vdit-osp-93x720p", 93, "cpu"),
         )
     ]
-    assert large[0].predicted_s < large[1].predicted_s < large[2].predicted_s
+    assert large[0].busy_s < large[1].busy_s < large[2].busy_s
 
 
 @pytest.mark.parametrize("networks", [(), ("teacher",)])

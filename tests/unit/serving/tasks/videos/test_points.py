@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from models.io import ClipRequest
-from schedulers.plan import Point
+from schedulers.plan import Plan, Point
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, UnsupportedVideo
 from serving.tasks.videos.points import VideoPoints
-from serving.tasks.videos.resolve import ChosenPoint
 from tests.support.clip_limits import clip_limits, clip_point
 
 BEST = clip_point(50, 0.9, fixed_s=0.5, sampler="euler_ancestral")
@@ -31,7 +30,7 @@ def chosen(
     energy_j: float | None = None,
     quality_floor: float | None = None,
     **fixed: Any,
-) -> ChosenPoint:
+) -> Plan:
     clip = ClipRequest(prompt="", num_frames=num_frames)
     return points.choose(clip, fixed, Budget(energy_j=energy_j, quality_floor=quality_floor), allowed_s)
 
@@ -39,9 +38,9 @@ def chosen(
 def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it() -> None:
     tiled = clip_point(20, 0.95, attention="tile:3:5")
     table = points(tiled)
-    assert chosen(table).name == tiled.name
-    assert chosen(table, 93).name == BEST.name
-    assert chosen(table, 93, attention="tile:3:5").point["attention"] == "tile:3:5"
+    assert chosen(table).point.name == tiled.name
+    assert chosen(table, 93).point.name == BEST.name
+    assert chosen(table, 93, attention="tile:3:5").point.settings["attention"] == "tile:3:5"
 
 
 def test_names_are_best_first() -> None:
@@ -50,22 +49,30 @@ def test_names_are_best_first() -> None:
 
 def test_point_is_chosen_within_the_budget() -> None:
     best = chosen(points())
-    assert (best.name, best.point) == (BEST.name, BEST.settings)
-    assert (best.predicted_s, best.predicted_j) == (pytest.approx(5.5), pytest.approx(33.0))
+    assert (best.point.name, best.point.settings) == (BEST.name, BEST.settings)
+    assert (best.busy_s, best.energy_j) == (pytest.approx(5.5), pytest.approx(33.0))
     quick = chosen(points(), allowed_s=1.0)
-    assert (quick.name, quick.point["sampler"], quick.degraded) == (STUDENT.name, "consistency", ("latency",))
+    assert (quick.point.name, quick.point.settings["sampler"], quick.degraded) == (
+        STUDENT.name,
+        "consistency",
+        ("latency",),
+    )
 
 
 def test_callers_own_settings_are_kept_and_named_custom() -> None:
     made = chosen(points(), num_inference_steps=12, attention="ras:0.5")
-    assert (made.name, made.point["num_inference_steps"], made.point["attention"]) == ("custom", 12, "ras:0.5")
-    assert made.predicted_s == pytest.approx(1.7)
+    assert (points().name_of(made), made.point.settings["num_inference_steps"], made.point.settings["attention"]) == (
+        "custom",
+        12,
+        "ras:0.5",
+    )
+    assert made.busy_s == pytest.approx(1.7)
 
 
 def test_steps_that_a_sampler_cannot_take_go_to_another() -> None:
     """Five is nearer to the student's four than to twenty, and the student takes multiples of four."""
-    assert chosen(points(), num_inference_steps=5).point["sampler"] != "consistency"
-    assert chosen(points(), num_inference_steps=8).point["sampler"] == "consistency"
+    assert chosen(points(), num_inference_steps=5).point.settings["sampler"] != "consistency"
+    assert chosen(points(), num_inference_steps=8).point.settings["sampler"] == "consistency"
 
 
 def test_refusals_say_which_part_of_the_budget() -> None:
