@@ -9,7 +9,7 @@ from string import Template
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from models.contract import Family
 from serving.client.told import console, told_plainly
@@ -43,7 +43,7 @@ def list_families(
     if as_json:
         typer.echo(json.dumps([_as_json(family) for family in known.values()], indent=1))
         return
-    table = Table("family", "tasks", "runs as", "model", "licence", box=None)
+    table = Table("family", "tasks", "runs as", Column("model", no_wrap=True), "licence", box=None, pad_edge=False)
     for family in known.values():
         models = [(variant.id, variant.source.licence) for variant in family.variants]
         models += [(f"{family.name}:NAME", "NAME's")] * (family.resolve is not None)

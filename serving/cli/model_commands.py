@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.table import Column, Table
 
 from models.contract import Family, LazyRef, Variant, check_licence
-from models.operating_points import TABLE_FILE, read_table
 from models.registry import families, find
-from serving.cli.model_facts import facts_of, in_words, lines_of, weights_of
 from serving.client.options import LicenceOption
 from serving.client.told import console, phases, progress_bar, told_plainly
-from serving.operating_points import planned_points, usual_work
 
 ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
 Checkpoint = Annotated[
@@ -38,6 +34,8 @@ def register(app: typer.Typer) -> None:
 
 def list_models() -> None:
     """List the models that this installation knows. An open family has more than can be listed: family:NAME."""
+    from serving.cli.model_facts import weights_of
+
     columns = (Column(name, no_wrap=True) for name in ("id", "for", "weights"))
     table = Table(*columns, "what it is", box=None, pad_edge=False)
     with told_plainly():
@@ -59,6 +57,11 @@ def show_model(
     ] = False,
 ) -> None:
     """Show a model: where it comes from, its limits and settings, what its operating points cost and give."""
+    import msgspec
+
+    from models.operating_points import read_table
+    from serving.cli.model_facts import facts_of, in_words, lines_of
+
     with told_plainly():
         family, variant = find(model, checkpoint)
         if as_json:
@@ -139,10 +142,15 @@ def calibrate(
 
 
 def _has_table(variant: Variant) -> bool:
+    from models.operating_points import TABLE_FILE
+
     return variant.weights is not None and (variant.weights / TABLE_FILE).is_file()
 
 
 def _print_points(family: Family, variant: Variant) -> None:
+    from models.operating_points import read_table
+    from serving.operating_points import planned_points, usual_work
+
     content, work = read_table(variant), usual_work(family, variant)
     table = Table(Column("point", no_wrap=True), "quality", "at least", "ms alone", "ms of a full batch", "J")
     for point in planned_points(content):
