@@ -15,7 +15,6 @@ from models.layers.pixels import to_input
 from models.registry import find
 
 NANO = find("dyn-perceiver-nano")[1]
-# Another batch size may mean another kernel and another order of summation.
 
 
 @pytest.fixture(autouse=True)
