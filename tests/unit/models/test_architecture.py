@@ -110,16 +110,6 @@ def test_folding_leaves_no_batch_norm_and_the_original_alone() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def scramble_norms(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-
-
 def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
