@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TypeAlias
@@ -30,6 +30,22 @@ _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HOME
 _START_TIMEOUT_S = 30.0
 _GRACE_S = 0.5
 """How much later than the process's own alarm clock we stop waiting for it."""
+
+
+def start_child(
+    module: str, connection: socket.socket, *arguments: str, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Run ``python -m module FD PARENT_PID arguments`` with the child's end of a connection, which is closed here."""
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    fd = connection.fileno()
+    with connection:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(fd), str(os.getpid()), *arguments],
+            pass_fds=(fd,),
+            stdin=subprocess.DEVNULL,
+            env={**environment, **(variables or {})},
+        )
 
 
 class Limit(Enum):
@@ -128,17 +144,8 @@ def _end(processes: set[_Process], threads: ThreadPoolExecutor) -> None:
 class _Process:
     def __init__(self, command: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
-        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment |= {"MALLOC_ARENA_MAX": "1", "RAYON_NUM_THREADS": "1"}
-        arguments = (str(theirs.fileno()), str(os.getpid()), *command)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "serving.confined_child", *arguments],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
+        more = {"MALLOC_ARENA_MAX": "1", "RAYON_NUM_THREADS": "1"}
+        self._process = start_child("serving.confined_child", theirs, *command, variables=more)
         self._connection = ours
         self.pid = self._process.pid
         try:

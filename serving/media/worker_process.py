@@ -10,16 +10,13 @@ import asyncio
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from serving.confined import start_child
 from serving.media import wire
 from serving.media.shared_pixels import open_shared
 from serving.media.worker import READY, WorkerConfig
-
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "HOME")
-"""What a worker inherits. Everything else, API keys and secrets among it, stays out of the process that meets files."""
 
 _EXIT_TIMEOUT_S = 1.0
 _SMALL_BYTES = 128 << 10
@@ -64,7 +61,7 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        launching = asyncio.get_running_loop().run_in_executor(spawner, _launch, theirs)
+        launching = asyncio.get_running_loop().run_in_executor(spawner, start_child, "serving.media.worker", theirs)
         try:
             process = await asyncio.shield(launching)
         except asyncio.CancelledError:
@@ -209,15 +206,3 @@ def _open_shared(fd: int, num_bytes: int) -> memoryview:
         return open_shared(fd, num_bytes)
     except (OSError, ValueError) as error:
         raise wire.ProtocolError(f"shared memory: {error}") from None
-
-
-def _launch(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with theirs:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "serving.media.worker", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )

@@ -107,7 +107,6 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.config.resolved",
         "serving.telemetry.exposition",  # prometheus-client's folder
         "serving.telemetry.tracing",  # OpenTelemetry's switches
-        "serving.media.worker_process",  # a child's environment
         "serving.confined",  # a child's environment
         "serving.system.ray_env",  # Ray's switches; that of other processes, to know whose they are
         "loadtest.cli",  # API keys of the tenants that it plays
