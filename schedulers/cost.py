@@ -11,6 +11,10 @@ from typing import Protocol
 
 #: Weight of the newest batch in the running ratio of actual to predicted time.
 _CORRECTION_WEIGHT = 0.1
+#: A batch this much faster than predicted says that what slowed the others down is over: it counts more.
+_RECOVERED, _RECOVERY_WEIGHT = 0.7, 0.5
+#: What ``relax`` takes off a correction above 1.
+_RELAXATION = 0.25
 #: One slow batch (a page fault, a paused process) must not make the scheduler reject everything.
 _MIN_CORRECTION, _MAX_CORRECTION = 0.25, 4.0
 _MEMO_SAMPLES = 1024
@@ -30,6 +34,10 @@ class CostModel(Protocol):
 
     def observe(self, stage: int, num_samples: int, elapsed_s: float, num_stages: int = 1) -> None:
         """Learn that ``num_stages`` stages from ``stage`` took ``elapsed_s`` on ``num_samples``."""
+        ...
+
+    def relax(self, stage: int) -> None:
+        """Units were given up at ``stage`` and nothing has run there: forget a part of what makes it seem slow."""
         ...
 
 
@@ -113,7 +121,13 @@ class TableCostModel:
             self._predicted_s[s] += mine_s
             self._actual_s[s] += actual_s
             ratio = min(_MAX_CORRECTION, max(_MIN_CORRECTION, actual_s / table_s))
-            self._corrections[s] += _CORRECTION_WEIGHT * (ratio - self._corrections[s])
+            has_recovered = ratio < _RECOVERED * self._corrections[s]
+            weight = _RECOVERY_WEIGHT if has_recovered else _CORRECTION_WEIGHT
+            self._corrections[s] += weight * (ratio - self._corrections[s])
+
+    def relax(self, stage: int) -> None:
+        """Expect ``stage`` to be less slow than it was: nothing has run there that could say so."""
+        self._corrections[stage] -= _RELAXATION * max(0.0, self._corrections[stage] - 1.0)
 
     def accuracy(self) -> tuple[StageAccuracy, ...]:
         """Predicted against actual, per stage; what a batch was predicted to take *before* it ran."""

@@ -190,6 +190,10 @@ class Cost(Protocol):
         """Seconds until everything that waits and runs is done."""
         ...
 
+    def pass_time(self, now_s: float) -> None:
+        """Time has come to ``now_s``; said before anything that happened by then."""
+        ...
+
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """A slice took that long, and none of its units failed."""
         ...
@@ -299,6 +303,7 @@ class Kernel:
         if not self._now_s <= now_s < math.inf:
             raise ValueError(f"now_s is {now_s} after {self._now_s}; time must be finite and not run backwards")
         self._now_s = now_s
+        self._cost.pass_time(now_s)
         for event in events:
             self._take(event)
         self._expire()

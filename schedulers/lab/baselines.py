@@ -106,6 +106,10 @@ class _RunCost(ExitCost):
     def lead_s(self, stage: int) -> float:
         return self.slice_s(stage, self._run_stages, 1)
 
+    def give_up_at(self, stage: int) -> None:
+        for s in range(stage, stage + self._run_stages):
+            super().give_up_at(s)
+
 
 class _DynamicBatch:
     """A batch is due when it is full or its oldest unit has waited long enough."""

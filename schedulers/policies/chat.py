@@ -143,6 +143,9 @@ class ChatCost:
         running_s = math.fsum(max(0.0, one.started_s + one.predicted_s - now_s) for one in running)
         return (waiting_s + running_s) / self._slots
 
+    def pass_time(self, now_s: float) -> None:
+        """Nothing changes with time."""
+
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """What counts is reported of each unit (``ChatProgress``)."""
 

@@ -191,6 +191,9 @@ class DenoisingCost:
         last_s = self.decode_s if total_s > 0.0 else 0.0
         return max(max(0.0, total_s) + last_s, decoding_s)
 
+    def pass_time(self, now_s: float) -> None:
+        """Nothing changes with time."""
+
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """A step or a decode took that long."""
         if ended.stage == DECODE:

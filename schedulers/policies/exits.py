@@ -24,6 +24,8 @@ from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch
 NEVER_THRESHOLD = 1e8
 #: Weight of the newest slice in the learned share of units that leave at each exit.
 _EXIT_RATE_WEIGHT = 0.05
+#: A stage at which units are given up, and which nothing runs for so long, is expected to have become faster.
+_RELAX_S = 0.05
 #: Control of the entry reserve: one late survivor raises it as much as 50 answers in time lower it, so that about 2%
 #: of the units that enter under overload are answered early by force.
 _RESERVE_UP, _RESERVE_DOWN, _MAX_RESERVE = 0.1, 0.002, 3.0
@@ -210,6 +212,9 @@ class ExitCost:
         self._num_executors = config.num_executors
         self._watts = config.watts
         self.exit_rates = [1.0 / (table.num_stages - k) for k in range(table.num_stages)]
+        self._now_s = -math.inf
+        #: Stages at which units were given up and that nothing has run since -> since when.
+        self._given_up_since: dict[int, float] = {}
 
     def joules(self, unit: Unit) -> float:
         """Expected joules of a new unit in full slices. Priority orders the units of one tenant; between two it is
@@ -256,8 +261,26 @@ class ExitCost:
             flow *= 1.0 - self.exit_rates[stage]
         return total_s
 
+    def give_up_at(self, stage: int) -> None:
+        """A unit was given up there.
+
+        If that is because the stage seems slow, and so nothing runs there, it would seem slow for ever: one slow second
+        would have everything refused from then on, on an engine with nothing to do.
+        """
+        self._given_up_since.setdefault(stage, self._now_s)
+
+    def pass_time(self, now_s: float) -> None:
+        """Relax stages at which units are given up and none run."""
+        self._now_s = now_s
+        for stage, since_s in self._given_up_since.items():
+            if now_s - since_s >= _RELAX_S:
+                self.table.relax(stage)
+                self._given_up_since[stage] = now_s
+
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """Correct the table."""
+        for stage in range(ended.stage, ended.stage + ended.num_stages):
+            self._given_up_since.pop(stage, None)
         self.table.observe(ended.stage, len(ended.units), elapsed_s, ended.num_stages)
 
     def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
@@ -323,6 +346,7 @@ class ExitProgress:
 
     def overtaken(self, unit: Unit) -> int | None:
         """The deepest exit that was evaluated."""
+        self._cost.give_up_at(unit.stage)
         if unit.answer_stage is not None:
             self._reserve.raise_for_late()
         return unit.answer_stage

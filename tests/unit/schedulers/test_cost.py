@@ -110,3 +110,25 @@ def test_call_over_several_stages_is_shared_out_by_prediction() -> None:
 def test_elapsed_time_that_is_no_time_is_refused(elapsed_s: float) -> None:
     with pytest.raises(ValueError, match="elapsed_s"):
         TableCostModel((1,), [[1.0]]).observe(0, 1, elapsed_s=elapsed_s)
+
+
+def test_relaxing_forgets_slowness_alone() -> None:
+    cost = TableCostModel((1, 2), [[0.01, 0.02]])
+    for _ in range(50):
+        cost.observe(0, 1, 0.04)
+    before = cost.correction(0)
+    cost.relax(0)
+    assert 1.0 < cost.correction(0) < before
+    for _ in range(50):
+        cost.observe(0, 1, 0.005)
+    fast = cost.correction(0)
+    cost.relax(0)
+    assert cost.correction(0) == fast < 1.0
+
+
+def test_one_batch_as_fast_as_ever_ends_most_of_a_slow_moment() -> None:
+    cost = TableCostModel((1, 2), [[0.01, 0.02]])
+    for _ in range(50):
+        cost.observe(0, 1, 0.04)
+    cost.observe(0, 1, 0.01)
+    assert cost.correction(0) < 2.6

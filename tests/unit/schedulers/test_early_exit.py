@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
 
+from schedulers.cost import CostModel
+from schedulers.kernel import Kernel
+from schedulers.lab.baselines import full_network
 from schedulers.lab.simulator import ExitWorld, TraceUnit, exit_unit, lognormal_noise, simulate
 from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Finish, Priority, Reject, Release, RunSlice, Tick, UnitCancelled
@@ -293,3 +297,26 @@ def test_timers_of_gone_samples_do_not_pile_up() -> None:
 def test_impossible_config_is_refused_by_name(config: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):
         ExitConfig(**config)
+
+
+@pytest.mark.parametrize(("make", "fixed_s"), [(early_exits, 0.0245), (full_network, 0.0135)], ids=["ours", "full"])
+def test_slow_moment_does_not_have_everything_refused_for_ever(
+    make: Callable[[CostModel], Kernel], fixed_s: float
+) -> None:
+    """Everything is eight times slower for a moment, so that no deadline seems to be in reach any more. The engine has
+    nothing to do then, and nothing but running something can show that the moment is over."""
+
+    class Slow(ExitWorld):
+        """Slices between 0.5 and 1.5 s."""
+
+        def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
+            return super().slice_s(stage, num_stages, units) * (8.0 if 0.5 < units[0].arrived_s < 1.5 else 1.0)
+
+    trace = flood_trace(flood_per_s=200.0, quiet_per_s=20.0, seconds=4.0, deadline_s=0.05)
+    cost = linear_cost(fixed_s=fixed_s, each_s=0.0005)
+    world, slow = ExitWorld(cost.batch_s), Slow(cost.batch_s)
+    good = []
+    for true in (world, slow):
+        records = simulate(make(linear_cost(fixed_s=fixed_s, each_s=0.0005)), trace, true).records
+        good.append(sum(record.is_good for record in records if record.arrived_s > 2.0))
+    assert good[1] >= 0.9 * good[0] > 0
