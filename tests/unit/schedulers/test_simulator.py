@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 import pytest
 
 from schedulers.kernel import Kernel
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
-from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit, lognormal_noise, percentile, simulate
+from schedulers.lab.simulator import (
+    ExitWorld,
+    Replica,
+    Simulation,
+    TraceUnit,
+    exit_unit,
+    lognormal_noise,
+    percentile,
+    simulate,
+    simulate_together,
+)
+from schedulers.policies.chat import ChatConfig, ChatWork, chat
+from schedulers.policies.denoising import DECODE, DenoisingConfig, DenoisingWork, denoising
 from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Decision, Event, Finish, Release, RunSlice, Tick
 from tests.unit.schedulers.build import linear_cost
@@ -191,3 +204,42 @@ def test_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
 
 def test_tick_changes_nothing_by_itself() -> None:
     assert ours().handle(0.0, Tick()) == []
+
+
+class StepWorld:
+    """A step takes a second, however many share it, and a decode half of one."""
+
+    def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
+        return 0.5 if stage == DECODE else 1.0
+
+    def report(self, unit: TraceUnit, stage: int) -> str:
+        return "phase"
+
+
+class SlotWorld:
+    """A choice takes the seconds that are true of it."""
+
+    def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
+        return float(units[0].truth)
+
+    def report(self, unit: TraceUnit, stage: int) -> float:
+        return float(unit.truth)
+
+
+def test_families_of_every_kind_run_on_one_clock() -> None:
+    steps = DenoisingWork(steps_left=3, seconds_per_step=1.0, tokens=8, phase="phase")
+    clips = [TraceUnit(arrived_s=0.5 * n, work=steps, tenant="ab"[n % 2], cancelled_at_s=None) for n in range(4)]
+    choices = [TraceUnit(arrived_s=0.1 * n, work=ChatWork(1.0), truth=0.7, tenant="ab"[n % 2]) for n in range(6)]
+    pictures = [sample(0.2 * n, leaves_at=n % 3) for n in range(20)]
+    replicas = [
+        Replica(scheduler=denoising(DenoisingConfig(max_batch=2)), trace=clips, world=StepWorld(), num_executors=2),
+        Replica(scheduler=chat(ChatConfig(max_running=2)), trace=choices, world=SlotWorld(), num_executors=2),
+        Replica(scheduler=ours(), trace=pictures, world=ExitWorld(linear_cost().batch_s)),
+    ]
+    together = simulate_together(replicas, check_each_step=True)
+    assert [len(one.records) for one in together] == [4, 6, 20]
+    assert all(record.is_good for one in together for record in one.records)
+    assert together[1].duration_s == pytest.approx(2.2)
+    assert max(one.num_units for one in together[0].slices) == 2
+    alone = simulate(ours(), pictures, ExitWorld(linear_cost().batch_s))
+    assert together[2] == alone
