@@ -27,7 +27,8 @@ TIMEOUT_S = 60.0
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 # Without a controlling terminal Ctrl-C is but a character. Not a preexec_fn: unsafe in a process with threads.
 _LAUNCHER = (
-    "import fcntl, os, sys, termios\n"
+    "import fcntl, os, signal, sys, termios\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # ignored in what a script runs in the background
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
     "os.execv(sys.executable, [sys.executable, '-m', 'serving.cli', *sys.argv[1:]])\n"
 )
