@@ -56,6 +56,11 @@ def _verbs() -> set[str]:
     return set(_root().commands)
 
 
+def _skeleton_settings() -> set[str]:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "serving/cli/skeleton").rglob("*.tmpl")]
+    return {name for text in texts for name in re.findall(r'Knob\(\s*name="(\w+)"', text)}
+
+
 def check(words: Sequence[str]) -> None:
     """Raises: UsageError, ValueError: no such command or option."""
     command, name, left = _root(), "vireo", list(words)
@@ -72,7 +77,7 @@ def check(words: Sequence[str]) -> None:
     context = command.context_class(command, info_name=name)
     if isinstance(command, AskingCommand):
         left = list(command._with_settings(left))
-        settings = {knob.name for family in families().values() for knob in family.knobs}
+        settings = {knob.name for family in families().values() for knob in family.knobs} | _skeleton_settings()
         given = {word.removeprefix("--set=").partition("=")[0] for word in left if word.startswith("--set=")}
         if unknown := given - settings:
             raise ValueError(f"no model has the settings {unknown}")
