@@ -103,7 +103,8 @@ def test_cut_connection_frees_the_engine(system: System) -> None:
 def test_start_says_why_a_folder_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Gemma3ForConditionalGeneration"]}', encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    done = run_cli("up", "--model", f"vllm:gemma={tmp_path}", environment=cli_environment(tmp_path, ""))
+    environment = cli_environment(tmp_path, "")
+    done = run_cli("up", "--model", f"vllm:gemma={tmp_path}", environment=environment, timeout_s=300.0)
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
     assert "vllm:gemma cannot be served here" in said

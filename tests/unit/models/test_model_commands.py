@@ -68,7 +68,7 @@ def test_show_of_a_published_chat_model_gives_its_limits_and_how_to_get_weights(
     assert "bring your own (vireo convert texthawk2)" in output
     assert "8192 tokens" in output
     assert "72 at most and 12 a side" in output
-    assert "1168 an image at most" in output
+    assert "1168 tokens an image at most" in output
 
 
 def test_show_of_a_chat_model_with_a_folder_sizes_its_kv_cache(tmp_path: Path) -> None:
