@@ -245,7 +245,7 @@ def test_what_is_served_chats_with_weights_that_are_there(
         if model.checkpoint_dir is None and not folder.is_dir():
             pytest.skip(f"{model.id} is not trained here: no {folder.name} below models/checkpoints")
         if model.checkpoint_dir is None:
-            assert read_card(model).max_output_tokens >= 1
+            assert read_card(model).limits["max_output_tokens"] >= 1
 
 
 def test_a_stream_that_has_begun_may_end_before_its_pod_or_cluster_goes(
