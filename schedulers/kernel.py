@@ -1,13 +1,13 @@
 """The one scheduler: time, the table of live units, cancellation, draining, conservation, and how units end.
 
-A kernel knows nothing of models. A ``Policy`` is put together from four parts, and the kernel asks each at its time:
+A kernel knows nothing about models. A ``Policy`` consists of four parts, which the kernel asks as it goes along:
 
-    order       who waits, and who has to go when there is no room
-    batch       which of them run next, together
-    cost        what a slice takes; learns from what it took
-    progress    what a unit has come to after a slice
+    order       who waits, and who is given up when there is no room
+    batch       which of them run together next
+    cost        what a slice takes; learns from what slices took
+    progress    what has become of a unit after a slice
 
-No part makes a terminal decision, so that "exactly one per unit" is written once, here.
+No part makes a terminal decision, so "exactly one per unit" is implemented once, here.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from schedulers.types import (
     UnitCancelled,
 )
 
-#: Timers of units that are gone are swept out when they outnumber the live ones by this much.
+#: Stale timers are swept out when all timers outnumber twice the live units by this many.
 _MAX_STALE_TIMERS = 4096
 
 
 class Unit:
-    """One live unit. The kernel owns it; a policy changes ``stage``, ``answer_stage``, ``rank`` and ``state`` only."""
+    """One live unit. The kernel owns it; a policy only changes ``stage``, ``answer_stage``, ``rank`` and ``state``."""
 
     __slots__ = (
         "answer_stage",
@@ -70,33 +70,33 @@ class Unit:
         self.work = arrival.work
         self.deadline_s = arrival.deadline_s
         self.priority = arrival.priority
-        #: Among the units of its tenant the smallest goes first; ``number`` decides between equals.
+        #: Among the units of a tenant, the smallest goes first; ``number`` breaks ties.
         self.rank = (float(-arrival.priority), arrival.deadline_s)
         self.tenant = arrival.tenant
         self.weight = arrival.weight
         self.held_bytes = arrival.held_bytes
         self.arrived_s = now_s
-        #: When it began to wait where it stands.
+        #: When it began to wait where it is now.
         self.waiting_since_s = now_s
         #: Arrival number, unique: breaks ties wherever units are ordered.
         self.number = number
-        #: What its tenant is charged when it is taken out of a fair queue.
+        #: What its tenant is charged when the unit is taken out of a fair queue.
         self.joules = 0.0
-        #: Next stage to run, or the one that runs now.
+        #: The next stage to run, or the one that is running.
         self.stage = 0
-        #: Deepest stage that can answer for it, None before the first.
+        #: The deepest stage that can answer for it; None before there is one.
         self.answer_stage: int | None = None
-        #: Whatever the policy keeps beside it.
+        #: Whatever the policy keeps with it.
         self.state: Any = None
         #: True while in the order; False in a slice and after the terminal decision.
         self.is_waiting = False
         self.is_cancelled = False
-        #: Earliest timer set for this unit, ``inf`` when there is none.
+        #: The earliest timer set for this unit; ``inf`` when there is none.
         self.timer_s = math.inf
 
 
 class Slice:
-    """What an executor runs now."""
+    """What an executor is running."""
 
     __slots__ = ("num_stages", "predicted_s", "stage", "started_s", "units")
 
@@ -109,10 +109,10 @@ class Slice:
 
 
 class Pick(NamedTuple):
-    """What to run next: ``units``, taken out of the order, and the stages that they run, in so many seconds.
+    """What to run next: ``units``, taken out of the order, the stages that they run, and how long that will take.
 
-    ``late`` were taken out as well and cannot be answered in time; ``preempted`` wait on. Without ``units`` nothing
-    runs, and the kernel asks again.
+    ``late`` units were taken out as well and cannot be answered in time; ``preempted`` units go on waiting. Without
+    ``units``, nothing runs and the kernel asks again.
     """
 
     units: list[Unit]
@@ -124,7 +124,7 @@ class Pick(NamedTuple):
 
 
 class After(NamedTuple):
-    """Units after a slice: those that are done, those whose result is unusable, those that need another slice."""
+    """Units after a slice: those that are done, those whose result is unusable, and those that need another slice."""
 
     done: list[Unit]
     failed: list[Unit]
@@ -132,30 +132,30 @@ class After(NamedTuple):
 
 
 class Order(Protocol):
-    """Who waits. Iterates over all of them."""
+    """Who waits. Iterating yields every waiting unit."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Unit]: ...
 
     def add(self, unit: Unit) -> None:
-        """A new unit waits."""
+        """Let a new unit wait."""
         ...
 
     def add_again(self, units: list[Unit]) -> None:
-        """Units wait for another slice, at one stage."""
+        """Let units wait for another slice, all at the same stage."""
         ...
 
     def remove(self, unit: Unit) -> None:
-        """Take one out from wherever it is."""
+        """Remove a unit from wherever it is."""
         ...
 
     def rest(self) -> None:
-        """No unit is left, waiting or running."""
+        """Called when no unit is left, waiting or running."""
         ...
 
     def victim(self, newcomer: Unit) -> Unit | None:
-        """There is no room: the unit that goes to make some; None when that is the newcomer, who does not wait yet."""
+        """The unit to give up when there is no room; None if that is the newcomer, which does not wait yet."""
         ...
 
 
@@ -163,70 +163,71 @@ class Batch(Protocol):
     """What runs next."""
 
     def next(self, now_s: float, running: Collection[Slice]) -> Pick | None:
-        """Take the units of a slice that starts now out of the order; None when none should."""
+        """Take the units of a slice that starts now out of the order; None if no slice should start."""
         ...
 
     def wakeup_s(self, now_s: float, running: Collection[Slice]) -> float | None:
-        """When ``next`` will say something else although nothing happened; None: never."""
+        """When ``next`` will give another answer although nothing happened; None: never."""
         ...
 
 
 class Cost(Protocol):
-    """What work takes."""
+    """What work costs."""
 
     def joules(self, unit: Unit) -> float:
         """What a new unit is charged."""
         ...
 
     def lead_s(self, stage: int) -> float:
-        """A unit that waits at ``stage`` is given up so long before its deadline; ``-inf`` if it never is."""
+        """How long before its deadline a unit that waits at ``stage`` is given up; ``-inf``: never."""
         ...
 
     def remaining_s(self, unit: Unit) -> float:
-        """Seconds that a unit still needs, alone."""
+        """Seconds that a unit still needs when it runs alone."""
         ...
 
     def queued_s(self, now_s: float, running: Collection[Slice]) -> float:
-        """Seconds until everything that waits and runs is done."""
+        """Seconds until everything that is waiting or running is done."""
         ...
 
     def pass_time(self, now_s: float) -> None:
-        """Time has come to ``now_s``; said before anything that happened by then."""
+        """It is now ``now_s``; called before anything that happened by then."""
         ...
 
     def observe(self, ended: Slice, elapsed_s: float) -> None:
-        """A slice took that long, and none of its units failed."""
+        """A slice took ``elapsed_s``, and none of its units failed."""
         ...
 
 
 class Progress(Protocol):
-    """What units have come to."""
+    """What has become of units."""
 
-    #: A replica that stops gives units back, for another one to go on with; else it finishes them.
+    #: True: a replica that stops gives units back for another replica to continue. False: it finishes them.
     hands_over: bool
 
     def admit(self, unit: Unit) -> None:
-        """A new unit, before it waits. Raises ValueError: its work does not fit."""
+        """Check a new unit before it waits. Raises ValueError: its work does not fit."""
         ...
 
     def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
-        """Sort units by what a slice reported of them; those that go on get their next ``stage``."""
+        """Sort units by what a slice reported about them; those that go on get their next ``stage``."""
         ...
 
     def overtaken(self, unit: Unit) -> int | None:
-        """The unit cannot go on in time: the stage that answers for it, None when there is none."""
+        """The stage that answers for a unit that cannot go on in time; None if there is none."""
         ...
 
     def nears_end(self, unit: Unit) -> bool:
-        """Whether a replica that hands units over finishes this one all the same."""
+        """Whether a replica that hands units over finishes this one anyway."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one replica takes. ``max_units`` and ``max_held_bytes`` are what ``Kernel.room`` goes by.
+    """What one replica takes.
 
-    ``max_waiting``: units that wait before a new one needs room. ``max_running``: units in slices.
+    ``max_waiting``: units that may wait before room must be made for a new one. ``max_running``: units in slices.
+    ``max_units`` and ``max_held_bytes`` are what ``Kernel.room`` goes by.
 
     Raises:
         ValueError: one is below 1.
@@ -256,7 +257,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Where the units are: ``arrived`` equals the sum of the others, always."""
+    """Where the units are. ``arrived`` always equals the sum of the others."""
 
     arrived: int
     waiting: int
@@ -277,15 +278,15 @@ class Kernel:
         self._cost, self._progress = policy.cost, policy.progress
         self._now_s = -math.inf
         self._is_draining = False
-        #: Decisions of the current call; kept over an exception, so that none is lost.
+        #: Decisions of the current call; kept across an exception, so that none is lost.
         self._out: list[Decision] = []
         #: All units without a terminal decision.
         self._live: dict[Hashable, Unit] = {}
         self._running: dict[int, Slice] = {}
         self._next_slice_id = 0
-        #: Units in slices that were cancelled.
+        #: Number of cancelled units that are still in slices.
         self._num_leaving = 0
-        #: (when, tie-break, unit); a unit may have several or stale ones, at most one is needed.
+        #: (when, tie-break, unit); a unit may have several, some of them stale, and needs at most one.
         self._timers: list[tuple[float, int, Unit]] = []
         self._num_arrived = self._num_finished = self._num_rejected = 0
         self._num_cancelled = self._num_failed = self._num_given_back = 0
@@ -297,8 +298,8 @@ class Kernel:
 
         Raises:
             ValueError: the caller broke the contract. Events before the offending one took effect, and their decisions
-                come with the next call; the offending event and those after it did not.
-            TypeError: something that is no event; likewise.
+                come with the next call; the offending event and those after it had no effect.
+            TypeError: something is not an event; likewise.
         """
         if not self._now_s <= now_s < math.inf:
             raise ValueError(f"now_s is {now_s} after {self._now_s}; time must be finite and not run backwards")
@@ -314,7 +315,7 @@ class Kernel:
         return decisions
 
     def counts(self) -> Counts:
-        """Where all units so far are."""
+        """Where all units so far have got to."""
         return Counts(
             arrived=self._num_arrived,
             waiting=len(self._order),
@@ -327,7 +328,7 @@ class Kernel:
         )
 
     def check_invariants(self) -> None:
-        """Raise AssertionError, with the numbers, unless every unit is in exactly one place. O(live units)."""
+        """Raise AssertionError with the numbers unless every unit is in exactly one place. O(live units)."""
         counts = self.counts()
         ended = counts.finished + counts.rejected + counts.cancelled + counts.failed + counts.given_back
         if counts.arrived != counts.waiting + counts.running + ended:
@@ -347,16 +348,16 @@ class Kernel:
             raise AssertionError(f"{counts.waiting} waiting; limit is {limits.max_waiting} and those that run")
 
     def queued_s(self, now_s: float) -> float:
-        """Predicted seconds until everything that waits and runs is done."""
+        """Predicted seconds until everything that is waiting or running is done."""
         return self._cost.queued_s(now_s, self._running.values())
 
     def remaining_s(self, unit_id: Hashable) -> float:
-        """Predicted seconds that a unit still needs, alone; 0 for one that is over or unknown."""
+        """Predicted seconds that a unit still needs when it runs alone; 0 if it has ended or is unknown."""
         unit = self._live.get(unit_id)
         return self._cost.remaining_s(unit) if unit is not None else 0.0
 
     def room(self) -> int:
-        """How many units more may come: by number, and by the bytes that the largest unit here holds."""
+        """How many more units may come: by number, and by bytes if each held as much as the largest unit here."""
         if self._is_draining:
             return 0
         limits = self.policy.limits
@@ -420,7 +421,7 @@ class Kernel:
                     self._set_timer(unit, latest_s)
 
     def _has_room_for(self, unit: Unit) -> bool:
-        """Makes room if need be; one unit is refused then, perhaps this one."""
+        """Whether the unit may wait. Makes room if need be, by refusing one unit, perhaps this one."""
         if len(self._order) < self.policy.limits.max_waiting:
             return True
         victim = self._order.victim(unit)
@@ -475,7 +476,7 @@ class Kernel:
             self._wait_again(onward)
 
     def _end_unwanted(self, units: dict[Hashable, Unit], results: tuple[SliceResult, ...]) -> list[tuple[Unit, Any]]:
-        """End the units that were cancelled and those that failed; returns the others with their reports."""
+        """End the units that were cancelled or failed; return the others with their reports."""
         reports = []
         for result in results:
             unit = units[result.unit_id]
@@ -489,7 +490,7 @@ class Kernel:
         return reports
 
     def _wait_again(self, units: list[Unit]) -> None:
-        """Units that need another slice wait for it, but for those that have no time left or go elsewhere."""
+        """Let units wait for another slice, except those that have no time left or go to another replica."""
         now_s, progress = self._now_s, self._progress
         if self._is_draining and progress.hands_over:
             for unit in units:
@@ -522,7 +523,7 @@ class Kernel:
             heappush(self._timers, (when_s, unit.number, unit))
 
     def _expire(self) -> None:
-        """Give up what has waited too long."""
+        """Give up units that have waited too long."""
         timers, now_s = self._timers, self._now_s
         while timers and timers[0][0] <= now_s:
             unit = heappop(timers)[2]
@@ -542,11 +543,11 @@ class Kernel:
         self._timers = [timer for timer in self._timers if timer[2].is_waiting and timer[0] == timer[2].timer_s]
         heapify(self._timers)
         for unit in self._live.values():
-            if not unit.is_waiting:  # it gets a new one when it waits again
+            if not unit.is_waiting:  # it gets a new timer when it waits again
                 unit.timer_s = math.inf
 
     def _give_up(self, unit: Unit) -> None:
-        """The deadline cannot be met by running more: answer from a stage already passed, or reject."""
+        """More slices cannot meet the deadline: answer from a stage already passed, or reject."""
         stage = self._progress.overtaken(unit)
         if stage is not None:
             self._finish([unit], stage, True)
@@ -596,7 +597,7 @@ class Kernel:
     def _reject(self, unit: Unit, reason: RejectReason) -> None:
         self._end(unit)
         self._num_rejected += 1
-        # A draining replica never takes it, another one can at once.
+        # A draining replica will never take it; another one can at once.
         retry_after_s = 0.0 if reason is RejectReason.DRAINING else self.queued_s(self._now_s)
         self._out.append(Reject(unit_id=unit.unit_id, reason=reason, retry_after_s=retry_after_s))
 

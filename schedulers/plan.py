@@ -1,8 +1,8 @@
-"""Which operating point a request gets: of those whose time, energy and quality fit its budget, the best.
+"""Which operating point a request gets: the best of those whose time, energy and quality fit its budget.
 
-One planner for every family. A family counts the work of a request at a point, in units that it names; a point has a
-price for each unit and the lower confidence bound of its quality, by which points are ranked: a lucky sample does not
-win. Settings that a request fixes itself are bounded by the points around them (``with_settings``).
+One planner for every family. A family counts the work of a request at a point, in units that it names. A point has a
+price for each unit, and the lower confidence bound of its quality. Points are ranked by that bound, so a lucky sample
+does not win. Settings that a request fixes itself are bounded by the points around them (``with_settings``).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ BudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
 Value: TypeAlias = bool | int | float | str
 Settings: TypeAlias = Mapping[str, Value]
 Units: TypeAlias = Mapping[str, float]
-"""Amounts of work by the name of their unit."""
+"""Amounts of work, by unit."""
 Work: TypeAlias = Callable[[Settings], Units]
-"""Work of one request with these settings."""
+"""The work of one request with these settings."""
 _ROUNDING = 1e-9
-"""What is worked out to fit exactly must fit when it is reckoned again."""
+"""What was worked out to fit exactly must still fit when it is computed again."""
 _FAR = 0.75
-"""Numbers more than four times apart have little to tell about one another."""
+"""Numbers more than four times apart say little about each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Seconds per unit of work; a unit that is not named costs nothing. ``latency_s``: for whoever waits for it.
-    ``busy_s``: what is charged, less than that where rows share a batch. ``watts``: power while busy.
+    ``busy_s``: what is charged, which is less where rows share a batch. ``watts``: power while busy.
 
     Raises: ValueError: a number is negative or not finite.
     """
@@ -44,11 +44,11 @@ class Cost:
                 raise ValueError(f"a cost has {number}; need finite numbers >= 0")
 
     def latency(self, units: Units) -> float:
-        """Seconds until so much work is done."""
+        """Seconds until this work is done."""
         return _product(self.latency_s, units)
 
     def busy(self, units: Units) -> float:
-        """Seconds that are charged for so much work."""
+        """Seconds that are charged for this work."""
         return _product(self.busy_s, units)
 
 
@@ -61,7 +61,7 @@ def _product(prices: Units, units: Units) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Settings that can be run. ``quality``: the lower confidence bound, or None where nobody measured it."""
+    """Settings that can be run. ``quality``: the lower confidence bound; None where it was not measured."""
 
     name: str
     settings: Settings
@@ -71,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a request may cost and must be worth; None means no limit.
+    """What a request may cost, and how good its answer must be; None means no limit.
 
     Raises: ValueError: a number is NaN or negative.
     """
@@ -89,7 +89,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A point and what it is predicted to take: seconds once begun, seconds that are charged, joules.
+    """A point and what it is predicted to take: seconds once it has begun, seconds that are charged, and joules.
 
     ``degraded``: the parts of the budget that ruled out the best point.
     """
@@ -102,15 +102,15 @@ class Plan:
 
     @property
     def quality(self) -> float:
-        """What is promised."""
+        """The quality that is promised."""
         return self.point.quality or 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Nothing fits. ``nearest`` misses by the smallest factor, ``breaks`` names what it misses, and ``feasible`` is the
-    budget loosened as far as it needs; None where there is no point at all. ``retry_after_s``: when the queue will have
-    shrunk enough, None if waiting does not help."""
+    """Nothing fits. ``nearest`` misses by the smallest factor, ``breaks`` names the limits that it misses, and
+    ``feasible`` is the budget loosened just enough for it; both are None where there is no point at all.
+    ``retry_after_s``: when the queue will have shrunk enough; None if waiting does not help."""
 
     nearest: Plan | None
     breaks: tuple[BudgetKind, ...]
@@ -120,8 +120,8 @@ class Refusal:
 
 
 def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.0) -> Plan | Refusal:
-    """The best point that fits after ``wait_s`` of waiting, which is all the load there is to know; of equals the one
-    that takes fewer joules, then the faster, then the first. Those whose quality nobody knows come last, in order.
+    """The best point that fits after ``wait_s`` of waiting, which is all that the planner knows of the load. Of equals,
+    the one that takes fewer joules, then the faster, then the first. Points of unknown quality come last, in order.
 
     Raises: ValueError: ``wait_s`` is negative or not finite.
     """
@@ -149,7 +149,7 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.
 
 
 def most(cost: Cost, units: Units, unit: str, budget: Budget) -> float:
-    """Most of a unit of work, besides the others, that fits latency and energy; below 0 where these alone do not."""
+    """The most of ``unit`` that fits latency and energy beside ``units``; below 0 if ``units`` alone do not fit."""
     most_units = math.inf
     busy_s = None if budget.energy_j is None else budget.energy_j / cost.watts
     for prices, limit_s in ((cost.latency_s, budget.latency_s), (cost.busy_s, busy_s)):
@@ -170,7 +170,7 @@ def _planned(point: Point, units: Units) -> Plan:
 
 
 def _excesses(one: Plan, budget: Budget, wait_s: float) -> dict[BudgetKind, float]:
-    """Parts of the budget that are broken, and by which factor (> 1)."""
+    """The parts of the budget that a plan breaks, and by what factor (> 1)."""
     excesses: dict[BudgetKind, float] = {}
     ends_s = wait_s + one.latency_s
     if budget.latency_s is not None and ends_s > budget.latency_s:
@@ -228,10 +228,11 @@ def with_settings(
     name: Callable[[Settings], str],
     is_possible: Callable[[Settings, Settings], bool] = lambda base, made: True,
 ) -> tuple[Point, ...]:
-    """The points of a request that fixes some settings itself: each with these, the others as calibrated.
+    """The points of a request that fixes some settings itself: each has these settings, and the others as calibrated.
 
-    Those that were measured like that, and those that lie between measured ones. Where there are none, those nearest to
-    a measured one, whose quality nobody knows. ``is_possible``: whether a point can be made from that one at all.
+    These are the points that were measured like that, and those that lie between measured ones. If there are none, they
+    are the points nearest to a measured one, of unknown quality. ``is_possible``: (settings of a point, the settings
+    made of them) -> whether those can be run at all.
     """
     if not fixed:
         return tuple(point for point in points if is_possible(point.settings, point.settings))
@@ -253,7 +254,7 @@ def _distinct(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _bounded(name: str, settings: Settings, points: Sequence[Point], work: Work) -> Point:
-    """Between points the dearer cost and the lower quality count; beyond them the dearest price for each unit."""
+    """Between points, the dearer cost and the lower quality count; beyond them, the dearest price for each unit."""
     units = work(settings)
     distances = [_distance(point.settings, settings)[0] for point in points]
     alike = [point for point, number in zip(points, distances, strict=True) if number == min(distances)]
@@ -289,7 +290,7 @@ def _at_most(prices: Units, units: Units, limit_s: float) -> Units:
 
 
 def _covers(high: Settings, low: Settings) -> bool:
-    """Whether no number of ``high`` is below that of ``low``, and all else is equal: it is as dear, and as good."""
+    """Whether no number of ``high`` is below that of ``low`` and all else is equal: at least as dear, and as good."""
     return high.keys() == low.keys() and all(
         value == low[name] or (_is_number(value) and _is_number(low[name]) and value >= low[name])  # type: ignore[operator]
         for name, value in high.items()
@@ -297,8 +298,8 @@ def _covers(high: Settings, low: Settings) -> bool:
 
 
 def _distance(base: Settings, made: Settings) -> tuple[int, float]:
-    """How many settings have nothing to do with one another, and how far apart the numbers are. Numbers far apart count
-    twice: weights that were made for a few steps are not those for many."""
+    """How many settings are unlike, and how far apart the numbers are. Numbers that are far apart count twice: weights
+    made for a few steps are not those for many."""
     num_unlike, far = 0, 0.0
     for name, value in made.items():
         before = base.get(name)

@@ -1,13 +1,13 @@
-"""What every family has to keep, as checks that run on any of them, in Vireo's tests and in a family's own.
+"""The contract that every family has to keep, as checks that run in Vireo's tests and in a family's own.
 
-``checks_of(family)`` gives those that apply to its shape. In the tests of another distribution:
+``checks_of(family)`` returns those that apply to its shape. In the tests of another distribution:
 
     @pytest.mark.parametrize("check", checks_of(FAMILY), ids=str)
     def test_family_keeps_the_contract(check):
         check()
 
-or ``python -m models.testing NAME``. A check raises AssertionError, with what it saw. Nothing is downloaded: a variant
-without weights gets random ones. Where a family names an oracle, its networks are compared with that, too
+or ``python -m models.testing NAME``. A check that fails raises AssertionError, with what it saw. Nothing is downloaded:
+a variant without weights gets random ones. If a family names an oracle, its networks are compared with that too
 (``models.testing.parity``); ``python -m models.testing NAME --oracle FOLDER`` compares them with the official code.
 """
 
@@ -28,7 +28,7 @@ Run: TypeAlias = Callable[[Subject], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One check on one subject; call it. ``str(check)`` names both."""
+    """One check of one subject; call it to run it. ``str(check)`` names both."""
 
     run: Run
     subject: Subject
@@ -42,7 +42,7 @@ class Check:
 
 
 def checks_of(family: Family) -> list[Check]:
-    """Every check that applies: to the family once, and to each variant that can run here."""
+    """Every check that applies: once to the family, and to each variant that can run here."""
     runnable = [variant.id for variant in family.variants if variant.weights is not None] or list(family.examples)
     found = [Check(run, Subject(family, family.name)) for run in OF_A_FAMILY]
     for subject in [Subject(family, name) for name in runnable]:

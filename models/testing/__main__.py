@@ -16,7 +16,7 @@ from models.testing.subject import Subject
 
 
 def main() -> None:
-    """Exit status 1 where a check fails or a difference is too large."""
+    """Exit with status 1 if a check fails or a difference is too large."""
     parser = argparse.ArgumentParser(prog="python -m models.testing", description=__doc__)
     parser.add_argument("family", help="as `vireo families` lists it")
     parser.add_argument("--oracle", type=Path, metavar="FOLDER", help="checkout of the official code; see the card")

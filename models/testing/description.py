@@ -16,7 +16,7 @@ from models.testing.subject import Subject, can
 
 
 def card_is_complete(subject: Subject) -> None:
-    """Everything that users are told is there: summaries, licences, labels, what a knob is for."""
+    """Everything that users are told is there: summaries, licences, inputs and outputs, what each knob is for."""
     family = subject.family
     assert family.summary, "the family has no summary"
     assert family.name == family.name.lower(), f"{family.name} is not in lower case"
@@ -34,7 +34,7 @@ def card_is_complete(subject: Subject) -> None:
 
 
 def everything_named_is_there(subject: Subject) -> None:
-    """Each lazy reference leads somewhere."""
+    """Every lazy reference can be loaded, and the parts that the shape needs are there."""
     family = subject.family
     for name, value in [*vars(family).items(), *family.parts.items()]:
         if isinstance(value, LazyRef):
@@ -44,7 +44,7 @@ def everything_named_is_there(subject: Subject) -> None:
 
 
 def variant_is_plain_data(subject: Subject) -> None:
-    """Variants cross processes: they are made of numbers, texts, paths and records of them, and of no code."""
+    """Variants cross processes: they consist of numbers, texts, paths and records of these, and of no code."""
     _check_plain(subject.variant, subject.name)
     assert pickle.loads(pickle.dumps(subject.variant)) == subject.variant, f"{subject.name} changes on the way"
 
@@ -80,7 +80,7 @@ def torch_is_not_loaded(subject: Subject) -> None:
 
 
 def cost_rises_along_every_axis(subject: Subject) -> None:
-    """From the cheapest to the best value of a knob no unit of work falls, and some unit rises."""
+    """From the cheapest to the best value of a knob, no unit of work falls, and at least one rises."""
     family = subject.family
     for knob in (knob for knob in family.knobs if knob.is_axis):
         points = [point for value in knob.points if can(subject, point := family.check_point({knob.name: value}))]

@@ -1,4 +1,4 @@
-"""Checks of jobs: seeds, company, snapshots, slices, bytes."""
+"""Checks of jobs: seeds, neighbours, snapshots, slices, bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from models.testing.subject import (
 
 
 def _short_point(subject: Subject) -> dict[str, Any]:
-    """The defaults, with as few steps as may be."""
+    """The defaults, with as few steps as possible."""
     family = subject.family
     settings: dict[str, Any] = {}
     for knob in (knob for knob in family.knobs if knob.is_axis and knob.is_integer):
@@ -33,7 +33,7 @@ def _short_point(subject: Subject) -> dict[str, Any]:
 
 
 def opened(subject: Subject, seed: int, point: Point | None = None) -> JobState:
-    """An example that has not begun, with as few steps as may be."""
+    """An example job that has not begun, with as few steps as possible."""
     assert isinstance(subject.runner, Job), f"{type(subject.runner).__name__} is no job"
     return subject.runner.open(example_request(subject, seed), point or _short_point(subject), seed)
 
@@ -43,7 +43,7 @@ def _left(subject: Subject, state: JobState) -> int:
 
 
 def _slice(subject: Subject, states: Sequence[JobState]) -> None:
-    """One slice for each that has any left, those of one key together."""
+    """One slice for each job that has any left; jobs with the same key share it."""
     groups: dict[Any, list[JobState]] = {}
     for state in states:
         if _left(subject, state):
@@ -55,7 +55,7 @@ def _slice(subject: Subject, states: Sequence[JobState]) -> None:
 
 
 def finished(subject: Subject, states: Sequence[JobState]) -> list[Outputs]:
-    """Outputs of all of them, which share their slices."""
+    """The outputs of all jobs, run to the end with shared slices."""
     for _ in range(10_000):
         if not any(_left(subject, state) for state in states):
             return [
@@ -67,7 +67,7 @@ def finished(subject: Subject, states: Sequence[JobState]) -> list[Outputs]:
 
 
 def job_is_what_its_seed_says(subject: Subject) -> None:
-    """The same seed gives the same bits, another seed something else."""
+    """The same seed gives the same bits, and another seed gives something else."""
     (first,), (again,) = finished(subject, [opened(subject, 0)]), finished(subject, [opened(subject, 0)])
     expect_same(first, again, "the same seed")
     point = _short_point(subject)
@@ -77,7 +77,7 @@ def job_is_what_its_seed_says(subject: Subject) -> None:
 
 
 def job_does_not_depend_on_its_company(subject: Subject) -> None:
-    """Two jobs that share their slices give what each gives alone, and so do two that take turns, to the bit."""
+    """Two jobs that share their slices give what each gives alone; two that take turns do so to the bit."""
     alone = [finished(subject, [opened(subject, seed)])[0] for seed in (0, 1)]
     for seed, outputs in enumerate(finished(subject, [opened(subject, seed) for seed in (0, 1)])):
         expect_close(outputs, alone[seed], f"job {seed} in company")
@@ -90,7 +90,7 @@ def job_does_not_depend_on_its_company(subject: Subject) -> None:
 
 
 def padding_changes_nothing(subject: Subject) -> None:
-    """A short request gives beside a longer one what it gives alone, and so does the longer one."""
+    """Beside a longer request, a short one gives what it gives alone, and so does the longer one."""
     alone = [finished(subject, [opened(subject, seed)])[0] for seed in (0, 2)]
     for seed, outputs, expected in zip(
         (0, 2), finished(subject, [opened(subject, s) for s in (0, 2)]), alone, strict=True
@@ -99,7 +99,7 @@ def padding_changes_nothing(subject: Subject) -> None:
 
 
 def job_goes_on_from_what_is_kept(subject: Subject) -> None:
-    """After every slice what is kept is written out, read back, and all that a later attempt needs."""
+    """What a job keeps after a slice can be written out and read back, and is all that a later attempt needs."""
     (expected,) = finished(subject, [opened(subject, 0)])
     state, before = opened(subject, 0), ""
     while _left(subject, state):
@@ -112,7 +112,7 @@ def job_goes_on_from_what_is_kept(subject: Subject) -> None:
 
 
 def slices_are_counted_by_phase(subject: Subject) -> None:
-    """Each slice takes one from the phase that it belongs to, in the order of phases, and from no other."""
+    """Each slice counts down the first phase that is left by one, and no other."""
     state = opened(subject, 0)
     while left := dict(subject.runner.remaining(state)):
         assert list(left) == [phase for phase in get_args(Phase) if phase in left], f"phases are {list(left)}"
@@ -125,7 +125,7 @@ def slices_are_counted_by_phase(subject: Subject) -> None:
 
 
 def network_runs_in_slices_only(subject: Subject) -> None:
-    """Neither ``open`` nor ``close`` computes: a host calls them between the slices of others."""
+    """Neither ``open`` nor ``close`` runs the network: a host calls them between the slices of other jobs."""
     counter = FlopCounterMode(display=False)
     with counter:
         state = opened(subject, 0)
@@ -138,8 +138,8 @@ def network_runs_in_slices_only(subject: Subject) -> None:
 
 
 def preview_is_a_small_picture(subject: Subject) -> None:
-    """Of a job that has previews: one RGB picture of bytes after every slice, no larger than what comes out, and
-    looking changes nothing."""
+    """If a job has previews: before every slice it gives one RGB picture of bytes, no larger than the outputs, and
+    looking at it changes nothing."""
     if not isinstance(subject.runner, Previews):
         return
     (expected,) = finished(subject, [opened(subject, 0)])
@@ -157,7 +157,7 @@ def preview_is_a_small_picture(subject: Subject) -> None:
 
 
 def job_frees_what_it_held(subject: Subject) -> None:
-    """A job that is dropped in the middle leaves nothing behind: only its state refers to what it holds."""
+    """A job that is dropped halfway leaves nothing behind: only its state refers to what it holds."""
     state = opened(subject, 0)
     for _ in range(2):
         _slice(subject, [state])
@@ -169,7 +169,7 @@ def job_frees_what_it_held(subject: Subject) -> None:
 
 
 def job_holds_no_more_than_declared(subject: Subject) -> None:
-    """Tensors of its state, after every slice."""
+    """After every slice, the tensors of its state take no more bytes than declared."""
     state = opened(subject, 0)
     declared = subject.work(state.point).bytes_held
     while _left(subject, state):
@@ -178,7 +178,7 @@ def job_holds_no_more_than_declared(subject: Subject) -> None:
 
 
 def every_point_of_a_job_starts(subject: Subject) -> None:
-    """Each value of each knob that this variant can do runs until something is kept of it."""
+    """Every value of every knob that this variant supports runs until the job has kept something."""
     for point in filter(lambda point: can(subject, point), example_points(subject.family)):
         state = opened(subject, 0, point)
         before = str(state.kept)

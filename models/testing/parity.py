@@ -1,7 +1,7 @@
-"""Comparison with an oracle: plain twins and libraries that are at hand, and the official code where there is a folder.
+"""Comparison with an oracle: with plain twins and installed libraries, or with the official code in a folder.
 
-Official code is not ours to ship. What it imports for training or for other devices takes no part here, so its packages
-are registered without their start-up code (``bare_package``), and what is not installed gets a stand-in.
+Official code is not ours to ship. What it imports for training or for other devices is not needed here, so its packages
+are registered without their start-up code (``bare_package``), and what is not installed gets a ``stand_in``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.testing.subject import Subject
 
 
 def outputs_are_those_of_the_oracle(subject: Subject) -> None:
-    """Ours are those of the oracle, as far as it is at hand."""
+    """Our outputs equal those of the oracle, within its tolerance, as far as the oracle is installed."""
     compared = 0
     for parity in parities(subject, None):
         compared += 1
@@ -30,7 +30,7 @@ def outputs_are_those_of_the_oracle(subject: Subject) -> None:
 
 
 def parities(subject: Subject, official: Path | None) -> Iterable[Parity]:
-    """What the family's oracle compares; with the official code in a folder, or with what is installed."""
+    """The comparisons of a family's oracle: with the official code in a folder, or (None) with what is installed."""
     assert subject.family.oracle is not None, f"{subject.family.name} names no oracle"
     pairs: Iterable[Parity] = subject.family.oracle.load()(subject.variant, official)
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def bare_package(name: str, folder: Path) -> None:
 
 
 def stand_in(name: str, **members: Any) -> None:
-    """Register a module of which these members alone are needed."""
+    """Register an empty module that has only these members."""
     module = ModuleType(name)
     module.__path__ = []
     vars(module).update(members)

@@ -1,4 +1,4 @@
-"""Checks of families that run rows: unary, and staged ones, whose rows leave and meet between stages."""
+"""Checks of families that run rows: unary ones, and staged ones, whose rows may leave and join between stages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from models.testing.subject import (
 )
 
 COUNTED = 0.1
-"""How far declared multiply-accumulates may be from counted ones, as a share."""
+"""How far counted multiply-accumulates may be from declared ones, as a share."""
 
 
 def every_point_runs(subject: Subject) -> None:
-    """Each value of each knob gives finite outputs, one row for each that went in."""
+    """Every value of every knob gives finite outputs, one row for each row that went in."""
     inputs = example_inputs(subject, 2)
     for point in example_points(subject.family):
         outputs = forward(subject.runner, inputs, [point] * 2)
@@ -59,7 +59,7 @@ def _check_probabilities(name: str, tensor: Tensor, picture: Any) -> None:
 
 
 def row_does_not_depend_on_its_batch(subject: Subject) -> None:
-    """A row gives what it gives alone, wherever it lies in a batch, and whatever point its neighbours have."""
+    """A row gives what it gives alone, wherever it is in a batch and whatever point its neighbours have."""
     inputs, points = example_inputs(subject, 5), example_points(subject.family)
     mixed = [points[index % len(points)] for index in range(5)]
     whole = forward(subject.runner, inputs, mixed)
@@ -72,7 +72,7 @@ def row_does_not_depend_on_its_batch(subject: Subject) -> None:
 
 
 def run_leaves_nothing_behind(subject: Subject) -> None:
-    """The same again, with another batch between, gives the same bits: nothing is drawn, nothing is remembered."""
+    """A batch that is run again, after another one, gives the same bits: nothing is drawn or remembered."""
     point = subject.family.check_point({})
     inputs, others = example_inputs(subject, 3), example_inputs(subject, 2, seed=1)
     before = {name: t.clone() for name, t in forward(subject.runner, inputs, [point] * 3).items()}
@@ -83,7 +83,7 @@ def run_leaves_nothing_behind(subject: Subject) -> None:
 
 
 def work_is_what_is_counted(subject: Subject) -> None:
-    """Declared multiply-accumulates are those of a run, or an upper bound where rows may leave early."""
+    """Declared multiply-accumulates match those of a run, or are an upper bound where rows may leave early."""
     for point in example_points(subject.family):
         declared = subject.work(point).units.get("macs")
         if declared is None:
@@ -99,7 +99,7 @@ def work_is_what_is_counted(subject: Subject) -> None:
 
 @torch.inference_mode()
 def _run_to_last(subject: Subject, inputs: Any, point: Point) -> None:
-    """As the host would: a staged network leaves at the first exit that is sure enough, if its card says how."""
+    """Run as the host would: a row of a staged network leaves at the first exit that is sure enough."""
     runner = subject.runner
     if not isinstance(runner, Staged):
         runner.forward(inputs, [point])
@@ -112,7 +112,7 @@ def _run_to_last(subject: Subject, inputs: Any, point: Point) -> None:
 
 
 def no_more_is_held_than_declared(subject: Subject) -> None:
-    """Between two slices a row holds its input or its state, and its outputs so far."""
+    """A row holds no more than declared: its input or its state, and its outputs so far."""
     point = subject.family.check_point({})
     inputs = example_inputs(subject, 1)
     declared = subject.work(point).bytes_held
@@ -137,7 +137,7 @@ def _held_bytes(runner: Any, inputs: Any, point: Point) -> Iterator[int]:
 
 @torch.inference_mode()
 def stages_one_by_one_are_all_at_once(subject: Subject) -> None:
-    """Running stage after stage, with the state written out and read back each time, changes nothing."""
+    """Running one stage at a time, with the state written out and read back in between, changes nothing."""
     runner, inputs, points = _staged(subject)
     _, together, _ = runner.run(runner.begin(inputs, points), 0, runner.num_stages)
     state = runner.begin(inputs, points)
@@ -150,7 +150,7 @@ def stages_one_by_one_are_all_at_once(subject: Subject) -> None:
 
 @torch.inference_mode()
 def rows_leave_and_meet_between_stages(subject: Subject) -> None:
-    """After a stage rows go on in other company, and give what they would have given."""
+    """Rows that go on beside others after a stage give what they would have given."""
     runner, inputs, points = _staged(subject)
     _, expected, _ = runner.run(runner.begin(inputs, points), 0, runner.num_stages)
     left, _, _ = runner.run(runner.begin(picked(inputs, [0, 1, 2]), points[:3]), 0, 1)

@@ -1,4 +1,4 @@
-"""Checks of families that chat: prompts, tiles, images in the network, and what is counted before any of it is made."""
+"""Checks of chat families: prompts, tiles, images in the network, and what is counted before it is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.io import ChatTokens
 from models.testing.subject import SIZES, Subject, expect_close
 
 COUNTED = 0.1
-"""How much more may be declared than a cache holds, as a share."""
+"""How much more than a cache holds may be declared, as a share."""
 _TALKS: Sequence[Sequence[tuple[str, Sequence[str | None]]]] = (
     [("user", ["What is this? ", None])],
     [("system", ["Be brief."]), ("user", [None, None, "Which is larger?"]), ("assistant", ["1"]), ("user", ["Why?"])],
@@ -46,7 +46,7 @@ def _embedded(subject: Subject, images: Sequence[tuple[Any, Grid]]) -> list[Tens
 
 
 def tokens_are_counted_before_they_are_made(subject: Subject) -> None:
-    """Each image is one token until it is expanded, to as many as were announced; nothing is left of other talks."""
+    """Each image is one token until it is expanded to as many as announced; other talks leave nothing behind."""
     prompts = _prompts(subject)
     first = prompts.build(_TALKS[0])
     for talk in _TALKS:
@@ -61,7 +61,7 @@ def tokens_are_counted_before_they_are_made(subject: Subject) -> None:
 
 
 def image_costs_more_with_more_tiles(subject: Subject) -> None:
-    """And never more than the card says of the largest."""
+    """More tiles cost more tokens, and never more than the card's limit."""
     prompts = _prompts(subject)
     tokens = [prompts.image_tokens(grid) for grid in _GRIDS]
     assert tokens == sorted(set(tokens)), f"grids {_GRIDS} have {tokens} tokens"
@@ -69,7 +69,7 @@ def image_costs_more_with_more_tiles(subject: Subject) -> None:
 
 
 def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
-    """At least as many as are cut, whichever way the picture lies."""
+    """At least as many tiles are counted as are cut, whichever way the picture is turned."""
     assert subject.family.prepare is not None
     count, cut = subject.family.part("tiles"), subject.family.prepare.load()(subject.variant)
     for height, width in SIZES:
@@ -80,7 +80,7 @@ def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
 
 
 def work_is_that_of_the_tokens(subject: Subject) -> None:
-    """An answer's work says what it was asked with, and each token more holds more."""
+    """The work of an answer matches its tokens, and more tokens hold more bytes."""
     assert subject.family.work is not None
     small = ChatTokens(text_tokens=7, image_tokens=16, max_tokens=5)
     held = []
@@ -98,7 +98,7 @@ def work_is_that_of_the_tokens(subject: Subject) -> None:
 
 
 def no_text_becomes_a_control_token(subject: Subject) -> None:
-    """Special tokens that somebody types are words."""
+    """Special tokens that a user types stay plain text."""
     assert subject.variant.weights is not None
     prompts = _prompts(subject)
     added = json.loads((subject.variant.weights / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
@@ -112,7 +112,7 @@ def no_text_becomes_a_control_token(subject: Subject) -> None:
 
 
 def image_is_as_many_tokens_as_counted(subject: Subject) -> None:
-    """What the network makes of images fits the places in the prompt and the language model."""
+    """What the network makes of an image fits its places in the prompt and the width of the language model."""
     width = subject.network.language_model.get_input_embeddings().weight.shape[1]
     for height, wide in SIZES:
         tiles, grid = _cut(subject, height, wide)
@@ -122,7 +122,7 @@ def image_is_as_many_tokens_as_counted(subject: Subject) -> None:
 
 
 def images_do_not_depend_on_their_company(subject: Subject) -> None:
-    """An image gives what it gives alone, whatever tiles others have beside it."""
+    """An image gives what it gives alone, whatever images are beside it."""
     tile = subject.variant.io.tile_size
     images = [_cut(subject, *size) for size in ((tile, tile), (tile, 2 * tile), (2 * tile, 2 * tile))]
     for index, embeddings in enumerate(_embedded(subject, images)):
@@ -132,7 +132,7 @@ def images_do_not_depend_on_their_company(subject: Subject) -> None:
 
 @torch.inference_mode()
 def cache_holds_what_is_declared(subject: Subject) -> None:
-    """Keys and values of a prompt, as the language model keeps them."""
+    """The keys and values that the language model keeps of a prompt take as many bytes as declared, or hardly fewer."""
     assert subject.family.work is not None
     model, num_tokens = subject.network.language_model, 24
     embeddings = model.get_input_embeddings()(torch.arange(num_tokens)[None])

@@ -1,4 +1,4 @@
-"""What is checked: one variant of a family, with examples for it, and what checks compare."""
+"""What is checked: one variant of a family, examples for it, and comparisons."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from models.inputs import Inputs, row_of
 from models.io import ChatTokens, ClipIO, ClipRequest, ImageIO, ImageRequest, PictureIO
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
-"""How far outputs may be apart when only the batch around a row differs: kernels for other sizes round otherwise."""
+"""How far outputs may be apart if only the batch around a row differs: kernels for other sizes round differently."""
 SIZES = ((40, 60), (64, 64), (75, 31))
 """(height, width) of example pictures."""
 PROMPTS = ("a red circle", "a blue square", "a red circle and a small blue square")
-"""Of example clips; the last is longer than the others."""
+"""Prompts of examples; the last is longer than the others."""
 
 Outputs: TypeAlias = Mapping[str, Tensor]
 
 
 class Subject:
-    """One variant of a family, resolved and built when first asked for. ``name``: a listed variant, or an example."""
+    """One variant of a family, resolved and built on first use. ``name``: a listed variant, or an example."""
 
     def __init__(self, family: Family, name: str) -> None:
         self.family = family
@@ -53,13 +53,13 @@ class Subject:
         return make_runner(self.family, self.variant, self.network)
 
     def work(self, point: Point) -> Work:
-        """What is declared for one example at a point."""
+        """The work that is declared for one example at a point."""
         assert self.family.work is not None, f"{self.family.name} declares no work"
         declared: Work = self.family.work.load()(self.variant, example_request(self), point)
         return declared
 
     def with_weights(self, variant: Variant) -> Subject:
-        """The same with other weights."""
+        """The same subject, with other weights."""
         other = Subject(self.family, self.name)
         other.variant = variant
         return other
@@ -72,7 +72,7 @@ def build(family: Family, variant: Variant) -> Any:
 
 
 def make_runner(family: Family, variant: Variant, network: Any) -> Any:
-    """What runs it."""
+    """The runner of a variant."""
     assert family.runner is not None, f"{family.name} has nothing that runs it"
     return family.runner.load()(network, variant)
 
@@ -81,7 +81,7 @@ def make_runner(family: Family, variant: Variant, network: Any) -> Any:
 
 
 def example_inputs(subject: Subject, count: int, seed: int = 0) -> Any:
-    """Prepared inputs, stacked: noise for a family that takes pictures, a few words, or its part ``example``."""
+    """Prepared inputs, stacked: from the family's part ``example``, or noise as pictures and a few words as prompts."""
     family, variant = subject.family, subject.variant
     random = np.random.default_rng(seed)
     if "example" in family.parts:
@@ -111,7 +111,7 @@ def _image_row(subject: Subject, random: np.random.Generator) -> Inputs:
 
 
 def example_size(picture: ImageIO) -> ImageRequest:
-    """Small, and one that the network takes."""
+    """A small size that the network takes."""
     if picture.size is not None:
         return picture.largest
     side = min(picture.max_side, max(picture.min_side, -(-48 // picture.multiple) * picture.multiple))
@@ -119,8 +119,8 @@ def example_size(picture: ImageIO) -> ImageRequest:
 
 
 def example_request(subject: Subject, seed: int = 0) -> Any:
-    """What is asked of a job: a short prompt for a family that makes clips, else its part ``example``. Of a stream:
-    counts of tokens. Of a family that makes pictures: a size. None of the others."""
+    """An example of a request. For a family that makes pictures, a size; for a stream, counts of tokens; for a job, one
+    from its part ``example``, or else a short prompt; None for all others."""
     family = subject.family
     if isinstance(subject.variant.io, ImageIO):
         return example_size(subject.variant.io)
@@ -136,7 +136,7 @@ def example_request(subject: Subject, seed: int = 0) -> Any:
 
 
 def example_points(family: Family) -> list[dict[str, Any]]:
-    """The default point, and each knob of a request at each of its points."""
+    """The default point, and one point for each value of each knob of scope ``request``."""
     found = [family.check_point({})]
     for knob in (knob for knob in family.knobs if knob.scope == "request"):
         found += [point for value in knob.points if (point := family.check_point({knob.name: value})) not in found]
@@ -144,7 +144,7 @@ def example_points(family: Family) -> list[dict[str, Any]]:
 
 
 def can(subject: Subject, point: Point) -> bool:
-    """Whether the variant can do it at all."""
+    """Whether the variant supports this point."""
     if subject.family.allowed is None:
         return True
     try:
@@ -159,7 +159,7 @@ def can(subject: Subject, point: Point) -> bool:
 
 @torch.inference_mode()
 def forward(runner: Any, inputs: Any, points: Sequence[Point]) -> Outputs:
-    """All outputs of a whole run of rows; those of a staged family by exit."""
+    """All outputs of a full run of rows; for a staged family, those of each exit."""
     if not isinstance(runner, Staged):
         assert isinstance(runner, Unary), f"{type(runner).__name__} is neither unary nor staged"
         return runner.forward(inputs, points)
@@ -170,7 +170,7 @@ def forward(runner: Any, inputs: Any, points: Sequence[Point]) -> Outputs:
 
 
 def expect_close(found: Outputs, expected: Outputs, what: str) -> None:
-    """Equal but for rounding."""
+    """Expect outputs that are equal except for rounding."""
     assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
     for name, tensor in found.items():
         theirs = expected[name]
@@ -181,7 +181,7 @@ def expect_close(found: Outputs, expected: Outputs, what: str) -> None:
 
 
 def expect_same(found: Outputs, expected: Outputs, what: str) -> None:
-    """Equal to the bit."""
+    """Expect outputs that are equal to the bit."""
     assert found.keys() == expected.keys(), f"{what}: outputs are {sorted(found)}, not {sorted(expected)}"
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), f"{what}: {name} is another one"
@@ -196,7 +196,7 @@ def picked(tree: Any, rows: Sequence[int]) -> Any:
 
 
 def written_and_read(state: Any) -> Any:
-    """Through bytes, as a snapshot goes: tensors and plain values only."""
+    """Write to bytes and read back, as a snapshot is: only tensors and plain values survive."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -204,7 +204,7 @@ def written_and_read(state: Any) -> Any:
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
-    """Every tensor."""
+    """Every tensor of a tree."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
@@ -216,7 +216,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def mapped(change: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """The tree with each tensor changed, together with those at the same place of other trees."""
+    """The tree with ``change`` applied to each tensor, and to those in the same place of the other trees."""
     if isinstance(tree, Tensor):
         return change(tree, *others)
     if isinstance(tree, Mapping):

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded as it is, or refused: the check of all shapes."""
+"""A checkpoint is loaded exactly, or refused: a check for all shapes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.testing.subject import Outputs, Subject, build, example_inputs, expe
 
 
 def weights_fit_exactly(subject: Subject) -> None:
-    """What is saved loads and gives the same; a tensor that is missing, unknown or of another shape is refused, in
-    every file that the network is made of."""
+    """Saved weights load and give the same outputs. In each file that the network needs, a tensor that is missing,
+    unknown or of another shape is refused."""
     family, variant = subject.family, subject.variant
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "weights"
@@ -53,7 +53,7 @@ def _outcome(subject: Subject) -> Outputs:
 
 
 def _is_needed(family: Family, variant: Variant, file: Path) -> bool:
-    """A folder may hold more than the network, a judge for example."""
+    """Whether the network needs this file: a folder may hold others too, such as a judge."""
     aside = file.rename(file.with_suffix(".aside"))
     try:
         return _is_refused(family, variant, missing=True)

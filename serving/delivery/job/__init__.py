@@ -1,1 +1,1 @@
-"""Durable jobs at the gateway: admission, and all that clients may ask of a job afterwards, whatever the task."""
+"""Durable jobs at the gateway: admission, and everything that clients may ask about a job later, whatever the task."""

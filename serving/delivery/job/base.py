@@ -1,7 +1,7 @@
-"""The types in which a task's codec and the delivery of durable jobs meet. Free of torch, Redis and Ray.
+"""The types that a task's codec and the delivery of durable jobs share. Free of torch, Redis and Ray.
 
-A task whose requests become jobs gives a ``JobTask``, parses its bodies into ``JobRequest``, and makes a ``JobPlan`` of
-each: what the family is given, and how. It gets a ``JobRecord`` back, of which its reply is made.
+A task whose requests become jobs provides a ``JobTask``, parses its bodies into ``JobRequest``, and turns each into a
+``JobPlan``: what the family is given, and how. It gets back a ``JobRecord``, from which it makes its reply.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobTask:
-    """What a task is called by its clients. ``noun``: one thing that it makes; ids begin with it. ``does_not``: what a
-    model of another task fails to do. ``main``: the file that stands for the whole job."""
+    """How clients speak of a task. ``noun``: one thing that it makes; ids begin with it. ``does_not``: what a model of
+    another task does not do, for the error message. ``main``: the file that stands for the whole job."""
 
     name: str
     noun: str
@@ -38,7 +38,7 @@ class JobTask:
     failed: type[ClientError]
 
     def artefact(self, job: JobRecord, name: str) -> Artefact:
-        """A file of the job. Raises: ``not_ready``, ``failed``, ``unknown``: there is none."""
+        """A file of the job. Raises: ``not_ready``, ``failed``, ``unknown``: there is no such file."""
         what = f"{self.noun} {job.id}"
         if job.status is JobStatus.FAILED:
             why = "unknown" if job.error is None else job.error.code
@@ -50,7 +50,7 @@ class JobTask:
         return artefact
 
     def known(self, job: JobRecord | None, job_id: str) -> JobRecord:
-        """Raises: ``unknown``, in the same words for what is not there and for what is somebody else's."""
+        """Pass a job that was found. Raises: ``unknown``, in the same words for a missing job and another tenant's."""
         if job is None or job.task != self.name:
             raise self.unknown(f"no {self.noun} has the id {job_id}; it may have expired", param="id")
         return job
@@ -60,7 +60,7 @@ class JobTask:
 class JobRequest(Generic[Body]):
     """A whole request for a job, parsed and authenticated.
 
-    ``asked``: the wire schema, with one spelling for each meaning; what it says of model and budget stands here.
+    ``asked``: the wire schema, with one spelling for each meaning; its model and budget are fields of this class.
     """
 
     request_id: str
@@ -70,16 +70,16 @@ class JobRequest(Generic[Body]):
     asked: Body
     budget: Budget = field(default_factory=Budget)
     idempotency_key: str = ""
-    """Requests of one tenant with the same key are one job, however often they are sent."""
+    """Requests of one tenant with the same key are the same job, however often they are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
     """What a job will be: see ``JobRecord`` for ``output`` and ``shown``.
 
-    ``request``: what the family's ``open`` is given, of its io's ``request`` class, together with ``point`` and seed.
-    ``num_steps``: slices of its main phase. ``name`` of the operating point, what it is predicted to take, and what of
-    the budget ruled out a better one.
+    ``request``: what the family's ``open`` is given together with ``point`` and ``seed``, an instance of its io's
+    ``request`` class. ``num_steps``: slices of its main phase. ``name``: of the operating point. ``predicted_s`` and
+    ``predicted_j``: what it is predicted to take. ``degraded``: the parts of the budget that ruled out a better one.
     """
 
     request: Any
@@ -96,8 +96,8 @@ class JobPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class JobModel:
-    """A served model. ``card``: what its task tells clients. ``plan``: decides what a request leaves open, given a seed
-    of its own and the seconds that it will wait; it raises ClientError for what the model cannot do."""
+    """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, seconds that it will
+    wait) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do."""
 
     card: Any
     plan: Callable[[JobRequest[Any], int, float], JobPlan]
@@ -106,17 +106,17 @@ class JobModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobUpdate:
-    """A job as it is now, for whoever watches it. The last update of a job is final."""
+    """A job as it is now, for those who watch it. The last update of a job is final."""
 
     job: JobRecord
     finish_at_s: float | None = None
-    """Unix time at which it is expected to be made; None: not known, or over."""
+    """Unix time at which it is expected to be done; None: unknown, or already over."""
     preview: bytes | None = None
-    """JPEG of what it has come to; None where there is none, or none that is new."""
+    """JPEG of the result so far; None if there is none, or no new one."""
 
 
 class JobService(Protocol):
-    """Durable jobs of one task. Every method raises ``StoreUnavailable`` where the job index cannot be reached."""
+    """Durable jobs of one task. Every method raises ``StoreUnavailable`` if the job index cannot be reached."""
 
     @property
     def job_models(self) -> Mapping[str, JobModel]:
@@ -128,38 +128,38 @@ class JobService(Protocol):
         ...
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
-        """The job as it is now. Raises: the task's ``unknown``: not there, or somebody else's."""
+        """The job as it is now. Raises: the task's ``unknown``: not there, or another tenant's."""
         ...
 
     async def page(self, owner: str, *, after: str | None, limit: int, newest_first: bool) -> JobPage:
-        """A page of the owner's jobs. Raises: InvalidRequest: ``after`` names none of them."""
+        """A page of the owner's jobs. Raises: InvalidRequest: ``after`` is not one of them."""
         ...
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
-        """End the job if it is not over; a running one ends at its next slice. Raises: ``unknown``."""
+        """End the job unless it is over; a running one ends at its next slice. Raises: ``unknown``."""
         ...
 
     async def delete(self, owner: str, job_id: str) -> JobRecord:
-        """Cancel a job that is not over, whose record stays; remove one that is, with its files.
+        """Cancel a job that is not over, and keep its record; remove one that is over, with its files.
 
         Raises: ``unknown``.
         """
         ...
 
     async def read(self, artefact: Artefact, start: int, end: int) -> bytes:
-        """Bytes from ``start`` up to, not including, ``end``. Raises: ``unknown``: the file is gone."""
+        """Bytes from ``start`` up to but not including ``end``. Raises: ``unknown``: the file is gone."""
         ...
 
     def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobUpdate, None]:
-        """The job now, again whenever it changes, and last when it is over. Closing it changes nothing of the job.
+        """The job now, again whenever it changes, and a last time when it is over. Closing it leaves the job alone.
 
-        Raises: ``unknown``: before the first update, or when somebody deletes it. QueueFull: too many watch already.
+        Raises: ``unknown``: before the first update, or when the job is deleted. QueueFull: too many callers watch.
         """
         ...
 
 
 def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
-    """A served model as its folder has it, where its family looks. Raises: ConfigError: no weights, with a remedy."""
+    """A served model, as its family finds it in its folder if it looks. Raises: ConfigError: no weights."""
     family, variant = registry.families()[model.family], model.variant
     if model.options.engine == "fake" or "found" not in family.parts:
         return family, variant
@@ -172,12 +172,12 @@ def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
 
 
 def default_model(service: JobService) -> str | None:
-    """What is meant by a request that names no model: the only one, if there is but one."""
+    """The model of a request that names none: the only one, if there is just one."""
     return next(iter(service.job_models)) if len(service.job_models) == 1 else None
 
 
 async def cancel_for_good(service: JobService, job: JobRecord) -> None:
-    """Cancel a job that nobody waits for any more, even while this task is being cancelled."""
+    """Cancel a job that nobody is waiting for, even while this task is being cancelled."""
 
     async def cancel() -> None:
         with suppress(ServingError):
@@ -187,7 +187,7 @@ async def cancel_for_good(service: JobService, job: JobRecord) -> None:
 
 
 def report_of(job: JobRecord) -> Report:
-    """The report that every surface gives, of a job that is over."""
+    """The report that every surface gives for a job that is over."""
     report = job.report
     return Report(
         operating_point=job.operating_point,

@@ -1,6 +1,6 @@
 """Durable jobs over HTTP, whatever they make: create, wait, show, list, delete; progress as events, files in ranges.
 
-A task gives a ``JobHttp`` and gets its routes:
+A task provides a ``JobHttp`` and gets these routes:
 
     POST PATH, POST PATH/sync, GET PATH, GET and DELETE PATH/{id}, GET PATH/{id}/content, GET PATH/{id}/events
 """
@@ -56,12 +56,12 @@ _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
 
 @dataclass(frozen=True, kw_only=True)
 class JobHttp:
-    """What a task's jobs are over HTTP.
+    """A task's jobs over HTTP.
 
-    ``service``: its jobs. ``read``: the body of a call, parsed and admitted. ``show``: a job as clients see it, given
-    the URL of its main file and when it is expected. ``files``: names of its files; ``media_types``: theirs, with
-    ``main_types`` for the main one. The classes are those of the schemas: of the body by media type, of what ``show``
-    returns, of an event (that and ``preview``), of a page.
+    ``service``: its jobs. ``read``: parses and admits the body of a call. ``show``: (job, URL of its main file, when it
+    is expected) -> the job as clients see it. ``files``: names of its files; ``media_types``: their media types;
+    ``main_types``: those of the main file. ``body``: the schema of the body, by media type. ``answer``: the class of
+    what ``show`` returns; ``event``: of that with ``preview``; ``page``: of a page; ``deleted``: of a deletion.
     """
 
     path: str
@@ -87,7 +87,7 @@ class JobHttp:
         return json_answer(self._shown(call, job))
 
     async def create_and_wait(self, call: Call) -> None:
-        """``POST PATH/sync``: the answer is the file. A caller that leaves takes its job with it."""
+        """``POST PATH/sync``: the answer is the file. If the caller leaves, its job is cancelled."""
         request = await self.read(call)
         done = await self.wait(call, await self.service(call.front).create(request))
         artefact = self.task.artefact(done, self.task.main)
@@ -95,9 +95,9 @@ class JobHttp:
         call.visit.outcome = OK
 
     async def wait(self, call: Call, job: JobRecord) -> JobRecord:
-        """The job once it is completed. A caller that leaves takes it with it.
+        """The job once it is completed. If the caller leaves, the job is cancelled.
 
-        Raises: Cancelled: the caller is gone; what the job failed with.
+        Raises: Cancelled: the caller is gone; or the error that the job failed with.
         """
         service = self.service(call.front)
         try:
@@ -162,7 +162,7 @@ class JobHttp:
         return None
 
     async def events(self, call: Call) -> None:
-        """``GET PATH/{id}/events``. A watcher that leaves does nothing to the job."""
+        """``GET PATH/{id}/events``. A watcher that leaves does not affect the job."""
         updates = self.service(call.front).watch(call.tenant, self._id(call))
         silence_s = call.front.limits.keep_alive_s
         async with EventQueue(pumped(updates), receive=call.receive, silence_s=silence_s) as queue:
@@ -177,7 +177,7 @@ class JobHttp:
                 await call.send_piece(b"event: error\ndata: %s\n\n" % error_body(call.known(error)), is_last=True)
 
     async def _send_update(self, call: Call, taken: list[JobUpdate]) -> bool:
-        """Send the newest of what has gathered, or a sign of life. Returns whether it was the last."""
+        """Send the newest of the updates that have gathered, or a keep-alive. Returns whether it was the last."""
         if not taken:
             await call.send_piece(KEEP_ALIVE)
             return False
@@ -191,7 +191,7 @@ class JobHttp:
     async def _send_file(
         self, call: Call, job: JobRecord, artefact: Artefact, start: int, end: int, *, is_part: bool = False
     ) -> None:
-        """Send bytes of a file, a piece at a time. What goes wrong after the first breaks the connection off."""
+        """Send bytes of a file, a piece at a time. An error after the first piece breaks the connection."""
         read = self.service(call.front).read
         is_head = call.scope["method"] == "HEAD"
         piece = b"" if is_head else await read(artefact, start, min(end, start + PIECE_BYTES))
@@ -211,7 +211,7 @@ class JobHttp:
         await call.send_piece(piece, is_last=True)
 
     def _event(self, call: Call, update: JobUpdate) -> bytes:
-        """Named ``progress``, or by the status of a job that is over."""
+        """An event: named ``progress``, or by the status of a job that is over."""
         job, preview = update.job, update.preview
         name = job.status.value if job.status.is_final else "progress"
         picture = None if preview is None else f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
@@ -249,7 +249,7 @@ class JobHttp:
     # -- routes ------------------------------------------------------------------------------------------------------
 
     def routes(self) -> tuple[Route, ...]:
-        """All of them, with their OpenAPI."""
+        """All routes, with their OpenAPI."""
         noun = self.task.noun
         key_schema = {"type": "string", "maxLength": MAX_KEY_CHARS}
         key = parameter("header", "Idempotency-Key", key_schema, "Requests with the same key are one job.")
@@ -307,7 +307,7 @@ def _a(noun: str) -> str:
 
 
 def file_name(job_id: str, media_type: str) -> str:
-    """What the file may be called."""
+    """The file name that clients are offered."""
     return job_id + SUFFIXES.get(media_type, "")
 
 
@@ -316,16 +316,16 @@ def _etag(artefact: Artefact) -> str:
 
 
 def _etags(value: str | None) -> list[str]:
-    """Those of an If-None-Match; ``*`` is not one: whoever has nothing yet may not be told that nothing changed."""
+    """The etags of an If-None-Match. ``*`` matches nothing: a client without the file must not get a 304."""
     return [] if value is None else [one.strip().removeprefix("W/") for one in value.split(",")]
 
 
 def parse_range(value: str | None, num_bytes: int) -> tuple[int, int] | None:
-    """Return (start, end), ``end`` not included; None: the whole file is to be sent.
+    """Return (start, end), ``end`` not included; None: send the whole file.
 
-    What is no range of bytes, and several ranges at once, are ignored, as the RFC allows.
+    Anything but one range of bytes is ignored, as the RFC allows.
 
-    Raises: RangeNotSatisfiable: nothing of it is within the file.
+    Raises: RangeNotSatisfiable: no part of the range is within the file.
     """
     match = None if value is None else _RANGE.fullmatch(value.strip().lower())
     if match is None or not (match[1] or match[2]):
@@ -361,7 +361,7 @@ def page_from_query(query: bytes, noun: str) -> tuple[str | None, int, bool]:
 
 
 def query_values(query: bytes, names: tuple[str, ...]) -> dict[str, str]:
-    """Return the parameters of a query string. Raises: UnknownField; InvalidRequest: one is there twice."""
+    """Return the parameters of a query string. Raises: UnknownField; InvalidRequest: too many, or one of them twice."""
     values: dict[str, str] = {}
     try:
         pairs = parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=16)

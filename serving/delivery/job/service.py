@@ -1,6 +1,6 @@
-"""The gateway's half of durable jobs, whatever they make: admission, and everything that clients may ask afterwards.
+"""The gateway's half of durable jobs, whatever they make: admission, and everything that clients may ask later.
 
-plan (the task's) -> reserve quota -> index.create; from then on the job belongs to the index, and to whichever replica
+plan (the task's) -> reserve quota -> index.create. From then on, the job belongs to the index and to whichever replica
 claims it.
 """
 
@@ -40,9 +40,9 @@ _SAID_ELSEWHERE = {"model", "vireo"}
 
 @dataclass(frozen=True, kw_only=True)
 class JobServiceConfig:
-    """``max_queued``: jobs that wait, of all tenants. ``secret``: ids that follow from a key cannot be guessed.
-    ``poll_s``: how often a watched job is looked at. ``patience_s``: how long a watcher bears with an absent store.
-    ``max_watchers``: streams and waiting calls of this gateway together; each looks at Redis all the time.
+    """``max_queued``: waiting jobs of all tenants. ``secret``: makes ids that follow from a key impossible to guess.
+    ``poll_s``: how often a watched job is looked up. ``patience_s``: how long a watcher puts up with an absent store.
+    ``max_watchers``: streams and waiting calls of this gateway together; each of them keeps polling Redis.
     """
 
     max_queued: int
@@ -53,7 +53,7 @@ class JobServiceConfig:
 
 
 class Jobs:
-    """Implements ``JobService`` of one task. Holds nothing of a job: any gateway answers for any."""
+    """Implements ``JobService`` for one task. Keeps no state of a job, so any gateway can answer for any job."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Jobs:
         self._num_watchers = 0
 
     async def create(self, request: JobRequest[Any]) -> JobRecord:
-        """See ``JobService``. Charges the prediction; who ends the job corrects that."""
+        """See ``JobService``. Charges the prediction; whoever ends the job corrects the charge."""
         model = served(self.job_models, request.model, self._task.does_not)
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
@@ -96,7 +96,7 @@ class Jobs:
             if request.idempotency_key:
                 found = await self._reached(self._index.get(job.owner, job.id))
                 stored = found or job
-            if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged for it
+            if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged
                 reservation.settle(job.predicted_j, job.predicted_s)
         finally:
             reservation.settle(0.0, 0.0)
@@ -121,8 +121,8 @@ class Jobs:
         return page
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
-        """See ``JobService``. One that waits is charged the steps that an earlier attempt has left in a checkpoint:
-        none, if nobody has begun it. Of one that runs, its replica says what it took."""
+        """See ``JobService``. A waiting job is charged the steps that an earlier attempt left in a checkpoint, so
+        nothing if it was never begun. For a running job, its replica says what it took."""
         before = await self.get(owner, job_id)
         job = self._task.known(await self._reached(self._index.cancel(owner, job_id)), job_id)
         if before.status is JobStatus.QUEUED and job.status is JobStatus.FAILED:
@@ -184,7 +184,7 @@ class Jobs:
             job = await self._next(job)
 
     async def _next(self, seen: JobRecord) -> JobRecord:
-        """The job once it has changed. A store that is away for a moment is no reason to end a stream."""
+        """The job once it has changed. A store that is away for a moment does not end a stream."""
         away_since_s: float | None = None
         while True:
             await asyncio.sleep(self._config.poll_s)
@@ -219,7 +219,7 @@ class Jobs:
         return now_s + max(job.predicted_s, waiting_s / model.replicas)
 
     async def _wait_s(self, request: JobRequest[Any], model: JobModel) -> float:
-        """How long the jobs that wait now take; asked only if it matters."""
+        """How long the jobs that are waiting now will take; looked up only if it matters."""
         if request.budget.latency_ms is None:
             return 0.0
         return await self._reached(self._index.queued_s(request.model)) / model.replicas
@@ -251,7 +251,7 @@ class Jobs:
         )
 
     def _new_id(self, request: JobRequest[Any]) -> str:
-        """A random one, or the one that follows from tenant and key, so that a request sent again is the same job."""
+        """A random id, or one that follows from tenant and key, so that a request sent again is the same job."""
         noun = self._task.noun
         if not request.idempotency_key:
             return f"{noun}_{uuid.uuid4().hex}"
@@ -264,7 +264,7 @@ class Jobs:
         return secrets.randbits(_SEED_BITS)
 
     async def _reached(self, work: Awaitable[T]) -> T:
-        """Raises: StoreUnavailable, in words for the caller: what went wrong inside stays inside."""
+        """Await ``work``. Raises: StoreUnavailable, in words for the caller; the details are only logged."""
         try:
             return await work
         except StoreUnavailable as error:
@@ -274,17 +274,17 @@ class Jobs:
             ) from None
 
 
-# -- what a request asks for, as digests of its fields: two that mean the same have the same, however spelt ------------
-# Whatever a request may say counts, the budget too. What only says how it came (its id, the surface) does not.
+# -- what a request asks for, as digests of its fields: equal for requests that mean the same, however they are spelt --
+# Everything that a request may say counts, including the budget. What only says how it came (id, surface) does not.
 
 
 def asked_by(request: JobRequest[Any]) -> dict[str, str]:
-    """Field to digest, of the fields that say something."""
+    """Digests by field, of the fields that are set."""
     return {name: _digest(value) for name, value in _said(request) if value not in (None, "", {})}
 
 
 def check_same(request: JobRequest[Any], earlier: Mapping[str, str]) -> None:
-    """Compare a request with what came before with its key.
+    """Compare a request with an earlier one of the same key.
 
     Raises: IdempotencyKeyReused: it asks for something else.
     """
@@ -305,5 +305,5 @@ def _said(request: JobRequest[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(value: Any) -> str:
-    plain = float(value) if isinstance(value, int) and value < 2**53 else value  # 4 and 4.0 ask for the same
+    plain = float(value) if isinstance(value, int) and value < 2**53 else value  # 4 and 4.0 mean the same
     return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()[:_DIGEST_CHARS]

@@ -1,1 +1,1 @@
-"""Pictures made of words, and pictures changed."""
+"""Making pictures from prompts, and changing pictures."""

@@ -1,4 +1,4 @@
-"""What ``vireo up`` asks a model that makes images, by surface."""
+"""The requests with which ``vireo up`` checks a model that makes images, by surface."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PROMPT: Final = "a red ball"
 
 
 def _facts(target: Target) -> dict[str, Any]:
-    """What goes into the model."""
+    """What the model says of its inputs and outputs."""
     model = target.http.get(f"/v1/models/{target.model}").raise_for_status().json()
     facts: dict[str, Any] = model["vireo"]["io"]
     return facts
 
 
 def _picture(facts: Mapping[str, Any]) -> bytes:
-    """White, of a size that the model takes."""
+    """A white picture of a size that the model takes."""
     side = min(facts["max_side"], max(facts["min_side"], -(-64 // facts["multiple"]) * facts["multiple"]))
     file = io.BytesIO()
     Image.new("RGB", (side, side), "white").save(file, "PNG")

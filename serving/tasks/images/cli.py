@@ -50,7 +50,7 @@ def image(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Make a picture of words, or change one, with a running system.
+    """Make a picture from a prompt, or change one, with a running system.
 
     Exit code 1: the server failed; 2: the request must change.
     """

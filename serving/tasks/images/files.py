@@ -1,6 +1,6 @@
-"""Pictures that are fetched by a URL: in the artefact store, under names that expire and are one tenant's.
+"""Pictures that are fetched by URL: files in the artefact store, under names that expire and belong to one tenant.
 
-A name carries its own proof (tenant, id and expiry under the server's secret), so nothing else has to be remembered.
+A name carries its own proof (a MAC over tenant, id, expiry and format), so nothing else has to be stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImageFiles:
         self._clock = clock
 
     async def put(self, tenant: str, data: bytes, format: str) -> StoredImage:
-        """Keep a file. Raises: StoreUnavailable."""
+        """Store a file. Raises: StoreUnavailable."""
         image_id, expires_at = secrets.token_hex(16), int(self._clock() + self._kept_s)
         await self._store.put(_key(image_id, format), data, f"image/{format}")
         proof = self._proof(tenant, image_id, str(expires_at), format)

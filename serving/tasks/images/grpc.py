@@ -1,4 +1,4 @@
-"""``vireo.v1.Vireo``'s ``GenerateImage`` and ``EditImage``: messages to what is asked, what is made to messages."""
+"""``GenerateImage`` and ``EditImage`` of ``vireo.v1.Vireo``: from messages to ``ImagesAsked``, and back again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations`` and ``/v1/images/edits``, and the files that their URLs name."""
+"""``POST /v1/images/generations`` and ``/v1/images/edits``, and the files that their URLs lead to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REFUSED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
         "negative_prompt": (("",), "no model here takes one"),
     }
 )
-"""Fields of other servers: values that ask for nothing, and why others are not taken. ``null`` is as good as absent."""
+"""Fields of other servers: the values that ask for nothing, and why others are refused. ``null`` counts as absent."""
 
 
 async def generate(call: Call) -> Answer:
@@ -91,7 +91,7 @@ def _form_value(name: str, text: str) -> Any:
 
 
 def json_bounds(limits: IngressLimits) -> Bounds:
-    """Of a JSON body, whatever it says."""
+    """Bounds of a JSON body, whatever its content."""
     return Bounds(
         max_values=256, max_plain_bytes=PIECE_BYTES + (1 << 20), max_string_bytes=2 * limits.max_bytes_per_image
     )

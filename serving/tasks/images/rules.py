@@ -1,4 +1,4 @@
-"""Rules of a call for images that hold whatever surface it came by, its way to the service, and what becomes files."""
+"""Calls for images, from any surface: the rules they must keep, the request to the service, and encoding of files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SEED_BITS: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesAsked:
-    """What a caller wants. ``image``: to be changed; None for a picture out of words."""
+    """What a caller wants. ``image``: the picture to change; None to make one from the prompt."""
 
     model: str
     prompt: str = ""
@@ -42,7 +42,7 @@ class ImagesAsked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesMade:
-    """What has come of it: files, and their seeds if noise was drawn."""
+    """What was made: files, and their seeds if the model draws noise."""
 
     model: str
     files: tuple[bytes, ...]
@@ -54,12 +54,12 @@ class ImagesMade:
 
     @property
     def media_type(self) -> str:
-        """Of the files."""
+        """Media type of the files."""
         return f"image/{self.format}"
 
 
 def only_model(call: BaseCall) -> str:
-    """The model that is meant where none is named. Raises: InvalidRequest: there is not exactly one."""
+    """The model of a call that names none. Raises: InvalidRequest: there is not exactly one."""
     cards = call.front.service.rows_for("images")
     if len(cards) != 1:
         known = ", ".join(card.id for card in cards) or "none"
@@ -68,7 +68,7 @@ def only_model(call: BaseCall) -> str:
 
 
 async def make_images(call: BaseCall, asked: ImagesAsked) -> ImagesMade:
-    """Have a call answered. Raises: ServingError."""
+    """Answer a call. Raises: ServingError."""
     service = call.front.service
     cards = service.rows_for("images")
     request = _request(call, asked, call.front.card(asked.model, cards))
@@ -139,7 +139,7 @@ def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
 
 
 def _pictures(reply: UnaryReply) -> list[npt.NDArray[Any]]:
-    """A call gives all of its pictures, or the error of the first that is missing."""
+    """All pictures of a call. Raises: ServingError: that of the first one that is missing."""
     for item in reply.items:
         if isinstance(item, ServingError):
             raise item

@@ -1,4 +1,4 @@
-"""JSON of ``/v1/images/generations`` and ``/v1/images/edits``: what is taken, and what is answered."""
+"""JSON of ``/v1/images/generations`` and ``/v1/images/edits``: bodies and answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class GenerationBody(Strict):
     """Body of ``POST /v1/images/generations``."""
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
-    """Model id; may be left out where one model makes images."""
+    """Model id; may be left out if only one model makes images."""
     prompt: str | None = None
     """What the picture shows."""
     n: Annotated[int | None, Field(ge=1)] = None
-    """Pictures to make; several only of a model that draws noise."""
+    """Number of pictures; more than one only from a model that draws noise."""
     size: Annotated[str | None, Field(max_length=32)] = None
     """``auto``, or ``WIDTHxHEIGHT``."""
     response_format: Literal["b64_json", "url"] | None = None
@@ -33,18 +33,18 @@ class GenerationBody(Strict):
     output_compression: Annotated[int | None, Field(ge=0, le=100)] = None
     """Quality of JPEG and WebP; 95 when absent."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
-    """Of the first picture; the next has the next. Drawn when absent."""
+    """Seed of the first picture; each further picture has the next one. Drawn when absent."""
     user: Annotated[str | None, Field(max_length=MAX_ID_CHARS)] = None
     """The caller's own label; not used."""
     vireo: BudgetBody | None = None
-    """Budget."""
+    """Budget and settings."""
 
 
 class ImageReference(Strict):
     """A picture, as OpenAI wraps it."""
 
     image_url: str
-    """A data: URL or base64."""
+    """A data: URL, or base64."""
 
 
 class EditBody(GenerationBody):
@@ -57,7 +57,7 @@ class EditBody(GenerationBody):
 
 
 class ImageAnswer(TypedDict):
-    """A picture. ``url``: fetched with the key of the tenant that asked, until ``expires_at``."""
+    """A picture. ``url``: can be fetched with the key of the tenant that asked, until ``expires_at``."""
 
     b64_json: NotRequired[str]
     url: NotRequired[str]
