@@ -88,7 +88,7 @@ def test_command_line_tells_of_a_broken_file_by_exit_code(system: System, tmp_pa
     path = tmp_path / "broken.png"
     path.write_bytes(b"I am not a picture\n" * 9)
     run = system.command("classify", str(path), "--url", system.http_url)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "unsupported_media_type" in run.stderr
 
 
@@ -135,6 +135,8 @@ def test_reflection_lists_the_services_and_their_methods(door: Door) -> None:
         "Classify",
         "ClassifyStream",
         "Chat",
+        "GenerateImage",
+        "EditImage",
         "GenerateVideo",
     }
 
@@ -154,8 +156,8 @@ def test_openapi_document_is_valid_and_names_every_path_that_answers(door: Door)
     for name, schema in document["components"]["schemas"].items():
         jsonschema.Draft202012Validator.check_schema(schema), name
     for path, operations in document["paths"].items():
-        # Video has a system of its own (test_video_jobs.py); here none is served.
-        if "get" in operations and "{version}" not in path and not path.startswith("/v1/videos"):
+        # Videos and images have systems of their own (test_video_jobs.py, test_new_family.py); here none is served.
+        if "get" in operations and "{version}" not in path and not path.startswith(("/v1/videos", "/v1/images")):
             assert door.http.get(path.replace("{model}", MODEL)).status_code == 200, path
     assert {"/v1/classify", "/v2/models/{model}/infer", "/v1/models", "/metrics"} <= set(document["paths"])
 
@@ -189,7 +191,11 @@ def test_metrics_count_requests_by_surface_model_tenant_and_outcome(
         assert grown("vireo_requests_total", outcome="unsupported_media_type", **ours) == 1
         assert grown("vireo_request_seconds_count", surface=surface, model=MODEL) == 2
     assert grown("vireo_rejections_total", reason="unsupported_media_type") == 4
-    assert grown("vireo_cache_lookups_total", outcome="miss") == 4
+    lookups = {
+        outcome: grown("vireo_cache_lookups_total", outcome=outcome) for outcome in ("hit", "miss", "unavailable")
+    }
+    assert lookups["hit"] == 0
+    assert lookups["miss"] + lookups["unavailable"] == 4, "a busy machine may be slower than the limit of a look-up"
 
 
 def test_metrics_of_the_engine_add_up(system: System, door: Door, new_picture: Callable[[], Picture]) -> None:
