@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -116,26 +116,36 @@ def first_tokens(chat: ChatSystem) -> float:
     return chat.engine().metrics.total("vireo_chat_first_token_seconds_count")
 
 
+def leaves_in_time(chat: ChatSystem, leave: Callable[[], None]) -> None:
+    """``leave`` asks, waits for the engine and goes. An engine that has read the prompt by then gets more tries."""
+    for _ in range(5):
+        given, counts = first_tokens(chat), chat.engine()
+        leave()
+        check_freed(chat, counts)
+        if first_tokens(chat) == given:
+            return
+    pytest.fail("it was too late each time: the prompt had been read")
+
+
+@pytest.mark.usefixtures("before")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_cut_connection_frees_a_prompt_that_is_being_read(stream: bool, chat: ChatSystem, before: EngineCounts) -> None:
-    given = first_tokens(chat)
-    with RawChat(chat.system, ALPHA, body_of(turn(fresh_question(), *big_images()), stream=stream)) as raw:
+def test_cut_connection_frees_a_prompt_that_is_being_read(stream: bool, chat: ChatSystem) -> None:
+    def leave() -> None:
+        with RawChat(chat.system, ALPHA, body_of(turn(fresh_question(), *big_images()), stream=stream)) as raw:
+            wait_in_engine(chat)
+            raw.leave()
+
+    leaves_in_time(chat, leave)
+
+
+@pytest.mark.usefixtures("before")
+def test_cancelled_grpc_call_frees_a_prompt_that_is_being_read(chat: ChatSystem, chat_door: Door) -> None:
+    def leave() -> None:
+        call = grpc_call(chat_door, grpc_request(fresh_question(), *big_images()))
         wait_in_engine(chat)
-        raw.leave()
-        check_freed(chat, before)
-    assert first_tokens(chat) == given, "it was too late: the prompt had been read"
+        call.cancel()
 
-
-def test_cancelled_grpc_call_frees_a_prompt_that_is_being_read(
-    chat: ChatSystem, chat_door: Door, before: EngineCounts
-) -> None:
-    given = first_tokens(chat)
-    request = grpc_request(fresh_question(), *big_images())
-    call = grpc_call(chat_door, request)
-    wait_in_engine(chat)
-    call.cancel()
-    check_freed(chat, before)
-    assert first_tokens(chat) == given, "it was too late: the prompt had been read"
+    leaves_in_time(chat, leave)
 
 
 def test_who_leaves_takes_nobody_along(chat: ChatSystem, before: EngineCounts) -> None:
