@@ -48,7 +48,7 @@ def test_any_models_make_a_system(models: Sequence[dict[str, Any]], tasks: dict[
         assert door.oip.ServerReady(oip.ServerReadyRequest()).ready
         assert door.http.get("/openapi.json").is_success
         run = system.command("classify", "examples/digit-7.png", "--url", system.http_url)
-        assert (run.returncode, "no model that classifies is served at" in run.stderr) == (1, True), run.stderr
+        assert (run.returncode, "no model for classify is served at" in run.stderr) == (2, True), run.stderr
         for path, body in BODIES.items():
             answer: httpx.Response = door.http.post(path, json=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), path
