@@ -147,6 +147,24 @@ class VideoFailed(ClientError):
     code = "video_failed"
 
 
+class UnknownImage(ClientError):
+    """No image job of that id belongs to the caller; it may have expired."""
+
+    code = "image_not_found"
+
+
+class ImageNotReady(ClientError):
+    """The image job is not completed yet, so it has no content."""
+
+    code = "image_not_ready"
+
+
+class ImageFailed(ClientError):
+    """The image job has ended without an image; the job's own error says why."""
+
+    code = "image_failed"
+
+
 class RangeNotSatisfiable(ClientError):
     """The range asked for is not within the file."""
 

@@ -13,7 +13,7 @@ from models.contract import Family, Knob, Shape, Variant
 from serving.domain import Priority, UnaryReply, UnaryRequest
 
 if TYPE_CHECKING:
-    from serving.delivery.job.base import JobService
+    from serving.delivery.job.base import JobPlan, JobService
     from serving.tasks.chat.domain import ChatEvent, ChatRequest
 
 
@@ -86,6 +86,14 @@ class UnaryService(Protocol):
         """
         ...
 
+    async def plan_job(self, request: UnaryRequest, from_s: float) -> JobPlan | None:
+        """What a durable job would be that answers the request, whose items differ in nothing but their seeds; None
+        where it is predicted to take less than ``from_s``.
+
+        Raises: ServingError: it cannot be answered.
+        """
+        ...
+
 
 class ImageFiles(Protocol):
     """Keeps pictures that are fetched by a URL: ``serving.tasks.images.files``."""
@@ -122,6 +130,7 @@ class Service:
     unary: UnaryService
     chats: ChatService
     videos: JobService
+    image_jobs: JobService
     image_files: ImageFiles
     is_started: Callable[[], bool] = lambda: True
     """Whether the start of the models is over, for better or worse."""

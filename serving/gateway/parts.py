@@ -17,6 +17,7 @@ from models.registry import families
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
+from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits, is_replica_lost
 from serving.delivery.stream.links import ChatLinks, HandleCalls
@@ -44,6 +45,7 @@ from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.images.files import ImageFiles
+from serving.tasks.images.jobs import IMAGES, plan_of
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
@@ -122,12 +124,19 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = _videos(config, jobs, clips, pipeline)
+    videos = {model.id: read_served(model) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
+    painters = {
+        model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
+        for model in config.models_with(UnaryOptions)
+        if IMAGES.name in model.tasks
+    }
+    job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
         unary,
         chat,
-        videos,
+        Jobs(VIDEOS, videos, jobs, clips, pipeline, job_limits),
+        Jobs(IMAGES, painters, jobs, clips, pipeline, job_limits),
         ImageFiles(clips, config.secret.encode()),
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
@@ -145,12 +154,6 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         reached=reached,
         service=service,
     )
-
-
-def _videos(config: ResolvedConfig, jobs: RedisJobs, files: ArtefactStore, pipeline: Pipeline) -> Jobs:
-    models = {model.id: read_served(model) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
-    limits = JobServiceConfig(max_queued=config.settings.jobs.max_queued, secret=config.secret.encode())
-    return Jobs(VIDEOS, models, jobs, files, pipeline, limits)
 
 
 def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:

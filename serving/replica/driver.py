@@ -108,7 +108,7 @@ class Driver:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
-    _running_since_s: dict[int, float] = field(default_factory=dict, init=False)
+    _due_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
         """Bring up the engine's thread. Once only."""
@@ -138,9 +138,9 @@ class Driver:
         """Predicted seconds of work waiting and running."""
         return self.scheduler.queued_s(self.clock())
 
-    def longest_running_s(self) -> float:
-        """How long the oldest engine call has been going; 0 when none is."""
-        return max((self.clock() - since_s for since_s in self._running_since_s.values()), default=0.0)
+    def overdue_s(self) -> float:
+        """How long an engine call has gone on beyond what was predicted of it; 0 when none has."""
+        return max((0.0, *(self.clock() - due_s for due_s in self._due_s.values())))
 
     async def submit(
         self,
@@ -233,9 +233,10 @@ class Driver:
     async def _run(self, batch: RunSlice) -> None:
         size = len(batch.unit_ids)
         predicted_s = self.predict(batch.stage, batch.num_stages, size)
-        started_s = self._running_since_s[batch.slice_id] = self.clock()
+        started_s = self.clock()
+        self._due_s[batch.slice_id] = started_s + predicted_s
         outcomes = await self._run_engine(batch)
-        del self._running_since_s[batch.slice_id]
+        del self._due_s[batch.slice_id]
         elapsed_s = self.clock() - started_s
         results = tuple(
             self._account(sample_id, outcome, elapsed_s, size)

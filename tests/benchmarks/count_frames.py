@@ -161,7 +161,9 @@ def behind(replica: Replica, variant: Variant) -> Service:
     served = ServedModel(card=make_card(MODEL), points=points, dispatcher=dispatcher)
     pipeline = Pipeline(cast(Any, Results()), PipelineLimits(max_in_flight=8, default_deadline_s=60.0))
     none = FakeService(video_cards=())
-    return Service(UnaryRequests({MODEL: served}, cast(Any, Media()), pipeline, max_images=8), none, none, none.files)
+    return Service(
+        UnaryRequests({MODEL: served}, cast(Any, Media()), pipeline, max_images=8), none, none, none, none.files
+    )
 
 
 def show(trace: Trace) -> None:

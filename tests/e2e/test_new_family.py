@@ -123,6 +123,26 @@ def test_pictures_are_changed_over_every_surface_alike(door: Door) -> None:
     assert report["error"]["code"] == "invalid_image", report
 
 
+def test_picture_is_made_as_a_job_like_the_one_that_is_waited_for(door: Door) -> None:
+    picture = encode(np.random.default_rng(4).integers(0, 256, (40, 56, 3), np.uint8))
+    body = {"model": PAINTER, "image": base64.b64encode(picture).decode()}
+    waited = door.http.post("/v1/images/edits", json=body).raise_for_status().json()
+    begun = door.http.post("/v1/images/edits", json={**body, "vireo": {"background": True}})
+    assert begun.status_code == 202, begun.text
+    path = f"/v1/images/jobs/{begun.json()['id']}"
+    events = door.http.get(f"{path}/events").raise_for_status().text  # ends with the job
+    assert "event: completed" in events, events
+    job = door.http.get(path).raise_for_status().json()
+    fetched = door.http.get(job["urls"][0]).raise_for_status()
+    made, expected = decode_file(fetched.content), decode_file(base64.b64decode(waited["data"][0]["b64_json"]))
+    assert np.array_equal(made, expected)
+    unwanted = door.http.post("/v1/images/edits", json={**body, "vireo": {"background": True}}).json()["id"]
+    assert door.http.delete(f"/v1/images/jobs/{unwanted}").status_code == 200
+    if door.http.get(f"/v1/images/jobs/{unwanted}/events").status_code == 200:  # it was not over then, and is now
+        assert door.http.delete(f"/v1/images/jobs/{unwanted}").status_code == 200
+    assert door.http.get(f"/v1/images/jobs/{unwanted}").json()["error"]["code"] == "image_not_found"
+
+
 def _too_large() -> dict[str, str]:
     picture = encode(np.zeros((300, 8, 3), np.uint8))
     return {"model": PAINTER, "image": base64.b64encode(picture).decode()}

@@ -74,7 +74,7 @@ class System:
         self.jobs = Jobs(dots.DOTS, {dots.CARD.id: dots.MODEL}, index, files, pipeline, config)
         monkeypatch.setattr(gateway_http, "ROUTES", dots.routes_of(self.jobs))
         monkeypatch.setattr(gateway_http, "document", gateway_http.document.__wrapped__)  # the kept one is of all tasks
-        service = Service(FakeService(), FakeService(), self.jobs, FakeFiles())
+        service = Service(FakeService(), FakeService(), self.jobs, self.jobs, FakeFiles())
         self.app: FastAPI = gateway_http.build_http_app(service, Authenticator({}, True), IngressLimits(), lambda: b"")
         bench = Bench(
             model=dots.CARD.id,

@@ -90,7 +90,7 @@ class System:
         results: Any = MemoryResults()
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=64, default_deadline_s=30.0))
         videos = Jobs(VIDEOS, {MODEL: JobModel(card=card, plan=planner)}, self.index(), self.files, pipeline, config)
-        service = Service(FakeService(), FakeService(), videos, FakeFiles())
+        service = Service(FakeService(), FakeService(), videos, videos, FakeFiles())
         door, front = Authenticator({}, True), IngressLimits()
         app = build_http_app(service, door, front, lambda: b"")
         return app, Calls(GrpcMethods(service=service, authenticator=door, limits=front))

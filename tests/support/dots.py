@@ -1,6 +1,7 @@
 """A job task and a family for it, neither of which is about video: pictures of so many dots, one dot a step.
 
-What a second task writes: a schema, a plan, a reply and a ``JobHttp``; and its family, an io with a request class.
+What a second task writes: a schema, a plan, a reply and a ``CreatedJobHttp``; and its family, an io with a request
+class.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing_extensions import TypedDict
 
 from models.contract import Family, Figures, JobState, Knob, LazyRef, Phase, Point, Variant, Work
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask
-from serving.delivery.job.http import JobHttp
+from serving.delivery.job.http import CreatedJobHttp
 from serving.domain import Surface
 from serving.errors import UnknownVideo, VideoFailed, VideoNotReady
 from serving.front.http.call import Call
@@ -106,18 +107,6 @@ class DotsAnswer(TypedDict):
     url: str | None
 
 
-class DotsEvent(DotsAnswer):
-    """An event."""
-
-    preview: str | None
-
-
-class DotsPage(TypedDict):
-    """A page of jobs."""
-
-    data: list[DotsAnswer]
-
-
 DOTS = JobTask(
     name="dots",
     noun="dotted",
@@ -174,7 +163,7 @@ def show(job: JobRecord, url: str, finish_at_s: float | None) -> DotsAnswer:
 
 def routes_of(service: Any) -> Any:
     """All of ``/v1/dots``."""
-    return JobHttp(
+    return CreatedJobHttp(
         path="/v1/dots",
         task=DOTS,
         service=lambda front: service,
@@ -187,7 +176,4 @@ def routes_of(service: Any) -> Any:
         sync_surface=Surface.HTTP_VIDEO_SYNC,
         body=json_content(DotsBody),
         answer=DotsAnswer,
-        event=DotsEvent,
-        page=DotsPage,
-        deleted=DotsAnswer,
     ).routes()

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from models.io import ChatIO, ImageIO, PictureIO
+from serving.delivery.job.base import JobPlan
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
+from serving.delivery.unary.wire import RowsAsked
 from serving.domain import (
     ImageInput,
     Pixels,
@@ -142,6 +144,9 @@ class FakeService(FakeVideos):
         self.chat_errors = dict(chat_errors or {})
         self.chats: list[ChatRequest] = []
         self.chats_open = 0
+        self.image_jobs = FakeVideos(is_fast=is_fast)
+        self.predicted_s = 0.1
+        """Of every call for pictures."""
         self.chats_cut = 0
         """Generators that were closed or cancelled before their end."""
 
@@ -166,6 +171,19 @@ class FakeService(FakeVideos):
             raise
         finally:
             self.in_flight -= 1
+
+    async def plan_job(self, request: UnaryRequest, from_s: float) -> JobPlan | None:
+        if self.predicted_s < from_s:
+            return None
+        return JobPlan(
+            request=RowsAsked(count=request.num_items),
+            point={},
+            seed=next(iter(request.seeds), 0),
+            num_steps=1,
+            name="fast",
+            predicted_s=self.predicted_s,
+            predicted_j=1.0,
+        )
 
     async def _answer(self, request: UnaryRequest) -> UnaryReply:
         if self.gate is not None:
@@ -251,7 +269,9 @@ class FakeService(FakeVideos):
 
 def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = None) -> Service:
     """The fake as what is behind a front door: it is each of the tasks' services."""
-    return Service(fake, fake, fake, fake.files, is_live=fake.is_model_ready, max_priorities=max_priorities or {})
+    return Service(
+        fake, fake, fake, fake.image_jobs, fake.files, is_live=fake.is_model_ready, max_priorities=max_priorities or {}
+    )
 
 
 def answer_pixels(rgb: Pixels, card: Card) -> UnaryAnswer:

@@ -15,6 +15,7 @@ from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobUpdate
 from serving.errors import InvalidRequest, UnknownVideo
 from serving.service import Card
 from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus
+from serving.tasks.images.jobs import ImagesJob
 from serving.tasks.videos.schemas import VideoBody
 from tests.support.clip_limits import clip_limits
 
@@ -85,7 +86,7 @@ class FakeVideos:
         self.video_cards = tuple(video_cards)
         self.is_fast = is_fast
         self.video_error: BaseException | None = None
-        self.video_requests: list[JobRequest[VideoBody]] = []
+        self.video_requests: list[JobRequest[Any]] = []
         self.jobs: dict[str, JobRecord] = {}
         self.cancelled: list[str] = []
         self.previews: dict[str, bytes] = {}
@@ -115,6 +116,8 @@ class FakeVideos:
         """The job has its clip."""
         is_gif = self.jobs[video_id].output["format"] == "gif"
         files = {"video": (clip, "image/gif" if is_gif else "video/mp4"), "thumbnail": (THUMBNAIL, "image/jpeg")}
+        if self.jobs[video_id].task == "images":
+            files = {"image": (clip, "image/png")}
         self.change(
             video_id,
             status=JobStatus.COMPLETED, stage="done", step=self.jobs[video_id].num_steps, report=REPORT,
@@ -139,15 +142,16 @@ class FakeVideos:
     def job_models(self) -> dict[str, JobModel]:
         return {card.id: JobModel(card=card, plan=planned) for card in self.video_cards}
 
-    async def create(self, request: JobRequest[VideoBody]) -> JobRecord:
+    async def create(self, request: JobRequest[Any]) -> JobRecord:
         self._check()
         self.video_requests.append(request)
         number = len(self.video_requests)
-        plan = planned(request, 0, 0.0)
+        is_image = isinstance(request, ImagesJob)
+        plan = request.plan if isinstance(request, ImagesJob) else planned(request, 0, 0.0)
         job = JobRecord(
-            id=f"video_{request.idempotency_key or number:0>4}",
+            id=f"{'image' if is_image else 'video'}_{request.idempotency_key or number:0>4}",
             owner=request.tenant,
-            task="videos",
+            task="images" if is_image else "videos",
             model=request.model,
             payload=msgspec.json.encode(plan.request),
             point=plan.point,
@@ -159,6 +163,7 @@ class FakeVideos:
             predicted_s=plan.predicted_s,
             predicted_j=plan.predicted_j,
             operating_point=plan.name,
+            report={"degraded": list(plan.degraded)},
             priority=request.budget.priority,
         )
         self.jobs.setdefault(job.id, job)

@@ -1,6 +1,6 @@
 """Durable jobs over HTTP, whatever they make: create, wait, show, list, delete; progress as events, files in ranges.
 
-A task provides a ``JobHttp`` and gets these routes:
+A task provides a ``JobHttp`` and gets these routes, the first two only with a ``CreatedJobHttp``:
 
     POST PATH, POST PATH/sync, GET PATH, GET and DELETE PATH/{id}, GET PATH/{id}/content, GET PATH/{id}/events
 """
@@ -11,10 +11,11 @@ import base64
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, get_type_hints
 from urllib.parse import parse_qsl
 
 import orjson
+from typing_extensions import TypedDict
 
 from serving.delivery.job.base import JobRequest, JobService, JobTask, JobUpdate, cancel_for_good
 from serving.domain import Surface
@@ -47,7 +48,13 @@ from serving.telemetry.events import OK
 PIECE_BYTES = 1 << 18
 MAX_KEY_CHARS: Final = 255
 DEFAULT_PAGE, MAX_PAGE = 20, 100
-SUFFIXES: Final = {"video/mp4": ".mp4", "image/gif": ".gif", "image/jpeg": ".jpg", "image/png": ".png"}
+SUFFIXES: Final = {
+    "video/mp4": ".mp4",
+    "image/gif": ".gif",
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+}
 
 _RANGE: Final = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*")
 _ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,128}")
@@ -58,59 +65,23 @@ _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
 class JobHttp:
     """A task's jobs over HTTP.
 
-    ``service``: its jobs. ``read``: parses and admits the body of a call. ``show``: (job, URL of its main file, when it
-    is expected) -> the job as clients see it. ``files``: names of its files; ``media_types``: their media types;
-    ``main_types``: those of the main file. ``body``: the schema of the body, by media type. ``answer``: the class of
-    what ``show`` returns; ``event``: of that with ``preview``; ``page``: of a page; ``deleted``: of a deletion.
+    ``service``: its jobs. ``show``: (job, URL of its main file, when it is expected) -> the job as clients see it.
+    ``files``: names of its files; ``media_types``: their media types. ``answer``: the class of what ``show`` returns;
+    those of an event, a page and a deletion follow from it.
     """
 
     path: str
     task: JobTask
     service: Callable[[Front], JobService]
-    read: Callable[[Call], Awaitable[JobRequest[Any]]]
     show: Callable[[JobRecord, str, float | None], Mapping[str, Any]]
     files: tuple[str, ...]
-    main_types: tuple[str, ...]
     media_types: tuple[str, ...]
-    surface: Surface
-    sync_surface: Surface
-    body: Mapping[str, Any]
     answer: type
-    event: type
-    page: type
-    deleted: type
 
-    async def create(self, call: Call) -> Answer:
-        """``POST PATH``."""
-        job = await self.service(call.front).create(await self.read(call))
+    def begun(self, call: Call, job: JobRecord, status: int = 200) -> Answer:
+        """The answer to what has begun a job."""
         call.visit.outcome = OK
-        return json_answer(self._shown(call, job))
-
-    async def create_and_wait(self, call: Call) -> None:
-        """``POST PATH/sync``: the answer is the file. If the caller leaves, its job is cancelled."""
-        request = await self.read(call)
-        done = await self.wait(call, await self.service(call.front).create(request))
-        artefact = self.task.artefact(done, self.task.main)
-        await self._send_file(call, done, artefact, 0, artefact.num_bytes)
-        call.visit.outcome = OK
-
-    async def wait(self, call: Call, job: JobRecord) -> JobRecord:
-        """The job once it is completed. If the caller leaves, the job is cancelled.
-
-        Raises: Cancelled: the caller is gone; or the error that the job failed with.
-        """
-        service = self.service(call.front)
-        try:
-            updates = service.watch(job.owner, job.id)
-            async with EventQueue(pumped(updates), receive=call.receive) as queue:
-                while not job.status.is_final:
-                    job = (await queue.take())[-1].job
-        except BaseException:
-            await cancel_for_good(service, job)
-            raise
-        if job.status is JobStatus.FAILED:
-            raise job.failure
-        return job
+        return replace(json_answer(self._shown(call, job)), status=status)
 
     async def list_jobs(self, call: Call) -> Answer:
         """``GET PATH``."""
@@ -251,21 +222,14 @@ class JobHttp:
     def routes(self) -> tuple[Route, ...]:
         """All routes, with their OpenAPI."""
         noun = self.task.noun
-        key_schema = {"type": "string", "maxLength": MAX_KEY_CHARS}
-        key = parameter("header", "Idempotency-Key", key_schema, "Requests with the same key are one job.")
         limit = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}
         pages = (
             parameter("query", "after", {"type": "string"}, f"Id of the {noun} after which the page begins."),
             parameter("query", "limit", limit, f"Most {noun}s of a page."),
             parameter("query", "order", {"enum": ["asc", "desc"]}, "By time of creation; newest first when absent."),
         )
-        made = operation(f"Make {_a(noun)}", self.answer, key, *BUDGET_HEADERS, body=self.body)
-        files = dict.fromkeys(self.main_types, BINARY)
-        waited = operation(f"Make {_a(noun)} and wait for it", files, key, *BUDGET_HEADERS, body=self.body)
         return (
-            self._route("POST", "", self.create, made, self.surface),
-            self._route("POST", "/sync", self.create_and_wait, waited, self.sync_surface),
-            self._route("GET", "", self.list_jobs, operation(f"List {noun} jobs", self.page, *pages)),
+            self._route("GET", "", self.list_jobs, operation(f"List {noun} jobs", self._page_class(), *pages)),
             *self._routes_of_one(path_parameter("id")),
         )
 
@@ -284,11 +248,11 @@ class JobHttp:
         )
         events = operation(
             f"Watch {_a(noun)} job",
-            event_content(self.event),
+            event_content(self._event_class()),
             job_id,
             text="An event for each change, named progress; the last is named completed or failed.",
         )
-        deleted = operation(f"Cancel {_a(noun)} job, or remove one that is over", self.deleted, job_id)
+        deleted = operation(f"Cancel {_a(noun)} job, or remove one that is over", self._deleted_class(), job_id)
         return (
             self._route("GET", "/{id}", self.get, operation(f"Show {_a(noun)} job", self.answer, job_id)),
             self._route("DELETE", "/{id}", self.delete, deleted),
@@ -296,10 +260,85 @@ class JobHttp:
             self._route("GET", "/{id}/events", self.events, events),
         )
 
+    def _event_class(self) -> type:
+        return self._class("Event", {**get_type_hints(self.answer, include_extras=True), "preview": str | None})
+
+    def _page_class(self) -> type:
+        ends = {"first_id": str | None, "last_id": str | None, "has_more": bool}
+        return self._class("List", {"object": Literal["list"], "data": list[self.answer], **ends})  # type: ignore[name-defined]
+
+    def _deleted_class(self) -> type:
+        said = Literal[f"{self.task.noun}.deleted"]  # type: ignore[valid-type]
+        return self._class("Deleted", {"id": str, "object": said, "deleted": bool})
+
+    def _class(self, what: str, fields: dict[str, Any]) -> type:
+        """One beside that of ``answer``: ``VideoListAnswer`` beside ``VideoAnswer``."""
+        made: type = TypedDict(self.answer.__name__.replace("Answer", f"{what}Answer"), fields)  # type: ignore[misc]
+        return made
+
     def _route(
         self, method: str, path: str, handler: Handler, described: dict[str, Any], surface: Surface | None = None
     ) -> Route:
         return Route(method=method, path=self.path + path, handler=handler, operation=described, surface=surface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreatedJobHttp(JobHttp):
+    """Jobs that are begun at ``PATH`` itself.
+
+    ``read``: parses and admits the body of a call; ``body``: the schema of the body, by media type. ``main_types``: the
+    media types of the main file.
+    """
+
+    read: Callable[[Call], Awaitable[JobRequest[Any]]]
+    main_types: tuple[str, ...]
+    surface: Surface
+    sync_surface: Surface
+    body: Mapping[str, Any]
+
+    async def create(self, call: Call) -> Answer:
+        """``POST PATH``."""
+        return self.begun(call, await self.service(call.front).create(await self.read(call)))
+
+    async def create_and_wait(self, call: Call) -> None:
+        """``POST PATH/sync``: the answer is the file. If the caller leaves, its job is cancelled."""
+        request = await self.read(call)
+        done = await self.wait(call, await self.service(call.front).create(request))
+        artefact = self.task.artefact(done, self.task.main)
+        await self._send_file(call, done, artefact, 0, artefact.num_bytes)
+        call.visit.outcome = OK
+
+    async def wait(self, call: Call, job: JobRecord) -> JobRecord:
+        """The job once it is completed. If the caller leaves, the job is cancelled.
+
+        Raises: Cancelled: the caller is gone; or the error that the job failed with.
+        """
+        service = self.service(call.front)
+        try:
+            updates = service.watch(job.owner, job.id)
+            async with EventQueue(pumped(updates), receive=call.receive) as queue:
+                while not job.status.is_final:
+                    job = (await queue.take())[-1].job
+        except BaseException:
+            await cancel_for_good(service, job)
+            raise
+        if job.status is JobStatus.FAILED:
+            raise job.failure
+        return job
+
+    def routes(self) -> tuple[Route, ...]:
+        """These and all others."""
+        noun = self.task.noun
+        key_schema = {"type": "string", "maxLength": MAX_KEY_CHARS}
+        key = parameter("header", "Idempotency-Key", key_schema, "Requests with the same key are one job.")
+        made = operation(f"Make {_a(noun)}", self.answer, key, *BUDGET_HEADERS, body=self.body)
+        files = dict.fromkeys(self.main_types, BINARY)
+        waited = operation(f"Make {_a(noun)} and wait for it", files, key, *BUDGET_HEADERS, body=self.body)
+        return (
+            self._route("POST", "", self.create, made, self.surface),
+            self._route("POST", "/sync", self.create_and_wait, waited, self.sync_surface),
+            *super().routes(),
+        )
 
 
 def _a(noun: str) -> str:

@@ -11,7 +11,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO, ImageRequest, RowIO
@@ -19,11 +22,27 @@ from models.operating_points import point_name
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Plan, plan, with_settings
 from schedulers.types import Priority as SchedulerPriority
+from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
-from serving.delivery.unary.wire import Packed, SampleAnswer, SampleCall, SampleFailure, SampleOutcome, unpack
+from serving.delivery.unary.wire import (
+    Packed,
+    RowsAsked,
+    SampleAnswer,
+    SampleCall,
+    SampleFailure,
+    SampleOutcome,
+    unpack,
+)
 from serving.domain import RANKS, Budget, ImageInput, Priority, Report, UnaryAnswer, UnaryReply, UnaryRequest
-from serving.errors import BudgetInfeasible, DeadlineUnreachable, InvalidRequest, ServingError, TooManyImages
+from serving.errors import (
+    BudgetInfeasible,
+    DeadlineUnreachable,
+    ImageTooLarge,
+    InvalidRequest,
+    ServingError,
+    TooManyImages,
+)
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
@@ -41,6 +60,8 @@ _PRIORITIES = {
 }
 _MAX_STORED_BYTES = 1 << 20
 """Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
+_MAX_PICTURE_BYTES = 3 << 20
+"""Of a job: its record, in which the picture is, is read whenever somebody looks at the job."""
 _DEADLINE_GRACE_S = 0.25
 """A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
 
@@ -115,6 +136,47 @@ class UnaryRequests:
             deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
             answer = self._answer(model, request, deadline_s)
             return await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
+
+    async def plan_job(self, request: UnaryRequest, from_s: float) -> JobPlan | None:
+        """See ``UnaryService.plan_job``."""
+        model = served(self._models, request.model, "is not called")
+        self._check(model, request)
+        if self._longest_s(model) * request.num_items < from_s:
+            return None
+        with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
+            deadline_s = self._pipeline.deadline_s(Budget(), request.deadline_s)
+            return await self._pipeline.in_time(deadline_s, self._plan_job(model, request, from_s), "a plan existed")
+
+    async def _plan_job(self, model: ServedModel, request: UnaryRequest, from_s: float) -> JobPlan | None:
+        rows: list[_Row] = []
+        for row in await self._prepare(model, request):
+            if isinstance(row, ServingError):
+                raise row
+            rows.append(row)
+        choice = self._choose(
+            model, request.budget, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3
+        )
+        if choice.latency_s + (len(rows) - 1) * choice.busy_s < from_s:
+            return None
+        picture = await asyncio.to_thread(_png, rows[0].inputs) if request.images else b""
+        prompt = request.prompts[0] if request.prompts else ""
+        return JobPlan(
+            request=RowsAsked(prompt=prompt, picture=picture, count=len(rows)),
+            point=dict(choice.point.settings),
+            seed=request.seeds[0] if request.seeds else 0,
+            num_steps=1,
+            name=choice.point.name,
+            predicted_s=choice.busy_s * len(rows),
+            predicted_j=choice.energy_j * len(rows),
+            degraded=choice.degraded,
+        )
+
+    def _longest_s(self, model: ServedModel) -> float:
+        """Of the largest row at the dearest point."""
+        points = model.points
+        return max(
+            point.cost.latency(points.work(point.settings, request=model.card.io.largest)) for point in points.points
+        )
 
     def _check(self, model: ServedModel, request: UnaryRequest) -> None:
         io, count = model.card.io, request.num_items
@@ -264,6 +326,19 @@ class UnaryRequests:
 def _dearest(rows: Sequence[_Row]) -> ImageRequest | None:
     requests = [row.request for row in rows if row.request is not None]
     return max(requests, key=lambda request: request.width * request.height, default=None)
+
+
+def _png(inputs: Inputs) -> bytes:
+    """The picture of a row. Raises: ImageTooLarge: for the record of a job."""
+    file = BytesIO()
+    Image.fromarray(inputs["picture"] if isinstance(inputs, Mapping) else inputs).save(file, "PNG")
+    if (size := file.tell()) > _MAX_PICTURE_BYTES:
+        raise ImageTooLarge(
+            f"image has {size} bytes as PNG; a job takes {_MAX_PICTURE_BYTES}. Send a smaller one, or vireo.background "
+            "false to wait for the answer",
+            param="image",
+        )
+    return file.getvalue()
 
 
 def _row(

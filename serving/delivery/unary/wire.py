@@ -6,6 +6,7 @@ Deadlines travel as seconds remaining, because monotonic clocks of two nodes hav
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -60,3 +61,13 @@ class SampleFailure(NamedTuple):
 
 
 SampleOutcome: TypeAlias = SampleAnswer | SampleFailure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsAsked:
+    """Rows as the payload of a durable job: ``count`` of the same prompt and picture (PNG), with seeds from the job's
+    on."""
+
+    prompt: str = ""
+    picture: bytes = b""
+    count: int = 1

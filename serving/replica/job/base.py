@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.contract import Figures, Point, Work
+from schedulers.types import Priority
 from serving.errors import ServingError
 
 Frames = npt.NDArray[np.uint8]
@@ -24,12 +25,15 @@ Outputs: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInput:
-    """What is to be made, and how: what a family's ``open`` is given. ``num_steps``: slices of its main phase."""
+    """What is to be made, and how: what a family's ``open`` is given. ``num_steps``: slices of its main phase.
+    ``tenant`` and ``priority``: for an engine that has a queue of its own."""
 
     request: Any
     point: Point
     seed: int
     num_steps: int
+    tenant: str = ""
+    priority: Priority = Priority.NORMAL
 
 
 def tokens_of(work: Work, wanted: JobInput) -> int:
@@ -106,6 +110,10 @@ class Engine(Protocol):
 
     async def snapshot(self, job_id: str) -> bytes:
         """What ``admit`` needs to go on from here: latents and step, as safetensors; caches are made anew."""
+        ...
+
+    def leave(self, job_id: str) -> None:
+        """Nobody wants the request any more: a step of it that runs may end early."""
         ...
 
     def release(self, job_id: str) -> None:

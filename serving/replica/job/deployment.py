@@ -13,16 +13,13 @@ import structlog
 from ray import serve
 
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
-from serving.errors import StoreUnavailable
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
-from serving.telemetry.events import JobsCounted, Sink
 
 if TYPE_CHECKING:
     from serving.replica.job.setup import JobParts
 
 _log = structlog.get_logger(__name__)
-_METRICS_PERIOD_S = 1.0
 
 
 class JobReplica:
@@ -37,7 +34,7 @@ class JobReplica:
         name = serve.get_replica_context().replica_id.unique_id
         self._parts: JobParts = build_parts(model, config, name, tell)
         await self._parts.start()
-        self._reporter = asyncio.get_running_loop().create_task(self._report(tell))
+        self._reporter = asyncio.get_running_loop().create_task(self._parts.report(tell))
         freeze_start_up()
         _log.info("job replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
@@ -55,23 +52,6 @@ class JobReplica:
         Raises: EngineFailed: the engine, or a rank of it, is dead or stuck; the controller replaces this replica.
         """
         self._parts.engine.check_health()
-
-    async def _report(self, tell: Sink) -> None:
-        parts = self._parts
-        while True:
-            await asyncio.sleep(_METRICS_PERIOD_S)
-            try:
-                queued = await parts.index.num_queued(parts.worker.bench.model)
-            except StoreUnavailable:
-                continue
-            tell(
-                JobsCounted(
-                    model=parts.worker.bench.model,
-                    num_held=parts.worker.num_held,
-                    num_queued=queued,
-                    held_bytes=parts.engine.held_bytes(),
-                )
-            )
 
     async def __del__(self) -> None:
         """Serve awaits this: running jobs go back into the queue at their next step boundary."""

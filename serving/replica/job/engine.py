@@ -238,6 +238,9 @@ class JobEngine:
         state = replace(held.state)  # as it is now, whatever a step that ends meanwhile puts there
         return take_snapshot(state.kept, self._step_of(replace(held, state=state)))
 
+    def leave(self, job_id: str) -> None:
+        """The request ends at its next step boundary, which is near."""
+
     def release(self, job_id: str) -> None:
         """Forget the request: nothing else refers to its tensors, but for a step or decode that runs."""
         self._held.pop(job_id, None)

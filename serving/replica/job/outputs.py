@@ -1,7 +1,7 @@
 """What jobs have made, as files in the shared store: outputs by name, thumbnails, previews on the way.
 
 ``ENCODERS`` says what becomes of an output, by the name that the family's ``close`` gives it: H.264 in MP4 or an
-animated GIF, with a thumbnail; PNG. Legend: T frames, H rows, W columns.
+animated GIF, with a thumbnail; PNG, JPEG or WebP. Legend: T frames, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobRecord, Lease, folder, preview_key
 
 _THUMBNAIL_SIDE = 320
-_SUFFIX = {"video/mp4": "mp4", "image/gif": "gif", "image/png": "png"}
-MP4_TYPE, GIF_TYPE, JPEG_TYPE, PNG_TYPE = "video/mp4", "image/gif", "image/jpeg", "image/png"
+_SUFFIX = {"video/mp4": "mp4", "image/gif": "gif", "image/png": "png", "image/webp": "webp"}
+MP4_TYPE, GIF_TYPE, JPEG_TYPE = "video/mp4", "image/gif", "image/jpeg"
 _CRF = 16
 """Constant quality of x264, 0 (lossless) to 51: small clips are cheap, and blocks in them are seen."""
 _JPEG_QUALITY = 85
@@ -54,12 +54,13 @@ def encode_clip(frames: Frames, fps: int, output_format: str) -> Encoded:
     return Encoded(data=encode(frames, fps), media_type=media_type)
 
 
-def encode_picture(picture: Frames) -> Encoded:
-    """Encode one picture (H, W, 3) as PNG."""
+def encode_picture(picture: Frames, output_format: str = "png", quality: int = 95) -> Encoded:
+    """Encode one picture (H, W, 3) as PNG, JPEG or WebP; ``quality`` is of the latter two."""
     _check(picture[None], 1)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return Encoded(data=buffer.getvalue(), media_type=PNG_TYPE)
+    options = {} if output_format == "png" else {"quality": quality}
+    Image.fromarray(picture).save(buffer, output_format, **options)
+    return Encoded(data=buffer.getvalue(), media_type=f"image/{output_format}")
 
 
 def encode_thumbnail(frame: Frames, max_side: int | None = None) -> Encoded:
@@ -146,7 +147,9 @@ def _clip(frames: Frames, how: Mapping[str, Value]) -> Mapping[str, Encoded]:
 def _pictures(pictures: Frames, how: Mapping[str, Value]) -> Mapping[str, Encoded]:
     """One picture, or several of one size: the first is ``image``, the others ``image-2`` and so on."""
     each = pictures[None] if pictures.ndim == 3 else pictures
-    return {"image" if not row else f"image-{row + 1}": encode_picture(picture) for row, picture in enumerate(each)}
+    output_format, quality = str(how.get("format", "png")), int(how.get("quality", 95))
+    files = [encode_picture(picture, output_format, quality) for picture in each]
+    return {"image" if not row else f"image-{row + 1}": file for row, file in enumerate(files)}
 
 
 ENCODERS: Final[Mapping[str, Encoder]] = {"frames": _clip, "image": _pictures, "images": _pictures}

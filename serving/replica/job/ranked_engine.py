@@ -124,6 +124,9 @@ class RankedEngine:
             known = dict(zip(present, mine, strict=True))
             return [known.get(job_id) or EngineFailed("the model does not hold this request") for job_id in job_ids]
 
+    def leave(self, job_id: str) -> None:
+        """The request ends at its next step boundary, which is near."""
+
     def release(self, job_id: str) -> None:
         """Free it here now, and on the other ranks between two steps."""
         self._first.release(job_id)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
+from serving.errors import StoreUnavailable
 from serving.replica.job.base import Engine
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine, Load, load_runner
@@ -17,7 +20,9 @@ from serving.replica.job.worker import Worker
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.results import ResultStore
-from serving.telemetry.events import Sink
+from serving.telemetry.events import JobsCounted, Sink
+
+_METRICS_PERIOD_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +49,61 @@ class JobParts:
         self.store.close()
         await self.engine.stop()
 
+    async def report(self, tell: Sink) -> None:
+        """Say again and again what waits and what is here. Until cancelled."""
+        while True:
+            await asyncio.sleep(_METRICS_PERIOD_S)
+            model = self.worker.bench.model
+            try:
+                queued = await self.index.num_queued(model)
+            except StoreUnavailable:
+                continue
+            held_bytes = self.engine.held_bytes()
+            tell(JobsCounted(model=model, num_held=self.worker.num_held, num_queued=queued, held_bytes=held_bytes))
+
 
 def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str, tell: Sink) -> JobParts:
     """Put one replica together. ``name`` is the worker's in leases.
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
     """
-    options, engine = model.options, build_engine(model)
+    options = model.options
+    bounds = DenoisingConfig(
+        max_batch=options.max_batch,
+        max_units=options.max_jobs,
+        max_held_bytes=options.max_held_bytes,
+        watts=model.watts,
+    )
+    return build_worker(
+        build_engine(model),
+        model,
+        config,
+        name,
+        tell,
+        request=model.variant.io.request,
+        bounds=bounds,
+        lease_s=options.lease_s,
+        checkpoint_every=options.checkpoint_every,
+        checkpoint_share=options.checkpoint_share,
+        max_attempts=options.max_attempts,
+    )
+
+
+def build_worker(
+    engine: Engine,
+    model: ResolvedModel[Any],
+    config: ResolvedConfig,
+    name: str,
+    tell: Sink,
+    *,
+    request: type[Any],
+    bounds: DenoisingConfig,
+    **options: Any,
+) -> JobParts:
+    """Put a worker around an engine. ``request``: class of its payloads. ``options``: of ``WorkerConfig``.
+
+    Raises: ConfigError: a store that cannot be used.
+    """
     index, store = build_index(config), ArtefactStore(config.artefact_url)
     quotas = ResultStore(config)
     bench = Bench(
@@ -61,24 +114,15 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         checkpoints=Checkpoints(store, config.secret.encode()),
         files=OutputFiles(store),
         config=WorkerConfig(
-            lease_s=options.lease_s,
-            checkpoint_every=options.checkpoint_every,
-            checkpoint_share=options.checkpoint_share,
             store_patience_s=config.settings.jobs.store_patience_s,
-            max_attempts=options.max_attempts,
             ttl_s=config.settings.jobs.ttl_s,
             watts=model.watts,
+            **options,
         ),
         tell=tell,
         settle=quotas.settle_job,
     )
-    bounds = DenoisingConfig(
-        max_batch=options.max_batch,
-        max_units=options.max_jobs,
-        max_held_bytes=options.max_held_bytes,
-        watts=model.watts,
-    )
-    worker = Worker(bench, denoising(bounds), model.variant.io.request)
+    worker = Worker(bench, denoising(bounds), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 

@@ -160,7 +160,14 @@ class Worker:
             request = msgspec.json.decode(job.payload, type=self.request)
         except msgspec.MsgspecError:
             raise EngineFailed("the request was kept in a form that this model does not read; send it again") from None
-        return JobInput(request=request, point=job.point, seed=job.seed, num_steps=job.num_steps)
+        return JobInput(
+            request=request,
+            point=job.point,
+            seed=job.seed,
+            num_steps=job.num_steps,
+            tenant=job.owner,
+            priority=Priority[job.priority.upper()],
+        )
 
     def _arrival(self, held: HeldJob, wanted: JobInput) -> UnitArrived:
         job, bench, work = held.job, self.bench, self.bench.engine.work(wanted)
@@ -178,7 +185,7 @@ class Worker:
             work=steps,
             held_bytes=work.bytes_held,
             tenant=job.owner,
-            priority=Priority[job.priority.upper()],
+            priority=wanted.priority,
             deadline_s=deadline_s,
         )
 
@@ -267,6 +274,7 @@ class Worker:
             bench.tell(LeaseLost(bench.model))
         if held.admitted is not None:
             self._feed(UnitCancelled(unit_id=held.job.id))
+            self.bench.engine.leave(held.job.id)
         return not held.is_lost
 
     def _progress(self, held: HeldJob) -> Progress:

@@ -1,6 +1,7 @@
 """The node of the graph for rows: a driver, an early-exit scheduler and an engine around one unary or staged model.
 
-Gateways push calls of one or more samples; each call comes back when its last sample is done.
+Gateways push calls of one or more samples; each call comes back when its last sample is done. A
+replica of a model that makes pictures pulls durable jobs as well (``jobs``).
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
+from ray import serve
 
+from models.io import ImageIO
 from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome, pack
@@ -21,15 +24,20 @@ from serving.replica.staged.base import NOTHING_SET
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup, tracing
 
+if TYPE_CHECKING:
+    from serving.replica.job.setup import JobParts
+
 _log = structlog.get_logger(__name__)
 _STUCK_S = 30.0
-"""An engine call that takes longer than this means a dead engine; the controller then replaces the replica."""
+"""An engine call that takes so much longer than predicted means a dead engine; the controller then replaces the
+replica."""
 
 
 class Classifier:
     """Ray Serve deployment class. One process, one model, one engine thread."""
 
-    def __init__(self, model: ResolvedModel[UnaryOptions], config: ResolvedConfig) -> None:
+    # Serve awaits a constructor that is a coroutine: jobs are then claimed on the loop that calls come by.
+    async def __init__(self, model: ResolvedModel[UnaryOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
         tell = setup(config.metrics_dir, config.settings.log_level)
         from serving.replica.staged.setup import build_driver
 
@@ -38,6 +46,14 @@ class Classifier:
         self._driver.start()
         self._num_reports = 0
         self._stays: dict[str, list[Stay]] = {}
+        self._jobs: JobParts | None = None
+        if isinstance(model.variant.io, ImageIO):
+            from serving.replica.staged.jobs import build_row_jobs
+
+            name = serve.get_replica_context().replica_id.unique_id
+            self._jobs = build_row_jobs(model, config, name, tell, self._driver)
+            await self._jobs.start()
+            self._reporter = asyncio.get_running_loop().create_task(self._jobs.report(tell))
         freeze_start_up()
         _log.info("classifier ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
@@ -89,12 +105,15 @@ class Classifier:
 
         Raises: RuntimeError: the engine has been stuck in one call.
         """
-        running_s = self._driver.longest_running_s()
-        if running_s > _STUCK_S:
-            raise RuntimeError(f"the engine has been in one call for {running_s:.0f} s; limit is {_STUCK_S:.0f} s")
+        overdue_s = self._driver.overdue_s()
+        if overdue_s > _STUCK_S:
+            raise RuntimeError(f"an engine call is overdue by {overdue_s:.0f} s; limit is {_STUCK_S:.0f} s")
 
     async def __del__(self) -> None:
-        """Serve awaits this once the calls in flight are done."""
+        """Serve awaits this once the calls in flight are done. Jobs that run are finished, if there is time."""
+        if self._jobs is not None:
+            self._reporter.cancel()
+            await self._jobs.stop()
         await self._driver.stop()
 
 

@@ -95,7 +95,7 @@ class RecordCodec:
         result = _RESULT.decode(raw)
         if result.status is not job.status:
             raise ValueError(f"the result says {result.status}, the record {job.status}")
-        return replace(job, artefacts=result.artefacts, error=result.error, report=result.report)
+        return replace(job, artefacts=result.artefacts, error=result.error, report={**job.report, **result.report})
 
 
 def fields_of(reply: Any) -> dict[str, bytes]:

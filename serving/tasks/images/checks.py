@@ -32,7 +32,8 @@ def _picture(facts: Mapping[str, Any]) -> bytes:
 
 def _http(target: Target) -> str:
     facts = _facts(target)
-    body = {"model": target.model, "prompt": _PROMPT if "text" in facts["inputs"] else ""}
+    prompt = _PROMPT if "text" in facts["inputs"] else ""
+    body: dict[str, Any] = {"model": target.model, "prompt": prompt, "vireo": {"background": False}}
     path = "/v1/images/generations"
     if "image" in facts["inputs"]:
         path, body["image"] = "/v1/images/edits", base64.b64encode(_picture(facts)).decode()

@@ -68,7 +68,7 @@ def image(
             seed=seed,
             output_format=_FORMATS[out.suffix.lower()],
             image=None if source is None else base64.b64encode(source.read_bytes()).decode(),
-            vireo={**budget, "settings": values},
+            vireo={**budget, "settings": values, "background": False},
         )
         answer = client.ask("POST", f"/v1/images/{'generations' if source is None else 'edits'}", body)
         out.write_bytes(base64.b64decode(answer["data"][0].pop("b64_json")))

@@ -16,7 +16,7 @@ from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
-from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, make_images, only_model
+from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, make_images, only_model, rows_of
 
 Message: TypeAlias = vireo_pb2.GenerateImageRequest | vireo_pb2.EditImageRequest
 _FORMATS: Final[Mapping[int, ImageFormat]] = {
@@ -29,14 +29,18 @@ _FORMATS: Final[Mapping[int, ImageFormat]] = {
 
 async def generate(call: GrpcCall, message: vireo_pb2.GenerateImageRequest) -> vireo_pb2.ImageResponse:
     """``vireo.v1.Vireo/GenerateImage``."""
-    return _response(await make_images(call, _asked(call, message, None)))
+    return await _made(call, _asked(call, message, None))
 
 
 async def edit(call: GrpcCall, message: vireo_pb2.EditImageRequest) -> vireo_pb2.ImageResponse:
     """``vireo.v1.Vireo/EditImage``."""
     if not message.image:
         raise InvalidRequest("image is empty; send the bytes of a JPEG, PNG or WebP file", param="image")
-    return _response(await make_images(call, _asked(call, message, ImageInput(encoded=message.image))))
+    return await _made(call, _asked(call, message, ImageInput(encoded=message.image)))
+
+
+async def _made(call: GrpcCall, asked: ImagesAsked) -> vireo_pb2.ImageResponse:
+    return _response(await make_images(call, asked, rows_of(call, asked)))
 
 
 def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> ImagesAsked:

@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations`` and ``/v1/images/edits``, and the files that their URLs lead to."""
+"""``POST /v1/images/generations`` and ``/v1/images/edits``, the files that URLs lead to, and the jobs they begin."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from serving.front.http.multipart import FormReader, FormRules
 from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation, path_parameter
 from serving.front.images import images_from_text
 from serving.limits import IngressLimits
-from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, only_model
-from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImagesAnswer
+from serving.tasks.images.jobs import JOBS, begin_job
+from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, only_model, rows_of
+from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImageJobAnswer, ImagesAnswer
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -123,7 +124,10 @@ async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) ->
         seed=body.seed,
         budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
     )
-    made = await make_images(call, asked)
+    request = rows_of(call, asked)
+    if (job := await begin_job(call, body, asked, request)) is not None:
+        return JOBS.begun(call, job, 202)
+    made = await make_images(call, asked, request)
     data = await _stored(call, made) if body.response_format == "url" else await asyncio.to_thread(_spelt, made)
     for seed, each in zip(made.seeds, data, strict=False):
         each["seed"] = seed
@@ -166,13 +170,21 @@ _FORM: Final = {
 }
 _FILES: Final = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
 
+_BEGUN: Final = {"202": {"description": "A job was begun", "content": json_content(ImageJobAnswer)}}
+
 ROUTES: Final = (
     Route(
         method="POST",
         path="/v1/images/generations",
         handler=generate,
         surface=Surface.HTTP_IMAGES,
-        operation=operation("Make pictures of words", ImagesAnswer, *BUDGET_HEADERS, body=json_content(GenerationBody)),
+        operation=operation(
+            "Make pictures of words",
+            ImagesAnswer,
+            *BUDGET_HEADERS,
+            body=json_content(GenerationBody),
+            also=_BEGUN,
+        ),
     ),
     Route(
         method="POST",
@@ -184,6 +196,7 @@ ROUTES: Final = (
             ImagesAnswer,
             *BUDGET_HEADERS,
             body={**json_content(EditBody), "multipart/form-data": {"schema": _FORM}},
+            also=_BEGUN,
         ),
     ),
     Route(
@@ -192,4 +205,5 @@ ROUTES: Final = (
         handler=fetch,
         operation=operation("Fetch a picture by its URL", _FILES, path_parameter("name")),
     ),
+    *JOBS.routes(),
 )

@@ -67,12 +67,15 @@ def only_model(call: BaseCall) -> str:
     return cards[0].id
 
 
-async def make_images(call: BaseCall, asked: ImagesAsked) -> ImagesMade:
+def rows_of(call: BaseCall, asked: ImagesAsked) -> UnaryRequest:
+    """What a call asks a model for, admitted. Raises: ClientError."""
+    cards = call.front.service.rows_for("images")
+    return call.front.admit(_request(call, asked, call.front.card(asked.model, cards)), cards, call.visit)
+
+
+async def make_images(call: BaseCall, asked: ImagesAsked, request: UnaryRequest) -> ImagesMade:
     """Answer a call. Raises: ServingError."""
-    service = call.front.service
-    cards = service.rows_for("images")
-    request = _request(call, asked, call.front.card(asked.model, cards))
-    reply = await service.unary.answer(call.front.admit(request, cards, call.visit))
+    reply = await call.front.service.unary.answer(request)
     pictures = _pictures(reply)
     call.note_outcome(reply.items)
     files = await asyncio.to_thread(_encode, pictures, asked.format, asked.compression)

@@ -11,8 +11,16 @@ from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
+from serving.stores.jobs.base import JobStatus
 
 MAX_SEED = (1 << 62) - 1
+
+
+class ImagesBudgetBody(BudgetBody):
+    """Budget, and whether to wait."""
+
+    background: bool | None = None
+    """``true``: a job at once, ``false``: the pictures; when absent, a job if it is predicted to take long."""
 
 
 class GenerationBody(Strict):
@@ -36,8 +44,8 @@ class GenerationBody(Strict):
     """Seed of the first picture; each further picture has the next one. Drawn when absent."""
     user: Annotated[str | None, Field(max_length=MAX_ID_CHARS)] = None
     """The caller's own label; not used."""
-    vireo: BudgetBody | None = None
-    """Budget and settings."""
+    vireo: ImagesBudgetBody | None = None
+    """Budget, settings, and whether to wait."""
 
 
 class ImageReference(Strict):
@@ -73,4 +81,32 @@ class ImagesAnswer(TypedDict):
     data: list[ImageAnswer]
     output_format: Literal["png", "jpeg", "webp"]
     size: str
+    vireo: Report
+
+
+class ImageJobError(TypedDict):
+    """Why a job failed; ``cancelled`` if somebody wanted it to."""
+
+    code: str
+    message: str
+
+
+class ImageJobAnswer(TypedDict):
+    """Pictures that are made as a job. ``urls``: of its files, once they are there."""
+
+    id: str
+    object: Literal["image"]
+    model: str
+    prompt: str
+    seeds: list[int]
+    n: int
+    output_format: str
+    status: JobStatus
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    predicted_finish_at: float | None
+    error: ImageJobError | None
+    urls: list[str]
     vireo: Report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from serving.delivery.job.base import JobRequest, default_model
-from serving.delivery.job.http import JobHttp
+from serving.delivery.job.http import CreatedJobHttp
 from serving.domain import Surface
 from serving.front.http.body import read_into
 from serving.front.http.call import Call
@@ -14,7 +14,7 @@ from serving.front.http.openapi import json_content
 from serving.tasks.videos.body import document_from_form, form_rules, json_bounds, request_from_document
 from serving.tasks.videos.reply import video_to_json
 from serving.tasks.videos.rules import VIDEOS, with_settings
-from serving.tasks.videos.schemas import VideoAnswer, VideoBody, VideoDeletedAnswer, VideoEventAnswer, VideoListAnswer
+from serving.tasks.videos.schemas import VideoAnswer, VideoBody
 
 
 async def read_request(call: Call) -> JobRequest[VideoBody]:
@@ -39,7 +39,7 @@ async def read_request(call: Call) -> JobRequest[VideoBody]:
     return with_settings(call.front.admit(request, call.front.service.video_cards(), call.visit))
 
 
-ROUTES: Final = JobHttp(
+ROUTES: Final = CreatedJobHttp(
     path="/v1/videos",
     task=VIDEOS,
     service=lambda front: front.service.videos,
@@ -52,7 +52,4 @@ ROUTES: Final = JobHttp(
     sync_surface=Surface.HTTP_VIDEO_SYNC,
     body={**json_content(VideoBody), "multipart/form-data": {"schema": VideoBody}},
     answer=VideoAnswer,
-    event=VideoEventAnswer,
-    page=VideoListAnswer,
-    deleted=VideoDeletedAnswer,
 ).routes()

@@ -136,27 +136,3 @@ class VideoAnswer(TypedDict):
     inference_time_s: float | None
     user: str
     vireo: VideoBlock
-
-
-class VideoEventAnswer(VideoAnswer):
-    """An event of ``GET /v1/videos/{id}/events``: the job as it is now, and a frame as far as it is made."""
-
-    preview: str | None
-
-
-class VideoListAnswer(TypedDict):
-    """A page of jobs."""
-
-    object: Literal["list"]
-    data: list[VideoAnswer]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class VideoDeletedAnswer(TypedDict):
-    """Answer of ``DELETE /v1/videos/{id}``."""
-
-    id: str
-    object: Literal["video.deleted"]
-    deleted: bool

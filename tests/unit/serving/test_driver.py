@@ -345,7 +345,21 @@ async def test_engine_that_breaks_its_contract_strands_nobody(defect: str) -> No
         answer = await driver.submit(pixels(2), deadline_s=math.inf, thresholds=FULL)
         assert int(answer.outputs["probabilities"].argmax()) == 2
         scheduler.check_invariants()
-        assert driver.longest_running_s() == 0.0
+        assert driver.overdue_s() == 0.0
+
+
+async def test_call_is_overdue_from_when_it_was_predicted_to_end() -> None:
+    engine, now_s = GatedEngine(), [100.0]
+    engine.gate.clear()
+    async with running_driver(engine, clock=lambda: now_s[0]) as driver:  # which predicts a millisecond
+        task = submit(driver, 1)
+        await until(lambda: bool(engine.calls))
+        assert driver.overdue_s() == 0.0
+        now_s[0] += 5.001
+        assert driver.overdue_s() == pytest.approx(5.0)
+        engine.gate.set()
+        await task
+        assert driver.overdue_s() == 0.0
 
 
 async def test_full_engine_refuses_before_the_scheduler_hears_of_it() -> None:

@@ -43,7 +43,9 @@ async def test_priority_is_lowered_to_the_tenants_highest_whatever_is_asked_and_
 def test_ready_with_one_model_that_lives_once_the_start_is_over() -> None:
     live, started = set[str](), False
     fake = FakeService()
-    service = Service(fake, fake, fake, fake.files, is_started=lambda: started, is_live=lambda model: model in live)
+    service = Service(
+        fake, fake, fake, fake, fake.files, is_started=lambda: started, is_live=lambda model: model in live
+    )
     classifier, chat = (card.id for card in service.cards())
     assert not service.is_ready()
     live = {chat}

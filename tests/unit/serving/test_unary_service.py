@@ -12,13 +12,24 @@ import pytest
 
 from models.io import ImageIO
 from schedulers.admission import Cost
+from schedulers.plan import Cost as PointCost
+from schedulers.plan import Point
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
-from serving.errors import EngineFailed, InvalidRequest, QueueFull, QuotaExceeded, ServingError
+from serving.errors import (
+    BudgetInfeasible,
+    EngineFailed,
+    ImageTooLarge,
+    InvalidRequest,
+    QueueFull,
+    QuotaExceeded,
+    ServingError,
+)
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
+from serving.operating_points import Points
 from tests.support.fake_service import make_card, make_image_card
 from tests.support.memory_results import MemoryResults
 from tests.support.waiting import until
@@ -337,3 +348,73 @@ async def test_columns_that_do_not_fit_are_refused(world: World, columns: Any, p
     with pytest.raises(InvalidRequest) as caught:
         await painting(world, **columns)
     assert caught.value.param == param
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def _planning(world: World, monkeypatch: pytest.MonkeyPatch, latency_s: float, side: int = 4) -> UnaryRequests:
+    """A model whose rows of the largest size take ``latency_s`` each, alone, and half of it in company."""
+    monkeypatch.undo()
+    cost = PointCost(latency_s={"rows": latency_s}, busy_s={"rows": latency_s / 2}, watts=2.0)
+    points = Points(
+        points=(Point(name="depth=2", settings={"depth": 2}, cost=cost),),
+        work=lambda settings, request=None: {"rows": 1.0},
+        watts=2.0,
+        checkpoint_sha256="0" * 64,
+    )
+    form = ImageIO(takes_picture=True, is_seeded=True, max_side=4096)
+    served = ServedModel(card=make_image_card("painter", form), points=points, dispatcher=cast(Any, world.dispatcher))
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+
+    async def prepare(data: bytes, *rest: Any) -> PreparedImage:
+        world.media.callers.append(rest[-1])
+        return PreparedImage(
+            pixels=noise, content_sha256=b"0" * 32, original_size=(side, side), decode_ms=0.0, grid=None
+        )
+
+    monkeypatch.setattr(world.media, "prepare", prepare)
+    return UnaryRequests({"painter": served}, cast(Any, world.media), world.pipeline, max_images=8)
+
+
+def _rows(**budget: Any) -> UnaryRequest:
+    image = ImageInput(encoded=b"x")
+    return UnaryRequest(
+        request_id="r", surface=Surface.HTTP_IMAGES, tenant="acme", model="painter", images=(image, image),
+        seeds=(7, 8), budget=Budget(**budget),
+    )  # fmt: skip
+
+
+async def test_plan_of_a_job_has_the_picture_its_point_and_all_of_its_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = await _planning(world, monkeypatch, 8.0).plan_job(_rows(), 10.0)
+    assert plan is not None
+    assert (plan.point, plan.name, plan.seed, plan.num_steps) == ({"depth": 2}, "depth=2", 7, 1)
+    assert (plan.predicted_s, plan.predicted_j) == (8.0, 16.0)
+    assert (plan.request.count, plan.request.picture[:4]) == (2, b"\x89PNG")
+    assert len(world.media.callers) == 1
+    await world.check_nothing_is_left()
+
+
+async def test_short_call_is_no_job_and_nothing_is_decoded_to_know_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _planning(world, monkeypatch, 4.0)
+    assert await service.plan_job(_rows(), 10.0) is None
+    assert world.media.callers == []
+    assert await service.plan_job(_rows(), 0.0) is not None
+
+
+async def test_budget_of_a_job_is_its_own_and_not_that_of_a_waiting_call(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _planning(world, monkeypatch, 8.0)  # the server's default deadline is 5 s
+    assert await service.plan_job(_rows(latency_ms=9000.0), 0.0) is not None
+    with pytest.raises(BudgetInfeasible):
+        await service.plan_job(_rows(latency_ms=7000.0), 0.0)
+
+
+async def test_picture_that_a_record_has_no_room_for_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageTooLarge, match="a job takes"):
+        await _planning(world, monkeypatch, 8.0, side=1100).plan_job(_rows(), 0.0)

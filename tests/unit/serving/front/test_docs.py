@@ -18,6 +18,7 @@ from serving.front.status import TABLE
 from serving.gateway.http import document as openapi_document
 from serving.limits import MAX_SMALL_BYTES, MAX_TYPED_ELEMENTS, IngressLimits
 from serving.media.limits import MediaLimits
+from serving.tasks.images.jobs import JOB_FROM_S, MAX_JOB_IMAGES
 from serving.tasks.infer.tensors import outputs_of
 from tests.support.fake_service import make_card
 
@@ -88,6 +89,8 @@ def test_every_rpc_is_documented() -> None:
 def test_numbers_and_names_in_the_text_are_those_of_the_code() -> None:
     assert f"at most {MAX_TYPED_ELEMENTS:,} elements" in TEXT
     assert f"At most {MAX_WATCHES} at a time" in TEXT
+    assert f"take {JOB_FROM_S:g} s or more" in TEXT
+    assert f"at most {MAX_JOB_IMAGES} pictures" in TEXT
     assert f"at most {IngressLimits().max_message_fields:,}\nfields" in TEXT
     assert f"everything else of {MAX_SMALL_BYTES >> 10} KiB" in TEXT
     assert f"`GenerateVideo` of {IngressLimits().max_prompt_bytes >> 20} MiB" in TEXT

@@ -213,3 +213,64 @@ async def test_metadata_and_configuration_are_those_of_the_card(door: FrontDoor)
     assert metadata["outputs"][0] == {"name": "image", "datatype": "UINT8", "shape": [-1, 8, 12, 3]}
     config = (await asgi(door.app, "GET", "/v2/models/painter/config")).json
     assert config["output"][0] == {"name": "image", "data_type": "TYPE_UINT8", "dims": [8, 12, 3]}
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+BALL = {"model": "painter", "prompt": "a ball", "seed": 7}
+
+
+async def test_call_that_need_not_be_waited_for_becomes_a_job(door: FrontDoor) -> None:
+    asked = {"n": 2, "output_format": "webp", "output_compression": 40, "vireo": {"background": True, "energy_j": 2}}
+    reply = await door.post_json(BALL | asked, GENERATIONS, host="x.test")
+    assert reply.status == 202, reply.body
+    job, (request,) = reply.json, door.service.image_jobs.video_requests
+    assert (job["object"], job["status"], job["seeds"], job["urls"]) == ("image", "queued", [7, 8], [])
+    assert (job["vireo"]["operating_point"], job["vireo"]["degraded"]) == ("fast", [])
+    assert (request.budget.energy_j, request.plan.output) == (2, {"format": "webp", "quality": 40})
+    assert door.service.requests == []
+    door.service.image_jobs.complete(job["id"])
+    shown = (await asgi(door.app, "GET", f"/v1/images/jobs/{job['id']}", headers={"host": "x.test"})).json
+    url = f"http://x.test/v1/images/jobs/{job['id']}/content"
+    assert (shown["status"], shown["urls"]) == ("completed", [url, f"{url}?variant=image-2"])
+    listed = (await asgi(door.app, "GET", "/v1/images/jobs")).json
+    assert [one["id"] for one in listed["data"]] == [job["id"]]
+
+
+@pytest.mark.parametrize(
+    ("predicted_s", "vireo", "status"),
+    [(9.9, {}, 200), (10.0, {}, 202), (10.0, {"background": False}, 200), (0.0, {"background": True}, 202)],
+)
+async def test_call_predicted_to_take_long_becomes_a_job_unless_its_caller_waits(
+    predicted_s: float, vireo: Any, status: int, door: FrontDoor
+) -> None:
+    door.service.predicted_s = predicted_s
+    reply = await door.post_json(BALL | {"vireo": vireo}, GENERATIONS)
+    assert reply.status == status, reply.body
+    assert ("background" in reply.json["vireo"]["degraded"]) == (status == 202 and not vireo)
+
+
+async def test_form_begins_a_job(door: FrontDoor) -> None:
+    reply = await edit_form(door, model="mender", vireo=json.dumps({"background": True}))
+    assert reply.status == 202, reply.body
+    assert reply.json["seeds"] == []
+
+
+async def test_job_makes_so_many_pictures_and_no_more(door: FrontDoor) -> None:
+    reply = await door.post_json(BALL | {"n": 11, "vireo": {"background": True}}, GENERATIONS)
+    assert (reply.error["code"], reply.error["param"]) == ("too_many_images", "n")
+
+
+async def test_grpc_waits_however_long_it_takes(door: FrontDoor) -> None:
+    door.service.predicted_s = 60.0
+    asked = vireo_pb2.GenerateImageRequest(model="painter", prompt="a ball")
+    made = await door.grpc.GenerateImage(asked, FakeContext())
+    assert len(made.images) == 1
+
+
+async def test_jobs_of_images_say_what_is_missing_in_their_own_words(door: FrontDoor) -> None:
+    reply = await asgi(door.app, "GET", "/v1/images/jobs/!/content")
+    assert (reply.status, reply.error["code"]) == (404, "image_not_found")
+    job = (await door.post_json(BALL | {"vireo": {"background": True}}, GENERATIONS)).json
+    reply = await asgi(door.app, "GET", f"/v1/images/jobs/{job['id']}/content")
+    assert (reply.status, reply.error["code"]) == (409, "image_not_ready")
