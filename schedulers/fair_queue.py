@@ -22,9 +22,10 @@ Differs from the paper: inside a tenant units go by urgency, not by arrival, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush, heapreplace
-from typing import Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from schedulers.ordered_queue import OrderedQueue
 
@@ -33,13 +34,25 @@ class Waiting(Protocol):
     """What the queue reads of a unit."""
 
     tenant: str
-    weight: float
     deadline_s: float
     joules: float
     #: Inside a tenant the smallest goes first.
     rank: tuple[float, float]
     #: Unique among all units; breaks ties.
     number: int
+
+
+Weights: TypeAlias = Mapping[str, float]
+"""What each tenant's share is in proportion to; 1 for one that is not in it."""
+EQUAL: Final[Weights] = MappingProxyType({})
+
+
+def checked(weights: Weights) -> Weights:
+    """Raises: ValueError: a weight is not finite and positive."""
+    for tenant, weight in weights.items():
+        if not 0.0 < weight < math.inf:
+            raise ValueError(f"the weight of tenant {tenant!r} is {weight}; need a finite number > 0")
+    return weights
 
 
 UnitT = TypeVar("UnitT", bound=Waiting)
@@ -57,11 +70,11 @@ class _Flow(Generic[UnitT]):
 
     __slots__ = ("listed_tag", "number", "tag", "units", "waiting_j", "weight")
 
-    def __init__(self, tag: float, number: int) -> None:
+    def __init__(self, tag: float, number: int, weight: float) -> None:
         self.tag = tag
         self.listed_tag = -math.inf
         self.number = number
-        self.weight = 1.0
+        self.weight = weight
         self.units: OrderedQueue[tuple[float, float, int, UnitT]] = OrderedQueue()
         self.waiting_j = 0.0
 
@@ -75,9 +88,13 @@ class FairQueue(Generic[UnitT]):
     """Units in fair order. Adding, removing and taking are O(log n); ``least_urgent`` looks at every tenant.
 
     A tenant leaves its tag behind until ``rest``; of more than ``_MAX_FLOWS`` tenants the idle ones are forgotten.
+
+    Raises:
+        ValueError: a weight is not finite and positive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights = EQUAL) -> None:
+        self._weights = checked(weights)
         self._flows: dict[str, _Flow[UnitT]] = {}
         #: (tag, flow number, flow) of those that wait; an entry whose tag is not its flow's ``listed_tag``, or whose
         #: flow has nothing waiting, is stale.
@@ -101,7 +118,6 @@ class FairQueue(Generic[UnitT]):
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
         flow = self._flow(unit.tenant)
-        flow.weight = unit.weight
         if not flow.units:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
@@ -208,7 +224,8 @@ class FairQueue(Generic[UnitT]):
         share. None when that would be the newcomer's tenant: nobody is put out for one who has as much waiting."""
         mine = self._flows.get(newcomer.tenant)
         tag = self._virtual if mine is None else max(mine.tag, self._virtual)
-        reach = tag + (newcomer.joules + (0.0 if mine is None else mine.waiting_j)) / newcomer.weight
+        waiting_j = newcomer.joules + (0.0 if mine is None else mine.waiting_j)
+        reach = tag + waiting_j / self._weights.get(newcomer.tenant, 1.0)
         others = [flow for flow in self._flows.values() if flow.units and flow is not mine]
         furthest = max(others, key=_reach, default=None)
         return None if furthest is None or _reach(furthest) <= reach else furthest.units.last()[3]
@@ -220,12 +237,12 @@ class FairQueue(Generic[UnitT]):
             return None
         return flow.units.last()[3]
 
-    def correct(self, tenant: str, joules: float, weight: float = 1.0) -> None:
+    def correct(self, tenant: str, joules: float) -> None:
         """A unit that was taken cost so much more than its charge, or less."""
         flow = self._flows.get(tenant)
         if flow is None:
             return  # forgotten
-        flow.tag += joules / weight
+        flow.tag += joules / flow.weight
         if flow.units:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
@@ -252,7 +269,8 @@ class FairQueue(Generic[UnitT]):
             if len(self._flows) >= _MAX_FLOWS:
                 self._flows = {name: flow for name, flow in self._flows.items() if flow.units}
             self._num_flows += 1
-            flow = self._flows[tenant] = _Flow(self._virtual, self._num_flows)
+            weight = self._weights.get(tenant, 1.0)
+            flow = self._flows[tenant] = _Flow(self._virtual, self._num_flows, weight)
         return flow
 
     def rest(self) -> None:

@@ -61,7 +61,6 @@ class Unit:
         "timer_s",
         "unit_id",
         "waiting_since_s",
-        "weight",
         "work",
     )
 
@@ -73,7 +72,6 @@ class Unit:
         #: Among the units of a tenant, the smallest goes first; ``number`` breaks ties.
         self.rank = (float(-arrival.priority), arrival.deadline_s)
         self.tenant = arrival.tenant
-        self.weight = arrival.weight
         self.held_bytes = arrival.held_bytes
         self.arrived_s = now_s
         #: When it began to wait where it is now.

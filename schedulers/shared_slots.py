@@ -18,6 +18,8 @@ from bisect import insort
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from schedulers.fair_queue import EQUAL, Weights, checked
+
 _KEPT = 0.8
 """Of what was learnt about a tenant's predictions, so much stays when a turn ends."""
 _MIN_BOOKED_S = 1e-6
@@ -49,9 +51,10 @@ TurnT = TypeVar("TurnT", bound=Turn)
 class _Tenant(Generic[TurnT]):
     """What is known of one tenant. ``next_tag``: where its next turn begins, in virtual time."""
 
-    __slots__ = ("next_tag", "predicted_s", "used_s", "waiting")
+    __slots__ = ("next_tag", "predicted_s", "used_s", "waiting", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
         self.next_tag = 0.0
         self.waiting: list[TurnT] = []
         self.predicted_s = 0.0
@@ -69,17 +72,19 @@ class _Tenant(Generic[TurnT]):
 
 class SharedSlots(Generic[TurnT]):
     """Who waits and who goes next; the caller counts the slots. ``max_waiting``: turns that wait, of all tenants.
+    ``weights``: of tenants.
 
     Grows with the number of tenants only.
 
     Raises:
-        ValueError: ``max_waiting`` is negative.
+        ValueError: ``max_waiting`` is negative, or a weight not finite and positive.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, weights: Weights = EQUAL) -> None:
         if max_waiting < 0:
             raise ValueError(f"max_waiting is {max_waiting}; need 0 or more")
         self._max_waiting = max_waiting
+        self._weights = checked(weights)
         self._tenants: dict[str, _Tenant[TurnT]] = {}
         self._virtual_s = 0.0
         self._num_added = 0
@@ -96,12 +101,14 @@ class SharedSlots(Generic[TurnT]):
     def add(self, turn: TurnT, num_free: int = 0) -> TurnT | None:
         """Let a turn wait. Returns the one that had to go to make room, which may be this one; None if there was room.
 
-        It is the last turn of the tenant that has most waiting: a tenant that fills the queue refuses itself.
-        ``num_free``: slots that are free now, for whose turns room is made besides.
+        It is the last turn of the tenant that has most waiting for its weight: a tenant that fills the queue refuses
+        itself. ``num_free``: slots that are free now, for whose turns room is made besides.
         """
         self._num_added += 1
         turn._number = self._num_added
-        mine = self._tenants.setdefault(turn.tenant, _Tenant())
+        mine = self._tenants.get(turn.tenant)
+        if mine is None:
+            mine = self._tenants[turn.tenant] = _Tenant(self._weights.get(turn.tenant, 1.0))
         if not mine.waiting:  # what it did not use while it had nothing to do, it has not saved up
             mine.next_tag = max(mine.next_tag, self._virtual_s)
         insort(mine.waiting, turn, key=_order)
@@ -109,7 +116,7 @@ class SharedSlots(Generic[TurnT]):
         if self._num_waiting <= self._max_waiting + num_free:
             return None
         # Of equals the newcomer's own: nobody is put out for one who would then hold as much.
-        fullest = max(self._tenants.values(), key=lambda tenant: (len(tenant.waiting), tenant is mine))
+        fullest = max(self._tenants.values(), key=lambda tenant: (len(tenant.waiting) / tenant.weight, tenant is mine))
         self._num_waiting -= 1
         return fullest.waiting.pop()
 
@@ -141,13 +148,13 @@ class SharedSlots(Generic[TurnT]):
         self._num_waiting -= 1
         self._virtual_s = max(self._virtual_s, best.next_tag)
         found._booked_s = best.expected_s(found)
-        best.next_tag += found._booked_s
+        best.next_tag += found._booked_s / best.weight
         return found
 
     def finish(self, turn: TurnT, used_s: float) -> None:
         """A turn that was taken has ended after so many seconds of service; 0 if it never began."""
         tenant = self._tenants[turn.tenant]
-        tenant.next_tag += used_s - turn._booked_s
+        tenant.next_tag += (used_s - turn._booked_s) / tenant.weight
         if used_s > 0.0:
             tenant.learn(turn.predicted_s, used_s)
 

@@ -42,11 +42,11 @@ class RejectReason(Enum):
 class UnitArrived:
     """A new unit. ``work`` says what is to be done, in the words of the policy that runs it (``schedulers.policies``).
 
-    ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. Tenants share in proportion to
-    ``weight``. ``held_bytes``: the most that the unit holds while it is here.
+    ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. ``held_bytes``: the most that the unit
+    holds while it is here.
 
     Raises:
-        ValueError: ``deadline_s`` is not a number, ``weight`` not finite and positive, or ``held_bytes`` negative.
+        ValueError: ``deadline_s`` is not a number, or ``held_bytes`` negative.
     """
 
     unit_id: Hashable
@@ -54,14 +54,13 @@ class UnitArrived:
     deadline_s: float = math.inf
     priority: Priority = Priority.NORMAL
     tenant: str = ""
-    weight: float = 1.0
     held_bytes: int = 0
 
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
             raise ValueError(f"deadline_s of unit {self.unit_id} is NaN; use math.inf for no deadline")
-        if not 0.0 < self.weight < math.inf or self.held_bytes < 0:
-            raise ValueError(f"unit {self.unit_id}: weight {self.weight} or held_bytes {self.held_bytes} out of range")
+        if self.held_bytes < 0:
+            raise ValueError(f"held_bytes of unit {self.unit_id} is {self.held_bytes}; need 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

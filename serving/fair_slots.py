@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.chat import ChatConfig, ChatWork, chat
 from schedulers.types import (
     Event,
@@ -39,11 +40,18 @@ class FairSlots:
     hear of it at once sets a timeout of its own.
     """
 
-    def __init__(self, slots: int, max_waiting: int = 1 << 30, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        slots: int,
+        max_waiting: int = 1 << 30,
+        *,
+        weights: Weights = EQUAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._slots = slots
         self._max_waiting = max_waiting
         self._clock = clock
-        self._kernel = chat(ChatConfig(max_running=slots, max_waiting=max(1, max_waiting)))
+        self._kernel = chat(ChatConfig(max_running=slots, max_waiting=max(1, max_waiting), weights=weights))
 
     @property
     def running(self) -> int:

@@ -55,7 +55,6 @@ class TraceUnit:
     truth: Any = None
     deadline_s: float = math.inf
     tenant: str = ""
-    weight: float = 1.0
     priority: Priority = Priority.NORMAL
     held_bytes: int = 0
     cancelled_at_s: float | None = None
@@ -239,7 +238,6 @@ class _Replay:
                 deadline_s=unit.deadline_s,
                 priority=unit.priority,
                 tenant=unit.tenant,
-                weight=unit.weight,
                 held_bytes=unit.held_bytes,
             )
             self.push(unit.arrived_s, arrival)

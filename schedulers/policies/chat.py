@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from schedulers.fair_queue import FairQueue
+from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
 
 _KEPT = 0.8
@@ -44,7 +44,7 @@ class ChatWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatConfig:
-    """``max_running``: slots. ``max_held_bytes``: of those that run; one alone may hold more.
+    """``max_running``: slots. ``max_held_bytes``: of those that run; one alone may hold more. ``weights``: of tenants.
 
     Raises:
         ValueError: a bound is below 1, or ``watts`` not positive.
@@ -54,6 +54,7 @@ class ChatConfig:
     max_waiting: int = 1 << 30
     max_held_bytes: int = 1 << 62
     watts: float = 1.0
+    weights: Weights = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.watts < math.inf:
@@ -65,7 +66,7 @@ def chat(config: ChatConfig) -> Kernel:
     limits = Limits(
         max_running=config.max_running, max_waiting=config.max_waiting, max_held_bytes=config.max_held_bytes
     )
-    order = ChatOrder()
+    order = ChatOrder(config.weights)
     cost = ChatCost(order, config)
     progress = ChatProgress(order, cost)
     return Kernel(Policy(order=order, batch=ChatBatch(order, limits), cost=cost, progress=progress, limits=limits))
@@ -74,8 +75,8 @@ def chat(config: ChatConfig) -> Kernel:
 class ChatOrder:
     """Tenants in turn."""
 
-    def __init__(self) -> None:
-        self.queue: FairQueue[Unit] = FairQueue()
+    def __init__(self, weights: Weights) -> None:
+        self.queue: FairQueue[Unit] = FairQueue(weights)
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -166,7 +167,7 @@ class ChatProgress:
     def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
         """Correct what was charged."""
         for unit, used_s in reports:
-            self._order.queue.correct(unit.tenant, self._cost.learn(unit, used_s), unit.weight)
+            self._order.queue.correct(unit.tenant, self._cost.learn(unit, used_s))
         return After([unit for unit, _ in reports], [], [])
 
     def overtaken(self, unit: Unit) -> int | None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from schedulers.fair_queue import FairQueue
+from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
 from schedulers.urgency import queue_key
 from schedulers.video_cost import StepCost, StepPart
@@ -54,6 +54,7 @@ class DenoisingConfig:
 
     ``max_batch``: units in one step. ``max_units``: units here, those being decoded included. ``max_held_bytes``: of
     the units here together, and so of a step; a unit alone may be larger. ``watts``: turns seconds into joules.
+    ``weights``: of tenants.
 
     Raises:
         ValueError: one is below 1, or ``watts`` not positive.
@@ -63,6 +64,7 @@ class DenoisingConfig:
     max_units: int = 8
     max_held_bytes: int = 1 << 30
     watts: float = 1.0
+    weights: Weights = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_units", "max_held_bytes"):
@@ -75,7 +77,7 @@ class DenoisingConfig:
 def denoising(config: DenoisingConfig | None = None, step_cost: StepCost | None = None) -> Kernel:
     """Meets every deadline of a tenant that any order of its share could meet."""
     config = config or DenoisingConfig()
-    order = DenoisingOrder()
+    order = DenoisingOrder(config.weights)
     cost = DenoisingCost(step_cost or StepCost(), order, config.watts)
     batch = DenoisingBatch(order, cost, config)
     limits = Limits(
@@ -107,8 +109,8 @@ def _parts(units: Collection[Unit]) -> list[StepPart]:
 class DenoisingOrder:
     """Units that need a step, fair between tenants, and units that wait to be decoded."""
 
-    def __init__(self) -> None:
-        self.steps: FairQueue[Unit] = FairQueue()
+    def __init__(self, weights: Weights) -> None:
+        self.steps: FairQueue[Unit] = FairQueue(weights)
         self.denoised: list[Unit] = []
 
     def __len__(self) -> int:

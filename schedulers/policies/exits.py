@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from schedulers.cost import CostModel
-from schedulers.fair_queue import FairQueue
+from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
 from schedulers.ordered_queue import OrderedQueue
 from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch
@@ -57,7 +57,7 @@ class ExitConfig:
 
     ``max_batch``: units in one slice. ``max_waiting``: units waiting at all stages together. ``num_executors``: slices
     that may run at the same time. ``max_age_s``: a unit that waited this long at one stage heads the next slice,
-    whatever the rules say. ``watts``: turns predicted seconds into joules.
+    whatever the rules say. ``watts``: turns predicted seconds into joules. ``weights``: of tenants.
 
     Raises:
         ValueError: one is out of range.
@@ -68,6 +68,7 @@ class ExitConfig:
     num_executors: int = 1
     max_age_s: float = 10.0
     watts: float = 1.0
+    weights: Weights = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_waiting", "num_executors"):
@@ -86,7 +87,7 @@ class ExitConfig:
 def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
     """Maximises units answered by their deadline at their own threshold, then lowers mean latency."""
     config = config or ExitConfig()
-    order = ExitOrder(table.num_stages)
+    order = ExitOrder(table.num_stages, config.weights)
     cost = ExitCost(table, order.stage_counts, config)
     reserve = EntryReserve(lambda: len(order.fresh) > config.max_batch)
     batch = ExitBatch(order, cost, reserve, config)
@@ -97,8 +98,8 @@ def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
 class ExitOrder:
     """Units by the stage that they need next."""
 
-    def __init__(self, num_stages: int) -> None:
-        self.fresh: FairQueue[Unit] = FairQueue()
+    def __init__(self, num_stages: int, weights: Weights) -> None:
+        self.fresh: FairQueue[Unit] = FairQueue(weights)
         #: Taken out of ``fresh`` and charged, and then left out of a slice: they go before all that is fresh.
         self.called: list[Unit] = []
         #: ``survivors[k]``: (deadline_s, arrival number, unit) waiting at stage k >= 1; entry 0 stays empty.

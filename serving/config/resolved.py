@@ -47,6 +47,11 @@ class ResolvedConfig:
         return tuple(model.id for model in self.models if task in model.tasks)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Of the tenants, in every queue that they share."""
+        return {tenant.name: tenant.weight for tenant in self.settings.tenants}
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return self.settings.http.host in _LOOPBACK

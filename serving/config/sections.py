@@ -40,6 +40,12 @@ class TenantSettings(Section):
     burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
     seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
     burst_s: float = Field(1e4, gt=0, description="Size of the compute bucket, engine seconds.")
+    weight: float = Field(
+        1.0,
+        ge=1e-3,
+        le=1e3,
+        description="Its share of whatever tenants compete for, in proportion to the weights of the others.",
+    )
     max_priority: Literal["low", "normal", "high"] = Field(
         "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
     )

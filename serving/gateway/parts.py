@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Shape
 from models.identity import WEIGHTS_FILE
 from models.registry import families
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
@@ -108,6 +109,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         tile_counter=processors.count_tiles,
         account=results,
         tell=tell,
+        weights=config.weights,
     )
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
@@ -118,7 +120,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
     pipeline = Pipeline(results, limits, tell=tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
-    images = build_chat_images(settings.media, media, tell, grids)
+    images = build_chat_images(settings.media, media, tell, grids, config.weights)
     chat = _chat_service(config, images, pipeline, handles)
     unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
@@ -197,7 +199,11 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
 
 
 def build_chat_images(
-    settings: MediaSettings, pool: MediaPool, tell: Sink, grids: Mapping[str, GridOf | None]
+    settings: MediaSettings,
+    pool: MediaPool,
+    tell: Sink,
+    grids: Mapping[str, GridOf | None],
+    weights: Weights = EQUAL,
 ) -> ChatImages:
     """Put the image path of one gateway together, as configured."""
     limits = FetchLimits(
@@ -206,7 +212,7 @@ def build_chat_images(
         connect_timeout_s=settings.fetch_connect_timeout_s,
         max_concurrent=settings.max_fetches,
     )
-    fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell)
+    fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell, weights=weights)
     return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell), grids)
 
 

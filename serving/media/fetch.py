@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
+from schedulers.fair_queue import EQUAL, Weights
 from serving.errors import DeadlineExceeded, ImageFetchFailed, ImageUrlRefused, QueueFull, ServingError
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.media.addresses import Address, AddressPolicy, Resolver, SystemResolver, is_public, parse_address
@@ -78,6 +79,7 @@ class ImageFetcher:
         connector: Connector = connect_tls,
         tls: ssl.SSLContext | None = None,
         tell: Sink = ignore,
+        weights: Weights = EQUAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hosts = AllowedHosts(allowed_hosts)
@@ -91,7 +93,7 @@ class ImageFetcher:
         self._tls = tls
         self._tell = tell
         self._clock = clock
-        self._slots = FairSlots(limits.max_concurrent, limits.max_waiting)
+        self._slots = FairSlots(limits.max_concurrent, limits.max_waiting, weights=weights)
 
     async def stop(self) -> None:
         """Free the resolver's threads. Fetches in flight end by themselves, within their timeout."""

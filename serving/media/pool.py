@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_slots import SharedSlots, Turn
 from serving.domain import Pixels
 from serving.errors import BackendError, DecodeTimeout, Draining, InvalidImage, QueueFull, ServingError
@@ -129,6 +130,7 @@ class MediaPool:
         worker_memory_bytes: int = 1 << 30,
         account: DecodeAccount | None = None,
         tell: Sink = ignore,
+        weights: Weights = EQUAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if num_workers < 1 or max_queue < 0:
@@ -145,7 +147,7 @@ class MediaPool:
         self._queue_timeout_s = queue_timeout_s
         self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
         self._free: list[WorkerProcess] = []
-        self._waiting: SharedSlots[_Wait] = SharedSlots(max_queue)
+        self._waiting: SharedSlots[_Wait] = SharedSlots(max_queue, weights)
         self._processors: dict[str, Processor] = {}
         self._exchanges: dict[_Exchange, _Job] = {}
         self._starts: set[asyncio.Task[None]] = set()

@@ -44,6 +44,7 @@ class Vlm:
             max_running=model.options.max_num_seqs,
             max_waiting=model.options.max_queue,
             interval_s=model.options.stream_interval_ms / 1e3,
+            weights=config.weights,
         )
         self._held = HeldImages()
         self._num_reports = 0

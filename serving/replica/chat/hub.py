@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_time import SharedTime
 from schedulers.types import RejectReason
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
@@ -143,13 +144,14 @@ class ChoiceHub:
         max_running: int,
         max_waiting: int,
         interval_s: float = 0.0,
+        weights: Weights = EQUAL,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
     ) -> None:
         self._engine = engine
         self._replica_id = replica_id
         self._model, self._tell = model, tell
-        self._slots = FairSlots(max_running, max_waiting, clock=clock)
+        self._slots = FairSlots(max_running, max_waiting, weights=weights, clock=clock)
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s

@@ -73,6 +73,7 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         max_units=options.max_jobs,
         max_held_bytes=options.max_held_bytes,
         watts=model.watts,
+        weights=config.weights,
     )
     return build_worker(
         build_engine(model),

@@ -42,7 +42,7 @@ class Classifier:
         from serving.replica.staged.setup import build_driver
 
         started_s = time.monotonic()
-        self._driver: Driver = build_driver(model, tell)
+        self._driver: Driver = build_driver(model, tell, config.weights)
         self._driver.start()
         self._num_reports = 0
         self._stays: dict[str, list[Stay]] = {}

@@ -7,6 +7,7 @@ import torch
 from models.inputs import blank_row
 from models.registry import families
 from schedulers.cost import TableCostModel
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import points_of
@@ -15,8 +16,8 @@ from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.telemetry.events import Sink
 
 
-def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
-    """Load the model, warm it up, and put scheduler and engine around it."""
+def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink, weights: Weights = EQUAL) -> Driver:
+    """Load the model, warm it up, and put scheduler and engine around it. ``weights``: of tenants."""
     torch.set_num_threads(model.threads)
     torch.set_grad_enabled(False)
     family, variant = families()[model.family], model.variant
@@ -31,7 +32,8 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink) -> Driver:
     if cost is None:  # the second time round, when everything has been allocated and compiled
         measured = [warm_up(runner, row, size, point).stage_s for size in sizes]
         cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
-    scheduler = early_exits(cost, ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue))
+    config = ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue, weights=weights)
+    scheduler = early_exits(cost, config)
 
     def predict(stage: int, num_stages: int, size: int) -> float:
         return sum(cost.batch_s(stage + step, size) for step in range(num_stages))

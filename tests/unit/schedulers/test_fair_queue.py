@@ -18,7 +18,6 @@ class Item:
     deadline_s: float
     number: int
     joules: float = 1.0
-    weight: float = 1.0
     rank: tuple[float, float] = field(default=(0.0, 0.0))
 
     def __post_init__(self) -> None:
@@ -63,12 +62,18 @@ def test_dear_units_get_fewer_turns() -> None:
 
 
 def test_tenants_share_by_weight() -> None:
-    queue: FairQueue[Item] = FairQueue()
+    queue: FairQueue[Item] = FairQueue({"heavy": 3.0})
     for number in range(40):
-        queue.add(Item("heavy", 1.0, number, weight=3.0))
+        queue.add(Item("heavy", 1.0, number))
         queue.add(Item("light", 1.0, 100 + number))
     taken = [item.tenant for item in queue.take(20)[0]]
     assert taken.count("heavy") == 3 * taken.count("light")
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_weight_that_shares_nothing_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight of tenant 'a'"):
+        FairQueue({"a": weight})
 
 
 def test_idle_tenant_saves_nothing_up() -> None:
@@ -167,7 +172,7 @@ class Watch:
     """What each tenant was charged after each choice, and which of them had something waiting all the time since."""
 
     def __init__(self, weights: dict[str, float]) -> None:
-        self.queue: FairQueue[Item] = FairQueue()
+        self.queue: FairQueue[Item] = FairQueue(weights)
         self.weights = weights
         self.waiting: set[Item] = set()
         self.largest = dict.fromkeys(weights, 0.0)
@@ -214,7 +219,7 @@ def test_bound_holds_for_any_two_tenants_in_every_interval(steps: list[tuple], w
     for number, (kind, value, extra) in enumerate(steps):
         ordered = sorted(watch.waiting, key=lambda item: item.number)
         if kind == "add":
-            watch.add(Item(value, float(number % 10), number, joules=extra, weight=watch.weights[value]))
+            watch.add(Item(value, float(number % 10), number, joules=extra))
         elif kind == "take":
             watch.take(value, extra)
         elif kind == "remove" and ordered:
@@ -238,7 +243,7 @@ def test_bound_holds_over_thousands_of_choices_and_the_service_is_shared() -> No
         for tenant, (low, high) in charges.items():
             while sum(item.tenant == tenant for item in watch.waiting) < 3:
                 joules = rng.uniform(low, high)
-                watch.add(Item(tenant, rng.random(), next(numbers), joules=joules, weight=weights[tenant]))
+                watch.add(Item(tenant, rng.random(), next(numbers), joules=joules))
 
     refill()
     for _ in range(300):
