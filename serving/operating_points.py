@@ -4,7 +4,7 @@ nobody measured."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -14,7 +14,7 @@ from models.identity import checkpoint_sha256
 from models.io import ClipIO, ClipRequest, ImageRequest
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
-from schedulers.cost import TableCostModel
+from schedulers.cost import CostModel, Price
 from schedulers.plan import Cost, Point, Settings, Units, Value, Work
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, StreamOptions, UnaryOptions
@@ -45,7 +45,7 @@ class Points:
     checkpoint_sha256: str
     is_calibrated: bool = True
     """Otherwise its costs are guesses, on which nobody is refused, and its qualities are not known."""
-    cost_model: TableCostModel | None = None
+    cost_model: CostModel | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,11 +164,14 @@ def row_work(family: Family, variant: Variant) -> RowWork:
     return work
 
 
-def _cost_model(table: Table) -> TableCostModel | None:
-    if not table.slices:
-        return None
-    rows = [[one.seconds for one in part.seconds.values()] for part in table.slices]
-    return TableCostModel(tuple(table.slices[0].seconds), rows)
+def _cost_model(table: Table) -> CostModel | None:
+    """Of the slices of a row. A slice is priced by the work of a row up to there."""
+    prices: dict[Hashable, Price] = {}
+    for stage, part in enumerate(table.slices):
+        unit, amount = next(iter(part.units.items()))
+        shares = {rows: time.seconds / (rows * amount) for rows, time in part.seconds.items()}
+        prices[stage] = Price(seconds={unit: shares}, row=part.units)
+    return CostModel(prices, watts=table.energy.watts) if prices else None
 
 
 def parted(settings: Settings, num_exits: int) -> tuple[tuple[float, ...], dict[str, Value]]:

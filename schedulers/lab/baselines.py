@@ -30,7 +30,7 @@ class DynamicBatchingConfig(ExitConfig):
 
 def full_network(table: CostModel, config: DynamicBatchingConfig | None = None) -> Kernel:
     """Every unit runs the whole network, in one engine call per batch."""
-    return _kernel(table, config or DynamicBatchingConfig(), table.num_stages)
+    return _kernel(table, config or DynamicBatchingConfig(), table.num_priced)
 
 
 def no_rebatching(table: CostModel, config: DynamicBatchingConfig | None = None) -> Kernel:
@@ -39,7 +39,7 @@ def no_rebatching(table: CostModel, config: DynamicBatchingConfig | None = None)
 
 
 def _kernel(table: CostModel, config: DynamicBatchingConfig, num_stages: int) -> Kernel:
-    order = _ArrivalOrder(table.num_stages)
+    order = _ArrivalOrder(table.num_priced)
     cost = _RunCost(table, order.stage_counts, config, num_stages)
     progress = ExitProgress(cost, EntryReserve(lambda: False))
     batch = _DynamicBatch(order, cost, config, num_stages)

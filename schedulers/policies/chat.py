@@ -14,14 +14,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
 
-_KEPT = 0.8
-"""Of what was learnt about a tenant's predictions, so much stays when a turn ends."""
 _MIN_S = 1e-6
 """Even work predicted to cost nothing takes a turn."""
-_MAX_TENANTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +45,22 @@ class ChatConfig:
     """``max_running``: slots. ``max_held_bytes``: of those that run; one alone may hold more. ``weights``: of tenants.
 
     Raises:
-        ValueError: a bound is below 1, or ``watts`` not positive.
+        ValueError: a bound is below 1.
     """
 
     max_running: int
     max_waiting: int = 1 << 30
     max_held_bytes: int = 1 << 62
-    watts: float = 1.0
     weights: Weights = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.watts < math.inf:
-            raise ValueError(f"watts is {self.watts}; need a finite number > 0")
 
-
-def chat(config: ChatConfig) -> Kernel:
-    """Admits units to slots."""
+def chat(config: ChatConfig, model: CostModel | None = None) -> Kernel:
+    """Admits units to slots. The kinds of ``model`` are tenants."""
     limits = Limits(
         max_running=config.max_running, max_waiting=config.max_waiting, max_held_bytes=config.max_held_bytes
     )
     order = ChatOrder(config.weights)
-    cost = ChatCost(order, config)
+    cost = ChatCost(order, model or CostModel(), config.max_running)
     progress = ChatProgress(order, cost)
     return Kernel(Policy(order=order, batch=ChatBatch(order, limits), cost=cost, progress=progress, limits=limits))
 
@@ -108,27 +101,22 @@ class ChatOrder:
 class ChatCost:
     """Predictions, raised by as much as a tenant's were too low of late; never lowered."""
 
-    def __init__(self, order: ChatOrder, config: ChatConfig) -> None:
+    def __init__(self, order: ChatOrder, model: CostModel, slots: int) -> None:
         self._order = order
-        self._slots = config.max_running
-        self._watts = config.watts
-        #: Recent seconds of each tenant, predicted and used; oldest first.
-        self._learnt: dict[str, tuple[float, float]] = {}
+        self._model = model
+        self._slots = slots
 
     def joules(self, unit: Unit) -> float:
         """As predicted and learnt."""
-        predicted_s, used_s = self._learnt.get(unit.tenant, (0.0, 0.0))
-        ratio = max(1.0, used_s / predicted_s) if predicted_s > 0.0 else 1.0
-        return float(max(_MIN_S, unit.work.predicted_s * ratio) * self._watts)
+        predicted_s = unit.work.predicted_s
+        learnt_s = self._model.batch_s(unit.tenant, 1, predicted_s)
+        return float(max(_MIN_S, predicted_s, learnt_s) * self._model.watts)
 
     def learn(self, unit: Unit, used_s: float) -> float:
         """A turn took so long. Returns the joules that its charge was too low by."""
         if used_s > 0.0:
-            predicted_s, before_s = self._learnt.pop(unit.tenant, (0.0, 0.0))
-            self._learnt[unit.tenant] = _KEPT * predicted_s + unit.work.predicted_s, _KEPT * before_s + used_s
-            if len(self._learnt) > _MAX_TENANTS:
-                del self._learnt[next(iter(self._learnt))]
-        return float(used_s * self._watts - unit.joules)
+            self._model.observe(unit.tenant, 1, used_s, unit.work.predicted_s)
+        return float(used_s * self._model.watts - unit.joules)
 
     def lead_s(self, stage: int) -> float:
         """A unit waits until its deadline."""

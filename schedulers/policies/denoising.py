@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
 from schedulers.urgency import queue_key
-from schedulers.video_cost import StepCost, StepPart
 
 DENOISE, DECODE = 0, 1
 """Stages: a unit runs the first as often as it has steps, then the second once."""
@@ -53,32 +53,28 @@ class DenoisingConfig:
     """Bounds of one replica.
 
     ``max_batch``: units in one step. ``max_units``: units here, those being decoded included. ``max_held_bytes``: of
-    the units here together, and so of a step; a unit alone may be larger. ``watts``: turns seconds into joules.
-    ``weights``: of tenants.
+    the units here together, and so of a step; a unit alone may be larger. ``weights``: of tenants.
 
     Raises:
-        ValueError: one is below 1, or ``watts`` not positive.
+        ValueError: one is below 1.
     """
 
     max_batch: int = 4
     max_units: int = 8
     max_held_bytes: int = 1 << 30
-    watts: float = 1.0
     weights: Weights = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_units", "max_held_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; need at least 1")
-        if not 0.0 < self.watts < math.inf:
-            raise ValueError(f"watts is {self.watts}; need a finite number > 0")
 
 
-def denoising(config: DenoisingConfig | None = None, step_cost: StepCost | None = None) -> Kernel:
+def denoising(config: DenoisingConfig | None = None, model: CostModel | None = None) -> Kernel:
     """Meets every deadline of a tenant that any order of its share could meet."""
     config = config or DenoisingConfig()
     order = DenoisingOrder(config.weights)
-    cost = DenoisingCost(step_cost or StepCost(), order, config.watts)
+    cost = DenoisingCost(model or CostModel(), order)
     batch = DenoisingBatch(order, cost, config)
     limits = Limits(
         max_waiting=1 << 30,
@@ -93,17 +89,12 @@ def denoising(config: DenoisingConfig | None = None, step_cost: StepCost | None 
 class _Steps:
     """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last."""
 
-    __slots__ = ("has_run", "part", "phase", "steps_left")
+    __slots__ = ("has_run", "phase", "steps_left")
 
     def __init__(self, work: DenoisingWork) -> None:
         self.phase = work.phase
         self.steps_left = work.steps_left
-        self.part = StepPart(tokens=work.tokens, seconds=work.seconds_per_step)
         self.has_run = False
-
-
-def _parts(units: Collection[Unit]) -> list[StepPart]:
-    return [unit.state.part for unit in units]
 
 
 class DenoisingOrder:
@@ -148,25 +139,28 @@ class DenoisingOrder:
 
 
 class DenoisingCost:
-    """Learnt seconds of steps and decodes."""
+    """Seconds of steps as predicted, corrected by size: for so many tokens, in so many units. What is learnt over all
+    sizes stands in for a size that was never seen."""
 
-    def __init__(self, steps: StepCost, order: DenoisingOrder, watts: float) -> None:
-        self._steps = steps
+    def __init__(self, model: CostModel, order: DenoisingOrder) -> None:
+        self._model = model
         self._order = order
-        self._watts = watts
 
     @property
     def decode_s(self) -> float:
-        """Of one unit."""
-        return self._steps.decode_s
+        """Of one unit; 0 until one was observed."""
+        return self._model.batch_s(DECODE, 1) if self._model.knows(DECODE) else 0.0
 
     def step_s(self, units: Collection[Unit]) -> float:
         """Of one step of these units together."""
-        return self._steps.seconds(_parts(units))
+        if not units:
+            return 0.0
+        size, alone_s = _size(units)
+        return self._model.batch_s(size if self._model.knows(size) else DENOISE, len(units), alone_s)
 
     def joules(self, unit: Unit) -> float:
         """Of one step, alone."""
-        return self.step_s([unit]) * self._watts
+        return self.step_s([unit]) * self._model.watts
 
     def lead_s(self, stage: int) -> float:
         """A unit that is late is made all the same."""
@@ -199,12 +193,20 @@ class DenoisingCost:
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """A step or a decode took that long."""
         if ended.stage == DECODE:
-            self._steps.observe_decode(elapsed_s)
-        else:
-            self._steps.observe(_parts(ended.units.values()), elapsed_s)
+            self._model.observe(DECODE, 1, elapsed_s)
+            return
+        size, alone_s = _size(ended.units.values())
+        for kind in (DENOISE, size):
+            self._model.observe(kind, len(ended.units), elapsed_s, alone_s)
 
     def _denoise_s(self, unit: Unit) -> float:
         return float(unit.state.steps_left * self.step_s([unit]))
+
+
+def _size(units: Collection[Unit]) -> tuple[tuple[int, int], float]:
+    """Tokens and number of units, and the seconds that the units were predicted to take one by one."""
+    works = [unit.work for unit in units]
+    return (sum(work.tokens for work in works), len(works)), math.fsum(work.seconds_per_step for work in works)
 
 
 class DenoisingProgress:

@@ -57,7 +57,7 @@ class ExitConfig:
 
     ``max_batch``: units in one slice. ``max_waiting``: units waiting at all stages together. ``num_executors``: slices
     that may run at the same time. ``max_age_s``: a unit that waited this long at one stage heads the next slice,
-    whatever the rules say. ``watts``: turns predicted seconds into joules. ``weights``: of tenants.
+    whatever the rules say. ``weights``: of tenants.
 
     Raises:
         ValueError: one is out of range.
@@ -67,16 +67,14 @@ class ExitConfig:
     max_waiting: int = 1024
     num_executors: int = 1
     max_age_s: float = 10.0
-    watts: float = 1.0
     weights: Weights = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_waiting", "num_executors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; need at least 1")
-        for name in ("max_age_s", "watts"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; need a finite number > 0")
+        if not 0.0 < self.max_age_s < math.inf:
+            raise ValueError(f"max_age_s is {self.max_age_s}; need a finite number > 0")
 
     @property
     def limits(self) -> Limits:
@@ -87,7 +85,7 @@ class ExitConfig:
 def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
     """Maximises units answered by their deadline at their own threshold, then lowers mean latency."""
     config = config or ExitConfig()
-    order = ExitOrder(table.num_stages, config.weights)
+    order = ExitOrder(table.num_priced, config.weights)
     cost = ExitCost(table, order.stage_counts, config)
     reserve = EntryReserve(lambda: len(order.fresh) > config.max_batch)
     batch = ExitBatch(order, cost, reserve, config)
@@ -204,15 +202,15 @@ class ExitOrder:
 
 
 class ExitCost:
-    """The measured table, and the learned share of the units run at a stage that leave there."""
+    """Prices of stages, and the learned share of the units run at a stage that leave there."""
 
     def __init__(self, table: CostModel, stage_counts: Callable[[], Iterable[int]], config: ExitConfig) -> None:
         self.table = table
         self._stage_counts = stage_counts
         self._max_batch = config.max_batch
         self._num_executors = config.num_executors
-        self._watts = config.watts
-        self.exit_rates = [1.0 / (table.num_stages - k) for k in range(table.num_stages)]
+        self.num_stages = table.num_priced
+        self.exit_rates = [1.0 / (self.num_stages - k) for k in range(self.num_stages)]
         self._now_s = -math.inf
         #: Stages at which units were given up and that nothing has run since -> since when.
         self._given_up_since: dict[int, float] = {}
@@ -226,7 +224,7 @@ class ExitCost:
             total_s += share * batch_s(stage, max_batch)
             if threshold < NEVER_THRESHOLD:
                 share *= 1.0 - rates[stage]
-        return total_s * self._watts / max_batch
+        return total_s * self.table.watts / max_batch
 
     def lead_s(self, stage: int) -> float:
         """The next stage, alone."""
@@ -234,7 +232,7 @@ class ExitCost:
 
     def remaining_s(self, unit: Unit) -> float:
         """All stages that it may still need, alone."""
-        return sum(self.table.batch_s(stage, 1) for stage in range(unit.stage, self.table.num_stages))
+        return sum(self.table.batch_s(stage, 1) for stage in range(unit.stage, self.num_stages))
 
     def slice_s(self, stage: int, num_stages: int, num_units: int) -> float:
         """Predicted seconds of one slice."""
@@ -245,7 +243,7 @@ class ExitCost:
     def queued_s(self, now_s: float, running: Collection[Slice]) -> float:
         """O(number of stages): what runs, what waits, and what is expected to go on from each stage."""
         total_s = 0.0
-        onward = [0.0] * (self.table.num_stages + 1)
+        onward = [0.0] * (self.num_stages + 1)
         for one in running:
             total_s += max(0.0, one.started_s + one.predicted_s - now_s)
             end = one.stage + one.num_stages
@@ -279,10 +277,13 @@ class ExitCost:
                 self._given_up_since[stage] = now_s
 
     def observe(self, ended: Slice, elapsed_s: float) -> None:
-        """Correct the table."""
-        for stage in range(ended.stage, ended.stage + ended.num_stages):
+        """Correct the table: of a slice of several stages, each is charged in proportion to its prediction."""
+        first, num_stages, num_units = ended.stage, ended.num_stages, len(ended.units)
+        whole_s = self.slice_s(first, num_stages, num_units) if num_stages > 1 else 0.0
+        shares = [self.table.batch_s(first + k, num_units) / whole_s for k in range(num_stages)] if whole_s else [1.0]
+        for stage, share in enumerate(shares, first):
             self._given_up_since.pop(stage, None)
-        self.table.observe(ended.stage, len(ended.units), elapsed_s, ended.num_stages)
+            self.table.observe(stage, num_units, elapsed_s * share)
 
     def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
         """So many of the units that reached an exit left there."""
@@ -315,7 +316,7 @@ class ExitProgress:
     def __init__(self, cost: ExitCost, reserve: EntryReserve) -> None:
         self._cost = cost
         self._reserve = reserve
-        self._num_stages = cost.table.num_stages
+        self._num_stages = cost.num_stages
 
     def admit(self, unit: Unit) -> None:
         """Raises ValueError: not one threshold per exit."""
@@ -408,7 +409,7 @@ class ExitBatch:
             return order.take(stage, max_units)
         # Under a backlog: pass over new units that would not get through all stages, and fill their places.
         table, max_batch = self._cost.table, self._config.max_batch
-        later_s = sum(table.batch_s(s, max_batch) for s in range(1, table.num_stages))
+        later_s = sum(table.batch_s(s, max_batch) for s in range(1, self._cost.num_stages))
         earliest_deadline_s = now_s + table.batch_s(0, max_batch) + self._reserve.factor * later_s
         called, order.called = order.called[:max_units], order.called[max_units:]
         units, passed_over = order.fresh.take(max_units - len(called), earliest_deadline_s)

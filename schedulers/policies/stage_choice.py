@@ -94,7 +94,7 @@ def fit_batch(
 def _offers(views: Sequence[StageView], now_s: float, cost: CostModel, max_batch: int) -> list[_Offer]:
     batch_cost, offers, path_s = cost.batch_s, [], 0.0
     at = len(views) - 1
-    for stage in range(cost.num_stages - 1, -1, -1):
+    for stage in range(cost.num_priced - 1, -1, -1):
         if at < 0 or views[at][0] != stage:
             path_s += batch_cost(stage, 1)
             continue

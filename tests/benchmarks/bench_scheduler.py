@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from schedulers.cost import CostModel, TableCostModel
+from schedulers.cost import CostModel, measured_stages
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
 from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit, lognormal_noise, percentile, simulate
 from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
@@ -49,9 +49,9 @@ POLICIES: dict[str, Callable[[CostModel], Scheduler]] = {
 }
 
 
-def cost_model(shape: str) -> TableCostModel:
+def cost_model(shape: str) -> CostModel:
     stages = COST_SHAPES[shape]
-    return TableCostModel(BATCH_SIZES, [[(fixed + each * n) / 1e3 for n in BATCH_SIZES] for fixed, each in stages])
+    return measured_stages(BATCH_SIZES, [[(fixed + each * n) / 1e3 for n in BATCH_SIZES] for fixed, each in stages])
 
 
 # -- decision cost ---------------------------------------------------------------------------------------------------

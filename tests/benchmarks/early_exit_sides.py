@@ -17,7 +17,7 @@ from models.operating_points import read_table
 from models.registry import find
 from models.training.classify.measure import stage_costs
 from models.training.dyn_perceiver.evaluation import held_out_sets
-from schedulers.cost import CostModel, TableCostModel
+from schedulers.cost import CostModel, measured_stages
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
 from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
@@ -62,9 +62,9 @@ class Workload:
     watts: float
     bytes_per_sample: int
 
-    def cost_model(self) -> TableCostModel:
+    def cost_model(self) -> CostModel:
         """A fresh one: each learns from its own side only."""
-        return TableCostModel(self.batch_sizes, self.stage_seconds)
+        return measured_stages(self.batch_sizes, self.stage_seconds)
 
     def seconds_per_sample(self, point: Point, max_batch: int) -> float:
         """Engine seconds of one sample if every batch of every stage were full."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from schedulers.cost import TableCostModel
+from schedulers.cost import CostModel, measured_stages
 from schedulers.kernel import Kernel
 from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
@@ -49,9 +49,9 @@ def pixels(value: int, side: int = SIDE) -> Pixels:
     return np.full((side, side, 3), value, dtype=np.uint8)
 
 
-def cost_table(num_stages: int = 4, stage_s: float = 1e-4) -> TableCostModel:
+def cost_table(num_stages: int = 4, stage_s: float = 1e-4) -> CostModel:
     """Every stage takes ``stage_s`` for one sample and twice that for 32."""
-    return TableCostModel((1, 32), [(stage_s, 2 * stage_s)] * num_stages)
+    return measured_stages((1, 32), [(stage_s, 2 * stage_s)] * num_stages)
 
 
 def early_exit_scheduler(num_stages: int = 4, **limits: Any) -> Kernel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from schedulers.cost import CostModel
 from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
@@ -72,7 +73,6 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         max_batch=options.max_batch,
         max_units=options.max_jobs,
         max_held_bytes=options.max_held_bytes,
-        watts=model.watts,
         weights=config.weights,
     )
     return build_worker(
@@ -123,7 +123,7 @@ def build_worker(
         tell=tell,
         settle=quotas.settle_job,
     )
-    worker = Worker(bench, denoising(bounds), request)
+    worker = Worker(bench, denoising(bounds, CostModel(watts=model.watts)), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 

@@ -40,7 +40,7 @@ def build_row_jobs(
     io, words = model.variant.io, None
     if io.takes_prompt:
         words = families()[model.family].part("words")(model.variant)
-    bounds = DenoisingConfig(watts=model.watts, weights=config.weights)
+    bounds = DenoisingConfig(weights=config.weights)
     return build_worker(RowJobs(io, words, driver), model, config, name, tell, request=RowsAsked, bounds=bounds)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from models.inputs import blank_row
 from models.registry import families
-from schedulers.cost import TableCostModel
+from schedulers.cost import measured_stages
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
@@ -28,10 +28,11 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink, weights: Weight
     row, point = blank_row(family, variant), family.check_point({})
     sizes = sorted({1, model.options.max_batch})
     peak_bytes = max(warm_up(runner, row, size, point).bytes_per_sample for size in sizes)
-    cost = points_of(model).cost_model
+    points = points_of(model)
+    cost = points.cost_model
     if cost is None:  # the second time round, when everything has been allocated and compiled
         measured = [warm_up(runner, row, size, point).stage_s for size in sizes]
-        cost = TableCostModel(sizes, list(zip(*measured, strict=True)))
+        cost = measured_stages(sizes, list(zip(*measured, strict=True)), watts=points.watts)
     config = ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue, weights=weights)
     scheduler = early_exits(cost, config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from schedulers.cost import TableCostModel
+from schedulers.cost import CostModel, measured_stages
 from schedulers.policies.exits import ExitWork
 from schedulers.types import (
     Decision,
@@ -20,9 +20,9 @@ from schedulers.types import (
 )
 
 
-def linear_cost(num_stages: int = 3, fixed_s: float = 0.010, each_s: float = 0.001) -> TableCostModel:
+def linear_cost(num_stages: int = 3, fixed_s: float = 0.010, each_s: float = 0.001) -> CostModel:
     """``fixed_s + each_s * n`` for every stage."""
-    return TableCostModel((1, 64), [[fixed_s + each_s, fixed_s + 64 * each_s]] * num_stages)
+    return measured_stages((1, 64), [[fixed_s + each_s, fixed_s + 64 * each_s]] * num_stages)
 
 
 def arrived(

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from schedulers.cost import TableCostModel
+from schedulers.cost import measured_stages
 from schedulers.lab.simulator import ExitWorld, exit_unit, simulate
 from schedulers.policies.exits import ExitConfig, early_exits
 
@@ -74,8 +74,8 @@ def ours(shape: str, trace: tuple[tuple[int, int, int], ...], max_batch: int) ->
         )
         for at, deadline, leaves_at in trace
     ]
-    scheduler = early_exits(TableCostModel(sizes, table), ExitConfig(max_batch=max_batch))
-    result = simulate(scheduler, samples, ExitWorld(TableCostModel(sizes, table).batch_s), check_each_step=True)
+    scheduler = early_exits(measured_stages(sizes, table), ExitConfig(max_batch=max_batch))
+    result = simulate(scheduler, samples, ExitWorld(measured_stages(sizes, table).batch_s), check_each_step=True)
     return sum(record.is_good for record in result.records)
 
 

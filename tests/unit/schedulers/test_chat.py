@@ -150,7 +150,7 @@ class Twin:
     virtual: float = 0.0
     tags: dict[str, float] = field(default_factory=dict)
     joined: dict[str, int] = field(default_factory=dict)
-    learnt: dict[str, tuple[float, float]] = field(default_factory=dict)
+    learnt: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     waiting: list[UnitArrived] = field(default_factory=list)
     charges: dict[object, float] = field(default_factory=dict)
     running: dict[object, UnitArrived] = field(default_factory=dict)
@@ -159,19 +159,22 @@ class Twin:
         if not any(other.tenant == unit.tenant for other in self.waiting):
             self.tags[unit.tenant] = max(self.tags.get(unit.tenant, self.virtual), self.virtual)
             self.joined.setdefault(unit.tenant, len(self.joined))
-        predicted_s, used_s = self.learnt.get(unit.tenant, (0.0, 0.0))
-        ratio = max(1.0, used_s / predicted_s) if predicted_s else 1.0
-        self.charges[unit.unit_id] = max(1e-6, unit.work.predicted_s * ratio)
+        self.charges[unit.unit_id] = max(1e-6, unit.work.predicted_s * max(1.0, self.ratio(unit.tenant)))
         self.waiting.append(unit)
 
     def finish(self, name: object, used_s: float) -> None:
         unit = self.running.pop(name)
-        if used_s > 0.0:
-            predicted_s, before_s = self.learnt.get(unit.tenant, (0.0, 0.0))
-            self.learnt[unit.tenant] = 0.8 * predicted_s + unit.work.predicted_s, 0.8 * before_s + used_s
+        if used_s > 0.0 and unit.work.predicted_s > 0.0:
+            self.learnt.setdefault(unit.tenant, []).append((unit.work.predicted_s, used_s))
         self.tags[unit.tenant] += used_s - self.charges[name]
         if any(other.tenant == unit.tenant for other in self.waiting):
             self.tags[unit.tenant] = max(self.tags[unit.tenant], self.virtual)
+
+    def ratio(self, tenant: str) -> float:
+        """Seconds used to seconds predicted, the newest ones counting for most."""
+        turns = [(0.9**age, *turn) for age, turn in enumerate(reversed(self.learnt.get(tenant, [])))]
+        predicted_s = sum(weight * predicted_s for weight, predicted_s, _ in turns)
+        return sum(weight * used_s for weight, _, used_s in turns) / predicted_s if turns else 1.0
 
     def grant(self) -> list[object]:
         names = []

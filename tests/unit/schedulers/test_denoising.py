@@ -33,7 +33,6 @@ from schedulers.types import (
     UnitCancelled,
 )
 from schedulers.urgency import CLASS_S, HORIZON_S
-from schedulers.video_cost import StepCost
 
 
 def job(
@@ -337,7 +336,7 @@ def test_batch_is_bounded_by_bytes_and_a_large_job_still_runs() -> None:
 def test_companions_may_not_make_the_leader_late() -> None:
     """A step of two takes twice as long here: alone the leader is done at 4, in a batch at 8."""
     for deadline_s, expected in ((5.0, ("a",)), (8.5, ("a", "b")), (3.0, ("a", "b"))):  # at 3 it is late either way
-        machine = denoising(DenoisingConfig(max_batch=2), StepCost(first_share=1.0))
+        machine = denoising(DenoisingConfig(max_batch=2))
         step = step_of(machine.handle(0.0, job("a", 4, deadline_s=deadline_s), job("b", 4)))
         assert step.unit_ids == expected, deadline_s
 
@@ -374,6 +373,24 @@ def test_what_steps_really_took_changes_what_is_expected() -> None:
     for number in range(1, 21):
         decisions = machine.handle(3.0 * number, done(step_of(decisions), elapsed_s=3.0))
     assert machine.remaining_s("a") == pytest.approx(30.0, rel=0.02)
+
+
+def test_size_never_seen_is_expected_to_differ_from_its_prediction_as_others_did() -> None:
+    machine = scheduler()
+    decisions = machine.handle(0.0, job("a", 9, step_s=0.1))
+    for number in range(1, 9):
+        decisions = machine.handle(0.5 * number, done(step_of(decisions), elapsed_s=0.5))
+    large = DenoisingWork(steps_left=1, seconds_per_step=1.0, tokens=4096, phase="p")
+    machine.handle(5.0, UnitArrived(unit_id="b", work=large))
+    assert machine.remaining_s("b") == pytest.approx(5.0)
+
+
+def test_decodes_are_learnt_from_the_first() -> None:
+    machine = scheduler()
+    machine.handle(0.0, job("a", 0), job("b"))
+    assert machine.remaining_s("b") == 2.0
+    machine.handle(1.0, decoded(machine, "a"))
+    assert machine.remaining_s("b") == 2.5
 
 
 # -- a caller that errs ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schedulers.cost import TableCostModel
+from schedulers.cost import CostModel
 from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch, sample_s
 from tests.unit.schedulers.build import linear_cost
 
@@ -13,7 +13,7 @@ RATES = (0.5, 0.5, 1.0)
 FAR_S = 1e6
 
 
-def choose(*views: tuple[int, int, float], max_batch: int = 8, cost: TableCostModel | None = None) -> int:
+def choose(*views: tuple[int, int, float], max_batch: int = 8, cost: CostModel | None = None) -> int:
     return choose_stage([StageView(*view) for view in views], 0.0, cost or linear_cost(), RATES, max_batch)
 
 
