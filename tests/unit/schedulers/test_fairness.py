@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from schedulers.cost import TableCostModel
+from schedulers.cost import measured_stages
 from schedulers.kernel import Kernel
 from schedulers.lab.simulator import TraceUnit, simulate
 from schedulers.policies.chat import ChatConfig, ChatWork, chat
@@ -39,13 +39,13 @@ class Kind:
 def exits() -> Kind:
     """Two stages, and nobody leaves at the first: the charge of a new unit pays for both."""
     config = ExitConfig(max_batch=4, max_waiting=999, weights=WEIGHTS)
-    kernel = early_exits(TableCostModel((1, 4), [[1.0, 4.0]] * 2), config)
+    kernel = early_exits(measured_stages((1, 4), [[1.0, 4.0]] * 2), config)
     return Kind(kernel, lambda _: ExitWork((1e8, 0.5)), lambda *_: 0.0, {"large": 1.0, "small": 1.0})
 
 
 def plain_batches() -> Kind:
     config = ExitConfig(max_batch=4, max_waiting=999, weights=WEIGHTS)
-    kernel = early_exits(TableCostModel((1, 4), [[1.0, 4.0]]), config)
+    kernel = early_exits(measured_stages((1, 4), [[1.0, 4.0]]), config)
     return Kind(kernel, lambda _: ExitWork((0.5,)), lambda *_: 0.0, {"large": 1.0, "small": 1.0})
 
 
