@@ -1,4 +1,4 @@
-"""Which operating point a request gets: the best of those whose time, energy and quality fit its budget.
+"""Which operating point a request gets: the best of those whose time, energy and quality fit its budget under the load.
 
 One planner for every family. A family counts the work of a request at a point, in units that it names. A point has a
 price for each unit, and the lower confidence bound of its quality. Points are ranked by that bound, so a lucky sample
@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from schedulers.cost import Units
+
 #: The parts of a budget, spelled as in the ``degraded`` list of an answer.
 BudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
 Value: TypeAlias = bool | int | float | str
 Settings: TypeAlias = Mapping[str, Value]
-Units: TypeAlias = Mapping[str, float]
-"""Amounts of work, by unit."""
 Work: TypeAlias = Callable[[Settings], Units]
 """The work of one request with these settings."""
 _ROUNDING = 1e-9
@@ -88,8 +88,27 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a request meets: ``queued_s``, the seconds of work before it; and ``rows``, those that come with it, itself
+    included, and take their share of its batch.
+
+    Raises: ValueError: ``queued_s`` is negative or not finite, or there is no row.
+    """
+
+    queued_s: float = 0.0
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.queued_s < math.inf:
+            raise ValueError(f"queued_s is {self.queued_s}; need a finite number >= 0")
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; need at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A point and what it is predicted to take: seconds once it has begun, seconds that are charged, and joules.
+    """A point and what it is predicted to take: seconds once it has begun, until all its rows are done; seconds that
+    a row is charged; and joules of a row.
 
     ``degraded``: the parts of the budget that ruled out the best point.
     """
@@ -119,15 +138,12 @@ class Refusal:
     retry_after_s: float | None = None
 
 
-def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.0) -> Plan | Refusal:
-    """The best point that fits after ``wait_s`` of waiting, which is all that the planner knows of the load. Of equals,
+def plan(points: Sequence[Point], work: Work, budget: Budget, load: Load) -> Plan | Refusal:
+    """The best point that fits under ``load``. ``work`` and the joules of ``budget`` are those of one row. Of equals,
     the one that takes fewer joules, then the faster, then the first. Points of unknown quality come last, in order.
-
-    Raises: ValueError: ``wait_s`` is negative or not finite.
     """
-    if not 0.0 <= wait_s < math.inf:
-        raise ValueError(f"wait_s is {wait_s}; need a finite number >= 0")
-    plans = [_planned(point, work(point.settings)) for point in points]
+    wait_s = load.queued_s
+    plans = [_planned(point, work(point.settings), load.rows) for point in points]
     if not plans:
         message = "no operating point can do this combination of settings"
         return Refusal(nearest=None, breaks=(), feasible=None, message=message)
@@ -145,7 +161,9 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, wait_s: float = 0.
                 degraded=tuple(lacking),
             )
     nearest = min(plans, key=lambda one: max(_excesses(one, budget, wait_s).values()))
-    return _refusal(nearest, budget, wait_s)
+    fitting = [one.latency_s for one in plans if not _excesses(one, budget, 0.0)]
+    retry_after_s = wait_s + min(fitting) - (budget.latency_s or 0.0) if fitting else None
+    return _refusal(nearest, budget, wait_s, retry_after_s)
 
 
 def most(cost: Cost, units: Units, unit: str, budget: Budget) -> float:
@@ -164,9 +182,11 @@ def _rank(one: Plan) -> tuple[float, ...]:
     return (-one.point.quality, one.energy_j, one.latency_s)
 
 
-def _planned(point: Point, units: Units) -> Plan:
-    busy_s = point.cost.busy(units)
-    return Plan(point=point, latency_s=point.cost.latency(units), busy_s=busy_s, energy_j=busy_s * point.cost.watts)
+def _planned(point: Point, units: Units, rows: int = 1) -> Plan:
+    busy_s, latency_s = point.cost.busy(units), point.cost.latency(units)
+    if point.cost.latency_s:  # nobody waits for a guess
+        latency_s += (rows - 1) * busy_s
+    return Plan(point=point, latency_s=latency_s, busy_s=busy_s, energy_j=busy_s * point.cost.watts)
 
 
 def _excesses(one: Plan, budget: Budget, wait_s: float) -> dict[BudgetKind, float]:
@@ -186,7 +206,7 @@ def _ratio(value: float, limit: float) -> float:
     return value / limit if limit > 0.0 else math.inf
 
 
-def _refusal(nearest: Plan, budget: Budget, wait_s: float) -> Refusal:
+def _refusal(nearest: Plan, budget: Budget, wait_s: float, retry_after_s: float | None) -> Refusal:
     breaks = tuple(_excesses(nearest, budget, wait_s))
     ends_s = wait_s + nearest.latency_s
     feasible = Budget(
@@ -201,7 +221,6 @@ def _refusal(nearest: Plan, budget: Budget, wait_s: float) -> Refusal:
         "energy": f"energy {nearest.energy_j:.4g} J of {budget.energy_j or 0.0:.4g} J",
         "quality": f"{quality} under {budget.quality_floor or 0.0:.4f}",
     }
-    spare_s = math.inf if budget.latency_s is None else budget.latency_s - nearest.latency_s
     remedy = "loosen that part of the budget" if was_measured else "fix fewer settings, or loosen the budget"
     return Refusal(
         nearest=nearest,
@@ -210,7 +229,7 @@ def _refusal(nearest: Plan, budget: Budget, wait_s: float) -> Refusal:
         message=f"no operating point fits the budget; the nearest, {nearest.point.name}, breaks "
         + ", ".join(parts[kind] for kind in breaks)
         + f"; {remedy}",
-        retry_after_s=wait_s - spare_s if breaks == ("latency",) and spare_s >= 0.0 else None,
+        retry_after_s=retry_after_s,
     )
 
 

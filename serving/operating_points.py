@@ -14,8 +14,8 @@ from models.identity import checkpoint_sha256
 from models.io import ClipIO, ClipRequest, ImageRequest
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
-from schedulers.cost import CostModel, Price
-from schedulers.plan import Cost, Point, Settings, Units, Value, Work
+from schedulers.cost import CostModel, Price, Units
+from schedulers.plan import Cost, Point, Settings, Value, Work
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, StreamOptions, UnaryOptions
 from serving.errors import ConfigError

@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from models.contract import Family, Figures, JobState, Knob, LazyRef, Phase, Point, Variant, Work
+from schedulers.plan import Load
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask
 from serving.delivery.job.http import CreatedJobHttp
 from serving.domain import Surface
@@ -119,7 +120,7 @@ DOTS = JobTask(
 CARD = card_of(FAMILY, FAMILY.variants[0], created_s=0, checkpoint_sha256="0" * 64)
 
 
-def plan(request: JobRequest[DotsBody], seed: int, wait_s: float) -> JobPlan:
+def plan(request: JobRequest[DotsBody], seed: int, load: Load) -> JobPlan:
     asked = request.asked
     return JobPlan(
         request=DotsRequest(colour=asked.colour),

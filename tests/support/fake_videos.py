@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from models.io import ClipRequest
+from schedulers.plan import Load
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobUpdate
 from serving.errors import InvalidRequest, UnknownVideo
 from serving.service import Card
@@ -52,7 +53,7 @@ def make_video_card(model: str = VIDEO_MODEL) -> Card:
     )
 
 
-def planned(request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan:
+def planned(request: JobRequest[VideoBody], seed: int, load: Load) -> JobPlan:
     asked = request.asked
     return JobPlan(
         request=ClipRequest(

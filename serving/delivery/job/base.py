@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from models import registry
 from models.contract import Family, Value, Variant
+from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.domain import Budget, Report, Surface
 from serving.errors import ClientError, ConfigError, ServingError
@@ -96,11 +97,11 @@ class JobPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class JobModel:
-    """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, seconds that it will
-    wait) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do."""
+    """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, what it
+    meets) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do."""
 
     card: Any
-    plan: Callable[[JobRequest[Any], int, float], JobPlan]
+    plan: Callable[[JobRequest[Any], int, Load], JobPlan]
     replicas: int = 1
 
 

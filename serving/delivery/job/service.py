@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from schedulers.plan import Load
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, JobUpdate
 from serving.delivery.pipeline import Pipeline, served
 from serving.errors import IdempotencyKeyReused, InvalidRequest, QueueFull, ServingError, StoreUnavailable
@@ -85,9 +86,9 @@ class Jobs:
             return await self._create(request, model, job_id)
 
     async def _create(self, request: JobRequest[Any], model: JobModel, job_id: str) -> JobRecord:
-        wait_s = await self._wait_s(request, model)
+        load = await self._load(request, model)
         with tracing.span("plan"):
-            plan = model.plan(request, self._seed(request, job_id), wait_s)
+            plan = model.plan(request, self._seed(request, job_id), load)
         job = self._record(request, model, job_id, plan)
         reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
         try:
@@ -218,11 +219,11 @@ class Jobs:
             return None
         return now_s + max(job.predicted_s, waiting_s / model.replicas)
 
-    async def _wait_s(self, request: JobRequest[Any], model: JobModel) -> float:
+    async def _load(self, request: JobRequest[Any], model: JobModel) -> Load:
         """How long the jobs that are waiting now will take; looked up only if it matters."""
         if request.budget.latency_ms is None:
-            return 0.0
-        return await self._reached(self._index.queued_s(request.model)) / model.replicas
+            return Load()
+        return Load(queued_s=await self._reached(self._index.queued_s(request.model)) / model.replicas)
 
     def _record(self, request: JobRequest[Any], model: JobModel, job_id: str, plan: JobPlan) -> JobRecord:
         now_s, latency_ms = self._clock(), request.budget.latency_ms

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,9 @@ from PIL import Image
 from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO, ImageRequest, RowIO
 from models.operating_points import point_name
+from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Plan, plan, with_settings
+from schedulers.plan import Load, Plan, Settings, plan, with_settings
 from schedulers.types import Priority as SchedulerPriority
 from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import Fetch, Pipeline, served
@@ -46,7 +48,7 @@ from serving.errors import (
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
-from serving.operating_points import Points, parted
+from serving.operating_points import Points, RowWork, parted
 from serving.service import Card
 from serving.stores.results import Codec, Reservation
 from serving.stores.sealed import ResultKey
@@ -156,7 +158,7 @@ class UnaryRequests:
         choice = self._choose(
             model, request.budget, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3
         )
-        if choice.latency_s + (len(rows) - 1) * choice.busy_s < from_s:
+        if max(choice.latency_s, (len(rows) - 1) * choice.busy_s) < from_s:
             return None
         picture = await asyncio.to_thread(_png, rows[0].inputs) if request.images else b""
         prompt = request.prompts[0] if request.prompts else ""
@@ -261,10 +263,10 @@ class UnaryRequests:
             quality_floor=budget.quality_floor,
         )
         points = model.points.points
-        work = partial(model.points.work, request=_dearest(rows))
+        work = partial(_mean_work, model.points.work, [row.request for row in rows])
         if budget.settings:
             points = with_settings(points, budget.settings, work, point_name)
-        made = plan(points, work, wanted, model.dispatcher.predicted_wait_s())
+        made = plan(points, work, wanted, Load(queued_s=model.dispatcher.predicted_wait_s(), rows=len(rows)))
         if isinstance(made, Plan):
             return made
         if made.retry_after_s is not None:  # it is the queue, not the request, that is too long
@@ -323,9 +325,13 @@ class UnaryRequests:
         )
 
 
-def _dearest(rows: Sequence[_Row]) -> ImageRequest | None:
-    requests = [row.request for row in rows if row.request is not None]
-    return max(requests, key=lambda request: request.width * request.height, default=None)
+def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings: Settings) -> Units:
+    """Of a row, on average: pictures of one request may differ in size."""
+    total: dict[str, float] = {}
+    for request, count in Counter(requests).items():
+        for unit, amount in work(settings, request).items():
+            total[unit] = total.get(unit, 0.0) + amount * count / len(requests)
+    return total
 
 
 def _png(inputs: Inputs) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 from models.operating_points import point_name
+from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Point, Refusal, Settings, Units, most, plan
+from schedulers.plan import Load, Point, Refusal, Settings, most, plan
 from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
@@ -57,7 +58,7 @@ def make_plan(
     def work(settings: Settings) -> Units:
         return {"prompt_tokens": prompt_tokens, "output_tokens": float(settings[_CAP])}
 
-    made = plan(points, work, wanted)
+    made = plan(points, work, wanted, Load())
     if isinstance(made, Refusal):
         raise BudgetInfeasible(f"{made.message}, shorten the prompt, or send smaller images", param="vireo")
     allowed = int(made.point.settings[_CAP])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from models.contract import Value
+from schedulers.plan import Load
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, report_of
 from serving.delivery.job.http import JobHttp
 from serving.domain import UnaryRequest
@@ -38,7 +39,7 @@ class ImagesJob(JobRequest[GenerationBody]):
     plan: JobPlan
 
 
-def plan_of(request: JobRequest[Any], _seed: int, _wait_s: float) -> JobPlan:
+def plan_of(request: JobRequest[Any], _seed: int, _load: Load) -> JobPlan:
     """``JobModel.plan``."""
     assert isinstance(request, ImagesJob)
     return request.plan

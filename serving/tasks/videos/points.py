@@ -9,10 +9,11 @@ from functools import partial
 from models.contract import SettingError, Value
 from models.io import ClipRequest
 from models.operating_points import point_name
+from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Plan, Point, Refusal, Settings, Units, plan, with_settings
+from schedulers.plan import Load, Plan, Point, Refusal, Settings, plan, with_settings
 from serving.domain import Budget
-from serving.errors import BudgetInfeasible, UnsupportedVideo
+from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
 from serving.tasks.videos.limits import ClipLimits
 
 _CUSTOM = "custom"
@@ -35,11 +36,12 @@ class VideoPoints:
         """What the chosen point is called."""
         return made.point.name if made.point.name in self.names else _CUSTOM
 
-    def choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, allowed_s: float | None) -> Plan:
-        """The best point that makes the clip with what is fixed; ``allowed_s``: engine seconds that the latency leaves.
+    def choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, load: Load) -> Plan:
+        """The best point that makes the clip with what is fixed.
 
         Raises:
             UnsupportedVideo: none can, whatever it may cost.
+            DeadlineUnreachable: one would fit if nothing waited.
             BudgetInfeasible: none fits; the message names the nearest.
         """
 
@@ -47,11 +49,19 @@ class VideoPoints:
             return self.limits.work(clip, self.limits.family.check_point(settings)).units
 
         points = with_settings(self.points, fixed, work, point_name, partial(self._is_possible, clip, fixed))
-        wanted = PointBudget(latency_s=allowed_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
-        made = plan(points, work, wanted)
-        if isinstance(made, Refusal):
+        latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
+        wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
+        made = plan(points, work, wanted, load)
+        if isinstance(made, Plan):
+            return made
+        if made.retry_after_s is None:
             raise _refusal(made)
-        return made
+        raise DeadlineUnreachable(
+            f"the jobs that wait take {load.queued_s:.1f} s, which leaves too little of latency_ms "
+            f"{budget.latency_ms:g}; allow more, or retry later",
+            param="vireo.latency_ms",
+            retry_after_s=made.retry_after_s,
+        )
 
     def _is_possible(self, clip: ClipRequest, fixed: Mapping[str, Value], base: Settings, made: Settings) -> bool:
         """Whether the sampler works with the weights of that point and so many steps, and the rest with the clip.

@@ -11,10 +11,9 @@ from typing import Any
 
 from models.contract import Value
 from models.io import ClipRequest
-from schedulers.plan import Plan
+from schedulers.plan import Load
 from serving.delivery.job.base import JobPlan, JobRequest
-from serving.domain import Budget
-from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
+from serving.errors import UnsupportedVideo
 from serving.service import Card
 from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.points import VideoPoints
@@ -33,8 +32,8 @@ class ClipPlanner:
     limits: ClipLimits
     points: VideoPoints
 
-    def __call__(self, request: JobRequest[VideoBody], seed: int, wait_s: float) -> JobPlan:
-        """Decide everything that the request leaves open. ``wait_s``: how long the job is expected to wait first.
+    def __call__(self, request: JobRequest[VideoBody], seed: int, load: Load) -> JobPlan:
+        """Decide everything that the request leaves open. ``load``: what waits before it.
 
         Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
         """
@@ -48,7 +47,7 @@ class ClipPlanner:
         )
         fixed = {name: value for name in _KNOBS if (value := getattr(asked, name)) is not None}
         self._check_asked(clip, fixed, size, fps)
-        chosen = self._choose(clip, fixed, request.budget, wait_s)
+        chosen = self.points.choose(clip, fixed, request.budget, load)
         point = dict(self.limits.check(clip, chosen.point.settings, size=size, fps=fps))
         return JobPlan(
             request=clip,
@@ -67,21 +66,6 @@ class ClipPlanner:
                 "user": asked.user or "",
             },
         )
-
-    def _choose(self, clip: ClipRequest, fixed: Mapping[str, Value], budget: Budget, wait_s: float) -> Plan:
-        latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
-        if latency_s is None or wait_s <= 0:
-            return self.points.choose(clip, fixed, budget, latency_s)
-        try:
-            return self.points.choose(clip, fixed, budget, max(0.0, latency_s - wait_s))
-        except BudgetInfeasible:
-            self.points.choose(clip, fixed, budget, latency_s)
-            raise DeadlineUnreachable(
-                f"the jobs that wait take {wait_s:.1f} s, which leaves too little of latency_ms {budget.latency_ms:g}; "
-                "allow more, or retry later",
-                param="vireo.latency_ms",
-                retry_after_s=wait_s,
-            ) from None
 
     def _check_asked(self, clip: ClipRequest, fixed: Mapping[str, Value], size: tuple[int, int], fps: int) -> None:
         """Refuse what no point could do, before one is looked for: the message is about the field, not the budget."""

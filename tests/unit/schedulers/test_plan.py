@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedulers.plan import Budget, Cost, Plan, Point, Refusal, Settings, Units, plan, with_settings
+from schedulers.plan import Budget, Cost, Load, Plan, Point, Refusal, Settings, Units, plan, with_settings
 
 
 def point(name: str, seconds: float, joules: float, quality: float | None, **settings: Any) -> Point:
@@ -30,13 +30,13 @@ def name_of(settings: Settings) -> str:
 
 
 def planned(wait_s: float = 0.0, points: tuple[Point, ...] = POINTS, **budget: float) -> Plan:
-    made = plan(points, one_unit, Budget(**budget), wait_s)
+    made = plan(points, one_unit, Budget(**budget), Load(queued_s=wait_s))
     assert isinstance(made, Plan)
     return made
 
 
 def refused(wait_s: float = 0.0, points: tuple[Point, ...] = POINTS, **budget: float) -> Refusal:
-    made = plan(points, one_unit, Budget(**budget), wait_s)
+    made = plan(points, one_unit, Budget(**budget), Load(queued_s=wait_s))
     assert isinstance(made, Refusal)
     return made
 
@@ -148,14 +148,14 @@ def test_planner_does_what_a_plain_search_does(
 ) -> None:
     points = [point(f"p{i}", *numbers) for i, numbers in enumerate(drawn)]
     budget = Budget(latency_s=numbers[0], energy_j=numbers[1], quality_floor=numbers[2])
-    made, expected = plan(points, one_unit, budget, wait_s), by_hand(points, budget, wait_s)
+    made, expected = plan(points, one_unit, budget, Load(queued_s=wait_s)), by_hand(points, budget, wait_s)
     if isinstance(made, Plan):
         assert made.point is expected
         assert bool(made.degraded) == (expected is not min(points, key=_rank))
         return
     assert expected is None
     assert made.feasible is not None
-    loosened = plan(points, one_unit, made.feasible, wait_s)
+    loosened = plan(points, one_unit, made.feasible, Load(queued_s=wait_s))
     assert isinstance(loosened, Plan), "the budget that a refusal names is feasible"
 
 
@@ -296,8 +296,24 @@ def test_budget_that_is_no_budget_is_refused(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("wait_s", [math.nan, -0.1, math.inf])
 def test_wait_that_is_no_time_is_refused(wait_s: float) -> None:
-    with pytest.raises(ValueError, match="wait_s"):
-        plan(POINTS, one_unit, Budget(), wait_s)
+    with pytest.raises(ValueError, match="queued_s"):
+        Load(queued_s=wait_s)
+
+
+def test_load_without_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="rows is 0"):
+        Load(rows=0)
+
+
+def test_rows_that_come_together_wait_for_their_shares_of_the_batch() -> None:
+    cost = Cost(latency_s={"macs": 1.0}, busy_s={"macs": 0.25}, watts=2.0)
+    points = [Point(name="only", settings={}, cost=cost)]
+    made = plan(points, one_unit, Budget(latency_s=2.0, energy_j=0.5), Load(queued_s=0.25, rows=4))
+    assert isinstance(made, Plan)
+    assert (made.latency_s, made.busy_s, made.energy_j) == (1.75, 0.25, 0.5)
+    assert isinstance(plan(points, one_unit, Budget(latency_s=2.0), Load(queued_s=0.25, rows=5)), Refusal)
+    guess = [Point(name="only", settings={}, cost=Cost(latency_s={}, busy_s={"macs": 9.0}, watts=2.0))]
+    assert isinstance(plan(guess, one_unit, Budget(latency_s=0.1), Load(rows=5)), Plan)
 
 
 @pytest.mark.parametrize("number", [math.nan, -0.1, math.inf])

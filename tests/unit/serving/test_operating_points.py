@@ -15,7 +15,7 @@ import pytest
 
 from models.operating_points import TABLE_FILE, share_quality, write_table
 from models.registry import find
-from schedulers.plan import Budget, Plan, Refusal, plan
+from schedulers.plan import Budget, Load, Plan, Refusal, plan
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
@@ -79,10 +79,10 @@ def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured
     points = points_of(never_measured)
     assert not points.is_calibrated
     assert points.names == ("default",)
-    made = plan(points.points, points.work, Budget(latency_s=1e-6))
+    made = plan(points.points, points.work, Budget(latency_s=1e-6), Load())
     assert isinstance(made, Plan)
     assert made.energy_j > 0.0
-    assert isinstance(plan(points.points, points.work, Budget(quality_floor=0.01)), Refusal)
+    assert isinstance(plan(points.points, points.work, Budget(quality_floor=0.01), Load()), Refusal)
 
 
 async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from models.identity import checkpoint_sha256
 from models.io import ClipRequest
 from models.registry import find
-from schedulers.plan import Plan
+from schedulers.plan import Load, Plan
 from serving.cli.main import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
 from serving.domain import Budget
@@ -41,7 +41,7 @@ def planner(model: ResolvedModel[JobOptions]) -> ClipPlanner:
 
 def chosen(model: ResolvedModel[JobOptions], num_frames: int = 29) -> Plan:
     clip = ClipRequest(prompt="", num_frames=num_frames)
-    return planner(model).points.choose(clip, {"sampler": "ddim"}, Budget(), None)
+    return planner(model).points.choose(clip, {"sampler": "ddim"}, Budget(), Load())
 
 
 def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from models.io import ClipRequest
-from schedulers.plan import Plan, Point
+from schedulers.plan import Load, Plan, Point
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, UnsupportedVideo
 from serving.tasks.videos.points import VideoPoints
@@ -32,7 +32,9 @@ def chosen(
     **fixed: Any,
 ) -> Plan:
     clip = ClipRequest(prompt="", num_frames=num_frames)
-    return points.choose(clip, fixed, Budget(energy_j=energy_j, quality_floor=quality_floor), allowed_s)
+    latency_ms = None if allowed_s is None else 1e3 * allowed_s
+    budget = Budget(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor)
+    return points.choose(clip, fixed, budget, Load())
 
 
 def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it() -> None:
