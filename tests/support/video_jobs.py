@@ -23,6 +23,7 @@ def video_job(
     created_at_s: float | None = None,
     deadline_at_s: float | None = None,
     predicted_s: float = 2.0,
+    predicted_j: float = 12.0,
     num_steps: int = 10,
     prompt: str = "a red ball",
 ) -> JobRecord:
@@ -46,7 +47,7 @@ def video_job(
         created_at_s=time.time() if created_at_s is None else created_at_s,
         deadline_at_s=deadline_at_s,
         predicted_s=predicted_s,
-        predicted_j=12.0,
+        predicted_j=predicted_j,
         operating_point="dense-20",
     )
 

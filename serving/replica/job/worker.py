@@ -115,7 +115,7 @@ class Worker:
         bench = self.bench
         if self.scheduler.room() - self._num_admitting <= 0 or bench.num_waiting_for_store:
             return None
-        claim = await bench.index.claim((bench.model,), bench.name, bench.config.lease_s)
+        claim = await bench.index.claim(bench.model, bench.name, bench.config.lease_s)
         if claim is None:
             return None
         held = HeldJob(claim.job, claim.lease, claimed_s=bench.clock())

@@ -5,7 +5,10 @@ No key of a job that is not over has a lifetime, so that ``volatile-lru`` evicts
     P:job:ID       hash: the record as created (sealed), and everything that changes beside it
     P:live         hash: "OWNER MODEL US" of jobs that are not over; US: predicted microseconds that wait. What has to
                    be put right when a job leaves is known from here, also where its record is damaged or gone
-    P:queue:MODEL  sorted set: jobs that wait, by ``schedulers.urgency.queue_key``
+    P:flow:OWNER:MODEL  sorted set: jobs that wait, by ``schedulers.urgency.queue_key``; OWNER is ``*`` for those that
+                   have been paid for and came back
+    P:turns:MODEL  sorted set: owners that wait, and some that did, by where their next job starts in virtual time
+    P:virtual      hash: virtual time by model, while something waits
     P:waiting      set: jobs that wait, of all models
     P:load         hash: predicted microseconds of the jobs that wait, by model
     P:leases       sorted set: running jobs, by when their lease expires (ms, the server's clock)
@@ -29,11 +32,6 @@ JOBS: Final = f"{PREFIX}:{{jobs}}"
 def job(job_id: str) -> str:
     """The record of a job."""
     return f"{JOBS}:job:{job_id}"
-
-
-def queue(model: str) -> str:
-    """The jobs of a model that wait."""
-    return f"{JOBS}:queue:{model}"
 
 
 def unsettled() -> str:

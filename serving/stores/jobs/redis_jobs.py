@@ -15,6 +15,7 @@ import redis.asyncio as aioredis
 import structlog
 from redis.exceptions import NoScriptError
 
+from schedulers.fair_queue import EQUAL, Weights
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 from serving.config import JobOptions, ResolvedConfig
@@ -44,6 +45,7 @@ from serving.stores.jobs.scripts import (
     END,
     GET,
     LIST,
+    QUEUED,
     RENEW,
     REQUEUE,
     UNSETTLED,
@@ -53,6 +55,8 @@ from serving.stores.scripts import Script
 _log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
 _MAX_UNSETTLED = 100
+_MIN_J = 1e-6
+"""Even a job that is predicted to cost nothing takes a turn."""
 
 
 def jobs_config(url: str, timeout_s: float = 2.0) -> RedisConfig:
@@ -66,7 +70,7 @@ class RedisJobs:
     ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
     of one owner that are not over. ``max_attempts``: claims until a job fails. ``ttl_s``: how long jobs are kept that
     fail or are cancelled in the index itself. ``restart_grace_s``: for how long after its start Redis takes no lease
-    away.
+    away. ``weights``: owners' shares of what is claimed.
 
     Raises: ValueError: a number is out of range.
     """
@@ -80,11 +84,13 @@ class RedisJobs:
         max_attempts: int = 3,
         ttl_s: float = 24 * 3600.0,
         restart_grace_s: float = 5.0,
+        weights: Weights = EQUAL,
     ) -> None:
         if max_open_per_owner < 1 or max_attempts < 1 or ttl_s <= 0 or restart_grace_s < 0:
             raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
         self._connection = RedisConnection(config)
         self._codec = RecordCodec(secret)
+        self._weights = weights
         self._max_open_per_owner = max_open_per_owner
         self._max_attempts = max_attempts
         self._ttl_ms = int(1000 * ttl_s)
@@ -132,6 +138,8 @@ class RedisJobs:
             max_queued,
             self._max_open_per_owner,
             self._codec.encode(job),
+            repr(max(_MIN_J, float(job.predicted_j))),
+            repr(float(self._weights.get(job.owner, 1.0))),
         )
         return answer, earlier
 
@@ -185,21 +193,21 @@ class RedisJobs:
 
     # -- for workers -------------------------------------------------------------------------------------------------
 
-    async def claim(self, models: tuple[str, ...], worker: str, lease_s: float) -> Claim | None:
-        """Take the first job of those models in the scheduler's order, and put expired leases back first.
+    async def claim(self, model: str, worker: str, lease_s: float) -> Claim | None:
+        """Take the most urgent job of the owner whose turn it is, and put expired leases back first.
 
         A job whose attempts are used up fails with code ``attempts_exhausted``. None: nothing to do.
         """
         token = uuid.uuid4().hex
         limits = (self._max_attempts, self._ttl_ms, self._grace_s)
-        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, *models)
+        found, reply, *expired = await self._run(CLAIM, token, worker, int(1000 * lease_s), *limits, model)
         if any(expired):
             _log.warning("leases expired", **dict(zip(("requeued", "exhausted", "cancelled"), expired, strict=True)))
         if not found:
             return None
         job_id = bytes(found).decode()
         job = self._read(job_id, reply)
-        if job is None or job.model not in models:
+        if job is None or job.model != model:
             await self._run(DISCARD, job_id)
             return None
         return Claim(job=job, lease=Lease(job_id=job.id, token=token, worker=worker))
@@ -228,17 +236,14 @@ class RedisJobs:
     async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
         sealed = self._codec.encode_result(lease.job_id, result)
         status, ttl_ms = result.status.value, max(1, int(1000 * ttl_s))
-        return bool(await self._run(END, lease.job_id, lease.token, status, ttl_ms, "result", sealed))
+        taken_j = result.report.get("energy_j", "")
+        return bool(await self._run(END, lease.job_id, lease.token, status, ttl_ms, taken_j, "result", sealed))
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
     async def num_queued(self, model: str) -> int:
         """Jobs that wait."""
-
-        async def send(client: aioredis.Redis) -> int:
-            return int(await client.zcard(keys.queue(model)))
-
-        return await self._connection.call("jobs.num_queued", send)
+        return int(await self._run(QUEUED, model))
 
     async def queued_s(self, model: str) -> float:
         """Predicted engine seconds of all jobs that wait."""
@@ -290,7 +295,20 @@ class RedisJobs:
 _NAMES = dict(
     zip(
         (script.sha1 for script in ALL),
-        ("create", "get", "list", "cancel", "delete", "discard", "claim", "renew", "requeue", "end", "unsettled"),
+        (
+            "create",
+            "get",
+            "list",
+            "cancel",
+            "delete",
+            "discard",
+            "claim",
+            "renew",
+            "requeue",
+            "end",
+            "unsettled",
+            "num_queued",
+        ),
         strict=True,
     )
 )
@@ -305,6 +323,7 @@ def build_index(config: ResolvedConfig) -> RedisJobs:
         max_open_per_owner=jobs.max_queued_per_tenant,
         max_attempts=max((model.options.max_attempts for model in config.models_with(JobOptions)), default=3),
         ttl_s=jobs.ttl_s,
+        weights=config.weights,
     )
 
 

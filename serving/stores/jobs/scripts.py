@@ -3,6 +3,12 @@
 Any of them may be sent again because its answer was lost, and then says what it said before: a claim is found by its
 token, an end by the token that wrote it, a removal by its nonce. They run on Redis 6.2. ``KEYS[1]`` is the prefix of
 ``serving.stores.jobs.keys``; the other keys are made from it, in the same slot.
+
+Whose job is claimed next is start-time fair among owners, as in ``schedulers.fair_queue``, whose bound holds here: for
+each model an owner that waits has a tag, the smallest goes next, virtual time moves there, and the tag moves on by the
+job's predicted joules over the owner's weight. A job pays once: one that comes back (its replica died, or stops) waits
+in a flow of its own that goes before all others, and is claimed again for nothing. When nothing waits, everybody starts
+anew.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ local now_s = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 10
 
 local function job_key(id) return P .. ':job:' .. id end
 local function whole(number) return string.format('%.0f', number) end
+local function exact(number) return string.format('%.17g', number) end
 
 -- What somebody else wrote in a record's place is an empty record.
 local function get(id, ...)
@@ -31,14 +38,19 @@ end
 
 local function is_count(text) return text and #text < 16 and string.match(text, '^%d+$') end
 
+local function is_joules(text)
+  local joules = tonumber(text or '')
+  return joules and joules >= 0 and joules < math.huge
+end
+
 -- Whether a record has what these scripts count with.
 local function is_sound(id)
-  local job = get(id, 'record', 'model', 'key', 'us', 'steps', 'checkpoint_step', 'attempts')
+  local job = get(id, 'record', 'model', 'key', 'us', 'steps', 'checkpoint_step', 'attempts', 'joules', 'weight')
   for i = 4, 7 do
     if not is_count(job[i]) then return false end
   end
   local key = tonumber(job[3] or '')
-  return job[1] and job[2] and key and key == key
+  return job[1] and job[2] and key and key == key and is_joules(job[8]) and is_joules(job[9]) and tonumber(job[9]) > 0
 end
 
 -- Owner, model and predicted microseconds that wait, of a job that is not over.
@@ -51,10 +63,32 @@ local function set_live(id, owner, model, us)
   redis.call('HSET', P .. ':live', id, owner .. ' ' .. model .. ' ' .. us)
 end
 
+local CALLED = '*'  -- the flow of jobs that have been paid for; no owner is spelt so
+
+local function flow_key(owner, model) return P .. ':flow:' .. owner .. ':' .. model end
+local function turns_key(model) return P .. ':turns:' .. model end
+local function virtual(model) return redis.call('HGET', P .. ':virtual', model) or '0' end
+
+-- Part of a job that is still to be done.
+local function left_of(id)
+  local job = get(id, 'steps', 'checkpoint_step')
+  return 1 - math.min(1, tonumber(job[2]) / math.max(1, tonumber(job[1])))
+end
+
+-- A job that was charged has cost its owner so many joules more, or less.
+local function correct(id, joules)
+  local owner, model = live(id)
+  local tag = owner and redis.call('ZSCORE', turns_key(model), owner)
+  if not tag then return end  -- forgotten: it stands no further on than anybody
+  local corrected = tonumber(tag) + joules / tonumber(get(id, 'weight')[1])
+  redis.call('ZADD', turns_key(model), exact(math.max(corrected, tonumber(virtual(model)))), owner)
+end
+
 local function dequeue(id)
   local owner, model, us = live(id)
   if owner then
-    redis.call('ZREM', P .. ':queue:' .. model, id)
+    redis.call('ZREM', flow_key(owner, model), id)
+    redis.call('ZREM', flow_key(CALLED, model), id)
     redis.call('HINCRBY', P .. ':load', model, us == '0' and us or '-' .. us)
     set_live(id, owner, model, '0')
   end
@@ -62,15 +96,16 @@ local function dequeue(id)
 end
 
 local function enqueue(id)
-  local job = get(id, 'model', 'key', 'us', 'steps', 'checkpoint_step')
-  local left = 1 - math.min(1, tonumber(job[5]) / math.max(1, tonumber(job[4])))
-  local us = whole(tonumber(job[3]) * left)
-  redis.call('HSET', job_key(id), 'status', 'queued', 'stage', 'queued', 'step', job[5])
+  local job, owner = get(id, 'model', 'key', 'us', 'checkpoint_step', 'due'), live(id) or ''
+  local us = whole(tonumber(job[3]) * left_of(id))
+  redis.call('HSET', job_key(id), 'status', 'queued', 'stage', 'queued', 'step', job[4])
   redis.call('HDEL', job_key(id), 'token', 'worker', 'remaining_s')
-  redis.call('ZADD', P .. ':queue:' .. job[1], job[2], id)
+  local flow = job[5] and CALLED or owner
+  redis.call('ZADD', flow_key(flow, job[1]), job[2], id)
+  redis.call('ZADD', turns_key(job[1]), 'GT', job[5] and '-inf' or virtual(job[1]), flow)
   redis.call('SADD', P .. ':waiting', id)
   redis.call('HINCRBY', P .. ':load', job[1], us)
-  set_live(id, live(id) or '', job[1], us)
+  set_live(id, owner, job[1], us)
 end
 
 -- Nobody waits for it and nobody works on it any more.
@@ -165,7 +200,8 @@ end
 CREATE = Script(
     _COMMON
     + """
--- ARGV: id, owner, model, created_at_s, queue key, predicted us, steps, max queued, max open of the owner, record
+-- ARGV: id, owner, model, created_at_s, queue key, predicted us, steps, max queued, max open of the owner,
+--   record, predicted joules, weight of the owner
 -- Answers {created, exists, full or owner_full, the fields of what exists}
 local id, owner, model = ARGV[1], ARGV[2], ARGV[3]
 sweep_ended()
@@ -176,7 +212,8 @@ end
 if redis.call('SCARD', P .. ':waiting') >= tonumber(ARGV[8]) then return {'full', {}} end
 if redis.call('SCARD', P .. ':open:' .. owner) >= tonumber(ARGV[9]) then return {'owner_full', {}} end
 redis.call('HSET', job_key(id), 'model', model, 'created', ARGV[4], 'key', ARGV[5], 'us', ARGV[6], 'steps', ARGV[7],
-           'attempts', '0', 'preemptions', '0', 'checkpoint_step', '0', 'record', ARGV[10])
+           'attempts', '0', 'preemptions', '0', 'checkpoint_step', '0', 'record', ARGV[10],
+           'joules', ARGV[11], 'weight', ARGV[12])
 redis.call('ZADD', P .. ':owner:' .. owner, ARGV[4], id)
 redis.call('SADD', P .. ':open:' .. owner, id)
 set_live(id, owner, model, '0')
@@ -232,6 +269,8 @@ if not is_there(id) then return {} end
 sweep_leases(ARGV[2], ARGV[3], tonumber(ARGV[4]))
 local status = get(id, 'status')[1]
 if status == 'queued' then
+  local job = get(id, 'due', 'joules')
+  if job[1] and is_sound(id) then correct(id, -tonumber(job[2]) * left_of(id)) end
   finish(id, 'failed', ARGV[3], 'ended', 'cancelled')
 elseif status == 'in_progress' then
   redis.call('HSET', job_key(id), 'cancel', '1')
@@ -268,9 +307,9 @@ return 1
 CLAIM = Script(
     _COMMON
     + """
--- ARGV: token, worker, lease in ms, max attempts, TTL in ms, grace in s, then models
+-- ARGV: token, worker, lease in ms, max attempts, TTL in ms, grace in s, model
 -- Answers {id or '', fields, requeued, exhausted, cancelled}
-local token = ARGV[1]
+local token, model = ARGV[1], ARGV[7]
 local earlier = redis.call('GET', P .. ':claim:' .. token)
 if earlier then
   if holds(earlier, token) then return {earlier, record(earlier), 0, 0, 0} end
@@ -279,25 +318,38 @@ end
 local swept = sweep_leases(ARGV[4], ARGV[5], tonumber(ARGV[6]))
 sweep_ended()
 
-local function first()
-  local best, best_model, best_key
-  for i = 7, #ARGV do
-    local head = redis.call('ZRANGE', P .. ':queue:' .. ARGV[i], 0, 0, 'WITHSCORES')
-    if head[1] and (not best_key or tonumber(head[2]) < best_key) then
-      best, best_model, best_key = head[1], ARGV[i], tonumber(head[2])
+-- The next job, whose flow it is in, and that flow's tag. Who has nothing waiting and stands no further on than whoever
+-- goes next is forgotten: coming back, it would start from there.
+local function next_job()
+  while true do
+    local first = redis.call('ZRANGE', turns_key(model), 0, 0, 'WITHSCORES')
+    if not first[1] then
+      redis.call('HDEL', P .. ':virtual', model)
+      return
+    end
+    local flow = flow_key(first[1], model)
+    local id = redis.call('ZRANGE', flow, 0, 0)[1]
+    if not id then
+      redis.call('ZREM', turns_key(model), first[1])
+    elseif not is_sound(id) then
+      redis.call('ZREM', flow, id)
+      discard(id)
+    else
+      return id, first[1], first[2]
     end
   end
-  return best, best_model
 end
 
-local id, model = first()
-while id and not is_sound(id) do
-  redis.call('ZREM', P .. ':queue:' .. model, id)
-  discard(id)
-  id, model = first()
-end
+local id, flow, tag = next_job()
 if not id then return {'', {}, swept.requeued, swept.exhausted, swept.cancelled} end
 dequeue(id)
+local job = get(id, 'joules', 'weight')
+local due = tonumber(job[1]) * left_of(id)
+redis.call('HSET', job_key(id), 'due', exact(due))
+if flow ~= CALLED then
+  redis.call('HSET', P .. ':virtual', model, tag)
+  redis.call('ZADD', turns_key(model), exact(tonumber(tag) + due / tonumber(job[2])), flow)
+end
 redis.call('HSET', job_key(id), 'status', 'in_progress', 'stage', 'text', 'token', token, 'worker', ARGV[2])
 redis.call('HSETNX', job_key(id), 'started_at_s', now_s)
 redis.call('HINCRBY', job_key(id), 'attempts', 1)
@@ -348,11 +400,14 @@ return 1
 END = Script(
     _COMMON
     + """
--- ARGV: id, token, status, TTL in ms, then fields and values. Answers whether the lease was held
+-- ARGV: id, token, status, TTL in ms, joules that this attempt took or '', then fields and values
+-- Answers whether the lease was held
 local id = ARGV[1]
 if get(id, 'ended_by')[1] == ARGV[2] then return 1 end
 if not holds(id, ARGV[2]) then return 0 end
-finish(id, ARGV[3], ARGV[4], 'ended_by', ARGV[2], unpack(ARGV, 5))
+local due = get(id, 'due')[1]
+if is_joules(ARGV[5]) and is_joules(due) and is_sound(id) then correct(id, tonumber(ARGV[5]) - tonumber(due)) end
+finish(id, ARGV[3], ARGV[4], 'ended_by', ARGV[2], unpack(ARGV, 6))
 return 1
 """
 )
@@ -371,4 +426,16 @@ return found
 """
 )
 
-ALL = (CREATE, GET, LIST, CANCEL, DELETE, DISCARD, CLAIM, RENEW, REQUEUE, END, UNSETTLED)
+QUEUED = Script(
+    _COMMON
+    + """
+-- ARGV: model. Answers how many jobs wait
+local count = 0
+for _, owner in ipairs(redis.call('ZRANGE', turns_key(ARGV[1]), 0, -1)) do
+  count = count + redis.call('ZCARD', flow_key(owner, ARGV[1]))
+end
+return count
+"""
+)
+
+ALL = (CREATE, GET, LIST, CANCEL, DELETE, DISCARD, CLAIM, RENEW, REQUEUE, END, UNSETTLED, QUEUED)
