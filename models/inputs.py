@@ -7,7 +7,7 @@ takes. The host stacks rows of equal shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -45,6 +45,6 @@ def nbytes_of(inputs: Inputs) -> int:
     return sum(part.nbytes for part in inputs.values()) if isinstance(inputs, Mapping) else inputs.nbytes
 
 
-def shape_of(inputs: Inputs) -> Any:
+def shape_of(inputs: Inputs) -> Hashable:
     """Rows that are equal in this may be stacked."""
     return tuple((name, part.shape) for name, part in inputs.items()) if isinstance(inputs, Mapping) else inputs.shape

@@ -15,6 +15,13 @@ wait, and a tenant that begins to wait starts at v or later. Above: tag_i moves 
 just W_i / w_i. So over an interval in which v moves by d, ``d - l_i / w_i <= W_i / w_i <= d + l_i / w_i``, and the same
 holds for j. Subtract. The order inside a tenant plays no part.
 
+**Alike.** Where only units of one batch key may be taken together (``take_alike``), the same bound holds with l the
+most that a tenant is charged *in one call*. The tenant with the smallest tag leads; others come in by their tags, until
+one has nothing of that key: nobody who stands further on than that one comes in, and v stays there. Places that are
+left go to those who are in. So v is still the smallest tag of all that wait, and a tenant comes in with its tag at v
+and leaves at most l / w further on: the proof above, with a call in place of a choice. While all units that wait have
+one key, nobody is passed over, and l is one unit's charge.
+
 Differs from the paper: inside a tenant units go by urgency, not by arrival, and what is known better later is corrected
 (``correct``), which moves the bound by the correction.
 """
@@ -22,8 +29,9 @@ Differs from the paper: inside a tenant units go by urgency, not by arrival, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from heapq import heappop, heappush, heapreplace
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -36,6 +44,8 @@ class Waiting(Protocol):
     tenant: str
     deadline_s: float
     joules: float
+    #: Units of equal key may be taken together (``take_alike``); None: only alone.
+    batch_key: Hashable
     #: Inside a tenant the smallest goes first.
     rank: tuple[float, float]
     #: Unique among all units; breaks ties.
@@ -57,6 +67,10 @@ def checked(weights: Weights) -> Weights:
 
 UnitT = TypeVar("UnitT", bound=Waiting)
 _MAX_FLOWS = 4096
+_ANY = object()
+"""A batch key that is still open."""
+_LOOK = 4
+"""Units of a tenant that are looked at for one of a certain key, by places."""
 
 
 def _entry(unit: UnitT) -> tuple[float, float, int, UnitT]:
@@ -102,6 +116,8 @@ class FairQueue(Generic[UnitT]):
         self._virtual = 0.0
         self._num_flows = 0
         self._num_units = 0
+        #: Batch key -> units of it that wait.
+        self._num_of_key: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return self._num_units
@@ -117,13 +133,20 @@ class FairQueue(Generic[UnitT]):
 
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
-        flow = self._flow(unit.tenant)
+        flow = self._flows.get(unit.tenant) or self._flow(unit.tenant)
         if not flow.units:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
-        flow.units.add(_entry(unit))
+        first, second = unit.rank
+        flow.units.add((first, second, unit.number, unit))
         flow.waiting_j += unit.joules
         self._num_units += 1
+        key = unit.batch_key
+        self._num_of_key[key] = self._num_of_key.get(key, 0) + 1
+
+    def num_alike(self, unit: UnitT) -> int:
+        """How many wait that may be taken together with this one, itself counted if it waits here."""
+        return 1 if unit.batch_key is None else self._num_of_key.get(unit.batch_key, 0)
 
     def take(self, max_units: int, earliest_deadline_s: float = -math.inf) -> tuple[list[UnitT], list[UnitT]]:
         """Remove the next ``max_units`` units that are not late, and the late ones that were met on the way.
@@ -134,68 +157,80 @@ class FairQueue(Generic[UnitT]):
         units: list[UnitT] = []
         late: list[UnitT] = []
         heap, num_left = self._heap, self._num_units
-        while num_left and len(units) < max_units:
+        while num_left and max_units:
             tag, number, flow = heap[0]
             queue = flow.units
-            if flow.listed_tag != tag or not queue:
+            if flow.listed_tag != tag or not queue.num_entries:
                 self._drop_stale()
                 continue
             unit = queue.take_first()[3]
             num_left -= 1
-            flow.waiting_j -= unit.joules
+            joules = unit.joules
+            flow.waiting_j -= joules
             if unit.deadline_s < earliest_deadline_s:
                 late.append(unit)
             else:
                 units.append(unit)
+                max_units -= 1
                 self._virtual = tag
-                tag += unit.joules / flow.weight
+                tag += joules / flow.weight
             flow.tag = tag
-            if queue:
+            if queue.num_entries:
                 flow.listed_tag = tag
                 heapreplace(heap, (tag, number, flow))
             else:
                 flow.listed_tag = -math.inf
                 heappop(heap)
         self._num_units = num_left
+        self._forget_keys(units)
+        self._forget_keys(late)
         return units, late
 
-    def take_fitting(self, max_units: int, fits: Callable[[UnitT], bool], taken: list[UnitT]) -> None:
-        """Remove units that ``fits`` lets in and append them to ``taken``, one by one.
+    def take_alike(
+        self,
+        max_units: int,
+        earliest_deadline_s: float = -math.inf,
+        *,
+        key: Hashable = _ANY,
+        fits: Callable[[UnitT, list[UnitT]], bool] | None = None,
+    ) -> tuple[list[UnitT], list[UnitT]]:
+        """As ``take``, but only units of one batch key: of ``key``, or of that which the first one has.
 
-        In fair order, until a tenant has nothing that fits: nobody who stands further on than that one is let in.
-        Places that are left go to more units of those that are in already. So the bound holds with l the largest charge
-        of a tenant *in one call*: v is still the smallest tag of all that wait. O(tenants + units).
+        ``fits``: whether a unit may join those that are taken already; one that may not will not do so later either.
+        See the module for what becomes of the bound. O(tenants that are let in, times places).
         """
-        limit = math.inf
-        flows = [flow for flow in self._flows.values() if flow.units]
-        inside: list[_Flow[UnitT]] = []
-        while flows and len(taken) < max_units:
-            flow = min(flows, key=lambda flow: (flow.tag, flow.number))
-            if flow.tag > limit:
-                break
-            unit = next((entry[3] for entry in flow.units if fits(entry[3])), None)
-            if unit is not None:
-                self._virtual = flow.tag
-                self._take(flow, unit, taken)
-                if flow not in inside:
-                    inside.append(flow)
-            elif flow.units:
-                limit = min(limit, flow.tag)
-            if unit is None or not flow.units:
-                flows.remove(flow)
-        for flow in inside:
-            for unit in [entry[3] for entry in flow.units]:
-                if len(taken) < max_units and fits(unit):
-                    self._take(flow, unit, taken)
+        if fits is None and len(self._num_of_key) == 1 and None not in self._num_of_key:
+            return self.take(max_units if key is _ANY or key in self._num_of_key else 0, earliest_deadline_s)
+        choice = _Choice(self, max_units, earliest_deadline_s, key, fits)
+        choice.make()
+        return choice.units, choice.late
 
-    def _take(self, flow: _Flow[UnitT], unit: UnitT, taken: list[UnitT]) -> None:
+    def _pick(self, flow: _Flow[UnitT], unit: UnitT) -> None:
+        """Remove a unit and charge its tenant."""
+        flow.tag += unit.joules / flow.weight
+        self._remove(flow, unit)
+        if flow.units:
+            self._list(flow)
+
+    def _remove(self, flow: _Flow[UnitT], unit: UnitT) -> None:
         flow.units.remove(_entry(unit))
         flow.waiting_j -= unit.joules
         self._num_units -= 1
-        flow.tag += unit.joules / flow.weight
-        if flow.units:
-            self._list(flow)
-        taken.append(unit)
+        self._forget_keys([unit])
+
+    def _forget_keys(self, units: list[UnitT]) -> None:
+        counts = self._num_of_key
+        if units and len(counts) == 1:
+            key = units[0].batch_key
+            counts[key] -= len(units)
+            if not counts[key]:
+                del counts[key]
+            return
+        for unit in units:
+            key = unit.batch_key
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
 
     def remove(self, unit: UnitT) -> None:
         """Remove one unit from anywhere, without a charge.
@@ -203,10 +238,7 @@ class FairQueue(Generic[UnitT]):
         Raises:
             KeyError: if the unit is not in the queue.
         """
-        flow = self._flows[unit.tenant]
-        flow.units.remove(_entry(unit))
-        flow.waiting_j -= unit.joules
-        self._num_units -= 1
+        self._remove(self._flows[unit.tenant], unit)
 
     def promote(self, unit: UnitT) -> None:
         """Put a unit first in its tenant, behind older ones that were promoted; between tenants nothing changes.
@@ -278,3 +310,73 @@ class FairQueue(Generic[UnitT]):
         self._flows.clear()
         self._heap.clear()
         self._virtual = 0.0
+
+
+class _Choice(Generic[UnitT]):
+    """Units of one batch key, chosen fairly: one call of ``FairQueue.take_alike``."""
+
+    def __init__(
+        self,
+        queue: FairQueue[UnitT],
+        max_units: int,
+        earliest_deadline_s: float,
+        key: Hashable,
+        fits: Callable[[UnitT, list[UnitT]], bool] | None,
+    ) -> None:
+        self._queue = queue
+        self._max_units = max_units
+        self._earliest_deadline_s = earliest_deadline_s
+        self._key = key
+        self._fits = fits
+        self.units: list[UnitT] = []
+        self.late: list[UnitT] = []
+        #: Of each tenant that was looked at, the units that have not been.
+        self._ahead: dict[_Flow[UnitT], Iterator[UnitT]] = {}
+
+    def make(self) -> None:
+        """Let tenants in by their tags; then give what is left to those who are in."""
+        queue = self._queue
+        inside: dict[_Flow[UnitT], None] = {}
+        passed: list[_Flow[UnitT]] = []
+        limit = math.inf
+        while queue._num_units and not self._is_full():
+            queue._drop_stale()
+            if not queue._heap or queue._heap[0][0] > limit:
+                break
+            tag, _, flow = queue._heap[0]
+            if self._advance(flow):
+                queue._virtual = tag
+                inside[flow] = None
+            elif flow.units:
+                limit = tag
+                flow.listed_tag = -math.inf  # out of the way, for now
+                passed.append(flow)
+        while inside and not self._is_full():
+            flow = min(inside, key=lambda flow: (flow.tag, flow.number))
+            if not self._advance(flow):
+                del inside[flow]
+        for flow in passed:
+            if flow.units:
+                queue._list(flow)
+
+    def _is_full(self) -> bool:
+        return len(self.units) >= (1 if self._key is None else self._max_units)
+
+    def _advance(self, flow: _Flow[UnitT]) -> bool:
+        """Take the tenant's next unit that may join, if there is one."""
+        if flow not in self._ahead:
+            self._ahead[flow] = iter([entry[3] for entry in islice(flow.units, _LOOK * self._max_units)])
+        for unit in self._ahead[flow]:
+            if self._key is not _ANY and unit.batch_key != self._key:
+                continue
+            if self._fits is not None and not self._fits(unit, self.units):
+                continue
+            if unit.deadline_s < self._earliest_deadline_s:
+                self._queue._remove(flow, unit)
+                self.late.append(unit)
+                continue
+            self._key = unit.batch_key
+            self._queue._pick(flow, unit)
+            self.units.append(unit)
+            return True
+        return False

@@ -1,23 +1,18 @@
 """The one scheduler: time, the table of live units, cancellation, draining, conservation, and how units end.
 
-A kernel knows nothing about models. A ``Policy`` consists of four parts, which the kernel asks as it goes along:
-
-    order       who waits, and who is given up when there is no room
-    batch       which of them run together next
-    cost        what a slice takes; learns from what slices took
-    progress    what has become of a unit after a slice
-
-No part makes a terminal decision, so "exactly one per unit" is implemented once, here.
+A kernel knows nothing about models. A ``Policy`` consists of four parts (``schedulers.policy``), which the kernel asks
+as it goes along. No part makes a terminal decision, so "exactly one per unit" is implemented once, here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
 
+from schedulers.policy import Policy, Slice, Unit
+from schedulers.timers import Timers
 from schedulers.types import (
     Decision,
     Drain,
@@ -36,221 +31,6 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
-
-#: Stale timers are swept out when all timers outnumber twice the live units by this many.
-_MAX_STALE_TIMERS = 4096
-
-
-class Unit:
-    """One live unit. The kernel owns it; a policy only changes ``stage``, ``answer_stage``, ``rank`` and ``state``."""
-
-    __slots__ = (
-        "answer_stage",
-        "arrived_s",
-        "deadline_s",
-        "held_bytes",
-        "is_cancelled",
-        "is_waiting",
-        "joules",
-        "number",
-        "priority",
-        "rank",
-        "stage",
-        "state",
-        "tenant",
-        "timer_s",
-        "unit_id",
-        "waiting_since_s",
-        "work",
-    )
-
-    def __init__(self, arrival: UnitArrived, now_s: float, number: int) -> None:
-        self.unit_id = arrival.unit_id
-        self.work = arrival.work
-        self.deadline_s = arrival.deadline_s
-        self.priority = arrival.priority
-        #: Among the units of a tenant, the smallest goes first; ``number`` breaks ties.
-        self.rank = (float(-arrival.priority), arrival.deadline_s)
-        self.tenant = arrival.tenant
-        self.held_bytes = arrival.held_bytes
-        self.arrived_s = now_s
-        #: When it began to wait where it is now.
-        self.waiting_since_s = now_s
-        #: Arrival number, unique: breaks ties wherever units are ordered.
-        self.number = number
-        #: What its tenant is charged when the unit is taken out of a fair queue.
-        self.joules = 0.0
-        #: The next stage to run, or the one that is running.
-        self.stage = 0
-        #: The deepest stage that can answer for it; None before there is one.
-        self.answer_stage: int | None = None
-        #: Whatever the policy keeps with it.
-        self.state: Any = None
-        #: True while in the order; False in a slice and after the terminal decision.
-        self.is_waiting = False
-        self.is_cancelled = False
-        #: The earliest timer set for this unit; ``inf`` when there is none.
-        self.timer_s = math.inf
-
-
-class Slice:
-    """What an executor is running."""
-
-    __slots__ = ("num_stages", "predicted_s", "stage", "started_s", "units")
-
-    def __init__(self, stage: int, num_stages: int, units: dict[Hashable, Unit], started_s: float, predicted_s: float):
-        self.stage = stage
-        self.num_stages = num_stages
-        self.units = units
-        self.started_s = started_s
-        self.predicted_s = predicted_s
-
-
-class Pick(NamedTuple):
-    """What to run next: ``units``, taken out of the order, the stages that they run, and how long that will take.
-
-    ``late`` units were taken out as well and cannot be answered in time; ``preempted`` units go on waiting. Without
-    ``units``, nothing runs and the kernel asks again.
-    """
-
-    units: list[Unit]
-    stage: int
-    num_stages: int
-    predicted_s: float
-    late: list[Unit] = []  # noqa: RUF012 - never changed
-    preempted: list[Unit] = []  # noqa: RUF012 - never changed
-
-
-class After(NamedTuple):
-    """Units after a slice: those that are done, those whose result is unusable, and those that need another slice."""
-
-    done: list[Unit]
-    failed: list[Unit]
-    onward: list[Unit]
-
-
-class Order(Protocol):
-    """Who waits. Iterating yields every waiting unit."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Unit]: ...
-
-    def add(self, unit: Unit) -> None:
-        """Let a new unit wait."""
-        ...
-
-    def add_again(self, units: list[Unit]) -> None:
-        """Let units wait for another slice, all at the same stage."""
-        ...
-
-    def remove(self, unit: Unit) -> None:
-        """Remove a unit from wherever it is."""
-        ...
-
-    def rest(self) -> None:
-        """Called when no unit is left, waiting or running."""
-        ...
-
-    def victim(self, newcomer: Unit) -> Unit | None:
-        """The unit to give up when there is no room; None if that is the newcomer, which does not wait yet."""
-        ...
-
-
-class Batch(Protocol):
-    """What runs next."""
-
-    def next(self, now_s: float, running: Collection[Slice]) -> Pick | None:
-        """Take the units of a slice that starts now out of the order; None if no slice should start."""
-        ...
-
-    def wakeup_s(self, now_s: float, running: Collection[Slice]) -> float | None:
-        """When ``next`` will give another answer although nothing happened; None: never."""
-        ...
-
-
-class Cost(Protocol):
-    """What work costs."""
-
-    def joules(self, unit: Unit) -> float:
-        """What a new unit is charged."""
-        ...
-
-    def lead_s(self, stage: int) -> float:
-        """How long before its deadline a unit that waits at ``stage`` is given up; ``-inf``: never."""
-        ...
-
-    def remaining_s(self, unit: Unit) -> float:
-        """Seconds that a unit still needs when it runs alone."""
-        ...
-
-    def queued_s(self, now_s: float, running: Collection[Slice]) -> float:
-        """Seconds until everything that is waiting or running is done."""
-        ...
-
-    def pass_time(self, now_s: float) -> None:
-        """It is now ``now_s``; called before anything that happened by then."""
-        ...
-
-    def observe(self, ended: Slice, elapsed_s: float) -> None:
-        """A slice took ``elapsed_s``, and none of its units failed."""
-        ...
-
-
-class Progress(Protocol):
-    """What has become of units."""
-
-    #: True: a replica that stops gives units back for another replica to continue. False: it finishes them.
-    hands_over: bool
-
-    def admit(self, unit: Unit) -> None:
-        """Check a new unit before it waits. Raises ValueError: its work does not fit."""
-        ...
-
-    def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
-        """Sort units by what a slice reported about them; those that go on get their next ``stage``."""
-        ...
-
-    def overtaken(self, unit: Unit) -> int | None:
-        """The stage that answers for a unit that cannot go on in time; None if there is none."""
-        ...
-
-    def nears_end(self, unit: Unit) -> bool:
-        """Whether a replica that hands units over finishes this one anyway."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one replica takes.
-
-    ``max_waiting``: units that may wait before room must be made for a new one. ``max_running``: units in slices.
-    ``max_units`` and ``max_held_bytes`` are what ``Kernel.room`` goes by.
-
-    Raises:
-        ValueError: one is below 1.
-    """
-
-    max_waiting: int = 1024
-    max_running: int = 32
-    max_units: int = 1 << 30
-    max_held_bytes: int = 1 << 62
-
-    def __post_init__(self) -> None:
-        for name in ("max_waiting", "max_running", "max_units", "max_held_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; need at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How one kind of work is scheduled."""
-
-    order: Order
-    batch: Batch
-    cost: Cost
-    progress: Progress
-    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +54,7 @@ class Kernel:
         self.policy = policy
         self._order, self._batch = policy.order, policy.batch
         self._cost, self._progress = policy.cost, policy.progress
+        self._max_waiting = policy.limits.max_waiting
         self._now_s = -math.inf
         self._is_draining = False
         #: Decisions of the current call; kept across an exception, so that none is lost.
@@ -284,8 +65,9 @@ class Kernel:
         self._next_slice_id = 0
         #: Number of cancelled units that are still in slices.
         self._num_leaving = 0
-        #: (when, tie-break, unit); a unit may have several, some of them stale, and needs at most one.
-        self._timers: list[tuple[float, int, Unit]] = []
+        self._timers = Timers()
+        #: Units in slices; all other live ones wait.
+        self._num_running = 0
         self._num_arrived = self._num_finished = self._num_rejected = 0
         self._num_cancelled = self._num_failed = self._num_given_back = 0
 
@@ -317,7 +99,7 @@ class Kernel:
         return Counts(
             arrived=self._num_arrived,
             waiting=len(self._order),
-            running=sum(len(one.units) for one in self._running.values()),
+            running=self._num_running,
             finished=self._num_finished,
             rejected=self._num_rejected,
             cancelled=self._num_cancelled,
@@ -367,13 +149,11 @@ class Kernel:
 
     def next_wakeup_s(self) -> float | None:
         """When a ``Tick`` would change something, or None."""
-        timers = self._timers
-        while timers and not timers[0][2].is_waiting:
-            heappop(timers)[2].timer_s = math.inf
+        timer_s = self._timers.next_s()
         batch_s = self._batch.wakeup_s(self._now_s, self._running.values())
-        if not timers:
+        if timer_s is None:
             return batch_s
-        timer_s = max(timers[0][0], self._now_s)
+        timer_s = max(timer_s, self._now_s)
         return timer_s if batch_s is None else min(timer_s, batch_s)
 
     @property
@@ -416,11 +196,11 @@ class Kernel:
                 unit.is_waiting = True
                 self._order.add(unit)
                 if latest_s < math.inf:
-                    self._set_timer(unit, latest_s)
+                    self._timers.set(unit, latest_s)
 
     def _has_room_for(self, unit: Unit) -> bool:
         """Whether the unit may wait. Makes room if need be, by refusing one unit, perhaps this one."""
-        if len(self._order) < self.policy.limits.max_waiting:
+        if len(self._live) - self._num_running <= self._max_waiting:  # the unit is among the live ones
             return True
         victim = self._order.victim(unit)
         if victim is not None:
@@ -450,22 +230,26 @@ class Kernel:
         ended = self._running.get(event.slice_id)
         if ended is None:
             raise ValueError(f"slice {event.slice_id} is not running; running: {sorted(self._running)}")
-        units, results = ended.units, event.results
-        if len(results) != len(units) or {result.unit_id for result in results} != units.keys():
-            raise ValueError(f"slice {event.slice_id} has {len(units)} units; got other ones in its results")
+        results = event.results
+        ids = [result.unit_id for result in results]
+        in_order = ids == list(ended.units)
+        if not in_order and (len(ids) != len(ended.units) or set(ids) != ended.units.keys()):
+            raise ValueError(f"slice {event.slice_id} has {len(ended.units)} units; got other ones in its results")
         if not 0.0 <= event.elapsed_s < math.inf:
             raise ValueError(f"elapsed_s is {event.elapsed_s}; need a finite number >= 0")
         del self._running[event.slice_id]
+        self._num_running -= len(ids)
+        units = list(ended.units.values()) if in_order else [ended.units[unit_id] for unit_id in ids]
         has_failed = True in [result.failed for result in results]
         if not has_failed:
             self._cost.observe(ended, event.elapsed_s)
         if has_failed or self._num_leaving:
-            reports = self._end_unwanted(units, results)
-            if not reports:
+            units, reports = self._end_unwanted(units, results)
+            if not units:
                 return
         else:
-            reports = [(units[result.unit_id], result.report) for result in results]
-        done, failed, onward = self._progress.after(ended, reports)
+            reports = [result.report for result in results]
+        done, failed, onward = self._progress.after(ended, units, reports)
         if done:
             self._finish(done, ended.stage + ended.num_stages - 1, False)
         for unit in failed:
@@ -473,19 +257,19 @@ class Kernel:
         if onward:
             self._wait_again(onward)
 
-    def _end_unwanted(self, units: dict[Hashable, Unit], results: tuple[SliceResult, ...]) -> list[tuple[Unit, Any]]:
+    def _end_unwanted(self, units: list[Unit], results: tuple[SliceResult, ...]) -> tuple[list[Unit], list[Any]]:
         """End the units that were cancelled or failed; return the others with their reports."""
-        reports = []
-        for result in results:
-            unit = units[result.unit_id]
+        wanted, reports = [], []
+        for unit, result in zip(units, results, strict=True):
             if unit.is_cancelled:
                 self._num_leaving -= 1
                 self._release(unit)
             elif result.failed:
                 self._fail(unit)
             else:
-                reports.append((unit, result.report))
-        return reports
+                wanted.append(unit)
+                reports.append(result.report)
+        return wanted, reports
 
     def _wait_again(self, units: list[Unit]) -> None:
         """Let units wait for another slice, except those that have no time left or go to another replica."""
@@ -508,41 +292,22 @@ class Kernel:
             unit.waiting_since_s = now_s
             waiting.append(unit)
             if unit.deadline_s - lead_s < unit.timer_s:
-                self._set_timer(unit, unit.deadline_s - lead_s)
+                self._timers.set(unit, unit.deadline_s - lead_s)
         if waiting:
             self._order.add_again(waiting)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _set_timer(self, unit: Unit, when_s: float) -> None:
-        """Make sure that ``_expire`` looks at this waiting unit then."""
-        if when_s < unit.timer_s:
-            unit.timer_s = when_s
-            heappush(self._timers, (when_s, unit.number, unit))
-
     def _expire(self) -> None:
-        """Give up units that have waited too long."""
-        timers, now_s = self._timers, self._now_s
-        while timers and timers[0][0] <= now_s:
-            unit = heappop(timers)[2]
-            unit.timer_s = math.inf
+        for unit in self._timers.due(self._now_s, self._live.values()):
             if not unit.is_waiting:
                 continue
             latest_s = unit.deadline_s - self._cost.lead_s(unit.stage)
-            if latest_s <= now_s:
+            if latest_s <= self._now_s:
                 self._order.remove(unit)
                 self._give_up(unit)
             else:
-                self._set_timer(unit, latest_s)
-        if len(timers) > 2 * len(self._live) + _MAX_STALE_TIMERS:
-            self._sweep_timers()
-
-    def _sweep_timers(self) -> None:
-        self._timers = [timer for timer in self._timers if timer[2].is_waiting and timer[0] == timer[2].timer_s]
-        heapify(self._timers)
-        for unit in self._live.values():
-            if not unit.is_waiting:  # it gets a new timer when it waits again
-                unit.timer_s = math.inf
+                self._timers.set(unit, latest_s)
 
     def _give_up(self, unit: Unit) -> None:
         """More slices cannot meet the deadline: answer from a stage already passed, or reject."""
@@ -557,9 +322,9 @@ class Kernel:
     # -- slices ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        running, order, batch = self._running, self._order, self._batch
-        while len(order):
-            pick = batch.next(self._now_s, running.values())
+        running = self._running
+        while True:
+            pick = self._batch.next(self._now_s, running.values())
             if pick is None:
                 return
             units, stage, num_stages, predicted_s, late, preempted = pick
@@ -573,6 +338,7 @@ class Kernel:
             for unit in units:
                 unit.is_waiting = False
                 members[unit.unit_id] = unit
+            self._num_running += len(units)
             slice_id = self._next_slice_id
             self._next_slice_id += 1
             running[slice_id] = Slice(stage, num_stages, members, self._now_s, predicted_s)
@@ -586,11 +352,13 @@ class Kernel:
 
     def _finish(self, units: list[Unit], stage: int, degraded: bool) -> None:
         live = self._live
+        out = self._out
         for unit in units:  # _end, without its call
             unit.is_waiting = False
-            del live[unit.unit_id]
+            unit_id = unit.unit_id
+            del live[unit_id]
+            out.append(Finish(unit_id=unit_id, stage=stage, degraded=degraded))
         self._num_finished += len(units)
-        self._out += [Finish(unit_id=unit.unit_id, stage=stage, degraded=degraded) for unit in units]
 
     def _reject(self, unit: Unit, reason: RejectReason) -> None:
         self._end(unit)

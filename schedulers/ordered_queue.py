@@ -19,7 +19,7 @@ _CHUNK_ENTRIES = 512
 class OrderedQueue(Generic[EntryT]):
     """Unique tuples in ascending order. A chunk is cut in two when it has twice ``chunk_entries``."""
 
-    __slots__ = ("_chunk_entries", "_chunks", "_lasts", "_num_entries")
+    __slots__ = ("_chunk_entries", "_chunks", "_lasts", "num_entries")
 
     def __init__(self, chunk_entries: int = _CHUNK_ENTRIES) -> None:
         self._chunk_entries = chunk_entries
@@ -27,10 +27,11 @@ class OrderedQueue(Generic[EntryT]):
         self._chunks: list[list[EntryT]] = []
         #: ``_lasts[i] == _chunks[i][-1]``.
         self._lasts: list[EntryT] = []
-        self._num_entries = 0
+        #: As ``len``, without its call.
+        self.num_entries = 0
 
     def __len__(self) -> int:
-        return self._num_entries
+        return self.num_entries
 
     def __iter__(self) -> Iterator[EntryT]:
         for chunk in self._chunks:
@@ -46,7 +47,7 @@ class OrderedQueue(Generic[EntryT]):
 
     def add(self, entry: EntryT) -> None:
         """Insert one entry whose key is not in the queue yet."""
-        self._num_entries += 1
+        self.num_entries += 1
         chunks, lasts = self._chunks, self._lasts
         if not chunks:
             chunks.append([entry])
@@ -63,6 +64,19 @@ class OrderedQueue(Generic[EntryT]):
             lasts.insert(at + 1, chunks[at + 1][-1])
         lasts[at] = chunk[-1]
 
+    def add_all(self, entries: list[EntryT]) -> None:
+        """Insert several."""
+        chunks = self._chunks
+        if len(chunks) == 1 and len(chunks[0]) <= self._chunk_entries - len(entries):  # the usual case: it stays whole
+            chunk = chunks[0]
+            for entry in entries:
+                insort(chunk, entry)
+            self._lasts[0] = chunk[-1]
+            self.num_entries += len(entries)
+        else:
+            for entry in entries:
+                self.add(entry)
+
     def remove(self, entry: EntryT) -> None:
         """Remove one entry, found by its key.
 
@@ -77,7 +91,7 @@ class OrderedQueue(Generic[EntryT]):
         if chunk[index] != entry:
             raise KeyError(entry)
         del chunk[index]
-        self._num_entries -= 1
+        self.num_entries -= 1
         self._close(at)
 
     def take(self, max_entries: int) -> list[EntryT]:
@@ -86,7 +100,7 @@ class OrderedQueue(Generic[EntryT]):
             chunk = self._chunks[0]
             taken = chunk[:max_entries]
             del chunk[:max_entries]
-            self._num_entries -= max_entries
+            self.num_entries -= max_entries
             return taken
         taken = []
         while self._chunks and (wanted := max_entries - len(taken)) > 0:
@@ -94,14 +108,16 @@ class OrderedQueue(Generic[EntryT]):
             taken += chunk[:wanted]
             del chunk[:wanted]
             self._close(0)
-        self._num_entries -= len(taken)
+        self.num_entries -= len(taken)
         return taken
 
     def take_first(self) -> EntryT:
         """Remove and return the smallest entry. Raises IndexError when empty."""
-        entry = self._chunks[0].pop(0)
-        self._num_entries -= 1
-        self._close(0)
+        chunk = self._chunks[0]
+        entry = chunk.pop(0)
+        self.num_entries -= 1
+        if not chunk:
+            self._close(0)
         return entry
 
     def _close(self, at: int) -> None:

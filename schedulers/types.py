@@ -43,7 +43,8 @@ class UnitArrived:
     """A new unit. ``work`` says what is to be done, in the words of the policy that runs it (``schedulers.policies``).
 
     ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. ``held_bytes``: the most that the unit
-    holds while it is here.
+    holds while it is here. ``batch_key``: units of equal key may share a slice (pictures of one size, clips of one grid
+    and attention); one whose key is None runs alone.
 
     Raises:
         ValueError: ``deadline_s`` is not a number, or ``held_bytes`` negative.
@@ -55,6 +56,7 @@ class UnitArrived:
     priority: Priority = Priority.NORMAL
     tenant: str = ""
     held_bytes: int = 0
+    batch_key: Hashable = ()
 
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
@@ -107,8 +109,8 @@ Event: TypeAlias = UnitArrived | SliceFinished | UnitCancelled | Drain | Tick
 class RunSlice:
     """Run ``num_stages`` consecutive stages, the first being ``stage``, on these units in one engine call.
 
-    All units stand at ``stage``; what a stage is, the policy says. The caller answers with one ``SliceFinished`` of the
-    same ``slice_id``, always, also when the engine fails (then every result is ``failed``).
+    All units stand at ``stage`` and have one batch key; what a stage is, the policy says. The caller answers with one
+    ``SliceFinished`` of the same ``slice_id``, always, also when the engine fails (then every result is ``failed``).
     """
 
     slice_id: int

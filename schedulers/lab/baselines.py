@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from schedulers.cost import CostModel
-from schedulers.kernel import Kernel, Pick, Policy, Slice, Unit
+from schedulers.kernel import Kernel
 from schedulers.policies.exits import EntryReserve, ExitConfig, ExitCost, ExitProgress
+from schedulers.policy import Pick, Policy, Slice, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

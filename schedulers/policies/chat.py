@@ -16,7 +16,8 @@ from typing import Any
 
 from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue, Weights
-from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
+from schedulers.kernel import Kernel
+from schedulers.policy import After, Limits, Pick, Policy, Slice, Unit
 
 _MIN_S = 1e-6
 """Even work predicted to cost nothing takes a turn."""
@@ -152,11 +153,11 @@ class ChatProgress:
         """Nothing is refused."""
         unit.rank = (float(unit.work.rank), unit.deadline_s)
 
-    def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
+    def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Correct what was charged."""
-        for unit, used_s in reports:
+        for unit, used_s in zip(units, reports, strict=True):
             self._order.queue.correct(unit.tenant, self._cost.learn(unit, used_s))
-        return After([unit for unit, _ in reports], [], [])
+        return After(units, [], [])
 
     def overtaken(self, unit: Unit) -> int | None:
         """Nothing can be answered before the end."""
@@ -180,7 +181,7 @@ class ChatBatch:
 
     def next(self, now_s: float, running: Collection[Slice]) -> Pick | None:
         """A slot for one unit."""
-        if len(running) >= self._limits.max_running:
+        if len(running) >= self._limits.max_running or not self._order.queue:
             return None
         unit = self._order.queue.first()
         held = sum(other.held_bytes for one in running for other in one.units.values())

@@ -11,14 +11,15 @@ nothing waits for ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue, Weights
-from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
+from schedulers.kernel import Kernel
+from schedulers.policy import After, Limits, Pick, Policy, Slice, Unit
 from schedulers.urgency import queue_key
 
 DENOISE, DECODE = 0, 1
@@ -27,10 +28,9 @@ DENOISE, DECODE = 0, 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenoisingWork:
-    """What one unit needs. Units of equal ``phase`` may share a step; None runs alone.
+    """What one unit needs. Its batch key is the phase of its next step, and the report of a step that of the one after.
 
-    ``tokens``: of one step, both branches of guidance. ``seconds_per_step``: predicted, alone in its slice. The report
-    of a step is the phase of the next one.
+    ``tokens``: of one step, both branches of guidance. ``seconds_per_step``: predicted, alone in its slice.
 
     Raises:
         ValueError: a number out of range.
@@ -39,7 +39,6 @@ class DenoisingWork:
     steps_left: int
     seconds_per_step: float
     tokens: int
-    phase: Hashable
 
     def __post_init__(self) -> None:
         if self.steps_left < 0 or self.tokens < 1:
@@ -89,10 +88,9 @@ def denoising(config: DenoisingConfig | None = None, model: CostModel | None = N
 class _Steps:
     """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last."""
 
-    __slots__ = ("has_run", "phase", "steps_left")
+    __slots__ = ("has_run", "steps_left")
 
     def __init__(self, work: DenoisingWork) -> None:
-        self.phase = work.phase
         self.steps_left = work.steps_left
         self.has_run = False
 
@@ -224,14 +222,13 @@ class DenoisingProgress:
         due_s = queue_key(unit.priority, unit.arrived_s, unit.deadline_s, self._cost.remaining_s(unit))
         unit.rank = (due_s, 0.0)
 
-    def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
+    def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Count the step, and follow the phase."""
-        units = [unit for unit, _ in reports]
         if ended.stage == DECODE:
             return After(units, [], [])
-        for unit, phase in reports:
+        for unit, phase in zip(units, reports, strict=True):
             steps = unit.state
-            steps.phase, steps.has_run = phase, True
+            unit.batch_key, steps.has_run = phase, True
             steps.steps_left -= 1
             if steps.steps_left == 0:
                 unit.stage = DECODE
@@ -267,8 +264,9 @@ class DenoisingBatch:
             return Pick([unit], DECODE, 1, self._cost.decode_s)
         if not order.steps or DENOISE in stages:
             return None
-        units: list[Unit] = []
-        order.steps.take_fitting(self._config.max_batch, lambda unit: self._fits(unit, units, now_s), units)
+        units, _ = order.steps.take_alike(
+            self._config.max_batch, fits=lambda unit, units: self._fits(unit, units, now_s)
+        )
         tenants = {unit.tenant for unit in units}
         preempted = [unit for unit in order.steps if unit.state.has_run and unit.tenant in tenants]
         for unit in chain(units, order.steps):
@@ -276,12 +274,10 @@ class DenoisingBatch:
         return Pick(units, DENOISE, 1, self._cost.step_s(units), preempted=preempted)
 
     def _fits(self, unit: Unit, units: list[Unit], now_s: float) -> bool:
-        """Whether it may share the step of ``units``, the first of which leads."""
+        """Whether it may share the step of ``units``, which have its batch key and the first of which leads."""
         if not units:
             return True
         leader = units[0]
-        if leader.state.phase is None or unit.state.phase != leader.state.phase:
-            return False
         if sum(one.held_bytes for one in units) + unit.held_bytes > self._config.max_held_bytes:
             return False
         return not self._makes_late(leader, [*units, unit], now_s)

@@ -1,24 +1,23 @@
 """Networks with early exits: units wait at stage boundaries, and survivors of different arrivals share slices.
 
-New units wait in one fair queue for all tenants; survivors wait per stage, earliest deadline first. Whenever an
-executor is idle, ``choose_stage`` says which queue to serve. A network without exits is one of a single stage. Reasons
-and measurements: docs/scheduler.md.
+New units wait in one fair queue for all tenants, survivors per stage (``exit_order``). Whenever an executor is idle,
+``choose_stage`` says which of them to serve. A network without exits is one of a single stage. Reasons and
+measurements: docs/scheduler.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from schedulers.cost import CostModel
-from schedulers.fair_queue import FairQueue, Weights
-from schedulers.kernel import After, Kernel, Limits, Pick, Policy, Slice, Unit
-from schedulers.ordered_queue import OrderedQueue
-from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch
+from schedulers.fair_queue import Weights
+from schedulers.kernel import Kernel
+from schedulers.policies.exit_order import ExitOrder
+from schedulers.policies.stage_choice import choose_stage, fit_batch
+from schedulers.policy import After, Limits, Pick, Policy, Slice, Unit
 
 #: Thresholds from here on mean "never leave at this exit" (calibration writes 1e8 for an exit that it does not use).
 NEVER_THRESHOLD = 1e8
@@ -91,114 +90,6 @@ def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
     batch = ExitBatch(order, cost, reserve, config)
     progress = ExitProgress(cost, reserve)
     return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=config.limits))
-
-
-class ExitOrder:
-    """Units by the stage that they need next."""
-
-    def __init__(self, num_stages: int, weights: Weights) -> None:
-        self.fresh: FairQueue[Unit] = FairQueue(weights)
-        #: Taken out of ``fresh`` and charged, and then left out of a slice: they go before all that is fresh.
-        self.called: list[Unit] = []
-        #: ``survivors[k]``: (deadline_s, arrival number, unit) waiting at stage k >= 1; entry 0 stays empty.
-        self.survivors: list[OrderedQueue[tuple[float, int, Unit]]] = [OrderedQueue() for _ in range(num_stages)]
-        self._num_survivors = 0
-        #: (when, units) that began to wait together, oldest first, each list backwards; units that moved on are stale.
-        self._ages: deque[tuple[float, list[Unit]]] = deque()
-
-    def __len__(self) -> int:
-        return len(self.fresh) + len(self.called) + self._num_survivors
-
-    def __iter__(self) -> Iterator[Unit]:
-        return chain(self.called, self.fresh, (entry[2] for queue in self.survivors for entry in queue))
-
-    def add(self, unit: Unit) -> None:
-        """A new unit waits."""
-        self.fresh.add(unit)
-        self._ages.append((unit.waiting_since_s, [unit]))
-
-    def add_again(self, units: list[Unit]) -> None:
-        """Survivors wait for their next stage."""
-        queue = self.survivors[units[0].stage]
-        for unit in units:
-            queue.add((unit.deadline_s, unit.number, unit))
-        self._ages.append((units[0].waiting_since_s, units[::-1]))
-        self._num_survivors += len(units)
-
-    def remove(self, unit: Unit) -> None:
-        """Take one out from wherever it is."""
-        if unit.stage:
-            self.survivors[unit.stage].remove((unit.deadline_s, unit.number, unit))
-            self._num_survivors -= 1
-        elif unit in self.called:
-            self.called.remove(unit)
-        else:
-            self.fresh.remove(unit)
-
-    def rest(self) -> None:
-        """No unit is left."""
-        self.fresh.rest()
-        self._ages.clear()
-
-    def victim(self, newcomer: Unit) -> Unit | None:
-        """The last unit of the tenant furthest over its share."""
-        return self.fresh.victim(newcomer)
-
-    def take(self, stage: int, max_units: int) -> list[Unit]:
-        """Remove the first units of a stage."""
-        if stage:
-            taken = [entry[2] for entry in self.survivors[stage].take(max_units)]
-            self._num_survivors -= len(taken)
-            return taken
-        units, self.called = self.called[:max_units], self.called[max_units:]
-        return units + self.fresh.take(max_units - len(units))[0]
-
-    def put_back(self, units: list[Unit]) -> None:
-        """Undo ``take`` for these units of one stage; they never stopped waiting."""
-        if units[0].stage:
-            queue = self.survivors[units[0].stage]
-            for unit in units:
-                queue.add((unit.deadline_s, unit.number, unit))
-            self._num_survivors += len(units)
-        else:
-            self.called = units + self.called
-
-    def oldest(self) -> tuple[float, Unit] | None:
-        """The unit that has waited longest where it stands, and since when."""
-        ages = self._ages
-        while ages:
-            since_s, units = ages[0]
-            while units and not (units[-1].is_waiting and units[-1].waiting_since_s == since_s):
-                units.pop()
-            if units:
-                return since_s, units[-1]
-            ages.popleft()
-        return None
-
-    def put_first(self, unit: Unit) -> None:
-        """Have a new unit taken as soon as it is its tenant's turn."""
-        if unit not in self.called:
-            self.fresh.promote(unit)
-
-    def num_new(self) -> int:
-        """Units waiting for the first stage."""
-        return len(self.called) + len(self.fresh)
-
-    def stage_counts(self) -> Iterable[int]:
-        """Units waiting at each stage."""
-        return chain((self.num_new(),), map(len, self.survivors[1:]))
-
-    def views(self) -> list[StageView]:
-        """Stages at which units wait, ascending."""
-        views = []
-        if num_new := self.num_new():
-            head = self.called[0] if self.called else self.fresh.first()
-            views.append(StageView(0, num_new, head.deadline_s))
-        if self._num_survivors:
-            for stage, queue in enumerate(self.survivors):
-                if queue:
-                    views.append(StageView(stage, len(queue), queue.first()[0]))
-        return views
 
 
 class ExitCost:
@@ -324,14 +215,14 @@ class ExitProgress:
         if len(thresholds) != self._num_stages:
             raise ValueError(f"unit has {len(thresholds)} thresholds; the network has {self._num_stages} exits")
 
-    def after(self, ended: Slice, reports: list[tuple[Unit, Any]]) -> After:
+    def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Compare confidences with thresholds."""
         exit_index = ended.stage + ended.num_stages - 1
         is_last = exit_index == self._num_stages - 1
         done: list[Unit] = []
         failed: list[Unit] = []
         onward: list[Unit] = []
-        for unit, confidence in reports:
+        for unit, confidence in zip(units, reports, strict=True):
             if confidence is not None and not -_INF < confidence < _INF:
                 failed.append(unit)
             elif is_last or (confidence is not None and confidence >= unit.work.thresholds[exit_index]):
@@ -376,11 +267,13 @@ class ExitBatch:
         if len(running) >= self._config.num_executors:
             return None
         order, cost = self._order, self._cost
-        overdue = self._overdue(now_s)
-        if overdue is None:
-            stage = choose_stage(order.views(), now_s, cost.table, cost.exit_rates, self._config.max_batch)
-        else:
+        overdue = order.overdue(now_s - self._config.max_age_s)
+        if overdue is not None:
             stage = overdue.stage
+        elif views := order.views():
+            stage = choose_stage(views, now_s, cost.table, cost.exit_rates, self._config.max_batch)
+        else:
+            return None
         late: list[Unit] = []
         units = self._select(now_s, stage, overdue, late)
         if units:
@@ -391,30 +284,24 @@ class ExitBatch:
             return Pick(units, stage, 1, batch_s, late)
         return Pick(units, stage, 1, 0.0, late)
 
-    def _overdue(self, now_s: float) -> Unit | None:
-        """The unit that waited longest, if that is too long."""
-        oldest = self._order.oldest()
-        return oldest[1] if oldest and now_s - oldest[0] > self._config.max_age_s else None
-
     def _select(self, now_s: float, stage: int, overdue: Unit | None, late: list[Unit]) -> list[Unit]:
         """Take the units to run out of the stage's queue: an ``overdue`` survivor among them, an ``overdue`` new one
         if its tenant has a turn."""
         order, max_units = self._order, self._config.max_batch
-        if stage and overdue is not None:
-            order.remove(overdue)
-            return [overdue, *order.take(stage, max_units - 1)]
+        if stage:
+            return order.take(stage, max_units, overdue)
         if overdue is not None:
             order.put_first(overdue)
-        if stage or order.num_new() <= max_units:
-            return order.take(stage, max_units)
+        if order.num_new() <= max_units:
+            return order.take_new(max_units)[0]
         # Under a backlog: pass over new units that would not get through all stages, and fill their places.
-        table, max_batch = self._cost.table, self._config.max_batch
-        later_s = sum(table.batch_s(s, max_batch) for s in range(1, self._cost.num_stages))
-        earliest_deadline_s = now_s + table.batch_s(0, max_batch) + self._reserve.factor * later_s
-        called, order.called = order.called[:max_units], order.called[max_units:]
-        units, passed_over = order.fresh.take(max_units - len(called), earliest_deadline_s)
+        table, max_batch, factor = self._cost.table, self._config.max_batch, self._reserve.factor
+        earliest_deadline_s = now_s + table.batch_s(0, max_batch)
+        if factor:
+            earliest_deadline_s += factor * sum(table.batch_s(s, max_batch) for s in range(1, self._cost.num_stages))
+        units, passed_over = order.take_new(max_units, earliest_deadline_s)
         late += passed_over
-        return called + units
+        return units
 
     def _fit(self, now_s: float, stage: int, units: list[Unit], overdue: Unit | None, late: list[Unit]) -> list[Unit]:
         """Some would be late in this slice: run the part that answers most in time."""

@@ -7,19 +7,13 @@ sample; waiting for that is free until a deadline comes near (docs/scheduler.md 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from schedulers.cost import CostModel
 
-
-class StageView(NamedTuple):
-    """A stage at which samples wait. ``head_deadline_s`` is the deadline of the one that would be taken first."""
-
-    stage: int
-    num_waiting: int
-    head_deadline_s: float
-
-
+#: A stage at which samples wait: (stage; how many of those may share its next batch; deadline of the one that would be
+#: taken first). A plain tuple, as the next one.
+StageView: TypeAlias = tuple[int, int, float]
 #: What running a stage now means: (efficiency, 1 = as good as a full batch; stage; samples; batch seconds; slack of the
 #: head in seconds). A plain tuple: a decision makes four, and building named ones takes a tenth of its time.
 _Offer: TypeAlias = tuple[float, int, int, float, float]
@@ -38,9 +32,9 @@ def choose_stage(
     wastes must not exceed what as many samples cost in full batches.
     """
     if len(views) == 1:
-        return views[0].stage
+        return views[0][0]
     offers = _offers(views, now_s, cost, max_batch)
-    num_new = views[0].num_waiting if views[0].stage == 0 else 0
+    num_new = views[0][1] if views[0][0] == 0 else 0
     if 2 * num_new < max_batch:
         best = max(offers, key=lambda offer: (exit_rates[offer[1]] * offer[2] / offer[3], offer[1]))
     else:

@@ -173,13 +173,18 @@ class Driver:
             raise _left()
         sample_id = self._next_id
         self._next_id += 1
-        self.engine.admit(sample_id, inputs, settings)
+        batch_key = self.engine.admit(sample_id, inputs, settings)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._samples[sample_id] = _Sample(future, self.clock(), stay)
         stay._take_out = partial(self._feed, UnitCancelled(unit_id=sample_id))
         self._arrive(
             UnitArrived(
-                unit_id=sample_id, work=ExitWork(thresholds), deadline_s=deadline_s, priority=priority, tenant=tenant
+                unit_id=sample_id,
+                work=ExitWork(thresholds),
+                deadline_s=deadline_s,
+                priority=priority,
+                tenant=tenant,
+                batch_key=batch_key,
             )
         )
         try:

@@ -6,7 +6,7 @@ The class of a sample is the value of its first pixel modulo ``num_classes``; it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -46,14 +46,15 @@ class FakeEngine:
         """Bytes of the pixels held."""
         return sum(pixels.nbytes for pixels in self._samples.values())
 
-    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> None:
-        """Take a sample in."""
+    def admit(self, sample_id: int, inputs: Pixels, settings: Point = NOTHING_SET) -> Hashable:
+        """Take a sample in; any may run beside any other."""
         if self.held_bytes + inputs.nbytes > self._max_bytes:
             raise QueueFull(
                 f"the engine holds {self.held_bytes} bytes; limit is {self._max_bytes}; retry later", retry_after_s=1.0
             )
         self._samples[sample_id] = inputs
         self._reached[sample_id] = 0
+        return ()
 
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
         """Pretend to run."""

@@ -178,12 +178,12 @@ class Worker:
             steps_left=job.num_steps - held.step,
             seconds_per_step=job.predicted_s / max(1, job.num_steps),
             tokens=tokens_of(work, wanted),
-            phase=bench.engine.phase(job.id),
         )
         return UnitArrived(
             unit_id=job.id,
             work=steps,
             held_bytes=work.bytes_held,
+            batch_key=bench.engine.phase(job.id),
             tenant=job.owner,
             priority=wanted.priority,
             deadline_s=deadline_s,

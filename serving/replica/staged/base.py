@@ -7,7 +7,7 @@ event loop and must be cheap; ``run`` blocks and is called on the engine's own t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
@@ -44,8 +44,8 @@ class StagedEngine(Protocol):
         """Bytes that all admitted samples hold, or will hold at their largest."""
         ...
 
-    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> None:
-        """Take a sample in.
+    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> Hashable:
+        """Take a sample in, and return its batch key: samples run together only where it is equal.
 
         ``inputs``: see ``models.inputs``. It is not copied and must not change until ``release``.
         ``settings``: of the family's knobs, where they are not the defaults.

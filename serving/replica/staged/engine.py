@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,6 @@ _FAILED = "the model failed on this image; retry, or send another image"
 class _Sample:
     inputs: Inputs | None
     point: Point
-    shape: Any
     row: Row | None = None
     stage: int = 0
     outputs: list[Outputs] = field(default_factory=list)
@@ -60,31 +59,23 @@ class RowEngine:
         """Upper bound of what the admitted samples hold."""
         return len(self._samples) * self._charge_bytes
 
-    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> None:
-        """Take a sample in; its peak bytes are counted from now on."""
+    def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> Hashable:
+        """Take a sample in; its peak bytes are counted from now on. Rows of equal shapes may run together."""
         if self.held_bytes + self._charge_bytes > self._max_bytes:
             raise QueueFull(
                 f"{len(self._samples)} samples hold {self.held_bytes} bytes; limit is {self._max_bytes}; retry later",
                 retry_after_s=1.0,
             )
         point = {**self._defaults, **settings} if settings else self._defaults
-        self._samples[sample_id] = _Sample(inputs, point, shape_of(inputs))
+        self._samples[sample_id] = _Sample(inputs, point)
+        return shape_of(inputs)
 
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
         """Advance the samples through consecutive stages; see ``StagedEngine.run``.
 
-        Rows of other shapes run after one another. When a batch fails, its samples are tried one by one: the one to
-        blame must not take its neighbours along.
+        When a batch fails, its samples are tried one by one: the one to blame must not take its neighbours along.
         """
         try:
-            groups: dict[Any, list[int]] = {}
-            for sample_id in sample_ids:
-                groups.setdefault(self._samples[sample_id].shape, []).append(sample_id)
-            if len(groups) > 1:
-                outcomes: dict[int, Outcome] = {}
-                for alike in groups.values():
-                    outcomes.update(zip(alike, self.run(stage, num_stages, alike), strict=True))
-                return [outcomes[sample_id] for sample_id in sample_ids]
             self._copy_out()
             return self._run(stage, num_stages, [self._samples[sample_id] for sample_id in sample_ids])
         except Exception:

@@ -48,7 +48,8 @@ def job(
 ) -> UnitArrived:
     return UnitArrived(
         unit_id=name,
-        work=DenoisingWork(steps_left=steps, seconds_per_step=step_s, tokens=128, phase=phase),
+        work=DenoisingWork(steps_left=steps, seconds_per_step=step_s, tokens=128),
+        batch_key=phase,
         held_bytes=held_bytes,
         priority=priority,
         deadline_s=deadline_s,

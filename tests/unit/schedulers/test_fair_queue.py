@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -19,6 +20,7 @@ class Item:
     number: int
     joules: float = 1.0
     rank: tuple[float, float] = field(default=(0.0, 0.0))
+    batch_key: Hashable = ()
 
     def __post_init__(self) -> None:
         self.rank = (self.rank[0], self.deadline_s)
@@ -197,6 +199,23 @@ class Watch:
             self.check()
             self.forget()
 
+    def take_alike(self, count: int, earliest_deadline_s: float) -> None:
+        """One call, in which a tenant may be charged for several units."""
+        self.intervals.append(dict.fromkeys({item.tenant for item in self.waiting}, 0.0))
+        units, late = self.queue.take_alike(count, earliest_deadline_s)
+        assert len({item.batch_key for item in units}) <= 1
+        assert len(units) <= (1 if None in {item.batch_key for item in units} else count)
+        assert units or late or not self.waiting
+        self.waiting -= {*units, *late}
+        for tenant in {item.tenant for item in units}:
+            joules = sum(item.joules for item in units if item.tenant == tenant)
+            self.largest[tenant] = max(self.largest[tenant], joules)
+            for charged in self.intervals:
+                if tenant in charged:
+                    charged[tenant] += joules
+        self.check()
+        self.forget()
+
     def check(self) -> None:
         for charged in self.intervals:
             for one, other in itertools.combinations(charged, 2):
@@ -252,6 +271,77 @@ def test_bound_holds_over_thousands_of_choices_and_the_service_is_shared() -> No
     whole = watch.intervals[0]
     assert whole.keys() == weights.keys()
     assert min(whole[tenant] / weights[tenant] for tenant in weights) > 10.0
+
+
+KEYED_STEP = st.one_of(
+    st.tuples(st.just("add"), st.sampled_from(TENANTS), CHARGES, st.sampled_from(["x", "x", "y", None])),
+    st.tuples(st.just("add"), st.sampled_from(TENANTS), CHARGES, st.sampled_from(["x", "y", "z"])),
+    st.tuples(st.just("take"), st.integers(1, 5), st.sampled_from([-math.inf, 3.0]), st.none()),
+    st.tuples(st.just("remove"), st.integers(0, 100), st.none(), st.none()),
+)
+
+
+@settings(max_examples=300)
+@given(steps=st.lists(KEYED_STEP, max_size=80), weights=st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3))
+def test_bound_holds_where_only_units_of_one_key_are_taken_together(
+    steps: list[tuple], weights: tuple[float, ...]
+) -> None:
+    """With l the largest charge of a tenant in one call."""
+    watch = Watch(dict(zip(TENANTS, weights, strict=True)))
+    for number, (kind, value, extra, key) in enumerate(steps):
+        ordered = sorted(watch.waiting, key=lambda item: item.number)
+        if kind == "add":
+            item = Item(value, float(number % 10), number, extra, batch_key=key)
+            watch.add(item)
+            watch.largest[value] = max(watch.largest[value], extra)
+        elif kind == "take":
+            watch.take_alike(value, extra)
+        elif ordered:
+            watch.queue.remove(ordered[value % len(ordered)])
+            watch.waiting.remove(ordered[value % len(ordered)])
+            watch.forget()
+        assert set(watch.queue) == watch.waiting
+        assert sum(watch.queue._num_of_key.values()) == len(watch.queue) == len(watch.waiting)
+
+
+@given(
+    tenants=st.lists(st.tuples(st.sampled_from(TENANTS), CHARGES, st.integers(0, 9)), max_size=40),
+    counts=st.lists(st.integers(1, 6), max_size=8),
+)
+def test_search_by_key_takes_what_the_short_way_takes_when_all_are_alike(tenants: list[tuple], counts: list) -> None:
+    """``fits`` has everything looked at one by one."""
+    short: FairQueue[Item] = FairQueue()
+    searched: FairQueue[Item] = FairQueue()
+    for number, (tenant, joules, deadline_s) in enumerate(tenants):
+        item = Item(tenant, float(deadline_s), number, joules)
+        short.add(item)
+        searched.add(item)
+    for count in counts:
+        assert searched.take_alike(count, fits=lambda item, taken: True) == short.take(count)
+
+
+def test_other_sizes_of_a_tenant_do_not_keep_its_turn_from_it() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(8):
+        queue.add(Item("a", 1.0, number, batch_key="small"))
+        queue.add(Item("b", 1.0, 100 + number, batch_key="large"))
+    slices = [queue.take_alike(4)[0] for _ in range(4)]
+    assert [(tenants(units), units[0].batch_key) for units in slices] == [
+        ("aaaa", "small"),
+        ("bbbb", "large"),
+        ("aaaa", "small"),
+        ("bbbb", "large"),
+    ]
+
+
+def test_nobody_comes_in_over_a_tenant_that_has_nothing_alike() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    queue.add(Item("c", 1.0, 0, joules=2.0, batch_key="small"))
+    queue.take_alike(1)
+    for number, (tenant, key) in enumerate((("a", "small"), ("b", "large"), ("c", "small"), ("a", "small")), start=1):
+        queue.add(Item(tenant, 1.0, number, batch_key=key))
+    assert tenants(queue.take_alike(4)[0]) == "aa"  # c had its turn before; b, which waits for its own, has not
+    assert tenants(queue.take_alike(4)[0]) == "b"
 
 
 def test_charge_outlasts_an_empty_queue() -> None:

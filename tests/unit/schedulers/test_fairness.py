@@ -51,9 +51,9 @@ def plain_batches() -> Kind:
 
 def steps() -> Kind:
     def work(piece_s: float) -> DenoisingWork:
-        return DenoisingWork(steps_left=4, seconds_per_step=piece_s, tokens=8, phase="phase")
+        return DenoisingWork(steps_left=4, seconds_per_step=piece_s, tokens=8)
 
-    return Kind(denoising(DenoisingConfig(max_batch=2, weights=WEIGHTS)), work, lambda *_: "phase")
+    return Kind(denoising(DenoisingConfig(max_batch=2, weights=WEIGHTS)), work, lambda *_: ())
 
 
 def choices() -> Kind:

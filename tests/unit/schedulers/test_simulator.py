@@ -227,7 +227,7 @@ class SlotWorld:
 
 
 def test_families_of_every_kind_run_on_one_clock() -> None:
-    steps = DenoisingWork(steps_left=3, seconds_per_step=1.0, tokens=8, phase="phase")
+    steps = DenoisingWork(steps_left=3, seconds_per_step=1.0, tokens=8)
     clips = [TraceUnit(arrived_s=0.5 * n, work=steps, tenant="ab"[n % 2], cancelled_at_s=None) for n in range(4)]
     choices = [TraceUnit(arrived_s=0.1 * n, work=ChatWork(1.0), truth=0.7, tenant="ab"[n % 2]) for n in range(6)]
     pictures = [sample(0.2 * n, leaves_at=n % 3) for n in range(20)]

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schedulers.cost import CostModel
-from schedulers.policies.stage_choice import StageView, choose_stage, fit_batch, sample_s
+from schedulers.policies.stage_choice import choose_stage, fit_batch, sample_s
 from tests.unit.schedulers.build import linear_cost
 
 RATES = (0.5, 0.5, 1.0)
@@ -14,7 +14,7 @@ FAR_S = 1e6
 
 
 def choose(*views: tuple[int, int, float], max_batch: int = 8, cost: CostModel | None = None) -> int:
-    return choose_stage([StageView(*view) for view in views], 0.0, cost or linear_cost(), RATES, max_batch)
+    return choose_stage(views, 0.0, cost or linear_cost(), RATES, max_batch)
 
 
 def test_only_stage_with_samples_is_chosen() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +13,15 @@ import pytest
 import torch
 
 from models.contract import Point
+from schedulers.cost import measured_stages
+from schedulers.policies.exits import early_exits
 from serving.errors import EngineFailed
+from serving.replica.driver import Driver
 from serving.replica.staged import engine as engine_module
 from serving.replica.staged.base import StageOutput
 from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.replica.staged.rows import Row
+from serving.telemetry.events import BatchRan, Event
 from tests.support.models import nano_bytes_per_sample, nano_runner, nano_variant
 
 SIDE = nano_variant().io.input_size
@@ -191,11 +197,25 @@ class Sizes:
         return {"size": batch["prompt"].sum(1) + height * width}
 
 
-def test_rows_of_equal_shapes_run_together_and_others_apart() -> None:
+def of_side(side: int, length: int) -> dict[str, np.ndarray]:
+    return {"picture": np.zeros((side, side, 3), np.uint8), "prompt": np.array([length, 10])}
+
+
+def test_rows_of_equal_shapes_have_one_batch_key() -> None:
+    engine = RowEngine(as_staged(Sizes()), bytes_per_sample=100, max_bytes=10_000)
+    keys = [engine.admit(sample_id, of_side(side, sample_id)) for sample_id, side in enumerate((2, 3, 2))]
+    assert keys[0] == keys[2] != keys[1]
+
+
+async def test_rows_of_equal_shapes_run_together_and_others_apart() -> None:
+    """Through the driver: it is the scheduler that forms batches, and knows what it forms."""
     runner = Sizes()
     engine = RowEngine(as_staged(runner), bytes_per_sample=100, max_bytes=10_000)
-    for sample_id, side in enumerate((2, 3, 2)):
-        engine.admit(sample_id, {"picture": np.zeros((side, side, 3), np.uint8), "prompt": np.array([sample_id, 10])})
-    assert not any(isinstance(outcome, EngineFailed) for outcome in engine.run(0, 1, (0, 1, 2)))
-    assert [int(engine.result(sample_id, 0)["size"]) for sample_id in range(3)] == [14, 20, 16]
-    assert sorted(runner.batches) == [1, 2]
+    told: list[Event] = []
+    driver = Driver(early_exits(measured_stages((1,), [[0.001]])), engine, lambda *_: 0.001, tell=told.append)
+    driver.start()
+    rows = [of_side(side, number) for number, side in enumerate((2, 3, 2))]
+    answers = await asyncio.gather(*(driver.submit(row, deadline_s=math.inf, thresholds=(0.5,)) for row in rows))
+    await driver.stop()
+    assert [int(answer.outputs["size"]) for answer in answers] == [14, 20, 16]
+    assert sorted(runner.batches) == sorted(one.size for one in told if isinstance(one, BatchRan)) == [1, 2]
