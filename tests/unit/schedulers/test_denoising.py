@@ -381,7 +381,7 @@ def test_size_never_seen_is_expected_to_differ_from_its_prediction_as_others_did
     decisions = machine.handle(0.0, job("a", 9, step_s=0.1))
     for number in range(1, 9):
         decisions = machine.handle(0.5 * number, done(step_of(decisions), elapsed_s=0.5))
-    large = DenoisingWork(steps_left=1, seconds_per_step=1.0, tokens=4096, phase="p")
+    large = DenoisingWork(steps_left=1, seconds_per_step=1.0, tokens=4096)
     machine.handle(5.0, UnitArrived(unit_id="b", work=large))
     assert machine.remaining_s("b") == pytest.approx(5.0)
 

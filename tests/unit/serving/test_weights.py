@@ -43,7 +43,7 @@ def rows(config: ResolvedConfig) -> tuple[Scheduler, Any]:
 
 def clips(config: ResolvedConfig) -> tuple[Scheduler, Any]:
     (model,) = config.models_with(JobOptions)
-    work = DenoisingWork(steps_left=99, seconds_per_step=1.0, tokens=8, phase="phase")
+    work = DenoisingWork(steps_left=99, seconds_per_step=1.0, tokens=8)
     return build_parts(model, config, "worker", ignore).worker.scheduler, work
 
 
