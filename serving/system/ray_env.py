@@ -9,7 +9,9 @@ import os
 import random
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -150,15 +152,37 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
+_held = ExitStack()
+"""What says until this process ends that its blocks are taken; most of their ports are bound much later, if ever."""
+
+
 def _free_blocks(count: int) -> list[range]:
-    """Blocks of ports on which nobody listens, in random order: two systems may be starting at a time."""
+    """Blocks of ports on which nobody listens and that no other start has claimed, in random order. They are claimed."""
     blocks = [range(start, start + _BLOCK) for start in range(*_PORTS, _BLOCK)]
     random.SystemRandom().shuffle(blocks)
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr}
-    free = [block for block in blocks if taken.isdisjoint(block)][:count]
-    if len(free) < count:
-        raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_PORTS}: stop what listens there")
+    with ExitStack() as claims:
+        free: list[range] = []
+        for block in blocks:
+            if len(free) < count and taken.isdisjoint(block) and _claim(block, claims):
+                free.append(block)
+        if len(free) < count:
+            raise ConfigError(f"no {count} blocks of {_BLOCK} free ports in {_PORTS}: stop what listens there")
+        _held.push(claims.pop_all())
     return free
+
+
+def _claim(block: range, claims: ExitStack) -> bool:
+    """Bind a name of the kernel's that exists once on this host, like a port, and goes with the process that bound it:
+    between two systems that start at the same moment, and of which neither listens yet, it decides."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0vireo-ports-{block.start}")
+    except OSError:
+        claim.close()
+        return False
+    claims.callback(claim.close)
+    return True
 
 
 MARK = "VIREO_STARTED_IN"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from serving.system import ray_env
 from tests.support.system import short_folder
 
 KEYED = {"tenants": [{"name": "a", "api_key_sha256": ["ab" * 32]}]}
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    """A process starts one system, and holds its blocks of ports until it ends."""
+    yield
+    ray_env._held.close()
 
 
 def config(folder: Path, **settings: object) -> ResolvedConfig:
@@ -55,6 +63,22 @@ def test_replica_ports_are_blocks_in_which_nobody_listens(tmp_path: Path) -> Non
             assert len(http) == len(grpc) > 2 * 64, "room for twice the gateways that may be configured"
             assert set(http).isdisjoint(grpc)
             assert listener.getsockname()[1] not in [*http, *grpc]
+            ray_env._held.close()
+
+
+def test_systems_that_start_at_the_same_moment_get_blocks_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither listens anywhere yet. The numbers are above those of ports, so that nobody else has claimed them."""
+    first = 100_000 * os.getpid()
+    monkeypatch.setattr(ray_env, "_PORTS", (first, first + 6 * ray_env._BLOCK))
+    environments = [ray_env.ray_environment(config(tmp_path)) for _ in range(2)]
+    ports = [value for environment in environments for name, value in environment.items() if name.endswith("_PORT")]
+    assert len(ports) == len(set(ports)) == 16
+    with pytest.raises(ConfigError, match="no 3 blocks"):
+        ray_env.ray_environment(config(tmp_path))
+    ray_env._held.close()
+    assert ray_env.ray_environment(config(tmp_path)), "a system that has ended holds none"
 
 
 def test_no_port_is_one_that_an_outgoing_connection_may_take_before_it_is_bound(tmp_path: Path) -> None:
