@@ -42,7 +42,7 @@ $(VENV)/.triton: $(STAMP)
 	@scripts/fonts.sh $(@F) || echo "$(@F) was not fetched: the tests of Chinese text are skipped" >&2
 
 test: install $(VENV)/.triton .cache/fonts/packages/fonts-wqy-zenhei .cache/fonts/packages/fonts-wqy-microhei ## Run the tests.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python scripts/run_tests.py
 
 check: install ## Formatting, lint, types, import contracts, unused code, generated files.
 	$(BIN)/ruff format --check $(SOURCES)

@@ -157,7 +157,7 @@ _held = ExitStack()
 
 
 def _free_blocks(count: int) -> list[range]:
-    """Blocks of ports on which nobody listens and that no other start has claimed, in random order. They are claimed."""
+    """Blocks of ports on which nobody listens and that no other start has claimed, in random order; claims them."""
     blocks = [range(start, start + _BLOCK) for start in range(*_PORTS, _BLOCK)]
     random.SystemRandom().shuffle(blocks)
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr}

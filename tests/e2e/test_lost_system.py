@@ -36,9 +36,16 @@ SHUT = re.compile(r"transport: (Connect|Read|Write|RemoteProtocol)Error|UNAVAILA
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[System]:
-    """A system that only these tests hurt."""
-    with running_system() as running:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that can be taken away."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path_factory.mktemp("lost") / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def own(checkpoint: Path) -> Iterator[System]:
+    """A system that only these tests hurt: a classifier and a chat model beside it."""
+    models = ({"id": MODEL, "checkpoint_dir": str(checkpoint)}, {"id": CHAT, "options": {"engine": "fake"}})
+    with running_system(models=models) as running:
         yield running
 
 
@@ -99,15 +106,6 @@ def test_everything_still_answers_afterwards(own_door: Door, digits: list[Pictur
         assert surface(own_door, Ask([digits[6][0]], model=MODEL)).codes == ("6",)
 
 
-@pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[tuple[System, Path]]:
-    """A classifier whose weights can be taken away, and a chat model beside it."""
-    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
-    models = ({"id": MODEL, "checkpoint_dir": str(folder)}, {"id": CHAT, "options": {"engine": "fake"}})
-    with running_system(models=models) as running:
-        yield running, folder / "model.safetensors"
-
-
 def states(door: Door) -> dict[str, bool]:
     """What every probe of a model or of all says."""
     health = health_pb2_grpc.HealthStub(door.channel)
@@ -127,41 +125,45 @@ def states(door: Door) -> dict[str, bool]:
     return found
 
 
-def test_model_that_cannot_come_back_is_not_ready_and_takes_nobody_along(fragile: tuple[System, Path]) -> None:
-    system, weights = fragile
+def test_model_that_cannot_come_back_is_not_ready_and_takes_nobody_along(
+    own: System, own_door: Door, checkpoint: Path
+) -> None:
+    weights = checkpoint / "model.safetensors"
     good = weights.read_bytes()
-    with opened(system) as door:
-        assert all(states(door).values()), states(door)
-        weights.write_bytes(b"no weights")
-        system.replicas(MODEL)[0].kill()
-        wait_until(lambda: not door.http.get(f"/v2/models/{MODEL}/ready").is_success, "the model is not ready")
-        red = {"oip", *(name for name in states(door) if name.startswith(MODEL))}
-        assert {name for name, state in states(door).items() if not state} == red
-        assert door.http.get(f"/v2/models/{MODEL}/ready").json()["error"]["code"] == "not_ready"
+    assert all(states(own_door).values()), states(own_door)
+    weights.write_bytes(b"no weights")
+    own.replicas(MODEL)[0].kill()
+    wait_until(lambda: not own_door.http.get(f"/v2/models/{MODEL}/ready").is_success, "the model is not ready")
+    red = {"oip", *(name for name in states(own_door) if name.startswith(MODEL))}
+    assert {name for name, state in states(own_door).items() if not state} == red
+    assert own_door.http.get(f"/v2/models/{MODEL}/ready").json()["error"]["code"] == "not_ready"
 
-        weights.write_bytes(good)
-        wait_until(lambda: all(states(door).values()), "all is well again", 120)
+    weights.write_bytes(good)
+    wait_until(lambda: all(states(own_door).values()), "all is well again", 120)
 
 
-@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
-def test_up_ends_with_an_error_when_ray_cannot_go_on(part: str) -> None:
+def check_end(system: System, part: psutil.Process, name: str) -> None:
+    """`vireo up` ends with an error that names what died, and leaves nothing."""
+    assert system.process.wait(60) == 1
+    assert system.output.strip().splitlines()[-1].startswith(f"vireo: {name} (process {part.pid}) died")
+    wait_until(lambda: not system.processes(), "no process is left")
+    status = system.command("status", "--port", str(system.port), "--json")
+    assert (status.returncode, json.loads(status.stdout)) == (1, {"running": False})
+
+
+def test_up_ends_with_an_error_when_rays_store_of_state_dies(own: System) -> None:
+    (victim,) = own.named("gcs_server")
+    victim.kill()
+    check_end(own, victim, "gcs_server")
+
+
+def test_gateway_is_not_ready_without_its_raylet_whoever_watches_and_up_ends_when_it_looks() -> None:
     with running_system() as system:
-        (victim,) = system.named(part)
-        victim.kill()
-        system.process.wait(60)
-        assert system.process.returncode == 1
-        assert system.output.strip().splitlines()[-1].startswith(f"vireo: {part} (process {victim.pid}) died")
-        wait_until(lambda: not system.processes(), "no process is left")
-        status = system.command("status", "--port", str(system.port), "--json")
-        assert (status.returncode, json.loads(status.stdout)) == (1, {"running": False})
-
-
-def test_gateway_is_not_ready_without_its_raylet_whoever_watches() -> None:
-    with running_system() as system:
+        (victim,) = system.named("raylet")
         system.process.send_signal(signal.SIGSTOP)  # it would end everything
-        system.named("raylet")[0].kill()
+        victim.kill()
         wait_until(lambda: not system.is_ready(), "readiness turns red")
         model = httpx.get(f"{system.http_url}/v2/models/{MODEL}/ready")
         assert (model.status_code, model.json()["error"]["code"]) == (503, "not_ready")
         system.process.send_signal(signal.SIGCONT)
-        assert system.process.wait(60) == 1
+        check_end(system, victim, "raylet")

@@ -1,0 +1,47 @@
+"""Run all tests in two lanes at once: those that start servers, which mostly wait for them, and those that compute.
+
+The second lane yields to the first (nice), so that a server under test is hardly slower than on a machine of its own.
+Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C reaches both.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+SERVERS = ("tests/deploy", "tests/integration", "tests/e2e")
+PYTEST = (sys.executable, "-m", "pytest", "-q")
+LANES = {
+    "servers": (*PYTEST, *SERVERS),
+    "compute": ("nice", "-n", "10", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SERVERS)),
+}
+
+
+def start(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Start a lane."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def follow(lane: str, process: subprocess.Popen[bytes]) -> int:
+    """Show what a lane prints until it ends, and return its exit code."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.buffer.write(f"{lane} ".encode() + line)
+        sys.stdout.buffer.flush()
+    return abs(process.wait())
+
+
+def main() -> int:
+    """Run both and return the exit code."""
+    lanes = {lane: start(command) for lane, command in LANES.items()}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the lanes, which end in order and are waited for
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        return max(pool.map(follow, lanes, lanes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
