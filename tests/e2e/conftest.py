@@ -17,6 +17,7 @@ from serving.config.sections import GatewaySettings
 from tests.benchmarks.chat_systems import CHECKPOINT, write_random_folder
 from tests.e2e.surfaces import Door, opened
 from tests.support.chat_system import ALPHA, BETA, ChatSystem, running_chat_system
+from tests.support.collector import Collector, running_collector
 from tests.support.media_files import encode
 from tests.support.system import MODEL, System, running_system
 
@@ -92,6 +93,33 @@ def alpha(strict: System) -> Iterator[Door]:
 def beta(strict: System) -> Iterator[Door]:
     with opened(strict, {"x-api-key": KEYS["beta"]}) as opened_door:
         yield opened_door
+
+
+BURST_S = {"rich": 10_000.0, "poor": 0.0001}
+BILLED_CHAT = "texthawk2-nano"
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    with running_collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def billed(collector: Collector) -> Iterator[System]:
+    """A system that tells the collector of every request, with a tenant that can pay, one that cannot, and one more.
+    Each has its name as its key."""
+    bounds = {name: {"burst_s": burst_s, "seconds_per_s": 0.0001} for name, burst_s in BURST_S.items()} | {"acme": {}}
+    tenants = [
+        {"name": name, "api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()], **more}
+        for name, more in bounds.items()
+    ]
+    models = ({"id": MODEL}, {"id": BILLED_CHAT, "options": {"engine": "fake"}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server.server_port}")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        with running_system("redis.timeout_s=2", "redis.cache=false", models=models, tenants=tenants) as running:
+            yield running
 
 
 # -- chat ------------------------------------------------------------------------------------------------------------

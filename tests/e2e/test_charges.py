@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 
@@ -14,42 +13,25 @@ import redis
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.stores import keys
-from tests.e2e.conftest import Picture
+from tests.e2e.conftest import BURST_S, Picture
 from tests.e2e.surfaces import SURFACES, Door, opened
 from tests.support import media_files as files
 from tests.support.clients import Ask, multipart, vireo_message
-from tests.support.system import MODEL, System, running_system
+from tests.support.system import MODEL, System
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-BURST_S = {"rich": 10_000.0, "poor": 0.0001}
-
 
 @pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    tenants = [
-        {
-            "name": name,
-            "api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()],
-            "burst_s": burst_s,
-            "seconds_per_s": 0.0001,
-        }
-        for name, burst_s in BURST_S.items()
-    ]
-    with running_system("redis.timeout_s=2", "redis.cache=false", tenants=tenants) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def rich(system: System) -> Iterator[Door]:
-    with opened(system, {"x-api-key": "rich"}) as door:
+def rich(billed: System) -> Iterator[Door]:
+    with opened(billed, {"x-api-key": "rich"}) as door:
         yield door
 
 
 @pytest.fixture(scope="module")
-def poor(system: System) -> Iterator[Door]:
-    with opened(system, {"x-api-key": "poor"}) as door:
+def poor(billed: System) -> Iterator[Door]:
+    with opened(billed, {"x-api-key": "poor"}) as door:
         yield door
 
 
@@ -64,20 +46,20 @@ def charged_s(system: System, tenant: str) -> float:
     return BURST_S[tenant] - float(client.hget(keys.bucket(tenant), "seconds") or BURST_S[tenant])
 
 
-def test_empty_account_gets_no_decoding_on_any_surface(system: System, poor: Door, digits: list[Picture]) -> None:
+def test_empty_account_gets_no_decoding_on_any_surface(billed: System, poor: Door, digits: list[Picture]) -> None:
     big = files.encode(files.noise(600, 600))
     assert SURFACES["http_json"](poor, Ask([big], model=MODEL)).error == "quota_exceeded"
-    wait_until(lambda: charged_s(system, "poor") > BURST_S["poor"], "what it was given is charged")
-    before_s = decoded_s(system, "poor")
+    wait_until(lambda: charged_s(billed, "poor") > BURST_S["poor"], "what it was given is charged")
+    before_s = decoded_s(billed, "poor")
     assert before_s > 0.0
     for name, ask in SURFACES.items():
         for image in (big, digits[0][0]):
             assert ask(poor, Ask([image], model=MODEL)).error == "quota_exceeded", name
-    assert decoded_s(system, "poor") == before_s
+    assert decoded_s(billed, "poor") == before_s
 
 
 def test_callers_that_leave_are_charged_for_what_ran(
-    system: System, rich: Door, new_picture: Callable[[], Picture]
+    billed: System, rich: Door, new_picture: Callable[[], Picture]
 ) -> None:
     body, content_type = multipart({"model": MODEL}, [new_picture()[0] for _ in range(48)])
 
@@ -86,18 +68,18 @@ def test_callers_that_leave_are_charged_for_what_ran(
             rich.http.post("/v1/classify", content=body, headers={"content-type": content_type}, timeout=after_s)
 
     def stages() -> float:
-        return system.metrics().total("vireo_stage_batch_size_sum", model=MODEL)
+        return billed.metrics().total("vireo_stage_batch_size_sum", model=MODEL)
 
     leave(60.0)
-    before, begun_s, decoding_s = stages(), charged_s(system, "rich"), decoded_s(system, "rich")
+    before, begun_s, decoding_s = stages(), charged_s(billed, "rich"), decoded_s(billed, "rich")
     for after_ms in range(5, 200, 5):
         leave(after_ms / 1e3)
-    wait_until(lambda: system.in_flight() == 0, "nothing is in flight")
+    wait_until(lambda: billed.in_flight() == 0, "nothing is in flight")
     assert stages() > before
 
     def engine_is_charged() -> bool:
         """Beside the decoding, which is charged a moment later, all at once."""
-        return charged_s(system, "rich") - begun_s > decoded_s(system, "rich") - decoding_s
+        return charged_s(billed, "rich") - begun_s > decoded_s(billed, "rich") - decoding_s
 
     wait_until(engine_is_charged, "what ran is charged")
 

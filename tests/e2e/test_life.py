@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from tests.e2e.conftest import Picture
-from tests.e2e.surfaces import SURFACES, UNARY, Load, opened
+from tests.e2e.surfaces import SURFACES, opened
 from tests.support.clients import Ask
 from tests.support.system import (
     MODEL,
@@ -126,31 +123,6 @@ def test_two_systems_on_one_machine_do_not_meet(system: System, strict: System) 
     assert ports(system)
     assert ports(strict)
     assert ports(system).isdisjoint(ports(strict))
-
-
-def ok_in_files(system: System) -> tuple[float, float]:
-    """Requests that the gateways answered well, and otherwise, by the files of their metrics, which outlive them."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(system.run_dir / "metrics"))
-    samples = [s for f in registry.collect() for s in f.samples if s.name == "vireo_requests_total"]
-    return (
-        sum(s.value for s in samples if s.labels["outcome"] == "ok"),
-        sum(s.value for s in samples if s.labels["outcome"] != "ok"),
-    )
-
-
-def test_down_under_load_answers_what_was_accepted(new_picture: Callable[[], Picture]) -> None:
-    """Accepted is what a gateway has counted. Whoever comes too late finds the door closed, which is no loss."""
-    with running_system() as system, opened(system) as door:
-        with Load(door, list(UNARY.values()), new_picture, num_threads=10) as load:
-            load.wait_for(60)
-            system.process.send_signal(signal.SIGTERM)
-            system.process.wait(60)
-        assert system.process.returncode == 0
-        answered = sum(answer.error is None for answer in load.answers)
-        assert ok_in_files(system) == (answered, 0)
-        assert all("transport" in line or "UNAVAILABLE" in line for line in load.failures), load.failures
-        wait_until(lambda: not system.processes(), "no process is left")
 
 
 def test_system_whose_starter_is_killed_serves_no_more_and_down_clears_up(new_picture: Callable[[], Picture]) -> None:

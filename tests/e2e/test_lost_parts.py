@@ -1,4 +1,4 @@
-"""Parts die by SIGKILL or hang under load, and no unary request that can be sent again is lost."""
+"""Parts die by SIGKILL or hang under load, or all end in order, and no unary request that can be sent again is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, opened
@@ -103,3 +105,31 @@ def test_one_of_two_gateways_killed_under_load_loses_nothing(
 def test_everything_still_answers_afterwards(doubled_door: Door, digits: list[Picture]) -> None:
     for surface in SURFACES.values():
         assert surface(doubled_door, Ask([digits[6][0]], model=MODEL)).codes == ("6",)
+
+
+def ok_in_files(system: System) -> tuple[float, float]:
+    """Requests that the gateways answered well, and otherwise, by the files of their metrics, which outlive them."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(system.run_dir / "metrics"))
+    samples = [s for f in registry.collect() for s in f.samples if s.name == "vireo_requests_total"]
+    return (
+        sum(s.value for s in samples if s.labels["outcome"] == "ok"),
+        sum(s.value for s in samples if s.labels["outcome"] != "ok"),
+    )
+
+
+def test_down_under_load_answers_what_was_accepted(
+    doubled: System, doubled_door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    """Accepted is what a gateway has counted. Whoever comes too late finds the door closed, which is no loss."""
+    wait_until(lambda: doubled.in_flight() == 0, "the system is idle")
+    ok_before, not_ok_before = ok_in_files(doubled)
+    with Load(doubled_door, list(UNARY.values()), new_picture, num_threads=10) as load:
+        load.wait_for(60)
+        doubled.process.send_signal(signal.SIGTERM)
+        doubled.process.wait(60)
+    assert doubled.process.returncode == 0
+    answered = sum(answer.error is None for answer in load.answers)
+    assert ok_in_files(doubled) == (ok_before + answered, not_ok_before)
+    assert all("transport" in line or "UNAVAILABLE" in line for line in load.failures), load.failures
+    wait_until(lambda: not doubled.processes(), "no process is left")

@@ -38,7 +38,7 @@ ENOUGH = 3
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    with running_system(models=[{"id": "vdit-nano"}]) as running:
+    with running_system(models=[{"id": MODEL}], check=True) as running:
         yield running
 
 

@@ -27,7 +27,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = make_folder(tmp_path_factory.mktemp("served") / "model")
     options = {"engine": "vllm", "max_num_seqs": 4, "max_images": 3, "kv_cache_mb": 16, "image_cache_mb": 16}
     models = [{"id": MODEL, "checkpoint_dir": str(folder), "options": options}]
-    with running_system(models=models, start_timeout_s=300.0) as running:
+    with running_system(models=models, start_timeout_s=300.0, check=True) as running:
         yield running
 
 
