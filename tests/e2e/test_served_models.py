@@ -1,4 +1,4 @@
-"""Any models make a system: here none that classifies; in test_vllm_family.py and test_video_nano.py one model alone."""
+"""Any models make a system: here none that classifies, in test_vllm_family.py and test_video_nano.py one alone."""
 
 from __future__ import annotations
 
