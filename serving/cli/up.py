@@ -127,7 +127,7 @@ def _refuse_taken_ports(config: ResolvedConfig) -> None:
 def _refuse_unservable_models(config: ResolvedConfig) -> None:
     """Now, rather than by a failed deployment in half a minute."""
     for model in config.models:
-        for read in {task.read for task in TASKS if task.name in model.tasks and task.read is not None}:
+        for read in {task.read for task in TASKS if task.name in model.tasks}:
             read.load()(model)
 
 

@@ -57,6 +57,33 @@ def check_model(value: str) -> str:
     return value
 
 
+def check_unicode(text: str, param: str) -> None:
+    """Raises: InvalidRequest: half a surrogate pair, which is no character."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{param} holds half of a surrogate pair at character {error.start}; send whole characters", param=param
+        ) from None
+
+
+def check_integer(value: int, low: int, high: int, param: str) -> int:
+    """Return the value. Raises: InvalidRequest: out of range."""
+    if not low <= value <= high:
+        raise InvalidRequest(f"{param} is {shown(value)}; it must be at least {low} and at most {high}", param=param)
+    return value
+
+
+def check_number(value: float, low: float, high: float, param: str, *, is_open_low: bool = False) -> float:
+    """Return the value. Raises: InvalidRequest: NaN, infinite or out of range."""
+    if not low <= value <= high or (is_open_low and value == low):
+        least = f"greater than {low:g}" if is_open_low else f"at least {low:g}"
+        raise InvalidRequest(f"{param} is {shown(value)}; it must be {least} and at most {high:g}", param=param)
+    return float(value)
+
+
 @dataclass(slots=True)
 class Visit:
     """One call, as metrics see it. ``surface``: None where the call asks no model for anything; nobody hears of it."""

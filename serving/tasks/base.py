@@ -6,22 +6,43 @@ from dataclasses import dataclass
 
 from models.contract import LazyRef
 
+_POINTS = LazyRef("serving.operating_points:points_of")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A task, as data that costs nothing to import: a gateway needs none of its commands, and a command no gateway.
 
-    ``name``: as families spell it in ``Family.tasks``. ``routes``: paths with their OpenAPI, a tuple of ``Route``.
-    ``rpcs``: a tuple of ``Rpc``. ``verbs``: (typer.Typer) -> None, adds the commands that ask for it; every ``vireo``
-    imports its module, so what costs is imported inside of the commands. ``checks``: what ``vireo up`` asks itself, a
-    mapping from surface to ``serving.client.checks.Check``. ``examples``: what it says to type next. ``read``:
-    (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where that is not there.
+    ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``has_commands``:
+    whether somebody types something to ask for it, and `vireo up` asks itself. ``examples``: what that says to type
+    next. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where that is
+    not there.
     """
 
     name: str
-    routes: LazyRef
-    rpcs: LazyRef
-    verbs: LazyRef | None = None
-    checks: LazyRef | None = None
+    has_commands: bool = True
     examples: tuple[str, ...] = ()
-    read: LazyRef | None = None
+    read: LazyRef = _POINTS
+
+    @property
+    def routes(self) -> LazyRef:
+        """Paths with their OpenAPI, a tuple of ``Route``."""
+        return self._part("http:ROUTES")
+
+    @property
+    def rpcs(self) -> LazyRef:
+        """A tuple of ``Rpc``."""
+        return self._part("grpc:RPCS")
+
+    @property
+    def verbs(self) -> LazyRef | None:
+        """(typer.Typer) -> None: adds its commands, whose modules every ``vireo`` imports and which import the rest."""
+        return self._part("cli:register") if self.has_commands else None
+
+    @property
+    def checks(self) -> LazyRef | None:
+        """What ``vireo up`` asks itself: a mapping from surface to ``serving.client.checks.Check``."""
+        return self._part("checks:CHECKS") if self.has_commands else None
+
+    def _part(self, path: str) -> LazyRef:
+        return LazyRef(f"serving.tasks.{self.name}.{path}")

@@ -19,7 +19,6 @@ from serving.telemetry.events import Sink
 def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink, weights: Weights = EQUAL) -> Driver:
     """Load the model, warm it up, and put scheduler and engine around it. ``weights``: of tenants."""
     torch.set_num_threads(model.threads)
-    torch.set_grad_enabled(False)
     family, variant = families()[model.family], model.variant
     assert family.build is not None
     assert family.runner is not None

@@ -10,7 +10,7 @@ from typing import Any, Final
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnknownField, UnsupportedField
 from serving.front.budget import budget_from_object
-from serving.front.front import check_model, shown
+from serving.front.front import check_integer, check_model, check_number, shown
 from serving.front.http.body import PIECE_BYTES
 from serving.front.http.json_scan import Bounds
 from serving.limits import IngressLimits
@@ -22,11 +22,9 @@ from serving.tasks.chat.rules import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
     Prompt,
-    check_integer,
     check_logit_bias,
     check_may_use_logprobs,
     check_num_biases,
-    check_number,
     check_stop,
     compact_schema,
 )

@@ -14,7 +14,7 @@ from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
 from serving.front.events import EventQueue
-from serving.front.front import check_model
+from serving.front.front import check_integer, check_model, check_number
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
@@ -29,10 +29,8 @@ from serving.tasks.chat.rules import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
     Prompt,
-    check_integer,
     check_logit_bias,
     check_may_use_logprobs,
-    check_number,
     check_stop,
     compact_schema,
 )

@@ -15,9 +15,8 @@ from PIL import Image
 from models.io import ImageIO
 from serving.domain import Budget, ImageInput, Report, UnaryAnswer, UnaryReply, UnaryRequest
 from serving.errors import InvalidRequest, ServingError, TooManyImages, UnsupportedField
-from serving.front.front import BaseCall, shown
+from serving.front.front import BaseCall, check_unicode, shown
 from serving.service import Card
-from serving.tasks.chat.rules import check_unicode
 
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 _QUALITY: Final = 95

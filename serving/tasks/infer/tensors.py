@@ -48,13 +48,12 @@ from serving.domain import (
 )
 from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
 from serving.front.budget import check_values
-from serving.front.front import BaseCall, shown
+from serving.front.front import BaseCall, check_unicode, shown
 from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import Card
-from serving.tasks.chat.rules import check_unicode
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 
 QUANTISE_HERE_BYTES = 1 << 20

@@ -9,9 +9,8 @@ from typing import Final
 from serving.delivery.job.base import JobRequest, JobTask
 from serving.delivery.job.http import MAX_KEY_CHARS
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
-from serving.front.front import check_model, shown
+from serving.front.front import check_integer, check_model, check_number, check_unicode, shown
 from serving.limits import IngressLimits
-from serving.tasks.chat.rules import check_integer, check_number, check_unicode
 from serving.tasks.videos.schemas import VideoBody
 
 VIDEOS = JobTask(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.operating_points import TABLE_FILE, share_quality, write_table
 from models.registry import find
@@ -87,6 +88,7 @@ def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured
 
 async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:
     driver = build_driver(never_measured, ignore)
+    assert torch.is_grad_enabled(), "the process is not its own"
     assert driver.predict(0, 1, 2) > 0.0
     driver.start()
     side = never_measured.variant.io.input_size
