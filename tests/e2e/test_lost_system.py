@@ -74,11 +74,11 @@ def test_killed_haproxy_under_load_costs_no_more_than_the_calls_that_it_carried(
     with Load(own_door, list(UNARY.values()), new_picture) as load:
         load.wait_for(40)
         victim.kill()
-        wait_until(lambda: own.status()["parts"].get(STAND_IN) == 1, "a stand-in")
+        wait_until(lambda: own.parts().get(STAND_IN) == 1, "a stand-in")
         good = len(load.answers) - len(load.failures)
         wait_until(lambda: len(load.answers) - len(load.failures) > good + 40, "answers, while Ray has no HAProxy")
         wait_until(lambda: any(name.startswith("ray::HAProxy") for name in parents(own).values()), "Ray's own", 60)
-        wait_until(lambda: STAND_IN not in own.status()["parts"], "the stand-in has let its clients go", 60)
+        wait_until(lambda: STAND_IN not in own.parts(), "the stand-in has let its clients go", 60)
         load.wait_for(60)
     assert [line for line in load.failures if not SHUT.search(f"transport: {line}" if "Error" in line else line)] == []
     (pid,) = parents(own)

@@ -29,6 +29,8 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.cli.parts import parts
+from serving.cli.run_state import RunState
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +143,12 @@ class System:
     def command(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run the `vireo` command in this system's environment."""
         return run_cli(*arguments, environment=self.environment, timeout_s=timeout_s)
+
+    def parts(self) -> Mapping[str, int]:
+        """How many of each part live, as `vireo status` says, without the seconds that a command takes to start."""
+        state = RunState.read(self.run_dir)
+        assert state is not None
+        return parts(state)
 
     def status(self) -> dict[str, Any]:
         """What `vireo status` says."""
