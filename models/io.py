@@ -131,6 +131,14 @@ class ImageIO:
         width, height = self.size or (self.max_side, self.max_side)
         return ImageRequest(width=width, height=height)
 
+    def request_of(self, inputs: Any) -> ImageRequest:
+        """What a row costs depends on its picture, if it has one."""
+        picture = inputs.get("picture") if isinstance(inputs, Mapping) else inputs
+        if picture is None:
+            return self.largest
+        height, width = picture.shape[:2]
+        return ImageRequest(width=width, height=height)
+
     @property
     def facts(self) -> dict[str, Any]:
         """What a client wants to know of it, ready for JSON."""

@@ -95,6 +95,9 @@ PREDICTED = Price(seconds={"seconds": {1: 1.0}}, row={"seconds": 1.0}, is_guess=
 """Of work whose seconds were predicted elsewhere, for a row alone: a usual row takes one second."""
 
 
+_ROW: Units = {"rows": 1.0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """Predicted against actual time of the slices of a kind; ``correction`` multiplies its price now."""
@@ -229,9 +232,14 @@ class CostModel:
 
 
 def measured_stages(
-    batch_sizes: Sequence[int], stage_seconds: Sequence[Sequence[float]], *, watts: float = 1.0
+    batch_sizes: Sequence[int],
+    stage_seconds: Sequence[Sequence[float]],
+    *,
+    row: Units = _ROW,
+    watts: float = 1.0,
 ) -> CostModel:
-    """Stages of a network, as measured. ``stage_seconds[stage][batch size]``: of each stage alone.
+    """Stages of a network, as measured with rows that have the work ``row``: it is priced by its first unit.
+    ``stage_seconds[stage][batch size]``: of each stage alone.
 
     Raises: ValueError: the table is empty, ragged, unsorted, or has a value that is not finite and positive.
     """
@@ -243,6 +251,7 @@ def measured_stages(
             raise ValueError(f"stage_seconds[{stage}] has {len(times)} values for {len(batch_sizes)} batch sizes")
         if not all(time_s > 0.0 for time_s in times):
             raise ValueError(f"stage_seconds[{stage}] is {list(times)}; need numbers > 0")
-        shares = {size: time_s / max(1, size) for size, time_s in zip(batch_sizes, times, strict=True)}
-        prices[stage] = Price(seconds={"rows": shares}, row={"rows": 1.0})
+        unit, amount = next(iter(row.items()))
+        shares = {size: time_s / (max(1, size) * amount) for size, time_s in zip(batch_sizes, times, strict=True)}
+        prices[stage] = Price(seconds={unit: shares}, row=row)
     return CostModel(prices, watts=watts)

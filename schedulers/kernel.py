@@ -182,7 +182,7 @@ class Kernel:
         self._progress.admit(unit)
         self._num_arrived += 1
         self._live[event.unit_id] = unit
-        latest_s = unit.deadline_s - self._cost.lead_s(unit.stage)
+        latest_s = unit.deadline_s - self._cost.lead_s(unit.stage) * unit.size
         if self._is_draining:
             if self._progress.hands_over:
                 self._give_back(unit)
@@ -282,17 +282,17 @@ class Kernel:
             if not units:
                 return
         lead_s = self._cost.lead_s(units[0].stage)
-        soonest_s = now_s + lead_s
         waiting = []
         for unit in units:
-            if unit.deadline_s < soonest_s:
+            latest_s = unit.deadline_s - lead_s * unit.size
+            if latest_s < now_s:
                 self._give_up(unit)
                 continue
             unit.is_waiting = True
             unit.waiting_since_s = now_s
             waiting.append(unit)
-            if unit.deadline_s - lead_s < unit.timer_s:
-                self._timers.set(unit, unit.deadline_s - lead_s)
+            if latest_s < unit.timer_s:
+                self._timers.set(unit, latest_s)
         if waiting:
             self._order.add_again(waiting)
 
@@ -302,7 +302,7 @@ class Kernel:
         for unit in self._timers.due(self._now_s, self._live.values()):
             if not unit.is_waiting:
                 continue
-            latest_s = unit.deadline_s - self._cost.lead_s(unit.stage)
+            latest_s = unit.deadline_s - self._cost.lead_s(unit.stage) * unit.size
             if latest_s <= self._now_s:
                 self._order.remove(unit)
                 self._give_up(unit)
@@ -342,7 +342,10 @@ class Kernel:
             slice_id = self._next_slice_id
             self._next_slice_id += 1
             running[slice_id] = Slice(stage, num_stages, members, self._now_s, predicted_s)
-            self._out.append(RunSlice(slice_id=slice_id, stage=stage, unit_ids=tuple(members), num_stages=num_stages))
+            ids = tuple(members)
+            self._out.append(
+                RunSlice(slice_id=slice_id, stage=stage, unit_ids=ids, num_stages=num_stages, predicted_s=predicted_s)
+            )
 
     # -- terminal decisions: the only places where a unit ends ---------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Unit:
         "number",
         "priority",
         "rank",
+        "size",
         "stage",
         "state",
         "tenant",
@@ -60,6 +61,8 @@ class Unit:
         self.number = number
         #: What its tenant is charged when the unit is taken out of a fair queue.
         self.joules = 0.0
+        #: Its work beside that of a usual unit of its kind.
+        self.size = 1.0
         #: The next stage to run, or the one that is running.
         self.stage = 0
         #: The deepest stage that can answer for it; None before there is one.
@@ -157,7 +160,7 @@ class Cost(Protocol):
         ...
 
     def lead_s(self, stage: int) -> float:
-        """How long before its deadline a unit that waits at ``stage`` is given up; ``-inf``: never."""
+        """How long before its deadline a usual unit that waits at ``stage`` is given up; ``-inf``: never."""
         ...
 
     def remaining_s(self, unit: Unit) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Protocol, TypeAlias
 
@@ -111,12 +111,14 @@ class RunSlice:
 
     All units stand at ``stage`` and have one batch key; what a stage is, the policy says. The caller answers with one
     ``SliceFinished`` of the same ``slice_id``, always, also when the engine fails (then every result is ``failed``).
+    ``predicted_s``: how long it should take.
     """
 
     slice_id: int
     stage: int
     unit_ids: tuple[Any, ...]
     num_stages: int = 1
+    predicted_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,15 @@ nobody measured."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
-from models.io import ClipIO, ClipRequest, ImageRequest
+from models.inputs import Inputs
+from models.io import ClipIO, ClipRequest, ImageIO, ImageRequest, RowIO
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
 from schedulers.cost import CostModel, Price, Units
@@ -162,6 +163,15 @@ def row_work(family: Family, variant: Variant) -> RowWork:
         return units(frozenset(settings.items()), request or variant.io.largest)
 
     return work
+
+
+def sizes_of_rows(family: Family, io: RowIO, work: RowWork, cost: CostModel) -> Callable[[Inputs, Settings], float]:
+    """(inputs, settings) -> the work of a row beside that of the row that was measured. Those of a classifier are all
+    alike; where they leave is the scheduler's."""
+    if not isinstance(io, ImageIO):
+        return lambda inputs, settings: 1.0
+    point = family.check_point({})
+    return lambda inputs, settings: cost.in_rows(0, work({**point, **settings}, request=io.request_of(inputs)))
 
 
 def _cost_model(table: Table) -> CostModel | None:

@@ -25,6 +25,8 @@ NEVER_THRESHOLD = 1e8
 _EXIT_RATE_WEIGHT = 0.05
 #: A stage at which units are given up, and which nothing runs for so long, is expected to have become faster.
 _RELAX_S = 0.05
+#: Weight of the newest unit in the mean size.
+_SIZE_WEIGHT = 0.05
 #: Control of the entry reserve: one late survivor raises it as much as 50 answers in time lower it, so that about 2%
 #: of the units that enter under overload are answered early by force.
 _RESERVE_UP, _RESERVE_DOWN, _MAX_RESERVE = 0.1, 0.002, 3.0
@@ -38,14 +40,18 @@ class ExitWork:
     The last exit always answers, whatever its threshold says. ``math.inf`` means "never leave here". The report of a
     slice is the confidence at the exit of its last stage; None means that this exit was not evaluated: the unit goes on
     and cannot be answered from it (the last stage answers all the same). One that is not finite ends in ``Fail``.
+    ``size``: its work beside that of a usual unit.
 
     Raises:
-        ValueError: a threshold is not a number, or there are none.
+        ValueError: a threshold is not a number, or there are none; or ``size`` is out of range.
     """
 
     thresholds: tuple[float, ...]
+    size: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.size < math.inf:
+            raise ValueError(f"size is {self.size}; need a finite number > 0")
         if not self.thresholds or any(map(math.isnan, self.thresholds)):
             raise ValueError(f"thresholds are {self.thresholds}; need one number per exit")
 
@@ -101,6 +107,8 @@ class ExitCost:
         self._max_batch = config.max_batch
         self._num_executors = config.num_executors
         self.num_stages = table.num_priced
+        #: Of the units that came lately.
+        self.mean_size = 1.0
         self.exit_rates = [1.0 / (self.num_stages - k) for k in range(self.num_stages)]
         self._now_s = -math.inf
         #: Stages at which units were given up and that nothing has run since -> since when.
@@ -115,15 +123,19 @@ class ExitCost:
             total_s += share * batch_s(stage, max_batch)
             if threshold < NEVER_THRESHOLD:
                 share *= 1.0 - rates[stage]
-        return total_s * self.table.watts / max_batch
+        return total_s * unit.size * self.table.watts / max_batch
 
     def lead_s(self, stage: int) -> float:
-        """The next stage, alone."""
+        """The next stage, alone, of a usual unit."""
         return self.table.batch_s(stage, 1)
 
     def remaining_s(self, unit: Unit) -> float:
         """All stages that it may still need, alone."""
-        return sum(self.table.batch_s(stage, 1) for stage in range(unit.stage, self.num_stages))
+        return unit.size * sum(self.table.batch_s(stage, 1) for stage in range(unit.stage, self.num_stages))
+
+    def batch_s(self, stage: int, units: list[Unit]) -> float:
+        """Predicted seconds of a slice of one stage, by the work of each unit."""
+        return self.table.batch_s(stage, len(units), sum([unit.size for unit in units]))
 
     def slice_s(self, stage: int, num_stages: int, num_units: int) -> float:
         """Predicted seconds of one slice."""
@@ -139,7 +151,7 @@ class ExitCost:
             total_s += max(0.0, one.started_s + one.predicted_s - now_s)
             end = one.stage + one.num_stages
             onward[end] += len(one.units) * (1.0 - self.exit_rates[end - 1])
-        return (total_s + self._waiting_s(onward)) / self._num_executors
+        return (total_s + self.mean_size * self._waiting_s(onward)) / self._num_executors
 
     def _waiting_s(self, onward: list[float]) -> float:
         total_s, flow, max_batch = 0.0, 0.0, self._max_batch
@@ -172,9 +184,10 @@ class ExitCost:
         first, num_stages, num_units = ended.stage, ended.num_stages, len(ended.units)
         whole_s = self.slice_s(first, num_stages, num_units) if num_stages > 1 else 0.0
         shares = [self.table.batch_s(first + k, num_units) / whole_s for k in range(num_stages)] if whole_s else [1.0]
+        work = sum([unit.size for unit in ended.units.values()])
         for stage, share in enumerate(shares, first):
             self._given_up_since.pop(stage, None)
-            self.table.observe(stage, num_units, elapsed_s * share)
+            self.table.observe(stage, num_units, elapsed_s * share, work)
 
     def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
         """So many of the units that reached an exit left there."""
@@ -214,6 +227,8 @@ class ExitProgress:
         thresholds = unit.work.thresholds
         if len(thresholds) != self._num_stages:
             raise ValueError(f"unit has {len(thresholds)} thresholds; the network has {self._num_stages} exits")
+        unit.size = unit.work.size
+        self._cost.mean_size += _SIZE_WEIGHT * (unit.size - self._cost.mean_size)
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Compare confidences with thresholds."""
@@ -277,10 +292,10 @@ class ExitBatch:
         late: list[Unit] = []
         units = self._select(now_s, stage, overdue, late)
         if units:
-            batch_s = cost.table.batch_s(stage, len(units))
+            batch_s = cost.batch_s(stage, units)
             if min([unit.deadline_s for unit in units]) < now_s + batch_s:
                 units = self._fit(now_s, stage, units, overdue, late)
-                batch_s = cost.table.batch_s(stage, len(units)) if units else 0.0
+                batch_s = cost.batch_s(stage, units) if units else 0.0
             return Pick(units, stage, 1, batch_s, late)
         return Pick(units, stage, 1, 0.0, late)
 
@@ -296,23 +311,26 @@ class ExitBatch:
             return order.take_new(max_units)[0]
         # Under a backlog: pass over new units that would not get through all stages, and fill their places.
         table, max_batch, factor = self._cost.table, self._config.max_batch, self._reserve.factor
-        earliest_deadline_s = now_s + table.batch_s(0, max_batch)
+        needed_s = table.batch_s(0, max_batch)
         if factor:
-            earliest_deadline_s += factor * sum(table.batch_s(s, max_batch) for s in range(1, self._cost.num_stages))
-        units, passed_over = order.take_new(max_units, earliest_deadline_s)
+            needed_s += factor * sum(table.batch_s(s, max_batch) for s in range(1, self._cost.num_stages))
+        units, passed_over = order.take_new(max_units, now_s + needed_s * self._cost.mean_size)
         late += passed_over
         return units
 
     def _fit(self, now_s: float, stage: int, units: list[Unit], overdue: Unit | None, late: list[Unit]) -> list[Unit]:
         """Some would be late in this slice: run the part that answers most in time."""
         table = self._cost.table
-        soonest_s = now_s + table.batch_s(stage, 1)
-        late += [unit for unit in units if unit.deadline_s < soonest_s]
-        feasible = sorted((u for u in units if u.deadline_s >= soonest_s), key=lambda u: (u.deadline_s, u.number))
+        alone_s = table.batch_s(stage, 1)
+        late += [unit for unit in units if unit.deadline_s < now_s + alone_s * unit.size]
+        feasible = [unit for unit in units if unit.deadline_s >= now_s + alone_s * unit.size]
         if not feasible:
             return []
-        deadlines_s = [unit.deadline_s for unit in feasible]
-        num_late, count = fit_batch(deadlines_s, now_s, lambda n: table.batch_s(stage, n), len(self._order) > 0)
+        feasible.sort(key=lambda unit: (unit.deadline_s, unit.number))
+        deadlines_s, largest = [unit.deadline_s for unit in feasible], max([unit.size for unit in feasible])
+        num_late, count = fit_batch(
+            deadlines_s, now_s, lambda n: table.batch_s(stage, n) * largest, len(self._order) > 0
+        )
         chosen, rest = feasible[num_late : num_late + count], feasible[num_late + count :]
         if overdue in rest:  # it must run now: this is what bounds its wait
             rest[rest.index(overdue)], chosen[-1] = chosen[-1], overdue

@@ -92,12 +92,12 @@ class _Sample:
 class Driver:
     """Owns a scheduler and an engine. ``start`` it on the loop that will call ``submit``; ``stop`` drains it.
 
-    ``predict(stage, num_stages, size)`` is the cost model's seconds for a batch, for predicted-against-actual metrics.
+    ``size_of``: (inputs, settings) -> the work of a sample beside that of a usual one.
     """
 
     scheduler: Scheduler
     engine: StagedEngine
-    predict: Callable[[int, int, int], float]
+    size_of: Callable[[Inputs, Point], float] = lambda inputs, settings: 1.0
     model: str = ""
     tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
@@ -180,7 +180,7 @@ class Driver:
         self._arrive(
             UnitArrived(
                 unit_id=sample_id,
-                work=ExitWork(thresholds),
+                work=ExitWork(thresholds, self.size_of(inputs, settings)),
                 deadline_s=deadline_s,
                 priority=priority,
                 tenant=tenant,
@@ -237,7 +237,7 @@ class Driver:
 
     async def _run(self, batch: RunSlice) -> None:
         size = len(batch.unit_ids)
-        predicted_s = self.predict(batch.stage, batch.num_stages, size)
+        predicted_s = batch.predicted_s
         started_s = self.clock()
         self._due_s[batch.slice_id] = started_s + predicted_s
         outcomes = await self._run_engine(batch)

@@ -171,12 +171,8 @@ class Totals:
 def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Totals]:
     """A driver as a classifier replica has it, around a fresh scheduler."""
     engine = RowEngine(work.runner, bytes_per_sample=work.bytes_per_sample, max_bytes=8 << 30)
-    watched, totals, cost = WatchedEngine(engine, work.drawn_exits), Totals(), work.cost_model()
-
-    def predict(stage: int, num_stages: int, size: int) -> float:
-        return sum(cost.batch_s(stage + step, size) for step in range(num_stages))
-
-    driver = Driver(scheduler=side.make(cost, side.max_batch), engine=watched, predict=predict, tell=totals)
+    watched, totals = WatchedEngine(engine, work.drawn_exits), Totals()
+    driver = Driver(scheduler=side.make(work.cost_model(), side.max_batch), engine=watched, tell=totals)
     return driver, watched, totals
 
 

@@ -65,7 +65,7 @@ async def running_driver(
 ) -> AsyncIterator[Driver]:
     """A started driver, stopped at the end."""
     scheduler = scheduler or early_exit_scheduler(engine.num_stages)
-    driver = Driver(scheduler=scheduler, engine=engine, predict=lambda stage, num_stages, size: 1e-3, **options)
+    driver = Driver(scheduler=scheduler, engine=engine, **options)
     driver.start()
     try:
         yield driver

@@ -56,7 +56,7 @@ class PainterEngine(RowEngine):
 async def painting(engine: PainterEngine) -> AsyncIterator[tuple[Driver, RowJobs]]:
     """A driver around it and its jobs."""
     scheduler = early_exits(cost_table(1), ExitConfig())
-    driver = Driver(scheduler=scheduler, engine=engine, predict=lambda stage, num_stages, size: 1e-3)
+    driver = Driver(scheduler=scheduler, engine=engine)
     driver.start()
     try:
         yield driver, RowJobs(IO, words, driver)

@@ -10,7 +10,7 @@ from schedulers.cost import measured_stages
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
-from serving.operating_points import points_of
+from serving.operating_points import points_of, sizes_of_rows
 from serving.replica.driver import Driver
 from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.telemetry.events import Sink
@@ -31,17 +31,14 @@ def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink, weights: Weight
     cost = points.cost_model
     if cost is None:  # the second time round, when everything has been allocated and compiled
         measured = [warm_up(runner, row, size, point).stage_s for size in sizes]
-        cost = measured_stages(sizes, list(zip(*measured, strict=True)), watts=points.watts)
+        cost = measured_stages(sizes, list(zip(*measured, strict=True)), row=points.work(point), watts=points.watts)
     config = ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue, weights=weights)
     scheduler = early_exits(cost, config)
-
-    def predict(stage: int, num_stages: int, size: int) -> float:
-        return sum(cost.batch_s(stage + step, size) for step in range(num_stages))
 
     return Driver(
         scheduler=scheduler,
         engine=RowEngine(runner, bytes_per_sample=peak_bytes, max_bytes=model.options.max_held_bytes, defaults=point),
-        predict=predict,
+        size_of=sizes_of_rows(family, variant.io, points.work, cost),
         model=variant.id,
         tell=tell,
     )

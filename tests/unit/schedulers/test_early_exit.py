@@ -8,12 +8,23 @@ from random import Random
 
 import pytest
 
-from schedulers.cost import CostModel
+from schedulers.cost import CostModel, measured_stages
 from schedulers.kernel import Kernel
 from schedulers.lab.baselines import full_network
 from schedulers.lab.simulator import ExitWorld, TraceUnit, exit_unit, lognormal_noise, simulate
-from schedulers.policies.exits import ExitConfig, early_exits
-from schedulers.types import Finish, Priority, Reject, Release, RunSlice, Tick, UnitCancelled
+from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
+from schedulers.types import (
+    Finish,
+    Priority,
+    Reject,
+    Release,
+    RunSlice,
+    SliceFinished,
+    SliceResult,
+    Tick,
+    UnitArrived,
+    UnitCancelled,
+)
 from tests.unit.schedulers.build import Caller, arrived, finished, linear_cost
 
 NEVER = (math.inf, math.inf, math.inf)
@@ -320,3 +331,47 @@ def test_slow_moment_does_not_have_everything_refused_for_ever(
         records = simulate(make(linear_cost(fixed_s=fixed_s, each_s=0.0005)), trace, true).records
         good.append(sum(record.is_good for record in records if record.arrived_s > 2.0))
     assert good[1] >= 0.9 * good[0] > 0
+
+
+# -- units of different sizes ------------------------------------------------------------------------------------------
+
+
+def sized(unit_id: int, size: float, deadline_s: float = math.inf, key: str = "") -> UnitArrived:
+    return UnitArrived(unit_id=unit_id, work=ExitWork((0.5,), size), deadline_s=deadline_s, batch_key=key or str(size))
+
+
+def test_small_picture_is_answered_within_a_deadline_that_a_usual_one_could_not_keep() -> None:
+    """Of a network of one stage, 100 ms a usual picture: small ones take 10 ms."""
+    scheduler = early_exits(measured_stages((1, 8), [[0.1, 0.8]]), ExitConfig(max_batch=8))
+    decisions = scheduler.handle(0.0, sized(0, 0.1, deadline_s=0.021), sized(1, 0.1, 0.021), sized(2, 1.0, 0.05))
+    reject, run = sorted(decisions, key=lambda one: isinstance(one, RunSlice))
+    assert isinstance(reject, Reject)
+    assert reject.unit_id == 2
+    assert isinstance(run, RunSlice)
+    assert (run.unit_ids, run.predicted_s) == ((0, 1), pytest.approx(0.02))
+    assert scheduler.remaining_s(0) == pytest.approx(0.01)
+
+
+def test_slice_that_would_end_late_by_the_work_of_its_units_is_split() -> None:
+    scheduler = early_exits(measured_stages((1, 8), [[0.1, 0.8]]), ExitConfig(max_batch=8))
+    units = [sized(n, 2.0, deadline_s=0.5) for n in range(4)]
+    (run,) = [one for one in scheduler.handle(0.0, *units) if isinstance(one, RunSlice)]
+    assert len(run.unit_ids) == 2
+
+
+def test_charge_and_correction_go_by_the_work_of_each_unit() -> None:
+    cost = measured_stages((1, 8), [[0.1, 0.8]], watts=5.0)
+    scheduler = early_exits(cost, ExitConfig(max_batch=8))
+    (run,) = scheduler.handle(0.0, sized(0, 0.5, key="same"), sized(1, 2.5, key="same"))
+    assert isinstance(run, RunSlice)
+    assert [unit.joules for unit in scheduler._live.values()] == pytest.approx([0.25, 1.25])
+    assert run.predicted_s == pytest.approx(0.3)
+    results = tuple(SliceResult(unit_id=n, report=1.0) for n in range(2))
+    scheduler.handle(0.6, SliceFinished(slice_id=run.slice_id, results=results, elapsed_s=0.6))
+    assert cost.correction(0) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf])
+def test_size_that_is_none_is_refused(size: float) -> None:
+    with pytest.raises(ValueError, match="size is"):
+        ExitWork((0.5,), size)

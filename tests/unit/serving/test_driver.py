@@ -119,7 +119,7 @@ async def test_shares_of_compute_add_up_to_the_batches() -> None:
         sum(batch.seconds for batch in recorder.batches)
     )
     assert len(recorder.answers) == 5
-    assert all(batch.predicted_s == 1e-3 for batch in recorder.batches)
+    assert all(0.0 < batch.predicted_s < 1e-2 for batch in recorder.batches)
     assert all(answer.queue_s >= 0.0 for answer in answers)
 
 
@@ -351,11 +351,11 @@ async def test_engine_that_breaks_its_contract_strands_nobody(defect: str) -> No
 async def test_call_is_overdue_from_when_it_was_predicted_to_end() -> None:
     engine, now_s = GatedEngine(), [100.0]
     engine.gate.clear()
-    async with running_driver(engine, clock=lambda: now_s[0]) as driver:  # which predicts a millisecond
+    async with running_driver(engine, clock=lambda: now_s[0]) as driver:  # 0.1 ms predicted
         task = submit(driver, 1)
         await until(lambda: bool(engine.calls))
         assert driver.overdue_s() == 0.0
-        now_s[0] += 5.001
+        now_s[0] += 5.0001
         assert driver.overdue_s() == pytest.approx(5.0)
         engine.gate.set()
         await task
@@ -430,7 +430,7 @@ async def test_stop_waits_for_a_batch_whose_callers_have_all_gone() -> None:
 
 
 async def test_submit_before_start_is_a_mistake_that_is_told() -> None:
-    driver = Driver(scheduler=early_exit_scheduler(), engine=FakeEngine(), predict=lambda *_: 1e-3)
+    driver = Driver(scheduler=early_exit_scheduler(), engine=FakeEngine())
     with pytest.raises(RuntimeError, match="start"):
         await driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL)
     driver.start()

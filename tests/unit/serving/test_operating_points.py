@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.contract import Family, Knob, LazyRef, Point, Variant, Work
+from models.io import ImageIO, ImageRequest
 from models.operating_points import TABLE_FILE, share_quality, write_table
 from models.registry import find
+from schedulers.cost import measured_stages
 from schedulers.plan import Budget, Load, Plan, Refusal, plan
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
-from serving.operating_points import load_table, parted, planned_points, points_of
+from serving.operating_points import load_table, parted, planned_points, points_of, row_work, sizes_of_rows
 from serving.replica.staged.setup import build_driver
 from serving.telemetry.events import ignore
 
@@ -89,7 +92,6 @@ def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured
 async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:
     driver = build_driver(never_measured, ignore)
     assert torch.is_grad_enabled(), "the process is not its own"
-    assert driver.predict(0, 1, 2) > 0.0
     driver.start()
     side = never_measured.variant.io.input_size
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -224,3 +226,24 @@ def _rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     table = json.loads(path.read_text())
     change(table)
     path.write_text(json.dumps(table))
+
+
+def pixels(variant: Variant, request: ImageRequest, point: Point) -> Work:
+    return Work({"macs": 10.0 * int(point["steps"]) * request.width * request.height}, bytes_held=0)
+
+
+def test_row_is_as_large_as_its_work_beside_that_of_the_largest_at_the_defaults() -> None:
+    io = ImageIO(takes_picture=True, max_side=64)
+    variant = Variant(id="toy-steps-1", summary="", io=io)
+    knob = Knob(name="steps", default=2, low=1, high=8, is_integer=True, summary="", trades="a for b")
+    here = LazyRef("tests.unit.serving.test_operating_points:pixels")
+    family = Family(
+        name="toy-steps", summary="", tasks=("images",), shape="unary", variants=(variant,), work=here, knobs=(knob,)
+    )
+    work = row_work(family, variant)
+    cost = measured_stages((1, 8), [[0.1, 0.4]], row=work({"steps": 2}))
+    size_of = sizes_of_rows(family, io, work, cost)
+    rows = [np.zeros((side, 2 * side, 3), np.uint8) for side in (32, 16)]
+    assert [size_of(row, {}) for row in rows] == pytest.approx([0.5, 0.125])
+    assert size_of({"picture": rows[1]}, {"steps": 8}) == pytest.approx(0.5)
+    assert sizes_of_rows(family, find(NANO)[1].io, work, cost)(rows[0], {}) == 1.0
