@@ -33,11 +33,20 @@ _GRACE_S = 0.5
 
 
 def start_child(
-    module: str, connection: socket.socket, *arguments: str, variables: Mapping[str, str] | None = None
+    module: str,
+    connection: socket.socket,
+    *arguments: str,
+    variables: Mapping[str, str] | None = None,
+    inherits: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Run ``python -m module FD PARENT_PID arguments`` with the child's end of a connection, which is closed here."""
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    """Run ``python -m module FD PARENT_PID arguments`` with the child's end of a connection, which is closed here.
+
+    ``inherits``: it is a part of this process, and gets all of its environment.
+    """
+    environment = {name: os.environ[name] for name in (os.environ if inherits else _INHERITED) if name in os.environ}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    if not inherits:
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     fd = connection.fileno()
     with connection:
         return subprocess.Popen(

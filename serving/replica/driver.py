@@ -2,7 +2,7 @@
 
     submit / cancel / batch done / timer  ->  Scheduler.handle(now, events)  ->  RunSlice, Finish, Reject, Fail, Release
 
-The engine runs on one thread of its own, one batch at a time per executor; everything else happens on the event loop.
+The engine runs in a process of its own or, if it blocks, on a thread; everything else happens on the event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import structlog
 
@@ -47,7 +48,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
 )
-from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StagedEngine
+from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StagedEngine, Starting
 from serving.telemetry.events import BatchRan, SampleAnswered, Sink, ignore
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +108,8 @@ class Driver:
     _arrivals: list[UnitArrived] = field(default_factory=list, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
-    _batches: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    #: Done when the last batch has come back.
+    _idle: asyncio.Future[None] | None = field(default=None, init=False)
     _due_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
@@ -122,8 +124,9 @@ class Driver:
         pending = [sample.future for sample in self._samples.values()]
         if pending:
             await asyncio.wait(pending)
-        if self._batches:
-            await asyncio.wait(self._batches)
+        if self._due_s:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
         if self._timer:
             self._timer.cancel()
         if self._pool:
@@ -205,7 +208,11 @@ class Driver:
         arrivals, self._arrivals = self._arrivals, []
         if not arrivals and not events:
             return
-        for decision in self.scheduler.handle(self.clock(), *arrivals, *events):
+        decisions = self.scheduler.handle(self.clock(), *arrivals, *events)
+        for decision in decisions:
+            if isinstance(decision, RunSlice):  # first: the engine has nothing to do
+                self._run(decision)
+        for decision in decisions:
             self._carry_out(decision)
         self._set_timer()
 
@@ -222,10 +229,6 @@ class Driver:
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:
-            case RunSlice():
-                task = asyncio.get_running_loop().create_task(self._run(decision))
-                self._batches.add(task)
-                task.add_done_callback(self._batches.discard)
             case Finish(unit_id=sample_id):
                 self._reply(sample_id, decision)
             case Reject(unit_id=sample_id):
@@ -235,32 +238,33 @@ class Driver:
             case Release(unit_id=sample_id):
                 self._end(sample_id, _left())
 
-    async def _run(self, batch: RunSlice) -> None:
-        size = len(batch.unit_ids)
-        predicted_s = batch.predicted_s
+    def _run(self, batch: RunSlice) -> None:
         started_s = self.clock()
-        self._due_s[batch.slice_id] = started_s + predicted_s
-        outcomes = await self._run_engine(batch)
+        self._due_s[batch.slice_id] = started_s + batch.predicted_s
+        done = partial(self._ran, batch, started_s)
+        if isinstance(self.engine, Starting):
+            self.engine.start(batch.stage, batch.num_stages, batch.unit_ids, done)
+            return
+        arguments = (batch.stage, batch.num_stages, batch.unit_ids)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, self.engine.run, *arguments)
+        running.add_done_callback(lambda ran: done(cast("Exception | None", ran.exception()) or ran.result()))
+
+    def _ran(self, batch: RunSlice, started_s: float, outcomes: list[Outcome] | Exception) -> None:
+        """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
         del self._due_s[batch.slice_id]
-        elapsed_s = self.clock() - started_s
+        elapsed_s, size = self.clock() - started_s, len(batch.unit_ids)
+        if isinstance(outcomes, Exception) or len(outcomes) != size:
+            cause = outcomes if isinstance(outcomes, Exception) else None
+            _log.error("engine gave no outcomes", stage=batch.stage, batch_size=size, exc_info=cause)
+            outcomes = [EngineFailed("the model failed on this batch; retry") for _ in batch.unit_ids]
         results = tuple(
             self._account(sample_id, outcome, elapsed_s, size)
             for sample_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
         )
         self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
-        self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, predicted_s))
-
-    async def _run_engine(self, batch: RunSlice) -> list[Outcome]:
-        """Engines report failures as outcomes; a bug in one must not strand its samples all the same."""
-        arguments = (batch.stage, batch.num_stages, batch.unit_ids)
-        try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self.engine.run, *arguments)
-            if len(outcomes) != len(batch.unit_ids):
-                raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.unit_ids)} samples")
-            return outcomes
-        except Exception:
-            _log.exception("engine raised", stage=batch.stage, batch_size=len(batch.unit_ids))
-            return [EngineFailed("the model failed on this batch; retry") for _ in batch.unit_ids]
+        self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s))
+        if self._idle is not None and not self._due_s:
+            self._idle.set_result(None)
 
     def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> SliceResult:
         sample = self._samples[sample_id]

@@ -275,7 +275,7 @@ def sentences(work: Workload, plan: Plan, bound: Row, deadline_s: float, summary
 
     limit_full, limit_early = bound["full"], bound["early"]
     return (
-        f"{work.spec.id}, operating point `{work.early.name}`, {torch.get_num_threads()} torch thread(s), deadline "
+        f"{work.variant.id}, operating point `{work.early.name}`, {torch.get_num_threads()} torch thread(s), deadline "
         f"{1e3 * deadline_s:g} ms for 99% of requests, {plan.rounds} round(s), {plan.duration_s:g} s per rate. Limits "
         f"from the stage table: full network {limit_full['per_s']}/s at batch {limit_full['best_batch']}, early exit "
         f"with perfect re-batching {limit_early['per_s']}/s at batch {limit_early['best_batch']}, ratio "
@@ -337,6 +337,9 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, help="seconds of load per measurement; default 3")
     parser.add_argument("--max-batch", type=int, nargs="+", help="batch limits to choose from; default 32 64 128")
     parser.add_argument("--operating-point", help="of the early-exit sides; default: chosen by the rule above")
+    parser.add_argument(
+        "--engine", choices=("process", "thread"), default="process", help="where it runs; replicas have a process"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each side")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -350,6 +353,7 @@ def main() -> None:
         plan.stage_repeats,
         random_weights=args.random_weights,
         operating_point=args.operating_point,
+        in_process=args.engine == "thread",
     )
     freeze_start_up()  # as a replica does
     bound = limits(work)
@@ -357,8 +361,9 @@ def main() -> None:
     results = [at_deadline(work, plan, bound, deadline_s) for deadline_s in plan.deadlines_s]
     document = {
         **origin,
-        "model": work.spec.id,
+        "model": work.variant.id,
         "operating_point": {"full": work.full.name, "early": work.early.name, "shares": work.early.shares},
+        "engine": args.engine,
         "torch_threads": torch.get_num_threads(),
         "device": args.device,
         "limits": bound,

@@ -34,6 +34,7 @@ from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
 from serving.operating_points import points_of
 from serving.replica.staged.deployment import Classifier
+from serving.replica.staged.engine import load_engine
 from serving.replica.staged.setup import build_driver
 from serving.service import Service
 from serving.telemetry.events import ignore
@@ -122,7 +123,8 @@ async def main() -> Trace:
     options = UnaryOptions()
     model = SimpleNamespace(family=family.name, variant=variant, threads=1, device="cpu", options=options, knobs={})
     replica = Replica.__new__(Replica)
-    replica._driver = driver = build_driver(cast(Any, model), ignore)
+    loaded = load_engine(cast(Any, model))
+    replica._driver = driver = build_driver(cast(Any, model), loaded.engine, loaded.measured, ignore)
     replica._stays = {}
     driver.start()
     runner = cast(Any, driver.engine)._runner

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.contract import Variant
@@ -23,12 +24,14 @@ from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
 from serving.operating_points import parted
 from serving.replica.driver import Driver
-from serving.replica.staged.base import Outcome, StageOutput
-from serving.replica.staged.engine import RowEngine, warm_up
+from serving.replica.staged.base import Done, Outcome, StagedEngine, StageOutput
+from serving.replica.staged.engine import Loaded, RowEngine, warm_up
+from serving.replica.staged.process import EngineProcess
 from serving.telemetry.events import BatchRan, Event, SampleAnswered
 
 QUALITY_MARGIN = 0.005
 MAX_WAITING = 1 << 20
+MAX_BYTES = 8 << 30
 #: For a model without operating points; the table of one that has them says its own.
 WATTS_OF_A_CORE = 6.0
 #: Exit shares that confidences are drawn from when the weights are random and say nothing (``--random-weights``); the
@@ -61,6 +64,8 @@ class Workload:
     stage_seconds: tuple[tuple[float, ...], ...]
     watts: float
     bytes_per_sample: int
+    process: EngineProcess | None
+    """That every side uses in turn; None: each has an engine on a thread."""
 
     def cost_model(self) -> CostModel:
         """A fresh one: each learns from its own side only."""
@@ -115,12 +120,12 @@ def make_sides(work: Workload, max_batch: dict[str, int]) -> list[Side]:
 
 
 class WatchedEngine:
-    """Passes everything on, and adds up the seconds spent inside ``run``, as seen on the engine's thread.
+    """Passes everything on, and adds up the seconds spent inside ``run``.
 
     With ``drawn_exits`` the model runs as always, and its confidences are replaced: 0 before a sample's exit, 1 there.
     """
 
-    def __init__(self, engine: RowEngine, drawn_exits: NDArray[np.int64] | None) -> None:
+    def __init__(self, engine: StagedEngine, drawn_exits: NDArray[np.int64] | None) -> None:
         self._engine = engine
         self._drawn_exits = drawn_exits
         self.busy_s = 0.0
@@ -140,17 +145,39 @@ class WatchedEngine:
     def run(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> list[Outcome]:
         started_s = time.perf_counter()
         outcomes = self._engine.run(stage, num_stages, sample_ids)
-        if self._drawn_exits is not None:
-            exit_index = stage + num_stages - 1
-            outcomes = [self._drawn(exit_index, i, o) for i, o in zip(sample_ids, outcomes, strict=True)]
-        self.busy_s += time.perf_counter() - started_s
-        self.batches.setdefault(stage, []).append(len(sample_ids))
-        return outcomes
+        self._watch(stage, len(sample_ids), time.perf_counter() - started_s)
+        return self._as_drawn(stage + num_stages - 1, sample_ids, outcomes)
+
+    def _watch(self, stage: int, size: int, ran_s: float) -> None:
+        self.busy_s += ran_s
+        self.batches.setdefault(stage, []).append(size)
+
+    def _as_drawn(self, exit_index: int, sample_ids: Sequence[int], outcomes: list[Outcome]) -> list[Outcome]:
+        if self._drawn_exits is None:
+            return outcomes
+        return [self._drawn(exit_index, i, o) for i, o in zip(sample_ids, outcomes, strict=True)]
 
     def _drawn(self, exit_index: int, sample_id: int, outcome: Outcome) -> Outcome:
         assert self._drawn_exits is not None
         is_out = exit_index >= self._drawn_exits[self.pictures[sample_id]]
         return StageOutput(float(is_out)) if isinstance(outcome, StageOutput) else outcome
+
+
+class WatchedProcess(WatchedEngine):
+    """The same of one in a process of its own, which counts the seconds itself."""
+
+    def __init__(self, engine: EngineProcess, drawn_exits: NDArray[np.int64] | None) -> None:
+        super().__init__(engine, drawn_exits)
+        self._process = engine
+
+    def start(self, stage: int, num_stages: int, sample_ids: Sequence[int], done: Done) -> None:
+        def heard(outcomes: list[Outcome] | Exception) -> None:
+            self._watch(stage, len(sample_ids), self._process.last_run_s)
+            if not isinstance(outcomes, Exception):
+                outcomes = self._as_drawn(stage + num_stages - 1, sample_ids, outcomes)
+            done(outcomes)
+
+        self._process.start(stage, num_stages, sample_ids, heard)
 
 
 @dataclass(slots=True)
@@ -170,8 +197,13 @@ class Totals:
 
 def make_driver(work: Workload, side: Side) -> tuple[Driver, WatchedEngine, Totals]:
     """A driver as a classifier replica has it, around a fresh scheduler."""
-    engine = RowEngine(work.runner, bytes_per_sample=work.bytes_per_sample, max_bytes=8 << 30)
-    watched, totals = WatchedEngine(engine, work.drawn_exits), Totals()
+    watched: WatchedEngine
+    if work.process is not None:
+        watched = WatchedProcess(work.process, work.drawn_exits)
+    else:
+        engine = RowEngine(work.runner, bytes_per_sample=work.bytes_per_sample, max_bytes=MAX_BYTES)
+        watched = WatchedEngine(engine, work.drawn_exits)
+    totals = Totals()
     driver = Driver(scheduler=side.make(work.cost_model(), side.max_batch), engine=watched, tell=totals)
     return driver, watched, totals
 
@@ -184,6 +216,7 @@ def load_workload(
     *,
     random_weights: bool = False,
     operating_point: str | None = None,
+    in_process: bool = False,
 ) -> Workload:
     """Load the model, measure its stages here and now, and pick the operating point."""
     variant = find(model)[1]
@@ -209,7 +242,18 @@ def load_workload(
         stage_seconds=tuple(tuple(ms / 1e3 for ms in row) for row in costs["stages"]),
         watts=watts,
         bytes_per_sample=peak_bytes,
+        process=None if in_process else EngineProcess(f"{__name__}:load", (model, device, random_weights, peak_bytes)),
     )
+
+
+def load(argument: tuple[str, str, bool, int]) -> Loaded:
+    """In the engine's process."""
+    model, device, random_weights, bytes_per_sample = argument
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    variant = find(model)[1]
+    runner = DynPerceiverRunner(load_model(variant, device, random_weights=random_weights), variant)
+    return Loaded(RowEngine(runner, bytes_per_sample=bytes_per_sample, max_bytes=MAX_BYTES))
 
 
 def _held_out() -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:

@@ -59,6 +59,19 @@ def test_the_only_classifier_killed_under_load_loses_nothing(
     wait_until(lambda: system.in_flight() == 0, "in-flight gauge back to 0")
 
 
+def test_engine_of_the_only_classifier_killed_under_load_loses_nothing(
+    system: System, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    (victim,) = system.replicas(MODEL)
+    (engine,) = [child for child in victim.children() if "serving.replica.staged.process" in child.cmdline()]
+    with Load(door, HTTP, new_picture) as load:  # type: ignore[arg-type]
+        load.wait_for(40)
+        engine.kill()
+        wait_replaced(system, MODEL, victim, 1)
+        load.wait_for(60)
+    assert load.failures == []
+
+
 def test_one_of_two_classifiers_killed_under_load_loses_nothing(
     doubled: System, doubled_door: Door, new_picture: Callable[[], Picture]
 ) -> None:

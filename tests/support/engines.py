@@ -16,7 +16,7 @@ from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
 from serving.domain import Pixels
 from serving.replica.driver import Driver
-from serving.replica.staged.base import Outcome
+from serving.replica.staged.base import Outcome, StagedEngine
 from tests.support.fake_engine import FakeEngine
 
 SIDE = 4
@@ -61,7 +61,7 @@ def early_exit_scheduler(num_stages: int = 4, **limits: Any) -> Kernel:
 
 @asynccontextmanager
 async def running_driver(
-    engine: FakeEngine, scheduler: Scheduler | None = None, **options: Any
+    engine: StagedEngine, scheduler: Scheduler | None = None, **options: Any
 ) -> AsyncIterator[Driver]:
     """A started driver, stopped at the end."""
     scheduler = scheduler or early_exit_scheduler(engine.num_stages)

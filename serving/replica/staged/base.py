@@ -7,10 +7,10 @@ event loop and must be cheap; ``run`` blocks and is called on the engine's own t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from models.contract import Point
 from models.inputs import Array, Inputs
@@ -29,6 +29,16 @@ class StageOutput:
 
 
 Outcome: TypeAlias = StageOutput | ServingError
+Done: TypeAlias = Callable[[list[Outcome] | Exception], None]
+"""Gets what ``StagedEngine.run`` returns or raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """``stage_s[stage]``: seconds of batches of ``batch_sizes``, measured where the engine runs."""
+
+    batch_sizes: tuple[int, ...]
+    stage_s: tuple[tuple[float, ...], ...]
 
 
 class StagedEngine(Protocol):
@@ -70,4 +80,13 @@ class StagedEngine(Protocol):
 
     def release(self, sample_id: int) -> None:
         """Free everything the sample holds. Unknown ids are ignored: cancellation races with completion."""
+        ...
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """An engine that needs no thread of the driver: it works elsewhere."""
+
+    def start(self, stage: int, num_stages: int, sample_ids: Sequence[int], done: Done) -> None:
+        """``StagedEngine.run`` without waiting; ``done`` is called on the event loop, later and once."""
         ...

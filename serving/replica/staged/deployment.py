@@ -19,8 +19,9 @@ from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome, pack
 from serving.errors import ServingError
-from serving.replica.driver import Answer, Driver, Stay
+from serving.replica.driver import Answer, Stay
 from serving.replica.staged.base import NOTHING_SET
+from serving.replica.staged.setup import build_driver, start_engine
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup, tracing
 
@@ -34,15 +35,14 @@ replica."""
 
 
 class Classifier:
-    """Ray Serve deployment class. One process, one model, one engine thread."""
+    """Ray Serve deployment class. One model, whose engine has a process of its own."""
 
     # Serve awaits a constructor that is a coroutine: jobs are then claimed on the loop that calls come by.
     async def __init__(self, model: ResolvedModel[UnaryOptions], config: ResolvedConfig) -> None:  # type: ignore[misc]
         tell = setup(config.metrics_dir, config.settings.log_level)
-        from serving.replica.staged.setup import build_driver
-
         started_s = time.monotonic()
-        self._driver: Driver = build_driver(model, tell, config.weights)
+        self._engine = start_engine(model)
+        self._driver = build_driver(model, self._engine, self._engine.measured, tell, config.weights)
         self._driver.start()
         self._num_reports = 0
         self._stays: dict[str, list[Stay]] = {}
@@ -103,8 +103,10 @@ class Classifier:
     def check_health(self) -> None:
         """Called by the controller.
 
-        Raises: RuntimeError: the engine has been stuck in one call.
+        Raises: RuntimeError: the engine has been stuck in one call, or its process has ended.
         """
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine's process has ended")
         overdue_s = self._driver.overdue_s()
         if overdue_s > _STUCK_S:
             raise RuntimeError(f"an engine call is overdue by {overdue_s:.0f} s; limit is {_STUCK_S:.0f} s")
@@ -115,6 +117,7 @@ class Classifier:
             self._reporter.cancel()
             await self._jobs.stop()
         await self._driver.stop()
+        self._engine.close()
 
 
 def _to_wire(answer: Answer) -> SampleAnswer:

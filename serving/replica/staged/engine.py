@@ -16,9 +16,12 @@ import structlog
 import torch
 
 from models.contract import Point, Staged, Unary
-from models.inputs import Inputs, nbytes_of, shape_of
+from models.inputs import Inputs, blank_row, nbytes_of, shape_of
+from models.registry import families
+from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import EngineFailed, QueueFull
-from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StageOutput
+from serving.operating_points import points_of
+from serving.replica.staged.base import NOTHING_SET, Measured, Outcome, Outputs, StageOutput
 from serving.replica.staged.rows import Batch, Row, copied, gather, stacked
 
 _log = structlog.get_logger(__name__)
@@ -58,6 +61,11 @@ class RowEngine:
     def held_bytes(self) -> int:
         """Upper bound of what the admitted samples hold."""
         return len(self._samples) * self._charge_bytes
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Bytes that each sample is charged, and that all may hold."""
+        return self._charge_bytes, self._max_bytes
 
     def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> Hashable:
         """Take a sample in; its peak bytes are counted from now on. Rows of equal shapes may run together."""
@@ -132,6 +140,33 @@ class RowEngine:
     def release(self, sample_id: int) -> None:
         """Drop the sample and its tensors."""
         self._samples.pop(sample_id, None)
+
+
+def load_engine(model: ResolvedModel[UnaryOptions]) -> Loaded:
+    """Load a model and warm it up; measure its stages if nobody has."""
+    torch.set_num_threads(model.threads)
+    family, variant = families()[model.family], model.variant
+    assert family.build is not None
+    assert family.runner is not None
+    network = family.build.load()(variant, model.device, random_weights=model.options.random_weights, **model.knobs)
+    runner = as_staged(family.runner.load()(network, variant))
+    row, point = blank_row(family, variant), family.check_point({})
+    sizes = tuple(sorted({1, model.options.max_batch}))
+    peak_bytes = max(warm_up(runner, row, size, point).bytes_per_sample for size in sizes)
+    engine = RowEngine(runner, bytes_per_sample=peak_bytes, max_bytes=model.options.max_held_bytes, defaults=point)
+    if points_of(model).cost_model is not None:
+        return Loaded(engine)
+    # The second time round everything has been allocated and compiled.
+    stage_s = zip(*(warm_up(runner, row, size, point).stage_s for size in sizes), strict=True)
+    return Loaded(engine, Measured(sizes, tuple(stage_s)))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An engine and, where nobody had measured them before, the seconds of its stages."""
+
+    engine: RowEngine
+    measured: Measured | None = None
 
 
 class OneStage:

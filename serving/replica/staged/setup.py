@@ -1,10 +1,11 @@
-"""Builds the driver of a unary or staged replica: network, engine, cost model, scheduler, metrics. Imports torch."""
+"""Builds the driver of a unary or staged replica: the engine's process, cost model, scheduler. Imports no torch."""
 
 from __future__ import annotations
 
-import torch
+import os
 
-from models.inputs import blank_row
+import structlog
+
 from models.registry import families
 from schedulers.cost import measured_stages
 from schedulers.fair_queue import EQUAL, Weights
@@ -12,33 +13,42 @@ from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
 from serving.operating_points import points_of, sizes_of_rows
 from serving.replica.driver import Driver
-from serving.replica.staged.engine import RowEngine, as_staged, warm_up
+from serving.replica.staged.base import Measured, StagedEngine
+from serving.replica.staged.process import EngineProcess
 from serving.telemetry.events import Sink
 
+_log = structlog.get_logger(__name__)
 
-def build_driver(model: ResolvedModel[UnaryOptions], tell: Sink, weights: Weights = EQUAL) -> Driver:
-    """Load the model, warm it up, and put scheduler and engine around it. ``weights``: of tenants."""
-    torch.set_num_threads(model.threads)
-    family, variant = families()[model.family], model.variant
-    assert family.build is not None
-    assert family.runner is not None
-    network = family.build.load()(variant, model.device, random_weights=model.options.random_weights, **model.knobs)
-    runner = as_staged(family.runner.load()(network, variant))
-    row, point = blank_row(family, variant), family.check_point({})
-    sizes = sorted({1, model.options.max_batch})
-    peak_bytes = max(warm_up(runner, row, size, point).bytes_per_sample for size in sizes)
-    points = points_of(model)
+
+def start_engine(model: ResolvedModel[UnaryOptions]) -> EngineProcess:
+    """An engine in a process of its own; a replica that loses it ends as if it had run the model itself."""
+    return EngineProcess("serving.replica.staged.engine:load_engine", model, _end_replica)
+
+
+def _end_replica() -> None:
+    _log.error("the engine's process ended while it ran a batch; this replica ends as well")
+    os._exit(1)
+
+
+def build_driver(
+    model: ResolvedModel[UnaryOptions],
+    engine: StagedEngine,
+    measured: Measured | None,
+    tell: Sink,
+    weights: Weights = EQUAL,
+) -> Driver:
+    """Put scheduler and driver around an engine. ``measured``: where no table says it; ``weights``: of tenants."""
+    family, points = families()[model.family], points_of(model)
     cost = points.cost_model
-    if cost is None:  # the second time round, when everything has been allocated and compiled
-        measured = [warm_up(runner, row, size, point).stage_s for size in sizes]
-        cost = measured_stages(sizes, list(zip(*measured, strict=True)), row=points.work(point), watts=points.watts)
+    if cost is None:
+        assert measured is not None
+        row = points.work(family.check_point({}))
+        cost = measured_stages(measured.batch_sizes, measured.stage_s, row=row, watts=points.watts)
     config = ExitConfig(max_batch=model.options.max_batch, max_waiting=model.options.max_queue, weights=weights)
-    scheduler = early_exits(cost, config)
-
     return Driver(
-        scheduler=scheduler,
-        engine=RowEngine(runner, bytes_per_sample=peak_bytes, max_bytes=model.options.max_held_bytes, defaults=point),
-        size_of=sizes_of_rows(family, variant.io, points.work, cost),
-        model=variant.id,
+        scheduler=early_exits(cost, config),
+        engine=engine,
+        size_of=sizes_of_rows(family, model.variant.io, points.work, cost),
+        model=model.variant.id,
         tell=tell,
     )

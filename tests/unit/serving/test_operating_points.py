@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from models.contract import Family, Knob, LazyRef, Point, Variant, Work
 from models.io import ImageIO, ImageRequest
@@ -24,7 +23,7 @@ from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
 from serving.operating_points import load_table, parted, planned_points, points_of, row_work, sizes_of_rows
-from serving.replica.staged.setup import build_driver
+from serving.replica.staged.setup import build_driver, start_engine
 from serving.telemetry.events import ignore
 
 NANO = "dyn-perceiver-nano"
@@ -90,13 +89,14 @@ def test_nobody_is_refused_for_the_guesses_about_a_model_that_was_never_measured
 
 
 async def test_its_replica_measures_it_and_answers(never_measured: ResolvedModel[UnaryOptions]) -> None:
-    driver = build_driver(never_measured, ignore)
-    assert torch.is_grad_enabled(), "the process is not its own"
+    engine = start_engine(never_measured)
+    driver = build_driver(never_measured, engine, engine.measured, ignore)
     driver.start()
     side = never_measured.variant.io.input_size
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     answers = await asyncio.gather(*(driver.submit(picture, deadline_s=math.inf, thresholds=(0.0,)) for _ in range(3)))
     await driver.stop()
+    engine.close()
     assert {answer.exit_index for answer in answers} == {0}
     for answer in answers:
         assert answer.outputs["probabilities"].shape == (1000,)
