@@ -283,7 +283,7 @@ def sentences(work: Workload, plan: Plan, bound: Row, deadline_s: float, summary
         f"{percent(ours, limit_early['per_s'])}. Reached of the virtual clock: full "
         f"{percent(full, full['virtual_per_s'])}, no re-batching {percent(fifo, fifo['virtual_per_s'])}, ours "
         f"{percent(ours, ours['virtual_per_s'])}. Of the time, ours has the engine busy for "
-        f"{ours['engine_busy_share']} and batches on their way between event loop and engine thread for "
+        f"{ours['engine_busy_share']} and batches on their way between event loop and engine for "
         f"{ours['hand_over_share']}."
     )
 
