@@ -13,7 +13,8 @@ from itertools import chain
 
 from schedulers.cost import CostModel
 from schedulers.kernel import Kernel
-from schedulers.policies.exits import EntryReserve, ExitConfig, ExitCost, ExitProgress
+from schedulers.policies.exits import ExitConfig, ExitCost, ExitProgress
+from schedulers.policies.reserve import EntryReserve
 from schedulers.policy import Pick, Policy, Slice, Unit
 
 
