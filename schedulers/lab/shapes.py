@@ -108,7 +108,7 @@ def _network(
         capacity_per_s=1.0 / seconds,
         num_executors=1,
         kernel=lambda weights: early_exits(measured_stages(_BATCH, table), ExitConfig(weights=weights)),
-        queue=lambda kernel: kernel.policy.order.fresh,  # type: ignore[attr-defined, no-any-return]
+        queue=lambda kernel: kernel.policy.order.fresh,  # type: ignore[attr-defined]
         world=lambda: ExitWorld(measured_stages(_BATCH, table).batch_s),
         unit=unit,
     )
@@ -148,7 +148,7 @@ def _clips() -> Shape:
         capacity_per_s=1.0 / (step_s * (4 + _MAX_STEPS) / 2),
         num_executors=2,
         kernel=lambda weights: denoising(DenoisingConfig(max_batch=_MAX_STEP_BATCH, max_units=999, weights=weights)),
-        queue=lambda kernel: kernel.policy.order.steps,  # type: ignore[attr-defined, no-any-return]
+        queue=lambda kernel: kernel.policy.order.steps,  # type: ignore[attr-defined]
         world=_Steps,
         unit=unit,
     )
@@ -186,7 +186,7 @@ def _choices() -> Shape:
         capacity_per_s=_SLOTS / 1.0,
         num_executors=_SLOTS,
         kernel=lambda weights: chat(ChatConfig(max_running=_SLOTS, weights=weights)),
-        queue=lambda kernel: kernel.policy.order.queue,  # type: ignore[attr-defined, no-any-return]
+        queue=lambda kernel: kernel.policy.order.queue,  # type: ignore[attr-defined]
         world=_Slots,
         unit=unit,
     )

@@ -129,7 +129,8 @@ class ChatCost:
 
     def is_hopeless(self, unit: Unit, now_s: float) -> bool:
         """Whether it would end late if it began now, by what was predicted and by what its tenant's turns took."""
-        return now_s + min(unit.work.predicted_s, self._expected_s(unit)) > unit.deadline_s
+        expected_s: float = min(unit.work.predicted_s, self._expected_s(unit))
+        return now_s + expected_s > unit.deadline_s
 
     def remaining_s(self, unit: Unit) -> float:
         """All of it: what a running one has done is not known here."""
