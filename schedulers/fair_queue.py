@@ -246,9 +246,17 @@ class FairQueue(Generic[UnitT]):
         Raises:
             KeyError: if the unit is not in the queue.
         """
+        self.move(unit, (-math.inf, unit.number))
+
+    def move(self, unit: UnitT, rank: tuple[float, float]) -> None:
+        """Give a unit another place in its tenant.
+
+        Raises:
+            KeyError: if the unit is not in the queue.
+        """
         units = self._flows[unit.tenant].units
         units.remove(_entry(unit))
-        unit.rank = (-math.inf, unit.number)
+        unit.rank = rank
         units.add(_entry(unit))
 
     def victim(self, newcomer: UnitT) -> UnitT | None:

@@ -1,29 +1,27 @@
-"""Run all tests in two lanes at once: those that start servers, which mostly wait for them, and those that compute.
+"""Run all tests in two lanes at once: those of whole systems, which mostly wait for them, and all others.
 
-The second lane yields to the first (nice), so that a server under test is hardly slower than on a machine of its own.
+The second lane yields to the first (nice), so that a system is hardly slower than on a machine of its own.
 Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C reaches both.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-SERVERS = ("tests/deploy", "tests/integration", "tests/e2e")
-PYTEST = (sys.executable, "-m", "pytest", "-q")
+SYSTEMS = ("tests/deploy", "tests/e2e")
+PYTEST = (sys.executable, "-u", "-m", "pytest", "-q")
 LANES = {
-    "servers": (*PYTEST, *SERVERS),
-    "compute": ("nice", "-n", "10", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SERVERS)),
+    "systems": (*PYTEST, *SYSTEMS),
+    "others": ("nice", "-n", "5", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SYSTEMS)),
 }
 
 
 def start(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """Start a lane."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def follow(lane: str, process: subprocess.Popen[bytes]) -> int:

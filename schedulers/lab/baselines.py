@@ -13,7 +13,8 @@ from itertools import chain
 
 from schedulers.cost import CostModel
 from schedulers.kernel import Kernel
-from schedulers.policies.exits import EntryReserve, ExitConfig, ExitCost, ExitProgress
+from schedulers.policies.exits import ExitConfig, ExitCost, ExitProgress
+from schedulers.policies.reserve import EntryReserve
 from schedulers.policy import Pick, Policy, Slice, Unit
 
 
@@ -89,10 +90,13 @@ class _ArrivalOrder:
             self._queue.popleft()
         return self._queue[0].arrived_s
 
-    def pop(self) -> Unit:
+    def alike(self) -> list[Unit]:
+        """The oldest unit, and those that may share a batch with it, in order."""
         self.oldest_s()
-        self.num_queued -= 1
-        return self._queue.popleft()
+        oldest = self._queue[0]
+        if oldest.batch_key is None:
+            return [oldest]
+        return [unit for unit in self._queue if unit.is_waiting and unit.batch_key == oldest.batch_key]
 
 
 class _RunCost(ExitCost):
@@ -143,15 +147,18 @@ class _DynamicBatch:
 
     def _start_batch(self, now_s: float) -> Pick:
         """Up to a full batch in order of arrival, without those that would be late after it."""
-        size = min(self._order.num_queued, self._config.max_batch)
+        alike = self._order.alike()
+        size = min(len(alike), self._config.max_batch)
         end_s = now_s + self._cost.slice_s(0, self._run_stages, size)
         units: list[Unit] = []
         late: list[Unit] = []
-        while self._order.num_queued and len(units) - len(late) < size:
-            unit = self._order.pop()
+        for unit in alike:
+            if len(units) - len(late) == size:
+                break
             units.append(unit)
             if unit.deadline_s < end_s:
                 late.append(unit)
+        self._order.num_queued -= len(units)
         return self._pick(units, late, 0, self._run_stages)
 
     def _pick(self, units: list[Unit], late: list[Unit], stage: int, num_stages: int) -> Pick:

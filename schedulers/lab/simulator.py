@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
@@ -57,6 +57,7 @@ class TraceUnit:
     tenant: str = ""
     priority: Priority = Priority.NORMAL
     held_bytes: int = 0
+    batch_key: Hashable = ()
     cancelled_at_s: float | None = None
     fails_at_stage: int | None = None
 
@@ -239,6 +240,7 @@ class _Replay:
                 priority=unit.priority,
                 tenant=unit.tenant,
                 held_bytes=unit.held_bytes,
+                batch_key=unit.batch_key,
             )
             self.push(unit.arrived_s, arrival)
             if unit.cancelled_at_s is not None:

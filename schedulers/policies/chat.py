@@ -4,7 +4,8 @@ Tenants take turns by joules (``schedulers.fair_queue``). What a turn takes is a
 it starts and corrected when it ends, and a tenant whose turns took longer than predicted is charged so much more from
 then on. Inside a tenant the smallest rank goes first, then the nearest deadline. A unit runs one slice, from the slot
 to its end; slots and held bytes (of the key-value cache) bound how many run, and nobody overtakes one that has to wait
-for bytes. A unit whose deadline passes while it waits is refused.
+for bytes. A unit whose deadline passes while it waits is refused; so is one whose turn it is, if it would end late and
+others wait.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def chat(config: ChatConfig, model: CostModel | None = None) -> Kernel:
     order = ChatOrder(config.weights)
     cost = ChatCost(order, model or CostModel(), config.max_running)
     progress = ChatProgress(order, cost)
-    return Kernel(Policy(order=order, batch=ChatBatch(order, limits), cost=cost, progress=progress, limits=limits))
+    return Kernel(
+        Policy(order=order, batch=ChatBatch(order, cost, limits), cost=cost, progress=progress, limits=limits)
+    )
 
 
 class ChatOrder:
@@ -109,9 +112,10 @@ class ChatCost:
 
     def joules(self, unit: Unit) -> float:
         """As predicted and learnt."""
-        predicted_s = unit.work.predicted_s
-        learnt_s = self._model.batch_s(unit.tenant, 1, predicted_s)
-        return float(max(_MIN_S, predicted_s, learnt_s) * self._model.watts)
+        return float(max(_MIN_S, unit.work.predicted_s, self._expected_s(unit)) * self._model.watts)
+
+    def _expected_s(self, unit: Unit) -> float:
+        return self._model.batch_s(unit.tenant, 1, unit.work.predicted_s)
 
     def learn(self, unit: Unit, used_s: float) -> float:
         """A turn took so long. Returns the joules that its charge was too low by."""
@@ -122,6 +126,11 @@ class ChatCost:
     def lead_s(self, stage: int) -> float:
         """A unit waits until its deadline."""
         return 0.0
+
+    def is_hopeless(self, unit: Unit, now_s: float) -> bool:
+        """Whether it would end late if it began now, by what was predicted and by what its tenant's turns took."""
+        expected_s: float = min(unit.work.predicted_s, self._expected_s(unit))
+        return now_s + expected_s > unit.deadline_s
 
     def remaining_s(self, unit: Unit) -> float:
         """All of it: what a running one has done is not known here."""
@@ -171,8 +180,9 @@ class ChatProgress:
 class ChatBatch:
     """Whoever is next, as soon as there is a slot and the bytes."""
 
-    def __init__(self, order: ChatOrder, limits: Limits) -> None:
+    def __init__(self, order: ChatOrder, cost: ChatCost, limits: Limits) -> None:
         self._order = order
+        self._cost = cost
         self._limits = limits
 
     def wakeup_s(self, now_s: float, running: Collection[Slice]) -> float | None:
@@ -183,9 +193,13 @@ class ChatBatch:
         """A slot for one unit."""
         if len(running) >= self._limits.max_running or not self._order.queue:
             return None
-        unit = self._order.queue.first()
+        queue = self._order.queue
+        unit = queue.first()
+        if len(queue) > 1 and self._cost.is_hopeless(unit, now_s):
+            queue.remove(unit)
+            return Pick([], 0, 1, 0.0, [unit])
         held = sum(other.held_bytes for one in running for other in one.units.values())
         if running and held + unit.held_bytes > self._limits.max_held_bytes:
             return None
-        self._order.queue.take(1)
+        queue.take(1)
         return Pick([unit], 0, 1, unit.work.predicted_s)

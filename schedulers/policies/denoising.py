@@ -4,8 +4,9 @@ At every step boundary the tenant whose turn it is (``schedulers.fair_queue``, c
 that is due first (``schedulers.urgency``); units of equal phase join it as long as that does not make it late.
 Nobody overtakes a tenant that waits: those who may join are the tenants that stand no further on, and more units of the
 tenants that are in already. A unit that had run and does not go on keeps its state and waits. Decodes run beside the
-steps, one at a time. Urgency counts from arrival and never changes, so the units of one tenant do not take turns, and
-nothing waits for ever.
+steps, one at a time. Urgency counts from arrival, so the units of one tenant do not take turns, and nothing waits for
+ever. Under a backlog it changes once, for a unit that cannot be in time any more: that one goes behind those that can,
+and one that has not begun needs a reserve, or all would share the steps of an overload and none would be in time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 from schedulers.cost import CostModel
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import Kernel
+from schedulers.policies.reserve import EntryReserve
 from schedulers.policy import After, Limits, Pick, Policy, Slice, Unit
-from schedulers.urgency import queue_key
+from schedulers.urgency import HORIZON_S, queue_key
 
 DENOISE, DECODE = 0, 1
 """Stages: a unit runs the first as often as it has steps, then the second once."""
@@ -74,25 +76,27 @@ def denoising(config: DenoisingConfig | None = None, model: CostModel | None = N
     config = config or DenoisingConfig()
     order = DenoisingOrder(config.weights)
     cost = DenoisingCost(model or CostModel(), order)
-    batch = DenoisingBatch(order, cost, config)
+    reserve = EntryReserve(lambda: len(order.steps) > config.max_batch)
+    batch = DenoisingBatch(order, cost, reserve, config)
     limits = Limits(
         max_waiting=1 << 30,
         max_running=config.max_batch + 1,
         max_units=config.max_units,
         max_held_bytes=config.max_held_bytes,
     )
-    progress = DenoisingProgress(cost)
+    progress = DenoisingProgress(cost, reserve)
     return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=limits))
 
 
 class _Steps:
-    """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last."""
+    """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last. ``is_late``: it was put
+    off, since it cannot be in time."""
 
-    __slots__ = ("has_run", "steps_left")
+    __slots__ = ("has_run", "is_late", "steps_left")
 
     def __init__(self, work: DenoisingWork) -> None:
         self.steps_left = work.steps_left
-        self.has_run = False
+        self.has_run = self.is_late = False
 
 
 class DenoisingOrder:
@@ -143,6 +147,7 @@ class DenoisingCost:
     def __init__(self, model: CostModel, order: DenoisingOrder) -> None:
         self._model = model
         self._order = order
+        self.now_s = -math.inf
 
     @property
     def decode_s(self) -> float:
@@ -186,7 +191,8 @@ class DenoisingCost:
         return max(max(0.0, total_s) + last_s, decoding_s)
 
     def pass_time(self, now_s: float) -> None:
-        """Nothing changes with time."""
+        """Remember it."""
+        self.now_s = now_s
 
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """A step or a decode took that long."""
@@ -212,8 +218,9 @@ class DenoisingProgress:
 
     hands_over = True
 
-    def __init__(self, cost: DenoisingCost) -> None:
+    def __init__(self, cost: DenoisingCost, reserve: EntryReserve) -> None:
         self._cost = cost
+        self._reserve = reserve
 
     def admit(self, unit: Unit) -> None:
         """One whose steps were all done elsewhere is only decoded."""
@@ -225,6 +232,7 @@ class DenoisingProgress:
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Count the step, and follow the phase."""
         if ended.stage == DECODE:
+            self._regulate(units)
             return After(units, [], [])
         for unit, phase in zip(units, reports, strict=True):
             steps = unit.state
@@ -233,6 +241,13 @@ class DenoisingProgress:
             if steps.steps_left == 0:
                 unit.stage = DECODE
         return After([], [], units)
+
+    def _regulate(self, units: list[Unit]) -> None:
+        for unit in units:
+            if self._cost.now_s <= unit.deadline_s:
+                self._reserve.lower_for(1)
+            elif not unit.state.is_late:
+                self._reserve.raise_for_late()
 
     def overtaken(self, unit: Unit) -> int | None:
         """Nothing can be answered before the decode."""
@@ -246,8 +261,11 @@ class DenoisingProgress:
 class DenoisingBatch:
     """The next step, and the next decode beside it."""
 
-    def __init__(self, order: DenoisingOrder, cost: DenoisingCost, config: DenoisingConfig) -> None:
+    def __init__(
+        self, order: DenoisingOrder, cost: DenoisingCost, reserve: EntryReserve, config: DenoisingConfig
+    ) -> None:
         self._order = order
+        self._reserve = reserve
         self._cost = cost
         self._config = config
 
@@ -264,6 +282,7 @@ class DenoisingBatch:
             return Pick([unit], DECODE, 1, self._cost.decode_s)
         if not order.steps or DENOISE in stages:
             return None
+        self._put_off_late(now_s)
         units, _ = order.steps.take_alike(
             self._config.max_batch, fits=lambda unit, units: self._fits(unit, units, now_s)
         )
@@ -273,11 +292,28 @@ class DenoisingBatch:
             unit.state.has_run = False
         return Pick(units, DENOISE, 1, self._cost.step_s(units), preempted=preempted)
 
+    def _put_off_late(self, now_s: float) -> None:
+        """Let those of the tenant whose turn it is that can be in time go before those that cannot."""
+        steps = self._order.steps
+        while self._reserve.has_backlog() and not (unit := steps.first()).state.is_late and self._misses(unit, now_s):
+            if unit.state.steps_left < unit.work.steps_left:
+                self._reserve.raise_for_late()
+            unit.state.is_late = True
+            steps.move(unit, (unit.rank[0] + HORIZON_S, 0.0))
+
+    def _misses(self, unit: Unit, now_s: float) -> bool:
+        """Whether it cannot be in time; one that has not begun needs a reserve."""
+        has_begun = unit.state.steps_left < unit.work.steps_left
+        needed_s = self._cost.remaining_s(unit) * (1.0 if has_begun else 1.0 + self._reserve.factor)
+        return now_s + needed_s > unit.deadline_s
+
     def _fits(self, unit: Unit, units: list[Unit], now_s: float) -> bool:
         """Whether it may share the step of ``units``, which have its batch key and the first of which leads."""
         if not units:
             return True
         leader = units[0]
+        if self._reserve.has_backlog() and not leader.state.is_late and self._misses(unit, now_s):
+            return False
         if sum(one.held_bytes for one in units) + unit.held_bytes > self._config.max_held_bytes:
             return False
         return not self._makes_late(leader, [*units, unit], now_s)

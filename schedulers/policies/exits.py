@@ -16,6 +16,7 @@ from schedulers.cost import CostModel
 from schedulers.fair_queue import Weights
 from schedulers.kernel import Kernel
 from schedulers.policies.exit_order import ExitOrder
+from schedulers.policies.reserve import EntryReserve
 from schedulers.policies.stage_choice import choose_stage, fit_batch
 from schedulers.policy import After, Limits, Pick, Policy, Slice, Unit
 
@@ -27,9 +28,6 @@ _EXIT_RATE_WEIGHT = 0.05
 _RELAX_S = 0.05
 #: Weight of the newest unit in the mean size.
 _SIZE_WEIGHT = 0.05
-#: Control of the entry reserve: one late survivor raises it as much as 50 answers in time lower it, so that about 2%
-#: of the units that enter under overload are answered early by force.
-_RESERVE_UP, _RESERVE_DOWN, _MAX_RESERVE = 0.1, 0.002, 3.0
 _INF = math.inf
 
 
@@ -192,24 +190,6 @@ class ExitCost:
     def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
         """So many of the units that reached an exit left there."""
         self.exit_rates[exit_index] += _EXIT_RATE_WEIGHT * (num_left / num_units - self.exit_rates[exit_index])
-
-
-class EntryReserve:
-    """Under a backlog, a unit starts only if its deadline leaves ``factor`` times the later stages' full slices."""
-
-    def __init__(self, has_backlog: Callable[[], bool]) -> None:
-        self._has_backlog = has_backlog
-        self.factor = 0.0
-
-    def raise_for_late(self) -> None:
-        """A survivor could not go on in time."""
-        if self._has_backlog():
-            self.factor = min(_MAX_RESERVE, self.factor + _RESERVE_UP)
-
-    def lower_for(self, num_answers: int) -> None:
-        """Units were answered in time."""
-        if self._has_backlog():
-            self.factor = max(0.0, self.factor - _RESERVE_DOWN * num_answers)
 
 
 class ExitProgress:

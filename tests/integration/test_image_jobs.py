@@ -127,9 +127,9 @@ class System:
         )
         return Worker(bench, denoising(DenoisingConfig()), RowsAsked)
 
-    async def ask(self, method: str, path: str, body: Any = None) -> HttpReply:
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> HttpReply:
         sent = b"" if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **headers}
         return await asgi(self.app, method, path, b"", headers, receive=Presence(sent).receive)
 
     async def begin(self, value: int = 10, **changes: Any) -> str:
@@ -193,6 +193,23 @@ async def test_job_makes_the_pictures_that_a_waiting_call_gets(system: System) -
     assert system.corrected[job_id].seconds == pytest.approx(shown["vireo"]["compute_ms"] / 1e3)
     assert (await system.ask("DELETE", f"{JOBS}/{job_id}")).status == 200
     assert (await system.ask("GET", f"{JOBS}/{job_id}")).error["code"] == "image_not_found"
+
+
+async def test_call_that_is_sent_again_with_its_key_is_the_same_job(system: System, engine: PainterEngine) -> None:
+    engine.gate.clear()
+    key = {"idempotency-key": "k"}
+    bodies = [asked(), asked(), asked(n=1, output_format="png", size="auto", response_format="url")]
+    replies = [await system.ask("POST", EDITS, body, **key) for body in bodies]
+    assert [reply.status for reply in replies] == [202] * 3
+    assert len({reply.json["id"] for reply in replies}) == 1
+    assert len((await system.ask("GET", JOBS)).json["data"]) == 1
+    for changed, named in ((asked(11), "image"), (asked(prompt="a cube"), "prompt"), (asked(n=2), "n")):
+        other = await system.ask("POST", EDITS, changed, **key)
+        assert (other.status, other.error["code"]) == (422, "idempotency_key_reused")
+        assert f"different: {named}. " in other.error["message"]
+    for bad in ("k" * 256, "k\tk"):
+        refused = await system.ask("POST", EDITS, asked(), **{"idempotency-key": bad})
+        assert (refused.status, refused.error["param"]) == (400, "idempotency-key")
 
 
 async def test_call_that_takes_long_is_a_job_and_says_so_to_the_end(system: System) -> None:

@@ -47,6 +47,12 @@ from serving.telemetry.events import OK
 
 PIECE_BYTES = 1 << 18
 MAX_KEY_CHARS: Final = 255
+KEY_HEADER: Final = parameter(
+    "header",
+    "Idempotency-Key",
+    {"type": "string", "maxLength": MAX_KEY_CHARS},
+    "Requests with the same key are one job.",
+)
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 SUFFIXES: Final = {
     "video/mp4": ".mp4",
@@ -329,16 +335,24 @@ class CreatedJobHttp(JobHttp):
     def routes(self) -> tuple[Route, ...]:
         """These and all others."""
         noun = self.task.noun
-        key_schema = {"type": "string", "maxLength": MAX_KEY_CHARS}
-        key = parameter("header", "Idempotency-Key", key_schema, "Requests with the same key are one job.")
-        made = operation(f"Make {_a(noun)}", self.answer, key, *BUDGET_HEADERS, body=self.body)
+        made = operation(f"Make {_a(noun)}", self.answer, KEY_HEADER, *BUDGET_HEADERS, body=self.body)
         files = dict.fromkeys(self.main_types, BINARY)
-        waited = operation(f"Make {_a(noun)} and wait for it", files, key, *BUDGET_HEADERS, body=self.body)
+        waited = operation(f"Make {_a(noun)} and wait for it", files, KEY_HEADER, *BUDGET_HEADERS, body=self.body)
         return (
             self._route("POST", "", self.create, made, self.surface),
             self._route("POST", "/sync", self.create_and_wait, waited, self.sync_surface),
             *super().routes(),
         )
+
+
+def check_key(key: str) -> str:
+    """Return an idempotency key. Raises: InvalidRequest."""
+    if len(key) > MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            f"idempotency-key is {shown(key)}; send at most {MAX_KEY_CHARS} printable ASCII characters",
+            param="idempotency-key",
+        )
+    return key
 
 
 def _a(noun: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from serving.delivery.job.http import KEY_HEADER
 from serving.domain import Budget, ImageInput, Surface
 from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.front import shown
@@ -181,6 +182,7 @@ ROUTES: Final = (
         operation=operation(
             "Make pictures of words",
             ImagesAnswer,
+            KEY_HEADER,
             *BUDGET_HEADERS,
             body=json_content(GenerationBody),
             also=_BEGUN,
@@ -194,6 +196,7 @@ ROUTES: Final = (
         operation=operation(
             "Change a picture",
             ImagesAnswer,
+            KEY_HEADER,
             *BUDGET_HEADERS,
             body={**json_content(EditBody), "multipart/form-data": {"schema": _FORM}},
             also=_BEGUN,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from models.contract import Value
 from schedulers.plan import Load
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, report_of
-from serving.delivery.job.http import JobHttp
+from serving.delivery.job.http import JobHttp, check_key
 from serving.domain import UnaryRequest
 from serving.errors import ImageFailed, ImageNotReady, TooManyImages, UnknownImage
 from serving.front.http.call import Call
@@ -71,11 +72,25 @@ async def begin_job(call: Call, body: GenerationBody, asked: ImagesAsked, reques
         surface=call.surface,
         tenant=call.tenant,
         model=request.model,
-        asked=body,
+        asked=_alike(body, asked),
         budget=request.budget,
+        idempotency_key=check_key(call.header(b"idempotency-key") or ""),
         plan=plan,
     )
     return await service.image_jobs.create(job)
+
+
+def _alike(body: GenerationBody, asked: ImagesAsked) -> GenerationBody:
+    """The body with one spelling for each meaning, whether it came as JSON or as a form; the picture as a digest."""
+    said: dict[str, Any] = {
+        "n": asked.count,
+        "size": asked.size,
+        "output_format": asked.format,
+        "response_format": None,
+    }
+    if asked.image is not None:
+        said |= {"image": hashlib.sha256(asked.image.encoded or b"").hexdigest(), "images": None}
+    return body.model_copy(update=said)
 
 
 def job_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) -> ImageJobAnswer:

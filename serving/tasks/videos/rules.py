@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from serving.delivery.job.base import JobRequest, JobTask
-from serving.delivery.job.http import MAX_KEY_CHARS
+from serving.delivery.job.http import check_key
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import check_integer, check_model, check_number, check_unicode, shown
 from serving.limits import IngressLimits
@@ -83,7 +83,7 @@ def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobReq
     _check_text(asked.user or "", MAX_LABEL_CHARS, "user")
     for name in ("sampler", "attention"):
         _check_text(getattr(asked, name) or "", MAX_NAME_CHARS, name)
-    _check_key(request.idempotency_key)
+    check_key(request.idempotency_key)
     for name, high in (
         ("width", MAX_SIDE),
         ("height", MAX_SIDE),
@@ -123,11 +123,3 @@ def _check_text(text: str, limit: int, param: str) -> None:
     check_unicode(text, param)
     if "\0" in text:
         raise InvalidRequest(f"{param} holds the character NUL at {text.index(chr(0))}; remove it", param=param)
-
-
-def _check_key(key: str) -> None:
-    if len(key) > MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
-        raise InvalidRequest(
-            f"idempotency-key is {shown(key)}; send at most {MAX_KEY_CHARS} printable ASCII characters",
-            param="idempotency-key",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from schedulers.cost import CostModel, measured_stages
 from schedulers.policies.exits import ExitWork
@@ -31,9 +31,15 @@ def arrived(
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5),
     priority: Priority = Priority.NORMAL,
     tenant: str = "",
+    batch_key: Hashable = (),
 ) -> UnitArrived:
     return UnitArrived(
-        unit_id=sample_id, deadline_s=deadline_s, work=ExitWork(thresholds), priority=priority, tenant=tenant
+        unit_id=sample_id,
+        deadline_s=deadline_s,
+        work=ExitWork(thresholds),
+        priority=priority,
+        tenant=tenant,
+        batch_key=batch_key,
     )
 
 
@@ -103,6 +109,9 @@ class Caller:
         assert len(set(batch.unit_ids)) == len(batch.unit_ids), "duplicate in a batch"
         for other in self.running.values():
             assert not set(other.unit_ids) & set(batch.unit_ids), "sample in two batches"
+        keys = {self.arrivals[sample_id].batch_key for sample_id in batch.unit_ids}
+        assert len(keys) == 1, "batch mixes keys"
+        assert keys != {None} or len(batch.unit_ids) == 1, "shares a batch although it runs alone"
         for sample_id in batch.unit_ids:
             assert sample_id not in self.ends, "ran after its end"
             assert self.next_stage[sample_id] == batch.stage, "batch mixes stages, or skips or repeats one"

@@ -49,6 +49,7 @@ ARRIVE = st.tuples(
     st.tuples(THRESHOLD, THRESHOLD, THRESHOLD),
     st.sampled_from(list(Priority)),
     st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(["small", "small", "large", None]),
 )
 FINISH = st.tuples(st.just("finish"), st.integers(0, 2**32))
 CANCEL = st.tuples(st.just("cancel"), st.integers(0, 60))
@@ -71,8 +72,8 @@ def finish_one(caller: Caller, seed: int) -> None:
 def play(caller: Caller, steps: list[tuple]) -> None:
     for kind, *rest in steps:
         if kind == "arrive":
-            slack_s, thresholds, priority, tenant = rest
-            caller.send(arrived(len(caller.arrivals), caller.now_s + slack_s, thresholds, priority, tenant))
+            slack_s, thresholds, priority, tenant, key = rest
+            caller.send(arrived(len(caller.arrivals), caller.now_s + slack_s, thresholds, priority, tenant, key))
         elif kind == "finish":
             finish_one(caller, rest[0])
         elif kind == "cancel":
