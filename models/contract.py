@@ -520,6 +520,9 @@ Prepare: TypeAlias = Callable[[Any], Any]
 #   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
 # and ``build`` gives a ChatNetwork, for the plain engine that vLLM is compared with. What all this must keep is in
 # ``models.testing.streams``.
+#
+# The one knob of scope ``request`` that such a family may have is ``models.io.MAX_TILES``: ``prepare`` and ``tiles``
+# then get a variant whose io allows no more tiles than the request. Pictures become coarser, and cost fewer tokens.
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the tiles that an image was cut into, without its thumbnail."""

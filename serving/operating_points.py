@@ -123,15 +123,15 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
     )
 
 
-def quality_of(model: ResolvedModel[StreamOptions]) -> float | None:
-    """Lower bound of the quality of a chat model's answers, None where nobody measured it.
+def points_of_answers(model: ResolvedModel[StreamOptions]) -> tuple[Point, ...]:
+    """What was measured of a chat model's answers; nothing where nobody did.
 
     Raises: ConfigError: a table that cannot be used.
     """
     variant = model.variant
     if model.options.engine == "fake" or variant.weights is None or not (variant.weights / TABLE_FILE).is_file():
-        return None
-    return planned_points(load_table(variant))[0].quality
+        return ()
+    return planned_points(load_table(variant))
 
 
 def usual_work(family: Family, variant: Variant) -> Work:
