@@ -492,6 +492,21 @@ class Previews(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge; for calibrations."""
+
+    metric: str
+    """What a score means, in a few words."""
+    data: Mapping[str, Any]
+    """What the rows are, for the record."""
+    rows: Sequence[Any]
+    """Independent of each other and unseen in training, each as ``models.inputs`` has it."""
+
+    def score(self, row: int, image: Any) -> float:
+        """From 0 to 1, of what came of a row: uint8 (height, width, 3)."""
+        ...
+
+
 @runtime_checkable
 class Parallel(Protocol):
     """A job whose requests are spread over ranks, which all do the same in the same order."""

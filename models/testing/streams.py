@@ -75,6 +75,7 @@ def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
     count = subject.family.part("tiles")
     knobs = [knob for knob in knobs_of(subject.family, subject.variant) if knob.scope == "request"]
     assert [knob.name for knob in knobs] in ([], [MAX_TILES]), f"a chat has no use for other settings than {MAX_TILES}"
+    found: list[int] = []
     for most in knobs[0].points if knobs else (None,):
         variant = with_max_tiles(subject.variant, None if most is None else int(most))
         cut = subject.family.prepare.load()(variant)
@@ -86,6 +87,9 @@ def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
             if most is not None:
                 assert len(tiles) == counted, f"{len(tiles)} tiles of {width}x{height}; {counted} were planned with"
                 assert rows * columns <= int(most), f"{width}x{height} was cut into more than {most} tiles"
+        found.append(counted)
+    assert found == sorted(found), f"more tiles that are allowed are fewer that are cut: {found}"
+    assert not knobs or found[0] < found[-1], f"{MAX_TILES} changes nothing"
 
 
 def work_is_that_of_the_tokens(subject: Subject) -> None:
