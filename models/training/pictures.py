@@ -20,7 +20,7 @@ from PIL import Image
 
 from models.contract import Family, Judge, OnProgress, SettingError, Unary, Variant
 from models.inputs import Array, Inputs, row_of
-from models.io import ImageIO, ImageRequest
+from models.io import ImageIO
 from models.operating_points import TABLE_FILE, Point, Seconds, mean_quality, round_off
 from models.training import calibration
 from models.training.calibration import Ledger, Measured, Settings
@@ -121,12 +121,8 @@ class _Host:
     def _macs(self, settings: Settings) -> float:
         """Of the row that is timed."""
         assert self.family.work is not None
-        io, row = self.variant.io, self.rows[0]
-        size = io.largest
-        if io.takes_picture:
-            height, width, _ = (row["picture"] if isinstance(row, Mapping) else row).shape
-            size = ImageRequest(width=width, height=height)
-        return float(self.family.work.load()(self.variant, size, self.family.check_point(settings)).units["macs"])
+        size, point = self.variant.io.request_of(self.rows[0]), self.family.check_point(settings)
+        return float(self.family.work.load()(self.variant, size, point).units["macs"])
 
     def _run(self, settings: Settings) -> list[Array]:
         return [self._forward([row], settings)[0] for row in self.rows]
