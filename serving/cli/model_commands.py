@@ -19,6 +19,7 @@ Checkpoint = Annotated[
 ]
 
 
+_QUIET_LOAD = 0.5
 _CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
 
@@ -181,4 +182,5 @@ def _print_points(family: Family, variant: Variant) -> None:
     console.print(
         f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
         f"joules: {energy.source} at {energy.watts:g} W"
+        + (f"; other work was running (load {hardware.load:g})" if (hardware.load or 0.0) > _QUIET_LOAD else "")
     )
