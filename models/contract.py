@@ -492,6 +492,21 @@ class Previews(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge; for calibrations."""
+
+    metric: str
+    """What a score means, in a few words."""
+    data: Mapping[str, Any]
+    """What the rows are, for the record."""
+    rows: Sequence[Any]
+    """Independent of each other and unseen in training, each as ``models.inputs`` has it."""
+
+    def score(self, row: int, image: Any) -> float:
+        """From 0 to 1, of what came of a row: uint8 (height, width, 3)."""
+        ...
+
+
 @runtime_checkable
 class Parallel(Protocol):
     """A job whose requests are spread over ranks, which all do the same in the same order."""
@@ -520,6 +535,9 @@ Prepare: TypeAlias = Callable[[Any], Any]
 #   boxes     (text) -> list[TextBox]: places in an image that an answer names; only where it can
 # and ``build`` gives a ChatNetwork, for the plain engine that vLLM is compared with. What all this must keep is in
 # ``models.testing.streams``.
+#
+# The one knob of scope ``request`` that such a family may have is ``models.io.MAX_TILES``: ``prepare`` and ``tiles``
+# then get a variant whose io allows no more tiles than the request. Pictures become coarser, and cost fewer tokens.
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of the tiles that an image was cut into, without its thumbnail."""

@@ -6,10 +6,10 @@ Plain data, free of torch. A request that does not fit is refused by name: outsi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from models.contract import Point, SettingError, Variant, Work
+from models.contract import Family, Knob, Point, SettingError, Variant, Work
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -207,6 +207,32 @@ class ChatIO:
     def facts(self) -> dict[str, Any]:
         """What a client wants to know of it, ready for JSON."""
         return {"inputs": ["text", "image"], "outputs": ["text"]}
+
+
+MAX_TILES = "max_tiles"
+"""Name of the one knob that a stream family may have for a request: ``ChatIO.max_tiles``, lowered."""
+MAX_TOKENS = "max_tokens"
+"""The other axis of a chat's operating points: the cap on its answer. OpenAI's field, no knob."""
+
+
+def knobs_of(family: Family, variant: Variant) -> tuple[Knob, ...]:
+    """The knobs of a variant: of a picture's tiles there are no more than its checkpoint was made for."""
+    if not isinstance(variant.io, ChatIO):
+        return family.knobs
+    most = variant.io.max_tiles
+    return tuple(
+        knob
+        if knob.name != MAX_TILES
+        else replace(knob, default=most, high=most, grid=(*(value for value in knob.grid if int(value) < most), most))
+        for knob in family.knobs
+    )
+
+
+def with_max_tiles(variant: Variant, max_tiles: int | None) -> Variant:
+    """The variant that ``prepare`` and ``tiles`` get for a request that has this setting; None: it has none."""
+    if max_tiles is None:
+        return variant
+    return replace(variant, io=replace(variant.io, max_tiles=min(max_tiles, variant.io.max_tiles)))
 
 
 @dataclass(frozen=True, slots=True)

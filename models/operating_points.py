@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -35,12 +36,14 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Hardware(_Strict, frozen=True, kw_only=True):
-    """What the times were measured on. ``torch``: None where it was not written down."""
+    """What the times were measured on. ``load``: average number of processes that ran in the minute before: above about
+    0.5 the machine was busy with something else. It and ``torch`` are None where they were not written down."""
 
     cpu: _Text
     device: _Text
     threads: Annotated[int, msgspec.Meta(ge=1)]
     torch: str | None = None
+    load: _NotNegative | None = None
 
 
 class Energy(_Strict, frozen=True, kw_only=True):
@@ -80,6 +83,13 @@ def share_quality(value: float, n: int) -> Quality:
     half = _Z / (1 + _Z**2 / n) * math.sqrt(value * (1 - value) / n + _Z**2 / (4 * n * n))
     low, high = max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half))
     return Quality(value=value, low=round_off(low), high=round_off(high), n=n)
+
+
+def mean_quality(scores: Sequence[float]) -> Quality:
+    """The mean of independent scores from 0 to 1, with the normal approximation of its interval; one says nothing."""
+    n, value = len(scores), round_off(statistics.fmean(scores))
+    half = _Z * statistics.stdev(scores) / math.sqrt(n) if n > 1 else 1.0
+    return Quality(value=value, low=round_off(max(0.0, value - half)), high=round_off(min(1.0, value + half)), n=n)
 
 
 def round_off(number: float, digits: int = 6) -> float:

@@ -129,12 +129,13 @@ class FairQueue(Generic[UnitT]):
 
     def first(self) -> UnitT:
         """The unit that ``take(1)`` would return. Raises IndexError when empty."""
-        return self._front().units.first()[3]
+        self._drop_stale()
+        return self._heap[0][2].units.first()[3]
 
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
         flow = self._flows.get(unit.tenant) or self._flow(unit.tenant)
-        if not flow.units:
+        if not flow.units.num_entries:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
         first, second = unit.rank
@@ -292,13 +293,9 @@ class FairQueue(Generic[UnitT]):
             flow.listed_tag = flow.tag
             heappush(self._heap, (flow.tag, flow.number, flow))
 
-    def _front(self) -> _Flow[UnitT]:
-        self._drop_stale()
-        return self._heap[0][2]
-
     def _drop_stale(self) -> None:
         heap = self._heap
-        while heap and (heap[0][0] != heap[0][2].listed_tag or not heap[0][2].units):
+        while heap and (heap[0][0] != heap[0][2].listed_tag or not heap[0][2].units.num_entries):
             tag, _, flow = heappop(heap)
             if flow.listed_tag == tag:
                 flow.listed_tag = -math.inf

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 EntryT = TypeVar("EntryT", bound=tuple[Any, ...])
 
 _CHUNK_ENTRIES = 512
+#: So many are sorted anew, a few more among them, before as many could be inserted one by one.
+_FEW = 64
 
 
 class OrderedQueue(Generic[EntryT]):
@@ -67,15 +69,15 @@ class OrderedQueue(Generic[EntryT]):
     def add_all(self, entries: list[EntryT]) -> None:
         """Insert several."""
         chunks = self._chunks
-        if len(chunks) == 1 and len(chunks[0]) <= self._chunk_entries - len(entries):  # the usual case: it stays whole
+        if len(chunks) == 1 and len(chunks[0]) + len(entries) <= min(_FEW, self._chunk_entries):  # the usual case
             chunk = chunks[0]
-            for entry in entries:
-                insort(chunk, entry)
+            chunk += entries
+            chunk.sort()
             self._lasts[0] = chunk[-1]
             self.num_entries += len(entries)
-        else:
-            for entry in entries:
-                self.add(entry)
+            return
+        for entry in entries:
+            self.add(entry)
 
     def remove(self, entry: EntryT) -> None:
         """Remove one entry, found by its key.

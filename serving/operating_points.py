@@ -6,13 +6,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
 from models.inputs import Inputs
-from models.io import ClipIO, ClipRequest, ImageIO, ImageRequest, RowIO
+from models.io import (
+    MAX_TILES,
+    MAX_TOKENS,
+    ChatIO,
+    ChatTokens,
+    ClipIO,
+    ClipRequest,
+    ImageIO,
+    ImageRequest,
+    RowIO,
+)
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
 from schedulers.cost import CostModel, Price, Units
@@ -23,6 +33,7 @@ from serving.errors import ConfigError
 
 _USUAL_BATCH = 16
 """Rows that share a batch under load: what a row is charged is its share of such a batch."""
+_USUAL_TEXT_TOKENS, _USUAL_ANSWER_TOKENS = 32, 64
 _FIRST_MACS_PER_S = 2e10
 """Of one processor core: a guess for what is reserved for a model that was never measured. What it really takes is
 charged; its replicas measure what they plan with."""
@@ -123,20 +134,22 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
     )
 
 
-def quality_of(model: ResolvedModel[StreamOptions]) -> float | None:
-    """Lower bound of the quality of a chat model's answers, None where nobody measured it.
+def points_of_answers(model: ResolvedModel[StreamOptions]) -> tuple[Point, ...]:
+    """What was measured of a chat model's answers; nothing where nobody did.
 
     Raises: ConfigError: a table that cannot be used.
     """
     variant = model.variant
     if model.options.engine == "fake" or variant.weights is None or not (variant.weights / TABLE_FILE).is_file():
-        return None
-    return planned_points(load_table(variant))[0].quality
+        return ()
+    return planned_points(load_table(variant))
 
 
 def usual_work(family: Family, variant: Variant) -> Work:
-    """Of what is asked for as a rule: a clip of the first length, the dearest row."""
+    """Of what is asked for as a rule: a clip of the first length, the largest picture of a chat, the dearest row."""
     io = variant.io
+    if isinstance(io, ChatIO):
+        return partial(_chat_work, family, variant)
     if not isinstance(io, ClipIO):
         return row_work(family, variant)
     assert family.work is not None
@@ -147,6 +160,15 @@ def usual_work(family: Family, variant: Variant) -> Work:
         return made
 
     return work
+
+
+def _chat_work(family: Family, variant: Variant, settings: Settings) -> Units:
+    assert family.work is not None
+    tiles = int(settings.get(MAX_TILES, variant.io.max_tiles))
+    image_tokens = (tiles + (tiles > 1)) * variant.io.tokens_per_tile
+    asked = ChatTokens(_USUAL_TEXT_TOKENS, image_tokens, int(settings.get(MAX_TOKENS, _USUAL_ANSWER_TOKENS)))
+    made: Units = family.work.load()(variant, asked, {}).units
+    return made
 
 
 def row_work(family: Family, variant: Variant) -> RowWork:

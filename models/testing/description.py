@@ -12,6 +12,7 @@ from typing import Any
 
 from models.card import family_card
 from models.contract import LazyRef
+from models.io import MAX_TILES
 from models.testing.subject import Subject, can
 
 
@@ -80,9 +81,10 @@ def torch_is_not_loaded(subject: Subject) -> None:
 
 
 def cost_rises_along_every_axis(subject: Subject) -> None:
-    """From the cheapest to the best value of a knob, no unit of work falls, and at least one rises."""
+    """From the cheapest to the best value of a knob, no unit of work falls, and at least one rises. For a chat's tiles
+    see ``streams``: its work is told in tokens."""
     family = subject.family
-    for knob in (knob for knob in family.knobs if knob.is_axis):
+    for knob in (knob for knob in family.knobs if knob.is_axis and knob.name != MAX_TILES):
         points = [point for value in knob.points if can(subject, point := family.check_point({knob.name: value}))]
         works = [subject.work(point) for point in points]
         for name in {name for work in works for name in work.units}:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.contract import Grid, Prompts
-from models.io import ChatTokens
+from models.io import MAX_TILES, ChatTokens, knobs_of, with_max_tiles
 from models.testing.subject import SIZES, Subject, expect_close
 
 COUNTED = 0.1
@@ -69,14 +69,27 @@ def image_costs_more_with_more_tiles(subject: Subject) -> None:
 
 
 def tiles_are_counted_before_they_are_cut(subject: Subject) -> None:
-    """At least as many tiles are counted as are cut, whichever way the picture is turned."""
+    """At least as many tiles are counted as are cut, whichever way the picture is turned; as many where a request may
+    bound them, and then no more than it does."""
     assert subject.family.prepare is not None
-    count, cut = subject.family.part("tiles"), subject.family.prepare.load()(subject.variant)
-    for height, width in SIZES:
-        tiles, _grid = cut(np.zeros((height, width, 3), np.uint8))
-        counted = count(subject.variant, width, height)
-        assert len(tiles) <= counted, f"{len(tiles)} tiles of {width}x{height}; {counted} were announced"
-        assert counted == count(subject.variant, height, width), f"{width}x{height} has another number when turned"
+    count = subject.family.part("tiles")
+    knobs = [knob for knob in knobs_of(subject.family, subject.variant) if knob.scope == "request"]
+    assert [knob.name for knob in knobs] in ([], [MAX_TILES]), f"a chat has no use for other settings than {MAX_TILES}"
+    found: list[int] = []
+    for most in knobs[0].points if knobs else (None,):
+        variant = with_max_tiles(subject.variant, None if most is None else int(most))
+        cut = subject.family.prepare.load()(variant)
+        for height, width in SIZES if most is None else (*SIZES, (900, 1300)):
+            tiles, (rows, columns) = cut(np.zeros((height, width, 3), np.uint8))
+            counted = count(variant, width, height)
+            assert len(tiles) <= counted, f"{len(tiles)} tiles of {width}x{height}; {counted} were announced"
+            assert counted == count(variant, height, width), f"{width}x{height} has another number when turned"
+            if most is not None:
+                assert len(tiles) == counted, f"{len(tiles)} tiles of {width}x{height}; {counted} were planned with"
+                assert rows * columns <= int(most), f"{width}x{height} was cut into more than {most} tiles"
+        found.append(counted)
+    assert found == sorted(found), f"more tiles that are allowed are fewer that are cut: {found}"
+    assert not knobs or found[0] < found[-1], f"{MAX_TILES} changes nothing"
 
 
 def work_is_that_of_the_tokens(subject: Subject) -> None:

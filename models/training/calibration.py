@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 
-from models.contract import Family, LazyRef, Variant
+from models.contract import Family, LazyRef, OnProgress, Value, Variant
 from models.identity import checkpoint_sha256
+from models.io import ImageIO
 from models.operating_points import (
     Energy,
     Hardware,
@@ -27,7 +33,11 @@ from models.operating_points import (
     write_table,
 )
 
+T = TypeVar("T")
+Settings: TypeAlias = Mapping[str, Value]
+LEDGER_FILE = "operating_points.partial.jsonl"
 _BY_SHAPE = {
+    "image": LazyRef("models.training.pictures:calibrate_pictures"),
     "unary": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
     "staged": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
     "job": LazyRef("models.training.sweep:calibrate_job"),
@@ -36,17 +46,117 @@ _MUCH = 1e-9
 """Of a residual: a unit that explains less is left out."""
 
 
-def calibrate(family: Family, variant: Variant, **options: Any) -> Path:
+def calibrate(
+    family: Family,
+    variant: Variant,
+    *,
+    is_resumed: bool = False,
+    on_progress: OnProgress = lambda what, done, total: None,
+    **options: Any,
+) -> Path:
     """Measure a model as its family says (part ``calibrate``), or else as its shape is measured. Returns the table's
-    path.
+    path. ``is_resumed``: go on where an earlier run of the same was killed.
 
-    Raises: ValueError: no weights, nothing to judge on, or nothing to measure.
+    Raises: ValueError: no weights, nothing to judge on, nothing to measure, an earlier run that was of another model.
     """
-    measure = family.parts.get("calibrate") or _BY_SHAPE.get(family.shape)
+    measure = family.parts.get("calibrate") or _BY_SHAPE.get(
+        "image" if isinstance(variant.io, ImageIO) else family.shape
+    )
     if measure is None:
         raise ValueError(f"{variant.id} has no operating points to calibrate")
-    path: Path = measure.load()(family, variant, **options)
+    if variant.weights is None:
+        raise ValueError(
+            f"{variant.id} comes without weights; name their folder, {variant.id}=FOLDER ('vireo convert' makes one of "
+            "published weights)"
+        )
+    subject = {
+        "model": variant.id,
+        "checkpoint_sha256": checkpoint_sha256(variant.weights),
+        "options": {name: str(value) for name, value in sorted(options.items())},
+    }
+    ledger = Ledger(variant.weights, subject, is_resumed=is_resumed)
+    path: Path = measure.load()(family, variant, ledger=ledger, on_progress=on_progress, **options)
+    ledger.remove()
     return path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point, and what the usual request takes there, in any unit."""
+
+    point: Point
+    cost: float
+
+    @property
+    def quality(self) -> float | None:
+        """Lower bound, None where nobody judged."""
+        return None if self.point.quality is None else self.point.quality.low
+
+
+class Ledger:
+    """Finished measurements, in a file beside the table as soon as each is made, so that a calibration that was killed
+    goes on where it was. ``subject``: what is measured, and on what. ``is_resumed``: whether the file of an earlier run
+    counts; otherwise it is begun anew. ``folder`` None: nothing is written.
+
+    Raises: ValueError: what was measured there is something else.
+    """
+
+    def __init__(self, folder: Path | None, subject: Mapping[str, Any], *, is_resumed: bool = False) -> None:
+        self._path = None if folder is None else folder / LEDGER_FILE
+        self._kept: dict[str, msgspec.Raw] = {}
+        head = msgspec.json.encode(subject)
+        if self._path is None:
+            return
+        first, *lines = self._path.read_bytes().splitlines() if is_resumed and self._path.is_file() else [head]
+        if first != head:
+            raise ValueError(
+                f"{self._path} has measurements of {first.decode(errors='replace')}, this is {head.decode()}; "
+                "leave --resume out to begin anew"
+            )
+        for line in lines:
+            try:
+                made = msgspec.json.decode(line, type=_Kept)
+            except msgspec.MsgspecError:
+                break  # cut off where it was killed
+            self._kept[made.name] = msgspec.Raw(bytes(made.value))
+        written = [head, *(msgspec.json.encode(_Kept(name, value)) for name, value in self._kept.items())]
+        self._path.write_bytes(b"".join(line + b"\n" for line in written))
+
+    def keep(self, name: str, kind: type[T], measure: Callable[[], T]) -> T:
+        """What was measured under that name, or is now."""
+        if name in self._kept:
+            return msgspec.json.decode(self._kept[name], type=kind)
+        made = measure()
+        self._kept[name] = msgspec.Raw(msgspec.json.encode(made))
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode(_Kept(name, self._kept[name])) + b"\n")
+        return made
+
+    def keeping(self, measure: Callable[[Settings], Measured]) -> Callable[[Settings], Measured]:
+        """The same, each point once."""
+        return lambda settings: self.keep(point_name(settings), Measured, partial(measure, settings))
+
+    def remove(self) -> None:
+        """The table is written: nothing is left to go on with."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class _Kept(NamedTuple):
+    name: str
+    value: msgspec.Raw
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads of torch, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fit(samples: Sequence[tuple[Mapping[str, float], float]], units: Sequence[str]) -> dict[str, Seconds]:
@@ -114,11 +224,12 @@ def write(
     return table
 
 
-def hardware(device: torch.device) -> Hardware:
-    """What the measurement ran on, as far as the system tells."""
+def hardware(device: torch.device, num_threads: int | None = None) -> Hardware:
+    """What the measurement runs on, as far as the system tells. Ask before it: what else runs then is told, too."""
     return Hardware(
         cpu=_cpu_name(),
-        threads=torch.get_num_threads(),
+        threads=num_threads or torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2),
         torch=str(torch.__version__),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

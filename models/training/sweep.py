@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.contract import Family, Job, Knob, SettingError, Value, Variant
+from models.contract import Family, Job, Knob, SettingError, Variant
 from models.io import ClipIO, ClipRequest
 from models.operating_points import TABLE_FILE, Point, Seconds, point_name
 from models.training import calibration
+from models.training.calibration import Ledger, Measured, Settings
 
-Settings = Mapping[str, Value]
 OnProgress = Callable[[str, int, int], None]
 BATCH_SIZES = (1, 2, 4)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A point, and what the usual request takes there, in any unit."""
-
-    point: Point
-    cost: float
-
-    @property
-    def quality(self) -> float | None:
-        """Lower bound, None where nobody judged."""
-        return None if self.point.quality is None else self.point.quality.low
 
 
 def sweep(
@@ -50,7 +37,8 @@ def sweep(
 
     def extend(made: Sequence[Settings], what: str) -> None:
         for done, settings in enumerate(made, 1):
-            found.setdefault(point_name(settings), measure(settings))
+            if (name := point_name(settings)) not in found:
+                found[name] = measure(settings)
             on_progress(what, done, len(made))
 
     extend([{**base, **change} for change in changes], "one setting at a time")
@@ -75,6 +63,7 @@ def calibrate_job(
     family: Family,
     variant: Variant,
     *,
+    ledger: Ledger,
     device: str = "cpu",
     num_threads: int = 1,
     watts: float = 6.0,
@@ -82,32 +71,25 @@ def calibrate_job(
     on_progress: OnProgress = lambda what, done, total: None,
     **_ignored: object,
 ) -> Path:
-    """Points of a family of jobs whose quality nobody has judged: their costs alone. Returns the table's path.
-
-    Raises: ValueError: no weights.
-    """
-    if variant.weights is None:
-        raise ValueError(f"{variant.id} has no weights here; name their folder: {variant.id}=FOLDER")
+    """Points of a family of jobs whose quality nobody has judged: their costs alone. Returns the table's path."""
+    assert variant.weights is not None
     assert family.build is not None
     assert family.runner is not None
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
+    hardware = calibration.hardware(torch.device(device), num_threads)
+    with calibration.threads(num_threads):
         runner = family.runner.load()(family.build.load()(variant, device), variant)
         host = _JobHost(family, variant, runner, repeats)
         axes, base = [knob for knob in family.knobs if knob.is_axis], family.check_point({})
         host.measure(base)  # to warm up
-        found = sweep(axes, base, host.measure, host.is_allowed, on_progress)
-        calibration.write(
-            variant,
-            [one.point for one in sorted(found, key=lambda one: -one.cost)],
-            hardware=calibration.hardware(torch.device(device)),
-            watts=watts,
-            metric="",
-            data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"},
-        )
-    finally:
-        torch.set_num_threads(threads_before)
+        found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
+    calibration.write(
+        variant,
+        [one.point for one in sorted(found, key=lambda one: -one.cost)],
+        hardware=hardware,
+        watts=watts,
+        metric="",
+        data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"},
+    )
     return variant.weights / TABLE_FILE
 
 

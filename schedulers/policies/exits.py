@@ -29,6 +29,7 @@ _RELAX_S = 0.05
 #: Weight of the newest unit in the mean size.
 _SIZE_WEIGHT = 0.05
 _INF = math.inf
+_MAX_PATHS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +110,30 @@ class ExitCost:
         self.mean_size = 1.0
         self.exit_rates = [1.0 / (self.num_stages - k) for k in range(self.num_stages)]
         self._now_s = -math.inf
+        #: Thresholds -> what ``_expected_s`` makes of them.
+        self._path_s: dict[tuple[float, ...], float] = {}
         #: Stages at which units were given up and that nothing has run since -> since when.
         self._given_up_since: dict[int, float] = {}
 
     def joules(self, unit: Unit) -> float:
         """Expected joules of a new unit in full slices. Priority orders the units of one tenant; between two it is
         worth nothing, or everybody would ask for the highest."""
+        thresholds = unit.work.thresholds
+        path_s = self._path_s.get(thresholds) or self._expected_s(thresholds)
+        return path_s * unit.size * self.table.watts / self._max_batch
+
+    def _expected_s(self, thresholds: tuple[float, ...]) -> float:
+        """Of a full slice on its way through the network; remembered until something is learnt."""
         total_s, share, max_batch = 0.0, 1.0, self._max_batch
         batch_s, rates = self.table.batch_s, self.exit_rates
-        for stage, threshold in enumerate(unit.work.thresholds):
+        for stage, threshold in enumerate(thresholds):
             total_s += share * batch_s(stage, max_batch)
             if threshold < NEVER_THRESHOLD:
                 share *= 1.0 - rates[stage]
-        return total_s * unit.size * self.table.watts / max_batch
+        if len(self._path_s) > _MAX_PATHS:
+            self._path_s.clear()
+        self._path_s[thresholds] = total_s
+        return total_s
 
     def lead_s(self, stage: int) -> float:
         """The next stage, alone, of a usual unit."""
@@ -175,20 +187,25 @@ class ExitCost:
         for stage, since_s in self._given_up_since.items():
             if now_s - since_s >= _RELAX_S:
                 self.table.relax(stage)
+                self._path_s.clear()
                 self._given_up_since[stage] = now_s
 
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """Correct the table: of a slice of several stages, each is charged in proportion to its prediction."""
         first, num_stages, num_units = ended.stage, ended.num_stages, len(ended.units)
-        whole_s = self.slice_s(first, num_stages, num_units) if num_stages > 1 else 0.0
-        shares = [self.table.batch_s(first + k, num_units) / whole_s for k in range(num_stages)] if whole_s else [1.0]
         work = sum([unit.size for unit in ended.units.values()])
+        shares = [1.0]
+        if num_stages > 1:
+            whole_s = self.slice_s(first, num_stages, num_units)
+            shares = [self.table.batch_s(first + k, num_units) / whole_s for k in range(num_stages)]
         for stage, share in enumerate(shares, first):
             self._given_up_since.pop(stage, None)
             self.table.observe(stage, num_units, elapsed_s * share, work)
+        self._path_s.clear()
 
     def observe_exits(self, exit_index: int, num_left: int, num_units: int) -> None:
         """So many of the units that reached an exit left there."""
+        self._path_s.clear()
         self.exit_rates[exit_index] += _EXIT_RATE_WEIGHT * (num_left / num_units - self.exit_rates[exit_index])
 
 
@@ -217,16 +234,22 @@ class ExitProgress:
         done: list[Unit] = []
         failed: list[Unit] = []
         onward: list[Unit] = []
+        next_stage = exit_index + 1
         for unit, confidence in zip(units, reports, strict=True):
-            if confidence is not None and not -_INF < confidence < _INF:
+            if confidence is None:  # the last stage answers all the same
+                if is_last:
+                    done.append(unit)
+                    continue
+            elif not -_INF < confidence < _INF:
                 failed.append(unit)
-            elif is_last or (confidence is not None and confidence >= unit.work.thresholds[exit_index]):
+                continue
+            elif is_last or confidence >= unit.work.thresholds[exit_index]:
                 done.append(unit)
+                continue
             else:
-                if confidence is not None:
-                    unit.answer_stage = exit_index
-                unit.stage = exit_index + 1
-                onward.append(unit)
+                unit.answer_stage = exit_index
+            unit.stage = next_stage
+            onward.append(unit)
         if len(failed) < len(reports):
             self._cost.observe_exits(exit_index, len(done), len(done) + len(onward))
         self._reserve.lower_for(len(reports) - len(onward))

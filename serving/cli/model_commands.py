@@ -19,6 +19,7 @@ Checkpoint = Annotated[
 ]
 
 
+_QUIET_LOAD = 0.5
 _CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
 
@@ -108,18 +109,26 @@ def calibrate(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled pictures, one folder per class in class order; only nano models bring their own."),
+        typer.Option(
+            help="Pictures: labelled, one folder per class in class order, or of any kind for a model that makes "
+            "pictures of them; only nano models bring their own."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, as many as a replica will have.")] = 1,
     watts: Annotated[float, typer.Option(min=0.1, help="Power of one busy core or device, for the estimate.")] = 6.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was interrupted.")] = False,
     accept_licence: LicenceOption = False,
 ) -> None:
     """Measure a model on this machine and write its operating points beside its weights.
 
     An operating point is one choice of the settings that trade cost for quality, exit thresholds for instance, with
     its measured cost and its quality on data that were not searched on. Settings are measured one at a time, then in
-    pairs near the front. A family with an evaluation of its own (of clips, of chat) has its points made of that.
+    pairs near the front. A chat's are the tiles of a picture and the cap on its answer. Pictures that a model makes are
+    judged as its family says, or else by how well they agree with those of the dearest point; clips as they were when
+    the checkpoint was evaluated.
+
+    Each measurement is kept in a file beside the weights until the table is written: --resume goes on from there.
     """
     with told_plainly(), progress_bar() as progress:
         name, _, folder = model.partition("=")
@@ -129,6 +138,7 @@ def calibrate(
         path = _CALIBRATE.load()(
             family,
             variant,
+            is_resumed=resume,
             data_dir=data,
             device=device,
             num_threads=threads,
@@ -172,4 +182,5 @@ def _print_points(family: Family, variant: Variant) -> None:
     console.print(
         f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
         f"joules: {energy.source} at {energy.watts:g} W"
+        + (f"; other work was running (load {hardware.load:g})" if (hardware.load or 0.0) > _QUIET_LOAD else "")
     )

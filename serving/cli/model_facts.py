@@ -10,7 +10,7 @@ from typing import Any
 
 from models.contract import Family, Knob, Variant
 from models.identity import CHECKPOINTS, WEIGHTS_FILE
-from models.io import ChatIO, ClipIO, PictureIO
+from models.io import ChatIO, ClipIO, PictureIO, knobs_of
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONFIG_FILE = "config.json"
@@ -57,7 +57,7 @@ def facts_of(family: Family, variant: Variant) -> dict[str, Any]:
         "published": dict(variant.published),
         "settings": [
             {"name": knob.name, "scope": knob.scope, "trades": knob.trades, **knob.json_schema()}
-            for knob in family.knobs
+            for knob in knobs_of(family, variant)
         ],
     }
     match variant.io:
@@ -100,7 +100,7 @@ def lines_of(family: Family, variant: Variant) -> list[str]:
             lines += _chat_lines(facts_of(family, variant))
         case ClipIO():
             lines += _clip_lines(variant)
-    return [*lines, *map(_setting_line, family.knobs)]
+    return [*lines, *map(_setting_line, knobs_of(family, variant))]
 
 
 def _shown(value: object) -> str:

@@ -31,7 +31,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.operating_points import Points, points_of, quality_of
+from serving.operating_points import Points, points_of, points_of_answers
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
@@ -43,6 +43,7 @@ from serving.system.reached import Ping, Reached
 from serving.tasks.chat.images import ChatImages, GridOf
 from serving.tasks.chat.models import read_grids
 from serving.tasks.chat.models import read_served as read_chat
+from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.images.files import ImageFiles
@@ -194,7 +195,7 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
         cost=TokenCost(_FIRST_PRICES),
         retries=RetryBudget(model.options.max_num_seqs + model.options.max_queue),
         watts=model.watts,
-        quality=quality_of(model),
+        measured=Measured(points_of_answers(model)),
     )
 
 

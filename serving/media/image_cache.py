@@ -27,16 +27,17 @@ class ImageKey(NamedTuple):
 
     tenant: str
     model_id: str
+    max_tiles: int | None
     encoded_sha256: bytes
 
 
-async def image_key(tenant: str, model_id: str, encoded: bytes) -> ImageKey:
+async def image_key(tenant: str, model_id: str, max_tiles: int | None, encoded: bytes) -> ImageKey:
     """Hash an encoded image. Never takes a hash from a client."""
     if len(encoded) <= _HASHED_IN_PLACE:
         digest = hashlib.sha256(encoded).digest()
     else:
         digest = (await asyncio.to_thread(hashlib.sha256, encoded)).digest()
-    return ImageKey(tenant, model_id, digest)
+    return ImageKey(tenant, model_id, max_tiles, digest)
 
 
 class ProcessedImages:

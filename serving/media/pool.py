@@ -37,8 +37,8 @@ from serving.media.worker import WorkerConfig
 from serving.media.worker_process import WorkerGone, WorkerProcess
 from serving.telemetry.events import ImageDecoded, Sink, ignore
 
-TileCounter: TypeAlias = Callable[[str, int, int], int]
-"""(model id, width, height) to tiles; see ``serving.media.processors.Processors.count_tiles``."""
+TileCounter: TypeAlias = Callable[[str, int, int, int | None], int]
+"""(model id, width, height, most tiles) to tiles; see ``serving.media.processors.Processors.count_tiles``."""
 _Exchange: TypeAlias = "asyncio.Task[tuple[wire.ReplyHeader, wire.Payload]]"
 
 _START_TIMEOUT_S = 30.0
@@ -148,7 +148,7 @@ class MediaPool:
         self._config = WorkerConfig(limits, processor_factory, worker_memory_bytes)
         self._free: list[WorkerProcess] = []
         self._waiting: SharedSlots[_Wait] = SharedSlots(max_queue, weights)
-        self._processors: dict[str, Processor] = {}
+        self._processors: dict[tuple[str, int | None], Processor] = {}
         self._exchanges: dict[_Exchange, _Job] = {}
         self._starts: set[asyncio.Task[None]] = set()
         self._spawner: ThreadPoolExecutor | None = None
@@ -203,9 +203,14 @@ class MediaPool:
         return len(self._waiting)
 
     async def prepare(
-        self, data: bytes, model_id: str, budget: MediaBudget | None = None, caller: Caller = NOBODY
+        self,
+        data: bytes,
+        model_id: str,
+        budget: MediaBudget | None = None,
+        caller: Caller = NOBODY,
+        max_tiles: int | None = None,
     ) -> PreparedImage:
-        """Turn one untrusted file into the input of ``model_id``.
+        """Turn one untrusted file into the input of ``model_id``, in no more than ``max_tiles`` tiles.
 
         ``budget`` is charged with the pixels that the header claims and with their tiles, before they are decoded;
         the account of ``caller`` with the seconds that it took, whatever comes of it.
@@ -218,17 +223,21 @@ class MediaPool:
         """
         try:
             header = probe(data, self.limits)
-            self._charge(budget, model_id, header.width, header.height)
-            return await self._prepare(data, model_id, header, caller)
+            self._charge(budget, header.width * header.height, self.count_tiles(model_id, header, max_tiles))
+            return await self._prepare(data, model_id, header, caller, max_tiles)
         except InvalidImage:
             self.stats.refused += 1
             raise
 
-    async def _prepare(self, data: bytes, model_id: str, header: ImageHeader, caller: Caller) -> PreparedImage:
+    async def _prepare(
+        self, data: bytes, model_id: str, header: ImageHeader, caller: Caller, max_tiles: int | None
+    ) -> PreparedImage:
         wait = _Wait(caller, predict_s(header, len(data)))
         if is_tiny(header, len(data), self.limits):
-            return self._in_place(lambda p: prepare.prepare_encoded(data, self.limits, p, header), model_id, wait)
-        return await self._submit(wire.pack_request(wire.Kind.ENCODED, model_id, len(data)), data, wait)
+            run = lambda p: prepare.prepare_encoded(data, self.limits, p, header)  # noqa: E731
+            return self._in_place(run, (model_id, max_tiles), wait)
+        head = wire.pack_request(wire.Kind.ENCODED, model_id, len(data), max_tiles=max_tiles)
+        return await self._submit(head, data, wait)
 
     async def prepare_pixels(
         self, rgb: Pixels, model_id: str, budget: MediaBudget | None = None, caller: Caller = NOBODY
@@ -240,31 +249,39 @@ class MediaPool:
         """
         try:
             prepare.check_pixels(rgb, self.limits)
-            self._charge(budget, model_id, rgb.shape[1], rgb.shape[0])
+            self._charge(budget, rgb.shape[0] * rgb.shape[1], self._count(model_id, rgb.shape[1], rgb.shape[0], None))
         except InvalidImage:
             self.stats.refused += 1
             raise
         wait = _Wait(caller, predict_pixels_s(rgb.shape[0] * rgb.shape[1]))
         if rgb.shape[0] * rgb.shape[1] <= self.limits.tiny_pixels:
-            return self._in_place(lambda p: prepare.prepare_pixels(rgb, self.limits, p), model_id, wait)
+            return self._in_place(lambda p: prepare.prepare_pixels(rgb, self.limits, p), (model_id, None), wait)
         payload = rgb.tobytes()
         head = wire.pack_request(wire.Kind.PIXELS, model_id, len(payload), rgb.shape[0], rgb.shape[1])
         return await self._submit(head, payload, wait)
 
-    def _charge(self, budget: MediaBudget | None, model_id: str, width: int, height: int) -> None:
+    def count_tiles(self, model_id: str, header: ImageHeader, max_tiles: int | None) -> int:
+        """Tiles that ``prepare`` cuts a file into. Raises: InvalidImage: the model does not take such an image."""
+        return self._count(model_id, header.width, header.height, max_tiles)
+
+    def _count(self, model_id: str, width: int, height: int, max_tiles: int | None) -> int:
         try:
-            num_tiles = self._count_tiles(model_id, width, height)
+            return self._count_tiles(model_id, width, height, max_tiles)
         except ValueError as error:
             raise InvalidImage(str(error)) from None
+
+    def _charge(self, budget: MediaBudget | None, num_pixels: int, num_tiles: int) -> None:
         if budget is not None:
-            budget.add_pixels(width * height)
+            budget.add_pixels(num_pixels)
             budget.add_tiles(num_tiles)
 
-    def _in_place(self, run: Callable[[Processor], PreparedImage], model_id: str, wait: _Wait) -> PreparedImage:
+    def _in_place(
+        self, run: Callable[[Processor], PreparedImage], wanted: tuple[str, int | None], wait: _Wait
+    ) -> PreparedImage:
         self._account.hold_decode(wait.tenant, wait.predicted_s)
         started_s = self._clock()
         try:
-            image = run(self._processor(model_id))
+            image = run(self._processor(*wanted))
         except ServingError:
             raise
         except Exception as error:
@@ -317,10 +334,11 @@ class MediaPool:
             return reply.to_image(body)
         raise reply.to_error(body) or _failed()
 
-    def _processor(self, model_id: str) -> Processor:
-        if model_id not in self._processors:
-            self._processors[model_id] = self._factory(model_id)
-        return self._processors[model_id]
+    def _processor(self, model_id: str, max_tiles: int | None) -> Processor:
+        wanted = model_id, max_tiles
+        if wanted not in self._processors:
+            self._processors[wanted] = self._factory(model_id, max_tiles)
+        return self._processors[wanted]
 
     # -- who has which worker ----------------------------------------------------------------------------------------
 

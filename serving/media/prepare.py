@@ -21,8 +21,9 @@ Grid: TypeAlias = tuple[int, int]
 """(rows, columns) of the tiles that an image was cut into, without its thumbnail."""
 Processor: TypeAlias = Callable[[Pixels], Pixels | tuple[Pixels, Grid]]
 """Canonical pixels (H, W, 3) to a model's input, all uint8: one square (S, S, 3), or tiles (T, S, S, 3) and a grid."""
-ProcessorFactory: TypeAlias = Callable[[str], Processor]
-"""Model id to its processor. Must be picklable: it is sent to the workers."""
+ProcessorFactory: TypeAlias = Callable[[str, int | None], Processor]
+"""Model id, and the most tiles that a request allows (None: as many as the model), to a processor. Must be picklable:
+it is sent to the workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,11 @@ class PreparedImage:
     original_size: tuple[int, int]
     decode_ms: float
     grid: Grid | None = None
+
+    @property
+    def identity(self) -> bytes:
+        """What a model sees of it: its pixels, and how they are cut."""
+        return self.content_sha256 + "x".join(map(str, self.grid or ())).encode()
 
     @property
     def num_tiles(self) -> int:

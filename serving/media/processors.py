@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.contract import Family, Variant
-from models.io import ImageIO
+from models.io import ImageIO, with_max_tiles
 from models.registry import families
 from serving.media.prepare import Processor
 
@@ -25,9 +25,9 @@ class Processors:
 
     served: Mapping[str, tuple[str, Variant]]
 
-    def __call__(self, model_id: str) -> Processor:
-        """Build the processor of a model: one square for a classifier, tiles for a chat model, the picture as it is
-        for one that makes pictures of it.
+    def __call__(self, model_id: str, max_tiles: int | None = None) -> Processor:
+        """Build the processor of a model: one square for a classifier, tiles for a chat model (no more than the request
+        allows), the picture as it is for one that makes pictures of it.
 
         Raises:
             ValueError: no such model is served, or its family takes no images.
@@ -37,10 +37,10 @@ class Processors:
             return np.ascontiguousarray
         if family.prepare is None:
             raise ValueError(f"{model_id} takes no images")
-        processor: Processor = family.prepare.load()(variant)
+        processor: Processor = family.prepare.load()(with_max_tiles(variant, max_tiles))
         return processor
 
-    def count_tiles(self, model_id: str, width: int, height: int) -> int:
+    def count_tiles(self, model_id: str, width: int, height: int, max_tiles: int | None = None) -> int:
         """Tiles of an image of that size, thumbnail included, before it is decoded; 1 for a model that does not tile.
 
         Turning the image by EXIF does not change the number.
@@ -51,7 +51,9 @@ class Processors:
         family, variant = self._find(model_id)
         if isinstance(variant.io, ImageIO):
             variant.io.check_picture(width, height)
-        return int(family.part("tiles")(variant, width, height)) if "tiles" in family.parts else 1
+        if "tiles" not in family.parts:
+            return 1
+        return int(family.part("tiles")(with_max_tiles(variant, max_tiles), width, height))
 
     def _find(self, model_id: str) -> tuple[Family, Variant]:
         if model_id not in self.served:
@@ -60,6 +62,6 @@ class Processors:
         return families()[name], variant
 
 
-def one_tile(model_id: str, width: int, height: int) -> int:
+def one_tile(model_id: str, width: int, height: int, max_tiles: int | None = None) -> int:
     """For models that do not tile."""
     return 1

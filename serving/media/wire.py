@@ -17,7 +17,7 @@ from serving.domain import Pixels
 from serving.errors import ImageTooLarge, InvalidImage, ServingError, UnsupportedMediaType
 from serving.media.prepare import Grid, PreparedImage
 
-_REQUEST = struct.Struct("<BHIIQ")
+_REQUEST = struct.Struct("<BHIIIQ")
 _REPLY = struct.Struct("<BIIIIHHIId32sI")
 """Status; axes T, H, W, C of the pixels, T = 0 for no such axis; grid; original size; ms; hash; bytes that follow."""
 REQUEST_BYTES = _REQUEST.size
@@ -62,10 +62,12 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestHeader:
-    """Precedes ``model_bytes`` of model id and ``payload_bytes`` of payload; height and width for pixels only."""
+    """Precedes ``model_bytes`` of model id and ``payload_bytes`` of payload; height and width for pixels only.
+    ``max_tiles``: None, which is written as 0, for as many as the model takes."""
 
     kind: Kind
     model_bytes: int
+    max_tiles: int | None
     height: int
     width: int
     payload_bytes: int
@@ -73,14 +75,16 @@ class RequestHeader:
     @classmethod
     def unpack(cls, raw: bytes | bytearray) -> RequestHeader:
         """Parse ``REQUEST_BYTES`` bytes."""
-        kind, model_bytes, height, width, payload_bytes = _REQUEST.unpack(raw)
-        return cls(Kind(kind), model_bytes, height, width, payload_bytes)
+        kind, model_bytes, max_tiles, height, width, payload_bytes = _REQUEST.unpack(raw)
+        return cls(Kind(kind), model_bytes, max_tiles or None, height, width, payload_bytes)
 
 
-def pack_request(kind: Kind, model_id: str, payload_bytes: int, height: int = 0, width: int = 0) -> bytes:
+def pack_request(
+    kind: Kind, model_id: str, payload_bytes: int, height: int = 0, width: int = 0, max_tiles: int | None = None
+) -> bytes:
     """Header and model id of a request; the payload follows."""
     model = model_id.encode()
-    return _REQUEST.pack(kind, len(model), height, width, payload_bytes) + model
+    return _REQUEST.pack(kind, len(model), max_tiles or 0, height, width, payload_bytes) + model
 
 
 def pack_reply(image: PreparedImage) -> bytes:

@@ -52,13 +52,13 @@ class WorkerConfig:
 
 
 class _Worker:
-    """Holds the processors that this process has built, one per model id."""
+    """Holds the processors that this process has built."""
 
     def __init__(self, connection: socket.socket, reader: io.BufferedReader, config: WorkerConfig) -> None:
         self._connection = connection
         self._reader = reader
         self._config = config
-        self._processors: dict[str, Processor] = {}
+        self._processors: dict[tuple[str, int | None], Processor] = {}
 
     def run(self) -> None:
         self._connection.sendall(READY)
@@ -84,16 +84,17 @@ class _Worker:
                 _send_shared(self._connection, wire.pack_reply(image), shared)
 
     def _prepare(self, header: wire.RequestHeader, model_id: str, payload: bytes) -> PreparedImage:
-        limits, process = self._config.limits, self._processor(model_id)
+        limits, process = self._config.limits, self._processor(model_id, header.max_tiles)
         if header.kind is wire.Kind.PIXELS:
             rgb: Pixels = np.frombuffer(payload, dtype=np.uint8).reshape(header.height, header.width, 3)
             return prepare_pixels(rgb, limits, process)
         return prepare_encoded(payload, limits, process)
 
-    def _processor(self, model_id: str) -> Processor:
-        if model_id not in self._processors:
-            self._processors[model_id] = self._config.factory(model_id)
-        return self._processors[model_id]
+    def _processor(self, model_id: str, max_tiles: int | None) -> Processor:
+        wanted = model_id, max_tiles
+        if wanted not in self._processors:
+            self._processors[wanted] = self._config.factory(*wanted)
+        return self._processors[wanted]
 
 
 def _receive(reader: io.BufferedReader, num_bytes: int) -> bytes:

@@ -1,13 +1,19 @@
-"""What one call of the early-exit scheduler costs, by number of waiting samples; and what its policy buys, simulated.
+"""What one call of the early-exit scheduler costs, by number of waiting samples; and what policies do, simulated.
 
-    python tests/benchmarks/bench_scheduler.py            # prints two tables, writes docs/benchmarks/scheduler.json
+    python tests/benchmarks/bench_scheduler.py            # prints its tables, writes docs/benchmarks/scheduler.json
+    python tests/benchmarks/bench_scheduler.py --only costs     # one part anew: costs, policies or shapes
 
 Decision cost: a queue of N samples of 8 tenants is held at N. In turn, a full batch finishes (half of its samples
 survive) and the scheduler picks the next one; then as many samples arrive as left. Each ``handle`` call is timed alone,
 with Python's garbage collector on, as in service: its wall time, and the CPU time of its thread, which other processes
 on the machine do not add to. Deadlines differ and lie far enough ahead that none passes.
 
-Policy: the same seeded traces through three policies on the virtual clock.
+*Floor*: what the bare work of the same two calls takes in this interpreter, without a policy and without a check. A
+unit, a timer among 10,000 and an entry in one sorted chunk are made; 16 entries taken, 16 confidences compared, 8
+entries put back, 8 answers and a slice made.
+
+Policies: the same seeded traces through three policies on the virtual clock. Shapes: every kind of work past
+saturation, and the largest gap between two tenants that wait, beside its bound (``schedulers.lab.shapes``).
 """
 
 from __future__ import annotations
@@ -20,17 +26,21 @@ import platform
 import subprocess
 import sys
 import time
+from bisect import insort
 from collections.abc import Callable
 from datetime import UTC, datetime
+from heapq import heapify, heappush
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from schedulers.cost import CostModel, measured_stages
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
+from schedulers.lab.shapes import SHAPES
 from schedulers.lab.simulator import ExitWorld, Simulation, TraceUnit, exit_unit, lognormal_noise, percentile, simulate
 from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
-from schedulers.types import Decision, RunSlice, Scheduler, SliceFinished, SliceResult, UnitArrived
+from schedulers.policy import Unit
+from schedulers.types import Decision, Finish, RunSlice, Scheduler, SliceFinished, SliceResult, UnitArrived
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -42,6 +52,10 @@ COST_SHAPES = {
     "linear": ((0.3, 0.50), (0.2, 0.40), (0.2, 0.40), (0.2, 0.30)),
 }
 EXIT_SHARES = (0.50, 0.25, 0.15, 0.10)
+SHAPE_LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
+WEIGHTS = {"flood": 1.0, "usual": 1.0, "rare": 0.5}
+PARTS = ("costs", "policies", "shapes")
+DOCUMENT = ("decision_cost", "policies", "shapes")
 POLICIES: dict[str, Callable[[CostModel], Scheduler]] = {
     "full network, dynamic batches": lambda cost: full_network(cost, DynamicBatchingConfig()),
     "early exit, no re-batching": lambda cost: no_rebatching(cost, DynamicBatchingConfig()),
@@ -127,6 +141,45 @@ def decision_cost(num_waiting: int, max_batch: int, num_turns: int) -> dict[str,
     }
 
 
+def floor_us(num_waiting: int, max_batch: int, num_turns: int) -> dict[str, float]:
+    """CPU microseconds of the bare work of an arrival and of a finished slice, medians."""
+    rng = Random(0)
+    timers = [(rng.uniform(1e3, 1e5), -n) for n in range(num_waiting)]
+    heapify(timers)
+    waiting: list[Any] = sorted((rng.uniform(1e3, 1e5), -n, None) for n in range(1_000))
+    survivors: list[Any] = []
+    work, half = ExitWork((0.5,) * NUM_STAGES), max_batch // 2
+    arrivals_us, finished_us = [], []
+    for turn in range(num_turns):
+        events = [UnitArrived(unit_id=n, work=work, deadline_s=rng.uniform(1e3, 1e5)) for n in range(half)]
+        results = tuple(SliceResult(unit_id=n, report=rng.random()) for n in range(max_batch))
+        started_ns = time.thread_time_ns()
+        for number, event in enumerate(events, turn * half):
+            unit = Unit(event, 0.0, number)
+            insort(waiting, (unit.deadline_s, number, unit))
+            heappush(timers, (unit.deadline_s, number))
+        middle_ns = time.thread_time_ns()
+        done, onward = [], []
+        for result in results:
+            (done if result.report >= 0.5 else onward).append(result.unit_id)
+        decisions: list[Decision] = [Finish(unit_id=unit_id, stage=0) for unit_id in done[:half]]
+        for unit_id in onward[:half]:
+            insort(survivors, (float(unit_id), turn))
+        if turn % 2:
+            picked = survivors[:max_batch]
+            del survivors[:max_batch]
+        else:
+            picked = [waiting.pop(0) for _ in range(max_batch)]
+        decisions.append(RunSlice(slice_id=turn, stage=0, unit_ids=tuple([entry[1] for entry in picked])))
+        finished_us.append((time.thread_time_ns() - middle_ns) / 1e3)
+        arrivals_us.append((middle_ns - started_ns) / 1e3 / half)
+    return {
+        "max_batch": max_batch,
+        "arrival_cpu_median_us": round(sorted(arrivals_us)[num_turns // 2], 2),
+        "batch_finished_cpu_median_us": round(sorted(finished_us)[num_turns // 2], 2),
+    }
+
+
 def summary(name: str, times_us: list[tuple[float, float]]) -> dict[str, float | int]:
     wall_us, cpu_us = (sorted(column) for column in zip(*times_us, strict=True))
     return {
@@ -203,6 +256,39 @@ def _mean(values: list[float]) -> float:
     return round(sum(values) / len(values), 4)
 
 
+# -- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def shape_rows(num_units: int) -> list[dict[str, Any]]:
+    """Goodput by load, in parts of the capacity, and the gap between tenants at three times the capacity."""
+    rows = []
+    for shape in SHAPES.values():
+        scale = num_units if shape.capacity_per_s < 50 else 4 * num_units
+        goodput = {load: shape.goodput_per_s(load, int(scale * load)) for load in SHAPE_LOADS}
+        gap = shape.worst_gap(3.0, 3 * scale, WEIGHTS)
+        rows.append(
+            {
+                "shape": shape.name,
+                "capacity_per_s": round(shape.capacity_per_s, 2),
+                "goodput_of_capacity": {str(load): round(g / shape.capacity_per_s, 3) for load, g in goodput.items()},
+                "at_3x_of_peak": round(goodput[3.0] / max(goodput.values()), 3),
+                "largest_gap_j": round(gap.largest, 5),
+                "bound_j": round(gap.bound, 5),
+            }
+        )
+    return rows
+
+
+def print_shapes(rows: list[dict[str, Any]]) -> None:
+    loads = " ".join(f"{load:>6}" for load in SHAPE_LOADS)
+    print(
+        f"\ngoodput in parts of the capacity, by load\n{'shape':<18} {loads} {'3x/peak':>8} {'gap J':>9} {'bound J':>9}"
+    )
+    for row in rows:
+        cells = " ".join(f"{value:>6}" for value in row["goodput_of_capacity"].values())
+        print(f"{row['shape']:<18} {cells} {row['at_3x_of_peak']:>8} {row['largest_gap_j']:>9} {row['bound_j']:>9}")
+
+
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,26 +330,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, nargs="+", default=[10, 100, 1_000, 10_000, 100_000])
     parser.add_argument("--turns", type=int, default=2_000, help="batches timed per row")
-    parser.add_argument("--samples", type=int, default=4_000, help="samples per simulated trace; 0 leaves it out")
+    parser.add_argument("--samples", type=int, default=4_000, help="samples per simulated trace")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="do these parts, keep the others")
     parser.add_argument("--seeds", type=int, default=3, help="traces per simulated row")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "scheduler.json")
     args = parser.parse_args()
-    costs = [decision_cost(n, batch, args.turns) for batch in (16, 32) for n in args.waiting]
-    print_costs(costs)
-    policies = policy_rows(args.samples, range(args.seeds)) if args.samples else []
-    print_policies(policies)
-    document = {
-        "benchmark": "scheduler",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
-        "command": " ".join(["python tests/benchmarks/bench_scheduler.py", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "load_average": os.getloadavg(),
-        "decision_cost": costs,
-        "policies": policies,
-    }
+    document = json.loads(args.out.read_text()) if args.out.exists() else {}
+    header = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "hardware": hardware()}
+    header["command"] = " ".join(["python tests/benchmarks/bench_scheduler.py", *sys.argv[1:]])
+    header["load_average_before"] = os.getloadavg()
+    if "costs" in args.only:
+        costs = [decision_cost(n, batch, args.turns) for batch in (16, 32) for n in args.waiting]
+        floors = [floor_us(10_000, batch, args.turns) for batch in (16, 32)]
+        document["decision_cost"] = {**header, "rows": costs, "floor_at_10000": floors}
+        print_costs(costs)
+        print(f"floor at 10,000 waiting: {floors}")
+    if "policies" in args.only:
+        policies = policy_rows(args.samples, range(args.seeds))
+        document["policies"] = {**header, "rows": policies}
+        print_policies(policies)
+    if "shapes" in args.only:
+        shapes = shape_rows(args.samples // 4)
+        document["shapes"] = {**header, "rows": shapes}
+        print_shapes(shapes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(document, indent=1) + "\n")
+    args.out.write_text(json.dumps({name: document[name] for name in DOCUMENT if name in document}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_answer_has_a_reason_a_usage_and_a_report(client: openai.OpenAI, chat: C
     usage = answer.usage
     assert (usage.completion_tokens, usage.total_tokens) == (24, usage.prompt_tokens + 24)
     assert usage.prompt_tokens_details.image_tokens == 0
-    assert answer.vireo["operating_point"] == "max_tokens=24"
+    assert answer.vireo["operating_point"] == "max_tokens=24", "no picture was cut"
     assert answer.vireo["cache"] == "miss"
     assert answer.vireo["energy_j"] > 0
 

@@ -60,7 +60,7 @@ def test_read_prints_a_line_for_each_image_and_goes_on_past_a_bad_one(
     assert set(second) == {"file", "error"}
     for answered in (first, third):
         assert answered["usage"]["completion_tokens"] > 0
-        assert answered["vireo"]["operating_point"].startswith("max_tokens=")
+        assert answered["vireo"]["operating_point"].startswith("max_tiles=")
 
 
 def test_read_where_tells_the_size_and_the_boxes(vireo: Command) -> None:

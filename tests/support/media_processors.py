@@ -94,12 +94,12 @@ PROCESSORS: dict[str, Callable[[Array], Array | tuple[Array, Grid]]] = {
 }
 
 
-def make_processor(model_id: str) -> Callable[[Array], Array | tuple[Array, Grid]]:
+def make_processor(model_id: str, max_tiles: int | None = None) -> Callable[[Array], Array | tuple[Array, Grid]]:
     """The factory that pool tests inject."""
     return PROCESSORS[model_id]
 
 
-def broken_factory(model_id: str) -> Callable[[Array], Array]:
+def broken_factory(model_id: str, max_tiles: int | None = None) -> Callable[[Array], Array]:
     """A factory that always fails."""
     raise ValueError(f"secret internals of {model_id}")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from models.contract import Family, LazyRef, Source, Variant
+from models.contract import Family, Knob, LazyRef, Source, Variant
 from models.identity import CHECKPOINTS
-from models.io import ChatIO
+from models.io import MAX_TILES, ChatIO
 
 _HERE = "models.families.texthawk2"
 _PAPER = {"paper": "arXiv:2410.05261", "url": "https://arxiv.org/abs/2410.05261"}  # no official code, no weights
@@ -53,6 +53,18 @@ FAMILY = Family(
     prepare=LazyRef(f"{_HERE}.image_processor:tile_cutter"),
     build=LazyRef(f"{_HERE}.modeling:build"),
     work=LazyRef("models.io:chat_work"),
+    knobs=(
+        Knob(
+            name=MAX_TILES,
+            summary="Most tiles that a picture is cut into, its thumbnail aside.",
+            default=72,
+            low=1,
+            high=72,
+            grid=(1, 2, 4, 6, 12, 24, 36, 72),
+            is_integer=True,
+            trades="detail of pictures for time",
+        ),
+    ),
     parts=MappingProxyType(
         {
             "convert": LazyRef(f"{_HERE}.convert:convert"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ from models.methods.early_exit.calibration import ALWAYS, NEVER, calibrate, esti
 from models.methods.early_exit.knobs import ALL, NONE
 from models.operating_points import TABLE_FILE, Point, Seconds, Slice, point_name, round_off, share_quality
 from models.training import calibration
+from models.training.calibration import Ledger, Measured, Settings
 from models.training.classify.measure import StageCost, expected_batch_ms, stage_costs
 from models.training.classify.pictures import ExitOutputs, Sets, exit_outputs, folder_sets
-from models.training.sweep import Measured, sweep
+from models.training.sweep import sweep
 
-Settings = Mapping[str, Value]
 TARGET_PERCENT = (75, 60, 50, 40, 30, 25, 20)
 _THRESHOLD_DIGITS = 4
 OnProgress = Callable[[str, int, int], None]
@@ -31,6 +32,7 @@ def calibrate_classifier(
     family: Family,
     variant: Variant,
     *,
+    ledger: Ledger,
     data_dir: Path | None = None,
     device: str = "cpu",
     num_threads: int = 1,
@@ -45,24 +47,26 @@ def calibrate_classifier(
     ``watts``: power of one busy core (or of the device), an assumption that the table repeats.
 
     Raises:
-        ValueError: no weights, or no pictures to calibrate on.
+        ValueError: no pictures to calibrate on.
     """
-    if variant.weights is None:
-        raise ValueError(
-            f"{variant.id} comes without weights; name their folder, {variant.id}=FOLDER ('vireo convert' makes one of "
-            "published weights)"
-        )
+    assert variant.weights is not None
     assert family.build is not None
     assert family.runner is not None
     sets = _pictures(family, variant, data_dir)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
+    hardware = calibration.hardware(torch.device(device), num_threads)
+    with calibration.threads(num_threads):
         runner = family.runner.load()(family.build.load()(variant, device), variant)
-        run = _Run(family, variant, runner, sets, torch.device(device), watts, repeats, target_percent, on_progress)
-        run.write(run.exits() if isinstance(runner, Staged) else run.settings())
-    finally:
-        torch.set_num_threads(threads_before)
+        run = _Run(family, variant, runner, sets, torch.device(device), repeats, target_percent, ledger, on_progress)
+        measured = run.exits() if isinstance(runner, Staged) else run.settings()
+    calibration.write(
+        variant,
+        measured.points,
+        hardware=hardware,
+        watts=watts,
+        metric="share of pictures that are named right",
+        data=sets.description,
+        slices=measured.slices,
+    )
     return variant.weights / TABLE_FILE
 
 
@@ -91,9 +95,9 @@ class _Run:
     runner: Staged | Unary
     sets: Sets
     device: torch.device
-    watts: float
     repeats: int
     target_percent: Sequence[int]
+    ledger: Ledger
     on_progress: OnProgress
 
     def exits(self) -> _Measured:
@@ -114,31 +118,17 @@ class _Run:
         axes = [knob for knob in self.family.knobs if knob.is_axis]
         best: Settings = {knob.name: knob.points[-1] for knob in axes}
         dearest = self._macs(best)
-        slices: dict[str, tuple[Slice, ...]] = {}
 
         def measure(settings: Settings) -> Measured:
-            name, macs = point_name(settings), [self._macs(settings)]
-            costs = self._costs(settings, f"timing {name}")
+            macs = [self._macs(settings)]
+            costs = self._costs(settings, f"timing {point_name(settings)}")
             at = self.family.check_point(settings)
             search = exit_outputs(self.runner, self.sets.search, at)
             tests = {key: exit_outputs(self.runner, pictures, at) for key, pictures in self.sets.judge.items()}
-            slices[name] = _slices(costs, macs)
             return Measured(self._point(settings, search, tests, macs, dearest, costs), costs["stages"][0][0])
 
-        found = sweep(axes, best, measure, lambda settings: True, self.on_progress)
-        return _Measured([one.point for one in found], slices[point_name(best)])
-
-    def write(self, measured: _Measured) -> None:
-        """The whole file."""
-        calibration.write(
-            self.variant,
-            measured.points,
-            hardware=calibration.hardware(self.device),
-            watts=self.watts,
-            metric="share of pictures that are named right",
-            data=self.sets.description,
-            slices=measured.slices,
-        )
+        found = sweep(axes, best, self.ledger.keeping(measure), lambda settings: True, self.on_progress)
+        return _Measured([one.point for one in found], _slices(self._costs(best, "timing"), [dearest]))
 
     def _macs(self, settings: Settings) -> int:
         assert self.family.work is not None
@@ -146,7 +136,9 @@ class _Run:
         return int(units["macs"])
 
     def _costs(self, settings: Settings, what: str) -> StageCost:
-        return stage_costs(
+        """Timed once."""
+        measure = partial(
+            stage_costs,
             self.runner,
             self.variant.io.input_size,
             self.device,
@@ -154,6 +146,7 @@ class _Run:
             repeats=self.repeats,
             on_progress=lambda done, total: self.on_progress(what, done, total),
         )
+        return self.ledger.keep(f"times of {point_name(settings)}", StageCost, measure)
 
     def _point(
         self,

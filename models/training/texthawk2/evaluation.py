@@ -36,6 +36,9 @@ class Answered:
     given: str
     num_tiles: int
     """Of the largest picture."""
+    image_tokens: int
+    prompt_tokens: int
+    output_tokens: int
 
     @property
     def is_right(self) -> bool:
@@ -72,10 +75,12 @@ def answer(
     examples: Sequence[Example],
     batch: int = 16,
     max_new_tokens: int = 320,
+    max_tiles: int | None = None,
 ) -> Iterator[Answered]:
-    """Ask each example's first question, greedily."""
+    """Ask each example's first question, greedily; of a picture in at most so many tiles."""
     config = model.config
-    limits = TilingLimits(tile_size=config.tile_size, max_area=config.max_tiles, max_side=config.max_tiles_side)
+    most = min(max_tiles or config.max_tiles, config.max_tiles)
+    limits = TilingLimits(tile_size=config.tile_size, max_area=most, max_side=config.max_tiles_side)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
@@ -96,12 +101,21 @@ def answer(
             eos_token_id=end,
             pad_token_id=pad,
         )
-        for example, images, tokens in zip(part, cut, made[:, width:].tolist(), strict=True):
+        for example, images, prompt, tokens in zip(part, cut, prompts, made[:, width:].tolist(), strict=True):
             told = tokens[: tokens.index(end)] if end in tokens else tokens
             question, expected = example.turns[0]
             given = tokenizer.decode(told, skip_special_tokens=False)
-            num_tiles = max(len(tiles) for tiles, _ in images)
-            yield Answered(example.task, example, question, expected, given, num_tiles)
+            yield Answered(
+                example.task,
+                example,
+                question,
+                expected,
+                given,
+                num_tiles=max(len(tiles) for tiles, _ in images),
+                image_tokens=sum(image_tokens(grid) for _, grid in images),
+                prompt_tokens=len(prompt),
+                output_tokens=len(told),
+            )
 
 
 def _prompt(tokenizer: Any, question: str, grids: Sequence[tuple[int, int]]) -> list[int]:

@@ -15,6 +15,7 @@ from models.contract import Family, Value, Variant
 from models.io import ClipRequest
 from models.operating_points import TABLE_FILE, Hardware, Point, Quality, Seconds, round_off, share_quality
 from models.training import calibration
+from models.training.calibration import Ledger
 from models.training.sweep import calibrate_job
 
 _NOT_RECORDED = Hardware(cpu="not recorded", device="cpu", threads=1)
@@ -24,16 +25,18 @@ def calibrate(
     family: Family,
     variant: Variant,
     *,
+    ledger: Ledger,
     watts: float = 6.0,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     **options: Any,
 ) -> Path:
     """Write the table. Returns its path. Of a folder that was not evaluated, costs alone.
 
-    Raises: ValueError: no folder, or an evaluation that cannot be used.
+    Raises: ValueError: an evaluation that cannot be used.
     """
-    if variant.weights is None or not (variant.weights / "evaluation.json").is_file():
-        return calibrate_job(family, variant, watts=watts, on_progress=on_progress, **options)
+    assert variant.weights is not None
+    if not (variant.weights / "evaluation.json").is_file():
+        return calibrate_job(family, variant, ledger=ledger, watts=watts, on_progress=on_progress, **options)
     try:
         report = msgspec.json.decode((variant.weights / "evaluation.json").read_bytes())
         hardware = msgspec.convert(report["hardware"], Hardware) if "hardware" in report else _NOT_RECORDED

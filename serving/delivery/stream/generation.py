@@ -28,11 +28,13 @@ _MAX_BACKOFF_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one choice may use; ``num_choices`` of them are generated. ``point``: how reports call it."""
+    """What one choice may use; ``num_choices`` of them are generated. ``point``: how reports call it. ``max_tiles``: of
+    a picture; None where nothing is cut, or nobody has a say in it."""
 
     point: str
     prompt_tokens: int
     max_tokens: int
+    max_tiles: int | None = None
     num_choices: int
     max_choice_s: float
     """Busy seconds of a choice that uses all its tokens: what is reserved."""
@@ -41,6 +43,8 @@ class Plan:
     prefill_s: float
     is_capped: bool
     """Whether a budget, and nothing else, made ``max_tokens`` what it is."""
+    is_coarser: bool = False
+    """Whether a budget, or the room that there is, made pictures coarser than at the best point."""
 
     @property
     def reserved_s(self) -> float:

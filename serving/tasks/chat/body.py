@@ -235,8 +235,9 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
         members = _known(part, frozenset(("type", "image_url")), REFUSED_IN_PART, f"{where}.")
         image = _of(dict, "an object with a url", members.get("image_url"), f"{where}.image_url")
         members = _known(image, frozenset(("url", "detail")), REFUSED_IN_PART, f"{where}.image_url.")
-        _one_of(members, "detail", ("auto", "low", "high"), f"{where}.image_url.")
-        prompt.image_url(_of(str, "a URL", members.get("url"), f"{where}.image_url.url"), where)
+        detail = _one_of(members, "detail", ("auto", "low", "high"), f"{where}.image_url.")
+        url = _of(str, "a URL", members.get("url"), f"{where}.image_url.url")
+        prompt.image_url(url, where, is_coarse=detail == "low")
     else:
         raise UnsupportedField(
             f"{where} is of type {shown(kind)}; a part is of type text or image_url", param=f"{where}.type"

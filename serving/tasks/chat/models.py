@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.contract import Prompts
 from models.identity import checkpoint_sha256, weight_files
+from models.io import knobs_of
 from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
+from serving.operating_points import points_of_answers
 from serving.replica.chat.setup import checkpoint_of, context_of, family_of, read_prompts
 from serving.service import Card, card_of
 from serving.tasks.chat.images import GridOf
@@ -23,7 +27,17 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
     sha256, created_s = _NO_WEIGHTS if model.options.engine == "fake" else _weights(model)
     limits = {"max_model_len": context, "max_output_tokens": min(model.options.max_output_tokens, context - 1)}
     family = families()[model.family]
-    return card_of(family, model.variant, created_s=created_s, checkpoint_sha256=sha256, limits=limits)
+    points = points_of_answers(model)
+    card = card_of(
+        family,
+        model.variant,
+        created_s=created_s,
+        checkpoint_sha256=sha256,
+        limits=limits,
+        operating_points=tuple(point.name for point in points),
+        is_calibrated=bool(points),
+    )
+    return replace(card, knobs=knobs_of(family, model.variant))
 
 
 def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:

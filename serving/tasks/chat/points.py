@@ -1,16 +1,21 @@
-"""How much a chat request may generate, what that is predicted to cost, and whether its budget allows it.
+"""How finely a chat request's pictures are cut and how much it may generate, what that is predicted to cost, and
+whether its budget allows it.
 
-Its points differ in the cap on output: what was asked for, and the most that the budget pays for at recent prices.
+Its points differ in the tiles of a picture, where the family has a knob for them, and in the cap on output: what was
+asked for, and the most that the budget pays for at recent prices.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
+from models.contract import Knob
+from models.io import MAX_TILES, MAX_TOKENS
 from models.operating_points import point_name
 from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Load, Point, Refusal, Settings, most, plan
+from schedulers.plan import Load, Point, Refusal, Settings, Value, most, plan
 from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
@@ -18,9 +23,53 @@ from serving.errors import BudgetInfeasible, PromptTooLong
 from serving.service import Card
 from serving.tasks.chat.domain import Sampling
 
-_CAP = "max_tokens"
 _MAX_AGE_S = 30.0
 """Prices that have not been observed for so long refuse nobody."""
+
+
+class Measured:
+    """Lower bounds of the quality of a model's answers, by the tiles of a picture and the cap on the answer.
+
+    ``points``: calibrated ones. Each has a setting for its cap, and one for its tiles where the family has that knob.
+    """
+
+    def __init__(self, points: Sequence[Point] = ()) -> None:
+        self.names = tuple(point.name for point in points)
+        self._bounds: dict[int | None, list[tuple[int, float]]] = {}
+        for point in points:
+            if point.quality is not None and MAX_TOKENS in point.settings:
+                of_tiles = self._bounds.setdefault(_tiles_of(point.settings), [])
+                of_tiles.append((int(point.settings[MAX_TOKENS]), point.quality))
+
+    def quality(self, tiles: int | None, cap: int) -> float | None:
+        """That of the longest cap that was measured and is not above: what is right within fewer tokens stays so.
+        Between two numbers of tiles the lower bound counts; below all it is not known. ``tiles``: None where nothing is
+        cut, which is as good as any.
+        """
+        if tiles is None:
+            return max((bound for one in self._bounds if (bound := self._within(one, cap)) is not None), default=None)
+        known = [one for one in self._bounds if one is not None]
+        below = max((one for one in known if one <= tiles), default=None)
+        above = min((one for one in known if one >= tiles), default=below)
+        if below is None:
+            return None
+        bounds = [self._within(below, cap), self._within(above, cap)]
+        return None if None in bounds else min(bound for bound in bounds if bound is not None)
+
+    def _within(self, tiles: int | None, cap: int) -> float | None:
+        return max((bound for known, bound in self._bounds[tiles] if known <= cap), default=None)
+
+    def tiles_of(self, knobs: Sequence[Knob], settings: Settings) -> tuple[int, ...]:
+        """Numbers of tiles that a request's pictures may be cut into, the best first: what it asks for, or else what
+        was measured, or else what there is. Empty where the family has no such knob."""
+        knob = next((knob for knob in knobs if knob.name == MAX_TILES), None)
+        if knob is None:
+            return ()
+        if MAX_TILES in settings:
+            return (int(settings[MAX_TILES]),)
+        best = {one: max(bound for _, bound in bounds) for one, bounds in self._bounds.items() if one is not None}
+        known = best or {int(tiles): 0.0 for tiles in knob.points}
+        return tuple(sorted(known, key=lambda tiles: (-known[tiles], -tiles)))
 
 
 def make_plan(
@@ -28,18 +77,18 @@ def make_plan(
     cost: TokenCost,
     sampling: Sampling,
     budget: Budget,
-    prompt_tokens: int,
+    prompt_tokens: Mapping[int | None, int],
     *,
+    measured: Measured,
     watts: float,
-    quality: float | None,
     remaining_s: float,
     now_s: float,
 ) -> Plan:
-    """Decide the cap. ``remaining_s``: until the deadline. ``quality``: lower bound of that of whole answers, None
-    where nobody measured it. An answer that a budget cuts short promises none.
+    """Decide tiles and cap. ``prompt_tokens``: by the tiles that pictures may have, the best first; None where nothing
+    is cut. ``remaining_s``: until the deadline.
 
     Raises:
-        PromptTooLong: prompt and answer do not fit the context.
+        PromptTooLong: prompt and answer do not fit the context, however the pictures are cut.
         BudgetInfeasible: the budget is not enough for a single token, or the floor for any answer.
     """
     asked = _asked(card, sampling, prompt_tokens)
@@ -48,33 +97,59 @@ def make_plan(
         latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
         wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
     prices = cost.priced(watts, sampling.n)
-    affordable = most(prices, {"prompt_tokens": prompt_tokens}, "output_tokens", wanted)
-    caps = {asked: quality, max(1, math.floor(min(asked, affordable))): None} | {asked: quality}
-    points = [
-        Point(name=point_name({_CAP: cap}), settings={_CAP: cap}, cost=prices, quality=worth)
-        for cap, worth in caps.items()
-    ]
+
+    def point(tiles: int | None, cap: int) -> Point:
+        settings: dict[str, Value] = {MAX_TOKENS: cap} if tiles is None else {MAX_TILES: tiles, MAX_TOKENS: cap}
+        quality = measured.quality(tiles, cap)
+        return Point(name=point_name(settings), settings=settings, cost=prices, quality=quality)
 
     def work(settings: Settings) -> Units:
-        return {"prompt_tokens": prompt_tokens, "output_tokens": float(settings[_CAP])}
+        tokens = prompt_tokens[_tiles_of(settings)]
+        return {"prompt_tokens": tokens, "output_tokens": float(settings[MAX_TOKENS])}
 
-    made = plan(points, work, wanted, Load())
+    def affordable(tiles: int | None) -> int:
+        tokens = most(prices, {"prompt_tokens": prompt_tokens[tiles]}, "output_tokens", wanted)
+        return max(1, math.floor(min(asked[tiles], tokens)))
+
+    whole = [point(tiles, cap) for tiles, cap in asked.items()]
+    cut_short = [point(tiles, affordable(tiles)) for tiles in asked if affordable(tiles) < asked[tiles]]
+    made = plan([*whole, *cut_short], work, wanted, Load())
     if isinstance(made, Refusal):
         raise BudgetInfeasible(f"{made.message}, shorten the prompt, or send smaller images", param="vireo")
-    allowed = int(made.point.settings[_CAP])
+    tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
+    best, tokens = next(iter(prompt_tokens)), prompt_tokens[tiles]
     return Plan(
         point=made.point.name,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=tokens,
         max_tokens=allowed,
+        max_tiles=tiles,
         num_choices=sampling.n,
-        max_choice_s=cost.seconds(prompt_tokens, allowed),
-        expected_choice_s=cost.seconds(prompt_tokens, round(min(allowed, cost.prices.answer_tokens))),
-        prefill_s=cost.seconds(prompt_tokens, 0),
-        is_capped=allowed < asked,
+        max_choice_s=cost.seconds(tokens, allowed),
+        expected_choice_s=cost.seconds(tokens, round(min(allowed, cost.prices.answer_tokens))),
+        prefill_s=cost.seconds(tokens, 0),
+        is_capped=allowed < asked[tiles],
+        is_coarser=tokens < prompt_tokens[best],
     )
 
 
-def _asked(card: Card, sampling: Sampling, prompt_tokens: int) -> int:
+def _tiles_of(settings: Settings) -> int | None:
+    return int(settings[MAX_TILES]) if MAX_TILES in settings else None
+
+
+def _asked(card: Card, sampling: Sampling, prompt_tokens: Mapping[int | None, int]) -> dict[int | None, int]:
+    """The cap that was asked for, by tiles, without those for which there is no room."""
+    caps: dict[int | None, int] = {}
+    for tiles, tokens in prompt_tokens.items():
+        try:
+            caps[tiles] = _cap(card, sampling, tokens)
+        except PromptTooLong as error:
+            refusal = error
+    if not caps:
+        raise refusal
+    return caps
+
+
+def _cap(card: Card, sampling: Sampling, prompt_tokens: int) -> int:
     longest, most = card.limits["max_model_len"], card.limits["max_output_tokens"]
     room = longest - prompt_tokens
     if sampling.max_tokens is None:

@@ -25,11 +25,12 @@ def result_key(
     tenant: str,
     card: Card,
     prompt_token_ids: Sequence[int],
-    image_sha256: Sequence[bytes],
+    images: Sequence[bytes],
     sampling: Sampling,
     max_tokens: int,
 ) -> ResultKey | None:
-    """What the answer of a request depends on; None if it may differ from time to time, or shows probabilities."""
+    """What the answer of a request depends on; None if it may differ from time to time, or shows probabilities.
+    ``images``: their ``identity``, in order."""
     if not sampling.is_deterministic or sampling.logprobs is not None:
         return None
     return ResultKey(
@@ -38,7 +39,7 @@ def result_key(
         checkpoint_sha256=card.checkpoint_sha256,
         operating_point=_canonical(sampling, max_tokens),
         processor_version=f"{_FORM}-{card.prepare_version}",
-        content_sha256=_content(prompt_token_ids, image_sha256),
+        content_sha256=_content(prompt_token_ids, images),
     )
 
 
@@ -57,10 +58,10 @@ def _canonical(sampling: Sampling, max_tokens: int) -> str:
     return msgspec.json.encode(fields).decode()
 
 
-def _content(prompt_token_ids: Sequence[int], image_sha256: Sequence[bytes]) -> bytes:
+def _content(prompt_token_ids: Sequence[int], images: Sequence[bytes]) -> bytes:
     """The prompt as the model reads it. Every image is one token in it, so that places and order count."""
-    digest = hashlib.sha256(len(image_sha256).to_bytes(8, "big"))
-    for image in image_sha256:
+    digest = hashlib.sha256(len(images).to_bytes(8, "big"))
+    for image in images:
         digest.update(hashlib.sha256(image).digest())
     digest.update(b"".join(token.to_bytes(4, "big") for token in prompt_token_ids))
     return digest.digest()
@@ -95,9 +96,9 @@ class TenantKeys:
         """Hex; parts the prefix caches of tenants."""
         return _name(self._salt_secret, tenant.encode())
 
-    def image_key(self, tenant: str, model: str, content_sha256: bytes) -> str:
-        """Hex; the same for the same pixels, tenant and model. ``content_sha256`` is the server's own, 32 bytes."""
-        return _name(self._image_secret, tenant.encode(), model.encode(), content_sha256)
+    def image_key(self, tenant: str, model: str, identity: bytes) -> str:
+        """Hex; the same for the same pixels and tiles, tenant and model. ``identity``: of a ``PreparedImage``."""
+        return _name(self._image_secret, tenant.encode(), model.encode(), identity)
 
 
 def _name(secret: bytes, *fields: bytes) -> str:

@@ -36,6 +36,7 @@ class EncodedText:
     """An image that is still text, already counted."""
 
     url: DataUrl
+    is_coarse: bool
     param: str
 
 
@@ -70,13 +71,13 @@ class Prompt:
         check_unicode(text, param)
         self._add(TextPart(text), param)
 
-    def image_url(self, url: str, param: str) -> None:
+    def image_url(self, url: str, param: str, *, is_coarse: bool = False) -> None:
         """Add an image that is in its URL, or one to be fetched.
 
         Whether its host may be asked is decided by the fetcher, which parses the URL.
         """
         if is_data_url(url):
-            self._data_url(url, param)
+            self._data_url(url, param, is_coarse)
             return
         if url[:8].lower() != "https://":
             raise ImageUrlRefused(
@@ -88,14 +89,14 @@ class Prompt:
             )
         check_unicode(url, param)
         self._count_image(param)
-        self._add(ImagePart(url=url, param=param), param)
+        self._add(ImagePart(url=url, is_coarse=is_coarse, param=param), param)
 
     def image_bytes(self, encoded: bytes, param: str) -> None:
         """Add an encoded file."""
         self._count_bytes(len(encoded), param)
         self._add(ImagePart(encoded=encoded, param=param), param)
 
-    def _data_url(self, text: str, param: str) -> None:
+    def _data_url(self, text: str, param: str, is_coarse: bool) -> None:
         """It stays text until everything is counted."""
         try:
             url = parse_data_url(text)
@@ -103,7 +104,7 @@ class Prompt:
             error.param = param
             raise
         self._count_bytes(max(0, url.most_bytes - 2), param)
-        self._add(EncodedText(url, param), param)
+        self._add(EncodedText(url, is_coarse, param), param)
 
     def _count_bytes(self, num_bytes: int, param: str) -> None:
         self._count_image(param)
@@ -147,7 +148,7 @@ async def _decoded(part: Part | EncodedText) -> Part:
     if not isinstance(part, EncodedText):
         return part
     try:
-        return ImagePart(encoded=await decode_url(part.url), param=part.param)
+        return ImagePart(encoded=await decode_url(part.url), is_coarse=part.is_coarse, param=part.param)
     except InvalidImage as error:
         error.param = part.param
         raise

@@ -27,7 +27,7 @@ class ImageUrlBody(Strict):
     url: str
     """A ``data:`` URL, or an https URL."""
     detail: Literal["auto", "low", "high"] | None = None
-    """Accepted and not used: the budget decides."""
+    """``low``: one tile is enough. Otherwise the operating point decides."""
 
 
 class ImagePartBody(Strict):

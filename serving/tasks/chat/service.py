@@ -1,6 +1,7 @@
 """One chat request behind the front door, in the order of docs/architecture.md.
 
-fetch and decode -> token ids -> plan -> look up and reserve (one Redis round trip) -> generate -> settle
+token ids -> fetch -> plan by the sizes of images -> decode and cut -> plan -> look up and reserve (one Redis round
+trip) -> generate -> settle
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from models.contract import Prompts, Turn
@@ -25,7 +26,8 @@ from serving.media.prepare import PreparedImage
 from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Message, Part, TextPart, Usage
-from serving.tasks.chat.points import make_plan
+from serving.tasks.chat.images import FetchedImage
+from serving.tasks.chat.points import Measured, make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried
 from serving.telemetry.tracing import span
@@ -38,8 +40,8 @@ _MAX_INLINE_CHARS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ServedChat:
-    """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``quality``: lower bound of
-    that of its answers, None where nobody measured it."""
+    """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``measured``: how good its
+    answers are."""
 
     card: Card
     prompts: Prompts
@@ -47,14 +49,22 @@ class ServedChat:
     cost: TokenCost
     retries: RetryBudget
     watts: float
-    quality: float | None = None
+    measured: Measured = field(default_factory=Measured)
 
 
 class Images(Protocol):
     """Where images become tiles: ``serving.tasks.chat.images.ChatImages``."""
 
+    async def fetch(self, parts: Sequence[ImagePart], caller: Caller, deadline_s: float) -> list[FetchedImage]:
+        """The files of a request's images, in their order. Raises: ServingError: of the first that failed."""
+        ...
+
+    def count_tiles(self, images: Sequence[FetchedImage], model_id: str, choices: Sequence[int]) -> dict[int, int]:
+        """Tiles of all images, for each number of tiles that one may be cut into. Raises: InvalidImage."""
+        ...
+
     async def prepare(
-        self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
+        self, images: Sequence[FetchedImage], model_id: str, caller: Caller, max_tiles: int | None = None
     ) -> list[PreparedImage]:
         """Prepare the images of a request, in their order. Raises: ServingError: of the first that failed."""
         ...
@@ -131,17 +141,23 @@ class ChatService:
     async def _make_ready(self, model: ServedChat, request: ChatRequest, deadline_s: float) -> _Ready:
         """Everything before the store and the engine: images, token ids, plan."""
         parts = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+        ids = await _token_ids(model.prompts, request.messages)
         images: list[PreparedImage] = []
+        tiles: int | None = None
+        is_coarser = False
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
             with span("media"):
-                images = await self._images.prepare(parts, model.card.id, caller, deadline_s)
+                fetched = await self._images.fetch(parts, caller, deadline_s)
+                if (planned := self._plan_tiles(model, request, fetched, ids, deadline_s)) is not None:
+                    tiles, is_coarser = planned.max_tiles, planned.is_coarser
+                images = await self._images.prepare(fetched, model.card.id, caller, tiles)
         grids = [image.grid or (1, 1) for image in images]
-        ids = await _token_ids(model.prompts, request.messages)
         with span("plan"):
-            plan = self._plan(model, request, model.prompts.num_expanded(ids, grids), deadline_s)
-        hashes = [image.content_sha256 for image in images]
-        key = result_key(request.tenant, model.card, ids, hashes, request.sampling, plan.max_tokens)
+            plan = self._plan(model, request, {tiles: model.prompts.num_expanded(ids, grids)}, deadline_s)
+            plan = replace(plan, is_coarser=is_coarser)
+        seen = [image.identity for image in images]
+        key = result_key(request.tenant, model.card, ids, seen, request.sampling, plan.max_tokens)
         return _Ready(
             model=model,
             request=request,
@@ -153,7 +169,31 @@ class ChatService:
             name=self._pipeline.results.name(key),
         )
 
-    def _plan(self, model: ServedChat, request: ChatRequest, prompt_tokens: int, deadline_s: float) -> Plan:
+    def _plan_tiles(
+        self,
+        model: ServedChat,
+        request: ChatRequest,
+        images: Sequence[FetchedImage],
+        ids: Sequence[int],
+        deadline_s: float,
+    ) -> Plan | None:
+        """A plan by what the headers of images say, which decides into how many tiles they are cut; None for a model
+        that has no say in it."""
+        choices = model.measured.tiles_of(model.card.knobs, request.budget.settings)
+        if not choices:
+            return None
+        if all(image.part.is_coarse for image in images):
+            choices = (1,)
+        counts = self._images.count_tiles(images, model.card.id, choices)
+        marks = model.prompts.num_expanded(ids, [(1, 1)] * len(images)) - len(images) * model.prompts.image_tokens(
+            (1, 1)
+        )
+        each = model.card.io.tokens_per_tile
+        return self._plan(model, request, {most: marks + each * counts[most] for most in choices}, deadline_s)
+
+    def _plan(
+        self, model: ServedChat, request: ChatRequest, prompt_tokens: Mapping[int | None, int], deadline_s: float
+    ) -> Plan:
         now_s = self._pipeline.clock()
         return make_plan(
             model.card,
@@ -161,8 +201,8 @@ class ChatService:
             request.sampling,
             request.budget,
             prompt_tokens,
+            measured=model.measured,
             watts=model.watts,
-            quality=model.quality,
             remaining_s=deadline_s - now_s,
             now_s=now_s,
         )
@@ -267,7 +307,7 @@ class ChatService:
             prompt_token_ids=tuple(ready.token_ids),
             images=tuple(
                 EngineImage(
-                    self._keys.image_key(tenant, ready.model.card.id, image.content_sha256),
+                    self._keys.image_key(tenant, ready.model.card.id, image.identity),
                     image.pixels,
                     image.grid or (1, 1),
                 )
@@ -293,7 +333,7 @@ def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped:
         queue_s=queue_s,
         compute_s=compute_s,
         cache=cache,
-        degraded=(*ready.request.budget.degraded, *capped),
+        degraded=(*ready.request.budget.degraded, *(("max_tiles",) if ready.plan.is_coarser else ()), *capped),
     )
 
 

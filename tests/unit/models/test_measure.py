@@ -16,8 +16,7 @@ from models.identity import WEIGHTS_FILE
 from models.operating_points import read_table
 from models.pictures import SquarePicture
 from models.registry import find
-from models.training.calibration import hardware
-from models.training.classify.calibrate import calibrate_classifier
+from models.training.calibration import calibrate, hardware
 from models.training.classify.measure import StageCost, expected_batch_ms, interpolate, stage_costs
 from models.training.classify.pictures import folder_sets
 
@@ -57,7 +56,7 @@ def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_FILE).write_bytes((NANO.weights / WEIGHTS_FILE).read_bytes())
     variant = NANO.with_weights(tmp_path)
     phases: set[str] = set()
-    path = calibrate_classifier(
+    path = calibrate(
         FAMILY,
         variant,
         repeats=1,
@@ -78,10 +77,10 @@ def test_calibrating_writes_a_table_that_reads_back(tmp_path: Path) -> None:
 def test_published_variant_needs_weights_and_pictures(tmp_path: Path) -> None:
     family, variant = find("dyn-perceiver-regnety-800mf")
     with pytest.raises(ValueError, match="vireo convert"):
-        calibrate_classifier(family, variant)
+        calibrate(family, variant)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"")
     with pytest.raises(ValueError, match="--data DIR"):
-        calibrate_classifier(family, variant.with_weights(tmp_path))
+        calibrate(family, variant.with_weights(tmp_path))
 
 
 class Echo:
@@ -107,7 +106,7 @@ def test_network_without_exits_is_calibrated_along_its_settings(tmp_path: Path) 
     )
     (tmp_path / WEIGHTS_FILE).write_bytes(b"")
     variant = NANO.with_weights(tmp_path)
-    calibrate_classifier(family, variant, data_dir=labelled_folder(tmp_path / "data", 10, 4), repeats=1)
+    calibrate(family, variant, data_dir=labelled_folder(tmp_path / "data", 10, 4), repeats=1)
     table = read_table(variant)
     good, poor = table.points.values()
     assert list(table.points) == ["depth=2", "depth=1"]

@@ -18,9 +18,8 @@ from models.families.vdit.family import found
 from models.io import ClipRequest
 from models.operating_points import Point, Quality, read_table, share_quality
 from models.registry import find
-from models.training.calibration import fit
-from models.training.sweep import Measured, sweep
-from models.training.vdit.calibrate import calibrate
+from models.training.calibration import Measured, calibrate, fit
+from models.training.sweep import sweep
 
 FAMILY, NANO = find("vdit-nano")
 

@@ -13,6 +13,7 @@ STEP = st.one_of(
     st.tuples(st.just("remove"), st.integers(0, 1000)),
     st.tuples(st.just("take"), st.integers(0, 9)),
     st.tuples(st.just("take_first"), st.just(0)),
+    st.tuples(st.just("add_all"), st.integers(0, 6)),
 )
 
 
@@ -25,6 +26,10 @@ def test_behaves_like_a_sorted_list(steps: list[tuple[str, int]], chunk: int) ->
         if kind == "add":
             queue.add((value, number))
             plain = sorted([*plain, (value, number)])
+        elif kind == "add_all":
+            entries = [(7 * number % (n + 2), 1000 * (n + 1) + number) for n in range(value)]
+            queue.add_all(entries)
+            plain = sorted(plain + entries)
         elif kind == "remove" and plain:
             entry = plain.pop(value % len(plain))
             queue.remove(entry)

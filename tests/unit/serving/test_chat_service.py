@@ -13,6 +13,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from models.contract import Knob
+from models.operating_points import point_name
+from schedulers.plan import Cost, Point
 from schedulers.retry_budget import RetryBudget
 from schedulers.token_cost import TokenCost, TokenPrices
 from serving.delivery.pipeline import Pipeline, PipelineLimits
@@ -32,6 +35,7 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.front.events import EventQueue
+from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
@@ -46,6 +50,8 @@ from serving.tasks.chat.domain import (
     Sampling,
     TextPart,
 )
+from serving.tasks.chat.images import FetchedImage
+from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
@@ -62,23 +68,49 @@ WATTS = 5.0
 
 
 class Images:
-    """Every image is two tiles beside each other; its content is its bytes."""
+    """Every image is as many tiles beside each other as it may be, two at least and eight at most, and a thumbnail; one
+    that may be one is one. Its content is its bytes."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
 
+    async def fetch(self, parts: Sequence[ImagePart], caller: Caller, deadline_s: float) -> list[FetchedImage]:
+        return [FetchedImage(part, part.encoded or b"", MediaBudget(MediaLimits())) for part in parts]
+
+    def count_tiles(self, images: Sequence[FetchedImage], model_id: str, choices: Sequence[int]) -> dict[int, int]:
+        return {most: sum(len(_cut(image, most)) for image in images) for most in choices}
+
     async def prepare(
-        self, parts: Sequence[ImagePart], model_id: str, caller: Caller, deadline_s: float
+        self, images: Sequence[FetchedImage], model_id: str, caller: Caller, max_tiles: int | None = None
     ) -> list[PreparedImage]:
         await asyncio.sleep(self.delay_s)
-        if any(part.encoded == b"broken" for part in parts):
+        if any(image.encoded == b"broken" for image in images):
             raise InvalidImage("broken")
-        tiles = np.zeros((3, 4, 4, 3), np.uint8)
-        hashes = [hashlib.sha256(part.encoded or b"").digest() for part in parts]
         return [
-            PreparedImage(pixels=tiles, content_sha256=content, original_size=(8, 4), decode_ms=0.0, grid=(1, 2))
-            for content in hashes
+            PreparedImage(
+                pixels=(tiles := _cut(image, max_tiles)),
+                content_sha256=hashlib.sha256(image.encoded).digest(),
+                original_size=(8, 4),
+                decode_ms=0.0,
+                grid=(1, max(1, len(tiles) - 1)),
+            )
+            for image in images
         ]
+
+
+def _cut(image: FetchedImage, max_tiles: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    most = min(image.part.most_tiles(max_tiles) or 2, 8)
+    return np.zeros((most + (most > 1), 4, 4, 3), np.uint8)
+
+
+TILES = Knob(
+    name="max_tiles", default=8, low=1, high=8, grid=(1, 4, 8), is_integer=True, trades="detail for time", summary=""
+)
+
+
+def measured_point(quality: float, **settings: int) -> Point:
+    cost = Cost(latency_s={}, busy_s={}, watts=WATTS)
+    return Point(name=point_name(settings), settings=settings, cost=cost, quality=quality)
 
 
 class Recorder:
@@ -108,7 +140,8 @@ class World:
         default_deadline_s: float = 60.0,
         prefill_s: float = 0.05,
         max_retries: int = 1000,
-        quality: float | None = None,
+        knobs: tuple[Knob, ...] = (),
+        measured: Sequence[Point] = (),
     ) -> None:
         self.seen: list[EngineRequest] = []
 
@@ -122,7 +155,8 @@ class World:
         self.store = MemoryResults(burst_s)
         self.told = Recorder()
         self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
-        self.card = dataclasses.replace(make_chat_card(MODEL), limits={"max_model_len": 1024, "max_output_tokens": 256})
+        limits = {"max_model_len": 1024, "max_output_tokens": 256}
+        self.card = dataclasses.replace(make_chat_card(MODEL), limits=limits, knobs=knobs)
         self.retries_left = RetryBudget(max_retries)
         served = ServedChat(
             card=self.card,
@@ -131,7 +165,7 @@ class World:
             cost=self.cost,
             retries=self.retries_left,
             watts=WATTS,
-            quality=quality,
+            measured=Measured(measured),
         )
         limits = PipelineLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s)
         clock = asyncio.get_running_loop().time
@@ -451,12 +485,57 @@ def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Bu
 async def test_a_floor_is_met_by_what_was_measured_and_by_no_answer_that_is_cut_short() -> None:
     with pytest.raises(BudgetInfeasible, match="not measured"):
         await World().ask(request(budget=Budget(quality_floor=0.1)))
-    world = World(quality=0.5)
+    world = World(measured=[measured_point(0.5, max_tokens=256)])
     assert end(await world.ask(request(budget=Budget(quality_floor=0.5)))).report.degraded == ()
     with pytest.raises(BudgetInfeasible, match=r"quality 0\.5000 under 0\.6000"):
         await world.ask(request("other", budget=Budget(quality_floor=0.6)))
     with pytest.raises(BudgetInfeasible):
         await world.ask(request("another", budget=Budget(quality_floor=0.5, energy_j=0.2 * WATTS)))
+
+
+@virtual
+async def test_pictures_become_coarser_before_a_budget_is_missed() -> None:
+    world = World(
+        knobs=(TILES,), measured=[measured_point(0.4 + n / 100, max_tiles=n, max_tokens=8) for n in (1, 4, 8)]
+    )
+    events = await world.ask(request("hi", b"image", sampling={"max_tokens": 8}))
+    assert (end(events).report.operating_point, end(events).report.degraded) == ("max_tiles=8,max_tokens=8", ())
+    assert end(events).usage.image_tokens == 9 * 16
+    joules = WATTS * world.cost.seconds(100, 8)
+    events = await world.ask(request("ho", b"image", sampling={"max_tokens": 8}, budget=Budget(energy_j=joules)))
+    assert (end(events).report.operating_point, end(events).report.degraded) == (
+        "max_tiles=4,max_tokens=8",
+        ("max_tiles",),
+    )
+    assert end(events).usage.image_tokens == 5 * 16
+    with pytest.raises(BudgetInfeasible, match=r"max_tiles=8,max_tokens=8, breaks quality 0\.4800 under 0\.6000"):
+        await world.ask(request("he", b"image", sampling={"max_tokens": 8}, budget=Budget(quality_floor=0.6)))
+
+
+@virtual
+async def test_a_request_may_say_how_finely_its_pictures_are_cut() -> None:
+    world = World(knobs=(TILES,))
+    seen = []
+    for text, is_coarse, settings in (("a", False, {}), ("b", False, {"max_tiles": 3}), ("c", True, {})):
+        part = ImagePart(encoded=b"image", is_coarse=is_coarse)
+        asked = request(text, budget=Budget(settings=settings), sampling={"max_tokens": 8})
+        asked = dataclasses.replace(asked, messages=(Message(Role.USER, (TextPart(text), part)),))
+        seen.append(end(await world.ask(asked)).report.operating_point)
+    assert seen == ["max_tiles=8,max_tokens=8", "max_tiles=3,max_tokens=8", "max_tiles=1,max_tokens=8"]
+    assert len({one.images[0].key for one in world.seen}) == 3, "other tiles of the same picture are another image"
+    assert [one.images[0].grid for one in world.seen] == [(1, 8), (1, 3), (1, 1)]
+
+
+@virtual
+async def test_pictures_that_do_not_fit_the_context_are_cut_into_fewer_tiles() -> None:
+    world = World(knobs=(TILES,))
+    events = await world.ask(request("hi", *([b"image"] * 7), sampling={"max_tokens": 8}))
+    assert end(events).report.operating_point == "max_tiles=4,max_tokens=8"
+    assert end(events).report.degraded == ("max_tiles",)
+    with pytest.raises(PromptTooLong):
+        await world.ask(
+            request("hi", *([b"image"] * 7), sampling={"max_tokens": 8}, budget=Budget(settings={"max_tiles": 8}))
+        )
 
 
 # -- deadlines -------------------------------------------------------------------------------------------------------

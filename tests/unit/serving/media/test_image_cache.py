@@ -22,8 +22,8 @@ def image(num_bytes: int = 48, fill: int = 0) -> PreparedImage:
     return PreparedImage(pixels=pixels, content_sha256=bytes(32), original_size=(1, 1), decode_ms=7.0)
 
 
-def key(name: str, tenant: str = "acme", model: str = "m") -> ImageKey:
-    return ImageKey(tenant, model, hashlib.sha256(name.encode()).digest())
+def key(name: str, tenant: str = "acme", model: str = "m", max_tiles: int | None = None) -> ImageKey:
+    return ImageKey(tenant, model, max_tiles, hashlib.sha256(name.encode()).digest())
 
 
 class Told:
@@ -57,8 +57,8 @@ def test_image_is_found_again_without_its_time_of_decoding() -> None:
     assert told.held == [48 + OVERHEAD] == [cache.num_bytes]
 
 
-@pytest.mark.parametrize("other", [key("a", tenant="umbrella"), key("a", model="n"), key("b")])
-def test_image_of_another_tenant_model_or_content_is_not_found(other: ImageKey) -> None:
+@pytest.mark.parametrize("other", [key("a", tenant="umbrella"), key("a", model="n"), key("b"), key("a", max_tiles=4)])
+def test_image_of_another_tenant_model_content_or_number_of_tiles_is_not_found(other: ImageKey) -> None:
     cache = ProcessedImages(10_000)
     cache.put(key("a"), image())
     assert cache.get(other) is None
@@ -66,7 +66,7 @@ def test_image_of_another_tenant_model_or_content_is_not_found(other: ImageKey) 
 
 async def test_key_is_the_hash_of_the_bytes_whatever_their_number() -> None:
     for data in (b"", b"x", bytes(300_000)):
-        assert await image_key("t", "m", data) == ("t", "m", hashlib.sha256(data).digest())
+        assert await image_key("t", "m", 4, data) == ("t", "m", 4, hashlib.sha256(data).digest())
 
 
 def test_least_recently_used_image_goes_first() -> None:

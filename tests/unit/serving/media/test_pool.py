@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ async def test_processor_whose_tiles_are_none_is_our_fault(pool: MediaPool) -> N
 async def test_tiles_are_charged_before_decoding_and_shared_by_the_request(pool: MediaPool) -> None:
     asked: list[tuple[str, int, int]] = []
 
-    def count(model_id: str, width: int, height: int) -> int:
+    def count(model_id: str, width: int, height: int, max_tiles: int | None) -> int:
         asked.append((model_id, width, height))
         return 3
 
@@ -187,6 +188,11 @@ async def test_chat_model_gets_the_tiles_that_its_own_processor_cuts() -> None:
         np.testing.assert_array_equal(sideways.pixels, tiles)
         assert sideways.grid == grid
         assert sideways.num_tiles == SERVED.count_tiles(variant.id, 500, 300) == num_tiles(grid)
+        coarse = await pool.prepare(files.encode(picture), variant.id, max_tiles=1)
+        tiles, grid = cut_tiles(picture, replace(TilingLimits.of(variant.io), max_area=1))
+        np.testing.assert_array_equal(coarse.pixels, tiles)
+        assert coarse.num_tiles == SERVED.count_tiles(variant.id, 500, 300, 1) == 1 < sideways.num_tiles
+        assert coarse.identity != (await pool.prepare(files.encode(picture), variant.id)).identity
     finally:
         await pool.stop()
 

@@ -27,6 +27,7 @@ from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import Caller, MediaPool
+from serving.media.prepare import PreparedImage
 from serving.tasks.chat.domain import ImagePart
 from serving.tasks.chat.images import ChatImages
 from serving.telemetry.events import ignore
@@ -50,7 +51,7 @@ ENCODED = [files.encode(picture) for picture in PICTURES]
 NAME = "pictures.test"
 
 
-def strip_counter(model_id: str, width: int, height: int) -> int:
+def strip_counter(model_id: str, width: int, height: int, max_tiles: int | None = None) -> int:
     return 3 if model_id == "strips" else 1
 
 
@@ -90,6 +91,10 @@ def images(pool: MediaPool, server: PictureServer, certificate: Path) -> ChatIma
     return ChatImages(pool, fetcher, ProcessedImages(1 << 20))
 
 
+async def prepare(images: ChatImages, parts: Sequence[ImagePart], model: str, caller: Caller) -> list[PreparedImage]:
+    return await images.prepare(await images.fetch(parts, caller, math.inf), model, caller)
+
+
 def part(index: int, param: str = "") -> ImagePart:
     return ImagePart(encoded=ENCODED[index], param=param or f"messages[{index}]")
 
@@ -97,7 +102,7 @@ def part(index: int, param: str = "") -> ImagePart:
 async def test_data_and_urls_come_back_in_order(images: ChatImages, server: PictureServer) -> None:
     server.scripts["/1.png"] = answer(ENCODED[1])
     url = ImagePart(url=f"https://{NAME}:{server.port}/1.png")
-    prepared = await images.prepare([part(0), url], "strips", ACME, math.inf)
+    prepared = await prepare(images, [part(0), url], "strips", ACME)
     for image, picture in zip(prepared, PICTURES, strict=False):
         np.testing.assert_array_equal(image.pixels, strips(picture)[0])
         assert image.grid == (1, 2)
@@ -105,16 +110,16 @@ async def test_data_and_urls_come_back_in_order(images: ChatImages, server: Pict
 
 
 async def test_request_without_images_needs_nothing(images: ChatImages) -> None:
-    assert await images.prepare([], "strips", ACME, math.inf) == []
+    assert await prepare(images, [], "strips", ACME) == []
 
 
 async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
     images: ChatImages, pool: MediaPool, server: PictureServer
 ) -> None:
-    (first,) = await images.prepare([part(0)], "strips", ACME, math.inf)
+    (first,) = await prepare(images, [part(0)], "strips", ACME)
     server.scripts["/0.png"] = answer(ENCODED[0])
     url = ImagePart(url=f"https://{NAME}:{server.port}/0.png")
-    again, fetched = await images.prepare([part(0), url], "strips", ACME, math.inf)
+    again, fetched = await prepare(images, [part(0), url], "strips", ACME)
     assert pool.stats.decoded_in_workers == 1
     assert again.pixels is fetched.pixels is first.pixels
     assert again.content_sha256 == first.content_sha256
@@ -125,8 +130,8 @@ async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
 async def test_another_model_or_tenant_does_its_own_work(
     images: ChatImages, pool: MediaPool, model: str, tenant: str
 ) -> None:
-    await images.prepare([part(0)], "strips", ACME, math.inf)
-    await images.prepare([part(0)], model, Caller(tenant), math.inf)
+    await prepare(images, [part(0)], "strips", ACME)
+    await prepare(images, [part(0)], model, Caller(tenant))
     assert pool.stats.decoded_in_workers == 2
 
 
@@ -134,7 +139,7 @@ async def test_refused_image_is_refused_again(images: ChatImages, pool: MediaPoo
     broken = ImagePart(encoded=ENCODED[0][:-40], param="messages[0].content[1]")
     for _ in range(2):
         with pytest.raises(InvalidImage) as caught:
-            await images.prepare([broken], "strips", ACME, math.inf)
+            await prepare(images, [broken], "strips", ACME)
         assert caught.value.param == "messages[0].content[1]"
     assert pool.stats.refused == 2
 
@@ -155,7 +160,7 @@ async def test_what_can_be_counted_is_counted_before_any_work(
     images: ChatImages, pool: MediaPool, parts: list[ImagePart], error: type[ServingError], says: str, param: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        await images.prepare(parts, "strips", ACME, math.inf)
+        await prepare(images, parts, "strips", ACME)
     assert caught.value.param == param
     assert (pool.stats.decoded_in_workers, pool.stats.decoded_in_place) == (0, 0)
 
@@ -164,9 +169,9 @@ async def test_what_can_be_counted_is_counted_before_any_work(
 async def test_tiles_of_all_images_count_also_those_that_are_remembered(images: ChatImages, is_warm: bool) -> None:
     if is_warm:
         for index in range(3):
-            await images.prepare([part(index)], "strips", ACME, math.inf)
+            await prepare(images, [part(index)], "strips", ACME)
     with pytest.raises(ImageTooLarge, match="9 tiles or more; the limit is 8"):
-        await images.prepare([part(index) for index in range(3)], "strips", ACME, math.inf)
+        await prepare(images, [part(index) for index in range(3)], "strips", ACME)
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["fresh", "remembered"])
@@ -174,9 +179,9 @@ async def test_pixels_of_all_images_count_also_those_that_are_remembered(images:
     large = [ImagePart(encoded=files.encode(np.full((130, 130, 3), fill, np.uint8))) for fill in range(3)]
     if is_warm:
         for one in large:
-            await images.prepare([one], "corner", ACME, math.inf)
+            await prepare(images, [one], "corner", ACME)
     with pytest.raises(ImageTooLarge, match="50700 pixels or more; the limit is 40000"):
-        await images.prepare(large, "corner", ACME, math.inf)
+        await prepare(images, large, "corner", ACME)
 
 
 async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImages, server: PictureServer) -> None:
@@ -184,7 +189,7 @@ async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImage
     url = ImagePart(url=f"https://{NAME}:{server.port}/big", param="messages[1]")
     filler = ImagePart(encoded=ENCODED[0] + bytes(59_000 - len(ENCODED[0])))
     with pytest.raises(PayloadTooLarge, match="images of this request") as caught:
-        await images.prepare([filler, filler, url], "strips", ACME, math.inf)
+        await prepare(images, [filler, filler, url], "strips", ACME)
     assert caught.value.param == "messages[1]"
 
 
@@ -194,7 +199,7 @@ async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImage
 async def test_first_failure_ends_the_work_on_the_others(images: ChatImages, pool: MediaPool) -> None:
     refused = ImagePart(url="https://evil.test/", param="messages[0].content[2]")
     with pytest.raises(ImageUrlRefused) as caught:
-        await images.prepare([part(0), refused], "sleep", ACME, math.inf)
+        await prepare(images, [part(0), refused], "sleep", ACME)
     assert caught.value.param == "messages[0].content[2]"
     assert pool.stats.timeouts == 0, "the stuck decode was not waited for"
 
@@ -203,29 +208,29 @@ async def test_failed_fetch_and_stuck_decode_name_their_parts(images: ChatImages
     server.scripts["/gone"] = answer(b"", status="410 Gone")
     url = ImagePart(url=f"https://{NAME}:{server.port}/gone", param="here")
     with pytest.raises(ImageFetchFailed, match="status 410") as gone:
-        await images.prepare([url], "strips", ACME, math.inf)
+        await prepare(images, [url], "strips", ACME)
     with pytest.raises(DecodeTimeout) as stuck:
-        await images.prepare([part(1)], "sleep", ACME, math.inf)
+        await prepare(images, [part(1)], "sleep", ACME)
     assert (gone.value.param, stuck.value.param) == ("here", "messages[1]")
 
 
 async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> None:
     before = asyncio.all_tasks()
-    task = asyncio.create_task(images.prepare([part(0), part(1)], "sleep", ACME, math.inf))
+    task = asyncio.create_task(prepare(images, [part(0), part(1)], "sleep", ACME))
     await turns()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     left = asyncio.all_tasks() - before
-    assert not [one for one in left if "_prepare_one" in repr(one)]
+    assert not [one for one in left if "ChatImages" in repr(one)]
 
 
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
     images = build_chat_images(MediaSettings(), pool, ignore, {})
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
-        await images.prepare([ImagePart(url="https://example.org/")], "strips", ACME, math.inf)
+        await prepare(images, [ImagePart(url="https://example.org/")], "strips", ACME)
     await images.stop()
     listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore, {})
     with pytest.raises(ImageFetchFailed, match="was not found"):
-        await listed.prepare([ImagePart(url="https://no-such-host.invalid/")], "strips", ACME, math.inf)
+        await listed.fetch([ImagePart(url="https://no-such-host.invalid/")], ACME, math.inf)
     await listed.stop()
