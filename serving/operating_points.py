@@ -213,6 +213,18 @@ def row_work(family: Family, variant: Variant) -> RowWork:
     return work
 
 
+def step_cost(variant: Variant, watts: float) -> CostModel:
+    """Of a job's steps, which are predicted one by one: what others in the same step cost is in the table, if one is
+    there, at the best point."""
+    times: Mapping[int, Seconds] = {}
+    if variant.weights is not None and (variant.weights / TABLE_FILE).is_file():
+        times = next(iter(load_table(variant).points.values())).seconds_per_unit.get("macs", {})
+    if not times or not (alone_s := _of_a_row(times, 1)):
+        return CostModel(watts=watts)
+    shares = {rows: time.seconds / alone_s for rows, time in times.items()}
+    return CostModel(other=Price(seconds={"seconds": shares}, row={"seconds": 1.0}), watts=watts)
+
+
 def sizes_of_rows(family: Family, io: RowIO, work: RowWork, cost: CostModel) -> Callable[[Inputs, Settings], float]:
     """(inputs, settings) -> the work of a row beside that of the row that was measured. Those of a classifier are all
     alike; where they leave is the scheduler's."""
