@@ -200,7 +200,8 @@ def _spelt(value: Value) -> str:
 
 UNITS = ("macs", "slices", "pixels", "image_tokens", "prompt_tokens", "output_tokens", "token_steps", "experts_read")
 """Units of work that a planner may price. ``macs``: multiply-accumulates. ``slices``: passes of the network.
-``pixels``: those that are decoded, of all frames. ``token_steps``: tokens of a latent times the steps taken on them."""
+``pixels``: those that are decoded, of all frames. ``image_tokens``: made of pictures. ``token_steps``: tokens of a
+latent times the steps taken on them; in a chat, tokens in the cache times the tokens written from them."""
 
 
 @dataclass(frozen=True, slots=True)

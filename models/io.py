@@ -245,9 +245,15 @@ class ChatTokens:
 
 
 def chat_work(variant: Variant, request: ChatTokens, point: Point) -> Work:
-    """Of one answer, for every family that vLLM runs. Bytes: its share of the KV cache, in float32."""
+    """Of one answer, for every family that vLLM runs: pictures are encoded, the prompt is read, tokens are written, and
+    each looks at all before it. Bytes: its share of the KV cache, in float32."""
     prompt = request.text_tokens + request.image_tokens
-    units = {"image_tokens": request.image_tokens, "prompt_tokens": prompt, "output_tokens": request.max_tokens}
+    units = {
+        "image_tokens": request.image_tokens,
+        "prompt_tokens": prompt,
+        "output_tokens": request.max_tokens,
+        "token_steps": request.max_tokens * (prompt + request.max_tokens / 2),
+    }
     return Work(units, 4 * variant.io.kv_values_per_token * (prompt + request.max_tokens))
 
 

@@ -166,14 +166,20 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, load: Load) -> Pla
     return _refusal(nearest, budget, wait_s, retry_after_s)
 
 
-def most(cost: Cost, units: Units, unit: str, budget: Budget) -> float:
-    """The most of ``unit`` that fits latency and energy beside ``units``; below 0 if ``units`` alone do not fit."""
-    most_units = math.inf
-    busy_s = None if budget.energy_j is None else budget.energy_j / cost.watts
-    for prices, limit_s in ((cost.latency_s, budget.latency_s), (cost.busy_s, busy_s)):
-        if limit_s is not None:
-            most_units = min(most_units, ((1.0 - _ROUNDING) * limit_s - _product(prices, units)) / prices[unit])
-    return most_units
+def most(cost: Cost, work: Callable[[int], Units], limit: int, budget: Budget) -> int:
+    """The largest number up to ``limit`` whose work fits latency and energy, 0 if none does. More is more work."""
+
+    def fits(number: int) -> bool:
+        one = _planned(Point(name="", settings={}, cost=cost), work(number))
+        return not _excesses(one, Budget(latency_s=budget.latency_s, energy_j=budget.energy_j), 0.0)
+
+    if fits(limit):
+        return limit
+    low, high = 0, limit  # low fits, or is none; high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _rank(one: Plan) -> tuple[float, ...]:

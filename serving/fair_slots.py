@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 
+from schedulers.cost import CostModel
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.chat import ChatConfig, ChatWork, chat
 from schedulers.types import (
@@ -36,6 +37,8 @@ class SlotTurn:
 class FairSlots:
     """``slots`` at a time; ``max_waiting`` wait, and who is one too many is refused. Use from one event loop.
 
+    ``watts``: of whatever gives the slots; turns are charged in joules.
+
     Deadlines of turns are on ``clock``; one that passes is noticed when anybody comes or goes, so that whoever wants to
     hear of it at once sets a timeout of its own.
     """
@@ -46,12 +49,14 @@ class FairSlots:
         max_waiting: int = 1 << 30,
         *,
         weights: Weights = EQUAL,
+        watts: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = slots
         self._max_waiting = max_waiting
         self._clock = clock
-        self._kernel = chat(ChatConfig(max_running=slots, max_waiting=max(1, max_waiting), weights=weights))
+        config = ChatConfig(max_running=slots, max_waiting=max(1, max_waiting), weights=weights)
+        self._kernel = chat(config, CostModel(watts=watts))
 
     @property
     def running(self) -> int:

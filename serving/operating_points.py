@@ -4,7 +4,7 @@ nobody measured."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Protocol
@@ -25,6 +25,7 @@ from models.io import (
 )
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
 from models.registry import families
+from schedulers.answer_cost import AnswerCost
 from schedulers.cost import CostModel, Price, Units
 from schedulers.plan import Cost, Point, Settings, Value, Work
 from schedulers.policies.exits import NEVER_THRESHOLD
@@ -37,6 +38,9 @@ _USUAL_TEXT_TOKENS, _USUAL_ANSWER_TOKENS = 32, 64
 _FIRST_MACS_PER_S = 2e10
 """Of one processor core: a guess for what is reserved for a model that was never measured. What it really takes is
 charged; its replicas measure what they plan with."""
+
+_FIRST_ANSWER_S: Units = {"image_tokens": 2e-4, "prompt_tokens": 2e-4, "output_tokens": 2e-3, "token_steps": 2e-7}
+"""A guess, for the reservations of a chat model's first requests only: nobody is refused for it."""
 
 
 class RowWork(Protocol):
@@ -145,6 +149,28 @@ def points_of_answers(model: ResolvedModel[StreamOptions]) -> tuple[Point, ...]:
     return planned_points(load_table(variant))
 
 
+def answer_cost(points: Sequence[Point], watts: float) -> AnswerCost:
+    """What the answers of a chat model cost, to begin with: as measured at its best point, or a guess."""
+    for point in points:
+        busy_s, latency_s = point.cost.busy_s, point.cost.latency_s
+        if busy_s.get("prompt_tokens") and busy_s.get("output_tokens"):
+            waiting = latency_s["output_tokens"] / busy_s["output_tokens"]
+            return AnswerCost(busy_s, watts=watts, waiting=waiting)
+    return AnswerCost(_FIRST_ANSWER_S, watts=watts, waiting=2.5)
+
+
+def answer_work(family: Family, variant: Variant) -> Callable[[ChatTokens], Units]:
+    """Of one answer of a chat model. Its tiles are in the tokens."""
+    assert family.work is not None
+    count, point = family.work.load(), family.check_point({})
+
+    def work(tokens: ChatTokens) -> Units:
+        made: Units = count(variant, tokens, point).units
+        return made
+
+    return work
+
+
 def usual_work(family: Family, variant: Variant) -> Work:
     """Of what is asked for as a rule: a clip of the first length, the largest picture of a chat, the dearest row."""
     io = variant.io
@@ -185,6 +211,18 @@ def row_work(family: Family, variant: Variant) -> RowWork:
         return units(frozenset(settings.items()), request or variant.io.largest)
 
     return work
+
+
+def step_cost(variant: Variant, watts: float) -> CostModel:
+    """Of a job's steps, which are predicted one by one: what others in the same step cost is in the table, if one is
+    there, at the best point."""
+    times: Mapping[int, Seconds] = {}
+    if variant.weights is not None and (variant.weights / TABLE_FILE).is_file():
+        times = next(iter(load_table(variant).points.values())).seconds_per_unit.get("macs", {})
+    if not times or not (alone_s := _of_a_row(times, 1)):
+        return CostModel(watts=watts)
+    shares = {rows: time.seconds / alone_s for rows, time in times.items()}
+    return CostModel(other=Price(seconds={"seconds": shares}, row={"seconds": 1.0}), watts=watts)
 
 
 def sizes_of_rows(family: Family, io: RowIO, work: RowWork, cost: CostModel) -> Callable[[Inputs, Settings], float]:

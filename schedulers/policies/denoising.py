@@ -146,13 +146,14 @@ class DenoisingCost:
 
     def __init__(self, model: CostModel, order: DenoisingOrder) -> None:
         self._model = model
+        self._decodes = CostModel()
         self._order = order
         self.now_s = -math.inf
 
     @property
     def decode_s(self) -> float:
         """Of one unit; 0 until one was observed."""
-        return self._model.batch_s(DECODE, 1) if self._model.knows(DECODE) else 0.0
+        return self._decodes.batch_s(DECODE, 1) if self._decodes.knows(DECODE) else 0.0
 
     def step_s(self, units: Collection[Unit]) -> float:
         """Of one step of these units together."""
@@ -197,7 +198,7 @@ class DenoisingCost:
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """A step or a decode took that long."""
         if ended.stage == DECODE:
-            self._model.observe(DECODE, 1, elapsed_s)
+            self._decodes.observe(DECODE, 1, elapsed_s)
             return
         size, alone_s = _size(ended.units.values())
         for kind in (DENOISE, size):

@@ -16,7 +16,6 @@ from models.identity import WEIGHTS_FILE
 from models.registry import families
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
-from schedulers.token_cost import TokenCost, TokenPrices
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig
@@ -31,7 +30,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.operating_points import Points, points_of, points_of_answers
+from serving.operating_points import Points, answer_cost, answer_work, points_of, points_of_answers
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
@@ -51,9 +50,6 @@ from serving.tasks.images.jobs import IMAGES, plan_of
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
-
-_FIRST_PRICES = TokenPrices(prefill_s=2e-4, decode_s=2e-3, interval_s=5e-3)
-"""A guess, for the reservations of the first requests only: nobody is refused for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +184,17 @@ def _chat_service(
 
 def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[Any]) -> ServedChat:
     card, prompts = read_chat(model)
+    family, points = families()[model.family], points_of_answers(model)
     return ServedChat(
         card=card,
         prompts=prompts,
         links=ChatLinks(HandleCalls(handle), f"{model.id}-{uuid.uuid4().hex[:12]}"),
-        cost=TokenCost(_FIRST_PRICES),
+        cost=answer_cost(points, model.watts),
+        work=answer_work(family, model.variant),
         retries=RetryBudget(model.options.max_num_seqs + model.options.max_queue),
         watts=model.watts,
-        measured=Measured(points_of_answers(model)),
+        slots=model.options.max_num_seqs * model.replicas,
+        measured=Measured(points),
     )
 
 

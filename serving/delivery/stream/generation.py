@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import structlog
 
+from schedulers.answer_cost import AnswerCost
+from schedulers.cost import Units
 from schedulers.retry_budget import RetryBudget
-from schedulers.token_cost import TokenCost
 from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, Route, SentChoices
 from serving.delivery.stream.wire import ChatDelta, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
@@ -36,11 +37,12 @@ class Plan:
     max_tokens: int
     max_tiles: int | None = None
     num_choices: int
+    work: Callable[[int], Units]
+    """Of a choice of so many tokens."""
     max_choice_s: float
     """Busy seconds of a choice that uses all its tokens: what is reserved."""
     expected_choice_s: float
     """Busy seconds of a choice of the usual length: what the router counts with."""
-    prefill_s: float
     is_capped: bool
     """Whether a budget, and nothing else, made ``max_tokens`` what it is."""
     is_coarser: bool = False
@@ -96,7 +98,7 @@ class Generation:
     def __init__(
         self,
         links: ChatLinks,
-        cost: TokenCost,
+        cost: AnswerCost,
         requests: Sequence[EngineRequest],
         plan: Plan,
         *,
@@ -225,10 +227,11 @@ class Generation:
     def _learn(self, delta: Delta, num_tokens: int) -> None:
         self._cost.observe(
             self._clock(),
-            prefill_tokens=delta.num_prompt_tokens - delta.num_cached_tokens,
-            prefill_s=delta.prefill_s,
-            decode_tokens=num_tokens - 1,
-            decode_s=delta.decode_s,
+            self._plan.work(num_tokens - 1),
+            computed=1.0 - delta.num_cached_tokens / max(1, delta.num_prompt_tokens),
+            tokens=num_tokens,
+            read_s=delta.prefill_s,
+            write_s=delta.decode_s,
             answer_s=delta.answer_s,
         )
 

@@ -45,6 +45,7 @@ class Vlm:
             max_waiting=model.options.max_queue,
             interval_s=model.options.stream_interval_ms / 1e3,
             weights=config.weights,
+            watts=model.watts,
         )
         self._held = HeldImages()
         self._num_reports = 0

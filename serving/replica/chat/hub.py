@@ -145,13 +145,14 @@ class ChoiceHub:
         max_waiting: int,
         interval_s: float = 0.0,
         weights: Weights = EQUAL,
+        watts: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
     ) -> None:
         self._engine = engine
         self._replica_id = replica_id
         self._model, self._tell = model, tell
-        self._slots = FairSlots(max_running, max_waiting, weights=weights, clock=clock)
+        self._slots = FairSlots(max_running, max_waiting, weights=weights, watts=watts, clock=clock)
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s

@@ -12,6 +12,7 @@ from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
 from serving.errors import StoreUnavailable
+from serving.operating_points import step_cost
 from serving.replica.job.base import Engine
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine, Load, load_runner
@@ -69,6 +70,8 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
     """
     options = model.options
+    is_fake = options.engine == "fake"
+    cost = CostModel(watts=model.watts) if is_fake else step_cost(found_variant(model)[1], model.watts)
     bounds = DenoisingConfig(
         max_batch=options.max_batch,
         max_units=options.max_jobs,
@@ -83,6 +86,7 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         tell,
         request=model.variant.io.request,
         bounds=bounds,
+        cost=cost,
         lease_s=options.lease_s,
         checkpoint_every=options.checkpoint_every,
         checkpoint_share=options.checkpoint_share,
@@ -99,6 +103,7 @@ def build_worker(
     *,
     request: type[Any],
     bounds: DenoisingConfig,
+    cost: CostModel,
     **options: Any,
 ) -> JobParts:
     """Put a worker around an engine. ``request``: class of its payloads. ``options``: of ``WorkerConfig``.
@@ -123,7 +128,7 @@ def build_worker(
         tell=tell,
         settle=quotas.settle_job,
     )
-    worker = Worker(bench, denoising(bounds, CostModel(watts=model.watts)), request)
+    worker = Worker(bench, denoising(bounds, cost), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 

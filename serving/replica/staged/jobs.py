@@ -19,6 +19,7 @@ from models.contract import Work
 from models.inputs import Array, Inputs, nbytes_of, row_of
 from models.io import ImageIO
 from models.registry import families
+from schedulers.cost import CostModel
 from schedulers.policies.denoising import DenoisingConfig
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import RowsAsked
@@ -41,7 +42,16 @@ def build_row_jobs(
     if io.takes_prompt:
         words = families()[model.family].part("words")(model.variant)
     bounds = DenoisingConfig(weights=config.weights)
-    return build_worker(RowJobs(io, words, driver), model, config, name, tell, request=RowsAsked, bounds=bounds)
+    return build_worker(
+        RowJobs(io, words, driver),
+        model,
+        config,
+        name,
+        tell,
+        request=RowsAsked,
+        bounds=bounds,
+        cost=CostModel(watts=model.watts),
+    )
 
 
 @dataclass(eq=False, slots=True)

@@ -7,19 +7,20 @@ asked for, and the most that the budget pays for at recent prices.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from models.contract import Knob
-from models.io import MAX_TILES, MAX_TOKENS
+from models.io import MAX_TILES, MAX_TOKENS, ChatTokens
 from models.operating_points import point_name
+from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Load, Point, Refusal, Settings, Value, most, plan
-from schedulers.token_cost import TokenCost
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
-from serving.errors import BudgetInfeasible, PromptTooLong
+from serving.errors import BudgetInfeasible, DeadlineUnreachable, PromptTooLong
 from serving.service import Card
 from serving.tasks.chat.domain import Sampling
 
@@ -74,62 +75,81 @@ class Measured:
 
 def make_plan(
     card: Card,
-    cost: TokenCost,
+    cost: AnswerCost,
     sampling: Sampling,
     budget: Budget,
-    prompt_tokens: Mapping[int | None, int],
+    prompts: Mapping[int | None, ChatTokens],
+    work: Callable[[ChatTokens], Units],
+    load: Load,
     *,
     measured: Measured,
-    watts: float,
     remaining_s: float,
     now_s: float,
 ) -> Plan:
-    """Decide tiles and cap. ``prompt_tokens``: by the tiles that pictures may have, the best first; None where nothing
-    is cut. ``remaining_s``: until the deadline.
+    """Decide tiles and cap. ``prompts``: tokens of the prompt by the tiles that pictures may have, the best first; None
+    where nothing is cut. ``work``: of one answer. ``remaining_s``: until the deadline.
 
     Raises:
         PromptTooLong: prompt and answer do not fit the context, however the pictures are cut.
+        DeadlineUnreachable: it is the queue that is too long.
         BudgetInfeasible: the budget is not enough for a single token, or the floor for any answer.
     """
-    asked = _asked(card, sampling, prompt_tokens)
+    asked = _asked(card, sampling, {tiles: _length(tokens) for tiles, tokens in prompts.items()})
     wanted = PointBudget(quality_floor=budget.quality_floor)
     if cost.is_known(now_s, _MAX_AGE_S):
         latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
         wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
-    prices = cost.priced(watts, sampling.n)
+    left_s = None if wanted.latency_s is None else max(0.0, wanted.latency_s - load.queued_s)
+    prices = cost.priced(sampling.n)
 
     def point(tiles: int | None, cap: int) -> Point:
         settings: dict[str, Value] = {MAX_TOKENS: cap} if tiles is None else {MAX_TILES: tiles, MAX_TOKENS: cap}
         quality = measured.quality(tiles, cap)
         return Point(name=point_name(settings), settings=settings, cost=prices, quality=quality)
 
-    def work(settings: Settings) -> Units:
-        tokens = prompt_tokens[_tiles_of(settings)]
-        return {"prompt_tokens": tokens, "output_tokens": float(settings[MAX_TOKENS])}
+    def answer(tiles: int | None, cap: int) -> Units:
+        return work(replace(prompts[tiles], max_tokens=cap))
 
     def affordable(tiles: int | None) -> int:
-        tokens = most(prices, {"prompt_tokens": prompt_tokens[tiles]}, "output_tokens", wanted)
-        return max(1, math.floor(min(asked[tiles], tokens)))
+        within = PointBudget(latency_s=left_s, energy_j=wanted.energy_j)
+        return max(1, most(prices, partial(answer, tiles), asked[tiles], within))
 
     whole = [point(tiles, cap) for tiles, cap in asked.items()]
-    cut_short = [point(tiles, affordable(tiles)) for tiles in asked if affordable(tiles) < asked[tiles]]
-    made = plan([*whole, *cut_short], work, wanted, Load())
+    cut_short = [point(tiles, cap) for tiles, most_asked in asked.items() if (cap := affordable(tiles)) < most_asked]
+    made = plan(
+        [*whole, *cut_short],
+        lambda settings: answer(_tiles_of(settings), int(settings[MAX_TOKENS])),
+        wanted,
+        load,
+    )
     if isinstance(made, Refusal):
-        raise BudgetInfeasible(f"{made.message}, shorten the prompt, or send smaller images", param="vireo")
+        raise _refused(made)
     tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
-    best, tokens = next(iter(prompt_tokens)), prompt_tokens[tiles]
+    best, tokens = next(iter(prompts)), _length(prompts[tiles])
+    expected = round(min(allowed, cost.answer_tokens))
     return Plan(
         point=made.point.name,
         prompt_tokens=tokens,
         max_tokens=allowed,
         max_tiles=tiles,
         num_choices=sampling.n,
-        max_choice_s=cost.seconds(tokens, allowed),
-        expected_choice_s=cost.seconds(tokens, round(min(allowed, cost.prices.answer_tokens))),
-        prefill_s=cost.seconds(tokens, 0),
+        work=partial(answer, tiles),
+        max_choice_s=cost.busy_s(answer(tiles, allowed)),
+        expected_choice_s=cost.busy_s(answer(tiles, expected)),
         is_capped=allowed < asked[tiles],
-        is_coarser=tokens < prompt_tokens[best],
+        is_coarser=tokens < _length(prompts[best]),
     )
+
+
+def _length(tokens: ChatTokens) -> int:
+    return tokens.text_tokens + tokens.image_tokens
+
+
+def _refused(refusal: Refusal) -> DeadlineUnreachable | BudgetInfeasible:
+    if refusal.retry_after_s is not None:
+        message = f"{refusal.message}, or retry in {refusal.retry_after_s:.2f} s"
+        return DeadlineUnreachable(message, param="vireo", retry_after_s=refusal.retry_after_s)
+    return BudgetInfeasible(f"{refusal.message}, shorten the prompt, or send smaller images", param="vireo")
 
 
 def _tiles_of(settings: Settings) -> int | None:

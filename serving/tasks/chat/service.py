@@ -7,14 +7,18 @@ trip) -> generate -> settle
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from models.contract import Prompts, Turn
+from models.io import ChatTokens
+from schedulers.answer_cost import AnswerCost
+from schedulers.cost import Units
+from schedulers.plan import Load
 from schedulers.retry_budget import RetryBudget
-from schedulers.token_cost import TokenCost
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
@@ -41,14 +45,16 @@ _MAX_INLINE_CHARS = 4096
 @dataclass(frozen=True, kw_only=True)
 class ServedChat:
     """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``measured``: how good its
-    answers are."""
+    answers are. ``work``: of one answer. ``slots``: answers that are written at a time."""
 
     card: Card
     prompts: Prompts
     links: ChatLinks
-    cost: TokenCost
+    cost: AnswerCost
+    work: Callable[[ChatTokens], Units]
     retries: RetryBudget
     watts: float
+    slots: int
     measured: Measured = field(default_factory=Measured)
 
 
@@ -104,6 +110,8 @@ class ChatService:
         self._images = images
         self._pipeline = pipeline
         self._keys = keys
+        self._num_open: Counter[str] = Counter()
+        """Answers that are waited for, by model."""
 
     def chat_models(self) -> tuple[Card, ...]:
         """The chat models served here."""
@@ -154,7 +162,9 @@ class ChatService:
                 images = await self._images.prepare(fetched, model.card.id, caller, tiles)
         grids = [image.grid or (1, 1) for image in images]
         with span("plan"):
-            plan = self._plan(model, request, {tiles: model.prompts.num_expanded(ids, grids)}, deadline_s)
+            image_tokens = sum(model.prompts.image_tokens(grid) for grid in grids)
+            text_tokens = model.prompts.num_expanded(ids, grids) - image_tokens
+            plan = self._plan(model, request, {tiles: ChatTokens(text_tokens, image_tokens, 0)}, deadline_s)
             plan = replace(plan, is_coarser=is_coarser)
         seen = [image.identity for image in images]
         key = result_key(request.tenant, model.card, ids, seen, request.sampling, plan.max_tokens)
@@ -165,7 +175,7 @@ class ChatService:
             images=images,
             token_ids=ids,
             plan=plan,
-            image_tokens=sum(model.prompts.image_tokens(grid) for grid in grids),
+            image_tokens=image_tokens,
             name=self._pipeline.results.name(key),
         )
 
@@ -189,20 +199,25 @@ class ChatService:
             (1, 1)
         )
         each = model.card.io.tokens_per_tile
-        return self._plan(model, request, {most: marks + each * counts[most] for most in choices}, deadline_s)
+        return self._plan(
+            model, request, {most: ChatTokens(marks, each * counts[most], 0) for most in choices}, deadline_s
+        )
 
     def _plan(
-        self, model: ServedChat, request: ChatRequest, prompt_tokens: Mapping[int | None, int], deadline_s: float
+        self, model: ServedChat, request: ChatRequest, prompts: Mapping[int | None, ChatTokens], deadline_s: float
     ) -> Plan:
         now_s = self._pipeline.clock()
+        ahead = self._num_open[model.card.id] + request.sampling.n - model.slots
+        load = Load(queued_s=max(0, ahead) * model.cost.answer_s / model.slots)
         return make_plan(
             model.card,
             model.cost,
             request.sampling,
             request.budget,
-            prompt_tokens,
+            prompts,
+            model.work,
+            load,
             measured=model.measured,
-            watts=model.watts,
             remaining_s=deadline_s - now_s,
             now_s=now_s,
         )
@@ -243,15 +258,17 @@ class ChatService:
     @contextmanager
     def _generating(self, ready: _Ready, reservation: Reservation) -> Iterator[Generation]:
         """Whatever ends this frees the engine, and charges what it did as soon as that is known."""
-        watts = ready.model.watts
+        watts, model, count = ready.model.watts, ready.model.card.id, ready.plan.num_choices
         try:
             generation = self._generation(ready)
         except BaseException:
             reservation.settle(0.0, 0.0)
             raise
+        self._num_open[model] += count
         try:
             yield generation
         finally:
+            self._num_open[model] -= count
             generation.close(lambda seconds: reservation.settle(seconds * watts, seconds))
 
     def _generation(self, ready: _Ready) -> Generation:

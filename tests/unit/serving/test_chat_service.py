@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from models.contract import Knob
+from models.io import ChatTokens
 from models.operating_points import point_name
+from schedulers.answer_cost import AnswerCost
+from schedulers.cost import Units
 from schedulers.plan import Cost, Point
 from schedulers.retry_budget import RetryBudget
-from schedulers.token_cost import TokenCost, TokenPrices
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineRequest, FinishReason
@@ -25,6 +27,7 @@ from serving.domain import Budget, Priority, Surface, within_priority
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
+    DeadlineUnreachable,
     InvalidImage,
     PromptTooLong,
     QueueFull,
@@ -113,6 +116,10 @@ def measured_point(quality: float, **settings: int) -> Point:
     return Point(name=point_name(settings), settings=settings, cost=cost, quality=quality)
 
 
+def work(tokens: ChatTokens) -> Units:
+    return {"prompt_tokens": tokens.text_tokens + tokens.image_tokens, "output_tokens": tokens.max_tokens}
+
+
 class Recorder:
     """A sink of what happens to chats."""
 
@@ -142,6 +149,7 @@ class World:
         max_retries: int = 1000,
         knobs: tuple[Knob, ...] = (),
         measured: Sequence[Point] = (),
+        slots: int = 64,
     ) -> None:
         self.seen: list[EngineRequest] = []
 
@@ -154,7 +162,7 @@ class World:
         self.calls = LocalCalls(*self.replicas)
         self.store = MemoryResults(burst_s)
         self.told = Recorder()
-        self.cost = TokenCost(TokenPrices(prefill_s=1e-4, decode_s=1e-3, interval_s=1e-3))
+        self.cost = AnswerCost({"prompt_tokens": 1e-4, "output_tokens": 1e-3}, watts=WATTS)
         limits = {"max_model_len": 1024, "max_output_tokens": 256}
         self.card = dataclasses.replace(make_chat_card(MODEL), limits=limits, knobs=knobs)
         self.retries_left = RetryBudget(max_retries)
@@ -164,7 +172,9 @@ class World:
             links=ChatLinks(self.calls, "g"),
             cost=self.cost,
             retries=self.retries_left,
+            work=work,
             watts=WATTS,
+            slots=slots,
             measured=Measured(measured),
         )
         limits = PipelineLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s)
@@ -482,6 +492,21 @@ def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Bu
 
 
 @virtual
+async def test_answers_before_a_request_count_against_its_latency() -> None:
+    world = World(slots=1)
+    await world.ask(request("hello", sampling={"max_tokens": 8}))  # what answers cost is known now
+    waits = asyncio.create_task(world.ask(request("first", sampling={"max_tokens": 200})))
+    await asyncio.sleep(0.1)
+    tight = Budget(latency_ms=1e3 * (world.cost.busy_s(work(ChatTokens(9, 0, 1))) + world.cost.answer_s / 2))
+    with pytest.raises(DeadlineUnreachable, match="or retry in") as caught:
+        await world.ask(request("second", budget=tight, sampling={"max_tokens": 1}))
+    assert 0.0 < (caught.value.retry_after_s or 0.0) <= world.cost.answer_s
+    await waits
+    assert end(await world.ask(request("second", budget=tight, sampling={"max_tokens": 1})))
+    await world.check_nothing_is_left()
+
+
+@virtual
 async def test_a_floor_is_met_by_what_was_measured_and_by_no_answer_that_is_cut_short() -> None:
     with pytest.raises(BudgetInfeasible, match="not measured"):
         await World().ask(request(budget=Budget(quality_floor=0.1)))
@@ -501,7 +526,7 @@ async def test_pictures_become_coarser_before_a_budget_is_missed() -> None:
     events = await world.ask(request("hi", b"image", sampling={"max_tokens": 8}))
     assert (end(events).report.operating_point, end(events).report.degraded) == ("max_tiles=8,max_tokens=8", ())
     assert end(events).usage.image_tokens == 9 * 16
-    joules = WATTS * world.cost.seconds(100, 8)
+    joules = WATTS * world.cost.busy_s(work(ChatTokens(100, 0, 8)))
     events = await world.ask(request("ho", b"image", sampling={"max_tokens": 8}, budget=Budget(energy_j=joules)))
     assert (end(events).report.operating_point, end(events).report.degraded) == (
         "max_tiles=4,max_tokens=8",

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from models.contract import Family, Knob, LazyRef, Point, Variant, Work
 from models.io import ImageIO, ImageRequest
-from models.operating_points import TABLE_FILE, share_quality, write_table
+from models.operating_points import TABLE_FILE, Seconds, share_quality, write_table
 from models.registry import find
 from schedulers.cost import measured_stages
 from schedulers.plan import Budget, Load, Plan, Refusal, plan
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
-from serving.operating_points import load_table, parted, planned_points, points_of, row_work, sizes_of_rows
+from serving.operating_points import load_table, parted, planned_points, points_of, row_work, sizes_of_rows, step_cost
 from serving.replica.staged.setup import build_driver, start_engine
 from serving.telemetry.events import ignore
 
@@ -247,3 +248,19 @@ def test_row_is_as_large_as_its_work_beside_that_of_the_largest_at_the_defaults(
     assert [size_of(row, {}) for row in rows] == pytest.approx([0.5, 0.125])
     assert size_of({"picture": rows[1]}, {"steps": 8}) == pytest.approx(0.5)
     assert sizes_of_rows(family, find(NANO)[1].io, work, cost)(rows[0], {}) == 1.0
+
+
+@pytest.mark.parametrize(("times", "two_s"), [({1: 1.0}, 6.0), ({1: 2.0, 2: 1.5}, 4.5), ({}, 6.0)])
+def test_companions_of_a_step_cost_as_calibrated(tmp_path: Path, times: dict[int, float], two_s: float) -> None:
+    """Two jobs of 3 s a step each."""
+    variant = find("vdit-nano")[1]
+    assert variant.weights is not None
+    table = load_table(variant)
+    name, best = next(iter(table.points.items()))
+    seconds = {"macs": {rows: Seconds(seconds=time) for rows, time in times.items()}} if times else {}
+    shutil.copytree(variant.weights, tmp_path, dirs_exist_ok=True)
+    write_table(replace(table, points={name: replace(best, seconds_per_unit=seconds)}), tmp_path)
+    cost = step_cost(variant.with_weights(tmp_path), watts=7.0)
+    assert cost.batch_s((128, 2), 2, 6.0) == pytest.approx(two_s)
+    assert cost.watts == 7.0
+    assert step_cost(Variant(id="toy-1", summary="", io=None), 7.0).batch_s("any", 2, 6.0) == pytest.approx(6.0)
