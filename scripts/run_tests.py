@@ -1,4 +1,4 @@
-"""Run all tests in two lanes at once: those of whole systems, which mostly wait for them, and all others.
+"""Run all tests in two lanes at once: those of systems and their parts, which mostly wait for them, and all others.
 
 The second lane yields to the first (nice), so that a system is hardly slower than on a machine of its own.
 Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C reaches both.
@@ -11,11 +11,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-SYSTEMS = ("tests/deploy", "tests/e2e")
+SYSTEMS = ("tests/deploy", "tests/integration", "tests/e2e")
 PYTEST = (sys.executable, "-u", "-m", "pytest", "-q")
 LANES = {
     "systems": (*PYTEST, *SYSTEMS),
-    "others": ("nice", "-n", "5", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SYSTEMS)),
+    "others": ("nice", "-n", "10", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SYSTEMS)),
 }
 
 
