@@ -321,6 +321,8 @@ class Family:
     parts: Mapping[str, LazyRef] = field(default_factory=lambda: MappingProxyType({}))
     """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``.
 
+    ``save``: (network, variant, folder) -> None: writes a folder as ``build`` reads it, where ``model.safetensors``
+    alone is not one.
     ``convert``: (variant, ..., on_progress) -> what was done, in lines: brings published weights into a folder. Its
     other parameters, each ``Annotated`` with a text, are the arguments and (keyword-only) options of `vireo convert`.
     """

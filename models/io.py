@@ -81,23 +81,29 @@ class PictureIO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
-    """What one picture costs depends on this: its width and height, of what goes in where a picture does."""
+    """What pictures cost depends on this: width and height, of what goes in where a picture does, and how many they
+    are. A job's ``open`` is given it, with the prompt; picture number r, from 0, has the seed of the job plus r."""
 
     width: int
     height: int
+    prompt: str = ""
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageIO:
     """A prompt, a picture or both in, a picture out: the output ``image``, uint8 (height, width, 3).
 
-    ``is_seeded``: noise is drawn, and the seed goes in. ``size``: width and height of what comes out of words alone. A
-    picture that goes in has sides between ``min_side`` and ``max_side`` that are multiples of ``multiple``, and comes
-    out ``scale`` times as large; nobody crops or pads it on the way.
+    ``is_seeded``: noise is drawn, and the seed goes in. ``size``: width and height of what comes out of words alone;
+    a job may be asked for others, if ``max_side`` is given. A picture that goes in, or that is asked for, has sides
+    between ``min_side`` and ``max_side`` that are multiples of ``multiple``. One that goes in comes out ``scale`` times
+    as large; nobody crops or pads it on the way.
 
     Raises: ValueError: nothing goes in, there is not one way to know the size, or sides that no picture has.
     """
 
+    request: ClassVar[type[ImageRequest]] = ImageRequest
+    """What a job's ``open`` is given, as it is kept in the job's record."""
     takes_prompt: bool = False
     takes_picture: bool = False
     is_seeded: bool = False
@@ -112,9 +118,9 @@ class ImageIO:
     def __post_init__(self) -> None:
         if not (self.takes_prompt or self.takes_picture):
             raise ValueError("neither a prompt nor a picture goes in; say which")
-        if self.takes_picture and not 1 <= self.min_side <= self.max_side:
+        if (self.takes_picture or self.max_side) and not 1 <= self.min_side <= self.max_side:
             raise ValueError(f"sides of {self.min_side} to {self.max_side} pixels are impossible")
-        if self.takes_picture and (self.min_side % self.multiple or self.max_side % self.multiple):
+        if self.max_side and (self.min_side % self.multiple or self.max_side % self.multiple):
             raise ValueError(f"min_side and max_side must be multiples of {self.multiple}")
         if self.takes_picture == (self.size is not None):
             raise ValueError("size is of what comes out of words alone, and there it is needed")
@@ -122,13 +128,13 @@ class ImageIO:
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """The picture."""
-        width, height = self.size or (-1, -1)
+        width, height = self.size if self.size and not self.max_side else (-1, -1)
         return (Tensor("image", "UINT8", (height, width, 3)),)
 
     @property
     def largest(self) -> ImageRequest:
         """The dearest request."""
-        width, height = self.size or (self.max_side, self.max_side)
+        width, height = self.size if self.size and not self.max_side else (self.max_side, self.max_side)
         return ImageRequest(width=width, height=height)
 
     def request_of(self, inputs: Any) -> ImageRequest:
@@ -148,18 +154,28 @@ class ImageIO:
             "outputs": ["image"],
             "is_seeded": self.is_seeded,
             **({"sizes": [f"{self.size[0]}x{self.size[1]}"]} if self.size else {}),
-            **(sides if self.takes_picture else {}),
+            **(sides if self.max_side else {}),
         }
 
     def check_picture(self, width: int, height: int) -> None:
         """Pass the size of a picture that goes in. Raises: ValueError: not one that the network takes."""
         if not self.takes_picture:
             raise ValueError("this model takes no picture")
+        self._check_sides("picture", width, height)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Pass the size of a picture that is asked for. Raises: ValueError: not one that the network makes."""
+        if self.max_side:
+            self._check_sides("size", width, height)
+        elif (width, height) != self.size:
+            raise ValueError(f"size is {width}x{height}; this model makes {self.outputs[0].shape}")
+
+    def _check_sides(self, what: str, width: int, height: int) -> None:
         for side in (width, height):
             if not self.min_side <= side <= self.max_side or side % self.multiple:
                 step = f", in steps of {self.multiple}" if self.multiple > 1 else ""
                 raise ValueError(
-                    f"picture is {width}x{height}; this model takes sides of {self.min_side} to {self.max_side} "
+                    f"{what} is {width}x{height}; this model takes sides of {self.min_side} to {self.max_side} "
                     f"pixels{step}"
                 )
 

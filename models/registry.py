@@ -23,6 +23,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "vdit": LazyRef("models.families.vdit.family:FAMILY"),
         "timm": LazyRef("models.families.timm.family:FAMILY"),
         "vllm": LazyRef("models.families.vllm.family:FAMILY"),
+        "nitrofusion": LazyRef("models.families.nitrofusion.family:FAMILY"),
     }
 )
 

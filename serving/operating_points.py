@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.contract import Family, Variant
 from models.identity import checkpoint_sha256
@@ -27,17 +27,20 @@ from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read
 from models.registry import families
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import CostModel, Price, Units
-from schedulers.plan import Cost, Point, Settings, Value, Work
+from schedulers.plan import Budget as PointBudget
+from schedulers.plan import Cost, Load, Plan, Point, Settings, Value, Work, plan, with_settings
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, StreamOptions, UnaryOptions
-from serving.errors import ConfigError
+from serving.domain import Budget
+from serving.errors import BudgetInfeasible, ConfigError, DeadlineUnreachable
 
+_IDLE = Load()
 _USUAL_BATCH = 16
 """Rows that share a batch under load: what a row is charged is its share of such a batch."""
 _USUAL_TEXT_TOKENS, _USUAL_ANSWER_TOKENS = 32, 64
-_FIRST_MACS_PER_S = 2e10
-"""Of one processor core: a guess for what is reserved for a model that was never measured. What it really takes is
-charged; its replicas measure what they plan with."""
+_FIRST_MACS_PER_S, _CORES_OF_A_GPU, _MACS_PER_TOKEN_STEP = 2e10, 5000, 1e8
+"""Of one processor core, and so on: guesses for what is reserved for a model that was never measured. What it really
+takes is charged; its replicas measure what they plan with."""
 
 _FIRST_ANSWER_S: Units = {"image_tokens": 2e-4, "prompt_tokens": 2e-4, "output_tokens": 2e-3, "token_steps": 2e-7}
 """A guess, for the reservations of a chat model's first requests only: nobody is refused for it."""
@@ -100,13 +103,14 @@ def _of_a_row(times: Mapping[int, Seconds], batch: int) -> float:
     return times[max((size for size in times if size <= batch), default=min(times))].seconds
 
 
-def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
-    """Points of a unary or staged model. A unary one may do without a table: it then has one, of all defaults.
+def points_of(model: ResolvedModel[Any]) -> Points:
+    """Points of a model of rows, or of one whose jobs make pictures. Unless it is staged, it may do without a table: it
+    then has one, of all defaults.
 
     Raises: ConfigError: no weights, or a table that cannot be used.
     """
     family, variant = families()[model.family], model.variant
-    is_random = model.options.random_weights
+    is_random = isinstance(model.options, UnaryOptions) and model.options.random_weights
     work = row_work(family, variant)
     if family.shape == "staged" or (not is_random and variant.weights and (variant.weights / TABLE_FILE).is_file()):
         table = load_table(variant)
@@ -126,9 +130,11 @@ def points_of(model: ResolvedModel[UnaryOptions]) -> Points:
             f"model {model.id} has no weights here: name their folder (--model {model.id}=FOLDER, or checkpoint_dir), "
             "or set its option random_weights to measure its speed alone"
         )
-    price_s = 1.0 / (_FIRST_MACS_PER_S * model.threads)
+    price_s = 1.0 / (_FIRST_MACS_PER_S * (_CORES_OF_A_GPU if model.device == "cuda" else model.threads))
     # Nobody waits for a guess: a replica refuses what it cannot answer in time.
-    cost = Cost(latency_s={}, busy_s={"macs": price_s}, watts=model.watts)
+    cost = Cost(
+        latency_s={}, busy_s={"macs": price_s, "token_steps": _MACS_PER_TOKEN_STEP * price_s}, watts=model.watts
+    )
     return Points(
         points=(Point(name=point_name({}), settings={}, cost=cost),),
         work=work,
@@ -242,6 +248,29 @@ def _cost_model(table: Table) -> CostModel | None:
         shares = {rows: time.seconds / (rows * amount) for rows, time in part.seconds.items()}
         prices[stage] = Price(seconds={unit: shares}, row=part.units)
     return CostModel(prices, watts=table.energy.watts) if prices else None
+
+
+def choose(
+    model: str, served: Points, budget: Budget, work: Work, *, latency_s: float | None, load: Load = _IDLE
+) -> Plan:
+    """The point of a request that has ``latency_s`` left, and whose rows, each of this ``work``, share its joules.
+
+    Raises: BudgetInfeasible; DeadlineUnreachable: later, it might fit.
+    """
+    points = served.points
+    if budget.settings:
+        points = with_settings(points, budget.settings, work, point_name)
+    energy_j = None if budget.energy_j is None else budget.energy_j / load.rows
+    wanted = PointBudget(latency_s=latency_s, energy_j=energy_j, quality_floor=budget.quality_floor)
+    made = plan(points, work, wanted, load)
+    if isinstance(made, Plan):
+        return made
+    if made.retry_after_s is not None:  # it is the queue, not the request, that is too long
+        raise DeadlineUnreachable(
+            f"{made.message}, or retry in {made.retry_after_s:.2f} s", param="vireo", retry_after_s=made.retry_after_s
+        )
+    unknown = "" if served.is_calibrated else f"; {model} is not calibrated, so its accuracy is not known"
+    raise BudgetInfeasible(f"{made.message}{unknown}", param="vireo")
 
 
 def parted(settings: Settings, num_exits: int) -> tuple[tuple[float, ...], dict[str, Value]]:

@@ -147,9 +147,14 @@ class Service:
         """The video models."""
         return tuple(model.card for model in self.videos.job_models.values())
 
+    def cards_for(self, task: str) -> tuple[Card, ...]:
+        """The models that are for a task, however they run."""
+        return tuple(card for card in self.cards() if task in card.tasks)
+
     def cards(self) -> tuple[Card, ...]:
         """All models that are served."""
-        return (*self.unary.models(), *self.chats.chat_models(), *self.video_cards())
+        drawn = (model.card for model in self.image_jobs.job_models.values() if model.card.shape == "job")
+        return (*self.unary.models(), *self.chats.chat_models(), *self.video_cards(), *drawn)
 
     def is_ready(self) -> bool:
         """Whether a request sent now can be answered: by one model at least, lest a sick one take the others along."""

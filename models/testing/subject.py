@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -113,17 +114,19 @@ def _image_row(subject: Subject, random: np.random.Generator) -> Inputs:
 def example_size(picture: ImageIO) -> ImageRequest:
     """A small size that the network takes."""
     if picture.size is not None:
-        return picture.largest
+        return ImageRequest(width=picture.size[0], height=picture.size[1])
     side = min(picture.max_side, max(picture.min_side, -(-48 // picture.multiple) * picture.multiple))
     return ImageRequest(width=side, height=side)
 
 
 def example_request(subject: Subject, seed: int = 0) -> Any:
-    """An example of a request. For a family that makes pictures, a size; for a stream, counts of tokens; for a job, one
-    from its part ``example``, or else a short prompt; None for all others."""
+    """An example of a request. For a family that makes pictures, a size, with a short prompt if they are jobs; for a
+    stream, counts of tokens; for another job, one from its part ``example``, or else a short prompt; None for all
+    others."""
     family = subject.family
     if isinstance(subject.variant.io, ImageIO):
-        return example_size(subject.variant.io)
+        size = example_size(subject.variant.io)
+        return replace(size, prompt=PROMPTS[seed % len(PROMPTS)]) if family.shape == "job" else size
     if family.shape == "stream":
         return ChatTokens(text_tokens=20 + seed, image_tokens=16, max_tokens=8)
     if family.shape != "job":

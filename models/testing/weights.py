@@ -24,6 +24,8 @@ def weights_fit_exactly(subject: Subject) -> None:
         folder = Path(name) / "weights"
         if variant.weights is not None:
             shutil.copytree(variant.weights, folder)
+        elif "save" in family.parts:
+            family.part("save")(subject.network, variant, folder)
         else:
             folder.mkdir()
             save_file(subject.network.state_dict(), folder / "model.safetensors")

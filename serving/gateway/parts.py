@@ -46,7 +46,7 @@ from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.images.files import ImageFiles
-from serving.tasks.images.jobs import IMAGES, plan_of
+from serving.tasks.images.jobs import IMAGES, PicturePlanner, plan_of
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
@@ -129,6 +129,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         for model in config.models_with(UnaryOptions)
         if IMAGES.name in model.tasks
     }
+    painters |= {model.id: _painter(model) for model in config.models_with(JobOptions) if IMAGES.name in model.tasks}
     job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
     priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
@@ -264,7 +265,13 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
     return leave
 
 
-def _card(model: ResolvedModel[UnaryOptions], points: Points) -> Card:
+def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
+    points = points_of(model)
+    planner = PicturePlanner(model=model, points=points)
+    return JobModel(card=_card(model, points), plan=planner, replicas=model.replicas)
+
+
+def _card(model: ResolvedModel[Any], points: Points) -> Card:
     family, variant = families()[model.family], model.variant
     weights = (variant.weights or Path()) / WEIGHTS_FILE
     return card_of(

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from models.families.nitrofusion.family import resolve
+from models.families.nitrofusion.networks import build, save
 from serving.client.checks import Target
 from serving.tasks.images.checks import CHECKS
 from tests.e2e.surfaces import SURFACES, Door, opened
@@ -23,7 +25,7 @@ from tests.support.media_files import encode
 from tests.support.system import cli_environment, run_cli, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-MODEL, PAINTER = "night-owl-nano", "day-owl-nano"
+MODEL, PAINTER, STEPWISE = "night-owl-nano", "day-owl-nano", "nitrofusion:realism"
 CLASSES = 10
 
 
@@ -52,8 +54,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def door(site: Path) -> Iterator[Door]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(site))
-        models = tuple({"id": model, "options": {"random_weights": True}} for model in (MODEL, PAINTER))
-        with running_system(models=models) as system, opened(system) as door:
+        models = [{"id": model, "options": {"random_weights": True}} for model in (MODEL, PAINTER)]
+        folder = site.parent / "tiny-sdxl"
+        variant = resolve(STEPWISE.rpartition(":")[2])
+        save(build(variant, random_weights=True), variant, folder)
+        models += [{"id": STEPWISE, "checkpoint_dir": str(folder), "accept_licence": True}]
+        with running_system(models=tuple(models)) as system, opened(system) as door:
             yield door
 
 
@@ -141,6 +147,26 @@ def test_picture_is_made_as_a_job_like_the_one_that_is_waited_for(door: Door) ->
     if door.http.get(f"/v1/images/jobs/{unwanted}/events").status_code == 200:  # it was not over then, and is now
         assert door.http.delete(f"/v1/images/jobs/{unwanted}").status_code == 200
     assert door.http.get(f"/v1/images/jobs/{unwanted}").json()["error"]["code"] == "image_not_found"
+
+
+def test_pictures_are_drawn_step_by_step_over_every_surface_alike(door: Door) -> None:
+    """By a family whose shape is ``job``, here or elsewhere."""
+    body = {"model": STEPWISE, "prompt": "a red ball", "seed": 7, "vireo": {"settings": {"num_inference_steps": 3}}}
+    waited = door.http.post("/v1/images/generations", json=body | {"n": 2}).raise_for_status().json()
+    assert (waited["size"], [each["seed"] for each in waited["data"]]) == ("32x32", [7, 8])
+    request = vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball", seed=7)
+    request.vireo.settings["num_inference_steps"].int_value = 3
+    over_grpc = door.vireo.GenerateImage(request, timeout=60, metadata=door.metadata)
+    begun = door.http.post("/v1/images/generations", json=body | {"vireo": {**body["vireo"], "background": True}})
+    path = f"/v1/images/jobs/{begun.raise_for_status().json()['id']}"
+    assert "event: completed" in door.http.get(f"{path}/events").raise_for_status().text
+    fetched = door.http.get(door.http.get(path).json()["urls"][0]).raise_for_status()
+    made = [base64.b64decode(waited["data"][0]["b64_json"]), over_grpc.images[0], fetched.content]
+    for file in made[1:]:  # a batch of two may round otherwise
+        assert np.abs(decode_file(file).astype(int) - decode_file(made[0])).max() <= 1
+    assert over_grpc.vireo.operating_point == waited["vireo"]["operating_point"] == "num_inference_steps=3"
+    refused = door.http.post("/v1/images/generations", json=body | {"prompt": "a" * 90}).json()
+    assert refused["error"]["code"] == "context_length_exceeded", refused
 
 
 def _too_large() -> dict[str, str]:

@@ -85,6 +85,8 @@ class FakeVideos:
 
     def __init__(self, video_cards: Sequence[Card] = (), is_fast: bool = False) -> None:
         self.video_cards = tuple(video_cards)
+        self.plans: dict[str, Any] = {}
+        """By model; ``planned`` for all others."""
         self.is_fast = is_fast
         self.video_error: BaseException | None = None
         self.video_requests: list[JobRequest[Any]] = []
@@ -141,7 +143,7 @@ class FakeVideos:
 
     @property
     def job_models(self) -> dict[str, JobModel]:
-        return {card.id: JobModel(card=card, plan=planned) for card in self.video_cards}
+        return {card.id: JobModel(card=card, plan=self.plans.get(card.id, planned)) for card in self.video_cards}
 
     async def create(self, request: JobRequest[Any]) -> JobRecord:
         self._check()

@@ -100,7 +100,7 @@ def _pipeline(variant: Variant) -> Iterator[Parity]:
 
 def _samplers() -> Iterator[Parity]:
     """Whole runs with a made-up model, beside diffusers, which the official pipeline uses."""
-    from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler  # type: ignore[import-not-found]
+    from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
     for steps in (5, 20, 100):
         euler, ddim = EulerAncestralDiscreteScheduler(), DDIMScheduler(clip_sample=False, timestep_spacing="trailing")

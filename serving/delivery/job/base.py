@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -175,6 +175,20 @@ def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
 def default_model(service: JobService) -> str | None:
     """The model of a request that names none: the only one, if there is just one."""
     return next(iter(service.job_models)) if len(service.job_models) == 1 else None
+
+
+async def completed(service: JobService, job: JobRecord) -> JobRecord:
+    """The job once it is completed. If its caller leaves, it is cancelled. Raises: what it failed with."""
+    try:
+        async with aclosing(service.watch(job.owner, job.id)) as updates:
+            async for update in updates:
+                job = update.job
+    except BaseException:  # GeneratorExit and cancellation among them: the caller is gone
+        await cancel_for_good(service, job)
+        raise
+    if job.status is JobStatus.FAILED:
+        raise job.failure
+    return job
 
 
 async def cancel_for_good(service: JobService, job: JobRecord) -> None:

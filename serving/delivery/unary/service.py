@@ -19,10 +19,8 @@ from PIL import Image
 
 from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO, ImageRequest, RowIO
-from models.operating_points import point_name
 from schedulers.cost import Units
-from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Load, Plan, Settings, plan, with_settings
+from schedulers.plan import Load, Plan, Settings
 from schedulers.types import Priority as SchedulerPriority
 from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import Fetch, Pipeline, served
@@ -38,8 +36,6 @@ from serving.delivery.unary.wire import (
 )
 from serving.domain import RANKS, Budget, ImageInput, Priority, Report, UnaryAnswer, UnaryReply, UnaryRequest
 from serving.errors import (
-    BudgetInfeasible,
-    DeadlineUnreachable,
     ImageTooLarge,
     InvalidRequest,
     ServingError,
@@ -48,7 +44,7 @@ from serving.errors import (
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
-from serving.operating_points import Points, RowWork, parted
+from serving.operating_points import Points, RowWork, choose, parted
 from serving.service import Card
 from serving.stores.results import Codec, Reservation
 from serving.stores.sealed import ResultKey
@@ -257,27 +253,14 @@ class UnaryRequests:
     # -- operating point -------------------------------------------------------------------------------------------
 
     def _choose(self, model: ServedModel, budget: Budget, rows: Sequence[_Row], deadline_s: float) -> Plan:
-        wanted = PointBudget(
+        return choose(
+            model.card.id,
+            model.points,
+            budget,
+            partial(_mean_work, model.points.work, [row.request for row in rows]),
             latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
-            energy_j=None if budget.energy_j is None else budget.energy_j / len(rows),
-            quality_floor=budget.quality_floor,
+            load=Load(queued_s=model.dispatcher.predicted_wait_s(), rows=len(rows)),
         )
-        points = model.points.points
-        work = partial(_mean_work, model.points.work, [row.request for row in rows])
-        if budget.settings:
-            points = with_settings(points, budget.settings, work, point_name)
-        made = plan(points, work, wanted, Load(queued_s=model.dispatcher.predicted_wait_s(), rows=len(rows)))
-        if isinstance(made, Plan):
-            return made
-        if made.retry_after_s is not None:  # it is the queue, not the request, that is too long
-            raise DeadlineUnreachable(
-                f"{made.message}, or retry in {made.retry_after_s:.2f} s",
-                param="vireo",
-                retry_after_s=made.retry_after_s,
-            )
-        is_known = model.points.is_calibrated
-        unknown = "" if is_known else f"; {model.card.id} is not calibrated, so its accuracy is not known"
-        raise BudgetInfeasible(f"{made.message}{unknown}", param="vireo")
 
     # -- results ---------------------------------------------------------------------------------------------------
 

@@ -39,8 +39,7 @@ def load_runner(model_id: str, folder: Path | None, device: str, dtype: str) -> 
 
     Raises: ValueError, OSError: no such weights.
     """
-    family, variant = find(model_id)
-    variant = variant if folder is None else variant.with_weights(folder)
+    family, variant = find(model_id, folder)
     assert family.build is not None, "a family of jobs has networks"
     assert family.runner is not None, "and something that runs them"
     runner: Job = family.runner.load()(family.build.load()(variant, device, dtype=dtype), variant)

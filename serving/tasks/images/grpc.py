@@ -16,7 +16,8 @@ from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
-from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, make_images, only_model, rows_of
+from serving.tasks.images.jobs import answer
+from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, only_model
 
 Message: TypeAlias = vireo_pb2.GenerateImageRequest | vireo_pb2.EditImageRequest
 _FORMATS: Final[Mapping[int, ImageFormat]] = {
@@ -40,7 +41,9 @@ async def edit(call: GrpcCall, message: vireo_pb2.EditImageRequest) -> vireo_pb2
 
 
 async def _made(call: GrpcCall, asked: ImagesAsked) -> vireo_pb2.ImageResponse:
-    return _response(await make_images(call, asked, rows_of(call, asked)))
+    made = await answer(call, asked)
+    assert isinstance(made, ImagesMade), "a call without a body begins no job"
+    return _response(made)
 
 
 def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> ImagesAsked:

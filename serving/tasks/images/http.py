@@ -22,8 +22,9 @@ from serving.front.http.multipart import FormReader, FormRules
 from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation, path_parameter
 from serving.front.images import images_from_text
 from serving.limits import IngressLimits
-from serving.tasks.images.jobs import JOBS, begin_job
-from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, only_model, rows_of
+from serving.stores.jobs.base import JobRecord
+from serving.tasks.images.jobs import JOBS, answer
+from serving.tasks.images.rules import ImagesAsked, ImagesMade, only_model
 from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImageJobAnswer, ImagesAnswer
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
@@ -125,14 +126,13 @@ async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) ->
         seed=body.seed,
         budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
     )
-    request = rows_of(call, asked)
-    if (job := await begin_job(call, body, asked, request)) is not None:
-        return JOBS.begun(call, job, 202)
-    made = await make_images(call, asked, request)
+    made = await answer(call, asked, body, call.header(b"idempotency-key") or "")
+    if isinstance(made, JobRecord):
+        return JOBS.begun(call, made, 202)
     data = await _stored(call, made) if body.response_format == "url" else await asyncio.to_thread(_spelt, made)
     for seed, each in zip(made.seeds, data, strict=False):
         each["seed"] = seed
-    answer: ImagesAnswer = {
+    document: ImagesAnswer = {
         "created": int(time.time()),
         "model": made.model,
         "data": data,
@@ -140,7 +140,7 @@ async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) ->
         "size": f"{made.width}x{made.height}",
         "vireo": made.report,
     }
-    return json_answer(answer)
+    return json_answer(document)
 
 
 def _spelt(made: ImagesMade) -> list[ImageAnswer]:

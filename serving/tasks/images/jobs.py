@@ -1,22 +1,31 @@
-"""Pictures that are made as durable jobs: when they are, what they are called, and ``/v1/images/jobs``."""
+"""Pictures that are made as durable jobs: when they are, what they are called, and ``/v1/images/jobs``.
+
+Any call may become one. Those to a model of shape ``job`` always do: whoever waits for the pictures waits for a job.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from models.contract import Value
+from models.contract import SettingError, Value
+from models.io import ImageRequest
+from models.registry import families
 from schedulers.plan import Load
-from serving.delivery.job.base import JobPlan, JobRequest, JobTask, report_of
+from serving.config import JobOptions, ResolvedModel
+from serving.delivery.job.base import JobPlan, JobRequest, JobTask, completed, report_of
 from serving.delivery.job.http import JobHttp, check_key
-from serving.domain import UnaryRequest
-from serving.errors import ImageFailed, ImageNotReady, TooManyImages, UnknownImage
-from serving.front.http.call import Call
+from serving.domain import Budget, UnaryRequest
+from serving.errors import ImageFailed, ImageNotReady, InvalidRequest, TooManyImages, UnknownImage
+from serving.front.front import BaseCall
+from serving.operating_points import Points, choose
 from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.tasks.chat.reply import clean
-from serving.tasks.images.rules import ImagesAsked
+from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, rows_of, size_of
 from serving.tasks.images.schemas import GenerationBody, ImageJobAnswer
+from serving.telemetry.events import OK
 
 JOB_FROM_S: Final = 10.0
 """Predicted to take so long, a call becomes a job unless its caller wants to wait."""
@@ -46,15 +55,93 @@ def plan_of(request: JobRequest[Any], _seed: int, _load: Load) -> JobPlan:
     return request.plan
 
 
-async def begin_job(call: Call, body: GenerationBody, asked: ImagesAsked, request: UnaryRequest) -> JobRecord | None:
-    """Queue a job if the caller asks for one, or if it is predicted to take long. Raises: ServingError."""
-    background = None if body.vireo is None else body.vireo.background
-    if background is False:
-        return None
-    service = call.front.service
-    plan = await service.unary.plan_job(request, 0.0 if background else JOB_FROM_S)
-    if plan is None:
-        return None
+@dataclass(frozen=True, kw_only=True)
+class PicturePlanner:
+    """Plans pictures of a model of shape ``job``, which declares its denoising steps as slices: ``JobModel.plan``."""
+
+    model: ResolvedModel[JobOptions]
+    points: Points
+
+    def __call__(self, job: JobRequest[Any], _seed: int, load: Load) -> JobPlan:
+        """The plan that came with the job, or, where it must wait, another that leaves the time for that."""
+        assert isinstance(job, ImagesJob)
+        if not load.queued_s:
+            return job.plan
+        made = self.plan(job.plan.request, job.plan.seed, job.budget, load)
+        degraded = tuple(dict.fromkeys((*made.degraded, *job.plan.degraded)))
+        return replace(made, degraded=degraded, output=job.plan.output, shown=job.plan.shown)
+
+    def plan(self, picture: ImageRequest, seed: int, budget: Budget, load: Load) -> JobPlan:
+        """Raises: InvalidRequest: not what the model makes. BudgetInfeasible, DeadlineUnreachable."""
+        family, model, work = families()[self.model.family], self.model, partial(self.points.work, request=picture)
+        if (length := len(picture.prompt)) > (limit := model.variant.io.max_prompt_chars):
+            raise InvalidRequest(f"prompt has {length} characters; {model.id} takes {limit}", param="prompt")
+        latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
+        chosen = choose(model.id, self.points, budget, work, latency_s=latency_s, load=load)
+        point = family.check_point(chosen.point.settings)
+        try:
+            if family.allowed is not None:
+                family.allowed.load()(model.variant, picture, point)
+        except SettingError as error:
+            raise InvalidRequest(str(error), param=error.name) from None
+        return JobPlan(
+            request=picture,
+            point=point,
+            seed=seed,
+            num_steps=round(work(point).get("slices", 1)),
+            name=chosen.point.name,
+            predicted_s=chosen.busy_s,
+            predicted_j=chosen.energy_j,
+            degraded=chosen.degraded,
+        )
+
+
+async def answer(
+    call: BaseCall, asked: ImagesAsked, body: GenerationBody | None = None, key: str = ""
+) -> ImagesMade | JobRecord:
+    """What a call asks for: pictures, or the job that makes them, if ``body`` asks for one or allows it and it is
+    predicted to take long. ``key``: makes jobs of one tenant one. Raises: ServingError."""
+    request, service = rows_of(call, asked), call.front.service
+    background = False if body is None else None if body.vireo is None else body.vireo.background
+    planner = job_model.plan if (job_model := service.image_jobs.job_models.get(request.model)) else None
+    if not isinstance(planner, PicturePlanner):
+        plan = None if background is False else await service.unary.plan_job(request, 0.0 if background else JOB_FROM_S)
+        if plan is None:
+            return await make_images(call, asked, request)
+        return await _begin(call, asked, request, plan, body, key, is_degraded=not background)
+    io = planner.model.variant.io
+    width, height = size_of(asked.size, io)
+    picture = ImageRequest(width=width, height=height, prompt=asked.prompt, count=asked.count)
+    plan = planner.plan(picture, request.seeds[0] if request.seeds else 0, request.budget, Load())
+    is_long = planner.points.is_calibrated and plan.predicted_s >= JOB_FROM_S
+    if background or (background is None and is_long):
+        return await _begin(call, asked, request, plan, body, key, is_degraded=not background)
+    job = await completed(service.image_jobs, await _begin(call, asked, request, plan, body, key, is_degraded=False))
+    artefacts = [IMAGES.artefact(job, name) for name in FILES[: asked.count]]
+    files = [await service.image_jobs.read(each, 0, each.num_bytes) for each in artefacts]
+    call.visit.outcome = OK
+    return ImagesMade(
+        model=request.model,
+        files=tuple(files),
+        format=asked.format,
+        width=width,
+        height=height,
+        seeds=tuple(job.shown["seeds"]),
+        report=report_of(job),
+    )
+
+
+async def _begin(
+    call: BaseCall,
+    asked: ImagesAsked,
+    request: UnaryRequest,
+    plan: JobPlan,
+    body: GenerationBody | None,
+    key: str,
+    *,
+    is_degraded: bool,
+) -> JobRecord:
+    """Queue a job. Raises: ServingError."""
     if asked.count > MAX_JOB_IMAGES:
         raise TooManyImages(f"n is {asked.count}; a job makes at most {MAX_JOB_IMAGES} images", param="n")
     output: dict[str, Value] = {"format": asked.format}
@@ -63,7 +150,7 @@ async def begin_job(call: Call, body: GenerationBody, asked: ImagesAsked, reques
     shown = {"prompt": asked.prompt, "seeds": list(request.seeds), "n": asked.count}
     plan = replace(
         plan,
-        degraded=plan.degraded if background else (*plan.degraded, "background"),
+        degraded=(*plan.degraded, "background") if is_degraded else plan.degraded,
         output=output,
         shown=shown,
     )
@@ -72,12 +159,12 @@ async def begin_job(call: Call, body: GenerationBody, asked: ImagesAsked, reques
         surface=call.surface,
         tenant=call.tenant,
         model=request.model,
-        asked=_alike(body, asked),
+        asked=_alike(body or GenerationBody(), asked),
         budget=request.budget,
-        idempotency_key=check_key(call.header(b"idempotency-key") or ""),
+        idempotency_key=check_key(key),
         plan=plan,
     )
-    return await service.image_jobs.create(job)
+    return await call.front.service.image_jobs.create(job)
 
 
 def _alike(body: GenerationBody, asked: ImagesAsked) -> GenerationBody:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from serving.service import Card
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 _QUALITY: Final = 95
 _SEED_BITS: Final = 32
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class ImagesMade:
 
 def only_model(call: BaseCall) -> str:
     """The model of a call that names none. Raises: InvalidRequest: there is not exactly one."""
-    cards = call.front.service.rows_for("images")
+    cards = call.front.service.cards_for("images")
     if len(cards) != 1:
         known = ", ".join(card.id for card in cards) or "none"
         raise InvalidRequest(f"model is missing; models that make images: {known}", param="model")
@@ -68,7 +70,7 @@ def only_model(call: BaseCall) -> str:
 
 def rows_of(call: BaseCall, asked: ImagesAsked) -> UnaryRequest:
     """What a call asks a model for, admitted. Raises: ClientError."""
-    cards = call.front.service.rows_for("images")
+    cards = call.front.service.cards_for("images")
     return call.front.admit(_request(call, asked, call.front.card(asked.model, cards)), cards, call.visit)
 
 
@@ -125,6 +127,14 @@ def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
         raise UnsupportedField(f"seed is not offered: {card.id} draws no noise. Remove it", param="seed")
     if asked.count > 1 and not form.is_seeded:
         raise InvalidRequest(f"n is {asked.count}; {card.id} draws no noise, all would be equal: send 1", param="n")
+    if asked.compression not in (None, 100) and asked.format == "png":
+        raise InvalidRequest(
+            f"output_compression is {asked.compression}; PNG is lossless: send 100, or another output_format",
+            param="output_compression",
+        )
+    if form.size and form.max_side:
+        size_of(asked.size, form)
+        return
     made = "x".join(map(str, form.size)) if form.size else None
     if asked.size not in ("auto", made):
         told = (
@@ -133,11 +143,22 @@ def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
             else f"the picture decides it, and {card.id} makes it {form.scale} times as large"
         )
         raise InvalidRequest(f"size is {shown(asked.size)}; {told}: send auto", param="size")
-    if asked.compression not in (None, 100) and asked.format == "png":
-        raise InvalidRequest(
-            f"output_compression is {asked.compression}; PNG is lossless: send 100, or another output_format",
-            param="output_compression",
-        )
+
+
+def size_of(size: str, form: ImageIO) -> tuple[int, int]:
+    """Width and height of what is made of words. Raises: InvalidRequest: not what the model makes."""
+    assert form.size is not None
+    if size == "auto":
+        return form.size
+    found = _SIZE.fullmatch(size)
+    try:
+        if found is None:
+            raise ValueError(f"size is {shown(size)}; send auto, or WIDTHxHEIGHT in pixels")
+        width, height = int(found[1]), int(found[2])
+        form.check_size(width, height)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="size") from None
+    return width, height
 
 
 def _pictures(reply: UnaryReply) -> list[npt.NDArray[Any]]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from models.io import ImageIO
-from serving.errors import UnknownPath
+from models.io import ImageIO, ImageRequest
+from models.registry import find
+from schedulers.plan import Cost, Load, Point
+from serving.errors import DeadlineUnreachable, UnknownPath
+from serving.operating_points import Points, row_work
 from serving.stores.artefacts import ArtefactStore
 from serving.tasks.images.files import ImageFiles
+from serving.tasks.images.jobs import PicturePlanner
 from tests.support.clients import BOUNDARY, GOOD_PNG, FakeContext, FrontDoor, HttpReply, asgi, context_outcome
 from tests.support.fake_service import FakeService, make_card, make_image_card
+from tests.support.fake_videos import CLIP
 from tests.support.media_files import encode
 
 PAINTER = make_image_card("painter", ImageIO(takes_prompt=True, is_seeded=True, size=(12, 8)))
@@ -274,3 +282,124 @@ async def test_jobs_of_images_say_what_is_missing_in_their_own_words(door: Front
     job = (await door.post_json(BALL | {"vireo": {"background": True}}, GENERATIONS)).json
     reply = await asgi(door.app, "GET", f"/v1/images/jobs/{job['id']}/content")
     assert (reply.status, reply.error["code"]) == (409, "image_not_ready")
+
+
+# -- models that run as jobs -----------------------------------------------------------------------------------------
+
+STEPWISE = "nitrofusion:realism"
+
+
+@pytest.fixture
+def stepwise() -> FrontDoor:
+    """A model of shape ``job`` whose steps take a second each, beside one of rows. Its jobs are done at once."""
+    family, variant = find(STEPWISE)
+    model = SimpleNamespace(id=STEPWISE, family=family.name, variant=variant)
+    cost = Cost(latency_s={"slices": 1.0}, busy_s={"slices": 1.0}, watts=2.0)
+    points = Points(
+        points=tuple(
+            Point(
+                name=f"num_inference_steps={steps}",
+                settings={"num_inference_steps": steps},
+                cost=cost,
+                quality=steps / 8,
+            )
+            for steps in (1, 4)
+        ),
+        work=row_work(family, variant),
+        watts=2.0,
+        checkpoint_sha256="0" * 64,
+    )
+    card = replace(make_image_card(STEPWISE, variant.io), shape="job", tasks=("images",), knobs=family.knobs)
+    door = FrontDoor(FakeService((make_card(), PAINTER), is_fast=True))
+    door.service.image_jobs.video_cards = (card,)
+    door.service.image_jobs.plans[STEPWISE] = PicturePlanner(model=cast(Any, model), points=points)
+    return door
+
+
+RED = {"model": STEPWISE, "prompt": "a red ball", "seed": 7}
+
+
+async def test_whoever_waits_for_a_model_of_jobs_waits_for_a_job(stepwise: FrontDoor) -> None:
+    reply = await stepwise.post_json(RED | {"size": "48x32"}, GENERATIONS)
+    assert reply.status == 200, reply.body
+    assert (reply.json["size"], [each["seed"] for each in reply.json["data"]]) == ("48x32", [7])
+    assert base64.b64decode(reply.json["data"][0]["b64_json"]) == CLIP
+    made = await stepwise.grpc.GenerateImage(
+        vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball", n=1, seed=7), FakeContext()
+    )
+    assert (list(made.images), made.width, made.height) == ([CLIP], 32, 32)
+    first, second = stepwise.service.image_jobs.video_requests
+    assert first.plan.request == ImageRequest(width=48, height=32, prompt="a red ball", count=1)
+    assert (second.plan.request.width, second.plan.seed, second.plan.num_steps) == (32, 7, 4)
+    assert stepwise.service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "name"),
+    [
+        ({}, 4, "num_inference_steps=4"),
+        ({"vireo": {"latency_ms": 1500}}, 1, "num_inference_steps=1"),
+        ({"vireo": {"energy_j": 3}}, 1, "num_inference_steps=1"),
+        ({"vireo": {"settings": {"num_inference_steps": 3}}}, 3, "num_inference_steps=3"),
+    ],
+)
+async def test_job_gets_the_best_point_that_its_budget_allows(
+    asked: Any, steps: int, name: str, stepwise: FrontDoor
+) -> None:
+    reply = await stepwise.post_json(RED | {"n": 1} | asked, GENERATIONS)
+    assert reply.status == 200, reply.body
+    (request,) = stepwise.service.image_jobs.video_requests
+    assert (request.plan.num_steps, request.plan.name, request.plan.predicted_s) == (steps, name, steps)
+    assert request.plan.point["num_inference_steps"] == steps
+    planner = stepwise.service.image_jobs.plans[STEPWISE]
+    if asked.get("vireo", {}).get("latency_ms"):
+        with pytest.raises(DeadlineUnreachable, match="retry in"):
+            planner(request, 0, Load(queued_s=1.0))
+    else:
+        assert planner(request, 0, Load(queued_s=1.0)) == request.plan
+
+
+async def test_job_that_is_not_waited_for_is_begun(stepwise: FrontDoor) -> None:
+    stepwise.service.image_jobs.is_fast = False
+    reply = await stepwise.post_json(RED | {"n": 2, "vireo": {"background": True}}, GENERATIONS)
+    assert (reply.status, reply.json["seeds"], reply.json["status"]) == (202, [7, 8], "queued"), reply.body
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "param"),
+    [
+        ({"size": "50x33"}, "invalid_request", "size"),
+        ({"size": "64x32"}, "invalid_request", "size"),
+        ({"size": "large"}, "invalid_request", "size"),
+        ({"prompt": "a" * 1001}, "invalid_request", "prompt"),
+        ({"n": 11}, "too_many_images", "n"),
+        ({"vireo": {"quality_floor": 0.9}}, "budget_infeasible", "vireo"),
+        ({"vireo": {"settings": {"num_inference_steps": 5}}}, "invalid_request", "vireo.settings.num_inference_steps"),
+    ],
+)
+async def test_job_that_cannot_be_done_is_refused_before_it_is_queued(
+    asked: Any, code: str, param: str, stepwise: FrontDoor
+) -> None:
+    reply = await stepwise.post_json(RED | asked, GENERATIONS)
+    assert (reply.error["code"], reply.error["param"]) == (code, param), reply.body
+    assert stepwise.service.image_jobs.video_requests == []
+
+
+async def test_failure_of_a_job_is_that_of_the_call_that_waits(stepwise: FrontDoor) -> None:
+    jobs = stepwise.service.image_jobs
+    jobs.is_fast = False
+    call = asyncio.create_task(stepwise.post_json(RED, GENERATIONS))
+    await jobs.created.wait()
+    jobs.fail(next(iter(jobs.jobs)), "context_length_exceeded", "prompt has 92 tokens")
+    reply = await call
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+
+
+async def test_call_that_leaves_cancels_its_job(stepwise: FrontDoor) -> None:
+    jobs = stepwise.service.image_jobs
+    jobs.is_fast = False
+    call = asyncio.create_task(stepwise.post_json(RED, GENERATIONS))
+    await jobs.created.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert [job.status for job in jobs.jobs.values()] == ["failed"]

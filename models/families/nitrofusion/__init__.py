@@ -1,0 +1,1 @@
+"""NitroFusion's few-step image generators, on a folder of SDXL."""
