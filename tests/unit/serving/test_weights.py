@@ -19,6 +19,7 @@ from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.job.setup import build_parts
 from serving.replica.staged.setup import build_driver
 from serving.telemetry.events import ignore
+from tests.support.fake_engine import FakeEngine
 
 NANO, _, VIDEO = (variant.id for _, variant in default_variants())
 
@@ -37,7 +38,7 @@ def config_of(run_dir: Path, weight: float = 3.0) -> ResolvedConfig:
 
 def rows(config: ResolvedConfig) -> tuple[Scheduler, Any]:
     (model,) = config.models_with(UnaryOptions)
-    scheduler = build_driver(model, ignore, config.weights).scheduler
+    scheduler = build_driver(model, FakeEngine(), None, ignore, config.weights).scheduler
     return scheduler, ExitWork((0.0,) * model.variant.io.num_exits)
 
 
