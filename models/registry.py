@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "dyn-perceiver": LazyRef("models.families.dyn_perceiver.family:FAMILY"),
         "texthawk2": LazyRef("models.families.texthawk2.family:FAMILY"),
         "vdit": LazyRef("models.families.vdit.family:FAMILY"),
+        "tunable-restore": LazyRef("models.families.tunable_restore.family:FAMILY"),
         "timm": LazyRef("models.families.timm.family:FAMILY"),
         "vllm": LazyRef("models.families.vllm.family:FAMILY"),
         "nitrofusion": LazyRef("models.families.nitrofusion.family:FAMILY"),

@@ -88,8 +88,8 @@ def train(
 ) -> None:
     """Train a model that can be trained here, from data that installed packages ship.
 
-    Takes about a quarter of an hour on one core. Interrupt it at will: the same command goes on where it stopped.
-    Run 'vireo calibrate' afterwards; the old operating points belong to the old weights.
+    Takes a quarter of an hour or so on one core. Interrupt it at will: the same command goes on where it stopped.
+    Run 'vireo calibrate' afterwards if the model has operating points; the old ones belong to the old weights.
     """
     with told_plainly(), progress_bar() as progress:
         family, variant = find(model)
@@ -99,7 +99,9 @@ def train(
         lines = family.part("train")(variant, directory, steps=steps, seed=seed, on_progress=phases(progress))
     for line in lines:
         console.print(line)
-    console.print(f"written to {directory}; next: vireo calibrate {model}" + (f"={out}" if out else ""))
+    has_points = any(knob.is_axis for knob in family.knobs)
+    chosen = f"{model}={out}" if out else model
+    console.print(f"written to {directory}" + (f"; next: vireo calibrate {chosen}" if has_points else ""))
 
 
 def calibrate(
