@@ -26,16 +26,24 @@ class SlotTurn:
     """One use of a slot, by whoever waits for it. ``refused``: why there was none, once ``acquire`` has said so."""
 
     def __init__(
-        self, tenant: str = "", rank: int = 0, predicted_s: float = 0.0, *, deadline_s: float = math.inf
+        self,
+        tenant: str = "",
+        rank: int = 0,
+        predicted_s: float = 0.0,
+        *,
+        deadline_s: float = math.inf,
+        held_bytes: int = 0,
     ) -> None:
-        self.arrival = UnitArrived(unit_id=self, work=ChatWork(predicted_s, rank), tenant=tenant, deadline_s=deadline_s)
+        work = ChatWork(predicted_s, rank)
+        self.arrival = UnitArrived(unit_id=self, work=work, tenant=tenant, deadline_s=deadline_s, held_bytes=held_bytes)
         self.refused: RejectReason | None = None
         self.slice_id = -1
         self.granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
 
 class FairSlots:
-    """``slots`` at a time; ``max_waiting`` wait, and who is one too many is refused. Use from one event loop.
+    """``slots`` at a time, which hold ``max_held_bytes`` together, unless one alone holds more; ``max_waiting`` wait,
+    and who is one too many is refused. Use from one event loop.
 
     ``watts``: of whatever gives the slots; turns are charged in joules.
 
@@ -48,6 +56,7 @@ class FairSlots:
         slots: int,
         max_waiting: int = 1 << 30,
         *,
+        max_held_bytes: int = 1 << 62,
         weights: Weights = EQUAL,
         watts: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +64,9 @@ class FairSlots:
         self._slots = slots
         self._max_waiting = max_waiting
         self._clock = clock
-        config = ChatConfig(max_running=slots, max_waiting=max(1, max_waiting), weights=weights)
+        config = ChatConfig(
+            max_running=slots, max_waiting=max(1, max_waiting), max_held_bytes=max_held_bytes, weights=weights
+        )
         self._kernel = chat(config, CostModel(watts=watts))
 
     @property

@@ -56,7 +56,7 @@ class StreamOptions(Section):
     max_queue: int = Field(256, ge=0, le=100_000, description="Answers waiting per replica; more are refused.")
     max_images: int = Field(16, ge=1, le=1024, description="Images of one chat.")
     max_batched_tokens: int = Field(2048, ge=64, le=1 << 20, description="Most tokens of one engine step.")
-    kv_cache_mb: int = Field(256, ge=1, description="MiB of KV cache per replica, taken at the start.")
+    kv_cache_mb: int = Field(256, ge=1, description="MiB of KV cache per replica; answers start when they fit.")
     image_cache_mb: int = Field(256, ge=0, description="MiB of tiles that one replica keeps for repeated images.")
     encoder_cache_tokens: int = Field(16_384, ge=0, description="Image tokens whose embeddings one replica keeps.")
     enforce_eager: bool = Field(True, description="Whether vLLM runs without compiling; compiling starts slowly.")

@@ -58,6 +58,18 @@ class ChatEngine(Protocol):
         """Most tokens of prompt and answer together."""
         ...
 
+    @property
+    def kv_bytes(self) -> int:
+        """Of keys and values that all requests together may hold. Known once the engine has started."""
+        ...
+
+    def held_bytes(self, request: EngineRequest) -> int:
+        """Most bytes of keys and values that the request will hold, nothing of it shared.
+
+        Raises: ServingError: as ``run`` would.
+        """
+        ...
+
     async def start(self) -> None:
         """Load the model; afterwards ``run`` works."""
         ...

@@ -36,6 +36,11 @@ class RequestChecks:
         """Tokens of all images of a request, begin and end not counted."""
         return sum(self.prompts.image_tokens(image.grid) for image in request.images)
 
+    def num_tokens(self, request: EngineRequest) -> int:
+        """Of a prompt with images expanded, and of the longest answer."""
+        grids = [image.grid for image in request.images]
+        return self.prompts.num_expanded(request.prompt_token_ids, grids) + request.max_tokens
+
     def check(self, request: EngineRequest) -> None:
         """Raises: InvalidRequest, TooManyImages: the request cannot be run as it is."""
         max_images, max_logprobs = self.setup.options.max_images, self.setup.max_logprobs
@@ -55,13 +60,13 @@ class RequestChecks:
             )
 
     def _check_length(self, request: EngineRequest) -> None:
-        num_tokens = self.prompts.num_expanded(request.prompt_token_ids, [image.grid for image in request.images])
         max_model_len = self.setup.max_model_len
         if not request.prompt_token_ids or request.max_tokens < 1:
             raise InvalidRequest("prompt and max_tokens must be at least one token", param="max_tokens")
-        if num_tokens + request.max_tokens > max_model_len:
+        num_tokens = self.num_tokens(request)
+        if num_tokens > max_model_len:
             raise InvalidRequest(
-                f"prompt of {num_tokens} tokens and answer of up to {request.max_tokens} exceed the model's limit of "
-                f"{max_model_len}; shorten the prompt, send smaller images or lower max_tokens",
+                f"prompt of {num_tokens - request.max_tokens} tokens and answer of up to {request.max_tokens} exceed "
+                f"the model's limit of {max_model_len}; shorten the prompt, send smaller images or lower max_tokens",
                 param="messages",
             )

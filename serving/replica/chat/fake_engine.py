@@ -71,6 +71,15 @@ class FakeChatEngine:
         """Most tokens of prompt and answer together."""
         return self._max_model_len
 
+    @property
+    def kv_bytes(self) -> int:
+        """A byte a token."""
+        return self._num_blocks * self._block_size
+
+    def held_bytes(self, request: EngineRequest) -> int:
+        """Prompt and longest answer, in whole blocks."""
+        return self._blocks(self._check(request) + request.max_tokens) * self._block_size
+
     async def start(self) -> None:
         """Nothing to load."""
 

@@ -130,8 +130,9 @@ def _wake(future: asyncio.Future[None]) -> None:
 class ChoiceHub:
     """One per replica. Use from one event loop; ``stop`` when done.
 
-    At most ``max_running`` choices are on the engine, at most ``max_waiting`` wait for that. Between the first token
-    and the end, a gateway gets a message every ``interval_s`` at most; 0: one per engine step.
+    At most ``max_running`` choices are on the engine, which has been started; they hold no more keys and values than it
+    has room for. At most ``max_waiting`` wait for that. Between the first token and the end, a gateway gets a message
+    every ``interval_s`` at most; 0: one per engine step.
     """
 
     def __init__(
@@ -152,7 +153,14 @@ class ChoiceHub:
         self._engine = engine
         self._replica_id = replica_id
         self._model, self._tell = model, tell
-        self._slots = FairSlots(max_running, max_waiting, weights=weights, watts=watts, clock=clock)
+        self._slots = FairSlots(
+            max_running,
+            max_waiting,
+            max_held_bytes=engine.kv_bytes,
+            weights=weights,
+            watts=watts,
+            clock=clock,
+        )
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s
@@ -264,7 +272,8 @@ class ChoiceHub:
     @asynccontextmanager
     async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
         deadline_s = self._clock() + start.remaining_s
-        turn = SlotTurn(start.tenant, start.rank, start.predicted_s, deadline_s=deadline_s)
+        held_bytes = self._engine.held_bytes(start.request)
+        turn = SlotTurn(start.tenant, start.rank, start.predicted_s, deadline_s=deadline_s, held_bytes=held_bytes)
         num_waiting = self._slots.waiting
         if not await self._slots.acquire(turn):
             if turn.refused is not RejectReason.QUEUE_FULL:

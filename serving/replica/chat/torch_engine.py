@@ -1,7 +1,7 @@
 """Plain torch as a chat engine: the reference twin of vLLM, and the fallback where vLLM is not installed.
 
 Every request has its own KV cache and takes its steps on one thread, in turn with the others; nothing is batched. The
-memory for KV is bounded by ``max_num_seqs`` times ``max_model_len`` tokens.
+memory for KV is bounded by whoever admits requests (``held_bytes``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -50,6 +51,18 @@ class TorchEngine:
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._setup.max_model_len
+
+    @property
+    def kv_bytes(self) -> int:
+        """As configured."""
+        return self._setup.options.kv_cache_mb << 20
+
+    def held_bytes(self, request: EngineRequest) -> int:
+        """Prompt and longest answer."""
+        if self._loaded is None:
+            raise EngineFailed("the model is not loaded; retry")
+        self._loaded.checks.check(request)
+        return self._loaded.checks.num_tokens(request) * self._loaded.token_bytes
 
     async def start(self) -> None:
         """Load the model on the engine's thread."""
@@ -141,6 +154,7 @@ class _Loaded:
         self._prompts = prompts
         vocab_size = int(network.language_model.config.vocab_size)
         self.checks = RequestChecks(setup, prompts, vocab_size)
+        self.token_bytes = _token_bytes(network.language_model)
         self.schemas = SchemaCompiler.of_model(setup.folder, vocab_size)
         self._model = Model(
             language=network.language_model,
@@ -154,6 +168,15 @@ class _Loaded:
     def sequence(self, request: EngineRequest, matcher: SchemaMatcher | None) -> TorchSequence:
         prompt = self._prompts.expand(request.prompt_token_ids, [image.grid for image in request.images])
         return TorchSequence(self._model, request, prompt, matcher)
+
+
+def _token_bytes(language_model: Any) -> int:
+    """Of keys and values."""
+    config = language_model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    num_values = config.num_hidden_layers * num_heads * head_dim
+    return int(2 * num_values * language_model.dtype.itemsize)
 
 
 class _Encoder:

@@ -65,12 +65,26 @@ class VllmEngine:
         self._schemas: SchemaGate | None = None
         self._encoder_poll: asyncio.Task[None] | None = None
         self._running: set[str] = set()
+        self._block_tokens = 1
         self._last_idle_s = 0.0
 
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._setup.max_model_len
+
+    @property
+    def kv_bytes(self) -> int:
+        """As set aside at the start."""
+        return self._setup.options.kv_cache_mb << 20
+
+    def held_bytes(self, request: EngineRequest) -> int:
+        """Prompt and longest answer, in whole blocks."""
+        if self._checks is None:
+            raise _dead()
+        self._checks.check(request)
+        num_blocks = -(-self._checks.num_tokens(request) // self._block_tokens)
+        return num_blocks * self.kv_bytes // max(1, self._beat.stats.kv_blocks_total)
 
     async def start(self) -> None:
         """Start the engine process and load the model; takes seconds, off the event loop."""
@@ -85,6 +99,7 @@ class VllmEngine:
             disable_log_stats=True,  # of the periodic log lines; ours and Prometheus' loggers stay
         )
         self._llm = llm
+        self._block_tokens = config.cache_config.block_size
         if not all(await llm.collective_rpc("vireo_die_with", args=(os.getpid(),))):
             _LOG.warning("this platform cannot watch processes: if this one is killed, its engine process stays behind")
         self._encoder_poll = asyncio.create_task(self._poll_encoder())

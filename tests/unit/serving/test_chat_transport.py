@@ -84,6 +84,35 @@ async def test_an_answer_arrives_whole_in_order_and_with_its_cost() -> None:
 
 
 @virtual
+async def test_choices_that_run_hold_no_more_than_the_cache_and_one_that_is_cancelled_gives_its_part_back() -> None:
+    """Each may hold 507 tokens, in blocks of 16; the cache has room for two."""
+    replica = Replica("r", engine(num_blocks=80))
+    links = ChatLinks(LocalCalls(replica), "g")
+    first, second, third = start(links), start(links), start(links)
+    await first.next()
+    await asyncio.sleep(0.05)
+    assert (replica.engine.stats().running, replica.hub.num_choices) == (2, 3)
+    assert replica.engine.stats().kv_blocks_used <= 80
+    first.close(forget)
+    others = await asyncio.gather(read(second), read(third))
+    assert [text(deltas[0]) for deltas in others] == [LONG, LONG]
+    await settled(replica)
+
+
+@virtual
+async def test_choice_that_holds_more_than_its_replica_has_room_for_beside_others_is_not_overtaken() -> None:
+    replica = Replica("r", engine(num_blocks=80))
+    links = ChatLinks(LocalCalls(replica), "g")
+    small = start(links)
+    await small.next()
+    large = Mailbox(links, [choice(engine_request(max_tokens=1200))], Route())
+    late = Mailbox(links, [choice(engine_request(max_tokens=8))], Route())
+    assert replica.engine.stats().running == 1, "the late one would fit, and waits all the same"
+    deltas = await asyncio.gather(read(small), read(large), read(late))
+    assert deltas[2][0][0].queue_s >= deltas[1][0][0].queue_s > 0.0
+
+
+@virtual
 async def test_between_first_token_and_end_messages_keep_their_interval() -> None:
     replica = Replica("r", engine(step_s=0.003, prefill_s=0.1), interval_s=0.02)
     loop, mailbox = asyncio.get_running_loop(), start(ChatLinks(LocalCalls(replica), "g"))
