@@ -22,8 +22,14 @@ left go to those who are in. So v is still the smallest tag of all that wait, an
 and leaves at most l / w further on: the proof above, with a call in place of a choice. While all units that wait have
 one key, nobody is passed over, and l is one unit's charge.
 
-Differs from the paper: inside a tenant units go by urgency, not by arrival, and what is known better later is corrected
-(``correct``), which moves the bound by the correction.
+**Corrected.** What a unit really cost is known later (``correct``), and moves the tag by the difference, also to below
+v, which itself never falls. Let W_i count corrections as well, and e_i be the most that those of units in flight at one
+time come to, upwards and downwards together. Then the bound holds with l + e in place of l. *Proof.* When v last moved,
+tag_i was at v or above. Since then it has fallen by no more than the credits of units that were in flight at that time:
+those of later ones are no larger than their charges. And between two turns it rises by what corrections add. So
+``v - credits / w_i <= tag_i <= v + (l_i + additions) / w_i``; subtract as above.
+
+Differs from the paper: inside a tenant units go by urgency, not by arrival; and the corrections.
 """
 
 from __future__ import annotations
@@ -173,7 +179,8 @@ class FairQueue(Generic[UnitT]):
             else:
                 units.append(unit)
                 max_units -= 1
-                self._virtual = tag
+                if tag > self._virtual:
+                    self._virtual = tag
                 tag += joules / flow.weight
             flow.tag = tag
             if queue.num_entries:
@@ -285,7 +292,6 @@ class FairQueue(Generic[UnitT]):
             return  # forgotten
         flow.tag += joules / flow.weight
         if flow.units:
-            flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
 
     def _list(self, flow: _Flow[UnitT]) -> None:
@@ -350,7 +356,7 @@ class _Choice(Generic[UnitT]):
                 break
             tag, _, flow = queue._heap[0]
             if self._advance(flow):
-                queue._virtual = tag
+                queue._virtual = max(queue._virtual, tag)
                 inside[flow] = None
             elif flow.units:
                 limit = tag

@@ -240,6 +240,7 @@ class Kernel:
         del self._running[event.slice_id]
         self._num_running -= len(ids)
         units = list(ended.units.values()) if in_order else [ended.units[unit_id] for unit_id in ids]
+        ended.elapsed_s = event.elapsed_s
         has_failed = True in [result.failed for result in results]
         if not has_failed:
             self._cost.observe(ended, event.elapsed_s)

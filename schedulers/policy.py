@@ -79,7 +79,7 @@ class Unit:
 class Slice:
     """What an executor is running."""
 
-    __slots__ = ("num_stages", "predicted_s", "stage", "started_s", "units")
+    __slots__ = ("elapsed_s", "num_stages", "predicted_s", "stage", "started_s", "units")
 
     def __init__(self, stage: int, num_stages: int, units: dict[Hashable, Unit], started_s: float, predicted_s: float):
         self.stage = stage
@@ -87,6 +87,8 @@ class Slice:
         self.units = units
         self.started_s = started_s
         self.predicted_s = predicted_s
+        #: Measured, once it has ended.
+        self.elapsed_s = 0.0
 
 
 class Pick(NamedTuple):

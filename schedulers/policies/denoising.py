@@ -4,9 +4,11 @@ At every step boundary the tenant whose turn it is (``schedulers.fair_queue``, c
 that is due first (``schedulers.urgency``); units of equal phase join it as long as that does not make it late.
 Nobody overtakes a tenant that waits: those who may join are the tenants that stand no further on, and more units of the
 tenants that are in already. A unit that had run and does not go on keeps its state and waits. Decodes run beside the
-steps, one at a time. Urgency counts from arrival, so the units of one tenant do not take turns, and nothing waits for
-ever. Under a backlog it changes once, for a unit that cannot be in time any more: that one goes behind those that can,
-and one that has not begun needs a reserve, or all would share the steps of an overload and none would be in time.
+steps, one at a time, and tenants take turns at them as well. A unit's last step is charged for its decode, too, and
+every slice corrects its charge when it ends. Urgency counts from arrival, so the units of one tenant do not take turns,
+and nothing waits for ever. Under a backlog it changes once, for a unit that cannot be in time any more: that one goes
+behind those that can, and one that has not begun needs a reserve, or all would share the steps of an overload and none
+would be in time.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from schedulers.urgency import HORIZON_S, queue_key
 
 DENOISE, DECODE = 0, 1
 """Stages: a unit runs the first as often as it has steps, then the second once."""
+_MIN_J = 1e-6
+"""Even work predicted to cost nothing takes a turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +88,29 @@ def denoising(config: DenoisingConfig | None = None, model: CostModel | None = N
         max_units=config.max_units,
         max_held_bytes=config.max_held_bytes,
     )
-    progress = DenoisingProgress(cost, reserve)
+    progress = DenoisingProgress(order, cost, reserve)
     return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=limits))
 
 
 class _Steps:
     """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last. ``is_late``: it was put
-    off, since it cannot be in time."""
+    off, since it cannot be in time. ``decode_j``: what it was charged for its decode."""
 
-    __slots__ = ("has_run", "is_late", "steps_left")
+    __slots__ = ("decode_j", "has_run", "is_late", "steps_left")
 
     def __init__(self, work: DenoisingWork) -> None:
         self.steps_left = work.steps_left
         self.has_run = self.is_late = False
+        self.decode_j = 0.0
 
 
 class DenoisingOrder:
-    """Units that need a step, fair between tenants, and units that wait to be decoded."""
+    """Units that need a step, and units that wait to be decoded, each fair between tenants. Charges of both are those
+    of ``steps``; ``denoised`` keeps the turns at the decoder only."""
 
     def __init__(self, weights: Weights) -> None:
         self.steps: FairQueue[Unit] = FairQueue(weights)
-        self.denoised: list[Unit] = []
+        self.denoised: FairQueue[Unit] = FairQueue(weights)
 
     def __len__(self) -> int:
         return len(self.steps) + len(self.denoised)
@@ -114,10 +120,7 @@ class DenoisingOrder:
 
     def add(self, unit: Unit) -> None:
         """A unit waits, for a step or for its decode."""
-        if unit.stage == DECODE:
-            self.denoised.append(unit)
-        else:
-            self.steps.add(unit)
+        (self.denoised if unit.stage == DECODE else self.steps).add(unit)
 
     def add_again(self, units: list[Unit]) -> None:
         """Units wait once more."""
@@ -128,12 +131,14 @@ class DenoisingOrder:
         """Take one out."""
         if unit.stage == DECODE:
             self.denoised.remove(unit)
+            self.steps.correct(unit.tenant, -unit.state.decode_j)
         else:
             self.steps.remove(unit)
 
     def rest(self) -> None:
         """No unit is left."""
         self.steps.rest()
+        self.denoised.rest()
 
     def victim(self, newcomer: Unit) -> Unit | None:
         """Room is made where units are claimed (``Kernel.room``)."""
@@ -163,8 +168,21 @@ class DenoisingCost:
         return self._model.batch_s(size if self._model.knows(size) else DENOISE, len(units), alone_s)
 
     def joules(self, unit: Unit) -> float:
-        """Of one step, alone."""
-        return self.step_s([unit]) * self._model.watts
+        """Of one step, alone, and with the last one of the decode."""
+        steps, decode_j = unit.state, max(_MIN_J, self.decode_s * self._model.watts)
+        if unit.stage == DECODE:
+            return decode_j
+        steps.decode_j = decode_j if steps.steps_left == 1 else 0.0
+        return max(_MIN_J, self.step_s([unit]) * self._model.watts) + float(steps.decode_j)
+
+    def excess_j(self, ended: Slice, unit: Unit) -> float:
+        """By how much a unit's share of a slice cost more than its charge."""
+        slice_j = ended.elapsed_s * self._model.watts
+        if ended.stage == DECODE:
+            return float(slice_j - unit.state.decode_j)
+        alone_s = math.fsum(one.work.seconds_per_step for one in ended.units.values())
+        share = unit.work.seconds_per_step / alone_s if alone_s > 0.0 else 1.0 / len(ended.units)
+        return float(slice_j * share - (unit.joules - unit.state.decode_j))
 
     def lead_s(self, stage: int) -> float:
         """A unit that is late is made all the same."""
@@ -219,7 +237,8 @@ class DenoisingProgress:
 
     hands_over = True
 
-    def __init__(self, cost: DenoisingCost, reserve: EntryReserve) -> None:
+    def __init__(self, order: DenoisingOrder, cost: DenoisingCost, reserve: EntryReserve) -> None:
+        self._order = order
         self._cost = cost
         self._reserve = reserve
 
@@ -231,7 +250,9 @@ class DenoisingProgress:
         unit.rank = (due_s, 0.0)
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
-        """Count the step, and follow the phase."""
+        """Correct what was charged, count the step, and follow the phase."""
+        for unit in units:
+            self._order.steps.correct(unit.tenant, self._cost.excess_j(ended, unit))
         if ended.stage == DECODE:
             self._regulate(units)
             return After(units, [], [])
@@ -241,6 +262,7 @@ class DenoisingProgress:
             steps.steps_left -= 1
             if steps.steps_left == 0:
                 unit.stage = DECODE
+            unit.joules = self._cost.joules(unit)
         return After([], [], units)
 
     def _regulate(self, units: list[Unit]) -> None:
@@ -278,9 +300,7 @@ class DenoisingBatch:
         """A decode if there is one to start, else a step."""
         order, stages = self._order, [one.stage for one in running]
         if order.denoised and DECODE not in stages:
-            unit = min(order.denoised, key=lambda unit: (unit.rank, unit.number))
-            order.denoised.remove(unit)
-            return Pick([unit], DECODE, 1, self._cost.decode_s)
+            return Pick(order.denoised.take(1)[0], DECODE, 1, self._cost.decode_s)
         if not order.steps or DENOISE in stages:
             return None
         self._put_off_late(now_s)

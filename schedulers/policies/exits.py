@@ -93,7 +93,7 @@ def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
     cost = ExitCost(table, order.stage_counts, config)
     reserve = EntryReserve(lambda: len(order.fresh) > config.max_batch)
     batch = ExitBatch(order, cost, reserve, config)
-    progress = ExitProgress(cost, reserve)
+    progress = ExitProgress(cost, reserve, order.fresh.correct)
     return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=config.limits))
 
 
@@ -214,7 +214,11 @@ class ExitProgress:
 
     hands_over = False
 
-    def __init__(self, cost: ExitCost, reserve: EntryReserve) -> None:
+    def __init__(
+        self, cost: ExitCost, reserve: EntryReserve, correct: Callable[[str, float], None] = lambda *_: None
+    ) -> None:
+        """``correct``: a tenant's charges were too low by so many joules."""
+        self._correct = correct
         self._cost = cost
         self._reserve = reserve
         self._num_stages = cost.num_stages
@@ -228,7 +232,8 @@ class ExitProgress:
         self._cost.mean_size += _SIZE_WEIGHT * (unit.size - self._cost.mean_size)
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
-        """Compare confidences with thresholds."""
+        """Compare confidences with thresholds, and put right what was charged for those that leave."""
+        each_j = ended.elapsed_s * self._cost.table.watts / len(ended.units)
         exit_index = ended.stage + ended.num_stages - 1
         is_last = exit_index == self._num_stages - 1
         done: list[Unit] = []
@@ -236,6 +241,7 @@ class ExitProgress:
         onward: list[Unit] = []
         next_stage = exit_index + 1
         for unit, confidence in zip(units, reports, strict=True):
+            unit.joules -= each_j  # what is left of its charge
             if confidence is None:  # the last stage answers all the same
                 if is_last:
                     done.append(unit)
@@ -253,11 +259,21 @@ class ExitProgress:
         if len(failed) < len(reports):
             self._cost.observe_exits(exit_index, len(done), len(done) + len(onward))
         self._reserve.lower_for(len(reports) - len(onward))
+        self._settle(done + failed)
         return After(done, failed, onward)
+
+    def _settle(self, ended: list[Unit]) -> None:
+        left_j: dict[str, float] = {}
+        for unit in ended:
+            left_j[unit.tenant] = left_j.get(unit.tenant, 0.0) + unit.joules
+        for tenant, joules in left_j.items():
+            self._correct(tenant, -joules)
 
     def overtaken(self, unit: Unit) -> int | None:
         """The deepest exit that was evaluated."""
         self._cost.give_up_at(unit.stage)
+        if unit.stage:  # else it was not charged yet
+            self._settle([unit])
         if unit.answer_stage is not None:
             self._reserve.raise_for_late()
         return unit.answer_stage

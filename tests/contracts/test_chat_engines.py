@@ -121,6 +121,16 @@ async def test_prompt_is_counted_with_its_images_expanded(engine: ChatEngine, pr
     assert engine.stats().prefill_tokens > before.prefill_tokens
 
 
+async def test_request_holds_what_its_prompt_and_longest_answer_take(
+    engine: ChatEngine, prompts: PromptBuilder
+) -> None:
+    held = [
+        engine.held_bytes(make_request(prompts, "two", images, max_tokens=max_tokens))
+        for images, max_tokens in (([], 1), ([], 129), ([make_image(1)], 129 + 256))
+    ]
+    assert 0 < held[0] < held[1] < held[2] < engine.kv_bytes
+
+
 async def test_text_ends_before_a_stop_string(engine: ChatEngine, prompts: PromptBuilder) -> None:
     whole = await collect(engine, make_request(prompts, "stop me"))
     word = whole.text[len(whole.text) // 2 :][:3]

@@ -190,10 +190,6 @@ class Twin:
             job.is_paid = True
         return job
 
-    def correct(self, owner: str, joules: float) -> None:
-        if self.tags.get(owner, self.virtual) > self.virtual or any(job.owner == owner for job in self.waiting):
-            self.tags[owner] = max(self.virtual, self.tags[owner] + joules / WEIGHTS[owner])
-
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_claims_are_those_of_the_twin_and_keep_to_the_bound(jobs: RedisJobs, seed: int) -> None:

@@ -80,8 +80,7 @@ local function correct(id, joules)
   local owner, model = live(id)
   local tag = owner and redis.call('ZSCORE', turns_key(model), owner)
   if not tag then return end  -- forgotten: it stands no further on than anybody
-  local corrected = tonumber(tag) + joules / tonumber(get(id, 'weight')[1])
-  redis.call('ZADD', turns_key(model), exact(math.max(corrected, tonumber(virtual(model)))), owner)
+  redis.call('ZADD', turns_key(model), exact(tonumber(tag) + joules / tonumber(get(id, 'weight')[1])), owner)
 end
 
 local function dequeue(id)
@@ -101,8 +100,9 @@ local function enqueue(id)
   redis.call('HSET', job_key(id), 'status', 'queued', 'stage', 'queued', 'step', job[4])
   redis.call('HDEL', job_key(id), 'token', 'worker', 'remaining_s')
   local flow = job[5] and CALLED or owner
-  redis.call('ZADD', flow_key(flow, job[1]), job[2], id)
-  redis.call('ZADD', turns_key(job[1]), 'GT', job[5] and '-inf' or virtual(job[1]), flow)
+  if redis.call('ZADD', flow_key(flow, job[1]), job[2], id) == redis.call('ZCARD', flow_key(flow, job[1])) then
+    redis.call('ZADD', turns_key(job[1]), 'GT', job[5] and '-inf' or virtual(job[1]), flow)  -- it begins to wait
+  end
   redis.call('SADD', P .. ':waiting', id)
   redis.call('HINCRBY', P .. ':load', job[1], us)
   set_live(id, owner, job[1], us)
@@ -347,7 +347,7 @@ local job = get(id, 'joules', 'weight')
 local due = tonumber(job[1]) * left_of(id)
 redis.call('HSET', job_key(id), 'due', exact(due))
 if flow ~= CALLED then
-  redis.call('HSET', P .. ':virtual', model, tag)
+  redis.call('HSET', P .. ':virtual', model, exact(math.max(tonumber(tag), tonumber(virtual(model)))))
   redis.call('ZADD', turns_key(model), exact(tonumber(tag) + due / tonumber(job[2])), flow)
 end
 redis.call('HSET', job_key(id), 'status', 'in_progress', 'stage', 'text', 'token', token, 'worker', ARGV[2])

@@ -271,22 +271,35 @@ def test_companions_join_in_fair_order_and_places_left_go_to_those_who_are_in() 
 
 
 def test_bound_on_fairness_holds_with_shared_steps_of_every_phase() -> None:
-    """W_i / w_i - W_j / w_j within l_i / w_i + l_j / w_j, l the largest charge of a tenant in one step."""
+    """W_i - W_j within l_i + e_i + l_j + e_j: l the largest charge of a tenant in one step, its decode included; e the
+    most that corrections add between two of its turns, and what a step's credits can come to, which is l at most."""
     rng = random.Random(0)
     machine = denoising(DenoisingConfig(max_batch=3, max_units=99))
     costs = {"a": 0.1, "b": 1.0, "c": 2.5}
     numbers, step, intervals = itertools.count(), None, []
-    largest = dict.fromkeys(costs, 0.0)
+    largest, rising, most = (dict.fromkeys(costs, 0.0) for _ in range(3))
+    queue = machine.policy.order.steps
+    correct = queue.correct
+
+    def watched(tenant: str, joules: float) -> None:
+        rising[tenant] += max(0.0, joules)
+        most[tenant] = max(most[tenant], rising[tenant])
+        correct(tenant, joules)
+
+    queue.correct = watched
     for now_s in range(400):
-        events: list[Event] = [] if step is None else [done(step, phase=rng.choice("pqr"))]
+        events: list[Event] = []
+        if step is not None:
+            true_s = sum(costs[name[0]] for name in step.unit_ids) * rng.uniform(0.7, 1.4)
+            events.append(done(step, phase=rng.choice("pqr"), elapsed_s=true_s))
         live = list(machine._live.values())  # at most 3 run: 5 leave some waiting
         for tenant, step_s in costs.items():
             for _ in range(5 - sum(unit.tenant == tenant for unit in live)):
                 name = f"{tenant}{next(numbers)}"
                 events.append(job(name, rng.randint(1, 6), phase=rng.choice("pqr"), step_s=step_s, tenant=tenant))
-        intervals.append(dict.fromkeys(costs, 0.0))
         decisions = machine.handle(float(now_s), *events)
         step = step_of(decisions)
+        intervals.append({tenant: queue._flows[tenant].tag for tenant in costs})
         while decoding := [one for one in decisions if isinstance(one, RunSlice) and one.stage == DECODE]:
             decisions = machine.handle(float(now_s), decoded(machine, decoding[0].unit_ids[0]))
         charges = dict.fromkeys(costs, 0.0)
@@ -294,12 +307,13 @@ def test_bound_on_fairness_holds_with_shared_steps_of_every_phase() -> None:
             charges[machine._live[name].tenant] += machine._live[name].joules
         for tenant, charge in charges.items():
             largest[tenant] = max(largest[tenant], charge)
-            for charged in intervals:
-                charged[tenant] += charge
-        for charged in intervals:
+            rising[tenant] = 0.0 if charge else rising[tenant]
+        for start in intervals:
+            moved = {tenant: queue._flows[tenant].tag - tag for tenant, tag in start.items()}
             for one, other in itertools.combinations(costs, 2):
-                assert abs(charged[one] - charged[other]) <= largest[one] + largest[other] + 1e-9
-    assert min(intervals[0].values()) > 20.0
+                assert abs(moved[one] - moved[other]) <= sum(2 * largest[t] + most[t] for t in (one, other)) + 1e-9
+    assert min(queue._flows[tenant].tag - intervals[0][tenant] for tenant in costs) > 20.0
+    assert min(most.values()) > 0.0
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------

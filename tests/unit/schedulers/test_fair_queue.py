@@ -167,6 +167,7 @@ STEP = st.one_of(
     st.tuples(st.just("take"), st.integers(1, 5), st.sampled_from([-math.inf, 3.0])),
     st.tuples(st.just("remove"), st.integers(0, 100), st.none()),
     st.tuples(st.just("promote"), st.integers(0, 100), st.none()),
+    st.tuples(st.just("correct"), st.integers(0, 100), st.sampled_from([-1.0, -0.5, 0.5, 3.0])),
 )
 
 
@@ -178,6 +179,11 @@ class Watch:
         self.weights = weights
         self.waiting: set[Item] = set()
         self.largest = dict.fromkeys(weights, 0.0)
+        self.in_flight: list[Item] = []
+        self.is_corrected = False
+        #: What corrections have added since the tenant's last turn; the most of that, and of what may come back of
+        #: units in flight.
+        self.rising, self.most_added, self.most_credit = (dict.fromkeys(weights, 0.0) for _ in range(3))
         #: For each start of an interval: what was charged since, as long as the tenant has been waiting since.
         self.intervals: list[dict[str, float]] = []
 
@@ -192,7 +198,11 @@ class Watch:
             self.intervals.append(dict.fromkeys(backlogged, 0.0))
             units, late = self.queue.take(1, earliest_deadline_s)
             self.waiting -= {*units, *late}
+            self.in_flight = [*self.in_flight, *units][-3:]
             for item in units:
+                self.rising[item.tenant] = 0.0
+                credit = sum(one.joules for one in self.in_flight if one.tenant == item.tenant)
+                self.most_credit[item.tenant] = max(self.most_credit[item.tenant], credit)
                 for charged in self.intervals:
                     if item.tenant in charged:
                         charged[item.tenant] += item.joules
@@ -216,12 +226,27 @@ class Watch:
         self.check()
         self.forget()
 
+    def correct(self, item: Item, factor: float) -> None:
+        joules, tenant, self.is_corrected = item.joules * factor, item.tenant, True
+        self.in_flight.remove(item)
+        self.queue.correct(tenant, joules)
+        self.rising[tenant] += max(0.0, joules)
+        self.most_added[tenant] = max(self.most_added[tenant], self.rising[tenant])
+        for charged in self.intervals:
+            if tenant in charged:
+                charged[tenant] += joules
+        self.check()
+
     def check(self) -> None:
+        limit = {
+            tenant: (self.largest[tenant] + self.most_added[tenant] + self.most_credit[tenant] * self.is_corrected)
+            / weight
+            for tenant, weight in self.weights.items()
+        }
         for charged in self.intervals:
             for one, other in itertools.combinations(charged, 2):
                 distance = abs(charged[one] / self.weights[one] - charged[other] / self.weights[other])
-                allowed = self.largest[one] / self.weights[one] + self.largest[other] / self.weights[other]
-                assert distance <= allowed + 1e-9, (one, other, charged)
+                assert distance <= limit[one] + limit[other] + 1e-9, (one, other, charged)
 
     def forget(self) -> None:
         """Tenants without anything waiting are out of every interval that has begun."""
@@ -241,6 +266,8 @@ def test_bound_holds_for_any_two_tenants_in_every_interval(steps: list[tuple], w
             watch.add(Item(value, float(number % 10), number, joules=extra))
         elif kind == "take":
             watch.take(value, extra)
+        elif kind == "correct" and watch.in_flight:
+            watch.correct(watch.in_flight[value % len(watch.in_flight)], extra)
         elif kind == "remove" and ordered:
             watch.queue.remove(ordered[value % len(ordered)])
             watch.waiting.remove(ordered[value % len(ordered)])
