@@ -93,7 +93,7 @@ def early_exits(table: CostModel, config: ExitConfig | None = None) -> Kernel:
     cost = ExitCost(table, order.stage_counts, config)
     reserve = EntryReserve(lambda: len(order.fresh) > config.max_batch)
     batch = ExitBatch(order, cost, reserve, config)
-    progress = ExitProgress(cost, reserve, order.fresh.correct)
+    progress = ExitProgress(cost, reserve, lambda tenant, joules: order.fresh.correct(tenant, joules))
     return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=config.limits))
 
 

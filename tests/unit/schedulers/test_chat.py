@@ -167,8 +167,6 @@ class Twin:
         if used_s > 0.0 and unit.work.predicted_s > 0.0:
             self.learnt.setdefault(unit.tenant, []).append((unit.work.predicted_s, used_s))
         self.tags[unit.tenant] += used_s - self.charges[name]
-        if any(other.tenant == unit.tenant for other in self.waiting):
-            self.tags[unit.tenant] = max(self.tags[unit.tenant], self.virtual)
 
     def ratio(self, tenant: str) -> float:
         """Seconds used to seconds predicted, the newest ones counting for most."""
@@ -183,7 +181,7 @@ class Twin:
             order = enumerate(self.waiting)
             mine = [(unit.work.rank, unit.deadline_s, i) for i, unit in order if unit.tenant == tenant]
             unit = self.waiting.pop(min(mine)[2])
-            self.virtual = self.tags[tenant]
+            self.virtual = max(self.virtual, self.tags[tenant])
             self.tags[tenant] += self.charges[unit.unit_id]
             self.running[unit.unit_id] = unit
             names.append(unit.unit_id)
