@@ -6,7 +6,8 @@ decide anew: an exit stage, a denoising step, a decode, a whole generation. The 
     UnitArrived -> waiting -> running a slice -> waiting -> running a slice -> ... -> one terminal decision
 
 and the terminal decision is exactly one of ``Finish``, ``Reject``, ``Fail``, ``Release`` and ``GiveBack``, ever. All
-are frozen and keyword-only. Times are seconds on one monotonic clock that the caller owns.
+are keyword-only, and frozen for the type checker only (``_message``). Times are seconds on one monotonic clock that the
+caller owns.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ T = TypeVar("T")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 def _message(cls: type[T]) -> type[T]:
-    """A frozen dataclass to the type checker, and one that may be changed at run time: tens of them are built in a
-    decision, and a frozen one takes three times as long."""
+    """A dataclass that is frozen for the type checker only: at run time nothing stops an assignment. Dozens of them are
+    built in a decision, and one that is really frozen takes more than twice as long to build, since it sets each field
+    by a call of ``object.__setattr__``."""
     return dataclass(slots=True, kw_only=True, unsafe_hash=True)(cls)
 
 

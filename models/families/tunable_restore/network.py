@@ -1,7 +1,9 @@
 """Tunable convolutions, the network made of them, and what the host calls.
 
-Written from the paper (Maggioni et al., CVPR 2023), Section 3.2: a kernel and a bias are mixtures of several base
-kernels and biases, and a small network makes the shares of the mixture from the strengths that the caller asks for.
+After Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization" (CVPR 2023), of which only the
+abstract was at hand: a kernel and a bias are mixtures of several base kernels and biases, and a small network makes the
+shares of the mixture from the strengths that the caller asks for. That mixture is the known equation of such layers,
+and was checked against unofficial code (``oracle``); the network is ours.
 
 Legend: B pictures, S strengths of each (in 0..1), P base kernels; feature maps are (B, C, H, W).
 """

@@ -1,6 +1,6 @@
-"""Our tunable convolution beside others: the paper's equation written out, or code that others wrote from the paper.
+"""Our tunable convolution beside others: the mixture of kernels written out, or an unofficial implementation.
 
-Neither is theirs to be shipped here: the code is a port of Huawei's for MindSpore (``Source.url`` of the variant).
+The latter is not shipped here: it is a port of Huawei's code for MindSpore (``Source.url`` of the variant).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is done to clean pictures, and what is to come of it at each strength: the parametric multi-loss.
+"""What is done to clean pictures, and what is to come of it at each strength: a parametric multi-loss of our own.
 
 Legend: B pictures; float (B, 3, H, W) in 0..1.
 """
@@ -48,10 +48,11 @@ def weights(denoise: float, sharpen: float) -> Tensor:
 def multi_loss(made: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     """Mean over the pictures of the logarithm of what could be better, a scalar.
 
-    The paper's loss is the sum of all objectives, each weighted by the strengths: for squared errors, that is the
-    squared error from the weighted mean of the targets, plus what they differ among themselves, which no network can
-    change and which is left out. (Absolute errors would not do: their best answer jumps from one target to the next
-    when a weight passes a half.) The logarithm lets strong noise and weak noise count alike, as decibels do.
+    Our own, after the idea of the paper's abstract that the strengths mix the objectives. A sum of squared errors, each
+    weighted by the strengths, is the squared error from the weighted mean of the targets, plus what they differ among
+    themselves, which no network can change and which is left out. (Absolute errors would not do: their best answer
+    jumps from one target to the next when a weight passes a half.) The logarithm lets strong noise and weak noise count
+    alike, as decibels do.
     """
     wanted = torch.einsum("o,obchw->bchw", shares, targets)
     return torch.log((made - wanted).square().mean((1, 2, 3)) + _FLOOR).mean()

@@ -1,6 +1,6 @@
-"""Train the nano variant: one command, seeded, resumable, an hour of one core.
+"""Train the nano variant: one command, seeded, resumable, minutes of one core.
 
-As in the paper, strengths are drawn at random for each step, and both the kernels and the loss are mixed by them. The
+As the paper's abstract has it, strengths are drawn at random for each step, and mix both the kernels and the loss. The
 saved weights are an exponential moving average, in half precision.
 
 Determinism: what a step draws depends on the seed and its number alone, so a run that was interrupted ends with the
