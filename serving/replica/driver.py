@@ -163,14 +163,18 @@ class Driver:
 
         Raises:
             ServingError: its single outcome when that is not an answer; EngineFailed also when the deadline is not a
-                number or there is not one threshold per exit (a gateway of another version, say).
+                number, there is not one threshold per exit or no such setting (a gateway of another version, say).
             RuntimeError: the driver has not been started.
         """
         if self._pool is None:
             raise RuntimeError("call Driver.start before submit")
-        if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s) or any(map(math.isnan, thresholds)):
-            _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds)
-            raise EngineFailed("this replica runs another version of the model; retry")
+        try:
+            if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s):
+                raise ValueError("one threshold per exit, and a deadline that is a number")
+            work = ExitWork(thresholds, self.size_of(inputs, settings))
+        except ValueError as error:
+            _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds, error=str(error))
+            raise EngineFailed("this replica runs another version of the model; retry") from None
         stay = stay or Stay()
         if stay._has_left:
             raise _left()
@@ -183,7 +187,7 @@ class Driver:
         self._arrive(
             UnitArrived(
                 unit_id=sample_id,
-                work=ExitWork(thresholds, self.size_of(inputs, settings)),
+                work=work,
                 deadline_s=deadline_s,
                 priority=priority,
                 tenant=tenant,

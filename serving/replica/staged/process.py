@@ -66,6 +66,7 @@ class EngineProcess:
         self._samples: dict[int, _Sample] = {}
         #: Samples that the process still has and that nobody wants any more.
         self._released: list[int] = []
+        self._will_tell = False
         #: What the process works on, and who is told.
         self._running: list[_Sample] = []
         self._done: Done = _nobody
@@ -151,13 +152,13 @@ class EngineProcess:
 
     def _send(self, stage: int, num_stages: int, sample_ids: Sequence[int]) -> None:
         self._running = [self._samples[sample_id] for sample_id in sample_ids]
-        released, self._released = self._released, []
         rows, settings = None, []
         if stage == 0:
             rows = _stacked([one.inputs for one in self._running])
             settings = [dict(one.settings) for one in self._running]
             for one in self._running:
                 one.inputs = None
+        released, self._released = self._released, []
         self._link.send((released, stage, num_stages, tuple(sample_ids), rows, settings))
 
     def _receive(self) -> list[Outcome]:
@@ -186,14 +187,16 @@ class EngineProcess:
         if sample is None or sample.inputs is not None:
             return
         self._released.append(sample_id)
-        if len(self._released) == 1:
+        if not self._will_tell:
+            self._will_tell = True
             try:
                 asyncio.get_running_loop().call_soon(self._tell_released)
             except RuntimeError:  # no loop: a test
                 self._tell_released()
 
     def _tell_released(self) -> None:
-        """If it is working, the next message says it."""
+        """If it is working, the next message says it, or what is released when that is over."""
+        self._will_tell = False
         if self._released and not self._running:
             released, self._released = self._released, []
             with contextlib.suppress(OSError):  # it has ended, and everything there is released

@@ -11,13 +11,14 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.domain import ImageInput, Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
-from serving.front.front import check_model
+from serving.front.front import check_integer, check_model
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.tasks.images.jobs import answer
 from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, only_model
+from serving.tasks.images.schemas import MAX_SEED
 
 Message: TypeAlias = vireo_pb2.GenerateImageRequest | vireo_pb2.EditImageRequest
 _FORMATS: Final[Mapping[int, ImageFormat]] = {
@@ -49,8 +50,6 @@ async def _made(call: GrpcCall, asked: ImagesAsked) -> vireo_pb2.ImageResponse:
 def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> ImagesAsked:
     if message.output_format not in _FORMATS:
         raise InvalidRequest(f"output_format is {message.output_format}, which is unknown", param="output_format")
-    if message.HasField("seed") and message.seed < 0:
-        raise InvalidRequest(f"seed is {message.seed}; send 0 or more", param="seed")
     if message.HasField("output_compression") and message.output_compression > 100:
         raise InvalidRequest(
             f"output_compression is {message.output_compression}; it goes to 100", param="output_compression"
@@ -63,7 +62,7 @@ def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> Images
         size=message.size or "auto",
         format=_FORMATS[message.output_format],
         compression=message.output_compression if message.HasField("output_compression") else None,
-        seed=message.seed if message.HasField("seed") else None,
+        seed=check_integer(message.seed, 0, MAX_SEED, "seed") if message.HasField("seed") else None,
         budget=budget_from_message(message.vireo),
         deadline_s=call.deadline_s(),
     )

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.contract import Point, SettingError
+from models.inputs import Inputs
 from schedulers.lab.baselines import DynamicBatchingConfig, full_network, no_rebatching
 from schedulers.policies.exits import early_exits
 from schedulers.types import (
@@ -375,6 +377,23 @@ async def test_full_engine_refuses_before_the_scheduler_hears_of_it() -> None:
         assert scheduler.counts().arrived == 2
         engine.gate.set()
         await asyncio.gather(*tasks)
+
+
+async def test_sample_whose_work_cannot_be_counted_leaves_nothing_behind() -> None:
+    """Its settings are those of another version of the model, say."""
+
+    def size_of(inputs: Inputs, point: Point) -> float:
+        if point:
+            raise SettingError("depth", "depth is not a setting of this model")
+        return 1.0
+
+    engine = FakeEngine()
+    async with running_driver(engine, size_of=size_of) as driver:
+        with pytest.raises(EngineFailed, match="another version"):
+            await driver.submit(pixels(1), deadline_s=math.inf, thresholds=FULL, settings={"depth": 2})
+        assert driver.num_samples == 0
+        assert engine.held_bytes == 0
+        assert (await driver.submit(pixels(5), deadline_s=math.inf, thresholds=FULL)).exit_index == 3
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from serving.replica.staged.process import EngineProcess
 from tests.support.engines import NEVER, early_exit_scheduler, running_driver
 from tests.support.models import nano_runner, nano_variant
 from tests.support.remote_engines import MAX_ROWS, nano_engine
+from tests.support.waiting import until
 
 SIDE = nano_variant().io.input_size
 ROW: Inputs = {"picture": np.ones((2, 2), np.float32), "seed": np.array(0, np.int64)}
@@ -92,6 +94,17 @@ async def test_what_is_released_is_released_there(scale: EngineProcess) -> None:
                 *(driver.submit(ROW, deadline_s=math.inf, thresholds=(NEVER,)) for _ in range(MAX_ROWS))
             )
     assert scale.held_bytes == 0
+
+
+async def test_one_that_idles_holds_nothing(tmp_path: Path) -> None:
+    """What is released while it works is told when that is over, whoever comes next."""
+    told = tmp_path / "released"
+    told.touch()
+    engine = EngineProcess("tests.support.remote_engines:telling", str(told))
+    async with running_driver(engine, early_exit_scheduler(1, max_batch=1)) as driver:
+        await asyncio.gather(*(driver.submit(ROW, deadline_s=math.inf, thresholds=(NEVER,)) for _ in range(2)))
+        await until(lambda: sorted(told.read_text().split()) == ["0", "1"])
+    engine.close()
 
 
 def test_no_more_than_there_is_room_for(scale: EngineProcess) -> None:

@@ -192,6 +192,28 @@ async def test_grpc_refuses_by_name(message: vireo_pb2.EditImageRequest, param: 
     assert (outcome.error, outcome.param) == ("invalid_request", param)
 
 
+async def test_grpc_takes_no_seed_that_the_pictures_after_it_could_not_have(door: FrontDoor) -> None:
+    context = FakeContext()
+    asked = vireo_pb2.GenerateImageRequest(model="painter", prompt="a ball", n=2, seed=2**63 - 1)
+    await door.grpc.GenerateImage(asked, context)
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert (outcome.error, outcome.param) == ("invalid_request", "seed")
+    assert door.service.requests == []
+
+
+async def test_settings_of_a_picture_come_by_grpc() -> None:
+    card = replace(MENDER, knobs=find("tunable-restore-nano")[0].knobs)
+    door = FrontDoor(FakeService((make_card(), card)))
+    strengths = {"denoise": vireo_pb2.Setting(double_value=0.25), "sharpen": vireo_pb2.Setting(int_value=1)}
+    budget = vireo_pb2.Budget(settings=strengths)
+    made = await door.grpc.EditImage(
+        vireo_pb2.EditImageRequest(model="mender", image=GOOD_PNG, vireo=budget), FakeContext()
+    )
+    assert len(made.images) == 1
+    assert door.service.requests[0].budget.settings == {"denoise": 0.25, "sharpen": 1.0}
+
+
 async def test_tensors_go_in_and_out_of_a_model_that_makes_pictures(door: FrontDoor) -> None:
     pixels = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3)
     tensor = {"name": "PIXELS", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": pixels.ravel().tolist()}
