@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.ordered_queue import OrderedQueue
@@ -49,9 +49,8 @@ class Survivors:
             return units
         units = [leader if leader is not None else self.queue.first()[2]]
         if key is not None:
-            units += [unit for _, _, unit in self.queue if unit.batch_key == key and unit is not units[0]][
-                : max_units - 1
-            ]
+            alike = (unit for _, _, unit in self.queue if unit.batch_key == key and unit is not units[0])
+            units = [*units, *islice(alike, max_units - 1)]
         for unit in units:
             self.remove(unit)
         return units
@@ -68,6 +67,43 @@ class Survivors:
             del self._num_of_key[key]
 
 
+class _Ages:
+    """Who began to wait when, oldest first."""
+
+    __slots__ = ("_entries", "_max_entries")
+
+    def __init__(self) -> None:
+        #: (when, unit); of units that moved on, they are stale.
+        self._entries: deque[tuple[float, Unit]] = deque()
+        self._max_entries = _MAX_STALE_AGES
+
+    def add(self, since_s: float, units: list[Unit]) -> None:
+        """They wait since then, which is no earlier than for those before."""
+        self._entries.extend([(since_s, unit) for unit in units])
+
+    def oldest(self, before_s: float) -> Unit | None:
+        """The unit that has waited longest where it stands, if that is since earlier than ``before_s``."""
+        entries = self._entries
+        if len(entries) > self._max_entries:
+            self._sweep()
+        while entries and entries[0][0] < before_s:
+            since_s, unit = entries[0]
+            if unit.is_waiting and unit.waiting_since_s == since_s:
+                return unit
+            entries.popleft()
+        return None
+
+    def clear(self) -> None:
+        """Nobody waits."""
+        self._entries.clear()
+
+    def _sweep(self) -> None:
+        kept = [entry for entry in self._entries if entry[1].is_waiting and entry[1].waiting_since_s == entry[0]]
+        self._entries.clear()
+        self._entries.extend(kept)
+        self._max_entries = 2 * len(kept) + _MAX_STALE_AGES
+
+
 class ExitOrder:
     """Units by the stage that they need next."""
 
@@ -78,9 +114,7 @@ class ExitOrder:
         #: By stage; nobody waits at the first.
         self._survivors = [Survivors() for _ in range(num_stages)]
         self._num_survivors = 0
-        #: (when, unit) that began to wait then, oldest first; of units that moved on, they are stale.
-        self._ages: deque[tuple[float, Unit]] = deque()
-        self._max_ages = _MAX_STALE_AGES
+        self._new_ages, self._survivor_ages = _Ages(), _Ages()
 
     def __len__(self) -> int:
         return len(self.fresh) + len(self._called) + self._num_survivors
@@ -91,29 +125,36 @@ class ExitOrder:
     def add(self, unit: Unit) -> None:
         """A new unit waits."""
         self.fresh.add(unit)
-        self._ages.append((unit.waiting_since_s, unit))
+        self._new_ages.add(unit.waiting_since_s, [unit])
 
     def add_again(self, units: list[Unit]) -> None:
         """Survivors wait for their next stage."""
         self._survivors[units[0].stage].add_all(units)
         self._num_survivors += len(units)
-        since_s = units[0].waiting_since_s
-        self._ages.extend([(since_s, unit) for unit in units])
+        self._survivor_ages.add(units[0].waiting_since_s, units)
 
     def remove(self, unit: Unit) -> None:
-        """Take one out from wherever it is."""
+        """Take one out from wherever it is; what is left of its charge goes back."""
         if unit.stage:
             self._survivors[unit.stage].remove(unit)
             self._num_survivors -= 1
+            self.refund(unit)
         elif unit in self._called:
             self._called.remove(unit)
+            self.refund(unit)
         else:
             self.fresh.remove(unit)
+
+    def refund(self, unit: Unit) -> None:
+        """A unit that was charged runs no further: its tenant has paid for too much, or too little."""
+        self.fresh.correct(unit.tenant, -unit.joules)
+        unit.joules = 0.0
 
     def rest(self) -> None:
         """No unit is left."""
         self.fresh.rest()
-        self._ages.clear()
+        self._new_ages.clear()
+        self._survivor_ages.clear()
 
     def victim(self, newcomer: Unit) -> Unit | None:
         """The last unit of the tenant furthest over its share."""
@@ -146,22 +187,12 @@ class ExitOrder:
             self._called = units + self._called
 
     def overdue(self, before_s: float) -> Unit | None:
-        """The unit that has waited longest where it stands, if that is since earlier than ``before_s``."""
-        ages = self._ages
-        if len(ages) > self._max_ages:
-            self._sweep_ages()
-        while ages and ages[0][0] < before_s:
-            since_s, unit = ages[0]
-            if unit.is_waiting and unit.waiting_since_s == since_s:
-                return unit
-            ages.popleft()
-        return None
+        """The survivor that has waited longest where it stands, if that is since earlier than ``before_s``."""
+        return self._survivor_ages.oldest(before_s)
 
-    def _sweep_ages(self) -> None:
-        kept = [entry for entry in self._ages if entry[1].is_waiting and entry[1].waiting_since_s == entry[0]]
-        self._ages.clear()
-        self._ages.extend(kept)
-        self._max_ages = 2 * len(kept) + _MAX_STALE_AGES
+    def overdue_new(self, before_s: float) -> Unit | None:
+        """Of the new units."""
+        return self._new_ages.oldest(before_s)
 
     def put_first(self, unit: Unit) -> None:
         """Have a new unit taken as soon as it is its tenant's turn."""

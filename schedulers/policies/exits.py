@@ -60,8 +60,8 @@ class ExitConfig:
     """Bounds of one replica.
 
     ``max_batch``: units in one slice. ``max_waiting``: units waiting at all stages together. ``num_executors``: slices
-    that may run at the same time. ``max_age_s``: a unit that waited this long at one stage heads the next slice,
-    whatever the rules say. ``weights``: of tenants.
+    that may run at the same time. ``max_age_s``: a survivor that waited this long at one stage is in the next slice,
+    whatever the rules say; a new unit goes first in its tenant. ``weights``: of tenants.
 
     Raises:
         ValueError: one is out of range.
@@ -233,7 +233,8 @@ class ExitProgress:
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Compare confidences with thresholds, and put right what was charged for those that leave."""
-        each_j = ended.elapsed_s * self._cost.table.watts / len(ended.units)
+        work = sum([unit.size for unit in ended.units.values()])
+        usual_j = ended.elapsed_s * self._cost.table.watts / work
         exit_index = ended.stage + ended.num_stages - 1
         is_last = exit_index == self._num_stages - 1
         done: list[Unit] = []
@@ -241,7 +242,7 @@ class ExitProgress:
         onward: list[Unit] = []
         next_stage = exit_index + 1
         for unit, confidence in zip(units, reports, strict=True):
-            unit.joules -= each_j  # what is left of its charge
+            unit.joules -= usual_j * unit.size  # what is left of its charge
             if confidence is None:  # the last stage answers all the same
                 if is_last:
                     done.append(unit)
@@ -272,7 +273,7 @@ class ExitProgress:
     def overtaken(self, unit: Unit) -> int | None:
         """The deepest exit that was evaluated."""
         self._cost.give_up_at(unit.stage)
-        if unit.stage:  # else it was not charged yet
+        if unit.stage:  # else it was not charged, or that was put right
             self._settle([unit])
         if unit.answer_stage is not None:
             self._reserve.raise_for_late()
@@ -301,13 +302,16 @@ class ExitBatch:
         if len(running) >= self._config.num_executors:
             return None
         order, cost = self._order, self._cost
-        overdue = order.overdue(now_s - self._config.max_age_s)
+        before_s = now_s - self._config.max_age_s
+        overdue = order.overdue(before_s)
         if overdue is not None:
             stage = overdue.stage
         elif views := order.views():
             stage = choose_stage(views, now_s, cost.table, cost.exit_rates, self._config.max_batch)
         else:
             return None
+        if not stage:  # who floods has old units: they have their turns, and must not keep survivors from running
+            overdue = order.overdue_new(before_s)
         late: list[Unit] = []
         units = self._select(now_s, stage, overdue, late)
         if units:
@@ -341,7 +345,8 @@ class ExitBatch:
         """Some would be late in this slice: run the part that answers most in time."""
         table = self._cost.table
         alone_s = table.batch_s(stage, 1)
-        late += [unit for unit in units if unit.deadline_s < now_s + alone_s * unit.size]
+        hopeless = [unit for unit in units if unit.deadline_s < now_s + alone_s * unit.size]
+        self._drop(stage, hopeless, late)
         feasible = [unit for unit in units if unit.deadline_s >= now_s + alone_s * unit.size]
         if not feasible:
             return []
@@ -353,7 +358,15 @@ class ExitBatch:
         chosen, rest = feasible[num_late : num_late + count], feasible[num_late + count :]
         if overdue in rest:  # it must run now: this is what bounds its wait
             rest[rest.index(overdue)], chosen[-1] = chosen[-1], overdue
-        late += feasible[:num_late]
+        self._drop(stage, feasible[:num_late], late)
         if rest:
             self._order.put_back(rest)
         return chosen
+
+    def _drop(self, stage: int, units: list[Unit], late: list[Unit]) -> None:
+        """Give units up. New ones were charged when they were taken, and nothing has run; of others, see
+        ``ExitProgress.overtaken``."""
+        if not stage:
+            for unit in units:
+                self._order.refund(unit)
+        late += units

@@ -12,6 +12,7 @@ from schedulers.cost import CostModel, measured_stages
 from schedulers.kernel import Kernel
 from schedulers.lab.baselines import full_network
 from schedulers.lab.simulator import ExitWorld, TraceUnit, exit_unit, lognormal_noise, simulate
+from schedulers.policies.exit_order import ExitOrder
 from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
 from schedulers.types import (
     Finish,
@@ -256,6 +257,25 @@ def finish(caller: Caller, batch_s: float, doubtful: set[int]) -> None:
     caller.send(finished(batch, confident, elapsed_s=batch_s), now_s=caller.now_s + batch_s)
 
 
+def test_old_samples_of_a_flood_do_not_keep_the_survivors_of_another_tenant_from_running() -> None:
+    """Those of the flood have no deadline, so that some have always waited for longer than ``max_age_s``."""
+    max_age_s, batch_s = 0.1, 0.014
+    caller = caller_of(max_batch=4, max_waiting=64, max_age_s=max_age_s)
+    caller.send(*(arrived(number, tenant="flood") for number in range(60)), now_s=0.0)
+    quiet = set()
+    while caller.now_s < 1.0:
+        for _ in range(4):
+            caller.send(arrived(len(caller.arrivals), tenant="flood"))
+        if len(quiet) <= 10 * caller.now_s:
+            quiet.add(len(caller.arrivals))
+            late_s = caller.now_s + 0.5
+            caller.send(arrived(len(caller.arrivals), late_s, thresholds=NEVER, tenant="quiet"))
+        finish(caller, batch_s, doubtful=quiet)
+    ends = [caller.ends[number] for number in quiet if caller.arrivals[number].deadline_s < caller.now_s]
+    assert len(ends) > 3
+    assert all(isinstance(end, Finish) and not end.degraded for end in ends)
+
+
 def test_overdue_sample_runs_even_when_its_batch_has_to_be_split() -> None:
     caller = caller_of(max_batch=8, fixed_s=0.010, each_s=0.010, max_age_s=0.01)
     blocker = only_batch(caller.send(arrived(99), now_s=0.0))
@@ -364,11 +384,35 @@ def test_charge_and_correction_go_by_the_work_of_each_unit() -> None:
     scheduler = early_exits(cost, ExitConfig(max_batch=8))
     (run,) = scheduler.handle(0.0, sized(0, 0.5, key="same"), sized(1, 2.5, key="same"))
     assert isinstance(run, RunSlice)
-    assert [unit.joules for unit in scheduler._live.values()] == pytest.approx([0.25, 1.25])
+    units = list(scheduler._live.values())
+    assert [unit.joules for unit in units] == pytest.approx([0.25, 1.25])
     assert run.predicted_s == pytest.approx(0.3)
     results = tuple(SliceResult(unit_id=n, report=1.0) for n in range(2))
     scheduler.handle(0.6, SliceFinished(slice_id=run.slice_id, results=results, elapsed_s=0.6))
     assert cost.correction(0) == pytest.approx(1.1)
+    assert [unit.joules for unit in units] == pytest.approx([0.25 - 0.5, 1.25 - 2.5])  # left of the charges
+
+
+def test_samples_given_up_before_they_ran_are_not_charged() -> None:
+    """Of eight that would be late together, some are given up, others wait on, and of those one is cancelled."""
+    scheduler = early_exits(linear_cost(fixed_s=0.010, each_s=0.010), ExitConfig(max_batch=8))
+    order = scheduler.policy.order
+    assert isinstance(order, ExitOrder)
+    (run,) = scheduler.handle(0.0, arrived(99))
+    assert isinstance(run, RunSlice)
+    soon = [arrived(n, 0.042, tenant="hasty") for n in range(2)]
+    later = [arrived(n, 0.075, tenant="hasty") for n in range(2, 8)]
+    scheduler.handle(0.0, *soon, *later)
+    charges_j = {unit.unit_id: unit.joules for unit in order}
+    decisions = scheduler.handle(0.020, finished(run, {99: 0.9}, elapsed_s=0.020))
+    (run,) = [one for one in decisions if isinstance(one, RunSlice)]
+    gone = {one.unit_id for one in decisions if isinstance(one, Reject)}
+    held = {unit.unit_id for unit in order}
+    assert gone
+    assert held
+    scheduler.handle(0.021, *(UnitCancelled(unit_id=unit_id) for unit_id in held))
+    charged_j = sum(charges_j[unit_id] for unit_id in run.unit_ids)
+    assert order.fresh._flows["hasty"].tag == pytest.approx(charged_j)
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf])
