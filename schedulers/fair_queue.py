@@ -191,7 +191,8 @@ class FairQueue(Generic[UnitT]):
                 heappop(heap)
         self._num_units = num_left
         self._forget_keys(units)
-        self._forget_keys(late)
+        if late:
+            self._forget_keys(late)
         return units, late
 
     def take_alike(
@@ -291,8 +292,9 @@ class FairQueue(Generic[UnitT]):
         if flow is None:
             return  # forgotten
         flow.tag += joules / flow.weight
-        if flow.units:
-            self._list(flow)
+        if flow.units.num_entries and flow.listed_tag != flow.tag:  # as ``_list``: a slice asks for each of its tenants
+            flow.listed_tag = flow.tag
+            heappush(self._heap, (flow.tag, flow.number, flow))
 
     def _list(self, flow: _Flow[UnitT]) -> None:
         if flow.listed_tag != flow.tag:

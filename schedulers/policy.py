@@ -79,7 +79,7 @@ class Unit:
 class Slice:
     """What an executor is running."""
 
-    __slots__ = ("elapsed_s", "num_stages", "predicted_s", "stage", "started_s", "units")
+    __slots__ = ("elapsed_s", "num_stages", "predicted_s", "stage", "started_s", "units", "work")
 
     def __init__(self, stage: int, num_stages: int, units: dict[Hashable, Unit], started_s: float, predicted_s: float):
         self.stage = stage
@@ -89,6 +89,8 @@ class Slice:
         self.predicted_s = predicted_s
         #: Measured, once it has ended.
         self.elapsed_s = 0.0
+        #: Of its units, in usual ones; 0 until somebody has added it up.
+        self.work = 0.0
 
 
 class Pick(NamedTuple):

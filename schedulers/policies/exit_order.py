@@ -16,8 +16,9 @@ from schedulers.ordered_queue import OrderedQueue
 from schedulers.policies.stage_choice import StageView
 from schedulers.policy import Unit
 
-#: Entries of units that no longer wait are swept out when all entries outnumber twice the good ones by this many.
-_MAX_STALE_AGES = 4096
+#: Entries of units that no longer wait are swept out when all entries outnumber twice the good ones by this many. One
+#: has as many units as a slice.
+_MAX_STALE_AGES = 256
 
 
 class Survivors:
@@ -73,13 +74,13 @@ class _Ages:
     __slots__ = ("_entries", "_max_entries")
 
     def __init__(self) -> None:
-        #: (when, unit); of units that moved on, they are stale.
-        self._entries: deque[tuple[float, Unit]] = deque()
+        #: (when, units); those that moved on are stale.
+        self._entries: deque[tuple[float, list[Unit]]] = deque()
         self._max_entries = _MAX_STALE_AGES
 
     def add(self, since_s: float, units: list[Unit]) -> None:
         """They wait since then, which is no earlier than for those before."""
-        self._entries.extend([(since_s, unit) for unit in units])
+        self._entries.append((since_s, units))
 
     def oldest(self, before_s: float) -> Unit | None:
         """The unit that has waited longest where it stands, if that is since earlier than ``before_s``."""
@@ -87,9 +88,10 @@ class _Ages:
         if len(entries) > self._max_entries:
             self._sweep()
         while entries and entries[0][0] < before_s:
-            since_s, unit = entries[0]
-            if unit.is_waiting and unit.waiting_since_s == since_s:
-                return unit
+            since_s, units = entries[0]
+            for unit in units:
+                if unit.is_waiting and unit.waiting_since_s == since_s:
+                    return unit
             entries.popleft()
         return None
 
@@ -98,10 +100,13 @@ class _Ages:
         self._entries.clear()
 
     def _sweep(self) -> None:
-        kept = [entry for entry in self._entries if entry[1].is_waiting and entry[1].waiting_since_s == entry[0]]
-        self._entries.clear()
-        self._entries.extend(kept)
-        self._max_entries = 2 * len(kept) + _MAX_STALE_AGES
+        kept = [(since_s, _still(since_s, units)) for since_s, units in self._entries]
+        self._entries = deque([entry for entry in kept if entry[1]])
+        self._max_entries = 2 * len(self._entries) + _MAX_STALE_AGES
+
+
+def _still(since_s: float, units: list[Unit]) -> list[Unit]:
+    return [unit for unit in units if unit.is_waiting and unit.waiting_since_s == since_s]
 
 
 class ExitOrder:

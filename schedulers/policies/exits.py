@@ -193,7 +193,7 @@ class ExitCost:
     def observe(self, ended: Slice, elapsed_s: float) -> None:
         """Correct the table: of a slice of several stages, each is charged in proportion to its prediction."""
         first, num_stages, num_units = ended.stage, ended.num_stages, len(ended.units)
-        work = sum([unit.size for unit in ended.units.values()])
+        work = _work_of(ended)
         shares = [1.0]
         if num_stages > 1:
             whole_s = self.slice_s(first, num_stages, num_units)
@@ -207,6 +207,11 @@ class ExitCost:
         """So many of the units that reached an exit left there."""
         self._path_s.clear()
         self.exit_rates[exit_index] += _EXIT_RATE_WEIGHT * (num_left / num_units - self.exit_rates[exit_index])
+
+
+def _work_of(one: Slice) -> float:
+    one.work = one.work or sum([unit.size for unit in one.units.values()])
+    return one.work
 
 
 class ExitProgress:
@@ -233,8 +238,7 @@ class ExitProgress:
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Compare confidences with thresholds, and put right what was charged for those that leave."""
-        work = sum([unit.size for unit in ended.units.values()])
-        usual_j = ended.elapsed_s * self._cost.table.watts / work
+        usual_j = ended.elapsed_s * self._cost.table.watts / _work_of(ended)
         exit_index = ended.stage + ended.num_stages - 1
         is_last = exit_index == self._num_stages - 1
         done: list[Unit] = []

@@ -262,7 +262,7 @@ def test_old_samples_of_a_flood_do_not_keep_the_survivors_of_another_tenant_from
     max_age_s, batch_s = 0.1, 0.014
     caller = caller_of(max_batch=4, max_waiting=64, max_age_s=max_age_s)
     caller.send(*(arrived(number, tenant="flood") for number in range(60)), now_s=0.0)
-    quiet = set()
+    quiet: set[int] = set()
     while caller.now_s < 1.0:
         for _ in range(4):
             caller.send(arrived(len(caller.arrivals), tenant="flood"))
