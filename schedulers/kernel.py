@@ -245,7 +245,7 @@ class Kernel:
         if not has_failed:
             self._cost.observe(ended, event.elapsed_s)
         if has_failed or self._num_leaving:
-            units, reports = self._end_unwanted(units, results)
+            units, reports = self._end_unwanted(ended, units, results)
             if not units:
                 return
         else:
@@ -258,10 +258,14 @@ class Kernel:
         if onward:
             self._wait_again(onward)
 
-    def _end_unwanted(self, units: list[Unit], results: tuple[SliceResult, ...]) -> tuple[list[Unit], list[Any]]:
+    def _end_unwanted(
+        self, ended: Slice, units: list[Unit], results: tuple[SliceResult, ...]
+    ) -> tuple[list[Unit], list[Any]]:
         """End the units that were cancelled or failed; return the others with their reports."""
         wanted, reports = [], []
         for unit, result in zip(units, results, strict=True):
+            if unit.is_cancelled or result.failed:
+                self._progress.dropped(ended, unit, result.report)
             if unit.is_cancelled:
                 self._num_leaving -= 1
                 self._release(unit)

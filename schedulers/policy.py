@@ -198,6 +198,10 @@ class Progress(Protocol):
         """Sort ``units`` of a slice by what it reported about each; those that go on get their next ``stage``."""
         ...
 
+    def dropped(self, ended: Slice, unit: Unit, report: Any) -> None:
+        """A unit of a slice was cancelled, or the engine failed it (``report`` is None): nothing follows."""
+        ...
+
     def overtaken(self, unit: Unit) -> int | None:
         """The stage that answers for a unit that cannot go on in time; None if there is none."""
         ...

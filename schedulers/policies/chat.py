@@ -168,6 +168,11 @@ class ChatProgress:
             self._order.queue.correct(unit.tenant, self._cost.learn(unit, used_s))
         return After(units, [], [])
 
+    def dropped(self, ended: Slice, unit: Unit, report: Any) -> None:
+        """It is charged for what it took, as far as anybody says."""
+        if report is not None:
+            self._order.queue.correct(unit.tenant, self._cost.learn(unit, report))
+
     def overtaken(self, unit: Unit) -> int | None:
         """Nothing can be answered before the end."""
         return None

@@ -272,6 +272,11 @@ class DenoisingProgress:
             elif not unit.state.is_late:
                 self._reserve.raise_for_late()
 
+    def dropped(self, ended: Slice, unit: Unit, report: Any) -> None:
+        """It is charged for what it took; after its last step, not for a decode."""
+        decode_j = unit.state.decode_j if ended.stage == DENOISE else 0.0
+        self._order.steps.correct(unit.tenant, self._cost.excess_j(ended, unit) - decode_j)
+
     def overtaken(self, unit: Unit) -> int | None:
         """Nothing can be answered before the decode."""
         return None

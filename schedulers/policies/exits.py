@@ -274,6 +274,11 @@ class ExitProgress:
         for tenant, joules in left_j.items():
             self._correct(tenant, -joules)
 
+    def dropped(self, ended: Slice, unit: Unit, report: Any) -> None:
+        """It is charged for what it took."""
+        unit.joules -= ended.elapsed_s * self._cost.table.watts / _work_of(ended) * unit.size
+        self._settle([unit])
+
     def overtaken(self, unit: Unit) -> int | None:
         """The deepest exit that was evaluated."""
         self._cost.give_up_at(unit.stage)

@@ -16,7 +16,7 @@ from schedulers.policies.chat import ChatConfig, ChatWork, chat
 from schedulers.policies.denoising import DenoisingConfig, DenoisingWork, denoising
 from schedulers.policies.exits import ExitConfig, ExitWork, early_exits
 from schedulers.shared_slots import SharedSlots, Turn
-from schedulers.types import Priority, RunSlice, SliceFinished, SliceResult, UnitArrived
+from schedulers.types import Priority, RunSlice, SliceFinished, SliceResult, UnitArrived, UnitCancelled
 
 WEIGHTS = {"large": 3.0, "small": 1.0}
 STEPS = {"decodes": 1, "steps": 100}
@@ -123,6 +123,37 @@ def test_decodes_are_part_of_what_a_tenant_gets() -> None:
     trace = [TraceUnit(arrived_s=0.0, work=works[one], tenant=one) for one in ["decodes", "steps"] * 100]
     simulate(kernel, trace, kind, num_executors=2)
     assert kind.share(("decodes", "steps"), 300) == pytest.approx(1.0, rel=0.1)
+
+
+def leaves_exits() -> tuple[Kernel, Any]:
+    return early_exits(measured_stages((1, 4), [[1.0, 4.0]] * 2), ExitConfig(max_batch=1)), ExitWork((0.5, 0.5))
+
+
+def leaves_steps() -> tuple[Kernel, Any]:
+    return denoising(DenoisingConfig(max_batch=1)), DenoisingWork(steps_left=1, seconds_per_step=1.0, tokens=8)
+
+
+def leaves_chat() -> tuple[Kernel, Any]:
+    return chat(ChatConfig(max_running=1)), ChatWork(1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "fails"),
+    [(leaves_exits, False), (leaves_exits, True), (leaves_steps, False), (leaves_steps, True), (leaves_chat, False)],
+)
+def test_who_leaves_in_a_slice_pays_for_what_it_took(make: Callable[[], tuple[Kernel, Any]], fails: bool) -> None:
+    """Otherwise tenants whose units take more than predicted would get more by leaving before they end."""
+    kernel, work = make()
+    order: Any = kernel.policy.order
+    queue = next(getattr(order, name) for name in ("fresh", "steps", "queue") if hasattr(order, name))
+    (run,) = kernel.handle(0.0, *(UnitArrived(unit_id=one, work=work, tenant=one) for one in ("leaves", "stays")))
+    assert isinstance(run, RunSlice)
+    assert run.unit_ids == ("leaves",)
+    if not fails:
+        kernel.handle(1.0, UnitCancelled(unit_id="leaves"))
+    result = SliceResult(unit_id="leaves", failed=True) if fails else SliceResult(unit_id="leaves", report=5.0)
+    kernel.handle(5.0, SliceFinished(slice_id=run.slice_id, results=(result,), elapsed_s=5.0))
+    assert queue._flows["leaves"].tag == pytest.approx(5.0)
 
 
 def test_urgent_decodes_of_one_tenant_do_not_hold_up_another() -> None:
