@@ -59,9 +59,10 @@ def calibrate(
 
     Raises: ValueError: no weights, nothing to judge on, nothing to measure, an earlier run that was of another model.
     """
-    measure = family.parts.get("calibrate") or _BY_SHAPE.get(
-        "image" if isinstance(variant.io, ImageIO) else family.shape
-    )
+    makes_pictures = isinstance(variant.io, ImageIO)
+    measure = family.parts.get("calibrate") or _BY_SHAPE.get("image" if makes_pictures else family.shape)
+    if makes_pictures and family.shape == "job" and "calibrate" not in family.parts:
+        measure = None  # their steps are not one call, and their sizes are not those of clips
     if measure is None:
         raise ValueError(f"{variant.id} has no operating points to calibrate")
     if variant.weights is None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,13 @@ def test_a_family_may_bring_a_judge_and_then_needs_no_pictures(variant: Variant)
     assert best.value == pytest.approx(0.3)
     with pytest.raises(ValueError, match="coarse-1 needs pictures to calibrate on; pass --data DIR"):
         calibrate(FAMILY, variant)
+
+
+def test_pictures_made_by_jobs_are_refused_before_anything_is_written(variant: Variant) -> None:
+    assert variant.weights is not None
+    with pytest.raises(ValueError, match="coarse-1 has no operating points to calibrate"):
+        calibrate(replace(FAMILY, shape="job"), variant, data_dir=variant.weights / "data")
+    assert not (variant.weights / LEDGER_FILE).exists()
 
 
 def test_agreement_is_a_share_of_the_highest_ratio() -> None:
