@@ -1,7 +1,7 @@
 """Run all tests in two lanes at once: those of systems and their parts, which mostly wait for them, and all others.
 
 The second lane yields to the first (nice), so that a system is hardly slower than on a machine of its own.
-Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C reaches both.
+Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C and SIGTERM reach both.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 SYSTEMS = ("tests/deploy", "tests/integration", "tests/e2e")
@@ -33,10 +34,17 @@ def follow(lane: str, process: subprocess.Popen[bytes]) -> int:
     return abs(process.wait())
 
 
+def interrupt(lanes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Let lanes end in order, as Ctrl-C does."""
+    for lane in lanes:
+        lane.send_signal(signal.SIGINT)
+
+
 def main() -> int:
     """Run both and return the exit code."""
     lanes = {lane: start(command) for lane, command in LANES.items()}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the lanes, which end in order and are waited for
+    signal.signal(signal.SIGTERM, lambda *_: interrupt(lanes.values()))
     with ThreadPoolExecutor(len(lanes)) as pool:
         return max(pool.map(follow, lanes, lanes.values()))
 

@@ -5,6 +5,7 @@ Any call may become one. Those to a model of shape ``job`` always do: whoever wa
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,7 +160,7 @@ async def _begin(
         surface=call.surface,
         tenant=call.tenant,
         model=request.model,
-        asked=_alike(body or GenerationBody(), asked),
+        asked=await asyncio.to_thread(_alike, body or GenerationBody(), asked) if key else GenerationBody(),
         budget=request.budget,
         idempotency_key=check_key(key),
         plan=plan,
