@@ -41,7 +41,7 @@ def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture
     port, grpc_port = free_service_ports(2)
     here = ("--port", str(port))
     try:
-        up = run_cli("up", "--detach", *here, "--grpc-port", str(grpc_port), environment=environment, timeout_s=120)
+        up = run_cli("up", "--detach", *here, "--grpc-port", str(grpc_port), environment=environment, timeout_s=240)
         assert up.returncode == 0, up.stdout + up.stderr
         assert "Vireo is up" in up.stdout
         assert "inference.GRPCInferenceService/ModelInfer" in up.stdout, "one request of each kind was answered"
