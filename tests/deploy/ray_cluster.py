@@ -10,27 +10,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
 
+from tests.support.ports import free_ports
 from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 # Every process of a cluster inherits this variable, so its owner can be told from any other Ray on the machine.
 MARK = "VIREO_TEST_CLUSTER"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in sockets]
 
 
 def free_range(length: int, start: int) -> int:

@@ -23,8 +23,9 @@ from sklearn.datasets import load_digits
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from tests.deploy.conftest import REPOSITORY
-from tests.deploy.ray_cluster import RayCluster, free_ports, ray_cluster
+from tests.deploy.ray_cluster import RayCluster, ray_cluster
 from tests.deploy.render import Manifest
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -12,9 +12,16 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different free TCP ports."""
+    """``count`` free TCP ports. None is given out twice in one test process: who got it may not have bound it yet."""
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            probe = stack.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            if (port := int(probe.getsockname()[1])) not in _given:
+                _given.add(port)
+                found.append(port)
+    return found
+
+
+_given: set[int] = set()
