@@ -34,7 +34,7 @@ def ask(client: openai.OpenAI, messages: list[Any], **fields: Any) -> Any:
 
 def ask_until_hit(client: openai.OpenAI, messages: list[Any]) -> Any:
     """Results are written in the background."""
-    return wait_until(lambda: (a := ask(client, messages)).vireo["cache"] == "hit" and a, "a hit", timeout_s=10)
+    return wait_until(lambda: (a := ask(client, messages)).vireo["cache"] == "hit" and a, "a hit")
 
 
 def work(counts: EngineCounts) -> tuple[float, float]:
