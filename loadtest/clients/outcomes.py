@@ -157,8 +157,8 @@ def read_report(block: Mapping[str, Any]) -> ServerReport:
 def read_error_json(body: Any) -> ErrorBody:
     """Read an error body; what it does not say stays ``None``."""
     error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, str):  # all that the Open Inference Protocol prescribes
-        return ErrorBody(message=short(error))
+    if isinstance(error, str):  # the Open Inference Protocol's; Vireo has the rest beside it
+        return read_error_object({**body, "message": error})
     return read_error_object(error) if isinstance(error, dict) else ErrorBody()
 
 

@@ -143,6 +143,8 @@ def parsed(data: bytes) -> dict[str, Any] | None:
 def failure_in(document: Mapping[str, Any] | None, retry_after: str | None = None) -> Failed | None:
     """What a server's error says, or None for any other document."""
     error = (document or {}).get("error")
+    if isinstance(error, str):  # below /v2
+        error = {**(document or {}), "message": error}
     if not isinstance(error, dict) or not {"code", "message", "type"} <= error.keys():
         return None
     line = f"{error['code']}: {error['message']}"

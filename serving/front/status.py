@@ -41,9 +41,23 @@ class ErrorObject(TypedDict):
 
 
 class ErrorAnswer(TypedDict):
-    """Answer of every failed HTTP request."""
+    """Answer of every failed HTTP request but those below ``/v2``."""
 
     error: ErrorObject
+
+
+class InferErrorAnswer(TypedDict):
+    """Answer of every failed request below ``/v2``: the Open Inference Protocol has a text there, and ours beside it."""
+
+    error: str
+    code: str
+    type: str
+    param: str | None
+
+
+def error_shape(path: str) -> type[ErrorAnswer] | type[InferErrorAnswer]:
+    """The class of an error answer, by the path that was asked for."""
+    return InferErrorAnswer if path == "/v2" or path.startswith("/v2/") else ErrorAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +164,12 @@ def error_object(error: ServingError) -> ErrorObject:
     return {"code": error.code, "message": message_of(error), "type": error.type, "param": param_of(error)}
 
 
-def error_body(error: ServingError) -> bytes:
-    """Return the body of an answer that is an error."""
-    answer: ErrorAnswer = {"error": error_object(error)}
-    return orjson.dumps(answer)
+def error_body(error: ServingError, path: str = "") -> bytes:
+    """Return the body of an answer that is an error, as it is spelt below a path."""
+    one = error_object(error)
+    if error_shape(path) is ErrorAnswer:
+        return orjson.dumps({"error": one})
+    return orjson.dumps({"error": one.pop("message"), **one})  # type: ignore[misc]
 
 
 def param_of(error: ServingError) -> str | None:
@@ -161,8 +177,8 @@ def param_of(error: ServingError) -> str | None:
     return None if error.param is None else _bounded(error.param, MAX_PARAM_BYTES)
 
 
-def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return (status, extra headers, JSON body) of an error answer."""
+def http_error(error: ServingError, path: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return (status, extra headers, JSON body) of an error answer below a path."""
     headers: list[tuple[bytes, bytes]] = []
     if (wait_s := retry_after_s(error)) is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
@@ -170,7 +186,7 @@ def http_error(error: ServingError) -> tuple[int, list[tuple[bytes, bytes]], byt
         headers.append((b"www-authenticate", b'Bearer realm="vireo"'))
     if isinstance(error, errors.SlowBody):
         headers.append((b"connection", b"close"))
-    return status_of(error).http, headers, error_body(error)
+    return status_of(error).http, headers, error_body(error, path)
 
 
 def grpc_trailers(error: ServingError) -> list[tuple[str, str | bytes]]:

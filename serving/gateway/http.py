@@ -138,7 +138,7 @@ def _not_found(adds_request_id: bool) -> Callable[[Scope, Receive, Send], Any]:
             await send({"type": "websocket.close", "code": 1000})
             return
         proposed = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        answer = error_answer(_unknown_path(scope["path"]))
+        answer = error_answer(_unknown_path(scope["path"]), scope["path"])
         await send_answer(send, answer, request_id(proposed) if adds_request_id else None)
 
     return not_found
@@ -159,6 +159,6 @@ async def _framework_error(request: Request, error: Exception) -> Response:
             known = MethodNotAllowed(f"{request.method} is not possible at {shown(request.url.path)}; use {allowed}")
         elif error.status_code == 404:
             known = _unknown_path(request.url.path)
-    status, headers, body = http_error(known)
+    status, headers, body = http_error(known, request.url.path)
     extra |= {name.decode(): value.decode() for name, value in headers}
     return Response(body, status, extra, "application/json")

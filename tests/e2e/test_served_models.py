@@ -9,6 +9,7 @@ import pytest
 from vireo_pb.oip import open_inference_pb2 as oip
 
 from tests.e2e.surfaces import opened
+from tests.support.clients import error_in
 from tests.support.system import running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -40,7 +41,7 @@ def test_two_models_of_one_family_are_served_side_by_side_and_none_that_classifi
         assert (run.returncode, "no model for classify is served at" in run.stderr) == (2, True), run.stderr
         for path, body in BODIES.items():
             answer: httpx.Response = door.http.post(path, json=body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), path
+            assert (answer.status_code, error_in(answer.json())["code"]) == (404, "model_not_found"), path
 
 
 BODIES: dict[str, dict[str, Any]] = {

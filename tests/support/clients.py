@@ -83,13 +83,19 @@ class HttpReply:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object; fails unless the body has exactly the agreed shape."""
-        document = self.json
-        assert set(document) == {"error"}, document
-        assert set(document["error"]) == {"code", "message", "type", "param"}, document
-        assert document["error"]["message"]
-        error: dict[str, Any] = document["error"]
-        return error
+        """The error object; fails unless the body has exactly one of the two agreed shapes."""
+        return error_in(self.json)
+
+
+def error_in(document: Any) -> dict[str, Any]:
+    """The error of an answer: a text with ours beside it below ``/v2``, an object elsewhere."""
+    error = document.pop("error")
+    if isinstance(error, str):
+        error, document = {"message": error, **document}, {}
+    assert set(error) == {"code", "message", "type", "param"}, error
+    assert error["message"]
+    assert not document
+    return error  # type: ignore[no-any-return]
 
 
 async def asgi(

@@ -131,7 +131,7 @@ class JobHttp:
         try:
             part = parse_range(wanted, artefact.num_bytes)
         except RangeNotSatisfiable as error:
-            answer = error_answer(call.known(error))
+            answer = error_answer(call.known(error), call.scope["path"])
             size = f"bytes */{artefact.num_bytes}".encode()
             return replace(answer, headers=(*answer.headers, (b"content-range", size)))
         start, end = part or (0, artefact.num_bytes)

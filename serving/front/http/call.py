@@ -171,16 +171,16 @@ class Endpoint:
                 call.authenticate()
             answer = await self._route.handler(call)
         except Exception as error:
-            answer = error_answer(call.known(error))
+            answer = error_answer(call.known(error), self._route.path)
         finally:
             self._front.end(visit)
         if answer is not None:
             await send_answer(send, answer, call.request_id if self._adds_request_id else None)
 
 
-def error_answer(error: ServingError) -> Answer:
+def error_answer(error: ServingError, path: str) -> Answer:
     """Return the answer of a failed request."""
-    status, headers, body = http_error(error)
+    status, headers, body = http_error(error, path)
     return Answer(body, status, JSON_TYPE, tuple(headers))
 
 

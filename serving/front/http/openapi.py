@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from serving.front.http.call import Route
-from serving.front.status import TABLE, ErrorAnswer
+from serving.front.status import TABLE, error_shape
 
 BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _REF: Final = "#/components/schemas/{model}"
@@ -119,10 +119,10 @@ def _complete(route: Route) -> dict[str, Any]:
     codes: dict[int, set[str]] = {}
     for cls, status in TABLE.items():
         codes.setdefault(status.http, set()).add(cls.code)
-    content = json_content(ErrorAnswer)
+    content = json_content(error_shape(route.path))
     errors = {str(http): {"description": ", ".join(sorted(codes[http])), "content": content} for http in sorted(codes)}
     security: list[dict[str, Any]] = [{"bearer": []}, {"apiKey": []}, {}] if route.needs_key else []
-    return {**route.operation, "responses": {**route.operation["responses"], **errors}, "security": security}
+    return {**route.operation, "responses": {**errors, **route.operation["responses"]}, "security": security}
 
 
 def _with_refs(node: Any, found: dict[str, Any]) -> Any:

@@ -114,5 +114,7 @@ def test_error_bodies_of_both_apis_are_read_and_long_messages_are_cut() -> None:
     error = {"code": "queue_full", "message": "m" * 1000, "type": "rate_limit_error", "param": None}
     assert read_error_json({"error": error}) == ErrorBody(code="queue_full", message="m" * 300, type="rate_limit_error")
     assert read_error_json({"error": "plain text"}) == ErrorBody(message="plain text")
+    below_v2 = {"error": "m", "code": "queue_full", "type": "rate_limit_error"}
+    assert read_error_json(below_v2) == ErrorBody(code="queue_full", message="m", type="rate_limit_error")
     for other in ([], None, {}, {"error": None}, {"error": []}):
         assert read_error_json(other) == ErrorBody()

@@ -129,6 +129,10 @@ CLASSIFY = ("POST", "/v1/classify")
 
 BAD_REQUESTS: list[tuple[str, str, str, dict[str, str], bytes, int, str]] = [
     ("nothing_there", "GET", "/nope", {}, b"", 404, "not_found"),
+    ("nothing_below_v2", "GET", "/v2/nope", {}, b"", 404, "not_found"),
+    ("post_v2", "POST", "/v2", {}, b"", 405, "method_not_allowed"),
+    ("long_key_v2", "GET", "/v2", {"x-api-key": "k" * 5000}, b"", 400, BAD),
+    ("claimed_length_v2", "POST", INFER, JSON | {"content-length": "99999999999"}, b"{}", 413, "payload_too_large"),
     ("root", "GET", "/", {}, b"", 404, "not_found"),
     ("docs", "GET", "/docs", {}, b"", 404, "not_found"),
     ("trailing_slash", "GET", "/v1/models/", {}, b"", 404, "not_found"),
@@ -170,6 +174,7 @@ async def test_bad_request_has_the_error_shape(
     door = FrontDoor()
     reply = await asgi(door.app, method, path, body, headers)
     assert (reply.status, reply.error["code"]) == (status, code)
+    assert isinstance(reply.json["error"], str) == path.startswith("/v2")
     assert reply.headers["content-type"] == "application/json"
     assert not door.service.requests
     if status == 405:
