@@ -47,7 +47,7 @@ class ErrorAnswer(TypedDict):
 
 
 class InferErrorAnswer(TypedDict):
-    """Answer of every failed request below ``/v2``: the Open Inference Protocol has a text there, and ours beside it."""
+    """Answer of every failed request below ``/v2``: the Open Inference Protocol has a text there; ours is beside it."""
 
     error: str
     code: str
