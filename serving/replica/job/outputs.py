@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 import av
@@ -32,6 +33,7 @@ _CRF = 16
 """Constant quality of x264, 0 (lossless) to 51: small clips are cheap, and blocks in them are seen."""
 _JPEG_QUALITY = 85
 _MAX_SIDE = 8192
+_MIN_GIF_DELAY_CS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +121,15 @@ def _even(frames: Frames) -> Frames:
 
 
 def _gif(frames: Frames, fps: int) -> bytes:
-    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up."""
-    ends_cs = [round(100 * (index + 1) / fps) for index in range(len(frames))]
-    durations_ms = [10 * max(1, end - start) for start, end in zip([0, *ends_cs], ends_cs, strict=False)]
-    images = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in frames]
+    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up. Browsers show
+    a frame of less than two of them for ten: of faster clips fewer frames are there, each for at least that long."""
+    num_frames = len(frames)
+    end_cs = max(_MIN_GIF_DELAY_CS, round(100 * num_frames / fps))
+    num_shown = min(num_frames, end_cs // _MIN_GIF_DELAY_CS)
+    starts_cs = [round(end_cs * index / num_shown) for index in range(num_shown)]
+    durations_ms = [10 * (end - start) for start, end in pairwise([*starts_cs, end_cs])]
+    shown = [frames[min(num_frames - 1, round(start * fps / 100))] for start in starts_cs]
+    images = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in shown]
     buffer = io.BytesIO()
     images[0].save(
         buffer, "GIF", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, optimize=False
