@@ -18,6 +18,9 @@ def metrics(
     folder: Annotated[Path, typer.Argument(help="Where the processes of this node write: RUN_DIR/metrics.")],
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9102,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    tenants: Annotated[
+        bool, typer.Option("--tenants", help="Name the tenants, where only the operator reaches the port.")
+    ] = False,
 ) -> None:
     """Serve the metrics of every process of this node, added up, until SIGTERM or Ctrl-C."""
     from prometheus_client import start_http_server
@@ -26,7 +29,7 @@ def metrics(
 
     folder.mkdir(parents=True, exist_ok=True)  # the first process that writes may come later
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    server, thread = start_http_server(port, host, registry=node_registry(folder))
+    server, thread = start_http_server(port, host, registry=node_registry(folder, names_tenants=tenants))
     typer.echo(f"metrics of {folder} on {host}:{server.server_port}")
     signal.sigwait((signal.SIGTERM, signal.SIGINT))
     server.shutdown()

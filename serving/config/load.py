@@ -23,9 +23,9 @@ from serving.errors import ConfigError
 
 PROFILES: Mapping[Profile, Mapping[str, Any]] = {
     "local": {},
-    "gpu": {"gateway": {"replicas": 2, "media_workers": 4}, "drain_s": 10.0},
+    "gpu": {"http": {"metrics_need_key": True}, "gateway": {"replicas": 2, "media_workers": 4}, "drain_s": 10.0},
     "cluster": {
-        "http": {"host": "0.0.0.0", "metrics": False},
+        "http": {"host": "0.0.0.0", "metrics": False, "metrics_need_key": True},
         "redis": {"url": "redis://vireo-redis:6379/0"},
         "gateway": {"replicas": 2, "media_workers": 2},
         "drain_s": 30.0,

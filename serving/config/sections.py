@@ -23,7 +23,9 @@ class HttpSettings(Section):
     metrics: bool = Field(
         True, description="Whether /metrics answers on the HTTP port; else `vireo metrics` serves it."
     )
-    metrics_need_key: bool = Field(False, description="Whether /metrics asks for an API key.")
+    metrics_need_key: bool = Field(
+        False, description="Whether /metrics asks for an API key; true outside the local profile unless set."
+    )
 
 
 class TenantSettings(Section):
@@ -53,6 +55,7 @@ class TenantSettings(Section):
         False,
         description="Whether chat answers may show and bias probabilities of tokens: they feed black-box attacks.",
     )
+    admin: bool = Field(False, description="Whether /metrics names the tenants to its keys; to others it adds them up.")
 
 
 class RedisSettings(Section):

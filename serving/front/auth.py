@@ -26,7 +26,7 @@ _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+
 class Authenticator:
     """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, or of each of its keys, in
     hexadecimal: two at a time let a tenant change its key without an outage. ``logprobs_tenants`` may see and bias
-    probabilities of tokens; nobody else may.
+    probabilities of tokens, and ``admins`` read what is counted of each tenant; nobody else may.
 
     Raises:
         ConfigError: a hash is malformed, two tenants share one, or there are no keys and nobody would be let in.
@@ -37,6 +37,7 @@ class Authenticator:
         keys: Mapping[str, str | Sequence[str]],
         allow_anonymous_loopback: bool,
         logprobs_tenants: Collection[str] = (),
+        admins: Collection[str] = (),
     ) -> None:
         hashes = [(tenant, digest.lower()) for tenant, digests in keys.items() for digest in _several(digests)]
         for tenant, digest in hashes:
@@ -48,10 +49,15 @@ class Authenticator:
             raise ConfigError("no API keys are configured and anonymous callers are refused; configure a key")
         self._hashes = tuple(hashes)
         self._logprobs_tenants = frozenset(logprobs_tenants)
+        self._admins = frozenset(admins if hashes else (LOCAL_TENANT,))
 
     def may_use_logprobs(self, tenant: str) -> bool:
         """Whether a tenant may see and bias probabilities of tokens."""
         return tenant in self._logprobs_tenants
+
+    def is_admin(self, tenant: str) -> bool:
+        """Whether a tenant may read what is counted of each. Without keys whoever is served may: nobody else is."""
+        return tenant in self._admins
 
     def authenticate(self, authorization: str | None, x_api_key: str | None, peer_host: str | None) -> str:
         """Return the tenant of a caller.

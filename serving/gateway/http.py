@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route as AppRoute
 from typing_extensions import TypedDict
 
-from serving.errors import MethodNotAllowed, NotReady, ServingError, UnknownPath
+from serving.errors import Forbidden, MethodNotAllowed, NotReady, ServingError, Unauthenticated, UnknownPath
 from serving.front.auth import Authenticator
 from serving.front.front import Front, request_id, shown
 from serving.front.http.body import Receive
@@ -27,14 +27,18 @@ from serving.tasks.models import ModelAnswer, shown_model
 from serving.tasks.table import TASKS
 from serving.telemetry.events import Sink, ignore
 
-METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+class MetricsPage(Protocol):
+    """What ``/metrics`` says: the text and its content type; see ``serving.telemetry.exposition``."""
+
+    def __call__(self, accept: str, *, names_tenants: bool) -> tuple[bytes, str]: ...
 
 
 def build_http_app(
     service: Service,
     authenticator: Authenticator,
     limits: IngressLimits,
-    metrics_endpoint: Callable[[], bytes] | None,
+    metrics_page: MetricsPage | None,
     tell: Sink = ignore,
     *,
     metrics_needs_key: bool = False,
@@ -43,7 +47,7 @@ def build_http_app(
 ) -> FastAPI:
     """Make the application.
 
-    ``metrics_endpoint`` returns Prometheus text; None: there is no such path. ``adds_request_id=False`` where the
+    ``metrics_page``: None where there is no such path. ``adds_request_id=False`` where the
     server around the application puts ``x-request-id`` on every answer itself, as Ray Serve does.
     """
     front = Front(service=service, authenticator=authenticator, limits=limits, tell=tell)
@@ -51,7 +55,7 @@ def build_http_app(
         title="Vireo", version=vireo_version(), openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     reader = json_reader or JsonReader()
-    routes = ROUTES if metrics_endpoint is None else (*ROUTES, _metrics_route(metrics_endpoint, metrics_needs_key))
+    routes = ROUTES if metrics_page is None else (*ROUTES, _metrics_route(metrics_page, metrics_needs_key))
     for route in routes:
         endpoint = Endpoint(front, reader, route, adds_request_id=adds_request_id)
         app.router.routes.append(AppRoute(route.path, endpoint, methods=[route.method]))
@@ -99,12 +103,31 @@ async def _openapi(_call: Call) -> Answer:
     return json_answer(document())
 
 
-def _metrics_route(metrics_endpoint: Callable[[], bytes], needs_key: bool) -> Route:
-    async def metrics(_call: Call) -> Answer:
-        return Answer(metrics_endpoint(), 200, METRICS_TYPE)
+def _metrics_route(page: MetricsPage, needs_key: bool) -> Route:
+    async def metrics(call: Call) -> Answer:
+        is_known = needs_key or _is_known(call)
+        names_tenants = is_known and call.front.authenticator.is_admin(call.tenant)
+        body, content_type = page(call.header(b"accept") or "", names_tenants=names_tenants)
+        return Answer(body, 200, content_type.encode())
 
-    summary = operation("Metrics in Prometheus' text format", {"text/plain": {"schema": {"type": "string"}}})
-    return Route(method="GET", path="/metrics", handler=metrics, operation=summary, needs_key=needs_key)
+    text = {"schema": {"type": "string"}}
+    described = operation(
+        "Metrics for Prometheus",
+        {"text/plain": text, "application/openmetrics-text": text},
+        text="What is counted by tenant is added up, except for the keys of an admin.",
+    )
+    return Route(method="GET", path="/metrics", handler=metrics, operation=described, needs_key=needs_key)
+
+
+def _is_known(call: Call) -> bool:
+    """Whether a caller that needs no key has one all the same. Raises: Unauthenticated: a wrong one."""
+    try:
+        call.authenticate()
+    except (Unauthenticated, Forbidden):
+        if call.headers.keys() & {b"authorization", b"x-api-key"}:
+            raise
+        return False
+    return True
 
 
 def _get(path: str, handler: Any, summary: str, answer: Any = None, *parameters: Any, needs_key: bool = True) -> Route:
@@ -123,10 +146,14 @@ ROUTES: Final = (
 )
 
 
+def _no_metrics(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
+    return b"", ""
+
+
 @cache
 def document() -> dict[str, Any]:
     """What ``/openapi.json`` says. Do not change it."""
-    return openapi_document((*ROUTES, _metrics_route(lambda: b"", needs_key=False)))
+    return openapi_document((*ROUTES, _metrics_route(_no_metrics, needs_key=False)))
 
 
 # -- what no path answers --------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Gateway(GrpcMethods):
 
         app = build_http_app(
             **self._front,
-            metrics_endpoint=exposition if self._http.metrics else None,
+            metrics_page=exposition if self._http.metrics else None,
             metrics_needs_key=self._http.metrics_need_key,
             adds_request_id=False,
             json_reader=self._json,
@@ -79,7 +79,8 @@ def build_authenticator(config: ResolvedConfig) -> Authenticator:
     """Keys to tenants."""
     keys = {tenant.name: tenant.api_key_sha256 for tenant in config.settings.tenants}
     trusted = [tenant.name for tenant in config.settings.tenants if tenant.allow_logprobs]
-    return Authenticator(keys, config.allow_anonymous_loopback, trusted)
+    admins = [tenant.name for tenant in config.settings.tenants if tenant.admin]
+    return Authenticator(keys, config.allow_anonymous_loopback, trusted, admins)
 
 
 def build_limits(config: ResolvedConfig) -> IngressLimits:

@@ -8,29 +8,76 @@ of its own (docs/decisions/0006).
 from __future__ import annotations
 
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final, Protocol
 
 import psutil
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+_TENANT: Final = "tenant"
+_OPENMETRICS: Final = re.compile(r"application/openmetrics-text *(?!; *version=(?!1\.0\.0))", re.IGNORECASE)
+"""In a header ``accept``: without a version, or in the one that is written. The library's own reading of it raises
+TypeError for what is no version."""
 
-def exposition() -> bytes:
-    """The metrics of every live process of this node, in Prometheus' text format."""
+
+class _Source(Protocol):
+    def collect(self) -> Iterable[Metric]: ...
+
+
+def exposition(accept: str = "", *, names_tenants: bool = False) -> tuple[bytes, str]:
+    """The metrics of every live process of this node, and their content type: OpenMetrics if ``accept`` asks for it,
+    else Prometheus' text format. ``names_tenants``: each by itself instead of all of them added up."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if folder is None:
-        return generate_latest()
-    return generate_latest(node_registry(Path(folder)))
+    source: _Source = REGISTRY if folder is None else _NodeCollector(Path(folder))
+    registry = node_registry(source, names_tenants=names_tenants)
+    if _OPENMETRICS.search(accept):
+        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
-def node_registry(folder: Path) -> CollectorRegistry:
-    """What adds up, at each scrape, the files of every process of a node."""
+def node_registry(source: _Source | Path, *, names_tenants: bool = False) -> CollectorRegistry:
+    """What adds up, at each scrape, the files of every process of a node, which are in that folder."""
     registry = CollectorRegistry()
-    registry.register(_NodeCollector(folder))
+    found = _NodeCollector(source) if isinstance(source, Path) else source
+    registry.register(_Shown(found, names_tenants))
     return registry
+
+
+class _Shown(Collector):
+    def __init__(self, source: _Source, names_tenants: bool) -> None:
+        self._source = source
+        self._names_tenants = names_tenants
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is is known when it is collected."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric, of each tenant or of all."""
+        found = self._source.collect()
+        return found if self._names_tenants else map(_without_tenants, found)
+
+
+def _without_tenants(metric: Metric) -> Metric:
+    """Only counters and gauges that are sums have that label, so that adding up says what it did."""
+    if not any(_TENANT in sample.labels for sample in metric.samples):
+        return metric
+    totals: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+    for sample in metric.samples:
+        labels = tuple((name, value) for name, value in sample.labels.items() if name != _TENANT)
+        totals[sample.name, labels] += sample.value
+    shown = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+    for (name, labels), total in totals.items():
+        shown.add_sample(name, dict(labels), total)
+    return shown
 
 
 class _NodeCollector(Collector):

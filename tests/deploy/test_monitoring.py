@@ -99,7 +99,7 @@ def exposition_of_a_fresh_process() -> str:
         "from serving.telemetry import events, metrics\n"
         "from serving.telemetry.exposition import exposition\n"
         "metrics.record(events.ChatEngineCounted('a', EngineStats(), EngineStats()))\n"
-        "print(exposition().decode())"
+        "print(exposition(names_tenants=True)[0].decode())"
     )
     env = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True)
@@ -187,6 +187,7 @@ def test_metrics_have_a_port_apart_from_the_one_that_callers_reach(
     (config_map,) = [m for m in rendered["prod"] if m["kind"] == "ConfigMap" and "vireo.yaml" in m["data"]]
     folder = f"{yaml.safe_load(config_map['data']['vireo.yaml'])['run_dir']}/metrics"
     assert exporter["command"][:3] == ["vireo", "metrics", folder]
+    assert "--tenants" in exporter["command"], "there are panels by tenant"
     assert {"name": "run", "mountPath": "/run/vireo"} in exporter["volumeMounts"]
     assert {"name": "run", "mountPath": "/run/vireo"} in ray["volumeMounts"]
     assert workers["template"]["spec"]["shareProcessNamespace"] is True

@@ -253,6 +253,16 @@ def test_key_names_the_tenant_in_the_metrics(
         assert grown == times * len(UNARY)
 
 
+def test_metrics_name_no_tenant_to_others(strict: System, stranger: Door, alpha: Door) -> None:
+    assert alpha.http.get("/v1/models").status_code == 200
+    named = strict.metrics()
+    assert {labels["tenant"] for _name, labels, _value in named.samples if "tenant" in labels} >= {"alpha"}
+    for door in (stranger, alpha):
+        text = door.http.get("/metrics").raise_for_status().text
+        assert "vireo_requests_total{" in text
+        assert "tenant" not in text.replace("charged to the tenant", ""), "nor the label"
+
+
 def test_refused_callers_are_counted_without_a_tenant(strict: System, impostor: Door, digits: list[Picture]) -> None:
     labels = {"tenant": "unknown", "outcome": "invalid_api_key"}
     before = strict.metrics().total("vireo_requests_total", **labels)

@@ -35,7 +35,7 @@ async def _main(model: Path, run_dir: Path) -> None:
             "start_s": round(start_s, 1),
             "num_tokens": len(answer.token_ids),
             "engine_pids": [process.pid for process in engine_processes()],
-            "exposition": exposition().decode(),
+            "exposition": exposition()[0].decode(),
         }
         print(json.dumps(report), flush=True)
         await asyncio.Event().wait()

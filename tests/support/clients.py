@@ -25,6 +25,7 @@ from serving.telemetry.events import CallFinished, CallStarted, Event
 from tests.support.fake_service import MODEL, FakeService, joined
 from tests.support.media_files import encode, gradient
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDARY = "boundary-of-parts"
 GOOD_PNG = encode(gradient(40, 50))
 GOOD_LABEL = "class 3"
@@ -154,6 +155,11 @@ class Calls:
         return lambda sent, context: method(sent_as_bytes(sent), context)
 
 
+def metrics_page(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
+    """Stands for what is counted."""
+    return b"# named\n" if names_tenants else b"# metrics\n", METRICS_TYPE
+
+
 async def sent_as_bytes(sent: Message | AsyncIterator[Message]) -> AsyncIterator[bytes]:
     """One message, or those of a stream."""
     if isinstance(sent, Message):
@@ -175,7 +181,7 @@ class FrontDoor:
 
     def __post_init__(self) -> None:
         service = joined(self.service, self.max_priorities)
-        self.app = build_http_app(service, self.authenticator, self.limits, lambda: b"# metrics\n", self.calls)
+        self.app = build_http_app(service, self.authenticator, self.limits, metrics_page, self.calls)
         self.methods = GrpcMethods(
             service=service, authenticator=self.authenticator, limits=self.limits, tell=self.calls
         )

@@ -17,6 +17,7 @@ from serving.front.grpc.registration import add_health_to_server, add_vireo_to_s
 from serving.gateway.grpc import GrpcMethods
 from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
+from tests.support.clients import metrics_page
 from tests.support.fake_service import FakeService, joined
 from tests.support.waiting import until
 
@@ -74,7 +75,7 @@ async def _serve(
     is_up: threading.Event,
 ) -> None:
     limits, behind = IngressLimits(), joined(service)
-    app = build_http_app(behind, authenticator, limits, lambda: b"# metrics\n")
+    app = build_http_app(behind, authenticator, limits, metrics_page)
     methods = GrpcMethods(service=behind, authenticator=authenticator, limits=limits)
     rpc = grpc.aio.server()
     add_vireo_to_server(methods, rpc)

@@ -323,6 +323,13 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
+@pytest.mark.parametrize(("written", "need_key"), [({}, False), ({"profile": "gpu"}, True), (CLUSTER, True)])
+def test_metrics_need_a_key_outside_the_local_profile(written: dict[str, Any], need_key: bool) -> None:
+    assert from_mapping(written).http.metrics_need_key is need_key
+    chosen = from_mapping({**written, "http": {"metrics_need_key": not need_key}})
+    assert chosen.http.metrics_need_key is not need_key
+
+
 @pytest.mark.parametrize("written", [{}, {"profile": "gpu"}, CLUSTER, {"models": [{"id": NANO, "gpus": 1.0}]}])
 def test_auto_does_not_survive(written: dict[str, Any]) -> None:
     config = resolve(from_mapping(written))

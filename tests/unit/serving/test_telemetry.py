@@ -16,7 +16,8 @@ import httpx
 import numpy as np
 import pytest
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import QueueFull
@@ -62,10 +63,10 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
 
 def scrape() -> dict[tuple[str, str], float]:
     """(sample name, its label values) -> value."""
-    text = exposition.exposition().decode()
+    text, _ = exposition.exposition(names_tenants=True)
     return {
         (sample.name, ",".join(sample.labels[name] for name in sorted(sample.labels) if name != "le")): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
 
@@ -96,8 +97,62 @@ def test_processes_add_up_and_a_killed_one_leaves_only_its_counts(processes: Pro
     assert BREAKER not in none
 
 
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;"
+    "q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+"""What Prometheus 3 accepts."""
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        (PROMETHEUS, True),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text; version=1.0.0", True),
+        ("application/openmetrics-text; version=0.0.1", False),
+        ("application/openmetrics-text; version=x", False),
+        ("text/plain; version=0.0.4", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_scraper_gets_the_format_that_it_accepts(processes: Processes, accept: str, is_open: bool) -> None:
+    processes.start()
+    text, content_type = exposition.exposition(accept)
+    assert content_type.partition(";")[0] == ("application/openmetrics-text" if is_open else "text/plain")
+    parse = openmetrics_families if is_open else text_string_to_metric_families
+    assert "vireo_requests" in {family.name for family in parse(text.decode())}
+
+
+def test_what_is_counted_by_tenant_is_added_up(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    counter = Counter("vireo_some", "Some.", ("model", "tenant"), registry=registry)
+    counter.labels("m", "one").inc(2)
+    counter.labels("m", "other").inc(3)
+    counter.labels("n", "one").inc(4)
+    Gauge("vireo_other", "Other.", registry=registry).set(5)
+    shown = exposition.node_registry(registry)
+    assert shown.get_sample_value("vireo_some_total", {"model": "m"}) == 5
+    assert shown.get_sample_value("vireo_some_total", {"model": "n"}) == 4
+    assert shown.get_sample_value("vireo_other") == 5
+    named = exposition.node_registry(registry, names_tenants=True)
+    assert named.get_sample_value("vireo_some_total", {"model": "m", "tenant": "other"}) == 3
+
+
+def test_only_counters_are_by_tenant() -> None:
+    """They can be added up; a histogram could, too, but a gauge need not be a sum."""
+    by_tenant = {metric.name: metric.type for metric in REGISTRY.collect() if "tenant" in _labels(metric.name)}
+    assert len(by_tenant) >= 4
+    assert set(by_tenant.values()) == {"counter"}
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    return tuple(getattr(REGISTRY._names_to_collectors[name], "_labelnames", ()))
+
+
 def test_command_serves_the_metrics_of_a_node_on_a_port_of_its_own(processes: Processes, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serving.cli", "metrics", str(tmp_path), "--port", "0"]
+    command = [sys.executable, "-m", "serving.cli", "metrics", str(tmp_path), "--port", "0", "--tenants"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         said = server.stdout.readline()

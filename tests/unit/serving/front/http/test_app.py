@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 from serving.front.auth import Authenticator
-from serving.gateway.http import METRICS_TYPE, build_http_app, document
+from serving.gateway.http import build_http_app, document
 from serving.limits import IngressLimits
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
+    METRICS_TYPE,
     FrontDoor,
     HttpReply,
     asgi,
     length_prefixed,
+    metrics_page,
     multipart,
     split_prefixed,
 )
@@ -94,7 +96,7 @@ async def test_get_paths_answer_and_head_too(path: str) -> None:
     for method in ("GET", "HEAD"):
         reply = await asgi(door.app, method, path)
         assert reply.status == 200
-        assert reply.headers["content-type"].encode() == (METRICS_TYPE if path == "/metrics" else b"application/json")
+        assert reply.headers["content-type"] == (METRICS_TYPE if path == "/metrics" else "application/json")
 
 
 async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None:
@@ -108,7 +110,7 @@ async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None
     assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{name}"] for name in (MODEL, CHAT_MODEL)]
     assert documents[f"/v2/models/{MODEL}/versions/1"] == documents[f"/v2/models/{MODEL}"]
     assert documents["/v2/health/live"] == {"live": True}
-    assert (await asgi(door.app, "GET", "/metrics")).body == b"# metrics\n"
+    assert (await asgi(door.app, "GET", "/metrics")).body == b"# named\n"
 
 
 async def test_openapi_describes_every_path_that_is_served(openapi: Any) -> None:
@@ -343,12 +345,21 @@ async def test_paths_that_need_a_key_refuse_without_one(path: str) -> None:
         assert (await asgi(door.app, method, path, BODY, JSON | headers)).status in (200, 400)
 
 
-async def test_metrics_may_be_made_to_need_a_key() -> None:
-    app = build_http_app(
-        FakeService(), Authenticator(KEYS, False), IngressLimits(), lambda: b"m", metrics_needs_key=True
-    )
-    assert (await asgi(app, "GET", "/metrics")).status == 401
-    assert (await asgi(app, "GET", "/metrics", headers={"x-api-key": "key-of-ada"})).body == b"m"
+@pytest.mark.parametrize("needs_key", [False, True])
+async def test_metrics_name_tenants_to_admins_only(needs_key: bool) -> None:
+    keys = KEYS | {"unknown": hashlib.sha256(b"key-of-ops").hexdigest()}  # a name that callers have who are not known
+    authenticator = Authenticator(keys, False, admins=["unknown"])
+    app = build_http_app(FakeService(), authenticator, IngressLimits(), metrics_page, metrics_needs_key=needs_key)
+
+    async def scrape(**headers: str) -> tuple[int, bytes]:
+        reply = await asgi(app, "GET", "/metrics", headers=headers)
+        return reply.status, reply.body if reply.status == 200 else b""
+
+    assert await scrape() == ((401, b"") if needs_key else (200, b"# metrics\n"))
+    assert await scrape(**{"x-api-key": "key-of-ada"}) == (200, b"# metrics\n")
+    assert await scrape(**{"x-api-key": "key-of-ops"}) == (200, b"# named\n")
+    assert await scrape(authorization="Bearer key-of-ops") == (200, b"# named\n")
+    assert await scrape(**{"x-api-key": "key-of-eve"}) == (401, b""), "a wrong key is not the same as none"
 
 
 async def test_metrics_may_be_kept_off_the_public_port() -> None:
@@ -442,7 +453,7 @@ async def test_metrics_hear_of_every_call_with_bounded_labels() -> None:
 
 
 async def test_broken_metrics_endpoint_is_an_internal_error_in_the_usual_shape(capsys: Any) -> None:
-    def explode() -> bytes:
+    def explode(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
         raise OSError("/srv/secret")
 
     app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), explode)
