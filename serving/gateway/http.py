@@ -29,9 +29,11 @@ from serving.telemetry.events import Sink, ignore
 
 
 class MetricsPage(Protocol):
-    """What ``/metrics`` says: the text and its content type; see ``serving.telemetry.exposition``."""
+    """What ``/metrics`` says (``serving.telemetry.exposition``)."""
 
-    def __call__(self, accept: str, *, names_tenants: bool) -> tuple[bytes, str]: ...
+    def __call__(self, accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
+        """Return the text and its content type."""
+        ...
 
 
 def build_http_app(

@@ -39,7 +39,8 @@ def exposition(accept: str = "", *, names_tenants: bool = False) -> tuple[bytes,
     source: _Source = REGISTRY if folder is None else _NodeCollector(Path(folder))
     registry = node_registry(source, names_tenants=names_tenants)
     if _OPENMETRICS.search(accept):
-        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
+        text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 

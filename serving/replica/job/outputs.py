@@ -121,8 +121,8 @@ def _even(frames: Frames) -> Frames:
 
 
 def _gif(frames: Frames, fps: int) -> bytes:
-    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up. Browsers show
-    a frame of less than two of them for ten: of faster clips fewer frames are there, each for at least that long."""
+    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up. Browsers
+    show a frame of less than two of them for ten: of faster clips fewer frames are there, each for two or more."""
     num_frames = len(frames)
     end_cs = max(_MIN_GIF_DELAY_CS, round(100 * num_frames / fps))
     num_shown = min(num_frames, end_cs // _MIN_GIF_DELAY_CS)
