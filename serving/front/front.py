@@ -50,8 +50,10 @@ def shown(value: object, max_chars: int = 60) -> str:
     return text if len(text) <= max_chars else text[:max_chars] + "..."
 
 
-def check_model(value: str) -> str:
-    """Return the id of a model. Raises: InvalidRequest: no model has it."""
+def check_model(value: str | None) -> str:
+    """Return the id of a model, "" where none is named: ``Front.asked``. Raises: InvalidRequest: no model has it."""
+    if value is None:
+        return ""
     if not value or len(value) > MAX_ID_CHARS:
         raise InvalidRequest(f"model is {shown(value)}; send a model id", param="model")
     return value
@@ -146,11 +148,12 @@ class Front:
 
     def admit(self, request: Request, cards: Sequence[Card], visit: Visit) -> Request:
         """What every request goes through, whatever its task: its model is served and has the settings that are asked
-        for, and its budget is one that its tenant is allowed.
+        for, and its budget is one that its tenant is allowed. What comes back names its model.
 
-        Raises: UnknownModel: it is none of ``cards``. InvalidRequest: a setting that the model does not have or take.
+        Raises: UnknownModel: it is none of ``cards``. InvalidRequest: none is named and there are several; a setting
+            that the model does not have or take.
         """
-        card = self.card(request.model, cards)
+        card = self.asked(request.model, cards)
         visit.model = card.id
         budget = request.budget
         try:
@@ -160,7 +163,22 @@ class Front:
             raise InvalidRequest(str(error), param=f"vireo.settings.{error.name}") from None
         highest = self.service.max_priorities.get(request.tenant, Priority.HIGH)
         budget = within_priority(budget, highest)
-        return request if budget is request.budget else replace(request, budget=budget)  # type: ignore[type-var]
+        if budget is request.budget and request.model:
+            return request
+        return replace(request, budget=budget, model=card.id)  # type: ignore[type-var]
+
+    def asked(self, model: str, cards: Sequence[AnyCard]) -> AnyCard:
+        """Look up the model of a request for a task: of ``cards`` the only one, where it names none.
+
+        Raises: UnknownModel: it is none of them. InvalidRequest: none is named and there are several.
+        """
+        if model:
+            return self.card(model, cards)
+        if len(cards) == 1:
+            return cards[0]
+        if not cards:
+            raise UnknownModel("no model that can do this is served here; see /v1/models", param="model")
+        raise InvalidRequest(f"model is missing; send one of {_ids(cards)}", param="model")
 
     def card(self, model: str, cards: Sequence[AnyCard], version: str = "") -> AnyCard:
         """Look a model up. Raises: UnknownModel: no such model or version among ``cards``."""
@@ -168,8 +186,14 @@ class Front:
             if card.id == model and version in ("", MODEL_VERSION):
                 return card
         name = shown(model) if not version else f"{shown(model)} version {shown(version)}"
-        known = ", ".join(card.id for card in cards) or "none that can do this"
+        if cards and model in [card.id for card in self.service.cards()]:
+            raise UnknownModel(f"model {name} cannot do this; these can: {_ids(cards)}", param="model")
+        known = _ids(cards) or "none that can do this"
         raise UnknownModel(f"model {name} is not served here; served: {known}", param="model")
+
+
+def _ids(cards: Sequence[Card]) -> str:
+    return ", ".join(card.id for card in cards)
 
 
 @dataclass(slots=True)

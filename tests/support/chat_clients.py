@@ -45,7 +45,7 @@ class Chat:
     """A chat call, before it is spelt for a surface."""
 
     turns: Sequence[Turn] = HELLO
-    model: str = CHAT_MODEL
+    model: str | None = CHAT_MODEL
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -208,7 +208,7 @@ class Ask:
     """A classify call, before it is spelt for a surface."""
 
     images: Sequence[bytes]
-    model: str = MODEL
+    model: str | None = MODEL
     top_k: int | None = None
     latency_ms: float | None = None
     energy_j: float | None = None
@@ -229,7 +229,7 @@ async def http_json(door: FrontDoor, ask: Ask) -> Outcome:
 
 
 async def http_multipart(door: FrontDoor, ask: Ask) -> Outcome:
-    fields = {"model": ask.model}
+    fields = {} if ask.model is None else {"model": ask.model}
     if ask.top_k is not None:
         fields["top_k"] = str(ask.top_k)
     if ask.budget():

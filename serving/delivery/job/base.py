@@ -172,11 +172,6 @@ def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
         ) from None
 
 
-def default_model(service: JobService) -> str | None:
-    """The model of a request that names none: the only one, if there is just one."""
-    return next(iter(service.job_models)) if len(service.job_models) == 1 else None
-
-
 async def completed(service: JobService, job: JobRecord) -> JobRecord:
     """The job once it is completed. If its caller leaves, it is cancelled. Raises: what it failed with."""
     try:

@@ -248,7 +248,7 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
 
 
 def _model(fields: dict[str, Any]) -> str:
-    model = check_model(_of(str, "a model id", fields.get("model"), "model"))
+    model = check_model(_of(str, "a model id", fields["model"], "model") if "model" in fields else None)
     _short_text(fields, "user", "")
     _short_text(fields, "safety_identifier", "")
     _check_metadata(fields.get("metadata", {}))

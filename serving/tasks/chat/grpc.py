@@ -70,7 +70,7 @@ async def request_from_message(message: vireo_pb2.ChatRequest, call: GrpcCall) -
     """Return the request. Raises: ClientError."""
     limits = call.front.limits
     prompt = Prompt(limits)
-    model = check_model(message.model)
+    model = check_model(message.model or None)
     for index, turn in enumerate(message.messages):
         _read_turn(turn, f"messages[{index}]", prompt)
     return ChatRequest(

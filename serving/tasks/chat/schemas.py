@@ -73,8 +73,8 @@ class ResponseFormatBody(Strict):
 class ChatBody(Strict):
     """Body of ``POST /v1/chat/completions``. Read by ``chat_json``, which says more about what it refuses."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-    """Model id, as in ``GET /v1/models``."""
+    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
+    """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     """The conversation."""
     stream: bool | None = None

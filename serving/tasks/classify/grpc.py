@@ -28,7 +28,7 @@ def request_from_message(message: vireo_pb2.ClassifyRequest, call: GrpcCall) -> 
     """Return the request. Raises: ClientError."""
     limits = call.front.limits
     check_id(message.id)
-    model = check_model(message.model)
+    model = check_model(message.model or None)
     if not message.images:
         raise InvalidRequest("images is empty; send at least one image", param="images")
     check_num_images(len(message.images), limits, "images")

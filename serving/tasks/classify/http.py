@@ -76,7 +76,7 @@ async def request_from_document(
         request_id=request_id,
         surface=Surface.HTTP_CLASSIFY,
         tenant=tenant,
-        model=parsed.model,
+        model=parsed.model or "",
         images=await images_from_text(texts, "image" if parsed.images is None else "images.{}"),
         top_k=parsed.top_k or 1,
         budget=fallback if parsed.vireo is None else parsed.vireo.to_budget(fallback),
@@ -87,7 +87,7 @@ def request_from_form(
     form: Form, *, request_id: str, tenant: str, fallback: Budget, limits: IngressLimits
 ) -> ClassifyRequest:
     """Make a request of a multipart form. Raises: InvalidRequest, UnknownField."""
-    model = check_model(form.fields.get("model", ""))
+    model = check_model(form.fields.get("model"))
     if not form.files:
         raise InvalidRequest("file is missing; send at least one image as a form file named 'file'", param="file")
     top_k = form.fields.get("top_k", "1")
@@ -126,10 +126,10 @@ def _result(index: int, item: Classification | ServingError) -> ResultAnswer | F
 
 _FORM: Final = {
     "type": "object",
-    "required": ["model", "file"],
+    "required": ["file"],
     "additionalProperties": False,
     "properties": {
-        "model": {"type": "string"},
+        "model": {"type": "string", "description": "May be left out if only one model classifies."},
         "file": {"type": "array", "items": BINARY["schema"]},
         "top_k": {"type": "integer", "minimum": 1},
         "vireo": BudgetBody,

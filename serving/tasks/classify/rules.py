@@ -34,13 +34,14 @@ async def reply_to(call: BaseCall, request: ClassifyRequest) -> ClassifyReply:
     """
     service = call.front.service
     cards = service.rows_for("classify")
+    request = call.front.admit(request, cards, call.visit)
     io = call.front.card(request.model, cards).io
     assert isinstance(io, PictureIO)
     if request.top_k > io.num_classes:
         raise InvalidRequest(
             f"top_k is {request.top_k}; {request.model} has {io.num_classes} classes; ask for fewer", param="top_k"
         )
-    reply = await service.unary.answer(call.front.admit(request, cards, call.visit))
+    reply = await service.unary.answer(request)
     call.note_outcome(reply.items)
     items = tuple(
         item if isinstance(item, ServingError) else _classification(item, io, request.top_k) for item in reply.items

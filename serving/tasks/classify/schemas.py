@@ -17,8 +17,8 @@ from serving.limits import MAX_ID_CHARS
 class ClassifyBody(Strict):
     """Body of ``POST /v1/classify``. Exactly one of ``image`` and ``images``."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-    """Model id, as in ``GET /v1/models``."""
+    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
+    """Model id, as in ``GET /v1/models``; may be left out if only one model classifies."""
     image: str | None = None
     """One image: base64 or a data: URL of a JPEG, PNG or WebP file."""
     images: Annotated[list[str] | None, Field(min_length=1)] = None

@@ -17,7 +17,7 @@ from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.tasks.images.jobs import answer
-from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade, only_model
+from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade
 from serving.tasks.images.schemas import MAX_SEED
 
 Message: TypeAlias = vireo_pb2.GenerateImageRequest | vireo_pb2.EditImageRequest
@@ -55,7 +55,7 @@ def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> Images
             f"output_compression is {message.output_compression}; it goes to 100", param="output_compression"
         )
     return ImagesAsked(
-        model=check_model(message.model) if message.model else only_model(call),
+        model=check_model(message.model or None),
         prompt=message.prompt,
         image=image,
         count=message.n or 1,

@@ -24,7 +24,7 @@ from serving.front.images import images_from_text
 from serving.limits import IngressLimits
 from serving.stores.jobs.base import JobRecord
 from serving.tasks.images.jobs import JOBS, answer
-from serving.tasks.images.rules import ImagesAsked, ImagesMade, only_model
+from serving.tasks.images.rules import ImagesAsked, ImagesMade
 from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImageJobAnswer, ImagesAnswer
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
@@ -116,7 +116,7 @@ def _parsed(kind: type[BodyOf], document: Mapping[str, Any]) -> BodyOf:
 async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) -> Answer:
     fallback: Budget = call.budget()
     asked = ImagesAsked(
-        model=body.model or only_model(call),
+        model=body.model or "",
         prompt=body.prompt or "",
         image=image,
         count=body.n or 1,

@@ -59,19 +59,10 @@ class ImagesMade:
         return f"image/{self.format}"
 
 
-def only_model(call: BaseCall) -> str:
-    """The model of a call that names none. Raises: InvalidRequest: there is not exactly one."""
-    cards = call.front.service.cards_for("images")
-    if len(cards) != 1:
-        known = ", ".join(card.id for card in cards) or "none"
-        raise InvalidRequest(f"model is missing; models that make images: {known}", param="model")
-    return cards[0].id
-
-
 def rows_of(call: BaseCall, asked: ImagesAsked) -> UnaryRequest:
     """What a call asks a model for, admitted. Raises: ClientError."""
     cards = call.front.service.cards_for("images")
-    return call.front.admit(_request(call, asked, call.front.card(asked.model, cards)), cards, call.visit)
+    return call.front.admit(_request(call, asked, call.front.asked(asked.model, cards)), cards, call.visit)
 
 
 async def make_images(call: BaseCall, asked: ImagesAsked, request: UnaryRequest) -> ImagesMade:

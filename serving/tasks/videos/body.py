@@ -151,21 +151,16 @@ def request_from_document(
     request_id: str,
     tenant: str,
     fallback: Budget,
-    default_model: str | None,
     idempotency_key: str,
     limits: IngressLimits,
 ) -> JobRequest[VideoBody]:
-    """Return the request, whose ``asked`` has one spelling for each meaning. ``default_model`` answers where the body
-    names none.
+    """Return the request, whose ``asked`` has one spelling for each meaning.
 
     Raises: InvalidRequest, UnknownField, UnsupportedField.
     """
     body = _validated(_offered(document))
     extra = body.extra_params or VideoExtraBody()
     width, height = join_sizes(body.size, body.width, body.height)
-    model = body.model or default_model
-    if model is None:
-        raise InvalidRequest("model is missing; send one, see /v1/models", param="model")
     asked = {
         "size": None,
         "width": width,
@@ -181,7 +176,7 @@ def request_from_document(
         request_id=request_id,
         surface=surface,
         tenant=tenant,
-        model=model,
+        model=body.model or "",
         asked=body.model_copy(update=asked),
         budget=fallback if body.vireo is None else body.vireo.to_budget(fallback),
         idempotency_key=idempotency_key,

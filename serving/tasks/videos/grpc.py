@@ -9,10 +9,11 @@ from typing import Final
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.delivery.job.base import JobRequest, JobUpdate, cancel_for_good, default_model, report_of
+from serving.delivery.job.base import JobRequest, JobUpdate, cancel_for_good, report_of
 from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
+from serving.front.front import check_model
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
@@ -48,7 +49,6 @@ async def generate_video(
         message,
         request_id=call.request_id,
         tenant=call.tenant,
-        default_model=default_model(videos),
         limits=call.front.limits,
     )
     cards = call.front.service.video_cards()
@@ -78,7 +78,6 @@ def request_from_message(
     *,
     request_id: str,
     tenant: str,
-    default_model: str | None,
     limits: IngressLimits,
 ) -> JobRequest[VideoBody]:
     """Return the request. Raises: ClientError."""
@@ -109,7 +108,7 @@ def request_from_message(
         request_id=request_id,
         surface=Surface.GRPC_VIDEO,
         tenant=tenant,
-        model=message.model or default_model or "",
+        model=check_model(message.model or None),
         asked=asked,
         budget=budget_from_message(message.vireo),
         idempotency_key=message.idempotency_key,

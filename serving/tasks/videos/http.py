@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serving.delivery.job.base import JobRequest, default_model
+from serving.delivery.job.base import JobRequest
 from serving.delivery.job.http import CreatedJobHttp
 from serving.domain import Surface
 from serving.front.http.body import read_into
@@ -19,7 +19,7 @@ from serving.tasks.videos.schemas import VideoAnswer, VideoBody
 
 async def read_request(call: Call) -> JobRequest[VideoBody]:
     """Read and parse the body. Raises: ClientError."""
-    limits, videos = call.front.limits, call.front.service.videos
+    limits = call.front.limits
     if call.media_type("application/json", "multipart/form-data") == "application/json":
         document = await call.read_json(json_bounds(limits))
     else:
@@ -32,7 +32,6 @@ async def read_request(call: Call) -> JobRequest[VideoBody]:
         request_id=call.request_id,
         tenant=call.tenant,
         fallback=call.budget(),
-        default_model=default_model(videos),
         idempotency_key=call.header(b"idempotency-key") or "",
         limits=limits,
     )

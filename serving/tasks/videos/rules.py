@@ -9,7 +9,7 @@ from typing import Final
 from serving.delivery.job.base import JobRequest, JobTask
 from serving.delivery.job.http import check_key
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
-from serving.front.front import check_integer, check_model, check_number, check_unicode, shown
+from serving.front.front import check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
 from serving.tasks.videos.schemas import VideoBody
 
@@ -75,7 +75,6 @@ def parse_seconds(value: str | float | None) -> float | None:
 def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobRequest[VideoBody]:
     """Return the request. Raises: InvalidRequest."""
     asked = request.asked
-    check_model(request.model)
     if not asked.prompt.strip():
         raise InvalidRequest("prompt is empty; say what the clip shows", param="prompt")
     _check_text(asked.prompt, limits.max_text_chars, "prompt")

@@ -274,7 +274,7 @@ class ClassifyRequest(_message.Message):
     VIREO_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model id, for example "dyn-perceiver-nano"."""
+    """Model id, for example "dyn-perceiver-nano"; may be empty where one model classifies."""
     top_k: _builtins.int
     """Number of classes to return for each image. 0 means 1."""
     id: _builtins.str
@@ -718,7 +718,7 @@ class ChatRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     VIREO_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model id, for example "texthawk2-nano"."""
+    """Model id, for example "texthawk2-nano"; may be empty where one model chats."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation; at least one message."""

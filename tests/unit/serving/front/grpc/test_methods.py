@@ -88,8 +88,7 @@ def bad_messages() -> dict[str, tuple[vireo_pb2.ClassifyRequest, str, str | None
     newer_budget = vireo_message(GOOD)
     newer_budget.vireo.MergeFromString(b"\xfa\x01\x02hi")
     return {
-        "empty": (vireo_pb2.ClassifyRequest(), "invalid_request", "model"),
-        "no_model": (vireo_pb2.ClassifyRequest(images=[GOOD_PNG]), "invalid_request", "model"),
+        "empty": (vireo_pb2.ClassifyRequest(), "invalid_request", "images"),
         "no_images": (vireo_pb2.ClassifyRequest(model=MODEL), "invalid_request", "images"),
         "long_model": (vireo_message(Ask([GOOD_PNG], model="m" * 300)), "invalid_request", "model"),
         "long_id": (vireo_message(GOOD, "i" * 300), "invalid_request", "id"),

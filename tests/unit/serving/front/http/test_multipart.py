@@ -76,7 +76,7 @@ BAD_FORMS: list[tuple[str, bytes, str, int, str]] = [
     ("unknown_field", part('content-disposition: form-data; name="prompt"'), TYPE, 400, "unknown_field"),
     ("many_headers", part("\r\n".join(f"x-{i}: y" for i in range(20))), TYPE, 400, "invalid_request"),
     ("long_header", part("x: " + "y" * 10_000), TYPE, 400, "invalid_request"),
-    ("no_model", multipart({}, [GOOD_PNG])[0], TYPE, 400, "invalid_request"),
+    ("empty_model", multipart({"model": ""}, [GOOD_PNG])[0], TYPE, 400, "invalid_request"),
     ("empty_model", multipart({"model": ""}, [GOOD_PNG])[0], TYPE, 400, "invalid_request"),
     ("no_file", multipart(FIELDS, [])[0], TYPE, 400, "invalid_request"),
     ("long_text", multipart({"model": "m" * (MAX_TEXT_BYTES + 1)}, [GOOD_PNG])[0], TYPE, 400, "invalid_request"),

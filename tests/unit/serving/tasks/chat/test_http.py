@@ -162,7 +162,6 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("vireo_unknown", {"vireo": {"speed": 1}}, UNKNOWN, "vireo.speed"),
     ("vireo_nan", {"vireo": {"energy_j": math.nan}}, BAD, "vireo.energy_j"),
     ("model_number", {"model": 1}, BAD, "model"),
-    ("model_null", {"model": None}, BAD, "model"),
 ]  # fmt: skip
 
 

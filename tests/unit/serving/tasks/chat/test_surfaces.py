@@ -203,7 +203,6 @@ BEYOND: dict[str, tuple[Chat, str, str]] = {
     "schema_infinite": (Chat(schema={"enum": [-math.inf]}), BAD, "schema"),
     "budget_nan": (Chat(latency_ms=math.nan), BAD, "vireo.latency_ms"),
     "budget_negative": (Chat(latency_ms=-1), BAD, "vireo.latency_ms"),
-    "no_model": (Chat(model=""), BAD, "model"),
     "long_model": (Chat(model="x" * 300), BAD, "model"),
     "unknown_model": (Chat(model="none"), "model_not_found", "model"),
     "classifier": (Chat(model=MODEL), "model_not_found", "model"),

@@ -56,7 +56,7 @@ BAD_BODIES: list[tuple[str, bytes, str, str | None]] = [
     ("duplicate_key_escaped", b'{"model": "a", "\\u006dodel": "b"}', "invalid_request", "model"),
     ("duplicate_budget", b'{"model": "a", "vireo": {"energy_j": 1, "energy_j": 2}}', "invalid_request", "energy_j"),
     ("digits", b'{"model": "a", "image": "", "top_k": ' + b"9" * 10_000 + b"}", "invalid_request", "body"),
-    ("no_model", body(model=...), "invalid_request", "model"),
+    ("empty_model", body(model=""), "invalid_request", "model"),
     ("empty_model", body(model=""), "invalid_request", "model"),
     ("long_model", body(model="m" * 300), "invalid_request", "model"),
     ("model_number", body(model=3), "invalid_request", "model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,16 +21,16 @@ from serving.tasks.videos.schemas import VideoBody
 
 
 def over_http(document: dict[str, Any], fallback: Budget | None = None) -> JobRequest[VideoBody]:
-    return request_from_document(
+    request = request_from_document(
         document,
         surface=Surface.HTTP_VIDEO,
         request_id="r",
         tenant="t",
         fallback=fallback or Budget(),
-        default_model="m",
         idempotency_key="k",
         limits=IngressLimits(),
     )
+    return replace(request, model="m")
 
 
 def json_body(**fields: Any) -> JobRequest[VideoBody]:
@@ -42,7 +43,7 @@ def form(**fields: str) -> JobRequest[VideoBody]:
 
 def message(**fields: Any) -> JobRequest[VideoBody]:
     sent = vireo_pb2.GenerateVideoRequest(idempotency_key="k", **fields)
-    return request_from_message(sent, request_id="r", tenant="t", default_model="m", limits=IngressLimits())
+    return replace(request_from_message(sent, request_id="r", tenant="t", limits=IngressLimits()), model="m")
 
 
 def test_one_request_in_every_spelling_has_one_set_of_digests() -> None:
