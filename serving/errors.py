@@ -74,6 +74,21 @@ class PromptTooLong(InvalidRequest):
 
     code = "context_length_exceeded"
 
+    @classmethod
+    def of_chat(cls, most: int, prompt: int, answer: int | None) -> PromptTooLong:
+        """In the words of OpenAI, up to the numbers: client libraries look for them, and some read the numbers. Tokens:
+        ``most`` of both together, ``prompt`` with its images, ``answer`` as asked for."""
+        limit = f"This model's maximum context length is {most} tokens. However, you"
+        shorter = "Please reduce the length of the messages"
+        if answer is None or prompt >= most:
+            said = f"{limit}r messages resulted in {prompt} tokens. {shorter}, or send fewer or smaller images."
+        else:
+            said = (
+                f"{limit} requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion). "
+                f"{shorter} or completion: max_tokens may be {most - prompt}, or send fewer or smaller images."
+            )
+        return cls(said, param="messages")
+
 
 class InvalidImage(ClientError):
     """Bytes that are no valid still image, or an image of a forbidden shape."""

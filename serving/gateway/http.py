@@ -144,6 +144,7 @@ ROUTES: Final = (
     _get("/v2/health/live", _live, "Is the process alive?", needs_key=False),
     _get("/v2/health/ready", _ready, "Can requests be answered?", needs_key=False),
     _get("/healthz", _ready, "Can requests be answered?", needs_key=False),
+    _get("/health", _ready, "Can requests be answered? As clients of vLLM and SGLang ask.", needs_key=False),
     _get("/openapi.json", _openapi, "This document", needs_key=False),
 )
 
@@ -174,6 +175,8 @@ def _not_found(adds_request_id: bool) -> Callable[[Scope, Receive, Send], Any]:
 
 
 def _unknown_path(path: str) -> UnknownPath:
+    if path == "/v1/completions":  # what `vllm bench serve` asks unless it is told otherwise
+        return UnknownPath(f"there is nothing at {path}: models here chat; send messages to /v1/chat/completions")
     return UnknownPath(f"there is nothing at {shown(path)}; see /openapi.json for the paths")
 
 

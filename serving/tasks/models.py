@@ -38,12 +38,13 @@ class ModelBlock(TypedDict):
 
 
 class ModelAnswer(TypedDict):
-    """A served model."""
+    """A served model. ``root``: the same, where vLLM has what its model was made of; its clients want one."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     vireo: ModelBlock
 
 
@@ -73,4 +74,11 @@ def shown_model(card: Card, *, is_ready: bool) -> ModelAnswer:
         "checkpoint_sha256": card.checkpoint_sha256,
         "ready": is_ready,
     }
-    return {"id": card.id, "object": "model", "created": card.created_s, "owned_by": "vireo", "vireo": block}
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created_s,
+        "owned_by": "vireo",
+        "root": card.id,
+        "vireo": block,
+    }

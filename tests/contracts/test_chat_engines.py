@@ -140,6 +140,39 @@ async def test_text_ends_before_a_stop_string(engine: ChatEngine, prompts: Promp
     assert len(answer.token_ids) < len(whole.token_ids)
 
 
+async def test_answer_passes_a_stop_string_over_where_it_is_too_short(
+    engine: ChatEngine, prompts: PromptBuilder
+) -> None:
+    whole = await collect(engine, make_request(prompts, "stop me"))
+    word = whole.text[len(whole.text) // 2 :][:3]
+    num_tokens = len(whole.token_ids)
+    answer = await collect(engine, make_request(prompts, "stop me", stop=(word,), min_tokens=num_tokens))
+    assert (answer.text, answer.reason) == (whole.text, FinishReason.LENGTH)
+
+
+async def test_model_ends_an_answer_only_where_it_may(real: ChatEngine, prompts: PromptBuilder) -> None:
+    end = prompts.end_of_turn_id
+    asked = make_request(prompts, "end", logit_bias={end: 100.0}, max_tokens=6)
+    at_once = await collect(real, asked)
+    assert (at_once.token_ids, at_once.reason) == ((end,), FinishReason.STOP)
+    later = await collect(real, asked._replace(request_id="later", min_tokens=3))
+    assert (later.token_ids.index(end), later.reason) == (3, FinishReason.STOP)
+    never = await collect(real, asked._replace(request_id="never", ignore_eos=True))
+    assert (never.token_ids, never.text, never.reason) == ((end,) * 6, "", FinishReason.LENGTH)
+    both = await collect(real, asked._replace(request_id="both", ignore_eos=True, min_tokens=4))
+    assert (len(both.token_ids), both.token_ids.index(end), both.reason) == (6, 4, FinishReason.LENGTH)
+
+
+async def test_fake_answer_goes_on_where_it_may_not_end(prompts: PromptBuilder) -> None:
+    engine = FakeChatEngine(answer=lambda request: "one two.")
+    for options, text in (
+        ({}, "one two."),
+        ({"min_tokens": 3}, "one two.one "),
+        ({"ignore_eos": True, "max_tokens": 5}, "one two.one two.one "),
+    ):
+        assert (await collect(engine, make_request(prompts, "x", **options))).text == text
+
+
 async def test_same_seed_same_answer(engine: ChatEngine, prompts: PromptBuilder) -> None:
     def request(seed: int) -> EngineRequest:
         return make_request(prompts, "anything", temperature=1.0, top_p=0.95, seed=seed)

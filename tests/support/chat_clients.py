@@ -52,6 +52,8 @@ class Chat:
     stop: Sequence[str] = ()
     seed: int | None = None
     n: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
     schema: Any = None
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
@@ -92,7 +94,7 @@ def document_of(chat: Chat) -> dict[str, Any]:
     """The JSON body of a call."""
     messages = [{"role": turn.role, "content": [_json_part(part) for part in turn.parts]} for turn in chat.turns]
     document: dict[str, Any] = {"model": chat.model, "messages": messages}
-    for name in ("max_tokens", "temperature", "top_p", "seed", "n"):
+    for name in ("max_tokens", "temperature", "top_p", "seed", "n", "min_tokens", "ignore_eos"):
         if getattr(chat, name) is not None:
             document[name] = getattr(chat, name)
     if chat.stop:
@@ -269,6 +271,8 @@ def message_of(chat: Chat) -> vireo_pb2.ChatRequest:
     ]
     sampling = vireo_pb2.Sampling(
         max_tokens=chat.max_tokens,
+        min_tokens=chat.min_tokens or 0,
+        ignore_eos=bool(chat.ignore_eos),
         temperature=chat.temperature,
         top_p=chat.top_p,
         stop=chat.stop,

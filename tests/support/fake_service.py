@@ -217,17 +217,17 @@ class FakeService(FakeVideos):
             self.chats_open -= 1
 
     async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        sampling = request.sampling
+        sampling, num_prompt_tokens = request.sampling, make_usage(request, 0).prompt_tokens
         wanted = len(self.words) if sampling.max_tokens is None else min(sampling.max_tokens, len(self.words))
         for position, word in enumerate(self.words[:wanted]):
             await self._pass(position)
             logprobs = () if sampling.logprobs is None else (make_logprob(word, sampling.logprobs),)
             for index in range(sampling.n):
-                yield ChatDelta(index, word, 1, logprobs=logprobs)
+                yield ChatDelta(index, word, 1, None, logprobs, num_prompt_tokens)
         await self._pass(wanted)
         reason = FinishReason.STOP if wanted == len(self.words) else FinishReason.LENGTH
         for index in range(sampling.n):
-            yield ChatDelta(index, "", 0, reason)
+            yield ChatDelta(index, "", 0, reason, (), num_prompt_tokens)
         yield ChatEnd(usage=make_usage(request, wanted * sampling.n), report=make_report())
 
     async def _pass(self, position: int) -> None:

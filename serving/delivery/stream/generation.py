@@ -196,7 +196,9 @@ class Generation:
 
     def _say_delta(self, index: int, delta: Delta) -> None:
         self._has_given = True
-        self._say(ChatDelta(index, delta.text, delta.num_tokens, delta.finish_reason, delta.logprobs))
+        self._say(
+            ChatDelta(index, delta.text, delta.num_tokens, delta.finish_reason, delta.logprobs, delta.num_prompt_tokens)
+        )
 
     async def _again(self, error: ServingError) -> None:
         """Send the request again, if nobody has seen anything of it. Raises: ServingError: no more."""

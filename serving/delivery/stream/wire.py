@@ -48,6 +48,7 @@ class ChatDelta:
     num_tokens: int
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    num_prompt_tokens: int = 0
 
 
 Tiles = npt.NDArray[np.uint8]
@@ -66,7 +67,8 @@ class EngineImage(NamedTuple):
 class EngineRequest(NamedTuple):
     """One choice to generate. Built by the gateway; nothing in it comes from a client unchecked.
 
-    ``prompt_token_ids`` has exactly one image token per image; the engine expands it.
+    ``prompt_token_ids`` has exactly one image token per image; the engine expands it. ``min_tokens``: see ``Sampling``;
+    at most ``max_tokens``.
     """
 
     request_id: str
@@ -82,6 +84,8 @@ class EngineRequest(NamedTuple):
     logit_bias: Mapping[int, float]
     cache_salt: str
     """Hex, derived from the tenant: no prefix or image is shared between tenants."""
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
 
 class ChoiceStart(NamedTuple):

@@ -97,23 +97,32 @@ class ChatEngine(Protocol):
 class StopStrings:
     """Where a text ends, for engines that do not know: watches it as it grows. The stop string is never given out.
 
-    As many characters as the longest stop string less one are held back until the text ends, as vLLM does.
+    As many characters as the longest stop string less one are held back until the text ends, as vLLM does. A stop string
+    counts if its end is in text that is watched.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._held = max((len(text) for text in stop), default=1) - 1
         self._pending = ""
+        self._num_unwatched = 0
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, *, is_watched: bool = True) -> tuple[str, bool]:
         """Add text. Returns what may be given out now, and whether a stop string was met."""
         self._pending += text
-        found = [place for word in self._stop if (place := self._pending.find(word)) >= 0]
+        if not is_watched:
+            self._num_unwatched = len(self._pending)
+        found = [
+            place
+            for word in self._stop
+            if (place := self._pending.find(word, max(0, self._num_unwatched + 1 - len(word)))) >= 0
+        ]
         if found:
             given, self._pending = self._pending[: min(found)], ""
             return given, True
         cut = max(0, len(self._pending) - self._held)
         given, self._pending = self._pending[:cut], self._pending[cut:]
+        self._num_unwatched = max(0, self._num_unwatched - cut)
         return given, False
 
     def flush(self) -> str:

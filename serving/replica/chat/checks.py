@@ -9,7 +9,7 @@ from typing import Literal
 from models.contract import Prompts
 from serving.config import StreamOptions
 from serving.delivery.stream.wire import EngineRequest
-from serving.errors import InvalidRequest, TooManyImages
+from serving.errors import InvalidRequest, PromptTooLong, TooManyImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,4 @@ class RequestChecks:
             raise InvalidRequest("prompt and max_tokens must be at least one token", param="max_tokens")
         num_tokens = self.num_tokens(request)
         if num_tokens > max_model_len:
-            raise InvalidRequest(
-                f"prompt of {num_tokens - request.max_tokens} tokens and answer of up to {request.max_tokens} exceed "
-                f"the model's limit of {max_model_len}; shorten the prompt, send smaller images or lower max_tokens",
-                param="messages",
-            )
+            raise PromptTooLong.of_chat(max_model_len, num_tokens - request.max_tokens, request.max_tokens)

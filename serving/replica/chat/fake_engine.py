@@ -11,11 +11,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 from models.contract import Grid, Turn
 from serving.delivery.stream.wire import EngineRequest, FinishReason, TokenLogprob
-from serving.errors import EngineFailed, InvalidRequest
+from serving.errors import EngineFailed, PromptTooLong
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import EngineDelta, EngineStats, Say, StopStrings
 
@@ -126,11 +127,8 @@ class FakeChatEngine:
         num_tokens = len(request.prompt_token_ids) + num_images
         longest = num_tokens + request.max_tokens
         if longest > self._max_model_len or self._blocks(longest) > self._num_blocks:
-            raise InvalidRequest(
-                f"prompt of {num_tokens} tokens and answer of {request.max_tokens} exceed the model's limit of "
-                f"{self._max_model_len}; shorten one of them",
-                param="messages",
-            )
+            most = min(self._max_model_len, self._num_blocks * self._block_size)
+            raise PromptTooLong.of_chat(most, num_tokens, request.max_tokens)
         return num_tokens
 
     def _image_tokens(self, grid: tuple[int, int]) -> int:
@@ -157,7 +155,7 @@ class FakeChatEngine:
         for index, piece in enumerate(pieces[: request.max_tokens], start=1):
             await self._sleep(self._step_s)
             self._stats.decode_tokens += 1
-            text, stopped = stop.push(piece)
+            text, stopped = stop.push(piece, is_watched=index > request.min_tokens)
             reason = _reason(stopped, index, len(pieces), request.max_tokens)
             if reason is not None and not stopped:
                 text += stop.flush()
@@ -202,8 +200,11 @@ class FakeChatEngine:
             raise _dead()
 
     def _pieces(self, request: EngineRequest) -> list[str]:
+        """Of the answer; over and over, where it may not end yet."""
         text = self._answer(request) if request.json_schema is None else _example(request.json_schema)
-        return [text[i : i + _TOKEN_CHARACTERS] for i in range(0, len(text), _TOKEN_CHARACTERS)] or [""]
+        pieces = [text[i : i + _TOKEN_CHARACTERS] for i in range(0, len(text), _TOKEN_CHARACTERS)] or [""]
+        least = max(len(pieces), request.max_tokens if request.ignore_eos else request.min_tokens)
+        return list(islice(cycle(pieces), least))
 
 
 class BytePrompts:

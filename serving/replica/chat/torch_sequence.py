@@ -103,8 +103,9 @@ class TorchSequence:
         self._num_tokens += 1
         if self._matcher is not None:
             self._matcher.accept(token)
-        is_end = token == self._model.end_token_id
-        text, stopped = ("", False) if is_end else self._stop.push(self._text.push(token))
+        is_end = token == self._model.end_token_id and not self._request.ignore_eos
+        is_watched = self._num_tokens > self._request.min_tokens
+        text, stopped = ("", False) if is_end else self._stop.push(self._text.push(token), is_watched=is_watched)
         reason = self._reason(is_end or stopped)
         if reason is not None and not stopped:
             text += self._stop.flush()
@@ -128,6 +129,9 @@ class TorchSequence:
             logits = logits.clone()
             for token, bias in request.logit_bias.items():
                 logits[token] += bias
+        if self._num_tokens < request.min_tokens:
+            logits = logits.clone()
+            logits[self._model.end_token_id] = -torch.inf
         if self._matcher is not None:
             allowed = torch.from_numpy(self._matcher.allowed()).to(logits.device)
             logits = logits.masked_fill(~allowed, -torch.inf)

@@ -278,6 +278,8 @@ def _sampling_params(request: EngineRequest, device: str) -> SamplingParams:
         temperature, top_p, seed = 0.0, 1.0, None
     return SamplingParams(
         max_tokens=request.max_tokens,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
         temperature=temperature,
         top_p=top_p,
         seed=seed,

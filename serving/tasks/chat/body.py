@@ -1,20 +1,31 @@
-"""``POST /v1/chat/completions``: bodies to domain requests. Each field of OpenAI's works, is harmless or is refused."""
+"""``POST /v1/chat/completions``: bodies to domain requests. What happens to a field says the table in ``fields``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from serving.domain import Budget, Surface
-from serving.errors import InvalidRequest, UnknownField, UnsupportedField
+from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.budget import budget_from_object
 from serving.front.front import check_integer, check_model, check_number, shown
 from serving.front.http.body import PIECE_BYTES
 from serving.front.http.json_scan import Bounds
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ChatRequest, Role, Sampling
+from serving.tasks.chat.fields import (
+    BODY,
+    FORMAT,
+    IMAGE,
+    IMAGE_URL,
+    MESSAGE,
+    SCHEMA,
+    STREAM_OPTIONS,
+    TEXT,
+    known,
+)
+from serving.tasks.chat.reply import StreamUsage
 from serving.tasks.chat.rules import (
     ANY_OBJECT,
     MAX_SEED,
@@ -22,6 +33,7 @@ from serving.tasks.chat.rules import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
     Prompt,
+    check_end,
     check_logit_bias,
     check_may_use_logprobs,
     check_num_biases,
@@ -39,106 +51,11 @@ _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A field that we know and do not offer, with the values that ask for nothing. Null is always one of them."""
-
-    why: str
-    harmless: tuple[Any, ...] = ()
-
-
-_NO_TOOLS: Final = "no model here calls tools"
-_NO_AUDIO: Final = "answers are text"
-_PLAIN_SAMPLING: Final = "sampling has temperature, top_p, seed and stop"
-_OWN_TEMPLATE: Final = "the template belongs to the model"
-_OWN_HASHES: Final = "hashes of images are computed by the server"
-_OWN_CACHE: Final = "what shares a cache is decided by the tenant and the content"
-_OWN_END: Final = "an answer ends where the model, stop or max_tokens end it"
-
-REFUSED: Final[Mapping[str, Refused]] = {
-    "tools": Refused(_NO_TOOLS, ([],)),
-    "tool_choice": Refused(_NO_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": Refused(_NO_TOOLS, (False, True)),
-    "functions": Refused(_NO_TOOLS, ([],)),
-    "function_call": Refused(_NO_TOOLS, ("none", "auto")),
-    "web_search_options": Refused(_NO_TOOLS),
-    "audio": Refused(_NO_AUDIO),
-    "modalities": Refused(_NO_AUDIO, (["text"],)),
-    "presence_penalty": Refused("penalties are not offered; only 0 is", (0, 0.0)),
-    "frequency_penalty": Refused("penalties are not offered; only 0 is", (0, 0.0)),
-    "prediction": Refused("predicted output is not offered"),
-    "reasoning_effort": Refused("no model here reasons apart from its answer", ("none",)),
-    "verbosity": Refused("bound the answer with max_tokens", ("medium",)),
-    "store": Refused("nothing is stored", (False,)),
-    "service_tier": Refused("send vireo.priority", ("auto", "default")),
-    "prompt_cache_key": Refused(_OWN_CACHE),
-    "prompt_cache_retention": Refused(_OWN_CACHE),
-    "prompt_cache_options": Refused(_OWN_CACHE),
-    "moderation": Refused("texts are not moderated here"),
-    "cache_salt": Refused(_OWN_CACHE),
-    "mm_hashes": Refused(_OWN_HASHES),
-    "multi_modal_uuids": Refused(_OWN_HASHES),
-    "mm_processor_kwargs": Refused("how images are cut is decided by the operating point"),
-    "media_io_kwargs": Refused("how images are read is decided by the server"),
-    "chat_template": Refused(_OWN_TEMPLATE),
-    "chat_template_kwargs": Refused(_OWN_TEMPLATE),
-    "add_generation_prompt": Refused(_OWN_TEMPLATE, (True,)),
-    "continue_final_message": Refused(_OWN_TEMPLATE, (False,)),
-    "structured_outputs": Refused("send response_format"),
-    "extra_body": Refused("it is an argument of the Python client; its members go into the body itself"),
-    "vllm_xargs": Refused("arguments of the engine are the server's"),
-    "kv_transfer_params": Refused("arguments of the engine are the server's"),
-    "priority": Refused("send vireo.priority"),
-    "request_id": Refused("send the header x-request-id"),
-    "ignore_eos": Refused(_OWN_END, (False,)),
-    "min_tokens": Refused(_OWN_END, (0,)),
-    "stop_token_ids": Refused(_OWN_END, ([],)),
-    "include_stop_str_in_output": Refused(_OWN_END, (False,)),
-    "logits_processors": Refused(_PLAIN_SAMPLING),
-    "prompt_logprobs": Refused("probabilities of the prompt feed black-box attacks"),
-    "top_k": Refused(_PLAIN_SAMPLING, (-1, 0)),
-    "min_p": Refused(_PLAIN_SAMPLING, (0, 0.0)),
-    "repetition_penalty": Refused(_PLAIN_SAMPLING, (1, 1.0)),
-    "length_penalty": Refused(_PLAIN_SAMPLING, (1, 1.0)),
-    "use_beam_search": Refused(_PLAIN_SAMPLING, (False,)),
-    "best_of": Refused(_PLAIN_SAMPLING, (1,)),
-    "bad_words": Refused(_PLAIN_SAMPLING, ([],)),
-    "allowed_token_ids": Refused(_PLAIN_SAMPLING),
-    **{
-        f"guided_{name}": Refused("send response_format")
-        for name in ("json", "regex", "choice", "grammar", "decoding_backend", "whitespace_pattern")
-    },
-}
-"""Fields of the body that other servers take."""
-
-REFUSED_IN_MESSAGE: Final[Mapping[str, Refused]] = {
-    "tool_calls": Refused(_NO_TOOLS, ([],)),
-    "tool_call_id": Refused(_NO_TOOLS),
-    "function_call": Refused(_NO_TOOLS),
-    "audio": Refused(_NO_AUDIO),
-    "refusal": Refused("send what was said as content"),
-    "annotations": Refused("send what was said as content", ([],)),
-    "reasoning": Refused("send what was said as content"),
-    "reasoning_content": Refused("send what was said as content"),
-}
-REFUSED_IN_PART: Final[Mapping[str, Refused]] = {"uuid": Refused(_OWN_HASHES)}
-
-# fmt: off
-_FIELDS: Final = frozenset((
-    "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "seed",
-    "temperature", "top_p", "n", "response_format", "logprobs", "top_logprobs", "logit_bias", "user",
-    "safety_identifier", "metadata", "vireo",
-))
-# fmt: on
-_MESSAGE_FIELDS: Final = frozenset(("role", "content", "name"))
-
-
-@dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A parsed call and how its answer is to be sent."""
+    """A parsed call and, where it is streamed, how it tells its usage."""
 
     request: ChatRequest
-    wants_usage: bool
-    """Whether a stream ends with a chunk of its own for the usage."""
+    usage: StreamUsage | None
 
 
 def json_bounds(limits: IngressLimits) -> Bounds:
@@ -160,11 +77,11 @@ async def call_from_document(
     may_use_logprobs: bool,
 ) -> ChatCall:
     """Make a call of a JSON body. Raises: ClientError."""
-    fields = _known(document, _FIELDS, REFUSED, "")
+    fields = known(document, BODY, "")
     prompt = Prompt(limits)
     for index, message in enumerate(_of(list, "a list of messages", fields.get("messages", []), "messages")):
         _read_message(message, f"messages[{index}]", prompt)
-    is_stream, wants_usage = _stream(fields)
+    usage = _stream(fields)
     request = ChatRequest(
         request_id=request_id,
         surface=Surface.HTTP_CHAT,
@@ -172,26 +89,10 @@ async def call_from_document(
         model=_model(fields),
         sampling=_sampling(fields, limits, may_use_logprobs),
         budget=_budget(fields, fallback),
-        is_streamed=is_stream,
+        is_streamed=usage is not None,
         messages=await prompt.finish(),
     )
-    return ChatCall(request, wants_usage)
-
-
-def _known(
-    document: dict[str, Any], names: frozenset[str], refused: Mapping[str, Refused], where: str
-) -> dict[str, Any]:
-    """Return the members that are not null. Raises: UnknownField, UnsupportedField."""
-    for name, value in document.items():
-        if name in names:
-            continue
-        param = f"{where}{name[:64]}"
-        refusal = refused.get(name)
-        if refusal is None:
-            raise UnknownField(f"field {shown(param)} is unknown; remove it, or check its spelling", param=param)
-        if value is not None and not any(value == h and type(value) is type(h) for h in refusal.harmless):
-            raise UnsupportedField(f"{param} is not offered: {refusal.why}. Remove it", param=param)
-    return {name: value for name, value in document.items() if value is not None and name in names}
+    return ChatCall(request, usage)
 
 
 def _of(kind: type | tuple[type, ...], what: str, value: Any, param: str) -> Any:
@@ -206,7 +107,7 @@ def _of(kind: type | tuple[type, ...], what: str, value: Any, param: str) -> Any
 
 def _read_message(message: Any, where: str, prompt: Prompt) -> None:
     _of(dict, "an object with role and content", message, where)
-    members = _known(message, _MESSAGE_FIELDS, REFUSED_IN_MESSAGE, f"{where}.")
+    members = known(message, MESSAGE, f"{where}.")
     role = _ROLES.get(_of(str, "a role", members.get("role", ""), f"{where}.role"))
     if role is None:
         raise InvalidRequest(
@@ -229,13 +130,13 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
     _of(dict, "an object with a type", part, where)
     kind = part.get("type")
     if kind == "text":
-        members = _known(part, frozenset(("type", "text")), REFUSED_IN_PART, f"{where}.")
+        members = known(part, TEXT, f"{where}.")
         prompt.text(_of(str, "a string", members.get("text"), f"{where}.text"), f"{where}.text")
     elif kind == "image_url":
-        members = _known(part, frozenset(("type", "image_url")), REFUSED_IN_PART, f"{where}.")
+        members = known(part, IMAGE, f"{where}.")
         image = _of(dict, "an object with a url", members.get("image_url"), f"{where}.image_url")
-        members = _known(image, frozenset(("url", "detail")), REFUSED_IN_PART, f"{where}.image_url.")
-        detail = _one_of(members, "detail", ("auto", "low", "high"), f"{where}.image_url.")
+        members = known(image, IMAGE_URL, f"{where}.image_url.")
+        detail = _one_of(members, "detail", ("auto", "low", "high", "original"), f"{where}.image_url.")
         url = _of(str, "a URL", members.get("url"), f"{where}.image_url.url")
         prompt.image_url(url, where, is_coarse=detail == "low")
     else:
@@ -280,18 +181,20 @@ def _one_of(fields: dict[str, Any], name: str, choices: tuple[str, ...], where: 
     return value
 
 
-def _stream(fields: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether to stream, and whether to end with the usage."""
+def _stream(fields: dict[str, Any]) -> StreamUsage | None:
+    """Where a stream tells its usage; None: the answer comes whole."""
     is_stream: bool = _of(bool, "true or false", fields.get("stream", False), "stream")
     if "stream_options" not in fields:
-        return is_stream, False
+        return StreamUsage() if is_stream else None
     if not is_stream:
         raise InvalidRequest("stream_options goes with stream: true; remove it", param="stream_options")
-    options = _of(dict, "an object", fields["stream_options"], "stream_options")
-    padding = Refused("chunks are not padded", (False,))
-    options = _known(options, frozenset(("include_usage",)), {"include_obfuscation": padding}, "stream_options.")
-    param = "stream_options.include_usage"
-    return True, _of(bool, "true or false", options.get("include_usage", False), param)
+    options = known(_of(dict, "an object", fields["stream_options"], "stream_options"), STREAM_OPTIONS, STREAM_OPTIONS)
+
+    def is_on(name: str) -> bool:
+        value: bool = _of(bool, "true or false", options.get(name, False), f"{STREAM_OPTIONS}{name}")
+        return value
+
+    return StreamUsage(at_the_end=is_on("include_usage"), in_every_chunk=is_on("continuous_usage_stats"))
 
 
 def _budget(fields: dict[str, Any], fallback: Budget) -> Budget:
@@ -301,8 +204,10 @@ def _budget(fields: dict[str, Any], fallback: Budget) -> Budget:
 
 
 def _sampling(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs: bool) -> Sampling:
-    return Sampling(
+    sampling = Sampling(
         max_tokens=_max_tokens(fields),
+        min_tokens=_integer(fields, "min_tokens", 0, 0, MAX_TOKENS) or 0,
+        ignore_eos=_of(bool, "true or false", fields.get("ignore_eos", False), "ignore_eos"),
         temperature=_number(fields, "temperature", 1.0, 0.0, MAX_TEMPERATURE),
         top_p=_number(fields, "top_p", 1.0, 0.0, 1.0, is_open_low=True),
         stop=_stop(fields.get("stop", []), limits),
@@ -312,6 +217,8 @@ def _sampling(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs: b
         logprobs=_logprobs(fields, may_use_logprobs),
         logit_bias=_logit_bias(fields.get("logit_bias", {}), limits, may_use_logprobs),
     )
+    check_end(sampling)
+    return sampling
 
 
 def _number(
@@ -347,18 +254,20 @@ def _stop(value: Any, limits: IngressLimits) -> tuple[str, ...]:
 def _schema(value: Any, limits: IngressLimits) -> str | None:
     if value is None:
         return None
-    where = "response_format."
     _of(dict, "an object with a type", value, "response_format")
-    kind = _one_of(value, "type", ("text", "json_object", "json_schema"), where)
+    members = known(value, FORMAT, FORMAT)
+    if members.get("type") == "structural_tag":
+        raise UnsupportedField(f"{FORMAT}type is structural_tag; send a JSON schema", param=f"{FORMAT}type")
+    kind = _one_of(members, "type", ("text", "json_object", "json_schema"), FORMAT)
     if kind is None:
-        raise InvalidRequest("response_format.type is missing; send it", param="response_format.type")
-    names = ("type", "json_schema") if kind == "json_schema" else ("type",)
-    members = _known(value, frozenset(names), {}, where)
+        raise InvalidRequest(f"{FORMAT}type is missing; send it", param=f"{FORMAT}type")
+    where = f"{FORMAT}json_schema"
     if kind != "json_schema":
+        if "json_schema" in members:
+            raise InvalidRequest(f"{where} goes with the type json_schema, not {kind}; remove it", param=where)
         return ANY_OBJECT if kind == "json_object" else None
-    where = "response_format.json_schema"
     inner = _of(dict, "an object with name and schema", members.get("json_schema"), where)
-    inner = _known(inner, frozenset(("name", "description", "schema", "strict")), {}, f"{where}.")
+    inner = known(inner, SCHEMA, SCHEMA)
     if not _SCHEMA_NAME.fullmatch(_of(str, "a name", inner.get("name"), f"{where}.name")):
         raise InvalidRequest(
             f"{where}.name is {shown(inner['name'])}; send 1 to 64 letters, digits, _ or -", param=f"{where}.name"

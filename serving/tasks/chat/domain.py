@@ -62,12 +62,15 @@ class Message:
 class Sampling:
     """How to choose tokens. All numbers are finite and in range: the ingress has checked them.
 
-    ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``json_schema`` is the schema as compact
+    ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``min_tokens``: before so many, neither the
+    model nor a stop sequence ends an answer; with ``ignore_eos`` the model never does. ``json_schema`` is the schema as compact
     JSON text; ``{"type": "object"}`` stands for ``response_format: json_object``.
     ``logprobs``: number of alternatives per token, 0 for the chosen token only, None for none.
     """
 
     max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
@@ -150,4 +153,5 @@ def _join(run: list[ChatDelta]) -> ChatDelta:
         sum([delta.num_tokens for delta in run]),
         run[-1].finish_reason,
         tuple([logprob for delta in run for logprob in delta.logprobs]),
+        run[-1].num_prompt_tokens,
     )

@@ -29,6 +29,7 @@ from serving.tasks.chat.rules import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
     Prompt,
+    check_end,
     check_logit_bias,
     check_may_use_logprobs,
     check_stop,
@@ -120,10 +121,12 @@ def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, may_use_logpro
         check_integer(message.logprobs, 0, MAX_TOP_LOGPROBS, f"{where}logprobs")
     if message.logit_bias:
         check_may_use_logprobs(may_use_logprobs, f"{where}logit_bias")
-    return Sampling(
+    sampling = Sampling(
         max_tokens=check_integer(message.max_tokens, 1, MAX_TOKENS, f"{where}max_tokens")
         if given("max_tokens")
         else None,
+        min_tokens=check_integer(message.min_tokens, 0, MAX_TOKENS, f"{where}min_tokens"),
+        ignore_eos=message.ignore_eos,
         temperature=check_number(message.temperature, 0.0, MAX_TEMPERATURE, f"{where}temperature")
         if given("temperature")
         else 1.0,
@@ -135,6 +138,8 @@ def _sampling(message: vireo_pb2.Sampling, limits: IngressLimits, may_use_logpro
         logprobs=message.logprobs if given("logprobs") else None,
         logit_bias=check_logit_bias(message.logit_bias, limits, f"{where}logit_bias"),
     )
+    check_end(sampling, where)
+    return sampling
 
 
 def _schema(text: str, limits: IngressLimits, param: str) -> str:

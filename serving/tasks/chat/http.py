@@ -32,9 +32,9 @@ async def chat(call: Call) -> Answer | None:
     cards = front.service.chats.chat_models()
     request = front.admit(asked.request, cards, call.visit)
     weights = fingerprint(front.card(request.model, cards))
-    if not request.is_streamed:
+    if asked.usage is None:
         return await _answer_whole(call, Completion(request, weights))
-    await _answer_stream(call, request, ChunkWriter(request, weights, asked.wants_usage))
+    await _answer_stream(call, request, ChunkWriter(request, weights, asked.usage))
     return None
 
 

@@ -126,7 +126,8 @@ def make_plan(
         raise _refused(made)
     tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
     best, tokens = next(iter(prompts)), _length(prompts[tiles])
-    expected = round(min(allowed, cost.answer_tokens))
+    usual = allowed if sampling.ignore_eos else max(sampling.min_tokens, round(cost.answer_tokens))
+    expected = min(allowed, usual)
     return Plan(
         point=made.point.name,
         prompt_tokens=tokens,
@@ -172,19 +173,7 @@ def _asked(card: Card, sampling: Sampling, prompt_tokens: Mapping[int | None, in
 def _cap(card: Card, sampling: Sampling, prompt_tokens: int) -> int:
     longest, most = card.limits["max_model_len"], card.limits["max_output_tokens"]
     room = longest - prompt_tokens
-    if sampling.max_tokens is None:
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {prompt_tokens} tokens, images included; {card.id} takes {longest} with "
-                "the answer; shorten it, or send fewer or smaller images",
-                param="messages",
-            )
-        return min(most, room)
-    asked = min(sampling.max_tokens, most)
-    if asked > room:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens, images included, and max_tokens is {asked}: together "
-            f"{prompt_tokens + asked}; {card.id} takes {longest}; shorten the prompt or lower max_tokens",
-            param="messages",
-        )
+    asked = min(sampling.max_tokens or room, most)
+    if room < 1 or asked > room:
+        raise PromptTooLong.of_chat(longest, prompt_tokens, sampling.max_tokens)
     return asked

@@ -22,6 +22,7 @@ from serving.tasks.chat.schemas import (
     LogprobsAnswer,
     TokenAnswer,
     UsageAnswer,
+    UsageSoFarAnswer,
 )
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -117,6 +118,17 @@ def id_of(request: ChatRequest) -> str:
     return f"chatcmpl-{request.request_id}"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamUsage:
+    """Where a stream tells its usage. ``at_the_end``: in a chunk of its own."""
+
+    at_the_end: bool = False
+    in_every_chunk: bool = False
+
+
+_NO_USAGE: Final = b'"usage":null'
+
+
 class ChunkWriter:
     """Spells the server-sent events of one stream: one chunk of each kind in full, and then only what differs.
 
@@ -124,7 +136,7 @@ class ChunkWriter:
     one waits for it.
     """
 
-    def __init__(self, request: ChatRequest, fingerprint: str, wants_usage: bool) -> None:
+    def __init__(self, request: ChatRequest, fingerprint: str, usage: StreamUsage) -> None:
         self._head: ChatChunk = {
             "id": id_of(request),
             "object": "chat.completion.chunk",
@@ -133,7 +145,8 @@ class ChunkWriter:
             "system_fingerprint": fingerprint,
             "choices": [],
         }
-        self._wants_usage = wants_usage
+        self._usage = usage
+        self._num_tokens = 0
         self._wants_logprobs = request.sampling.logprobs is not None
         choices = range(request.sampling.n)
         self._roles: list[bytes | None] = [
@@ -149,28 +162,40 @@ class ChunkWriter:
             **self._head,
             "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}],
         }
-        if self._wants_usage:
+        if self._usage.at_the_end or self._usage.in_every_chunk:
             chunk["usage"] = None
         return _EVENT % orjson.dumps(chunk)
 
     def delta(self, delta: ChatDelta) -> bytes:
         """Return the events of a delta: the role first, once for each choice."""
-        index = delta.index
+        index, counts = delta.index, self._usage.in_every_chunk
         data = b""
         role = self._roles[index]
         if role is not None:
-            data, self._roles[index] = role, None
-        if delta.text or delta.logprobs:
+            data, self._roles[index] = self._counted(role, delta) if counts else role, None
+        self._num_tokens += delta.num_tokens
+        if delta.text or delta.logprobs or (counts and delta.finish_reason is None):
             before, after = self._texts[index]
             if self._wants_logprobs:
                 after = after.replace(b"null", orjson.dumps(logprobs_to_json(delta.logprobs)), 1)
-            data += before + escaped(delta.text) + after
-        return data if delta.finish_reason is None else data + self._finish(index, delta.finish_reason)
+            data += before + escaped(delta.text) + (self._counted(after, delta) if counts else after)
+        return data if delta.finish_reason is None else data + self._finish(delta, delta.finish_reason)
 
-    def _finish(self, index: int, reason: FinishReason) -> bytes:
-        data = self._ends[index][reason]
+    def _counted(self, chunk: bytes, delta: ChatDelta) -> bytes:
+        """Put the usage so far into a chunk. No text can hold what stands in its place: its quotes are escaped."""
+        usage: UsageSoFarAnswer = {
+            "prompt_tokens": delta.num_prompt_tokens,
+            "completion_tokens": self._num_tokens,
+            "total_tokens": delta.num_prompt_tokens + self._num_tokens,
+        }
+        return chunk.replace(_NO_USAGE, b'"usage":' + orjson.dumps(usage), 1)
+
+    def _finish(self, delta: ChatDelta, reason: FinishReason) -> bytes:
+        data = self._ends[delta.index][reason]
+        if self._usage.in_every_chunk:
+            data = self._counted(data, delta)
         self._num_open -= 1
-        if self._num_open == 0 and not self._wants_usage:
+        if self._num_open == 0 and not self._usage.at_the_end:
             self._held = data
             return b""
         return data
@@ -181,7 +206,7 @@ class ChunkWriter:
         if self._held is not None:
             before, after = _cut(self._held, b"}")
             data = before + b',"vireo":' + orjson.dumps(end.report) + b"}" + after
-        if self._wants_usage:
+        if self._usage.at_the_end:
             last: ChatChunk = {**self._head, "usage": usage_to_json(end.usage), "vireo": end.report}
             data += _EVENT % orjson.dumps(last)
         return data + DONE

@@ -47,6 +47,8 @@ def _canonical(sampling: Sampling, max_tokens: int) -> str:
     """Everything that steers sampling, in one form. ``max_tokens`` is the cap in force, not the one asked for."""
     fields = (
         max_tokens,
+        sampling.min_tokens,
+        sampling.ignore_eos,
         sampling.temperature,
         sampling.top_p,
         sampling.stop,

@@ -19,7 +19,7 @@ from serving.errors import (
 from serving.front.front import check_integer, check_number, check_unicode, shown
 from serving.front.images import DataUrl, decode_url, is_data_url, parse_data_url
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ImagePart, Message, Part, Role, TextPart
+from serving.tasks.chat.domain import ImagePart, Message, Part, Role, Sampling, TextPart
 from serving.tasks.chat.schema_bounds import SchemaBounds
 
 MAX_TEMPERATURE = 2.0
@@ -165,6 +165,26 @@ def check_stop(stop: Sequence[str], limits: IngressLimits, param: str) -> tuple[
             )
         check_unicode(text, param)
     return tuple(stop)
+
+
+def check_end(sampling: Sampling, where: str = "") -> None:
+    """Check that an answer can end as it shall. ``where``: the object with the fields.
+
+    Raises: InvalidRequest: it must be longer than it may, or go on after its schema is done.
+    """
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        raise InvalidRequest(
+            f"{where}min_tokens is {sampling.min_tokens} and the most tokens are {sampling.max_tokens}; lower the one "
+            "or raise the other",
+            param=f"{where}min_tokens",
+        )
+    if sampling.json_schema is not None and (sampling.ignore_eos or sampling.min_tokens):
+        name = "ignore_eos" if sampling.ignore_eos else "min_tokens"
+        raise InvalidRequest(
+            f"{where}{name} goes with answers that are plain text: one with a schema ends with its JSON. Remove one "
+            "of them",
+            param=f"{where}{name}",
+        )
 
 
 def check_may_use_logprobs(is_allowed: bool, param: str) -> None:

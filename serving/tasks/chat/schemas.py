@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from serving.delivery.stream.wire import FinishReason
@@ -12,10 +12,22 @@ from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
+from serving.tasks.chat.fields import (
+    BODY,
+    FORMAT,
+    IMAGE,
+    IMAGE_URL,
+    MESSAGE,
+    STREAM_OPTIONS,
+    TEXT,
+    documented,
+)
 
 
 class TextPartBody(Strict):
     """Words."""
+
+    model_config = ConfigDict(json_schema_extra=documented(TEXT))
 
     type: Literal["text"]
     text: str
@@ -24,14 +36,18 @@ class TextPartBody(Strict):
 class ImageUrlBody(Strict):
     """Where an image is: in the URL itself, or at an https address that the operator has allowed."""
 
+    model_config = ConfigDict(json_schema_extra=documented(IMAGE_URL))
+
     url: str
     """A ``data:`` URL, or an https URL."""
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
     """``low``: one tile is enough. Otherwise the operating point decides."""
 
 
 class ImagePartBody(Strict):
     """An image, in user messages."""
+
+    model_config = ConfigDict(json_schema_extra=documented(IMAGE))
 
     type: Literal["image_url"]
     image_url: ImageUrlBody
@@ -39,6 +55,8 @@ class ImagePartBody(Strict):
 
 class MessageBody(Strict):
     """One turn."""
+
+    model_config = ConfigDict(json_schema_extra=documented(MESSAGE))
 
     role: Literal["system", "developer", "user", "assistant"]
     """``system`` and ``developer`` are the same and may only come first."""
@@ -48,10 +66,14 @@ class MessageBody(Strict):
 
 
 class StreamOptionsBody(Strict):
-    """How a stream ends."""
+    """Where a stream tells its usage."""
+
+    model_config = ConfigDict(json_schema_extra=documented(STREAM_OPTIONS))
 
     include_usage: bool | None = None
     """Whether a chunk with the usage and without choices comes last."""
+    continuous_usage_stats: bool | None = None
+    """Whether each chunk has the usage so far."""
 
 
 class JsonSchemaBody(Strict):
@@ -66,12 +88,16 @@ class JsonSchemaBody(Strict):
 class ResponseFormatBody(Strict):
     """What the answer looks like."""
 
+    model_config = ConfigDict(json_schema_extra=documented(FORMAT))
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaBody | None = None
 
 
 class ChatBody(Strict):
-    """Body of ``POST /v1/chat/completions``. Read by ``chat_json``, which says more about what it refuses."""
+    """Body of ``POST /v1/chat/completions``. Read by ``body``, which knows which fields go together."""
+
+    model_config = ConfigDict(json_schema_extra=documented(BODY))
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
@@ -84,6 +110,10 @@ class ChatBody(Strict):
     """Most tokens of an answer; the server has its own limit."""
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     """The older name of ``max_completion_tokens``."""
+    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    """Before so many tokens, neither the model nor ``stop`` ends an answer."""
+    ignore_eos: bool | None = None
+    """Whether the model's end of an answer is passed over: it ends at ``stop`` or at the most tokens."""
     stop: str | list[str] | None = None
     """Sequences that end the answer and are not part of it."""
     seed: Annotated[int | None, Field(ge=0)] = None
@@ -144,6 +174,14 @@ class UsageAnswer(TypedDict):
     prompt_tokens_details: PromptDetailsAnswer
 
 
+class UsageSoFarAnswer(TypedDict):
+    """Tokens of the prompt, and of all choices until now."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class ChatMessageAnswer(TypedDict):
     """What the model says."""
 
@@ -200,5 +238,5 @@ class ChatChunk(TypedDict):
     model: str
     system_fingerprint: str
     choices: list[ChatChunkChoiceAnswer]
-    usage: NotRequired[UsageAnswer | None]
+    usage: NotRequired[UsageAnswer | UsageSoFarAnswer | None]
     vireo: NotRequired[Report]

@@ -290,7 +290,7 @@ class ChatService:
     def _stored_events(self, ready: _Ready, found: StoredChat) -> Iterator[ChatEvent]:
         """An answer that was given before, or to somebody else: at once and for nothing."""
         for index, choice in enumerate(found.choices):
-            yield ChatDelta(index, choice.text, choice.num_tokens, choice.finish_reason)
+            yield ChatDelta(index, choice.text, choice.num_tokens, choice.finish_reason, (), found.prompt_tokens)
         usage = Usage(
             prompt_tokens=found.prompt_tokens,
             completion_tokens=sum(choice.num_tokens for choice in found.choices),
@@ -340,6 +340,8 @@ class ChatService:
             logprobs=sampling.logprobs,
             logit_bias=sampling.logit_bias,
             cache_salt=self._keys.cache_salt(tenant),
+            min_tokens=min(sampling.min_tokens, ready.plan.max_tokens),
+            ignore_eos=sampling.ignore_eos,
         )
 
 

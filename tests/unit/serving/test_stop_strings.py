@@ -40,3 +40,22 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
     assert watch.push("word</s") == ("word", False)
     assert watch.push("!") == ("<", False)
     assert watch.flush() == "/s!"
+
+
+@pytest.mark.parametrize(
+    ("unwatched", "watched", "stop", "expected"),
+    [
+        (["a", "b", "c"], ["d"], ("b",), ("abcd", False)),
+        (["a", "b", "c"], ["b"], ("b",), ("abc", True)),
+        (["a", "b"], ["c", "d"], ("bc", "never"), ("a", True)),  # its end is in what is watched
+        (["a", "ab"], ["x"], ("ab", "never"), ("aabx", False)),
+        (["ab"], ["", "ab"], ("ab",), ("ab", True)),
+    ],
+)
+def test_stop_string_counts_where_its_end_is_watched(
+    unwatched: list[str], watched: list[str], stop: tuple[str, ...], expected: tuple[str, bool]
+) -> None:
+    watch = StopStrings(stop)
+    pushed = [watch.push(text, is_watched=False) for text in unwatched] + [watch.push(text) for text in watched]
+    stopped = any(is_stop for _, is_stop in pushed)
+    assert ("".join(given for given, _ in pushed) + ("" if stopped else watch.flush()), stopped) == expected

@@ -50,10 +50,11 @@ GET_PATHS = [
     "/v2/health/live",
     "/v2/health/ready",
     "/healthz",
+    "/health",
     "/metrics",
     "/openapi.json",
 ]
-NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/metrics", "/openapi.json"}
+NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/health", "/metrics", "/openapi.json"}
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +390,7 @@ async def test_tenant_of_the_key_reaches_the_service() -> None:
     assert door.service.requests[0].tenant == "ada"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
+@pytest.mark.parametrize("path", ["/healthz", "/health", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
 async def test_server_that_cannot_answer_is_not_ready_but_live(path: str) -> None:
     door = FrontDoor(FakeService(ready=False))
     reply = await asgi(door.app, "GET", path)

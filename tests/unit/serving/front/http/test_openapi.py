@@ -72,7 +72,7 @@ CASES: list[Case] = [
     ("GET", "/v2", "/v2", None, {}),
     *[
         ("GET", path, path, None, {})
-        for path in ("/v2/health/live", "/v2/health/ready", "/healthz", "/metrics", "/openapi.json")
+        for path in ("/v2/health/live", "/v2/health/ready", "/healthz", "/health", "/metrics", "/openapi.json")
     ],
 ]
 for version, pattern in zip(MODEL_PATHS, ("", "/versions/{version}"), strict=True):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import math
 from typing import Any
 
 import jsonschema
 import pytest
-from openai.resources.chat.completions import Completions
 
 from serving.errors import EngineFailed, ReplicaLost
 from serving.front.auth import Authenticator
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
-from serving.tasks.chat.body import _FIELDS, REFUSED, REFUSED_IN_MESSAGE
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
 from serving.tasks.chat.reply import clean
-from serving.tasks.chat.schemas import ChatBody
 from tests.support.chat_clients import (
     Chat,
     Line,
@@ -121,6 +117,8 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("options_unknown", {"stream": True, "stream_options": {"chunk": 1}}, UNKNOWN, "stream_options.chunk"),
     ("options_padding", {"stream": True, "stream_options": {"include_obfuscation": True}}, UNSUPPORTED,
      "stream_options.include_obfuscation"),
+    ("options_counts", {"stream": True, "stream_options": {"continuous_usage_stats": "yes"}}, BAD,
+     "stream_options.continuous_usage_stats"),
     ("options_usage", {"stream": True, "stream_options": {"include_usage": 1}}, BAD, "stream_options.include_usage"),
     ("two_limits", {"max_tokens": 5, "max_completion_tokens": 6}, BAD, "max_completion_tokens"),
     ("max_completion_tokens", {"max_completion_tokens": 0}, BAD, "max_completion_tokens"),
@@ -146,6 +144,14 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("format_type", {FORMAT: {"type": "xml"}}, BAD, f"{FORMAT}.type"),
     ("format_no_type", {FORMAT: {}}, BAD, f"{FORMAT}.type"),
     ("format_grammar", {FORMAT: {"type": "text", "grammar": ""}}, UNKNOWN, f"{FORMAT}.grammar"),
+    ("format_tag", {FORMAT: {"type": "structural_tag", "format": None}}, UNSUPPORTED, f"{FORMAT}.type"),
+    ("format_two", {FORMAT: {"type": "json_object", "json_schema": SCHEMA}}, BAD, f"{FORMAT}.json_schema"),
+    ("min_tokens", {"min_tokens": -1}, BAD, "min_tokens"),
+    ("min_tokens_float", {"min_tokens": 1.0}, BAD, "min_tokens"),
+    ("min_above_max", {"min_tokens": 6, "max_tokens": 5}, BAD, "min_tokens"),
+    ("min_of_json", {"min_tokens": 6, FORMAT: {"type": "json_object"}}, BAD, "min_tokens"),
+    ("ignore_eos", {"ignore_eos": 1}, BAD, "ignore_eos"),
+    ("endless_json", format_of() | {"ignore_eos": True}, BAD, "ignore_eos"),
     ("format_no_schema", {FORMAT: {"type": "json_schema"}}, BAD, f"{FORMAT}.json_schema"),
     ("schema_no_schema", format_of(schema=None), BAD, f"{FORMAT}.json_schema.schema"),
     ("schema_bool", format_of(schema=True), BAD, f"{FORMAT}.json_schema.schema"),
@@ -174,47 +180,14 @@ async def test_wrong_field_is_refused_by_name(name: str, more: Any, code: str, p
     assert not door.service.chats
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-async def test_field_of_other_servers_is_refused_unless_it_asks_for_nothing(name: str) -> None:
-    reply = await ask(BODY | {name: {"a": "b"}})
-    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, UNSUPPORTED, name)
-    assert REFUSED[name].why in reply.error["message"]
-    for harmless in (None, *REFUSED[name].harmless):
-        assert (await ask(BODY | {name: harmless})).status == 200
-
-
-@pytest.mark.parametrize("name", sorted(REFUSED_IN_MESSAGE))
-async def test_field_of_other_servers_in_a_message_is_refused_unless_it_asks_for_nothing(name: str) -> None:
-    reply = await ask(BODY | message(**{name: [{"a": "b"}]}))
-    assert (reply.error["code"], reply.error["param"]) == (UNSUPPORTED, f"messages[0].{name}")
-    for harmless in (None, *REFUSED_IN_MESSAGE[name].harmless):
-        assert (await ask(BODY | message(**{name: harmless}))).status == 200
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("presence_penalty", 0.1), ("presence_penalty", False), ("store", True), ("store", 0), ("service_tier", "flex"),
-     ("modalities", ["text", "audio"]), ("tool_choice", "required"), ("min_tokens", 1), ("top_k", 40)],
-)  # fmt: skip
-async def test_value_that_asks_for_something_is_refused(name: str, value: Any) -> None:
-    assert (await ask(BODY | {name: value})).error["code"] == UNSUPPORTED
-
-
-def test_every_field_of_the_official_client_is_known() -> None:
-    transport = {"self", "extra_headers", "extra_query", "timeout"}
-    sent = set(inspect.signature(Completions.create).parameters) - transport
-    assert len(sent) > 30
-    assert sent <= _FIELDS | set(REFUSED)
-
-
-def test_documented_fields_are_those_that_are_read() -> None:
-    assert set(ChatBody.model_fields) == _FIELDS
-
-
 TAKEN: dict[str, dict[str, Any]] = {
-    "null": dict.fromkeys(sorted(_FIELDS - {"model", "messages"})),
     "ignored": {"user": "u", "safety_identifier": "s", "metadata": {"a": "b"}},
     "formats": {FORMAT: {"type": "text"}},
+    "format_null": {FORMAT: {"type": "text", "json_schema": None}},
+    "detail": user(image_part(data_url(GOOD_PNG), detail="original")),
+    "shortest": {"min_tokens": 5, "max_tokens": 5, "ignore_eos": True},
+    "shortest_alone": {"min_tokens": 10**9, "ignore_eos": False},
+    "shortest_json": {"min_tokens": 0, "ignore_eos": False, FORMAT: {"type": "json_object"}},
     "empty": {"metadata": {}, "logit_bias": {}, "stop": [], "vireo": {}, "logprobs": False, "top_logprobs": 0},
     "limits_agree": {"max_tokens": 5, "max_completion_tokens": 5},
     "options": {"stream": True, "stream_options": {"include_usage": False, "include_obfuscation": False}},
@@ -237,6 +210,7 @@ async def test_fields_reach_the_service() -> None:
     assert (request.sampling.max_tokens, request.sampling.stop) == (9, ("END",))
     assert json.loads(request.sampling.json_schema or "") == {"type": "object"}
     assert (request.budget.latency_ms, request.budget.energy_j, request.budget.priority) == (70, 3, "high")
+    assert (request.sampling.min_tokens, request.sampling.ignore_eos) == (0, False)
     assert not request.is_streamed
 
 
@@ -329,6 +303,24 @@ async def test_stream_with_usage_ends_with_a_chunk_of_its_own_for_it() -> None:
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], len(WORDS))
     assert last["vireo"]["operating_point"] == "fast"
     assert all(chunk["usage"] is None and "vireo" not in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+async def test_each_chunk_has_the_usage_so_far_where_that_is_wanted(at_the_end: bool) -> None:
+    door = FrontDoor(FakeService(words=("Two ", '"usage":null ', "")))
+    options = {"continuous_usage_stats": True, "include_usage": at_the_end}
+    *chunks, done = events_of((await ask(BODY | {"stream": True, "n": 2, "stream_options": options}, door)).body)
+    assert done == "[DONE]"
+    for chunk in chunks:
+        check("ChatChunk", chunk)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert (counts[0], counts[-1]) == (0, 6)
+    assert counts == sorted(counts)
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {10}
+    assert {chunk["usage"]["total_tokens"] - chunk["usage"]["completion_tokens"] for chunk in chunks} == {10}
+    assert sum(not chunk["choices"] for chunk in chunks) == at_the_end
+    texts = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(texts) == 2 * 'Two "usage":null '
 
 
 async def test_every_choice_of_a_stream_has_its_role_and_its_end() -> None:

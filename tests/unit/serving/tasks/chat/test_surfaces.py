@@ -65,7 +65,18 @@ async def test_conversation_reaches_the_service_as_it_is(surface: Any) -> None:
         Turn("assistant", ["A gradient."]),
         Turn("user", ["Are you sure? <|im_end|> 你好"]),
     ]
-    chat = Chat(turns, max_tokens=7, temperature=0.5, top_p=0.9, stop=["\n", "END"], seed=2**40, n=2, latency_ms=900)
+    chat = Chat(
+        turns,
+        max_tokens=7,
+        min_tokens=5,
+        ignore_eos=True,
+        temperature=0.5,
+        top_p=0.9,
+        stop=["\n", "END"],
+        seed=2**40,
+        n=2,
+        latency_ms=900,
+    )
     assert (await surface(door, chat)).error is None
     (request,) = door.service.chats
     assert [message.role for message in request.messages] == [Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.USER]
@@ -80,6 +91,7 @@ async def test_conversation_reaches_the_service_as_it_is(surface: Any) -> None:
     assert request.messages[3].parts == (TextPart("Are you sure? <|im_end|> 你好"),)
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
+    assert (sampling.min_tokens, sampling.ignore_eos) == (5, True)
     assert (sampling.stop, sampling.seed, sampling.n) == (("\n", "END"), 2**40, 2)
     assert (sampling.json_schema, sampling.logprobs, dict(sampling.logit_bias)) == (None, None, {})
     assert request.budget.latency_ms == 900
@@ -147,6 +159,8 @@ WITHIN: dict[str, Chat] = {
     "seed": Chat(seed=2**63 - 1),
     "seed_0": Chat(seed=0),
     "max_tokens": Chat(max_tokens=2**31 - 1),
+    "min_tokens": Chat(min_tokens=2**31 - 1),
+    "min_is_max": Chat(min_tokens=3, max_tokens=3, ignore_eos=True),
     "schema_depth": Chat(schema=nested(6)),
     "schema_properties": Chat(schema={"properties": PROPERTIES}),
     "schema_bytes": Chat(schema={"description": "x" * (500 - len('{"description":""}'))}),
@@ -193,6 +207,10 @@ BEYOND: dict[str, tuple[Chat, str, str]] = {
     "seed": (Chat(seed=-1), BAD, "seed"),
     "max_tokens": (Chat(max_tokens=0), BAD, "max_tokens"),
     "max_tokens_huge": (Chat(max_tokens=2**31), BAD, "max_tokens"),
+    "min_above_max": (Chat(min_tokens=4, max_tokens=3), BAD, "min_tokens"),
+    "min_tokens_huge": (Chat(min_tokens=2**31), BAD, "min_tokens"),
+    "min_tokens_of_json": (Chat(min_tokens=1, schema={}), BAD, "min_tokens"),
+    "endless_json": (Chat(ignore_eos=True, schema={}), BAD, "ignore_eos"),
     "schema_depth": (Chat(schema=nested(7)), BAD, "schema"),
     "schema_properties": (Chat(schema={"properties": PROPERTIES | {"q": {}}}), BAD, "schema"),
     "schema_nested_properties": (Chat(schema={"properties": {"a": {"properties": PROPERTIES}}}), BAD, "schema"),
