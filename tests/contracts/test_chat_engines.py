@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from models.families.texthawk2.prompt import PromptBuilder
 from serving.delivery.stream.wire import EngineRequest, FinishReason
-from serving.errors import EngineFailed, InvalidRequest, TooManyImages
+from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, TooManyImages
 from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_engines import (
@@ -408,7 +408,7 @@ async def test_image_of_a_cancelled_request_works_afterwards(engine: ChatEngine,
 
 async def test_what_cannot_fit_is_refused(engine: ChatEngine, prompts: PromptBuilder) -> None:
     for text, max_tokens in (("word " * 200, 5), ("short", MAX_MODEL_LEN)):
-        with pytest.raises(InvalidRequest, match="limit"):
+        with pytest.raises(PromptTooLong, match=f"maximum context length is {MAX_MODEL_LEN} tokens"):
             await collect(engine, make_request(prompts, text, max_tokens=max_tokens))
 
 

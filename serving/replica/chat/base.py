@@ -97,8 +97,8 @@ class ChatEngine(Protocol):
 class StopStrings:
     """Where a text ends, for engines that do not know: watches it as it grows. The stop string is never given out.
 
-    As many characters as the longest stop string less one are held back until the text ends, as vLLM does. A stop string
-    counts if its end is in text that is watched.
+    As many characters as the longest stop string less one are held back until the text ends, as vLLM does. A stop
+    string counts if its end is in text that is watched.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:

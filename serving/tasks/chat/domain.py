@@ -63,8 +63,8 @@ class Sampling:
     """How to choose tokens. All numbers are finite and in range: the ingress has checked them.
 
     ``temperature`` 0 is greedy. ``max_tokens`` None means the server's cap. ``min_tokens``: before so many, neither the
-    model nor a stop sequence ends an answer; with ``ignore_eos`` the model never does. ``json_schema`` is the schema as compact
-    JSON text; ``{"type": "object"}`` stands for ``response_format: json_object``.
+    model nor a stop sequence ends an answer; with ``ignore_eos`` the model never does. ``json_schema`` is the schema as
+    compact JSON text; ``{"type": "object"}`` stands for ``response_format: json_object``.
     ``logprobs``: number of alternatives per token, 0 for the chosen token only, None for none.
     """
 
