@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, Literal, Protocol
 
@@ -19,7 +19,7 @@ from serving.front.front import Front, request_id, shown
 from serving.front.http.body import Receive
 from serving.front.http.call import Answer, Call, Endpoint, Route, Scope, Send, error_answer, json_answer, send_answer
 from serving.front.http.json_body import JsonReader
-from serving.front.http.openapi import openapi_document, operation, path_parameter, vireo_version
+from serving.front.http.openapi import Tag, openapi_document, operation, path_parameter, vireo_version
 from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.service import Service
@@ -116,6 +116,7 @@ def _metrics_route(page: MetricsPage, needs_key: bool) -> Route:
     described = operation(
         "Metrics for Prometheus",
         {"text/plain": text, "application/openmetrics-text": text},
+        id="get_metrics",
         text="What is counted by tenant is added up, except for the keys of an admin.",
     )
     return Route(method="GET", path="/metrics", handler=metrics, operation=described, needs_key=needs_key)
@@ -132,21 +133,28 @@ def _is_known(call: Call) -> bool:
     return True
 
 
-def _get(path: str, handler: Any, summary: str, answer: Any = None, *parameters: Any, needs_key: bool = True) -> Route:
-    described = operation(summary, answer, *parameters)
+def _get(
+    path: str, handler: Any, id: str, summary: str, answer: Any = None, *parameters: Any, needs_key: bool = True
+) -> Route:
+    described = operation(summary, answer, *parameters, id=id)
     return Route(method="GET", path=path, handler=handler, operation=described, needs_key=needs_key)
 
 
-ROUTES: Final = (
-    *(route for task in TASKS for route in task.routes.load()),
-    _get("/v1/models", _list_models, "List the models", ModelListAnswer),
-    _get("/v1/models/{model}", _show_model, "Show a model", ModelAnswer, path_parameter("model")),
-    _get("/v2/health/live", _live, "Is the process alive?", needs_key=False),
-    _get("/v2/health/ready", _ready, "Can requests be answered?", needs_key=False),
-    _get("/healthz", _ready, "Can requests be answered?", needs_key=False),
-    _get("/health", _ready, "Can requests be answered? As clients of vLLM and SGLang ask.", needs_key=False),
-    _get("/openapi.json", _openapi, "This document", needs_key=False),
-)
+_TAGGED: Final[Mapping[Tag, tuple[Route, ...]]] = {
+    **{Tag(task.name, task.about): task.routes.load() for task in TASKS},
+    Tag("models", "What is served, and what each model takes."): (
+        _get("/v1/models", _list_models, "list_models", "List the models", ModelListAnswer),
+        _get("/v1/models/{model}", _show_model, "get_model", "Show a model", ModelAnswer, path_parameter("model")),
+    ),
+    Tag("server", "Health, metrics and this document."): (
+        _get("/v2/health/live", _live, "get_liveness", "Is the process alive?", needs_key=False),
+        _get("/v2/health/ready", _ready, "get_readiness", "Can requests be answered?", needs_key=False),
+        _get("/healthz", _ready, "get_healthz", "Can requests be answered?", needs_key=False),
+        _get("/health", _ready, "get_health", "As /healthz: where clients of vLLM and SGLang ask.", needs_key=False),
+        _get("/openapi.json", _openapi, "get_openapi", "This document", needs_key=False),
+    ),
+}
+ROUTES: Final = tuple(route for routes in _TAGGED.values() for route in routes)
 
 
 def _no_metrics(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
@@ -156,7 +164,8 @@ def _no_metrics(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
 @cache
 def document() -> dict[str, Any]:
     """What ``/openapi.json`` says. Do not change it."""
-    return openapi_document((*ROUTES, _metrics_route(_no_metrics, needs_key=False)))
+    *others, (server, routes) = _TAGGED.items()
+    return openapi_document({**dict(others), server: (*routes, _metrics_route(_no_metrics, needs_key=True))})
 
 
 # -- what no path answers --------------------------------------------------------------------------------------------

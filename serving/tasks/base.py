@@ -13,13 +13,15 @@ _POINTS = LazyRef("serving.operating_points:points_of")
 class Task:
     """A task, as data that costs nothing to import: a gateway needs none of its commands, and a command no gateway.
 
-    ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``has_commands``:
+    ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``about``: what it is
+    for, to readers of the OpenAPI document. ``has_commands``:
     whether somebody types something to ask for it, and `vireo up` asks itself. ``examples``: what that says to type
     next. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where that is
     not there.
     """
 
     name: str
+    about: str
     has_commands: bool = True
     examples: tuple[str, ...] = ()
     read: LazyRef = _POINTS

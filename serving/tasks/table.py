@@ -8,17 +8,27 @@ from models.contract import LazyRef
 from serving.tasks.base import Task
 
 TASKS: Final = (
-    Task(name="classify", examples=("vireo classify examples/digit-7.png",)),
+    Task(
+        name="classify",
+        about="What is on a picture: classes with their probabilities.",
+        examples=("vireo classify examples/digit-7.png",),
+    ),
     Task(
         name="chat",
+        about="Answers to words and pictures, as OpenAI's chat completions.",
         examples=('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
         read=LazyRef("serving.tasks.chat.models:read_served"),
     ),
-    Task(name="images"),
+    Task(name="images", about="Pictures made of words, or of other pictures."),
     Task(
         name="videos",
+        about="Clips made of words: durable jobs, their progress and their files.",
         examples=('vireo video "a red circle moves left" -o clip.mp4',),
         read=LazyRef("serving.tasks.videos.models:read_served"),
     ),
-    Task(name="infer", has_commands=False),
+    Task(
+        name="infer",
+        about="Tensors in and out of any model of rows: Open Inference Protocol v2.",
+        has_commands=False,
+    ),
 )

@@ -71,12 +71,13 @@ _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
 class JobHttp:
     """A task's jobs over HTTP.
 
-    ``service``: its jobs. ``show``: (job, URL of its main file, when it is expected) -> the job as clients see it.
+    ``id``: of a job, in the ids of operations. ``service``: its jobs. ``show``: (job, URL of its main file, when it is expected) -> the job as clients see it.
     ``files``: names of its files; ``media_types``: their media types. ``answer``: the class of what ``show`` returns;
     those of an event, a page and a deletion follow from it.
     """
 
     path: str
+    id: str
     task: JobTask
     service: Callable[[Front], JobService]
     show: Callable[[JobRecord, str, float | None], Mapping[str, Any]]
@@ -235,9 +236,25 @@ class JobHttp:
             parameter("query", "order", {"enum": ["asc", "desc"]}, "By time of creation; newest first when absent."),
         )
         return (
-            self._route("GET", "", self.list_jobs, operation(f"List {noun} jobs", self._page_class(), *pages)),
+            self._route(
+                "GET",
+                "",
+                self.list_jobs,
+                operation(
+                    f"List {noun} jobs",
+                    self._page_class(),
+                    *pages,
+                    id=f"list_{self.id}s",
+                    links=self.links("/first_id"),
+                ),
+            ),
             *self._routes_of_one(path_parameter("id")),
         )
+
+    def links(self, pointer: str) -> dict[str, Any]:
+        """What can be asked of a job whose id is in an answer, at that JSON pointer."""
+        names = (f"get_{self.id}", f"get_{self.id}_content", f"watch_{self.id}", f"delete_{self.id}")
+        return {name: {"operationId": name, "parameters": {"id": f"$response.body#{pointer}"}} for name in names}
 
     def _routes_of_one(self, job_id: dict[str, Any]) -> tuple[Route, ...]:
         noun, files = self.task.noun, dict.fromkeys(self.media_types, BINARY)
@@ -247,6 +264,7 @@ class JobHttp:
             job_id,
             parameter("query", "variant", {"enum": list(self.files)}, f"Which file of the {noun}."),
             parameter("header", "Range", {"type": "string"}, "One range of bytes."),
+            id=f"get_{self.id}_content",
             also={
                 "206": {"description": "The range asked for", "content": files},
                 "304": {"description": "The caller has it already (If-None-Match)"},
@@ -256,11 +274,15 @@ class JobHttp:
             f"Watch {_a(noun)} job",
             event_content(self._event_class()),
             job_id,
+            id=f"watch_{self.id}",
             text="An event for each change, named progress; the last is named completed or failed.",
         )
-        deleted = operation(f"Cancel {_a(noun)} job, or remove one that is over", self._deleted_class(), job_id)
+        deleted = operation(
+            f"Cancel {_a(noun)} job, or remove one that is over", self._deleted_class(), job_id, id=f"delete_{self.id}"
+        )
+        shown = operation(f"Show {_a(noun)} job", self.answer, job_id, id=f"get_{self.id}")
         return (
-            self._route("GET", "/{id}", self.get, operation(f"Show {_a(noun)} job", self.answer, job_id)),
+            self._route("GET", "/{id}", self.get, shown),
             self._route("DELETE", "/{id}", self.delete, deleted),
             self._route("GET", "/{id}/content", self.content, content),
             self._route("GET", "/{id}/events", self.events, events),
@@ -335,9 +357,13 @@ class CreatedJobHttp(JobHttp):
     def routes(self) -> tuple[Route, ...]:
         """These and all others."""
         noun = self.task.noun
-        made = operation(f"Make {_a(noun)}", self.answer, KEY_HEADER, *BUDGET_HEADERS, body=self.body)
-        files = dict.fromkeys(self.main_types, BINARY)
-        waited = operation(f"Make {_a(noun)} and wait for it", files, KEY_HEADER, *BUDGET_HEADERS, body=self.body)
+        asked, files = (KEY_HEADER, *BUDGET_HEADERS), dict.fromkeys(self.main_types, BINARY)
+        made = operation(
+            f"Make {_a(noun)}", self.answer, *asked, id=f"create_{self.id}", body=self.body, links=self.links("/id")
+        )
+        waited = operation(
+            f"Make {_a(noun)} and wait for it", files, *asked, id=f"create_{self.id}_and_wait", body=self.body
+        )
         return (
             self._route("POST", "", self.create, made, self.surface),
             self._route("POST", "/sync", self.create_and_wait, waited, self.sync_surface),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -16,12 +17,22 @@ BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/o
 _REF: Final = "#/components/schemas/{model}"
 
 
-def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A group of paths: each path is in one."""
+
+    name: str
+    text: str
+
+
+def openapi_document(routes: Mapping[Tag, Iterable[Route]]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of the routes."""
     found: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _with_refs(_complete(route), found)
+    for tag, tagged in routes.items():
+        for route in tagged:
+            described = {"tags": [tag.name], **_complete(route)}
+            paths.setdefault(route.path, {})[route.method.lower()] = _with_refs(described, found)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -30,6 +41,7 @@ def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
             "description": "Serves vision models inside a latency and an energy budget.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "tags": [{"name": tag.name, "description": tag.text} for tag in routes],
         "paths": paths,
         "components": {
             "schemas": _schemas(found),
@@ -56,17 +68,22 @@ def operation(
     summary: str,
     answer: Any = None,
     *parameters: Mapping[str, Any],
+    id: str,
     body: Mapping[str, Any] | None = None,
     text: str = "",
     also: Mapping[str, Any] | None = None,
+    links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe a path. ``answer``: class of a successful answer, or its content by media type. ``body``: the same of
-    the request. ``also``: further responses."""
+    """Describe a path. ``answer``: class of a successful answer, or its content by media type. ``id``: name of the
+    method in generated clients, which stays. ``body``: as ``answer``, of the request. ``also``: further responses.
+    ``links``: what a value of the answer can be given to."""
     content = answer if isinstance(answer, dict) else {"application/json": {"schema": answer or {"type": "object"}}}
+    success = {"description": "Success", "content": content, **({"links": links} if links else {})}
     made: dict[str, Any] = {
+        "operationId": id,
         "summary": summary,
         "parameters": list(parameters),
-        "responses": {"200": {"description": "Success", "content": content}, **(also or {})},
+        "responses": {"200": success, **(also or {})},
     }
     if text:
         made["description"] = text
@@ -81,12 +98,12 @@ def json_content(schema: Any) -> dict[str, Any]:
 def event_content(data: Any) -> dict[str, Any]:
     """Content that is a stream of server-sent events, each with a document of a class as its data.
 
-    In the form of OpenAPI 3.2, which readers of 3.1 leave aside; 3.1 has none.
+    OpenAPI 3.1 has no form for it; that of 3.2 (``itemSchema``) is refused by what checks documents against 3.1.
     """
     content = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     properties = {"event": {"type": "string"}, "data": content}
     item = {"type": "object", "properties": properties, "required": ["data"]}
-    return {"text/event-stream": {"itemSchema": item}}
+    return {"text/event-stream": {"schema": {"type": "string"}, "x-item-schema": item}}
 
 
 def parameter(where: str, name: str, schema: Mapping[str, Any], text: str = "") -> dict[str, Any]:

@@ -88,6 +88,7 @@ ROUTES: Final = (
             "Chat about text and images",
             {**json_content(ChatAnswer), **event_content(ChatChunk)},
             *BUDGET_HEADERS,
+            id="create_chat_completion",
             body=json_content(ChatBody),
             text="With stream, each event is a line of data with a chunk; the last one is [DONE].",
         ),

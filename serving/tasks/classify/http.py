@@ -146,6 +146,7 @@ ROUTES: Final = (
             "Classify images",
             ClassifyAnswer,
             *BUDGET_HEADERS,
+            id="classify",
             body={**json_content(ClassifyBody), "multipart/form-data": {"schema": _FORM}},
         ),
     ),

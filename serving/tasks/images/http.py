@@ -171,7 +171,9 @@ _FORM: Final = {
 }
 _FILES: Final = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
 
-_BEGUN: Final = {"202": {"description": "A job was begun", "content": json_content(ImageJobAnswer)}}
+_BEGUN: Final = {
+    "202": {"description": "A job was begun", "content": json_content(ImageJobAnswer), "links": JOBS.links("/id")}
+}
 
 ROUTES: Final = (
     Route(
@@ -184,6 +186,7 @@ ROUTES: Final = (
             ImagesAnswer,
             KEY_HEADER,
             *BUDGET_HEADERS,
+            id="generate_images",
             body=json_content(GenerationBody),
             also=_BEGUN,
         ),
@@ -198,6 +201,7 @@ ROUTES: Final = (
             ImagesAnswer,
             KEY_HEADER,
             *BUDGET_HEADERS,
+            id="edit_image",
             body={**json_content(EditBody), "multipart/form-data": {"schema": _FORM}},
             also=_BEGUN,
         ),
@@ -206,7 +210,7 @@ ROUTES: Final = (
         method="GET",
         path="/v1/images/files/{name}",
         handler=fetch,
-        operation=operation("Fetch a picture by its URL", _FILES, path_parameter("name")),
+        operation=operation("Fetch a picture by its URL", _FILES, path_parameter("name"), id="get_image_file"),
     ),
     *JOBS.routes(),
 )

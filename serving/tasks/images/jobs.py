@@ -207,6 +207,7 @@ def job_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) -> I
 FILES: Final = (IMAGES.main, *(f"image-{number}" for number in range(2, MAX_JOB_IMAGES + 1)))
 JOBS: Final = JobHttp(
     path="/v1/images/jobs",
+    id="image_job",
     task=IMAGES,
     service=lambda front: front.service.image_jobs,
     show=job_to_json,

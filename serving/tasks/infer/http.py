@@ -322,9 +322,9 @@ _LENGTH: Final = parameter(
 )
 
 
-def _of_model(path: str, *parameters: dict[str, Any]) -> tuple[Route, ...]:
-    def get(end: str, handler: Handler, summary: str, answer: Any = None) -> Route:
-        described = operation(summary, answer, *parameters)
+def _of_model(path: str, *parameters: dict[str, Any], ids: str) -> tuple[Route, ...]:
+    def get(end: str, handler: Handler, id: str, summary: str, answer: Any = None) -> Route:
+        described = operation(summary, answer, *parameters, id=ids.format(id))
         return Route(method="GET", path=path + end, handler=handler, operation=described)
 
     described = operation(
@@ -333,21 +333,22 @@ def _of_model(path: str, *parameters: dict[str, Any]) -> tuple[Route, ...]:
         *parameters,
         _LENGTH,
         *BUDGET_HEADERS,
+        id=ids.format("infer"),
         body={**json_content(InferBody), **_BINARY},
     )
     return (
         Route(method="POST", path=f"{path}/infer", handler=infer, operation=described, surface=Surface.HTTP_OIP),
-        get("", show_model, "Model metadata", ModelMetadataAnswer),
-        get("/config", show_config, "Model configuration, as Triton spells it", ModelConfigAnswer),
-        get("/ready", show_readiness, "Is the model ready?"),
+        get("", show_model, "get_model_metadata", "Model metadata", ModelMetadataAnswer),
+        get("/config", show_config, "get_model_config", "Model configuration, as Triton spells it", ModelConfigAnswer),
+        get("/ready", show_readiness, "get_model_ready", "Is the model ready?"),
     )
 
 
 _MODEL, _VERSION = path_parameter("model"), path_parameter("version")
-_SERVER: Final = operation("Server metadata (Open Inference Protocol)", ServerMetadataAnswer)
+_SERVER: Final = operation("Server metadata (Open Inference Protocol)", ServerMetadataAnswer, id="get_server_metadata")
 
 ROUTES: Final = (
     Route(method="GET", path="/v2", handler=show_server, operation=_SERVER),
-    *_of_model("/v2/models/{model}", _MODEL),
-    *_of_model("/v2/models/{model}/versions/{version}", _MODEL, _VERSION),
+    *_of_model("/v2/models/{model}", _MODEL, ids="{}"),
+    *_of_model("/v2/models/{model}/versions/{version}", _MODEL, _VERSION, ids="{}_of_version"),
 )

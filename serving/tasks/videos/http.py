@@ -40,6 +40,7 @@ async def read_request(call: Call) -> JobRequest[VideoBody]:
 
 ROUTES: Final = CreatedJobHttp(
     path="/v1/videos",
+    id="video",
     task=VIDEOS,
     service=lambda front: front.service.videos,
     read=read_request,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from models.io import ImageIO
 from serving.front.auth import LOCAL_TENANT, Authenticator
@@ -121,7 +123,7 @@ def check(reply: HttpReply, method: str, template: str) -> None:
     if kind == "application/json":
         validate(described[kind]["schema"], reply.json)
     elif kind == "text/event-stream":
-        item = described[kind]["itemSchema"]["properties"]["data"]["contentSchema"]
+        item = described[kind]["x-item-schema"]["properties"]["data"]["contentSchema"]
         lines = [line.removeprefix("data: ") for line in reply.body.decode().split("\n") if line.startswith("data: ")]
         assert lines
         for line in lines:
@@ -178,3 +180,53 @@ def test_objects_are_closed() -> None:
         name for name, schema in schemas.items() if "properties" in schema and schema.get("additionalProperties", True)
     }
     assert open_ones == set()
+
+
+# -- for generators of clients ---------------------------------------------------------------------------------------
+
+
+def operations() -> dict[str, dict[str, Any]]:
+    """Each by its method and path."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, item in document()["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+def test_document_is_openapi() -> None:
+    assert document()["openapi"] == "3.1.0"
+    OPENAPI_31_VALIDATOR.validate(document())
+
+
+def test_every_operation_has_a_name_of_its_own_and_one_tag() -> None:
+    names = [operation["operationId"] for operation in operations().values()]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name)] == []
+    tags = {tag["name"]: tag["description"] for tag in document()["tags"]}
+    assert all(tags.values())
+    used = [operation["tags"] for operation in operations().values()]
+    assert {len(each) for each in used} == {1}
+    assert {tag for (tag,) in used} == tags.keys()
+    assert all(operation["summary"] for operation in operations().values())
+
+
+def test_links_lead_to_operations_that_take_what_they_give() -> None:
+    by_name = {operation["operationId"]: operation for operation in operations().values()}
+    links = [
+        link
+        for operation in by_name.values()
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+    assert len(links) >= 12
+    for link in links:
+        taken = {parameter["name"] for parameter in by_name[link["operationId"]]["parameters"]}
+        assert link["parameters"].keys() <= taken
+
+
+def test_whatever_looks_at_keys_says_so() -> None:
+    open_ones = {name for name, operation in operations().items() if not operation["security"]}
+    assert open_ones == {f"{route.method} {route.path}" for route in ROUTES if not route.needs_key}
+    schemes = document()["components"]["securitySchemes"].keys()
+    assert {name for operation in operations().values() for way in operation["security"] for name in way} == schemes
