@@ -71,9 +71,9 @@ _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
 class JobHttp:
     """A task's jobs over HTTP.
 
-    ``id``: of a job, in the ids of operations. ``service``: its jobs. ``show``: (job, URL of its main file, when it is expected) -> the job as clients see it.
-    ``files``: names of its files; ``media_types``: their media types. ``answer``: the class of what ``show`` returns;
-    those of an event, a page and a deletion follow from it.
+    ``id``: of a job, in the ids of operations. ``service``: its jobs. ``show``: (job, URL of its main file, when it is
+    expected) -> the job as clients see it. ``files``: names of its files; ``media_types``: their media types.
+    ``answer``: the class of what ``show`` returns; those of an event, a page and a deletion follow from it.
     """
 
     path: str
