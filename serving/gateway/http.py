@@ -22,6 +22,7 @@ from serving.front.http.json_body import JsonReader
 from serving.front.http.openapi import Tag, openapi_document, operation, path_parameter, vireo_version
 from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
+from serving.page.http import ROUTES as PAGE
 from serving.service import Service
 from serving.tasks.models import ModelAnswer, shown_model
 from serving.tasks.table import TASKS
@@ -146,12 +147,13 @@ _TAGGED: Final[Mapping[Tag, tuple[Route, ...]]] = {
         _get("/v1/models", _list_models, "list_models", "List the models", ModelListAnswer),
         _get("/v1/models/{model}", _show_model, "get_model", "Show a model", ModelAnswer, path_parameter("model")),
     ),
-    Tag("server", "Health, metrics and this document."): (
+    Tag("server", "Health, metrics, this document, and the page that shows them."): (
         _get("/v2/health/live", _live, "get_liveness", "Is the process alive?", needs_key=False),
         _get("/v2/health/ready", _ready, "get_readiness", "Can requests be answered?", needs_key=False),
         _get("/healthz", _ready, "get_healthz", "Can requests be answered?", needs_key=False),
         _get("/health", _ready, "get_health", "As /healthz: where clients of vLLM and SGLang ask.", needs_key=False),
         _get("/openapi.json", _openapi, "get_openapi", "This document", needs_key=False),
+        *PAGE,
     ),
 }
 ROUTES: Final = tuple(route for routes in _TAGGED.values() for route in routes)
