@@ -34,7 +34,7 @@ NEED_KEY = (
     ("GET", f"/v2/models/{MODEL}"),
     ("GET", f"/v2/models/{MODEL}/ready"),
 )
-OPEN = ("/healthz", "/health", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/metrics")
+OPEN = ("/healthz", "/health", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/metrics", "/", "/docs")
 
 
 @pytest.fixture(scope="module")

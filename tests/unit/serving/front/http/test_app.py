@@ -53,8 +53,9 @@ GET_PATHS = [
     "/health",
     "/metrics",
     "/openapi.json",
+    "/",
 ]
-NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/health", "/metrics", "/openapi.json"}
+NEED_NO_KEY = {"/v2/health/live", "/v2/health/ready", "/healthz", "/health", "/metrics", "/openapi.json", "/"}
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,6 @@ BAD_REQUESTS: list[tuple[str, str, str, dict[str, str], bytes, int, str]] = [
     ("post_v2", "POST", "/v2", {}, b"", 405, "method_not_allowed"),
     ("long_key_v2", "GET", "/v2", {"x-api-key": "k" * 5000}, b"", 400, BAD),
     ("claimed_length_v2", "POST", INFER, JSON | {"content-length": "99999999999"}, b"{}", 413, "payload_too_large"),
-    ("root", "GET", "/", {}, b"", 404, "not_found"),
-    ("docs", "GET", "/docs", {}, b"", 404, "not_found"),
     ("trailing_slash", "GET", "/v1/models/", {}, b"", 404, "not_found"),
     ("odd_path", "GET", "/v1/\x00\ud7ff", {}, b"", 404, "not_found"),
     ("get_classify", "GET", "/v1/classify", {}, b"", 405, "method_not_allowed"),

@@ -71,6 +71,10 @@ CASES: list[Case] = [
         ("GET", "/v1/models/{model}", f"/v1/models/{model}", None, {})
         for model in (MODEL, CHAT_MODEL, VIDEO_MODEL, PAINTER, TENSORS)
     ],
+    ("GET", "/", "/", None, {}),
+    ("GET", "/", "/", None, {"accept": "text/html"}),
+    ("GET", "/docs", "/docs", None, {}),
+    *[("GET", "/page/{name}", f"/page/{name}", None, {}) for name in ("app.js", "page.css", "icon.svg", "digit.png")],
     ("GET", "/v2", "/v2", None, {}),
     *[
         ("GET", path, path, None, {})
