@@ -125,7 +125,13 @@ ROUTES: Final = (
         ),
         needs_key=False,
     ),
-    Route(method="GET", path="/docs", handler=_docs, operation=operation("The API to read", _HTML, id="get_docs"), needs_key=False),
+    Route(
+        method="GET",
+        path="/docs",
+        handler=_docs,
+        operation=operation("The API to read", _HTML, id="get_docs"),
+        needs_key=False,
+    ),
     Route(
         method="GET",
         path="/page/{name}",
