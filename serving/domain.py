@@ -35,6 +35,7 @@ class Surface(StrEnum):
     GRPC_OIP = "grpc_oip"
     HTTP_CHAT = "http_chat"
     GRPC_CHAT = "grpc_chat"
+    HTTP_RESPONSES = "http_responses"
     HTTP_VIDEO = "http_video"
     HTTP_VIDEO_SYNC = "http_video_sync"
     GRPC_VIDEO = "grpc_video"

@@ -76,7 +76,7 @@ def _watch(
 
 
 RPCS: Final = (
-    *(rpc for task in TASKS for rpc in task.rpcs.load()),
+    *(rpc for task in TASKS if task.rpcs is not None for rpc in task.rpcs.load()),
     Rpc(method=HEALTH.methods_by_name["Check"], answer=_check),
     Rpc(method=HEALTH.methods_by_name["Watch"], answer=_watch),
 )

@@ -14,8 +14,8 @@ class Task:
     """A task, as data that costs nothing to import: a gateway needs none of its commands, and a command no gateway.
 
     ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``about``: what it is
-    for, to readers of the OpenAPI document. ``has_commands``:
-    whether somebody types something to ask for it, and `vireo up` asks itself. ``examples``: what that says to type
+    for, to readers of the OpenAPI document. ``has_commands``: whether somebody types something to ask for it, and
+    `vireo up` asks itself. ``has_rpcs``: whether it is offered over gRPC. ``examples``: what `vireo up` says to type
     next. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where that is
     not there.
     """
@@ -23,6 +23,7 @@ class Task:
     name: str
     about: str
     has_commands: bool = True
+    has_rpcs: bool = True
     examples: tuple[str, ...] = ()
     read: LazyRef = _POINTS
 
@@ -32,9 +33,9 @@ class Task:
         return self._part("http:ROUTES")
 
     @property
-    def rpcs(self) -> LazyRef:
+    def rpcs(self) -> LazyRef | None:
         """A tuple of ``Rpc``."""
-        return self._part("grpc:RPCS")
+        return self._part("grpc:RPCS") if self.has_rpcs else None
 
     @property
     def verbs(self) -> LazyRef | None:

@@ -19,6 +19,12 @@ TASKS: Final = (
         examples=('vireo chat "Read the text." --image examples/word-en.png', "vireo read examples/word-zh.png"),
         read=LazyRef("serving.tasks.chat.models:read_served"),
     ),
+    Task(
+        name="responses",
+        about="Chat in OpenAI's newer spelling; nothing is kept between requests.",
+        has_commands=False,
+        has_rpcs=False,
+    ),
     Task(name="images", about="Pictures made of words, or of other pictures."),
     Task(
         name="videos",

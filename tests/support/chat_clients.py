@@ -6,8 +6,8 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import orjson
 from grpc import StatusCode
@@ -17,6 +17,7 @@ from tests.support.clients import FakeContext, FrontDoor, HttpReply, context_out
 from tests.support.fake_service import CHAT_MODEL
 
 CHAT_PATH = "/v1/chat/completions"
+RESPONSES_PATH = "/v1/responses"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Line:
     ``can_send``: cleared, it stands for a socket that is full; ``stuck`` is set once something waits for it.
     """
 
-    def __init__(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, body: bytes, headers: Mapping[str, str] | None = None, path: str = CHAT_PATH) -> None:
+        self._path = path
         self._chunks = [body]
         self.headers = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
         self.sent: list[Any] = []
@@ -133,8 +135,8 @@ class Line:
             "http_version": "1.1",
             "method": "POST",
             "scheme": "http",
-            "path": CHAT_PATH,
-            "raw_path": CHAT_PATH.encode(),
+            "path": self._path,
+            "raw_path": self._path.encode(),
             "query_string": b"",
             "root_path": "",
             "headers": [(name.encode(), value.encode()) for name, value in self.headers.items()],
@@ -174,10 +176,10 @@ class Line:
             self._news.notify_all()
 
 
-async def post_chat(door: FrontDoor, document: Any, **headers: str) -> HttpReply:
+async def post_chat(door: FrontDoor, document: Any, path: str = CHAT_PATH, **headers: str) -> HttpReply:
     """Send a body as it is, or as JSON."""
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return await Line(body, headers).run(door.app)
+    return await Line(body, headers, path).run(door.app)
 
 
 def events_of(body: bytes) -> list[Any]:
@@ -253,6 +255,82 @@ def _failed(reply: HttpReply) -> ChatOutcome:
     return ChatOutcome(error["code"], reply.status, error["message"], error["param"])
 
 
+def response_document_of(chat: Chat) -> dict[str, Any]:
+    """The JSON body of a call of Responses."""
+    document = document_of(replace(chat, turns=(), schema=None, logprobs=None))
+    del document["messages"]
+    document["input"] = [
+        {"role": turn.role, "content": [_item_part(turn, p) for p in turn.parts]} for turn in chat.turns
+    ]
+    if chat.max_tokens is not None:
+        document["max_output_tokens"] = document.pop("max_tokens")
+    if chat.schema is not None:
+        document["text"] = {"format": {"type": "json_schema", "name": "s", "schema": chat.schema}}
+    if chat.logprobs is not None:
+        document |= {"include": ["message.output_text.logprobs"], "top_logprobs": chat.logprobs}
+    return document
+
+
+def _item_part(turn: Turn, piece: Piece) -> dict[str, Any]:
+    if isinstance(piece, str):
+        return {"type": "output_text" if turn.role == "assistant" else "input_text", "text": piece}
+    return {"type": "input_image", "image_url": data_url(piece) if isinstance(piece, bytes) else piece.url}
+
+
+async def responses_whole(door: FrontDoor, chat: Chat) -> ChatOutcome:
+    reply = await post_chat(door, response_document_of(chat), RESPONSES_PATH, **chat.headers)
+    return _responded(reply.json) if reply.status == 200 else _in_chats_words(_failed(reply))
+
+
+async def responses_stream(door: FrontDoor, chat: Chat) -> ChatOutcome:
+    """The events must say what the last one does."""
+    reply = await post_chat(door, response_document_of(chat) | {"stream": True}, RESPONSES_PATH, **chat.headers)
+    if reply.status != 200:
+        return _in_chats_words(_failed(reply))
+    events = response_events_of(reply.body)
+    outcome = _responded(events[-1]["response"])
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(event["delta"] for event in deltas) == outcome.texts[0]
+    assert tuple(entry["token"] for event in deltas for entry in event["logprobs"]) == outcome.logprobs
+    return outcome
+
+
+def response_events_of(body: bytes) -> list[Any]:
+    """The events of a stream of Responses: each is named as its data says, and all are numbered."""
+    events = []
+    for event in body.removesuffix(b"\n\n").split(b"\n\n"):
+        if event.startswith(b":"):
+            continue
+        name, data = event.split(b"\n")
+        events.append(orjson.loads(data.removeprefix(b"data: ")))
+        assert name == b"event: " + events[-1]["type"].encode()
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def _responded(answer: Any) -> ChatOutcome:
+    (item,) = answer["output"]
+    (part,) = item["content"]
+    usage = answer["usage"]
+    assert (item["type"], part["type"], item["status"]) == ("message", "output_text", answer["status"])
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    details = {name: usage["input_tokens_details"][name] for name in ("image_tokens", "cached_tokens")}
+    return ChatOutcome(
+        None,
+        200,
+        texts=(part["text"],),
+        reasons=("stop" if answer["status"] == "completed" else "length",),
+        usage={"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"], **details},
+        operating_point=answer["vireo"]["operating_point"],
+        logprobs=tuple(entry["token"] for entry in part["logprobs"]),
+    )
+
+
+def _in_chats_words(outcome: ChatOutcome) -> ChatOutcome:
+    param = (outcome.param or "").replace("max_output_tokens", "max_tokens").replace("input", "messages")
+    return replace(outcome, param=param or None)
+
+
 _ROLES = {
     "system": vireo_pb2.CHAT_ROLE_SYSTEM,
     "user": vireo_pb2.CHAT_ROLE_USER,
@@ -325,4 +403,8 @@ CHAT_SURFACES: dict[str, Callable[[FrontDoor, Chat], Awaitable[ChatOutcome]]] = 
     "http": http_whole,
     "http_stream": http_stream,
     "grpc": grpc_chat,
+    "responses": responses_whole,
+    "responses_stream": responses_stream,
 }
+ONE_ANSWER: Final = frozenset({"responses", "responses_stream"})
+"""The surfaces on which nobody can ask for several answers."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.budget import budget_from_object
-from serving.front.front import check_integer, check_model, check_number, shown
+from serving.front.front import check_model, shown
 from serving.front.http.body import PIECE_BYTES
+from serving.front.http.fields import integer, known, number, of, one_of, short_text
 from serving.front.http.json_scan import Bounds
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ChatRequest, Role, Sampling
 from serving.tasks.chat.fields import (
     BODY,
+    FIELDS,
     FORMAT,
     IMAGE,
     IMAGE_URL,
@@ -23,7 +26,6 @@ from serving.tasks.chat.fields import (
     SCHEMA,
     STREAM_OPTIONS,
     TEXT,
-    known,
 )
 from serving.tasks.chat.reply import StreamUsage
 from serving.tasks.chat.rules import (
@@ -41,7 +43,6 @@ from serving.tasks.chat.rules import (
     compact_schema,
 )
 
-MAX_USER_CHARS = 512
 MAX_METADATA = 16
 _MAX_CHAR_BYTES = 12
 """Of a character in JSON: two escapes."""
@@ -77,67 +78,71 @@ async def call_from_document(
     may_use_logprobs: bool,
 ) -> ChatCall:
     """Make a call of a JSON body. Raises: ClientError."""
-    fields = known(document, BODY, "")
+    fields = known(document, FIELDS[BODY], "")
     prompt = Prompt(limits)
-    for index, message in enumerate(_of(list, "a list of messages", fields.get("messages", []), "messages")):
-        _read_message(message, f"messages[{index}]", prompt)
+    for index, message in enumerate(of(list, "a list of messages", fields.get("messages", []), "messages")):
+        where = f"messages[{index}]"
+        of(dict, "an object with role and content", message, where)
+        read_message(known(message, FIELDS[MESSAGE], f"{where}."), where, prompt, _read_part)
     usage = _stream(fields)
     request = ChatRequest(
         request_id=request_id,
         surface=Surface.HTTP_CHAT,
         tenant=tenant,
-        model=_model(fields),
-        sampling=_sampling(fields, limits, may_use_logprobs),
-        budget=_budget(fields, fallback),
+        model=model_of(fields),
+        sampling=sampling_of(
+            fields,
+            limits,
+            may_use_logprobs,
+            max_tokens=_max_tokens(fields),
+            n=integer(fields, "n", 1, 1, limits.max_choices),
+            json_schema=_schema(fields.get("response_format"), limits),
+            logprobs=_logprobs(fields, may_use_logprobs),
+        ),
+        budget=budget_of(fields, fallback),
         is_streamed=usage is not None,
         messages=await prompt.finish(),
     )
     return ChatCall(request, usage)
 
 
-def _of(kind: type | tuple[type, ...], what: str, value: Any, param: str) -> Any:
-    """Return the value. Raises: InvalidRequest: it is of another type; a boolean is no number."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidRequest(f"{param} is {shown(value)}; send {what}", param=param)
-    return value
-
-
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
-def _read_message(message: Any, where: str, prompt: Prompt) -> None:
-    _of(dict, "an object with role and content", message, where)
-    members = known(message, MESSAGE, f"{where}.")
-    role = _ROLES.get(_of(str, "a role", members.get("role", ""), f"{where}.role"))
+def read_message(
+    members: dict[str, Any], where: str, prompt: Prompt, read_part: Callable[[Any, str, Prompt], None]
+) -> None:
+    """Add a message, whose parts are read by ``read_part``. Raises: ClientError."""
+    role = _ROLES.get(of(str, "a role", members.get("role", ""), f"{where}.role"))
     if role is None:
         raise InvalidRequest(
             f"{where}.role is {shown(members.get('role'))}; it must be one of {', '.join(_ROLES)}",
             param=f"{where}.role",
         )
-    _short_text(members, "name", f"{where}.")
+    short_text(members, "name", f"{where}.")
     prompt.begin(role, where)
-    content = _of((str, list), "a string or a list of parts", members.get("content"), f"{where}.content")
+    content = of((str, list), "a string or a list of parts", members.get("content"), f"{where}.content")
     if isinstance(content, str):
         prompt.text(content, f"{where}.content")
         return
     if not content:
         raise InvalidRequest(f"{where}.content is an empty list; send at least one part", param=f"{where}.content")
     for index, part in enumerate(content):
-        _read_part(part, f"{where}.content[{index}]", prompt)
+        read_part(part, f"{where}.content[{index}]", prompt)
 
 
 def _read_part(part: Any, where: str, prompt: Prompt) -> None:
-    _of(dict, "an object with a type", part, where)
+    of(dict, "an object with a type", part, where)
     kind = part.get("type")
     if kind == "text":
-        members = known(part, TEXT, f"{where}.")
-        prompt.text(_of(str, "a string", members.get("text"), f"{where}.text"), f"{where}.text")
+        members = known(part, FIELDS[TEXT], f"{where}.")
+        prompt.text(of(str, "a string", members.get("text"), f"{where}.text"), f"{where}.text")
     elif kind == "image_url":
-        members = known(part, IMAGE, f"{where}.")
-        image = _of(dict, "an object with a url", members.get("image_url"), f"{where}.image_url")
-        members = known(image, IMAGE_URL, f"{where}.image_url.")
-        detail = _one_of(members, "detail", ("auto", "low", "high", "original"), f"{where}.image_url.")
-        url = _of(str, "a URL", members.get("url"), f"{where}.image_url.url")
+        members = known(part, FIELDS[IMAGE], f"{where}.")
+        image = of(dict, "an object with a url", members.get("image_url"), f"{where}.image_url")
+        members = known(image, FIELDS[IMAGE_URL], f"{where}.image_url.")
+        detail = one_of(members, "detail", ("auto", "low", "high", "original"), f"{where}.image_url.")
+        url = of(str, "a URL", members.get("url"), f"{where}.image_url.url")
         prompt.image_url(url, where, is_coarse=detail == "low")
     else:
         raise UnsupportedField(
@@ -148,95 +153,67 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
 # -- the other fields ------------------------------------------------------------------------------------------------
 
 
-def _model(fields: dict[str, Any]) -> str:
-    model = check_model(_of(str, "a model id", fields["model"], "model") if "model" in fields else None)
-    _short_text(fields, "user", "")
-    _short_text(fields, "safety_identifier", "")
+def model_of(fields: dict[str, Any]) -> str:
+    """Return the model id, and check what is beside it about the call. Raises: InvalidRequest."""
+    model = check_model(of(str, "a model id", fields["model"], "model") if "model" in fields else None)
+    short_text(fields, "user", "")
+    short_text(fields, "safety_identifier", "")
     _check_metadata(fields.get("metadata", {}))
     return model
 
 
 def _check_metadata(metadata: Any) -> None:
-    _of(dict, "an object of strings", metadata, "metadata")
+    of(dict, "an object of strings", metadata, "metadata")
     if len(metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata has {len(metadata)} entries; the limit is {MAX_METADATA}", param="metadata")
     for name in metadata:
-        _short_text(metadata, name, "metadata.")
-
-
-def _short_text(fields: dict[str, Any], name: str, where: str) -> None:
-    """Check a text that is accepted and not used."""
-    value = fields.get(name, "")
-    param = f"{where}{name[:64]}"
-    if len(_of(str, "a string", value, param)) > MAX_USER_CHARS:
-        raise InvalidRequest(f"{param} has {len(value)} characters; the limit is {MAX_USER_CHARS}", param=param)
-
-
-def _one_of(fields: dict[str, Any], name: str, choices: tuple[str, ...], where: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and value not in choices:
-        raise InvalidRequest(
-            f"{where}{name} is {shown(value)}; it must be one of {', '.join(choices)}", param=f"{where}{name}"
-        )
-    return value
+        short_text(metadata, name, "metadata.")
 
 
 def _stream(fields: dict[str, Any]) -> StreamUsage | None:
     """Where a stream tells its usage; None: the answer comes whole."""
-    is_stream: bool = _of(bool, "true or false", fields.get("stream", False), "stream")
+    is_stream: bool = of(bool, "true or false", fields.get("stream", False), "stream")
     if "stream_options" not in fields:
         return StreamUsage() if is_stream else None
     if not is_stream:
         raise InvalidRequest("stream_options goes with stream: true; remove it", param="stream_options")
-    options = known(_of(dict, "an object", fields["stream_options"], "stream_options"), STREAM_OPTIONS, STREAM_OPTIONS)
+    options = known(
+        of(dict, "an object", fields["stream_options"], "stream_options"), FIELDS[STREAM_OPTIONS], STREAM_OPTIONS
+    )
 
     def is_on(name: str) -> bool:
-        value: bool = _of(bool, "true or false", options.get(name, False), f"{STREAM_OPTIONS}{name}")
+        value: bool = of(bool, "true or false", options.get(name, False), f"{STREAM_OPTIONS}{name}")
         return value
 
     return StreamUsage(at_the_end=is_on("include_usage"), in_every_chunk=is_on("continuous_usage_stats"))
 
 
-def _budget(fields: dict[str, Any], fallback: Budget) -> Budget:
+def budget_of(fields: dict[str, Any], fallback: Budget) -> Budget:
+    """Return the budget of the body, or that of the headers. Raises: InvalidRequest, UnknownField."""
     if "vireo" not in fields:
         return fallback
-    return budget_from_object(_of(dict, "an object", fields["vireo"], "vireo"), fallback)
+    return budget_from_object(of(dict, "an object", fields["vireo"], "vireo"), fallback)
 
 
-def _sampling(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs: bool) -> Sampling:
+def sampling_of(fields: dict[str, Any], limits: IngressLimits, may_use_logprobs: bool, **others: Any) -> Sampling:
+    """Return how tokens are chosen. ``others``: the fields that have other names elsewhere. Raises: ClientError."""
     sampling = Sampling(
-        max_tokens=_max_tokens(fields),
-        min_tokens=_integer(fields, "min_tokens", 0, 0, MAX_TOKENS) or 0,
-        ignore_eos=_of(bool, "true or false", fields.get("ignore_eos", False), "ignore_eos"),
-        temperature=_number(fields, "temperature", 1.0, 0.0, MAX_TEMPERATURE),
-        top_p=_number(fields, "top_p", 1.0, 0.0, 1.0, is_open_low=True),
+        min_tokens=integer(fields, "min_tokens", 0, 0, MAX_TOKENS) or 0,
+        ignore_eos=of(bool, "true or false", fields.get("ignore_eos", False), "ignore_eos"),
+        temperature=number(fields, "temperature", 1.0, 0.0, MAX_TEMPERATURE),
+        top_p=number(fields, "top_p", 1.0, 0.0, 1.0, is_open_low=True),
         stop=_stop(fields.get("stop", []), limits),
-        seed=_integer(fields, "seed", None, 0, MAX_SEED),
-        n=_integer(fields, "n", 1, 1, limits.max_choices) or 1,
-        json_schema=_schema(fields.get("response_format"), limits),
-        logprobs=_logprobs(fields, may_use_logprobs),
+        seed=integer(fields, "seed", None, 0, MAX_SEED),
         logit_bias=_logit_bias(fields.get("logit_bias", {}), limits, may_use_logprobs),
+        **others,
     )
     check_end(sampling)
     return sampling
 
 
-def _number(
-    fields: dict[str, Any], name: str, default: float, low: float, high: float, *, is_open_low: bool = False
-) -> float:
-    value = _of((int, float), "a number", fields.get(name, default), name)
-    return check_number(value, low, high, name, is_open_low=is_open_low)
-
-
-def _integer(fields: dict[str, Any], name: str, default: int | None, low: int, high: int) -> int | None:
-    if name not in fields:
-        return default
-    return check_integer(_of(int, "an integer", fields[name], name), low, high, name)
-
-
 def _max_tokens(fields: dict[str, Any]) -> int | None:
-    old = _integer(fields, "max_tokens", None, 1, MAX_TOKENS)
-    new = _integer(fields, "max_completion_tokens", None, 1, MAX_TOKENS)
+    old = integer(fields, "max_tokens", None, 1, MAX_TOKENS)
+    new = integer(fields, "max_completion_tokens", None, 1, MAX_TOKENS)
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             f"max_tokens is {old} and max_completion_tokens is {new}; send one of them", param="max_completion_tokens"
@@ -245,20 +222,20 @@ def _max_tokens(fields: dict[str, Any]) -> int | None:
 
 
 def _stop(value: Any, limits: IngressLimits) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else _of(list, "a string or a list of strings", value, "stop")
+    texts = [value] if isinstance(value, str) else of(list, "a string or a list of strings", value, "stop")
     for text in texts[: limits.max_stop]:
-        _of(str, "strings", text, "stop")
+        of(str, "strings", text, "stop")
     return check_stop(texts, limits, "stop")
 
 
 def _schema(value: Any, limits: IngressLimits) -> str | None:
     if value is None:
         return None
-    _of(dict, "an object with a type", value, "response_format")
-    members = known(value, FORMAT, FORMAT)
+    of(dict, "an object with a type", value, "response_format")
+    members = known(value, FIELDS[FORMAT], FORMAT)
     if members.get("type") == "structural_tag":
         raise UnsupportedField(f"{FORMAT}type is structural_tag; send a JSON schema", param=f"{FORMAT}type")
-    kind = _one_of(members, "type", ("text", "json_object", "json_schema"), FORMAT)
+    kind = one_of(members, "type", ("text", "json_object", "json_schema"), FORMAT)
     if kind is None:
         raise InvalidRequest(f"{FORMAT}type is missing; send it", param=f"{FORMAT}type")
     where = f"{FORMAT}json_schema"
@@ -266,21 +243,25 @@ def _schema(value: Any, limits: IngressLimits) -> str | None:
         if "json_schema" in members:
             raise InvalidRequest(f"{where} goes with the type json_schema, not {kind}; remove it", param=where)
         return ANY_OBJECT if kind == "json_object" else None
-    inner = _of(dict, "an object with name and schema", members.get("json_schema"), where)
-    inner = known(inner, SCHEMA, SCHEMA)
-    if not _SCHEMA_NAME.fullmatch(_of(str, "a name", inner.get("name"), f"{where}.name")):
+    inner = of(dict, "an object with name and schema", members.get("json_schema"), where)
+    return named_schema(known(inner, FIELDS[SCHEMA], SCHEMA), where, limits)
+
+
+def named_schema(members: dict[str, Any], where: str, limits: IngressLimits) -> str:
+    """Return the schema of an object with a name and a schema. Raises: InvalidRequest."""
+    if not _SCHEMA_NAME.fullmatch(of(str, "a name", members.get("name"), f"{where}.name")):
         raise InvalidRequest(
-            f"{where}.name is {shown(inner['name'])}; send 1 to 64 letters, digits, _ or -", param=f"{where}.name"
+            f"{where}.name is {shown(members['name'])}; send 1 to 64 letters, digits, _ or -", param=f"{where}.name"
         )
-    _of(str, "a string", inner.get("description", ""), f"{where}.description")
-    _of(bool, "true or false", inner.get("strict", False), f"{where}.strict")
-    schema = _of(dict, "a JSON schema", inner.get("schema"), f"{where}.schema")
+    of(str, "a string", members.get("description", ""), f"{where}.description")
+    of(bool, "true or false", members.get("strict", False), f"{where}.strict")
+    schema = of(dict, "a JSON schema", members.get("schema"), f"{where}.schema")
     return compact_schema(schema, limits, f"{where}.schema")
 
 
 def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
-    is_wanted = _of(bool, "true or false", fields.get("logprobs", False), "logprobs")
-    num_top = _integer(fields, "top_logprobs", None, 0, MAX_TOP_LOGPROBS)
+    is_wanted = of(bool, "true or false", fields.get("logprobs", False), "logprobs")
+    num_top = integer(fields, "top_logprobs", None, 0, MAX_TOP_LOGPROBS)
     if is_wanted or num_top:
         check_may_use_logprobs(is_allowed, "logprobs" if is_wanted else "top_logprobs")
     if num_top and not is_wanted:
@@ -289,12 +270,12 @@ def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
 
 
 def _logit_bias(value: Any, limits: IngressLimits, is_allowed: bool) -> dict[int, float]:
-    if not _of(dict, "an object of token ids", value, "logit_bias"):
+    if not of(dict, "an object of token ids", value, "logit_bias"):
         return {}
     check_may_use_logprobs(is_allowed, "logit_bias")
     check_num_biases(len(value), limits, "logit_bias")
     for token, bias in value.items():
         if not _TOKEN_ID.fullmatch(token):
             raise InvalidRequest(f"logit_bias names the token {shown(token)}; send token ids", param="logit_bias")
-        _of((int, float), "a number", bias, f"logit_bias.{token}")
+        of((int, float), "a number", bias, f"logit_bias.{token}")
     return check_logit_bias({int(token): bias for token, bias in value.items()}, limits, "logit_bias")

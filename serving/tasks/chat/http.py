@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
+from serving.delivery.stream.wire import ChatDelta
 from serving.domain import Surface
-from serving.errors import Cancelled
+from serving.errors import Cancelled, ServingError
 from serving.front.events import EventQueue
 from serving.front.http.call import EVENT_HEADERS, KEEP_ALIVE, Answer, Call, Route
 from serving.front.http.openapi import BUDGET_HEADERS, event_content, json_content, operation
@@ -33,12 +34,29 @@ async def chat(call: Call) -> Answer | None:
     request = front.admit(asked.request, cards, call.visit)
     weights = fingerprint(front.card(request.model, cards))
     if asked.usage is None:
-        return await _answer_whole(call, Completion(request, weights))
-    await _answer_stream(call, request, ChunkWriter(request, weights, asked.usage))
+        return await answer_whole(call, Completion(request, weights))
+    await answer_stream(call, request, ChunkWriter(request, weights, asked.usage))
     return None
 
 
-async def _answer_whole(call: Call, completion: Completion) -> Answer:
+class Writer(Protocol):
+    """Spells the server-sent events of one answer."""
+
+    def delta(self, delta: ChatDelta) -> bytes:
+        """Return the events of a delta."""
+        ...
+
+    def end(self, end: ChatEnd) -> bytes:
+        """Return what follows the last delta."""
+        ...
+
+    def error(self, error: ServingError) -> bytes:
+        """Return what breaks a stream off: nothing follows it."""
+        ...
+
+
+async def answer_whole(call: Call, completion: Completion) -> Answer:
+    """Answer with one object."""
     events = partial(call.front.service.chats.chat, completion.request)
     async with EventQueue(events, receive=call.receive) as queue:
         while completion.end is None:
@@ -48,7 +66,7 @@ async def _answer_whole(call: Call, completion: Completion) -> Answer:
     return Answer(completion.to_json())
 
 
-async def _answer_stream(call: Call, request: ChatRequest, writer: ChunkWriter) -> None:
+async def answer_stream(call: Call, request: ChatRequest, writer: Writer) -> None:
     """Answer with events. An error before the first one is raised; a later one is the last event."""
     events = partial(call.front.service.chats.chat, request)
     async with EventQueue(events, receive=call.receive, silence_s=call.front.limits.keep_alive_s) as queue:
@@ -63,7 +81,7 @@ async def _answer_stream(call: Call, request: ChatRequest, writer: ChunkWriter) 
             await call.send_piece(writer.error(call.known(error)), is_last=True)
 
 
-async def _send_events(call: Call, writer: ChunkWriter, queue: EventQueue[ChatEvent], taken: list[ChatEvent]) -> None:
+async def _send_events(call: Call, writer: Writer, queue: EventQueue[ChatEvent], taken: list[ChatEvent]) -> None:
     """Send what there is and then what comes, one piece for everything that is there at a time."""
     while True:
         pieces, is_over = [], False

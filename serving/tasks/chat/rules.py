@@ -51,7 +51,10 @@ class Prompt:
     num_text_chars: int = 0
 
     def begin(self, role: Role, param: str) -> None:
-        """Open the next message; what is added goes into it."""
+        """Open the next message; what is added goes into it. System messages that follow each other are one."""
+        if role is Role.SYSTEM and self.messages and self.messages[-1][0] is Role.SYSTEM:
+            self._add(TextPart("\n\n"), param)
+            return
         if len(self.messages) >= self.limits.max_messages:
             raise InvalidRequest(
                 f"request has more than {self.limits.max_messages} messages, the limit; send fewer", param="messages"

@@ -10,24 +10,25 @@ from typing_extensions import TypedDict
 from serving.delivery.stream.wire import FinishReason
 from serving.domain import Report
 from serving.front.budget import BudgetBody
+from serving.front.http.fields import documented
 from serving.front.http.json_body import Strict
 from serving.limits import MAX_ID_CHARS
 from serving.tasks.chat.fields import (
     BODY,
+    FIELDS,
     FORMAT,
     IMAGE,
     IMAGE_URL,
     MESSAGE,
     STREAM_OPTIONS,
     TEXT,
-    documented,
 )
 
 
 class TextPartBody(Strict):
     """Words."""
 
-    model_config = ConfigDict(json_schema_extra=documented(TEXT))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[TEXT]))
 
     type: Literal["text"]
     text: str
@@ -36,7 +37,7 @@ class TextPartBody(Strict):
 class ImageUrlBody(Strict):
     """Where an image is: in the URL itself, or at an https address that the operator has allowed."""
 
-    model_config = ConfigDict(json_schema_extra=documented(IMAGE_URL))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[IMAGE_URL]))
 
     url: str
     """A ``data:`` URL, or an https URL."""
@@ -47,7 +48,7 @@ class ImageUrlBody(Strict):
 class ImagePartBody(Strict):
     """An image, in user messages."""
 
-    model_config = ConfigDict(json_schema_extra=documented(IMAGE))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[IMAGE]))
 
     type: Literal["image_url"]
     image_url: ImageUrlBody
@@ -56,7 +57,7 @@ class ImagePartBody(Strict):
 class MessageBody(Strict):
     """One turn."""
 
-    model_config = ConfigDict(json_schema_extra=documented(MESSAGE))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[MESSAGE]))
 
     role: Literal["system", "developer", "user", "assistant"]
     """``system`` and ``developer`` are the same and may only come first."""
@@ -68,7 +69,7 @@ class MessageBody(Strict):
 class StreamOptionsBody(Strict):
     """Where a stream tells its usage."""
 
-    model_config = ConfigDict(json_schema_extra=documented(STREAM_OPTIONS))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[STREAM_OPTIONS]))
 
     include_usage: bool | None = None
     """Whether a chunk with the usage and without choices comes last."""
@@ -88,7 +89,7 @@ class JsonSchemaBody(Strict):
 class ResponseFormatBody(Strict):
     """What the answer looks like."""
 
-    model_config = ConfigDict(json_schema_extra=documented(FORMAT))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[FORMAT]))
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaBody | None = None
@@ -97,7 +98,7 @@ class ResponseFormatBody(Strict):
 class ChatBody(Strict):
     """Body of ``POST /v1/chat/completions``. Read by ``body``, which knows which fields go together."""
 
-    model_config = ConfigDict(json_schema_extra=documented(BODY))
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[BODY]))
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""

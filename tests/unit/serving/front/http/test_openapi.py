@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from models.io import ImageIO
 from serving.front.auth import LOCAL_TENANT, Authenticator
 from serving.gateway.http import ROUTES, document
-from tests.support.chat_clients import CHAT_PATH
+from tests.support.chat_clients import CHAT_PATH, RESPONSES_PATH
 from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, asgi, length_prefixed
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card, make_image_card
 from tests.support.fake_videos import VIDEO_MODEL, make_video_card
@@ -25,6 +25,14 @@ from tests.unit.serving.front.test_settings import KNOBS
 IMAGE = base64.b64encode(GOOD_PNG).decode()
 JSON = {"content-type": "application/json"}
 CHAT = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
+RESPONSE = {
+    "input": [{"role": "user", "content": "hi"}],
+    "instructions": "Be brief.",
+    "max_output_tokens": 2,
+    "include": ["message.output_text.logprobs"],
+    "top_logprobs": 1,
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": {}}},
+}
 TENSOR = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
 VIDEO_ID, IMAGE_ID = "video_0001", "image_0001"
 PAINTER, MENDER, TENSORS = "painter", "mender", "tensors"
@@ -48,6 +56,8 @@ CASES: list[Case] = [
         JSON,
     ),
     ("POST", CHAT_PATH, CHAT_PATH, CHAT | {"logprobs": True, "top_logprobs": 2}, JSON),
+    ("POST", RESPONSES_PATH, RESPONSES_PATH, RESPONSE, JSON),
+    ("POST", RESPONSES_PATH, RESPONSES_PATH, RESPONSE | {"stream": True}, JSON),
     ("POST", "/v1/videos", "/v1/videos", {"prompt": "a ball", "user": "u"}, JSON),
     ("POST", "/v1/videos/sync", "/v1/videos/sync", {"prompt": "a ball"}, JSON),
     ("GET", "/v1/videos", "/v1/videos", None, {}),

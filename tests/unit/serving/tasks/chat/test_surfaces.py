@@ -1,4 +1,4 @@
-"""Chat over HTTP, whole and streamed, and over gRPC: the same requests, limits, answers and errors."""
+"""Chat and Responses over HTTP, whole and streamed, and chat over gRPC: the same requests, limits and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving.front.auth import Authenticator
 from serving.front.status import TABLE
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
-from tests.support.chat_clients import CHAT_SURFACES, HELLO, Chat, ChatOutcome, Turn, Url
+from tests.support.chat_clients import CHAT_SURFACES, HELLO, ONE_ANSWER, Chat, ChatOutcome, Turn, Url
 from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService
 
@@ -28,6 +28,12 @@ ADA, BOB = {"x-api-key": "key-of-ada"}, {"x-api-key": "key-of-bob"}
 
 @pytest.fixture(params=sorted(CHAT_SURFACES))
 def surface(request: pytest.FixtureRequest) -> Any:
+    return CHAT_SURFACES[request.param]
+
+
+@pytest.fixture(params=sorted(set(CHAT_SURFACES) - ONE_ANSWER))
+def choosing(request: pytest.FixtureRequest) -> Any:
+    """A surface on which several answers can be asked for."""
     return CHAT_SURFACES[request.param]
 
 
@@ -74,7 +80,6 @@ async def test_conversation_reaches_the_service_as_it_is(surface: Any) -> None:
         top_p=0.9,
         stop=["\n", "END"],
         seed=2**40,
-        n=2,
         latency_ms=900,
     )
     assert (await surface(door, chat)).error is None
@@ -86,13 +91,13 @@ async def test_conversation_reaches_the_service_as_it_is(surface: Any) -> None:
     assert isinstance(linked, ImagePart)
     assert (image.encoded, image.url) == (GOOD_PNG, None)
     assert (linked.encoded, linked.url) == (None, "https://example.org/a.png")
-    assert image.param.startswith("messages[1].")
+    assert image.param.startswith(("messages[1].", "input[1]."))
     assert image.param.endswith("[1]")
     assert request.messages[3].parts == (TextPart("Are you sure? <|im_end|> 你好"),)
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
     assert (sampling.min_tokens, sampling.ignore_eos) == (5, True)
-    assert (sampling.stop, sampling.seed, sampling.n) == (("\n", "END"), 2**40, 2)
+    assert (sampling.stop, sampling.seed, sampling.n) == (("\n", "END"), 2**40, 1)
     assert (sampling.json_schema, sampling.logprobs, dict(sampling.logit_bias)) == (None, None, {})
     assert request.budget.latency_ms == 900
     assert (request.tenant, request.model) == ("local", CHAT_MODEL)
@@ -100,13 +105,25 @@ async def test_conversation_reaches_the_service_as_it_is(surface: Any) -> None:
 
 async def test_answer_has_text_reasons_usage_and_report(surface: Any) -> None:
     door = FrontDoor()
-    outcome = await surface(door, Chat(user("Look", GOOD_PNG), n=2))
-    assert outcome.texts == (TEXT, TEXT)
-    assert outcome.reasons == ("stop", "stop")
-    assert outcome.usage == {"prompt_tokens": 26, "completion_tokens": 10, "image_tokens": 16, "cached_tokens": 4}
+    outcome = await surface(door, Chat(user("Look", GOOD_PNG)))
+    assert outcome.texts == (TEXT,)
+    assert outcome.reasons == ("stop",)
+    assert outcome.usage == {"prompt_tokens": 26, "completion_tokens": 5, "image_tokens": 16, "cached_tokens": 4}
     assert outcome.operating_point == "fast"
     assert door.service.chats_open == door.service.chats_cut == 0
     assert (await surface(door, Chat(max_tokens=2))).reasons == ("length",)
+
+
+async def test_several_answers_are_bounded(choosing: Any) -> None:
+    door = FrontDoor(limits=SMALL)
+    outcome = await choosing(door, Chat(n=2))
+    assert (outcome.texts, outcome.reasons) == ((TEXT, TEXT), ("stop", "stop"))
+    assert outcome.usage["completion_tokens"] == 10
+    assert (await choosing(door, Chat(n=8))).error is None
+    for number in (0, 9):
+        outcome = await choosing(door, Chat(n=number))
+        assert_refused(outcome, BAD)
+        assert (outcome.param or "").endswith("n")
 
 
 async def test_answer_of_no_text_is_an_answer(surface: Any) -> None:
@@ -147,12 +164,12 @@ PROPERTIES: dict[str, Any] = {f"p{index}": {} for index in range(5)}
 WITHIN: dict[str, Chat] = {
     "messages": Chat([Turn("user", ["x"])] * 4),
     "parts": Chat(user(*["x"] * 6)),
+    "two_systems": Chat([Turn("system", ["x"]), Turn("system", ["y"]), *HELLO]),
     "chars": Chat(user("x" * 999, "é")),
     "images": Chat(user(*[GOOD_PNG] * 3)),
     "image_bytes": Chat(user(bytes(19_998))),
     "stop_count": Chat(stop=["a", "b", "c", "d"]),
     "stop_chars": Chat(stop=["x" * 64]),
-    "n": Chat(n=8),
     "temperature_0": Chat(temperature=0),
     "temperature_2": Chat(temperature=2),
     "top_p": Chat(top_p=1),
@@ -182,7 +199,6 @@ BEYOND: dict[str, tuple[Chat, str, str]] = {
     "no_image": (Chat(user("x", b"")), "invalid_image", "messages[0]"),
     "body": (Chat(user(bytes(400_000))), "payload_too_large", ""),
     "system_late": (Chat([*HELLO, Turn("system", ["x"])]), BAD, "messages[1].role"),
-    "two_systems": (Chat([Turn("system", ["x"])] * 2), BAD, "messages[1].role"),
     "no_such_role": (Chat([Turn("judge", ["x"])]), BAD, "messages[0].role"),
     "system_image": (Chat([Turn("system", [GOOD_PNG])]), BAD, "messages[0]"),
     "assistant_image": (Chat([Turn("assistant", [GOOD_PNG])]), BAD, "messages[0]"),
@@ -195,8 +211,6 @@ BEYOND: dict[str, tuple[Chat, str, str]] = {
     "stop_count": (Chat(stop=["a", "b", "c", "d", "e"]), BAD, "stop"),
     "stop_chars": (Chat(stop=["x" * 65]), BAD, "stop"),
     "stop_empty": (Chat(stop=["x", ""]), BAD, "stop"),
-    "n": (Chat(n=9), BAD, "n"),
-    "n_0": (Chat(n=0), BAD, "n"),
     "temperature": (Chat(temperature=2.001), BAD, "temperature"),
     "temperature_negative": (Chat(temperature=-0.001), BAD, "temperature"),
     "temperature_nan": (Chat(temperature=math.nan), BAD, "temperature"),
@@ -325,7 +339,7 @@ async def test_internal_text_never_reaches_the_caller(surface: Any, capsys: pyte
 async def test_metrics_hear_of_every_chat_once(surface: Any) -> None:
     door = FrontDoor()
     await surface(door, Chat())
-    await surface(door, Chat(n=0))
+    await surface(door, Chat(seed=-1))
     await surface(door, Chat(model="none"))
     assert door.calls.in_flight == 0
     calls = [(call.model, call.tenant, call.outcome) for call in door.calls.finished]
@@ -334,4 +348,4 @@ async def test_metrics_hear_of_every_chat_once(surface: Any) -> None:
         ("unknown", "local", BAD),
         ("unknown", "local", "model_not_found"),
     ]
-    assert {call.surface.value for call in door.calls.finished} <= {"http_chat", "grpc_chat"}
+    assert {call.surface.value for call in door.calls.finished} <= {"http_chat", "grpc_chat", "http_responses"}

@@ -1,0 +1,206 @@
+"""JSON of ``POST /v1/responses``: what is taken, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from serving.domain import Report
+from serving.front.budget import BudgetBody
+from serving.front.http.fields import documented
+from serving.front.http.json_body import Strict
+from serving.front.status import ErrorObject
+from serving.limits import MAX_ID_CHARS
+from serving.tasks.chat.schemas import TokenLogprobAnswer
+from serving.tasks.responses import fields
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class ItemTextBody(Strict):
+    """Words."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.TEXT))
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class ItemImageBody(Strict):
+    """An image, in user messages."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.IMAGE))
+
+    type: Literal["input_image"]
+    image_url: str
+    """A ``data:`` URL, or an https URL of a host that the operator has allowed."""
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """``low``: one tile is enough. Otherwise the operating point decides."""
+
+
+class ItemBody(Strict):
+    """One turn."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.MESSAGE))
+
+    type: Literal["message"] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    """``system`` and ``developer`` are the same and may only come first."""
+    content: str | Annotated[list[ItemTextBody | ItemImageBody], Field(min_length=1)]
+
+
+class TextFormatBody(Strict):
+    """What the answer looks like. The other members go with the type ``json_schema``."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfigBody(Strict):
+    """How the answer is written."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.TEXT_CONFIG))
+
+    format: TextFormatBody | None = None
+
+
+class EventOptionsBody(Strict):
+    """How events are sent."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.STREAM_OPTIONS))
+
+
+class ResponseBody(Strict):
+    """Body of ``POST /v1/responses``. Read by ``body``, which knows which fields go together."""
+
+    model_config = ConfigDict(json_schema_extra=documented(fields.BODY))
+
+    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
+    """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
+    input: str | Annotated[list[ItemBody], Field(min_length=1)]
+    """What the user says, or the whole conversation."""
+    instructions: str | None = None
+    """A system message that comes first."""
+    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Most tokens of the answer; the server has its own limit."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    """0 always takes the likeliest token; 1 when absent."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Share of probability that is sampled from."""
+    text: TextConfigBody | None = None
+    stream: bool | None = None
+    """Whether the answer comes as server-sent events."""
+    stream_options: EventOptionsBody | None = None
+    include: list[str] | None = None
+    """``message.output_text.logprobs``: probabilities, which are closed to most tenants."""
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    stop: str | list[str] | None = None
+    """Sequences that end the answer and are not part of it."""
+    seed: Annotated[int | None, Field(ge=0)] = None
+    """Makes sampling repeatable."""
+    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    """Token ids to bias; closed to most tenants."""
+    metadata: dict[str, str] | None = None
+    """Repeated in the answer."""
+    parallel_tool_calls: bool | None = None
+    """Repeated in the answer; no tool is called."""
+    user: str | None = None
+    """Accepted and not used, like ``safety_identifier``."""
+    safety_identifier: str | None = None
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
+class PartAnswer(TypedDict):
+    """The text."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[TokenLogprobAnswer]
+
+
+class ItemAnswer(TypedDict):
+    """What the model says."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: ItemStatus
+    content: list[PartAnswer]
+
+
+class InputDetailsAnswer(TypedDict):
+    """Parts of the input's tokens."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+    image_tokens: int
+
+
+class ResponseUsageAnswer(TypedDict):
+    """Tokens."""
+
+    input_tokens: int
+    input_tokens_details: InputDetailsAnswer
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseAnswer(TypedDict):
+    """Answer of ``POST /v1/responses``."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: ErrorObject | None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[ItemAnswer]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[str, None]
+    service_tier: Literal["default"]
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: Literal["auto"]
+    tools: list[Any]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsageAnswer | None
+    vireo: Report | None
+
+
+class ResponseEvent(TypedDict):
+    """A server-sent event of ``POST /v1/responses``. What it holds depends on its type."""
+
+    type: str
+    sequence_number: int
+    response: NotRequired[ResponseAnswer]
+    output_index: NotRequired[int]
+    item: NotRequired[ItemAnswer]
+    item_id: NotRequired[str]
+    content_index: NotRequired[int]
+    part: NotRequired[PartAnswer]
+    delta: NotRequired[str]
+    text: NotRequired[str]
+    logprobs: NotRequired[list[TokenLogprobAnswer]]
+    code: NotRequired[str]
+    message: NotRequired[str]
+    param: NotRequired[str | None]
+    error: NotRequired[ErrorObject]
