@@ -56,6 +56,11 @@ class IngressLimits:
     """Silence after which a chat stream gets a comment, so that nothing in between takes it for dead."""
 
     @property
+    def max_image_chars(self) -> int:
+        """Of an image in JSON, as base64 or a URL. One that is too large by little fails alone."""
+        return 2 * self.max_bytes_per_image
+
+    @property
     def max_message_fields(self) -> int:
         """Fields of a gRPC message, elements of repeated ones counted: twice as many as the longest valid request has,
         so that one with a little too much of something is told of what."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from serving.limits import MAX_ID_CHARS, IngressLimits
 
 NO_BUDGET = Budget()
 MAX_SETTINGS, MAX_NAME_CHARS = 32, 64
+MAX_NUMBER: Final = sys.float_info.max
 Setting: TypeAlias = bool | int | float | str
 _PARAM: Final = "vireo.settings"
 _SETTINGS: Final = {
@@ -27,7 +29,13 @@ _SETTINGS: Final = {
             "type": "object",
             "maxProperties": MAX_SETTINGS,
             "propertyNames": {"maxLength": MAX_NAME_CHARS},
-            "additionalProperties": {"type": ["boolean", "number", "string"]},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
+                    {"type": "string", "maxLength": MAX_ID_CHARS},
+                ]
+            },
         },
         {"type": "null"},
     ]

@@ -63,7 +63,7 @@ def build_http_app(
         endpoint = Endpoint(front, reader, route, adds_request_id=adds_request_id)
         app.router.routes.append(AppRoute(route.path, endpoint, methods=[route.method]))
     app.router.default = _not_found(adds_request_id)
-    document()  # now, not while others wait for the first who asks for it
+    document(limits)  # now, not while others wait for the first who asks for it
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(Exception, _framework_error)
     return app
@@ -102,8 +102,8 @@ async def _live(_call: Call) -> Answer:
     return json_answer({"live": True})
 
 
-async def _openapi(_call: Call) -> Answer:
-    return json_answer(document())
+async def _openapi(call: Call) -> Answer:
+    return json_answer(document(call.front.limits))
 
 
 def _metrics_route(page: MetricsPage, needs_key: bool) -> Route:
@@ -164,10 +164,11 @@ def _no_metrics(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
 
 
 @cache
-def document() -> dict[str, Any]:
-    """What ``/openapi.json`` says. Do not change it."""
+def document(limits: IngressLimits | None = None) -> dict[str, Any]:
+    """What ``/openapi.json`` says of a server with these limits, or with those of the defaults. Do not change it."""
     *others, (server, routes) = _TAGGED.items()
-    return openapi_document({**dict(others), server: (*routes, _metrics_route(_no_metrics, needs_key=True))})
+    routes_by_tag = {**dict(others), server: (*routes, _metrics_route(_no_metrics, needs_key=True))}
+    return openapi_document(routes_by_tag, limits or IngressLimits())
 
 
 # -- what no path answers --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from serving.front.http.call import (
     error_answer,
     json_answer,
 )
+from serving.front.http.json_body import limit
 from serving.front.http.openapi import (
     BINARY,
     BUDGET_HEADERS,
@@ -50,7 +51,7 @@ MAX_KEY_CHARS: Final = 255
 KEY_HEADER: Final = parameter(
     "header",
     "Idempotency-Key",
-    {"type": "string", "maxLength": MAX_KEY_CHARS},
+    {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]*$"},
     "Requests with the same key are one job.",
 )
 DEFAULT_PAGE, MAX_PAGE = 20, 100
@@ -63,7 +64,9 @@ SUFFIXES: Final = {
 }
 
 _RANGE: Final = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*")
-_ID: Final = re.compile(r"[A-Za-z0-9_\-]{1,128}")
+MAX_ID_CHARS: Final = 128
+_ID_PATTERN: Final = rf"[A-Za-z0-9_\-]{{1,{MAX_ID_CHARS}}}"
+_ID: Final = re.compile(_ID_PATTERN)
 _LIMIT: Final = re.compile(r"[+-]?[0-9]{1,20}")
 
 
@@ -231,7 +234,12 @@ class JobHttp:
         noun = self.task.noun
         limit = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}
         pages = (
-            parameter("query", "after", {"type": "string"}, f"Id of the {noun} after which the page begins."),
+            parameter(
+                "query",
+                "after",
+                {"type": "string", "pattern": f"^{_ID_PATTERN}$"},
+                f"Id of the {noun} after which the page begins.",
+            ),
             parameter("query", "limit", limit, f"Most {noun}s of a page."),
             parameter("query", "order", {"enum": ["asc", "desc"]}, "By time of creation; newest first when absent."),
         )
@@ -248,7 +256,7 @@ class JobHttp:
                     links=self.links("/first_id"),
                 ),
             ),
-            *self._routes_of_one(path_parameter("id")),
+            *self._routes_of_one(path_parameter("id", MAX_ID_CHARS)),
         )
 
     def links(self, pointer: str) -> dict[str, Any]:
@@ -263,7 +271,12 @@ class JobHttp:
             files,
             job_id,
             parameter("query", "variant", {"enum": list(self.files)}, f"Which file of the {noun}."),
-            parameter("header", "Range", {"type": "string"}, "One range of bytes."),
+            parameter(
+                "header",
+                "Range",
+                {"type": "string", "maxLength": limit("max_header_value_bytes")},
+                "One range of bytes.",
+            ),
             id=f"get_{self.id}_content",
             also={
                 "206": {"description": "The range asked for", "content": files},

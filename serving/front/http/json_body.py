@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
 from pydantic_core import ErrorDetails
 
 from serving.confined import Confined, Limit, LimitReached
@@ -25,6 +26,9 @@ from serving.limits import IngressLimits
 Model = TypeVar("Model", bound=BaseModel)
 
 BODY: Final = "body"
+LIMIT: Final = "$limit"
+_SUBJECT: Final = re.compile("Value error, |(Input|String|List|Dictionary) (?=should )")
+"""What a message of pydantic begins with, where ours names the field."""
 _PIECES_AT_A_TIME: Final = 16
 
 _EMBEDDED_BYTES: Final = 1 << 16
@@ -40,6 +44,23 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Within:
+    """Documents bounds that are checked elsewhere, as JSON schema names them: ``Within(maxItems=limit("max_images"))``
+    is at most as many as the server is configured to take."""
+
+    def __init__(self, **bounds: Any) -> None:
+        self._bounds = bounds
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Called by pydantic."""
+        return {**handler(schema), **self._bounds}
+
+
+def limit(name: str) -> dict[str, str]:
+    """Stands for the limit of that name (``IngressLimits``) in a schema, until the document is made."""
+    return {LIMIT: name}
 
 
 class JsonReader:
@@ -170,5 +191,5 @@ def _to_request_error(detail: ErrorDetails) -> InvalidRequest:
         return UnknownField(f"field {shown(param)} is unknown; remove it, or check its spelling", param=param)
     if detail["type"] == "missing":
         return InvalidRequest(f"{param} is missing; send it", param=param)
-    rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    rule = _SUBJECT.sub("", detail["msg"])
     return InvalidRequest(f"{param} is {shown(detail['input'])}; it {rule}", param=param)

@@ -10,8 +10,11 @@ from typing import Any, Final
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from serving.domain import MAX_ENERGY_J, MAX_LATENCY_MS
 from serving.front.http.call import Route
+from serving.front.http.json_body import LIMIT
 from serving.front.status import TABLE, error_shape
+from serving.limits import MAX_ID_CHARS, IngressLimits
 
 BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _REF: Final = "#/components/schemas/{model}"
@@ -25,15 +28,15 @@ class Tag:
     text: str
 
 
-def openapi_document(routes: Mapping[Tag, Iterable[Route]]) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of the routes."""
+def openapi_document(routes: Mapping[Tag, Iterable[Route]], limits: IngressLimits) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of the routes, with the bounds of a server."""
     found: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for tag, tagged in routes.items():
         for route in tagged:
             described = {"tags": [tag.name], **_complete(route)}
             paths.setdefault(route.path, {})[route.method.lower()] = _with_refs(described, found)
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": {
             "title": "Vireo",
@@ -51,6 +54,8 @@ def openapi_document(routes: Mapping[Tag, Iterable[Route]]) -> dict[str, Any]:
             },
         },
     }
+    bounded: dict[str, Any] = _with_limits(document, limits)
+    return bounded
 
 
 def vireo_version() -> str:
@@ -114,16 +119,16 @@ def parameter(where: str, name: str, schema: Mapping[str, Any], text: str = "") 
     return {**made, "description": text} if text else made
 
 
-def path_parameter(name: str) -> dict[str, Any]:
-    """Describe a part of the path."""
-    return parameter("path", name, {"type": "string"})
+def path_parameter(name: str, max_chars: int = MAX_ID_CHARS) -> dict[str, Any]:
+    """Describe a part of the path. What is longer is the name of nothing."""
+    return parameter("path", name, {"type": "string", "minLength": 1, "maxLength": max_chars})
 
 
 BUDGET_HEADERS: Final = tuple(
-    parameter("header", f"x-vireo-{name}", {"type": "number", "exclusiveMinimum": 0}, text)
-    for name, text in (
-        ("latency-ms", "Latency budget, where the body has none."),
-        ("energy-j", "Energy budget, where the body has none."),
+    parameter("header", f"x-vireo-{name}", {"type": "number", "exclusiveMinimum": 0, "maximum": most}, text)
+    for name, most, text in (
+        ("latency-ms", MAX_LATENCY_MS, "Latency budget, where the body has none."),
+        ("energy-j", MAX_ENERGY_J, "Energy budget, where the body has none."),
     )
 )
 
@@ -152,6 +157,15 @@ def _with_refs(node: Any, found: dict[str, Any]) -> Any:
         assert found.setdefault(node.__name__, node) is node, f"two schemas are called {node.__name__}"
         return {"$ref": _REF.format(model=node.__name__)}
     return node
+
+
+def _with_limits(node: Any, limits: IngressLimits) -> Any:
+    """Put the server's limits in the places that stand for them."""
+    if isinstance(node, dict):
+        if node.keys() == {LIMIT}:
+            return getattr(limits, node[LIMIT])
+        return {key: _with_limits(value, limits) for key, value in node.items()}
+    return [_with_limits(value, limits) for value in node] if isinstance(node, list) else node
 
 
 def _schemas(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,13 @@ from serving.tasks.chat.fields import (
 from serving.tasks.chat.reply import StreamUsage
 from serving.tasks.chat.rules import (
     ANY_OBJECT,
+    MAX_METADATA,
     MAX_SEED,
     MAX_TEMPERATURE,
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
+    SCHEMA_NAME,
+    TOKEN_ID,
     Prompt,
     check_end,
     check_logit_bias,
@@ -43,12 +46,11 @@ from serving.tasks.chat.rules import (
     compact_schema,
 )
 
-MAX_METADATA = 16
 _MAX_CHAR_BYTES = 12
 """Of a character in JSON: two escapes."""
 _ROLES = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
-_SCHEMA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
+_SCHEMA_NAME = re.compile(SCHEMA_NAME)
+_TOKEN_ID = re.compile(TOKEN_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def json_bounds(limits: IngressLimits) -> Bounds:
     return Bounds(
         max_values=8 * limits.max_parts + 8 * limits.max_messages + limits.max_schema_bytes,
         max_plain_bytes=limits.max_images * PIECE_BYTES + _MAX_CHAR_BYTES * limits.max_text_chars + (1 << 20),
-        max_string_bytes=max(2 * limits.max_bytes_per_image, _MAX_CHAR_BYTES * limits.max_text_chars),
+        max_string_bytes=max(limits.max_image_chars, _MAX_CHAR_BYTES * limits.max_text_chars),
     )
 
 
@@ -253,7 +255,12 @@ def named_schema(members: dict[str, Any], where: str, limits: IngressLimits) -> 
         raise InvalidRequest(
             f"{where}.name is {shown(members['name'])}; send 1 to 64 letters, digits, _ or -", param=f"{where}.name"
         )
-    of(str, "a string", members.get("description", ""), f"{where}.description")
+    description = of(str, "a string", members.get("description", ""), f"{where}.description")
+    if len(description) > limits.max_schema_bytes:
+        raise InvalidRequest(
+            f"{where}.description has {len(description)} characters; the limit is {limits.max_schema_bytes}",
+            param=f"{where}.description",
+        )
     of(bool, "true or false", members.get("strict", False), f"{where}.strict")
     schema = of(dict, "a JSON schema", members.get("schema"), f"{where}.schema")
     return compact_schema(schema, limits, f"{where}.schema")

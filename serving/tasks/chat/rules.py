@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from serving.errors import (
     FeatureNotAllowed,
@@ -27,6 +27,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
 MAX_TOKENS = (1 << 31) - 1
 MAX_SEED = (1 << 63) - 1
+MAX_METADATA = 16
+SCHEMA_NAME: Final = "[A-Za-z0-9_-]{1,64}"
+TOKEN_ID: Final = "[0-9]{1,10}"
 ANY_OBJECT = '{"type":"object"}'
 """Schema of ``response_format: json_object``."""
 

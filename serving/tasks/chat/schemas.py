@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 from serving.delivery.stream.wire import FinishReason
 from serving.domain import Report
 from serving.front.budget import BudgetBody
-from serving.front.http.fields import documented
-from serving.front.http.json_body import Strict
+from serving.front.http.fields import MAX_USER_CHARS, documented
+from serving.front.http.json_body import Strict, Within, limit
 from serving.limits import MAX_ID_CHARS
 from serving.tasks.chat.fields import (
     BODY,
@@ -23,6 +23,28 @@ from serving.tasks.chat.fields import (
     STREAM_OPTIONS,
     TEXT,
 )
+from serving.tasks.chat.rules import (
+    MAX_BIAS,
+    MAX_METADATA,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    SCHEMA_NAME,
+    TOKEN_ID,
+)
+
+Label: TypeAlias = Annotated[str, Field(max_length=MAX_USER_CHARS)]
+Stop: TypeAlias = Annotated[str, Field(min_length=1), Within(maxLength=limit("max_stop_chars"))]
+Stops: TypeAlias = Stop | Annotated[list[Stop], Within(maxItems=limit("max_stop"))]
+Text: TypeAlias = Annotated[str, Within(maxLength=limit("max_text_chars"))]
+ImageUrl: TypeAlias = Annotated[str, Within(maxLength=limit("max_image_chars"))]
+Description: TypeAlias = Annotated[str, Within(maxLength=limit("max_schema_bytes"))]
+Metadata: TypeAlias = Annotated[dict[str, Label], Field(max_length=MAX_METADATA)]
+LogitBias: TypeAlias = Annotated[
+    dict[Annotated[str, Field(pattern=f"^{TOKEN_ID}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    Within(maxProperties=limit("max_logit_bias"), additionalProperties=False),
+]
 
 
 class TextPartBody(Strict):
@@ -31,7 +53,7 @@ class TextPartBody(Strict):
     model_config = ConfigDict(json_schema_extra=documented(FIELDS[TEXT]))
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageUrlBody(Strict):
@@ -39,7 +61,7 @@ class ImageUrlBody(Strict):
 
     model_config = ConfigDict(json_schema_extra=documented(FIELDS[IMAGE_URL]))
 
-    url: str
+    url: ImageUrl
     """A ``data:`` URL, or an https URL."""
     detail: Literal["auto", "low", "high", "original"] | None = None
     """``low``: one tile is enough. Otherwise the operating point decides."""
@@ -61,8 +83,10 @@ class MessageBody(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     """``system`` and ``developer`` are the same and may only come first."""
-    content: str | Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1)]
-    name: str | None = None
+    content: (
+        Text | Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1), Within(maxItems=limit("max_parts"))]
+    )
+    name: Label | None = None
     """Accepted and not used."""
 
 
@@ -80,9 +104,9 @@ class StreamOptionsBody(Strict):
 class JsonSchemaBody(Strict):
     """A schema that the answer keeps to."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=f"^{SCHEMA_NAME}$")]
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
+    description: Description | None = None
     strict: bool | None = None
 
 
@@ -102,39 +126,39 @@ class ChatBody(Strict):
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], Field(min_length=1), Within(maxItems=limit("max_messages"))]
     """The conversation."""
     stream: bool | None = None
     """Whether the answer comes as server-sent events."""
     stream_options: StreamOptionsBody | None = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
     """Most tokens of an answer; the server has its own limit."""
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
     """The older name of ``max_completion_tokens``."""
-    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
     """Before so many tokens, neither the model nor ``stop`` ends an answer."""
     ignore_eos: bool | None = None
     """Whether the model's end of an answer is passed over: it ends at ``stop`` or at the most tokens."""
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     """Sequences that end the answer and are not part of it."""
-    seed: Annotated[int | None, Field(ge=0)] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Makes sampling repeatable."""
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=MAX_TEMPERATURE)] = None
     """0 always takes the likeliest token; 1 when absent."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     """Share of probability that is sampled from."""
-    n: Annotated[int | None, Field(ge=1)] = None
+    n: Annotated[int, Field(ge=1), Within(maximum=limit("max_choices"))] | None = None
     """Number of answers."""
     response_format: ResponseFormatBody | None = None
     logprobs: bool | None = None
     """Whether probabilities are returned; closed to most tenants."""
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    logit_bias: dict[str, float] | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    logit_bias: LogitBias | None = None
     """Token ids to bias; closed to most tenants."""
-    user: str | None = None
+    user: Label | None = None
     """Accepted and not used, like ``safety_identifier`` and ``metadata``."""
-    safety_identifier: str | None = None
-    metadata: dict[str, str] | None = None
+    safety_identifier: Label | None = None
+    metadata: Metadata | None = None
     vireo: BudgetBody | None = None
     """Budget."""
 

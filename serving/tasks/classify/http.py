@@ -11,13 +11,13 @@ from serving.front.budget import BudgetBody, budget_from_object
 from serving.front.front import check_model, shown
 from serving.front.http.body import PIECE_BYTES, read_into
 from serving.front.http.call import Answer, Call, Route, json_answer
-from serving.front.http.json_body import load_object, validate
+from serving.front.http.json_body import limit, load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import Form, FormReader
 from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation
 from serving.front.images import images_from_text
 from serving.front.status import error_object
-from serving.limits import IngressLimits
+from serving.limits import MAX_ID_CHARS, IngressLimits
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
 from serving.tasks.classify.schemas import (
     ClassifyAnswer,
@@ -54,7 +54,7 @@ def json_bounds(limits: IngressLimits) -> Bounds:
     return Bounds(
         max_values=4 * limits.max_images + 64,
         max_plain_bytes=limits.max_images * PIECE_BYTES + (1 << 20),
-        max_string_bytes=2 * limits.max_bytes_per_image,
+        max_string_bytes=limits.max_image_chars,
     )
 
 
@@ -129,9 +129,13 @@ _FORM: Final = {
     "required": ["file"],
     "additionalProperties": False,
     "properties": {
-        "model": {"type": "string", "description": "May be left out if only one model classifies."},
-        "file": {"type": "array", "items": BINARY["schema"]},
-        "top_k": {"type": "integer", "minimum": 1},
+        "model": {
+            "type": "string",
+            "maxLength": MAX_ID_CHARS,
+            "description": "May be left out if only one model classifies.",
+        },
+        "file": {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": limit("max_images")},
+        "top_k": {"type": "integer", "minimum": 1, "maximum": limit("max_top_k")},
         "vireo": BudgetBody,
     },
 }

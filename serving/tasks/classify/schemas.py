@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from serving.domain import LabelScore, Report
 from serving.front.budget import BudgetBody
-from serving.front.http.json_body import Strict
+from serving.front.http.json_body import Strict, Within, limit
 from serving.front.status import ErrorObject
 from serving.limits import MAX_ID_CHARS
 
@@ -19,11 +19,18 @@ class ClassifyBody(Strict):
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model classifies."""
-    image: str | None = None
+    image: Annotated[str, Within(maxLength=limit("max_image_chars"))] | None = None
     """One image: base64 or a data: URL of a JPEG, PNG or WebP file."""
-    images: Annotated[list[str] | None, Field(min_length=1)] = None
+    images: (
+        Annotated[
+            list[Annotated[str, Within(maxLength=limit("max_image_chars"))]],
+            Field(min_length=1),
+            Within(maxItems=limit("max_images")),
+        ]
+        | None
+    ) = None
     """Several images."""
-    top_k: Annotated[int | None, Field(ge=1)] = None
+    top_k: Annotated[int, Field(ge=1), Within(maximum=limit("max_top_k"))] | None = None
     """Classes to return for each image; 1 when absent."""
     vireo: BudgetBody | None = None
     """Budget."""

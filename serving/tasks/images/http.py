@@ -25,7 +25,14 @@ from serving.limits import IngressLimits
 from serving.stores.jobs.base import JobRecord
 from serving.tasks.images.jobs import JOBS, answer
 from serving.tasks.images.rules import ImagesAsked, ImagesMade
-from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImageJobAnswer, ImagesAnswer
+from serving.tasks.images.schemas import (
+    EditBody,
+    GenerationBody,
+    ImageAnswer,
+    ImageJobAnswer,
+    ImagesAnswer,
+    ImagesBudgetBody,
+)
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -95,9 +102,7 @@ def _form_value(name: str, text: str) -> Any:
 
 def json_bounds(limits: IngressLimits) -> Bounds:
     """Bounds of a JSON body, whatever its content."""
-    return Bounds(
-        max_values=256, max_plain_bytes=PIECE_BYTES + (1 << 20), max_string_bytes=2 * limits.max_bytes_per_image
-    )
+    return Bounds(max_values=256, max_plain_bytes=PIECE_BYTES + (1 << 20), max_string_bytes=limits.max_image_chars)
 
 
 def _parsed(kind: type[BodyOf], document: Mapping[str, Any]) -> BodyOf:
@@ -159,14 +164,15 @@ async def fetch(call: Call) -> Answer:
     return Answer(data, 200, media_type.encode(), ((b"cache-control", b"private, max-age=3600"),))
 
 
+_DOCUMENTED: Final = EditBody.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
 _FORM: Final = {
     "type": "object",
     "required": ["image"],
     "additionalProperties": False,
     "properties": {
         "image": BINARY["schema"],
-        **{name: {"type": "string"} for name in _TEXTS},
-        **{name: {"type": "integer", "minimum": 0} for name in _INTEGERS},
+        **{name: _DOCUMENTED[name] for name in (*_TEXTS, *_INTEGERS)},
+        "vireo": ImagesBudgetBody,
     },
 }
 _FILES: Final = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)

@@ -18,11 +18,12 @@ from serving.domain import Budget, ImageInput, Report, UnaryAnswer, UnaryReply, 
 from serving.errors import InvalidRequest, ServingError, TooManyImages, UnsupportedField
 from serving.front.front import BaseCall, check_unicode, shown
 from serving.service import Card
+from serving.tasks.images.schemas import SIZE
 
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 _QUALITY: Final = 95
 _SEED_BITS: Final = 32
-_SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_SIZE: Final = re.compile(SIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,8 @@ async def make_images(call: BaseCall, asked: ImagesAsked, request: UnaryRequest)
 def _request(call: BaseCall, asked: ImagesAsked, card: Card) -> UnaryRequest:
     form, count = card.io, asked.count
     assert isinstance(form, ImageIO)
+    if (length := len(asked.prompt)) > (limit := call.front.limits.max_text_chars):
+        raise InvalidRequest(f"prompt has {length} characters; the limit is {limit}; shorten it", param="prompt")
     _check(asked, card, form)
     if count > (limit := call.front.limits.max_images):
         raise TooManyImages(f"n is {count}; the limit is {limit}", param="n")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Final, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from serving.domain import Report
 from serving.front.budget import BudgetBody
-from serving.front.http.json_body import Strict
+from serving.front.http.json_body import Strict, Within, limit
 from serving.limits import MAX_ID_CHARS
 from serving.stores.jobs.base import JobStatus
 
 MAX_SEED = (1 << 62) - 1
+SIZE: Final = r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})"
 
 
 class ImagesBudgetBody(BudgetBody):
@@ -28,11 +29,11 @@ class GenerationBody(Strict):
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id; may be left out if only one model makes images."""
-    prompt: str | None = None
+    prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What the picture shows."""
-    n: Annotated[int | None, Field(ge=1)] = None
+    n: Annotated[int, Field(ge=1), Within(maximum=limit("max_images"))] | None = None
     """Number of pictures; more than one only from a model that draws noise."""
-    size: Annotated[str | None, Field(max_length=32)] = None
+    size: Annotated[str, Field(max_length=32), Within(pattern=f"^(auto|{SIZE})$")] | None = None
     """``auto``, or ``WIDTHxHEIGHT``."""
     response_format: Literal["b64_json", "url"] | None = None
     """``b64_json`` when absent."""
@@ -51,14 +52,14 @@ class GenerationBody(Strict):
 class ImageReference(Strict):
     """A picture, as OpenAI wraps it."""
 
-    image_url: str
+    image_url: Annotated[str, Within(maxLength=limit("max_image_chars"))]
     """A data: URL, or base64."""
 
 
 class EditBody(GenerationBody):
     """Body of ``POST /v1/images/edits``. Exactly one of ``image`` and ``images``."""
 
-    image: str | None = None
+    image: Annotated[str, Within(maxLength=limit("max_image_chars"))] | None = None
     """The picture: base64 or a data: URL of a JPEG, PNG or WebP file."""
     images: Annotated[list[ImageReference] | None, Field(min_length=1, max_length=1)] = None
     """The same, as OpenAI wraps it."""

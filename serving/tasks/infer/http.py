@@ -18,7 +18,7 @@ from serving.errors import InvalidRequest, NotReady, UnknownField
 from serving.front.front import MODEL_VERSION, shown
 from serving.front.http.body import read_into
 from serving.front.http.call import JSON_TYPE, Answer, Call, Handler, Route, json_answer
-from serving.front.http.json_body import validate
+from serving.front.http.json_body import limit, validate
 from serving.front.http.json_scan import Bounds, JsonScanner
 from serving.front.http.openapi import (
     BINARY,
@@ -79,7 +79,7 @@ def json_bounds(limits: IngressLimits) -> Bounds:
     return Bounds(
         max_values=MAX_TYPED_ELEMENTS + 1024,
         max_plain_bytes=_MAX_ELEMENT_BYTES * MAX_TYPED_ELEMENTS,
-        max_string_bytes=2 * limits.max_bytes_per_image,
+        max_string_bytes=limits.max_image_chars,
     )
 
 
@@ -317,7 +317,7 @@ _BINARY: Final = {"application/octet-stream": BINARY}
 _LENGTH: Final = parameter(
     "header",
     "Inference-Header-Content-Length",
-    {"type": "integer", "minimum": 0},
+    {"type": "integer", "minimum": 0, "maximum": limit("max_body_bytes")},
     "Binary tensor extension: length of the JSON at the start of the body.",
 )
 

@@ -8,14 +8,15 @@ from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from serving.front.http.json_body import Strict
+from serving.front.http.json_body import Strict, Within
 from serving.front.http.json_decode import Numbers
-from serving.limits import MAX_ID_CHARS
+from serving.limits import MAX_ID_CHARS, MAX_TYPED_ELEMENTS
 
+MAX_DIM: Final = (1 << 31) - 1
 MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, MAX_DIMS = 8, 16, 16, 8
 """Of one inference request: more than any valid one has."""
 
-_ELEMENTS: Final = TypeAdapter(list[Any] | None).json_schema()
+_ELEMENTS: Final = TypeAdapter(Annotated[list[Any], Within(maxItems=MAX_TYPED_ELEMENTS)] | None).json_schema()
 
 
 def _elements(data: Any) -> Any:
@@ -29,7 +30,7 @@ class InferInput(Strict):
     """An input tensor of the Open Inference Protocol."""
 
     name: Annotated[str, Field(max_length=64)]
-    shape: Annotated[list[int], Field(max_length=MAX_DIMS)]
+    shape: Annotated[list[Annotated[int, Within(minimum=1, maximum=MAX_DIM)]], Field(max_length=MAX_DIMS)]
     datatype: Annotated[str, Field(max_length=16)]
     parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=MAX_PARAMETERS)]
     data: Annotated[Any, AfterValidator(_elements), WithJsonSchema(_ELEMENTS)] = None

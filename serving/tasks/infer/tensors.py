@@ -55,11 +55,10 @@ from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import Card
 from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
+from serving.tasks.infer.schemas import MAX_DIM
 
 QUANTISE_HERE_BYTES = 1 << 20
 """Larger float images are rounded in a thread (numpy lets go of the interpreter), about 0.3 ms per megabyte."""
-
-MAX_DIM = (1 << 31) - 1
 
 _TYPES: Final = {"i": int, "f": float}
 

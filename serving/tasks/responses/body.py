@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
@@ -21,14 +21,7 @@ from serving.tasks.chat.rules import (
     check_may_use_logprobs,
 )
 from serving.tasks.responses.fields import BODY, FORMAT, IMAGE, MESSAGE, STREAM_OPTIONS, TEXT, TEXT_CONFIG
-
-_LOGPROBS: Final = "message.output_text.logprobs"
-_INCLUDABLE: Final = (
-    _LOGPROBS, "message.input_image.image_url", "reasoning.encrypted_content", "file_search_call.results",
-    "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
-)  # fmt: skip
-"""What an answer may hold more of. All but probabilities are of things that no answer here has."""
+from serving.tasks.responses.schemas import INCLUDABLE, LOGPROBS, MAX_INCLUDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +136,14 @@ def _schema(form: dict[str, Any], limits: IngressLimits) -> str | None:
 
 def _logprobs(fields: dict[str, Any], is_allowed: bool) -> int | None:
     included = of(list, "a list of names", fields.get("include", []), "include")
-    if unknown := [name for name in included if name not in _INCLUDABLE]:
+    if len(included) > MAX_INCLUDED:
+        raise InvalidRequest(f"include has {len(included)} entries; the limit is {MAX_INCLUDED}", param="include")
+    if unknown := [name for name in included if name not in INCLUDABLE]:
         raise InvalidRequest(f"include names {shown(unknown[0])}, which no answer has; remove it", param="include")
-    is_wanted = _LOGPROBS in included
+    is_wanted = LOGPROBS in included
     num_top = integer(fields, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if is_wanted or num_top:
         check_may_use_logprobs(is_allowed, "include" if is_wanted else "top_logprobs")
     if num_top and not is_wanted:
-        raise InvalidRequest(f"top_logprobs goes with include: ['{_LOGPROBS}']; send both", param="top_logprobs")
+        raise InvalidRequest(f"top_logprobs goes with include: ['{LOGPROBS}']; send both", param="top_logprobs")
     return num_top if is_wanted else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
@@ -10,11 +10,36 @@ from typing_extensions import TypedDict
 from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.fields import documented
-from serving.front.http.json_body import Strict
+from serving.front.http.json_body import Strict, Within, limit
 from serving.front.status import ErrorObject
 from serving.limits import MAX_ID_CHARS
-from serving.tasks.chat.schemas import TokenLogprobAnswer
+from serving.tasks.chat.rules import (
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    SCHEMA_NAME,
+)
+from serving.tasks.chat.schemas import (
+    Description,
+    ImageUrl,
+    Label,
+    LogitBias,
+    Metadata,
+    Stops,
+    Text,
+    TokenLogprobAnswer,
+)
 from serving.tasks.responses import fields
+
+LOGPROBS: Final = "message.output_text.logprobs"
+INCLUDABLE: Final = (
+    LOGPROBS, "message.input_image.image_url", "reasoning.encrypted_content", "file_search_call.results",
+    "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+)  # fmt: skip
+"""What an answer may hold more of. All but probabilities are of things that no answer here has."""
+MAX_INCLUDED: Final = 16
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -25,7 +50,7 @@ class ItemTextBody(Strict):
     model_config = ConfigDict(json_schema_extra=documented(fields.TEXT))
 
     type: Literal["input_text", "output_text"]
-    text: str
+    text: Text
 
 
 class ItemImageBody(Strict):
@@ -34,7 +59,7 @@ class ItemImageBody(Strict):
     model_config = ConfigDict(json_schema_extra=documented(fields.IMAGE))
 
     type: Literal["input_image"]
-    image_url: str
+    image_url: ImageUrl
     """A ``data:`` URL, or an https URL of a host that the operator has allowed."""
     detail: Literal["auto", "low", "high", "original"] | None = None
     """``low``: one tile is enough. Otherwise the operating point decides."""
@@ -48,16 +73,18 @@ class ItemBody(Strict):
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     """``system`` and ``developer`` are the same and may only come first."""
-    content: str | Annotated[list[ItemTextBody | ItemImageBody], Field(min_length=1)]
+    content: (
+        Text | Annotated[list[ItemTextBody | ItemImageBody], Field(min_length=1), Within(maxItems=limit("max_parts"))]
+    )
 
 
 class TextFormatBody(Strict):
     """What the answer looks like. The other members go with the type ``json_schema``."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
+    name: Annotated[str | None, Field(pattern=f"^{SCHEMA_NAME}$")] = None
     json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    description: str | None = None
+    description: Description | None = None
     strict: bool | None = None
 
 
@@ -82,13 +109,13 @@ class ResponseBody(Strict):
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
-    input: str | Annotated[list[ItemBody], Field(min_length=1)]
+    input: Text | Annotated[list[ItemBody], Field(min_length=1), Within(maxItems=limit("max_messages"))]
     """What the user says, or the whole conversation."""
-    instructions: str | None = None
+    instructions: Text | None = None
     """A system message that comes first."""
-    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_output_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
     """Most tokens of the answer; the server has its own limit."""
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=MAX_TEMPERATURE)] = None
     """0 always takes the likeliest token; 1 when absent."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     """Share of probability that is sampled from."""
@@ -96,24 +123,24 @@ class ResponseBody(Strict):
     stream: bool | None = None
     """Whether the answer comes as server-sent events."""
     stream_options: EventOptionsBody | None = None
-    include: list[str] | None = None
+    include: Annotated[list[Annotated[str, Within(enum=INCLUDABLE)]], Field(max_length=MAX_INCLUDED)] | None = None
     """``message.output_text.logprobs``: probabilities, which are closed to most tenants."""
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    stop: str | list[str] | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    stop: Stops | None = None
     """Sequences that end the answer and are not part of it."""
-    seed: Annotated[int | None, Field(ge=0)] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Makes sampling repeatable."""
-    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     """Token ids to bias; closed to most tenants."""
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     """Repeated in the answer."""
     parallel_tool_calls: bool | None = None
     """Repeated in the answer; no tool is called."""
-    user: str | None = None
+    user: Label | None = None
     """Accepted and not used, like ``safety_identifier``."""
-    safety_identifier: str | None = None
+    safety_identifier: Label | None = None
     vireo: BudgetBody | None = None
     """Budget."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -92,7 +92,8 @@ def _object(text: str, name: str) -> dict[str, Any]:
 
 def _reader(annotation: Any) -> Callable[[str, str], Any]:
     """How the text of a form field of that type is read."""
-    kinds = get_args(annotation) or (annotation,)
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(annotation)]
+    kinds = kinds or [annotation]
     if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
         return _object
     if str in kinds:

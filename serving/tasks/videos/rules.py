@@ -11,7 +11,20 @@ from serving.delivery.job.http import check_key
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
-from serving.tasks.videos.schemas import VideoBody
+from serving.tasks.videos.schemas import (
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_LABEL_CHARS,
+    MAX_NAME_CHARS,
+    MAX_SECONDS,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    SECONDS,
+    SIZE,
+    VideoBody,
+)
 
 VIDEOS = JobTask(
     name="videos",
@@ -23,17 +36,8 @@ VIDEOS = JobTask(
     failed=VideoFailed,
 )
 
-MAX_SIDE = MAX_FRAMES = 65_536
-MAX_STEPS = 10_000
-MAX_FPS = 1_000
-MAX_GUIDANCE = 1_000.0
-MAX_SEED = (1 << 63) - 1
-MAX_SECONDS = 86_400.0
-MAX_LABEL_CHARS = 512
-MAX_NAME_CHARS = 64
-
-_SIZE: Final = re.compile(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})")
-_SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_SIZE: Final = re.compile(SIZE)
+_SECONDS: Final = re.compile(SECONDS)
 _SETTINGS: Final = frozenset({"num_inference_steps", "guidance_scale", "sampler", "attention"})
 
 

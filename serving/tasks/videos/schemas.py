@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from serving.front.budget import BudgetBody
-from serving.front.http.json_body import Strict
+from serving.front.http.json_body import Strict, Within, limit
 from serving.limits import MAX_ID_CHARS
 from serving.stores.jobs.base import JobStatus
+
+MAX_SIDE = MAX_FRAMES = 65_536
+MAX_STEPS = 10_000
+MAX_FPS = 1_000
+MAX_GUIDANCE = 1_000.0
+MAX_SEED = (1 << 63) - 1
+MAX_SECONDS = 86_400.0
+MAX_LABEL_CHARS = 512
+MAX_NAME_CHARS = 64
+SIZE: Final = r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})"
+SECONDS: Final = r"[0-9]{1,6}(\.[0-9]{1,6})?"
 
 VideoFormat: TypeAlias = Literal["mp4", "gif"]
 """How a finished clip is encoded."""
 
 
+_Name: TypeAlias = Annotated[str, Within(maxLength=MAX_NAME_CHARS)]
+
+
 class VideoExtraBody(Strict):
     """Settings of Vireo beyond those of other servers; each may be sent beside the others just as well."""
 
-    sampler: str | None = None
-    attention: str | None = None
+    sampler: _Name | None = None
+    attention: _Name | None = None
     output_format: VideoFormat | None = None
 
 
@@ -29,32 +43,36 @@ class VideoBody(Strict):
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be absent where one video model is served."""
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1), Within(maxLength=limit("max_text_chars"))]
     """What the clip shows."""
-    negative_prompt: str | None = None
+    negative_prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What it does not."""
-    seconds: str | float | None = None
+    seconds: (
+        Annotated[str, Within(pattern=f"^{SECONDS}$")]
+        | Annotated[float, Within(exclusiveMinimum=0, maximum=MAX_SECONDS)]
+        | None
+    ) = None
     """Length; the nearest number of frames that the model makes."""
-    num_frames: Annotated[int | None, Field(ge=1)] = None
+    num_frames: Annotated[int, Field(ge=1), Within(maximum=MAX_FRAMES)] | None = None
     """Length in frames; goes before ``seconds``."""
-    fps: Annotated[int | None, Field(ge=1)] = None
+    fps: Annotated[int, Field(ge=1), Within(maximum=MAX_FPS)] | None = None
     """Frames per second of the file."""
-    size: str | None = None
+    size: Annotated[str, Within(pattern=f"^{SIZE}$")] | None = None
     """Width and height, as in ``64x64``."""
-    width: Annotated[int | None, Field(ge=1)] = None
-    height: Annotated[int | None, Field(ge=1)] = None
-    num_inference_steps: Annotated[int | None, Field(ge=1)] = None
+    width: Annotated[int, Field(ge=1), Within(maximum=MAX_SIDE)] | None = None
+    height: Annotated[int, Field(ge=1), Within(maximum=MAX_SIDE)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1), Within(maximum=MAX_STEPS)] | None = None
     """Denoising steps."""
-    guidance_scale: Annotated[float | None, Field(ge=0)] = None
+    guidance_scale: Annotated[float, Field(ge=0), Within(maximum=MAX_GUIDANCE)] | None = None
     """How much more the prompt counts than the negative prompt; 1 is no guidance."""
-    seed: Annotated[int | None, Field(ge=0)] = None
+    seed: Annotated[int, Field(ge=0), Within(maximum=MAX_SEED)] | None = None
     """Makes the clip repeatable."""
-    sampler: str | None = None
+    sampler: _Name | None = None
     """``euler_ancestral``, ``ddim`` or ``consistency``."""
-    attention: str | None = None
+    attention: _Name | None = None
     """``dense``, ``tile:K:REST``, ``adaspa:SPARSITY`` or ``ras:SHARE``."""
     output_format: VideoFormat | None = None
-    user: str | None = None
+    user: Annotated[str, Within(maxLength=MAX_LABEL_CHARS)] | None = None
     """The caller's own label; returned and not used."""
     extra_params: VideoExtraBody | None = None
     vireo: BudgetBody | None = None

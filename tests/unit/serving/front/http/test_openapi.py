@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -244,3 +245,154 @@ def test_whatever_looks_at_keys_says_so() -> None:
     assert open_ones == {f"{route.method} {route.path}" for route in ROUTES if not route.needs_key}
     schemes = document()["components"]["securitySchemes"].keys()
     assert {name for operation in operations().values() for way in operation["security"] for name in way} == schemes
+
+
+# -- bounds ----------------------------------------------------------------------------------------------------------
+
+_BOUNDS = {
+    "integer": {"minimum", "maximum"},
+    "number": {"minimum", "maximum"},
+    "string": {"maxLength"},
+    "array": {"maxItems"},
+}
+_AS_GOOD = {
+    "minimum": {"exclusiveMinimum"},
+    "maximum": {"exclusiveMaximum"},
+    "maxLength": {"pattern", "enum", "const", "contentMediaType"},
+}
+
+
+def unbounded(schema: Any, where: str, seen: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names of the places that a caller fills and that say no bound."""
+    if not isinstance(schema, dict):
+        return
+    if name := schema.get("$ref", "").rpartition("/")[2]:
+        if name not in seen:
+            yield from unbounded(document()["components"]["schemas"][name], where, (*seen, name))
+        return
+    kinds = schema.get("type", ())
+    for kind in (kinds,) if isinstance(kinds, str) else kinds:
+        for bound in _BOUNDS.get(kind, ()):
+            if not schema.keys() & ({bound, "enum", "const"} | _AS_GOOD.get(bound, set())):
+                yield f"{where}: {kind} without {bound}"
+    for word in ("anyOf", "oneOf", "allOf"):
+        for inner in schema.get(word, ()):
+            yield from unbounded(inner, where, seen)
+    yield from unbounded(schema.get("items"), f"{where}[]", seen)
+    yield from unbounded(schema.get("additionalProperties"), f"{where}.*", seen)
+    for name, inner in {**schema.get("properties", {}), **schema.get("patternProperties", {})}.items():
+        yield from unbounded(inner, f"{where}.{name}", seen)
+
+
+@pytest.mark.parametrize("name", sorted(operations()))
+def test_everything_that_a_caller_fills_has_its_bounds(name: str) -> None:
+    operation = operations()[name]
+    found = [each for taken in operation["parameters"] for each in unbounded(taken["schema"], taken["name"])]
+    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+        found += unbounded(content["schema"], media_type)
+    assert found == []
+
+
+Path = tuple[str | int, ...]
+"""To a place in a document."""
+EXAMPLES: dict[str, dict[str, Any]] = {
+    name: next(body for method, path, _, body, _ in CASES if (method, path) == (name.split()[0], name.split()[1]))
+    for name, operation in operations().items()
+    if "application/json" in operation.get("requestBody", {}).get("content", {})
+}
+_PARTS = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": f"data:;base64,{IMAGE}"}}]
+_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+EXAMPLES["POST /v1/chat/completions"] = CHAT | {
+    "messages": [{"role": "user", "content": _PARTS}],
+    "response_format": _FORMAT,
+    "metadata": {"a": "b"},
+}
+FEW_CHARS = 1 << 20
+"""Longer texts are not sent here: images have bounds of their own, which have tests of their own."""
+
+
+def leaves(schema: Any, where: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each place of a body, and a schema of it without a choice; of lists and of parts of a message the first."""
+    if name := schema.get("$ref", "").rpartition("/")[2]:
+        yield from leaves(document()["components"]["schemas"][name], where)
+        return
+    for inner in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        yield from leaves(inner, where)
+    if "type" in schema:
+        yield where, schema
+    if schema.get("type") == "array":
+        yield from leaves(schema["items"], (*where, 0))
+    for name, inner in schema.get("properties", {}).items():
+        yield from leaves(inner, (*where, name))
+
+
+def beyond(schema: dict[str, Any], there: Any) -> Iterator[Any]:
+    """Values that are just outside the bounds. ``there``: a good one, or None."""
+    if "maximum" in schema:
+        yield schema["maximum"] + 1
+    if "minimum" in schema:
+        yield schema["minimum"] - 1
+    if "exclusiveMinimum" in schema:
+        yield schema["exclusiveMinimum"]
+    if schema.get("maxLength", FEW_CHARS) < FEW_CHARS:
+        yield "a" * (schema["maxLength"] + 1)
+    if schema.get("minLength"):
+        yield ""
+    if "pattern" in schema:
+        yield "?"
+    if "enum" in schema:
+        yield "no such"
+    if "maxItems" in schema:
+        item = there[0] if isinstance(there, list) else "a"
+        yield [item] * (schema["maxItems"] + 1)
+    if schema.get("minItems"):
+        yield []
+    if "maxProperties" in schema:
+        value = next(iter(there.values())) if there else 0
+        yield {str(index): value for index in range(schema["maxProperties"] + 1)}
+
+
+def at(document: Any, where: Path) -> Any:
+    """What is there, or None."""
+    for step in where:
+        try:
+            document = document[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return document
+
+
+def put(document: Any, where: Path, value: Any) -> Any:
+    """A copy of a document with a value at a place."""
+    if not where:
+        return value
+    step, *rest = where
+    if isinstance(step, int):
+        items = list(document) if isinstance(document, list) else []
+        return [put(items[0] if items else None, tuple(rest), value), *items[1:]]
+    members = document if isinstance(document, dict) else {}
+    return {**members, step: put(members.get(step), tuple(rest), value)}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+async def test_bounds_are_those_that_are_enforced(name: str, door: FrontDoor) -> None:
+    """What is just beyond one is refused, and says where; a number that is just within it is not for that reason."""
+    method, template = name.split()
+    schema = operations()[name]["requestBody"]["content"]["application/json"]["schema"]
+    path = template.format(model=MODEL, version="1")
+    headers = JSON
+    num_tried = 0
+    for where, leaf in leaves(schema):
+        example = EXAMPLES[name]
+        for value in beyond(leaf, at(example, where)):
+            reply = await sent(door, (method, template, path, put(example, where, value), headers))
+            what = f"{where}: {str(value)[:40]}"
+            assert reply.status in (400, 413, 415), what
+            said = json.dumps(reply.json)
+            assert any(str(step) in said for step in where), f"{what}: {said}"
+            num_tried += 1
+        for bound in ("minimum", "maximum"):
+            if bound in leaf:
+                reply = await sent(door, (method, template, path, put(example, where, leaf[bound]), headers))
+                assert reply.status == 200 or "must be" not in reply.body.decode(), f"{where}: {reply.body[:300]!r}"
+    assert num_tried >= 10
