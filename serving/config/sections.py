@@ -12,6 +12,7 @@ from serving.media.hosts import AllowedHosts
 
 Profile = Literal["local", "gpu", "cluster"]
 _SHA256_HEX = r"^[0-9a-f]{64}$"
+_ORIGIN = r"^(\*|https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?)$"
 
 
 class HttpSettings(Section):
@@ -25,6 +26,12 @@ class HttpSettings(Section):
     )
     metrics_need_key: bool = Field(
         False, description="Whether /metrics asks for an API key; true outside the local profile unless set."
+    )
+    cors_origins: tuple[Annotated[str, Field(pattern=_ORIGIN)], ...] = Field(
+        (),
+        strict=False,
+        description="Origins whose pages may call the HTTP port from a browser, such as https://app.example.com; '*' "
+        "is any. A page sends its key as a header: credentials of the browser are never allowed.",
     )
 
 
