@@ -91,6 +91,11 @@ def missing_key() -> Unauthenticated:
     )
 
 
+def key_sent_twice(name: str) -> Unauthenticated:
+    """Return the error of a call with two of a header that carries a key: nobody else may read another one than we."""
+    return Unauthenticated(f"{name} is sent more than once; send it once", param=name)
+
+
 def _several(digests: str | Sequence[str]) -> Sequence[str]:
     return (digests,) if isinstance(digests, str) else digests
 

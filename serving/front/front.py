@@ -30,9 +30,14 @@ MODEL_VERSION = "1"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
+def is_request_id(proposed: str) -> bool:
+    """Whether a caller's request id is safe to echo and log."""
+    return _REQUEST_ID.fullmatch(proposed) is not None
+
+
 def request_id(proposed: str | None) -> str:
     """Return the caller's request id if it is safe to echo and log, and a fresh one otherwise."""
-    if proposed is not None and _REQUEST_ID.fullmatch(proposed):
+    if proposed is not None and is_request_id(proposed):
         return proposed
     return uuid.uuid4().hex
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from serving.config import ResolvedConfig
 from serving.errors import (
-    BackendError,
     InvalidRequest,
     PayloadTooLarge,
     ServingError,
@@ -85,7 +84,7 @@ def whole_answers(config: ResolvedConfig) -> dict[int, bytes]:
     errors = {
         400: InvalidRequest("the request is no valid gRPC; correct it"),
         408: late(config),
-        500: to_serving_error(BackendError("")),
+        500: to_serving_error(RuntimeError()),
         502: AWAY,
         503: AWAY,
         504: AWAY,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from serving.config import ResolvedConfig
-from serving.errors import BackendError, InvalidRequest, MethodNotAllowed, NotReady, ServingError, SlowBody, UnknownPath
+from serving.errors import InvalidRequest, MethodNotAllowed, NotReady, ServingError, SlowBody, UnknownPath
 from serving.front.status import error_body, http_error, to_serving_error
 from serving.system.haproxy_words import NAME_ANSWER, REQUEST_ID_RULES, quoted, quoted_format
 
@@ -21,11 +21,6 @@ METHODS: Final = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 """Each of them is possible on some path."""
 _PASSED_ON: Final = (*METHODS, "PUT", "PATCH", "TRACE")
 """Methods that the gateway's HTTP server knows. It answers others with a text of its own."""
-_RAYS_HEADERS: Final = (
-    "^(x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id|x-request-timeout-seconds|x-request-disconnect-disabled"
-    "|x-serve-router-.*)$"
-)
-"""By these Ray Serve would choose a replica, end a request or leave one running whose client has gone."""
 _NOT_JSON: Final = "{ res.hdr(content-type) -m beg text/plain }"
 _EXPOSED: Final = "x-request-id, retry-after, allow, etag, content-range, accept-ranges, location"
 
@@ -41,7 +36,7 @@ def default_answers(config: ResolvedConfig) -> Iterator[str]:
     errors = {
         400: InvalidRequest("the request is no valid HTTP; correct it"),
         408: late(config),
-        500: to_serving_error(BackendError("")),
+        500: to_serving_error(RuntimeError()),
         502: AWAY,
         503: AWAY,
         504: AWAY,
@@ -55,7 +50,6 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     yield from REQUEST_ID_RULES
     yield NAME_ANSWER
     yield "http-request set-var(txn.oip) bool(true) if { path_beg /v2/ }"
-    yield f"http-request del-header {_RAYS_HEADERS} -m reg"
     # There is nothing to change to: without the header, the server answers as RFC 9110 has it.
     yield "http-request del-header upgrade"
     yield from _cors_rules(config.settings.http.cors_origins)

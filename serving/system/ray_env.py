@@ -24,7 +24,7 @@ from serving.system.haproxy import build_keeper, write_wrapper
 _MAX_RUN_DIR_BYTES = 36
 """Below it lie sockets of Ray (70 bytes more) and of HAProxy (61 more), whose paths may have 107 and 97 bytes."""
 
-NO_COMPRESSION = "serving.front.grpc.registration.take_no_compression"
+BEFORE_RAY = "serving.gateway.before_ray.before_ray"
 
 _PORTS = (25_000, 32_700)
 """Where gateway replicas and Ray's own listen: below the ports that Linux deals out for outgoing connections, one of
@@ -57,8 +57,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         # One image of many megapixels as a pixel tensor must fit; the front door has bounded the body before.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.settings.limits.max_body_bytes),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(config.settings.limits.max_body_bytes),
-        # Called before gateways and Ray's own proxies start their gRPC servers.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": NO_COMPRESSION,
+        # Called before gateways and Ray's own proxies start their servers.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": BEFORE_RAY,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.settings.drain_s),
         # A gateway that dies before it answered is retried on another one, while the request is still in the
         # proxy's buffer. Every path of today is idempotent (docs/decisions/0004).

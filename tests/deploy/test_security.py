@@ -20,7 +20,7 @@ import yaml
 
 from serving.config.sections import LimitSettings
 from serving.media import addresses
-from serving.system.ray_env import NO_COMPRESSION
+from serving.system.ray_env import BEFORE_RAY
 from tests.deploy.conftest import REPOSITORY, load_script
 from tests.deploy.render import Manifest, containers_of, ray_containers, render
 from tests.support.waiting import wait_until
@@ -78,7 +78,7 @@ def test_every_ray_process_gets_the_flags_and_none_keeps_the_cluster_open(rayser
         assert env["RAY_AUTH_MODE"] == "token"
         assert env["RAY_USAGE_STATS_ENABLED"] == "0"
         assert env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(LimitSettings().max_body_bytes)
-        assert env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == NO_COMPRESSION
+        assert env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == BEFORE_RAY
     assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
 

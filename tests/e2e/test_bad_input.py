@@ -251,3 +251,93 @@ def test_content_length_that_is_no_length_is_refused(length: str, alpha: Door) -
     with raw_http(alpha, "content-type: application/json", f"content-length: {length}") as connection:
         status = connection.recv(65536).split(b"\r\n")[0]
     assert b" 400 " in status or b" 413 " in status
+
+
+# What the servers around the gateway would answer by themselves, or take for orders to themselves.
+
+ORDERS_TO_RAY = ["x-session-id", "serve_multiplexed_model_id", "x-request-timeout-seconds", "x-request-disconnect-disabled"]
+
+
+def test_odd_header_of_rays_is_nothing_to_us(door: Door) -> None:
+    lines = [f"{name}: \xe9" for name in (*ORDERS_TO_RAY, "x-request-id")]
+    head, body = raw_answer(door, "GET /healthz HTTP/1.1", *lines)
+    assert head.startswith("HTTP/1.1 200 ")
+    assert json.loads(body) == {"ready": True}
+
+
+ELSEWHERE = {
+    "rays_routes": ("GET /-/routes HTTP/1.1", 404, "not_found"),
+    "unknown_method": ("BREW /v1/models HTTP/1.1", 501, "method_not_allowed"),
+    "tunnel": ("CONNECT x:1 HTTP/1.1", 501, "method_not_allowed"),
+    "path": ("GET //healthz HTTP/1.1", 404, "not_found"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_answer_of_the_servers_around_us_has_our_shape(name: str, door: Door) -> None:
+    line, status, code = ELSEWHERE[name]
+    head, body = raw_answer(door, line, "x-request-id: mine", host="x:1" if name == "tunnel" else "x")
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert "\r\nx-request-id: mine" in head
+    assert json.loads(body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("authorization: Bearer x", "invalid_api_key"), ("x-api-key: x", "invalid_api_key"),
+     ("content-type: application/json", "invalid_request"), ("idempotency-key: x", "invalid_request"),
+     ("x-vireo-energy-j: 1", "invalid_request")],
+)  # fmt: skip
+def test_header_that_has_one_value_is_refused_if_it_comes_twice(line: str, code: str, door: Door) -> None:
+    head, body = raw_answer(door, "POST /v1/classify HTTP/1.1", line, line, "content-length: 0")
+    assert head.startswith(("HTTP/1.1 400 ", "HTTP/1.1 401 "))
+    error = json.loads(body)["error"]
+    assert (error["code"], error["param"]) == (code, line.partition(":")[0])
+    assert "more than once" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+def test_two_keys_are_refused_over_grpc_too(name: str, door: Door) -> None:
+    metadata = [(name, "Bearer x"), (name, "Bearer x")]
+    refusal = grpc_refusal(lambda: door.oip.ServerMetadata(oip.ServerMetadataRequest(), timeout=30, metadata=metadata))
+    assert (refusal.status, refusal.error) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
+    assert "more than once" in refusal.message
+
+
+def test_another_application_is_still_this_one(door: Door) -> None:
+    metadata = [("application", "another"), ("request_id", "rays own"), ("x-request-id", "mine")]
+    _reply, call = door.oip.ServerLive.with_call(oip.ServerLiveRequest(), timeout=30, metadata=metadata)
+    assert {name: value for name, value in call.trailing_metadata()}.items() >= {
+        ("request_id", "mine"), ("x-request-id", "mine")
+    }  # fmt: skip
+
+
+def test_unknown_method_has_the_shape_of_every_error(door: Door) -> None:
+    call = door.channel.unary_unary("/inference.GRPCInferenceService/Nothing")
+    refusal = grpc_refusal(lambda: call(b"", timeout=30))
+    assert (refusal.status, refusal.error) == (grpc.StatusCode.UNIMPLEMENTED, "not_found")
+    assert refusal.extra["x-request-id"]
+
+
+def test_leave_to_send_a_body_is_given_only_where_it_will_be_read(door: Door) -> None:
+    ask = ("content-type: application/json", "content-length: 2000000", "expect: 100-continue")
+    for lines, status in (
+        (("POST /v1/nothing HTTP/1.1", *ask), 404),
+        (("POST /v1/classify HTTP/1.1", *ask, "x-api-key: a", "x-api-key: b"), 401),
+        (("POST /v1/classify HTTP/1.1", "content-type: text/plain", *ask[1:]), 415),
+        (("POST /v1/classify HTTP/1.1", ask[0], "content-length: 999999999", ask[2]), 413),
+        (("POST /v1/classify HTTP/1.1", *ask), 100),
+    ):
+        head, _body = raw_answer(door, *lines, until=b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} "), lines
+
+
+def raw_answer(door: Door, line: str, *lines: str, host: str = "x", until: bytes = b"\0") -> tuple[str, str]:
+    """Head and body of the answer to a request that is written out; or what came up to ``until``."""
+    with socket.create_connection(("127.0.0.1", door.system.port), timeout=20) as connection:
+        connection.sendall("\r\n".join([line, f"host: {host}", *lines, "connection: close", "", ""]).encode("latin-1"))
+        got = b""
+        while until not in got and (data := connection.recv(65536)):
+            got += data
+    head, _, body = got.decode("latin-1").partition("\r\n\r\n")
+    return head, body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ pytestmark = pytest.mark.timeout(120)
 KEY = "key-of-ada"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 METHODS = [method for service in SERVICES for method in methods_of(service)]
-RAYS_CONFIG = """defaults
+RAYS_CONFIG = """global
+    maxconn 100
+defaults
     mode http
     timeout connect 5s
     timeout client 60s
@@ -50,7 +53,12 @@ frontend grpc_frontend
     mode http
     acl is_healthz path /ray.serve.RayServeAPIService/Healthz
     http-request return status 200 content-type application/grpc hdr grpc-status 0 if is_healthz
+    acl is_grpc-vireo req.hdr(application) -m str vireo
+    use_backend gateways if is_grpc-vireo
+    use_backend default_grpc_backend if {{ req.hdr(application) -m found }}
     default_backend gateways
+backend default_grpc_backend
+    http-request return status 200 content-type application/grpc hdr grpc-status 5 hdr grpc-message "Application '%[req.hdr(application)]' not found."
 backend gateways
     mode http
     server gateway 127.0.0.1:{backend} proto h2
@@ -63,6 +71,9 @@ class Door:
 
     channel: grpc.aio.Channel
     came: list[str]
+    metadata: dict[str, str | bytes]
+    """Of the last call that came through."""
+    port: int
 
     async def call(
         self, path: str, data: bytes = b"", metadata: list[tuple[str, str]] | None = None, **options: Any
@@ -83,9 +94,12 @@ class Noted(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self.metadata: dict[str, str | bytes] = {}
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         self.paths.append(details.method)
+        self.metadata.clear()
+        self.metadata.update(details.invocation_metadata)
         return await continuation(details)
 
 
@@ -119,7 +133,7 @@ async def opened(has_keys: bool) -> AsyncIterator[Door]:
     with haproxy_before(backend, has_keys) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             await asyncio.wait_for(channel.channel_ready(), 20)
-            yield Door(channel, noted.paths)
+            yield Door(channel, noted.paths, noted.metadata, port)
     await server.stop(None)
 
 
@@ -192,9 +206,10 @@ async def test_message_that_needs_no_key_and_does_not_come_holds_no_gateway(
     method: MethodDescriptor, door: Door
 ) -> None:
     call = door.channel.stream_stream(path_of(method))(timeout=20)
-    with pytest.raises(grpc.aio.AioRpcError):  # HAProxy gives up after the time for a body
+    with pytest.raises(grpc.aio.AioRpcError) as failure:  # HAProxy gives up after the time for a body
         async for _ in call:
             pass
+    assert refused(failure.value) == (StatusCode.DEADLINE_EXCEEDED, "request_timeout")
     assert door.came == []
 
 
@@ -203,6 +218,42 @@ async def test_rays_own_service_is_not_served(method: str, door: Door) -> None:
     answer = await door.call(f"/ray.serve.RayServeAPIService/{method}", metadata=[("x-api-key", KEY)])
     assert refused(answer) == (StatusCode.UNIMPLEMENTED, "not_found")
     assert door.came == []
+
+
+@pytest.mark.parametrize("path", ["/inference.GRPCInferenceService/Nope", "/grpc.health.v1.Health/List", "/a.B/C", "/a"])
+async def test_method_that_is_not_served_is_unimplemented_with_and_without_a_key(path: str, door: Door) -> None:
+    for metadata in ([("x-api-key", KEY)], []):
+        assert refused(await door.call(path, metadata=metadata)) == (StatusCode.UNIMPLEMENTED, "not_found")
+    assert door.came == []
+
+
+METADATA = "/inference.GRPCInferenceService/ServerMetadata"
+
+
+@pytest.mark.parametrize("name", ["application", "multiplexed_model_id", "session_id"])
+async def test_order_to_ray_is_no_order_here(name: str, door: Door) -> None:
+    answer = await door.call(METADATA, metadata=[("x-api-key", KEY), (name, "other")])
+    assert not isinstance(answer, grpc.aio.AioRpcError), answer
+    assert name not in door.metadata
+
+
+@pytest.mark.parametrize("sent", [["mine"], ["a b"], ["a,b"], ["a" * 129], ["a", "b"], []])
+async def test_one_request_id_reaches_the_gateway_by_both_names(sent: list[str], door: Door) -> None:
+    ids = [("x-request-id", one) for one in sent]
+    await door.call(METADATA, metadata=[("x-api-key", KEY), ("request_id", "rays own"), *ids])
+    (seen,) = {door.metadata["x-request-id"], door.metadata["request_id"]}
+    assert (sent == [seen]) is (sent == ["mine"])
+    assert re.fullmatch("[A-Za-z0-9._-]{1,128}", seen)
+
+
+async def test_what_is_no_grpc_is_told_so(door: Door) -> None:
+    reply = subprocess.run(
+        ["curl", "-sS", "-i", "--http2-prior-knowledge", f"http://127.0.0.1:{door.port}/healthz"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert reply.startswith("HTTP/2 415")
+    assert "x-request-id: " in reply
+    assert '"code":"unsupported_media_type"' in reply
 
 
 async def test_rays_health_is_answered_by_haproxy(door: Door) -> None:

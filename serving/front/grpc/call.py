@@ -17,6 +17,7 @@ from grpc import StatusCode
 
 from serving.domain import Surface
 from serving.errors import InvalidRequest, QueueFull, ServingError
+from serving.front.auth import key_sent_twice
 from serving.front.front import BaseCall, Front, request_id
 from serving.front.grpc.health import Health
 from serving.front.grpc.messages import RawRequests, Reader
@@ -28,7 +29,8 @@ MAX_KEYLESS_CALLS = 64
 a slot of the replica."""
 
 REQUEST_ID_TRAILER = "x-request-id"
-_READ = ("authorization", "x-api-key", "x-request-id", "traceparent")
+_KEYS = ("authorization", "x-api-key")
+_READ = (*_KEYS, "x-request-id", "traceparent")
 
 
 class GrpcContext(Protocol):
@@ -67,9 +69,10 @@ class Door:
 
     def begin(self, context: GrpcContext, surface: Surface | None = None) -> GrpcCall:
         """Open a call: read its metadata."""
-        metadata = {
-            key: value for key, value in context.invocation_metadata() or () if key in _READ and isinstance(value, str)
-        }
+        metadata: dict[str, str] = {}
+        for key, value in context.invocation_metadata() or ():
+            if key in _READ and isinstance(value, str):  # an id that comes twice is malformed
+                metadata[key] = f"{metadata[key]}, {value}" if key in metadata else value
         accepted_id = request_id(metadata.get("x-request-id"))
         visit = self.front.begin(surface, accepted_id, metadata.get("traceparent", ""))
         call = GrpcCall(self.front, accepted_id, visit, self, context, metadata)
@@ -110,6 +113,10 @@ class GrpcCall(BaseCall):
 
     def authenticate(self) -> None:
         """Find the tenant. Raises: Unauthenticated, Forbidden, InvalidRequest."""
+        names = [key for key, _value in self.context.invocation_metadata() or ()]
+        for key in _KEYS:
+            if names.count(key) > 1:
+                raise key_sent_twice(key)
         limit = self.front.limits.max_header_value_bytes
         for key, value in self.metadata.items():
             if len(value) > limit:

@@ -86,8 +86,7 @@ def take_no_compression() -> None:
     """Have the gRPC servers of this process, Ray's, refuse compressed calls by their metadata.
 
     A thousand bytes of zeros are one byte of gzip, and gRPC expands a message in full before it looks at its length.
-    Ray has no setting for it; it calls what ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names before it starts
-    servers, in gateways and in its own proxies.
+    Ray has no setting for it. To be called before servers start, in gateways and in Ray's own proxies.
     """
     from ray.serve._private.constants import DEFAULT_GRPC_SERVER_OPTIONS
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 from serving.errors import Cancelled, InvalidRequest, PayloadTooLarge, SlowBody, UnsupportedMediaType
+from serving.front.auth import key_sent_twice
 from serving.front.front import shown
 from serving.limits import IngressLimits
 
@@ -16,6 +18,35 @@ PIECE_BYTES: Final = 1 << 16
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = Mapping[bytes, bytes]
 """Lower-case names to values, as ASGI gives them."""
+
+
+_KEYS: Final = {b"authorization", b"x-api-key"}
+_SINGLE: Final = {b"content-type", b"content-length", b"content-encoding", b"host", b"idempotency-key", b"range",
+                  b"inference-header-content-length"}  # fmt: skip
+
+
+def headers_of(pairs: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers of a request, those that came more than once joined, as RFC 9110 has it for lists: an id that
+    came twice is then malformed. ``check_repeated`` is about those that are no lists."""
+    headers = dict(pairs)
+    if len(headers) == len(pairs):
+        return headers
+    joined: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        joined[name] = joined[name] + b", " + value if name in joined else value
+    return joined
+
+
+def check_repeated(pairs: Sequence[tuple[bytes, bytes]], headers: Headers) -> None:
+    """Raises: Unauthenticated, InvalidRequest: a header that has one value came more than once."""
+    if len(headers) == len(pairs):
+        return
+    for name, count in Counter(name for name, _value in pairs).items():
+        shown_name = name.decode("latin-1")
+        if count > 1 and name in _KEYS:
+            raise key_sent_twice(shown_name)
+        if count > 1 and (name in _SINGLE or name.startswith(b"x-vireo-")):
+            raise InvalidRequest(f"{shown_name} is sent more than once; send it once", param=shown_name)
 
 
 def header(headers: Headers, name: bytes, limits: IngressLimits) -> str | None:

@@ -7,6 +7,7 @@ holds.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from serving.domain import Budget, Surface
 from serving.errors import ServingError, UnsupportedMediaType
 from serving.front.budget import budget_from_headers
 from serving.front.front import BaseCall, Front, request_id, shown
-from serving.front.http.body import Headers, Receive, header
+from serving.front.http.body import Headers, Receive, check_repeated, header, headers_of
 from serving.front.http.json_body import JsonReader
 from serving.front.http.json_scan import Bounds
 from serving.front.status import http_error
@@ -29,6 +30,8 @@ HeaderList = list[tuple[bytes, bytes]]
 
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 JSON_TYPE = b"application/json"
+BODY_WANTED: Final = "vireo.body_wanted"
+"""Key of the scope: an event to set before the body of a request is read that waits for leave to send it."""
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 EVENT_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -158,15 +161,18 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        headers: Headers = dict(scope["headers"])
+        headers = headers_of(scope["headers"])
         accepted_id = request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
         traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        if (wanted := scope.get(BODY_WANTED)) is not None:
+            receive = _after_leave(receive, wanted)
         visit = self._front.begin(self._route.surface, accepted_id, traceparent)
         call = Call(
             self._front, accepted_id, visit,
             scope, receive, send, headers, self._reader, self._adds_request_id,
         )  # fmt: skip
         try:
+            check_repeated(scope["headers"], headers)
             if self._route.needs_key:
                 call.authenticate()
             answer = await self._route.handler(call)
@@ -176,6 +182,14 @@ class Endpoint:
             self._front.end(visit)
         if answer is not None:
             await send_answer(send, answer, call.request_id if self._adds_request_id else None)
+
+
+def _after_leave(receive: Receive, wanted: asyncio.Event) -> Receive:
+    async def receive_after_leave() -> MutableMapping[str, Any]:
+        wanted.set()
+        return await receive()
+
+    return receive_after_leave
 
 
 def error_answer(error: ServingError, path: str) -> Answer:

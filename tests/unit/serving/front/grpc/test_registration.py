@@ -18,7 +18,8 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.app import GRPC_SERVICERS
 from serving.front.grpc.registration import SERVICES, methods_of, path_of, take_no_compression
-from serving.system.ray_env import NO_COMPRESSION
+from serving.gateway.before_ray import BeforeRay
+from serving.system.ray_env import BEFORE_RAY
 
 
 def add_all(server: gRPCGenericServer) -> None:
@@ -61,14 +62,15 @@ def rays_options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The list that Ray's servers are made with, as it was."""
     options = constants.DEFAULT_GRPC_SERVER_OPTIONS
     before = list(options)
-    monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", NO_COMPRESSION)
+    monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", BEFORE_RAY)
     options[:] = [option for option in before if option[0] != "grpc.compression_enabled_algorithms_bitset"]
     yield options
     options[:] = before
 
 
 async def test_servers_that_ray_starts_after_its_callback_refuse_compressed_calls(rays_options: list[Any]) -> None:
-    assert configure_http_middlewares(HTTPOptions()).middlewares == []
+    (middleware,) = configure_http_middlewares(HTTPOptions()).middlewares
+    assert middleware.cls is BeforeRay
     called: list[str] = []
 
     def factory(service_method: str, streaming_type: gRPCStreamingType) -> Any:

@@ -1,0 +1,91 @@
+"""What stands before Ray Serve's own HTTP handler in a gateway, because of what that one makes of a request by itself.
+
+It takes headers as orders to itself, answers a byte in one that is no UTF-8 with a plain 500, and asks for the body of
+every request at once, by which uvicorn gives leave to send it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from starlette.middleware import Middleware
+
+from serving.front.front import is_request_id
+from serving.front.grpc.registration import take_no_compression
+from serving.front.http.body import Receive
+from serving.front.http.call import BODY_WANTED, Scope, Send
+
+_ORDERS: Final = {
+    b"x-session-id",
+    b"serve-multiplexed-model-id",
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+}
+"""Headers by which Ray would choose a replica, end a request, or leave one running whose client has gone."""
+
+
+def before_ray() -> list[Middleware]:
+    """Called by Ray Serve, by its name, before gateways and its own proxies start their servers."""
+    take_no_compression()
+    return [Middleware(BeforeRay)]
+
+
+class BeforeRay:
+    """ASGI middleware."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] in ("http", "websocket"):
+            scope["headers"] = headers = _cleaned(scope["headers"])
+            if scope.get("http_version") == "1.0":
+                send = _until_close(send)
+            if any(name == b"expect" for name, _value in headers):
+                receive = _when_wanted(receive, scope)
+        await self._app(scope, receive, send)
+
+
+def _cleaned(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return headers without orders to Ray, and with one well-formed request id."""
+    kept = [pair for pair in headers if pair[0] != b"x-request-id" and pair[0].replace(b"_", b"-") not in _ORDERS]
+    ids = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
+    request_id = ids[0] if len(ids) == 1 and is_request_id(ids[0]) else uuid.uuid4().hex
+    kept.append((b"x-request-id", request_id.encode()))
+    return kept
+
+
+def _when_wanted(receive: Receive, scope: Scope) -> Receive:
+    """Hold ``receive`` back until the application reads the body: it may refuse the request without."""
+    wanted = scope[BODY_WANTED] = asyncio.Event()
+
+    async def receive_when_wanted() -> MutableMapping[str, Any]:
+        await wanted.wait()
+        return await receive()
+
+    return receive_when_wanted
+
+
+def _until_close(send: Send) -> Send:
+    """End an answer of unknown length by closing the connection: HTTP/1.0 has no chunks, which uvicorn would send."""
+    cycle: Any = getattr(send, "__self__", None)
+    if not hasattr(cycle, "chunked_encoding"):
+        return send
+    is_unbounded = False
+
+    async def send_until_close(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_unbounded
+        if message["type"] == "http.response.start":
+            is_unbounded = all(name.lower() != b"content-length" for name, _value in message.get("headers", ()))
+            if is_unbounded:
+                cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+        elif is_unbounded and not message.get("more_body", False):
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_until_close
