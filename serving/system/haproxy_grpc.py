@@ -110,4 +110,3 @@ def told_in_front(error: ServingError) -> list[tuple[str, str]]:
 def _answer(error: ServingError) -> str:
     headers = " ".join(f"hdr {name} {quoted_format(value)}" for name, value in told_in_front(error))
     return f"http-request return status 200 {headers}"
-

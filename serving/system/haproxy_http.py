@@ -1,7 +1,7 @@
 """What HAProxy does and says by itself on the HTTP port: every answer has the shape and the request id of ours.
 
-Not within reach of HAProxy 2.8's configuration: what its parser refuses before there is a request (a malformed request
-line, header, length or chunk; headers over the limit or too late) is answered with a page of its own, and without an id.
+Not within reach of HAProxy 2.8's configuration: what its parser refuses before there is a request (a malformed line,
+header, length or chunk; headers over the limit or too late) is answered with a page of its own, and without an id.
 """
 
 from __future__ import annotations

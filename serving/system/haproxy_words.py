@@ -10,7 +10,9 @@ REQUEST_ID_RULES: Final = (
     "http-request set-header x-request-id %[var(txn.request_id)]",
 )
 """The caller's id if it is one and well formed, else a fresh one: whoever sees the request from here on sees this."""
-NAME_ANSWER: Final = "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }"
+NAME_ANSWER: Final = (
+    "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }"
+)
 
 
 def quoted(text: str) -> str:

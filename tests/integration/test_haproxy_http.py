@@ -181,7 +181,9 @@ def test_request_that_asks_for_leave_is_passed_on_before_its_body(port: int) -> 
 
 def test_upgrade_is_not_offered(port: int) -> None:
     socket_headers = ["sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-version: 13"]
-    head, _, seen = raw(port, "GET /x HTTP/1.1", "host: x", "upgrade: websocket", *socket_headers).partition(b"\r\n\r\n")
+    head, _, seen = raw(port, "GET /x HTTP/1.1", "host: x", "upgrade: websocket", *socket_headers).partition(
+        b"\r\n\r\n"
+    )
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"upgrade" not in seen
 

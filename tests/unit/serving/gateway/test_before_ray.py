@@ -14,6 +14,7 @@ import uvicorn
 from serving.gateway.before_ray import BeforeRay
 from tests.support.clients import FrontDoor
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -49,8 +50,7 @@ async def served(app: Callable[..., Awaitable[None]]) -> AsyncIterator[tuple[int
     ray, port = RayLike(app), free_port()
     server = uvicorn.Server(uvicorn.Config(BeforeRay(ray), port=port, lifespan="off", log_level="critical"))
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     try:
         yield port, ray
     finally:
@@ -82,7 +82,14 @@ async def test_orders_to_ray_do_not_reach_it(order: str) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "kept"),
-    [(["abc-1.2_X"], True), (["a b"], False), (["a,b"], False), (["a" * 129], False), ([""], False), (["a", "a"], False)],
+    [
+        (["abc-1.2_X"], True),
+        (["a b"], False),
+        (["a,b"], False),
+        (["a" * 129], False),
+        ([""], False),
+        (["a", "a"], False),
+    ],
 )
 async def test_one_well_formed_request_id_reaches_ray(sent: list[str], kept: bool) -> None:
     async with served(FrontDoor().app) as (port, ray):
@@ -139,5 +146,3 @@ async def test_answer_of_known_length_to_http_1_0_is_sent_with_it() -> None:
         head, _, body = (await answer(port, "GET /healthz HTTP/1.0")).partition(b"\r\n\r\n")
     assert b"content-length: 14" in head
     assert body == b'{"ready":true}'
-
-
