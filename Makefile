@@ -41,7 +41,10 @@ $(VENV)/.triton: $(STAMP)
 .cache/fonts/packages/fonts-wqy-%:
 	@scripts/fonts.sh $(@F) || echo "$(@F) was not fetched: the tests of Chinese text are skipped" >&2
 
-test: install $(VENV)/.triton .cache/fonts/packages/fonts-wqy-zenhei .cache/fonts/packages/fonts-wqy-microhei ## Run the tests.
+.cache/chromium/run:
+	@scripts/chromium.sh || echo "Chromium was not fetched: the tests of the page are skipped" >&2
+
+test: install $(VENV)/.triton .cache/fonts/packages/fonts-wqy-zenhei .cache/fonts/packages/fonts-wqy-microhei .cache/chromium/run ## Run the tests.
 	$(BIN)/python scripts/run_tests.py
 
 check: install ## Formatting, lint, types, import contracts, unused code, generated files.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from models.identity import CHECKPOINTS
@@ -20,6 +22,7 @@ from models.registry import find
 from models.training.vdit.judge import Judge
 from models.training.vdit.prompts import parse_prompt
 from serving.operating_points import planned_points, usual_work
+from tests.support.browser import opened_page, running_browser
 from tests.support.system import System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -97,3 +100,19 @@ def test_command_writes_a_file(system: System, tmp_path: Path) -> None:
     done = system.command("video", PROMPTS[3], "-o", str(path), "--url", system.http_url, timeout_s=120.0)
     assert done.returncode == 0, done.stderr
     assert len(frames_of(path.read_bytes())) == 29
+
+
+def test_page_shows_the_clip_while_it_is_made_and_plays_it(system: System) -> None:
+    with running_browser() as browser, opened_page(browser, system.http_url, reduced_motion="reduce") as page:
+        page.get_by_label("Prompt").fill(PROMPTS[0])
+        page.get_by_role("button", name="Make the clip").click()
+        preview = page.get_by_role("img", name="The work as far as it is")
+        expect(preview).to_have_attribute("src", re.compile("data:image/jpeg;base64,"))
+        clip = page.locator("video")
+        expect(clip).to_be_visible()
+        played = clip.evaluate(
+            "one => one.play().then(() => new Promise(resolve => one.requestVideoFrameCallback(() => resolve("
+            "[one.videoWidth, one.videoHeight, one.duration > 3]))))"
+        )
+        assert played == [64, 64, True]
+        expect(page.get_by_role("tabpanel")).to_contain_text("sampler=")

@@ -70,26 +70,31 @@ const contentOf = (content = {}) => Object.entries(content).map(([type, { schema
 
 // -- paths -----------------------------------------------------------------------------------------------------------
 
-function operationOf(method, path, operation) {
-  const { parameters = [], requestBody, responses = {} } = operation;
+/** What an operation takes and gives, made when it is opened: all of them at once would be slow. */
+function bodyOf({ description, parameters = [], requestBody, responses }) {
   const codes = Object.entries(responses);
   const good = codes.filter(([code]) => code < "300");
   const bad = codes.filter(([code]) => code >= "300");
-  const open = (operation.security ?? []).length === 0;
-  const made = h("details", { class: "operation", id: `${method}-${path}`.replace(/[^a-z0-9]+/gi, "-") },
-    h("summary", {}, h("span", { class: `method ${method}` }, method.toUpperCase()), " ", h("code", {}, path), " ", h("span", {}, operation.summary ?? ""),
-      open && h("span", { class: "bound" }, "no key")),
-    operation.description && h("p", {}, prose(operation.description)),
-    parameters.length > 0 && [h("h4", {}, "Parameters"), h("ul", { class: "schema" }, parameters.map((one) => h("li", {},
+  return [
+    description && h("p", {}, prose(description)),
+    parameters.length > 0 && [h("h3", {}, "Parameters"), h("ul", { class: "schema" }, parameters.map((one) => h("li", {},
       h("div", {}, h("code", { class: "name" }, one.name), " ", h("span", { class: "type" }, `${one.in}, ${typeOf(one.schema)}`),
         one.required && h("span", { class: "required" }, " required"), boundsOf(one.schema ?? {}).map((bound) => h("span", { class: "bound" }, bound))),
       one.description && h("p", {}, prose(one.description)))))],
-    requestBody && [h("h4", {}, "Body"), contentOf(requestBody.content)],
-    h("h4", {}, "Answer"), good.map(([code, one]) => [h("p", {}, h("code", {}, code), " ", prose(one.description)), contentOf(one.content)]),
+    requestBody && [h("h3", {}, "Body"), contentOf(requestBody.content)],
+    h("h3", {}, "Answer"), good.map(([code, one]) => [h("p", {}, h("code", {}, code), " ", prose(one.description)), contentOf(one.content)]),
     bad.length > 0 && h("details", {}, h("summary", {}, "Errors"), h("dl", { class: "errors" }, bad.map(([code, one]) =>
-      h("div", {}, h("dt", {}, code), h("dd", {}, (one.description ?? "").split(", ").flatMap((text) => [h("code", {}, text), " "])))))));
-  const words = JSON.stringify([method, path, operation]).toLowerCase();
-  return { element: made, words, tag: operation.tags[0] };
+      h("div", {}, h("dt", {}, code), h("dd", {}, one.description.split(", ").flatMap((text) => [h("code", {}, text), " "])))))),
+  ].flat(Infinity).filter(Boolean);
+}
+
+function operationOf(method, path, operation) {
+  const place = h("div");
+  const element = h("details", {
+    class: "operation", id: operation.operationId, ontoggle: () => { if (!place.hasChildNodes()) place.append(...bodyOf(operation)); },
+  }, h("summary", {}, h("span", { class: `method ${method}` }, method.toUpperCase()), h("code", {}, path), h("span", {}, operation.summary),
+    operation.security.length === 0 && h("span", { class: "bound" }, "no key")), place);
+  return { element, words: JSON.stringify([method, path, operation]).toLowerCase(), tag: operation.tags[0] };
 }
 
 function show({ info, tags, paths, components: { schemas } }) {
