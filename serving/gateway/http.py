@@ -80,8 +80,10 @@ class ModelListAnswer(TypedDict):
 
 
 async def _list_models(call: Call) -> Answer:
+    """Those that chat come first: programs that are given no model take the first, and chat with it."""
     service = call.front.service
-    data = [shown_model(card, is_ready=service.is_model_ready(card.id)) for card in service.cards()]
+    cards = sorted(service.cards(), key=lambda card: "chat" not in card.tasks)
+    data = [shown_model(card, is_ready=service.is_model_ready(card.id)) for card in cards]
     answer: ModelListAnswer = {"object": "list", "data": data}
     return json_answer(answer)
 

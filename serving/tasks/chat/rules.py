@@ -14,6 +14,7 @@ from serving.errors import (
     ImageUrlRefused,
     InvalidImage,
     InvalidRequest,
+    PromptTooLong,
     TooManyImages,
 )
 from serving.front.front import check_integer, check_number, check_unicode, shown
@@ -70,8 +71,9 @@ class Prompt:
         """Add words."""
         self.num_text_chars += len(text)
         if self.num_text_chars > self.limits.max_text_chars:
-            raise InvalidRequest(
-                f"the messages have more than {self.limits.max_text_chars} characters, the limit; shorten them",
+            raise PromptTooLong(
+                f"This model's maximum context length is at most {self.limits.max_text_chars} characters on this server. "
+                "However, your messages have more. Please reduce the length of the messages.",
                 param=param,
             )
         check_unicode(text, param)

@@ -403,11 +403,20 @@ async def test_answers_that_may_differ_or_broke_off_are_not_kept() -> None:
     ("bad", "error", "words"),
     [
         (request(model="other"), UnknownModel, "fake-chat"),
-        (request("x" * 1024), PromptTooLong, "1024 tokens"),
-        (request("x" * 900, sampling={"max_tokens": 200}), PromptTooLong, "1100"),
+        (
+            request("x" * 1024),
+            PromptTooLong,
+            "This model's maximum context length is 1024 tokens. However, your messages resulted in 1024 tokens",
+        ),
+        (
+            request("x" * 900, sampling={"max_tokens": 200}),
+            PromptTooLong,
+            r"is 1024 tokens. However, you requested 1100 tokens \(900 in the messages, 200 in the completion\)",
+        ),
+        (request("x" * 1030, sampling={"max_tokens": 200}), PromptTooLong, "resulted in 1030 tokens"),
         (request("hi", b"broken"), InvalidImage, "broken"),
     ],
-    ids=["model", "prompt", "together", "image"],
+    ids=["model", "prompt", "together", "prompt_alone", "image"],
 )
 def test_bad_requests_are_refused_before_anything_runs(bad: ChatRequest, error: type[ServingError], words: str) -> None:
     async def run() -> None:

@@ -109,7 +109,7 @@ async def test_model_paths_answer_in_the_documented_shapes(openapi: Any) -> None
     check(openapi, "ModelAnswer", documents[f"/v1/models/{CHAT_MODEL}"])
     check(openapi, "ServerMetadataAnswer", documents["/v2"])
     check(openapi, "ModelMetadataAnswer", documents[f"/v2/models/{MODEL}"])
-    assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{name}"] for name in (MODEL, CHAT_MODEL)]
+    assert documents["/v1/models"]["data"] == [documents[f"/v1/models/{name}"] for name in (CHAT_MODEL, MODEL)]
     assert documents[f"/v2/models/{MODEL}/versions/1"] == documents[f"/v2/models/{MODEL}"]
     assert documents["/v2/health/live"] == {"live": True}
     assert (await asgi(door.app, "GET", "/metrics")).body == b"# named\n"
@@ -396,6 +396,18 @@ async def test_server_that_cannot_answer_is_not_ready_but_live(path: str) -> Non
     assert (reply.status, reply.error["code"]) == (503, "not_ready")
     assert reply.headers["retry-after"] == "1"
     assert (await asgi(door.app, "GET", "/v2/health/live")).status == 200
+
+
+async def test_models_that_chat_are_listed_first() -> None:
+    """Programs that are given no model take the first and chat with it; vLLM's want to know its ``root``."""
+    listed = (await asgi(FrontDoor().app, "GET", "/v1/models")).json["data"]
+    assert [(card["id"], card["root"]) for card in listed] == [(CHAT_MODEL, CHAT_MODEL), (MODEL, MODEL)]
+
+
+async def test_path_of_completions_without_messages_names_that_of_chat() -> None:
+    reply = await asgi(FrontDoor().app, "POST", "/v1/completions", b"{}")
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert "/v1/chat/completions" in reply.error["message"]
 
 
 async def test_sick_model_is_not_ready_and_the_others_and_the_server_are() -> None:

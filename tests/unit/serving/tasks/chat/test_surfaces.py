@@ -21,7 +21,7 @@ from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService
 
 STATUS_OF_CODE = {cls.code: status for cls, status in TABLE.items()}
 TEXT = "".join(WORDS)
-BAD = "invalid_request"
+BAD, LONG = "invalid_request", "context_length_exceeded"
 KEYS = {name: hashlib.sha256(f"key-of-{name}".encode()).hexdigest() for name in ("ada", "bob")}
 ADA, BOB = {"x-api-key": "key-of-ada"}, {"x-api-key": "key-of-bob"}
 
@@ -190,8 +190,8 @@ BEYOND: dict[str, tuple[Chat, str, str]] = {
     "no_parts": (Chat([Turn("user", [])]), BAD, "messages[0]"),
     "parts": (Chat(user(*["x"] * 7)), BAD, "messages[0]"),
     "parts_of_all": (Chat([Turn("user", ["x"] * 4)] * 2), BAD, "messages[1]"),
-    "chars": (Chat(user("x" * 1_001)), BAD, "messages[0]"),
-    "chars_of_all": (Chat([Turn("user", ["x" * 501])] * 2), BAD, "messages[1]"),
+    "chars": (Chat(user("x" * 1_001)), LONG, "messages[0]"),
+    "chars_of_all": (Chat([Turn("user", ["x" * 501])] * 2), LONG, "messages[1]"),
     "images": (Chat(user(*[GOOD_PNG] * 4)), "too_many_images", "messages[0]"),
     "images_of_all": (Chat([Turn("user", [GOOD_PNG] * 2)] * 2), "too_many_images", "messages[1]"),
     "urls": (Chat(user(*[Url("https://e.org/a")] * 4)), "too_many_images", "messages[0]"),
