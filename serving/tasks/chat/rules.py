@@ -72,7 +72,7 @@ class Prompt:
         self.num_text_chars += len(text)
         if self.num_text_chars > self.limits.max_text_chars:
             raise PromptTooLong(
-                f"This model's maximum context length is at most {self.limits.max_text_chars} characters on this server. "
+                f"This model's maximum context length is at most {self.limits.max_text_chars} characters here. "
                 "However, your messages have more. Please reduce the length of the messages.",
                 param=param,
             )
