@@ -94,6 +94,13 @@ def known(document: dict[str, Any], fields: Fields, where: str) -> dict[str, Any
     return given
 
 
+def check_not_others(value: Any, others: Fields, param: str) -> None:
+    """Raises: UnsupportedField: a value that other servers take; ``others`` has those by their name."""
+    other = others.get(value) if isinstance(value, str) else None
+    if other is not None:
+        raise UnsupportedField(f"{param} {value} is not offered: {other.why}", param=param)
+
+
 def documented(fields: Fields) -> Callable[[dict[str, Any]], None]:
     """What adds to the JSON schema of an object the fields that it has no member for."""
 

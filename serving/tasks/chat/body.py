@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.domain import Budget, Surface
-from serving.errors import InvalidRequest, UnsupportedField
+from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_object
 from serving.front.front import check_model, shown
 from serving.front.http.body import PIECE_BYTES
-from serving.front.http.fields import integer, known, number, of, one_of, short_text
+from serving.front.http.fields import check_not_others, integer, known, number, of, one_of, short_text
 from serving.front.http.json_scan import Bounds
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ChatRequest, Role, Sampling
@@ -23,6 +23,9 @@ from serving.tasks.chat.fields import (
     IMAGE,
     IMAGE_URL,
     MESSAGE,
+    OTHER_FORMATS,
+    OTHER_PARTS,
+    OTHER_ROLES,
     SCHEMA,
     STREAM_OPTIONS,
     TEXT,
@@ -117,6 +120,7 @@ def read_message(
     """Add a message, whose parts are read by ``read_part``. Raises: ClientError."""
     role = _ROLES.get(of(str, "a role", members.get("role", ""), f"{where}.role"))
     if role is None:
+        check_not_others(members.get("role"), OTHER_ROLES, f"{where}.role")
         raise InvalidRequest(
             f"{where}.role is {shown(members.get('role'))}; it must be one of {', '.join(_ROLES)}",
             param=f"{where}.role",
@@ -147,9 +151,8 @@ def _read_part(part: Any, where: str, prompt: Prompt) -> None:
         url = of(str, "a URL", members.get("url"), f"{where}.image_url.url")
         prompt.image_url(url, where, is_coarse=detail == "low")
     else:
-        raise UnsupportedField(
-            f"{where} is of type {shown(kind)}; a part is of type text or image_url", param=f"{where}.type"
-        )
+        check_not_others(kind, OTHER_PARTS, f"{where}.type")
+        raise InvalidRequest(f"{where}.type is {shown(kind)}; it must be text or image_url", param=f"{where}.type")
 
 
 # -- the other fields ------------------------------------------------------------------------------------------------
@@ -235,8 +238,7 @@ def _schema(value: Any, limits: IngressLimits) -> str | None:
         return None
     of(dict, "an object with a type", value, "response_format")
     members = known(value, FIELDS[FORMAT], FORMAT)
-    if members.get("type") == "structural_tag":
-        raise UnsupportedField(f"{FORMAT}type is structural_tag; send a JSON schema", param=f"{FORMAT}type")
+    check_not_others(members.get("type"), OTHER_FORMATS, f"{FORMAT}type")
     kind = one_of(members, "type", ("text", "json_object", "json_schema"), FORMAT)
     if kind is None:
         raise InvalidRequest(f"{FORMAT}type is missing; send it", param=f"{FORMAT}type")

@@ -13,6 +13,8 @@ _NO_TOOLS: Final = "no model here calls tools"
 _NO_AUDIO: Final = "answers are text"
 _NO_REASONING: Final = "no model here reasons apart from its answer"
 _NO_VIDEO: Final = "no model here takes videos"
+_NO_SOUND: Final = "no model here takes sound"
+_NO_EMBEDDINGS: Final = "images are embedded by the server; send image_url"
 _AS_CONTENT: Final = "send what was said as content"
 _PLAIN_SAMPLING: Final = "sampling has temperature, top_p, seed and stop"
 _NO_PENALTIES: Final = "penalties are not offered; only 0 is"
@@ -180,3 +182,31 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
 
 FIELDS: Final[Mapping[str, Fields]] = {scope: table(*rows) for scope, rows in _TABLE.items()}
 """By the object in which they stand, and their name."""
+
+OTHER_ROLES: Final = table(
+    *refused("OVS", _NO_TOOLS, "tool"),
+    *refused("OV", _NO_TOOLS, "function"),
+    *refused("S", "send it as a system message, the first", "latest_reminder"),
+)
+"""Roles of messages that other servers know."""
+
+OTHER_PARTS: Final = table(
+    *refused("OV", _NO_SOUND, "input_audio"),
+    *refused("VS", _NO_SOUND, "audio_url"),
+    *refused("V", _NO_SOUND, "audio_embeds"),
+    *refused("VS", _NO_VIDEO, "video_url"),
+    *refused("V", _NO_VIDEO, "video_embeds"),
+    *refused("V", _NO_EMBEDDINGS, "image_embeds image_pil"),
+    *refused("V", _OWN_TOKENS, "prompt_embeds"),
+    *refused("O", "no files are kept; send image_url", "file"),
+    *refused("OV", _AS_CONTENT, "refusal"),
+    *refused("VS", _AS_CONTENT, "thinking"),
+    *refused("S", _AS_CONTENT, "reasoning"),
+    *refused("V", "it belongs to /v1/responses; send text", "input_text output_text"),
+    *refused("V", "it belongs to /v1/responses; send image_url", "input_image"),
+    *refused("VS", _NO_TOOLS, "tool_reference"),
+)
+"""Types of parts of messages that other servers know."""
+
+OTHER_FORMATS: Final = table(*refused("VS", "send a JSON schema", "structural_tag"))
+"""Types of ``response_format`` that other servers know."""

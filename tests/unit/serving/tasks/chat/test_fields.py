@@ -13,6 +13,7 @@ from openai.types import chat
 from openai.types.chat import completion_create_params
 from openai.types.shared_params import ResponseFormatJSONSchema, ResponseFormatText
 
+from serving.front.http.fields import Fate, Field, Fields
 from serving.gateway.http import document as openapi_document
 from serving.tasks.chat.fields import (
     BODY,
@@ -21,11 +22,12 @@ from serving.tasks.chat.fields import (
     IMAGE,
     IMAGE_URL,
     MESSAGE,
+    OTHER_FORMATS,
+    OTHER_PARTS,
+    OTHER_ROLES,
     SCHEMA,
     STREAM_OPTIONS,
     TEXT,
-    Fate,
-    Field,
 )
 from serving.tasks.chat.schemas import (
     ChatBody,
@@ -42,6 +44,12 @@ from tests.support.clients import GOOD_PNG, FrontDoor
 
 BASE = document_of(Chat())
 ROWS = [(scope, field) for scope, fields in FIELDS.items() for field in fields.values()]
+OTHERS = {
+    "messages[].role": OTHER_ROLES,
+    "messages[].content[].type": OTHER_PARTS,
+    "response_format.type": OTHER_FORMATS,
+}
+VALUES = [(path, value) for path, values in OTHERS.items() for value in values.values()]
 ASKING = {"a": ["b"]}
 """No field that is not offered has this among its values that ask for nothing."""
 DOCUMENTED = {
@@ -130,11 +138,24 @@ async def test_number_that_asks_for_nothing_may_be_written_either_way(name: str,
     assert (await post_chat(FrontDoor(), BASE | {name: value})).status == 200
 
 
+@pytest.mark.parametrize(("path", "value"), VALUES, ids=id_of)
+async def test_value_that_other_servers_take_is_not_offered(path: str, value: Field) -> None:
+    scope = {"messages[].role": MESSAGE, "messages[].content[].type": TEXT, "response_format.type": FORMAT}[path]
+    param = (PARAMS.get(scope, scope)) + path.rpartition(".")[2]
+    for name, code in ((value.name, "unsupported_field"), ("nobody's", "invalid_request")):
+        reply = await post_chat(FrontDoor(), body_with(scope, path.rpartition(".")[2], name))
+        assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, param)
+
+
 # -- nothing is missing ----------------------------------------------------------------------------------------------
 
 
+def of(fields: Fields, letter: str) -> set[str]:
+    return {name for name, field in fields.items() if letter in field.who}
+
+
 def named(scope: str, letter: str) -> set[str]:
-    return {name for name, field in FIELDS[scope].items() if letter in field.who}
+    return of(FIELDS[scope], letter)
 
 
 def test_every_field_of_the_installed_vllm_is_in_the_table() -> None:
@@ -148,6 +169,7 @@ def test_every_field_of_the_installed_vllm_is_in_the_table() -> None:
     schema = {field.alias or name for name, field in base.JsonSchemaResponseFormat.model_fields.items()}
     assert schema <= named(SCHEMA, "V")
     assert set(get_type_hints(renderer.CustomChatCompletionMessageParam)) <= named(MESSAGE, "V")
+    assert set(renderer.MM_PARSER_MAP) <= of(OTHER_PARTS, "V") | {"text", "image_url"}
 
 
 def test_every_field_of_the_official_client_is_in_the_table() -> None:
@@ -161,6 +183,11 @@ def test_every_field_of_the_official_client_is_in_the_table() -> None:
     messages = get_args(chat.ChatCompletionMessageParam)
     assert {name for kind in messages for name in get_type_hints(kind)} <= named(MESSAGE, "O")
     assert set(get_type_hints(chat.ChatCompletionContentPartTextParam)) <= named(TEXT, "O")
+    roles = {get_args(get_type_hints(kind)["role"])[0] for kind in messages}
+    assert roles <= of(OTHER_ROLES, "O") | {"system", "developer", "user", "assistant"}
+    parts = (*get_args(chat.ChatCompletionContentPartParam), chat.ChatCompletionContentPartRefusalParam)
+    types = {get_args(get_type_hints(kind)["type"])[0] for kind in parts}
+    assert types <= of(OTHER_PARTS, "O") | {"text", "image_url"}
     image = get_type_hints(chat.ChatCompletionContentPartImageParam)
     assert set(image) <= named(IMAGE, "O")
     assert set(get_type_hints(image["image_url"])) <= named(IMAGE_URL, "O")
@@ -204,8 +231,17 @@ def field_table() -> str:
     return "\n".join([head, *(_row(scope, field) for scope, field in ROWS)])
 
 
-def test_page_has_the_table() -> None:
+def value_table() -> str:
+    rows = [f"| value | {' | '.join(NAMES.values())} | refused, because |", "|---|---|---|---|---|"]
+    for path, value in VALUES:
+        has = " | ".join("yes" if letter in value.who else "" for letter in NAMES)
+        rows.append(f'| `{path}` `"{value.name}"` | {has} | {value.why} |')
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(("name", "table"), [("fields", field_table()), ("values", value_table())])
+def test_page_has_the_table(name: str, table: str) -> None:
     text = (Path(__file__).parents[5] / "docs" / "chat-fields.md").read_text()
-    match = re.search(r"<!-- fields: [^>]*-->\n(.*?)<!-- /fields -->", text, re.DOTALL)
+    match = re.search(rf"<!-- {name}: [^>]*-->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
     assert match is not None
-    assert match[1].strip() == field_table(), f"put this table into docs/chat-fields.md:\n{field_table()}"
+    assert match[1].strip() == table, f"put this table into docs/chat-fields.md:\n{table}"
