@@ -28,6 +28,7 @@ GRPC_SERVICERS = (
     "serving.front.grpc.registration.add_inference_to_server",
     "serving.front.grpc.registration.add_health_to_server",
     "serving.front.grpc.registration.add_reflection_to_server",
+    "serving.front.grpc.registration.add_reflection_v1_to_server",
 )
 """What `serve` needs to know to open the gRPC port; deploy/serve-config.yaml repeats them."""
 

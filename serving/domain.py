@@ -147,10 +147,12 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The answer for one image. ``exit`` counts from 1, as in the paper; ``top_k`` is never empty, best first."""
+    """The answer for one image. ``exit`` counts from 1, as in the paper; ``top_k`` is never empty, best first, and
+    ``indices`` are the numbers of its classes."""
 
     exit: int
     top_k: tuple[LabelScore, ...]
+    indices: tuple[int, ...]
     degraded: bool = False
 
     @property

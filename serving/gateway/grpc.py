@@ -25,7 +25,7 @@ from serving.telemetry.events import Sink, ignore
 class GrpcMethods:
     """Mix into the gateway's class and call ``__init__`` from its own.
 
-    Unknown methods are answered by the gRPC server itself.
+    Unknown methods are answered by HAProxy (``serving.system.haproxy_grpc``).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GrpcMethods:
     async def ServerReflectionInfo(
         self, requests: RawRequests, grpc_context: GrpcContext
     ) -> AsyncGenerator[reflection_pb2.ServerReflectionResponse, None]:
-        """``grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo``. Needs no key.
+        """``ServerReflectionInfo`` of ``grpc.reflection.v1`` and ``v1alpha``. Needs no key.
 
         Ray's own is not used: it parses whatever comes.
         """

@@ -35,13 +35,21 @@ class _Source(Protocol):
 def exposition(accept: str = "", *, names_tenants: bool = False) -> tuple[bytes, str]:
     """The metrics of every live process of this node, and their content type: OpenMetrics if ``accept`` asks for it,
     else Prometheus' text format. ``names_tenants``: each by itself instead of all of them added up."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    source: _Source = REGISTRY if folder is None else _NodeCollector(Path(folder))
-    registry = node_registry(source, names_tenants=names_tenants)
+    registry = node_registry(_source(), names_tenants=names_tenants)
     if _OPENMETRICS.search(accept):
         text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def node_metrics() -> Iterable[Metric]:
+    """The same, as numbers."""
+    return _source().collect()
+
+
+def _source() -> _Source:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return REGISTRY if folder is None else _NodeCollector(Path(folder))
 
 
 def node_registry(source: _Source | Path, *, names_tenants: bool = False) -> CollectorRegistry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -113,6 +114,16 @@ _counter("vireo_requests_total", "Requests answered.", "surface", "model", "tena
 _histogram(
     "vireo_request_seconds", "From the first byte parsed to the answer.", "surface", "model", buckets=SECONDS
 ).on(events.CallFinished, "seconds")
+_counter(
+    "vireo_request_time_seconds_total", "Seconds of requests: answered (in part, too), failed.", "model", "result"
+).on(
+    events.CallFinished,
+    "seconds",
+    result=lambda event: "answered" if event.outcome in (events.OK, events.PARTIAL) else "failed",
+)
+_gauge("vireo_last_answer_timestamp_seconds", "Unix time of the last request answered.", "model", mode="max").on(
+    events.CallFinished, lambda _: time.time(), when=lambda event: event.outcome in (events.OK, events.PARTIAL)
+)
 _counter("vireo_rejections_total", "Requests or images turned away, by error code.", "reason").on(
     events.CallFinished,
     when=lambda event: event.outcome not in (events.OK, events.PARTIAL),

@@ -16,8 +16,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from serving.front.grpc.registration import SERVICES, methods_of, path_of
 from tests.e2e.conftest import Picture
-from tests.e2e.surfaces import SURFACES, Door
+from tests.e2e.surfaces import SURFACES, Door, grpc_failure, http_failure
 from tests.support.clients import Ask
 from tests.support.system import MODEL, ROOT, System
 from tests.support.waiting import wait_until
@@ -25,30 +26,106 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 TRITON = """
-import sys
+import asyncio, importlib, inspect, queue, sys
 import numpy as np
-import tritonclient.{protocol} as protocol
-address, model, label, path = sys.argv[1:]
+from tritonclient.utils import InferenceServerException
+name, address, model, label, path = sys.argv[1:]
+protocol = importlib.import_module(f"tritonclient.{name}")
+is_grpc, is_aio = "grpc" in name, "aio" in name
+loop = asyncio.new_event_loop()
+
+async def opened():
+    return protocol.InferenceServerClient(address)
+
+client = loop.run_until_complete(opened()) if is_aio else protocol.InferenceServerClient(address)
+
+def call(method, *args, **named):
+    found = getattr(client, method)(*args, **named)
+    return loop.run_until_complete(found) if inspect.isawaitable(found) else found
+
+def document(method, *args):
+    return call(method, *args, **({"as_json": True} if is_grpc else {}))
+
+def refused(method, *args, **named):
+    try:
+        call(method, *args, **named)
+    except InferenceServerException as error:
+        return str(error)
+    raise AssertionError(f"{method} is not refused")
+
+assert call("is_server_live") and call("is_server_ready") and call("is_model_ready", model)
+assert not call("is_model_ready", "none") and not call("is_model_ready", model, "2")
 picture = open(path, "rb").read()
-client = protocol.InferenceServerClient(address)
-assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(model)
-tensor = protocol.InferInput("IMAGE", [2], "BYTES").set_data_from_numpy(np.array([picture, picture], object))
-result = client.infer(model, [tensor], parameters={{"top_k": 3}})
+tensor = protocol.InferInput("IMAGE", [2], "BYTES")
+tensor.set_data_from_numpy(np.array([picture, picture], object))
+result = call("infer", model, [tensor], parameters={"top_k": 3}, priority=1, timeout=60_000_000)
 assert [text.decode() for text in result.as_numpy("LABEL")] == [label] * 2, result.as_numpy("LABEL")
 assert result.as_numpy("TOP_SCORES").shape == (2, 3) and result.as_numpy("SCORE").dtype == np.float32
 assert not any(result.as_numpy("ERROR"))
-size = client.get_model_metadata(model)
+classes = [protocol.InferRequestedOutput("SCORE", class_count=2)]
+texts = call("infer", model, [tensor], outputs=classes).as_numpy("SCORE")
+assert texts.shape == (2, 2) and texts[0, 0].decode().split(":")[1:] == [label, label], texts
+
+extensions = document("get_server_metadata")["extensions"]
+assert {"statistics", "model_configuration", "classification"} <= set(extensions), extensions
+assert document("get_model_metadata", model)["inputs"][0]["name"] == "IMAGE"
+config = document("get_model_config", model)
+assert config.get("config", config)["backend"] == "vireo", config
+index = document("get_model_repository_index")
+assert (index["models"] if is_grpc else index) == [{"name": model, "version": "1", "state": "READY"}
+    if is_grpc else {"name": model, "version": "1", "state": "READY", "reason": ""}], index
+for found in (document("get_inference_statistics"), document("get_inference_statistics", model)):
+    (of_model,) = found["model_stats"]
+    assert int(of_model["inference_stats"]["success"]["count"]) >= 2, found
+    assert int(of_model["inference_count"]) >= 2 and int(of_model["execution_count"]) >= 1, found
+assert not document("get_system_shared_memory_status") and not document("get_cuda_shared_memory_status")
+
+for method, *args in (
+    ("load_model", model), ("unload_model", model),
+    ("update_trace_settings", None, {"trace_level": ["OFF"]}), ("get_trace_settings",),
+    ("update_log_settings", {"log_info": True}), ("get_log_settings",),
+    ("register_system_shared_memory", "region", "/region", 8), ("unregister_system_shared_memory", "region"),
+    ("register_cuda_shared_memory", "region", b"aGFuZGxl" if is_grpc else "aGFuZGxl", 0, 8),
+    ("unregister_cuda_shared_memory",),
+):
+    message = refused(method, *args)
+    assert message.startswith("[StatusCode.UNIMPLEMENTED] no such" if is_grpc else "[404] there is nothing at"), message
+assert "'none' is not served here" in refused("infer", "none", [tensor])
+assert "'none' is not served here" in refused("get_model_config", "none")
+refused("infer", model, [tensor], sequence_id=5, sequence_start=True)
+
+if name == "grpc":
+    answers = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    client.async_stream_infer(model, [tensor], request_id="1", enable_empty_final_response=True)
+    client.async_stream_infer("none", [tensor], request_id="2")
+    got = [answers.get(timeout=20) for _ in range(2)]
+    client.stop_stream()
+    (good,), (bad,) = [r for r, e in got if e is None], [e for r, e in got if e is not None]
+    assert good.get_response().parameters["triton_final_response"].bool_param and "model_not_found" in str(bad)
+elif is_grpc:
+    async def streamed():
+        async def requests():
+            yield {"model_name": model, "inputs": [tensor], "enable_empty_final_response": True}
+        return [one async for one in client.stream_infer(requests())]
+    ((good, bad),) = loop.run_until_complete(streamed())
+    assert bad is None and good.as_numpy("LABEL")[0].decode() == label, bad
+elif not is_aio:
+    assert client.async_infer(model, [tensor]).get_result().as_numpy("LABEL")[0].decode() == label
+call("close")
 print("well")
 """
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_tritonclient_works_unchanged(protocol: str, system: System, digits: list[Picture], tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["http", "grpc", "http.aio", "grpc.aio"])
+def test_tritonclient_works_unchanged_with_every_call(
+    protocol: str, system: System, digits: list[Picture], tmp_path: Path
+) -> None:
     path = tmp_path / "7.png"
     path.write_bytes(digits[7][0])
-    address = system.grpc_address if protocol == "grpc" else system.http_url.removeprefix("http://")
+    address = system.grpc_address if "grpc" in protocol else system.http_url.removeprefix("http://")
     # A process of its own: its protobuf descriptors have the same names as ours.
-    command = [sys.executable, "-c", TRITON.format(protocol=protocol), address, MODEL, "7", str(path)]
+    command = [sys.executable, "-c", TRITON, protocol, address, MODEL, "7", str(path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout.strip()) == (0, "well"), run.stderr
 
@@ -158,7 +235,7 @@ def test_openapi_document_is_valid_and_names_every_path_that_answers(door: Door)
     for path, operations in document["paths"].items():
         # Videos and images have systems of their own (test_video_jobs.py, test_new_family.py); here none is served.
         if "get" in operations and "{version}" not in path and not path.startswith(("/v1/videos", "/v1/images")):
-            assert door.http.get(path.replace("{model}", MODEL)).status_code == 200, path
+            assert door.http.get(path.replace("{model}", MODEL).replace("{region}", "x")).status_code == 200, path
     assert {"/v1/classify", "/v2/models/{model}/infer", "/v1/models", "/metrics"} <= set(document["paths"])
 
 
@@ -232,10 +309,43 @@ def test_metrics_at_rest_show_nothing_in_flight_and_a_closed_breaker(system: Sys
 
 
 def test_unknown_paths_and_methods_have_the_shape_of_every_error(door: Door) -> None:
-    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/classify", 405), ("POST", "/metrics", 405)):
-        reply = door.http.request(method, path)
-        assert reply.status_code == status
-        assert set(reply.json()["error"]) == {"code", "message", "type", "param"}
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/classify", 405),
+        ("POST", "/metrics", 405),
+        ("GET", "/v2/nothing", 404),
+        ("POST", "/v2", 405),
+    ):
+        assert http_failure(door.http.request(method, path)).status == status
+
+
+BROKEN = {"no_tag": b"\xff", "cut": b"\x0a\x05abc", "other_wire_type": b"\x08\x01", "no_utf8": b"\x0a\x01\xff"}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+def test_bytes_that_are_no_message_are_told_so_by_every_method(data: bytes, door: Door) -> None:
+    for method in [method for service in SERVICES for method in methods_of(service)]:
+        call = door.channel.stream_stream(path_of(method))(iter([data]), timeout=20)
+        if not method.input_type.fields and data.endswith(b"abc"):
+            continue
+        try:
+            (reply,) = call  # a stream goes on, and answers in its own message
+            answer = method.name in ("ClassifyStream", "ModelStreamInfer") and reply
+            assert b"in" in answer, path_of(method)
+        except grpc.RpcError as error:
+            failure = grpc_failure(error)
+            assert failure.status is grpc.StatusCode.INVALID_ARGUMENT, (path_of(method), failure)
+            assert failure.error in ("invalid_request", "unknown_field")
+            assert failure.extra["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/vireo.v1.Vireo/Nothing", "/no.such.Service/Classify", "/nothing"])
+def test_method_that_is_not_served_has_the_shape_of_every_error(path: str, door: Door) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        door.channel.unary_unary(path)(b"", timeout=20)
+    failure = grpc_failure(caught.value)
+    assert (failure.status, failure.error) == (grpc.StatusCode.UNIMPLEMENTED, "not_found")
+    assert failure.extra["x-request-id"]
 
 
 def test_request_id_of_the_caller_comes_back(door: Door, digits: list[Picture]) -> None:

@@ -25,6 +25,7 @@ from serving.front.grpc.registration import (
     add_health_to_server,
     add_inference_to_server,
     add_reflection_to_server,
+    add_reflection_v1_to_server,
     add_vireo_to_server,
     is_unary,
     methods_of,
@@ -126,7 +127,13 @@ async def opened(has_keys: bool) -> AsyncIterator[Door]:
     front = FrontDoor(authenticator=Authenticator(keys, not has_keys))
     noted = Noted()
     server = grpc.aio.server(interceptors=[noted])
-    for add in (add_vireo_to_server, add_inference_to_server, add_health_to_server, add_reflection_to_server):
+    for add in (
+        add_vireo_to_server,
+        add_inference_to_server,
+        add_health_to_server,
+        add_reflection_to_server,
+        add_reflection_v1_to_server,
+    ):
         add(front.methods, server)
     backend = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -213,9 +220,12 @@ async def test_message_that_needs_no_key_and_does_not_come_holds_no_gateway(
     assert door.came == []
 
 
-@pytest.mark.parametrize("method", ["ListApplications", "Other"])
-async def test_rays_own_service_is_not_served(method: str, door: Door) -> None:
-    answer = await door.call(f"/ray.serve.RayServeAPIService/{method}", metadata=[("x-api-key", KEY)])
+NOT_SERVED = ("ray.serve.RayServeAPIService/ListApplications", "vireo.v1.Vireo/None", "inference.None/ModelInfer", "x")
+
+
+@pytest.mark.parametrize("path", NOT_SERVED)
+async def test_what_is_not_served_is_told_at_the_door(path: str, door: Door) -> None:
+    answer = await door.call(f"/{path}", metadata=[("x-api-key", KEY)])
     assert refused(answer) == (StatusCode.UNIMPLEMENTED, "not_found")
     assert door.came == []
 

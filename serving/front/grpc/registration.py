@@ -15,7 +15,10 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.json_format import MessageToJson, Parse
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -28,11 +31,24 @@ VIREO: Final[ServiceDescriptor] = vireo_pb2.DESCRIPTOR.services_by_name["Vireo"]
 INFERENCE: Final[ServiceDescriptor] = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH: Final[ServiceDescriptor] = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION: Final[ServiceDescriptor] = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-SERVICES: Final = (VIREO, INFERENCE, HEALTH, REFLECTION)
+
+
+def _reflection_v1() -> ServiceDescriptor:
+    """What clients ask for before ``v1alpha``, which is the same under another name. PyPI has no stubs of it."""
+    file, pool = FileDescriptorProto(), descriptor_pool.Default()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    renamed = Parse(MessageToJson(file).replace("v1alpha", "v1"), FileDescriptorProto())
+    pool.AddSerializedFile(renamed.SerializeToString())
+    return pool.FindServiceByName("grpc.reflection.v1.ServerReflection")
+
+
+REFLECTION_V1: Final = _reflection_v1()
+SERVICES: Final = (VIREO, INFERENCE, HEALTH, REFLECTION, REFLECTION_V1)
 
 _NOT_OFFERED: Final = {"grpc.health.v1.Health.List"}
+"""Later releases of its stubs have it."""
 _KEYLESS: Final = {
-    *(method.full_name for service in (HEALTH, REFLECTION) for method in service.methods),
+    *(method.full_name for service in (HEALTH, REFLECTION, REFLECTION_V1) for method in service.methods),
     "inference.GRPCInferenceService.ServerLive",
     "inference.GRPCInferenceService.ServerReady",
 }
@@ -80,6 +96,7 @@ add_vireo_to_server = _adder(VIREO)
 add_inference_to_server = _adder(INFERENCE)
 add_health_to_server = _adder(HEALTH)
 add_reflection_to_server = _adder(REFLECTION)
+add_reflection_v1_to_server = _adder(REFLECTION_V1)
 
 
 def take_no_compression() -> None:

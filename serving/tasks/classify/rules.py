@@ -55,5 +55,6 @@ def _classification(answer: UnaryAnswer, io: PictureIO, top_k: int) -> Classific
     return Classification(
         exit=answer.exit,
         top_k=tuple(LabelScore(io.label(int(index)), float(probabilities[index])) for index in best),
+        indices=tuple(map(int, best)),
         degraded=answer.degraded,
     )

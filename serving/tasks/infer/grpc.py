@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from google.protobuf.json_format import ParseDict
 from vireo_pb.oip import open_inference_pb2 as oip
 
 from serving.domain import Budget, ClassifyReply, Surface, UnaryReply, UnaryRequest
-from serving.errors import InvalidRequest, ServingError, UnknownField
+from serving.errors import InvalidRequest, ServingError, UnknownField, UnknownModel, UnsupportedField
 from serving.front.front import MODEL_VERSION, shown
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import check_id
@@ -17,18 +18,19 @@ from serving.front.grpc.rpc import Rpc
 from serving.front.status import message_of
 from serving.limits import IngressLimits
 from serving.service import Card
-from serving.tasks.infer.http import model_metadata, server_metadata
+from serving.tasks.infer.admin import card_for_infer, model_config, model_metadata, repository_index, server_metadata
+from serving.tasks.infer.parameters import Parameter, read_parameters, report_parameters
 from serving.tasks.infer.schemas import MAX_DIMS, MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS
+from serving.tasks.infer.statistics import statistics
 from serving.tasks.infer.tensors import (
     CallFacts,
     InputTensor,
     OutputTensor,
-    Parameter,
-    budget_from_parameters,
+    Wanted,
     chosen_outputs,
+    most_classes,
     outputs_from_reply,
     reply_to_tensors,
-    report_parameters,
     request_from_tensors,
 )
 
@@ -43,36 +45,46 @@ _CONTENTS: Final = {
 
 async def infer(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelInferResponse:
     """``inference.GRPCInferenceService/ModelInfer``."""
-    front = call.front
-    card = front.card(message.model_name, front.service.unary.models(), message.model_version)
+    card = card_for_infer(call.front, message.model_name, message.model_version)
     call.visit.model = card.id
     check_id(message.id)
     _check_counts(message)
-    wanted = chosen_outputs([output.name for output in message.outputs], card)
-    request = await request_from_infer(message, card, call)
+    wanted = chosen_outputs([(output.name, _classification(output)) for output in message.outputs], card)
+    request = await request_from_infer(message, card, wanted, call)
     return infer_from_reply(message, card, wanted, await reply_to_tensors(call, request))
 
 
 async def infer_in_stream(call: GrpcCall, message: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
-    """Each request of ``ModelStreamInfer``."""
-    return oip.ModelStreamInferResponse(infer_response=await infer(call, message))
+    """Each request of ``ModelStreamInfer``. It has one answer, which is its last."""
+    answer = await infer(call, message)
+    answer.parameters["triton_final_response"].bool_param = True
+    return oip.ModelStreamInferResponse(infer_response=answer)
 
 
-async def request_from_infer(message: oip.ModelInferRequest, card: Card, call: GrpcCall) -> UnaryRequest:
+async def request_from_infer(
+    message: oip.ModelInferRequest, card: Card, wanted: Sequence[Wanted], call: GrpcCall
+) -> UnaryRequest:
     """Return the request. Raises: ClientError."""
-    for output in message.outputs:
-        _refuse_parameters(output.parameters, f"output {shown(output.name)}")
     limits = call.front.limits
-    budget, top_k = budget_from_parameters(_parameters(message.parameters), Budget(), card, limits)
+    wishes = read_parameters(_parameters(message.parameters), Budget(), card, limits)
+    deadlines = [deadline for deadline in (wishes.deadline_s, call.deadline_s()) if deadline is not None]
     facts = CallFacts(
         request_id=call.request_id,
         surface=call.surface,
         tenant=call.tenant,
         model=card.id,
-        budget=budget,
-        deadline_s=call.deadline_s(),
+        budget=wishes.budget,
+        deadline_s=min(deadlines, default=None),
     )
+    top_k = most_classes(wishes.top_k, wanted, limits)
     return await request_from_tensors(_tensors(message), card, top_k, limits, facts)
+
+
+def _classification(output: oip.ModelInferRequest.InferRequestedOutputTensor) -> Parameter | None:
+    sent = _parameters(output.parameters)
+    classes = sent.pop("classification", None)
+    _refuse_parameters(sent, f"output {shown(output.name)}")
+    return classes
 
 
 def _check_counts(message: oip.ModelInferRequest) -> None:
@@ -137,7 +149,7 @@ def _parameters(parameters: Mapping[str, oip.InferParameter]) -> dict[str, Param
 
 
 def infer_from_reply(
-    message: oip.ModelInferRequest, card: Card, wanted: Sequence[str], reply: ClassifyReply | UnaryReply
+    message: oip.ModelInferRequest, card: Card, wanted: Sequence[Wanted], reply: ClassifyReply | UnaryReply
 ) -> oip.ModelInferResponse:
     """Return the answer: raw if the request was raw, typed otherwise."""
     outputs = outputs_from_reply(reply, card, wanted)
@@ -181,9 +193,11 @@ async def _server_ready(call: GrpcCall, message: oip.ServerReadyRequest) -> oip.
 
 
 async def _model_ready(call: GrpcCall, message: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
-    service = call.front.service
-    model = call.front.card(message.name, service.cards(), message.version).id
-    return oip.ModelReadyResponse(ready=service.is_model_ready(model))
+    try:
+        model = _card(call, message).id
+    except UnknownModel:
+        return oip.ModelReadyResponse(ready=False)
+    return oip.ModelReadyResponse(ready=call.front.service.is_model_ready(model))
 
 
 async def _server_metadata(call: GrpcCall, message: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
@@ -191,8 +205,49 @@ async def _server_metadata(call: GrpcCall, message: oip.ServerMetadataRequest) -
 
 
 async def _model_metadata(call: GrpcCall, message: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
-    card = call.front.card(message.name, call.front.service.unary.models(), message.version)
-    return oip.ModelMetadataResponse(**model_metadata(card))  # type: ignore[arg-type]
+    return oip.ModelMetadataResponse(**model_metadata(_card(call, message)))  # type: ignore[arg-type]
+
+
+async def _model_config(call: GrpcCall, message: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
+    config = model_config(_card(call, message), call.front.limits.max_images)
+    return oip.ModelConfigResponse(config=ParseDict(config, oip.ModelConfig()))
+
+
+async def _model_statistics(call: GrpcCall, message: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
+    cards = (_card(call, message),) if message.name else call.front.service.cards()
+    found = {"model_stats": await statistics(cards)}
+    return ParseDict(found, oip.ModelStatisticsResponse(), ignore_unknown_fields=True)  # type: ignore[arg-type]
+
+
+async def _repository_index(call: GrpcCall, message: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:
+    if message.repository_name:
+        raise UnsupportedField(
+            f"repository_name is {shown(message.repository_name)}; there is one repository: leave it out",
+            param="repository_name",
+        )
+    index = repository_index(call.front.service, only_ready=message.ready)
+    return oip.RepositoryIndexResponse(models=[oip.RepositoryIndexResponse.ModelIndex(**one) for one in index])
+
+
+async def _system_regions(
+    call: GrpcCall, message: oip.SystemSharedMemoryStatusRequest
+) -> oip.SystemSharedMemoryStatusResponse:
+    return oip.SystemSharedMemoryStatusResponse()
+
+
+async def _cuda_regions(
+    call: GrpcCall, message: oip.CudaSharedMemoryStatusRequest
+) -> oip.CudaSharedMemoryStatusResponse:
+    return oip.CudaSharedMemoryStatusResponse()
+
+
+class _NamesModel(Protocol):
+    name: str
+    version: str
+
+
+def _card(call: GrpcCall, message: _NamesModel) -> Card:
+    return call.front.card(message.name, call.front.service.cards(), message.version)
 
 
 def _max_bytes(limits: IngressLimits) -> int:
@@ -214,4 +269,9 @@ RPCS: Final = (
     Rpc(method=_METHODS["ModelReady"], answer=_model_ready),
     Rpc(method=_METHODS["ServerMetadata"], answer=_server_metadata),
     Rpc(method=_METHODS["ModelMetadata"], answer=_model_metadata),
+    Rpc(method=_METHODS["ModelConfig"], answer=_model_config),
+    Rpc(method=_METHODS["ModelStatistics"], answer=_model_statistics),
+    Rpc(method=_METHODS["RepositoryIndex"], answer=_repository_index),
+    Rpc(method=_METHODS["SystemSharedMemoryStatus"], answer=_system_regions),
+    Rpc(method=_METHODS["CudaSharedMemoryStatus"], answer=_cuda_regions),
 )

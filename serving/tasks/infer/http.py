@@ -27,33 +27,34 @@ from serving.front.http.openapi import (
     operation,
     parameter,
     path_parameter,
-    vireo_version,
 )
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import Card
+from serving.tasks.infer.admin import card_for_infer, model_config, model_metadata, repository_index, server_metadata
+from serving.tasks.infer.parameters import read_parameters, report_parameters
 from serving.tasks.infer.schemas import (
-    ConfigTensor,
+    IndexBody,
     InferAnswer,
     InferBody,
     InferInput,
     InferOutput,
     ModelConfigAnswer,
+    ModelIndexAnswer,
     ModelMetadataAnswer,
     OutputTensorAnswer,
     ServerMetadataAnswer,
+    StatisticsAnswer,
 )
+from serving.tasks.infer.statistics import statistics
 from serving.tasks.infer.tensors import (
     CallFacts,
     InputTensor,
     OutputTensor,
-    TensorForm,
-    budget_from_parameters,
+    Wanted,
     chosen_outputs,
-    inputs_of,
+    most_classes,
     outputs_from_reply,
-    outputs_of,
     reply_to_tensors,
-    report_parameters,
     request_from_tensors,
 )
 
@@ -69,7 +70,7 @@ class HttpInfer:
     card: Card
     request: UnaryRequest
     id: str
-    wanted: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
     binary: dict[str, bool]
     binary_by_default: bool
 
@@ -86,7 +87,7 @@ def json_bounds(limits: IngressLimits) -> Bounds:
 async def infer(call: Call) -> Answer:
     """``POST /v2/models/{model}[/versions/{version}]/infer``."""
     call.media_type("application/json", "application/octet-stream", "")
-    card = _card(call)
+    card = card_for_infer(call.front, call.path_params["model"], call.path_params.get("version", ""))
     call.visit.model = card.id
     asked = await infer_from_document(
         *await _read(call),
@@ -119,16 +120,34 @@ async def show_config(call: Call) -> Answer:
 
 async def show_readiness(call: Call) -> Answer:
     """``GET /v2/models/{model}[/versions/{version}]/ready``: of models of any task."""
-    service = call.front.service
-    model = call.front.card(call.path_params["model"], service.cards(), call.path_params.get("version", "")).id
-    if not service.is_model_ready(model):
+    model = _card(call).id
+    if not call.front.service.is_model_ready(model):
         raise NotReady(f"no replica of {model} can answer now: it is starting, or being replaced. Try again")
     return json_answer({"name": model, "ready": True})
 
 
+async def show_statistics(call: Call) -> Answer:
+    """``GET /v2/models/stats`` and ``GET /v2/models/{model}[/versions/{version}]/stats``."""
+    cards = (_card(call),) if "model" in call.path_params else call.front.service.cards()
+    return json_answer({"model_stats": await statistics(cards)})
+
+
+async def index(call: Call) -> Answer:
+    """``POST /v2/repository/index``, with or without a body."""
+    scanner = JsonScanner(_INDEX_BOUNDS)
+    await read_into(call.receive, call.headers, call.front.limits, scanner.feed)
+    text = scanner.finish()
+    asked = validate(IndexBody, await call.reader.parse(text) if text.plain.strip() else {})
+    return json_answer(repository_index(call.front.service, only_ready=bool(asked.ready)))
+
+
+async def show_regions(_call: Call) -> Answer:
+    """Shared memory is not offered, so no region of it is registered."""
+    return json_answer([])
+
+
 def _card(call: Call) -> Card:
-    cards, version = call.front.service.unary.models(), call.path_params.get("version", "")
-    return call.front.card(call.path_params["model"], cards, version)
+    return call.front.card(call.path_params["model"], call.front.service.cards(), call.path_params.get("version", ""))
 
 
 async def _read(call: Call) -> tuple[dict[str, Any], memoryview]:
@@ -176,24 +195,29 @@ async def infer_from_document(
     Raises: ClientError.
     """
     parsed = validate(InferBody, document)
-    budget, top_k = budget_from_parameters(parsed.parameters, fallback, card, limits)
-    wanted = chosen_outputs([output.name for output in parsed.outputs or ()], card)
+    parameters = parsed.parameters or {}
+    wishes = read_parameters(parameters, fallback, card, limits)
+    wanted = chosen_outputs(
+        [(one.name, (one.parameters or {}).get("classification")) for one in parsed.outputs or ()], card
+    )
     choices = {output.name: _wants_binary(output) for output in parsed.outputs or ()}
     facts = CallFacts(
         request_id=request_id,
         surface=Surface.HTTP_OIP,
         tenant=tenant,
         model=card.id,
-        budget=budget,
-        deadline_s=None,
+        budget=wishes.budget,
+        deadline_s=wishes.deadline_s,
     )
     return HttpInfer(
         card=card,
-        request=await request_from_tensors(_tensors(parsed.inputs, tail), card, top_k, limits, facts),
-        id=parsed.id,
+        request=await request_from_tensors(
+            _tensors(parsed.inputs, tail), card, most_classes(wishes.top_k, wanted, limits), limits, facts
+        ),
+        id=parsed.id or "",
         wanted=wanted,
         binary={name: choice for name, choice in choices.items() if choice is not None},
-        binary_by_default=parsed.parameters.get("binary_data_output", False),
+        binary_by_default=bool(parameters.get("binary_data_output")),
     )
 
 
@@ -215,8 +239,9 @@ def _tensors(inputs: list[InferInput], tail: memoryview) -> list[InputTensor]:
 
 
 def _binary_size(item: InferInput) -> int | None:
-    _check_parameters(item.parameters, ("binary_data_size",), f"input {shown(item.name)}")
-    size = item.parameters.get("binary_data_size")
+    parameters = item.parameters or {}
+    _check_parameters(parameters, ("binary_data_size",), f"input {shown(item.name)}")
+    size = parameters.get("binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidRequest(
             f"binary_data_size of input {shown(item.name)} is {shown(size)}; send a whole number", param="inputs"
@@ -225,8 +250,9 @@ def _binary_size(item: InferInput) -> int | None:
 
 
 def _wants_binary(output: InferOutput) -> bool | None:
-    _check_parameters(output.parameters, ("binary_data",), f"output {shown(output.name)}")
-    binary = output.parameters.get("binary_data")
+    parameters = output.parameters or {}
+    _check_parameters(parameters, ("binary_data", "classification"), f"output {shown(output.name)}")
+    binary = parameters.get("binary_data")
     if binary is not None and not isinstance(binary, bool):
         raise InvalidRequest(
             f"binary_data of output {shown(output.name)} is {shown(binary)}; send a boolean", param="outputs"
@@ -235,8 +261,8 @@ def _wants_binary(output: InferOutput) -> bool | None:
 
 
 def _check_parameters(parameters: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for name in parameters:
-        if name not in known:
+    for name, value in parameters.items():
+        if name not in known and value is not None:
             raise UnknownField(
                 f"parameter {shown(name)} of {where} is unknown; known: {', '.join(known)}",
                 param=f"parameters.{name[:64]}",
@@ -276,41 +302,6 @@ def _json_values(tensor: OutputTensor) -> Any:
     return [value.decode() if isinstance(value, bytes) else value for value in tensor.values]
 
 
-def server_metadata() -> ServerMetadataAnswer:
-    """Return what is said of the server."""
-    return {"name": "vireo", "version": vireo_version(), "extensions": ["binary_tensor_data", "model_configuration"]}
-
-
-def model_metadata(card: Card) -> ModelMetadataAnswer:
-    """Return the inputs and outputs of a model."""
-    return {
-        "name": card.id,
-        "versions": [MODEL_VERSION],
-        "platform": f"vireo_{card.family}",
-        "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in inputs_of(card)],
-        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs_of(card)],
-    }
-
-
-def model_config(card: Card, max_rows: int) -> ModelConfigAnswer:
-    """Return a model's configuration as Triton spells it: shapes are of one row."""
-    return {
-        "name": card.id,
-        "platform": f"vireo_{card.family}",
-        "backend": "vireo",
-        "max_batch_size": max_rows,
-        "input": [_config_tensor(form) for form in inputs_of(card)],
-        "output": [_config_tensor(form) for form in outputs_of(card)],
-        "parameters": {knob.name: {"string_value": orjson.dumps(knob.json_schema()).decode()} for knob in card.knobs},
-    }
-
-
-def _config_tensor(form: TensorForm) -> ConfigTensor:
-    name, datatype, shape = form
-    kind = "STRING" if datatype == "BYTES" else datatype
-    return {"name": name, "data_type": f"TYPE_{kind}", "dims": shape[1:] or (1,)}
-
-
 # -- routes ----------------------------------------------------------------------------------------------------------
 
 _BINARY: Final = {"application/octet-stream": BINARY}
@@ -320,6 +311,9 @@ _LENGTH: Final = parameter(
     {"type": "integer", "minimum": 0, "maximum": limit("max_body_bytes")},
     "Binary tensor extension: length of the JSON at the start of the body.",
 )
+
+
+_INDEX_BOUNDS: Final = Bounds(max_values=16, max_plain_bytes=1024, max_string_bytes=256)
 
 
 def _of_model(path: str, *parameters: dict[str, Any], ids: str) -> tuple[Route, ...]:
@@ -341,14 +335,40 @@ def _of_model(path: str, *parameters: dict[str, Any], ids: str) -> tuple[Route, 
         get("", show_model, "get_model_metadata", "Model metadata", ModelMetadataAnswer),
         get("/config", show_config, "get_model_config", "Model configuration, as Triton spells it", ModelConfigAnswer),
         get("/ready", show_readiness, "get_model_ready", "Is the model ready?"),
+        get("/stats", show_statistics, "get_model_statistics", "Statistics of the model", StatisticsAnswer),
     )
 
 
 _MODEL, _VERSION = path_parameter("model"), path_parameter("version")
 _SERVER: Final = operation("Server metadata (Open Inference Protocol)", ServerMetadataAnswer, id="get_server_metadata")
+_STATISTICS: Final = operation("Statistics of every model", StatisticsAnswer, id="get_statistics")
+_INDEX: Final = operation(
+    "Every model that is served",
+    json_content({"type": "array", "items": ModelIndexAnswer}),
+    id="get_repository_index",
+)
+_OPTIONAL: Final = {"required": False, "content": json_content(IndexBody)}
+
+
+def _regions(kind: str) -> tuple[Route, ...]:
+    path, ids = f"/v2/{kind}sharedmemory", f"{kind}_shared_memory"
+    none = json_content({"type": "array", "maxItems": 0})
+    all_of_them = operation(f"Regions of {kind} shared memory: none", none, id=f"get_{ids}")
+    one = operation(
+        f"A region of {kind} shared memory: none", none, path_parameter("region"), id=f"get_{ids}_region"
+    )
+    return (
+        Route(method="GET", path=f"{path}/status", handler=show_regions, operation=all_of_them),
+        Route(method="GET", path=f"{path}/region/{{region}}/status", handler=show_regions, operation=one),
+    )
+
 
 ROUTES: Final = (
     Route(method="GET", path="/v2", handler=show_server, operation=_SERVER),
+    Route(method="GET", path="/v2/models/stats", handler=show_statistics, operation=_STATISTICS),
+    Route(method="POST", path="/v2/repository/index", handler=index, operation=_INDEX | {"requestBody": _OPTIONAL}),
+    *_regions("system"),
+    *_regions("cuda"),
     *_of_model("/v2/models/{model}", _MODEL, ids="{}"),
     *_of_model("/v2/models/{model}/versions/{version}", _MODEL, _VERSION, ids="{}_of_version"),
 )

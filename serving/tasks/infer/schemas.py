@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias
 
 from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,7 @@ MAX_DIM: Final = (1 << 31) - 1
 MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, MAX_DIMS = 8, 16, 16, 8
 """Of one inference request: more than any valid one has."""
 
+Parameters: TypeAlias = Annotated[dict[str, Any] | None, Field(max_length=MAX_PARAMETERS)]
 _ELEMENTS: Final = TypeAdapter(Annotated[list[Any], Within(maxItems=MAX_TYPED_ELEMENTS)] | None).json_schema()
 
 
@@ -32,7 +33,7 @@ class InferInput(Strict):
     name: Annotated[str, Field(max_length=64)]
     shape: Annotated[list[Annotated[int, Within(minimum=1, maximum=MAX_DIM)]], Field(max_length=MAX_DIMS)]
     datatype: Annotated[str, Field(max_length=16)]
-    parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=MAX_PARAMETERS)]
+    parameters: Parameters = None
     data: Annotated[Any, AfterValidator(_elements), WithJsonSchema(_ELEMENTS)] = None
 
 
@@ -40,14 +41,14 @@ class InferOutput(Strict):
     """An output tensor that the caller wants."""
 
     name: Annotated[str, Field(max_length=64)]
-    parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=MAX_PARAMETERS)]
+    parameters: Parameters = None
 
 
 class InferBody(Strict):
     """Body of ``POST /v2/models/{model}/infer``."""
 
-    id: Annotated[str, Field(max_length=MAX_ID_CHARS)] = ""
-    parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=MAX_PARAMETERS)]
+    id: Annotated[str | None, Field(max_length=MAX_ID_CHARS)] = None
+    parameters: Parameters = None
     inputs: Annotated[list[InferInput], Field(max_length=MAX_INPUTS)]
     outputs: Annotated[list[InferOutput] | None, Field(max_length=MAX_OUTPUTS)] = None
 
@@ -71,17 +72,25 @@ class ModelMetadataAnswer(TypedDict):
 
 
 class ConfigTensor(TypedDict):
-    """A tensor of a model's configuration; ``dims``: of one row."""
+    """A tensor of a model's configuration; ``dims``: of one row. ``optional``: of an input."""
 
     name: str
     data_type: str
     dims: tuple[int, ...]
+    optional: NotRequired[bool]
 
 
 class ConfigParameter(TypedDict):
     """A parameter of a model's configuration."""
 
     string_value: str
+
+
+class ConfigBatching(TypedDict):
+    """How requests of a model are batched; 1 is the most urgent priority."""
+
+    priority_levels: int
+    default_priority_level: int
 
 
 class ModelConfigAnswer(TypedDict):
@@ -93,6 +102,7 @@ class ModelConfigAnswer(TypedDict):
     max_batch_size: int
     input: list[ConfigTensor]
     output: list[ConfigTensor]
+    dynamic_batching: ConfigBatching
     parameters: dict[str, ConfigParameter]
 
 
@@ -102,6 +112,58 @@ class ServerMetadataAnswer(TypedDict):
     name: str
     version: str
     extensions: list[str]
+
+
+class IndexBody(Strict):
+    """Body of ``POST /v2/repository/index``, which may have none."""
+
+    ready: bool | None = None
+    """Only models that can answer now."""
+
+
+class ModelIndexAnswer(TypedDict):
+    """A served model in the index; ``reason`` says why it is unavailable."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class DurationAnswer(TypedDict):
+    """How often something was done, and its nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+class InferStatisticsAnswer(TypedDict):
+    """Where the time of a model's requests went."""
+
+    success: DurationAnswer
+    fail: DurationAnswer
+    queue: DurationAnswer
+    compute_input: DurationAnswer
+    compute_infer: DurationAnswer
+    compute_output: DurationAnswer
+
+
+class ModelStatisticsAnswer(TypedDict):
+    """Statistics of a model; ``last_inference`` in milliseconds of Unix time."""
+
+    name: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferStatisticsAnswer
+    batch_stats: list[dict[str, Any]]
+
+
+class StatisticsAnswer(TypedDict):
+    """Statistics of one model, or of all."""
+
+    model_stats: list[ModelStatisticsAnswer]
 
 
 class OutputTensorAnswer(TypedDict):

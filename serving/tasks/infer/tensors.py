@@ -9,7 +9,8 @@ Outputs, all that the model has unless some are asked for (k: the most classes t
     of a classifier   LABEL BYTES [N], SCORE FP32 [N], EXIT INT32 [N], TOP_LABELS BYTES [N, k], TOP_SCORES FP32 [N, k]
     of any other      those that its card names, [N, ...]
     of all            ERROR BYTES [N]   empty for a row that was answered, the error as a JSON object otherwise
-A row without an answer has an empty label, and zeros. A model without early exits has no EXIT.
+A row without an answer has an empty label, and zeros. A model without early exits has no EXIT. SCORE and TOP_SCORES may
+be asked for as text (``Wanted``).
 
 Sizes are computed in Python integers and compared with the bytes at hand before anything is allocated. Raw bytes are
 little-endian; each BYTES element follows its length in four bytes. Source: Open Inference Protocol v2, "Tensor Data".
@@ -21,8 +22,8 @@ import asyncio
 import math
 import secrets
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypedDict
 
@@ -39,15 +40,12 @@ from serving.domain import (
     ClassifyRequest,
     ImageInput,
     Pixels,
-    Priority,
-    Report,
     Surface,
     UnaryAnswer,
     UnaryReply,
     UnaryRequest,
 )
 from serving.errors import InvalidImage, InvalidRequest, ServingError, UnknownField
-from serving.front.budget import check_values
 from serving.front.front import BaseCall, check_unicode, shown
 from serving.front.http.json_decode import Numbers, number_array
 from serving.front.images import images_from_text
@@ -62,7 +60,6 @@ QUANTISE_HERE_BYTES = 1 << 20
 
 _TYPES: Final = {"i": int, "f": float}
 
-Parameter: TypeAlias = str | int | float | bool
 Element: TypeAlias = bytes | float | int
 
 
@@ -115,8 +112,15 @@ _DATATYPES: Final[dict[str, tuple[str, ...]]] = {"PIXELS": ("UINT8", "FP32"), "S
 MAX_SEED: Final = (1 << 63) - 1
 
 
+def has_tensors(card: Card) -> bool:
+    """Whether a model answers in one call, with tensors."""
+    return card.shape in ("unary", "staged")
+
+
 def inputs_of(card: Card) -> tuple[TensorForm, ...]:
-    """The inputs that a model takes; of the first two one is sent."""
+    """The inputs that a model takes, of the first two either; none where it does not answer with tensors."""
+    if not has_tensors(card):
+        return ()
     pictures: tuple[TensorForm, ...] = (("IMAGE", "BYTES", (-1,)), ("PIXELS", "UINT8", (-1, -1, -1, 3)))
     return (
         *(pictures if card.io.takes_picture else ()),
@@ -127,6 +131,8 @@ def inputs_of(card: Card) -> tuple[TensorForm, ...]:
 
 def outputs_of(card: Card) -> tuple[TensorForm, ...]:
     """The outputs that a model has: ``EXIT`` only where it has early exits."""
+    if not has_tensors(card):
+        return ()
     if isinstance(card.io, PictureIO) and "classify" in card.tasks:
         return (*(form for form in _CLASSES if form[0] != "EXIT" or card.io.num_exits > 1), _ERROR)
     return (*((each.name, each.datatype, (-1, *each.shape)) for each in card.io.outputs), _ERROR)
@@ -389,88 +395,39 @@ def _quantise(image: npt.NDArray[np.float32], index: int) -> ImageInput:
     return ImageInput(pixels=pixels)
 
 
-def budget_from_parameters(
-    parameters: Mapping[str, Parameter], fallback: Budget, card: Card, limits: IngressLimits
-) -> tuple[Budget, int]:
-    """Return the budget and ``top_k`` of a request's parameters.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that is asked for. ``num_classes``: not 0 asks for that many of the best classes as text, as Triton's
+    classification extension has it."""
 
-    Raises: UnknownField, InvalidRequest.
-    """
-    known = {name: kind for name, kind in _PARAMETERS.items() if name != "top_k" or "classify" in card.tasks}
-    settings = {name: value for name, value in parameters.items() if name.startswith(_SETTING)}
-    for name, value in parameters.items():
-        if name in settings:
-            continue
-        expected = known.get(name)
-        if expected is None:
-            raise UnknownField(
-                f"parameter {shown(name)} is unknown; known: {', '.join(known)}, {_SETTING}*",
-                param=f"parameters.{name[:64]}",
-            )
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise InvalidRequest(
-                f"parameter {name} is {shown(value)}; it must be a {_NAMES[expected]}", param=f"parameters.{name}"
-            )
-    top_k = int(parameters.get("top_k", 1))
-    check_top_k(top_k, limits)
-    priority = parameters.get("vireo_priority", fallback.priority.value)
-    if priority not in ("low", "normal", "high"):
-        raise InvalidRequest(
-            f"parameter vireo_priority is {shown(priority)}; send low, normal or high",
-            param="parameters.vireo_priority",
-        )
-    budget = Budget(
-        latency_ms=_real(parameters, "vireo_latency_ms", fallback.latency_ms),
-        energy_j=_real(parameters, "vireo_energy_j", fallback.energy_j),
-        priority=Priority(str(priority)),
-        quality_floor=_real(parameters, "vireo_quality_floor", fallback.quality_floor),
-        settings=check_values({name.removeprefix(_SETTING): value for name, value in settings.items()}),
-    )
-    return budget, top_k
-
-
-_SETTING: Final = "vireo_settings."
-"""Before the name of a setting."""
-_REAL: Final = (int, float)
-_PARAMETERS: Final[dict[str, Any]] = {
-    "vireo_latency_ms": _REAL,
-    "vireo_energy_j": _REAL,
-    "vireo_priority": str,
-    "vireo_quality_floor": _REAL,
-    "top_k": int,
-    "binary_data_output": bool,
-}
-_NAMES: Final[dict[Any, str]] = {_REAL: "number", str: "string", int: "whole number", bool: "boolean"}
-
-
-def _real(parameters: Mapping[str, Parameter], name: str, fallback: float | None) -> float | None:
-    value = parameters.get(name)
-    if value is None:
-        return fallback
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf  # Budget refuses it by name
+    name: str
+    num_classes: int = 0
 
 
 def outputs_from_reply(
-    reply: ClassifyReply | UnaryReply, card: Card, wanted: Sequence[str]
+    reply: ClassifyReply | UnaryReply, card: Card, wanted: Sequence[Wanted]
 ) -> tuple[OutputTensor, ...]:
-    """Return the tensors named in ``wanted`` (``chosen_outputs``), in that order.
+    """Return the tensors of ``wanted`` (``chosen_outputs``), in that order.
 
     Raises: InvalidRequest: rows of different shapes, which are no tensor.
     """
     if isinstance(reply, ClassifyReply):
         found = _classes(reply)
     else:
-        found = {each.name: _gathered(each.name, reply) for each in card.io.outputs if each.name in wanted}
+        names = {one.name for one in wanted}
+        found = {each.name: _gathered(each.name, reply) for each in card.io.outputs if each.name in names}
     errors = tuple(orjson.dumps(error_object(item)) if isinstance(item, ServingError) else b"" for item in reply.items)
     found["ERROR"] = ((len(errors),), errors)
     datatypes = {name: datatype for name, datatype, _ in outputs_of(card)}
-    return tuple(
-        OutputTensor(name=name, datatype=datatypes[name], shape=found[name][0], values=found[name][1])
-        for name in wanted
-    )
+    tensors = []
+    for one in wanted:
+        if one.num_classes and isinstance(reply, ClassifyReply):
+            shape, values = _class_texts(reply, one.num_classes)
+            tensors.append(OutputTensor(name=one.name, datatype="BYTES", shape=shape, values=values))
+        else:
+            shape, values = found[one.name]
+            tensors.append(OutputTensor(name=one.name, datatype=datatypes[one.name], shape=shape, values=values))
+    return tuple(tensors)
 
 
 _Column: TypeAlias = tuple[tuple[int, ...], "tuple[Element, ...] | Array"]
@@ -512,23 +469,52 @@ def _top_scores(answer: Classification | None, k: int) -> list[float]:
     return scores + [0.0] * (k - len(scores))
 
 
-def chosen_outputs(wanted: Sequence[str], card: Card) -> tuple[str, ...]:
-    """Return the names of the outputs that are wanted; all that the model has where none is named.
+def _class_texts(reply: ClassifyReply, k: int) -> _Column:
+    """The best classes as ``score:index:label``."""
+    texts: list[Element] = []
+    for item in reply.items:
+        entries = list(zip(item.indices, item.top_k, strict=True))[:k] if isinstance(item, Classification) else []
+        texts += [f"{entry.score:f}:{index}:{entry.label}".encode() for index, entry in entries]
+        texts += [b""] * (k - len(entries))
+    return (len(reply.items), k), tuple(texts)
 
-    Raises: UnknownField, InvalidRequest: an output that it does not have, or one asked for twice.
+
+def most_classes(top_k: int, wanted: Sequence[Wanted], limits: IngressLimits) -> int:
+    """How many classes of each row must be known. Raises: InvalidRequest: more than may be asked for."""
+    most = max(top_k, *(one.num_classes for one in wanted))
+    check_top_k(most, limits)
+    return most
+
+
+_SCORES: Final = ("SCORE", "TOP_SCORES")
+"""Outputs that may be asked for as classes in text."""
+
+
+def chosen_outputs(sent: Sequence[tuple[str, Any]], card: Card) -> tuple[Wanted, ...]:
+    """Return the outputs that are wanted, of (name, parameter ``classification`` or None); all that the model has where
+    none is named.
+
+    Raises: UnknownField, InvalidRequest: an output that it does not have, one asked for twice, or not as classes.
     """
     known = tuple(name for name, _, _ in outputs_of(card))
-    for name in wanted:
+    for name, _ in sent:
         if name not in known:
             raise UnknownField(f"output {shown(name)} is unknown; known: {', '.join(known)}", param="outputs")
-    if len(set(wanted)) != len(wanted):
+    if len({name for name, _ in sent}) != len(sent):
         raise InvalidRequest("an output is asked for twice; name each once", param="outputs")
-    return tuple(wanted) or known
+    return tuple(Wanted(name, _num_classes(name, value, card)) for name, value in sent) or tuple(map(Wanted, known))
 
 
-def report_parameters(report: Report) -> dict[str, str | float]:
-    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, the guard as JSON."""
-    values = {field.name: getattr(report, field.name) for field in fields(report)}
-    values["degraded"] = ",".join(report.degraded)
-    values["guard"] = orjson.dumps(report.guard).decode()
-    return {f"vireo_{name}": value for name, value in values.items()}
+def _num_classes(name: str, value: Any, card: Card) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or value < 1:
+        raise InvalidRequest(
+            f"classification of output {name} is {shown(value)}; send the number of classes", param="outputs"
+        )
+    if "classify" not in card.tasks or name not in _SCORES:
+        raise InvalidRequest(
+            f"output {name} has no classes; the parameter classification is for {' and '.join(_SCORES)} of classifiers",
+            param="outputs",
+        )
+    return min(value, card.io.num_classes)

@@ -100,5 +100,5 @@ def test_surfaces_are_spelled_for_metric_labels() -> None:
 
 def test_classification_is_named_by_its_best_class() -> None:
     best, other = LabelScore("3", 0.75), LabelScore("8", 0.2)
-    answer = Classification(exit=2, top_k=(best, other))
+    answer = Classification(exit=2, top_k=(best, other), indices=(3, 8))
     assert (answer.label, answer.score, answer.degraded) == ("3", 0.75, False)

@@ -28,6 +28,7 @@ from serving.front.grpc.registration import (
     methods_of,
 )
 from serving.gateway.grpc import GrpcMethods
+from serving.limits import IngressLimits
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -41,7 +42,8 @@ from tests.support.clients import (
     stream_of,
     vireo_message,
 )
-from tests.support.fake_service import MODEL, FakeService
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
+from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 from tests.support.waiting import until
 
 GOOD = Ask([GOOD_PNG])
@@ -177,11 +179,19 @@ BAD_INFERS: dict[str, tuple[oip.ModelInferRequest, str]] = {
     "input_parameter": (infer_message(inputs=[tensor(parameters={"shared_memory_region": TEXT})]), "unknown_field"),
     "output_parameter": (
         infer_message(
-            outputs=[Wanted(name="LABEL", parameters={"classification": TEXT})],
+            outputs=[Wanted(name="LABEL", parameters={"shared_memory_region": TEXT})],
             raw_input_contents=RAW,
         ),
         "unknown_field",
     ),
+    "classes_of_labels": (
+        infer_message(
+            outputs=[Wanted(name="LABEL", parameters={"classification": oip.InferParameter(int64_param=2)})],
+            raw_input_contents=RAW,
+        ),
+        "invalid_request",
+    ),
+    "chat_model": (infer_message(model_name=CHAT_MODEL, raw_input_contents=RAW), "invalid_request"),
     "unknown_output": (
         infer_message(outputs=[Wanted(name="LOGITS")], raw_input_contents=RAW),
         "unknown_field",
@@ -253,12 +263,65 @@ async def test_lookups_answer() -> None:
     assert list(metadata.versions) == ["1"]
 
 
-@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata"])
-async def test_lookup_of_an_unknown_model_is_not_found(method: str) -> None:
-    request = oip.ModelReadyRequest if method == "ModelReady" else oip.ModelMetadataRequest
+@pytest.mark.parametrize("method", ["ModelMetadata", "ModelConfig", "ModelStatistics"])
+@pytest.mark.parametrize("name", [{"name": "none"}, {"name": MODEL, "version": "2"}], ids=str)
+async def test_lookup_of_an_unknown_model_is_not_found(method: str, name: Any) -> None:
     context = FakeContext()
-    await getattr(FrontDoor().grpc, method)(request(name="none"), context)
+    await getattr(FrontDoor().grpc, method)(getattr(oip, f"{method}Request")(**name), context)
     assert context.code == StatusCode.NOT_FOUND
+
+
+async def test_unknown_model_is_not_ready_and_no_error() -> None:
+    for name in ({"name": "none"}, {"name": MODEL, "version": "2"}, {}):
+        context = FakeContext()
+        assert not (await FrontDoor().grpc.ModelReady(oip.ModelReadyRequest(**name), context)).ready
+        assert context.code == StatusCode.OK
+
+
+async def test_index_lists_models_of_every_task_by_their_state() -> None:
+    door = FrontDoor(FakeService(video_cards=(make_video_card(),)))
+    door.service.sick = {CHAT_MODEL}
+    index = (await door.grpc.RepositoryIndex(oip.RepositoryIndexRequest(), FakeContext())).models
+    states = {model.name: model.state for model in index}
+    assert states == {MODEL: "READY", CHAT_MODEL: "UNAVAILABLE", VIDEO_MODEL: "READY"}
+    assert {(model.version, bool(model.reason)) for model in index} == {("1", False), ("1", True)}
+    ready = (await door.grpc.RepositoryIndex(oip.RepositoryIndexRequest(ready=True), FakeContext())).models
+    assert [model.name for model in ready] == [MODEL, VIDEO_MODEL]
+    context = FakeContext()
+    await door.grpc.RepositoryIndex(oip.RepositoryIndexRequest(repository_name="mine"), context)
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert (outcome.error, outcome.param) == ("unsupported_field", "repository_name")
+
+
+async def test_configuration_names_inputs_outputs_and_priorities() -> None:
+    config = (await FrontDoor().grpc.ModelConfig(oip.ModelConfigRequest(name=MODEL), FakeContext())).config
+    assert [(one.name, one.data_type, list(one.dims), one.optional) for one in config.input] == [
+        ("IMAGE", oip.TYPE_STRING, [1], True),
+        ("PIXELS", oip.TYPE_UINT8, [-1, -1, 3], True),
+    ]
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (3, 2)
+    assert (config.backend, config.max_batch_size) == ("vireo", IngressLimits().max_images)
+    chat = (await FrontDoor().grpc.ModelConfig(oip.ModelConfigRequest(name=CHAT_MODEL), FakeContext())).config
+    assert (list(chat.input), list(chat.output), chat.max_batch_size) == ([], [], 0)
+
+
+async def test_messages_have_tritons_field_numbers() -> None:
+    """Its client's own descriptors cannot be loaded beside ours: they have the same names."""
+    numbers = {field.name: field.number for field in oip.ModelConfig.DESCRIPTOR.fields}
+    assert numbers == {
+        "name": 1, "platform": 2, "max_batch_size": 4, "input": 5, "output": 6, "dynamic_batching": 11,
+        "parameters": 14, "backend": 17,
+    }  # fmt: skip
+
+
+async def test_stream_says_that_its_one_answer_is_the_last() -> None:
+    message = oip_message(GOOD)
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    (reply,) = [one async for one in FrontDoor().grpc.ModelStreamInfer(stream_of([message]), FakeContext())]
+    assert reply.infer_response.parameters["triton_final_response"].bool_param
+    unary = await FrontDoor().grpc.ModelInfer(message, FakeContext())
+    assert "triton_final_response" not in unary.parameters
 
 
 KEYED: dict[str, Any] = {

@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from serving.domain import Priority
 from serving.front.auth import Authenticator
 from serving.gateway.http import build_http_app, document
 from serving.limits import IngressLimits
@@ -208,7 +209,7 @@ INFER_BODIES: list[tuple[str, Any, str, str]] = [
     ("binary_negative", one_input(shape=[1], parameters={"binary_data_size": -4}), BAD, "inputs"),
     ("binary_boolean", one_input(shape=[1], parameters={"binary_data_size": True}), BAD, "inputs"),
     ("shared_memory", one_input(shape=[1], parameters={"shared_memory_region": "x"}), UNKNOWN, SHARED),
-    ("classification", {"inputs": [], "outputs": [CLASSES]}, UNKNOWN, "parameters.classification"),
+    ("classification", {"inputs": [], "outputs": [CLASSES]}, BAD, "outputs"),
     ("unknown_output", {"inputs": [], "outputs": [{"name": "LOGITS"}]}, UNKNOWN, "outputs"),
     ("long_id", {"inputs": [], "id": "i" * 300}, BAD, "id"),
     ("unknown_parameter", {"inputs": [], "parameters": {"seed": 1}}, UNKNOWN, "parameters.seed"),
@@ -428,6 +429,61 @@ async def test_readiness_of_a_model_that_is_not_served_is_not_found() -> None:
     for path in ("/v2/models/nobody/ready", f"/v2/models/{CHAT_MODEL}/versions/2/ready"):
         reply = await asgi(door.app, "GET", path)
         assert (reply.status, reply.error["code"]) == (404, "model_not_found")
+
+
+async def test_null_is_what_is_left_out() -> None:
+    raw = length_prefixed([GOOD_PNG])
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": None}
+    tensor["parameters"] = {"binary_data_size": len(raw), "shared_memory_region": None}
+    wanted = [{"name": "LABEL", "parameters": None}, {"name": "SCORE", "parameters": {"classification": None}}]
+    parameters = {"top_k": None, "timeout": None, "binary_data_output": None, "vireo_settings.exit_1": None}
+    for outputs in (None, wanted):
+        for sent in (None, parameters):
+            head = json.dumps({"id": None, "parameters": sent, "inputs": [tensor], "outputs": outputs}).encode()
+            headers = {"inference-header-content-length": str(len(head))}
+            reply = await asgi(FrontDoor().app, "POST", INFER, head + raw, headers)
+            assert (reply.status, reply.json["outputs"][0]["data"]) == (200, [GOOD_LABEL])
+            assert "id" not in reply.json
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE], "parameters": None}
+    assert (await FrontDoor().post_json({"inputs": [tensor]}, INFER)).status == 200
+
+
+async def test_classes_come_as_text() -> None:
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [2], "data": [IMAGE, "!"]}
+    outputs = [{"name": "SCORE", "parameters": {"classification": 2}}, {"name": "LABEL"}]
+    reply = await FrontDoor().post_json({"inputs": [tensor], "outputs": outputs}, INFER)
+    scores, labels = reply.json["outputs"]
+    assert (scores["name"], scores["datatype"], scores["shape"]) == ("SCORE", "BYTES", [2, 2])
+    best = scores["data"][0].split(":")
+    assert (float(best[0]) > 0.4, f"class {best[1]}", best[2]) == (True, GOOD_LABEL, GOOD_LABEL)
+    assert scores["data"][2:] == ["", ""]
+    assert labels["data"] == [GOOD_LABEL, ""]
+
+
+async def test_tritons_priority_and_timeout_reach_the_service() -> None:
+    door = FrontDoor()
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
+    await door.post_json({"inputs": [tensor], "parameters": {"priority": 1, "timeout": 5_000_000}}, INFER)
+    (request,) = door.service.requests
+    assert (request.budget.priority, request.budget.latency_ms) == (Priority.HIGH, None)
+    assert request.deadline_s is not None
+
+
+async def test_models_of_every_task_are_described_and_listed() -> None:
+    door = FrontDoor(FakeService(video_cards=(make_video_card(),)))
+    door.service.sick = {VIDEO_MODEL}
+    for model in (CHAT_MODEL, VIDEO_MODEL):
+        metadata = (await asgi(door.app, "GET", f"/v2/models/{model}")).json
+        assert (metadata["name"], metadata["inputs"], metadata["outputs"]) == (model, [], [])
+        assert (await asgi(door.app, "GET", f"/v2/models/{model}/config")).json["max_batch_size"] == 0
+        refused = await door.post_json({"inputs": []}, f"/v2/models/{model}/infer")
+        assert (refused.status, refused.error["param"]) == (400, "model")
+        assert f"takes no tensors; models that do: {MODEL}" in refused.error["message"]
+    for body, models in ((b"", 3), (b"{}", 3), (b'{"ready": null}', 3), (b'{"ready": true}', 2)):
+        index = (await asgi(door.app, "POST", "/v2/repository/index", body)).json
+        assert len(index) == models
+    assert (await asgi(door.app, "POST", "/v2/repository/index", b"[]")).error["code"] == BAD
+    assert (await asgi(door.app, "GET", "/v2/systemsharedmemory/region/mine/status")).json == []
 
 
 async def test_cancelling_a_call_cancels_the_work_and_is_counted() -> None:

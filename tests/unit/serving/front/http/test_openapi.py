@@ -43,6 +43,7 @@ IMAGE_CARDS = (
     make_image_card(MENDER, ImageIO(takes_picture=True, max_side=256)),
 )
 MODEL_PATHS = ("", "/versions/1")
+KINDS = ("system", "cuda")
 
 Case = tuple[str, str, str, Any, dict[str, str]]
 CASES: list[Case] = [
@@ -87,6 +88,13 @@ CASES: list[Case] = [
     ("GET", "/docs", "/docs", None, {}),
     *[("GET", "/page/{name}", f"/page/{name}", None, {}) for name in ("app.js", "page.css", "icon.svg", "digit.png")],
     ("GET", "/v2", "/v2", None, {}),
+    ("GET", "/v2/models/stats", "/v2/models/stats", None, {}),
+    ("POST", "/v2/repository/index", "/v2/repository/index", {"ready": True}, JSON),
+    *[("GET", f"/v2/{kind}sharedmemory/status", f"/v2/{kind}sharedmemory/status", None, {}) for kind in KINDS],
+    *[
+        ("GET", f"/v2/{kind}sharedmemory/region/{{region}}/status", f"/v2/{kind}sharedmemory/region/x/status", None, {})
+        for kind in KINDS
+    ],
     *[
         ("GET", path, path, None, {})
         for path in ("/v2/health/live", "/v2/health/ready", "/healthz", "/health", "/metrics", "/openapi.json")
@@ -98,6 +106,7 @@ for version, pattern in zip(MODEL_PATHS, ("", "/versions/{version}"), strict=Tru
         ("GET", template, real, None, {}),
         ("GET", f"{template}/config", f"{real}/config", None, {}),
         ("GET", f"{template}/ready", f"{real}/ready", None, {}),
+        ("GET", f"{template}/stats", f"{real}/stats", None, {}),
         ("POST", f"{template}/infer", f"{real}/infer", {"id": "x", "inputs": [TENSOR]}, JSON),
     ]
 REFUSED: list[Case] = [

@@ -19,11 +19,11 @@ from serving.tasks.infer.tensors import (
     QUANTISE_HERE_BYTES,
     CallFacts,
     InputTensor,
-    budget_from_parameters,
+    Wanted,
     chosen_outputs,
+    most_classes,
     outputs_from_reply,
     outputs_of,
-    report_parameters,
     request_from_tensors,
 )
 from tests.support.clients import length_prefixed, split_prefixed
@@ -33,6 +33,7 @@ LIMITS = IngressLimits(max_images=4)
 CARD = make_card()
 OUTPUTS = outputs_of(CARD)
 OUTPUT_NAMES = tuple(name for name, _, _ in OUTPUTS)
+ALL = tuple(map(Wanted, OUTPUT_NAMES))
 FACTS = CallFacts(request_id="r", surface=Surface.HTTP_OIP, tenant="t", model=CARD.id, budget=Budget(), deadline_s=None)
 
 
@@ -213,7 +214,11 @@ def test_raw_bytes_round_trip(elements: list[bytes]) -> None:
 
 
 def classification(*labels: str) -> Classification:
-    return Classification(exit=2, top_k=tuple(LabelScore(label, 0.5 / (i + 1)) for i, label in enumerate(labels)))
+    return Classification(
+        exit=2,
+        top_k=tuple(LabelScore(label, 0.5 / (i + 1)) for i, label in enumerate(labels)),
+        indices=tuple(range(len(labels))),
+    )
 
 
 REPLY = ClassifyReply(
@@ -222,7 +227,7 @@ REPLY = ClassifyReply(
 
 
 def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
-    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, CARD, OUTPUT_NAMES)}
+    outputs = {tensor.name: tensor for tensor in outputs_from_reply(REPLY, CARD, ALL)}
     assert tuple(outputs) == OUTPUT_NAMES
     for name, datatype, shape in OUTPUTS:
         assert outputs[name].datatype == datatype
@@ -237,70 +242,51 @@ def test_outputs_have_the_shapes_and_types_of_the_metadata() -> None:
 
 
 def test_outputs_are_little_endian_and_length_prefixed() -> None:
-    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, CARD, OUTPUT_NAMES)}
+    outputs = {tensor.name: tensor.to_raw() for tensor in outputs_from_reply(REPLY, CARD, ALL)}
     np.testing.assert_array_equal(np.frombuffer(outputs["SCORE"], "<f4"), np.array([0.5, 0, 0.5], np.float32))
     np.testing.assert_array_equal(np.frombuffer(outputs["EXIT"], "<i4"), [2, 0, 2])
     assert split_prefixed(outputs["TOP_LABELS"])[1] == "bé".encode()
 
 
+def wanted(*names: str) -> tuple[Wanted, ...]:
+    return tuple(map(Wanted, names))
+
+
 def test_wanted_outputs_come_alone_and_in_the_order_asked() -> None:
-    assert [tensor.name for tensor in outputs_from_reply(REPLY, CARD, ("EXIT", "LABEL"))] == ["EXIT", "LABEL"]
+    assert [tensor.name for tensor in outputs_from_reply(REPLY, CARD, wanted("EXIT", "LABEL"))] == ["EXIT", "LABEL"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "error"), [(("LOGITS",), UnknownField), (("label",), UnknownField), (("LABEL", "LABEL"), InvalidRequest)]
+    ("sent", "error"),
+    [
+        ((("LOGITS", None),), UnknownField),
+        ((("label", None),), UnknownField),
+        ((("LABEL", None), ("LABEL", None)), InvalidRequest),
+        ((("LABEL", 2),), InvalidRequest),
+        ((("SCORE", 0),), InvalidRequest),
+        ((("SCORE", True),), InvalidRequest),
+        ((("SCORE", "2"),), InvalidRequest),
+    ],
 )
-def test_bad_wanted_output_is_refused(wanted: tuple[str, ...], error: type[ClientError]) -> None:
+def test_bad_wanted_output_is_refused(sent: tuple[tuple[str, Any], ...], error: type[ClientError]) -> None:
     with pytest.raises(error):
-        chosen_outputs(wanted, make_card())
+        chosen_outputs(sent, make_card())
+
+
+def test_scores_may_be_asked_for_as_classes_in_text() -> None:
+    chosen = chosen_outputs((("SCORE", 2), ("TOP_LABELS", None), ("TOP_SCORES", 99)), CARD)
+    assert chosen == (Wanted("SCORE", 2), Wanted("TOP_LABELS"), Wanted("TOP_SCORES", CARD.io.num_classes))
+    text, labels, _ = outputs_from_reply(REPLY, CARD, chosen)
+    assert (text.datatype, text.shape) == ("BYTES", (3, 2))
+    assert text.values == (b"0.500000:0:a", "0.250000:1:bé".encode(), b"", b"", b"0.500000:0:c", b"")
+    assert labels.shape == (3, 2)
+    assert most_classes(3, chosen, IngressLimits()) == CARD.io.num_classes
+    with pytest.raises(InvalidRequest, match="top_k is 10"):
+        most_classes(1, chosen, IngressLimits(max_top_k=9))
 
 
 def test_model_without_early_exits_has_no_exit() -> None:
     card = make_card(num_exits=1)
-    assert chosen_outputs((), card) == tuple(name for name in OUTPUT_NAMES if name != "EXIT")
+    assert chosen_outputs((), card) == tuple(one for one in ALL if one.name != "EXIT")
     with pytest.raises(UnknownField, match="output 'EXIT' is unknown"):
-        chosen_outputs(("EXIT",), card)
-
-
-def test_report_travels_as_parameters() -> None:
-    parameters = report_parameters(REPLY.report)
-    assert parameters["vireo_operating_point"] == "fast"
-    assert parameters["vireo_degraded"] == "exit_threshold"
-    assert parameters["vireo_guard"] == '{"score":0.0,"action":"none"}'
-    assert len(parameters) == 8
-
-
-@pytest.mark.parametrize(
-    ("parameters", "error"),
-    [
-        ({"temperature": 1}, UnknownField),
-        ({"timeout": 5}, UnknownField),
-        ({"sequence_id": 1}, UnknownField),
-        ({"top_k": 1.5}, InvalidRequest),
-        ({"top_k": "1"}, InvalidRequest),
-        ({"top_k": True}, InvalidRequest),
-        ({"top_k": 0}, InvalidRequest),
-        ({"top_k": 10**400}, InvalidRequest),
-        ({"vireo_latency_ms": "5"}, InvalidRequest),
-        ({"vireo_latency_ms": True}, InvalidRequest),
-        ({"vireo_latency_ms": float("nan")}, InvalidRequest),
-        ({"vireo_latency_ms": 10**400}, InvalidRequest),
-        ({"vireo_energy_j": -1}, InvalidRequest),
-        ({"vireo_priority": "urgent"}, InvalidRequest),
-        ({"vireo_priority": 1}, InvalidRequest),
-        ({"vireo_latency_ms": [1]}, InvalidRequest),
-        ({"binary_data_output": 1}, InvalidRequest),
-    ],
-)
-def test_bad_parameter_is_refused(parameters: dict[str, Any], error: type[ClientError]) -> None:
-    with pytest.raises(error) as caught:
-        budget_from_parameters(parameters, Budget(), CARD, LIMITS)
-    assert next(iter(parameters)).removeprefix("vireo_") in caught.value.message
-
-
-def test_parameters_override_the_fallback_field_by_field() -> None:
-    fallback = Budget(latency_ms=5.0, energy_j=2.0)
-    budget, top_k = budget_from_parameters(
-        {"vireo_energy_j": 1, "vireo_priority": "low", "top_k": 3}, fallback, CARD, LIMITS
-    )
-    assert (budget.latency_ms, budget.energy_j, budget.priority.value, top_k) == (5.0, 1.0, "low", 3)
+        chosen_outputs((("EXIT", None),), card)
