@@ -354,9 +354,7 @@ def _regions(kind: str) -> tuple[Route, ...]:
     path, ids = f"/v2/{kind}sharedmemory", f"{kind}_shared_memory"
     none = json_content({"type": "array", "maxItems": 0})
     all_of_them = operation(f"Regions of {kind} shared memory: none", none, id=f"get_{ids}")
-    one = operation(
-        f"A region of {kind} shared memory: none", none, path_parameter("region"), id=f"get_{ids}_region"
-    )
+    one = operation(f"A region of {kind} shared memory: none", none, path_parameter("region"), id=f"get_{ids}_region")
     return (
         Route(method="GET", path=f"{path}/status", handler=show_regions, operation=all_of_them),
         Route(method="GET", path=f"{path}/region/{{region}}/status", handler=show_regions, operation=one),
