@@ -204,7 +204,12 @@ def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _
         with console.status("starting gateway and models"):
             serve.start(
                 http_options={"host": settings.http.host, "port": settings.http.port},
-                grpc_options=gRPCOptions(port=settings.http.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS)),
+                # Reflection is one of ours: Ray's parses what it gets from callers without a key.
+                grpc_options=gRPCOptions(
+                    port=settings.http.grpc_port,
+                    grpc_servicer_functions=list(GRPC_SERVICERS),
+                    enable_reflection=False,
+                ),
             )
             _deploy(config)
         yield
