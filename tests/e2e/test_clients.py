@@ -78,7 +78,7 @@ assert (index["models"] if is_grpc else index) == [{"name": model, "version": "1
 for found in (document("get_inference_statistics"), document("get_inference_statistics", model)):
     (of_model,) = found["model_stats"]
     assert int(of_model["inference_stats"]["success"]["count"]) >= 2, found
-    assert int(of_model["inference_count"]) >= 2 and int(of_model["execution_count"]) >= 1, found
+    assert int(of_model["inference_count"]) >= 1 and int(of_model["execution_count"]) >= 1, found
 assert not document("get_system_shared_memory_status") and not document("get_cuda_shared_memory_status")
 
 for method, *args in (
