@@ -84,8 +84,9 @@ def repository_index(service: Service, *, only_ready: bool) -> list[ModelIndexAn
     """Return every model that is served, whatever it is for, or those that can answer now."""
     index: list[ModelIndexAnswer] = []
     for card in service.cards():
-        is_ready = service.is_model_ready(card.id)
-        state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", "no replica of it is alive")
-        if is_ready or not only_ready:
-            index.append({"name": card.id, "version": MODEL_VERSION, "state": state, "reason": reason})
+        if service.is_model_ready(card.id):
+            index.append({"name": card.id, "version": MODEL_VERSION, "state": "READY", "reason": ""})
+        elif not only_ready:
+            reason = "no replica of it is alive"
+            index.append({"name": card.id, "version": MODEL_VERSION, "state": "UNAVAILABLE", "reason": reason})
     return index

@@ -210,13 +210,13 @@ async def _model_metadata(call: GrpcCall, message: oip.ModelMetadataRequest) -> 
 
 async def _model_config(call: GrpcCall, message: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
     config = model_config(_card(call, message), call.front.limits.max_images)
-    return oip.ModelConfigResponse(config=ParseDict(config, oip.ModelConfig()))
+    return ParseDict({"config": config}, oip.ModelConfigResponse())
 
 
 async def _model_statistics(call: GrpcCall, message: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
     cards = (_card(call, message),) if message.name else call.front.service.cards()
     found = {"model_stats": await statistics(cards)}
-    return ParseDict(found, oip.ModelStatisticsResponse(), ignore_unknown_fields=True)  # type: ignore[arg-type]
+    return ParseDict(found, oip.ModelStatisticsResponse(), ignore_unknown_fields=True)
 
 
 async def _repository_index(call: GrpcCall, message: oip.RepositoryIndexRequest) -> oip.RepositoryIndexResponse:

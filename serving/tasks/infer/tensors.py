@@ -517,4 +517,5 @@ def _num_classes(name: str, value: Any, card: Card) -> int:
             f"output {name} has no classes; the parameter classification is for {' and '.join(_SCORES)} of classifiers",
             param="outputs",
         )
-    return min(value, card.io.num_classes)
+    num_classes: int = card.io.num_classes
+    return min(value, num_classes)
