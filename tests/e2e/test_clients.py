@@ -247,7 +247,8 @@ def test_openapi_document_is_valid_and_names_every_path_that_answers(door: Door)
     for path, operations in document["paths"].items():
         # Videos and images have systems of their own (test_video_jobs.py, test_new_family.py); here none is served.
         if "get" in operations and "{version}" not in path and not path.startswith(("/v1/videos", "/v1/images")):
-            assert door.http.get(path.replace("{model}", MODEL).replace("{region}", "x")).status_code == 200, path
+            values = {"model": MODEL, "region": "x", "name": "index.html"}
+            assert door.http.get(path.format(**values)).status_code == 200, path
     assert {"/v1/classify", "/v2/models/{model}/infer", "/v1/models", "/metrics"} <= set(document["paths"])
 
 
