@@ -191,6 +191,10 @@ def _not_found(adds_request_id: bool) -> Callable[[Scope, Receive, Send], Any]:
 def _unknown_path(path: str) -> UnknownPath:
     if path == "/v1/completions":  # what `vllm bench serve` asks unless it is told otherwise
         return UnknownPath(f"there is nothing at {path}: models here chat; send messages to /v1/chat/completions")
+    if path.startswith("/v1/responses/"):
+        return UnknownPath(
+            f"there is nothing at {shown(path)}: no answer is kept; send the whole conversation as input"
+        )
     return UnknownPath(f"there is nothing at {shown(path)}; see /openapi.json for the paths")
 
 

@@ -191,6 +191,64 @@ def test_probabilities_are_shown_to_the_tenant_that_may_see_them(client: openai.
         assert len(token.top_logprobs) == 2
 
 
+# -- Responses ---------------------------------------------------------------------------------------------------------
+
+
+def items_of(messages: list[Any]) -> list[Any]:
+    """A conversation as items."""
+    return [{**said, "content": [*map(_item_part, said["content"])]} for said in messages]
+
+
+def _item_part(part: Any) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"type": "input_text", "text": part["text"]}
+    return {"type": "input_image", "image_url": part["image_url"]["url"]}
+
+
+def respond(client: openai.OpenAI, messages: list[Any], **fields: Any) -> Any:
+    body = {"model": CHAT_MODEL, "temperature": 0, "max_output_tokens": 24, **fields}
+    return client.responses.create(input=items_of(messages), **body)
+
+
+def test_responses_say_what_chat_says_and_share_its_cache(client: openai.OpenAI) -> None:
+    messages = turn(fresh_question(), fresh_png())
+    chat = ask(client, messages)
+    answer = respond(client, messages, store=True)
+    assert answer.output_text == text_of(chat)
+    assert (answer.store, answer.vireo["cache"]) == (False, "hit")
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+    assert answer.usage.output_tokens == chat.usage.completion_tokens
+    assert answer.usage.input_tokens_details.image_tokens == image_tokens(224, 224)
+
+
+def test_response_streams_while_it_is_made(client: openai.OpenAI, chat: ChatSystem) -> None:
+    fields = {"max_output_tokens": 48, "extra_body": {"logit_bias": chat.endless()}}
+    *events, last = respond(client, turn(fresh_question()), stream=True, **fields)
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert len(deltas) > 1
+    assert last.type == "response.incomplete"
+    assert last.response.incomplete_details.reason == "max_output_tokens"
+    assert "".join(deltas) == last.response.output_text
+    assert last.response.usage.output_tokens == 48
+
+
+def test_response_goes_on_and_keeps_to_a_schema(client: openai.OpenAI) -> None:
+    messages = turn(fresh_question(), fresh_png())
+    first = respond(client, messages)
+    form = {"type": "json_schema", "name": "seen", "schema": SCHEMA, "strict": True}
+    items = [*items_of(messages), *first.output, *items_of(turn(fresh_question()))]
+    answer = client.responses.create(
+        model=CHAT_MODEL,
+        instructions="Be brief.",
+        input=items,
+        text={"format": form},
+        max_output_tokens=200,  # type: ignore[arg-type]
+    )
+    jsonschema.validate(json.loads(answer.output_text), SCHEMA)
+    assert answer.usage is not None
+    assert answer.usage.input_tokens > first.usage.input_tokens
+
+
 # -- gRPC --------------------------------------------------------------------------------------------------------------
 
 
@@ -276,10 +334,7 @@ _CASES: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str, str | 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(
-    "name",
-    sorted(_CASES),
-)
+@pytest.mark.parametrize("name", sorted(_CASES))
 def test_bad_request_is_a_typed_exception_of_the_client(name: str, stream: bool, beta: openai.OpenAI) -> None:
     fields, kind, code, param = _CASES[name]
     with pytest.raises(kind) as caught:
@@ -287,6 +342,16 @@ def test_bad_request_is_a_typed_exception_of_the_client(name: str, stream: bool,
     assert caught.value.code == code, caught.value
     assert param is None or caught.value.param == param
     assert caught.value.request_id
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", sorted(set(_CASES) - {"probabilities", "bias"}))
+def test_bad_response_is_refused_like_a_bad_chat(name: str, stream: bool, beta: openai.OpenAI) -> None:
+    fields, kind, code, param = _CASES[name]
+    with pytest.raises(kind) as caught:
+        respond(beta, **{"messages": turn("Read."), "stream": stream, **fields})
+    assert caught.value.code == code, caught.value
+    assert param is None or caught.value.param == param.replace("messages", "input")
 
 
 def test_wrong_key_is_an_authentication_error(chat: ChatSystem) -> None:

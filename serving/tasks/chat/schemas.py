@@ -119,22 +119,13 @@ class ResponseFormatBody(Strict):
     json_schema: JsonSchemaBody | None = None
 
 
-class ChatBody(Strict):
-    """Body of ``POST /v1/chat/completions``. Read by ``body``, which knows which fields go together."""
-
-    model_config = ConfigDict(json_schema_extra=documented(FIELDS[BODY]))
+class SpeechBody(Strict):
+    """What both spellings of chat have."""
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
-    messages: Annotated[list[MessageBody], Field(min_length=1), Within(maxItems=limit("max_messages"))]
-    """The conversation."""
     stream: bool | None = None
     """Whether the answer comes as server-sent events."""
-    stream_options: StreamOptionsBody | None = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
-    """Most tokens of an answer; the server has its own limit."""
-    max_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
-    """The older name of ``max_completion_tokens``."""
     min_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
     """Before so many tokens, neither the model nor ``stop`` ends an answer."""
     ignore_eos: bool | None = None
@@ -147,20 +138,35 @@ class ChatBody(Strict):
     """0 always takes the likeliest token; 1 when absent."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     """Share of probability that is sampled from."""
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    logit_bias: LogitBias | None = None
+    """Token ids to bias; closed to most tenants."""
+    user: Label | None = None
+    """Accepted and not used, like ``safety_identifier``."""
+    safety_identifier: Label | None = None
+    metadata: Metadata | None = None
+    """Responses repeat it; chat does not use it."""
+    vireo: BudgetBody | None = None
+    """Budget."""
+
+
+class ChatBody(SpeechBody):
+    """Body of ``POST /v1/chat/completions``. Read by ``body``, which knows which fields go together."""
+
+    model_config = ConfigDict(json_schema_extra=documented(FIELDS[BODY]))
+
+    messages: Annotated[list[MessageBody], Field(min_length=1), Within(maxItems=limit("max_messages"))]
+    """The conversation."""
+    stream_options: StreamOptionsBody | None = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
+    """Most tokens of an answer; the server has its own limit."""
+    max_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
+    """The older name of ``max_completion_tokens``."""
     n: Annotated[int, Field(ge=1), Within(maximum=limit("max_choices"))] | None = None
     """Number of answers."""
     response_format: ResponseFormatBody | None = None
     logprobs: bool | None = None
     """Whether probabilities are returned; closed to most tenants."""
-    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
-    logit_bias: LogitBias | None = None
-    """Token ids to bias; closed to most tenants."""
-    user: Label | None = None
-    """Accepted and not used, like ``safety_identifier`` and ``metadata``."""
-    safety_identifier: Label | None = None
-    metadata: Metadata | None = None
-    vireo: BudgetBody | None = None
-    """Budget."""
 
 
 class TokenAnswer(TypedDict):

@@ -8,28 +8,11 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from serving.domain import Report
-from serving.front.budget import BudgetBody
 from serving.front.http.fields import documented
 from serving.front.http.json_body import Strict, Within, limit
 from serving.front.status import ErrorObject
-from serving.limits import MAX_ID_CHARS
-from serving.tasks.chat.rules import (
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    MAX_TOKENS,
-    MAX_TOP_LOGPROBS,
-    SCHEMA_NAME,
-)
-from serving.tasks.chat.schemas import (
-    Description,
-    ImageUrl,
-    Label,
-    LogitBias,
-    Metadata,
-    Stops,
-    Text,
-    TokenLogprobAnswer,
-)
+from serving.tasks.chat.rules import MAX_TOKENS, SCHEMA_NAME
+from serving.tasks.chat.schemas import Description, ImageUrl, SpeechBody, Text, TokenLogprobAnswer
 from serving.tasks.responses import fields
 
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -102,47 +85,23 @@ class EventOptionsBody(Strict):
     model_config = ConfigDict(json_schema_extra=documented(fields.STREAM_OPTIONS))
 
 
-class ResponseBody(Strict):
+class ResponseBody(SpeechBody):
     """Body of ``POST /v1/responses``. Read by ``body``, which knows which fields go together."""
 
     model_config = ConfigDict(json_schema_extra=documented(fields.BODY))
 
-    model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
-    """Model id, as in ``GET /v1/models``; may be left out if only one model chats."""
     input: Text | Annotated[list[ItemBody], Field(min_length=1), Within(maxItems=limit("max_messages"))]
     """What the user says, or the whole conversation."""
     instructions: Text | None = None
     """A system message that comes first."""
     max_output_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
     """Most tokens of the answer; the server has its own limit."""
-    temperature: Annotated[float | None, Field(ge=0, le=MAX_TEMPERATURE)] = None
-    """0 always takes the likeliest token; 1 when absent."""
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Share of probability that is sampled from."""
     text: TextConfigBody | None = None
-    stream: bool | None = None
-    """Whether the answer comes as server-sent events."""
     stream_options: EventOptionsBody | None = None
     include: Annotated[list[Annotated[str, Within(enum=INCLUDABLE)]], Field(max_length=MAX_INCLUDED)] | None = None
     """``message.output_text.logprobs``: probabilities, which are closed to most tenants."""
-    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
-    stop: Stops | None = None
-    """Sequences that end the answer and are not part of it."""
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
-    """Makes sampling repeatable."""
-    min_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
-    ignore_eos: bool | None = None
-    logit_bias: LogitBias | None = None
-    """Token ids to bias; closed to most tenants."""
-    metadata: Metadata | None = None
-    """Repeated in the answer."""
     parallel_tool_calls: bool | None = None
     """Repeated in the answer; no tool is called."""
-    user: Label | None = None
-    """Accepted and not used, like ``safety_identifier``."""
-    safety_identifier: Label | None = None
-    vireo: BudgetBody | None = None
-    """Budget."""
 
 
 class PartAnswer(TypedDict):

@@ -27,7 +27,7 @@ from serving.tasks.responses.schemas import (
     TextFormatBody,
 )
 from tests.support.chat_clients import RESPONSES_PATH, Line, data_url, post_chat, response_events_of
-from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply
+from tests.support.clients import GOOD_PNG, FrontDoor, HttpReply, asgi
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService
 from tests.support.waiting import until
 
@@ -222,6 +222,41 @@ async def test_top_logprobs_alone_says_what_it_goes_with() -> None:
     included = ["reasoning.encrypted_content", "message.output_text.logprobs"]
     assert (await ask(BASE | {"top_logprobs": 2, "include": included}, door)).status == 200
     assert door.service.chats[0].sampling.logprobs == 2
+
+
+async def test_body_of_a_coding_agent_passes_but_for_its_tools() -> None:
+    """As Codex sends it."""
+    body = {
+        "model": CHAT_MODEL,
+        "instructions": "You are an agent.",
+        "input": [
+            {"type": "message", "role": "developer", "content": [said("<permissions>")]},
+            {"type": "message", "role": "user", "content": [said("<environment>")]},
+            {"type": "message", "role": "user", "content": [said("Read it."), seen(detail="high")]},
+        ],
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": None,
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "0199c7",
+        "text": {"verbosity": "medium"},
+    }
+    door = FrontDoor()
+    reply = await ask(body, door)
+    assert response_events_of(reply.body)[-1]["type"] == "response.completed"
+    roles = [message.role for message in door.service.chats[0].messages]
+    assert roles == [Role.SYSTEM, Role.USER, Role.USER]
+    refused = await ask(body | {"tools": [{"type": "function", "name": "shell"}]})
+    assert "no model here calls tools" in refused.error["message"]
+
+
+async def test_no_answer_can_be_fetched_later() -> None:
+    reply = await asgi(FrontDoor().app, "GET", f"{RESPONSES_PATH}/resp_1")
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert "no answer is kept" in reply.error["message"]
 
 
 # -- what is answered ------------------------------------------------------------------------------------------------
