@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -21,6 +22,7 @@ import structlog
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
 
 _log = structlog.get_logger(__name__)
@@ -56,19 +58,33 @@ def is_wanted(variables: Mapping[str, str]) -> bool:
 
 
 def start() -> None:
-    """Export the spans of this process over OTLP (HTTP), if the environment wants that. Once per process."""
+    """Export the spans of this process over OTLP, if the environment wants that. Once per process."""
     if _tracer is not None or not is_wanted(os.environ):
         return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    name = os.environ.get("OTEL_SERVICE_NAME", "vireo")
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    told = OTELResourceDetector().detect().attributes  # what the environment says goes before what we say
+    ours = {"service.name": "vireo", "service.instance.id": str(uuid.uuid4())}
+    provider = TracerProvider(resource=Resource.create({**ours, **told}))
+    provider.add_span_processor(BatchSpanProcessor(_exporter(os.environ)))
     use(provider)
     _log.info("traces are exported")
+
+
+def _exporter(variables: Mapping[str, str]) -> SpanExporter:
+    """By the protocol that the environment names, as the other SDKs of OpenTelemetry choose it."""
+    asked = variables.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or variables.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if asked == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
+
+        return OverGrpc()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
+
+    if asked not in (None, "http/protobuf"):
+        _log.warning("protocol of traces is not offered; they are sent as http/protobuf", protocol=asked)
+    return OverHttp()
 
 
 def use(provider: TracerProvider | None) -> None:
@@ -88,7 +104,8 @@ def begin(name: str, traceparent: str, attributes: Mapping[str, str]) -> Span | 
         return None
     from opentelemetry import context, trace
 
-    opened = _tracer.start_span(name, context=_context(traceparent), attributes=attributes)
+    parent = _context(traceparent)
+    opened = _tracer.start_span(name, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes)
     context.attach(trace.set_span_in_context(opened))  # until the task is over
     return opened
 

@@ -16,6 +16,8 @@ import jsonschema
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.front.grpc.registration import SERVICES, methods_of, path_of
 from tests.e2e.conftest import Picture
@@ -286,6 +288,24 @@ def test_metrics_count_requests_by_surface_model_tenant_and_outcome(
     }
     assert lookups["hit"] == 0
     assert lookups["miss"] + lookups["unavailable"] == 4, "a busy machine may be slower than the limit of a look-up"
+
+
+@pytest.mark.parametrize("accept", ["text/plain;version=0.0.4", "application/openmetrics-text;version=1.0.0", "*/*"])
+def test_metrics_are_read_by_prometheus_own_parser(door: Door, accept: str) -> None:
+    reply = door.http.get("/metrics", headers={"accept": accept}).raise_for_status()
+    is_open = "openmetrics" in accept
+    assert reply.headers["content-type"].startswith("application/openmetrics-text" if is_open else "text/plain")
+    assert reply.text.endswith("# EOF\n") == is_open
+    families = list((openmetrics_families if is_open else text_string_to_metric_families)(reply.text))
+    names = [family.name for family in families]
+    assert len(set(names)) == len(names)
+    assert [family.name for family in families if not family.documentation or family.type == "unknown"] == []
+    series = [(sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples]
+    assert len(set(series)) == len(series)
+    assert "vireo_requests" in names
+    for family in families:
+        if family.type == "counter":
+            assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
 
 
 def test_metrics_of_the_engine_add_up(system: System, door: Door, new_picture: Callable[[], Picture]) -> None:

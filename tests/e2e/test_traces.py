@@ -54,3 +54,4 @@ def test_a_chat_is_one_trace(billed: System, collector: Collector, digits: list[
     with door_of(billed, trace_id) as door:
         door.http.post("/v1/chat/completions", json=body).raise_for_status()
     check(collector.trace(trace_id), trace_id, CHAT)
+    assert {resource["service.name"] for resource in collector.resources} == {"vireo"}

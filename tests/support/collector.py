@@ -1,4 +1,4 @@
-"""A collector of traces on a thread of its own."""
+"""A collector of traces, over HTTP or gRPC, on threads of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import gzip
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.support.waiting import wait_until
@@ -23,6 +32,8 @@ class Collector:
 
     def __init__(self) -> None:
         self.traces: defaultdict[str, dict[str, Span]] = defaultdict(dict)
+        self.resources: list[dict[str, str]] = []
+        """What the processes say of themselves."""
         self.lock = threading.Lock()
         collector = self
 
@@ -45,6 +56,8 @@ class Collector:
     def take(self, sent: ExportTraceServiceRequest) -> None:
         with self.lock:
             for resource in sent.resource_spans:
+                facts = {fact.key: fact.value.string_value for fact in resource.resource.attributes}
+                self.resources += [facts] if facts not in self.resources else []
                 for scope in resource.scope_spans:
                     for span in scope.spans:
                         self.traces[span.trace_id.hex()][span.name] = span
@@ -73,3 +86,22 @@ def running_collector() -> Iterator[Collector]:
         collector.server.shutdown()
         thread.join()
         collector.server.server_close()
+
+
+@contextmanager
+def running_grpc_collector(collector: Collector) -> Iterator[str]:
+    """Collect over gRPC, too, until the context ends; gives its endpoint."""
+
+    class Traces(TraceServiceServicer):
+        def Export(self, request: ExportTraceServiceRequest, context: object) -> ExportTraceServiceResponse:
+            collector.take(request)
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Traces(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

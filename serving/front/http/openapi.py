@@ -100,15 +100,28 @@ def json_content(schema: Any) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
+def form_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a body as those of a form, which has no nulls: what is not said is absent."""
+    schema = kind.model_json_schema(ref_template=_REF)
+    schema.pop("$defs", None)
+    for field in schema["properties"].values():
+        kinds = [one for one in field.pop("anyOf", ()) if one != {"type": "null"}]
+        field.update(kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
+        if field.get("default", 0) is None:
+            del field["default"]
+    return schema
+
+
 def event_content(data: Any) -> dict[str, Any]:
     """Content that is a stream of server-sent events, each with a document of a class as its data.
 
-    OpenAPI 3.1 has no form for it; that of 3.2 (``itemSchema``) is refused by what checks documents against 3.1.
+    OpenAPI 3.1 has no form for it: as is the custom, the schema is that of an event. (OpenAPI 3.2 has ``itemSchema``,
+    which is refused by what checks documents against 3.1.)
     """
     content = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     properties = {"event": {"type": "string"}, "data": content}
     item = {"type": "object", "properties": properties, "required": ["data"]}
-    return {"text/event-stream": {"schema": {"type": "string"}, "x-item-schema": item}}
+    return {"text/event-stream": {"schema": item}}
 
 
 def parameter(where: str, name: str, schema: Mapping[str, Any], text: str = "") -> dict[str, Any]:

@@ -19,20 +19,13 @@ from serving.front.http.call import Answer, Call, Route, json_answer
 from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import FormReader, FormRules
-from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, operation, path_parameter
+from serving.front.http.openapi import BINARY, BUDGET_HEADERS, form_schema, json_content, operation, path_parameter
 from serving.front.images import images_from_text
 from serving.limits import IngressLimits
 from serving.stores.jobs.base import JobRecord
 from serving.tasks.images.jobs import JOBS, answer
 from serving.tasks.images.rules import ImagesAsked, ImagesMade
-from serving.tasks.images.schemas import (
-    EditBody,
-    GenerationBody,
-    ImageAnswer,
-    ImageJobAnswer,
-    ImagesAnswer,
-    ImagesBudgetBody,
-)
+from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, ImageJobAnswer, ImagesAnswer
 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -70,7 +63,8 @@ async def edit(call: Call) -> Answer:
         if (body.image is None) == (body.images is None):
             both = "both there" if body.image is not None else "both missing"
             raise InvalidRequest(f"image and images are {both}; send exactly one of them", param="image")
-        (image,) = await images_from_text([body.image or body.images[0].image_url], "image")  # type: ignore[index]
+        text = body.images[0].image_url if body.images is not None else body.image
+        (image,) = await images_from_text([text or ""], "image")
         return await _answer(call, body, image)
     reader = FormReader(call.content_type, limits, _form_rules(limits))
     await read_into(call.receive, call.headers, limits, reader.feed)
@@ -164,15 +158,14 @@ async def fetch(call: Call) -> Answer:
     return Answer(data, 200, media_type.encode(), ((b"cache-control", b"private, max-age=3600"),))
 
 
-_DOCUMENTED: Final = EditBody.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+_FIELDS: Final = form_schema(EditBody)["properties"]
 _FORM: Final = {
     "type": "object",
     "required": ["image"],
     "additionalProperties": False,
     "properties": {
         "image": BINARY["schema"],
-        **{name: _DOCUMENTED[name] for name in (*_TEXTS, *_INTEGERS)},
-        "vireo": ImagesBudgetBody,
+        **{name: _FIELDS[name] for name in (*_TEXTS, *_INTEGERS, "vireo")},
     },
 }
 _FILES: Final = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)

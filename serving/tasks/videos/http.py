@@ -10,7 +10,7 @@ from serving.domain import Surface
 from serving.front.http.body import read_into
 from serving.front.http.call import Call
 from serving.front.http.multipart import FormReader
-from serving.front.http.openapi import json_content
+from serving.front.http.openapi import form_schema, json_content
 from serving.tasks.videos.body import document_from_form, form_rules, json_bounds, request_from_document
 from serving.tasks.videos.reply import video_to_json
 from serving.tasks.videos.rules import VIDEOS, with_settings
@@ -50,6 +50,6 @@ ROUTES: Final = CreatedJobHttp(
     media_types=("video/mp4", "image/gif", "image/jpeg"),
     surface=Surface.HTTP_VIDEO,
     sync_surface=Surface.HTTP_VIDEO_SYNC,
-    body={**json_content(VideoBody), "multipart/form-data": {"schema": VideoBody}},
+    body={**json_content(VideoBody), "multipart/form-data": {"schema": form_schema(VideoBody)}},
     answer=VideoAnswer,
 ).routes()

@@ -16,6 +16,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.telemetry import tracing
 from tests.support.clients import FakeContext, FrontDoor
+from tests.support.collector import running_collector, running_grpc_collector
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -119,3 +120,32 @@ async def test_http_and_grpc_honour_the_callers_trace(exporter: InMemorySpanExpo
         facts = dict(span.attributes or {})
         assert facts["vireo.request_id"] == "mine"
         assert facts["vireo.outcome"] not in ("ok", "")
+
+
+NAMED = {"OTEL_SERVICE_NAME": "eyes", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+
+
+@pytest.mark.parametrize("named", [{}, NAMED, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=eyes"}], ids=str)
+@pytest.mark.parametrize("protocol", [None, "http/protobuf", "grpc"])
+def test_a_collector_gets_the_spans_with_what_the_environment_says(protocol: str | None, named: dict[str, str]) -> None:
+    with running_collector() as collector, running_grpc_collector(collector) as grpc_endpoint:
+        over_http = f"http://127.0.0.1:{collector.server.server_port}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": grpc_endpoint if protocol == "grpc" else over_http, **named}
+        environment |= {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol} if protocol else {}
+        code = (
+            "from serving.telemetry import tracing\n"
+            "tracing.start()\n"
+            f"tracing.end(tracing.begin('front', {CALLERS!r}, {{'vireo.request_id': 'r'}}), {{}})\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        span = collector.traces[f"{TRACE_ID:032x}"]["front"]
+        assert {fact.key: fact.value.string_value for fact in span.attributes} == {"vireo.request_id": "r"}
+        assert span.kind == span.SPAN_KIND_SERVER
+        (resource,) = collector.resources
+        assert resource["service.name"] == ("eyes" if named else "vireo")
+        assert resource.get("deployment.environment.name") == ("test" if named is NAMED else None)
+        assert resource["service.instance.id"]

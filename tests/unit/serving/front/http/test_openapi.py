@@ -147,7 +147,7 @@ def check(reply: HttpReply, method: str, template: str) -> None:
     if kind == "application/json":
         validate(described[kind]["schema"], reply.json)
     elif kind == "text/event-stream":
-        item = described[kind]["x-item-schema"]["properties"]["data"]["contentSchema"]
+        item = described[kind]["schema"]["properties"]["data"]["contentSchema"]
         lines = [line.removeprefix("data: ") for line in reply.body.decode().split("\n") if line.startswith("data: ")]
         assert lines
         for line in lines:

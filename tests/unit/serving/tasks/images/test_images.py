@@ -141,6 +141,8 @@ async def test_what_asks_for_nothing_passes(door: FrontDoor) -> None:
         (EDITS, {"output_compression": 50}, "invalid_request", "output_compression"),
         (EDITS, {"image": None}, "invalid_request", "image"),
         (EDITS, {"image": "!"}, "invalid_image", "image"),
+        (EDITS, {"image": ""}, "invalid_image", "image"),
+        (EDITS, {"image": "", "images": None}, "invalid_image", "image"),
         (EDITS, {"model": "painter", "prompt": "x"}, "invalid_request", "image"),
         (EDITS, {"model": "fake-nano"}, "model_not_found", "model"),
         (EDITS, {"model": None}, "invalid_request", "model"),
