@@ -22,7 +22,8 @@ CALLED_BY_OTHERS = {
     "asyncio": ("connection_made", "data_received", "connection_lost"),
     "the standard library": ("do_GET", "do_POST", "log_message", "handle_starttag"),
     "importlib": ("get_code",),
-    "grpc": ("intercept_service",),
+    "grpc": ("intercept_service", "Export"),
+    "schemathesis": ("map_body", "get_call_kwargs"),
     "Ray Serve": ("record_routing_stats", "on_request_completed", "choose_replicas", "initialize_state"),
     "vLLM": (
         "get_placeholder_str",
