@@ -109,10 +109,29 @@ def documented(fields: Fields) -> Callable[[dict[str, Any]], None]:
             if field.fate is Fate.PASSES:
                 schema["properties"][name] = {"description": f"Not used: {field.why}."}
             elif field.fate is Fate.REFUSED:
-                said = f"Not offered: {field.why}."
-                schema["properties"][name] = {"enum": [None, *field.harmless], "description": said}
+                kinds = [_only(value) for value in (None, *field.harmless)]
+                schema["properties"][name] = {"anyOf": kinds, "description": f"Not offered: {field.why}."}
 
     return add
+
+
+def _only(value: Any) -> dict[str, Any]:
+    """A schema of one value, in words that generators of clients understand: ``const`` is of plain values to them."""
+    match value:
+        case None:
+            return {"type": "null"}
+        case bool():
+            return {"type": "boolean", "const": value}
+        case int() | float():
+            return {"type": "number", "const": value}
+        case str():
+            return {"type": "string", "const": value}
+        case list():
+            items = {"anyOf": [_only(one) for one in value]} if value else {}
+            return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
+        case _:
+            members = {name: _only(one) for name, one in value.items()}
+            return {"type": "object", "properties": members, "required": [*members], "additionalProperties": False}
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class VideoBody(Strict):
     negative_prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What it does not."""
     seconds: (
-        Annotated[str, Within(pattern=f"^{SECONDS}$")]
+        Annotated[str, Within(pattern=f"^(?=.*[1-9]){SECONDS}$")]
         | Annotated[float, Within(exclusiveMinimum=0, maximum=MAX_SECONDS)]
         | None
     ) = None
