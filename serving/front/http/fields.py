@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from serving.errors import InvalidRequest, UnknownField, UnsupportedField
-from serving.front.front import check_integer, check_number, shown
+from serving.front.front import check_integer, check_number, check_unicode, shown
 
 MAX_USER_CHARS = 512
 """Of a text that is accepted and not used."""
@@ -170,8 +170,9 @@ def integer(given: dict[str, Any], name: str, default: int | None, low: int, hig
 
 
 def short_text(given: dict[str, Any], name: str, where: str) -> None:
-    """Check a text that is accepted and not used. Raises: InvalidRequest: too long, or no text."""
+    """Check a text that is at most repeated. Raises: InvalidRequest: too long, or no text."""
     value = given.get(name, "")
     param = f"{where}{name[:64]}"
     if len(of(str, "a string", value, param)) > MAX_USER_CHARS:
         raise InvalidRequest(f"{param} has {len(value)} characters; the limit is {MAX_USER_CHARS}", param=param)
+    check_unicode(value, param)

@@ -10,7 +10,7 @@ from typing import Any
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_object
-from serving.front.front import check_model, shown
+from serving.front.front import check_model, check_unicode, shown
 from serving.front.http.body import PIECE_BYTES
 from serving.front.http.fields import check_not_others, integer, known, number, of, one_of, short_text
 from serving.front.http.json_scan import Bounds
@@ -172,6 +172,7 @@ def _check_metadata(metadata: Any) -> None:
     if len(metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata has {len(metadata)} entries; the limit is {MAX_METADATA}", param="metadata")
     for name in metadata:
+        short_text({name: name}, name, "metadata.")
         short_text(metadata, name, "metadata.")
 
 
@@ -263,6 +264,7 @@ def named_schema(members: dict[str, Any], where: str, limits: IngressLimits) -> 
             f"{where}.description has {len(description)} characters; the limit is {limits.max_schema_bytes}",
             param=f"{where}.description",
         )
+    check_unicode(description, f"{where}.description")
     of(bool, "true or false", members.get("strict", False), f"{where}.strict")
     schema = of(dict, "a JSON schema", members.get("schema"), f"{where}.schema")
     return compact_schema(schema, limits, f"{where}.schema")

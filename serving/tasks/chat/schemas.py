@@ -40,7 +40,7 @@ Stops: TypeAlias = Stop | Annotated[list[Stop], Within(maxItems=limit("max_stop"
 Text: TypeAlias = Annotated[str, Within(maxLength=limit("max_text_chars"))]
 ImageUrl: TypeAlias = Annotated[str, Within(maxLength=limit("max_image_chars"))]
 Description: TypeAlias = Annotated[str, Within(maxLength=limit("max_schema_bytes"))]
-Metadata: TypeAlias = Annotated[dict[str, Label], Field(max_length=MAX_METADATA)]
+Metadata: TypeAlias = Annotated[dict[Label, Label], Field(max_length=MAX_METADATA)]
 LogitBias: TypeAlias = Annotated[
     dict[Annotated[str, Field(pattern=f"^{TOKEN_ID}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
     Within(maxProperties=limit("max_logit_bias"), additionalProperties=False),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.front import shown
@@ -50,12 +52,15 @@ async def call_from_document(
         prompt.text(of(str, "a string", fields["instructions"], "instructions"), "instructions")
     _read_input(fields.get("input"), prompt)
     form = _format(fields)
+    json_schema = _schema(form, limits)
+    if "schema" in form and json_schema is not None:
+        form |= {"schema": orjson.Fragment(json_schema)}  # it may hold numbers that the encoder does not
     sampling = sampling_of(
         fields,
         limits,
         may_use_logprobs,
         max_tokens=integer(fields, "max_output_tokens", None, 1, MAX_TOKENS),
-        json_schema=_schema(form, limits),
+        json_schema=json_schema,
         logprobs=_logprobs(fields, may_use_logprobs),
     )
     request = ChatRequest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, get_args, get_type_hints
 
 import jsonschema
@@ -274,6 +275,29 @@ async def test_answer_repeats_what_was_asked_and_says_that_nothing_is_kept() -> 
     assert answer["id"].startswith("resp_")
     assert (answer["status"], answer["error"], answer["incomplete_details"]) == ("completed", None, None)
     assert (answer["output"][0]["status"], answer["output"][0]["content"][0]["text"]) == ("completed", TEXT)
+
+
+async def test_schema_is_repeated_whatever_numbers_it_holds() -> None:
+    schema = {"type": "integer", "maximum": 10**30, "title": "größe"}
+    form = {"type": "json_schema", "name": "s", "schema": schema}
+    assert json.loads((await ask(BASE | {"text": {"format": form}})).body)["text"]["format"] == form
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"metadata": {"a": "\ud800"}}, "metadata.a"),
+        ({"metadata": {"\ud800": "a"}}, "metadata."),
+        ({"user": "\ud800"}, "user"),
+        ({"instructions": "\ud800"}, "instructions"),
+        ({"text": {"format": {"type": "json_schema", "name": "s", "schema": {}, "description": "\ud800"}}},
+         "text.format.description"),
+    ],
+)  # fmt: skip
+async def test_half_a_character_is_refused_and_not_repeated(body: dict[str, Any], param: str) -> None:
+    reply = await ask(BASE | body)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+    assert reply.error["param"].startswith(param)
 
 
 async def test_answer_that_is_cut_off_is_incomplete() -> None:
