@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from typing import cast
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import structlog
 
@@ -56,37 +56,75 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One sample's answer and what it cost. ``compute_s`` is its equal share of every batch it was in."""
+    """One sample's answer and what it cost. ``compute_s`` is its equal share of every batch it was in; ``ended_s`` is
+    on the driver's clock."""
 
     outputs: Outputs
     exit_index: int
     degraded: bool
     queue_s: float
     compute_s: float
+    ended_s: float
+
+
+def _nobody(stay: Stay) -> None:
+    """Nobody waits for it."""
 
 
 @dataclass(eq=False, slots=True)
 class Stay:
-    """What a caller knows of its sample while it is here. ``compute_s`` as in ``Answer``, also without one."""
+    """One sample while it is here. ``ended`` is called once, when it has its ``outcome``; ``compute_s`` as in
+    ``Answer``, also without one."""
 
+    ended: Callable[[Stay], None] = _nobody
     compute_s: float = 0.0
+    outcome: Answer | ServingError | None = None
+    _arrived_s: float = 0.0
+    _wall_compute_s: float = 0.0
     _has_left: bool = False
-    _take_out: Callable[[], None] | None = None
+    _take_out: Callable[[Event], None] | None = None
+    _sample_id: int = -1
 
     def leave(self) -> None:
-        """Take the sample out, at the next stage boundary if it is running: ``submit`` then raises Cancelled."""
+        """Take the sample out, at the next stage boundary if it is running: its outcome is then Cancelled."""
         self._has_left = True
         if self._take_out is not None:
-            self._take_out()
+            self._take_out(UnitCancelled(unit_id=self._sample_id))
+
+    def _end(self, outcome: Answer | ServingError) -> None:
+        self.outcome = outcome
+        self.ended(self)
 
 
-@dataclass(slots=True)
-class _Sample:
-    future: asyncio.Future[Answer]
-    arrived_s: float
-    stay: Stay
-    wall_compute_s: float = 0.0
-    error: ServingError | None = None
+class Call:
+    """Samples that are waited for together, with one future. Make it before they come."""
+
+    def __init__(self, stays: Sequence[Stay]) -> None:
+        self.stays = stays
+        for stay in stays:
+            stay.ended = self._ended
+        self._num_open = len(stays)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _ended(self, stay: Stay) -> None:
+        self._num_open -= 1
+        if not self._num_open and not self._done.done():
+            self._done.set_result(None)
+
+    async def wait(self) -> None:
+        """Until every sample has its outcome. Cancelling takes all of them out."""
+        try:
+            if self._num_open:
+                await self._done
+        except asyncio.CancelledError:
+            for stay in self.stays:
+                stay.leave()
+            raise
+
+
+@lru_cache(maxsize=256)
+def _work(thresholds: tuple[float, ...], size: float) -> ExitWork:
+    return ExitWork(thresholds, size)
 
 
 @dataclass(slots=True)
@@ -103,12 +141,14 @@ class Driver:
     tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
     num_executors: int = 1
-    _samples: dict[int, _Sample] = field(default_factory=dict, init=False)
+    _stays: dict[int, Stay] = field(default_factory=dict, init=False)
     _next_id: int = field(default=0, init=False)
     _arrivals: list[UnitArrived] = field(default_factory=list, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
-    #: Done when the last batch has come back.
+    #: When it ticks, on this driver's clock.
+    _tick_s: float = field(default=math.inf, init=False)
+    #: Done when the last sample has gone and the last batch has come back.
     _idle: asyncio.Future[None] | None = field(default=None, init=False)
     _due_s: dict[int, float] = field(default_factory=dict, init=False)
 
@@ -121,10 +161,7 @@ class Driver:
     async def stop(self) -> None:
         """Refuse new samples, finish the ones that are here, end the thread."""
         self._feed(Drain())
-        pending = [sample.future for sample in self._samples.values()]
-        if pending:
-            await asyncio.wait(pending)
-        if self._due_s:
+        if self._stays or self._due_s:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
         if self._timer:
@@ -135,7 +172,7 @@ class Driver:
     @property
     def num_samples(self) -> int:
         """Samples waiting or running."""
-        return len(self._samples)
+        return len(self._stays)
 
     def queued_s(self) -> float:
         """Predicted seconds of work waiting and running."""
@@ -145,8 +182,23 @@ class Driver:
         """How long an engine call has gone on beyond what was predicted of it; 0 when none has."""
         return max((0.0, *(self.clock() - due_s for due_s in self._due_s.values())))
 
-    async def submit(
+    async def submit(self, inputs: Inputs, *, stay: Stay | None = None, **asked: Any) -> Answer:
+        """``take`` one sample and wait for its answer. Cancelling takes it out.
+
+        Raises: ServingError: its outcome when that is not an answer.
+        """
+        stay = stay or Stay()
+        call = Call([stay])
+        self.take(stay, inputs, **asked)
+        await call.wait()
+        if isinstance(stay.outcome, Answer):
+            return stay.outcome
+        assert stay.outcome is not None
+        raise stay.outcome
+
+    def take(
         self,
+        stay: Stay,
         inputs: Inputs,
         *,
         deadline_s: float,
@@ -154,37 +206,36 @@ class Driver:
         settings: Point = NOTHING_SET,
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
-        stay: Stay | None = None,
-    ) -> Answer:
+    ) -> None:
         """Run one sample; ``inputs`` is what its family prepared, ``deadline_s`` is absolute on this driver's clock.
 
-        Cancelling the call takes the sample out, at the next stage boundary if it is running. So does ``stay.leave``,
-        which also tells what it took.
+        ``stay`` gets its single outcome: at once if the sample cannot stay. That is EngineFailed also when the deadline
+        is not a number, there is not one threshold per exit or no such setting (a gateway of another version, say).
 
-        Raises:
-            ServingError: its single outcome when that is not an answer; EngineFailed also when the deadline is not a
-                number, there is not one threshold per exit or no such setting (a gateway of another version, say).
-            RuntimeError: the driver has not been started.
+        Raises: RuntimeError: the driver has not been started.
         """
         if self._pool is None:
-            raise RuntimeError("call Driver.start before submit")
+            raise RuntimeError("call Driver.start before a sample comes")
+        if stay._has_left:
+            stay._end(_left())
+            return
+        sample_id = self._next_id
+        self._next_id += 1
         try:
             if len(thresholds) != self.engine.num_stages or math.isnan(deadline_s):
                 raise ValueError("one threshold per exit, and a deadline that is a number")
-            work = ExitWork(thresholds, self.size_of(inputs, settings))
+            work = _work(thresholds, self.size_of(inputs, settings))
+            batch_key = self.engine.admit(sample_id, inputs, settings)
         except ValueError as error:
             _log.error("sample does not fit the model", deadline_s=deadline_s, thresholds=thresholds, error=str(error))
-            raise EngineFailed("this replica runs another version of the model; retry") from None
-        stay = stay or Stay()
-        if stay._has_left:
-            raise _left()
-        sample_id = self._next_id
-        self._next_id += 1
-        batch_key = self.engine.admit(sample_id, inputs, settings)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._samples[sample_id] = _Sample(future, self.clock(), stay)
-        stay._take_out = partial(self._feed, UnitCancelled(unit_id=sample_id))
-        self._arrive(
+            stay._end(EngineFailed("this replica runs another version of the model; retry"))
+            return
+        except ServingError as error:
+            stay._end(error)
+            return
+        self._stays[sample_id] = stay
+        stay._sample_id, stay._arrived_s, stay._take_out = sample_id, self.clock(), self._feed
+        self._arrivals.append(
             UnitArrived(
                 unit_id=sample_id,
                 work=work,
@@ -194,19 +245,11 @@ class Driver:
                 batch_key=batch_key,
             )
         )
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._feed(UnitCancelled(unit_id=sample_id))
-            raise
-
-    # -- feeding the scheduler -----------------------------------------------------------------------------------
-
-    def _arrive(self, arrival: UnitArrived) -> None:
-        """Samples of one call come in one turn of the loop: the scheduler sees them all before it fills a batch."""
-        self._arrivals.append(arrival)
+        # Samples that come in one turn of the loop are told together: all are there before a batch is filled.
         if len(self._arrivals) == 1:
             asyncio.get_running_loop().call_soon(self._feed)
+
+    # -- feeding the scheduler -----------------------------------------------------------------------------------
 
     def _feed(self, *events: Event) -> None:
         arrivals, self._arrivals = self._arrivals, []
@@ -219,28 +262,36 @@ class Driver:
         for decision in decisions:
             self._carry_out(decision)
         self._set_timer()
+        if self._idle is not None and not self._stays and not self._due_s and not self._idle.done():
+            self._idle.set_result(None)
 
     def _set_timer(self) -> None:
+        """A tick that comes too early does no harm: what it was for has gone."""
+        wakeup_s = self.scheduler.next_wakeup_s()
+        if wakeup_s is None or wakeup_s >= self._tick_s:
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        wakeup_s = self.scheduler.next_wakeup_s()
-        if wakeup_s is not None:
-            delay_s = max(0.0, wakeup_s - self.clock())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._feed, Tick())
+        self._tick_s = wakeup_s
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, wakeup_s - self.clock()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._tick_s = None, math.inf
+        self._feed(Tick())
 
     # -- carrying out decisions ----------------------------------------------------------------------------------
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:
-            case Finish(unit_id=sample_id):
-                self._reply(sample_id, decision)
-            case Reject(unit_id=sample_id):
-                self._end(sample_id, rejection(decision))
-            case Fail(unit_id=sample_id):
-                self._end(sample_id, self._samples[sample_id].error or EngineFailed("the model failed on this image"))
-            case Release(unit_id=sample_id):
-                self._end(sample_id, _left())
+            case Finish():
+                self._reply(decision)
+            case Reject():
+                self._end(decision.unit_id, rejection(decision))
+            case Fail():
+                failure = cast("ServingError | None", self._stays[decision.unit_id].outcome)
+                self._end(decision.unit_id, failure or EngineFailed("the model failed on this image"))
+            case Release():
+                self._end(decision.unit_id, _left())
 
     def _run(self, batch: RunSlice) -> None:
         started_s = self.clock()
@@ -261,25 +312,21 @@ class Driver:
             cause = outcomes if isinstance(outcomes, Exception) else None
             _log.error("engine gave no outcomes", stage=batch.stage, batch_size=size, exc_info=cause)
             outcomes = [EngineFailed("the model failed on this batch; retry") for _ in batch.unit_ids]
-        results = tuple(
-            self._account(sample_id, outcome, elapsed_s, size)
-            for sample_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
-        )
-        self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
+        results, stays, share_s = [], self._stays, elapsed_s / size
+        for sample_id, outcome in zip(batch.unit_ids, outcomes, strict=True):
+            stay = stays[sample_id]
+            stay.compute_s += share_s
+            stay._wall_compute_s += elapsed_s
+            if isinstance(outcome, ServingError):
+                stay.outcome = outcome
+                results.append(SliceResult(unit_id=sample_id, failed=True))
+            else:
+                results.append(SliceResult(unit_id=sample_id, report=outcome.confidence))
+        self._feed(SliceFinished(slice_id=batch.slice_id, results=tuple(results), elapsed_s=elapsed_s))
         self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s))
-        if self._idle is not None and not self._due_s:
-            self._idle.set_result(None)
 
-    def _account(self, sample_id: int, outcome: Outcome, elapsed_s: float, size: int) -> SliceResult:
-        sample = self._samples[sample_id]
-        sample.stay.compute_s += elapsed_s / size
-        sample.wall_compute_s += elapsed_s
-        if isinstance(outcome, ServingError):
-            sample.error = outcome
-            return SliceResult(unit_id=sample_id, failed=True)
-        return SliceResult(unit_id=sample_id, report=outcome.confidence)
-
-    def _reply(self, sample_id: int, reply: Finish) -> None:
+    def _reply(self, reply: Finish) -> None:
+        sample_id = reply.unit_id
         try:
             outputs = self.engine.result(sample_id, reply.stage)
         except Exception:
@@ -287,24 +334,26 @@ class Driver:
             _log.exception("engine has no result", exit_index=reply.stage)
             self._end(sample_id, EngineFailed("the model failed on this image; retry"))
             return
-        sample = self._samples.pop(sample_id)
-        answer = Answer(
-            outputs=outputs,
-            exit_index=reply.stage,
-            degraded=reply.degraded,
-            queue_s=max(0.0, self.clock() - sample.arrived_s - sample.wall_compute_s),
-            compute_s=sample.stay.compute_s,
-        )
+        stay = self._stays.pop(sample_id)
+        now_s = self.clock()
+        queue_s = max(0.0, now_s - stay._arrived_s - stay._wall_compute_s)
         self.engine.release(sample_id)
-        if not sample.future.done():
-            sample.future.set_result(answer)
-        self.tell(SampleAnswered(self.model, answer.exit_index, answer.degraded, answer.queue_s, answer.compute_s))
+        stay._end(
+            Answer(
+                outputs=outputs,
+                exit_index=reply.stage,
+                degraded=reply.degraded,
+                queue_s=queue_s,
+                compute_s=stay.compute_s,
+                ended_s=now_s,
+            )
+        )
+        self.tell(SampleAnswered(self.model, reply.stage, reply.degraded, queue_s, stay.compute_s))
 
     def _end(self, sample_id: int, error: ServingError) -> None:
-        sample = self._samples.pop(sample_id)
+        stay = self._stays.pop(sample_id)
         self.engine.release(sample_id)
-        if not sample.future.done():
-            sample.future.set_exception(error)
+        stay._end(error)
 
 
 def _left() -> Cancelled:

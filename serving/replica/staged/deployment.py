@@ -18,8 +18,7 @@ from models.io import ImageIO
 from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome, pack
-from serving.errors import ServingError
-from serving.replica.driver import Answer, Stay
+from serving.replica.driver import Answer, Call, Stay
 from serving.replica.staged.base import NOTHING_SET
 from serving.replica.staged.setup import build_driver, start_engine
 from serving.system.process import freeze_start_up
@@ -45,7 +44,7 @@ class Classifier:
         self._driver = build_driver(model, self._engine, self._engine.measured, tell, config.weights)
         self._driver.start()
         self._num_reports = 0
-        self._stays: dict[str, list[Stay]] = {}
+        self._calls: dict[str, Call] = {}
         self._jobs: JobParts | None = None
         if isinstance(model.variant.io, ImageIO):
             from serving.replica.staged.jobs import build_row_jobs
@@ -62,37 +61,37 @@ class Classifier:
     ) -> list[SampleOutcome]:
         """Answer each sample, in order. ``call_id``, never used twice, is for ``leave``; ``predicted_s`` is read by the
         request router, not here."""
-        now_s = self._driver.clock()
-        stays = self._stays[call_id] = [Stay() for _ in samples]
-        try:
-            return await asyncio.gather(*(self._one(*each, now_s) for each in zip(samples, stays, strict=True)))
-        finally:
-            del self._stays[call_id]
-
-    async def _one(self, sample: SampleCall, stay: Stay, now_s: float) -> SampleOutcome:
-        try:
-            answer = await self._driver.submit(
+        driver, call = self._driver, Call([Stay() for _ in samples])
+        now_s = driver.clock()
+        for stay, sample in zip(call.stays, samples, strict=True):
+            driver.take(
+                stay,
                 sample.inputs,
                 deadline_s=now_s + sample.remaining_s,
                 thresholds=sample.thresholds,
                 settings=sample.settings or NOTHING_SET,
                 priority=Priority(sample.priority),
                 tenant=sample.tenant,
-                stay=stay,
             )
-        except ServingError as error:
-            return SampleFailure(error, stay.compute_s)
-        run_s = self._driver.clock() - now_s - answer.queue_s
-        tracing.record(sample.traceparent, ("queue", answer.queue_s), ("run", run_s))
-        return _to_wire(answer)
+        self._calls[call_id] = call
+        try:
+            await call.wait()
+        finally:
+            del self._calls[call_id]
+        for stay, sample in zip(call.stays, samples, strict=True):
+            if sample.traceparent and isinstance(answer := stay.outcome, Answer):
+                run_s = answer.ended_s - now_s - answer.queue_s
+                ago_s = driver.clock() - answer.ended_s
+                tracing.record(sample.traceparent, ("queue", answer.queue_s), ("run", run_s), ago_s=ago_s)
+        return [_to_wire(stay) for stay in call.stays]
 
     async def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
         """Callers of some samples of some calls have gone: the samples end at the next stage boundary, and their call
         tells what they took. Returns the calls that run here."""
-        here = [call_id for call_id in places if call_id in self._stays]
+        here = [call_id for call_id in places if call_id in self._calls]
         for call_id in here:
             for place in places[call_id]:
-                self._stays[call_id][place].leave()
+                self._calls[call_id].stays[place].leave()
         return here
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -120,11 +119,10 @@ class Classifier:
         self._engine.close()
 
 
-def _to_wire(answer: Answer) -> SampleAnswer:
-    return SampleAnswer(
-        outputs=pack(answer.outputs),
-        exit_index=answer.exit_index,
-        degraded=answer.degraded,
-        queue_s=answer.queue_s,
-        compute_s=answer.compute_s,
-    )
+def _to_wire(stay: Stay) -> SampleOutcome:
+    answer = stay.outcome
+    if isinstance(answer, Answer):
+        outputs = pack(answer.outputs)
+        return SampleAnswer(outputs, answer.exit_index, answer.degraded, answer.queue_s, answer.compute_s)
+    assert answer is not None
+    return SampleFailure(answer, stay.compute_s)

@@ -16,7 +16,7 @@ class Bare(Classifier):
     """Without the model that the constructor loads."""
 
     def __init__(self, driver: Driver) -> None:
-        self._driver, self._stays = driver, {}
+        self._driver, self._calls = driver, {}
 
     def __del__(self) -> None:  # type: ignore[override]  # its driver is ended by the test
         pass
