@@ -87,11 +87,11 @@ class _Ages:
         entries = self._entries
         if len(entries) > self._max_entries:
             self._sweep()
-        while entries and entries[0][0] < before_s:
+        while entries:
             since_s, units = entries[0]
             for unit in units:
                 if unit.is_waiting and unit.waiting_since_s == since_s:
-                    return unit
+                    return unit if since_s < before_s else None
             entries.popleft()
         return None
 
