@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 
@@ -54,8 +54,7 @@ from serving.telemetry.events import BatchRan, SampleAnswered, Sink, ignore
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """One sample's answer and what it cost. ``compute_s`` is its equal share of every batch it was in; ``ended_s`` is
     on the driver's clock."""
 
@@ -321,7 +320,7 @@ class Driver:
                 stay.outcome = outcome
                 results.append(SliceResult(unit_id=sample_id, failed=True))
             else:
-                results.append(SliceResult(unit_id=sample_id, report=outcome.confidence))
+                results.append(SliceResult(unit_id=sample_id, report=outcome))
         self._feed(SliceFinished(slice_id=batch.slice_id, results=tuple(results), elapsed_s=elapsed_s))
         self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s))
 

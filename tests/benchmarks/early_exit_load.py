@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean
 from typing import Any, TypeAlias
 
@@ -16,8 +17,7 @@ import numpy as np
 
 from loadtest.arrivals import bounded, poisson
 from loadtest.stats import quantile
-from serving.errors import ServingError
-from serving.replica.driver import Driver
+from serving.replica.driver import Answer, Driver, Stay
 from tests.benchmarks.early_exit_sides import Side, Workload, make_driver
 
 #: The generator looks for due samples this often. What is due then is sent together, late by at most this and its own
@@ -42,31 +42,31 @@ class _Run:
     answers: list[_Answered | None]
     refusals: Counter[str] = field(default_factory=Counter)
 
-    async def one(self, index: int, pixels: Any) -> None:
+    def send(self, index: int, pixels: Any) -> None:
         due_s = self.start_s + self.due_s[index]
         self.sent_s[index] = self.driver.clock() - due_s
-        try:
-            answer = await self.driver.submit(
-                pixels, deadline_s=due_s + self.deadline_s, thresholds=self.side.point.thresholds
-            )
+        stay = Stay(partial(self.heard, index, due_s))
+        self.driver.take(stay, pixels, deadline_s=due_s + self.deadline_s, thresholds=self.side.point.thresholds)
+
+    def heard(self, index: int, due_s: float, stay: Stay) -> None:
+        answer = stay.outcome
+        if isinstance(answer, Answer):
             self.answers[index] = (int(answer.outputs["probabilities"].argmax()), answer.exit_index, answer.degraded)
-        except ServingError as error:
-            self.refusals[error.code] += 1
+        elif answer is not None:
+            self.refusals[answer.code] += 1
         self.done_s[index] = self.driver.clock() - due_s
 
     async def offer(self, images: Sequence[Any], pictures: Sequence[int]) -> None:
-        """Tasks that have ended are forgotten: what a generator keeps, the garbage collector walks."""
-        tasks: set[asyncio.Task[None]] = set()
-        loop, clock, index = asyncio.get_running_loop(), self.driver.clock, 0
+        """No task for each sample: a replica has none either, but one for each call of up to 64."""
+        clock, index = self.driver.clock, 0
         while index < len(self.due_s):
             now_s = clock() - self.start_s
             while index < len(self.due_s) and self.due_s[index] <= now_s:
-                task = loop.create_task(self.one(index, images[pictures[index]]))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                self.send(index, images[pictures[index]])
                 index += 1
             await asyncio.sleep(TICK_S)
-        await asyncio.gather(*tasks)
+        while self.driver.num_samples:
+            await asyncio.sleep(TICK_S)
 
 
 async def measure(

@@ -24,7 +24,7 @@ from schedulers.policies.exits import ExitConfig, early_exits
 from schedulers.types import Scheduler
 from serving.operating_points import parted
 from serving.replica.driver import Driver
-from serving.replica.staged.base import Done, Outcome, StagedEngine, StageOutput
+from serving.replica.staged.base import Done, Outcome, StagedEngine
 from serving.replica.staged.engine import Loaded, RowEngine, warm_up
 from serving.replica.staged.process import EngineProcess
 from serving.telemetry.events import BatchRan, Event, SampleAnswered
@@ -160,7 +160,7 @@ class WatchedEngine:
     def _drawn(self, exit_index: int, sample_id: int, outcome: Outcome) -> Outcome:
         assert self._drawn_exits is not None
         is_out = exit_index >= self._drawn_exits[self.pictures[sample_id]]
-        return StageOutput(float(is_out)) if isinstance(outcome, StageOutput) else outcome
+        return float(is_out) if isinstance(outcome, float) else outcome
 
 
 class WatchedProcess(WatchedEngine):

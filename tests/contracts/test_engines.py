@@ -11,7 +11,7 @@ import pytest
 
 from models.inputs import Array
 from serving.errors import EngineFailed, QueueFull, ServingError
-from serving.replica.staged.base import StagedEngine, StageOutput
+from serving.replica.staged.base import StagedEngine
 from tests.support.engine_cases import EngineCase, engine_cases
 from tests.support.engines import NEVER, early_exit_scheduler, running_driver
 
@@ -34,7 +34,7 @@ def admit(engine: StagedEngine, case: EngineCase, *ids: int) -> None:
 
 def run_all(engine: StagedEngine, *ids: int) -> None:
     for stage in range(engine.num_stages):
-        assert all(isinstance(outcome, StageOutput) for outcome in engine.run(stage, 1, ids))
+        assert all(isinstance(outcome, float) for outcome in engine.run(stage, 1, ids))
 
 
 def probabilities(engine: StagedEngine, sample_id: int) -> list[Array]:
@@ -51,12 +51,12 @@ def test_one_outcome_per_sample_in_the_order_asked(engine: StagedEngine, case: E
         outcomes = engine.run(stage, 1, ids)
         assert len(outcomes) == len(ids)
         for sample_id, outcome in zip(ids, outcomes, strict=True):
-            assert isinstance(outcome, StageOutput)
-            assert 0.0 <= outcome.confidence <= 1.0
+            assert isinstance(outcome, float)
+            assert 0.0 <= outcome <= 1.0
             row = engine.result(sample_id, stage)["probabilities"]
             # FakeEngine's confidence is the bare number of stages over all; a real one's is the winner's probability.
             if case.name != "fake":
-                assert outcome.confidence == float(row.max())
+                assert outcome == float(row.max())
 
 
 def test_results_are_probabilities(engine: StagedEngine, case: EngineCase) -> None:
@@ -192,7 +192,7 @@ def test_failing_sample_is_an_outcome_and_leaves_its_neighbours_unhurt(engine: S
     assert [isinstance(outcome, EngineFailed) for outcome in outcomes] == [False, False, True, False]
     engine.release(2)
     for stage in range(1, engine.num_stages):
-        assert all(isinstance(outcome, StageOutput) for outcome in engine.run(stage, 1, (3, 0, 1)))
+        assert all(isinstance(outcome, float) for outcome in engine.run(stage, 1, (3, 0, 1)))
     engine.run(0, 1, ())
     for sample_id in (0, 1, 3):
         engine.release(sample_id)
@@ -213,7 +213,7 @@ def test_failing_batch_never_raises(engine: StagedEngine, case: EngineCase) -> N
 def test_samples_that_are_not_here_are_outcomes_too(engine: StagedEngine, case: EngineCase) -> None:
     admit(engine, case, 1)
     first, second = engine.run(0, 1, (1, 99))
-    assert isinstance(first, StageOutput)
+    assert isinstance(first, float)
     assert isinstance(second, ServingError)
 
 

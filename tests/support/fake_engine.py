@@ -13,7 +13,7 @@ import numpy as np
 from models.contract import Point
 from serving.domain import Pixels
 from serving.errors import EngineFailed, QueueFull
-from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs, StageOutput
+from serving.replica.staged.base import NOTHING_SET, Outcome, Outputs
 
 
 class FakeEngine:
@@ -66,7 +66,7 @@ class FakeEngine:
         if pixels is None or self._fails(pixels):
             return EngineFailed("the model failed on this image; retry, or send another image")
         self._reached[sample_id] = reached
-        return StageOutput(confidence=reached / self._num_stages)
+        return reached / self._num_stages
 
     def result(self, sample_id: int, exit_index: int) -> Outputs:
         """Probabilities of an exit passed."""

@@ -21,14 +21,8 @@ Outputs: TypeAlias = Mapping[str, Array]
 """What one sample has got at an exit, by name; of a classifier ``probabilities``."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageOutput:
-    """What one sample has after a stage: the confidence of the exit it reached, between 0 and 1."""
-
-    confidence: float
-
-
-Outcome: TypeAlias = StageOutput | ServingError
+Outcome: TypeAlias = float | ServingError
+"""What one sample has after a stage: the confidence of the exit it reached, between 0 and 1."""
 Done: TypeAlias = Callable[[list[Outcome] | Exception], None]
 """Gets what ``StagedEngine.run`` returns or raises."""
 

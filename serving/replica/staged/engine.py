@@ -21,7 +21,7 @@ from models.registry import families
 from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import EngineFailed, QueueFull
 from serving.operating_points import points_of
-from serving.replica.staged.base import NOTHING_SET, Measured, Outcome, Outputs, StageOutput
+from serving.replica.staged.base import NOTHING_SET, Measured, Outcome, Outputs
 from serving.replica.staged.rows import Batch, Row, copied, gather, stacked
 
 _log = structlog.get_logger(__name__)
@@ -227,4 +227,4 @@ def _row(stage: int, sample: _Sample) -> Row:
 
 
 def _outcome(confidence: float) -> Outcome:
-    return StageOutput(confidence) if math.isfinite(confidence) else EngineFailed(_FAILED)
+    return confidence if math.isfinite(confidence) else EngineFailed(_FAILED)

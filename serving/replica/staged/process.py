@@ -24,7 +24,9 @@ import subprocess
 import sys
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Hashable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,14 +36,14 @@ from models.inputs import Inputs, shape_of
 from serving.confined import start_child
 from serving.confined_child import die_with_parent, receive
 from serving.errors import QueueFull, ServingError
-from serving.replica.staged.base import NOTHING_SET, Done, Measured, Outcome, Outputs, StageOutput
+from serving.replica.staged.base import NOTHING_SET, Done, Measured, Outcome, Outputs
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.replica.staged.engine import Loaded, RowEngine
 
 _HEAD = struct.Struct("<QQ")
-"""Bytes of a message, and bytes of the shared memory that it uses."""
+"""Bytes of a message, and arrays in the shared memory, whose sizes come next."""
 _ALIGNMENT = 64
 _GROWTH_BYTES = 1 << 20
 _EXIT_TIMEOUT_S = 5.0
@@ -107,7 +109,7 @@ class EngineProcess:
 
     def admit(self, sample_id: int, inputs: Inputs, settings: Point = NOTHING_SET) -> Hashable:
         """Keep it until it first runs; rows of equal shapes may run together."""
-        if self.held_bytes + self._charge_bytes > self._max_bytes:
+        if (len(self._samples) + 1) * self._charge_bytes > self._max_bytes:
             raise QueueFull(
                 f"{len(self._samples)} samples hold {self.held_bytes} bytes; limit is {self._max_bytes}; retry later",
                 retry_after_s=1.0,
@@ -171,8 +173,8 @@ class EngineProcess:
         good = [one for one, outcome in zip(samples, outcomes, strict=True) if not isinstance(outcome, ServingError)]
         for outputs in passed:
             for at, one in enumerate(good):  # copies: the memory is used again
-                one.outputs.append({name: array[at, ...].copy() for name, array in outputs.items()})
-        return [one if isinstance(one, ServingError) else StageOutput(one) for one in outcomes]
+                one.outputs.append({name: rows[at, ...].copy() for name, rows in outputs.items()})
+        return outcomes
 
     def result(self, sample_id: int, exit_index: int) -> Outputs:
         """Outputs of an exit that the sample has passed."""
@@ -236,30 +238,29 @@ class _Link:
         buffers: list[pickle.PickleBuffer] = []
         message = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         parts = [buffer.raw() for buffer in buffers]
-        places, total = [], 0
-        for part in parts:
-            places.append((total, part.nbytes))
-            total += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._map(total)
-        for part, (at, size) in zip(parts, places, strict=True):
-            self._memory[at : at + size] = part
-        message = pickle.dumps((message, places))
-        self.connection.sendall(_HEAD.pack(len(message), total) + message)
+        sizes = array("Q", [part.nbytes for part in parts])
+        for part, place in zip(parts, self._places(sizes), strict=True):
+            place[:] = part
+        self.connection.sendall(_HEAD.pack(len(message), len(sizes)) + sizes.tobytes() + message)
 
     def receive(self) -> Any:
         """Raises: EOFError, OSError: the other side is gone."""
-        num_bytes, total = _HEAD.unpack(receive(self.connection, _HEAD.size))
-        message, places = pickle.loads(receive(self.connection, num_bytes))
-        self._map(total)
-        return pickle.loads(message, buffers=[self._memory[at : at + size] for at, size in places])
+        num_bytes, num_arrays = _HEAD.unpack(receive(self.connection, _HEAD.size))
+        sizes = array("Q")
+        head = sizes.itemsize * num_arrays
+        message = memoryview(receive(self.connection, head + num_bytes))
+        sizes.frombytes(message[:head])
+        return pickle.loads(message[head:], buffers=self._places(sizes))
 
-    def _map(self, num_bytes: int) -> None:
-        """See that so much memory is mapped; it grows and never shrinks."""
-        if num_bytes > len(self._memory):
-            size = -(-num_bytes // _GROWTH_BYTES) * _GROWTH_BYTES
+    def _places(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Of arrays of so many bytes, one after the other. What is mapped grows and never shrinks."""
+        starts = list(accumulate([-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes], initial=0))
+        if starts[-1] > len(self._memory):
+            size = -(-starts[-1] // _GROWTH_BYTES) * _GROWTH_BYTES
             if os.fstat(self._fd).st_size < size:
                 os.ftruncate(self._fd, size)
             self._memory = memoryview(mmap.mmap(self._fd, size))
+        return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, memory_fd: int) -> None:
@@ -275,8 +276,8 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, memory_fd:
 def _stacked(rows: Sequence[Any]) -> Any:
     """Rows of equal shapes as one array, or one by name."""
     if isinstance(rows[0], np.ndarray):
-        return np.stack(rows)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return np.concatenate(rows, axis=None).reshape(len(rows), *rows[0].shape)  # ``np.stack``, in half the time
+    return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
 
 def _row(stacked: Any, at: int) -> Inputs:
@@ -324,9 +325,8 @@ def _serve(engine: RowEngine, link: _Link) -> None:
     started_s = time.perf_counter()
     for at, (sample_id, point) in enumerate(zip(sample_ids, settings, strict=True) if stage == 0 else ()):
         engine.admit(sample_id, _row(rows, at), point)
-    ended = engine.run(stage, num_stages, sample_ids)
-    outcomes = [one if isinstance(one, ServingError) else one.confidence for one in ended]
-    good = [sample_id for sample_id, one in zip(sample_ids, ended, strict=True) if not isinstance(one, ServingError)]
+    outcomes = engine.run(stage, num_stages, sample_ids)
+    good = [one for one, outcome in zip(sample_ids, outcomes, strict=True) if not isinstance(outcome, ServingError)]
     exits = range(stage, stage + num_stages) if good else ()
     passed = [_stacked([engine.result(sample_id, exit_index) for sample_id in good]) for exit_index in exits]
     link.send((outcomes, passed, time.perf_counter() - started_s))

@@ -40,7 +40,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.replica.driver import Answer, Driver, Stay, rejection
-from serving.replica.staged.base import Outcome, Outputs, StageOutput
+from serving.replica.staged.base import Outcome, Outputs
 from serving.telemetry import events
 from tests.support.engines import NEVER, WAIT_S, GatedEngine, cost_table, early_exit_scheduler, pixels, running_driver
 from tests.support.fake_engine import FakeEngine
@@ -327,7 +327,7 @@ class BrokenEngine(FakeEngine):
             raise ValueError("secret of the engine")
         if self._has("short"):
             return outcomes[:-1]
-        return [StageOutput(math.nan) for _ in outcomes] if self._has("nan") else outcomes
+        return [math.nan for _ in outcomes] if self._has("nan") else outcomes
 
     def result(self, sample_id: int, exit_index: int) -> Outputs:
         if self._has("no result"):

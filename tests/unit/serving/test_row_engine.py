@@ -18,7 +18,6 @@ from schedulers.policies.exits import early_exits
 from serving.errors import EngineFailed
 from serving.replica.driver import Driver
 from serving.replica.staged import engine as engine_module
-from serving.replica.staged.base import StageOutput
 from serving.replica.staged.engine import RowEngine, as_staged, warm_up
 from serving.replica.staged.rows import Row
 from serving.telemetry.events import BatchRan, Event
@@ -53,8 +52,8 @@ def test_engine_agrees_with_the_model() -> None:
         outcomes = engine.run(stage, 1, (0, 1, 2))
         expected = passed[stage]["probabilities"]
         for row, outcome in enumerate(outcomes):
-            assert isinstance(outcome, StageOutput)
-            assert outcome.confidence == float(expected[row].max())
+            assert isinstance(outcome, float)
+            assert outcome == float(expected[row].max())
             np.testing.assert_array_equal(engine.result(row, stage)["probabilities"], expected[row].numpy())
 
 
@@ -74,7 +73,7 @@ def test_survivors_do_not_keep_the_memory_of_their_whole_batches() -> None:
     engine.run(1, 1, kept[:1])
     assert really_held_bytes() <= engine.held_bytes
     outcomes = engine.run(1, 1, kept[1:])
-    assert all(isinstance(outcome, StageOutput) for outcome in outcomes)
+    assert all(isinstance(outcome, float) for outcome in outcomes)
     # Copied samples answer as those that were never moved.
     alone = make_engine()
     alone.admit(0, image(kept[3]))
@@ -98,7 +97,7 @@ def test_nothing_is_copied_while_memory_is_plenty(monkeypatch: pytest.MonkeyPatc
     engine.run(0, 1, tuple(range(8)))
     for sample_id in range(1, 8):
         engine.release(sample_id)
-    assert isinstance(engine.run(1, 1, (0,))[0], StageOutput)
+    assert isinstance(engine.run(1, 1, (0,))[0], float)
 
 
 @pytest.mark.parametrize("stages", [(0, 0), (1,), (0, 2), (0, 1, 1)])
@@ -107,7 +106,7 @@ def test_stage_out_of_order_fails_instead_of_answering_from_the_wrong_exit(stage
     engine.admit(1, image(1))
     *right, wrong = stages
     for stage in right:
-        assert isinstance(engine.run(stage, 1, (1,))[0], StageOutput)
+        assert isinstance(engine.run(stage, 1, (1,))[0], float)
     assert isinstance(engine.run(wrong, 1, (1,))[0], EngineFailed)
 
 
@@ -138,7 +137,7 @@ def test_batch_that_fails_half_way_through_fused_stages_is_run_again_from_its_st
     for each in (engine, alone):
         for sample_id in (1, 2):
             each.admit(sample_id, image(sample_id))
-    assert all(isinstance(outcome, StageOutput) for outcome in engine.run(0, 4, (1, 2)))
+    assert all(isinstance(outcome, float) for outcome in engine.run(0, 4, (1, 2)))
     for sample_id in (1, 2):
         alone.run(0, 4, (sample_id,))
         for exit_index in range(4):
