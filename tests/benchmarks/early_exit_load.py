@@ -65,8 +65,7 @@ class _Run:
                 self.send(index, images[pictures[index]])
                 index += 1
             await asyncio.sleep(TICK_S)
-        while self.driver.num_samples:
-            await asyncio.sleep(TICK_S)
+        await self.driver.stop()
 
 
 async def measure(
@@ -85,7 +84,6 @@ async def measure(
     await run.offer(work.images, pictures)
     wall_s = time.perf_counter() - wall_s
     cpu = {"process_s": time.process_time() - cpu_s, "loop_thread_s": time.thread_time() - thread_s}
-    await driver.stop()
     return {
         "side": side.name,
         "rate_per_s": rate_per_s,
