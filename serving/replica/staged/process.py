@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.contract import Point
-from models.inputs import Inputs, shape_of
+from models.inputs import Array, Inputs, shape_of
 from serving.confined import start_child
 from serving.confined_child import die_with_parent, receive
 from serving.errors import QueueFull, ServingError
@@ -165,10 +165,11 @@ class EngineProcess:
 
     def _receive(self) -> list[Outcome]:
         try:
-            outcomes, passed, self.last_run_s = self._link.receive()
+            received: tuple[list[Outcome], list[dict[str, Array]], float] = self._link.receive()
         except (OSError, EOFError):
             self._when_lost()
             raise
+        outcomes, passed, self.last_run_s = received
         samples, self._running = self._running, []
         good = [one for one, outcome in zip(samples, outcomes, strict=True) if not isinstance(outcome, ServingError)]
         for outputs in passed:

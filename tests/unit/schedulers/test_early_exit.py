@@ -127,6 +127,18 @@ def test_deadline_that_no_batch_can_meet_is_rejected_on_arrival() -> None:
     assert end.reason.value == "deadline_unreachable"
 
 
+@pytest.mark.parametrize("num_others", [0, 4])
+def test_who_may_not_get_through_all_stages_starts_only_where_nobody_else_would(num_others: int) -> None:
+    caller = caller_of(max_batch=4)
+    first = only_batch(caller.send(arrived(0), now_s=0.0))
+    caller.scheduler.policy.batch._reserve.factor = 3.0  # 98 ms from a unit's start to its end
+    others = range(7, 7 + num_others)
+    caller.send(*(arrived(i, deadline_s=0.07 + i / 1e3) for i in range(1, 7)), *map(arrived, others))
+    started = only_batch(caller.send(finished(first, {0: 0.9}), now_s=0.01))
+    assert started.unit_ids == (tuple(others) or (3, 4, 5, 6))
+    assert caller.ends.keys() == {0, 1, 2, 3, 4, 5, 6} - set(started.unit_ids)
+
+
 def test_batch_is_split_when_that_meets_every_deadline() -> None:
     caller = caller_of(max_batch=8, fixed_s=0.010, each_s=0.010)  # 8 samples take 90 ms, one 20 ms
     blocker = only_batch(caller.send(arrived(99), now_s=0.0))

@@ -39,7 +39,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
 )
-from serving.replica.driver import Answer, Driver, Stay, rejection
+from serving.replica.driver import Answer, Call, Driver, Stay, rejection
 from serving.replica.staged.base import Outcome, Outputs
 from serving.telemetry import events
 from tests.support.engines import NEVER, WAIT_S, GatedEngine, cost_table, early_exit_scheduler, pixels, running_driver
@@ -229,6 +229,35 @@ async def test_who_leaves_before_it_came_or_after_it_ended_costs_nothing_more() 
         answer = await submit(driver, 2, stay=late)
         late.leave()
         assert (early.compute_s, late.compute_s) == (0.0, answer.compute_s)
+
+
+async def test_call_is_over_with_its_last_sample_and_tells_each_outcome() -> None:
+    engine = FakeEngine(fails=lambda image: int(image.flat[0]) == 2, max_bytes=3 * pixels(0).nbytes)
+    async with running_driver(engine) as driver:
+        call = Call([Stay() for _ in range(4)])
+        for value, stay in enumerate(call.stays):
+            driver.take(stay, pixels(value), deadline_s=math.inf, thresholds=FULL)
+        await asyncio.wait_for(call.wait(), WAIT_S)
+        await asyncio.wait_for(Call([]).wait(), WAIT_S)
+    assert [type(stay.outcome) for stay in call.stays] == [Answer, Answer, EngineFailed, QueueFull]
+
+
+async def test_cancelled_call_takes_all_its_samples_out() -> None:
+    engine = GatedEngine()
+    async with running_driver(engine, early_exit_scheduler(max_batch=1)) as driver:
+        engine.gate.clear()
+        call = Call([Stay() for _ in range(3)])
+        for stay in call.stays:
+            driver.take(stay, pixels(1), deadline_s=math.inf, thresholds=FULL)
+        waiting = asyncio.create_task(call.wait())
+        await until(lambda: len(engine.calls) == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert driver.num_samples == 1  # the one in a batch
+        engine.gate.set()
+        await until(lambda: driver.num_samples == 0)
+    assert all(isinstance(stay.outcome, Cancelled) for stay in call.stays)
 
 
 @pytest.mark.parametrize("stage", range(4))
