@@ -5,8 +5,8 @@
 In process and without HTTP: this measures engine, driver and scheduler. Every side is a ``Driver``
 around an ``RowEngine`` with the same weights, torch threads, deadline and pictures (held-out mixed set: half
 clean, half hard), and runs on uvloop, as in a classifier replica. Requests come open loop, as a seeded Poisson process;
-their latency counts from the moment they were due. The generator shares the event loop with the driver, so its own
-work (about a third of the loop's) counts against every side, most against the fastest.
+their latency counts from the moment they were due. The generator shares the event loop with the driver, so its
+own work counts against every side, most against the fastest.
 
 Good means: answered within the deadline at the exit that the sample's own thresholds chose. The result of a side is its
 goodput at the highest rate at which 99% of all requests are good (p99 within the deadline): a grid of rates, then a
