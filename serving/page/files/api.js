@@ -13,8 +13,9 @@ export class ApiError extends Error {
   }
 }
 
-/** Send a request and return its response. Throws ApiError; AbortError if `signal` says so. */
-export async function send(path, { method = "GET", json, headers = {}, signal } = {}) {
+/** Send a request and return its response. `asks`: whether the page asks for another key where this one is refused.
+ *  Throws ApiError; AbortError if `signal` says so. */
+export async function send(path, { method = "GET", json, headers = {}, signal, asks = true } = {}) {
   const sent = { ...headers };
   if (key) sent.authorization = `Bearer ${key}`;
   if (json !== undefined) sent["content-type"] = "application/json";
@@ -28,7 +29,7 @@ export async function send(path, { method = "GET", json, headers = {}, signal } 
   }
   if (response.ok) return response;
   const failure = await failureOf(response);
-  if (failure.status === 401) document.dispatchEvent(new CustomEvent("vireo:key", { detail: failure }));
+  if (failure.status === 401 && asks) document.dispatchEvent(new CustomEvent("vireo:key", { detail: failure }));
   throw failure;
 }
 

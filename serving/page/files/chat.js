@@ -67,7 +67,7 @@ export function chatPanel(model) {
     if (images.length) picture = images[0].url;
     text.value = "";
     const parts = await Promise.all(images.map(async ({ file }) => ({ type: "image_url", image_url: { url: await dataUrl(file) } })));
-    const content = images.length ? [{ type: "text", text: asked }, ...parts] : asked;
+    const content = images.length ? [...parts, { type: "text", text: asked }] : asked; // pictures first, as models are trained
     say("user", h("p", { class: "words" }, asked), images.length > 0 && h("div", { class: "thumbs" }, images.map(({ url, file }) => h("img", { src: url, alt: file.name }))));
     const words = h("p", { class: "words" });
     const turn = say("assistant", words);

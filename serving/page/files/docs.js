@@ -31,7 +31,7 @@ const BOUNDS = {
 function boundsOf(schema) {
   const all = [schema, ...(schema.anyOf ?? []), ...(schema.oneOf ?? [])];
   return Object.entries(BOUNDS).flatMap(([name, sign]) =>
-    all.filter((one) => one[name] !== undefined && one[name] !== null).map((one) => `${sign} ${typeof one[name] === "string" ? one[name] : JSON.stringify(one[name])}`));
+    all.filter((one) => one[name] !== undefined && one[name] !== null).map((one) => `${sign} ${typeof one[name] === "string" ? one[name] : typeof one[name] === "number" ? one[name].toLocaleString("en") : JSON.stringify(one[name])}`));
 }
 
 /** Objects that a schema has inside itself, by reference or not. */
@@ -47,7 +47,7 @@ function fieldsOf(schema, above = []) {
   const required = new Set(schema.required ?? []);
   return h("ul", { class: "schema" }, Object.entries(schema.properties ?? {}).map(([name, one]) => {
     const whole = { ...resolved(one), ...one };
-    const inner = insides(one).filter((found) => !above.includes(found.title));
+    const inner = insides(one).filter((found, i, all) => !above.includes(found.title) && (!found.title || all.findIndex((other) => other.title === found.title) === i));
     return h("li", {},
       h("div", {}, h("code", { class: "name" }, name), " ", h("span", { class: "type" }, typeOf(one)),
         required.has(name) && h("span", { class: "required" }, " required"),

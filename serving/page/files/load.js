@@ -126,7 +126,7 @@ export function watchLoad() {
   $("spend").append(ownSpend, rest);
   $("charts").hidden = true;
 
-  const tellOwn = () => { ownSpend.textContent = `This page has spent ${number(own.joules, "J")} and ${number(own.ms / 1000, "s")} of computing in ${number(own.answers)} answers.`; };
+  const tellOwn = () => { ownSpend.textContent = `This page has spent ${number(own.joules, "J")} and ${number(own.ms / 1000, "s")} of computing in ${number(own.answers)} ${own.answers === 1 ? "answer" : "answers"}.`; };
   document.addEventListener("vireo:spent", ({ detail }) => {
     own.answers += 1;
     own.joules += detail.energy_j ?? 0;
@@ -140,7 +140,7 @@ export function watchLoad() {
     let wait = EVERY_MS;
     if (!paused && !document.hidden) {
       try {
-        const samples = parse(await (await send("metrics")).text());
+        const samples = parse(await (await send("metrics", { asks: false })).text());
         const at = performance.now();
         if (before) charts.forEach((chart) => chart.push(samples, before.samples, (at - before.at) / 1000));
         before = { samples, at };
@@ -150,13 +150,13 @@ export function watchLoad() {
         if (text !== shown) rest.replaceChildren(...tables(samples));
         shown = text;
       } catch (error) {
-        wait = 5 * EVERY_MS;
+        wait = error.status === 401 || error.status === 404 ? Infinity : 5 * EVERY_MS; // another key looks at once
         const why = { 401: "Load is shown to who has a key.", 403: "This key may not read the load.", 404: "This port does not tell the load (http.metrics is off); `vireo metrics` does, on each node." };
         $("load-note").textContent = why[error.status] ?? error.message;
         if (error.status) $("charts").hidden = true;
       }
     }
-    timer = setTimeout(look, wait);
+    if (wait !== Infinity) timer = setTimeout(look, wait);
   }
 
   $("pause").addEventListener("click", () => {
