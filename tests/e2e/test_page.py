@@ -110,7 +110,10 @@ def test_boxes_are_drawn_and_markup_stays_text(door: ServedDoor, browser: Browse
         page.get_by_role("button", name="Use a sample").first.click()
         expect(page.get_by_role("img", name="shapes.png")).to_be_visible()
         page.get_by_label("Message").fill(MARKUP)
-        page.keyboard.press("Enter")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            page.keyboard.press("Enter")
+        kinds = [part["type"] for part in sent.value.post_data_json["messages"][0]["content"]]
+        assert kinds == ["image_url", "text"]  # the other way round, texthawk2-nano finds the wrong thing
         log = page.get_by_role("log")
         expect(log.get_by_label("Box 1: left 10%, top 20%, right 30%, bottom 40%; Box 2: left 50.1%")).to_be_visible()
         expect(log.locator(".assistant .words")).to_have_text(f"Two at 1 and {MARKUP}2.")
