@@ -52,7 +52,7 @@ def digits() -> list[Picture]:
 def new_picture(digits: list[Picture]) -> Callable[[], Picture]:
     """Returns digits that were never sent before, so that no cache knows them: a number is written into dark pixels."""
     arrays = [(np.array(Image.open(io.BytesIO(data)).convert("RGB")), label) for data, label in digits]
-    count = itertools.count()  # its next() is atomic: several threads may call
+    count = itertools.count(1)  # its next() is atomic: several threads may call; 0 is the digit itself
 
     def make() -> Picture:
         number = next(count)
