@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.routing import Route as AppRoute
 from typing_extensions import TypedDict
 
@@ -198,6 +199,12 @@ def _unknown_path(path: str) -> UnknownPath:
     return UnknownPath(f"there is nothing at {shown(path)}; see /openapi.json for the paths")
 
 
+def _methods_at(request: Request) -> list[str]:
+    """Every method that some route has at the path of a request."""
+    routes = [one for one in request.app.router.routes if one.matches(request.scope)[0] is not Match.NONE]
+    return sorted({"OPTIONS"}.union(*(route.methods for route in routes)))
+
+
 async def _framework_error(request: Request, error: Exception) -> Response:
     """Answer what the framework raises before or around an endpoint, in the shape of every other error."""
     known: ServingError = to_serving_error(error)
@@ -205,7 +212,9 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         extra = dict(error.headers or {})
         if error.status_code == 405:
-            allowed = extra.get("Allow", "another method")
+            allowed = extra["Allow"] = ", ".join(_methods_at(request))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=extra)
             known = MethodNotAllowed(f"{request.method} is not possible at {shown(request.url.path)}; use {allowed}")
         elif error.status_code == 404:
             known = _unknown_path(request.url.path)

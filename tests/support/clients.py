@@ -108,11 +108,13 @@ async def asgi(
     client: tuple[str, int] | None = ("127.0.0.1", 4711),
     receive: Callable[[], Any] | None = None,
 ) -> HttpReply:
-    """Send one request through the application; ``body`` may be a list of chunks."""
+    """Send one request through the application; ``body`` may be a list of chunks. Names of headers that differ by case
+    are one header, sent more than once."""
     path, _, query = path.partition("?")
     chunks = [body] if isinstance(body, bytes) else list(body)
-    names = {name.lower(): value for name, value in (headers or {}).items()}
-    names.setdefault("content-length", str(sum(map(len, chunks))))
+    sent_headers = [(name.lower(), value) for name, value in (headers or {}).items()]
+    if "content-length" not in dict(sent_headers):
+        sent_headers.append(("content-length", str(sum(map(len, chunks)))))
     sent: list[Any] = []
 
     async def next_chunk() -> dict[str, Any]:
@@ -133,7 +135,7 @@ async def asgi(
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in names.items() if value != ""],
+        "headers": [(name.encode(), value.encode()) for name, value in sent_headers if value != ""],
         "client": client,
         "server": ("127.0.0.1", 8000),
         "state": {},

@@ -48,6 +48,7 @@ from serving.telemetry.events import OK
 
 PIECE_BYTES = 1 << 18
 MAX_KEY_CHARS: Final = 255
+CACHING: Final = (b"cache-control", b"private, no-cache")
 KEY_HEADER: Final = parameter(
     "header",
     "Idempotency-Key",
@@ -128,9 +129,9 @@ class JobHttp:
         artefact = self.task.artefact(job, variant)
         etag = _etag(artefact)
         if etag in _etags(call.header(b"if-none-match")):
-            return Answer(b"", 304, artefact.media_type.encode(), ((b"etag", etag.encode()),))
+            return Answer(b"", 304, headers=((b"etag", etag.encode()), CACHING))
         wanted = call.header(b"range")
-        if call.header(b"if-range") not in (None, etag):
+        if call.is_head or call.header(b"if-range") not in (None, etag):  # a range is a matter of GET alone
             wanted = None
         try:
             part = parse_range(wanted, artefact.num_bytes)
@@ -149,6 +150,9 @@ class JobHttp:
         async with EventQueue(pumped(updates), receive=call.receive, silence_s=silence_s) as queue:
             taken = await queue.take()
             await call.start(EVENT_HEADERS)
+            if call.is_head:
+                await call.send_piece(b"", is_last=True)
+                return
             try:
                 while not await self._send_update(call, taken):
                     taken = await queue.take()
@@ -174,13 +178,12 @@ class JobHttp:
     ) -> None:
         """Send bytes of a file, a piece at a time. An error after the first piece breaks the connection."""
         read = self.service(call.front).read
-        is_head = call.scope["method"] == "HEAD"
-        piece = b"" if is_head else await read(artefact, start, min(end, start + PIECE_BYTES))
+        piece = b"" if call.is_head else await read(artefact, start, min(end, start + PIECE_BYTES))
         headers = self._headers(job, artefact, end - start)
         if is_part:
             headers.append((b"content-range", f"bytes {start}-{end - 1}/{artefact.num_bytes}".encode()))
         await call.start(headers, 206 if is_part else 200)
-        while not is_head and (start := start + len(piece)) < end:
+        while not call.is_head and (start := start + len(piece)) < end:
             await call.send_piece(piece)
             try:
                 piece = await read(artefact, start, min(end, start + PIECE_BYTES))
@@ -221,7 +224,7 @@ class JobHttp:
             (b"content-length", str(num_bytes).encode()),
             (b"accept-ranges", b"bytes"),
             (b"etag", _etag(artefact).encode()),
-            (b"cache-control", b"private, no-cache"),
+            CACHING,
             (b"content-disposition", f'inline; filename="{file_name(job.id, artefact.media_type)}"'.encode()),
             (b"x-content-type-options", b"nosniff"),
             (f"x-vireo-{self.task.noun}-id".encode(), job.id.encode()),

@@ -82,12 +82,10 @@ class Call(BaseCall):
     def media_type(self, *taken: str) -> str:
         """Return the type of the body without its parameters.
 
-        Raises: UnsupportedMediaType: it is none of ``taken``; nor is JSON in another charset than UTF-8.
+        Raises: UnsupportedMediaType: it is none of ``taken``.
         """
-        kind, _, parameters = self.content_type.partition(";")
-        charset = parameters.lower().replace(" ", "").partition("charset=")[2].strip('"')
-        kind = kind.strip().lower()
-        if kind not in taken or (charset and kind == "application/json" and not charset.startswith("utf-8")):
+        kind = self.content_type.partition(";")[0].strip().lower()
+        if kind not in taken:
             sent = shown(self.content_type) if self.content_type else "missing"
             wanted = " or ".join(one for one in taken if one)
             raise UnsupportedMediaType(f"content-type is {sent}; send {wanted}", param="content-type")
@@ -96,6 +94,11 @@ class Call(BaseCall):
     async def read_json(self, bounds: Bounds) -> dict[str, Any]:
         """Read a body that is one JSON object. Raises: ClientError."""
         return await self.reader.read(self.receive, self.headers, self.front.limits, bounds)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the head of the answer is all that is wanted."""
+        return bool(self.scope["method"] == "HEAD")
 
     def authenticate(self) -> None:
         """Find the tenant. Raises: Unauthenticated, Forbidden, InvalidRequest."""
@@ -200,11 +203,9 @@ def error_answer(error: ServingError, path: str) -> Answer:
 
 async def send_answer(send: Send, answer: Answer, request_id: str | None) -> None:
     """Send an answer (ASGI)."""
-    headers: HeaderList = [
-        (b"content-type", answer.content_type),
-        (b"content-length", str(len(answer.body)).encode()),
-        *answer.headers,
-    ]
+    headers: HeaderList = list(answer.headers)
+    if answer.status != 304:  # its headers are about what the caller has already, and that has another length
+        headers[:0] = [(b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode())]
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -16,8 +16,9 @@ import pytest
 
 from serving.domain import Priority
 from serving.front.auth import Authenticator
-from serving.gateway.http import build_http_app, document
+from serving.gateway.http import ROUTES, build_http_app, document
 from serving.limits import IngressLimits
+from serving.system.haproxy_http import METHODS
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -35,6 +36,7 @@ from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 
 IMAGE = base64.b64encode(GOOD_PNG).decode()
 BODY = json.dumps({"model": MODEL, "image": IMAGE}).encode()
+UTF_16 = BODY.decode().encode("utf-16")
 JSON = {"content-type": "application/json"}
 KEYS = {"ada": hashlib.sha256(b"key-of-ada").hexdigest()}
 INFER = f"/v2/models/{MODEL}/infer"
@@ -142,7 +144,11 @@ BAD_REQUESTS: list[tuple[str, str, str, dict[str, str], bytes, int, str]] = [
     ("odd_path", "GET", "/v1/\x00\ud7ff", {}, b"", 404, "not_found"),
     ("get_classify", "GET", "/v1/classify", {}, b"", 405, "method_not_allowed"),
     ("put_models", "PUT", "/v1/models", {}, b"", 405, "method_not_allowed"),
-    ("options", "OPTIONS", "/v1/classify", {}, b"", 405, "method_not_allowed"),
+    ("options_of_nothing", "OPTIONS", "/v1/nope", {}, b"", 404, "not_found"),
+    ("two_types", *CLASSIFY, JSON | {"Content-Type": "text/plain"}, BODY, 400, BAD),
+    ("two_keys", *CLASSIFY, JSON | {"x-api-key": "a", "X-Api-Key": "a"}, BODY, 401, "invalid_api_key"),
+    ("two_bearers", *CLASSIFY, {"authorization": "a", "Authorization": "b"}, BODY, 401, "invalid_api_key"),
+    ("two_budgets", *CLASSIFY, JSON | {"x-vireo-energy-j": "1", "X-Vireo-Energy-J": "2"}, BODY, 400, BAD),
     ("delete_infer", "DELETE", INFER, {}, b"", 405, "method_not_allowed"),
     ("unknown_model", "GET", "/v1/models/none", {}, b"", 404, "model_not_found"),
     ("unknown_model_v2", "GET", "/v2/models/none", {}, b"", 404, "model_not_found"),
@@ -152,7 +158,7 @@ BAD_REQUESTS: list[tuple[str, str, str, dict[str, str], bytes, int, str]] = [
     ("form_type", *CLASSIFY, {"content-type": "application/x-www-form-urlencoded"}, BODY, 415, MEDIA),
     ("text_type", *CLASSIFY, {"content-type": "text/plain"}, BODY, 415, MEDIA),
     ("image_type", *CLASSIFY, {"content-type": "image/png"}, GOOD_PNG, 415, MEDIA),
-    ("charset", *CLASSIFY, {"content-type": "application/json;charset=utf-16"}, BODY, 415, MEDIA),
+    ("utf_16", *CLASSIFY, {"content-type": "application/json; charset=utf-16"}, UTF_16, 400, BAD),
     ("gzip", *CLASSIFY, JSON | {"content-encoding": "gzip"}, BODY, 415, MEDIA),
     ("infer_type", "POST", INFER, {"content-type": "text/plain"}, b"{}", 415, MEDIA),
     ("infer_gzip", "POST", INFER, {"content-encoding": "deflate"}, b"{}", 415, MEDIA),
@@ -182,6 +188,41 @@ async def test_bad_request_has_the_error_shape(
     assert not door.service.requests
     if status == 405:
         assert reply.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/videos", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/videos/a", "DELETE, GET, HEAD, OPTIONS"),
+        ("/v1/videos/sync", "DELETE, GET, HEAD, OPTIONS, POST"),
+        ("/v1/classify", "OPTIONS, POST"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_every_method_of_a_path_is_told(path: str, methods: str) -> None:
+    app = FrontDoor().app
+    asked = await asgi(app, "OPTIONS", path)
+    assert (asked.status, asked.headers["allow"], asked.body) == (204, methods, b"")
+    refused = await asgi(app, "PATCH", path)
+    assert (refused.status, refused.headers["allow"]) == (405, methods)
+    assert methods in refused.error["message"]
+
+
+def test_haproxy_knows_every_method() -> None:
+    assert set(METHODS) == {"HEAD", "OPTIONS"} | {route.method for route in ROUTES}
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "iso-8859-1", "nonsense", '"utf-16"'])
+async def test_charset_of_json_has_no_meaning(charset: str) -> None:
+    reply = await FrontDoor().post_json(BODY, **{"content-type": f"application/json; charset={charset}"})
+    assert reply.status == 200
+
+
+async def test_lists_of_more_than_one_line_are_read_in_full() -> None:
+    etag = (await asgi(FrontDoor().app, "GET", "/docs")).headers["etag"]
+    for known in ({"if-none-match": etag, "If-None-Match": '"x"'}, {"if-none-match": '"x"', "If-None-Match": etag}):
+        assert (await asgi(FrontDoor().app, "GET", "/docs", b"", known)).status == 304
 
 
 def one_input(**changes: Any) -> Any:

@@ -433,6 +433,8 @@ async def test_conditions_of_a_download() -> None:
     for known in (etag, f'"x", {etag}', f"W/{etag}"):
         reply = await get(door, path, if_none_match=known)
         assert (reply.status, reply.body, reply.headers["etag"]) == (304, b"", etag)
+        assert reply.headers["cache-control"] == "private, no-cache"
+        assert reply.headers.keys().isdisjoint({"content-length", "content-type"})
     assert (await get(door, path, if_none_match='"other"')).status == 200
     assert (await get(door, path, range="bytes=0-1", if_range=etag)).status == 206
     assert (await get(door, path, range="bytes=0-1", if_range='"other"')).body == CLIP
@@ -441,7 +443,8 @@ async def test_conditions_of_a_download() -> None:
 async def test_head_is_the_answer_without_its_body() -> None:
     door = video_door()
     reply = await asgi(door.app, "HEAD", f"/v1/videos/{await finished(door)}/content", b"", {"range": "bytes=5-8"})
-    assert (reply.status, reply.body, reply.headers["content-length"]) == (206, b"", "4")
+    assert (reply.status, reply.body, reply.headers["content-length"]) == (200, b"", str(SIZE))
+    assert "content-range" not in reply.headers
 
 
 async def test_thumbnail_and_gif_have_their_own_types() -> None:
@@ -487,6 +490,15 @@ async def test_file_that_is_gone_is_an_error_before_and_a_torn_connection_after_
 
 async def watch(door: FrontDoor, video_id: str, presence: Presence) -> Any:
     return await asgi(door.app, "GET", f"/v1/videos/{video_id}/events", receive=presence.receive)
+
+
+async def test_head_of_events_ends_though_the_job_does_not() -> None:
+    door = video_door()
+    path = f"/v1/videos/{await made(door)}/events"
+    reply = await asyncio.wait_for(asgi(door.app, "HEAD", path, receive=Presence().receive), 20)
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    await until(lambda: door.service.watchers == 0)
 
 
 async def test_events_tell_every_step_and_end_with_the_job() -> None:
