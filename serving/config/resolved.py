@@ -132,6 +132,8 @@ def resolve(settings: Settings) -> ResolvedConfig:
         raise ConfigError("redis.password is set, but the embedded server has none: set redis.url, too")
     if embedded and settings.profile == "cluster":
         raise ConfigError("profile 'cluster' needs redis.url: gateways on several nodes must share one server")
+    if settings.profile == "cluster" and settings.http.cors_origins:
+        raise ConfigError("profile 'cluster' has no http.cors_origins: allow them in what stands before the Service")
     if settings.profile == "cluster" and settings.redis.secret == "auto":
         raise ConfigError("profile 'cluster' needs redis.secret: gateways must agree on it (openssl rand -hex 32)")
     models = resolve_models(settings.models)

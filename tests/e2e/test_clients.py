@@ -147,6 +147,36 @@ def test_curl_with_json_and_with_a_file(system: System, digits: list[Picture], t
         assert json.loads(run.stdout)["results"][0]["label"] == "4"
 
 
+def curl(*arguments: str) -> str:
+    run = subprocess.run(["curl", "-sS", "-i", *arguments], capture_output=True, text=True, timeout=30, check=True)
+    return run.stdout
+
+
+def test_curl_with_its_other_ways_to_ask(system: System, digits: list[Picture], tmp_path: Path) -> None:
+    url, large = system.http_url, tmp_path / "large.json"
+    picture = base64.b64encode(digits[4][0]).decode()
+    large.write_text(json.dumps({"model": MODEL, "image": picture}) + " " * (2 << 20))
+    head = curl("-I", f"{url}/v1/models")
+    assert head.startswith("HTTP/1.1 200 ")
+    assert head.endswith("\r\n\r\n")
+    assert "\r\nallow: OPTIONS, POST\r\n" in curl("-X", "OPTIONS", f"{url}/v1/classify")
+    assert "\r\nallow: OPTIONS, POST\r\n" in curl("-T", str(large), f"{url}/v1/classify")
+    assert curl("--compressed", "-0", f"{url}/healthz").endswith('{"ready":true}')
+    assert curl("--http2-prior-knowledge", f"{url}/healthz").startswith("HTTP/2 200")
+    assert curl("--http2", f"{url}/healthz").endswith('{"ready":true}')
+    # Above 1 MiB curl asks before it sends.
+    asked = ["-H", "expect: 100-continue", "-H", "content-type: application/json", "--data-binary", f"@{large}"]
+    answer = curl(f"{url}/v1/classify", *asked)
+    assert answer.startswith("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+    assert json.loads(answer.split("\r\n\r\n")[-1])["results"][0]["label"] == "4"
+    assert curl(f"{url}/v1/nothing", *asked).startswith("HTTP/1.1 404 ")
+    etag = next(line.split(": ")[1] for line in curl("-I", f"{url}/docs").splitlines() if line.startswith("etag"))
+    known = curl("-H", f"if-none-match: {etag}", f"{url}/docs")
+    assert known.startswith("HTTP/1.1 304 ")
+    assert "cache-control: no-cache" in known
+    assert "content-length" not in known
+
+
 def test_command_line_classifies_files(system: System, digits: list[Picture], tmp_path: Path) -> None:
     paths = []
     for data, label in digits[:3]:

@@ -85,6 +85,12 @@ def test_wrapper_has_http_bodies_held_in_full_for_as_long_as_they_may_take(monke
     assert rule == "    http-request wait-for-body time 1500ms if METH_POST !{ req.hdr(expect) -m found }"
 
 
+def test_cluster_has_no_origins_as_nobody_would_let_them_in() -> None:
+    settings = {"profile": "cluster", "redis": {"url": "redis://x", "secret": "s" * 16}, "jobs": {"store": "s3://x"}}
+    with pytest.raises(ConfigError, match=r"http\.cors_origins"):
+        resolve(from_mapping({**settings, **KEYED, "http": {"cors_origins": ["*"]}}))
+
+
 @pytest.mark.parametrize("origin", ["app.example.com", "https://a.b/path", "https://a b", "ftp://a.b", "https://a.b\n"])
 def test_origin_that_is_none_is_refused(origin: str) -> None:
     with short_folder() as folder, pytest.raises(ConfigError, match="cors_origins"):
