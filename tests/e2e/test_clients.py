@@ -148,8 +148,8 @@ def test_curl_with_json_and_with_a_file(system: System, digits: list[Picture], t
 
 
 def curl(*arguments: str) -> str:
-    run = subprocess.run(["curl", "-sS", "-i", *arguments], capture_output=True, text=True, timeout=30, check=True)
-    return run.stdout
+    run = subprocess.run(["curl", "-sS", "-i", *arguments], stdout=subprocess.PIPE, timeout=30, check=True)
+    return run.stdout.decode()
 
 
 def test_curl_with_its_other_ways_to_ask(system: System, digits: list[Picture], tmp_path: Path) -> None:
