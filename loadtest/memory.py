@@ -36,6 +36,8 @@ class MemorySource:
 
     pids: tuple[int, ...] = ()
     metrics_urls: tuple[str, ...] = ()
+    api_key: str | None = None
+    """Sent to ``metrics_urls``."""
 
     @property
     def is_empty(self) -> bool:
@@ -46,7 +48,7 @@ class MemorySource:
         """Read it now. Raises: TargetError: a process or a page is not there."""
         found = read_processes(self.pids)
         for url in self.metrics_urls:
-            found.append(Process(url, await _read_metrics(url), None))
+            found.append(Process(url, await _read_metrics(url, self.api_key), None))
         return found
 
 
@@ -155,12 +157,13 @@ def _read(folder: Path) -> Process | None:
     return Process(name, int(fields["VmRSS"][0]) * 1024, int(fields["RssAnon"][0]) * 1024)
 
 
-async def _read_metrics(url: str) -> int:
+async def _read_metrics(url: str, api_key: str | None) -> int:
     """The sum of the metric over all its labels. Raises: TargetError."""
     base, _, path = url.partition("://")[2].partition("/")
     pool = HttpPool(f"{url.partition('://')[0]}://{base}")
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     try:
-        response = await pool.exchange(encode_request(pool, "GET", f"/{path}"))
+        response = await pool.exchange(encode_request(pool, "GET", f"/{path}", headers=headers))
     except (ConnectionFailed, BadResponse) as error:
         raise TargetError(f"{url} cannot be read: {error}") from error
     finally:

@@ -6,6 +6,7 @@ people state in milliseconds (objectives) are in milliseconds, and say so in the
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -277,8 +278,16 @@ def find_scenario(name_or_path: str) -> Path:
     for path in (Path(name_or_path), shipped):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml")))
-    raise ScenarioError(f"{name_or_path}: no such file, and no shipped scenario of that name; there are: {known}")
+    known = shipped_names()
+    close = "".join(f"; did you mean {name}?" for name in get_close_matches(name_or_path, known, 1))
+    raise ScenarioError(
+        f"{name_or_path}: no such file, and no shipped scenario of that name; there are: {', '.join(known)}{close}"
+    )
+
+
+def shipped_names() -> list[str]:
+    """The scenarios that the package brings."""
+    return sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml"))
 
 
 def parse_scenario(data: Any, *, source: str) -> Scenario:

@@ -7,6 +7,7 @@ bring one: its entry point names a ``Family``, and it is trusted like any packag
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -74,7 +75,8 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     open_family = families().get(name) if colon else None
     if open_family is not None and open_family.resolve is not None:
         return open_family, open_family.resolve.load()(rest, weights)
-    raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}")
+    close = "".join(f"; did you mean {known}?" for known in get_close_matches(model_id, known_ids(), 1))
+    raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}{close}")
 
 
 def default_variants() -> tuple[tuple[Family, Variant], ...]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from models.contract import Family, check_licence
-from serving.client.options import LicenceOption
-from serving.client.told import console, phases, progress_bar, told_plainly
+from serving.client.options import LicenceOption, QuietOption
+from serving.client.told import phases, progress_bar, told_plainly
+
+if TYPE_CHECKING:
+    from models.contract import Family
 
 
 def register(app: typer.Typer) -> None:
@@ -18,12 +20,13 @@ def register(app: typer.Typer) -> None:
     app.command(
         "convert",
         add_help_option=False,
+        rich_help_panel="Models",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
     )(convert)
 
 
 def convert(context: typer.Context) -> None:
-    """Bring published weights into the form that Vireo serves."""
+    """Bring published weights into Vireo's form."""
     group_for(context.args)(context.args, prog_name=context.command_path)
 
 
@@ -31,7 +34,7 @@ def group_for(words: Sequence[str]) -> typer.Typer:
     """A group of commands for one call, as what a command takes is known once its family's code is imported."""
     from models.registry import families
 
-    group = typer.Typer(no_args_is_help=True, help=convert.__doc__, add_completion=False)
+    group = typer.Typer(no_args_is_help=True, help=convert.__doc__, add_completion=False, rich_markup_mode=None)
     group.callback()(lambda: None)
     with told_plainly():
         for family in families().values():
@@ -44,24 +47,28 @@ def group_for(words: Sequence[str]) -> typer.Typer:
 
 def _command(family: Family, part: Callable[..., list[str]]) -> Callable[..., None]:
     """A command with the parameters of a family's part ``convert``, but for those that are not the user's to give."""
+    from models.contract import check_licence
+
     yours = [variant.id for variant in family.variants if variant.weights is None]
 
     def command(
         model: Annotated[str, typer.Option(help="Model id that the weights belong to.")],
         accept_licence: LicenceOption,
+        quiet: QuietOption,
         **given: Any,
     ) -> None:
-        with told_plainly(), progress_bar() as progress:
+        with told_plainly(), progress_bar(quiet=quiet) as progress:
             variant = next((variant for variant in family.variants if variant.id == model), None)
             if variant is None:
                 raise ValueError(f"{model!r} is no model of {family.name}; those are {', '.join(yours)}")
             check_licence(variant, is_accepted=accept_licence)
             lines = part(variant, **given, on_progress=phases(progress))
         for line in lines:
-            console.print(line, markup=False, soft_wrap=True)
+            typer.echo(line)
 
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[:2]
-    defaults = {"model": yours[0] if len(yours) == 1 else inspect.Parameter.empty, "accept_licence": False}
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[:3]
+    model = yours[0] if len(yours) == 1 else inspect.Parameter.empty
+    defaults = {"model": model, "accept_licence": False, "quiet": False}
     parameters = [
         *map(_shown, inspect.signature(part, eval_str=True).parameters.values()),
         *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults[one.name]) for one in own),

@@ -6,27 +6,46 @@ import json
 import re
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
-from models.contract import Family
-from serving.client.told import console, told_plainly
+from serving.client.told import show_table, told_plainly
+
+if TYPE_CHECKING:
+    from models.contract import Family
 
 _SKELETON = Path(__file__).parent / "skeleton"
 _TASKS = ("classify", "images")
 _OF_A_TASK = ("family.py", "network.py")
+_EXAMPLES = """\b
+Examples:
+  vireo families
+  vireo families --json
+"""
+_SHOW_EXAMPLES = """\b
+Examples:
+  vireo families show timm
+"""
+_NEW_EXAMPLES = """\b
+Examples:
+  vireo families new night-owl
+  vireo families new day-owl --task images --out day-owl
+"""
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def register(app: typer.Typer) -> None:
     """Add ``families``, ``families show`` and ``families new``."""
-    families = typer.Typer(invoke_without_command=True, help="Model families: what is known, and how to write one.")
+    families = typer.Typer(
+        invoke_without_command=True,
+        epilog=_EXAMPLES,
+        help="Model families: what is known, and how to write one.",
+    )
     families.callback()(list_families)
-    families.command("show")(show)
-    families.command("new")(new)
-    app.add_typer(families, name="families")
+    families.command("show", epilog=_SHOW_EXAMPLES)(show)
+    families.command("new", epilog=_NEW_EXAMPLES)(new)
+    app.add_typer(families, name="families", rich_help_panel="Models")
 
 
 def list_families(
@@ -43,14 +62,12 @@ def list_families(
     if as_json:
         typer.echo(json.dumps([_as_json(family) for family in known.values()], indent=1))
         return
-    table = Table("family", "tasks", "runs as", Column("model", no_wrap=True), "licence", box=None, pad_edge=False)
+    rows = []
     for family in known.values():
         models = [(variant.id, variant.source.licence) for variant in family.variants]
         models += [(f"{family.name}:NAME", "NAME's")] * (family.resolve is not None)
-        first = (family.name, ", ".join(family.tasks), family.shape)
-        for index, model in enumerate(models):
-            table.add_row(*(("", "", "") if index else first), *model)
-    console.print(table)
+        rows += [(model, family.name, ", ".join(family.tasks), family.shape, licence) for model, licence in models]
+    show_table(("model", "family", "tasks", "runs as", "licence"), rows)
 
 
 def _as_json(family: Family) -> dict[str, Any]:

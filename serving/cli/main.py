@@ -1,41 +1,32 @@
-"""``vireo``: the console command. A task brings its own commands. Each imports what it needs when it is called."""
+"""The entry point of the console script, which imports everything else itself: Ctrl-C ends it well from the first."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-
-import typer
-
-from serving.cli import convert_commands, families_command, metrics_command, model_commands, system_commands
-from serving.errors import ConfigError
-from serving.tasks.table import TASKS
-
-app = typer.Typer(
-    name="vireo",
-    help="Serve vision models inside a latency and an energy budget.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def build() -> typer.Typer:
-    """Register every command: those about the system, those of each task, those about models."""
-    from loadtest import cli as loadtest_cli
-
-    system_commands.register(app)
-    metrics_command.register(app)
-    for task in TASKS:
-        if task.verbs is not None:
-            task.verbs.load()(app)
-    for module in (model_commands, families_command, convert_commands, loadtest_cli):
-        module.register(app)
-    return app
+from types import FrameType
 
 
 def main() -> None:
-    """Entry point of the console script. Mistakes of configuration end in one line, not in a traceback."""
+    """Run the command line. While modules are imported nothing has begun that an interrupt must put in order, and once
+    the command is over nothing is left of it; between, commands are told by ``KeyboardInterrupt``."""
+    is_heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so below nohup, for instance
+    if is_heard:
+        signal.signal(signal.SIGINT, _end_at_once)
+    from serving.cli.app import build
+
+    command = build()
+    if is_heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        build()()
-    except ConfigError as error:
-        sys.exit(f"vireo: {error}")
+        command(prog_name="vireo")
+    finally:
+        if is_heard:
+            signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("vireo: stopped\n")
+    sys.stderr.flush()
+    os._exit(128 + number)

@@ -11,7 +11,13 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(metrics)
+    app.command(rich_help_panel="The system on this machine", epilog=_EXAMPLES)(metrics)
+
+
+_EXAMPLES = """\b
+Examples:
+  vireo metrics /tmp/vireo-1000/8000/metrics --port 9102
+"""
 
 
 def metrics(
@@ -22,7 +28,10 @@ def metrics(
         bool, typer.Option("--tenants", help="Name the tenants, where only the operator reaches the port.")
     ] = False,
 ) -> None:
-    """Serve the metrics of every process of this node, added up, until SIGTERM or Ctrl-C."""
+    """Serve the metrics of this node on a port of their own.
+
+    Those of every process, added up, until SIGTERM or Ctrl-C. The folder is below what `vireo status` calls run dir.
+    """
     from prometheus_client import start_http_server
 
     from serving.telemetry.exposition import node_registry

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
-from models.contract import Family, LazyRef, Variant, check_licence
-from models.registry import families, find
-from serving.client.options import LicenceOption
-from serving.client.told import console, phases, progress_bar, told_plainly
+from models.contract import LazyRef
+from serving.client.options import KeyOption, LicenceOption, QuietOption, model_ids
+from serving.client.told import phases, progress_bar, show_table, told_plainly
 
-ModelId = Annotated[str, typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL")]
+if TYPE_CHECKING:
+    from models.contract import Family, Variant
+
+_PANEL = "Models"
+_LIST_EXAMPLES = """\b
+Examples:
+  vireo models list
+  vireo models list --url HOST:8000 --key @key.txt
+  vireo models list --json | jq -r '.[] | select(.served_at) | .id'
+"""
+_SHOW_EXAMPLES = """\b
+Examples:
+  vireo models show dyn-perceiver-nano
+  vireo models show timm:resnet18 --checkpoint FOLDER
+"""
+_TRAIN_EXAMPLES = """\b
+Examples:
+  vireo train dyn-perceiver-nano --out my-weights
+"""
+_CALIBRATE_EXAMPLES = """\b
+Examples:
+  vireo calibrate dyn-perceiver-nano
+  vireo calibrate timm:resnet18=FOLDER --data PICTURES --accept-licence --resume
+"""
+
+ModelId = Annotated[
+    str,
+    typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL", autocompletion=model_ids),
+]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
 ]
@@ -25,29 +52,107 @@ _CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
 def register(app: typer.Typer) -> None:
     """Add ``models list``, ``models show``, ``train`` and ``calibrate`` to the command line."""
-    models = typer.Typer(no_args_is_help=True, help="What models there are and what each one costs.")
-    models.command("list")(list_models)
-    models.command("show")(show_model)
-    app.add_typer(models, name="models")
-    app.command("train")(train)
-    app.command("calibrate")(calibrate)
+    models = typer.Typer(no_args_is_help=True, help="Which models there are, are served, and what they cost.")
+    models.command("list", epilog=_LIST_EXAMPLES)(list_models)
+    models.command("show", epilog=_SHOW_EXAMPLES)(show_model)
+    app.add_typer(models, name="models", rich_help_panel=_PANEL)
+    app.command("train", rich_help_panel=_PANEL, epilog=_TRAIN_EXAMPLES)(train)
+    app.command("calibrate", rich_help_panel=_PANEL, epilog=_CALIBRATE_EXAMPLES)(calibrate)
 
 
-def list_models() -> None:
-    """List the models that this installation knows. An open family has more than can be listed: family:NAME."""
-    from serving.cli.model_facts import weights_of
+def list_models(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="VIREO_URL",
+            help="Whose served models to show; those of every system on this machine when absent.",
+        ),
+    ] = None,
+    api_key: KeyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
+) -> None:
+    """List the models that are known here, and those that are served.
 
-    columns = (Column(name, no_wrap=True) for name in ("id", "for", "weights"))
-    table = Table(*columns, "what it is", box=None, pad_edge=False)
+    An open family has more than can be listed: family:NAME. The last column, what a model is, needs a wide terminal.
+    """
+    from models.registry import families
+
+    served = _served_here() if url is None else _served_at(url, api_key)
+    rows: list[dict[str, Any]] = []
     with told_plainly():
         for family in families().values():
-            for variant in family.variants:
-                weights = weights_of(family, variant).partition(" (")[0].partition(":")[0]
-                table.add_row(variant.id, family.tasks[0], weights, variant.summary)
+            rows += [_known(family, variant) for variant in family.variants]
             if family.resolve is not None:
-                table.add_row(f"{family.name}:NAME", family.tasks[0], "bring your own", family.summary)
-    console.print(table)
-    console.print("vireo models show ID says more, for instance how to bring weights", style="dim")
+                rows.append(_open(family))
+    known = {row["id"] for row in rows}
+    rows += [
+        {"id": model, "tasks": tasks, "weights": "served", "summary": ""}
+        for model, (_, tasks) in served.items()
+        if model not in known
+    ]
+    for row in rows:
+        row["served_at"] = served[row["id"]][0] if row["id"] in served else None
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    cells = [
+        (
+            row["id"],
+            row["tasks"][0],
+            row["weights"].partition(" (")[0].partition(":")[0],
+            (row["served_at"] or "").partition("://")[2],
+            row["summary"],
+        )
+        for row in rows
+    ]
+    show_table(("model", "for", "weights", "served at", "what it is"), cells, may_drop_last=True)
+
+
+def _known(family: Family, variant: Variant) -> dict[str, Any]:
+    from serving.cli.model_facts import weights_of
+
+    return {
+        "id": variant.id,
+        "family": family.name,
+        "tasks": list(family.tasks),
+        "weights": weights_of(family, variant),
+        "licence": variant.source.licence,
+        "summary": variant.summary,
+    }
+
+
+def _open(family: Family) -> dict[str, Any]:
+    weights = "bring your own"
+    name = f"{family.name}:NAME"
+    return {
+        "id": name,
+        "family": family.name,
+        "tasks": list(family.tasks),
+        "weights": weights,
+        "licence": None,
+        "summary": family.summary,
+    }
+
+
+def _served_here() -> dict[str, tuple[str, list[str]]]:
+    """Where each model is served on this machine, and for what."""
+    from serving.cli.run_state import started
+
+    return {
+        model: (state.http_url, [task for task, served in state.tasks.items() if model in served])
+        for state in started()
+        if state.is_running()
+        for model in state.models
+    }
+
+
+def _served_at(url: str, api_key: str | None) -> dict[str, tuple[str, list[str]]]:
+    """Raises: Failed."""
+    from serving.client.http import Client
+
+    with Client(url, api_key) as client:
+        return {model: (client.url, block["tasks"]) for model, block in client.models()}
 
 
 def show_model(
@@ -61,6 +166,7 @@ def show_model(
     import msgspec
 
     from models.operating_points import read_table
+    from models.registry import find
     from serving.cli.model_facts import facts_of, in_words, lines_of
 
     with told_plainly():
@@ -71,9 +177,8 @@ def show_model(
             typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
             return
         lines = lines_of(family, variant)
-        console.print(f"[bold]{variant.id}[/]  {variant.summary} ({in_words(variant.io)})")
-        for line in lines:
-            console.print(line, markup=False, soft_wrap=True)
+        for line in (f"{variant.id}  {variant.summary} ({in_words(variant.io)})", *lines):
+            typer.echo(line)
         if _has_table(variant):
             _print_points(family, variant)
 
@@ -85,23 +190,27 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps, instead of the default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and disturbances.")] = 0,
+    quiet: QuietOption = False,
 ) -> None:
-    """Train a model that can be trained here, from data that installed packages ship.
+    """Train a model from data that installed packages ship.
 
     Takes a quarter of an hour or so on one core. Interrupt it at will: the same command goes on where it stopped.
     Run 'vireo calibrate' afterwards if the model has operating points; the old ones belong to the old weights.
     """
-    with told_plainly(), progress_bar() as progress:
+    from models.registry import find
+
+    stopped = "stopped; the same command goes on from here"
+    with told_plainly(stopped=stopped), progress_bar(quiet=quiet) as progress:
         family, variant = find(model)
         if "train" not in family.parts:
             raise ValueError(f"{model} is not trained by this command; see the model card of {family.name}")
         directory = out or variant.weights or Path(variant.id)
         lines = family.part("train")(variant, directory, steps=steps, seed=seed, on_progress=phases(progress))
     for line in lines:
-        console.print(line)
+        typer.echo(line)
     has_points = any(knob.is_axis for knob in family.knobs)
     chosen = f"{model}={out}" if out else model
-    console.print(f"written to {directory}" + (f"; next: vireo calibrate {chosen}" if has_points else ""))
+    typer.echo(f"written to {directory}" + (f"; next: vireo calibrate {chosen}" if has_points else ""))
 
 
 def calibrate(
@@ -121,9 +230,11 @@ def calibrate(
     watts: Annotated[float, typer.Option(min=0.1, help="Power of one busy core or device, for the estimate.")] = 6.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was interrupted.")] = False,
     accept_licence: LicenceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Measure a model on this machine and write its operating points beside its weights.
+    """Measure a model here and write its operating points.
 
+    They are written beside its weights.
     An operating point is one choice of the settings that trade cost for quality, exit thresholds for instance, with
     its measured cost and its quality on data that were not searched on. Settings are measured one at a time, then in
     pairs near the front. A chat's are the tiles of a picture and the cap on its answer. Pictures that a model makes are
@@ -132,7 +243,11 @@ def calibrate(
 
     Each measurement is kept in a file beside the weights until the table is written: --resume goes on from there.
     """
-    with told_plainly(), progress_bar() as progress:
+    from models.contract import check_licence
+    from models.registry import find
+
+    stopped = "stopped; what was measured is kept, and --resume goes on from there"
+    with told_plainly(stopped=stopped), progress_bar(quiet=quiet) as progress:
         name, _, folder = model.partition("=")
         family, variant = find(name, Path(folder) if folder else None)
         if variant.weights is not None:
@@ -150,7 +265,7 @@ def calibrate(
         if "card" in family.parts and variant.is_nano and (path.parent / "training_log.json").is_file():
             family.part("card")(variant)
     _print_points(family, variant)
-    console.print(f"written to {path}", soft_wrap=True)
+    typer.echo(f"written to {path}")
 
 
 def _has_table(variant: Variant) -> bool:
@@ -164,24 +279,20 @@ def _print_points(family: Family, variant: Variant) -> None:
     from serving.operating_points import planned_points, usual_work
 
     content, work = read_table(variant), usual_work(family, variant)
-    table = Table(Column("point", no_wrap=True), "quality", "at least", "ms alone", "ms of a full batch", "J")
+    rows = []
     for point in planned_points(content):
         row = content.points[point.name]
         units = work(point.settings) if point.cost.busy_s else {}
         busy_s = point.cost.busy(units)
-        table.add_row(
-            point.name,
-            "" if row.quality is None else f"{100 * row.quality.value:.2f}%",
-            "" if row.quality is None else f"{100 * row.quality.low:.2f}%",
-            *(
-                [f"{1e3 * point.cost.latency(units):.2f}", f"{1e3 * busy_s:.3f}", f"{busy_s * point.cost.watts:.5f}"]
-                if units
-                else ["learnt"] * 3
-            ),
-        )
-    console.print(table)
+        shares = [] if row.quality is None else [row.quality.value, row.quality.low]
+        quality, cost = [f"{share:.2%}" for share in shares] or ["", ""], ["learnt"] * 3
+        if units:
+            latency_ms = 1e3 * point.cost.latency(units)
+            cost = [f"{latency_ms:.2f}", f"{1e3 * busy_s:.3f}", f"{busy_s * point.cost.watts:.5f}"]
+        rows.append((point.name, *quality, *cost))
+    show_table(("point", "quality", "at least", "ms alone", "ms of a full batch", "J"), rows)
     hardware, energy = content.hardware, content.energy
-    console.print(
+    typer.echo(
         f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
         f"joules: {energy.source} at {energy.watts:g} W"
         + (f"; other work was running (load {hardware.load:g})" if (hardware.load or 0.0) > _QUIET_LOAD else "")

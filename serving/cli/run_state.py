@@ -58,6 +58,19 @@ class RunState:
         except psutil.NoSuchProcess:
             return False
 
+    @property
+    def port(self) -> int:
+        """HTTP port."""
+        return int(self.http_url.rpartition(":")[2])
+
     def public(self) -> dict[str, Any]:
-        """For `vireo status`."""
+        """What `vireo status` shows of it."""
         return {key: value for key, value in asdict(self).items() if key not in ("created_s", "ready")}
+
+
+def started() -> list[RunState]:
+    """Every system of this user of which a process lives on this machine, by port; wherever its run folder is."""
+    from serving.system.ray_env import started_in
+
+    states = [state for folder in started_in() if (state := RunState.read(folder)) is not None]
+    return sorted(states, key=lambda state: state.port)

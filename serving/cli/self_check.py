@@ -12,7 +12,8 @@ from rich.console import Console
 
 from serving.cli.run_state import RunState
 from serving.client.checks import TIMEOUT_S, Check, Target
-from serving.errors import ConfigError
+from serving.client.exits import Exit
+from serving.client.told import Failed
 from serving.tasks.table import TASKS
 
 _READY_WITHIN_S = 30.0
@@ -22,7 +23,7 @@ def check_every_surface(state: RunState, console: Console, *, is_open: bool) -> 
     """Ask, and print what came back: the first model of each task. Where keys are needed, only what asks for none: the
     server holds their hashes alone.
 
-    Raises: ConfigError: an answer did not come or was wrong; the system must not be announced as up.
+    Raises: Failed: an answer did not come or was wrong; the system must not be announced as up.
     """
     with (
         httpx.Client(base_url=state.http_url, timeout=TIMEOUT_S) as http,
@@ -40,7 +41,7 @@ def _run(checks: Mapping[str, Check], target: Target, console: Console) -> None:
         try:
             answer = check(target)
         except Exception as error:
-            raise ConfigError(f"self-check failed: {name}: {type(error).__name__}: {error}") from error
+            raise Failed(f"self-check failed: {name}: {type(error).__name__}: {error}", Exit.FAILED) from error
         took_ms = 1e3 * (time.perf_counter() - started_s)
         console.print(f"  {name:<43} {answer:<22} {took_ms:6.1f} ms", markup=False, soft_wrap=True)
 

@@ -1,7 +1,8 @@
 """The life of `vireo up`: Redis, then Ray and Serve, then a request of each kind, then wait; and back.
 
 Shutdown order: HAProxy takes no new connection and what is under way is answered; Serve, Ray and Redis end. If a part
-dies that nobody brings back (``serving.cli.watch``) the order is the same, in a few seconds, and the exit code is 1.
+dies that nobody brings back (``serving.cli.watch``) the order is the same, in a few seconds, and the exit code is 1. A
+start that is stopped has nothing to answer yet: its processes are ended at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import NoReturn
 
 import psutil
@@ -23,6 +25,8 @@ from rich.console import Console
 from serving.cli import drain
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
+from serving.client.exits import Exit
+from serving.client.told import Failed
 from serving.config import JobOptions, ResolvedConfig
 from serving.errors import ConfigError
 from serving.system import ray_env
@@ -38,7 +42,10 @@ _HANGS_AFTER_S = 10.0
 
 
 def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
-    """Start, report, wait for a signal, stop. Returns the exit code."""
+    """Start, report, wait for a signal, stop. Returns the exit code.
+
+    Raises: ConfigError: the configuration is wrong. Failed: it did not start.
+    """
     logs.configure(config.settings.log_level)
     _refuse_second_start(config)
     end_leftovers(config.run_dir)
@@ -47,18 +54,19 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     keeper = ray_env.prepare(config)
     _log.info("configuration", **config.describe())
     stop = threading.Event()
-    _stop_on_signals(stop)
+    signals = _Signals(config, stop)
+    signals.handle()
     losses = _Losses(config, stop)
     state = _state(config)
     state.write()
     started_s = time.monotonic()
     try:
-        with _redis(config, console), _door(keeper), _ray(config, console, keeper, losses):
-            _stop_on_signals(stop)  # again: ray.init puts a handler of its own in place, which dumps the stack and dies
+        with _redis(config, console), _door(keeper), _ray(config, console, keeper, losses, signals):
             if check and not stop.is_set():
                 from serving.cli.self_check import check_every_surface
 
                 check_every_surface(state, console, is_open=config.allow_anonymous_loopback)
+            signals.is_starting = False
             _state(config, ready=True).write()
             announce(config, console, time.monotonic() - started_s)
             stop.wait()
@@ -69,8 +77,45 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
         RunState.forget(config.run_dir)
         if losses.first is not None:
             losses.end()
+        if signals.ended_start is not None:
+            signals.end()
     console.print("stopped")
     return 0
+
+
+class _Signals:
+    """SIGINT and SIGTERM: a system that is up stops in order, a start is broken off where it is."""
+
+    def __init__(self, config: ResolvedConfig, stop: threading.Event) -> None:
+        self._run_dir = config.run_dir
+        self._stop = stop
+        self.is_starting = True
+        self.ended_start: int | None = None
+        """The signal that broke the start off."""
+
+    def handle(self) -> None:
+        """Put the handler in place; once more after ``ray.init``, whose own dumps the stack and dies."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """A signal has come; further ones change nothing."""
+        is_first = not self._stop.is_set()
+        self._stop.set()
+        if self.is_starting and is_first:
+            self.ended_start = number
+            guard = threading.Timer(_HANGS_AFTER_S, self.end)
+            guard.daemon = True
+            guard.start()
+            raise KeyboardInterrupt
+
+    def end(self) -> NoReturn:
+        """End what has been started and this process. At an ordinary exit Ray would look for what is gone."""
+        end_leftovers(self._run_dir)
+        RunState.forget(self._run_dir)
+        sys.stdout.flush()
+        print("vireo: stopped before it was up", file=sys.stderr, flush=True)
+        os._exit(Exit.INTERRUPTED if self.ended_start == signal.SIGINT else Exit.OK)
 
 
 class _Losses:
@@ -131,11 +176,6 @@ def _refuse_unservable_models(config: ResolvedConfig) -> None:
             read.load()(model)
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-
-
 def _state(config: ResolvedConfig, *, ready: bool = False) -> RunState:
     http = config.settings.http
     host = "127.0.0.1" if http.host in ("0.0.0.0", "localhost") else http.host
@@ -160,9 +200,9 @@ def _redis(config: ResolvedConfig, console: Console) -> Iterator[None]:
     from serving.stores.redis_server import EmbeddedRedis
 
     server = EmbeddedRedis(config.redis_socket.parent, is_persistent=bool(config.models_with(JobOptions)))
-    with console.status("starting Redis"):
-        server.start()
     try:
+        with console.status("starting Redis"):
+            server.start()
         yield
     finally:
         server.stop()
@@ -178,7 +218,9 @@ def _door(keeper: DoorKeeper) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _Losses) -> Iterator[None]:
+def _ray(
+    config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _Losses, signals: _Signals
+) -> Iterator[None]:
     """A Ray cluster of this process's own, with the graph on it."""
     import ray
     from ray import serve
@@ -198,6 +240,7 @@ def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    signals.handle()
     watch = Watch(vital_children(), losses)
     watch.start()
     try:
@@ -216,7 +259,9 @@ def _ray(config: ResolvedConfig, console: Console, keeper: DoorKeeper, losses: _
     finally:
         watch.stop()
         keeper.close()
-        if losses.first is not None:  # Ray would look for it for a minute, and replicas outlive their raylet
+        if (
+            losses.first is not None or signals.ended_start is not None
+        ):  # Ray would look for it for a minute, and replicas outlive their raylet
             end_leftovers(config.run_dir)
         else:
             with contextlib.suppress(Exception):
@@ -232,9 +277,8 @@ def _deploy(config: ResolvedConfig) -> None:
     try:
         serve.run(build_graph(config), name="vireo", route_prefix="/")
     except RuntimeError as error:
-        raise ConfigError(
-            f"the graph did not start: {error}; logs are in {config.run_dir}/ray/session_latest"
-        ) from error
+        line = f"the graph did not start: {error}; logs are in {config.run_dir}/ray/session_latest"
+        raise Failed(line, Exit.FAILED) from error
 
 
 def _cpus(config: ResolvedConfig) -> int:

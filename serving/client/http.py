@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,11 +12,14 @@ from urllib.parse import quote
 
 import httpx
 
+from serving.client.address import read_key, read_url
+from serving.client.exits import Exit
 from serving.client.settings import read_settings
-from serving.client.told import CLIENT_FAULT, SERVER_FAULT, Failed
+from serving.client.told import Failed
 
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
-_SERVER_TYPES = ("server_error", "rate_limit_error")
+_CODES = {"server_error": Exit.FAILED, "rate_limit_error": Exit.BUSY}
+_KEY_HINT = "; give the API key with --key KEY, --key @FILE or VIREO_API_KEY"
 _MAX_EVENT_BYTES = 64 << 20
 
 
@@ -23,10 +27,9 @@ class Client:
     """A connection to one system. Every method raises ``Failed``."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self.url = url.rstrip("/")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise Failed("the API key holds characters that no header can carry; check it")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = read_url(url)
+        key = read_key(api_key)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(headers=headers, timeout=_TIMEOUT)
 
     def __enter__(self) -> Self:
@@ -54,14 +57,26 @@ class Client:
             raise self.not_vireo(200)
         return block
 
-    def _first_model(self, task: str) -> tuple[str, dict[str, Any]]:
+    def models(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is served, and what the system says of it."""
         try:
-            listed = self.ask("GET", "/v1/models")["data"]
-            found = [(str(model["id"]), model["vireo"]) for model in listed if task in model["vireo"]["tasks"]]
+            listed = [(str(model["id"]), model["vireo"]) for model in self.ask("GET", "/v1/models")["data"]]
+            return [(model, block) for model, block in listed if isinstance(block["tasks"], list)]
         except (KeyError, TypeError):
             raise self.not_vireo(200) from None
+
+    def is_ready(self) -> bool:
+        """Return whether it says that it can answer."""
+        with self._plainly():
+            return self._http.get(f"{self.url}/v2/health/ready").status_code == 200
+
+    def _first_model(self, task: str) -> tuple[str, dict[str, Any]]:
+        found = [(model, block) for model, block in self.models() if task in block["tasks"]]
         if not found:
-            raise Failed(f"no model for {task} is served at {self.url}; see `vireo status`")
+            raise Failed(
+                f"no model for {task} is served at {self.url}; `vireo models list --url {self.url}` shows what is",
+                Exit.REFUSED,
+            )
         return found[0]
 
     def ask(
@@ -99,19 +114,23 @@ class Client:
 
     def not_vireo(self, status: int) -> Failed:
         """What answered is something else."""
-        return Failed(f"{self.url} did not answer as Vireo does (HTTP {status}); is another program on that port?")
+        what = f"{self.url} did not answer as Vireo does (HTTP {status}); is another program on that port?"
+        return Failed(what, Exit.UNREACHABLE)
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
-            raise Failed(f"cannot reach {self.url} ({error}); is the system up? `vireo status`, `vireo up`") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or "no connection in time"
+            raise Failed(
+                f"nobody answers at {self.url} ({why}); `vireo up` starts a system here, `vireo status` shows it, "
+                "--url names another",
+                Exit.UNREACHABLE,
+            ) from None
         except httpx.HTTPError as error:
             what = "no answer in time" if isinstance(error, httpx.TimeoutException) else "the connection broke off"
-            raise Failed(f"{what} ({str(error) or type(error).__name__}); ask again", SERVER_FAULT) from None
-        except httpx.InvalidURL as error:
-            raise Failed(f"{self.url} is no URL ({error})") from None
+            raise Failed(f"{what} ({str(error) or type(error).__name__}); ask again", Exit.FAILED) from None
 
     def _refusal(self, response: httpx.Response) -> Failed:
         failure = failure_in(parsed(response.content), response.headers.get("retry-after"))
@@ -127,7 +146,7 @@ def events(response: httpx.Response) -> Iterator[bytes]:
     for data in response.iter_bytes():
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > _MAX_EVENT_BYTES:
-            raise Failed("the answer has a line without end", SERVER_FAULT)
+            raise Failed("the answer has a line without end", Exit.FAILED)
         yield from (line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: "))
 
 
@@ -150,4 +169,6 @@ def failure_in(document: Mapping[str, Any] | None, retry_after: str | None = Non
     line = f"{error['code']}: {error['message']}"
     if retry_after is not None:
         line += f" (retry in {retry_after} s)"
-    return Failed(line, SERVER_FAULT if error["type"] in _SERVER_TYPES else CLIENT_FAULT, document)
+    if error["type"] == "authentication_error":
+        line += _KEY_HINT
+    return Failed(line, _CODES.get(error["type"], Exit.REFUSED), document)

@@ -9,12 +9,45 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from serving.client.settings import option_of, spelt, takes
-from serving.client.told import Failed, console, plain
+from serving.client.settings import OWN_OPTIONS, option_of, spelt, takes
+from serving.client.told import Failed, plain
 
-UrlOption = Annotated[str, typer.Option(envvar="VIREO_URL", help="Where the system listens.")]
-KeyOption = Annotated[str | None, typer.Option("--api-key", "--key", envvar="VIREO_API_KEY", help="API key.")]
-ModelOption = Annotated[str | None, typer.Option(help="Model id; the first that is for this when absent.")]
+ASKING = "Ask a running system"
+"""Where ``vireo --help`` lists the commands of tasks."""
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def model_ids(incomplete: str) -> list[str]:
+    """Return ids that begin so, for the shell."""
+    from models.registry import known_ids
+
+    return [model for model in known_ids() if model.startswith(incomplete)]
+
+
+UrlOption = Annotated[
+    str, typer.Option(metavar="URL", envvar="VIREO_URL", help="Where the system listens; HOST:PORT will do.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        "--api-key",
+        metavar="KEY",
+        envvar="VIREO_API_KEY",
+        help="API key, or @FILE: the first is seen in lists of processes, the second and the variable are not.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="ID",
+        help="Model id; the first that is for this when absent.",
+        autocompletion=model_ids,
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no remarks.")]
 MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")]
 LatencyOption = Annotated[float | None, typer.Option(help="Latency budget, milliseconds.")]
 EnergyOption = Annotated[float | None, typer.Option(help="Energy budget, joules.")]
@@ -32,7 +65,6 @@ LicenceOption = Annotated[
     bool, typer.Option("--accept-licence", help="Read weights though their licence is not an open one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as it came.")]
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -46,6 +78,7 @@ class AskingCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command line."""
         ctx.meta[__name__] = list(args)
+        OWN_OPTIONS.set(tuple(name for param in self.params for name in param.opts))
         return super().parse_args(ctx, list(self._with_settings(args)))
 
     def _with_settings(self, words: Sequence[str]) -> Iterator[str]:
@@ -66,9 +99,9 @@ class AskingCommand(TyperCommand):
             else:
                 yield word  # an option without a value, which is nothing
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, and below it the settings of a model that is named."""
-        super().format_help(ctx, formatter)
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and below them the settings of a model that is named."""
+        super().format_options(ctx, formatter)
         asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for param in self.params:
             if param.name in ("model", "url", "api_key"):
@@ -76,27 +109,27 @@ class AskingCommand(TyperCommand):
                 asked.add_argument(*param.opts, dest=param.name, default=default)
         found, _ = asked.parse_known_args(ctx.meta.get(__name__, []))
         if found.model is not None:
-            _print_settings(found.model, found.url, found.api_key)
+            _write_settings(formatter, found.model, found.url, found.api_key)
 
 
-def _print_settings(model: str, url: str, api_key: str | None) -> None:
-    from rich.table import Table
-
+def _write_settings(formatter: Any, model: str, url: str, api_key: str | None) -> None:
     from serving.client.http import Client
 
     try:
         with Client(url, api_key) as client:
             settings = client.model(model)["settings"]
     except Failed as error:
-        console.print(f"The settings of {model} are not known: {error.line}", markup=False)
+        with formatter.section(f"Settings of {model}"):
+            formatter.write_text(f"not known: {error.line}")
         return
-    if not settings:
-        console.print(f"{model} has no settings.", markup=False)
-        return
-    table = Table("option", "takes", "default", "what it does", title=f"Settings of {model}", title_justify="left")
+    rows = []
     for setting in settings:
         if setting["scope"] == "request":
             schema = setting["schema"]
-            cells = (option_of(setting["name"]), takes(schema), spelt(schema["default"]), schema["description"])
-            table.add_row(*map(plain, cells))
-    console.print(table, markup=False)
+            words = f"{schema['description']} [default: {spelt(schema['default'])}]"
+            rows.append((plain(f"{option_of(setting['name'])} <{takes(schema)}>"), plain(words)))
+    with formatter.section(f"Settings of {model}"):
+        if rows:
+            formatter.write_dl(rows)
+        else:
+            formatter.write_text("none")

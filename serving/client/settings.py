@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from difflib import get_close_matches
 from typing import Any
 
 from serving.client.told import Failed
+
+OWN_OPTIONS: ContextVar[Sequence[str]] = ContextVar("own_options", default=())
+"""Options of the command that is running: what a wrong one may have meant."""
 
 
 def option_of(name: str) -> str:
@@ -43,8 +48,10 @@ def read_settings(texts: Sequence[str], known: Sequence[Mapping[str, Any]], mode
         if not equals:
             raise Failed(f"--set {text} has no '='; write NAME=VALUE")
         if name not in schemas:
-            there = ", ".join(map(option_of, schemas)) or "none"
-            raise Failed(f"there is no option {option_of(name)}, and {model} has no such setting; it has: {there}")
+            options = list(map(option_of, schemas))
+            line = f"there is no option {option_of(name)}, and {model} has no such setting; it has: "
+            close = get_close_matches(option_of(name), [*OWN_OPTIONS.get(), *options], 1)
+            raise Failed(line + (", ".join(options) or "none") + "".join(f"; did you mean {word}?" for word in close))
         settings[name] = _typed(value, schemas[name])
     return settings
 

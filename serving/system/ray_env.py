@@ -190,6 +190,18 @@ MARK = "VIREO_STARTED_IN"
 _GRACE_S = 5.0
 
 
+def started_in() -> set[Path]:
+    """Run folders of this user's systems whose processes live, wherever the folders are."""
+    found: set[Path] = set()
+    for process in psutil.process_iter():
+        try:
+            if folder := process.environ().get(MARK):
+                found.add(Path(folder))
+        except psutil.Error:
+            continue
+    return found
+
+
 def end_leftovers(run_dir: Path) -> int:
     """Kill the processes of an earlier start in that folder. Call when none is running. Returns how many there were."""
     found = list(_marked(run_dir))

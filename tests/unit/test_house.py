@@ -109,7 +109,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.telemetry.tracing",  # OpenTelemetry's switches
         "serving.confined",  # a child's environment
         "serving.system.ray_env",  # Ray's switches; that of other processes, to know whose they are
-        "loadtest.cli",  # API keys of the tenants that it plays
+        "serving.cli.loadtest_run",  # API keys of the tenants that it plays
         "loadtest.selfcheck",  # a child's environment
     }
     readers = {module_name(path) for path in modules(package) if _reads_environment(ast.parse(path.read_text()))}
@@ -149,8 +149,7 @@ _LOADS = {
     ),
     "chat options": (["serving.replica.chat.setup"], _HEAVY),
     "application": (["serving.app"], {"torch", "sklearn", "vllm"}),
-    "command line": (["serving.cli.main"], {"torch", "ray", "sklearn", "vllm"}),
-    "load test": (["loadtest.cli"], {"torch", "ray", "serving", "models", "schedulers"}),
+    "load test": (["loadtest.execute", "loadtest.report"], {"torch", "ray", "serving", "models", "schedulers"}),
 }
 
 
@@ -160,6 +159,13 @@ def test_process_does_not_pay_for_what_it_does_not_use(who: str) -> None:
     assert not _loaded_by(names) & unwanted
 
 
+def test_help_and_completion_wait_for_nothing_that_commands_need() -> None:
+    slow = {"numpy", "PIL", "pydantic", "httpx", "grpc", "yaml", "rich", "psutil", "asyncio", "loadtest", "prometheus_client"}
+    unwanted = _HEAVY | slow
+    assert not _loaded_by(["serving.cli.app"], "serving.cli.app.build()") & unwanted
+    assert _loaded_by(["serving.cli.main"]) - _loaded_by(["os", "signal"]) == {"serving"}
+
+
 def test_all_of_schedulers_loads_the_standard_library_alone() -> None:
     names = [module_name(path) for path in modules("schedulers")]
     assert len(names) > 5
@@ -167,9 +173,9 @@ def test_all_of_schedulers_loads_the_standard_library_alone() -> None:
     assert not _loaded_by(names) - allowed
 
 
-def _loaded_by(names: list[str]) -> set[str]:
+def _loaded_by(names: list[str], then: str = "pass") -> set[str]:
     """Top-level modules in a fresh interpreter after importing ``names``."""
-    code = f"import sys, {', '.join(names)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    code = f"import sys, {', '.join(names)}; {then}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto")))}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serving.client.exits import Exit
 from serving.client.options import (
+    ASKING,
     DEFAULT_URL,
     AskingCommand,
     EnergyOption,
@@ -22,7 +24,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import SERVER_FAULT, Failed, asked_plainly
+from serving.client.told import Failed, asked_plainly
 from serving.tasks.chat.reading import read
 
 if TYPE_CHECKING:
@@ -32,8 +34,26 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(cls=AskingCommand)(chat)
-    app.command(cls=AskingCommand)(read)
+    app.command(cls=AskingCommand, rich_help_panel=ASKING, epilog=_CHAT_EXAMPLES)(chat)
+    app.command(cls=AskingCommand, rich_help_panel=ASKING, epilog=_READ_EXAMPLES)(read)
+
+
+_CHAT_EXAMPLES = """\b
+Examples:
+  vireo chat "Read the text." --image examples/word-en.png
+  vireo chat < question.txt --image a.png --image b.png
+  vireo chat                                                a session; /help says how
+
+With --model ID, --help lists the settings of the model.
+"""
+_READ_EXAMPLES = """\b
+Examples:
+  vireo read receipt.png label.jpg
+  vireo read page.png --page
+  vireo read examples/red-square.png --where "the red square"
+
+Exit code 5: some of several images have no answer. With --model ID, --help lists the settings of the model.
+"""
 
 
 def chat(
@@ -56,7 +76,7 @@ def chat(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Talk with a chat model, with images if you like. Exit code 1: the server failed; 2: the request must change."""
+    """Talk with a model, about images if you like."""
     from serving.client.pictures import check_names_boxes, load_picture
     from serving.tasks.chat.client import ChatClient
     from serving.tasks.chat.session import Conversation
@@ -133,4 +153,4 @@ def _save_drawing(model: str, conversation: Conversation, text: str, draw: Path 
     if draw is None or picture is None:
         return
     if not draw_boxes(picture, text, find_boxes(model, text), draw):
-        raise Failed(f"the answer holds no box; {draw} is not written", SERVER_FAULT)
+        raise Failed(f"the answer holds no box; {draw} is not written", Exit.FAILED)

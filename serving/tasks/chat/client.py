@@ -7,8 +7,9 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.client.exits import Exit
 from serving.client.http import Client, events, failure_in, parsed
-from serving.client.told import SERVER_FAULT, Failed
+from serving.client.told import Failed
 
 _PATH = "/v1/chat/completions"
 
@@ -61,7 +62,7 @@ class ChatClient(Client):
                     answer.first_s = answer.total_s if answer.first_s is None else answer.first_s
                     answer.text += piece
                     yield piece
-        raise Failed("the answer broke off before its end; ask again", SERVER_FAULT)
+        raise Failed("the answer broke off before its end; ask again", Exit.FAILED)
 
 
 def _take(event: dict[str, Any] | None, answer: Answer) -> str:
@@ -78,4 +79,4 @@ def _take(event: dict[str, Any] | None, answer: Answer) -> str:
         answer.finish_reason = choice["finish_reason"] or answer.finish_reason
         return choice["delta"].get("content") or ""
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise Failed("the answer holds an event that cannot be read", SERVER_FAULT) from None
+        raise Failed("the answer holds an event that cannot be read", Exit.FAILED) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serving.client.exits import Exit
 from serving.client.options import (
     DEFAULT_URL,
     EnergyOption,
@@ -20,14 +21,14 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import CLIENT_FAULT, SERVER_FAULT, Failed, asked_plainly, plain, whole
+from serving.client.told import Failed, asked_plainly, plain, whole
 
 if TYPE_CHECKING:
     from serving.tasks.chat.client import Answer
 
 
 def read(
-    images: Annotated[list[str], typer.Argument(help="JPEG, PNG or WebP files, or https URLs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="JPEG, PNG or WebP files, or https URLs.")],
     page: Annotated[bool, typer.Option("--page", help="A whole page: its lines are kept.")] = False,
     where: Annotated[str | None, typer.Option(help='What to find, as in "the red square": prints its box.')] = None,
     model: ModelOption = None,
@@ -39,10 +40,9 @@ def read(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Read the text in images, or find something in them: left, top, right, bottom in pixels.
+    """Read the text in images, or find something in them.
 
-    Exit code not 0 if any image has no answer, 1 if that is the server's fault or nothing was found; the others are
-    still read.
+    What is found is told as left, top, right, bottom in pixels. An image that has no answer does not stop the others.
     """
     from serving.client.pictures import check_names_boxes
     from serving.tasks.chat.client import ChatClient
@@ -62,7 +62,8 @@ def read(
             printer = _Printer(fields["model"], as_json=as_json, is_page=page, is_alone=len(images) == 1)
             ask = lambda body: client.complete({**fields, **body})[1]  # noqa: E731
             codes = [_read_one(name, job, ask, printer) for name in images]
-    raise typer.Exit(min((code for code in codes if code), default=0))
+    failures = [code for code in codes if code]
+    raise typer.Exit(Exit.PARTLY if 0 < len(failures) < len(codes) else min(failures, default=Exit.OK))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
         answer = ask({"messages": [{"role": "user", "content": content}]})
     except BadPicture as error:
         printer.failed(name, error.line, {"code": "invalid_image", "message": str(error)})
-        return CLIENT_FAULT
+        return Exit.USAGE
     except Failed as error:
         if error.document is None and not error.is_servers_fault:
             raise
@@ -106,7 +107,7 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
     if size is None:
         printer.text(name, answer)
         return 0
-    return 0 if printer.boxes(name, answer, size) else SERVER_FAULT
+    return 0 if printer.boxes(name, answer, size) else Exit.FAILED
 
 
 @dataclass(frozen=True)

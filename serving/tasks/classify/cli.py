@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.client.exits import Exit
 from serving.client.options import (
+    ASKING,
     DEFAULT_URL,
     AskingCommand,
     EnergyOption,
@@ -23,16 +25,28 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import SERVER_FAULT, asked_plainly
+from serving.client.told import asked_plainly, plain, show_table
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(cls=AskingCommand)(classify)
+    app.command(cls=AskingCommand, rich_help_panel=ASKING, epilog=_EXAMPLES)(classify)
+
+
+_EXAMPLES = """\b
+Examples:
+  vireo classify examples/digit-7.png
+  vireo classify *.png --top-k 3 --energy-j 0.002 --json
+  vireo classify a.png --model dyn-perceiver-nano --exit-2 0.6
+
+With --model ID, --help lists the settings of the model. Exit code 5: some of several images have no answer.
+"""
 
 
 def classify(
-    files: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP files.", exists=True, dir_okay=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="JPEG, PNG or WebP files.", exists=True, dir_okay=False)
+    ],
     model: ModelOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
     latency_ms: LatencyOption = None,
@@ -44,10 +58,7 @@ def classify(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Classify image files with a running system.
-
-    Exit code 1: the server failed, or an image has no answer; 2: the request must change.
-    """
+    """Classify image files."""
     from serving.client.http import Client
 
     budget = given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
@@ -67,25 +78,31 @@ def classify(
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print(files, answer)
-    raise typer.Exit(SERVER_FAULT if any("error" in result for result in answer["results"]) else 0)
+    raise typer.Exit(_exit_code(answer["results"]))
+
+
+def _exit_code(results: list[dict[str, Any]]) -> Exit:
+    from serving.client.http import failure_in
+
+    failures = [failure for result in results if (failure := failure_in(result))]
+    if failures and len(failures) < len(results):
+        return Exit.PARTLY
+    return failures[0].exit_code if failures else Exit.OK
 
 
 def _print(files: list[Path], answer: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from serving.client.told import console
-
-    table = Table("file", "label", "score", "exit", "others")
+    rows = []
     for path, result in zip(files, answer["results"], strict=True):
         if "error" in result:
-            table.add_row(path.name, "-", "-", "-", result["error"]["message"])
+            rows.append((path.name, "-", "-", "-", result["error"]["message"]))
             continue
         others = "  ".join(f"{other['label']} {other['score']:.3f}" for other in result["top_k"][1:])
-        table.add_row(path.name, result["label"], f"{result['score']:.4f}", str(result["exit"]), others)
-    console.print(table)
+        rows.append((path.name, result["label"], f"{result['score']:.4f}", str(result["exit"]), others))
+    show_table(("file", "label", "score", "exit", "others"), rows)
     report = answer["vireo"]
-    console.print(
+    line = (
         f"operating point {report['operating_point']}, {report['energy_j']:.4f} J ({report['energy_source']}), "
         f"queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, cache {report['cache']}"
         + (f", degraded: {', '.join(report['degraded'])}" if report["degraded"] else "")
     )
+    typer.echo(plain(line))

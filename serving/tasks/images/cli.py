@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from serving.client.options import (
+    ASKING,
     DEFAULT_URL,
     AskingCommand,
     EnergyOption,
@@ -23,14 +24,23 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import asked_plainly
+from serving.client.told import Failed, asked_plainly, plain
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(cls=AskingCommand)(image)
+    app.command(cls=AskingCommand, rich_help_panel=ASKING, epilog=_EXAMPLES)(image)
+
+
+_EXAMPLES = """\b
+Examples:
+  vireo image "a lighthouse at dusk" -o lighthouse.png
+  vireo image --image noisy.png --out clean.png --denoise 0.8
+
+With --model ID, --help lists the settings of the model.
+"""
 
 
 def image(
@@ -50,12 +60,8 @@ def image(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Make a picture from a prompt, or change one, with a running system.
-
-    Exit code 1: the server failed; 2: the request must change.
-    """
+    """Make a picture from a prompt, or change one."""
     from serving.client.http import Client
-    from serving.client.told import Failed, console
 
     budget = given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
     with asked_plainly(as_json=as_json), Client(url, api_key) as client:
@@ -76,8 +82,9 @@ def image(
         typer.echo(json.dumps(answer, indent=2))
         return
     report = answer["vireo"]
-    console.print(
+    line = (
         f"{out}: {answer['size']}, operating point {report['operating_point']}, {report['energy_j']:.4f} J "
         f"({report['energy_source']}), queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, "
         f"cache {report['cache']}" + (f", degraded: {', '.join(report['degraded'])}" if report["degraded"] else "")
     )
+    typer.echo(plain(line))

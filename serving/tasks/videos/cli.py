@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serving.client.exits import Exit
 from serving.client.options import (
+    ASKING,
     DEFAULT_URL,
     AskingCommand,
     EnergyOption,
@@ -17,11 +19,12 @@ from serving.client.options import (
     ModelOption,
     PriorityOption,
     QualityOption,
+    QuietOption,
     SetOption,
     UrlOption,
     given,
 )
-from serving.client.told import SERVER_FAULT, Failed, asked_plainly, plain, whole
+from serving.client.told import Failed, asked_plainly, console, plain, whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -33,13 +36,22 @@ _SUFFIXES = {".mp4": "mp4", ".gif": "gif"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(cls=AskingCommand)(video)
+    app.command(cls=AskingCommand, rich_help_panel=ASKING, epilog=_EXAMPLES)(video)
+
+
+_EXAMPLES = """\b
+Examples:
+  vireo video "a red circle moves left" -o clip.mp4
+  vireo video "a blue square grows" --gif --steps 4 --latency-ms 20000
+
+With --model ID, --help lists the settings of the model.
+"""
 
 
 def video(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write, .mp4 or .gif; video.mp4 when absent.")
+        Path | None, typer.Option("--out", "-o", help="File to write, .mp4 or .gif; video.mp4 when absent.")
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="An animated GIF instead of MP4.")] = False,
     model: ModelOption = None,
@@ -57,12 +69,13 @@ def video(
     priority: PriorityOption = None,
     settings: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as it came, once it is over.")] = False,
+    quiet: QuietOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Make a clip with a running system and save it. Ctrl-C cancels the job.
+    """Make a clip and save it.
 
-    Exit code 1: the server failed; 2: the request must change.
+    Its progress is shown on standard error. Ctrl-C cancels the job.
     """
     from serving.tasks.videos.client import VideoClient
 
@@ -86,7 +99,7 @@ def video(
         with VideoClient(url, api_key) as client:
             chosen, values = client.choose("videos", model, settings)
             budget["settings"] = values
-            job = _make(client, {"model": chosen, **body, "vireo": budget}, path)
+            job = _make(client, {"model": chosen, **body, "vireo": budget}, path, is_quiet=quiet)
             _report(job, path, as_json)
 
 
@@ -95,31 +108,31 @@ def _target(output: Path | None, gif: bool) -> tuple[Path, str]:
     path = output or Path("video.gif" if gif else "video.mp4")
     wanted = _SUFFIXES.get(path.suffix.lower())
     if wanted is None:
-        raise Failed(f"--output is {path}; its name must end in .mp4 or .gif")
+        raise Failed(f"--out is {path}; its name must end in .mp4 or .gif")
     if gif and wanted != "gif":
-        raise Failed(f"--gif and --output {path} differ; name a .gif, or leave out --gif")
+        raise Failed(f"--gif and --out {path} differ; name a .gif, or leave out --gif")
     if not path.parent.is_dir() or path.is_dir():
-        raise Failed(f"--output is {path}, which cannot be written; name a file in a folder that is there")
+        raise Failed(f"--out is {path}, which cannot be written; name a file in a folder that is there")
     return path, wanted
 
 
-def _make(client: VideoClient, body: dict[str, Any], path: Path) -> dict[str, Any]:
+def _make(client: VideoClient, body: dict[str, Any], path: Path, *, is_quiet: bool) -> dict[str, Any]:
     """Return the job once its clip is in the file. Raises: Failed; KeyboardInterrupt: the job is cancelled."""
     job = client.create(body)
     try:
-        job = _watch(client, job)
+        job = _watch(client, job, _bar(is_quiet=is_quiet))
     except BaseException:  # nobody waits for it any more
         client.cancel(job["id"])
         raise
     if job["status"] != "completed":
         error = job.get("error") or {"code": "unknown", "message": "the job failed"}
-        raise Failed(f"{error['code']}: {error['message']}", SERVER_FAULT, job)
+        raise Failed(f"{error['code']}: {error['message']}", Exit.FAILED, job)
     client.download(job["id"], path)
     return job
 
 
-def _watch(client: VideoClient, job: dict[str, Any]) -> dict[str, Any]:
-    with _bar() as bar:
+def _watch(client: VideoClient, job: dict[str, Any], bar: Progress) -> dict[str, Any]:
+    with bar:
         task = bar.add_task("queued", total=100, step="", left="")
         for job in client.watch(str(job["id"])):  # noqa: B020  the newest is returned
             block = job["vireo"]
@@ -133,8 +146,7 @@ def _watch(client: VideoClient, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def _bar() -> Progress:
-    from rich.console import Console
+def _bar(*, is_quiet: bool) -> Progress:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     return Progress(
@@ -143,7 +155,8 @@ def _bar() -> Progress:
         TaskProgressColumn(),
         TextColumn("{task.fields[step]}", markup=False),
         TextColumn("{task.fields[left]}", markup=False),
-        console=Console(stderr=True),
+        console=console(stderr=True),
+        disable=is_quiet,
         transient=True,
     )
 

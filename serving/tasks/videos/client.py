@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from serving.client.exits import Exit
 from serving.client.http import Client, events, failure_in, parsed
-from serving.client.told import SERVER_FAULT, Failed
+from serving.client.told import Failed
 
 T = TypeVar("T")
 _ATTEMPTS = 5
@@ -49,7 +50,7 @@ class VideoClient(Client):
                     yield job
                     if job["status"] in _FINAL:
                         return
-                raise Failed("the events broke off before their end; ask again", SERVER_FAULT)
+                raise Failed("the events broke off before their end; ask again", Exit.FAILED)
             except Failed as error:
                 num_failures += 1
                 if not error.is_servers_fault or num_failures >= _ATTEMPTS:
@@ -96,7 +97,7 @@ class VideoClient(Client):
             for data in events(response):
                 document = parsed(data)
                 if document is None or "status" not in document:
-                    unreadable = Failed("the answer holds an event that cannot be read", SERVER_FAULT)
+                    unreadable = Failed("the answer holds an event that cannot be read", Exit.FAILED)
                     raise failure_in(document) or unreadable
                 yield document
 
@@ -121,4 +122,4 @@ class VideoClient(Client):
 
 
 def _damaged() -> Failed:
-    return Failed("the clip arrived damaged; ask again", SERVER_FAULT)
+    return Failed("the clip arrived damaged; ask again", Exit.FAILED)

@@ -18,7 +18,8 @@ from serving.cli.run_state import RunState
 from serving.cli.self_check import check_every_surface
 from serving.client.checks import Target, example_png
 from serving.domain import Surface
-from serving.errors import ConfigError, EngineFailed
+from serving.client.told import Failed
+from serving.errors import EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.tasks.chat.checks import shown
@@ -94,7 +95,7 @@ def test_task_without_a_question_of_its_own_is_passed_over() -> None:
 
 def test_answer_that_does_not_come_fails_the_self_check() -> None:
     service = FakeService(chat_errors={0: EngineFailed("broken")})
-    with pytest.raises(ConfigError, match="self-check failed: POST /v1/chat/completions: HTTPStatusError"):
+    with pytest.raises(Failed, match="self-check failed: POST /v1/chat/completions: HTTPStatusError"):
         printed(service, {"chat": (CHAT_MODEL,)})
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from models.contract import Knob, LazyRef, Value
-from serving.cli.main import build
+from serving.cli.app import build
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card
 from tests.support.served_door import ServedDoor, served
 

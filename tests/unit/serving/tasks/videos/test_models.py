@@ -13,7 +13,7 @@ from models.identity import checkpoint_sha256
 from models.io import ClipRequest
 from models.registry import find
 from schedulers.plan import Load, Plan
-from serving.cli.main import build
+from serving.cli.app import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
 from serving.domain import Budget
 from serving.errors import ConfigError
