@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.clients.base import TargetError
+from loadtest.clients.base import NobodyThere, TargetError
 from loadtest.clients.http11 import BadResponse, ConnectionFailed, HttpPool, encode_request
 from loadtest.tables import NONE, Table
 
@@ -165,7 +165,7 @@ async def _read_metrics(url: str, api_key: str | None) -> int:
     try:
         response = await pool.exchange(encode_request(pool, "GET", f"/{path}", headers=headers))
     except (ConnectionFailed, BadResponse) as error:
-        raise TargetError(f"{url} cannot be read: {error}") from error
+        raise NobodyThere(f"{url} cannot be read: {error}") from error
     finally:
         await pool.close()
     lines = response.body.decode("utf-8", "replace").splitlines()

@@ -23,6 +23,10 @@ class TargetError(Exception):
     """The target cannot be tested at all: not reachable at the start, or not what the scenario says."""
 
 
+class NobodyThere(TargetError):
+    """No server answers at the target's address."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a request is willing to spend, as on the wire. ``None`` sends nothing."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import grpc
 
-from loadtest.clients.base import Reply, TargetError, bearer
+from loadtest.clients.base import NobodyThere, Reply, TargetError, bearer
 from loadtest.clients.outcomes import Answer, ErrorBody, WrongAnswer, outcome_of_grpc, read_error_object, short
 from loadtest.records import Outcome
 
@@ -49,7 +49,7 @@ class GrpcChannel:
                 await self._channel.channel_ready()
         except TimeoutError:
             await self.close()
-            raise TargetError(f"no gRPC server answers at {self._address} within {timeout_s} s") from None
+            raise NobodyThere(f"no gRPC server answers at {self._address} within {timeout_s} s") from None
 
     async def close(self) -> None:
         """Close the channel and the calls on it."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loadtest.clients.base import MAX_ERROR_CHARS, Payload, Prepared, Reply, TargetError, bearer
+from loadtest.clients.base import MAX_ERROR_CHARS, NobodyThere, Payload, Prepared, Reply, bearer
 from loadtest.clients.http11 import BadResponse, ConnectionFailed, HttpPool, HttpResponse, encode_request
 from loadtest.clients.outcomes import Answer, ErrorBody, WrongAnswer, outcome_of_http, read_error_json, short
 from loadtest.records import Outcome
@@ -34,7 +34,7 @@ class HttpClient(ABC):
         try:
             await self._pool.connect()
         except ConnectionFailed as error:
-            raise TargetError(f"no HTTP server answers at {self._base_url}: {error}") from error
+            raise NobodyThere(f"no HTTP server answers at {self._base_url}: {error}") from error
 
     @abstractmethod
     def prepare(self, payload: Payload) -> Prepared:

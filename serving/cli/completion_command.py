@@ -14,8 +14,8 @@ def register(app: typer.Typer) -> None:
 
 _EXAMPLES = """\b
 Examples:
-  vireo --install-completion                       for this user and this shell
-  source <(vireo completion bash)                  for this session of bash
+  vireo --install-completion              for this user and this shell
+  source <(vireo completion bash)         for this session of bash
   vireo completion zsh > ~/.zfunc/_vireo
   vireo completion fish > ~/.config/fish/completions/vireo.fish
 """

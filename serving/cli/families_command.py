@@ -25,7 +25,7 @@ Examples:
 """
 _SHOW_EXAMPLES = """\b
 Examples:
-  vireo families show timm
+  vireo families show FAMILY
 """
 _NEW_EXAMPLES = """\b
 Examples:

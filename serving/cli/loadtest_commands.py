@@ -75,7 +75,7 @@ def loadtest(
 
     The key is for scenarios without tenants; with tenants, each names the variable that holds its own.
     """
-    from loadtest.clients.base import TargetError
+    from loadtest.clients.base import NobodyThere, TargetError
     from loadtest.scenario import ScenarioError, load_scenario
     from serving.cli.loadtest_run import Options, carry_out
 
@@ -98,10 +98,10 @@ def loadtest(
             is_quiet=quiet,
         )
         verdict = carry_out(plan, options)
-    except ScenarioError as error:
+    except NobodyThere as error:
+        leave(f"{error}; `vireo up` starts a system here, --url and --grpc name another", Exit.UNREACHABLE)
+    except (ScenarioError, TargetError) as error:
         leave(str(error), Exit.USAGE)
-    except TargetError as error:
-        leave(str(error), Exit.UNREACHABLE)
     except Failed as error:
         leave(error.line, error.exit_code)
     if verdict.was_stopped:

@@ -24,17 +24,17 @@ Examples:
 """
 _SHOW_EXAMPLES = """\b
 Examples:
-  vireo models show dyn-perceiver-nano
-  vireo models show timm:resnet18 --checkpoint FOLDER
+  vireo models show ID
+  vireo models show FAMILY:NAME --checkpoint FOLDER
 """
 _TRAIN_EXAMPLES = """\b
 Examples:
-  vireo train dyn-perceiver-nano --out my-weights
+  vireo train ID --out my-weights
 """
 _CALIBRATE_EXAMPLES = """\b
 Examples:
-  vireo calibrate dyn-perceiver-nano
-  vireo calibrate timm:resnet18=FOLDER --data PICTURES --accept-licence --resume
+  vireo calibrate ID
+  vireo calibrate FAMILY:NAME=FOLDER --data PICTURES --accept-licence --resume
 """
 
 ModelId = Annotated[

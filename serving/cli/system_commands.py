@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 _PANEL = "The system on this machine"
 _UP_EXAMPLES = """\b
 Examples:
-  vireo up                                                  stays in the foreground
+  vireo up                                    stays in the foreground
   vireo up --detach --port 8100 --grpc-port 9100
-  vireo up --model dyn-perceiver-nano --option replicas=2
+  vireo up --model ID --option replicas=2
   vireo up --config vireo.yaml --set log_level=debug
 """
 _DOWN_EXAMPLES = """\b
@@ -53,7 +53,7 @@ ConfigOption = Annotated[
 ProfileOption = Annotated[str | None, typer.Option(help="local (default), gpu or cluster.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.FIELD=VALUE", help="Over everything else; repeatable."),
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="section.field=value, over everything else; repeatable."),
 ]
 PortOption = Annotated[int | None, typer.Option(help="HTTP port; default 8000.")]
 

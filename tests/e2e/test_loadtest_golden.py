@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from loadtest.cli import EXIT_SLO_FAILED, EXIT_UNUSABLE, register
 from typer.testing import CliRunner
 
 from loadtest import Outcome, Payload, Record, RunControl, RunLimits, run_closed_loop, run_open_loop, summarise
 from loadtest.arrivals import poisson, uniform
-from loadtest.cli import EXIT_SLO_FAILED, EXIT_UNUSABLE, register
 from loadtest.clients.fake import FakeClient
 from loadtest.clients.http_classify import HttpClassifyClient
 from loadtest.clock import LoopClock

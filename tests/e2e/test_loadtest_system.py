@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 import yaml
+from loadtest.cli import register
 from typer.testing import CliRunner
 
-from loadtest.cli import register
 from loadtest.records import Outcome, read_jsonl
 from loadtest.workloads.bad_inputs import makers
 from tests.support.system import System

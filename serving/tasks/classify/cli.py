@@ -37,9 +37,10 @@ _EXAMPLES = """\b
 Examples:
   vireo classify examples/digit-7.png
   vireo classify *.png --top-k 3 --energy-j 0.002 --json
-  vireo classify a.png --model dyn-perceiver-nano --exit-2 0.6
+  vireo classify a.png --model ID --help
 
-With --model ID, --help lists the settings of the model. Exit code 5: some of several images have no answer.
+The last lists the settings of the model, each of which is an option.
+Exit code 5: some of several images have no answer.
 """
 
 

@@ -189,7 +189,7 @@ def test_weights_without_an_open_licence_are_not_read_unasked(words: list[str], 
     words = [word.format(folder=tmp_path) for word in words]
     with pytest.raises(ValueError, match=r"licence 'none'.*--accept-licence") as refusal:
         check_licence(find(PUBLISHED)[1], is_accepted=False)
-    assert run(*words) == (2, f"error: {refusal.value}")
+    assert run(*words) == (2, f"vireo: {refusal.value}")
     assert not list(tmp_path.iterdir())
     status, output = run(*words, "--accept-licence")
     assert (status, "licence" in output) == (2, False), "the next thing that is wrong: there are no weights"
@@ -198,7 +198,7 @@ def test_weights_without_an_open_licence_are_not_read_unasked(words: list[str], 
 def test_conversion_of_another_familys_model_is_refused(tmp_path: Path) -> None:
     words = ["--vision", str(tmp_path), "--language", str(tmp_path), "--out", str(tmp_path / "o")]
     status, output = run("convert", "texthawk2", *words, "--model", NANO.id)
-    assert (status, output) == (2, f"error: '{NANO.id}' is no model of texthawk2; those are texthawk2-7b")
+    assert (status, output) == (2, f"vireo: '{NANO.id}' is no model of texthawk2; those are texthawk2-7b")
 
 
 def test_train_and_calibrate_into_a_folder(tmp_path: Path) -> None:

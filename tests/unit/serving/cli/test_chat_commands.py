@@ -14,6 +14,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from serving.client.exits import Exit
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
 from serving.front.auth import Authenticator
 from serving.tasks.chat.cli import register
@@ -125,7 +126,7 @@ def test_url_of_an_image_is_left_to_the_server(door: ServedDoor) -> None:
     assert vireo("chat", "x", "--image", "https://example.org/a.png", "--url", door.url).exit_code == 0
     assert images_of(door.service.chats[0].messages[0])[0].url == "https://example.org/a.png"
     result = vireo("chat", "x", "--image", "http://example.org/a.png", "--url", door.url)
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.REFUSED
     assert result.stderr.startswith("vireo: image_url_refused: image is 'http://example.org/a.png'; send an https://")
 
 
@@ -133,7 +134,8 @@ def test_key_is_sent_and_a_missing_one_is_said() -> None:
     keys = Authenticator({"acme": hashlib.sha256(b"secret").hexdigest()}, False)
     with served(FakeService(), keys) as door:
         refused = vireo("chat", "Hello", "--url", door.url)
-        assert refused.exit_code == 2
+        assert refused.exit_code == Exit.REFUSED
+        assert "--key @FILE" in refused.stderr
         assert refused.stderr.startswith("vireo: invalid_api_key: ")
         assert vireo("chat", "Hello", "--key", "secret", "--url", door.url).stdout == TEXT + "\n"
         assert vireo("chat", "Hello", VIREO_API_KEY="secret", VIREO_URL=door.url).stdout == TEXT + "\n"
@@ -181,10 +183,18 @@ def test_empty_pipe_is_not_a_session(door: ServedDoor) -> None:
 
 
 @pytest.mark.parametrize("command", [["chat", "x"], ["read", "https://example.org/a.png"]])
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "no-url", "http://[", "ftp://x"])
-def test_nobody_there_is_one_line_with_the_remedy(command: list[str], url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "exit_code", "remedy"),
+    [
+        ("http://127.0.0.1:{port}", Exit.UNREACHABLE, "`vireo up` starts a system here"),
+        ("localhost:{port}/", Exit.UNREACHABLE, "`vireo up` starts a system here"),
+        ("http://[", Exit.USAGE, "write HOST:PORT"),
+        ("ftp://x", Exit.USAGE, "write HOST:PORT"),
+    ],
+)
+def test_nobody_there_is_one_line_with_the_remedy(command: list[str], url: str, exit_code: Exit, remedy: str) -> None:
     result = vireo(*command, "--url", url.format(port=free_port()))
-    assert result.exit_code == 2
+    assert (result.exit_code, remedy in result.stderr) == (exit_code, True), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("vireo: ")
 
@@ -192,7 +202,7 @@ def test_nobody_there_is_one_line_with_the_remedy(command: list[str], url: str) 
 def test_something_else_on_the_port_is_said() -> None:
     with served(FakeService()) as door:
         result = vireo("chat", "x", "--model", "m", "--url", door.url + "/elsewhere?")
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.REFUSED
 
 
 # -- errors of the server --------------------------------------------------------------------------------------------
@@ -201,8 +211,8 @@ def test_something_else_on_the_port_is_said() -> None:
 @pytest.mark.parametrize(
     ("error", "exit_code", "line"),
     [
-        (InvalidImage("image is broken; send another"), 2, "invalid_image: image is broken; send another"),
-        (QueueFull("queue is full", retry_after_s=3), 1, "queue_full: queue is full (retry in 3 s)"),
+        (InvalidImage("image is broken; send another"), Exit.REFUSED, "invalid_image: image is broken; send another"),
+        (QueueFull("queue is full", retry_after_s=3), Exit.BUSY, "queue_full: queue is full (retry in 3 s)"),
         (EngineFailed("the model\nfailed\x1b[2J"), 1, "engine_failed: the model failed\ufffd[2J"),
         (BackendError("internal error. Retry"), 1, "internal_error: internal error. Retry"),
     ],
@@ -224,10 +234,10 @@ def test_error_is_one_plain_line_or_the_document(
 
 def test_unknown_model_and_no_chat_model(door: ServedDoor) -> None:
     result = vireo("chat", "x", "--model", "none", "--url", door.url)
-    assert (result.exit_code, "model_not_found" in result.stderr) == (2, True)
+    assert (result.exit_code, "model_not_found" in result.stderr) == (Exit.REFUSED, True)
     with served(FakeService(chat_cards=())) as bare:
         result = vireo("chat", "x", "--url", bare.url)
-    assert (result.exit_code, "no model for chat is served" in result.stderr) == (2, True)
+    assert (result.exit_code, "no model for chat is served" in result.stderr) == (Exit.REFUSED, True)
 
 
 def test_stream_that_fails_half_way_shows_what_came_and_the_error() -> None:
@@ -285,7 +295,7 @@ def test_several_images_are_a_line_each_and_a_bad_one_stops_no_other(door: Serve
     bad = png.with_name("bad.gif")
     bad.write_bytes(bad_files()["gif"][0])
     result = vireo("read", str(png), str(bad), str(png), "--url", door.url)
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.PARTLY
     assert result.stdout == f'{png}: Two squares and a "circle". 方块\n' * 2
     assert result.stderr == f"vireo: {bad} is a GIF; give a JPEG, PNG or WebP file\n"
 

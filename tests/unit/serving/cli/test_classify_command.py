@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from serving.client.exits import Exit
 from serving.front.auth import Authenticator
 from serving.tasks.classify.cli import register
 from tests.support.fake_service import FakeService, make_card
@@ -34,11 +35,11 @@ def test_first_model_that_classifies_is_asked_unless_one_is_named(words: tuple[s
 
 def test_where_nothing_classifies_that_is_said() -> None:
     result = run(FakeService([]))
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.REFUSED
     assert "vireo: no model for classify is served at http://127.0.0.1:" in result.stderr
 
 
 def test_missing_key_is_said() -> None:
     result = run(FakeService(), authenticator=Authenticator({"ada": ("0" * 64,)}, False))
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.REFUSED
     assert "vireo: invalid_api_key: " in result.stderr

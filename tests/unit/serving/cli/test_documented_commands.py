@@ -13,8 +13,8 @@ import pytest
 import typer.main
 
 from models.registry import families
-from serving.cli.convert_commands import group_for
 from serving.cli.app import build
+from serving.cli.convert_commands import group_for
 from serving.client.options import AskingCommand
 from tests.support.source_tree import ROOT, tracked_files
 

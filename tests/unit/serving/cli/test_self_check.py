@@ -17,8 +17,8 @@ from rich.console import Console
 from serving.cli.run_state import RunState
 from serving.cli.self_check import check_every_surface
 from serving.client.checks import Target, example_png
-from serving.domain import Surface
 from serving.client.told import Failed
+from serving.domain import Surface
 from serving.errors import EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from models.contract import Knob, LazyRef, Value
 from serving.cli.app import build
+from serving.client.exits import Exit
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card
 from tests.support.served_door import ServedDoor, served
 
@@ -79,7 +80,7 @@ def test_values_are_refused_in_the_words_of_the_knob(app: typer.Typer, door: Ser
         with pytest.raises(ValueError, match=r"exit_2 is .*; give a number from 0 to 1") as refusal:
             KNOBS[0].check(value)
         result = vireo(app, door, "classify", DIGIT, "--exit-2", word)
-        assert (result.exit_code, result.stderr) == (2, f"vireo: invalid_request: {refusal.value}\n")
+        assert (result.exit_code, result.stderr) == (Exit.REFUSED, f"vireo: invalid_request: {refusal.value}\n")
 
 
 @pytest.mark.parametrize("option", ["--latency=5", "--dtype=float32"])
@@ -91,6 +92,12 @@ def test_what_neither_command_nor_model_has_is_refused_before_anything_is_asked(
     assert result.exit_code == 2
     assert f"there is no option {name}, and {MODEL} has no such setting; it has: --exit-2, --tiles" in result.stderr
     assert not door.service.requests
+
+
+def test_slip_of_the_pen_is_told_what_it_may_have_meant(app: typer.Typer, door: ServedDoor) -> None:
+    for wrong, meant in (("--latncy-ms", "--latency-ms"), ("--tils", "--tiles")):
+        result = vireo(app, door, "classify", DIGIT, wrong, "4")
+        assert (result.exit_code, f"did you mean {meant}?" in result.stderr) == (Exit.USAGE, True)
 
 
 def test_option_without_a_value_and_set_without_a_name_are_refused(app: typer.Typer, door: ServedDoor) -> None:
@@ -107,15 +114,14 @@ def test_words_after_a_double_dash_are_no_options(app: typer.Typer, door: Served
 
 def test_help_with_a_model_lists_its_settings(app: typer.Typer, door: ServedDoor) -> None:
     result = vireo(app, door, "classify", "--help", "--model", MODEL)
-    lines = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
-    assert f"Settings of {MODEL}" in lines
-    assert "--exit-2 0 to 1 1.0 Confidence. Trades accuracy for time." in lines
-    assert "--tiles 1 | 4 4 Tiles of an image." in lines
-    assert "--attention text such as dense | tile:2 dense Kind." in lines
+    said = " ".join(result.stdout.split())
+    assert f"Settings of {MODEL}: --exit-2 <0 to 1> Confidence. Trades accuracy for time. [default: 1.0]" in said
+    assert "--tiles <1 | 4> Tiles of an image. [default: 4]" in said
+    assert "--attention <text such as dense | tile:2> Kind. [default: dense]" in said
     assert "dtype" not in result.stdout
 
 
 def test_help_says_where_settings_are_not_known(app: typer.Typer, door: ServedDoor) -> None:
     assert "Settings of" not in vireo(app, door, "classify", "--help").stdout
     result = vireo(app, door, "classify", "--help", "--model", "nobody")
-    assert (result.exit_code, "settings of nobody are not known: model_not_found" in result.stdout) == (0, True)
+    assert (result.exit_code, "Settings of nobody:\n  not known: model_not_found" in result.stdout) == (0, True)

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from models.contract import Knob
+from serving.client.exits import Exit
 from serving.client.told import Failed
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
@@ -88,7 +89,7 @@ def test_options_reach_the_server(door: ServedDoor, tmp_path: Path) -> None:
         "--model fake-video"
     )
     path = tmp_path / "a.GIF"
-    assert vireo("x", *options.split(), "--output", str(path), "--url", door.url).exit_code == 0
+    assert vireo("x", *options.split(), "--out", str(path), "--url", door.url).exit_code == 0
     (request,) = door.service.video_requests
     assert (request.asked.negative_prompt, request.asked.width, request.asked.height, request.asked.num_frames) == (
         "blur",
@@ -141,8 +142,8 @@ def test_file_that_cannot_be_written_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (BudgetInfeasible("no operating point fits", param="vireo.energy_j"), 2),
-        (QueueFull("the queue is full", retry_after_s=3), 1),
+        (BudgetInfeasible("no operating point fits", param="vireo.energy_j"), Exit.REFUSED),
+        (QueueFull("the queue is full", retry_after_s=3), Exit.BUSY),
         (StoreUnavailable("jobs cannot be reached now"), 1),
     ],
 )
@@ -205,7 +206,7 @@ def test_key_is_sent_and_needed(tmp_path: Path) -> None:
     service = FakeService(video_cards=(make_video_card(),), is_fast=True)
     with served(service, Authenticator(keys, False)) as door:
         path = str(tmp_path / "a.mp4")
-        assert vireo("x", "-o", path, "--url", door.url).exit_code == 2
+        assert vireo("x", "-o", path, "--url", door.url).exit_code == Exit.REFUSED
         assert vireo("x", "-o", path, "--url", door.url, "--api-key", "secret").exit_code == 0
         assert vireo("x", "-o", path, VIREO_URL=door.url, VIREO_API_KEY="secret").exit_code == 0
     assert {request.tenant for request in service.video_requests} == {"ada"}
@@ -214,11 +215,11 @@ def test_key_is_sent_and_needed(tmp_path: Path) -> None:
 def test_nobody_there_and_no_video_model(tmp_path: Path) -> None:
     path = str(tmp_path / "a.mp4")
     result = vireo("x", "-o", path, "--url", f"http://127.0.0.1:{free_port()}")
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.UNREACHABLE
     assert "vireo up" in result.stderr
     with served(FakeService()) as door:
         result = vireo("x", "-o", path, "--url", door.url)
-    assert result.exit_code == 2
+    assert result.exit_code == Exit.REFUSED
     assert "no model for videos" in result.stderr
 
 
