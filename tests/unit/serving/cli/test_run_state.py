@@ -19,6 +19,7 @@ from serving.cli import system_commands
 from serving.cli.parts import deployment_of
 from serving.cli.run_state import FILE_NAME, RunState
 from serving.cli.up import announce
+from serving.client.exits import Exit
 from serving.config import ResolvedConfig, from_mapping, resolve
 from tests.support.ports import free_port
 
@@ -91,11 +92,11 @@ def test_status_names_the_models_and_what_they_are_for(tmp_path: Path, monkeypat
     monkeypatch.setenv("VIREO_RUN_DIR", str(tmp_path))
     folder = tmp_path / str(port)
     folder.mkdir()
-    state(folder).write()
+    state(folder, http_url=f"http://127.0.0.1:{port}").write()
     app = typer.Typer()
     system_commands.register(app)
     result = CliRunner().invoke(app, ["status", "--port", str(port), "--json"])
-    assert result.exit_code == 1  # nothing answers on its port
+    assert result.exit_code == Exit.FAILED  # nothing answers on its port
     shown = json.loads(result.output)
     assert shown["running"] is True
     assert shown["ready"] is False
