@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from serving.client.exits import Exit
 from tests.e2e.chats import example, fresh_png, fresh_question
 from tests.support.chat_system import ALPHA, BETA, CHAT_MODEL, ChatSystem
 
@@ -54,7 +55,7 @@ def test_read_prints_a_line_for_each_image_and_goes_on_past_a_bad_one(
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"I am not a picture\n" * 9)
     run = vireo("read", picture, bad, example("word-en.png"), "--json")
-    assert run.returncode == 2
+    assert run.returncode == Exit.PARTLY
     first, second, third = map(json.loads, run.stdout.splitlines())
     assert [first["file"], second["file"]] == [str(picture), str(bad)]
     assert set(second) == {"file", "error"}
@@ -74,7 +75,7 @@ def test_read_where_tells_the_size_and_the_boxes(vireo: Command) -> None:
 
 
 def test_wrong_key_and_wrong_model_are_the_callers_fault(vireo: Command, picture: Path) -> None:
-    assert vireo("chat", "Hello", key="not-a-key").returncode == 2
+    assert vireo("chat", "Hello", key="not-a-key").returncode == Exit.REFUSED
     run = vireo("read", picture, "--model", "no-such-model")
-    assert run.returncode == 2
+    assert run.returncode == Exit.REFUSED
     assert "model" in run.stderr

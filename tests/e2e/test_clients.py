@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.client.exits import Exit
 from serving.front.grpc.registration import SERVICES, methods_of, path_of
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, Door, grpc_failure, http_failure
@@ -198,7 +199,7 @@ def test_command_line_tells_of_a_broken_file_by_exit_code(system: System, tmp_pa
     path = tmp_path / "broken.png"
     path.write_bytes(b"I am not a picture\n" * 9)
     run = system.command("classify", str(path), "--url", system.http_url)
-    assert run.returncode == 2
+    assert run.returncode == Exit.REFUSED
     assert "unsupported_media_type" in run.stderr
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serving.client.exits import Exit
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, opened
 from tests.support.clients import Ask
@@ -47,7 +48,7 @@ def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture
         assert "inference.GRPCInferenceService/ModelInfer" in up.stdout, "one request of each kind was answered"
 
         again = run_cli("up", *here, environment=environment)
-        assert again.returncode != 0
+        assert again.returncode == Exit.USAGE
         assert "already running" in again.stderr
         assert "vireo down" in again.stderr
 
@@ -64,7 +65,7 @@ def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture
         assert (down.returncode, down.stdout.strip()) == (0, "stopped")
         wait_until(lambda: not processes_of(mark, -1), "no process is left")
         gone = run_cli("status", *here, "--json", environment=environment)
-        assert (gone.returncode, json.loads(gone.stdout)) == (1, {"running": False})
+        assert (gone.returncode, json.loads(gone.stdout)) == (Exit.UNREACHABLE, {"running": False})
     finally:
         for process in processes_of(mark, -1):
             process.kill()
@@ -83,7 +84,7 @@ def test_taken_port_is_refused_by_number(folder: Path) -> None:
         taken = str(listener.getsockname()[1])
         for ports in (("--port", taken, "--grpc-port", str(other)), ("--port", str(other), "--grpc-port", taken)):
             run = run_cli("up", *ports, environment=cli_environment(folder, "none"))
-            assert run.returncode != 0
+            assert run.returncode == Exit.USAGE
             assert f"port {taken} is taken" in run.stderr
             assert "Traceback" not in run.stderr
 
@@ -102,7 +103,7 @@ def test_wrong_setting_is_refused_by_name(setting: str, word: str, folder: Path)
     port, grpc_port = map(str, free_service_ports(2))
     ports = ("--port", port, "--grpc-port", grpc_port)
     run = run_cli("up", *ports, "--set", setting, environment=cli_environment(folder, "none"), timeout_s=100)
-    assert run.returncode != 0
+    assert run.returncode == Exit.USAGE
     assert word in run.stderr
     assert "Traceback" not in run.stderr
 
@@ -110,7 +111,7 @@ def test_wrong_setting_is_refused_by_name(setting: str, word: str, folder: Path)
 def test_long_run_folder_is_refused(folder: Path) -> None:
     environment = cli_environment(folder, "none") | {"VIREO_RUN_DIR": str(folder / ("x" * 40))}
     run = run_cli("up", environment=environment)
-    assert run.returncode != 0
+    assert run.returncode == Exit.USAGE
     assert "limit is" in run.stderr
 
 

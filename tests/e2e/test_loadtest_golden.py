@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import typer
 import yaml
-from loadtest.cli import EXIT_SLO_FAILED, EXIT_UNUSABLE, register
 from typer.testing import CliRunner
 
 from loadtest import Outcome, Payload, Record, RunControl, RunLimits, run_closed_loop, run_open_loop, summarise
@@ -31,6 +30,8 @@ from loadtest.clients.http_classify import HttpClassifyClient
 from loadtest.clock import LoopClock
 from loadtest.fake_server import FakeServer, Plan
 from loadtest.selfcheck import check_generator, selfcheck_table
+from serving.cli.loadtest_commands import register
+from serving.client.exits import Exit
 from tests.support.virtual_loop import run_virtual
 
 PAYLOADS = [Payload(images=(b"picture",), expected_labels=("7",))]
@@ -276,7 +277,7 @@ def call_cli(*arguments: str) -> tuple[int, str]:
 
 def test_the_command_writes_its_report_and_ends_with_0_if_all_was_shown(target: str, tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path / "s.yaml")
-    code, output = call_cli(scenario, "--target", target, "--out", str(tmp_path / "out"), "--seed", "5")
+    code, output = call_cli(scenario, "--url", target, "--out", str(tmp_path / "out"), "--seed", "5")
     assert code == 0, output
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["scenario"]["seed"], summary["scenario"]["target"]["http_url"]) == (5, target)
@@ -287,32 +288,36 @@ def test_the_command_writes_its_report_and_ends_with_0_if_all_was_shown(target: 
 
 def test_the_command_ends_with_1_if_an_objective_was_not_shown(target: str, tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path / "s.yaml", slo={"deadline_ms": 10_000, "max_p99_ms": 10_000})
-    code, output = call_cli(scenario, "--target", target, "--out", str(tmp_path / "out"))
-    assert code == EXIT_SLO_FAILED
+    code, output = call_cli(scenario, "--url", target, "--out", str(tmp_path / "out"))
+    assert code == Exit.FAILED
     assert "p99 needs 662" in output
     assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("fields", "named", "exit_code"),
     [
-        ({"sead": 1}, "sead"),
-        ({"tenants": [{"name": "default", "api_key_env": "NO_SUCH_VARIABLE_HERE"}]}, "NO_SUCH_VARIABLE_HERE"),
-        ({"target": {"http_url": "http://127.0.0.1:9"}}, "no HTTP server answers"),
+        ({"sead": 1}, "sead", Exit.USAGE),
+        (
+            {"tenants": [{"name": "default", "api_key_env": "NO_SUCH_VARIABLE_HERE"}]},
+            "NO_SUCH_VARIABLE_HERE",
+            Exit.USAGE,
+        ),
+        ({"target": {"http_url": "http://127.0.0.1:9"}}, "no HTTP server answers", Exit.UNREACHABLE),
     ],
 )
-def test_the_command_ends_with_2_and_says_why_if_the_test_cannot_be_made(
-    tmp_path: Path, fields: dict[str, object], named: str
+def test_the_command_says_why_the_test_cannot_be_made(
+    tmp_path: Path, fields: dict[str, object], named: str, exit_code: Exit
 ) -> None:
     code, output = call_cli(write_scenario(tmp_path / "s.yaml", **fields), "--out", str(tmp_path / "out"))
-    assert code == EXIT_UNUSABLE
+    assert code == exit_code
     assert named in output
     assert not (tmp_path / "out").exists()
 
 
 def test_repetitions_are_reported_apart_and_their_memory_together(target: str, tmp_path: Path) -> None:
     phases = [{"name": "main", "arrival": {"kind": "closed", "concurrency": 2, "num_requests": 20}, "duration_s": 30}]
-    arguments = [write_scenario(tmp_path / "s.yaml", phases=phases), "--target", target, "--repeat", "3"]
+    arguments = [write_scenario(tmp_path / "s.yaml", phases=phases), "--url", target, "--repeat", "3"]
     arguments += ["--watch-pid", str(os.getpid()), "--out", str(tmp_path / "out")]
     code, output = call_cli(*arguments, "--max-growth-mib", "10000", "--vary")
     assert code == 0, output
@@ -324,7 +329,7 @@ def test_repetitions_are_reported_apart_and_their_memory_together(target: str, t
     for title in ("Repetitions", "Memory of the server after each repetition", "Growth from repetition 2 to 3"):
         assert title in page
         assert title in output
-    assert call_cli(*arguments, "--max-growth-mib", "-10000")[0] == EXIT_SLO_FAILED  # nothing shrinks by as much
+    assert call_cli(*arguments, "--max-growth-mib", "-10000")[0] == Exit.FAILED  # nothing shrinks by as much
 
 
 @pytest.mark.parametrize(
@@ -338,8 +343,8 @@ def test_repetitions_are_reported_apart_and_their_memory_together(target: str, t
 def test_memory_that_cannot_be_watched_is_told_before_the_first_request(
     target: str, tmp_path: Path, options: list[str], named: str
 ) -> None:
-    code, output = call_cli(write_scenario(tmp_path / "s.yaml"), "--target", target, *options)
-    assert code == EXIT_UNUSABLE
+    code, output = call_cli(write_scenario(tmp_path / "s.yaml"), "--url", target, *options)
+    assert code == Exit.USAGE
     assert named in output
     assert "sending" not in output
 
@@ -347,17 +352,28 @@ def test_memory_that_cannot_be_watched_is_told_before_the_first_request(
 def test_an_interrupt_ends_the_run_early_and_keeps_the_report(target: str, tmp_path: Path) -> None:
     phases = [{"name": "long", "arrival": {"kind": "uniform", "rate_per_s": 50}, "duration_s": 60}]
     scenario = write_scenario(tmp_path / "s.yaml", phases=phases)
-    code = "import typer; from loadtest.cli import register; app = typer.Typer(); register(app); app()"
-    command = [sys.executable, "-c", code, "loadtest", scenario, "--target", target, "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.cli",
+        "loadtest",
+        scenario,
+        "--url",
+        target,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("sending"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()
-    assert process.returncode == EXIT_SLO_FAILED, rest
+    assert process.returncode == Exit.INTERRUPTED, rest
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["was_stopped"] is True
     assert summary["summary"]["num_offered"] < 3000

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import typer
 import yaml
-from loadtest.cli import register
 from typer.testing import CliRunner
 
 from loadtest.records import Outcome, read_jsonl
 from loadtest.workloads.bad_inputs import makers
+from serving.cli.loadtest_commands import register
 from tests.support.system import System
 
 SURFACES = ("http_classify", "http_oip", "grpc_vireo", "grpc_vireo_stream", "grpc_oip")

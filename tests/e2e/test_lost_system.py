@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from vireo_pb.oip import open_inference_pb2 as oip
 
 from serving.cli.parts import STAND_IN
+from serving.client.exits import Exit
 from tests.e2e.conftest import Picture
 from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, opened
 from tests.support.clients import Ask
@@ -148,7 +149,7 @@ def check_end(system: System, part: psutil.Process, name: str) -> None:
     assert system.output.strip().splitlines()[-1].startswith(f"vireo: {name} (process {part.pid}) died")
     wait_until(lambda: not system.processes(), "no process is left")
     status = system.command("status", "--port", str(system.port), "--json")
-    assert (status.returncode, json.loads(status.stdout)) == (1, {"running": False})
+    assert (status.returncode, json.loads(status.stdout)) == (Exit.UNREACHABLE, {"running": False})
 
 
 def test_up_ends_with_an_error_when_rays_store_of_state_dies(own: System) -> None:

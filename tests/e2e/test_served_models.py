@@ -8,6 +8,7 @@ import httpx
 import pytest
 from vireo_pb.oip import open_inference_pb2 as oip
 
+from serving.client.exits import Exit
 from tests.e2e.surfaces import opened
 from tests.support.clients import error_in
 from tests.support.system import running_system
@@ -38,7 +39,7 @@ def test_two_models_of_one_family_are_served_side_by_side_and_none_that_classifi
         assert door.oip.ServerReady(oip.ServerReadyRequest()).ready
         assert door.http.get("/openapi.json").is_success
         run = system.command("classify", "examples/digit-7.png", "--url", system.http_url)
-        assert (run.returncode, "no model for classify is served at" in run.stderr) == (2, True), run.stderr
+        assert (run.returncode, "no model for classify is served at" in run.stderr) == (Exit.REFUSED, True), run.stderr
         for path, body in BODIES.items():
             answer: httpx.Response = door.http.post(path, json=body)
             assert (answer.status_code, error_in(answer.json())["code"]) == (404, "model_not_found"), path
