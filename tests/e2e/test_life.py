@@ -41,13 +41,16 @@ def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture
     environment = cli_environment(folder, mark := os.urandom(8).hex())
     port, grpc_port = free_service_ports(2)
     here = ("--port", str(port))
+    mine = ("--set", f"run_dir={folder / 'mine'}")  # which status and down are not told
     try:
-        up = run_cli("up", "--detach", *here, "--grpc-port", str(grpc_port), environment=environment, timeout_s=240)
+        up = run_cli(
+            "up", "--detach", *here, *mine, "--grpc-port", str(grpc_port), environment=environment, timeout_s=240
+        )
         assert up.returncode == 0, up.stdout + up.stderr
         assert "Vireo is up" in up.stdout
         assert "inference.GRPCInferenceService/ModelInfer" in up.stdout, "one request of each kind was answered"
 
-        again = run_cli("up", *here, environment=environment)
+        again = run_cli("up", *here, *mine, environment=environment)
         assert again.returncode == Exit.USAGE
         assert "already running" in again.stderr
         assert "vireo down" in again.stderr
@@ -69,6 +72,23 @@ def test_up_in_the_background_status_and_down(folder: Path, digits: list[Picture
     finally:
         for process in processes_of(mark, -1):
             process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.OK)])
+def test_start_that_is_broken_off_leaves_nothing(number: signal.Signals, code: Exit, folder: Path) -> None:
+    environment = cli_environment(folder, mark := os.urandom(8).hex())
+    port, grpc_port = map(str, free_service_ports(2))
+    command = [sys.executable, "-m", "serving.cli", "up", "--port", port, "--grpc-port", grpc_port]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as up:
+        names = lambda: {name_of(process) for process in processes_of(mark, -1)}  # noqa: E731
+        wait_until(lambda: "raylet" in names(), "Ray is starting", 60)
+        up.send_signal(number)
+        _, err = up.communicate(timeout=60)
+    assert (up.returncode, err.splitlines()[-1]) == (code, "vireo: stopped before it was up")
+    assert "Traceback" not in err
+    wait_until(lambda: not processes_of(mark, -1), "no process is left")
 
 
 def test_down_with_nothing_running_says_so(folder: Path) -> None:
