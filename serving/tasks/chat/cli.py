@@ -42,7 +42,7 @@ _CHAT_EXAMPLES = """\b
 Examples:
   vireo chat "Read the text." --image examples/word-en.png
   vireo chat < question.txt --image a.png --image b.png
-  vireo chat                                          a session; /help says how
+  vireo chat                                       a session; /help says how
 
 With --model ID, --help lists the settings of the model.
 """
