@@ -24,6 +24,7 @@ CALLED_BY_OTHERS = {
     "importlib": ("get_code",),
     "grpc": ("intercept_service", "Export"),
     "schemathesis": ("map_body", "get_call_kwargs"),
+    "typer": ("format_commands",),
     "Ray Serve": ("record_routing_stats", "on_request_completed", "choose_replicas", "initialize_state"),
     "vLLM": (
         "get_placeholder_str",
