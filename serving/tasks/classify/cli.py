@@ -79,16 +79,18 @@ def classify(
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print(files, answer)
-    raise typer.Exit(_exit_code(answer["results"]))
+    raise typer.Exit(exit_code_of(answer["results"]))
 
 
-def _exit_code(results: list[dict[str, Any]]) -> Exit:
+def exit_code_of(results: list[dict[str, Any]]) -> Exit:
+    """Return what the command ends with, by what became of each image."""
     from serving.client.http import failure_in
 
-    failures = [failure for result in results if (failure := failure_in(result))]
+    failures = [result for result in results if "error" in result]
     if failures and len(failures) < len(results):
         return Exit.PARTLY
-    return failures[0].exit_code if failures else Exit.OK
+    first = failure_in(failures[0]) if failures else None
+    return first.exit_code if first is not None else Exit.FAILED if failures else Exit.OK
 
 
 def _print(files: list[Path], answer: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ def _print(files: list[Path], answer: dict[str, Any]) -> None:
     show_table(("file", "label", "score", "exit", "others"), rows)
     report = answer["vireo"]
     line = (
-        f"operating point {report['operating_point']}, {report['energy_j']:.4f} J ({report['energy_source']}), "
+        f"operating point {report['operating_point']}\n{report['energy_j']:.4f} J ({report['energy_source']}), "
         f"queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, cache {report['cache']}"
         + (f", degraded: {', '.join(report['degraded'])}" if report["degraded"] else "")
     )

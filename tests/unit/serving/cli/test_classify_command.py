@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from serving.client.exits import Exit
 from serving.front.auth import Authenticator
-from serving.tasks.classify.cli import register
+from serving.tasks.classify.cli import exit_code_of, register
 from tests.support.fake_service import FakeService, make_card
 from tests.support.served_door import served
 
@@ -43,3 +43,13 @@ def test_missing_key_is_said() -> None:
     result = run(FakeService(), authenticator=Authenticator({"ada": ("0" * 64,)}, False))
     assert result.exit_code == Exit.REFUSED
     assert "vireo: invalid_api_key: " in result.stderr
+
+
+def test_exit_code_tells_some_from_none() -> None:
+    good = {"index": 0, "label": "7"}
+    bad = {"index": 1, "error": {"code": "invalid_image", "message": "broken", "type": "invalid_request_error"}}
+    lost = {"index": 1, "error": {"code": "engine_failed", "message": "lost", "type": "server_error"}}
+    assert exit_code_of([good, good]) == Exit.OK
+    assert exit_code_of([good, bad]) == exit_code_of([lost, good]) == Exit.PARTLY
+    assert exit_code_of([bad, bad]) == Exit.REFUSED
+    assert exit_code_of([lost]) == exit_code_of([{"error": {}}]) == Exit.FAILED
