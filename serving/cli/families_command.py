@@ -66,8 +66,8 @@ def list_families(
     for family in known.values():
         models = [(variant.id, variant.source.licence) for variant in family.variants]
         models += [(f"{family.name}:NAME", "NAME's")] * (family.resolve is not None)
-        rows += [(model, family.name, ", ".join(family.tasks), family.shape, licence) for model, licence in models]
-    show_table(("model", "family", "tasks", "runs as", "licence"), rows)
+        rows += [(model, family.name, ", ".join(family.tasks), licence, family.shape) for model, licence in models]
+    show_table(("model", "family", "tasks", "licence", "runs as"), rows, may_drop_last=True)
 
 
 def _as_json(family: Family) -> dict[str, Any]:
