@@ -294,7 +294,7 @@ def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     state = _state(config)
     keys = "no API keys: loopback callers only" if config.allow_anonymous_loopback else "API keys required"
     console.print(f"\nVireo is up after {seconds:.0f} s (profile {state.profile}; {keys})", style="bold")
-    console.print(f"  HTTP   {state.http_url:<22}  a page at /, the API at /docs, metrics at /metrics", soft_wrap=True)
+    console.print(f"  HTTP   {state.http_url:<22}  a page at /, API at /docs, metrics at /metrics", soft_wrap=True)
     console.print(f"  gRPC   {state.grpc_address:<22}  vireo.v1, Open Inference Protocol v2, health", soft_wrap=True)
     console.print(f"  models {', '.join(state.models)}", soft_wrap=True)
     examples = [example for task in TASKS if task.name in state.tasks for example in task.examples]
