@@ -166,6 +166,7 @@ def routes_of(service: Any) -> Any:
     """All of ``/v1/dots``."""
     return CreatedJobHttp(
         path="/v1/dots",
+        id="dot",
         task=DOTS,
         service=lambda front: service,
         read=read,
