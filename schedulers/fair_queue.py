@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
@@ -213,6 +213,33 @@ class FairQueue(Generic[UnitT]):
         choice = _Choice(self, max_units, earliest_deadline_s, key, fits)
         choice.make()
         return choice.units, choice.late
+
+    def take_late(self, late: list[UnitT], max_units: int) -> list[UnitT]:
+        """Of units that were met as late, give some a turn after all: by the tags of their tenants, of each the last.
+
+        They are charged. v moves along as far as nobody who still waits stands before it.
+        """
+        by_flow: dict[_Flow[UnitT], list[UnitT]] = {}
+        for unit in late:
+            by_flow.setdefault(self._flows[unit.tenant], []).append(unit)
+        turns = [(flow.tag, flow.number, flow) for flow in by_flow]
+        heapify(turns)
+        units: list[UnitT] = []
+        while turns and len(units) < max_units:
+            tag, number, flow = turns[0]
+            self._drop_stale()
+            if not self._heap or tag <= self._heap[0][0]:
+                self._virtual = max(self._virtual, tag)
+            unit = by_flow[flow].pop()
+            units.append(unit)
+            flow.tag += unit.joules / flow.weight
+            if flow.units:
+                self._list(flow)
+            if by_flow[flow]:
+                heapreplace(turns, (flow.tag, number, flow))
+            else:
+                heappop(turns)
+        return units
 
     def _pick(self, flow: _Flow[UnitT], unit: UnitT) -> None:
         """Remove a unit and charge its tenant."""

@@ -349,8 +349,6 @@ class ExitBatch:
         units, passed_over = order.take_new(max_units, now_s + needed_s * self._cost.mean_size)
         if passed_over and len(units) < max_units:
             fill, passed_over = self._not_hopeless(passed_over, units, now_s + first_s * self._cost.mean_size)
-            for unit in fill:
-                order.fresh.correct(unit.tenant, unit.joules)
             units += fill
         late += passed_over
         return units
@@ -358,14 +356,16 @@ class ExitBatch:
     def _not_hopeless(
         self, passed_over: list[Unit], units: list[Unit], first_s: float
     ) -> tuple[list[Unit], list[Unit]]:
-        """Where nobody fills a place, one that was passed over gets it: it may leave at the first exit, in time. Those
-        whose deadlines are last, of the batch key of ``units``; and the others."""
+        """Where nobody fills a place, one that was passed over gets it: it may leave at the first exit, in time. Such,
+        of the batch key of ``units``, in turns of their tenants; and the others."""
         key = (units or passed_over)[-1].batch_key
         could = [unit for unit in passed_over if unit.deadline_s >= first_s and unit.batch_key == key]
         room = self._config.max_batch if key is not None else 1
-        fill = could[len(could) - max(0, min(len(could), room - len(units))) :]
-        chosen = set(map(id, fill))
-        return fill, [unit for unit in passed_over if id(unit) not in chosen]
+        chosen = set(map(id, self._order.fresh.take_late(could, room - len(units))))
+        return (
+            [unit for unit in passed_over if id(unit) in chosen],
+            [unit for unit in passed_over if id(unit) not in chosen],
+        )
 
     def _fit(self, now_s: float, stage: int, units: list[Unit], overdue: Unit | None, late: list[Unit]) -> list[Unit]:
         """Some would be late in this slice: run the part that answers most in time."""

@@ -22,16 +22,20 @@ def read_url(text: str) -> str:
     words = text.strip()
     if port_alone := _ONLY_A_PORT.fullmatch(words):
         words = f"127.0.0.1:{port_alone[1]}"
+    if "@" in words:
+        raise _too_much()
     is_bare = "://" not in words
     try:
         parts = urlsplit(f"http://{words}" if is_bare else words)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as whoever looks it up will: no part is empty or too long
     except ValueError:
         raise _no_url(text) from None
-    if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\\]", parts.netloc):
+    is_clean = words.isprintable() and not re.search(r"[\s\\]", parts.netloc)
+    if parts.scheme not in ("http", "https") or not host or not is_clean:
         raise _no_url(text)
-    if parts.query or parts.fragment or "@" in parts.netloc:
-        raise Failed("--url holds more than scheme, host, port and path; a key is given with --key")
+    if parts.query or parts.fragment:
+        raise _too_much()
     port = DEFAULT_PORT if is_bare and port is None else port
     host = f"[{host}]" if ":" in host else host
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
@@ -40,6 +44,10 @@ def read_url(text: str) -> str:
 
 def _no_url(text: str) -> Failed:
     return Failed(f"--url is {text!r}, which is no address; write HOST:PORT, http://HOST:PORT or https://HOST")
+
+
+def _too_much() -> Failed:
+    return Failed("--url holds more than scheme, host, port and path; a key is given with --key")
 
 
 def read_key(text: str | None) -> str | None:

@@ -128,6 +128,8 @@ class Client:
                 "--url names another",
                 Exit.UNREACHABLE,
             ) from None
+        except (httpx.InvalidURL, UnicodeError):  # its IDNA library has errors of its own
+            raise Failed(f"{self.url} is no address; check --url") from None
         except httpx.HTTPError as error:
             what = "no answer in time" if isinstance(error, httpx.TimeoutException) else "the connection broke off"
             raise Failed(f"{what} ({str(error) or type(error).__name__}); ask again", Exit.FAILED) from None

@@ -139,6 +139,17 @@ def test_who_may_not_get_through_all_stages_starts_only_where_nobody_else_would(
     assert caller.ends.keys() == {0, 1, 2, 3, 4, 5, 6} - set(started.unit_ids)
 
 
+def test_places_that_nobody_fills_are_shared_by_what_tenants_have_had() -> None:
+    """Two tenants whose units are all passed over: the one that floods does not keep the other out."""
+    caller = caller_of(max_batch=4)
+    batch = only_batch(caller.send(arrived(0, tenant="flood"), now_s=0.0))
+    caller.scheduler.policy.batch._reserve.factor = 3.0
+    floods = [arrived(i, deadline_s=0.07, tenant="flood") for i in range(1, 9)]
+    caller.send(*floods, *(arrived(i, deadline_s=0.07, tenant="light") for i in (20, 21)))
+    started = only_batch(caller.send(finished(batch, {0: 0.9}), now_s=0.01))
+    assert sorted(started.unit_ids) == [7, 8, 20, 21]
+
+
 def test_batch_is_split_when_that_meets_every_deadline() -> None:
     caller = caller_of(max_batch=8, fixed_s=0.010, each_s=0.010)  # 8 samples take 90 ms, one 20 ms
     blocker = only_batch(caller.send(arrived(99), now_s=0.0))

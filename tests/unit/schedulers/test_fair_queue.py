@@ -110,6 +110,24 @@ def test_late_units_are_not_charged() -> None:
     assert len(queue) == 20 - 6 - 7
 
 
+def test_late_units_that_run_after_all_do_so_by_turns_and_are_charged() -> None:
+    queue = filled(*"aaaaaa", "b", "b")
+    _, late = queue.take(8, earliest_deadline_s=math.inf)
+    assert [(item.tenant, item.deadline_s) for item in queue.take_late(late, 3)] == [("a", 10.0), ("b", 4.0), ("a", 9.0)]
+    for number, tenant in enumerate("aab"):
+        queue.add(Item(tenant, 1.0, 10 + number))
+    assert tenants(queue.take(3)[0]) == "baa"
+
+
+def test_who_comes_later_has_not_saved_up_what_late_units_were_given() -> None:
+    queue = filled(*"aaaaaaaa")
+    queue.take_late(queue.take(8, earliest_deadline_s=math.inf)[1], 8)
+    for number in range(8):
+        queue.add(Item("a", 1.0, 10 + number))
+        queue.add(Item("new", 1.0, 20 + number))
+    assert [item.tenant for item in queue.take(6)[0]].count("new") == 3
+
+
 def test_cancelled_unit_is_not_charged() -> None:
     queue = filled(*"aab")
     first = queue.first()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.client.address import read_key, read_url
+from serving.client.http import Client
 from serving.client.told import Failed
 
 
@@ -33,16 +34,21 @@ def test_address_is_understood(text: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "http://", "http://[", "ftp://x", "host:port", "host:99999", "a b:80", "http://h/?a=1", "h/#x"]
-)
+    "text",
+    [
+        "", " ", "http://", "http://[", "ftp://x", "host:port", "host:99999", "a b:80", "http://h/?a=1", "h/#x", "a..b",
+        "http://.", f"{'a' * 64}.example.com", "h/\x01",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_is_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(Failed, match=r"write HOST:PORT|a key is given with --key"):
         read_url(text)
 
 
-def test_key_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(Failed) as refusal:
-        read_url("http://me:secret@host")
+@pytest.mark.parametrize("text", ["http://me:secret@host", "me:secret@host:port", "ftp://me:secret@host"])
+def test_key_in_an_address_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(Failed, match="a key is given with --key") as refusal:
+        read_url(text)
     assert "secret" not in refusal.value.line
 
 
@@ -66,3 +72,8 @@ def test_key_that_no_header_can_carry_is_refused_unseen(content: bytes, tmp_path
 def test_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"gone.txt, which cannot be read \(No such file"):
         read_key(f"@{tmp_path / 'gone.txt'}")
+
+
+def test_name_that_nobody_can_look_up_ends_in_a_line() -> None:
+    with Client(read_url("http://-é"), None) as client, pytest.raises(Failed, match="is no address; check --url"):
+        client.models()
