@@ -113,7 +113,11 @@ def test_late_units_are_not_charged() -> None:
 def test_late_units_that_run_after_all_do_so_by_turns_and_are_charged() -> None:
     queue = filled(*"aaaaaa", "b", "b")
     _, late = queue.take(8, earliest_deadline_s=math.inf)
-    assert [(item.tenant, item.deadline_s) for item in queue.take_late(late, 3)] == [("a", 10.0), ("b", 4.0), ("a", 9.0)]
+    assert [(item.tenant, item.deadline_s) for item in queue.take_late(late, 3)] == [
+        ("a", 10.0),
+        ("b", 4.0),
+        ("a", 9.0),
+    ]
     for number, tenant in enumerate("aab"):
         queue.add(Item(tenant, 1.0, 10 + number))
     assert tenants(queue.take(3)[0]) == "baa"
