@@ -47,7 +47,7 @@ class BeforeRay:
             if scope.get("http_version") == "1.0":
                 send = _until_close(send)
             if any(name == b"expect" for name, _value in headers):
-                receive = _when_wanted(receive, scope)
+                receive, send = _when_wanted(receive, send, scope)
         await self._app(scope, receive, send)
 
 
@@ -60,15 +60,22 @@ def _cleaned(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return kept
 
 
-def _when_wanted(receive: Receive, scope: Scope) -> Receive:
-    """Hold ``receive`` back until the application reads the body: it may refuse the request without."""
+def _when_wanted(receive: Receive, send: Send, scope: Scope) -> tuple[Receive, Send]:
+    """Hold ``receive`` back until the application reads the body: it may refuse the request without.
+
+    Once the answer has begun, uvicorn gives no leave any more, and Ray has to hear of a client that goes.
+    """
     wanted = scope[BODY_WANTED] = asyncio.Event()
 
     async def receive_when_wanted() -> MutableMapping[str, Any]:
         await wanted.wait()
         return await receive()
 
-    return receive_when_wanted
+    async def send_and_listen(message: MutableMapping[str, Any]) -> None:
+        await send(message)
+        wanted.set()
+
+    return receive_when_wanted, send_and_listen
 
 
 def _until_close(send: Send) -> Send:

@@ -127,6 +127,22 @@ async def test_body_is_asked_for_when_it_is_read() -> None:
         writer.close()
 
 
+async def test_client_that_goes_is_heard_of_though_it_never_sent_the_body_that_it_announced() -> None:
+    gone = asyncio.Event()
+
+    async def stream(_scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async with served(stream) as (port, _ray):
+        got = await answer(port, "GET / HTTP/1.1", "host: x", "expect: 100-continue", until=b"data: 1\n\n")
+        await gone.wait()
+    assert got.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_stream_to_http_1_0_ends_with_the_connection() -> None:
     async def stream(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
