@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, Literal, Protocol
@@ -31,7 +32,7 @@ from serving.telemetry.events import Sink, ignore
 
 
 class MetricsPage(Protocol):
-    """What ``/metrics`` says (``serving.telemetry.exposition``)."""
+    """What ``/metrics`` says (``serving.telemetry.exposition``). Called in a thread: it reads many files."""
 
     def __call__(self, accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
         """Return the text and its content type."""
@@ -113,7 +114,8 @@ def _metrics_route(page: MetricsPage, needs_key: bool) -> Route:
     async def metrics(call: Call) -> Answer:
         is_known = needs_key or _is_known(call)
         names_tenants = is_known and call.front.authenticator.is_admin(call.tenant)
-        body, content_type = page(call.header(b"accept") or "", names_tenants=names_tenants)
+        accept = call.header(b"accept") or ""
+        body, content_type = await asyncio.to_thread(page, accept, names_tenants=names_tenants)
         return Answer(body, 200, content_type.encode())
 
     text = {"schema": {"type": "string"}}
@@ -208,6 +210,7 @@ def _methods_at(request: Request) -> list[str]:
 async def _framework_error(request: Request, error: Exception) -> Response:
     """Answer what the framework raises before or around an endpoint, in the shape of every other error."""
     known: ServingError = to_serving_error(error)
+    path: str = request.scope["path"]  # to make `request.url`, Starlette decodes the query, which may be no UTF-8
     extra: dict[str, str] = {}
     if isinstance(error, HTTPException):
         extra = dict(error.headers or {})
@@ -215,9 +218,9 @@ async def _framework_error(request: Request, error: Exception) -> Response:
             allowed = extra["Allow"] = ", ".join(_methods_at(request))
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=extra)
-            known = MethodNotAllowed(f"{request.method} is not possible at {shown(request.url.path)}; use {allowed}")
+            known = MethodNotAllowed(f"{request.method} is not possible at {shown(path)}; use {allowed}")
         elif error.status_code == 404:
-            known = _unknown_path(request.url.path)
-    status, headers, body = http_error(known, request.url.path)
+            known = _unknown_path(path)
+    status, headers, body = http_error(known, path)
     extra |= {name.decode(): value.decode() for name, value in headers}
     return Response(body, status, extra, "application/json")

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 _TENANT: Final = "tenant"
-_OPENMETRICS: Final = re.compile(r"application/openmetrics-text *(?!; *version=(?!1\.0\.0))", re.IGNORECASE)
+_OPENMETRICS: Final = re.compile(r"application/openmetrics-text(?! *; *version=(?!1\.0\.0))", re.IGNORECASE)
 """In a header ``accept``: without a version, or in the one that is written. The library's own reading of it raises
 TypeError for what is no version."""
 

@@ -112,6 +112,7 @@ PROMETHEUS = (
         ("application/openmetrics-text; version=1.0.0", True),
         ("application/openmetrics-text; version=0.0.1", False),
         ("application/openmetrics-text; version=x", False),
+        ("application/openmetrics-text ; version=0.0.1", False),
         ("text/plain; version=0.0.4", False),
         ("*/*", False),
         ("", False),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import struct
+import threading
 from typing import Any
 
 import jsonschema
@@ -188,6 +189,16 @@ async def test_bad_request_has_the_error_shape(
     assert not door.service.requests
     if status == 405:
         assert reply.headers["allow"]
+
+
+async def test_query_that_is_no_text_does_not_hide_what_is_wrong() -> None:
+    door = FrontDoor()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await door.app(scope | {"query_string": b"\xff"}, receive, send)
+
+    for method, path, status in (("PUT", "/v2/models/none", 405), ("GET", "/nope", 404), ("GET", "/v1/videos", 400)):
+        assert (await asgi(app, method, path)).status == status  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -402,6 +413,18 @@ async def test_metrics_name_tenants_to_admins_only(needs_key: bool) -> None:
     assert await scrape(**{"x-api-key": "key-of-ops"}) == (200, b"# named\n")
     assert await scrape(authorization="Bearer key-of-ops") == (200, b"# named\n")
     assert await scrape(**{"x-api-key": "key-of-eve"}) == (401, b""), "a wrong key is not the same as none"
+
+
+async def test_metrics_are_read_beside_the_event_loop() -> None:
+    threads: list[int] = []
+
+    def page(accept: str, *, names_tenants: bool) -> tuple[bytes, str]:
+        threads.append(threading.get_ident())
+        return metrics_page(accept, names_tenants=names_tenants)
+
+    app = build_http_app(FakeService(), Authenticator({}, True), IngressLimits(), page)
+    assert (await asgi(app, "GET", "/metrics")).status == 200
+    assert threads != [threading.get_ident()]
 
 
 async def test_metrics_may_be_kept_off_the_public_port() -> None:
