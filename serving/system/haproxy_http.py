@@ -22,7 +22,9 @@ METHODS: Final = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _PASSED_ON: Final = (*METHODS, "PUT", "PATCH", "TRACE")
 """Methods that the gateway's HTTP server knows. It answers others with a text of its own."""
 _NOT_JSON: Final = "{ res.hdr(content-type) -m beg text/plain }"
-_EXPOSED: Final = "x-request-id, retry-after, allow, etag, content-range, accept-ranges, location"
+_EXPOSED: Final = (
+    "x-request-id, retry-after, allow, etag, content-range, accept-ranges, location, x-vireo-video-id, x-vireo-image-id"
+)
 
 
 def late(config: ResolvedConfig) -> SlowBody:

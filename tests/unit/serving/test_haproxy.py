@@ -10,6 +10,9 @@ import pytest
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.errors import ConfigError
 from serving.system import haproxy
+from serving.system.haproxy_http import http_rules
+from serving.tasks.images.jobs import IMAGES
+from serving.tasks.videos.rules import VIDEOS
 from tests.support.system import short_folder
 
 RAYS_CONFIG = """global
@@ -89,6 +92,14 @@ def test_cluster_has_no_origins_as_nobody_would_let_them_in() -> None:
     settings = {"profile": "cluster", "redis": {"url": "redis://x", "secret": "s" * 16}, "jobs": {"store": "s3://x"}}
     with pytest.raises(ConfigError, match=r"http\.cors_origins"):
         resolve(from_mapping({**settings, **KEYED, "http": {"cors_origins": ["*"]}}))
+
+
+def test_pages_of_other_origins_may_read_which_job_made_a_file() -> None:
+    ids = {f"x-vireo-{task.noun}-id" for task in (IMAGES, VIDEOS)}
+    with short_folder() as folder:
+        lines = list(http_rules(config(folder, http={"cors_origins": ["https://a.b"]})))
+    (rule,) = [line for line in lines if "access-control-expose-headers" in line]
+    assert ids <= set(rule.split('"')[1].split(", "))
 
 
 @pytest.mark.parametrize("origin", ["app.example.com", "https://a.b/path", "https://a b", "ftp://a.b", "https://a.b\n"])
