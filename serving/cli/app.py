@@ -19,7 +19,7 @@ from serving.tasks.table import TASKS
 _EXAMPLES = """\b
 Examples:
   vireo up --detach                        start a system; `vireo down` stops it
-  vireo classify examples/digit-7.png      ask it
+  vireo classify examples/digit-7.png      ask it something
   vireo models list                        what can be served, and what is
   vireo classify a.png --url HOST:8000 --key @key.txt
 """

@@ -19,8 +19,8 @@ Examples:
   vireo loadtest my.yaml --url HOST:8000 --grpc HOST:9000 --rate 200
   vireo loadtest smoke --json | jq .summary.goodput_per_s
 
-Exit code 0 if every objective of the scenario was shown, 1 if one was not. Ctrl-C ends the run early, still writes the
-report, and exits with 130.
+Exit code 0 if every objective of the scenario was shown to be met, 1 if not. Ctrl-C ends the run early, still writes
+the report, and exits with 130.
 """
 
 
@@ -46,34 +46,36 @@ def loadtest(
     ],
     url: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL", help="Where to send to over HTTP; the scenario's own, then $VIREO_URL, when absent."
-        ),
+        typer.Option(metavar="URL", help="Where to send over HTTP; default: the scenario's target, then $VIREO_URL."),
     ] = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where to send to over gRPC.")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where to send over gRPC.")] = None,
     api_key: KeyOption = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the report: out/loadtest/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the report; default: out/loadtest/NAME.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces the scenario's seed.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Replaces the rate of the measured open phases, per s.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Carry the scenario out so many times.")] = 1,
-    vary: Annotated[bool, typer.Option("--vary", help="Another seed for each repetition: other requests.")] = False,
+    rate: Annotated[float | None, typer.Option(help="Replaces the rate of measured open phases, per second.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Run the scenario this many times.")] = 1,
+    vary: Annotated[
+        bool, typer.Option("--vary", help="Use another seed (other requests) for each repetition.")
+    ] = False,
     watch_pid: Annotated[
         list[int] | None, typer.Option(help="Report the memory of this process and its descendants; repeatable.")
     ] = None,
     watch_metrics: Annotated[
         list[str] | None,
-        typer.Option(help="Report process_resident_memory_bytes of this URL, asked with the key; repeatable."),
+        typer.Option(help="Report process_resident_memory_bytes from this URL, requested with the key; repeatable."),
     ] = None,
     max_growth_mib: Annotated[
-        float | None, typer.Option(help="Fail if memory grows by more from repetition 2 to the last.")
+        float | None, typer.Option(help="Fail if memory grows by more than this from repetition 2 to the last.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
     quiet: QuietOption = False,
     default_url: Annotated[str | None, typer.Option(hidden=True, envvar="VIREO_URL")] = None,
 ) -> None:
     """Send a scenario's load and report what came back.
 
-    The key is for scenarios without tenants; with tenants, each names the variable that holds its own.
+    The key is for scenarios without tenants; otherwise each tenant names the variable that holds its own.
     """
     from loadtest.clients.base import NobodyThere, TargetError
     from loadtest.scenario import ScenarioError, load_scenario

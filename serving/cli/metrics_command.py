@@ -25,12 +25,13 @@ def metrics(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9102,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     tenants: Annotated[
-        bool, typer.Option("--tenants", help="Name the tenants, where only the operator reaches the port.")
+        bool, typer.Option("--tenants", help="Name the tenants; for a port that only the operator can reach.")
     ] = False,
 ) -> None:
     """Serve the metrics of this node on a port of their own.
 
-    Those of every process, added up, until SIGTERM or Ctrl-C. The folder is below what `vireo status` calls run dir.
+    They are those of every process, added up, until SIGTERM or Ctrl-C. The folder is in the run dir that `vireo status`
+    shows.
     """
     from prometheus_client import start_http_server
 

@@ -39,7 +39,7 @@ Examples:
 
 ModelId = Annotated[
     str,
-    typer.Argument(help="Model id; 'vireo models list' names them.", metavar="MODEL", autocompletion=model_ids),
+    typer.Argument(help="Model id; 'vireo models list' shows them.", metavar="MODEL", autocompletion=model_ids),
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
@@ -52,7 +52,7 @@ _CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
 def register(app: typer.Typer) -> None:
     """Add ``models list``, ``models show``, ``train`` and ``calibrate`` to the command line."""
-    models = typer.Typer(no_args_is_help=True, help="Which models there are, are served, and what they cost.")
+    models = typer.Typer(no_args_is_help=True, help="Which models exist, which are served, and what they cost.")
     models.command("list", epilog=_LIST_EXAMPLES)(list_models)
     models.command("show", epilog=_SHOW_EXAMPLES)(show_model)
     app.add_typer(models, name="models", rich_help_panel=_PANEL)
@@ -66,7 +66,7 @@ def list_models(
         typer.Option(
             metavar="URL",
             envvar="VIREO_URL",
-            help="Whose served models to show; those of every system on this machine when absent.",
+            help="The system whose served models to show; default: every system on this machine.",
         ),
     ] = None,
     api_key: KeyOption = None,
@@ -74,7 +74,8 @@ def list_models(
 ) -> None:
     """List the models that are known here, and those that are served.
 
-    An open family has more than can be listed: family:NAME. The last column, what a model is, needs a wide terminal.
+    An open family has more models than can be listed; they are called family:NAME. The last column, what a model is,
+    needs a wide terminal.
     """
     from models.registry import families
 
@@ -159,7 +160,7 @@ def show_model(
     model: ModelId,
     checkpoint: Checkpoint = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print it as JSON: of a classifier its operating-point table.")
+        bool, typer.Option("--json", help="Print it as JSON; for a classifier, its operating-point table.")
     ] = False,
 ) -> None:
     """Show a model: where it comes from, its limits and settings, what its operating points cost and give."""

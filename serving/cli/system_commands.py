@@ -53,7 +53,7 @@ ConfigOption = Annotated[
 ProfileOption = Annotated[str | None, typer.Option(help="local (default), gpu or cluster.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="section.field=value, over everything else; repeatable."),
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="section.field=value, overrides all else; repeatable."),
 ]
 PortOption = Annotated[int | None, typer.Option(help="HTTP port; default 8000.")]
 
@@ -87,19 +87,19 @@ def up(
             "--option",
             "-o",
             metavar="[ID.]NAME=VALUE",
-            help="Set up a model: replicas, gpus, ... or one of its options; ID. where several are served. Repeatable.",
+            help="Set up a model: replicas, gpus, ... or one of its options; ID. if several are served. Repeatable.",
         ),
     ] = None,
     accept_licence: LicenceOption = False,
     detach: Annotated[
         bool, typer.Option("--detach/--no-detach", "-d", help="Return once it is up; `vireo down` stops it.")
     ] = False,
-    check: Annotated[bool, typer.Option(help="Answer one request of each kind before saying so.")] = True,
+    check: Annotated[bool, typer.Option(help="Answer one request of each kind before reporting that it is up.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Start everything, and stay up until Ctrl-C.
 
-    Redis, Ray, HAProxy, gateway and models. `vireo down` stops it, too.
+    This starts Redis, Ray, HAProxy, the gateway and the models. `vireo down` stops them too.
     """
     from serving import config as configuration
 
@@ -124,7 +124,7 @@ def down(
 ) -> None:
     """Stop the system that `vireo up` started on a port.
 
-    Whatever its run folder is. What a killed start has left is ended, too.
+    It is found whatever its run folder is. Leftovers of a killed start are ended too.
     """
     from serving.system.ray_env import end_leftovers
 
@@ -147,14 +147,14 @@ def status(
     port: PortOption = None,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", envvar="VIREO_URL", help="A system anywhere, as it tells of itself over HTTP."),
+        typer.Option(metavar="URL", envvar="VIREO_URL", help="A system anywhere, as it describes itself over HTTP."),
     ] = None,
     api_key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say what is running, where, and whether it is ready.
+    """Show what is running, where, and whether it is ready.
 
-    Of a system on this machine also which of its parts live.
+    For a system on this machine, also show which of its parts are alive.
     """
     if url is not None and port is None:
         rows = _told_by(url, api_key)

@@ -26,6 +26,6 @@ class Exit(IntEnum):
 
 
 SUMMARY = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the server, 4 not reachable, 5 done in part, "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by the server, 4 unreachable, 5 partly done, "
     "6 busy (ask again), 130 interrupted."
 )

@@ -34,7 +34,7 @@ KeyOption = Annotated[
         "--api-key",
         metavar="KEY",
         envvar="VIREO_API_KEY",
-        help="API key, or @FILE: the first is seen in lists of processes, the second and the variable are not.",
+        help="API key, or @FILE to read it from a file. A key given here shows in process lists.",
     ),
 ]
 ModelOption = Annotated[
@@ -43,28 +43,28 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="ID",
-        help="Model id; the first that is for this when absent.",
+        help="Model id; default: the first served model that can do this.",
         autocompletion=model_ids,
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no remarks.")]
-MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")]
-LatencyOption = Annotated[float | None, typer.Option(help="Latency budget, milliseconds.")]
-EnergyOption = Annotated[float | None, typer.Option(help="Energy budget, joules.")]
-QualityOption = Annotated[float | None, typer.Option(help="Least quality of the operating point, 0 to 1.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes.")]
+MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="Token limit of an answer.")]
+LatencyOption = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
+EnergyOption = Annotated[float | None, typer.Option(help="Energy budget in joules.")]
+QualityOption = Annotated[float | None, typer.Option(help="Lowest quality of the operating point, 0 to 1.")]
 PriorityOption = Annotated[str | None, typer.Option(help="low, normal or high.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A setting of the model, repeatable; also --NAME VALUE. With --model ID, --help lists those that it has.",
+        help="A setting of the model, repeatable; also --NAME VALUE. With --model ID, --help lists its settings.",
     ),
 ]
 LicenceOption = Annotated[
-    bool, typer.Option("--accept-licence", help="Read weights though their licence is not an open one.")
+    bool, typer.Option("--accept-licence", help="Load weights even if their licence is not an open one.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as it came.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as the server sent it.")]
 
 
 def given(**fields: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_page_shows_the_clip_while_it_is_made_and_plays_it(system: System) -> No
     with running_browser() as browser, opened_page(browser, system.http_url, reduced_motion="reduce") as page:
         page.get_by_label("Prompt").fill(PROMPTS[0])
         page.get_by_role("button", name="Make the clip").click()
-        preview = page.get_by_role("img", name="The work as far as it is")
+        preview = page.get_by_role("img", name="Preview of the work so far")
         expect(preview).to_have_attribute("src", re.compile("data:image/jpeg;base64,"))
         clip = page.locator("video")
         expect(clip).to_be_visible()

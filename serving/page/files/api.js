@@ -93,7 +93,7 @@ export async function follow(path, show, signal) {
         show(job);
         if (job.status === "completed" || job.status === "failed") return job;
       }
-      throw new ApiError({ message: "The events broke off.", code: "unreachable" });
+      throw new ApiError({ message: "The event stream broke off.", code: "unreachable" });
     } catch (error) {
       const again = error.code === "unreachable" || error instanceof TypeError || error.retryAfter;
       if (!again || failures >= 5) throw error;

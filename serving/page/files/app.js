@@ -99,7 +99,7 @@ function showTasks(models) {
     });
   });
   $("tabs").replaceChildren(...tabs);
-  $("panels").replaceChildren(...(tabs.length ? panels : [h("p", { class: "muted" }, "No model that is served has a form here; docs has the API.")]));
+  $("panels").replaceChildren(...(tabs.length ? panels : [h("p", { class: "muted" }, "There is no form here for any of the served models; see the API docs.")]));
   if (tabs.length) choose(0);
 }
 
@@ -116,7 +116,7 @@ async function start() {
     served = ids;
   } catch (error) {
     if (error.status !== 401) $("models-list").replaceChildren(failure(error));
-    else $("models-list").replaceChildren(h("p", { class: "muted" }, "Type an API key to see what is served."));
+    else $("models-list").replaceChildren(h("p", { class: "muted" }, "Enter an API key to see what is served."));
     served = "";
     $("tabs").replaceChildren();
     $("panels").replaceChildren();
@@ -129,7 +129,7 @@ async function showState() {
   try {
     await send("healthz");
   } catch (error) {
-    [text, kind] = [error.code === "unreachable" ? "Not reachable" : "Not ready", "away"];
+    [text, kind] = [error.code === "unreachable" ? "Unreachable" : "Not ready", "away"];
   }
   if (state.textContent !== text) state.replaceChildren(text);
   state.className = `state ${kind}`;

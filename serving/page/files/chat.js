@@ -24,7 +24,7 @@ export function boxesIn(text) {
 function drawn(url, boxes) {
   const percent = (share) => `${100 * share}%`;
   return h("figure", { class: "drawn" },
-    h("img", { src: url, alt: "The picture of the question" }),
+    h("img", { src: url, alt: "The picture in the question" }),
     svg("svg", { role: "img", "aria-label": boxes.map(({ x, y, width, height }, i) =>
       `Box ${i + 1}: left ${number(100 * x)}%, top ${number(100 * y)}%, right ${number(100 * (x + width))}%, bottom ${number(100 * (y + height))}%`).join("; ") },
     ...boxes.flatMap(({ x, y, width, height }, i) => [
@@ -39,14 +39,14 @@ export function chatPanel(model) {
   let picture = null; // of the newest question that had one
   const pictures = new Pictures({ label: "Pictures.", many: true, sample: "shapes.png" });
   const text = h("textarea", { rows: 2, placeholder: "Where is the red square?", required: true });
-  const maxTokens = numeric({ min: 1, step: 1, max: model.vireo.limits.max_output_tokens, placeholder: "left open" });
+  const maxTokens = numeric({ min: 1, step: 1, max: model.vireo.limits.max_output_tokens, placeholder: "not set" });
   const temperature = numeric({ min: 0, max: 2, value: 0 });
   const options = budgetAndSettings(model);
   const button = h("button", {}, "Send");
   const again = h("button", { type: "button", class: "quiet", onclick: () => { turns = []; picture = null; log.replaceChildren(); text.focus(); } }, "New conversation");
   const log = h("div", { class: "log", role: "log", "aria-label": "Conversation", "aria-live": "polite", tabIndex: 0 });
   const form = h("form", { class: "ask" }, field("Message", text), pictures.element,
-    h("div", { class: "fields" }, field("Most tokens", maxTokens), field("Temperature", temperature)),
+    h("div", { class: "fields" }, field("Max tokens", maxTokens), field("Temperature", temperature)),
     options.element, h("div", { class: "row" }, button, again));
   pictures.listen(form);
   text.addEventListener("keydown", (event) => {

@@ -11,7 +11,7 @@ export function classifyPanel(model) {
   const options = budgetAndSettings(model);
   const button = h("button", {}, "Classify");
   const output = h("div", { class: "output", "aria-live": "polite", tabIndex: 0, role: "region", "aria-label": "Answers" });
-  const form = h("form", { class: "ask" }, pictures.element, h("div", { class: "fields" }, field("Labels a picture", topK)),
+  const form = h("form", { class: "ask" }, pictures.element, h("div", { class: "fields" }, field("Labels per picture", topK)),
     options.element, h("div", { class: "row" }, button));
   pictures.listen(form);
 

@@ -39,7 +39,7 @@ export function budgetAndSettings(model) {
       field("Latency, ms", budget.latency_ms), field("Energy, J", budget.energy_j),
       field("Quality floor, 0 to 1", budget.quality_floor), field("Priority", budget.priority))),
     settings.length > 0 && h("details", {}, h("summary", {}, "Settings of the model"),
-      h("p", { class: "muted" }, "What is left empty is chosen by the operating point, within the budget."),
+      h("p", { class: "muted" }, "The operating point chooses whatever you leave empty, within the budget."),
       h("div", { class: "fields" }, settings.map((one) => one.element))));
   const value = () => {
     const { priority, ...limits } = budget;
@@ -57,17 +57,17 @@ export function budgetAndSettings(model) {
 function settingField({ name, schema, default: usual }) {
   const note = schema.description;
   if (schema.enum) {
-    const control = select([["", "left open"], ...schema.enum.map((value, i) => [String(i), String(value)])]);
+    const control = select([["", "not set"], ...schema.enum.map((value, i) => [String(i), String(value)])]);
     return { name, element: field(name, control, note), value: () => schema.enum[control.value] };
   }
   if (schema.type === "string") {
     const list = h("datalist", { id: newId("list") }, schema.examples?.map((value) => h("option", { value })));
-    const control = h("input", { autocomplete: "off", placeholder: "left open" });
+    const control = h("input", { autocomplete: "off", placeholder: "not set" });
     control.setAttribute("list", list.id);
     return { name, element: h("div", {}, field(name, control, note), list), value: () => control.value || undefined };
   }
   const { minimum: min, maximum: max } = schema;
-  const control = numeric({ min, max, step: schema.type === "integer" ? 1 : "any", placeholder: "left open" });
+  const control = numeric({ min, max, step: schema.type === "integer" ? 1 : "any", placeholder: "not set" });
   const made = field(name, control, note);
   const slider = h("input", {
     type: "range", min, max, step: schema.type === "integer" ? 1 : (max - min) / 100, value: usual,

@@ -12,12 +12,12 @@ export function imagesPanel(model) {
   const prompt = io.inputs.includes("text") && h("textarea", { rows: 2, required: !edits, placeholder: "a red ball" });
   const size = !edits && (io.max_side
     ? h("input", { placeholder: io.sizes?.[0] ?? "WIDTHxHEIGHT", autocomplete: "off" })
-    : select([["", "left open"], ...(io.sizes ?? [])]));
-  const seed = io.is_seeded && numeric({ min: 0, step: 1, placeholder: "drawn" });
+    : select([["", "not set"], ...(io.sizes ?? [])]));
+  const seed = io.is_seeded && numeric({ min: 0, step: 1, placeholder: "random" });
   const count = io.is_seeded && numeric({ min: 1, max: 10, step: 1, value: 1 });
   const format = select(["png", "jpeg", "webp"]);
   const options = budgetAndSettings(model);
-  const button = h("button", {}, edits ? "Make it better" : "Make it");
+  const button = h("button", {}, edits ? "Edit" : "Generate");
   const output = h("div", { class: "output", "aria-live": "polite", tabIndex: 0, role: "region", "aria-label": "Pictures" });
   const form = h("form", { class: "ask" }, prompt && field("Prompt", prompt), pictures && pictures.element,
     h("div", { class: "fields" }, size && field("Size", size), seed && field("Seed", seed), count && field("Pictures", count), field("Format", format)),

@@ -7,7 +7,7 @@ import { h, number } from "./dom.js";
 export async function shown(path, output, signal) {
   const bar = h("progress", { max: 100, value: 0, "aria-label": "Progress" });
   const words = h("p", { class: "muted", role: "status" }, "Queued");
-  const preview = h("img", { class: "preview", alt: "The work as far as it is", hidden: true });
+  const preview = h("img", { class: "preview", alt: "Preview of the work so far", hidden: true });
   output.replaceChildren(h("div", { class: "progress" }, bar, words), preview);
   const cancel = () => send(path, { method: "DELETE" }).catch(() => {});
   signal.addEventListener("abort", cancel, { once: true });

@@ -57,7 +57,7 @@ const CHARTS = [
   { title: "Power attributed", unit: "W", of: rate("vireo_energy_joules_total") },
   {
     title: "Waiting", unit: "", of: (now) => sum(now, "vireo_video_jobs", { state: "queued" }) + sum(now, "vireo_chat_engine_requests", { state: "waiting" }),
-    note: "jobs and chats that no replica has begun",
+    note: "jobs and chats that no replica has started",
   },
   { title: "Turned away", unit: "/s", of: rate("vireo_rejections_total") },
   {
@@ -92,7 +92,7 @@ class Chart {
     const last = from + this.points.findLastIndex((point) => !Number.isNaN(point));
     this.line.setAttribute("d", path || "M0 23");
     this.area.setAttribute("d", path ? `${path}L${last} 24L${first} 24Z` : "M0 24");
-    this.picture.setAttribute("aria-label", `${this.title}: ${number(value, this.unit)} now, at most ${number(Math.max(0, ...known), this.unit)} in two minutes`);
+    this.picture.setAttribute("aria-label", `${this.title}: ${number(value, this.unit)} now, at most ${number(Math.max(0, ...known), this.unit)} in the last two minutes`);
   }
 }
 
@@ -111,7 +111,7 @@ function tables(now) {
   return [
     names.length > 0 && table("Spend by model", ["Model", "Requests", "Spent"], names.map((name) => [name, number(asked.get(name) ?? 0), number(perModel.get(name) ?? 0, "J")])),
     tenants.length > 0 && table("Spend by tenant", ["Tenant", "Decoding", "Spent"], tenants.map((name) => [name, number(decoded.get(name) ?? 0, "s"), number(perTenant.get(name) ?? 0, "J")])),
-    budgets.length > 0 && table("What budgets and limits did", ["Reason", "Effect", "Times"], budgets),
+    budgets.length > 0 && table("Effects of budgets and limits", ["Reason", "Effect", "Times"], budgets),
   ].filter(Boolean);
 }
 
@@ -126,7 +126,7 @@ export function watchLoad() {
   $("spend").append(ownSpend, rest);
   $("charts").hidden = true;
 
-  const tellOwn = () => { ownSpend.textContent = `This page has spent ${number(own.joules, "J")} and ${number(own.ms / 1000, "s")} of computing in ${number(own.answers)} ${own.answers === 1 ? "answer" : "answers"}.`; };
+  const tellOwn = () => { ownSpend.textContent = `This page has spent ${number(own.joules, "J")} and ${number(own.ms / 1000, "s")} of compute time on ${number(own.answers)} ${own.answers === 1 ? "answer" : "answers"}.`; };
   document.addEventListener("vireo:spent", ({ detail }) => {
     own.answers += 1;
     own.joules += detail.energy_j ?? 0;
@@ -151,7 +151,7 @@ export function watchLoad() {
         shown = text;
       } catch (error) {
         wait = error.status === 401 || error.status === 404 ? Infinity : 5 * EVERY_MS; // another key looks at once
-        const why = { 401: "Load is shown to who has a key.", 403: "This key may not read the load.", 404: "This port does not tell the load (http.metrics is off); `vireo metrics` does, on each node." };
+        const why = { 401: "A valid API key is needed to see the load.", 403: "This key may not see the load.", 404: "This port does not serve metrics (http.metrics is off); `vireo metrics` does, on each node." };
         $("load-note").textContent = why[error.status] ?? error.message;
         if (error.status) $("charts").hidden = true;
       }

@@ -7,18 +7,18 @@ import { fileUrl, saveLink, shown } from "./jobs.js";
 
 export function videosPanel(model) {
   const { io } = model.vireo;
-  const open = (values = []) => select([["", "left open"], ...values.map((value) => [String(value), String(value)])]);
+  const open = (values = []) => select([["", "not set"], ...values.map((value) => [String(value), String(value)])]);
   const prompt = h("textarea", { rows: 2, required: true, placeholder: "a red circle moves to the right" });
   const negative = h("input", { autocomplete: "off" });
   const size = open(io.sizes), frames = open(io.num_frames);
-  const fps = numeric({ min: 1, step: 1, placeholder: io.fps ?? "left open" });
-  const seed = numeric({ min: 0, step: 1, placeholder: "drawn" });
+  const fps = numeric({ min: 1, step: 1, placeholder: io.fps ?? "not set" });
+  const seed = numeric({ min: 0, step: 1, placeholder: "random" });
   const format = select(["mp4", "gif"]);
   const options = budgetAndSettings(model);
   const button = h("button", {}, "Make the clip");
   const output = h("div", { class: "output", tabIndex: 0, role: "region", "aria-label": "Clip" });
-  const form = h("form", { class: "ask" }, field("Prompt", prompt), field("What it shall not show", negative),
-    h("div", { class: "fields" }, field("Size", size), field("Frames", frames), field("Frames a second", fps),
+  const form = h("form", { class: "ask" }, field("Prompt", prompt), field("What it should not show", negative),
+    h("div", { class: "fields" }, field("Size", size), field("Frames", frames), field("Frames per second", fps),
       field("Seed", seed), field("Format", format)),
     options.element, h("div", { class: "row" }, button));
 

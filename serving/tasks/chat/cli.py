@@ -42,7 +42,7 @@ _CHAT_EXAMPLES = """\b
 Examples:
   vireo chat "Read the text." --image examples/word-en.png
   vireo chat < question.txt --image a.png --image b.png
-  vireo chat                                       a session; /help says how
+  vireo chat                                       a session; try /help
 
 With --model ID, --help lists the settings of the model.
 """
@@ -58,7 +58,7 @@ Exit code 5: some of several images have no answer. With --model ID, --help list
 
 def chat(
     message: Annotated[
-        str | None, typer.Argument(help="What to say; absent: standard input if it is a pipe, or else a session.")
+        str | None, typer.Argument(help="What to say; default: standard input if it is a pipe, otherwise a session.")
     ] = None,
     image: Annotated[
         list[str] | None, typer.Option("--image", "-i", help="JPEG, PNG or WebP file, or https URL; repeatable.")
@@ -66,17 +66,17 @@ def chat(
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option(help="Instructions that come before the conversation.")] = None,
     max_tokens: MaxTokensOption = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 picks the most likely token.")] = 0.0,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
     settings: SetOption = None,
     draw: Annotated[Path | None, typer.Option(help="Save the first image with the boxes of the answer here.")] = None,
-    stats: Annotated[bool, typer.Option(help="Say what the answer took. A session always does.")] = False,
+    stats: Annotated[bool, typer.Option(help="Show what the answer cost. A session always does.")] = False,
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Talk with a model, about images if you like."""
+    """Chat with a model, about images if you like."""
     from serving.client.pictures import check_names_boxes, load_picture
     from serving.tasks.chat.client import ChatClient
     from serving.tasks.chat.session import Conversation

@@ -1,5 +1,5 @@
 """Every field of the chat bodies of OpenAI, vLLM and SGLang, and what happens to it. The parser reads this table, the
-OpenAPI document and docs/chat-fields.md are made of it.
+OpenAPI document and docs/chat-fields.md are made from it.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from serving.front.http.fields import Fate, Field, Fields, Row, passes, refused,
 
 _NO_TOOLS: Final = "no model here calls tools"
 _NO_AUDIO: Final = "answers are text"
-_NO_REASONING: Final = "no model here reasons apart from its answer"
+_NO_REASONING: Final = "no model here reasons separately from its answer"
 _NO_VIDEO: Final = "no model here takes videos"
-_NO_SOUND: Final = "no model here takes sound"
-_NO_EMBEDDINGS: Final = "images are embedded by the server; send image_url"
-_AS_CONTENT: Final = "send what was said as content"
-_PLAIN_SAMPLING: Final = "sampling has temperature, top_p, seed and stop"
-_NO_PENALTIES: Final = "penalties are not offered; only 0 is"
+_NO_SOUND: Final = "no model here takes audio"
+_NO_EMBEDDINGS: Final = "the server embeds images; send image_url"
+_AS_CONTENT: Final = "send earlier answers as plain content"
+_PLAIN_SAMPLING: Final = "sampling is controlled by temperature, top_p, seed and stop"
+_NO_PENALTIES: Final = "no penalties are applied"
 _OWN_TEMPLATE: Final = "the template belongs to the model"
-_OWN_TOKENS: Final = "prompts are made and answers are read as text; ids of tokens are the model's own matter"
-_OWN_HASHES: Final = "hashes of images are computed by the server"
-_OWN_CACHE: Final = "what shares a cache is decided by the tenant and the content"
+_OWN_TOKENS: Final = "prompts and answers are text; token ids are internal to the model"
+_OWN_HASHES: Final = "the server computes hashes of images"
+_OWN_CACHE: Final = "the tenant and the content decide what shares a cache"
 _CACHE_HINT: Final = f"a hint about caches; {_OWN_CACHE}"
-_OWN_TILES: Final = "how images are cut is decided by the operating point; send vireo.settings"
-_OWN_ENGINE: Final = "arguments of the engine are the server's"
-_OWN_PLACES: Final = "where a request runs is decided by the server"
+_OWN_TILES: Final = "the operating point decides how images are cut; send vireo.settings"
+_OWN_ENGINE: Final = "the server sets the engine's arguments"
+_OWN_PLACES: Final = "the server decides where a request runs"
 _OWN_ID: Final = "send the header x-request-id"
 _AS_FORMAT: Final = "send response_format"
 _NO_INSIDES: Final = "what a model computes on its way to an answer feeds black-box attacks"
 _NO_SESSIONS: Final = "nothing is kept between requests; send the whole conversation"
-_ONLY_RENDERED: Final = "it steers what vLLM's rendering paths answer, and nothing of a chat"
+_ONLY_RENDERED: Final = "it affects only vLLM's render endpoints, not chat"
 
 BODY: Final = ""
 STREAM_OPTIONS: Final = "stream_options."
@@ -81,8 +81,8 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
         refused("S", "a stop sequence is not part of an answer", "no_stop_trim", False),
         refused("VS", _OWN_TOKENS, "skip_special_tokens", True),
         refused("V", _OWN_TOKENS, "spaces_between_special_tokens", True),
-        refused("O", "predicted output is not offered", "prediction"),
-        refused("O", "bound the answer with max_tokens", "verbosity", "medium"),
+        refused("O", "predicted output is not used", "prediction"),
+        refused("O", "limit the answer with max_tokens", "verbosity", "medium"),
         # -- what the answer looks like
         refused("V", _AS_FORMAT, "structured_outputs"),
         refused("V", _AS_FORMAT, "guided_json guided_regex guided_choice guided_grammar"),
@@ -98,7 +98,7 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
         refused("S", "usage.prompt_tokens_details has what is known", "return_cached_tokens_details", False),
         passes("S", "no experts are returned", "routed_experts_start_len"),
         passes("V", "no experts are returned", "routed_experts_prompt_start"),
-        refused("V", "chunks are sent as they come", "stream_interval", 1),
+        refused("V", "chunks are sent as they arrive", "stream_interval", 1),
         passes("V", _ONLY_RENDERED, "return_token_offsets", "mm_payload", "return_mm_kwargs"),
         # -- the prompt
         refused("V", _OWN_TEMPLATE, "chat_template"),
@@ -108,11 +108,11 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
         refused("V", _OWN_TEMPLATE, "add_special_tokens", False),
         refused("V", "send documents as messages", "documents", []),
         refused("V", "a prompt is answered whole or refused", "truncate_prompt_tokens"),
-        passes("V", "nothing is cut off a prompt", "truncation_side"),
+        passes("V", "prompts are never truncated", "truncation_side"),
         refused("S", "no model here has tasks", "task"),
         refused("S", _OWN_TOKENS, "input_ids"),
         refused("V", _OWN_TILES, "mm_processor_kwargs", {}),
-        refused("V", "how images are read is decided by the server", "media_io_kwargs", {}),
+        refused("V", "the server decides how images are read", "media_io_kwargs", {}),
         refused("S", _OWN_TILES, "max_dynamic_patch min_dynamic_patch"),
         refused("S", _OWN_TILES, "images_config", {}),
         refused("V", _OWN_HASHES, "mm_hashes multi_modal_uuids"),
@@ -126,9 +126,9 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
         refused("S", _OWN_CACHE, "extra_key"),
         refused("V", _OWN_ID, "request_id"),
         refused("S", _OWN_ID, "rid"),
-        passes("VS", "a hint about what belongs together", "session_id"),
+        passes("VS", "a hint about which requests belong together", "session_id"),
         refused("S", _NO_SESSIONS, "session_params"),
-        refused("S", "a model is named whole, by model", "lora_path"),
+        refused("S", "a model is chosen by model alone", "lora_path"),
         refused("S", _OWN_ENGINE, "custom_params", {}),
         refused("V", _OWN_ENGINE, "vllm_xargs kv_transfer_params ec_transfer_params", {}),
         refused("S", _OWN_ENGINE, "ngram_corpus_id"),
@@ -181,14 +181,14 @@ _TABLE: Final[Mapping[str, tuple[Row, ...]]] = {
 }
 
 FIELDS: Final[Mapping[str, Fields]] = {scope: table(*rows) for scope, rows in _TABLE.items()}
-"""By the object in which they stand, and their name."""
+"""By the object that they belong to, and their name."""
 
 OTHER_ROLES: Final = table(
     *refused("OVS", _NO_TOOLS, "tool"),
     *refused("OV", _NO_TOOLS, "function"),
-    *refused("S", "send it as a system message, the first", "latest_reminder"),
+    *refused("S", "send it as a system message at the beginning", "latest_reminder"),
 )
-"""Roles of messages that other servers know."""
+"""Message roles that other servers know."""
 
 OTHER_PARTS: Final = table(
     *refused("OV", _NO_SOUND, "input_audio"),
@@ -206,7 +206,7 @@ OTHER_PARTS: Final = table(
     *refused("V", "it belongs to /v1/responses; send image_url", "input_image"),
     *refused("VS", _NO_TOOLS, "tool_reference"),
 )
-"""Types of parts of messages that other servers know."""
+"""Types of message parts that other servers know."""
 
 OTHER_FORMATS: Final = table(*refused("VS", "send a JSON schema", "structural_tag"))
 """Types of ``response_format`` that other servers know."""

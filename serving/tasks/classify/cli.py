@@ -39,7 +39,7 @@ Examples:
   vireo classify *.png --top-k 3 --energy-j 0.002 --json
   vireo classify a.png --model ID --help
 
-The last lists the settings of the model, each of which is an option.
+The last one lists the settings of the model, each of which is an option.
 Exit code 5: some of several images have no answer.
 """
 

@@ -44,7 +44,7 @@ With --model ID, --help lists the settings of the model.
 
 
 def image(
-    prompt: Annotated[str, typer.Argument(help="What the picture shows; empty where the model takes no words.")] = "",
+    prompt: Annotated[str, typer.Argument(help="What the picture shows; leave out if the model takes no text.")] = "",
     source: Annotated[
         Path | None, typer.Option("--image", help="A picture to change.", exists=True, dir_okay=False)
     ] = None,
@@ -66,7 +66,7 @@ def image(
     budget = given(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority)
     with asked_plainly(as_json=as_json), Client(url, api_key) as client:
         if out.suffix.lower() not in _FORMATS:
-            raise Failed(f"{out.name} is no name of a picture; end it in {', '.join(_FORMATS)}")
+            raise Failed(f"{out.name} is not the name of a picture; end it in {', '.join(_FORMATS)}")
         chosen, values = client.choose("images", model, settings)
         body = given(
             model=chosen,

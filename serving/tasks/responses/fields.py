@@ -10,8 +10,8 @@ from serving.tasks.chat import fields as chat
 
 _NO_TOOLS: Final = "no model here calls tools"
 _NO_STATE: Final = "nothing is kept between requests; send the whole conversation as input"
-_NO_REASONING: Final = "no model here reasons apart from its answer"
-_CACHE_HINT: Final = "a hint about caches; what shares one is decided by the tenant and the content"
+_NO_REASONING: Final = "no model here reasons separately from its answer"
+_CACHE_HINT: Final = "a hint about caches; the tenant and the content decide what shares one"
 
 BODY: Final[Fields] = table(
     *(field for field in chat.FIELDS[chat.BODY].values() if field.fate in (Fate.PASSES, Fate.REFUSED)),
@@ -34,29 +34,29 @@ BODY: Final[Fields] = table(
     *refused("O", _NO_STATE, "context_management", []),
     *refused("OV", "the caller waits for an answer; images and videos have jobs", "background", False),
     *refused("O", "the caller waits for an answer; images and videos have jobs", "background_options"),
-    *refused("OV", "templates of prompts are the caller's; send input", "prompt"),
+    *refused("OV", "prompt templates are not stored here; send input", "prompt"),
     *refused("OV", "an input is answered whole or refused; drop turns from it", "truncation", "disabled"),
     *refused("OV", _NO_TOOLS, "max_tool_calls"),
     *refused(
         "OV", _NO_REASONING, "reasoning", {}, *({"effort": effort, "summary": None} for effort in (None, "none")),
         *({"effort": effort} for effort in (None, "none")), {"summary": None},
     ),
-    *refused("V", "messages of the engine are the server's", "enable_response_messages", False),
-    *refused("O", "access is what the key's tenant has", "access_programs"),
-    *refused("O", "how images are cut is decided by the operating point; send vireo.settings", "image", {}),
+    *refused("V", "the engine's messages are internal to the server", "enable_response_messages", False),
+    *refused("O", "the key's tenant decides about access", "access_programs"),
+    *refused("O", "the operating point decides how images are cut; send vireo.settings", "image", {}),
 )  # fmt: skip
 STREAM_OPTIONS: Final[Fields] = table(*refused("O", "events are not padded", "include_obfuscation", False))
 TEXT_CONFIG: Final[Fields] = table(
-    *used("OV", "format"), *refused("OV", "bound the answer with max_output_tokens", "verbosity", "medium")
+    *used("OV", "format"), *refused("OV", "limit the answer with max_output_tokens", "verbosity", "medium")
 )
 FORMAT: Final[Fields] = table(*used("OV", "type", "name", "description", "schema", "strict"))
 MESSAGE: Final[Fields] = table(
     *used("OV", "type", "role", "content"),
-    *passes("OV", "of the answer that this was", "id", "status", "phase"),
+    *passes("OV", "it belongs to the answer that this item came from", "id", "status", "phase"),
 )
 TEXT: Final[Fields] = table(
     *used("OV", "type", "text"),
-    *passes("OV", "of the answer that this was", "annotations", "logprobs", "parsed"),
+    *passes("OV", "it belongs to the answer that this item came from", "annotations", "logprobs", "parsed"),
     *passes("O", _CACHE_HINT, "prompt_cache_breakpoint"),
 )
 IMAGE: Final[Fields] = table(

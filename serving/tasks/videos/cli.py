@@ -51,14 +51,14 @@ With --model ID, --help lists the settings of the model.
 def video(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write, .mp4 or .gif; video.mp4 when absent.")
+        Path | None, typer.Option("--out", "-o", help="File to write, .mp4 or .gif; default: video.mp4.")
     ] = None,
     gif: Annotated[bool, typer.Option("--gif", help="An animated GIF instead of MP4.")] = False,
     model: ModelOption = None,
     negative: Annotated[str | None, typer.Option(help="What the clip does not show.")] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 64x64.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Length in frames.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length; the nearest that the model makes.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length in seconds, or the nearest possible.")] = None,
     fps: Annotated[int | None, typer.Option(min=1, help="Frames per second of the file.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How much the prompt counts; 1 is no guidance.")] = None,
@@ -68,7 +68,7 @@ def video(
     quality_floor: QualityOption = None,
     priority: PriorityOption = None,
     settings: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the job as it came, once it is over.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the finished job as the server sent it.")] = False,
     quiet: QuietOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
