@@ -51,7 +51,7 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     """Yield the lines that come first in the HTTP front end."""
     yield from REQUEST_ID_RULES
     yield NAME_ANSWER
-    yield "http-request set-var(txn.oip) bool(true) if { path_beg /v2/ }"
+    yield "http-request set-var(txn.oip) bool(true) if { path_beg /v2/ } or { path /v2 }"
     # There is nothing to change to: without the header, the server answers as RFC 9110 has it.
     yield "http-request del-header upgrade"
     yield from _cors_rules(config.settings.http.cors_origins)
@@ -59,7 +59,8 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     yield f"http-request return status 501 {reply(unknown_method)} if !{{ method {' '.join(_PASSED_ON)} }}"
     yield f'http-request return status 204 hdr allow "{", ".join(METHODS)}" if METH_OPTIONS {{ url -m str * }}'
     nothing = UnknownPath("there is nothing at this path; see /openapi.json for the paths")
-    yield f"http-request return status 404 {reply(nothing)} if {{ path -i /-/routes }}"
+    # Ray Serve looks at the path as decoded.
+    yield f"http-request return status 404 {reply(nothing)} if {{ path,url_dec -m str -i /-/routes }}"
 
 
 def backend_rules(config: ResolvedConfig) -> Iterator[str]:

@@ -129,6 +129,7 @@ WRONG = {
     "/404": (503, "not_ready"),
     "/500": (500, "internal_error"),
     "/-/routes": (404, "not_found"),
+    "/%2D/routes": (404, "not_found"),
     "/-/healthz": (503, "not_ready"),
 }
 

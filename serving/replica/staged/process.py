@@ -53,7 +53,7 @@ class EngineProcess:
     """Starts the process and waits until ``maker`` (``module:name``), called there with ``argument``, gave its
     ``serving.replica.staged.engine.Loaded``.
 
-    ``when_lost`` is called when the process is found to have ended.
+    ``when_lost`` is called when the process is found to have ended, or to talk nonsense.
 
     Raises: what ``maker`` raised; RuntimeError: the process ended.
     """
@@ -141,7 +141,7 @@ class EngineProcess:
         done, self._done = self._done, _nobody
         try:
             outcomes = self._receive()
-        except (OSError, EOFError) as error:
+        except Exception as error:
             self._ignore()
             done(error)
         else:
@@ -164,17 +164,17 @@ class EngineProcess:
         self._link.send((released, stage, num_stages, tuple(sample_ids), rows, settings))
 
     def _receive(self) -> list[Outcome]:
+        samples, self._running = self._running, []
         try:
             received: tuple[list[Outcome], list[dict[str, Array]], float] = self._link.receive()
-        except (OSError, EOFError):
+            outcomes, passed, self.last_run_s = received
+            good = [one for one, out in zip(samples, outcomes, strict=True) if not isinstance(out, ServingError)]
+            for outputs in passed:
+                for at, one in enumerate(good):  # copies: the memory is used again
+                    one.outputs.append({name: rows[at, ...].copy() for name, rows in outputs.items()})
+        except Exception:  # it has ended, or says what nobody understands: nothing more comes of it
             self._when_lost()
             raise
-        outcomes, passed, self.last_run_s = received
-        samples, self._running = self._running, []
-        good = [one for one, outcome in zip(samples, outcomes, strict=True) if not isinstance(outcome, ServingError)]
-        for outputs in passed:
-            for at, one in enumerate(good):  # copies: the memory is used again
-                one.outputs.append({name: rows[at, ...].copy() for name, rows in outputs.items()})
         return outcomes
 
     def result(self, sample_id: int, exit_index: int) -> Outputs:

@@ -127,6 +127,22 @@ def test_end_of_the_process_is_told() -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("said", [None, ([], [], 0.0), ("outcomes", [], 0.0)])
+async def test_process_that_talks_nonsense_is_lost_and_its_batch_fails(
+    said: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[bool] = []
+    engine = EngineProcess("tests.support.remote_engines:scale", 1.0, lambda: lost.append(True))
+    monkeypatch.setattr(engine._link, "receive", lambda: said)
+    told: list[object] = []
+    engine.admit(0, ROW)
+    engine.start(0, 1, (0,), told.append)
+    await until(lambda: told)
+    assert isinstance(told[0], Exception)
+    assert lost == [True]
+    engine.close()
+
+
 def test_what_goes_wrong_while_loading_is_raised_here() -> None:
     with pytest.raises(ValueError, match="no such model"):
         EngineProcess("tests.support.remote_engines:broken", None)
