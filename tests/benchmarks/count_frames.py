@@ -125,7 +125,7 @@ async def main() -> Trace:
     replica = Replica.__new__(Replica)
     loaded = load_engine(cast(Any, model))
     replica._driver = driver = build_driver(cast(Any, model), loaded.engine, loaded.measured, ignore)
-    replica._stays = {}
+    replica._calls = {}
     driver.start()
     runner = cast(Any, driver.engine)._runner
     run = runner.run

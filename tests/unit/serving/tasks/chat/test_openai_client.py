@@ -126,7 +126,7 @@ async def test_probabilities(served: Served) -> None:
 
 async def test_models(served: Served) -> None:
     _door, client = served
-    assert [model.id async for model in client.models.list()] == [MODEL, CHAT_MODEL]
+    assert [model.id async for model in client.models.list()] == [CHAT_MODEL, MODEL]
     assert (await client.models.retrieve(CHAT_MODEL)).owned_by == "vireo"
 
 
