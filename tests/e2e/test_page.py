@@ -55,7 +55,7 @@ def add(page: Page, data: bytes, name: str = "picture.png") -> None:
 
 def test_pictures_are_classified_by_keyboard_alone(system: System, browser: Browser, digits: list[Picture]) -> None:
     with opened_page(browser, system.http_url) as page:
-        expect(page.get_by_role("row", name="dyn-perceiver-nano")).to_contain_text("ready")
+        expect(page.get_by_role("row", name="dyn-perceiver-nano classify")).to_contain_text("ready")
         add(page, digits[7][0])
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the tasks")).to_be_focused()

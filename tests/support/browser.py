@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from tests.support.system import ROOT, name_of
 from tests.support.waiting import wait_until
@@ -33,6 +33,7 @@ def running_browser() -> Iterator[Browser]:
     """
     if not CHROMIUM.exists():
         pytest.skip("Chromium is not here (scripts/chromium.sh fetches it): the page is not tested")
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, chromium_sandbox=False, args=list(_ARGUMENTS), timeout=TIMEOUT_MS
