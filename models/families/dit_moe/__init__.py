@@ -1,0 +1,1 @@
+"""dit-moe: DiT-MoE, images of classes by a diffusion transformer whose blocks are mixtures of experts."""

@@ -1,0 +1,323 @@
+"""The transformer of DiT-MoE. Its state has the published names; experts are packed in memory, for one kernel.
+
+Legend: B pictures, N tokens of each, T = B N, W width, E experts, K of them a token, F hidden units of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.families.dit_moe.config import DitMoeConfig
+
+_FREQUENCIES = 256
+_EPSILON = 1e-6
+
+
+class Routing(NamedTuple):
+    """Of one layer: how likely each expert was for each token (T, E), and which were taken (T, K)."""
+
+    probabilities: Tensor
+    ids: Tensor
+
+
+def balance_loss(routings: Sequence[Routing]) -> Tensor:
+    """What training adds, times 0.01 as published: 1 a layer where experts share tokens evenly, more where not."""
+    losses = []
+    for probabilities, ids in routings:
+        num_experts = probabilities.shape[1]
+        share = torch.bincount(ids.flatten(), minlength=num_experts).to(probabilities) / ids.numel()
+        losses.append(num_experts * (share * probabilities.mean(0)).sum())
+    return torch.stack(losses).sum()
+
+
+class DitMoe(nn.Module):
+    """Latents, times and classes to what the process predicts: noise (and variance), or velocity."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: DitMoeConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimeEmbed(width)
+        self.y_embedder = ClassEmbed(config.num_classes + 1, width)
+        self.register_buffer("pos_embed", _positions(width, config.grid_side))
+        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        self._initialize()
+
+    def forward(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        classes: Tensor,
+        top_k: int | None = None,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """``latents`` (B, C, side, side), ``times`` (B,) as the process counts them, ``classes`` (B,).
+
+        ``top_k``: experts a token, where fewer than the network was trained with. ``routings``: is added each layer's.
+        """
+        tokens = self.x_embedder(latents) + self.pos_embed
+        condition = F.silu(self.t_embedder(times) + self.y_embedder(classes))
+        for block in self.blocks:
+            tokens, routing = block(tokens, condition, top_k or self.config.top_k)
+            if routings is not None:
+                routings.append(routing)
+        return self._unpatched(self.final_layer(tokens, condition))
+
+    def _unpatched(self, patches: Tensor) -> Tensor:
+        side, patch = self.config.grid_side, self.config.patch_size
+        grid = patches.view(-1, side, side, patch, patch, self.config.out_channels)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, side * patch, side * patch)
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """As published: Xavier, and nothing but zeros where a block or the network ends."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        patches = self.x_embedder.proj
+        nn.init.xavier_uniform_(patches.weight.view(len(patches.weight), -1))
+        nn.init.zeros_(patches.bias)  # type: ignore[arg-type]
+        first, _, last = self.t_embedder.mlp
+        for weight in (self.y_embedder.embedding_table.weight, first.weight, last.weight):
+            nn.init.normal_(weight, std=0.02)
+        for block in self.blocks:
+            nn.init.kaiming_uniform_(block.moe.gate.weight, a=math.sqrt(5))
+        for layer in (*self.blocks, self.final_layer):
+            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+class PatchEmbed(nn.Module):
+    """Latents to tokens (B, N, W)."""
+
+    def __init__(self, config: DitMoeConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv2d(config.latent_channels, config.width, patch, patch)
+
+    def forward(self, latents: Tensor) -> Tensor:  # noqa: D102
+        projected: Tensor = self.proj(latents)
+        return projected.flatten(2).transpose(1, 2)
+
+
+class TimeEmbed(nn.Module):
+    """Times to (B, W): cosines first, then sines."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp: Any = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: Tensor) -> Tensor:  # noqa: D102
+        half = _FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=times.device)
+        angles = times[:, None].float() * torch.exp(-math.log(10_000) * steps / half)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        embedded: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return embedded
+
+
+class ClassEmbed(nn.Module):
+    """Classes to (B, W)."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes, width)
+
+    def forward(self, classes: Tensor) -> Tensor:  # noqa: D102
+        embedded: Tensor = self.embedding_table(classes)
+        return embedded
+
+
+class Block(nn.Module):
+    """Attention, then experts, each scaled, shifted and gated by time and class."""
+
+    def __init__(self, config: DitMoeConfig) -> None:
+        super().__init__()
+        attention = NormedAttention if config.attention == "normed" else PlainAttention
+        self.attn = attention(config.width, config.num_heads)
+        self.moe = MixtureOfExperts(config)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(config.width, 6 * config.width))
+
+    def forward(self, tokens: Tensor, condition: Tensor, top_k: int) -> tuple[Tensor, Routing]:
+        """``condition``: after its SiLU, which all blocks share."""
+        shift, scale, gate, moe_shift, moe_scale, moe_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
+        tokens = tokens + gate * self.attn(_modulated(tokens, shift, scale))
+        mixed, routing = self.moe(_modulated(tokens, moe_shift, moe_scale), top_k)
+        return tokens + moe_gate * mixed, routing
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches (B, N, patch * patch * channels)."""
+
+    def __init__(self, config: DitMoeConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(config.width, 2 * config.width))
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:  # noqa: D102
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
+        patches: Tensor = self.linear(_modulated(tokens, shift, scale))
+        return patches
+
+
+class PlainAttention(nn.Module):
+    """Of S and B, with the names of timm."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        q, k, v = _heads(self.qkv(tokens), self.num_heads)
+        attended: Tensor = self.proj(_attended(q, k, v))
+        return attended
+
+
+class NormedAttention(nn.Module):
+    """Of XL and G: queries and keys are normalised in each head, with weight and bias."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.Wqkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // num_heads, eps=_EPSILON)
+        self.k_norm = nn.LayerNorm(width // num_heads, eps=_EPSILON)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        q, k, v = _heads(self.Wqkv(tokens), self.num_heads)
+        attended: Tensor = self.out_proj(_attended(self.q_norm(q), self.k_norm(k), v))
+        return attended
+
+
+class MixtureOfExperts(nn.Module):
+    """The top K experts of each token, weighted by a softmax over all that is not renormalised, and the shared one."""
+
+    def __init__(self, config: DitMoeConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.num_experts, bias=False)
+        self.experts = PackedExperts(config.num_experts, config.width, config.expert_width)
+        self.shared_experts = SharedExperts(config.width, config.shared_width)
+
+    def forward(self, tokens: Tensor, top_k: int) -> tuple[Tensor, Routing]:  # noqa: D102
+        flat = tokens.flatten(0, -2)
+        probabilities = self.gate(flat).softmax(-1)
+        weights, ids = probabilities.topk(top_k, dim=-1)
+        mixed = self.experts(flat, ids, weights) + self.shared_experts(flat)
+        return mixed.view_as(tokens), Routing(probabilities, ids)
+
+
+class _Packed(nn.Module):
+    """Weights of SwiGLUs, one matrix for gate and up. In a state they have the published names, apart."""
+
+    gate_up: nn.Parameter
+    down: nn.Parameter
+
+    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Published prefix, and the matrices (2F, W) and (W, F) behind it."""
+        raise NotImplementedError
+
+    def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for part, gate_up, down in self._parts():
+            gate, up = gate_up.chunk(2)
+            for name, tensor in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
+                destination[f"{prefix}{part}{name}.weight"] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *told: Any) -> None:
+        names = [
+            [f"{prefix}{part}{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
+            for part, _, _ in self._parts()
+        ]
+        if all(name in state_dict for part in names for name in part):
+            parts = [[state_dict.pop(name) for name in part] for part in names]
+            packed = self._joined([torch.cat(part[:2]) for part in parts], [part[2] for part in parts])
+            state_dict |= {f"{prefix}gate_up": packed[0], f"{prefix}down": packed[1]}
+        super()._load_from_state_dict(state_dict, prefix, *told)
+
+
+class PackedExperts(_Packed):
+    """Those that a gate chooses of: ``gate_up`` (E, 2F, W), ``down`` (E, W, F)."""
+
+    def __init__(self, num_experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        bound = math.sqrt(6 / (width + hidden))
+        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * hidden, width).uniform_(-bound, bound))
+        self.down = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-bound, bound))
+
+    def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """``tokens`` (T, W), ``ids`` and ``weights`` (T, K)."""
+        mixed = torch.zeros_like(tokens)
+        for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
+            rows, choice = (ids == expert).nonzero(as_tuple=True)
+            mixed = mixed.index_add(0, rows, weights[rows, choice, None] * _swiglu(tokens[rows], gate_up, down))
+        return mixed
+
+    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
+            yield f"{expert}.", gate_up, down
+
+    def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.stack(gate_up), torch.stack(down)
+
+
+class SharedExperts(_Packed):
+    """What all tokens pass: ``gate_up`` (2F, W), ``down`` (W, F)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        bound = math.sqrt(6 / (width + hidden))
+        self.gate_up = nn.Parameter(torch.empty(2 * hidden, width).uniform_(-bound, bound))
+        self.down = nn.Parameter(torch.empty(width, hidden).uniform_(-bound, bound))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return _swiglu(tokens, self.gate_up, self.down)
+
+    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        yield "", self.gate_up, self.down
+
+    def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return gate_up[0], down[0]
+
+
+def _swiglu(tokens: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = F.linear(tokens, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=_EPSILON) * (1 + scale) + shift
+
+
+def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, N, 3W) to three of (B, heads, N, W / heads)."""
+    pictures, tokens, _ = qkv.shape
+    return qkv.view(pictures, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _positions(width: int, side: int) -> Tensor:
+    """Sines and cosines of the column, then of the row (1, N, W)."""
+    omega = 10_000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
+    angles = [place.reshape(-1, 1) * omega for place in (columns, rows)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()[None]
