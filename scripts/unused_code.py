@@ -24,6 +24,7 @@ CALLED_BY_OTHERS = {
     "importlib": ("get_code",),
     "grpc": ("intercept_service", "Export"),
     "schemathesis": ("map_body", "get_call_kwargs"),
+    "torch": ("_save_to_state_dict", "_load_from_state_dict"),
     "typer": ("format_commands",),
     "Ray Serve": ("record_routing_stats", "on_request_completed", "choose_replicas", "initialize_state"),
     "vLLM": (
