@@ -14,23 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families.dit_moe.config import DitMoeConfig
+from models.methods.experts.gates import softmax_top_k
+from models.methods.experts.grouped import grouped_swiglu
 
 _FREQUENCIES = 256
 _EPSILON = 1e-6
 
 
-class Routing(NamedTuple):
-    """Of one layer: how likely each expert was for each token (T, E), and which were taken (T, K)."""
+class Gated(NamedTuple):
+    """Of one layer: how its gate scored the experts for each token (T, E), and which were taken (T, K)."""
 
-    probabilities: Tensor
+    logits: Tensor
     ids: Tensor
 
 
-def balance_loss(routings: Sequence[Routing]) -> Tensor:
+def balance_loss(layers: Sequence[Gated]) -> Tensor:
     """What training adds, times 0.01 as published: 1 a layer where experts share tokens evenly, more where not."""
     losses = []
-    for probabilities, ids in routings:
-        num_experts = probabilities.shape[1]
+    for logits, ids in layers:
+        probabilities, num_experts = logits.softmax(-1), logits.shape[1]
         share = torch.bincount(ids.flatten(), minlength=num_experts).to(probabilities) / ids.numel()
         losses.append(num_experts * (share * probabilities.mean(0)).sum())
     return torch.stack(losses).sum()
@@ -59,18 +61,18 @@ class DitMoe(nn.Module):
         times: Tensor,
         classes: Tensor,
         top_k: int | None = None,
-        routings: list[Routing] | None = None,
+        gated: list[Gated] | None = None,
     ) -> Tensor:
         """``latents`` (B, C, side, side), ``times`` (B,) as the process counts them, ``classes`` (B,).
 
-        ``top_k``: experts a token, where fewer than the network was trained with. ``routings``: is added each layer's.
+        ``top_k``: experts a token, where fewer than the network was trained with. ``gated``: each layer's is appended.
         """
         tokens = self.x_embedder(latents) + self.pos_embed
         condition = F.silu(self.t_embedder(times) + self.y_embedder(classes))
         for block in self.blocks:
-            tokens, routing = block(tokens, condition, top_k or self.config.top_k)
-            if routings is not None:
-                routings.append(routing)
+            tokens, layer = block(tokens, condition, top_k or self.config.top_k)
+            if gated is not None:
+                gated.append(layer)
         return self._unpatched(self.final_layer(tokens, condition))
 
     def _unpatched(self, patches: Tensor) -> Tensor:
@@ -150,12 +152,12 @@ class Block(nn.Module):
         self.moe = MixtureOfExperts(config)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(config.width, 6 * config.width))
 
-    def forward(self, tokens: Tensor, condition: Tensor, top_k: int) -> tuple[Tensor, Routing]:
+    def forward(self, tokens: Tensor, condition: Tensor, top_k: int) -> tuple[Tensor, Gated]:
         """``condition``: after its SiLU, which all blocks share."""
         shift, scale, gate, moe_shift, moe_scale, moe_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         tokens = tokens + gate * self.attn(_modulated(tokens, shift, scale))
-        mixed, routing = self.moe(_modulated(tokens, moe_shift, moe_scale), top_k)
-        return tokens + moe_gate * mixed, routing
+        mixed, gated = self.moe(_modulated(tokens, moe_shift, moe_scale), top_k)
+        return tokens + moe_gate * mixed, gated
 
 
 class FinalLayer(nn.Module):
@@ -213,12 +215,12 @@ class MixtureOfExperts(nn.Module):
         self.experts = PackedExperts(config.num_experts, config.width, config.expert_width)
         self.shared_experts = SharedExperts(config.width, config.shared_width)
 
-    def forward(self, tokens: Tensor, top_k: int) -> tuple[Tensor, Routing]:  # noqa: D102
+    def forward(self, tokens: Tensor, top_k: int) -> tuple[Tensor, Gated]:  # noqa: D102
         flat = tokens.flatten(0, -2)
-        probabilities = self.gate(flat).softmax(-1)
-        weights, ids = probabilities.topk(top_k, dim=-1)
+        logits = self.gate(flat)
+        ids, weights = softmax_top_k(logits, top_k)
         mixed = self.experts(flat, ids, weights) + self.shared_experts(flat)
-        return mixed.view_as(tokens), Routing(probabilities, ids)
+        return mixed.view_as(tokens), Gated(logits, ids)
 
 
 class _Packed(nn.Module):
@@ -263,11 +265,7 @@ class PackedExperts(_Packed):
 
     def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """``tokens`` (T, W), ``ids`` and ``weights`` (T, K)."""
-        mixed = torch.zeros_like(tokens)
-        for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
-            rows, choice = (ids == expert).nonzero(as_tuple=True)
-            mixed = mixed.index_add(0, rows, weights[rows, choice, None] * _swiglu(tokens[rows], gate_up, down))
-        return mixed
+        return grouped_swiglu(tokens, self.gate_up, self.down, ids, weights)
 
     def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):

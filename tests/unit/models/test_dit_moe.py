@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.families.dit_moe.config import NANO, DitMoeConfig
-from models.families.dit_moe.network import DitMoe, Routing, balance_loss
+from models.families.dit_moe.network import DitMoe, Gated, balance_loss
 
 TINY = replace(NANO, width=16, depth=2, num_heads=2, num_experts=3, latent_side=4)
 
@@ -28,8 +28,8 @@ def test_state_has_the_published_names_and_is_read_back() -> None:
 
 
 def test_loss_is_one_a_layer_where_experts_share_alike() -> None:
-    even = Routing(torch.full((4, 2), 0.5), torch.tensor([[0], [1], [0], [1]]))
-    skewed = Routing(torch.tensor([[0.9, 0.1]]).expand(4, 2), torch.zeros(4, 1, dtype=torch.long))
+    even = Gated(torch.zeros(4, 2), torch.tensor([[0], [1], [0], [1]]))
+    skewed = Gated(torch.tensor([[0.9, 0.1]]).log().expand(4, 2), torch.zeros(4, 1, dtype=torch.long))
     assert balance_loss([even, even]).item() == pytest.approx(2)
     assert balance_loss([skewed]).item() == pytest.approx(1.8)
 
