@@ -1,0 +1,1 @@
+"""Where the experts of a mixture live, and which of their replicas work: on counts of tokens alone."""
