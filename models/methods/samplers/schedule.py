@@ -1,23 +1,33 @@
 """How much noise there is at each training timestep.
 
 Source: Open-Sora-Plan v1.2 trains and samples with the defaults of diffusers' schedulers: 1,000 steps, linear betas
-from 1e-4 to 2e-2, epsilon prediction.
+from 1e-4 to 2e-2, epsilon prediction. The cosine is that of Nichol and Dhariwal, arXiv 2102.09672, Eq. (17).
 
 Legend: alpha, sigma with z = alpha x0 + sigma eps and alpha^2 + sigma^2 = 1 (variance preserving).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+_MAX_BETA = 0.999
+"""Of the cosine, which would end with nothing but noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """Linear betas. Raises: ValueError: no increasing betas between 0 and 1."""
+    """Linear betas, or those of a cosine, for which their ends say nothing.
+
+    Raises: ValueError: no increasing betas between 0 and 1, or fewer than two.
+    """
+
+    curve: Literal["linear", "cosine"] = "linear"
 
     num_train_steps: int = 1000
     beta_start: float = 1e-4
@@ -32,8 +42,15 @@ class NoiseSchedule:
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 at each timestep, float64 (num_train_steps,)."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.num_train_steps, dtype=torch.float64)
-        return torch.cumprod(1.0 - betas, dim=0)
+        return torch.cumprod(1.0 - self._betas, dim=0)
+
+    @property
+    def _betas(self) -> Tensor:
+        if self.curve == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, self.num_train_steps, dtype=torch.float64)
+        share = torch.arange(self.num_train_steps + 1, dtype=torch.float64) / self.num_train_steps
+        alphas = ((share + 0.008) / 1.008 * (math.pi / 2)).cos() ** 2
+        return (1.0 - alphas[1:] / alphas[:-1]).clamp(max=_MAX_BETA)
 
     def alpha_sigma(self, timestep: int) -> tuple[float, float]:
         """alpha and sigma; (1, 0) at timestep -1, where nothing is noise."""
