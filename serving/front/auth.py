@@ -3,6 +3,10 @@
 Keys are configured as SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
 nothing about them. Without keys everybody is the tenant ``local``, and only callers on this machine are served.
 
+A browser on this machine is one of them, whoever wrote the page that it shows. So without keys a request must not come
+from a page of another origin, and must call the server by a name of this machine: a page whose own name was made to
+lead here (DNS rebinding) would be of the same origin.
+
 A caller's address is what the transport says. Behind a proxy on this machine it is the proxy's: a server without keys
 must therefore have its proxy listen on loopback only.
 """
@@ -14,6 +18,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Collection, Mapping, Sequence
+from urllib.parse import urlsplit
 
 from serving.errors import ConfigError, Forbidden, Unauthenticated
 
@@ -26,7 +31,8 @@ _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+
 class Authenticator:
     """Maps credentials to tenants. ``keys`` maps each tenant to the SHA-256 of its key, or of each of its keys, in
     hexadecimal: two at a time let a tenant change its key without an outage. ``logprobs_tenants`` may see and bias
-    probabilities of tokens, and ``admins`` read what is counted of each tenant; nobody else may.
+    probabilities of tokens, and ``admins`` read what is counted of each tenant; nobody else may. ``origins``: whose
+    pages may call a server without keys, besides those of this machine; "*" is any.
 
     Raises:
         ConfigError: a hash is malformed, two tenants share one, or there are no keys and nobody would be let in.
@@ -38,6 +44,7 @@ class Authenticator:
         allow_anonymous_loopback: bool,
         logprobs_tenants: Collection[str] = (),
         admins: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
         hashes = [(tenant, digest.lower()) for tenant, digests in keys.items() for digest in _several(digests)]
         for tenant, digest in hashes:
@@ -50,6 +57,7 @@ class Authenticator:
         self._hashes = tuple(hashes)
         self._logprobs_tenants = frozenset(logprobs_tenants)
         self._admins = frozenset(admins if hashes else (LOCAL_TENANT,))
+        self._origins = frozenset(origins)
 
     def may_use_logprobs(self, tenant: str) -> bool:
         """Whether a tenant may see and bias probabilities of tokens."""
@@ -58,6 +66,28 @@ class Authenticator:
     def is_admin(self, tenant: str) -> bool:
         """Whether a tenant may read what is counted of each. Without keys whoever is served may: nobody else is."""
         return tenant in self._admins
+
+    def check_browser(self, host: str | None, origin: str | None) -> None:
+        """Pass a request that no page of another site has made. Where there are keys, a page needs one like anybody.
+
+        ``host`` and ``origin``: the headers, None if they were not sent.
+
+        Raises: Forbidden: there are no keys, and the origin is another one or the host is no name of this machine.
+        """
+        if self._hashes:
+            return
+        if origin is not None and not self._origins & {origin, "*"} and not _is_on_this_machine(origin):
+            raise Forbidden(
+                "this server has no API keys and takes no requests of pages of other origins; configure keys, or allow "
+                "the origin in http.cors_origins",
+                param="origin",
+            )
+        if host is not None and not _is_on_this_machine(f"http://{host}"):
+            raise Forbidden(
+                "this server has no API keys and is called localhost or by a loopback address; call it by that, or "
+                "configure keys",
+                param="host",
+            )
 
     def authenticate(self, authorization: str | None, x_api_key: str | None, peer_host: str | None) -> str:
         """Return the tenant of a caller.
@@ -120,6 +150,15 @@ def _presented_key(authorization: str | None, x_api_key: str | None) -> str:
             f"API key is not ASCII or longer than {MAX_KEY_CHARS} characters; check it", param="authorization"
         )
     return key
+
+
+def _is_on_this_machine(url: str) -> bool:
+    """Whether a URL's host is a loopback address, or a name that browsers and resolvers keep for one (RFC 6761)."""
+    try:
+        name = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)
 
 
 def is_loopback(peer: str | None) -> bool:

@@ -80,7 +80,8 @@ def build_authenticator(config: ResolvedConfig) -> Authenticator:
     keys = {tenant.name: tenant.api_key_sha256 for tenant in config.settings.tenants}
     trusted = [tenant.name for tenant in config.settings.tenants if tenant.allow_logprobs]
     admins = [tenant.name for tenant in config.settings.tenants if tenant.admin]
-    return Authenticator(keys, config.allow_anonymous_loopback, trusted, admins)
+    origins = config.settings.http.cors_origins
+    return Authenticator(keys, config.allow_anonymous_loopback, trusted, admins, origins)
 
 
 def build_limits(config: ResolvedConfig) -> IngressLimits:

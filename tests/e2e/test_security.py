@@ -120,6 +120,12 @@ def test_run_folder_is_private(system: System) -> None:
     assert system.run_dir.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("sent", [{"origin": "https://evil.example"}, {"host": "evil.example"}])
+def test_pages_of_other_sites_do_not_speak_for_the_user_of_a_browser_here(system: System, sent: dict[str, str]) -> None:
+    reply = httpx.get(f"{system.http_url}/v1/models", headers=sent)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden")
+
+
 def test_public_address_without_keys_is_refused_with_the_remedy() -> None:
     with short_folder() as folder:
         run = run_cli("up", "--set", "http.host=0.0.0.0", environment=cli_environment(folder, "none"))

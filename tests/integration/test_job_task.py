@@ -122,15 +122,15 @@ def pixels_of(png: bytes) -> Any:
 
 
 async def test_job_is_made_watched_fetched_and_charged_for_what_it_took(system: System) -> None:
-    made = await system.ask("POST", body=RED, host="vireo.example")
+    made = await system.ask("POST", body=RED, host="vireo.localhost")
     assert made.status == 200, made.body
     job_id = made.json["id"]
     assert job_id.startswith("dotted_")
     events = events_of((await system.ask("GET", f"/{job_id}/events")).body)
     assert events[-1][0] == "completed"
-    shown = (await system.ask("GET", f"/{job_id}", host="vireo.example")).json
+    shown = (await system.ask("GET", f"/{job_id}", host="vireo.localhost")).json
     assert (shown["status"], shown["colour"], shown["dots"]) == ("completed", [255, 0, 0], 6)
-    assert shown["url"] == f"http://vireo.example/v1/dots/{job_id}/content"
+    assert shown["url"] == f"http://vireo.localhost/v1/dots/{job_id}/content"
     content = await system.ask("GET", f"/{job_id}/content")
     assert content.headers["content-type"] == "image/png"
     assert (pixels_of(content.body) == (255, 0, 0)).all(-1).sum() == 6

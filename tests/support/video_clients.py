@@ -54,7 +54,7 @@ async def post_form(door: FrontDoor, fields: Mapping[str, str | bytes]) -> HttpR
 async def get(door: FrontDoor, path: str, **headers: str) -> HttpReply:
     """Fetch."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return await asgi(door.app, "GET", path, b"", {"host": "vireo.example:8000", **named})
+    return await asgi(door.app, "GET", path, b"", {"host": "vireo.localhost:8000", **named})
 
 
 class Presence:

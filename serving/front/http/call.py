@@ -102,10 +102,11 @@ class Call(BaseCall):
 
     def authenticate(self) -> None:
         """Find the tenant. Raises: Unauthenticated, Forbidden, InvalidRequest."""
-        client = self.scope.get("client")
-        self.visit.tenant = self.front.authenticator.authenticate(
+        client, authenticator = self.scope.get("client"), self.front.authenticator
+        self.visit.tenant = authenticator.authenticate(
             self.header(b"authorization"), self.header(b"x-api-key"), client[0] if client else None
         )
+        authenticator.check_browser(self.header(b"host"), self.header(b"origin"))
 
     async def start(self, headers: HeaderList, status: int = 200) -> None:
         """Begin a successful answer that is sent piece by piece."""

@@ -121,6 +121,54 @@ def test_without_keys_everybody_else_is_forbidden(peer: str | None) -> None:
         Authenticator({}, True).authenticate("Bearer anything", None, peer)
 
 
+HERE = [
+    "localhost",
+    "localhost:8000",
+    "LocalHost:80",
+    "app.localhost:8000",
+    "127.0.0.1:8000",
+    "127.9.9.9",
+    "[::1]:8000",
+]
+NOT_HERE = [
+    "evil.example",
+    "evil.example:8000",
+    "10.0.0.1",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "",
+    "[",
+]
+
+
+@pytest.mark.parametrize("host", [None, *HERE])
+@pytest.mark.parametrize("origin", [None, "http://localhost:3000", "http://127.0.0.1:8000", "http://[::1]:8000"])
+def test_without_keys_pages_of_this_machine_are_served(host: str | None, origin: str | None) -> None:
+    Authenticator({}, True).check_browser(host, origin)
+
+
+@pytest.mark.parametrize("origin", ["null", "", "https://evil.example", "http://localhost.evil.example", "http://["])
+def test_without_keys_pages_of_other_origins_are_forbidden(origin: str) -> None:
+    with pytest.raises(Forbidden, match="other origins"):
+        Authenticator({}, True).check_browser("localhost:8000", origin)
+
+
+@pytest.mark.parametrize("host", NOT_HERE)
+def test_without_keys_a_name_that_was_made_to_lead_here_is_forbidden(host: str) -> None:
+    with pytest.raises(Forbidden, match="localhost"):
+        Authenticator({}, True).check_browser(host, None)
+
+
+@pytest.mark.parametrize("origins", [["https://app.example"], ["*"]])
+def test_without_keys_pages_of_allowed_origins_are_served(origins: list[str]) -> None:
+    authenticator = Authenticator({}, True, origins=origins)
+    authenticator.check_browser("localhost:8000", "https://app.example")
+
+
+def test_with_keys_a_page_needs_one_like_anybody() -> None:
+    Authenticator(KEYS, False).check_browser("vireo.example", "https://evil.example")
+
+
 @pytest.mark.parametrize(
     ("keys", "anonymous"),
     [

@@ -398,6 +398,19 @@ async def test_paths_that_need_a_key_refuse_without_one(path: str) -> None:
         assert (await asgi(door.app, method, path, BODY, JSON | headers)).status in (200, 400)
 
 
+@pytest.mark.parametrize(
+    "sent", [{"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example:8000"}]
+)
+async def test_without_keys_a_browser_speaks_for_no_other_site(sent: dict[str, str]) -> None:
+    door = FrontDoor()
+    here = {"host": "localhost:8000", "origin": "http://localhost:8000"}
+    for method, path, body in (("GET", "/v1/models", b""), ("POST", "/v1/classify", BODY)):
+        reply = await asgi(door.app, method, path, body, JSON | here | sent)
+        assert (reply.status, reply.error["code"], reply.error["param"]) == (403, "forbidden", next(iter(sent)))
+        assert door.service.requests == []
+        assert (await asgi(door.app, method, path, body, JSON | here)).status != 403
+
+
 @pytest.mark.parametrize("needs_key", [False, True])
 async def test_metrics_name_tenants_to_admins_only(needs_key: bool) -> None:
     keys = KEYS | {"unknown": hashlib.sha256(b"key-of-ops").hexdigest()}  # a name that callers have who are not known

@@ -94,11 +94,11 @@ async def test_picture_comes_as_a_form(file: str, door: FrontDoor) -> None:
 
 async def test_url_leads_its_tenant_to_the_picture(door: FrontDoor) -> None:
     reply = await door.post_json(
-        {"model": "mender", "image": TEXT, "response_format": "url"}, EDITS, host="x.test:8000"
+        {"model": "mender", "image": TEXT, "response_format": "url"}, EDITS, host="x.localhost:8000"
     )
     (item,) = reply.json["data"]
-    assert item["url"].startswith("http://x.test:8000/v1/images/files/")
-    fetched = await asgi(door.app, "GET", item["url"].removeprefix("http://x.test:8000"))
+    assert item["url"].startswith("http://x.localhost:8000/v1/images/files/")
+    fetched = await asgi(door.app, "GET", item["url"].removeprefix("http://x.localhost:8000"))
     assert (fetched.status, fetched.headers["content-type"]) == (200, "image/png")
     assert np.array_equal(read(fetched.body), NEGATIVE)
 
@@ -254,7 +254,7 @@ BALL = {"model": "painter", "prompt": "a ball", "seed": 7}
 
 async def test_call_that_need_not_be_waited_for_becomes_a_job(door: FrontDoor) -> None:
     asked = {"n": 2, "output_format": "webp", "output_compression": 40, "vireo": {"background": True, "energy_j": 2}}
-    reply = await door.post_json(BALL | asked, GENERATIONS, host="x.test")
+    reply = await door.post_json(BALL | asked, GENERATIONS, host="x.localhost")
     assert reply.status == 202, reply.body
     job, (request,) = reply.json, door.service.image_jobs.video_requests
     assert (job["object"], job["status"], job["seeds"], job["urls"]) == ("image", "queued", [7, 8], [])
@@ -262,8 +262,8 @@ async def test_call_that_need_not_be_waited_for_becomes_a_job(door: FrontDoor) -
     assert (request.budget.energy_j, request.plan.output) == (2, {"format": "webp", "quality": 40})
     assert door.service.requests == []
     door.service.image_jobs.complete(job["id"])
-    shown = (await asgi(door.app, "GET", f"/v1/images/jobs/{job['id']}", headers={"host": "x.test"})).json
-    url = f"http://x.test/v1/images/jobs/{job['id']}/content"
+    shown = (await asgi(door.app, "GET", f"/v1/images/jobs/{job['id']}", headers={"host": "x.localhost"})).json
+    url = f"http://x.localhost/v1/images/jobs/{job['id']}/content"
     assert (shown["status"], shown["urls"]) == ("completed", [url, f"{url}?variant=image-2"])
     listed = (await asgi(door.app, "GET", "/v1/images/jobs")).json
     assert [one["id"] for one in listed["data"]] == [job["id"]]

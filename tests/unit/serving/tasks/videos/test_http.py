@@ -211,7 +211,7 @@ async def test_object_of_each_state_has_the_agreed_shape() -> None:
     done = (await get(door, f"/v1/videos/{video_id}")).json
     check("VideoAnswer", done)
     assert (done["status"], done["progress"], done["error"]) == ("completed", 100, None)
-    assert done["url"] == f"http://vireo.example:8000/v1/videos/{video_id}/content"
+    assert done["url"] == f"http://vireo.localhost:8000/v1/videos/{video_id}/content"
     assert (done["media_type"], done["file_name"]) == ("video/mp4", f"{video_id}.mp4")
     assert (done["completed_at"], done["expires_at"]) == (CREATED_S + 12, CREATED_S + 3600)
     assert (done["inference_time_s"], done["vireo"]["energy_j"], done["vireo"]["sparsity"]) == (0.25, 1.5, 0.5)
@@ -241,9 +241,10 @@ async def test_failed_job_says_why() -> None:
     ],
 )
 async def test_url_is_that_of_the_caller_and_nothing_else(headers: dict[str, str], start: str) -> None:
-    door = video_door()
-    video_id = await finished(door)
-    url = (await get(door, f"/v1/videos/{video_id}", **headers)).json["url"]
+    door = keyed_door()
+    video_id = (await post(door, BODY, headers=ADA)).json["id"]
+    door.service.complete(video_id)
+    url = (await get(door, f"/v1/videos/{video_id}", **ADA, **headers)).json["url"]
     assert url == f"{start}/videos/{video_id}/content"
 
 
