@@ -141,10 +141,18 @@ NOT_HERE = [
 ]
 
 
+def is_taken(authenticator: Authenticator, host: str | None, origin: str | None) -> bool:
+    try:
+        authenticator.check_browser(host, origin)
+    except Forbidden:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("host", [None, *HERE])
 @pytest.mark.parametrize("origin", [None, "http://localhost:3000", "http://127.0.0.1:8000", "http://[::1]:8000"])
 def test_without_keys_pages_of_this_machine_are_served(host: str | None, origin: str | None) -> None:
-    Authenticator({}, True).check_browser(host, origin)
+    assert is_taken(Authenticator({}, True), host, origin)
 
 
 @pytest.mark.parametrize("origin", ["null", "", "https://evil.example", "http://localhost.evil.example", "http://["])
@@ -162,11 +170,11 @@ def test_without_keys_a_name_that_was_made_to_lead_here_is_forbidden(host: str) 
 @pytest.mark.parametrize("origins", [["https://app.example"], ["*"]])
 def test_without_keys_pages_of_allowed_origins_are_served(origins: list[str]) -> None:
     authenticator = Authenticator({}, True, origins=origins)
-    authenticator.check_browser("localhost:8000", "https://app.example")
+    assert is_taken(authenticator, "localhost:8000", "https://app.example")
 
 
 def test_with_keys_a_page_needs_one_like_anybody() -> None:
-    Authenticator(KEYS, False).check_browser("vireo.example", "https://evil.example")
+    assert is_taken(Authenticator(KEYS, False), "vireo.example", "https://evil.example")
 
 
 @pytest.mark.parametrize(
