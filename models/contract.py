@@ -325,6 +325,7 @@ class Family:
     alone is not one.
     ``convert``: (variant, ..., on_progress) -> what was done, in lines: brings published weights into a folder. Its
     other parameters, each ``Annotated`` with a text, are the arguments and (keyword-only) options of `vireo convert`.
+    ``experts``: (variant) -> ExpertFacts, of a mixture of experts.
     """
 
     def __post_init__(self) -> None:
@@ -518,6 +519,39 @@ class Parallel(Protocol):
         """From now on. ``degrees``: ``models.parallel`` degrees of all ranks; ``groups_of``: number of tokens of a
         request -> its groups. Raises: ValueError: degrees that do not fit the network."""
         ...
+
+
+@runtime_checkable
+class Experts(Protocol):
+    """A job whose network sends its tokens to experts, and counts them."""
+
+    @property
+    def expert_shape(self) -> tuple[int, int]:
+        """Layers that have experts, and experts of each."""
+        ...
+
+    def take_loads(self) -> Sequence[Any]:
+        """How many tokens each state of the last denoising slice sent to which expert: one array int64 (layers,
+        experts) a state, in their order. Taken once, on the thread that ran the slice; slices of other phases, which
+        may run meanwhile, change nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFacts:
+    """What a client may know of a mixture of experts.
+
+    ``layers``: those that have experts. ``experts``: of a layer, those that tokens choose from. ``chosen``: of them, by
+    a token at most. ``shared``: further ones that every token meets. ``parameters``: of the network that is routed, and
+    ``active_parameters``: of them, those that a token meets.
+    """
+
+    layers: int
+    experts: int
+    chosen: int
+    shared: int = 0
+    parameters: int
+    active_parameters: int
 
 
 Runner: TypeAlias = Unary | Staged | Job

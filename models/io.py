@@ -97,7 +97,7 @@ class ImageIO:
     ``is_seeded``: noise is drawn, and the seed goes in. ``size``: width and height of what comes out of words alone;
     a job may be asked for others, if ``max_side`` is given. A picture that goes in, or that is asked for, has sides
     between ``min_side`` and ``max_side`` that are multiples of ``multiple``. One that goes in comes out ``scale`` times
-    as large; nobody crops or pads it on the way.
+    as large; nobody crops or pads it on the way. ``example``: a prompt that the model takes, if it takes any.
 
     Raises: ValueError: nothing goes in, there is not one way to know the size, or sides that no picture has.
     """
@@ -113,6 +113,7 @@ class ImageIO:
     multiple: int = 1
     scale: int = 1
     max_prompt_chars: int = 2000
+    example: str = "a red ball"
     num_exits: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ class ImageIO:
             "inputs": ["text"] * self.takes_prompt + ["image"] * self.takes_picture,
             "outputs": ["image"],
             "is_seeded": self.is_seeded,
+            **({"example": self.example} if self.takes_prompt else {}),
             **({"sizes": [f"{self.size[0]}x{self.size[1]}"]} if self.size else {}),
             **(sides if self.max_side else {}),
         }

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from models.contract import Family, Knob, Shape, Variant
+from models.contract import ExpertFacts, Family, Knob, Shape, Variant
 from serving.domain import Priority, UnaryReply, UnaryRequest
 
 if TYPE_CHECKING:
     from serving.delivery.job.base import JobPlan, JobService
+    from serving.delivery.job.experts import ExpertReport
     from serving.tasks.chat.domain import ChatEvent, ChatRequest
 
 
@@ -42,6 +43,8 @@ class Card:
     """What a request may set (``vireo.settings``), and what the operator has set for all."""
     prepare_version: str = "1"
     """Part of every cache key: raised whenever the same picture gives other inputs."""
+    experts: ExpertFacts | None = None
+    """Of a mixture of experts."""
 
 
 def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha256: str, **found: Any) -> Card:
@@ -57,6 +60,7 @@ def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha2
         io=variant.io,
         knobs=family.knobs,
         prepare_version=family.prepare_version,
+        experts=family.part("experts")(variant) if "experts" in family.parts else None,
         **found,
     )
 
@@ -123,6 +127,10 @@ class ChatService(Protocol):
         ...
 
 
+async def _no_experts(model: str) -> Sequence[ExpertReport]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """Everything behind the front door: what each task calls, and what is common to all models."""
@@ -138,6 +146,8 @@ class Service:
     """Whether a model has a replica that lives."""
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
+    experts: Callable[[str], Awaitable[Sequence[ExpertReport]]] = _no_experts
+    """What the experts of a model were sent lately, of each replica that answers. Raises: NotReady: none does."""
 
     def rows_for(self, task: str) -> tuple[Card, ...]:
         """The models of rows that are for a task."""

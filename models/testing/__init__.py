@@ -97,6 +97,7 @@ OF_A_SHAPE: Mapping[str, tuple[Run, ...]] = {
         jobs.slices_are_counted_by_phase,
         jobs.network_runs_in_slices_only,
         jobs.preview_is_a_small_picture,
+        jobs.tokens_of_experts_are_counted,
         jobs.job_holds_no_more_than_declared,
         jobs.job_frees_what_it_held,
         jobs.every_point_of_a_job_starts,

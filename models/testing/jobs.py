@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.contract import Job, JobState, Phase, Point, Previews
+from models.contract import ExpertFacts, Experts, Job, JobState, Phase, Point, Previews
 from models.testing.subject import (
     Outputs,
     Subject,
@@ -154,6 +154,39 @@ def preview_is_a_small_picture(subject: Subject) -> None:
         assert picture.numel() <= largest, f"a preview has {picture.numel()} numbers, the outputs {largest}"
         _slice(subject, [state])
     expect_same(finished(subject, [state])[0], expected, "with previews")
+
+
+def tokens_of_experts_are_counted(subject: Subject) -> None:
+    """If a job has experts: after every denoising slice it says, for each state, what each expert was sent. All layers
+    are sent the same number of tokens, the same as of a state alone, and the card has as many layers and experts."""
+    if not isinstance(subject.runner, Experts):
+        return
+    facts, shape = subject.family.part("experts")(subject.variant), subject.runner.expert_shape
+    assert isinstance(facts, ExpertFacts), f"the part experts gives {type(facts).__name__}"
+    assert (facts.layers, facts.experts) == shape, f"the card has {facts.layers}x{facts.experts}, the runner {shape}"
+    alone = sum(_loads(subject, [opened(subject, 0)]))
+    together = _loads(subject, [opened(subject, seed) for seed in (0, 1)])
+    first = sum(together[::2])
+    assert int(first.sum()) == int(alone.sum()), f"{first.sum()} tokens in company, {alone.sum()} alone"
+    assert int(abs(first - alone).sum()) <= 0.02 * int(alone.sum()), "a state is counted what another's tokens chose"
+
+
+def _loads(subject: Subject, states: Sequence[JobState]) -> list[Any]:
+    """All loads of states that step together to the end."""
+    found: list[Any] = []
+    while left := subject.runner.remaining(states[0]):
+        _slice(subject, states)
+        if next(iter(left)) != "denoise":
+            continue
+        loads = subject.runner.take_loads()
+        assert len(loads) == len(states), f"{len(loads)} loads of {len(states)} states"
+        for each in loads:
+            assert (str(each.dtype), each.shape) == ("int64", subject.runner.expert_shape), f"{each.dtype} {each.shape}"
+            assert each.min() >= 0, "fewer tokens than none"
+            assert len(set(each.sum(axis=1).tolist())) == 1, f"layers are sent {each.sum(axis=1)} tokens"
+            assert each.sum() > 0, "no tokens"
+        found += loads
+    return found
 
 
 def job_frees_what_it_held(subject: Subject) -> None:

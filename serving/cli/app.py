@@ -92,6 +92,7 @@ def build() -> typer.Typer:
         loadtest_commands,
         metrics_command,
         model_commands,
+        moe_commands,
         system_commands,
     )
 
@@ -110,6 +111,13 @@ def build() -> typer.Typer:
     for task in TASKS:
         if task.verbs is not None:
             task.verbs.load()(app)
-    for module in (model_commands, families_command, convert_commands, loadtest_commands, completion_command):
+    for module in (
+        model_commands,
+        moe_commands,
+        families_command,
+        convert_commands,
+        loadtest_commands,
+        completion_command,
+    ):
         module.register(app)
     return app

@@ -80,12 +80,18 @@ class Client:
         return found[0]
 
     def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        accepts: tuple[int, ...] = (200,),
     ) -> dict[str, Any]:
         """Return the answer as it came."""
         with self._plainly():
             response = self._http.request(method, self.url + path, json=body, headers=headers)
-        if response.status_code != 200:
+        if response.status_code not in accepts:
             raise self._refusal(response)
         document = parsed(response.content)
         if document is None:

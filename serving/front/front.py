@@ -42,6 +42,11 @@ def request_id(proposed: str | None) -> str:
     return uuid.uuid4().hex
 
 
+def clean(text: str) -> str:
+    """Return text that can be sent: half a surrogate pair becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def shown(value: object, max_chars: int = 60) -> str:
     """Return a caller's value as it may stand in a message: printable, short."""
     if isinstance(value, str | bytes):

@@ -26,6 +26,7 @@ from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.page.http import ROUTES as PAGE
 from serving.service import Service
+from serving.tasks.experts import ExpertsAnswer, shown_experts
 from serving.tasks.models import ModelAnswer, shown_model
 from serving.tasks.table import TASKS
 from serving.telemetry.events import Sink, ignore
@@ -96,6 +97,18 @@ async def _show_model(call: Call) -> Answer:
     return json_answer(shown_model(card, is_ready=service.is_model_ready(card.id)))
 
 
+async def _show_experts(call: Call) -> Answer:
+    service = call.front.service
+    card = call.front.card(call.path_params["model"], service.cards())
+    if not call.front.authenticator.is_admin(call.tenant):
+        raise Forbidden("what experts are sent tells of all tenants; ask with the key of an admin")
+    if card.experts is None:
+        raise UnknownPath(
+            f"{card.id} has no experts; vireo.experts in /v1/models says which models have", param="model"
+        )
+    return json_answer(shown_experts(card, await service.experts(card.id)))
+
+
 async def _ready(call: Call) -> Answer:
     if not call.front.service.is_ready():
         raise NotReady("no request can be answered now: the server is starting or stopping. Try again")
@@ -151,6 +164,14 @@ _TAGGED: Final[Mapping[Tag, tuple[Route, ...]]] = {
     Tag("models", "What is served, and what each model takes."): (
         _get("/v1/models", _list_models, "list_models", "List the models", ModelListAnswer),
         _get("/v1/models/{model}", _show_model, "get_model", "Show a model", ModelAnswer, path_parameter("model")),
+        _get(
+            "/v1/models/{model}/experts",
+            _show_experts,
+            "get_model_experts",
+            "Show what the experts of a model are sent",
+            ExpertsAnswer,
+            path_parameter("model"),
+        ),
     ),
     Tag("server", "Health, metrics, this document, and the page that shows them."): (
         _get("/v2/health/live", _live, "get_liveness", "Is the process alive?", needs_key=False),

@@ -18,6 +18,7 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.job.base import JobModel
+from serving.delivery.job.experts import ExpertReport
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits, is_replica_lost
 from serving.delivery.stream.links import ChatLinks, HandleCalls
@@ -25,6 +26,7 @@ from serving.delivery.unary.dispatch import MAX_SAMPLES_PER_CALL, Dispatcher, Pe
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleCall
 from serving.domain import Priority
+from serving.errors import NotReady
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
@@ -50,6 +52,9 @@ from serving.tasks.images.jobs import IMAGES, PicturePlanner, plan_of
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
+
+_EXPERTS_S = 5.0
+"""For all replicas to say what their experts were sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
         max_priorities=priorities,
+        experts=_experts(handles),
     )
     return GatewayParts(
         media=media,
@@ -263,6 +269,21 @@ def _leaver(handle: DeploymentHandle[Any]) -> Callable[[Mapping[str, Sequence[in
         return {call_id for answer in answers if isinstance(answer, list) for call_id in answer}
 
     return leave
+
+
+def _experts(handles: Mapping[str, DeploymentHandle[Any]]) -> Callable[[str], Awaitable[Sequence[ExpertReport]]]:
+    async def experts(model: str) -> Sequence[ExpertReport]:
+        calls = handles[model].broadcast("experts")
+        try:
+            answers = await calls.results_async(timeout_s=_EXPERTS_S, return_exceptions=True)
+        except TimeoutError:
+            answers = []
+        found = [answer for answer in answers if isinstance(answer, ExpertReport)]
+        if not found:
+            raise NotReady(f"no replica of {model} answers now. Try again")
+        return found
+
+    return experts
 
 
 def _painter(model: ResolvedModel[JobOptions]) -> JobModel:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
@@ -21,6 +22,19 @@ class SettingAnswer(TypedDict):
     schema: dict[str, Any]
 
 
+class ExpertFactsAnswer(TypedDict):
+    """A mixture of experts. ``layers``: those that have experts. ``experts``: of a layer, of which a token chooses
+    ``chosen`` at most; ``shared``: further ones that every token meets. ``active_parameters``: those of the
+    ``parameters`` that a token meets."""
+
+    layers: int
+    experts: int
+    chosen: int
+    shared: int
+    parameters: int
+    active_parameters: int
+
+
 class ModelBlock(TypedDict):
     """What Vireo says of a model beyond OpenAI's fields, read from its card."""
 
@@ -35,6 +49,7 @@ class ModelBlock(TypedDict):
     settings: list[SettingAnswer]
     checkpoint_sha256: str
     ready: bool
+    experts: NotRequired[ExpertFactsAnswer]
 
 
 class ModelAnswer(TypedDict):
@@ -74,6 +89,8 @@ def shown_model(card: Card, *, is_ready: bool) -> ModelAnswer:
         "checkpoint_sha256": card.checkpoint_sha256,
         "ready": is_ready,
     }
+    if card.experts is not None:
+        block["experts"] = cast(ExpertFactsAnswer, asdict(card.experts))
     return {
         "id": card.id,
         "object": "model",

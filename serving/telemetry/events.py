@@ -250,6 +250,21 @@ class JobsStepped(Event, frozen=True):
     seconds: float
 
 
+class ExpertsRan(Event, frozen=True):
+    """A slice of a mixture of experts woke so many of a layer's experts, the mean of layers."""
+
+    model: str
+    distinct: float
+
+
+class ExpertsCounted(Event, frozen=True, kw_only=True):
+    """What experts were sent in the last minute: mean over largest load by phase, largest over mean by layers."""
+
+    model: str
+    balancedness: Mapping[str, float]
+    load_ratios: Mapping[str, float]
+
+
 class JobPreempted(Event, frozen=True):
     """A job had to wait for a more urgent one."""
 

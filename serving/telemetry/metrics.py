@@ -16,6 +16,7 @@ from serving.telemetry import events
 SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LONG_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+EXPERTS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096)
 COST_RATIOS: Final = (0.25, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0)
 SHARES: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -306,3 +307,17 @@ _gauge("vireo_video_jobs", "Jobs: held, queued.", "model", "state", mode="livema
     events.JobsCounted, "num_held", state="held"
 ).on(events.JobsCounted, "num_queued", state="queued")
 _gauge("vireo_video_held_bytes", "Bytes of the jobs that replicas hold.", "model").on(events.JobsCounted, "held_bytes")
+
+# -- experts ---------------------------------------------------------------------------------------------------------
+
+_histogram(
+    "vireo_moe_distinct_experts", "Experts of a layer that a slice woke, the mean of layers.", "model", buckets=EXPERTS
+).on(events.ExpertsRan, "distinct")
+_gauge(
+    "vireo_moe_balancedness", "Mean over largest load of an expert in the last minute; phase: early, late steps.",
+    "model", "phase", mode="livemin",
+).on_each(events.ExpertsCounted, lambda event: event.balancedness.items())  # fmt: skip
+_gauge(
+    "vireo_moe_expert_load_ratio", "Busiest expert over the mean in the last minute, by first, middle, last layers.",
+    "model", "layers", mode="livemax",
+).on_each(events.ExpertsCounted, lambda event: event.load_ratios.items())  # fmt: skip

@@ -258,6 +258,7 @@ def test_reflection_lists_the_services_and_their_methods(version: str, door: Doo
         "ClassifyStream",
         "Chat",
         "GenerateImage",
+        "GenerateImageStream",
         "EditImage",
         "GenerateVideo",
     }

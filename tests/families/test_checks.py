@@ -12,10 +12,13 @@ from models.card import family_card
 from models.contract import Family
 from models.testing import Check, checks_of
 from tests.families import toy_cards, toys
-from tests.families.toy_cards import JOB, STAGED, STREAM, UNARY, mutant
+from tests.families.toy_cards import EXPERTS, JOB, STAGED, STREAM, UNARY, mutant
+
+WHOLE = [check for family in (UNARY, STAGED, JOB, STREAM) for check in checks_of(family)]
+WHOLE += [check for check in checks_of(EXPERTS) if check.run.__name__ == "tokens_of_experts_are_counted"]
 
 
-@pytest.mark.parametrize("check", [*checks_of(UNARY), *checks_of(STAGED), *checks_of(JOB), *checks_of(STREAM)], ids=str)
+@pytest.mark.parametrize("check", WHOLE, ids=str)
 def test_family_that_keeps_the_contract_passes(check: Check) -> None:
     check()
 
@@ -55,6 +58,8 @@ def test_family_that_keeps_the_contract_passes(check: Check) -> None:
         (STREAM, "work", toy_cards.chat_of_half_the_bytes, "cache_holds_what_is_declared"),
         (STREAM, "build", toys.build_chat_of_more, "image_is_as_many_tokens_as_counted"),
         # -- slices
+        (EXPERTS, "runner", toys.JobOfMixedUpExperts, "tokens_of_experts_are_counted"),
+        (EXPERTS, "runner", toys.JobOfOtherExperts, "tokens_of_experts_are_counted"),
         (JOB, "runner", toys.JobThatMiscounts, "slices_are_counted_by_phase"),
         (JOB, "runner", toys.JobThatOpensWide, "network_runs_in_slices_only"),
         (JOB, "runner", toys.JobOfFloatingPreviews, "preview_is_a_small_picture"),

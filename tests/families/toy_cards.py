@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
+from models.contract import ExpertFacts, Family, Knob, LazyRef, Point, Source, Variant, Work
 from models.io import ChatIO, ChatTokens, PictureIO, chat_work
 
 SIDE, WIDTH, CLASSES, DEPTH = 8, 16, 5, 3
@@ -84,6 +84,17 @@ UNARY = _family("unary", "UnaryRunner", unary_work, (DEPTH_KNOB,))
 STAGED = _family("staged", "StagedRunner", staged_work, ())
 JOB = replace(
     _family("job", "JobRunner", job_work, (DEPTH_KNOB,)), parts={"example": LazyRef(f"{__name__}:{example.__name__}")}
+)
+
+
+def expert_facts(variant: Variant) -> ExpertFacts:
+    return ExpertFacts(layers=1, experts=2, chosen=1, parameters=2, active_parameters=1)
+
+
+EXPERTS = replace(
+    JOB,
+    runner=LazyRef(f"{_NETWORK}:JobOfExperts"),
+    parts={**JOB.parts, "experts": LazyRef(f"{__name__}:{expert_facts.__name__}")},
 )
 
 

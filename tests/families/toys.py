@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,6 +121,24 @@ class JobRunner:
 
     def close(self, state: JobState) -> Mapping[str, Tensor]:
         return {"picture": state.kept["at"]}
+
+
+class JobOfExperts(JobRunner):
+    """Its numbers are tokens, which go to one of two experts by their sign."""
+
+    expert_shape = (1, 2)
+
+    def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
+        if self.group_key(states[0]) == "denoise":
+            self.loads = [self.loads_of(state, states) for state in states]
+        return super().step(states)
+
+    def loads_of(self, state: JobState, company: Sequence[JobState]) -> Any:
+        num_positive = int((state.kept["at"] > 0).sum())
+        return np.array([[WIDTH - num_positive, num_positive]])
+
+    def take_loads(self) -> Sequence[Any]:
+        return self.loads
 
 
 def oracle(variant: Variant, official: Path | None) -> Iterator[Parity]:
@@ -417,3 +436,16 @@ def talk_of_one_more(variant: Variant) -> Talk:
 
 def talk_upside_down(variant: Variant) -> Talk:
     return TalkUpsideDown()
+
+
+class JobOfMixedUpExperts(JobOfExperts):
+    """Counts the tokens of the last state for every state."""
+
+    def loads_of(self, state: JobState, company: Sequence[JobState]) -> Any:
+        return super().loads_of(company[-1], company)
+
+
+class JobOfOtherExperts(JobOfExperts):
+    """Has more experts than its card says."""
+
+    expert_shape = (1, 3)

@@ -16,7 +16,7 @@ from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobUpdate
 from serving.errors import InvalidRequest, UnknownVideo
 from serving.service import Card
 from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus
-from serving.tasks.images.jobs import ImagesJob
+from serving.tasks.images.jobs import FILES, ImagesJob
 from serving.tasks.videos.schemas import VideoBody
 from tests.support.clip_limits import clip_limits
 
@@ -88,6 +88,7 @@ class FakeVideos:
         self.plans: dict[str, Any] = {}
         """By model; ``planned`` for all others."""
         self.is_fast = is_fast
+        self.clip = CLIP
         self.video_error: BaseException | None = None
         self.video_requests: list[JobRequest[Any]] = []
         self.jobs: dict[str, JobRecord] = {}
@@ -115,12 +116,13 @@ class FakeVideos:
             remaining_s=10.0 - step,
         )  # fmt: skip
 
-    def complete(self, video_id: str, clip: bytes = CLIP) -> None:
-        """The job has its clip."""
+    def complete(self, video_id: str) -> None:
+        """The job has its files."""
+        clip = self.clip
         is_gif = self.jobs[video_id].output["format"] == "gif"
         files = {"video": (clip, "image/gif" if is_gif else "video/mp4"), "thumbnail": (THUMBNAIL, "image/jpeg")}
         if self.jobs[video_id].task == "images":
-            files = {"image": (clip, "image/png")}
+            files = dict.fromkeys(FILES[: self.jobs[video_id].shown["n"]], (clip, "image/png"))
         self.change(
             video_id,
             status=JobStatus.COMPLETED, stage="done", step=self.jobs[video_id].num_steps, report=REPORT,
@@ -209,7 +211,7 @@ class FakeVideos:
     async def read(self, artefact: Artefact, start: int, end: int) -> bytes:
         if self.read_error_at is not None and start >= self.read_error_at:
             raise UnknownVideo("the file is gone", param="id")
-        data = THUMBNAIL if artefact.key.endswith("thumbnail") else CLIP
+        data = THUMBNAIL if artefact.key.endswith("thumbnail") else self.clip
         return data[start:end]
 
     async def watch(self, owner: str, video_id: str) -> AsyncGenerator[JobUpdate, None]:

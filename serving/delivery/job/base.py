@@ -172,18 +172,18 @@ def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
         ) from None
 
 
-async def completed(service: JobService, job: JobRecord) -> JobRecord:
-    """The job once it is completed. If its caller leaves, it is cancelled. Raises: what it failed with."""
+async def waited_for(service: JobService, job: JobRecord) -> AsyncGenerator[JobUpdate, None]:
+    """The job until it is completed. If its caller leaves, it is cancelled. Raises: what it failed with."""
     try:
         async with aclosing(service.watch(job.owner, job.id)) as updates:
             async for update in updates:
                 job = update.job
+                yield update
     except BaseException:  # GeneratorExit and cancellation among them: the caller is gone
         await cancel_for_good(service, job)
         raise
     if job.status is JobStatus.FAILED:
         raise job.failure
-    return job
 
 
 async def cancel_for_good(service: JobService, job: JobRecord) -> None:

@@ -9,7 +9,7 @@ export function imagesPanel(model) {
   const { io } = model.vireo;
   const edits = io.inputs.includes("image");
   const pictures = edits && new Pictures({ label: "Picture.", sample: "shapes.png" });
-  const prompt = io.inputs.includes("text") && h("textarea", { rows: 2, required: !edits, placeholder: "a red ball" });
+  const prompt = io.inputs.includes("text") && h("textarea", { rows: 2, required: !edits, placeholder: io.example ?? "" });
   const size = !edits && (io.max_side
     ? h("input", { placeholder: io.sizes?.[0] ?? "WIDTHxHEIGHT", autocomplete: "off" })
     : select([["", "not set"], ...(io.sizes ?? [])]));

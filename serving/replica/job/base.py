@@ -57,13 +57,14 @@ class Admitted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
     """One request after one step. ``compute_s`` is its share of the batch's time; ``figures``: what the family says of
-    the step."""
+    the step; ``loads``: tokens that went to each expert, int64 (layers, experts), of a mixture of experts."""
 
     job_id: str
     step: int
     compute_s: float
     held_bytes: int = 0
     figures: Figures = field(default_factory=dict)
+    loads: Any = None
 
 
 StepOutcome: TypeAlias = StepDone | ServingError

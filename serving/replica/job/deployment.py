@@ -1,6 +1,7 @@
 """The node of the graph for durable jobs: a worker that pulls durable jobs, and the engine that it drives.
 
-Nobody calls it with work: gateways write jobs to Redis, and replicas take them. ``ping`` is all that a gateway asks.
+Nobody calls it with work: gateways write jobs to Redis, and replicas take them. Gateways ask whether it is there, and
+what its experts were sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import structlog
 from ray import serve
 
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
+from serving.delivery.job.experts import ExpertReport
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
 
@@ -41,6 +43,10 @@ class JobReplica:
     async def ping(self) -> bool:
         """Answer; for the gateway's readiness."""
         return True
+
+    async def experts(self) -> ExpertReport:
+        """What the experts of the model were sent lately."""
+        return self._parts.worker.bench.experts.report()
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What this replica has to do."""

@@ -14,11 +14,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from models.contract import Family, Figures, Job, JobState, Phase, Point, Previews, SettingError, Variant, Work
+from models.contract import Experts, Family, Figures, Job, JobState, Phase, Point, Previews, SettingError, Variant, Work
 from models.registry import find
 from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome
@@ -86,6 +86,7 @@ class JobEngine:
         self._side = EngineThread("vireo-job-side")
         self._decodes = EngineThread("vireo-job-decode")
         self._loaded: Job | None = None
+        self._experts: Experts | None = None
         self._held: dict[str, _Held] = {}
         self.stats = EngineStats()
 
@@ -94,19 +95,20 @@ class JobEngine:
     async def start(self) -> None:
         """Load the weights on the engine's thread. Raises: EngineFailed."""
         try:
-            self._loaded = await self._steps.call(self._load)
+            self._loaded = loaded = await self._steps.call(self._load)
         except ServingError:
             raise
         except Exception as error:
             _log.exception("the model could not be loaded")
             raise EngineFailed("the model could not be loaded") from error
+        self._experts = loaded if isinstance(loaded, Experts) else None
 
     async def stop(self) -> None:
         """End the threads and drop everything."""
         for thread in (self._steps, self._side, self._decodes):
             await thread.stop(self._options.stop_grace_s)
         self._held.clear()
-        self._loaded = None
+        self._loaded = self._experts = None
 
     def check_health(self) -> None:
         """Raises: EngineFailed: not loaded, stopped, or stuck in one call."""
@@ -194,9 +196,11 @@ class JobEngine:
             return [outcome for held in batch for outcome in self._run([held])]
         compute_s = (time.perf_counter() - started_s) / len(batch)
         self.stats.batches += 1
-        return [self._outcome(held, one, compute_s) for held, one in zip(batch, figures, strict=True)]
+        loads = [None] * len(batch) if self._experts is None else self._experts.take_loads()
+        told = zip(batch, figures, loads, strict=True)
+        return [self._outcome(held, one, compute_s, sent) for held, one, sent in told]
 
-    def _outcome(self, held: _Held, figures: Figures | None, compute_s: float) -> StepOutcome:
+    def _outcome(self, held: _Held, figures: Figures | None, compute_s: float, loads: Any) -> StepOutcome:
         if figures is None:
             self.stats.failed += 1
             return EngineFailed(_FAILED)
@@ -207,6 +211,7 @@ class JobEngine:
             compute_s=compute_s,
             held_bytes=held.state.bytes_held,
             figures=figures,
+            loads=loads,
         )
 
     # -- what comes of it --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from schedulers.admission import Cost
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Engine, JobInput, Outputs, StepDone
 from serving.replica.job.checkpoints import Checkpoints
+from serving.replica.job.experts import ExpertMeter
 from serving.replica.job.outputs import OutputFiles
 from serving.stores.jobs.base import JobRecord, Lease, Progress
 from serving.stores.jobs.redis_jobs import RedisJobs
@@ -155,10 +156,14 @@ class Bench:
     settle: Settle = _charge_as_predicted
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    experts: ExpertMeter = field(init=False)
     held: dict[str, HeldJob] = field(default_factory=dict, init=False)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
     is_draining: bool = field(default=False, init=False)
     num_waiting_for_store: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.experts = ExpertMeter(self.model, self.tell, self.clock)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Every piece of work is kept, and none may die unheard."""

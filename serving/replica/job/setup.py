@@ -55,6 +55,7 @@ class JobParts:
         """Say again and again what waits and what is here. Until cancelled."""
         while True:
             await asyncio.sleep(_METRICS_PERIOD_S)
+            self.worker.bench.experts.roll()
             model = self.worker.bench.model
             try:
                 queued = await self.index.num_queued(model)

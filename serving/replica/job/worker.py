@@ -227,6 +227,11 @@ class Worker:
             self._account(job_id, outcome) for job_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
         )
         bench.tell(JobsStepped(bench.model, len(batch.unit_ids), elapsed_s))
+        bench.experts.add(
+            (bench.held[done.job_id].job.owner, 2 * (done.step - 1) >= bench.held[done.job_id].job.num_steps, done)
+            for done in outcomes
+            if isinstance(done, StepDone)
+        )
         self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
 
     def _account(self, job_id: str, outcome: StepDone | ServingError) -> SliceResult:

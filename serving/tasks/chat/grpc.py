@@ -14,7 +14,7 @@ from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
 from serving.front.events import EventQueue
-from serving.front.front import check_integer, check_model, check_number
+from serving.front.front import check_integer, check_model, check_number, clean
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
@@ -22,7 +22,6 @@ from serving.front.grpc.rpc import Rpc
 from serving.front.http.json_body import load_object
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ChatEnd, ChatRequest, Role, Sampling, joined
-from serving.tasks.chat.reply import clean
 from serving.tasks.chat.rules import (
     MAX_SEED,
     MAX_TEMPERATURE,

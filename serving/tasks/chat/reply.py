@@ -11,6 +11,7 @@ import orjson
 
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import ServingError
+from serving.front.front import clean
 from serving.front.status import error_body
 from serving.service import Card
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
@@ -55,11 +56,6 @@ def _top(entry: TokenLogprob) -> list[TokenAnswer]:
 
 def _token(token: str, logprob: float) -> TokenAnswer:
     return {"token": clean(token), "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
-
-
-def clean(text: str) -> str:
-    """Return text that can be sent: half a surrogate pair becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 @dataclass(slots=True)

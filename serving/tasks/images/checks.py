@@ -12,8 +12,6 @@ from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
 from serving.client.checks import TIMEOUT_S, Check, Target
 
-_PROMPT: Final = "a red ball"
-
 
 def _facts(target: Target) -> dict[str, Any]:
     """What the model says of its inputs and outputs."""
@@ -32,8 +30,7 @@ def _picture(facts: Mapping[str, Any]) -> bytes:
 
 def _http(target: Target) -> str:
     facts = _facts(target)
-    prompt = _PROMPT if "text" in facts["inputs"] else ""
-    body: dict[str, Any] = {"model": target.model, "prompt": prompt, "vireo": {"background": False}}
+    body: dict[str, Any] = {"model": target.model, "prompt": facts.get("example", ""), "vireo": {"background": False}}
     path = "/v1/images/generations"
     if "image" in facts["inputs"]:
         path, body["image"] = "/v1/images/edits", base64.b64encode(_picture(facts)).decode()
@@ -44,7 +41,7 @@ def _http(target: Target) -> str:
 
 def _grpc(target: Target) -> str:
     facts, stub = _facts(target), vireo_pb2_grpc.VireoStub(target.channel)
-    prompt = _PROMPT if "text" in facts["inputs"] else ""
+    prompt = facts.get("example", "")
     if "image" in facts["inputs"]:
         edit = vireo_pb2.EditImageRequest(model=target.model, prompt=prompt, image=_picture(facts))
         made = stub.EditImage(edit, timeout=TIMEOUT_S)

@@ -1,13 +1,15 @@
-"""``GenerateImage`` and ``EditImage`` of ``vireo.v1.Vireo``: from messages to ``ImagesAsked``, and back again."""
+"""The image RPCs of ``vireo.v1.Vireo``: from messages to ``ImagesAsked``, and back again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Final, TypeAlias
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.delivery.job.grpc import message_from_update
 from serving.domain import ImageInput, Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
@@ -16,10 +18,11 @@ from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
-from serving.tasks.images.jobs import answer
+from serving.tasks.images.jobs import Waited, answer, begin, progress
 from serving.tasks.images.rules import ImageFormat, ImagesAsked, ImagesMade
 from serving.tasks.images.schemas import MAX_SEED
 
+_NO_JOB: Final = "a call without a body begins no job"
 Message: TypeAlias = vireo_pb2.GenerateImageRequest | vireo_pb2.EditImageRequest
 _FORMATS: Final[Mapping[int, ImageFormat]] = {
     vireo_pb2.IMAGE_FORMAT_UNSPECIFIED: "png",
@@ -34,6 +37,23 @@ async def generate(call: GrpcCall, message: vireo_pb2.GenerateImageRequest) -> v
     return await _made(call, _asked(call, message, None))
 
 
+async def generate_stream(
+    call: GrpcCall, message: vireo_pb2.GenerateImageRequest
+) -> AsyncGenerator[vireo_pb2.GenerateImageEvent, None]:
+    """``vireo.v1.Vireo/GenerateImageStream``."""
+    begun = await begin(call, _asked(call, message, None))
+    if isinstance(begun, ImagesMade):
+        yield vireo_pb2.GenerateImageEvent(made=_response(begun))
+        return
+    assert isinstance(begun, Waited), _NO_JOB
+    async with aclosing(progress(call, begun)) as updates:
+        async for update in updates:
+            if isinstance(update, ImagesMade):
+                yield vireo_pb2.GenerateImageEvent(made=_response(update))
+            else:
+                yield vireo_pb2.GenerateImageEvent(progress=message_from_update(update, time.time()))
+
+
 async def edit(call: GrpcCall, message: vireo_pb2.EditImageRequest) -> vireo_pb2.ImageResponse:
     """``vireo.v1.Vireo/EditImage``."""
     if not message.image:
@@ -43,7 +63,7 @@ async def edit(call: GrpcCall, message: vireo_pb2.EditImageRequest) -> vireo_pb2
 
 async def _made(call: GrpcCall, asked: ImagesAsked) -> vireo_pb2.ImageResponse:
     made = await answer(call, asked)
-    assert isinstance(made, ImagesMade), "a call without a body begins no job"
+    assert isinstance(made, ImagesMade), _NO_JOB
     return _response(made)
 
 
@@ -85,6 +105,12 @@ RPCS: Final = (
     Rpc(
         method=VIREO.methods_by_name["GenerateImage"],
         answer=generate,
+        surface=Surface.GRPC_IMAGES,
+        max_bytes=lambda limits: limits.max_prompt_bytes,
+    ),
+    Rpc(
+        method=VIREO.methods_by_name["GenerateImageStream"],
+        answer=generate_stream,
         surface=Surface.GRPC_IMAGES,
         max_bytes=lambda limits: limits.max_prompt_bytes,
     ),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -16,14 +18,13 @@ from models.io import ImageRequest
 from models.registry import families
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
-from serving.delivery.job.base import JobPlan, JobRequest, JobTask, completed, report_of
+from serving.delivery.job.base import JobPlan, JobRequest, JobTask, JobUpdate, report_of, waited_for
 from serving.delivery.job.http import JobHttp, check_key
 from serving.domain import Budget, UnaryRequest
 from serving.errors import ImageFailed, ImageNotReady, InvalidRequest, TooManyImages, UnknownImage
-from serving.front.front import BaseCall
+from serving.front.front import BaseCall, clean
 from serving.operating_points import Points, choose
 from serving.stores.jobs.base import JobRecord, JobStatus
-from serving.tasks.chat.reply import clean
 from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, rows_of, size_of
 from serving.tasks.images.schemas import GenerationBody, ImageJobAnswer
 from serving.telemetry.events import OK
@@ -97,11 +98,20 @@ class PicturePlanner:
         )
 
 
-async def answer(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waited:
+    """Pictures that their caller waits for, and the job that makes them."""
+
+    job: JobRecord
+    width: int
+    height: int
+
+
+async def begin(
     call: BaseCall, asked: ImagesAsked, body: GenerationBody | None = None, key: str = ""
-) -> ImagesMade | JobRecord:
-    """What a call asks for: pictures, or the job that makes them, if ``body`` asks for one or allows it and it is
-    predicted to take long. ``key``: makes jobs of one tenant one. Raises: ServingError."""
+) -> ImagesMade | Waited | JobRecord:
+    """What a call asks for: pictures, at once or after a wait, or the job that makes them, if ``body`` asks for one or
+    allows it and it is predicted to take long. ``key``: makes jobs of one tenant one. Raises: ServingError."""
     request, service = rows_of(call, asked), call.front.service
     background = False if body is None else None if body.vireo is None else body.vireo.background
     planner = job_model.plan if (job_model := service.image_jobs.job_models.get(request.model)) else None
@@ -117,19 +127,43 @@ async def answer(
     is_long = planner.points.is_calibrated and plan.predicted_s >= JOB_FROM_S
     if background or (background is None and is_long):
         return await _begin(call, asked, request, plan, body, key, is_degraded=not background)
-    job = await completed(service.image_jobs, await _begin(call, asked, request, plan, body, key, is_degraded=False))
-    artefacts = [IMAGES.artefact(job, name) for name in FILES[: asked.count]]
-    files = [await service.image_jobs.read(each, 0, each.num_bytes) for each in artefacts]
+    job = await _begin(call, asked, request, plan, body, key, is_degraded=False)
+    return Waited(job=job, width=width, height=height)
+
+
+async def progress(call: BaseCall, waited: Waited) -> AsyncGenerator[JobUpdate | ImagesMade, None]:
+    """How far the pictures are, and last the pictures. Raises: ServingError."""
+    service, job = call.front.service.image_jobs, waited.job
+    async with aclosing(waited_for(service, job)) as updates:
+        async for update in updates:
+            job = update.job
+            yield update
+    artefacts = [IMAGES.artefact(job, name) for name in FILES[: job.shown["n"]]]
+    files = [await service.read(each, 0, each.num_bytes) for each in artefacts]
     call.visit.outcome = OK
-    return ImagesMade(
-        model=request.model,
+    yield ImagesMade(
+        model=job.model,
         files=tuple(files),
-        format=asked.format,
-        width=width,
-        height=height,
+        format=job.output["format"],  # type: ignore[arg-type]
+        width=waited.width,
+        height=waited.height,
         seeds=tuple(job.shown["seeds"]),
         report=report_of(job),
     )
+
+
+async def answer(
+    call: BaseCall, asked: ImagesAsked, body: GenerationBody | None = None, key: str = ""
+) -> ImagesMade | JobRecord:
+    """What ``begin`` gives, once there is something to give."""
+    begun = await begin(call, asked, body, key)
+    if not isinstance(begun, Waited):
+        return begun
+    async with aclosing(progress(call, begun)) as updates:
+        async for update in updates:
+            if isinstance(update, ImagesMade):
+                return update
+    raise AssertionError("the last of them are the pictures")
 
 
 async def _begin(

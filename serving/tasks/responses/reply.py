@@ -11,9 +11,10 @@ import orjson
 
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.errors import ServingError
+from serving.front.front import clean
 from serving.front.status import ErrorObject, error_object
 from serving.tasks.chat.domain import ChatEnd
-from serving.tasks.chat.reply import Completion, clean, logprobs_to_json
+from serving.tasks.chat.reply import Completion, logprobs_to_json
 from serving.tasks.chat.schemas import TokenLogprobAnswer
 from serving.tasks.responses.schemas import ItemAnswer, ItemStatus, PartAnswer, ResponseAnswer, ResponseUsageAnswer
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from serving.client.exits import Exit
 from serving.client.options import (
     ASKING,
     DEFAULT_URL,
@@ -24,13 +23,9 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import Failed, asked_plainly, console, plain, whole
+from serving.client.told import Failed, asked_plainly, plain, whole
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from serving.tasks.videos.client import VideoClient
-
+_PATH = "/v1/videos"
 _SUFFIXES = {".mp4": "mp4", ".gif": "gif"}
 
 
@@ -77,7 +72,7 @@ def video(
 
     Its progress is shown on standard error. Ctrl-C cancels the job.
     """
-    from serving.tasks.videos.client import VideoClient
+    from serving.client.jobs import JobClient
 
     with asked_plainly(as_json=as_json, stopped="stopped; the job is cancelled"):
         path, output_format = _target(output, gif)
@@ -96,10 +91,12 @@ def video(
             guidance_scale=guidance,
             seed=seed,
         )
-        with VideoClient(url, api_key) as client:
+        with JobClient(url, api_key, _PATH) as client:
             chosen, values = client.choose("videos", model, settings)
             budget["settings"] = values
-            job = _make(client, {"model": chosen, **body, "vireo": budget}, path, is_quiet=quiet)
+            job = client.create(_PATH, {"model": chosen, **body, "vireo": budget})
+            job = client.followed(job, is_quiet=quiet)
+            client.download(job["id"], path)
             _report(job, path, as_json)
 
 
@@ -114,58 +111,6 @@ def _target(output: Path | None, gif: bool) -> tuple[Path, str]:
     if not path.parent.is_dir() or path.is_dir():
         raise Failed(f"--out is {path}, which cannot be written; name a file in a folder that is there")
     return path, wanted
-
-
-def _make(client: VideoClient, body: dict[str, Any], path: Path, *, is_quiet: bool) -> dict[str, Any]:
-    """Return the job once its clip is in the file. Raises: Failed; KeyboardInterrupt: the job is cancelled."""
-    job = client.create(body)
-    try:
-        job = _watch(client, job, _bar(is_quiet=is_quiet))
-    except BaseException:  # nobody waits for it any more
-        client.cancel(job["id"])
-        raise
-    if job["status"] != "completed":
-        error = job.get("error") or {"code": "unknown", "message": "the job failed"}
-        raise Failed(f"{error['code']}: {error['message']}", Exit.FAILED, job)
-    client.download(job["id"], path)
-    return job
-
-
-def _watch(client: VideoClient, job: dict[str, Any], bar: Progress) -> dict[str, Any]:
-    with bar:
-        task = bar.add_task("queued", total=100, step="", left="")
-        for job in client.watch(str(job["id"])):  # noqa: B020  the newest is returned
-            block = job["vireo"]
-            bar.update(
-                task,
-                description=str(block["stage"])[:12],
-                completed=job["progress"],
-                step=f"step {block['step']}/{block['num_steps']}",
-                left=_left(block.get("remaining_s")),
-            )
-    return job
-
-
-def _bar(*, is_quiet: bool) -> Progress:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    return Progress(
-        TextColumn("{task.description:>8}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[step]}", markup=False),
-        TextColumn("{task.fields[left]}", markup=False),
-        console=console(stderr=True),
-        disable=is_quiet,
-        transient=True,
-    )
-
-
-def _left(remaining_s: float | None) -> str:
-    if remaining_s is None:
-        return ""
-    minutes, seconds = divmod(max(0, round(remaining_s)), 60)
-    return f"{minutes}:{seconds:02d} left"
 
 
 def _report(job: dict[str, Any], path: Path, as_json: bool) -> None:

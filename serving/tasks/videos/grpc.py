@@ -9,7 +9,8 @@ from typing import Final
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
-from serving.delivery.job.base import JobRequest, JobUpdate, cancel_for_good, report_of
+from serving.delivery.job.base import JobRequest, cancel_for_good, report_of
+from serving.delivery.job.grpc import message_from_update
 from serving.domain import Surface
 from serving.errors import InvalidRequest
 from serving.front.budget import budget_from_message
@@ -20,7 +21,6 @@ from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.limits import IngressLimits
 from serving.stores.jobs.base import Artefact, JobRecord, JobStatus
-from serving.tasks.chat.reply import clean
 from serving.tasks.videos.reply import settings_of
 from serving.tasks.videos.rules import VIDEOS, check_video, join_sizes, parse_seconds, with_settings
 from serving.tasks.videos.schemas import VideoBody, VideoFormat
@@ -58,7 +58,7 @@ async def generate_video(
         async with aclosing(videos.watch(job.owner, job.id)) as updates:
             async for update in updates:
                 job = update.job
-                yield message_progress(update, time.time())
+                yield vireo_pb2.GenerateVideoResponse(progress=message_from_update(update, time.time()))
     except BaseException:  # GeneratorExit and cancellation among them: the caller is gone
         if not message.detach:
             await cancel_for_good(videos, job)
@@ -132,20 +132,6 @@ def message_accepted(job: JobRecord) -> vireo_pb2.GenerateVideoResponse:
         predicted_j=job.predicted_j,
     )
     return vireo_pb2.GenerateVideoResponse(accepted=accepted)
-
-
-def message_progress(update: JobUpdate, now_s: float) -> vireo_pb2.GenerateVideoResponse:
-    """Return how far the job is; ``now_s`` is Unix time."""
-    job, finish_at_s = update.job, update.finish_at_s
-    progress = vireo_pb2.VideoProgress(
-        stage=clean(job.stage),
-        step=job.step,
-        num_steps=job.num_steps,
-        percent=job.progress,
-        remaining_s=None if finish_at_s is None else max(0.0, finish_at_s - now_s),
-        preview=update.preview or b"",
-    )
-    return vireo_pb2.GenerateVideoResponse(progress=progress)
 
 
 def message_content(data: bytes) -> vireo_pb2.GenerateVideoResponse:

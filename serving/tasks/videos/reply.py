@@ -9,8 +9,8 @@ import msgspec
 
 from models.io import ClipRequest
 from serving.delivery.job.http import file_name
+from serving.front.front import clean
 from serving.stores.jobs.base import JobRecord, JobStatus
-from serving.tasks.chat.reply import clean
 from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoSettingsAnswer
 
 _CLIP = msgspec.json.Decoder(ClipRequest)

@@ -1132,6 +1132,82 @@ class ImageResponse(_message.Message):
 Global___ImageResponse: _TypeAlias = ImageResponse  # noqa: Y015
 
 @_typing.final
+class JobProgress(_message.Message):
+    """How far a job is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    REMAINING_S_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """"queued", "text", "denoise", "decode", "encode", "store" or "done"."""
+    step: _builtins.int
+    """Steps done."""
+    num_steps: _builtins.int
+    """Steps in all."""
+    percent: _builtins.int
+    """0 to 100."""
+    remaining_s: _builtins.float
+    """Seconds until it is expected to be done; absent when not known."""
+    preview: _builtins.bytes
+    """A picture of it as far as it is denoised, JPEG; empty when none is new."""
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        step: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+        percent: _builtins.int = ...,
+        remaining_s: _builtins.float | None = ...,
+        preview: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "num_steps", b"num_steps", "percent", b"percent", "preview", b"preview", "remaining_s", b"remaining_s", "stage", b"stage", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
+    _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
+
+Global___JobProgress: _TypeAlias = JobProgress  # noqa: Y015
+
+@_typing.final
+class GenerateImageEvent(_message.Message):
+    """A message of the stream of an image call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___JobProgress:
+        """The pictures have come further."""
+
+    @_builtins.property
+    def made(self) -> Global___ImageResponse:
+        """They are there: the last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___JobProgress | None = ...,
+        made: Global___ImageResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "made", b"made", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "made", b"made", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "made"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___GenerateImageEvent: _TypeAlias = GenerateImageEvent  # noqa: Y015
+
+@_typing.final
 class GenerateVideoRequest(_message.Message):
     """One clip. An absent field is chosen by the operating point."""
 
@@ -1369,50 +1445,6 @@ class VideoAccepted(_message.Message):
 Global___VideoAccepted: _TypeAlias = VideoAccepted  # noqa: Y015
 
 @_typing.final
-class VideoProgress(_message.Message):
-    """How far the job is."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STAGE_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
-    NUM_STEPS_FIELD_NUMBER: _builtins.int
-    PERCENT_FIELD_NUMBER: _builtins.int
-    REMAINING_S_FIELD_NUMBER: _builtins.int
-    PREVIEW_FIELD_NUMBER: _builtins.int
-    stage: _builtins.str
-    """"queued", "text", "denoise", "decode", "encode", "store" or "done"."""
-    step: _builtins.int
-    """Steps done."""
-    num_steps: _builtins.int
-    """Steps in all."""
-    percent: _builtins.int
-    """0 to 100."""
-    remaining_s: _builtins.float
-    """Seconds until the clip is expected; absent when not known."""
-    preview: _builtins.bytes
-    """A frame as far as it is denoised, JPEG; empty when none is new."""
-    def __init__(
-        self,
-        *,
-        stage: _builtins.str = ...,
-        step: _builtins.int = ...,
-        num_steps: _builtins.int = ...,
-        percent: _builtins.int = ...,
-        remaining_s: _builtins.float | None = ...,
-        preview: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "num_steps", b"num_steps", "percent", b"percent", "preview", b"preview", "remaining_s", b"remaining_s", "stage", b"stage", "step", b"step"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
-    _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
-
-Global___VideoProgress: _TypeAlias = VideoProgress  # noqa: Y015
-
-@_typing.final
 class VideoContent(_message.Message):
     """Bytes of the file, in order; at most 1 MiB."""
 
@@ -1489,7 +1521,7 @@ class GenerateVideoResponse(_message.Message):
         """Comes first, once."""
 
     @_builtins.property
-    def progress(self) -> Global___VideoProgress:
+    def progress(self) -> Global___JobProgress:
         """The job has changed."""
 
     @_builtins.property
@@ -1504,7 +1536,7 @@ class GenerateVideoResponse(_message.Message):
         self,
         *,
         accepted: Global___VideoAccepted | None = ...,
-        progress: Global___VideoProgress | None = ...,
+        progress: Global___JobProgress | None = ...,
         content: Global___VideoContent | None = ...,
         end: Global___VideoEnd | None = ...,
     ) -> None: ...

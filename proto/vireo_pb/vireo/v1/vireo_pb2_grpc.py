@@ -50,6 +50,11 @@ class VireoStub:
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
                 response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
                 _registered_method=True)
+        self.GenerateImageStream = channel.unary_stream(
+                '/vireo.v1.Vireo/GenerateImageStream',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageEvent.FromString,
+                _registered_method=True)
         self.EditImage = channel.unary_unary(
                 '/vireo.v1.Vireo/EditImage',
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.EditImageRequest.SerializeToString,
@@ -88,6 +93,14 @@ class VireoServicer:
 
     def GenerateImage(self, request, context):
         """Makes pictures out of words.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateImageStream(self, request, context):
+        """The same with progress: how far the pictures are, whenever that changes, and last the pictures. A call that is
+        cancelled, or whose deadline passes, cancels what it asked for. One that fails ends with a status instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +147,11 @@ def add_VireoServicer_to_server(servicer, server):
                     servicer.GenerateImage,
                     request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.FromString,
                     response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.SerializeToString,
+            ),
+            'GenerateImageStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateImageStream,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageEvent.SerializeToString,
             ),
             'EditImage': grpc.unary_unary_rpc_method_handler(
                     servicer.EditImage,
@@ -233,6 +251,33 @@ class Vireo:
             '/vireo.v1.Vireo/GenerateImage',
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.ImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateImageStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vireo.v1.Vireo/GenerateImageStream',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateImageEvent.FromString,
             options,
             channel_credentials,
             insecure,

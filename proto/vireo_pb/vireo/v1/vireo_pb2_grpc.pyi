@@ -45,6 +45,10 @@ class VireoStub:
     """
     GenerateImage: _grpc.UnaryUnaryMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.ImageResponse]
     """Makes pictures out of words."""
+    GenerateImageStream: _grpc.UnaryStreamMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.GenerateImageEvent]
+    """The same with progress: how far the pictures are, whenever that changes, and last the pictures. A call that is
+    cancelled, or whose deadline passes, cancels what it asked for. One that fails ends with a status instead.
+    """
     EditImage: _grpc.UnaryUnaryMultiCallable[_vireo_pb2.EditImageRequest, _vireo_pb2.ImageResponse]
     """Changes a picture: restores it, enlarges it, or whatever the model is for."""
     Chat: _grpc.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]
@@ -70,6 +74,10 @@ class VireoAsyncStub(VireoStub):
     """
     GenerateImage: _aio.UnaryUnaryMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.ImageResponse]  # type: ignore[assignment]
     """Makes pictures out of words."""
+    GenerateImageStream: _aio.UnaryStreamMultiCallable[_vireo_pb2.GenerateImageRequest, _vireo_pb2.GenerateImageEvent]  # type: ignore[assignment]
+    """The same with progress: how far the pictures are, whenever that changes, and last the pictures. A call that is
+    cancelled, or whose deadline passes, cancels what it asked for. One that fails ends with a status instead.
+    """
     EditImage: _aio.UnaryUnaryMultiCallable[_vireo_pb2.EditImageRequest, _vireo_pb2.ImageResponse]  # type: ignore[assignment]
     """Changes a picture: restores it, enlarges it, or whatever the model is for."""
     Chat: _aio.UnaryStreamMultiCallable[_vireo_pb2.ChatRequest, _vireo_pb2.ChatResponse]  # type: ignore[assignment]
@@ -110,6 +118,16 @@ class VireoServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vireo_pb2.ImageResponse, _abc.Awaitable[_vireo_pb2.ImageResponse]]:
         """Makes pictures out of words."""
+
+    @_abc_1.abstractmethod
+    def GenerateImageStream(
+        self,
+        request: _vireo_pb2.GenerateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vireo_pb2.GenerateImageEvent], _abc.AsyncIterator[_vireo_pb2.GenerateImageEvent]]:
+        """The same with progress: how far the pictures are, whenever that changes, and last the pictures. A call that is
+        cancelled, or whose deadline passes, cancels what it asked for. One that fails ends with a status instead.
+        """
 
     @_abc_1.abstractmethod
     def EditImage(

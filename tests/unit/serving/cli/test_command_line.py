@@ -50,6 +50,7 @@ ASKING = {
     "image": ["a lighthouse"],
     "video": ["a ball"],
     "models list": [],
+    "moe status": [],
     "status": [],
     "loadtest": ["smoke"],
 }

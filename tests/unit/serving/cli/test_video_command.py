@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 from models.contract import Knob
 from serving.client.exits import Exit
+from serving.client.jobs import JobClient
 from serving.client.told import Failed
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
 from serving.tasks.videos.cli import register
-from serving.tasks.videos.client import VideoClient
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.ports import free_port
@@ -160,7 +160,7 @@ def test_refusal_is_one_line_and_an_exit_code(error: Any, code: int, door: Serve
 
 def test_job_that_fails_fails_the_command(slow_door: ServedDoor, tmp_path: Path) -> None:
     service = slow_door.service
-    fail = when_created(slow_door, lambda video_id: service.fail(video_id, "engine_failed", "the \x1b[31mmodel failed"))
+    fail = when_created(slow_door, lambda job_id: service.fail(job_id, "engine_failed", "the \x1b[31mmodel failed"))
     result = vireo("x", "-o", str(tmp_path / "a.mp4"), "--url", slow_door.url)
     fail.join()
     assert result.exit_code == 1
@@ -187,13 +187,13 @@ def when_created(door: ServedDoor, act: Callable[[str], None]) -> threading.Thre
 
 
 def test_interrupt_cancels_the_job(slow_door: ServedDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = VideoClient.watch
+    watch = JobClient.watch
 
-    def interrupted(self: VideoClient, video_id: str) -> Iterator[dict[str, Any]]:
-        yield next(watch(self, video_id))
+    def interrupted(self: JobClient, job_id: str) -> Iterator[dict[str, Any]]:
+        yield next(watch(self, job_id))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(VideoClient, "watch", interrupted)
+    monkeypatch.setattr(JobClient, "watch", interrupted)
     result = vireo("x", "-o", str(tmp_path / "a.mp4"), "--url", slow_door.url)
     assert result.exit_code == 130
     assert "cancelled" in result.stderr
@@ -259,8 +259,8 @@ class Torn(httpx.SyncByteStream):
         raise httpx.RemoteProtocolError("the server went away")
 
 
-def flaky(door: ServedDoor, transport: Flaky, sleep: Instantly) -> VideoClient:
-    client = VideoClient(door.url, None, sleep)
+def flaky(door: ServedDoor, transport: Flaky, sleep: Instantly) -> JobClient:
+    client = JobClient(door.url, None, "/v1/videos", sleep)
     client._http = httpx.Client(transport=transport)
     return client
 
@@ -268,7 +268,7 @@ def flaky(door: ServedDoor, transport: Flaky, sleep: Instantly) -> VideoClient:
 def test_request_whose_answer_is_lost_is_sent_again_with_the_same_key(door: ServedDoor) -> None:
     sleep = Instantly()
     with flaky(door, Flaky("/videos", 2), sleep) as client:
-        job = client.create({"prompt": "x"})
+        job = client.create("/v1/videos", {"prompt": "x"})
     keys = {request.idempotency_key for request in door.service.video_requests}
     assert (len(door.service.video_requests), len(keys), list(door.service.jobs)) == (3, 1, [job["id"]])
     assert sleep.waits == [0.5, 1.0]
@@ -276,28 +276,28 @@ def test_request_whose_answer_is_lost_is_sent_again_with_the_same_key(door: Serv
 
 def test_server_that_stays_away_is_given_up(door: ServedDoor) -> None:
     with flaky(door, Flaky("/videos", 99), Instantly()) as client, pytest.raises(Failed) as caught:
-        client.create({"prompt": "x"})
+        client.create("/v1/videos", {"prompt": "x"})
     assert caught.value.is_servers_fault
 
 
 def test_refusal_is_not_asked_for_again(door: ServedDoor) -> None:
     door.service.video_error = EngineFailed("broken")
     sleep = Instantly()
-    with VideoClient(door.url, None, sleep) as client, pytest.raises(Failed):
-        client.create({"prompt": "x"})
+    with JobClient(door.url, None, "/v1/videos", sleep) as client, pytest.raises(Failed):
+        client.create("/v1/videos", {"prompt": "x"})
     assert sleep.waits == []
 
 
 def test_events_that_break_off_are_opened_again(door: ServedDoor) -> None:
     with flaky(door, Flaky("/events", 2, 10), Instantly()) as client:
-        job = client.create({"prompt": "x"})
+        job = client.create("/v1/videos", {"prompt": "x"})
         assert [one["status"] for one in client.watch(job["id"])] == ["completed"]
 
 
 def test_download_goes_on_where_it_broke_off(door: ServedDoor, tmp_path: Path) -> None:
     transport, path = Flaky("/content", 2, 1000), tmp_path / "a.mp4"
     with flaky(door, transport, Instantly()) as client:
-        job = client.create({"prompt": "x"})
+        job = client.create("/v1/videos", {"prompt": "x"})
         assert client.download(job["id"], path) == len(CLIP)
     assert path.read_bytes() == CLIP
     assert transport.ranges == [None, "bytes=1000-", "bytes=2000-"]
@@ -310,6 +310,6 @@ def test_damaged_clip_is_not_kept(door: ServedDoor, tmp_path: Path, monkeypatch:
         return bytes(end - start)
 
     monkeypatch.setattr(door.service, "read", other)
-    with VideoClient(door.url, None, Instantly()) as client, pytest.raises(Failed, match="damaged"):
-        client.download(client.create({"prompt": "x"})["id"], path)
+    with JobClient(door.url, None, "/v1/videos", Instantly()) as client, pytest.raises(Failed, match="damaged"):
+        client.download(client.create("/v1/videos", {"prompt": "x"})["id"], path)
     assert list(tmp_path.iterdir()) == []

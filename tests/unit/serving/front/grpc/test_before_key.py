@@ -38,6 +38,7 @@ CAPS = {
     "Chat": LIMITS.max_encoded_bytes,
     "GenerateVideo": LIMITS.max_prompt_bytes,
     "GenerateImage": LIMITS.max_prompt_bytes,
+    "GenerateImageStream": LIMITS.max_prompt_bytes,
     "EditImage": LIMITS.max_encoded_bytes,
     "ModelInfer": LIMITS.max_body_bytes,
     "ModelStreamInfer": LIMITS.max_body_bytes,
@@ -83,7 +84,7 @@ async def refusal(method: MethodDescriptor, sent: Any, metadata: Any = ADA) -> t
 
 
 def test_every_method_is_in_the_table() -> None:
-    assert len(METHODS) == 22
+    assert len(METHODS) == 23
     assert {method.name for method in KEYLESS} == {
         "ServerLive", "ServerReady", "Check", "Watch", "ServerReflectionInfo",
     }  # fmt: skip

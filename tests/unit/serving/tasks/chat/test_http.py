@@ -12,10 +12,10 @@ import pytest
 
 from serving.errors import EngineFailed, ReplicaLost
 from serving.front.auth import Authenticator
+from serving.front.front import clean
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.chat.domain import ImagePart, Role, TextPart
-from serving.tasks.chat.reply import clean
 from tests.support.chat_clients import (
     Chat,
     Line,

@@ -358,6 +358,29 @@ async def test_whoever_waits_for_a_model_of_jobs_waits_for_a_job(stepwise: Front
     assert stepwise.service.requests == []
 
 
+async def test_stream_shows_progress_and_then_the_pictures(stepwise: FrontDoor) -> None:
+    message = vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball", seed=7)
+    *before, last = [event async for event in stepwise.grpc.GenerateImageStream(message, FakeContext())]
+    assert [event.WhichOneof("event") for event in before] == ["progress"] * len(before)
+    assert before[-1].progress.percent == 100
+    assert (list(last.made.images), list(last.made.seeds), last.made.width) == ([CLIP], [7], 32)
+
+
+async def test_stream_of_a_model_of_rows_is_the_pictures(stepwise: FrontDoor) -> None:
+    message = vireo_pb2.GenerateImageRequest(model=PAINTER.id, prompt="a red ball", seed=7)
+    (event,) = [event async for event in stepwise.grpc.GenerateImageStream(message, FakeContext())]
+    assert len(event.made.images) == 1
+
+
+async def test_stream_that_is_left_cancels_its_job(stepwise: FrontDoor) -> None:
+    stepwise.service.image_jobs.is_fast = False
+    message = vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball")
+    events = stepwise.grpc.GenerateImageStream(message, FakeContext())
+    assert (await anext(events)).WhichOneof("event") == "progress"
+    await events.aclose()
+    assert [job.status for job in stepwise.service.image_jobs.jobs.values()] == ["failed"]
+
+
 @pytest.mark.parametrize(
     ("asked", "steps", "name"),
     [

@@ -1,0 +1,50 @@
+"""What the experts of a model are sent, as a replica counts it and as gateways add it up. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Counts: TypeAlias = npt.NDArray[np.int64]
+"""Tokens by layer and expert."""
+WINDOW_S: Final = 60.0
+"""So far back all counts go."""
+BANDS: Final = ("first", "middle", "last")
+"""Thirds of the layers."""
+
+
+def balancedness(counts: Counts) -> float:
+    """Mean over largest load, added up over layers: 1 where all are sent the same; of no tokens, too."""
+    largest = counts.max(axis=1).sum()
+    return float(counts.mean(axis=1).sum() / largest) if largest else 1.0
+
+
+def load_ratios(counts: Counts) -> dict[str, float]:
+    """By band of layers, the load of the busiest expert over the mean."""
+    bands = zip(BANDS, np.array_split(counts, len(BANDS)), strict=True)
+    return {name: 1.0 / balancedness(part) for name, part in bands if part.any()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertReport:
+    """Of one replica, over the last ``WINDOW_S``. ``distinct``: experts that a layer woke in a slice, the mean of
+    layers, added up over ``slices``. ``phases``: halves of the steps, early and late. ``facts``: of the placement."""
+
+    slices: int = 0
+    distinct: float = 0.0
+    phases: Mapping[str, Counts] = field(default_factory=dict)
+    tenants: Mapping[str, Counts] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def added(counts: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
+    """By name, the sum."""
+    total: dict[str, Counts] = {}
+    for mapping in counts:
+        for name, one in mapping.items():
+            total[name] = total[name] + one if name in total else one
+    return total
