@@ -77,7 +77,7 @@ def handwritten(seed: int) -> Splits:
 
 def drawn(fonts: Sequence[str]) -> Glyphs:
     """The ten digits in each of ``fonts`` (file names in matplotlib's font folder, or ``PILLOW_FONT``)."""
-    ink = np.stack([_draw(str(digit), font) for font in fonts for digit in range(10)])
+    ink = np.stack([draw_text(str(digit), font) for font in fonts for digit in range(10)])
     return Glyphs(torch.from_numpy(ink), torch.arange(10).repeat(len(fonts)))
 
 
@@ -97,15 +97,15 @@ def _stratified(labels: NDArray[np.int64], seed: int) -> tuple[Tensor, Tensor, T
     return torch.tensor(sorted(parts[0])), torch.tensor(sorted(parts[1])), torch.tensor(sorted(parts[2]))
 
 
-def _draw(text: str, font_name: str) -> NDArray[np.float32]:
-    """One character, 80% of the glyph high or wide, drawn at four times the size and averaged down."""
+def draw_text(text: str, font_name: str, glyph_side: int = GLYPH_SIDE) -> NDArray[np.float32]:
+    """One character, 80% of the glyph high or wide, drawn larger and averaged down."""
     font = _font(font_name, 200)
     left, top, right, bottom = font.getbbox(text)
     width, height = int(right - left), int(bottom - top)
     side = int(max(width, height) / 0.8)
     canvas = Image.new("L", (side, side), 0)
     ImageDraw.Draw(canvas).text(((side - width) / 2 - left, (side - height) / 2 - top), text, fill=255, font=font)
-    small = canvas.resize((GLYPH_SIDE, GLYPH_SIDE), Image.Resampling.BOX)
+    small = canvas.resize((glyph_side, glyph_side), Image.Resampling.BOX)
     return np.asarray(small, np.float32) / 255.0
 
 

@@ -1,0 +1,1 @@
+"""How dit-moe-nano is made: pictures, autoencoder, judge, latents, transformer, measurements."""
