@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.families.dit_moe.config import NANO, DitMoeConfig
-from models.families.dit_moe.network import DitMoe, Routing, balance_loss
+from models.families.dit_moe.network import DitMoe, Gated, balance_loss
 from models.training.average import follow
 from models.training.dit_moe.optimizer import Optimizers
 from models.training.dit_moe.pictures import COLOURS, NUM_CLASSES, THINGS
@@ -189,10 +189,10 @@ class _Run:
 def losses(network: DitMoe, x: Tensor, noise: Tensor, times: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error of the velocity, and the load balance of the gates."""
     t = times[:, None, None, None]
-    routings: list[Routing] = []
+    gated: list[Gated] = []
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # of short sequences the fastest on a CPU
-        velocity = network((1 - t) * x + t * noise, times, classes, routings=routings)
-    return (velocity.float() - (noise - x)).square().mean(), balance_loss(routings)
+        velocity = network((1 - t) * x + t * noise, times, classes, gated=gated)
+    return (velocity.float() - (noise - x)).square().mean(), balance_loss(gated)
 
 
 def sample_times(count: int, uniform_share: float, random: torch.Generator) -> Tensor:
