@@ -496,6 +496,16 @@ class Previews(Protocol):
         ...
 
 
+@runtime_checkable
+class ExpertPhases(Protocol):
+    """A job whose steps wake different experts, which costs time: one of two networks, say. Jobs that wake the same
+    ones then go on together."""
+
+    def expert_phase(self, state: JobState) -> Hashable:
+        """Which experts its next step wakes; equal where they are the same ones."""
+        ...
+
+
 class Judge(Protocol):
     """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge; for calibrations."""
 

@@ -22,6 +22,10 @@ left go to those who are in. So v is still the smallest tag of all that wait, an
 and leaves at most l / w further on: the proof above, with a call in place of a choice. While all units that wait have
 one key, nobody is passed over, and l is one unit's charge.
 
+**Held back.** ``take_alike`` may also go on past tenants that have nothing of the key, as far as ``slack`` beyond the
+first of them. v stays at the first one, so the same proof holds with ``l_i / w_i + slack`` in place of ``l_i / w_i``:
+that is how far beyond v a tenant can stand.
+
 **Corrected.** What a unit really cost is known later (``correct``), and moves the tag by the difference, also to below
 v, which itself never falls. Let W_i count corrections as well, and e_i be the most that those of units in flight at one
 time come to, upwards and downwards together. Then the bound holds with l + e in place of l. *Proof.* When v last moved,
@@ -202,15 +206,19 @@ class FairQueue(Generic[UnitT]):
         *,
         key: Hashable = _ANY,
         fits: Callable[[UnitT, list[UnitT]], bool] | None = None,
+        slack: float = 0.0,
+        look: int | None = None,
     ) -> tuple[list[UnitT], list[UnitT]]:
         """As ``take``, but only units of one batch key: of ``key``, or of that which the first one has.
 
         ``fits``: whether a unit may join those that are taken already; one that may not will not do so later either.
-        See the module for what becomes of the bound. O(tenants that are let in, times places).
+        ``slack``: how far, in joules over weight, tenants that have none may be passed over. ``look``: how many units
+        of a tenant are looked at; some for each place by default. See the module for what becomes of the bound.
+        O(tenants that are let in, times places).
         """
         if fits is None and len(self._num_of_key) == 1 and None not in self._num_of_key:
             return self.take(max_units if key is _ANY or key in self._num_of_key else 0, earliest_deadline_s)
-        choice = _Choice(self, max_units, earliest_deadline_s, key, fits)
+        choice = _Choice(self, max_units, earliest_deadline_s, key, fits, slack, look or _LOOK * max_units)
         choice.make()
         return choice.units, choice.late
 
@@ -362,12 +370,16 @@ class _Choice(Generic[UnitT]):
         earliest_deadline_s: float,
         key: Hashable,
         fits: Callable[[UnitT, list[UnitT]], bool] | None,
+        slack: float,
+        look: int,
     ) -> None:
         self._queue = queue
         self._max_units = max_units
         self._earliest_deadline_s = earliest_deadline_s
         self._key = key
         self._fits = fits
+        self._slack = slack
+        self._look = look
         self.units: list[UnitT] = []
         self.late: list[UnitT] = []
         #: Of each tenant that was looked at, the units that have not been.
@@ -378,17 +390,17 @@ class _Choice(Generic[UnitT]):
         queue = self._queue
         inside: dict[_Flow[UnitT], None] = {}
         passed: list[_Flow[UnitT]] = []
-        limit = math.inf
+        first_passed = math.inf
         while queue._num_units and not self._is_full():
             queue._drop_stale()
-            if not queue._heap or queue._heap[0][0] > limit:
+            if not queue._heap or queue._heap[0][0] > first_passed + self._slack:
                 break
             tag, _, flow = queue._heap[0]
             if self._advance(flow):
-                queue._virtual = max(queue._virtual, tag)
+                queue._virtual = max(queue._virtual, min(tag, first_passed))
                 inside[flow] = None
             elif flow.units:
-                limit = tag
+                first_passed = min(first_passed, tag)
                 flow.listed_tag = -math.inf  # out of the way, for now
                 passed.append(flow)
         while inside and not self._is_full():
@@ -405,7 +417,7 @@ class _Choice(Generic[UnitT]):
     def _advance(self, flow: _Flow[UnitT]) -> bool:
         """Take the tenant's next unit that may join, if there is one."""
         if flow not in self._ahead:
-            self._ahead[flow] = iter([entry[3] for entry in islice(flow.units, _LOOK * self._max_units)])
+            self._ahead[flow] = iter([entry[3] for entry in islice(flow.units, self._look)])
         for unit in self._ahead[flow]:
             if self._key is not _ANY and unit.batch_key != self._key:
                 continue

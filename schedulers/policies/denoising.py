@@ -14,7 +14,7 @@ would be in time.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -74,6 +74,16 @@ class DenoisingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; need at least 1")
 
+    @property
+    def limits(self) -> Limits:
+        """For the kernel."""
+        return Limits(
+            max_waiting=1 << 30,
+            max_running=self.max_batch + 1,
+            max_units=self.max_units,
+            max_held_bytes=self.max_held_bytes,
+        )
+
 
 def denoising(config: DenoisingConfig | None = None, model: CostModel | None = None) -> Kernel:
     """Meets every deadline of a tenant that any order of its share could meet."""
@@ -82,24 +92,20 @@ def denoising(config: DenoisingConfig | None = None, model: CostModel | None = N
     cost = DenoisingCost(model or CostModel(), order)
     reserve = EntryReserve(lambda: len(order.steps) > config.max_batch)
     batch = DenoisingBatch(order, cost, reserve, config)
-    limits = Limits(
-        max_waiting=1 << 30,
-        max_running=config.max_batch + 1,
-        max_units=config.max_units,
-        max_held_bytes=config.max_held_bytes,
-    )
     progress = DenoisingProgress(order, cost, reserve)
-    return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=limits))
+    return Kernel(Policy(order=order, batch=batch, cost=cost, progress=progress, limits=config.limits))
 
 
 class _Steps:
     """How far one unit is: ``Unit.state``. ``has_run``: it was in the step that ended last. ``is_late``: it was put
-    off, since it cannot be in time. ``decode_j``: what it was charged for its decode."""
+    off, since it cannot be in time. ``decode_j``: what it was charged for its decode. ``experts``: which its next step
+    wakes (``schedulers.policies.experts``)."""
 
-    __slots__ = ("decode_j", "has_run", "is_late", "steps_left")
+    __slots__ = ("decode_j", "experts", "has_run", "is_late", "steps_left")
 
     def __init__(self, work: DenoisingWork) -> None:
         self.steps_left = work.steps_left
+        self.experts: Hashable = None
         self.has_run = self.is_late = False
         self.decode_j = 0.0
 
@@ -309,14 +315,18 @@ class DenoisingBatch:
         if not order.steps or DENOISE in stages:
             return None
         self._put_off_late(now_s)
-        units, _ = order.steps.take_alike(
-            self._config.max_batch, fits=lambda unit, units: self._fits(unit, units, now_s)
-        )
+        units = self._take(now_s)
         tenants = {unit.tenant for unit in units}
         preempted = [unit for unit in order.steps if unit.state.has_run and unit.tenant in tenants]
         for unit in chain(units, order.steps):
             unit.state.has_run = False
         return Pick(units, DENOISE, 1, self._cost.step_s(units), preempted=preempted)
+
+    def _take(self, now_s: float) -> list[Unit]:
+        units, _ = self._order.steps.take_alike(
+            self._config.max_batch, fits=lambda unit, units: self._fits(unit, units, now_s)
+        )
+        return units
 
     def _put_off_late(self, now_s: float) -> None:
         """Let those of the tenant whose turn it is that can be in time go before those that cannot."""

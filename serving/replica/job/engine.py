@@ -18,8 +18,22 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from models.contract import Experts, Family, Figures, Job, JobState, Phase, Point, Previews, SettingError, Variant, Work
+from models.contract import (
+    ExpertPhases,
+    Experts,
+    Family,
+    Figures,
+    Job,
+    JobState,
+    Phase,
+    Point,
+    Previews,
+    SettingError,
+    Variant,
+    Work,
+)
 from models.registry import find
+from schedulers.policies.experts import Wakes
 from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome
 from serving.replica.job.engine_thread import EngineThread
@@ -167,7 +181,9 @@ class JobEngine:
 
     def phase(self, job_id: str) -> Hashable:
         """See the protocol."""
-        return self._runner.group_key(self._find(job_id).state)
+        runner, state = self._runner, self._find(job_id).state
+        key = runner.group_key(state)
+        return Wakes(key, runner.expert_phase(state)) if isinstance(runner, ExpertPhases) else key
 
     async def run_step(self, job_ids: Sequence[str]) -> list[StepOutcome]:
         """One denoising step for each; a request that fails does not fail its batch."""

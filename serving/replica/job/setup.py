@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from schedulers.cost import CostModel
-from schedulers.policies.denoising import DenoisingConfig, denoising
+from schedulers.policies.denoising import DenoisingConfig
+from schedulers.policies.experts import denoising_with_experts
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
 from serving.errors import StoreUnavailable
@@ -129,7 +130,7 @@ def build_worker(
         tell=tell,
         settle=quotas.settle_job,
     )
-    worker = Worker(bench, denoising(bounds, cost), request)
+    worker = Worker(bench, denoising_with_experts(bounds, cost), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 
