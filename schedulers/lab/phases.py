@@ -89,8 +89,8 @@ def job(
 def random_jobs(
     rng: Random, count: int, *, gap_s: float, tenants: Sequence[str] = ("",), patience: tuple[float, float]
 ) -> list[TraceUnit]:
-    """Poisson arrivals, ``gap_s`` apart in the mean. ``patience``: between which multiples of its own steps, each alone,
-    a job's deadline is drawn."""
+    """Poisson arrivals, ``gap_s`` apart in the mean. ``patience``: a job's deadline is drawn between these multiples of
+    its own steps, each alone."""
     now_s, jobs = 0.0, []
     for number in range(count):
         now_s += rng.expovariate(1.0 / gap_s)

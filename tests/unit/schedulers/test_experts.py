@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -170,7 +171,7 @@ def test_first_waking_is_no_swap_and_teaches_once_a_step_without_one_was_seen() 
 
 
 class _Plain:
-    def slice_s(self, stage: int, num_stages: int, units: list[TraceUnit]) -> float:
+    def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
         return 1.0 + 0.5 * (len(units) - 1)
 
     def report(self, unit: TraceUnit, stage: int) -> Any:
