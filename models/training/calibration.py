@@ -59,10 +59,8 @@ def calibrate(
 
     Raises: ValueError: no weights, nothing to judge on, nothing to measure, an earlier run that was of another model.
     """
-    makes_pictures = isinstance(variant.io, ImageIO)
-    measure = family.parts.get("calibrate") or _BY_SHAPE.get("image" if makes_pictures else family.shape)
-    if makes_pictures and family.shape == "job" and "calibrate" not in family.parts:
-        measure = None  # their steps are not one call, and their sizes are not those of clips
+    in_one_call = isinstance(variant.io, ImageIO) and family.shape != "job"
+    measure = family.parts.get("calibrate") or _BY_SHAPE.get("image" if in_one_call else family.shape)
     if measure is None:
         raise ValueError(f"{variant.id} has no operating points to calibrate")
     if variant.weights is None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.contract import Family, Job, Knob, SettingError, Variant
-from models.io import ClipIO, ClipRequest
-from models.operating_points import TABLE_FILE, Point, Seconds, point_name
+from models.contract import Family, Job, Judge, Knob, SettingError, Variant
+from models.io import ClipIO, ClipRequest, ImageIO
+from models.operating_points import TABLE_FILE, Point, Seconds, mean_quality, point_name
 from models.training import calibration
 from models.training.calibration import Ledger, Measured, Settings
 
 OnProgress = Callable[[str, int, int], None]
 BATCH_SIZES = (1, 2, 4)
+_JUDGED_TOGETHER = 30
 
 
 def sweep(
@@ -71,24 +72,30 @@ def calibrate_job(
     on_progress: OnProgress = lambda what, done, total: None,
     **_ignored: object,
 ) -> Path:
-    """Points of a family of jobs whose quality nobody has judged: their costs alone. Returns the table's path."""
+    """Points of a family of jobs: their costs, and their quality if the family has a judge. Returns the table's path.
+
+    The rows of such a judge are requests for one picture; row r is drawn with seed r.
+    """
     assert variant.weights is not None
     assert family.build is not None
     assert family.runner is not None
     hardware = calibration.hardware(torch.device(device), num_threads)
     with calibration.threads(num_threads):
         runner = family.runner.load()(family.build.load()(variant, device), variant)
-        host = _JobHost(family, variant, runner, repeats)
+        judge = family.part("judge")(variant) if "judge" in family.parts else None
+        host = _JobHost(family, variant, runner, repeats, judge)
         axes, base = [knob for knob in family.knobs if knob.is_axis], family.check_point({})
-        host.measure(base)  # to warm up
+        host.cost(base)  # to warm up
         found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
     calibration.write(
         variant,
         [one.point for one in sorted(found, key=lambda one: -one.cost)],
         hardware=hardware,
         watts=watts,
-        metric="",
-        data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"},
+        metric="" if judge is None else judge.metric,
+        data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"}
+        if judge is None
+        else dict(judge.data),
     )
     return variant.weights / TABLE_FILE
 
@@ -101,6 +108,7 @@ class _JobHost:
     variant: Variant
     runner: Job
     repeats: int
+    judge: Judge | None = None
 
     def is_allowed(self, settings: Settings) -> bool:
         if self.family.allowed is None:
@@ -113,7 +121,14 @@ class _JobHost:
         return True
 
     def measure(self, settings: Settings) -> Measured:
-        """Steps by their multiplications and, where sizes differ, a constant; the rest by its pixels."""
+        """Cost, and quality where it is judged."""
+        seconds_per_unit, alone_s = self.cost(settings)
+        quality = None if self.judge is None else mean_quality(self._scores(self.judge, settings))
+        return Measured(Point(settings=dict(settings), seconds_per_unit=seconds_per_unit, quality=quality), alone_s)
+
+    def cost(self, settings: Settings) -> tuple[dict[str, dict[int, Seconds]], float]:
+        """Seconds per unit of work by rows, and of the longest request alone. Steps go by their multiplications and,
+        where sizes differ, a constant; the rest by its pixels."""
         assert self.family.work is not None
         count, requests = self.family.work.load(), self._requests()
         times: dict[str, dict[int, Seconds]] = {}
@@ -129,12 +144,28 @@ class _JobHost:
             fitted = calibration.fit(steps, ("macs", "slices")) | calibration.fit(rest, ("pixels",))
             for unit, price in fitted.items():
                 times.setdefault(unit, {})[size] = price
-        return Measured(Point(settings=dict(settings), seconds_per_unit=times), alone_s)
+        return times, alone_s
+
+    @torch.inference_mode()
+    def _scores(self, judge: Judge, settings: Settings) -> list[float]:
+        scores: list[float] = []
+        point = self.family.check_point(settings)
+        for first in range(0, len(judge.rows), _JUDGED_TOGETHER):
+            rows = judge.rows[first : first + _JUDGED_TOGETHER]
+            states = [self.runner.open(row, point, first + number) for number, row in enumerate(rows)]
+            while self.runner.remaining(states[0]):
+                self.runner.step(states)
+            scores += [
+                judge.score(first + number, self.runner.close(state)["image"][0]) for number, state in enumerate(states)
+            ]
+        return scores
 
     def _requests(self) -> list[Any]:
         if "example" in self.family.parts:
             return [self.family.part("example")(self.variant, np.random.default_rng(0))]
-        io: ClipIO = self.variant.io
+        io: ClipIO | ImageIO = self.variant.io
+        if isinstance(io, ImageIO):
+            return [replace(io.largest, prompt="a red circle")]
         return [ClipRequest(prompt="a red circle moves left", num_frames=frames) for frames in io.frame_counts]
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
+from models.contract import Family, JobState, Knob, LazyRef, Point, Source, Variant, Work
 from models.identity import WEIGHTS_FILE
 from models.io import ImageIO, ImageRequest
 from models.operating_points import TABLE_FILE, read_table
@@ -55,13 +55,46 @@ class Brightness:
 
     metric = "brightness"
     data: Mapping[str, Any] = {"rows": "two of them"}
-    rows = (np.full((8, 8, 3), 51, np.uint8), np.full((8, 8, 3), 102, np.uint8))
+    rows: Sequence[Any] = (np.full((8, 8, 3), 51, np.uint8), np.full((8, 8, 3), 102, np.uint8))
 
     def __init__(self, variant: Variant) -> None:
         pass
 
     def score(self, row: int, image: Any) -> float:
         return float(image.mean()) / 255
+
+
+class Slow:
+    """A job: each step makes pictures whiter, up to what the prompt says."""
+
+    def __init__(self, network: Variant, variant: Variant) -> None:
+        pass
+
+    def open(self, request: ImageRequest, point: Point, seed: int) -> JobState:
+        return JobState(request=request, point=point, seed=seed, kept={"step": 0})
+
+    def remaining(self, state: JobState) -> Mapping[str, int]:
+        left = {"denoise": int(state.point["steps"]) - state.kept["step"], "decode": 1 - len(state.cache)}
+        return {phase: count for phase, count in left.items() if count}
+
+    def step(self, states: Sequence[JobState]) -> list[Mapping[str, float]]:
+        for state in states:
+            if "denoise" in self.remaining(state):
+                state.kept = {"step": state.kept["step"] + 1}
+            else:
+                state.cache["pictures"] = None
+        return [{} for _ in states]
+
+    def close(self, state: JobState) -> Mapping[str, Any]:
+        share = {"grey": state.kept["step"] / 4, "black": 0.0, "white": 1.0}.get(state.request.prompt, 0.0)
+        return {"image": np.full((1, 8, 8, 3), share * 255)}
+
+
+class Whiteness(Brightness):
+    """A judge of what jobs make."""
+
+    metric = "whiteness"
+    rows = tuple(ImageRequest(width=8, height=8, prompt=prompt) for prompt in ("grey", "black", "white"))
 
 
 FAMILY = Family(
@@ -129,11 +162,25 @@ def test_a_family_may_bring_a_judge_and_then_needs_no_pictures(variant: Variant)
         calibrate(FAMILY, variant)
 
 
-def test_pictures_made_by_jobs_are_refused_before_anything_is_written(variant: Variant) -> None:
-    assert variant.weights is not None
-    with pytest.raises(ValueError, match="coarse-1 has no operating points to calibrate"):
-        calibrate(replace(FAMILY, shape="job"), variant, data_dir=variant.weights / "data")
-    assert not (variant.weights / LEDGER_FILE).exists()
+@pytest.mark.parametrize("is_judged", [True, False])
+def test_pictures_made_by_jobs_are_measured_step_by_step_and_judged_if_there_is_a_judge(
+    variant: Variant, is_judged: bool
+) -> None:
+    parts = {"judge": LazyRef(f"{_HERE}:Whiteness")} if is_judged else {}
+    family = replace(FAMILY, shape="job", runner=LazyRef(f"{_HERE}:Slow"), parts=parts)
+    calibrate(family, variant)
+    table = read_table(variant)
+    assert table.metric == ("whiteness" if is_judged else "")
+    assert sorted(table.points) == [f"steps={steps}" for steps in (1, 2, 3, 4)]
+    for steps in (1, 2, 3, 4):
+        point = table.points[f"steps={steps}"]
+        assert point.seconds_per_unit["macs"].keys() == {1, 2, 4}
+        if is_judged:
+            assert point.quality is not None
+            assert point.quality.n == 3
+            assert point.quality.value == pytest.approx((steps / 4 + 0 + 1) / 3)
+        else:
+            assert point.quality is None
 
 
 def test_agreement_is_a_share_of_the_highest_ratio() -> None:
