@@ -564,6 +564,35 @@ class ExpertFacts:
     active_parameters: int
 
 
+Slots: TypeAlias = Sequence[Sequence[int]]
+"""Of each layer, the expert in each slot; with R ranks, rank r has the r-th part of the slots."""
+Move: TypeAlias = tuple[int, int, int, int]
+"""Layer, expert, slot that has it, and slot that gets it."""
+Choose: TypeAlias = Callable[[Sequence[int], Sequence[int], int], Sequence[Sequence[int]]]
+"""(experts in a layer's slots, tokens of each expert, number of ranks) -> of each expert, those of its slots that share
+its tokens in this step."""
+
+
+@runtime_checkable
+class PlacedExperts(Protocol):
+    """A ``Parallel`` job each of whose ranks has a part of the experts, some of them perhaps on several. All ranks are
+    called alike; where experts are changes nothing of what comes out."""
+
+    def place(self, slots: Slots, choose: Choose | None = None) -> None:
+        """After ``spread``, once: keep the experts of this rank's slots alone. ``choose``: where each expert runs in a
+        step; None: in all its slots. Raises: ValueError: slots that cannot be held."""
+        ...
+
+    def fetch(self, slots: Slots, moves: Sequence[Move]) -> None:
+        """On another thread, beside steps: get what this rank will lack, from ranks that have it, and keep it apart.
+        Raises: ValueError, RuntimeError: nothing has changed."""
+        ...
+
+    def switch(self) -> None:
+        """Between two steps: what was fetched is in place."""
+        ...
+
+
 Runner: TypeAlias = Unary | Staged | Job
 """What ``Family.runner`` makes. A stream family has parts instead, below."""
 Prepare: TypeAlias = Callable[[Any], Any]

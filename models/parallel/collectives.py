@@ -1,4 +1,4 @@
-"""The four exchanges that sequence parallelism needs, on explicit groups, counted.
+"""What ranks exchange, on explicit groups, counted.
 
 Every function is the identity for a group of one rank. Lengths may differ from rank to rank. There is no backward:
 tensors that want a gradient are refused rather than silently cut off.
@@ -84,6 +84,13 @@ def rotate(block: Tensor, incoming: Tensor, group: Group) -> Pending:
         return incoming
 
     return finish
+
+
+def exchange(sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], group: Group) -> None:
+    """Send tensors to ranks of the group, and fill others from them; between two ranks, in order on both sides."""
+    works = [dist.isend(one, group.ranks[rank], group.process_group) for one, rank in sends]
+    works += [dist.irecv(one, group.ranks[rank], group.process_group) for one, rank in receives]
+    _wait("exchange", works, sum(one.nbytes for one, _ in sends), group)
 
 
 def _wait(collective: str, works: Sequence[dist.Work | None], sent_bytes: int, group: Group) -> None:

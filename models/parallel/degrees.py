@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-AXES = ("cfg", "ring", "ulysses")
+AXES = ("expert", "cfg", "ring", "ulysses")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +14,17 @@ class ParallelDegrees:
     """Ranks along each axis for one request.
 
     A world of more ranks is cut into equal *instances*, each of which can run a request of its own. The order of
-    ranks, slowest first, is instance, cfg, ring, ulysses: neighbours in the world, which are usually the best
+    ranks, slowest first, is instance, expert, cfg, ring, ulysses: neighbours in the world, which are usually the best
     connected, exchange the most (all-to-all).
+
+    ``expert``: ranks that share the rows of a batch and the experts of each layer: see
+    ``models.methods.experts.parallel``.
     """
 
     ulysses: int = 1
     ring: int = 1
     cfg: int = 1
+    expert: int = 1
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -38,13 +42,14 @@ class ParallelDegrees:
     @property
     def total(self) -> int:
         """Ranks of one instance."""
-        return self.sequence * self.cfg
+        return self.sequence * self.cfg * self.expert
 
     def num_instances(self, world_size: int) -> int:
         """Instances in ``world_size`` ranks. Raises ValueError, with the equation, when they do not come out even."""
         if world_size < 1 or world_size % self.total:
+            expert = f" * expert ({self.expert})" if self.expert > 1 else ""
             raise ValueError(
-                f"ulysses ({self.ulysses}) * ring ({self.ring}) * cfg ({self.cfg}) = {self.total} ranks "
+                f"ulysses ({self.ulysses}) * ring ({self.ring}) * cfg ({self.cfg}){expert} = {self.total} ranks "
                 f"do not divide a world of {world_size}; choose degrees whose product does"
             )
         return world_size // self.total
@@ -53,11 +58,12 @@ class ParallelDegrees:
         """Place of a world rank on each axis, and its instance."""
         rest, ulysses = divmod(rank, self.ulysses)
         rest, ring = divmod(rest, self.ring)
-        instance, cfg = divmod(rest, self.cfg)
-        return {"instance": instance, "cfg": cfg, "ring": ring, "ulysses": ulysses}
+        rest, cfg = divmod(rest, self.cfg)
+        instance, expert = divmod(rest, self.expert)
+        return {"instance": instance, "expert": expert, "cfg": cfg, "ring": ring, "ulysses": ulysses}
 
     def members(self, axis: str, rank: int) -> tuple[int, ...]:
-        """World ranks that share the ``axis`` ("ulysses", "ring", "cfg" or "sequence") with ``rank``, in order."""
+        """World ranks that share the ``axis`` (one of ``AXES``, or "sequence") with ``rank``, in order."""
         along = {"ulysses", "ring"} if axis == "sequence" else {axis}
         mine = self.coordinates(rank)
         first = rank - rank % self.total
@@ -79,7 +85,10 @@ def check_heads(num_heads: int, ulysses: int) -> None:
 
 
 def narrower(degrees: ParallelDegrees) -> tuple[ParallelDegrees, ...]:
-    """What a request may have where all ranks together have ``degrees``: fewer heads' ranks, or all; ascending."""
+    """What a request may have where all ranks together have ``degrees``: fewer heads' ranks, or all; ascending. Experts
+    that are dealt out need every rank."""
+    if degrees.expert > 1:
+        return (degrees,)
     fewer = [ParallelDegrees(ulysses=n) for n in range(1, degrees.ulysses + 1) if degrees.ulysses % n == 0]
     return tuple(dict.fromkeys((*fewer, degrees)))
 

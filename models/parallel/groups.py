@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeAlias
 
 import torch.distributed as dist
 
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.meter import CommunicationMeter
 
-_AXES = ("sequence", "ulysses", "ring", "cfg")
+_AXES = ("sequence", "ulysses", "ring", "cfg", "expert")
+_Made: TypeAlias = Mapping[tuple[int, ...], dist.ProcessGroup]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceGroups:
-    """Groups of one rank for one choice of degrees; all count into one meter."""
+    """Groups of one rank for one choice of degrees; all count into one meter.
+
+    ``beside``: the ranks of ``expert`` once more, always over gloo, for what travels while steps go on: what two
+    threads send over one group gets mixed up, and NCCL wants its groups to take turns.
+    """
 
     degrees: ParallelDegrees
     instance: int
@@ -48,6 +55,8 @@ class SequenceGroups:
     ulysses: Group
     ring: Group
     cfg: Group
+    expert: Group
+    beside: Group
     meter: CommunicationMeter
 
     def close(self) -> None:
@@ -56,13 +65,13 @@ class SequenceGroups:
             dist.destroy_process_group(group)
 
     def _process_groups(self) -> list[dist.ProcessGroup]:
-        axes = (self.sequence, self.ulysses, self.ring, self.cfg)
+        axes = (self.sequence, self.ulysses, self.ring, self.cfg, self.expert, self.beside)
         return [axis.process_group for axis in axes if axis.process_group is not None]
 
 
 def single_rank(meter: CommunicationMeter | None = None) -> SequenceGroups:
     """World size 1, for which torch.distributed need not be initialised."""
-    return _groups(ParallelDegrees(), 0, {}, meter or CommunicationMeter())
+    return _groups(ParallelDegrees(), 0, {}, {}, meter or CommunicationMeter())
 
 
 def make_groups(
@@ -83,16 +92,28 @@ def make_groups(
         for ranks in dict.fromkeys(members)
         if len(ranks) > 1
     }
+    experts = dict.fromkeys(degrees.members("expert", other) for other in range(world_size))
+    beside = {
+        ranks: dist.new_group(list(ranks), timeout=timedelta(seconds=timeout_s), backend="gloo")
+        for ranks in experts
+        if len(ranks) > 1
+    }
     if made and dist.get_backend() == "gloo":
         dist.barrier()  # gloo connects at once: a rank that fails and closes now would break others' connecting
-    return _groups(degrees, rank, made, meter or CommunicationMeter())
+    return _groups(degrees, rank, made, beside, meter or CommunicationMeter())
 
 
 def _groups(
-    degrees: ParallelDegrees, rank: int, made: dict[tuple[int, ...], dist.ProcessGroup], meter: CommunicationMeter
+    degrees: ParallelDegrees, rank: int, made: _Made, beside: _Made, meter: CommunicationMeter
 ) -> SequenceGroups:
-    axes = {}
-    for axis in _AXES:
+    def group(axis: str, made: _Made) -> Group:
         ranks = degrees.members(axis, rank)
-        axes[axis] = Group(process_group=made.get(ranks), rank=ranks.index(rank), ranks=ranks, meter=meter)
-    return SequenceGroups(degrees=degrees, instance=degrees.coordinates(rank)["instance"], meter=meter, **axes)
+        return Group(process_group=made.get(ranks), rank=ranks.index(rank), ranks=ranks, meter=meter)
+
+    return SequenceGroups(
+        degrees=degrees,
+        instance=degrees.coordinates(rank)["instance"],
+        meter=meter,
+        beside=group("expert", beside),
+        **{axis: group(axis, made) for axis in _AXES},
+    )

@@ -80,12 +80,27 @@ class JobOptions(Section):
     engine: Literal["torch", "fake"] = Field("torch", description="fake has no model; for tests of plumbing.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Numbers of weights and activations.")
     ranks: int = Field(
-        1, ge=1, le=64, description="Sequence-parallel ranks of one replica, each with cpus and gpus of its own."
+        1,
+        ge=1,
+        le=64,
+        description="Processes of one replica, each with cpus and gpus of its own, that share tokens or experts.",
     )
     min_tokens_per_rank: int = Field(
         512,
         ge=1,
         description="A clip with fewer tokens on each rank runs on fewer of them: exchanging would cost more.",
+    )
+    spare_experts: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="With ranks, slots of a layer beyond one for each expert: for copies of busy ones.",
+    )
+    replace_every_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds after which experts may move to other ranks, where the load wants it.",
     )
     max_batch: int = Field(4, ge=1, le=256, description="Jobs that share a denoising step.")
     max_jobs: int = Field(8, ge=1, le=1024, description="Jobs that one replica holds at a time.")

@@ -78,7 +78,9 @@ class DitMoe(nn.Module):
     def _unpatched(self, patches: Tensor) -> Tensor:
         side, patch = self.config.grid_side, self.config.patch_size
         grid = patches.view(-1, side, side, patch, patch, self.config.out_channels)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, side * patch, side * patch)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(
+            len(patches), self.config.out_channels, side * patch, side * patch
+        )
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -305,8 +307,8 @@ def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """(B, N, 3W) to three of (B, heads, N, W / heads)."""
-    pictures, tokens, _ = qkv.shape
-    return qkv.view(pictures, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    pictures, tokens, width = qkv.shape
+    return qkv.view(pictures, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     steps thread    run_step: denoising
     side thread     admit: what is made of the request once; snapshot, preview
     decode thread   decode, off the critical path
+    weights thread  fetch: experts that this rank is to have, beside steps; ``switch`` is a call of the steps thread
 
 All that a request holds is in its ``JobState``; there is no other state but the weights.
 """
@@ -25,10 +26,13 @@ from models.contract import (
     Figures,
     Job,
     JobState,
+    Move,
     Phase,
+    PlacedExperts,
     Point,
     Previews,
     SettingError,
+    Slots,
     Variant,
     Work,
 )
@@ -99,6 +103,7 @@ class JobEngine:
         self._steps = EngineThread("vireo-job-steps")
         self._side = EngineThread("vireo-job-side")
         self._decodes = EngineThread("vireo-job-decode")
+        self._weights = EngineThread("vireo-job-weights")
         self._loaded: Job | None = None
         self._experts: Experts | None = None
         self._held: dict[str, _Held] = {}
@@ -119,7 +124,7 @@ class JobEngine:
 
     async def stop(self) -> None:
         """End the threads and drop everything."""
-        for thread in (self._steps, self._side, self._decodes):
+        for thread in (self._steps, self._side, self._decodes, self._weights):
             await thread.stop(self._options.stop_grace_s)
         self._held.clear()
         self._loaded = self._experts = None
@@ -272,6 +277,21 @@ class JobEngine:
     def held_bytes(self) -> int:
         """Bytes of all requests."""
         return sum(held.state.bytes_held for held in list(self._held.values()))
+
+    # -- experts on this rank ----------------------------------------------------------------------------------------
+
+    async def fetch(self, slots: Slots, moves: Sequence[Move]) -> None:
+        """Get the experts that a placement gives to this rank, beside steps. Raises: EngineFailed: nothing changed."""
+        await self._guarded(self._weights, self._placed.fetch, slots, moves)
+
+    async def switch(self) -> None:
+        """That placement holds from the next step on. Raises: EngineFailed."""
+        await self._guarded(self._steps, self._placed.switch)
+
+    @property
+    def _placed(self) -> PlacedExperts:
+        assert isinstance(self._runner, PlacedExperts), "its load has placed them"
+        return self._runner
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,10 @@ ranks that wait for each other. What is not a number still fails its own request
 
 Each clip has its own degree of parallelism (``RankRecipe.degrees_of``), from one rank to all; it runs on the first
 ones, and the others rest.
+
+Experts that are dealt out over the ranks follow the load in two phases: every rank fetches what it will lack from those
+that have it, while steps go on; once all have, all put it in place between the same two steps. Requests notice nothing:
+an expert gives the same on any rank. If a fetch fails the old placement stays.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from models.contract import Work
 from models.parallel.launch import RankConfig
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
+from serving.replica.job.placing import PlacedFacts, Placing
 from serving.replica.job.ranks import RankActors, RankRecipe, leave_world
 
 _log = structlog.get_logger(__name__)
@@ -31,13 +36,22 @@ T = TypeVar("T")
 
 
 class RankedEngine:
-    """See the module. ``actors`` starts the ranks from 1 on; this process is rank 0."""
+    """See the module. ``actors`` starts the ranks from 1 on; this process is rank 0. ``placing``: of experts, looked
+    after every ``replace_every_s``."""
 
-    def __init__(self, recipe: RankRecipe, actors: RankActors) -> None:
+    def __init__(
+        self,
+        recipe: RankRecipe,
+        actors: RankActors,
+        placing: Placing | None = None,
+        replace_every_s: float = 60.0,
+    ) -> None:
         self._recipe = recipe
         self._actors = actors
         self._world = actors.world()
         self._first = recipe.engine(self._world)
+        self._placing = placing
+        self._replace_every_s = replace_every_s
         self._ranks: Sequence[Any] = ()
         self._turn = asyncio.Lock()
         self._gone: list[str] = []
@@ -62,6 +76,8 @@ class RankedEngine:
             raise
         for rank in self._ranks:
             self._spawn(self._watch(rank))
+        if self._placing is not None:
+            self._spawn(self._follow_load())
 
     async def stop(self) -> None:
         """End every rank."""
@@ -121,6 +137,8 @@ class RankedEngine:
             mine, *others = await self._everywhere(self._first.run_step(present), calls)
             if any(_shape(other) != _shape(mine) for other in others):
                 raise self._break("the ranks of the model came apart", None)
+            if self._placing is not None:
+                self._placing.add(one.loads for one in mine if isinstance(one, StepDone))
             known = dict(zip(present, mine, strict=True))
             return [known.get(job_id) or EngineFailed("the model does not hold this request") for job_id in job_ids]
 
@@ -157,6 +175,41 @@ class RankedEngine:
             task.cancel()
             task.add_done_callback(_heard)
         raise self._break("a rank of the model failed", failed[0])
+
+    # -- where experts are -------------------------------------------------------------------------------------------
+
+    async def _follow_load(self) -> None:
+        while True:
+            await asyncio.sleep(self._replace_every_s)
+            await self.replace_experts()
+
+    async def replace_experts(self) -> bool:
+        """Bring experts to where the load of late wants them, if that is worth it. Returns whether they moved. Raises:
+        EngineFailed: the engine is broken."""
+        wanted = None if self._placing is None else self._placing.wanted()
+        if self._placing is None or wanted is None:
+            return False
+        placement, moves = wanted
+        plain = [(move.layer, move.expert, move.source, move.slot) for move in moves]
+        calls = [rank.fetch.remote(placement.slots, plain) for rank in self._ranks]
+        answers = await asyncio.gather(
+            self._first.fetch(placement.slots, plain), *map(_settled, calls), return_exceptions=True
+        )
+        self._check_whole()
+        if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
+            self._placing.failed += 1
+            _log.warning("experts stay where they are", exc_info=failed[0])
+            return False
+        async with self._turn:
+            self._check_whole()
+            await self._everywhere(self._first.switch(), [rank.switch.remote() for rank in self._ranks])
+            self._placing.switched(placement, moves)
+        _log.info("experts have moved", version=placement.version, moves=len(moves))
+        return True
+
+    def placed(self) -> PlacedFacts | None:
+        """Where experts are. None: all are on every rank."""
+        return None if self._placing is None else self._placing.facts()
 
     # -- what the first rank does ------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""The ranks of a replica that share the tokens of a step: the first is the replica itself, the others are Ray actors in
-its placement group. Each has the whole weights and the requests that it takes part in, and does the same as the others
-in the same order; only self-attention exchanges anything.
+"""The ranks of a replica that share a step: the first is the replica itself, the others are Ray actors in its placement
+group. Each has the weights, all or but its part of the experts, and the requests that it takes part in, and does the
+same as the others in the same order; only self-attention, or experts, exchange anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from models.contract import Job, Parallel
+from models.contract import Choose, Job, Move, Parallel, PlacedExperts, Slots
 from models.parallel.degrees import ParallelDegrees, degrees_of_clip, narrower
 from models.parallel.groups import make_groups
 from models.parallel.launch import RankConfig, join, leave
@@ -32,12 +32,15 @@ class RankRecipe:
     """What every rank is made from; it travels to the ranks, so ``load`` must be picklable.
 
     ``degrees``: of all ranks. A request with fewer than ``min_tokens_per_rank`` on each of them runs on fewer, the
-    first ones. ``timeout_s``: longest wait for the other ranks within a step; ``num_threads``: torch threads of a rank.
+    first ones. ``slots``, ``choose``: of ``PlacedExperts``, where experts are dealt out. ``timeout_s``: longest wait
+    for the other ranks within a step; ``num_threads``: torch threads of a rank.
     """
 
     options: EngineOptions
     load: Load
     degrees: ParallelDegrees
+    slots: Slots = ()
+    choose: Choose | None = None
     min_tokens_per_rank: int = 1
     timeout_s: float = 60.0
     num_threads: int = 1
@@ -62,6 +65,9 @@ class RankRecipe:
         join(config)
         groups = {one: make_groups(one, timeout_s=self.timeout_s) for one in narrower(self.degrees)}
         runner.spread(self.degrees, lambda num_tokens: groups[self.degrees_of(num_tokens)])
+        if self.slots:
+            assert isinstance(runner, PlacedExperts), "a family that counts experts can place them"
+            runner.place(self.slots, self.choose)
         return runner
 
 
@@ -82,6 +88,14 @@ class Rank:
     async def run_step(self, job_ids: Sequence[str]) -> list[StepOutcome]:
         """Take part in a step."""
         return await self._engine.run_step(job_ids)
+
+    async def fetch(self, slots: Slots, moves: Sequence[Move]) -> None:
+        """Get experts, beside steps."""
+        await self._engine.fetch(slots, moves)
+
+    async def switch(self) -> None:
+        """They hold from the next step on."""
+        await self._engine.switch()
 
     async def release(self, job_ids: Sequence[str]) -> None:
         """Forget requests."""

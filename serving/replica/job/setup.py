@@ -19,6 +19,7 @@ from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine, Load, load_runner
 from serving.replica.job.held import Bench, WorkerConfig
 from serving.replica.job.outputs import OutputFiles
+from serving.replica.job.placing import Placing
 from serving.replica.job.worker import Worker
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
@@ -162,18 +163,25 @@ def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load
     from serving.replica.job.ranked_engine import RankedEngine
     from serving.replica.job.ranks import RankActors, RankRecipe
 
+    ranks, placing = model.options.ranks, None
+    degrees = ParallelDegrees(ulysses=ranks)
+    if "experts" in options.family.parts:
+        facts = options.family.part("experts")(options.variant)
+        degrees = ParallelDegrees(expert=ranks)
+        placing = Placing.over(ranks, layers=facts.layers, experts=facts.experts, spare=model.options.spare_experts)
     recipe = RankRecipe(
         options=options,
         load=load,
-        degrees=ParallelDegrees(ulysses=model.options.ranks),
+        degrees=degrees,
+        slots=placing.placement.slots if placing else (),
         min_tokens_per_rank=model.options.min_tokens_per_rank,
         num_threads=model.threads,
     )
     actors = RankActors(
-        num_ranks=model.options.ranks,
+        num_ranks=ranks,
         cpus=model.cpus,
         gpus=model.gpus,
         backend="nccl" if model.gpus else "gloo",
         placement_group=get_current_placement_group(),
     )
-    return RankedEngine(recipe, actors)
+    return RankedEngine(recipe, actors, placing, model.options.replace_every_s)

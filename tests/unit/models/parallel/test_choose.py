@@ -18,8 +18,17 @@ def _ring_of_two() -> SequenceGroups:
     """Nobody is called over it."""
     ring = Group(process_group=cast("Any", object()), ranks=(0, 1))
     degrees, meter = ParallelDegrees(ring=2), CommunicationMeter()
+    alone = Group()
     return SequenceGroups(
-        degrees=degrees, instance=0, sequence=ring, ulysses=Group(), ring=ring, cfg=Group(), meter=meter
+        degrees=degrees,
+        instance=0,
+        sequence=ring,
+        ulysses=alone,
+        ring=ring,
+        cfg=alone,
+        expert=alone,
+        beside=alone,
+        meter=meter,
     )
 
 

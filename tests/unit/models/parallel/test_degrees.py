@@ -12,7 +12,7 @@ def test_degrees_that_do_not_divide_the_world_are_refused_with_the_equation() ->
         ParallelDegrees(ulysses=2, ring=3).num_instances(4)
 
 
-@pytest.mark.parametrize("axis", ["ulysses", "ring", "cfg"])
+@pytest.mark.parametrize("axis", ["ulysses", "ring", "cfg", "expert"])
 def test_degree_below_one_is_refused_by_name(axis: str) -> None:
     with pytest.raises(ValueError, match=f"{axis} degree is 0"):
         ParallelDegrees(**{axis: 0})
@@ -74,6 +74,10 @@ def test_narrower_degrees_go_from_one_rank_to_all() -> None:
     assert [one.total for one in narrower(ParallelDegrees(ulysses=4))] == [1, 2, 4]
     assert [one.total for one in narrower(ParallelDegrees(ulysses=2, ring=3))] == [1, 2, 6]
     assert narrower(ParallelDegrees()) == (ParallelDegrees(),)
+
+
+def test_experts_that_are_dealt_out_need_every_rank() -> None:
+    assert narrower(ParallelDegrees(expert=4)) == (ParallelDegrees(expert=4),)
 
 
 @pytest.mark.parametrize(("num_tokens", "ranks"), [(5, 1), (19, 1), (20, 2), (39, 2), (40, 4), (10_000, 4)])
