@@ -106,6 +106,8 @@ class Placement:
         sent = [0] * self.num_ranks
         moves = []
         for layer, (before, after) in enumerate(zip(self.slots, new.slots, strict=True)):
+            if before == after:
+                continue
             for slot, expert in enumerate(after):
                 if before[slot] == expert:
                     continue
