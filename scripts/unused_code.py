@@ -45,7 +45,15 @@ CALLED_BY_OTHERS = {
     ),
     "transformers": ("preprocess", "get_output_embeddings", "replace_image_token"),
 }
-DECORATORS = ["@*.fixture*", "@fixture*", "@field_validator*", "@model_validator*", "@invariant*", "@rule*", "@*.command*"]
+DECORATORS = [
+    "@*.fixture*",
+    "@fixture*",
+    "@field_validator*",
+    "@model_validator*",
+    "@invariant*",
+    "@rule*",
+    "@*.command*",
+]
 _SPELT = re.compile(r"[\w.]*[.:](\w+)")
 
 
