@@ -2,8 +2,8 @@
 
 On a CPU its float32 matrices are faster than those behind ``torch.mm`` and ``torch._grouped_mm``, more so where weights
 are laid out for it beforehand, and a row has the same bits in any number of rows from two on. What it costs: about
-15 us a call, and a millisecond for each new number of rows. Rows are therefore rounded up to a few sizes: a piece takes
-some of the next expert's, and what comes of them is left out.
+15 us a call, and for each new number of rows a millisecond and 150 kB, as long as oneDNN remembers it. Rows are
+therefore rounded up to one of 32 numbers: a piece takes some of the next expert's, and what comes of them is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.methods.experts.dispatch import Dispatch
 
 _MIN_WEIGHTS = 1 << 16  # of one matrix; calls on smaller ones cost more than they save
 _MAX_ROWS = 256  # of a piece: what it makes stays near the core
-_ROW_STEP = 4
+_MAX_ADDED = 15
 
 _linear = torch.ops.mkldnn._linear_pointwise
 
@@ -30,7 +30,7 @@ def is_worth_fusing(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.dtype == gate_up.dtype == down.dtype
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and down[0].numel() >= _MIN_WEIGHTS
         and gate_up.is_contiguous()
         and down.is_contiguous()
@@ -66,7 +66,7 @@ def run_segments(
     """What the experts make of x (T, h), summed by token. All on a CPU."""
     if not len(x):
         return x.clone()
-    rows = x.index_select(0, F.pad(dispatch.tokens, (0, _ROW_STEP - 1)))
+    rows = x.index_select(0, F.pad(dispatch.tokens, (0, _MAX_ADDED)))
     made = [experts[expert](rows[a : a + _rounded(b - a)])[: b - a] for expert, a, b in _pieces(dispatch.ends.tolist())]
     out = dispatch.combine(torch.cat(made))
     return out if shared is None else _shared(x, shared, out)
@@ -74,7 +74,7 @@ def run_segments(
 
 def _shared(x: Tensor, shared: FusedSwiglu, out: Tensor) -> Tensor:
     pieces = [(a, b) for _, a, b in _pieces([len(x)])]
-    padded = [F.pad(y, (0, 0, 0, _ROW_STEP)) for y in (x, out)] if len(x) % _ROW_STEP else [x, out]
+    padded = [F.pad(y, (0, 0, 0, _MAX_ADDED)) for y in (x, out)] if len(x) % _MAX_ROWS else [x, out]
     made = [shared(*(y[a : a + _rounded(b - a)] for y in padded))[: b - a] for a, b in pieces]
     return torch.cat(made)
 
@@ -90,7 +90,9 @@ def _pieces(ends: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _rounded(num_rows: int) -> int:
-    return -(-num_rows // _ROW_STEP) * _ROW_STEP
+    """Up to a multiple of four, and from 64 on to one of eight numbers between two powers of two."""
+    step = max(4, 1 << max(0, (num_rows - 1).bit_length() - 4))
+    return -(-num_rows // step) * step
 
 
 def _tensor(made: Any) -> Tensor:

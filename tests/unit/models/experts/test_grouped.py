@@ -81,7 +81,10 @@ def test_no_token_is_dropped(way: str) -> None:
     x, logits = torch.randn(64, 16), torch.randn(64, 6) * 8
     ids, weights = softmax_top_k(logits, 3)
     ours = grouped_swiglu(
-        x, gate_up.expand(6, -1, -1).contiguous(), down.expand(6, -1, -1).contiguous(), ids,
+        x,
+        gate_up.expand(6, -1, -1).contiguous(),
+        down.expand(6, -1, -1).contiguous(),
+        ids,
         weights / weights.sum(1, keepdim=True),
     )
     torch.testing.assert_close(ours, _swiglu(x, gate_up[0], down[0]), atol=1e-5, rtol=1e-5)
