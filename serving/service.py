@@ -147,7 +147,7 @@ class Service:
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
     experts: Callable[[str], Awaitable[Sequence[ExpertReport]]] = _no_experts
-    """What the experts of a model were sent lately, of each replica that answers. Raises: NotReady: none does."""
+    """What the experts of a model were sent lately, of each replica that answers."""
 
     def rows_for(self, task: str) -> tuple[Card, ...]:
         """The models of rows that are for a task."""

@@ -106,7 +106,9 @@ async def _show_experts(call: Call) -> Answer:
         raise UnknownPath(
             f"{card.id} has no experts; vireo.experts in /v1/models says which models have", param="model"
         )
-    return json_answer(shown_experts(card, await service.experts(card.id)))
+    if not (reports := await service.experts(card.id)):
+        raise NotReady(f"no replica of {card.id} answers now. Try again")
+    return json_answer(shown_experts(card, reports))
 
 
 async def _ready(call: Call) -> Answer:

@@ -15,6 +15,7 @@ import numpy as np
 
 from models.io import ChatIO, ImageIO, PictureIO
 from serving.delivery.job.base import JobPlan
+from serving.delivery.job.experts import ExpertReport
 from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.delivery.unary.wire import RowsAsked
 from serving.domain import (
@@ -145,6 +146,7 @@ class FakeService(FakeVideos):
         self.chats: list[ChatRequest] = []
         self.chats_open = 0
         self.image_jobs = FakeVideos(is_fast=is_fast)
+        self.expert_reports: Sequence[ExpertReport] = ()
         self.predicted_s = 0.1
         """Of every call for pictures."""
         self.chats_cut = 0
@@ -269,8 +271,19 @@ class FakeService(FakeVideos):
 
 def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = None) -> Service:
     """The fake as what is behind a front door: it is each of the tasks' services."""
+
+    async def experts(model: str) -> Sequence[ExpertReport]:
+        return fake.expert_reports
+
     return Service(
-        fake, fake, fake, fake.image_jobs, fake.files, is_live=fake.is_model_ready, max_priorities=max_priorities or {}
+        fake,
+        fake,
+        fake,
+        fake.image_jobs,
+        fake.files,
+        is_live=fake.is_model_ready,
+        max_priorities=max_priorities or {},
+        experts=experts,
     )
 
 

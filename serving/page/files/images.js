@@ -43,7 +43,8 @@ export function imagesPanel(model) {
     const body = defined({
       model: model.id, prompt: prompt ? prompt.value : "", image: before && await dataUrl(before.file),
       size: size ? size.value : "", seed: seed ? read(seed) : undefined, n: count ? read(count) : undefined,
-      output_format: format.value, vireo: options.value(),
+      output_format: format.value,
+      vireo: model.vireo.shape === "job" ? { ...options.value(), background: true } : options.value(),
     });
     const response = await post(edits ? "v1/images/edits" : "v1/images/generations", body, { signal, headers: { "idempotency-key": fresh() } });
     const { urls, vireo, seeds } = await made(response, signal);
