@@ -34,6 +34,7 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _RETRY_S = 2.0
 _SEED_BITS = 31
+_FIRST_POLL_S, _POLL_SHARE = 0.02, 0.1
 _MAX_PREVIEW_BYTES = 1 << 18
 _DIGEST_CHARS = 16
 _SAID_ELSEWHERE = {"model", "vireo"}
@@ -42,7 +43,8 @@ _SAID_ELSEWHERE = {"model", "vireo"}
 @dataclass(frozen=True, kw_only=True)
 class JobServiceConfig:
     """``max_queued``: waiting jobs of all tenants. ``secret``: makes ids that follow from a key impossible to guess.
-    ``poll_s``: how often a watched job is looked up. ``patience_s``: how long a watcher puts up with an absent store.
+    ``poll_s``: how often a watched job is looked up, more often at first. ``patience_s``: how long a watcher puts up
+    with an absent store.
     ``max_watchers``: streams and waiting calls of this gateway together; each of them keeps polling Redis.
     """
 
@@ -171,7 +173,7 @@ class Jobs:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     async def _updates(self, owner: str, job_id: str) -> AsyncGenerator[JobUpdate, None]:
-        job, shown = await self.get(owner, job_id), b""
+        job, shown, since_s = await self.get(owner, job_id), b"", self._clock()
         while True:
             update = JobUpdate(job=job, finish_at_s=await self._finish_at_s(job))
             if job.status is JobStatus.IN_PROGRESS:
@@ -182,13 +184,15 @@ class Jobs:
             yield update
             if job.status.is_final:
                 return
-            job = await self._next(job)
+            job = await self._next(job, since_s)
 
-    async def _next(self, seen: JobRecord) -> JobRecord:
-        """The job once it has changed. A store that is away for a moment does not end a stream."""
+    async def _next(self, seen: JobRecord, since_s: float) -> JobRecord:
+        """The job once it has changed. A store that is away for a moment does not end a stream. Who has waited for long
+        does not mind waiting a little longer; a picture may be there in half a second."""
         away_since_s: float | None = None
         while True:
-            await asyncio.sleep(self._config.poll_s)
+            waited_s = max(0.0, self._clock() - since_s)
+            await asyncio.sleep(min(self._config.poll_s, _FIRST_POLL_S + _POLL_SHARE * waited_s))
             try:
                 job = await self.get(seen.owner, seen.id)
             except StoreUnavailable:
