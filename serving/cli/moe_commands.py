@@ -114,8 +114,15 @@ def _head(facts: dict[str, Any], document: dict[str, Any]) -> list[str]:
         f"last {document['window_s']:g} s on {replicas}: {document['slices']} slices, "
         f"{document['distinct_experts']:.1f} distinct experts a layer; balance of phases: {phases}"
     )
-    lines += [", ".join(f"{name} {value}" for name, value in each.items()) for each in document["placements"]]
-    return lines
+    return [*lines, *map(_placement, document["placements"])]
+
+
+def _placement(placed: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part:.0%}" for part in placed["rank_loads"])
+    return (
+        f"placement {placed['version']}: {placed['slots']} slots a layer on {placed['ranks']} ranks, which do {parts} "
+        f"of the work; {placed['moves']} moves"
+    )
 
 
 def _rows(document: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import TypedDict
 
-from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, added, balancedness
+from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, PlacedFacts, added, balancedness
 from serving.service import Card
 
 
@@ -28,6 +28,17 @@ class ExpertTenantAnswer(TypedDict):
     balancedness: float
 
 
+class ExpertPlacementAnswer(TypedDict):
+    """Where a replica's experts are. ``slots``: of a layer, on all ranks. ``moves``: slots that were given another
+    expert since the start. ``rank_loads``: the part of the tokens that each rank works on."""
+
+    version: int
+    ranks: int
+    slots: int
+    moves: int
+    rank_loads: list[float]
+
+
 class ExpertsAnswer(TypedDict):
     """What the experts of a model were sent in the last ``window_s``, by all replicas that answered.
     ``distinct_experts``: those of a layer that a slice woke, on average; null if none ran. ``placements``: of each
@@ -41,7 +52,7 @@ class ExpertsAnswer(TypedDict):
     distinct_experts: float | None
     phases: list[ExpertPhaseAnswer]
     tenants: list[ExpertTenantAnswer]
-    placements: list[dict[str, Any]]
+    placements: list[ExpertPlacementAnswer]
 
 
 def shown_experts(card: Card, reports: Sequence[ExpertReport]) -> ExpertsAnswer:
@@ -57,7 +68,7 @@ def shown_experts(card: Card, reports: Sequence[ExpertReport]) -> ExpertsAnswer:
         "distinct_experts": sum(report.distinct for report in reports) / slices if slices else None,
         "phases": [_phase(name, phases[name]) for name in sorted(phases)],
         "tenants": [_tenant(name, counts) for name, counts in sorted(tenants.items())],
-        "placements": [dict(report.facts) for report in reports if report.facts],
+        "placements": [_placement(report.placed) for report in reports if report.placed is not None],
     }
 
 
@@ -67,3 +78,13 @@ def _phase(name: str, counts: Counts) -> ExpertPhaseAnswer:
 
 def _tenant(name: str, counts: Counts) -> ExpertTenantAnswer:
     return {"tenant": name, "tokens": int(counts.sum()), "balancedness": balancedness(counts)}
+
+
+def _placement(placed: PlacedFacts) -> ExpertPlacementAnswer:
+    return {
+        "version": placed.version,
+        "ranks": placed.num_ranks,
+        "slots": placed.num_slots,
+        "moves": placed.moves,
+        "rank_loads": list(placed.rank_loads),
+    }

@@ -265,6 +265,16 @@ class ExpertsCounted(Event, frozen=True, kw_only=True):
     load_ratios: Mapping[str, float]
 
 
+class ExpertsPlaced(Event, frozen=True):
+    """Experts are spread over ranks, by this version of the placement; so many slots got another one since it was last
+    told. ``balancedness``: mean over largest load of a rank, of late."""
+
+    model: str
+    version: int
+    num_moved: int
+    balancedness: float
+
+
 class JobPreempted(Event, frozen=True):
     """A job had to wait for a more urgent one."""
 

@@ -321,3 +321,12 @@ _gauge(
     "vireo_moe_expert_load_ratio", "Busiest expert over the mean in the last minute, by first, middle, last layers.",
     "model", "layers", mode="livemax",
 ).on_each(events.ExpertsCounted, lambda event: event.load_ratios.items())  # fmt: skip
+_gauge("vireo_moe_rank_balancedness", "Mean over largest load of a rank, of late.", "model", mode="livemin").on(
+    events.ExpertsPlaced, "balancedness"
+)
+_gauge("vireo_moe_placement_version", "Version of the placement of experts on ranks.", "model", mode="livemax").on(
+    events.ExpertsPlaced, "version"
+)
+_counter("vireo_moe_moves_total", "Slots that were given another expert.", "model").on(
+    events.ExpertsPlaced, "num_moved"
+)

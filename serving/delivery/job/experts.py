@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +30,29 @@ def load_ratios(counts: Counts) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedFacts:
+    """What can be told of a placement. ``moves``: slots that were given another expert, since the start. ``failed``:
+    placements that were given up. ``rank_loads``: of the tokens of late, the part that each rank works on."""
+
+    version: int
+    num_ranks: int
+    num_slots: int
+    moves: int
+    failed: int
+    rank_loads: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertReport:
     """Of one replica, over the last ``WINDOW_S``. ``distinct``: experts that a layer woke in a slice, the mean of
-    layers, added up over ``slices``. ``phases``: halves of the steps, early and late. ``facts``: of the placement."""
+    layers, added up over ``slices``. ``phases``: halves of the steps, early and late. ``placed``: None where one
+    process has all experts."""
 
     slices: int = 0
     distinct: float = 0.0
     phases: Mapping[str, Counts] = field(default_factory=dict)
     tenants: Mapping[str, Counts] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    placed: PlacedFacts | None = None
 
 
 def added(counts: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:

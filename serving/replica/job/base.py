@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.contract import Figures, Point, Work
 from schedulers.types import Priority
+from serving.delivery.job.experts import PlacedFacts
 from serving.errors import ServingError
 
 Frames = npt.NDArray[np.uint8]
@@ -124,6 +125,10 @@ class Engine(Protocol):
 
     def held_bytes(self) -> int:
         """Bytes of all requests that are here."""
+        ...
+
+    def placed(self) -> PlacedFacts | None:
+        """Where the model's experts are; None where one process has all of them, or there are none."""
         ...
 
     def check_health(self) -> None:

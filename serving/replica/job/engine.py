@@ -274,6 +274,9 @@ class JobEngine:
         """Whether the request is here."""
         return job_id in self._held
 
+    def placed(self) -> None:
+        """Nothing is spread."""
+
     def held_bytes(self) -> int:
         """Bytes of all requests."""
         return sum(held.state.bytes_held for held in list(self._held.values()))

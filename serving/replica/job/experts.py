@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, added, balancedness, load_ratios
+from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, PlacedFacts, added, balancedness, load_ratios
 from serving.replica.job.base import StepDone
-from serving.telemetry.events import ExpertsCounted, ExpertsRan, Sink
+from serving.telemetry.events import ExpertsCounted, ExpertsPlaced, ExpertsRan, Sink
 
 _MAX_TENANTS: Final = 32
 _OTHERS: Final = "others"
@@ -36,6 +36,7 @@ class ExpertMeter:
         self._clock = clock
         self._now = _Second()
         self._window: deque[_Second] = deque()
+        self._placed: PlacedFacts | None = None
 
     def add(self, rows: Iterable[tuple[str, bool, StepDone]]) -> None:
         """A slice is done: of each row its tenant, whether it was in the second half of its steps, and what it did."""
@@ -53,9 +54,14 @@ class ExpertMeter:
         now.distinct += distinct
         self._tell(ExpertsRan(self._model, distinct))
 
-    def roll(self) -> None:
-        """Forget what is too old, and tell the metrics what is left."""
+    def roll(self, placed: PlacedFacts | None = None) -> None:
+        """Forget what is too old, and tell the metrics what is left. ``placed``: where experts are now."""
         now_s = self._clock()
+        if placed is not None:
+            num_moved = placed.moves - (0 if self._placed is None else self._placed.moves)
+            busiest = len(placed.rank_loads) * max(placed.rank_loads)
+            self._tell(ExpertsPlaced(self._model, placed.version, num_moved, 1.0 / busiest if busiest else 1.0))
+        self._placed = placed
         if self._now.slices:
             self._now.until_s = now_s
             self._window.append(self._now)
@@ -80,6 +86,7 @@ class ExpertMeter:
             distinct=sum(second.distinct for second in self._window),
             phases=added([second.phases for second in self._window]),
             tenants=added([second.tenants for second in self._window]),
+            placed=self._placed,
         )
 
 

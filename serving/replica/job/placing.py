@@ -9,24 +9,12 @@ from typing import Any, Final
 
 from schedulers.experts.eplb import eplb
 from schedulers.experts.placement import Move, Placement, in_order
+from serving.delivery.job.experts import PlacedFacts
 
 _WINDOW: Final = 256
 """Steps of requests whose load counts."""
 _WORTH: Final = 0.98
 """A placement is worth its moves where the busiest ranks come to less than this part of what they have to do now."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedFacts:
-    """What can be told of a placement. ``moves``: slots that were given another expert, since the start. ``failed``:
-    placements that were given up. ``rank_loads``: of the tokens of late, the part that each rank works on."""
-
-    version: int
-    num_ranks: int
-    num_slots: int
-    moves: int
-    failed: int
-    rank_loads: tuple[float, ...]
 
 
 @dataclass(slots=True)

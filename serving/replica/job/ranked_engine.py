@@ -26,9 +26,10 @@ import structlog
 
 from models.contract import Work
 from models.parallel.launch import RankConfig
+from serving.delivery.job.experts import PlacedFacts
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
-from serving.replica.job.placing import PlacedFacts, Placing
+from serving.replica.job.placing import Placing
 from serving.replica.job.ranks import RankActors, RankRecipe, leave_world
 
 _log = structlog.get_logger(__name__)

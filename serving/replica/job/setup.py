@@ -57,7 +57,7 @@ class JobParts:
         """Say again and again what waits and what is here. Until cancelled."""
         while True:
             await asyncio.sleep(_METRICS_PERIOD_S)
-            self.worker.bench.experts.roll()
+            self.worker.bench.experts.roll(self.engine.placed())
             model = self.worker.bench.model
             try:
                 queued = await self.index.num_queued(model)

@@ -162,6 +162,9 @@ class RowJobs:
         """Forget it."""
         self._held.pop(job_id, None)
 
+    def placed(self) -> None:
+        """Nothing is spread."""
+
     def held_bytes(self) -> int:
         """Of rows and outputs."""
         return sum(map(_nbytes, self._held.values()))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from models.contract import ExpertFacts
 from serving.cli import moe_commands
 from serving.client.exits import Exit
-from serving.delivery.job.experts import ExpertReport
+from serving.delivery.job.experts import ExpertReport, PlacedFacts
 from serving.front.auth import Authenticator
 from tests.support.fake_service import FakeService, make_card
 from tests.support.served_door import ServedDoor, served
@@ -58,6 +58,13 @@ def test_table_has_a_line_for_each_layer_of_the_first_model_with_experts(door: S
     assert head.split()[0] == "layer"
     assert first.split() == ["0", "32", "1", "38%", "0.67", "▃█▆▆"]
     assert second.split() == ["1", "32", "0", "62%", "0.40", "█▂▂▂"]
+
+
+def test_placement_is_a_line_of_its_own() -> None:
+    placed = PlacedFacts(version=3, num_ranks=2, num_slots=6, moves=4, failed=0, rank_loads=(0.75, 0.25))
+    with served(_service(ExpertReport(slices=1, distinct=1.0, phases={"early": EARLY}, placed=placed))) as door:
+        result = vireo("--url", door.url)
+    assert "placement 3: 6 slots a layer on 2 ranks, which do 75%, 25% of the work; 4 moves" in result.stdout
 
 
 def test_json_is_what_the_server_sent_and_the_picture_is_drawn(door: ServedDoor, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
+from models.contract import ExpertFacts
 from models.io import ImageIO
+from serving.delivery.job.experts import ExpertReport, PlacedFacts
 from serving.front.auth import LOCAL_TENANT, Authenticator
 from serving.gateway.http import ROUTES, document
 from tests.support.chat_clients import CHAT_PATH, RESPONSES_PATH
@@ -42,6 +45,7 @@ IMAGE_CARDS = (
     make_image_card(PAINTER, ImageIO(takes_prompt=True, is_seeded=True, size=(12, 8))),
     make_image_card(MENDER, ImageIO(takes_picture=True, max_side=256)),
 )
+EXPERTS = ExpertFacts(layers=2, experts=2, chosen=1, parameters=9, active_parameters=5)
 MODEL_PATHS = ("", "/versions/1")
 KINDS = ("system", "cuda")
 
@@ -83,6 +87,7 @@ CASES: list[Case] = [
         ("GET", "/v1/models/{model}", f"/v1/models/{model}", None, {})
         for model in (MODEL, CHAT_MODEL, VIDEO_MODEL, PAINTER, TENSORS)
     ],
+    ("GET", "/v1/models/{model}/experts", f"/v1/models/{TENSORS}/experts", None, {}),
     ("GET", "/", "/", None, {}),
     ("GET", "/", "/", None, {"accept": "text/html"}),
     ("GET", "/docs", "/docs", None, {}),
@@ -115,6 +120,7 @@ REFUSED: list[Case] = [
 REFUSED += [
     ("GET", "/v1/videos/{id}/content", f"/v1/videos/{VIDEO_ID}/content", None, {"range": "bytes=99999999-"}),
     ("GET", "/v1/videos/{id}", "/v1/videos/none", None, {}),
+    ("GET", "/v1/models/{model}/experts", f"/v1/models/{MODEL}/experts", None, {}),
     ("POST", "/v2/models/{model}/infer", "/v2/models/none/infer", {"inputs": [TENSOR]}, JSON),
 ]
 
@@ -123,11 +129,15 @@ REFUSED += [
 async def door() -> FrontDoor:
 
     service = FakeService(
-        (make_card(), *IMAGE_CARDS, replace(make_card(TENSORS), tasks=("infer",))),
+        (make_card(), *IMAGE_CARDS, replace(make_card(TENSORS), tasks=("infer",), experts=EXPERTS)),
         chat_cards=(make_chat_card(),),
         video_cards=(make_video_card(),),
         is_fast=True,
     )
+    loads = np.array([[3, 1], [2, 2]])
+    placed = PlacedFacts(version=1, num_ranks=2, num_slots=2, moves=0, failed=0, rank_loads=(0.6, 0.4))
+    counted = ExpertReport(slices=1, distinct=2.0, phases={"early": loads}, tenants={"ada": loads}, placed=placed)
+    service.expert_reports = (counted,)
     made = FrontDoor(service, authenticator=Authenticator({}, True, [LOCAL_TENANT]))
     await made.post_json({"prompt": "a ball"}, "/v1/videos")
     await made.post_json({"model": MENDER, "image": IMAGE, "response_format": "url"}, "/v1/images/edits")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from serving.delivery.job.experts import WINDOW_S, ExpertReport, balancedness, load_ratios
+from serving.delivery.job.experts import WINDOW_S, ExpertReport, PlacedFacts, balancedness, load_ratios
 from serving.replica.job.base import StepDone
 from serving.replica.job.experts import ExpertMeter
 from serving.tasks.experts import shown_experts
-from serving.telemetry.events import Event, ExpertsCounted, ExpertsRan
+from serving.telemetry.events import Event, ExpertsCounted, ExpertsPlaced, ExpertsRan
 from tests.support.fake_service import make_card
 
 EVEN, SKEWED = np.array([[4, 4], [4, 4]]), np.array([[8, 0], [6, 2]])
@@ -96,3 +98,16 @@ def test_replicas_are_added_up() -> None:
     assert shown["tenants"] == [{"tenant": "ada", "tokens": 32, "balancedness": pytest.approx(16 / 22)}]
     assert EVEN.tolist() == [[4, 4], [4, 4]]  # nobody added in place
     assert shown_experts(make_card(), [ExpertReport()])["distinct_experts"] is None
+
+
+def test_moves_are_told_once(meter: ExpertMeter, told: list[Event]) -> None:
+    first = PlacedFacts(version=1, num_ranks=2, num_slots=4, moves=0, failed=0, rank_loads=(0.0, 0.0))
+    second = replace(first, version=2, moves=3, rank_loads=(0.8, 0.2))
+    for placed in (first, second, second):
+        meter.roll(placed)
+    assert told == [
+        ExpertsPlaced("moe", 1, 0, 1.0),
+        ExpertsPlaced("moe", 2, 3, 1 / 1.6),
+        ExpertsPlaced("moe", 2, 0, 1 / 1.6),
+    ]
+    assert meter.report().placed == second
