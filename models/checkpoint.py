@@ -34,8 +34,8 @@ _MAX_LISTED = 8
 def load_official(path: Path, *, prefer_ema: bool = True) -> dict[str, Tensor]:
     """Read the weights out of a training checkpoint without running any code that it may contain.
 
-    Accepts a bare state dict or a dict with ``model`` and, optionally, ``model_ema`` (averaged weights, which the
-    official commands evaluate; taken when ``prefer_ema``). A leading ``module.`` of every name is removed.
+    Accepts a bare state dict or a dict with ``model`` and, optionally, ``model_ema`` or ``ema`` (averaged weights,
+    which the official commands evaluate; taken when ``prefer_ema``). A leading ``module.`` of every name is removed.
 
     Raises:
         ValueError: not a checkpoint, or one that needs arbitrary code to be loaded.
@@ -146,7 +146,7 @@ def _inert_globals() -> list[Any]:
 def _weights_in(content: object, path: Path, prefer_ema: bool) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a state dict or a dict with 'model'")
-    keys = ("model_ema", "model") if prefer_ema else ("model",)
+    keys = ("model_ema", "ema", "model") if prefer_ema else ("model",)
     state = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not state or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
         raise ValueError(f"{path} holds no state dict of tensors; its keys are {_shortened(sorted(map(str, content)))}")

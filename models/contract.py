@@ -252,7 +252,7 @@ class Variant:
     ``config``: what ``Family.build`` makes the network of. ``io``: what goes in and comes out, one of ``models.io``.
     ``weights``: the folder; None where they are the user's to bring. ``is_nano``: trained here, on a few MB.
     ``is_default``: served where nobody says what, if the family is Vireo's own.
-    ``published``: figures of the paper. ``cards``: further facts that a model card shows, in order.
+    ``published``: figures of the paper. ``defaults``: of knobs, where it was made for others than the family's.
     """
 
     id: str
@@ -261,6 +261,7 @@ class Variant:
     config: Mapping[str, Any] = field(default_factory=dict)
     source: Source = Source()
     published: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Value] = field(default_factory=dict)
     weights: Path | None = None
     is_nano: bool = False
     is_default: bool = False
@@ -294,7 +295,8 @@ class Family:
     -> ours, or None to leave it out. ``work``: (variant, request, point) -> Work. ``allowed``: (variant, request,
     point) -> None, or SettingError where the variant cannot do it. ``resolve``: (name, folder of weights or None) ->
     Variant, for a family whose variants are more than can be listed; the names are written ``family:name``.
-    ``examples``: names that the generic tests resolve. ``oracle``: (variant, folder of the official code or None) ->
+    ``examples``: names that the generic tests resolve. ``miniatures``: variants for these tests alone, with random
+    weights, where the listed ones are large. ``oracle``: (variant, folder of the official code or None) ->
     ``Parity`` of each thing that can be compared; None: with installed libraries and plain twins. ``exempt``: checks of
     ``models.testing`` that the family cannot keep, and why; shown on its card.
 
@@ -317,6 +319,7 @@ class Family:
     oracle: LazyRef | None = None
     knobs: tuple[Knob, ...] = ()
     examples: tuple[str, ...] = ()
+    miniatures: tuple[Variant, ...] = ()
     exempt: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     parts: Mapping[str, LazyRef] = field(default_factory=lambda: MappingProxyType({}))
     """What its shape or its task needs besides, by name: see the hosts in ``serving.replica``.

@@ -10,7 +10,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Folder of the nano checkpoints, which come with the source."""
 
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".ckpt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -234,9 +234,9 @@ MAX_TOKENS = "max_tokens"
 
 
 def knobs_of(family: Family, variant: Variant) -> tuple[Knob, ...]:
-    """The knobs of a variant: of a picture's tiles there are no more than its checkpoint was made for."""
+    """The knobs of a variant: with its defaults, and of a picture's tiles no more than its checkpoint was made for."""
     if not isinstance(variant.io, ChatIO):
-        return family.knobs
+        return tuple(replace(knob, default=variant.defaults.get(knob.name, knob.default)) for knob in family.knobs)
     most = variant.io.max_tiles
     return tuple(
         knob

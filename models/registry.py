@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "timm": LazyRef("models.families.timm.family:FAMILY"),
         "vllm": LazyRef("models.families.vllm.family:FAMILY"),
         "nitrofusion": LazyRef("models.families.nitrofusion.family:FAMILY"),
+        "dit-moe": LazyRef("models.families.dit_moe.family:FAMILY"),
     }
 )
 

@@ -136,7 +136,7 @@ def points_of(model: ResolvedModel[Any]) -> Points:
         latency_s={}, busy_s={"macs": price_s, "token_steps": _MACS_PER_TOKEN_STEP * price_s}, watts=model.watts
     )
     return Points(
-        points=(Point(name=point_name({}), settings={}, cost=cost),),
+        points=(Point(name=point_name(variant.defaults), settings=variant.defaults, cost=cost),),
         work=work,
         watts=model.watts,
         checkpoint_sha256=identity,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from models.contract import ExpertFacts, Family, Knob, Shape, Variant
+from models.io import knobs_of
 from serving.domain import Priority, UnaryReply, UnaryRequest
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha2
         created_s=created_s,
         checkpoint_sha256=checkpoint_sha256,
         io=variant.io,
-        knobs=family.knobs,
+        knobs=knobs_of(family, variant),
         prepare_version=family.prepare_version,
         experts=family.part("experts")(variant) if "experts" in family.parts else None,
         **found,

@@ -44,6 +44,7 @@ class Check:
 def checks_of(family: Family) -> list[Check]:
     """Every check that applies: once to the family, and to each variant that can run here."""
     runnable = [variant.id for variant in family.variants if variant.weights is not None] or list(family.examples)
+    runnable += [variant.id for variant in family.miniatures]
     found = [Check(run, Subject(family, family.name)) for run in OF_A_FAMILY]
     for subject in [Subject(family, name) for name in runnable]:
         found += [Check(run, subject) for run in OF_A_SHAPE[family.shape] if _applies(run, subject)]

@@ -46,7 +46,9 @@ def _compare(family: Family, official: Path) -> int:
     torch.manual_seed(0)
     worst = 0.0
     print("| compared | largest value | largest difference |\n|---|---:|---:|")
-    subject = Subject(family, next(iter([*(variant.id for variant in family.variants), *family.examples])))
+    subject = Subject(
+        family, next(iter([*(variant.id for variant in (*family.variants, *family.miniatures)), *family.examples]))
+    )
     for parity in parities(subject, official):
         worst = max(worst, parity.largest_difference / parity.tolerance)
         print(f"| {parity.case} | {parity.largest_value:.1f} | {parity.largest_difference:.1e} |", flush=True)

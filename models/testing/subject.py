@@ -36,7 +36,7 @@ class Subject:
     @cached_property
     def variant(self) -> Variant:
         """The variant."""
-        for variant in self.family.variants:
+        for variant in (*self.family.variants, *self.family.miniatures):
             if variant.id == self.name:
                 return variant
         assert self.family.resolve is not None, f"{self.family.name} has no variant {self.name}"
@@ -120,10 +120,11 @@ def example_size(picture: ImageIO) -> ImageRequest:
 
 
 def example_request(subject: Subject, seed: int = 0) -> Any:
-    """An example of a request. For a family that makes pictures, a size, with a short prompt if they are jobs; for a
-    stream, counts of tokens; for another job, one from its part ``example``, or else a short prompt; None for all
-    others."""
+    """An example of a request. For a job, one from its part ``example``, or else a short prompt; for others that make
+    pictures, a size; for a stream, counts of tokens; None for all others."""
     family = subject.family
+    if family.shape == "job" and "example" in family.parts:
+        return family.part("example")(subject.variant, np.random.default_rng(seed))
     if isinstance(subject.variant.io, ImageIO):
         size = example_size(subject.variant.io)
         return replace(size, prompt=PROMPTS[seed % len(PROMPTS)]) if family.shape == "job" else size
@@ -131,8 +132,6 @@ def example_request(subject: Subject, seed: int = 0) -> Any:
         return ChatTokens(text_tokens=20 + seed, image_tokens=16, max_tokens=8)
     if family.shape != "job":
         return None
-    if "example" in family.parts:
-        return family.part("example")(subject.variant, np.random.default_rng(seed))
     clip = subject.variant.io
     assert isinstance(clip, ClipIO), f"{family.name} needs a part 'example': (variant, rng) -> request"
     return ClipRequest(prompt=PROMPTS[seed % len(PROMPTS)], num_frames=clip.frame_counts[0])

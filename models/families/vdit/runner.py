@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
 from models.families.vdit.networks import Networks
 from models.families.vdit.pipeline import Frames
-from models.families.vdit.preview import LatentColours
 from models.families.vdit.work import rows_of
 from models.io import ClipIO, ClipRequest, SamplerRange
+from models.layers.latent_colours import LatentColours
 from models.methods.attention.setting import parse_attention
 from models.methods.attention.thinned import AttentionState, ModelCall, make_attention
 from models.methods.ras.config import RasConfig

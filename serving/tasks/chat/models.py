@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from models.contract import Prompts
 from models.identity import checkpoint_sha256, weight_files
-from models.io import knobs_of
 from models.registry import families
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
@@ -28,7 +25,7 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
     limits = {"max_model_len": context, "max_output_tokens": min(model.options.max_output_tokens, context - 1)}
     family = families()[model.family]
     points = points_of_answers(model)
-    card = card_of(
+    return card_of(
         family,
         model.variant,
         created_s=created_s,
@@ -37,7 +34,6 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
         operating_points=tuple(point.name for point in points),
         is_calibrated=bool(points),
     )
-    return replace(card, knobs=knobs_of(family, model.variant))
 
 
 def read_served(model: ResolvedModel[StreamOptions]) -> tuple[Card, Prompts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.families.vdit.preview import LatentColours
+from models.layers.latent_colours import LatentColours
 from tests.support.video_models import decode_linearly
 
 
