@@ -63,6 +63,16 @@ class DitMoeConfig:
         """Channels that come out."""
         return self.latent_channels * (2 if self.predicts_variance else 1)
 
+    def num_parameters(self, num_experts: int) -> int:
+        """With so many experts in each layer, the others left out."""
+        width, patch = self.width, self.patch_size**2
+        attention = 4 * width * (width + 1) + (4 * width // self.num_heads if self.attention == "normed" else 0)
+        experts = 3 * width * (num_experts * self.expert_width + self.shared_width) + width * self.num_experts
+        block = attention + experts + 6 * width * (width + 1)
+        patches = width * (patch * self.latent_channels + 1) + (width + 1) * patch * self.out_channels
+        conditions = width * (257 + width + 1 + self.num_classes + 1) + 2 * width * (width + 1)
+        return self.depth * block + patches + conditions + self.num_tokens * width
+
     @property
     def null_class(self) -> int:
         """The class that stands for none: unconditional, for guidance."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Value, Variant, Work
+from models.contract import ExpertFacts, Family, Knob, LazyRef, Point, SettingError, Source, Value, Variant, Work
 from models.families.dit_moe.config import NANO, AttentionLayout, DitMoeConfig, Process
 from models.families.dit_moe.words import IMAGENET, number_of
 from models.identity import CHECKPOINTS
@@ -155,6 +155,19 @@ def is_guided(point: Point) -> bool:
     return float(point["guidance_scale"]) != 1
 
 
+def expert_facts(variant: Variant) -> ExpertFacts:
+    """The part ``experts``."""
+    config = DitMoeConfig(**variant.config["network"])
+    return ExpertFacts(
+        layers=config.depth,
+        experts=config.num_experts,
+        chosen=config.top_k,
+        shared=1,
+        parameters=config.num_parameters(config.num_experts),
+        active_parameters=config.num_parameters(config.top_k),
+    )
+
+
 def example(variant: Variant, random: np.random.Generator) -> ImageRequest:
     """A request for a picture of some class."""
     width, height = variant.io.size
@@ -208,5 +221,11 @@ FAMILY = Family(
     oracle=LazyRef(f"{_HERE}.oracle:compare"),
     work=LazyRef(f"{_HERE}.family:work"),
     allowed=LazyRef(f"{_HERE}.family:check_allowed"),
-    parts=MappingProxyType({"save": LazyRef(f"{_HERE}.networks:save"), "example": LazyRef(f"{_HERE}.family:example")}),
+    parts=MappingProxyType(
+        {
+            "save": LazyRef(f"{_HERE}.networks:save"),
+            "example": LazyRef(f"{_HERE}.family:example"),
+            "experts": LazyRef(f"{_HERE}.family:expert_facts"),
+        }
+    ),
 )

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.contract import Experts, SettingError
 from models.families.dit_moe.config import NANO, DitMoeConfig
-from models.families.dit_moe.family import FAMILY, NANO_CLASSES, check_allowed, work
+from models.families.dit_moe.family import FAMILY, NANO_CLASSES, check_allowed, expert_facts, work
 from models.families.dit_moe.network import DitMoe, Gated, balance_loss
 from models.families.dit_moe.networks import build, save
 from models.families.dit_moe.oracle import one_by_one
@@ -77,11 +77,11 @@ def test_published_shapes(name: str, millions: float, active: float, tensors: in
     config = DitMoeConfig(**variant.config["network"])
     with torch.device("meta"):
         state = DitMoe(config).state_dict()
-    total = sum(tensor.numel() for tensor in state.values())
-    idle = (config.num_experts - config.top_k) * config.depth * 3 * config.width * config.expert_width
+    facts = expert_facts(variant)
     assert len(state) == tensors
-    assert total / 1e6 == pytest.approx(millions, abs=0.05)
-    assert (total - idle) / 1e6 == pytest.approx(active, abs=0.05)
+    assert sum(tensor.numel() for tensor in state.values()) == facts.parameters
+    assert facts.parameters / 1e6 == pytest.approx(millions, abs=0.05)
+    assert facts.active_parameters / 1e6 == pytest.approx(active, abs=0.05)
     layout = "Wqkv" if config.attention == "normed" else "qkv"
     assert state[f"blocks.0.attn.{layout}.weight"].shape == (3 * config.width, config.width)
     assert state["blocks.0.moe.experts.7.gate_proj.weight"].shape == (4 * config.width, config.width)
