@@ -96,7 +96,6 @@ NANO_VARIANT = variant_of(
     source=Source(paper="arXiv:2407.11633", licence="Apache-2.0"),
     weights=CHECKPOINTS / "dit-moe-nano",
     is_nano=True,
-    is_default=True,
 )
 
 
@@ -181,6 +180,7 @@ FAMILY = Family(
     tasks=("images",),
     shape="job",
     variants=(
+        NANO_VARIANT,
         _published("s", 8, (384, 12, 6), "199 M", "72 M"),
         _published("s", 16, (384, 12, 6), "369 M", "72 M"),
         _published("b", 8, (768, 12, 12), "796 M", "286 M"),
