@@ -17,9 +17,10 @@ import math
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from schedulers.cost import CostModel
+from schedulers.experts.skew import Loads, LoadSkew
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.kernel import Kernel
 from schedulers.policies.reserve import EntryReserve
@@ -34,7 +35,8 @@ _MIN_J = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenoisingWork:
-    """What one unit needs. Its batch key is the phase of its next step, and the report of a step that of the one after.
+    """What one unit needs. Its batch key is the phase of its next step, and the report of a step that of the one after,
+    or ``Routed`` where there are experts.
 
     ``tokens``: of one step, both branches of guidance. ``seconds_per_step``: predicted, alone in its slice.
 
@@ -51,6 +53,13 @@ class DenoisingWork:
             raise ValueError(f"steps_left or tokens out of range: {self}")
         if not 0 <= self.seconds_per_step < math.inf:
             raise ValueError(f"seconds_per_step is {self.seconds_per_step}; need a finite number")
+
+
+class Routed(NamedTuple):
+    """Report of a step: the phase of the next one, and where tokens went in this one."""
+
+    phase: Hashable
+    loads: Loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +94,13 @@ class DenoisingConfig:
         )
 
 
-def denoising(config: DenoisingConfig | None = None, model: CostModel | None = None) -> Kernel:
-    """Meets every deadline of a tenant that any order of its share could meet."""
-    config = config or DenoisingConfig()
+def denoising(
+    config: DenoisingConfig | None = None, model: CostModel | None = None, skew: LoadSkew | None = None
+) -> Kernel:
+    """Meets every deadline of a tenant that any order of its share could meet. ``skew``: of experts over ranks."""
+    config, skew = config or DenoisingConfig(), skew or LoadSkew()
     order = DenoisingOrder(config.weights)
-    cost = DenoisingCost(model or CostModel(), order)
+    cost = DenoisingCost(model or CostModel(), order, skew)
     reserve = EntryReserve(lambda: len(order.steps) > config.max_batch)
     batch = DenoisingBatch(order, cost, reserve, config)
     progress = DenoisingProgress(order, cost, reserve)
@@ -155,8 +166,9 @@ class DenoisingCost:
     """Seconds of steps as predicted, corrected by size: for so many tokens, in so many units. What is learnt over all
     sizes stands in for a size that was never seen."""
 
-    def __init__(self, model: CostModel, order: DenoisingOrder) -> None:
+    def __init__(self, model: CostModel, order: DenoisingOrder, skew: LoadSkew) -> None:
         self._model = model
+        self.skew = skew
         self._decodes = CostModel()
         self._order = order
         self.now_s = -math.inf
@@ -171,7 +183,8 @@ class DenoisingCost:
         if not units:
             return 0.0
         size, alone_s = _size(units)
-        return self._model.batch_s(size if self._model.knows(size) else DENOISE, len(units), alone_s)
+        even_s = self._model.batch_s(size if self._model.knows(size) else DENOISE, len(units), alone_s)
+        return even_s * self.skew.slowdown(_rows(units))
 
     def joules(self, unit: Unit) -> float:
         """Of one step, alone, and with the last one of the decode."""
@@ -186,8 +199,10 @@ class DenoisingCost:
         slice_j = ended.elapsed_s * self._model.watts
         if ended.stage == DECODE:
             return float(slice_j - unit.state.decode_j)
-        alone_s = math.fsum(one.work.seconds_per_step for one in ended.units.values())
-        share = unit.work.seconds_per_step / alone_s if alone_s > 0.0 else 1.0 / len(ended.units)
+        units = list(ended.units.values())
+        alone_s = math.fsum(one.work.seconds_per_step for one in units)
+        parts = [one.work.seconds_per_step / alone_s if alone_s > 0.0 else 1.0 / len(units) for one in units]
+        share = self.skew.shares(_rows(units), parts)[units.index(unit)]
         return float(slice_j * share - (unit.joules - unit.state.decode_j))
 
     def lead_s(self, stage: int) -> float:
@@ -224,9 +239,13 @@ class DenoisingCost:
         if ended.stage == DECODE:
             self._decodes.observe(DECODE, 1, elapsed_s)
             return
-        size, alone_s = _size(ended.units.values())
+        units = ended.units.values()
+        (size, alone_s), rows = _size(units), _rows(units)
+        even_s = elapsed_s / self.skew.slowdown(rows)
+        if (predicted_s := self._model.batch_s(size if self._model.knows(size) else DENOISE, len(units), alone_s)) > 0:
+            self.skew.observe(rows, elapsed_s / predicted_s)
         for kind in (DENOISE, size):
-            self._model.observe(kind, len(ended.units), elapsed_s, alone_s)
+            self._model.observe(kind, len(units), even_s, alone_s)
 
     def _denoise_s(self, unit: Unit) -> float:
         return float(unit.state.steps_left * self.step_s([unit]))
@@ -236,6 +255,11 @@ def _size(units: Collection[Unit]) -> tuple[tuple[int, int], float]:
     """Tokens and number of units, and the seconds that the units were predicted to take one by one."""
     works = [unit.work for unit in units]
     return (sum(work.tokens for work in works), len(works)), math.fsum(work.seconds_per_step for work in works)
+
+
+def _rows(units: Collection[Unit]) -> list[tuple[str, float]]:
+    """Tenants and tokens."""
+    return [(unit.tenant, float(unit.work.tokens)) for unit in units]
 
 
 class DenoisingProgress:
@@ -257,14 +281,17 @@ class DenoisingProgress:
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """Correct what was charged, count the step, and follow the phase."""
+        for unit, report in zip(units, reports, strict=True):
+            if isinstance(report, Routed):
+                self._cost.skew.took(unit.tenant, report.loads)
         for unit in units:
             self._order.steps.correct(unit.tenant, self._cost.excess_j(ended, unit))
         if ended.stage == DECODE:
             self._regulate(units)
             return After(units, [], [])
-        for unit, phase in zip(units, reports, strict=True):
+        for unit, report in zip(units, reports, strict=True):
             steps = unit.state
-            unit.batch_key, steps.has_run = phase, True
+            unit.batch_key, steps.has_run = report.phase if isinstance(report, Routed) else report, True
             steps.steps_left -= 1
             if steps.steps_left == 0:
                 unit.stage = DECODE
@@ -351,6 +378,8 @@ class DenoisingBatch:
         if self._reserve.has_backlog() and not leader.state.is_late and self._misses(unit, now_s):
             return False
         if sum(one.held_bytes for one in units) + unit.held_bytes > self._config.max_held_bytes:
+            return False
+        if self._cost.skew.delays(_rows(units), (unit.tenant, float(unit.work.tokens))):
             return False
         return not self._makes_late(leader, [*units, unit], now_s)
 
