@@ -8,15 +8,16 @@ slices.
 
 A slice is paid for by tenants. Its even part is shared by work, as ever. The rest is paid by those whose tokens lie on
 the fullest ranks beyond an even part of them (``shares``), so a tenant that hits one expert with everything pays for
-the whole delay, and the others for none of it. It does not join a slice that it would delay either; it leads slices of
-its own when it is its turn.
+the whole delay, and the others for none of it. It pays ``SURCHARGE`` times the delay: all who wait lose that time, not
+it alone, and with the bare time as its price it would take an equal share of the replica in slices many times as long
+as anybody else's. It does not join a slice that it would delay either; it leads slices of its own when it is its turn.
 
 With one rank there is nothing to spread: nobody is slow and nobody pays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Protocol, TypeAlias
 
@@ -25,6 +26,8 @@ Loads: TypeAlias = Sequence[Sequence[int]]
 Profile: TypeAlias = list[list[float]]
 """By layer and rank; the parts of a layer add up to 1."""
 
+SURCHARGE = 2.0
+"""What a second of delay costs, in seconds."""
 TOLERANCE = 0.1
 """How much slower others may become by a unit that joins them."""
 _MAX_TENANTS = 64
@@ -48,36 +51,30 @@ class Spread(Protocol):
 
 
 class LoadSkew:
-    """Of one replica. Memory is bounded: profiles of the tenants that ran last."""
+    """Of one replica. ``where``: which ranks have the experts now; None where one has all. Memory is bounded: profiles
+    of the tenants that ran last, which begin anew when experts have moved."""
 
-    def __init__(self, spread: Spread | None = None) -> None:
-        self._spread = spread
+    def __init__(self, where: Callable[[], Spread | None] = lambda: None) -> None:
+        self._where = where
+        self._spread: Spread | None = None
         self._profiles: dict[str, Profile] = {}
         self._memo: dict[tuple[tuple[str, float], ...], list[list[float]]] = {}
         self._weights_seen = self._mean_x = self._mean_y = self._xx = self._xy = 0.0
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is more than one rank."""
-        return self._spread is not None and self._spread.num_ranks > 1
-
-    def place(self, spread: Spread | None) -> None:
-        """Experts lie elsewhere from now on; profiles begin anew."""
-        self._spread = spread
-        self._profiles.clear()
-        self._memo.clear()
-
     def took(self, tenant: str, loads: Loads) -> None:
         """A tenant's row of a slice sent its tokens there. Nothing where there is one rank, or no token."""
-        if self._spread is None or not self.is_needed:
+        spread = self._where()
+        if spread is not self._spread:
+            self._spread = spread
+            self._profiles.clear()
+        self._memo.clear()
+        if spread is None or spread.num_ranks < 2:
             return
-        ranks = [self._spread.rank_loads(layer, counts) for layer, counts in enumerate(loads)]
+        ranks = [spread.rank_loads(layer, counts) for layer, counts in enumerate(loads)]
         if not all(map(any, ranks)):
             return
-        self._memo.clear()
         new = [[load / total for load in layer] for layer in ranks for total in [sum(layer)]]
-        old = self._profiles.pop(tenant, None)
-        if old is not None and len(old) == len(new):
+        if (old := self._profiles.pop(tenant, None)) is not None:
             new = [
                 [_KEEP * a + (1.0 - _KEEP) * b for a, b in zip(was, now, strict=True)]
                 for was, now in zip(old, new, strict=True)
@@ -105,8 +102,10 @@ class LoadSkew:
             return False
         return self.slowdown([*rows, newcomer]) > (1.0 + TOLERANCE) * self.slowdown(rows)
 
-    def shares(self, rows: Sequence[tuple[str, float]], parts: Sequence[float]) -> list[float]:
-        """What part of a slice each row pays, 1 in all. ``parts``: by work, 1 in all."""
+    def shares(
+        self, rows: Sequence[tuple[str, float]], parts: Sequence[float], surcharge: float = SURCHARGE
+    ) -> list[float]:
+        """What each row pays, in slices: 1 in all without a delay or a surcharge. ``parts``: by work, 1 in all."""
         ranks = self._ranks(rows)
         extra = self.weight * self.imbalance(rows)
         if not ranks or not extra:
@@ -114,7 +113,7 @@ class LoadSkew:
         fullest = [layer.index(max(layer)) for layer in ranks]
         beyond = [max(0.0, self._beyond(tenant, fullest)) * tokens for tenant, tokens in rows]
         total = sum(beyond) or 1.0
-        return [(part + extra * over / total) / (1.0 + extra) for part, over in zip(parts, beyond, strict=True)]
+        return [(part + surcharge * extra * over / total) / (1.0 + extra) for part, over in zip(parts, beyond, strict=True)]
 
     @property
     def weight(self) -> float:
@@ -135,10 +134,6 @@ class LoadSkew:
         self._mean_y += step * (ratio - self._mean_y)
         self._xx += step * (x * x - self._xx)
         self._xy += step * (x * ratio - self._xy)
-
-    def skews(self) -> dict[str, float]:
-        """By tenant, the imbalance of a slice of its own."""
-        return {tenant: self.imbalance([(tenant, 1.0)]) for tenant in self._profiles}
 
     def _beyond(self, tenant: str, fullest: Sequence[int]) -> float:
         """By how much a tenant's part of the fullest ranks is over an even one, all layers together."""

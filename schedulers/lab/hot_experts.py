@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, TypeAlias
 
-from schedulers.experts.skew import Loads, LoadSkew, Spread
+from schedulers.experts.placement import Placement, in_order
+from schedulers.experts.skew import Loads, LoadSkew
 from schedulers.lab.simulator import Simulation, TraceUnit, lognormal_noise, percentile, simulate
 from schedulers.policies.denoising import DECODE, DenoisingConfig, DenoisingWork, Routed, denoising
 from schedulers.types import Finish
@@ -28,23 +29,11 @@ EXPERT_PART = 0.6
 _NOISE, _PREFERENCE = 0.05, 0.3
 
 
-@dataclass(frozen=True)
-class InOrder:
-    """Expert e of E lies on rank e * R // E."""
-
-    num_ranks: int = RANKS
-
-    def rank_loads(self, layer: int, counts: Sequence[int]) -> list[float]:
-        """Tokens that each rank works on."""
-        size = len(counts) // self.num_ranks
-        return [float(sum(counts[first : first + size])) for first in range(0, len(counts), size)]
-
-
 @dataclass(frozen=True, slots=True)
 class _Ranks:
     """The truth of a unit is where its tokens go, in every step."""
 
-    spread: Spread
+    placement: Placement
 
     def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
         if stage == DECODE:
@@ -53,7 +42,7 @@ class _Ranks:
         over = 0.0
         for layer in range(LAYERS):
             counts = [sum(column) for column in zip(*(unit.truth[layer] for unit in units), strict=True)]
-            loads = self.spread.rank_loads(layer, counts)
+            loads = self.placement.rank_loads(layer, counts)
             over += max(loads) * len(loads) / sum(loads) - 1.0
         return even_s * (1.0 + EXPERT_PART * over / LAYERS)
 
@@ -100,10 +89,11 @@ def trace(inputs: Inputs, *, honest: float, flood: float, num_units: int, seed: 
 
 def replay(units: Sequence[TraceUnit], *, is_guarded: bool) -> Simulation:
     """One replica. Without the guard nobody looks at where tokens go."""
+    placement = in_order(LAYERS, EXPERTS, RANKS)
     config = DenoisingConfig(max_batch=_BATCH, max_units=1 << 20)
-    kernel = denoising(config, skew=LoadSkew(InOrder() if is_guarded else None))
+    kernel = denoising(config, skew=LoadSkew(lambda: placement if is_guarded else None))
     noise = lognormal_noise(Random(1), _NOISE)
-    return simulate(kernel, units, _Ranks(InOrder()), noise=noise, num_executors=2)
+    return simulate(kernel, units, _Ranks(placement), noise=noise, num_executors=2)
 
 
 def p99_s(simulation: Simulation, *, of_attacker: bool = False) -> float:
