@@ -7,7 +7,8 @@ and keeps it: what a prompt wakes, its answer wakes as well.
 
 Signatures are compared as *sketches*: a count sketch (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in
 data streams", 2002) adds each share, with a sign, to one of a few numbers, both chosen by a hash of layer and expert.
-It is linear, so means of sketches are sketches of means, and it keeps products of vectors up to 1 / sqrt(``SIZE``).
+It is linear, so means of sketches are sketches of means, and it keeps products of vectors up to an error of about
+1 / sqrt(``SIZE``) of their lengths.
 """
 
 from __future__ import annotations
