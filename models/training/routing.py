@@ -1,4 +1,4 @@
-"""Counts where a checkpoint's gates send tokens, by how far a picture is: the table that ``models.routing_table`` has."""
+"""Counts where a checkpoint's gates send tokens, by how far a picture is, for ``models.routing_table``."""
 
 from __future__ import annotations
 

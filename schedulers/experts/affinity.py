@@ -1,4 +1,4 @@
-"""Which replica gets a request, by the experts that it wakes: of those that hold requests alike, the one with least work.
+"""Which replica gets a request, by the experts that it wakes: of those that hold alike ones, the least loaded.
 
 The requests of a window are split into as many groups as there are replicas, alike ones together and all groups about
 as large, by k-means on sketches. A replica whose group is as much like the request as any other's, but for a ``BAND``,
@@ -52,7 +52,9 @@ class Affinity:
         """Whether requests are kept apart."""
         return self._switch.is_on
 
-    def route(self, replicas: Sequence[ReplicaLoad], sketch: Sketch, added_s: float, key: str = "") -> list[ReplicaLoad]:
+    def route(
+        self, replicas: Sequence[ReplicaLoad], sketch: Sketch, added_s: float, key: str = ""
+    ) -> list[ReplicaLoad]:
         """Replicas, best first, for a request that brings ``added_s`` of work; learns from it. ``key``: breaks ties.
 
         Raises: ValueError: a load is NaN or negative.
@@ -154,7 +156,9 @@ def _grouped(units: Sequence[Sketch], centres: Sequence[Sketch]) -> tuple[float,
         total, groups = score, [found[i] for i in range(len(units))]
         zero = (0.0,) * len(units[0])
         members = [[one for one, group in zip(units, groups, strict=True) if group == g] for g in range(len(centres))]
-        centres = [_unit(mean_sketch(own), zero) if own else centre for own, centre in zip(members, centres, strict=True)]
+        centres = [
+            _unit(mean_sketch(own), zero) if own else centre for own, centre in zip(members, centres, strict=True)
+        ]
     return total, groups
 
 

@@ -124,7 +124,10 @@ def _distinct(signature: Signature, draws: float) -> float:
 
 @dataclass(slots=True)
 class Switch:
-    """On from a saving of ``on``, off below ``off``; in between, as it was. Raises: ValueError: ``off`` above ``on``."""
+    """On from a saving of ``on``, off below ``off``; in between, as it was.
+
+    Raises: ValueError: ``off`` above ``on``.
+    """
 
     on: float = ON
     off: float = OFF

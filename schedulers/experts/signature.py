@@ -5,10 +5,10 @@ of them for each checkpoint, by how far the picture is (``StepTable``): which cl
 has to be captured while it runs. A model that reads a prompt shows its signature once that is read (``prompt_shares``),
 and keeps it: what a prompt wakes, its answer wakes as well.
 
-Signatures are compared as *sketches*: a count sketch (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in
-data streams", 2002) adds each share, with a sign, to one of a few numbers, both chosen by a hash of layer and expert.
-It is linear, so means of sketches are sketches of means, and it keeps products of vectors up to an error of about
-1 / sqrt(``SIZE``) of their lengths.
+Signatures are compared as *sketches*: a count sketch (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items
+in data streams", 2002) adds each share, with a sign, to one of a few numbers, both chosen by a hash of layer and
+expert. It is linear, so means of sketches are sketches of means, and it keeps products of vectors up to an error of
+about 1 / sqrt(``SIZE``) of their lengths.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _mixed(number: int) -> int:
 
 def dot(one: Sequence[float], other: Sequence[float]) -> float:
     """The product of two sketches."""
-    return sum(map(mul, one, other))
+    product: float = sum(map(mul, one, other))
+    return product
 
 
 def similarity(one: Sketch, other: Sketch, usual: Sketch) -> float:

@@ -113,7 +113,9 @@ class LoadSkew:
         fullest = [layer.index(max(layer)) for layer in ranks]
         beyond = [max(0.0, self._beyond(tenant, fullest)) * tokens for tenant, tokens in rows]
         total = sum(beyond) or 1.0
-        return [(part + surcharge * extra * over / total) / (1.0 + extra) for part, over in zip(parts, beyond, strict=True)]
+        return [
+            (part + surcharge * extra * over / total) / (1.0 + extra) for part, over in zip(parts, beyond, strict=True)
+        ]
 
     @property
     def weight(self) -> float:
