@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from schedulers.cost import CostModel
+from schedulers.experts.skew import LoadSkew
 from schedulers.kernel import Kernel
 from schedulers.policies.denoising import (
     DECODE,
@@ -35,6 +36,7 @@ from schedulers.policies.denoising import (
     DenoisingCost,
     DenoisingOrder,
     DenoisingProgress,
+    Routed,
 )
 from schedulers.policies.reserve import EntryReserve
 from schedulers.policy import After, Pick, Policy, Slice, Unit
@@ -94,11 +96,13 @@ class Residency:
         return patience_s
 
 
-def denoising_with_experts(config: DenoisingConfig | None = None, model: CostModel | None = None) -> Kernel:
+def denoising_with_experts(
+    config: DenoisingConfig | None = None, model: CostModel | None = None, skew: LoadSkew | None = None
+) -> Kernel:
     """``denoising`` whose arrivals and reports may say by ``Wakes`` which experts they need."""
     config = config or DenoisingConfig()
     order, residency = DenoisingOrder(config.weights), Residency()
-    cost = ExpertCost(model or CostModel(), order, residency)
+    cost = ExpertCost(model or CostModel(), order, skew or LoadSkew(), residency)
     reserve = EntryReserve(lambda: len(order.steps) > config.max_batch)
     batch = ExpertBatch(order, cost, reserve, config, residency)
     progress = ExpertProgress(order, cost, reserve)
@@ -108,8 +112,8 @@ def denoising_with_experts(config: DenoisingConfig | None = None, model: CostMod
 class ExpertCost(DenoisingCost):
     """Steps without their swaps, and swaps."""
 
-    def __init__(self, model: CostModel, order: DenoisingOrder, residency: Residency) -> None:
-        super().__init__(model, order)
+    def __init__(self, model: CostModel, order: DenoisingOrder, skew: LoadSkew, residency: Residency) -> None:
+        super().__init__(model, order, skew)
         self.residency = residency
         #: Steps that began with a swap, of which nothing was learnt yet.
         self._with_swap: list[tuple[float, list[Unit]]] = []
@@ -141,11 +145,15 @@ class ExpertProgress(DenoisingProgress):
 
     def after(self, ended: Slice, units: list[Unit], reports: list[Any]) -> After:
         """See ``DenoisingProgress``."""
-        read = [_read(report) for report in reports]
+        read = [_read(report.phase if isinstance(report, Routed) else report) for report in reports]
         if ended.stage != DECODE:
             for unit, wakes in zip(units, read, strict=True):
                 unit.state.experts = wakes.experts
-        return super().after(ended, units, [wakes.batch_key for wakes in read])
+        keys: list[Any] = [
+            report._replace(phase=wakes.batch_key) if isinstance(report, Routed) else wakes.batch_key
+            for report, wakes in zip(reports, read, strict=True)
+        ]
+        return super().after(ended, units, keys)
 
 
 def _read(key: Hashable) -> Wakes:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from schedulers.admission import Cost
+from schedulers.experts.skew import LoadSkew
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Engine, JobInput, Outputs, StepDone
 from serving.replica.job.checkpoints import Checkpoints
@@ -156,6 +157,7 @@ class Bench:
     settle: Settle = _charge_as_predicted
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    skew: LoadSkew = field(default_factory=LoadSkew)
     experts: ExpertMeter = field(init=False)
     held: dict[str, HeldJob] = field(default_factory=dict, init=False)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)

@@ -131,7 +131,7 @@ def build_worker(
         tell=tell,
         settle=quotas.settle_job,
     )
-    worker = Worker(bench, denoising_with_experts(bounds, cost), request)
+    worker = Worker(bench, denoising_with_experts(bounds, cost, bench.skew), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)
 
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import structlog
 
 from schedulers.kernel import Kernel
-from schedulers.policies.denoising import DECODE, DenoisingWork
+from schedulers.policies.denoising import DECODE, DenoisingWork, Routed
 from schedulers.types import (
     Decision,
     Drain,
@@ -37,7 +38,7 @@ from schedulers.types import (
     UnitCancelled,
 )
 from serving.errors import Cancelled, EngineFailed, ServingError, StoreUnavailable
-from serving.replica.job.base import JobInput, StepDone, tokens_of
+from serving.replica.job.base import JobInput, StepDone, StepOutcome, tokens_of
 from serving.replica.job.checkpoints import Saving
 from serving.replica.job.ending import Ending
 from serving.replica.job.held import Bench, HeldJob, known_error
@@ -223,6 +224,7 @@ class Worker:
             known = known_error(error)
             outcomes = [known for _ in batch.unit_ids]
         elapsed_s = bench.clock() - started_s
+        outcomes = self._shared(outcomes)
         results = tuple(
             self._account(job_id, outcome) for job_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
         )
@@ -234,6 +236,17 @@ class Worker:
         )
         self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
 
+    def _shared(self, outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
+        """Time of a step that one tenant's tokens have made slow is that tenant's."""
+        done = [one for one in outcomes if isinstance(one, StepDone) and one.loads is not None]
+        rows = [(self.bench.held[one.job_id].job.owner, float(one.loads[0].sum())) for one in done]
+        shares = self.bench.skew.shares(rows, [1.0 / len(done)] * len(done), surcharge=1.0)
+        paid = {
+            one.job_id: replace(one, compute_s=one.compute_s * len(done) * share)
+            for one, share in zip(done, shares, strict=True)
+        }
+        return [paid.get(one.job_id, one) if isinstance(one, StepDone) else one for one in outcomes]
+
     def _account(self, job_id: str, outcome: StepDone | ServingError) -> SliceResult:
         held = self.bench.held[job_id]
         if isinstance(outcome, ServingError):
@@ -242,7 +255,9 @@ class Worker:
         held.add(outcome)
         self.saving.consider_preview(held)
         self.saving.consider(held)
-        return SliceResult(unit_id=job_id, report=self.bench.engine.phase(job_id))
+        phase = self.bench.engine.phase(job_id)
+        report = phase if outcome.loads is None else Routed(phase, outcome.loads.tolist())
+        return SliceResult(unit_id=job_id, report=report)
 
     async def _decode(self, one: RunSlice) -> None:
         held = self.bench.held[one.unit_ids[0]]
