@@ -19,6 +19,7 @@ from tests.benchmarks.common import add_output_options, out_dir, provenance
 #: Name on the command line -> module and heading.
 PARTS = {
     "kernel": ("moe_kernel", "One layer of experts"),
+    "placement": ("moe_placement", "Experts on many ranks"),
     "residency": ("moe_residency", "Two networks, one of them in memory"),
 }
 
