@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from schedulers.experts.eplb import eplb
 from schedulers.experts.placement import Move, Placement, in_order
 from schedulers.experts.replacement import (
     Boundary,
@@ -125,7 +126,7 @@ def test_says_what_does_not_fit() -> None:
 
 LAYER = st.permutations([0, 1, 2, 0, 1, 2, 0, 1]).map(tuple)
 TARGETS = st.lists(LAYER, min_size=3, max_size=3).map(lambda layers: Placement(1, 3, 4, tuple(layers)))
-ROWS = st.lists(st.lists(st.integers(0, 50), min_size=3, max_size=3), min_size=3, max_size=3)
+ROWS = st.lists(st.lists(st.sampled_from((1, 10, 100)), min_size=3, max_size=3), min_size=3, max_size=3)
 
 
 class Replacing(RuleBasedStateMachine):
@@ -134,7 +135,7 @@ class Replacing(RuleBasedStateMachine):
     @initialize(first=TARGETS, slots_of_room=st.integers(2, 6))
     def begin(self, first: Placement, slots_of_room: int) -> None:
         config = ReplacementConfig(
-            expert_bytes=10, bytes_per_s=10.0, max_staged_bytes=10 * slots_of_room, copy_slowdown=0.01
+            expert_bytes=10, bytes_per_s=10.0, max_staged_bytes=10 * slots_of_room, copy_slowdown=0.01, min_gain=0.0
         )
         self.replacing = Replacement(first, config)
         self.held = {first.version: first}
@@ -177,8 +178,12 @@ class Replacing(RuleBasedStateMachine):
                 assert version == self.staged.placement.version
                 self.staged = None
 
+    @rule(counts=ROWS)
+    def propose_what_suits(self, counts: list[list[int]]) -> None:
+        self.tell(Proposed(eplb(counts, 8, 4, current=self.replacing.placement), counts))
+
     @rule(wanted=TARGETS, counts=ROWS)
-    def propose(self, wanted: Placement, counts: list[list[int]]) -> None:
+    def propose_anything(self, wanted: Placement, counts: list[list[int]]) -> None:
         self.tell(Proposed(wanted, counts))
 
     @rule()
@@ -194,10 +199,27 @@ class Replacing(RuleBasedStateMachine):
         assert self.replacing.version_of(request) == self.began.pop(request)
         self.tell(RequestEnded(request))
 
-    @rule(is_good=st.booleans(), is_stale=st.booleans())
-    def end_fetch(self, is_good: bool, is_stale: bool) -> None:
-        version = 0 if is_stale or self.staged is None else self.staged.placement.version
-        self.tell(Fetched(version) if is_good else FetchFailed(version))
+    @precondition(lambda self: self.staged is not None)
+    @rule()
+    def end_fetch(self) -> None:
+        assert self.staged is not None
+        self.tell(Fetched(self.staged.placement.version))
+
+    @precondition(lambda self: self.staged is not None)
+    @rule()
+    def fail_fetch(self) -> None:
+        assert self.staged is not None
+        self.tell(FetchFailed(self.staged.placement.version))
+
+    @rule(version=st.integers(0, 3), is_good=st.booleans())
+    def hear_of_another_fetch(self, version: int, is_good: bool) -> None:
+        if self.staged is None or version != self.staged.placement.version:
+            self.tell(Fetched(version) if is_good else FetchFailed(version))
+
+    @precondition(lambda self: self.replacing.state == "fetched")
+    @rule()
+    def reach_boundary_with_all_there(self) -> None:
+        self.tell(Boundary())
 
     @rule()
     def reach_boundary(self) -> None:
@@ -208,7 +230,7 @@ class Replacing(RuleBasedStateMachine):
         self.now_s += seconds
         self.tell()
 
-    @precondition(lambda self: self.num_requests > 3)
+    @precondition(lambda self: self.num_requests > 5)
     @rule()
     def lose_a_rank(self) -> None:
         self.is_lost = True
@@ -223,4 +245,4 @@ class Replacing(RuleBasedStateMachine):
 
 
 TestReplacing = Replacing.TestCase
-TestReplacing.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestReplacing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
