@@ -8,7 +8,7 @@ PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.
 SOURCES := serving models schedulers loadtest tests
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano clean
+.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano train-dit-moe-nano clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -76,6 +76,11 @@ train-texthawk2-nano: install ## Train the nano chat model from nothing: fonts, 
 
 train-vdit-nano: install ## Train the nano video model from nothing: autoencoder, judge, teacher, student, model card.
 	PYTHON=$(BIN)/python bash scripts/train_vdit_nano.sh
+
+train-dit-moe-nano: install ## Train the nano image model from nothing: autoencoder, judge, transformer, model card.
+	$(BIN)/vireo train dit-moe-nano
+	$(BIN)/python -m models.training.dit_moe.evaluate models/checkpoints/dit-moe-nano
+	$(BIN)/vireo calibrate dit-moe-nano
 
 clean: ## Remove the environment and everything generated at run time.
 	rm -rf $(VENV) .vireo out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ import torch
 
 from models.contract import Family, Job, Judge, Knob, SettingError, Variant
 from models.io import ClipIO, ClipRequest, ImageIO
-from models.operating_points import TABLE_FILE, Point, Seconds, mean_quality, point_name
+from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_quality, point_name, share_quality
 from models.training import calibration
 from models.training.calibration import Ledger, Measured, Settings
 
@@ -84,7 +84,8 @@ def calibrate_job(
         runner = family.runner.load()(family.build.load()(variant, device), variant)
         judge = family.part("judge")(variant) if "judge" in family.parts else None
         host = _JobHost(family, variant, runner, repeats, judge)
-        axes, base = [knob for knob in family.knobs if knob.is_axis], family.check_point({})
+        axes = [knob for knob in family.knobs if knob.is_axis]
+        base = {knob.name: family.check_point({})[knob.name] for knob in axes}
         host.cost(base)  # to warm up
         found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
     calibration.write(
@@ -115,7 +116,7 @@ class _JobHost:
             return True
         try:
             for request in self._requests():
-                self.family.allowed.load()(self.variant, request, settings)
+                self.family.allowed.load()(self.variant, request, self.family.check_point(settings))
         except SettingError:
             return False
         return True
@@ -123,7 +124,7 @@ class _JobHost:
     def measure(self, settings: Settings) -> Measured:
         """Cost, and quality where it is judged."""
         seconds_per_unit, alone_s = self.cost(settings)
-        quality = None if self.judge is None else mean_quality(self._scores(self.judge, settings))
+        quality = None if self.judge is None else _quality(self._scores(self.judge, settings))
         return Measured(Point(settings=dict(settings), seconds_per_unit=seconds_per_unit, quality=quality), alone_s)
 
     def cost(self, settings: Settings) -> tuple[dict[str, dict[int, Seconds]], float]:
@@ -132,12 +133,13 @@ class _JobHost:
         assert self.family.work is not None
         count, requests = self.family.work.load(), self._requests()
         times: dict[str, dict[int, Seconds]] = {}
+        point = self.family.check_point(settings)
         alone_s = 0.0
         for size in BATCH_SIZES:
             steps, rest = [], []
             for request in requests * self.repeats:
-                units = count(self.variant, request, settings).units
-                steps_s, rest_s = self._run(request, settings, size)
+                units = count(self.variant, request, point).units
+                steps_s, rest_s = self._run(request, point, size)
                 steps.append((units, steps_s / size))
                 rest.append((units, rest_s / size))
                 alone_s = max(alone_s, steps_s + rest_s) if size == 1 else alone_s
@@ -169,9 +171,9 @@ class _JobHost:
         return [ClipRequest(prompt="a red circle moves left", num_frames=frames) for frames in io.frame_counts]
 
     @torch.inference_mode()
-    def _run(self, request: Any, settings: Settings, size: int) -> tuple[float, float]:
+    def _run(self, request: Any, point: Settings, size: int) -> tuple[float, float]:
         """Seconds of the steps, and of all else, of so many rows together."""
-        states = [self.runner.open(request, settings, seed) for seed in range(size)]
+        states = [self.runner.open(request, point, seed) for seed in range(size)]
         seconds = {True: 0.0, False: 0.0}
         while left := self.runner.remaining(states[0]):
             started_s = time.perf_counter()
@@ -180,3 +182,9 @@ class _JobHost:
         for state in states:
             self.runner.close(state)
         return seconds[True], seconds[False]
+
+
+def _quality(scores: Sequence[float]) -> Quality:
+    """Of samples that are right or wrong, the interval is that of a share: it says something even if all are right."""
+    mean = mean_quality(scores)
+    return share_quality(mean.value, mean.n) if set(scores) <= {0.0, 1.0} else mean

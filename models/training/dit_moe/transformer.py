@@ -31,6 +31,7 @@ STATE_FILE = "training_state.pt"
 DROPPED = 0.1
 BALANCE = 0.01
 """Weight of the load balance, as published."""
+LOG_EVERY = 25
 HELD_BACK = 256
 """Latents that are for measuring alone."""
 
@@ -127,7 +128,7 @@ class _Run:
         while self.step < self.config.steps:
             recent.append(self._one_step())
             self.step += 1
-            if self.step % 25 == 0:
+            if self.step % LOG_EVERY == 0:
                 flow, balance = (sum(values) / len(recent) for values in zip(*recent, strict=True))
                 step_s = (time.monotonic() - started_s) / len(recent)
                 self.log.write(step=self.step, loss=flow, balance=balance, step_s=step_s)

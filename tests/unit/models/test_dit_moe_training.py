@@ -12,9 +12,14 @@ from torch import nn
 
 pytest.importorskip("diffusers")
 
+from models.families.dit_moe.config import DitMoeConfig
 from models.identity import CHECKPOINTS
+from models.registry import find
 from models.training.dit_moe import autoencoder, judge, pictures
+from models.training.dit_moe import transformer as stage
+from models.training.dit_moe.evaluate import Studio, entropy, information, permuted
 from models.training.dit_moe.optimizer import Optimizers, orthogonal
+from models.training.dit_moe.train import Plan
 
 CHECKPOINT = CHECKPOINTS / "dit-moe-nano"
 
@@ -116,3 +121,57 @@ def test_the_autoencoder_keeps_what_pictures_show() -> None:
     found = judge.ClassJudge.load(CHECKPOINT / "judge").labels(list(pictures.as_bytes(again)))
     assert np.mean(np.array(found) == drawn.labels.numpy()) >= 0.98
     assert autoencoder.psnr(vae, drawn.pixels) > 34
+
+
+_TINY = DitMoeConfig(
+    width=16, depth=1, num_heads=2, num_experts=4, attention="normed", latent_side=4, predicts_variance=False
+)
+
+
+def _train(out: Path, stop_at: int | None = None, **changes: int) -> dict[str, torch.Tensor]:
+    """Ten steps of a tiny network; ``stop_at`` kills it after that step."""
+
+    def on_step(done: int, total: int) -> None:
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    random = torch.Generator().manual_seed(0)
+    latents = torch.randn(stage.HELD_BACK + 40, 4, 4, 4, generator=random)
+    labels = torch.randint(pictures.NUM_CLASSES, (len(latents),), generator=random)
+    out.mkdir(exist_ok=True)
+    config = stage.TrainConfig(**{"steps": 10, "batch": 8, "save_every": 4, **changes})
+    return stage.train(out, latents, labels, config, _TINY, on_step)
+
+
+def test_training_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = _train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "killed", stop_at=6)
+    resumed = _train(tmp_path / "killed")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(one, resumed[name]) for name, one in whole.items())
+    assert whole["y_embedder.embedding_table.weight"].shape == (pictures.NUM_CLASSES + 1, 16)
+    with pytest.raises(ValueError, match="belongs to a run with another configuration"):
+        _train(tmp_path / "killed", batch=9)
+
+
+def test_few_steps_shorten_every_stage() -> None:
+    plan = Plan.of(40, 1)
+    assert (plan.autoencoder_steps, plan.judge_steps, plan.transformer.steps) == (9, 12, 40)
+    assert plan.pictures == 2 * stage.HELD_BACK
+    assert Plan.of(None, 1) == Plan()
+
+
+def test_bits() -> None:
+    assert entropy(np.array([1, 1, 1, 1])) == pytest.approx(2.0)
+    assert information(np.array([[4, 0], [0, 4]])) == pytest.approx(1.0)
+    assert information(np.array([[2, 2], [3, 3]])) == pytest.approx(0.0)
+
+
+def test_the_checkpoint_draws_what_was_asked_for_and_its_experts_differ() -> None:
+    family, variant = find("dit-moe-nano")
+    studio = Studio(family, variant)
+    assert studio.shares(studio.draw(5, 15, guidance_scale=2.0)).right >= 0.85
+    with permuted(studio.blocks):
+        assert studio.shares(studio.draw(5, 15, guidance_scale=2.0)).right <= 0.7
+    assert studio.shares(studio.draw(5, 15, guidance_scale=2.0)).right >= 0.85, "experts are back in their places"
