@@ -510,7 +510,8 @@ class ExpertPhases(Protocol):
 
 
 class Judge(Protocol):
-    """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge; for calibrations."""
+    """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge, or None if nobody has
+    judged that variant; for calibrations."""
 
     metric: str
     """What a score means, in a few words."""

@@ -19,6 +19,7 @@ from models.identity import CHECKPOINTS
 from models.io import ImageIO, ImageRequest
 
 _HERE = "models.families.dit_moe"
+_TRAINING = "models.training.dit_moe"
 AS_TRAINED = "as_trained"
 NANO_CLASSES = (
     ("red", "orange", "green", "blue", "purple", "black"),
@@ -194,7 +195,7 @@ FAMILY = Family(
             default=20,
             low=1,
             high=250,
-            grid=(5, 10, 20, 50),
+            grid=(2, 4, 8, 20, 50),
             is_integer=True,
             summary="Denoising steps.",
             trades="detail",
@@ -226,6 +227,9 @@ FAMILY = Family(
             "save": LazyRef(f"{_HERE}.networks:save"),
             "example": LazyRef(f"{_HERE}.family:example"),
             "experts": LazyRef(f"{_HERE}.family:expert_facts"),
+            "train": LazyRef(f"{_TRAINING}.train:train_variant"),
+            "judge": LazyRef(f"{_TRAINING}.calibrate:judge_of"),
+            "card": LazyRef(f"{_TRAINING}.card:write_card"),
         }
     ),
 )

@@ -13,8 +13,16 @@ from models.training.dit_moe.pictures import NUM_CLASSES, SIDE, class_name
 OF_EACH = 2
 
 
+def judge_of(variant: Variant) -> RightClass | None:
+    """The family's part ``judge``; nobody has judged the published variants here.
+
+    Raises: ValueError: no judge beside the weights.
+    """
+    return RightClass(variant) if variant.is_nano else None
+
+
 class RightClass:
-    """The family's part ``judge``. Raises: ValueError: no judge beside the weights."""
+    """A ``Judge`` of single pictures, each of which is right or wrong."""
 
     metric = "share of pictures whose colour and thing are as asked"
 

@@ -60,7 +60,12 @@ def train_variant(
     seed: int = 0,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> list[str]:
-    """What ``vireo train`` does. Returns: lines about the result. Raises: ValueError: as ``transformer.train``."""
+    """What ``vireo train`` does. Returns: lines about the result.
+
+    Raises: ValueError: not the nano variant, or as ``transformer.train``.
+    """
+    if not variant.is_nano:
+        raise ValueError(f"{variant.id} cannot be trained here (needs ImageNet); trainable: dit-moe-nano")
     seed += 1  # pictures of lower seeds are for measuring
     plan, work = Plan.of(steps, seed), out_dir / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
