@@ -28,8 +28,8 @@ def autoencoder(config: Mapping[str, Any]) -> AutoencoderKL:
     return vae
 
 
-def read_autoencoder(folder: Path, needed: Mapping[str, Any]) -> AutoencoderKL:
-    """In float32. ``needed``: of its configuration, what a checkpoint was trained with.
+def read_autoencoder(folder: Path, needed: Mapping[str, Any], owner: str) -> AutoencoderKL:
+    """In float32. ``needed``: of its configuration, what ``owner`` was trained with.
 
     Raises: ValueError: it is missing, damaged or another one.
     """
@@ -40,7 +40,7 @@ def read_autoencoder(folder: Path, needed: Mapping[str, Any]) -> AutoencoderKL:
         raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
     for name, value in needed.items():
         if read.setdefault(name, value) != value:
-            raise ValueError(f"{path}: {name} is {read[name]}; this checkpoint needs {value}")
+            raise ValueError(f"{path}: {name} is {read[name]}; {owner} needs {value}")
     with torch.device("meta"):
         vae = autoencoder(read)
     load_into(vae, {_current(name): tensor.float() for name, tensor in read_file(folder / _FILE).items()})

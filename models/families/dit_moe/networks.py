@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.checkpoint import load_into, load_official, save_weights
+from models.checkpoint import load_into, save_weights
 from models.contract import Variant
 from models.families.dit_moe.config import DitMoeConfig
 from models.families.dit_moe.network import DitMoe
-
-_VAE_CONFIG, _VAE_FILE = "vae/config.json", "vae/diffusion_pytorch_model.safetensors"
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Of attention in autoencoders that were published before 2023."""
+from models.layers.autoencoder import autoencoder, decoded, only_file, read_autoencoder, read_file, save_autoencoder
 
 
 class Networks(nn.Module):
@@ -32,8 +26,7 @@ class Networks(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as a sampler leaves them to pictures (B, H, W, 3), uint8."""
-        pixels: Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor, return_dict=False)[0]
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return decoded(self.vae, latents)
 
 
 def build(variant: Variant, device: str = "cpu", random_weights: bool = False, dtype: str = "float32") -> Networks:
@@ -46,11 +39,11 @@ def build(variant: Variant, device: str = "cpu", random_weights: bool = False, d
         networks = _random(config, variant.config["vae"])
     else:
         with torch.device("meta"):
-            networks = Networks(DitMoe(config), _autoencoder(_vae_config(variant, folder)))
-        state = _read(_only_file(folder))
+            transformer = DitMoe(config)
+        state = read_file(only_file(folder))
         _check_layout(variant, state)
-        load_into(networks.transformer, state)
-        load_into(networks.vae, {_current(name): tensor.float() for name, tensor in _read(folder / _VAE_FILE).items()})
+        load_into(transformer, state)
+        networks = Networks(transformer, read_autoencoder(folder, variant.config["vae"], variant.id))
     networks.transformer.to(getattr(torch, dtype))
     return networks.to(device).requires_grad_(False).eval()
 
@@ -58,46 +51,7 @@ def build(variant: Variant, device: str = "cpu", random_weights: bool = False, d
 def save(networks: Networks, variant: Variant, folder: Path) -> None:
     """Write a folder as ``build`` reads it."""
     save_weights(networks.transformer.state_dict(), folder)
-    (folder / "vae").mkdir()
-    (folder / _VAE_CONFIG).write_text(json.dumps(dict(networks.vae.config), indent=1), "utf-8")
-    save_file(networks.vae.state_dict(), folder / _VAE_FILE)
-
-
-def _autoencoder(config: Mapping[str, Any]) -> AutoencoderKL:
-    blocks = len(config["block_out_channels"])
-    kinds = {"down_block_types": ["DownEncoderBlock2D"] * blocks, "up_block_types": ["UpDecoderBlock2D"] * blocks}
-    vae: AutoencoderKL = AutoencoderKL.from_config({**kinds, **config})
-    return vae
-
-
-def _vae_config(variant: Variant, folder: Path) -> dict[str, Any]:
-    """Raises: ValueError: missing, or of an autoencoder that the checkpoint was not trained with."""
-    path = folder / _VAE_CONFIG
-    try:
-        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-    for name, needed in variant.config["vae"].items():
-        if read.setdefault(name, needed) != needed:
-            raise ValueError(f"{path}: {name} is {read[name]}; {variant.id} needs {needed}")
-    return read
-
-
-def _only_file(folder: Path) -> Path:
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".pt")]
-    if len(files) != 1:
-        found = ", ".join(path.name for path in files) or "none"
-        raise ValueError(f"{folder} needs one .safetensors or .pt file with the transformer; it has {found}")
-    return files[0]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".pt":
-        return load_official(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}") from None
+    save_autoencoder(networks.vae, folder)
 
 
 def _check_layout(variant: Variant, state: Mapping[str, Tensor]) -> None:
@@ -110,10 +64,6 @@ def _check_layout(variant: Variant, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _current(name: str) -> str:
-    return ".".join(_OLD_NAMES.get(part, part) for part in name.split("."))
-
-
 def _random(config: DitMoeConfig, vae: Mapping[str, Any]) -> Networks:
     """Unlike a fresh network, one whose blocks and output are not zero."""
     with torch.random.fork_rng(devices=[]):
@@ -122,4 +72,4 @@ def _random(config: DitMoeConfig, vae: Mapping[str, Any]) -> Networks:
         for parameter in transformer.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1)
-        return Networks(transformer, _autoencoder(vae))
+        return Networks(transformer, autoencoder(vae))

@@ -71,9 +71,7 @@ def _published(size: str, curve: Literal["cosine", "linear"]) -> Variant:
 
 
 _MINIATURE = _variant(
-    SwitchDitConfig(
-        width=32, depth=2, num_heads=2, curve="cosine", latent_side=8, num_classes=4, num_timesteps=1000
-    ),
+    SwitchDitConfig(width=32, depth=2, num_heads=2, curve="cosine", latent_side=8, num_classes=4, num_timesteps=1000),
     {**_VAE, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 8},
     (("red", "blue"), ("circle", "square")),
     id="switch-dit-tiny",

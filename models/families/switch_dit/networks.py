@@ -41,7 +41,7 @@ def build(variant: Variant, device: str = "cpu", random_weights: bool = False, d
         with torch.device("meta"):
             transformer = SwitchDit(config)
         load_into(transformer, _as_served(read_file(only_file(folder))))
-        networks = Networks(transformer, read_autoencoder(folder, variant.config["vae"]))
+        networks = Networks(transformer, read_autoencoder(folder, variant.config["vae"], variant.id))
     networks.transformer.to(getattr(torch, dtype))
     return networks.to(device).requires_grad_(False).eval()
 
