@@ -37,14 +37,14 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 
 async def _real(quick: bool) -> dict[str, Any]:
-    width, depth = (256, 2) if quick else (1024, 8)
+    width, depth = (256, 2) if quick else (512, 8)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.safetensors" for name in (EARLY, LATE)}
         for seed, file in enumerate(files.values()):
             save_file(network(width, depth, seed).state_dict(), file)
         size_mb = round(files[EARLY].stat().st_size / 1e6)
         cases = [
-            await _case(name, tenants, files, width, depth, 1 if quick else 2)
+            await _case(name, tenants, files, width, depth, 1 if quick else 3)
             for name, tenants in (("one tenant", ("a",)), ("two tenants by turns", ("a", "b")))
         ]
     return {"network_mb": size_mb, "jobs": _NUM_JOBS, "steps": _NUM_STEPS, "max_batch": _MAX_BATCH, "cases": cases}
