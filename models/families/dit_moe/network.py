@@ -221,7 +221,7 @@ class MixtureOfExperts(nn.Module):
         flat = tokens.flatten(0, -2)
         logits = self.gate(flat)
         ids, weights = softmax_top_k(logits, top_k)
-        mixed = self.experts(flat, ids, weights) + self.shared_experts(flat)
+        mixed = self.experts(flat, ids, weights, self.shared_experts)
         return mixed.view_as(tokens), Gated(logits, ids)
 
 
@@ -265,9 +265,9 @@ class PackedExperts(_Packed):
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * hidden, width).uniform_(-bound, bound))
         self.down = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-bound, bound))
 
-    def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor, shared: SharedExperts) -> Tensor:
         """``tokens`` (T, W), ``ids`` and ``weights`` (T, K)."""
-        return grouped_swiglu(tokens, self.gate_up, self.down, ids, weights)
+        return grouped_swiglu(tokens, self.gate_up, self.down, ids, weights, (shared.gate_up, shared.down))
 
     def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):

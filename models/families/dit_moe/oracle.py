@@ -113,9 +113,10 @@ def _plain_twin(network: DitMoe) -> DitMoe:
     return twin
 
 
-def one_by_one(experts: Any, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+def one_by_one(experts: Any, tokens: Tensor, ids: Tensor, weights: Tensor, shared: nn.Module) -> Tensor:
     """``PackedExperts.forward`` by a loop."""
-    return plain_swiglu(tokens, experts.gate_up, experts.down, ids, weights)
+    mixed: Tensor = plain_swiglu(tokens, experts.gate_up, experts.down, ids, weights) + shared(tokens)
+    return mixed
 
 
 def _euler(network: Any, state: JobState, variant: Variant) -> Tensor:

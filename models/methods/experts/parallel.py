@@ -193,8 +193,9 @@ class ExpertsOnRank(nn.Module):
         self.gate_up = nn.Parameter(whole.gate_up.detach()[own], requires_grad=False)
         self.down = nn.Parameter(whole.down.detach()[own], requires_grad=False)
 
-    def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """``tokens`` (T, W), ``ids`` and ``weights`` (T, K) -> (T, W); T may differ from rank to rank, and be 0."""
+    def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor, shared: nn.Module | None = None) -> Tensor:
+        """``tokens`` (T, W), ``ids`` and ``weights`` (T, K) -> (T, W); T may differ from rank to rank, and be 0.
+        ``shared``: what all tokens pass besides, on every rank."""
         ranks, k = self._ranks, ids.shape[1]
         group, share = ranks.group, ranks.share
         counts = all_gather(
@@ -216,7 +217,8 @@ class ExpertsOnRank(nn.Module):
         back = all_to_all(done, receive, send, group)()
         own = torch.empty_like(back)
         own[order] = back
-        return (own.view(*ids.shape, tokens.shape[1]) * weights[..., None]).sum(1).to(tokens.dtype)
+        mixed = (own.view(*ids.shape, tokens.shape[1]) * weights[..., None]).sum(1).to(tokens.dtype)
+        return mixed if shared is None else mixed + shared(tokens)
 
     def _run(self, tokens: Tensor, slots: Tensor) -> Tensor:
         if not len(tokens):
