@@ -21,6 +21,7 @@ PARTS = {
     "kernel": ("moe_kernel", "One layer of experts"),
     "placement": ("moe_placement", "Experts on many ranks"),
     "residency": ("moe_residency", "Two networks, one of them in memory"),
+    "signatures": ("moe_signatures", "Requests by what they wake, and hot experts"),
 }
 
 

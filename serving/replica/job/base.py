@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.contract import Figures, Point, Work
+from schedulers.experts.placement import Placement
 from schedulers.types import Priority
 from serving.delivery.job.experts import PlacedFacts
 from serving.errors import ServingError
@@ -125,6 +126,11 @@ class Engine(Protocol):
 
     def held_bytes(self) -> int:
         """Bytes of all requests that are here."""
+        ...
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which ranks have which experts now; None as of ``placed``."""
         ...
 
     def placed(self) -> PlacedFacts | None:

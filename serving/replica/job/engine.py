@@ -274,6 +274,10 @@ class JobEngine:
         """Whether the request is here."""
         return job_id in self._held
 
+    @property
+    def placement(self) -> None:
+        """Nothing is spread."""
+
     def placed(self) -> None:
         """Nothing is spread."""
 

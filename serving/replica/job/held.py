@@ -157,7 +157,7 @@ class Bench:
     settle: Settle = _charge_as_predicted
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
-    skew: LoadSkew = field(default_factory=LoadSkew)
+    skew: LoadSkew = field(init=False)
     experts: ExpertMeter = field(init=False)
     held: dict[str, HeldJob] = field(default_factory=dict, init=False)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set, init=False)
@@ -165,6 +165,7 @@ class Bench:
     num_waiting_for_store: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.skew = LoadSkew(lambda: self.engine.placement)
         self.experts = ExpertMeter(self.model, self.tell, self.clock)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

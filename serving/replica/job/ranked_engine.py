@@ -26,6 +26,7 @@ import structlog
 
 from models.contract import Work
 from models.parallel.launch import RankConfig
+from schedulers.experts.placement import Placement
 from serving.delivery.job.experts import PlacedFacts
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
@@ -207,6 +208,11 @@ class RankedEngine:
             self._placing.switched(placement, moves)
         _log.info("experts have moved", version=placement.version, moves=len(moves))
         return True
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which ranks have which experts now. None: all are on every rank."""
+        return None if self._placing is None else self._placing.placement
 
     def placed(self) -> PlacedFacts | None:
         """Where experts are. None: all are on every rank."""
