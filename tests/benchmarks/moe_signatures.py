@@ -20,7 +20,7 @@ from schedulers.lab.hot_experts import p99_s, replay, trace
 from schedulers.routing import ReplicaLoad, rank
 
 _REPLICAS, _DOMAINS, _EXPERTS, _CHOSEN, _LAYERS, _BATCH = 4, 4, 128, 8, 3, 16
-_STEP_S, _EXPERT_S, _PROMPT = 0.002, 0.0002, 48
+_STEP_S, _EXPERT_S, _PROMPT, _WAIT = 0.002, 0.0002, 48, 8
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 
 def _serve(s: float, by_signature: bool, number: int) -> dict[str, Any]:
-    """Replicas kept full: a request comes as soon as one of their places is free."""
+    """Replicas kept full, with a few waiting at each: a request comes for each that is answered."""
     rng = np.random.default_rng(0)
     preferred = rng.normal(0.0, s, (_DOMAINS, _LAYERS, _EXPERTS))
     domains, lengths = rng.integers(0, _DOMAINS, number), rng.integers(32, 96, number)
@@ -50,7 +50,7 @@ def _serve(s: float, by_signature: bool, number: int) -> dict[str, Any]:
     sent, now_s = 0, 0.0
     while len(latencies) < number:
         now_s, replica = heapq.heappop(clock)
-        while sent < number and sum(map(len, running)) + sum(map(len, waiting)) < _REPLICAS * _BATCH:
+        while sent < number and sum(map(len, running)) + sum(map(len, waiting)) < _REPLICAS * (_BATCH + _WAIT):
             works = [
                 sum(left for _, left in run) + sum(int(lengths[n]) for n in wait)
                 for run, wait in zip(running, waiting, strict=True)
