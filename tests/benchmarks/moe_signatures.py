@@ -70,7 +70,7 @@ def _serve(s: float, by_signature: bool, number: int) -> dict[str, Any]:
             continue
         woken = _woken(rng, preferred[[domains[request] for request, _ in own]])
         awake = float((_counts(woken) > 0).sum(1).mean())
-        if len(own) == _BATCH and sent > number // 3:  # what was routed before anything was measured has gone
+        if len(own) == _BATCH and sent > number // 2:  # what was routed before anything was measured has gone
             distinct.append(awake)
         end_s = now_s + _STEP_S + _EXPERT_S * awake
         for one in own:
