@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.contract import Family, Job, Judge, Knob, SettingError, Variant
+from models.contract import Experts, Family, Job, JobState, Judge, Knob, SettingError, Variant
 from models.io import ClipIO, ClipRequest, ImageIO
 from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_quality, point_name, share_quality
 from models.training import calibration
 from models.training.calibration import Ledger, Measured, Settings
+from models.training.routing import calibrate_routing
 
 OnProgress = Callable[[str, int, int], None]
 BATCH_SIZES = (1, 2, 4)
 _JUDGED_TOGETHER = 30
+_COUNTED = 90
+"""Pictures whose routing is counted, of a family with experts."""
 
 
 def sweep(
@@ -88,6 +91,8 @@ def calibrate_job(
         base = {knob.name: family.check_point({})[knob.name] for knob in axes}
         host.cost(base)  # to warm up
         found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
+        if isinstance(runner, Experts):
+            calibrate_routing(host.runner, variant, host.opened(base), on_progress=on_progress)
     calibration.write(
         variant,
         [one.point for one in sorted(found, key=lambda one: -one.cost)],
@@ -147,6 +152,12 @@ class _JobHost:
             for unit, price in fitted.items():
                 times.setdefault(unit, {})[size] = price
         return times, alone_s
+
+    def opened(self, settings: Settings) -> list[JobState]:
+        """Requests that have begun, to count where their tokens go."""
+        rows = self._requests() if self.judge is None else self.judge.rows
+        point = self.family.check_point(settings)
+        return [self.runner.open(row, point, seed) for seed, row in zip(range(_COUNTED), itertools.cycle(rows))]
 
     @torch.inference_mode()
     def _scores(self, judge: Judge, settings: Settings) -> list[float]:
