@@ -22,6 +22,7 @@ PARTS = {
     "placement": ("moe_placement", "Experts on many ranks"),
     "residency": ("moe_residency", "Two networks, one of them in memory"),
     "signatures": ("moe_signatures", "Requests by what they wake, and hot experts"),
+    "served": ("moe_served", "A served model of pictures"),
 }
 
 
