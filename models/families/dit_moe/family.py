@@ -33,9 +33,11 @@ def variant_of(
     process: Process,
     vae: dict[str, Any],
     classes: str | tuple[tuple[str, ...], ...],
+    example: str = "class 1",
     **about: Any,
 ) -> Variant:
     """A checkpoint of this shape. ``vae``: what matters of its autoencoder's configuration, and must be there.
+    ``example``: a prompt.
 
     Raises: ValueError: a process that the network was not made for.
     """
@@ -43,7 +45,7 @@ def variant_of(
         raise ValueError("ddpm needs a network that predicts the variance, too")
     side = network.latent_side * 2 ** (len(vae["block_out_channels"]) - 1)
     return Variant(
-        io=ImageIO(takes_prompt=True, is_seeded=True, size=(side, side), max_prompt_chars=200),
+        io=ImageIO(takes_prompt=True, is_seeded=True, size=(side, side), max_prompt_chars=200, example=example),
         config=MappingProxyType(
             {
                 "network": asdict(network),
@@ -92,11 +94,13 @@ NANO_VARIANT = variant_of(
         "scaling_factor": 1.0,
     },
     NANO_CLASSES,
+    "a green 7",
     id="dit-moe-nano",
     summary="a coloured digit or shape on a light ground, 64x64",
     source=Source(paper="arXiv:2407.11633", licence="Apache-2.0"),
     weights=CHECKPOINTS / "dit-moe-nano",
     is_nano=True,
+    is_default=True,
 )
 
 

@@ -34,7 +34,7 @@ from serving.config import (
 from serving.errors import ConfigError
 
 DIGEST = "ab" * 32
-NANO, CHAT, VIDEO = (variant.id for _, variant in default_variants())
+NANO, CHAT, VIDEO, _ = (variant.id for _, variant in default_variants())
 TENANTS = [{"name": "team-a", "api_key_sha256": [DIGEST]}]
 CLUSTER = {"profile": "cluster", "tenants": TENANTS, "redis": {"secret": "s" * 32}}
 

@@ -21,7 +21,7 @@ from serving.replica.staged.setup import build_driver
 from serving.telemetry.events import ignore
 from tests.support.fake_engine import FakeEngine
 
-NANO, _, VIDEO = (variant.id for _, variant in default_variants())
+NANO, _, VIDEO, _ = (variant.id for _, variant in default_variants())
 
 
 def config_of(run_dir: Path, weight: float = 3.0) -> ResolvedConfig:

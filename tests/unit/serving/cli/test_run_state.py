@@ -63,7 +63,7 @@ def announced(config: ResolvedConfig) -> str:
 
 def test_a_served_chat_model_is_named_and_can_be_tried(tmp_path: Path) -> None:
     said = announced(settings(tmp_path, *(variant.id for _, variant in default_variants())))
-    assert "models dyn-perceiver-nano, texthawk2-nano, vdit-nano\n" in said
+    assert "models dyn-perceiver-nano, texthawk2-nano, vdit-nano, dit-moe-nano\n" in said
     assert 'vireo video "a red circle moves left" -o clip.mp4' in said
     assert 'vireo chat "Read the text." --image examples/word-en.png\n' in said
     assert "vireo classify examples/digit-7.png" in said
