@@ -142,7 +142,8 @@ def _routing(found: Mapping[str, Any]) -> str:
         rows.append(f"| {layer + 1} | {whole:.3f} | {early[layer]:.3f} | {said} |")
     rows.append(
         "\nAs in the paper, experts are chosen by where in the picture a token is, a little by the time, and hardly by "
-        "the class; the first steps are the most concentrated. Over a whole picture, all are used almost evenly.\n"
+        "the class; the first and the last steps are the most concentrated. Over a whole picture, all are used almost "
+        "evenly.\n"
     )
     return "\n".join(rows)
 
