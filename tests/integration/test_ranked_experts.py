@@ -8,34 +8,35 @@ from collections.abc import AsyncIterator, Iterator
 import numpy as np
 import pytest
 import ray
+from safetensors.torch import load
 
 from models.parallel.degrees import ParallelDegrees
 from serving.errors import EngineFailed
-from serving.replica.job.base import JobInput, StepDone
-from serving.replica.job.engine import EngineOptions, JobEngine
+from serving.replica.job.base import StepDone
+from serving.replica.job.engine import JobEngine
 from serving.replica.job.placing import Placing
 from serving.replica.job.ranked_engine import RankedEngine
 from serving.replica.job.ranks import RankActors, RankRecipe
-from tests.support.expert_jobs import CONFIG, FAMILY, tiny_moe
+from tests.support.expert_jobs import FACTS, OPTIONS, tiny_runner, wanted
 from tests.support.waiting import turns
 
-OPTIONS = EngineOptions(family=FAMILY, variant=FAMILY.variants[0], stop_grace_s=2.0)
 NUM_STEPS = 12
 NEVER_S = 3600.0
+REQUESTS = {
+    1: wanted(1, NUM_STEPS),
+    2: wanted(2, NUM_STEPS, count=2, guidance=3.0),
+    3: wanted(3, NUM_STEPS, guidance=2.0),
+}
 
 
 def placing() -> Placing:
-    return Placing.over(2, layers=CONFIG.depth, experts=CONFIG.num_experts, spare=4)
-
-
-def wanted(seed: int, num_steps: int = NUM_STEPS) -> JobInput:
-    return JobInput(request=seed % 5, point={"num_inference_steps": num_steps}, seed=seed, num_steps=num_steps)
+    return Placing.over(2, layers=FACTS.layers, experts=FACTS.experts, spare=2)
 
 
 def recipe() -> RankRecipe:
     slots = placing().placement.slots
     return RankRecipe(
-        options=OPTIONS, load=tiny_moe, degrees=ParallelDegrees(expert=2), slots=slots, min_tokens_per_rank=512
+        options=OPTIONS, load=tiny_runner, degrees=ParallelDegrees(expert=2), slots=slots, min_tokens_per_rank=512
     )
 
 
@@ -54,17 +55,19 @@ async def engine(local_ray: None) -> AsyncIterator[RankedEngine]:
     await made.stop()
 
 
-async def alone(seeds: list[int]) -> list[np.ndarray]:
-    """What one process makes of them."""
-    one = JobEngine(OPTIONS, tiny_moe)
+async def assert_as_alone(engine: RankedEngine, *seeds: int) -> None:
+    """What one process makes of them, but for another order of sums: no pixel differs by more than one."""
+    one = JobEngine(OPTIONS, tiny_runner)
     await one.start()
     for seed in seeds:
-        await one.admit(str(seed), wanted(seed))
+        await one.admit(str(seed), REQUESTS[seed])
         for _ in range(NUM_STEPS):
             await one.run_step([str(seed)])
-    made = [(await one.decode(str(seed)))["latents"] for seed in seeds]
+        ours, theirs = [load(await each.snapshot(str(seed)))["latents"] for each in (engine, one)]
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        images = [(await each.decode(str(seed)))["image"].astype(int) for each in (engine, one)]
+        assert np.abs(images[0] - images[1]).max() <= 1
     await one.stop()
-    return made
 
 
 async def run_steps(engine: RankedEngine, seeds: list[int], count: int) -> None:
@@ -74,34 +77,29 @@ async def run_steps(engine: RankedEngine, seeds: list[int], count: int) -> None:
 
 
 async def test_experts_move_under_load_and_every_request_is_as_on_one_process(engine: RankedEngine) -> None:
-    """Requests of one row and of several, before, during and after two moves."""
-    seeds = [1, 2, 3]
-    for seed in seeds:
-        await engine.admit(str(seed), wanted(seed))
-    await run_steps(engine, seeds, 4)
+    """Of one row, fewer than ranks, and of several; before, during and after a move."""
+    for seed, request in REQUESTS.items():
+        await engine.admit(str(seed), request)
+    for seeds in ([1], [2, 3]):
+        await run_steps(engine, seeds, 4)
     before = engine.placed()
     assert before is not None
-    assert (before.version, before.num_ranks, before.num_slots, before.moves) == (1, 2, 12, 0)
-    moved, _ = await asyncio.gather(engine.replace_experts(), run_steps(engine, seeds, 4))
+    assert (before.version, before.num_ranks, before.num_slots, before.moves) == (1, 2, 6, 0)
+    moved, _ = await asyncio.gather(engine.replace_experts(), run_steps(engine, [2, 3], 4))
     assert moved
     after = engine.placed()
     assert after is not None
     assert (after.version, after.failed) == (2, 0)
     assert after.moves > 0
-    assert max(after.rank_loads) < max(before.rank_loads)
-    assert not await engine.replace_experts(), "the load is as it was"
-    await run_steps(engine, seeds, 4)
-    for seed, one in zip(seeds, await alone(seeds), strict=True):
-        ours = (await engine.decode(str(seed)))["latents"]
-        assert np.abs(ours - one).max() <= 1e-5
-    await engine.admit("1", wanted(1))
-    await run_steps(engine, [1], 1)  # fewer rows than ranks
+    await run_steps(engine, [1], 8)
+    await run_steps(engine, [2, 3], 4)
+    await assert_as_alone(engine, *REQUESTS)
 
 
 async def test_placement_that_cannot_be_fetched_changes_nothing(
     engine: RankedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await engine.admit("1", wanted(1))
+    await engine.admit("1", REQUESTS[1])
     await run_steps(engine, [1], 6)
     held = engine._placing
     assert held is not None
@@ -115,14 +113,13 @@ async def test_placement_that_cannot_be_fetched_changes_nothing(
     monkeypatch.undo()
     assert await engine.replace_experts()
     await run_steps(engine, [1], 6)
-    (one,) = await alone([1])
-    assert np.abs((await engine.decode("1"))["latents"] - one).max() <= 1e-5
+    await assert_as_alone(engine, 1)
 
 
 async def test_rank_that_dies_during_a_move_breaks_the_engine_and_the_request_goes_on_elsewhere(
     engine: RankedEngine,
 ) -> None:
-    await engine.admit("1", wanted(1))
+    await engine.admit("1", REQUESTS[1])
     await run_steps(engine, [1], 5)
     snapshot = await engine.snapshot("1")
     ray.kill(engine._ranks[0])
@@ -132,23 +129,22 @@ async def test_rank_that_dies_during_a_move_breaks_the_engine_and_the_request_go
         await asyncio.wait_for(moving, 30)
     with pytest.raises(EngineFailed):
         engine.check_health()
-    other = RankedEngine(recipe(), RankActors(num_ranks=2, cpus=0.5), placing(), NEVER_S)
     await engine.stop()
+    other = RankedEngine(recipe(), RankActors(num_ranks=2, cpus=0.5), placing(), NEVER_S)
     await other.start()
-    assert (await other.admit("1", wanted(1), snapshot)).step == 5
+    assert (await other.admit("1", REQUESTS[1], snapshot)).step == 5
     await run_steps(other, [1], NUM_STEPS - 5)
-    (one,) = await alone([1])
-    assert np.abs((await other.decode("1"))["latents"] - one).max() <= 1e-5
+    await assert_as_alone(other, 1)
     await other.stop()
 
 
 async def test_experts_follow_the_load_by_themselves(local_ray: None) -> None:
     engine = RankedEngine(recipe(), RankActors(num_ranks=2, cpus=0.5), placing(), 0.05)
     await engine.start()
-    await engine.admit("1", wanted(1, num_steps=1000))
+    await engine.admit("long", wanted(1, num_steps=250))
     version = 1
-    for _ in range(900):
-        await run_steps(engine, [1], 1)
+    for _ in range(250):
+        await engine.run_step(["long"])
         facts = engine.placed()
         assert facts is not None
         version = facts.version

@@ -5,7 +5,7 @@ Rows of a state are its pictures; row r has the seed of the request plus r. Lege
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,27 +14,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import Figures, JobState, Phase, Point, Variant
+from models.contract import Choose, Figures, JobState, Move, Phase, Point, Slots, Variant
 from models.families.dit_moe.config import Process
 from models.families.dit_moe.family import is_guided
-from models.families.dit_moe.network import Gated
+from models.families.dit_moe.network import DitMoe, Gated
 from models.families.dit_moe.networks import Networks
+from models.families.dit_moe.spread import SpreadDitMoe
 from models.families.dit_moe.words import number_of
 from models.io import ImageRequest
 from models.layers.latent_colours import LatentColours
+from models.methods.experts.parallel import ExpertRanks
 from models.methods.experts.recording import LoadRecorder
 from models.methods.samplers.base import Sampler, step_generator
 from models.methods.samplers.ddpm import Ddpm
 from models.methods.samplers.rectified_flow import RectifiedFlow
+from models.parallel.degrees import ParallelDegrees
+from models.parallel.groups import SequenceGroups
 
 
 class DitMoeRunner:
-    """A ``Job`` with ``Previews`` and ``Experts``. ``kept``: the step and the latents (rows, C, h, w). ``cache``:
-    ``clean``, the present estimate, and ``pictures``."""
+    """A ``Job`` with ``Previews``, ``Experts`` and ``PlacedExperts``. ``kept``: the step and the latents (rows, C, h,
+    w). ``cache``: ``clean``, the present estimate, and ``pictures``."""
 
     def __init__(self, networks: Networks, variant: Variant) -> None:
         self._networks, self._variant = networks, variant
         self._config = networks.transformer.config
+        self._transformer: DitMoe | SpreadDitMoe = networks.transformer
         self._loads: list[NDArray[np.int64]] = []
         self._colours: LatentColours | None = None
 
@@ -47,6 +52,26 @@ class DitMoeRunner:
         """See ``Experts``."""
         loads, self._loads = self._loads, []
         return loads
+
+    def spread(self, degrees: ParallelDegrees, groups_of: Callable[[int], SequenceGroups]) -> None:
+        """See ``Parallel``."""
+        if degrees.total != degrees.expert:
+            raise ValueError("dit-moe shares rows and experts among its ranks, and nothing else")
+        self._groups = groups_of(self._config.num_tokens)
+
+    def place(self, slots: Slots, choose: Choose | None = None) -> None:
+        """See ``PlacedExperts``."""
+        layers = [block.moe.experts for block in self._networks.transformer.blocks]
+        self._ranks = ExpertRanks(layers, slots, self._groups.expert, self._groups.beside, choose)
+        self._transformer = SpreadDitMoe(self._networks.transformer, self._ranks)
+
+    def fetch(self, slots: Slots, moves: Sequence[Move]) -> None:
+        """See ``PlacedExperts``."""
+        self._ranks.fetch(slots, moves)
+
+    def switch(self) -> None:
+        """See ``PlacedExperts``."""
+        self._ranks.switch()
 
     def open(self, request: ImageRequest, point: Point, seed: int) -> JobState:
         """Draw the noise, on the CPU: the same on every device."""
@@ -126,8 +151,8 @@ class DitMoeRunner:
         if passes == 2:
             latents, times = torch.cat([latents, latents]), torch.cat([times, times])
             classes = torch.cat([classes, torch.full_like(classes, self._config.null_class)])
-        transformer, gated = self._networks.transformer, list[Gated]()
-        output: Tensor = transformer(latents.to(transformer.pos_embed.dtype), times, classes, int(point["k0"]), gated)
+        dtype, gated = self._networks.transformer.pos_embed.dtype, list[Gated]()
+        output: Tensor = self._transformer(latents.to(dtype), times, classes, int(point["k0"]), gated)
         recorder = LoadRecorder(self._config.num_experts)
         for layer in gated:
             recorder.record(layer.ids)
