@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import ray
 from safetensors.torch import load
 
 from models.parallel.degrees import ParallelDegrees
+from schedulers.experts.activation import choose
 from serving.errors import EngineFailed
 from serving.replica.job.base import StepDone
 from serving.replica.job.engine import JobEngine
@@ -36,7 +38,12 @@ def placing() -> Placing:
 def recipe() -> RankRecipe:
     slots = placing().placement.slots
     return RankRecipe(
-        options=OPTIONS, load=tiny_runner, degrees=ParallelDegrees(expert=2), slots=slots, min_tokens_per_rank=512
+        options=OPTIONS,
+        load=tiny_runner,
+        degrees=ParallelDegrees(expert=2),
+        slots=slots,
+        choose=partial(choose, tokens_per_read=16.0),
+        min_tokens_per_rank=512,
     )
 
 

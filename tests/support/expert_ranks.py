@@ -69,8 +69,10 @@ def routed(num_rows: int, tokens_per_row: int, seed: int) -> tuple[Tensor, Tenso
 
 
 def alone(layers: Sequence[Layer], rows: Tensor, ids: Tensor, weights: Tensor) -> list[Tensor]:
-    flat = [one.flatten(0, 1) for one in (rows, ids, weights)]
-    return [grouped_swiglu(flat[0], layer.gate_up, layer.down, *flat[1:]).view_as(rows) for layer in layers]
+    flat_rows, flat_ids, flat_weights = (one.flatten(0, 1) for one in (rows, ids, weights))
+    return [
+        grouped_swiglu(flat_rows, layer.gate_up, layer.down, flat_ids, flat_weights).view_as(rows) for layer in layers
+    ]
 
 
 def spread(ranks: ExpertRanks, rows: Tensor, ids: Tensor, weights: Tensor) -> list[Tensor]:

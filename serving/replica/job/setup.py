@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from schedulers.cost import CostModel
+from schedulers.experts.activation import choose
 from schedulers.policies.denoising import DenoisingConfig
 from schedulers.policies.experts import denoising_with_experts
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
@@ -27,6 +29,8 @@ from serving.stores.results import ResultStore
 from serving.telemetry.events import JobsCounted, Sink
 
 _METRICS_PERIOD_S = 1.0
+_TOKENS_PER_READ: Mapping[str, float] = {"cpu": 16.0, "cuda": 200.0}
+"""Tokens that an expert multiplies while its weights are read, by device: of the order of what data sheets say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +178,7 @@ def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load
         load=load,
         degrees=degrees,
         slots=placing.placement.slots if placing else (),
+        choose=partial(choose, tokens_per_read=_TOKENS_PER_READ[model.device]),
         min_tokens_per_rank=model.options.min_tokens_per_rank,
         num_threads=model.threads,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from models.methods.experts.parallel import ExpertRanks, every_replica
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import Group
 from models.parallel.rows import all_shares, row_counts, share_of
+from schedulers.experts.activation import choose
 from tests.support import expert_ranks as support
 
 
@@ -31,6 +34,13 @@ def test_replicas_share_the_tokens_and_a_switch_moves_them() -> None:
     assert _error(ranks, layers) <= 1e-6
     with pytest.raises(RuntimeError, match="no placement was fetched"):
         ranks.switch()
+
+
+def test_schedulers_choose_which_replicas_share_the_tokens() -> None:
+    layers = [support.Layer(seed) for seed in range(support.LAYERS)]
+    for tokens_per_read in (1.0, 1e9):
+        by_number = partial(choose, tokens_per_read=tokens_per_read)
+        assert _error(ExpertRanks(layers, support.placement(3, 12), Group(), Group(), by_number), layers) <= 1e-6
 
 
 @pytest.mark.parametrize(
