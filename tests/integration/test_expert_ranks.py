@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from models.parallel.rank_pool import RankPool
+from schedulers.experts.placement import Placement, in_order
 from tests.support import expert_ranks as ranks
+from tests.support.expert_jobs import FACTS, on_ranks
 
 _TOLERANCE = 1e-6
 
@@ -89,4 +91,13 @@ def test_whole_network_on_ranks_equals_one_process(two: RankPool, num_rows: int,
 def test_whole_network_on_four_ranks_equals_one_process(four: RankPool) -> None:
     for error, is_alike in four.run(ranks.network_error, 2, 3, None):
         assert error <= _TOLERANCE
+        assert is_alike
+
+
+def test_pictures_are_those_of_one_process_with_a_placement_that_changes_half_way(two: RankPool) -> None:
+    old = in_order(FACTS.layers, FACTS.experts, 2, FACTS.experts + 2)
+    new = Placement(2, FACTS.experts, 2, tuple(layer[::-1] for layer in old.slots))
+    moves = [(move.layer, move.expert, move.source, move.slot) for move in old.moves_to(new)]
+    for error, is_alike in two.run(on_ranks, old.slots, new.slots, moves):
+        assert error <= 1e-5  # through six steps
         assert is_alike
