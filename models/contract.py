@@ -567,6 +567,11 @@ class ExpertFacts:
     parameters: int
     active_parameters: int
 
+    @property
+    def expert_parameters(self) -> int:
+        """Of one expert of one layer, at least 1: what a token does not meet is the experts that it did not choose."""
+        return max(1, (self.parameters - self.active_parameters) // max(1, self.layers * (self.experts - self.chosen)))
+
 
 Slots: TypeAlias = Sequence[Sequence[int]]
 """Of each layer, the expert in each slot; with R ranks, rank r has the r-th part of the slots."""

@@ -46,6 +46,8 @@ class Card:
     """Part of every cache key: raised whenever the same picture gives other inputs."""
     experts: ExpertFacts | None = None
     """Of a mixture of experts."""
+    ranks: int = 1
+    """Of a replica, over which its experts are spread where there are several."""
 
 
 def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha256: str, **found: Any) -> Card:

@@ -1,4 +1,4 @@
-"""How many tokens each expert got of late, in all and by phase, and how even that is over experts or ranks."""
+"""How many tokens each expert got of late, by phase or tenant, and how even that is over experts or ranks."""
 
 from __future__ import annotations
 
@@ -7,68 +7,73 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import add, sub
+from typing import TypeAlias
 
 _PARTS = 8
 """Of a window, which moves on by one of them at a time."""
+_Flat: TypeAlias = "array[int]"
+"""Tokens of all experts, layer by layer."""
 
 
 class ExpertLoads:
-    """Tokens by layer and expert over the last ``window`` slices of each phase, to the nearest eighth of it.
+    """Tokens by layer and expert over the last ``window`` turns, to the nearest eighth of it. A turn is a slice, or a
+    second: whoever counts says when one is over. Counts are kept by group, such as the phase.
 
-    Holds ``8 * layers * experts`` numbers of each phase, however many slices there are.
+    Holds ``9 * layers * experts`` numbers of each group that has tokens, however many turns there are.
 
     Raises:
-        ValueError: there are no layers, experts or phases, or the window is shorter than its eight parts.
+        ValueError: there are no layers or experts, or the window is shorter than its eight parts.
     """
 
-    def __init__(self, num_layers: int, num_experts: int, phases: Sequence[str], window: int = 1000) -> None:
-        if min(num_layers, num_experts, len(phases)) < 1 or window < _PARTS:
-            raise ValueError(f"need layers, experts and phases, and a window of at least {_PARTS} slices")
+    def __init__(self, num_layers: int, num_experts: int, window: int = 1000) -> None:
+        if min(num_layers, num_experts) < 1 or window < _PARTS:
+            raise ValueError(f"need layers and experts, and a window of at least {_PARTS} turns")
         self._shape = num_layers, num_experts
-        self._phases = {name: _Window(num_layers * num_experts, window // _PARTS) for name in phases}
+        self._total: dict[str, _Flat] = {}
+        self._parts: deque[dict[str, _Flat]] = deque([{}])
+        self._turns_per_part = window // _PARTS
+        self._turns = 0
+        """Of the newest part."""
 
-    def add(self, phase: str, counts: Sequence[Sequence[int]]) -> None:
-        """Count one slice.
+    @property
+    def groups(self) -> list[str]:
+        """Those that have tokens in the window, in the order in which they came."""
+        return list(self._total)
+
+    def add(self, counts: Sequence[Sequence[int]], group: str = "all") -> None:
+        """Count these in the present turn.
 
         Raises:
-            ValueError: the phase is unknown, or counts are of another shape or negative.
+            ValueError: counts are of another shape or negative.
         """
-        if phase not in self._phases:
-            raise ValueError(f"phase {phase!r} is none of {list(self._phases)}")
         num_layers, num_experts = self._shape
         if len(counts) != num_layers or any(len(row) != num_experts for row in counts):
             raise ValueError(f"counts are not of {num_layers} layers with {num_experts} experts each")
         flat = array("q", chain.from_iterable(counts))
         if min(flat) < 0:
             raise ValueError("a count is negative")
-        self._phases[phase].add(flat)
+        for counted in (self._total, self._parts[-1]):
+            counted[group] = array("q", map(add, counted[group], flat)) if group in counted else flat
 
-    def counts(self, phase: str | None = None) -> list[list[int]]:
-        """Tokens by layer and expert, of one phase or of all."""
-        windows = self._phases.values() if phase is None else (self._phases[phase],)
-        flat = [sum(column) for column in zip(*(window.total for window in windows), strict=True)]
-        size = self._shape[1]
+    def turn(self) -> None:
+        """The present turn is over."""
+        self._turns += 1
+        if self._turns < self._turns_per_part:
+            return
+        self._turns = 0
+        self._parts.append({})
+        if len(self._parts) > _PARTS:
+            for group, old in self._parts.popleft().items():
+                self._total[group] = array("q", map(sub, self._total[group], old))
+                if not any(group in part for part in self._parts):
+                    del self._total[group]
+
+    def counts(self, group: str | None = None) -> list[list[int]]:
+        """Tokens by layer and expert, of one group or of all."""
+        totals = self._total.values() if group is None else [self._total[group]] if group in self._total else []
+        num_layers, size = self._shape
+        flat = [sum(column) for column in zip(*totals, strict=True)] or [0] * (num_layers * size)
         return [flat[first : first + size] for first in range(0, len(flat), size)]
-
-
-class _Window:
-    """``total`` is the sum of ``parts``; the newest of them is being filled."""
-
-    def __init__(self, length: int, slices_per_part: int) -> None:
-        self.total = array("q", [0]) * length
-        self.parts: deque[array[int]] = deque()
-        self.slices_per_part = slices_per_part
-        self.room = 0
-
-    def add(self, flat: array[int]) -> None:
-        if not self.room:
-            if len(self.parts) == _PARTS:
-                self.total = array("q", map(sub, self.total, self.parts.popleft()))
-            self.parts.append(array("q", [0]) * len(flat))
-            self.room = self.slices_per_part
-        self.room -= 1
-        self.parts[-1] = array("q", map(add, self.parts[-1], flat))
-        self.total = array("q", map(add, self.total, flat))
 
 
 def balancedness(layers: Iterable[Sequence[float]]) -> float:

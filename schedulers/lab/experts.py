@@ -243,7 +243,7 @@ class _Placements:
             expert_share=1.0,
         )
         self._machine = Replacement(first, config)
-        shape = first.num_layers, first.num_experts, ("all",)
+        shape = first.num_layers, first.num_experts
         self._loads = ExpertLoads(*shape, system.period)
         self._loads_since = ExpertLoads(*shape, system.period // 2)
         self._target: Placement | None = None
@@ -259,8 +259,9 @@ class _Placements:
     def step_ended(self, now_s: float, step: Step) -> None:
         if self._system.balancing == "none":
             return
-        self._loads.add("all", step)
-        self._loads_since.add("all", step)
+        for loads in (self._loads, self._loads_since):
+            loads.add(step)
+            loads.turn()
         self._num_steps += 1
         events: list[Event] = []
         if self._fetch is not None and now_s >= self._fetched_s:

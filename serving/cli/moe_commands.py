@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import typer
 
+from schedulers.experts.loads import balancedness
 from serving.client.exits import Exit
 from serving.client.options import DEFAULT_URL, JsonOption, KeyOption, ModelOption, UrlOption
 from serving.client.told import Failed, asked_plainly, console, plain, show_table
@@ -134,7 +135,7 @@ def _row(layer: int, loads: Sequence[int]) -> tuple[str, ...]:
     if not total:
         return (str(layer), "0", "", "", "", "")
     bars = "".join(_BLOCKS[round((len(_BLOCKS) - 1) * load / most)] for load in loads)
-    balance = total / len(loads) / most
+    balance = balancedness([loads])
     return (str(layer), f"{total:,}", str(loads.index(most)), f"{most / total:.0%}", f"{balance:.2f}", bars)
 
 

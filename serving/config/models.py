@@ -100,7 +100,7 @@ class JobOptions(Section):
         60.0,
         gt=0,
         le=86_400,
-        description="Seconds after which experts may move to other ranks, where the load wants it.",
+        description="Seconds after which experts get another target; they move where it pays.",
     )
     max_batch: int = Field(4, ge=1, le=256, description="Jobs that share a denoising step.")
     max_jobs: int = Field(8, ge=1, le=1024, description="Jobs that one replica holds at a time.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, Literal, Protocol
 
@@ -15,6 +16,7 @@ from starlette.routing import Match
 from starlette.routing import Route as AppRoute
 from typing_extensions import TypedDict
 
+from serving.delivery.job.experts import ExpertReport
 from serving.errors import Forbidden, MethodNotAllowed, NotReady, ServingError, Unauthenticated, UnknownPath
 from serving.front.auth import Authenticator
 from serving.front.front import Front, request_id, shown
@@ -25,11 +27,14 @@ from serving.front.http.openapi import Tag, openapi_document, operation, path_pa
 from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.page.http import ROUTES as PAGE
-from serving.service import Service
+from serving.service import Card, Service
 from serving.tasks.experts import ExpertsAnswer, shown_experts
 from serving.tasks.models import ModelAnswer, shown_model
 from serving.tasks.table import TASKS
 from serving.telemetry.events import Sink, ignore
+
+_PLACEMENTS_S: Final = 1.0
+"""For replicas to say where their experts are."""
 
 
 class MetricsPage(Protocol):
@@ -86,7 +91,7 @@ async def _list_models(call: Call) -> Answer:
     """Those that chat come first: programs that are given no model take the first, and chat with it."""
     service = call.front.service
     cards = sorted(service.cards(), key=lambda card: "chat" not in card.tasks)
-    data = [shown_model(card, is_ready=service.is_model_ready(card.id)) for card in cards]
+    data = await asyncio.gather(*(_shown(service, card) for card in cards))
     answer: ModelListAnswer = {"object": "list", "data": data}
     return json_answer(answer)
 
@@ -94,7 +99,17 @@ async def _list_models(call: Call) -> Answer:
 async def _show_model(call: Call) -> Answer:
     service = call.front.service
     card = call.front.card(call.path_params["model"], service.cards())
-    return json_answer(shown_model(card, is_ready=service.is_model_ready(card.id)))
+    return json_answer(await _shown(service, card))
+
+
+async def _shown(service: Service, card: Card) -> ModelAnswer:
+    """With the placements of replicas that say them at once: who lists models does not wait for one that is stuck."""
+    reports: Sequence[ExpertReport] = ()
+    if card.experts is not None and card.ranks > 1:
+        with suppress(TimeoutError):
+            reports = await asyncio.wait_for(service.experts(card.id), _PLACEMENTS_S)
+    placements = [report.placed for report in reports if report.placed is not None]
+    return shown_model(card, is_ready=service.is_model_ready(card.id), placements=placements)
 
 
 async def _show_experts(call: Call) -> Answer:

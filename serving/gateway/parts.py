@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,7 +285,8 @@ def _experts(handles: Mapping[str, DeploymentHandle[Any]]) -> Callable[[str], Aw
 def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
     points = points_of(model)
     planner = PicturePlanner(model=model, points=points)
-    return JobModel(card=_card(model, points), plan=planner, replicas=model.replicas)
+    card = replace(_card(model, points), ranks=model.options.ranks)
+    return JobModel(card=card, plan=planner, replicas=model.replicas)
 
 
 def _card(model: ResolvedModel[Any], points: Points) -> Card:

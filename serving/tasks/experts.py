@@ -7,8 +7,10 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, PlacedFacts, added, balancedness
+from schedulers.experts.loads import balancedness
+from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, PlacedFacts, added
 from serving.service import Card
+from serving.tasks.models import PlacementAnswer, placement_of
 
 
 class ExpertPhaseAnswer(TypedDict):
@@ -28,13 +30,10 @@ class ExpertTenantAnswer(TypedDict):
     balancedness: float
 
 
-class ExpertPlacementAnswer(TypedDict):
-    """Where a replica's experts are. ``slots``: of a layer, on all ranks. ``moves``: slots that were given another
-    expert since the start. ``rank_loads``: the part of the tokens that each rank works on."""
+class ExpertPlacementAnswer(PlacementAnswer):
+    """More of it. ``moves``: slots that were given another expert since the start. ``rank_loads``: the part of the
+    tokens that each rank works on."""
 
-    version: int
-    ranks: int
-    slots: int
     moves: int
     rank_loads: list[float]
 
@@ -73,18 +72,13 @@ def shown_experts(card: Card, reports: Sequence[ExpertReport]) -> ExpertsAnswer:
 
 
 def _phase(name: str, counts: Counts) -> ExpertPhaseAnswer:
-    return {"phase": name, "balancedness": balancedness(counts), "loads": counts.tolist()}
+    loads = counts.tolist()
+    return {"phase": name, "balancedness": balancedness(loads), "loads": loads}
 
 
 def _tenant(name: str, counts: Counts) -> ExpertTenantAnswer:
-    return {"tenant": name, "tokens": int(counts.sum()), "balancedness": balancedness(counts)}
+    return {"tenant": name, "tokens": int(counts.sum()), "balancedness": balancedness(counts.tolist())}
 
 
 def _placement(placed: PlacedFacts) -> ExpertPlacementAnswer:
-    return {
-        "version": placed.version,
-        "ranks": placed.num_ranks,
-        "slots": placed.num_slots,
-        "moves": placed.moves,
-        "rank_loads": list(placed.rank_loads),
-    }
+    return {**placement_of(placed), "moves": placed.moves, "rank_loads": list(placed.rank_loads)}

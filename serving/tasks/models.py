@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from models.contract import Scope, Shape, Value
+from serving.delivery.job.experts import PlacedFacts
 from serving.service import Card
 
 
@@ -35,8 +37,17 @@ class ExpertFactsAnswer(TypedDict):
     active_parameters: int
 
 
+class PlacementAnswer(TypedDict):
+    """Where a replica's experts are. ``slots``: of a layer, on all ranks."""
+
+    version: int
+    ranks: int
+    slots: int
+
+
 class ModelBlock(TypedDict):
-    """What Vireo says of a model beyond OpenAI's fields, read from its card."""
+    """What Vireo says of a model beyond OpenAI's fields, read from its card. ``placements``: of each replica whose
+    experts are spread over ranks, as it says now."""
 
     family: str
     shape: Shape
@@ -50,6 +61,7 @@ class ModelBlock(TypedDict):
     checkpoint_sha256: str
     ready: bool
     experts: NotRequired[ExpertFactsAnswer]
+    placements: NotRequired[list[PlacementAnswer]]
 
 
 class ModelAnswer(TypedDict):
@@ -63,7 +75,12 @@ class ModelAnswer(TypedDict):
     vireo: ModelBlock
 
 
-def shown_model(card: Card, *, is_ready: bool) -> ModelAnswer:
+def placement_of(placed: PlacedFacts) -> PlacementAnswer:
+    """Return a placement in short."""
+    return {"version": placed.version, "ranks": placed.num_ranks, "slots": placed.num_slots}
+
+
+def shown_model(card: Card, *, is_ready: bool, placements: Sequence[PlacedFacts] = ()) -> ModelAnswer:
     """Return a model as OpenAI spells it, with a ``vireo`` block."""
     settings: list[SettingAnswer] = [
         {
@@ -91,6 +108,8 @@ def shown_model(card: Card, *, is_ready: bool) -> ModelAnswer:
     }
     if card.experts is not None:
         block["experts"] = cast(ExpertFactsAnswer, asdict(card.experts))
+    if placements:
+        block["placements"] = [placement_of(placed) for placed in placements]
     return {
         "id": card.id,
         "object": "model",

@@ -9,24 +9,20 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from schedulers.experts.loads import balancedness
+
 Counts: TypeAlias = npt.NDArray[np.int64]
 """Tokens by layer and expert."""
 WINDOW_S: Final = 60.0
-"""So far back all counts go."""
+"""So far back all counts go, more or less: seconds are counted up, and forgotten, by eights."""
 BANDS: Final = ("first", "middle", "last")
 """Thirds of the layers."""
-
-
-def balancedness(counts: Counts) -> float:
-    """Mean over largest load, added up over layers: 1 where all are sent the same; of no tokens, too."""
-    largest = counts.max(axis=1).sum()
-    return float(counts.mean(axis=1).sum() / largest) if largest else 1.0
 
 
 def load_ratios(counts: Counts) -> dict[str, float]:
     """By band of layers, the load of the busiest expert over the mean."""
     bands = zip(BANDS, np.array_split(counts, len(BANDS)), strict=True)
-    return {name: 1.0 / balancedness(part) for name, part in bands if part.any()}
+    return {name: 1.0 / balancedness(part.tolist()) for name, part in bands if part.any()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from serving.delivery.job.experts import WINDOW_S, Counts, ExpertReport, PlacedFacts, added, balancedness, load_ratios
+import numpy as np
+
+from schedulers.experts.loads import ExpertLoads, balancedness
+from serving.delivery.job.experts import Counts, ExpertReport, PlacedFacts, load_ratios
 from serving.replica.job.base import StepDone
 from serving.telemetry.events import ExpertsCounted, ExpertsPlaced, ExpertsRan, Sink
 
+_WINDOW: Final = 64
+"""Seconds, in eight parts: between 57 and 64 of them count."""
 _MAX_TENANTS: Final = 32
 _OTHERS: Final = "others"
 
@@ -20,22 +24,34 @@ _OTHERS: Final = "others"
 class _Second:
     """What was counted between two roll calls."""
 
-    until_s: float = 0.0
     slices: int = 0
     distinct: float = 0.0
     phases: dict[str, Counts] = field(default_factory=dict)
     tenants: dict[str, Counts] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Windows:
+    """Of one shape of experts."""
+
+    phases: ExpertLoads
+    tenants: ExpertLoads
+
+    @classmethod
+    def of(cls, loads: Counts) -> _Windows:
+        num_layers, num_experts = loads.shape
+        return cls(ExpertLoads(num_layers, num_experts, _WINDOW), ExpertLoads(num_layers, num_experts, _WINDOW))
+
+
 class ExpertMeter:
     """One per replica. ``add`` what each slice says, ``roll`` once a second; ``report`` any time."""
 
-    def __init__(self, model: str, tell: Sink, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: str, tell: Sink) -> None:
         self._model = model
         self._tell = tell
-        self._clock = clock
         self._now = _Second()
-        self._window: deque[_Second] = deque()
+        self._slices: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._windows: _Windows | None = None
         self._placed: PlacedFacts | None = None
 
     def add(self, rows: Iterable[tuple[str, bool, StepDone]]) -> None:
@@ -56,36 +72,44 @@ class ExpertMeter:
 
     def roll(self, placed: PlacedFacts | None = None) -> None:
         """Forget what is too old, and tell the metrics what is left. ``placed``: where experts are now."""
-        now_s = self._clock()
         if placed is not None:
             num_moved = placed.moves - (0 if self._placed is None else self._placed.moves)
-            busiest = len(placed.rank_loads) * max(placed.rank_loads)
-            self._tell(ExpertsPlaced(self._model, placed.version, num_moved, 1.0 / busiest if busiest else 1.0))
+            self._tell(ExpertsPlaced(self._model, placed.version, num_moved, balancedness([placed.rank_loads])))
         self._placed = placed
-        if self._now.slices:
-            self._now.until_s = now_s
-            self._window.append(self._now)
-            self._now = _Second()
-        while self._window and self._window[0].until_s < now_s - WINDOW_S:
-            self._window.popleft()
-        if not self._window:
+        now, self._now = self._now, _Second()
+        self._slices.append((now.slices, now.distinct))
+        windows = self._count(now)
+        if windows is None or not windows.phases.groups:
             return
-        phases = added([second.phases for second in self._window])
+        phases = {phase: windows.phases.counts(phase) for phase in windows.phases.groups}
         self._tell(
             ExpertsCounted(
                 model=self._model,
                 balancedness={phase: balancedness(counts) for phase, counts in phases.items()},
-                load_ratios=load_ratios(sum(phases.values())),  # type: ignore[arg-type]
+                load_ratios=load_ratios(np.array(windows.phases.counts())),
             )
         )
 
+    def _count(self, second: _Second) -> _Windows | None:
+        if self._windows is None and second.phases:
+            self._windows = _Windows.of(next(iter(second.phases.values())))
+        if (windows := self._windows) is None:
+            return None
+        for window, groups in ((windows.phases, second.phases), (windows.tenants, second.tenants)):
+            for group, loads in groups.items():
+                is_known = group in window.groups or len(window.groups) < _MAX_TENANTS
+                window.add(loads.tolist(), group if is_known else _OTHERS)
+            window.turn()
+        return windows
+
     def report(self) -> ExpertReport:
         """What the window holds, up to the last second."""
+        windows = self._windows
         return ExpertReport(
-            slices=sum(second.slices for second in self._window),
-            distinct=sum(second.distinct for second in self._window),
-            phases=added([second.phases for second in self._window]),
-            tenants=added([second.tenants for second in self._window]),
+            slices=sum(slices for slices, _ in self._slices),
+            distinct=sum(distinct for _, distinct in self._slices),
+            phases={} if windows is None else _arrays(windows.phases),
+            tenants={} if windows is None else _arrays(windows.tenants),
             placed=self._placed,
         )
 
@@ -95,3 +119,7 @@ def _add(total: dict[str, Counts], name: str, loads: Counts) -> None:
         total[name] += loads
     else:
         total[name] = loads.copy()
+
+
+def _arrays(window: ExpertLoads) -> dict[str, Counts]:
+    return {group: np.array(window.counts(group)) for group in window.groups}

@@ -166,7 +166,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.skew = LoadSkew(lambda: self.engine.placement)
-        self.experts = ExpertMeter(self.model, self.tell, self.clock)
+        self.experts = ExpertMeter(self.model, self.tell)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Every piece of work is kept, and none may die unheard."""

@@ -11,14 +11,15 @@ ranks that wait for each other. What is not a number still fails its own request
 Each clip has its own degree of parallelism (``RankRecipe.degrees_of``), from one rank to all; it runs on the first
 ones, and the others rest.
 
-Experts that are dealt out over the ranks follow the load in two phases: every rank fetches what it will lack from those
-that have it, while steps go on; once all have, all put it in place between the same two steps. Requests notice nothing:
-an expert gives the same on any rank. If a fetch fails the old placement stays.
+Experts that are dealt out over the ranks follow the load as ``schedulers.experts.replacement`` decides: every rank
+fetches what it will lack from those that have it, while steps go on; once all have, all put it in place between the
+same two steps. Requests notice nothing: an expert gives the same on any rank. If a fetch fails the old placement stays.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ import structlog
 from models.contract import Work
 from models.parallel.launch import RankConfig
 from schedulers.experts.placement import Placement
+from schedulers.experts.replacement import Boundary, Decision, Fetch, Fetched, FetchFailed, RankLost
 from serving.delivery.job.experts import PlacedFacts
 from serving.errors import EngineFailed, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome, tokens_of
@@ -38,8 +40,8 @@ T = TypeVar("T")
 
 
 class RankedEngine:
-    """See the module. ``actors`` starts the ranks from 1 on; this process is rank 0. ``placing``: of experts, looked
-    after every ``replace_every_s``."""
+    """See the module. ``actors`` starts the ranks from 1 on; this process is rank 0. ``placing``: of experts, which
+    get a new target every ``replace_every_s``; half of that later it is judged."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class RankedEngine:
         for rank in self._ranks:
             self._spawn(self._watch(rank))
         if self._placing is not None:
-            self._spawn(self._follow_load())
+            self._spawn(self._follow_load(self._placing))
 
     async def stop(self) -> None:
         """End every rank."""
@@ -180,34 +182,51 @@ class RankedEngine:
 
     # -- where experts are -------------------------------------------------------------------------------------------
 
-    async def _follow_load(self) -> None:
+    async def _follow_load(self, placing: Placing) -> None:
+        look_s = time.monotonic()
         while True:
-            await asyncio.sleep(self._replace_every_s)
-            await self.replace_experts()
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + self._replace_every_s / 2
+                await self.replace_experts()
+            else:
+                await self._carry_out(placing, placing.handle(time.monotonic()))
+            wake_s = placing.next_wakeup_s()
+            await asyncio.sleep(max(0.0, (look_s if wake_s is None else min(look_s, wake_s)) - time.monotonic()))
 
     async def replace_experts(self) -> bool:
-        """Bring experts to where the load of late wants them, if that is worth it. Returns whether they moved. Raises:
-        EngineFailed: the engine is broken."""
-        wanted = None if self._placing is None else self._placing.wanted()
-        if self._placing is None or wanted is None:
-            return False
-        placement, moves = wanted
-        plain = [(move.layer, move.expert, move.source, move.slot) for move in moves]
+        """Look at the load of late: make a target, or bring experts to the last one if that is worth it. Returns
+        whether they moved. Raises: EngineFailed: the engine is broken."""
+        placing = self._placing
+        return placing is not None and await self._carry_out(placing, placing.look(time.monotonic()))
+
+    async def _carry_out(self, placing: Placing, decisions: Sequence[Decision]) -> bool:
+        """A fetch and what follows from it. Nothing is to be done to free a placement, which the next one has been
+        written over, nor to discard one, which the next fetch does."""
+        have_moved = False
+        while fetch := next((one for one in decisions if isinstance(one, Fetch)), None):
+            version = fetch.placement.version
+            if not await self._have_fetched(fetch):
+                decisions = placing.handle(time.monotonic(), FetchFailed(version))
+                continue
+            async with self._turn:
+                self._check_whole()
+                decisions = placing.handle(time.monotonic(), Fetched(version), Boundary())
+                await self._everywhere(self._first.switch(), [rank.switch.remote() for rank in self._ranks])
+            have_moved = True
+            _log.info("experts have moved", version=version, moves=len(fetch.moves))
+        return have_moved
+
+    async def _have_fetched(self, fetch: Fetch) -> bool:
+        """Whether all ranks have what they will lack. Raises: EngineFailed: the engine is broken."""
+        placement, plain = fetch.placement, [tuple(move) for move in fetch.moves]
         calls = [rank.fetch.remote(placement.slots, plain) for rank in self._ranks]
         answers = await asyncio.gather(
             self._first.fetch(placement.slots, plain), *map(_settled, calls), return_exceptions=True
         )
         self._check_whole()
         if failed := [answer for answer in answers if isinstance(answer, BaseException)]:
-            self._placing.failed += 1
             _log.warning("experts stay where they are", exc_info=failed[0])
-            return False
-        async with self._turn:
-            self._check_whole()
-            await self._everywhere(self._first.switch(), [rank.switch.remote() for rank in self._ranks])
-            self._placing.switched(placement, moves)
-        _log.info("experts have moved", version=placement.version, moves=len(moves))
-        return True
+        return not failed
 
     @property
     def placement(self) -> Placement | None:
@@ -256,6 +275,8 @@ class RankedEngine:
     def _break(self, reason: str, error: BaseException | None) -> EngineFailed:
         if self._broken is None:
             self._broken = reason
+            if self._placing is not None:
+                self._placing.handle(time.monotonic(), RankLost())
             _log.error("the engine is broken", reason=reason, exc_info=error)
         return EngineFailed(f"{self._broken}; retry")
 

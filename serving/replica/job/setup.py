@@ -172,7 +172,13 @@ def _ranked(model: ResolvedModel[JobOptions], options: EngineOptions, load: Load
     if "experts" in options.family.parts:
         facts = options.family.part("experts")(options.variant)
         degrees = ParallelDegrees(expert=ranks)
-        placing = Placing.over(ranks, layers=facts.layers, experts=facts.experts, spare=model.options.spare_experts)
+        placing = Placing.over(
+            ranks,
+            layers=facts.layers,
+            experts=facts.experts,
+            spare=model.options.spare_experts,
+            expert_bytes=facts.expert_parameters * (2 if model.options.dtype == "bfloat16" else 4),
+        )
     recipe = RankRecipe(
         options=options,
         load=load,

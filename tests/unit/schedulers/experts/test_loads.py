@@ -16,17 +16,18 @@ def rows(flat: list[int]) -> list[list[int]]:
 
 
 @given(SLICES, st.sampled_from((8, 16, 20)))
-def test_counts_the_last_slices_of_each_phase(slices: list[tuple[str, list[int]]], window: int) -> None:
-    loads = ExpertLoads(2, 3, ("early", "late"), window)
+def test_counts_the_last_turns_by_phase(slices: list[tuple[str, list[int]]], window: int) -> None:
+    loads = ExpertLoads(2, 3, window)
     for phase, flat in slices:
-        loads.add(phase, rows(flat))
+        loads.add(rows(flat), phase)
+        loads.turn()
     part = window // 8
+    kept = slices[len(slices) - (7 * part + len(slices) % part) :] if len(slices) >= 8 * part else slices
+    assert set(loads.groups) == {phase for phase, _ in kept}
     expected = {}
     for phase in ("early", "late"):
-        mine = [flat for name, flat in slices if name == phase]
-        begun = len(mine) % part or part  # of the newest part
-        kept = mine[-(7 * part + begun) :]
-        expected[phase] = rows([sum(column) for column in zip(*kept, strict=True)] or [0] * 6)
+        mine = [flat for name, flat in kept if name == phase]
+        expected[phase] = rows([sum(column) for column in zip(*mine, strict=True)] or [0] * 6)
         assert loads.counts(phase) == expected[phase]
     both = zip(expected["early"], expected["late"], strict=True)
     assert loads.counts() == [[a + b for a, b in zip(*pair, strict=True)] for pair in both]
@@ -47,15 +48,13 @@ def test_both_are_parts_of_one(layers: list[list[float]]) -> None:
 
 def test_says_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="window"):
-        ExpertLoads(1, 1, ("all",), window=7)
-    with pytest.raises(ValueError, match="phases"):
-        ExpertLoads(1, 1, ())
-    loads = ExpertLoads(1, 2, ("all",))
-    with pytest.raises(ValueError, match="'late' is none of"):
-        loads.add("late", [[1, 2]])
+        ExpertLoads(1, 1, window=7)
+    with pytest.raises(ValueError, match="layers"):
+        ExpertLoads(0, 1)
+    loads = ExpertLoads(1, 2)
     for counts in ([[1]], [[1, 2], [3, 4]]):
         with pytest.raises(ValueError, match="1 layers with 2 experts"):
-            loads.add("all", counts)
+            loads.add(counts)
     with pytest.raises(ValueError, match="negative"):
-        loads.add("all", [[1, -1]])
+        loads.add([[1, -1]])
     assert loads.counts() == [[0, 0]]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.delivery.job.experts import WINDOW_S, ExpertReport, PlacedFacts, balancedness, load_ratios
+from serving.delivery.job.experts import ExpertReport, PlacedFacts, load_ratios
 from serving.replica.job.base import StepDone
 from serving.replica.job.experts import ExpertMeter
 from serving.tasks.experts import shown_experts
@@ -17,36 +17,21 @@ from tests.support.fake_service import make_card
 EVEN, SKEWED = np.array([[4, 4], [4, 4]]), np.array([[8, 0], [6, 2]])
 
 
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def told() -> list[Event]:
     return []
 
 
 @pytest.fixture
-def meter(clock: Clock, told: list[Event]) -> ExpertMeter:
-    return ExpertMeter("moe", told.append, clock)
+def meter(told: list[Event]) -> ExpertMeter:
+    return ExpertMeter("moe", told.append)
 
 
 def row(tenant: str, loads: np.ndarray | None, *, is_late: bool = False) -> tuple[str, bool, StepDone]:
     return tenant, is_late, StepDone(job_id="a", step=1, compute_s=0.1, loads=loads)
 
 
-def test_balance_is_mean_over_largest_load() -> None:
-    assert balancedness(EVEN) == 1.0
-    assert balancedness(SKEWED) == pytest.approx(8 / 14)
-    assert balancedness(np.zeros((2, 2), np.int64)) == 1.0
+def test_load_ratios_are_of_thirds_of_the_layers() -> None:
     assert load_ratios(np.array([[8, 0], [4, 4], [6, 2]])) == {"first": 2.0, "middle": 1.0, "last": 1.5}
 
 
@@ -66,11 +51,13 @@ def test_slices_are_counted_by_phase_and_tenant(meter: ExpertMeter, told: list[E
     assert counted.balancedness == {"early": pytest.approx(16 / 22), "late": pytest.approx(8 / 14)}
 
 
-def test_what_is_old_is_forgotten(meter: ExpertMeter, clock: Clock) -> None:
+def test_what_is_old_is_forgotten(meter: ExpertMeter) -> None:
     meter.add([row("ada", EVEN)])
-    meter.roll()
-    clock.now_s = WINDOW_S + 1
-    meter.roll()
+    for _ in range(56):
+        meter.roll()
+    assert set(meter.report().tenants) == {"ada"}
+    for _ in range(16):
+        meter.roll()
     assert meter.report() == ExpertReport()
 
 
