@@ -218,7 +218,7 @@ class RankedEngine:
 
     async def _have_fetched(self, fetch: Fetch) -> bool:
         """Whether all ranks have what they will lack. Raises: EngineFailed: the engine is broken."""
-        placement, plain = fetch.placement, [tuple(move) for move in fetch.moves]
+        placement, plain = fetch.placement, [(one.layer, one.expert, one.source, one.slot) for one in fetch.moves]
         calls = [rank.fetch.remote(placement.slots, plain) for rank in self._ranks]
         answers = await asyncio.gather(
             self._first.fetch(placement.slots, plain), *map(_settled, calls), return_exceptions=True
