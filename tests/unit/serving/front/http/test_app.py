@@ -9,14 +9,19 @@ import json
 import math
 import struct
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
+from models.contract import ExpertFacts
+from serving.delivery.job.experts import ExpertReport, PlacedFacts
 from serving.domain import Priority
 from serving.front.auth import Authenticator
+from serving.gateway import http
 from serving.gateway.http import ROUTES, build_http_app, document
 from serving.limits import IngressLimits
 from serving.system.haproxy_http import METHODS
@@ -32,7 +37,7 @@ from tests.support.clients import (
     multipart,
     split_prefixed,
 )
-from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService
+from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, joined, make_card
 from tests.support.fake_videos import VIDEO_MODEL, make_video_card
 
 IMAGE = base64.b64encode(GOOD_PNG).decode()
@@ -480,6 +485,31 @@ async def test_models_that_chat_are_listed_first() -> None:
     """Programs that are given no model take the first and chat with it; vLLM's want to know its ``root``."""
     listed = (await asgi(FrontDoor().app, "GET", "/v1/models")).json["data"]
     assert [(card["id"], card["root"]) for card in listed] == [(CHAT_MODEL, CHAT_MODEL), (MODEL, MODEL)]
+
+
+async def test_models_whose_experts_are_spread_say_where_they_are() -> None:
+    """In short, and only where they are: one process has no placement."""
+    facts = ExpertFacts(layers=2, experts=2, chosen=1, parameters=9, active_parameters=5)
+    spread = replace(make_card("spread"), experts=facts, ranks=2)
+    service = FakeService((spread, replace(spread, id="whole", ranks=1), replace(spread, id="plain", experts=None)))
+    placed = PlacedFacts(version=3, num_ranks=2, num_slots=4, moves=5, failed=0, rank_loads=(0.5, 0.5))
+    service.expert_reports = (ExpertReport(placed=placed), ExpertReport(placed=replace(placed, version=1)))
+    door = FrontDoor(service)
+    listed = {one["id"]: one["vireo"] for one in (await asgi(door.app, "GET", "/v1/models")).json["data"]}
+    assert listed["spread"]["placements"] == [{"version": version, "ranks": 2, "slots": 4} for version in (3, 1)]
+    assert not any("placements" in listed[name] for name in ("whole", "plain"))
+
+
+async def test_replica_that_is_stuck_leaves_its_placement_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(_model: str) -> Sequence[ExpertReport]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    facts = ExpertFacts(layers=2, experts=2, chosen=1, parameters=9, active_parameters=5)
+    monkeypatch.setattr(http, "_PLACEMENTS_S", 0.0)
+    service = replace(joined(FakeService()), experts=stuck)
+    shown = await http._shown(service, replace(make_card(), experts=facts, ranks=2))
+    assert "placements" not in shown["vireo"]
 
 
 async def test_path_of_completions_without_messages_names_that_of_chat() -> None:

@@ -129,7 +129,7 @@ REFUSED += [
 async def door() -> FrontDoor:
 
     service = FakeService(
-        (make_card(), *IMAGE_CARDS, replace(make_card(TENSORS), tasks=("infer",), experts=EXPERTS)),
+        (make_card(), *IMAGE_CARDS, replace(make_card(TENSORS), tasks=("infer",), experts=EXPERTS, ranks=2)),
         chat_cards=(make_chat_card(),),
         video_cards=(make_video_card(),),
         is_fast=True,
