@@ -40,7 +40,7 @@ def test_balancedness_weighs_layers_by_their_tokens_and_utilisation_does_not() -
     assert balancedness([[0.0, 0.0]]) == utilisation([[0.0, 0.0]]) == 1.0
 
 
-@given(st.lists(st.lists(st.floats(0, 1e6), min_size=4, max_size=4), min_size=1))
+@given(st.lists(st.lists(st.integers(0, 10**6).map(float), min_size=4, max_size=4), min_size=1))
 def test_both_are_parts_of_one(layers: list[list[float]]) -> None:
     assert 0.25 <= balancedness(layers) <= 1.0 + 1e-9
     assert 0.25 <= utilisation(layers) <= 1.0 + 1e-9
