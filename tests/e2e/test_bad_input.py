@@ -336,7 +336,7 @@ def test_leave_to_send_a_body_is_given_only_where_it_will_be_read(door: Door) ->
         assert head.startswith(f"HTTP/1.1 {status} "), lines
 
 
-def raw_answer(door: Door, line: str, *lines: str, host: str = "x", until: bytes = b"\0") -> tuple[str, str]:
+def raw_answer(door: Door, line: str, *lines: str, host: str = "localhost", until: bytes = b"\0") -> tuple[str, str]:
     """Head and body of the answer to a request that is written out; or what came up to ``until``."""
     with socket.create_connection(("127.0.0.1", door.system.port), timeout=20) as connection:
         connection.sendall("\r\n".join([line, f"host: {host}", *lines, "connection: close", "", ""]).encode("latin-1"))
