@@ -45,6 +45,8 @@ PATIENCE: Final = 32.0
 """How many swaps long a unit waits for company."""
 _WEIGHT = 0.3
 """Of the newest swap."""
+_MAX_UNLEARNT = 8
+"""Steps that began with a swap, before one without is given up waiting for."""
 
 
 class Wakes(NamedTuple):
@@ -124,8 +126,10 @@ class ExpertCost(DenoisingCost):
         return self._model.watts
 
     def observe(self, ended: Slice, elapsed_s: float) -> None:
-        """What a step with a swap took longer than predicted is the swap, and says nothing about the step."""
-        if ended.stage != DECODE and self.residency.is_swapping:
+        """What a step with a swap took longer than predicted is the swap, and says nothing about the step; unless all
+        steps begin with one: then the two are told apart once one does not."""
+        has_swapped = ended.stage != DECODE and self.residency.is_swapping
+        if has_swapped and len(self._with_swap) < _MAX_UNLEARNT:
             self._with_swap.append((elapsed_s, list(ended.units.values())))
         else:
             super().observe(ended, elapsed_s)

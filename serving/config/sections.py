@@ -62,7 +62,11 @@ class TenantSettings(Section):
         False,
         description="Whether chat answers may show and bias probabilities of tokens: they feed black-box attacks.",
     )
-    admin: bool = Field(False, description="Whether /metrics names the tenants to its keys; to others it adds them up.")
+    admin: bool = Field(
+        False,
+        description="Whether its keys see counts of each tenant in /metrics, which adds them up for others, and what "
+        "experts are sent.",
+    )
 
 
 class RedisSettings(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -21,9 +21,11 @@ _LEFT_OUT = frozenset(("a", "an", "the", "of", "in", "on", "picture", "photo", "
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIGITS = {name: str(digit) for digit, name in enumerate(_NUMBERS)}
 _NUM_SHOWN = 4
+_NUM_KEPT = 1024
+"""Prompts, each of which a runner asks for in every step; there is no end of those that name one class."""
 
 
-@cache
+@lru_cache(maxsize=_NUM_KEPT)
 def number_of(classes: str | tuple[tuple[str, ...], ...], prompt: str) -> int:
     """The class that a prompt names; ``class 207`` is its number. ``classes``: IMAGENET, or words of which one of each
     tuple makes a class, the first tuple slowest.

@@ -154,6 +154,12 @@ def test_other_words_are_told_what_can_be_asked(prompt: str) -> None:
         number_of(NANO_CLASSES, prompt)
 
 
+def test_prompts_without_end_take_a_bounded_memory() -> None:
+    for number in range(3000):
+        assert number_of(NANO_CLASSES, f"{'the ' * (number % 40)}green 7{' of' * (number // 40)}") == 37
+    assert number_of.cache_info().currsize <= 1024
+
+
 def test_classes_of_imagenet_have_their_names() -> None:
     assert number_of(IMAGENET, "a golden retriever") == 207
     assert number_of(IMAGENET, "macaws") == 88

@@ -167,6 +167,19 @@ def test_first_waking_is_no_swap_and_teaches_once_a_step_without_one_was_seen() 
     assert _residency(kernel).swap_s == pytest.approx(5.0)
 
 
+def test_steps_that_all_begin_with_a_swap_teach_what_both_take_together() -> None:
+    """Alone, a job of few steps may wake other experts in each of them: no step shows what one without a swap takes."""
+    kernel, now_s = denoising_with_experts(DenoisingConfig()), 0.0
+    (step,) = kernel.handle(now_s, _arrival("a", 0, num_steps=1000))
+    for number in range(100):
+        assert isinstance(step, RunSlice)
+        now_s += 3.0
+        report = SliceResult(unit_id="a", report=Wakes((), number + 1))
+        (step,) = kernel.handle(now_s, SliceFinished(slice_id=step.slice_id, results=(report,), elapsed_s=3.0))
+    assert kernel.remaining_s("a") == pytest.approx(900 * 3.0)
+    assert not kernel.policy.cost._with_swap
+
+
 # -- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,8 +198,8 @@ def _waiting(tenant: str, number: int, key: str) -> Any:
     return unit
 
 
-def _arrival(name: str, experts: int) -> UnitArrived:
-    work = DenoisingWork(steps_left=9, seconds_per_step=1.0, tokens=64)
+def _arrival(name: str, experts: int, num_steps: int = 9) -> UnitArrived:
+    work = DenoisingWork(steps_left=num_steps, seconds_per_step=1.0, tokens=64)
     return UnitArrived(unit_id=name, work=work, batch_key=Wakes((), experts))
 
 
