@@ -500,6 +500,16 @@ class Previews(Protocol):
 
 
 @runtime_checkable
+class LaidOut(Protocol):
+    """A job whose weights can be laid out as the processor reads them fastest."""
+
+    def lay_out(self) -> None:
+        """Once, before the first request, where one rank serves and weights change no more. They take as much memory as
+        before, and are saved as before; what comes out differs by rounding. Does nothing where nothing is gained."""
+        ...
+
+
+@runtime_checkable
 class ExpertPhases(Protocol):
     """A job whose steps wake different experts, which costs time: one of two networks, say. Jobs that wake the same
     ones then go on together."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.contract import Experts, Family, Job, JobState, Judge, Knob, SettingError, Variant
+from models.contract import Experts, Family, Job, JobState, Judge, Knob, LaidOut, SettingError, Variant
 from models.io import ClipIO, ClipRequest, ImageIO
 from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_quality, point_name, share_quality
 from models.training import calibration
@@ -85,6 +85,8 @@ def calibrate_job(
     hardware = calibration.hardware(torch.device(device), num_threads)
     with calibration.threads(num_threads):
         runner = family.runner.load()(family.build.load()(variant, device), variant)
+        if isinstance(runner, LaidOut):
+            runner.lay_out()  # as it is served
         judge = family.part("judge")(variant) if "judge" in family.parts else None
         host = _JobHost(family, variant, runner, repeats, judge)
         axes = [knob for knob in family.knobs if knob.is_axis]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families.dit_moe.config import DitMoeConfig
+from models.methods.experts.fused import FusedSwiglu
 from models.methods.experts.gates import softmax_top_k
-from models.methods.experts.grouped import grouped_swiglu
+from models.methods.experts.grouped import PreparedExperts, grouped_swiglu
 
 _FREQUENCIES = 256
 _EPSILON = 1e-6
@@ -224,6 +225,16 @@ class MixtureOfExperts(nn.Module):
         mixed = self.experts(flat, ids, weights, self.shared_experts)
         return mixed.view_as(tokens), Gated(logits, ids)
 
+    def lay_out(self) -> None:
+        """Replace the weights of experts by those that run fastest, where that is so. They can then only be saved."""
+        experts, shared = self.experts, self.shared_experts
+        if not PreparedExperts.suit(experts.gate_up, experts.down):
+            return
+        experts.prepared = prepared = PreparedExperts(experts.gate_up, experts.down, (shared.gate_up, shared.down))
+        assert prepared.shared is not None
+        experts.replace(prepared.experts)
+        shared.replace([prepared.shared])
+
 
 class _Packed(nn.Module):
     """Weights of SwiGLUs, one matrix for gate and up. In a state they have the published names, apart."""
@@ -231,8 +242,23 @@ class _Packed(nn.Module):
     gate_up: nn.Parameter
     down: nn.Parameter
 
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        super().__init__()
+        self._prefixes = prefixes
+        self._replaced: Sequence[FusedSwiglu] = ()
+
+    def replace(self, by: Sequence[FusedSwiglu]) -> None:
+        """Give the parameters up: their memory is free, and they are saved as ``by`` has them."""
+        self._replaced = by
+        del self.gate_up, self.down
+
     def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Published prefix, and the matrices (2F, W) and (W, F) behind it."""
+        matrices = (one.unpacked() for one in self._replaced) if self._replaced else self._matrices()
+        for prefix, (gate_up, down) in zip(self._prefixes, matrices, strict=True):
+            yield prefix, gate_up, down
+
+    def _matrices(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 
     def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -247,7 +273,7 @@ class _Packed(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *told: Any) -> None:
         names = [
             [f"{prefix}{part}{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
-            for part, _, _ in self._parts()
+            for part in self._prefixes
         ]
         if all(name in state_dict for part in names for name in part):
             parts = [[state_dict.pop(name) for name in part] for part in names]
@@ -260,18 +286,20 @@ class PackedExperts(_Packed):
     """Those that a gate chooses of: ``gate_up`` (E, 2F, W), ``down`` (E, W, F)."""
 
     def __init__(self, num_experts: int, width: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__([f"{expert}." for expert in range(num_experts)])
         bound = math.sqrt(6 / (width + hidden))
+        self.prepared: PreparedExperts | None = None  # the shared one included
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * hidden, width).uniform_(-bound, bound))
         self.down = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-bound, bound))
 
     def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor, shared: SharedExperts) -> Tensor:
         """``tokens`` (T, W), ``ids`` and ``weights`` (T, K)."""
+        if self.prepared is not None:
+            return self.prepared(tokens, ids, weights)
         return grouped_swiglu(tokens, self.gate_up, self.down, ids, weights, (shared.gate_up, shared.down))
 
-    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
-            yield f"{expert}.", gate_up, down
+    def _matrices(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.gate_up, self.down, strict=True)
 
     def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.stack(gate_up), torch.stack(down)
@@ -281,7 +309,7 @@ class SharedExperts(_Packed):
     """What all tokens pass: ``gate_up`` (2F, W), ``down`` (W, F)."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__([""])
         bound = math.sqrt(6 / (width + hidden))
         self.gate_up = nn.Parameter(torch.empty(2 * hidden, width).uniform_(-bound, bound))
         self.down = nn.Parameter(torch.empty(width, hidden).uniform_(-bound, bound))
@@ -289,8 +317,8 @@ class SharedExperts(_Packed):
     def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
         return _swiglu(tokens, self.gate_up, self.down)
 
-    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        yield "", self.gate_up, self.down
+    def _matrices(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.gate_up, self.down
 
     def _joined(self, gate_up: list[Tensor], down: list[Tensor]) -> tuple[Tensor, Tensor]:
         return gate_up[0], down[0]

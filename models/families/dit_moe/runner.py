@@ -33,8 +33,8 @@ from models.parallel.groups import SequenceGroups
 
 
 class DitMoeRunner:
-    """A ``Job`` with ``Previews``, ``Experts`` and ``PlacedExperts``. ``kept``: the step and the latents (rows, C, h,
-    w). ``cache``: ``clean``, the present estimate, and ``pictures``."""
+    """A ``Job`` with ``Previews``, ``LaidOut``, ``Experts`` and ``PlacedExperts``. ``kept``: the step and the latents
+    (rows, C, h, w). ``cache``: ``clean``, the present estimate, and ``pictures``."""
 
     def __init__(self, networks: Networks, variant: Variant) -> None:
         self._networks, self._variant = networks, variant
@@ -52,6 +52,11 @@ class DitMoeRunner:
         """See ``Experts``."""
         loads, self._loads = self._loads, []
         return loads
+
+    def lay_out(self) -> None:
+        """See ``LaidOut``."""
+        for block in self._networks.transformer.blocks:
+            block.moe.lay_out()
 
     def spread(self, degrees: ParallelDegrees, groups_of: Callable[[int], SequenceGroups]) -> None:
         """See ``Parallel``."""

@@ -37,17 +37,18 @@ class Dispatch(NamedTuple):
 
 def by_token(ids: Tensor, weights: Tensor, num_experts: int) -> Dispatch:
     """Of gates in which tokens choose: ``ids`` and ``weights`` (T, k)."""
-    num_tokens, k = ids.shape
     experts = ids.flatten()
-    order = experts.argsort(stable=True)
+    ends = _ends(experts, num_experts).to(torch.int32)
+    return in_order(experts.argsort(stable=True), ends, weights)
+
+
+def in_order(order: Tensor, ends: Tensor, weights: Tensor) -> Dispatch:
+    """Slots in an order that is known: ``order``, int64 (N,), of the pairs of one token after another, whose
+    ``weights`` are (T, k). ``ends``: where the slots of whoever gets them end, an expert or a rank."""
+    num_tokens, k = weights.shape
     slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return Dispatch(
-        tokens=order // k,
-        ends=_ends(experts, num_experts).to(torch.int32),
-        slots=slots,
-        bags=torch.arange(0, num_tokens * k, k, device=ids.device),
-        weights=weights.flatten(),
-    )
+    bags = torch.arange(0, num_tokens * k, k, device=order.device)
+    return Dispatch(tokens=order // k, ends=ends, slots=slots, bags=bags, weights=weights.flatten())
 
 
 def by_expert(tokens: Tensor, weights: Tensor, num_tokens: int) -> Dispatch:

@@ -52,6 +52,11 @@ class FusedSwiglu:
             setattr(laid_out, name, torch.ops.mkldnn._reorder_linear_weight(getattr(self, name), _MAX_ROWS))
         return laid_out
 
+    def unpacked(self) -> tuple[Tensor, Tensor]:
+        """``gate_up`` and ``down`` as they were given, to the bit: a copy where they are laid out."""
+        gate, up, down = (w.to_dense() if w.is_mkldnn else w for w in (self._gate, self._up, self._down))
+        return torch.cat([gate, up]), down
+
     def __call__(self, x: Tensor, also: Tensor | None = None) -> Tensor:
         """x (n, h), at least two rows -> (n, h), plus ``also``."""
         hidden = _linear.binary(x, _linear(x, self._gate, None, "swish", [], ""), self._up, None, "mul")

@@ -51,15 +51,16 @@ def dispatched_swiglu(
 
 
 class PreparedExperts:
-    """Experts laid out for the processor once, where the same weights run many times: a copy, for inference on a CPU.
+    """Experts laid out for the processor once, where the same weights run many times: for inference on a CPU.
 
-    Weights that change must be prepared again.
+    A copy of the same size, which gives the weights back (``FusedSwiglu.unpacked``), so that it can stand in for them.
+    Weights that change must be prepared again. ``shared``: None, or what all tokens pass.
     """
 
     def __init__(self, gate_up: Tensor, down: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> None:
         with torch.no_grad():
-            self._experts = [FusedSwiglu(*pair).laid_out() for pair in zip(gate_up, down, strict=True)]
-            self._shared = FusedSwiglu(*shared).laid_out() if shared else None
+            self.experts = [FusedSwiglu(*pair).laid_out() for pair in zip(gate_up, down, strict=True)]
+            self.shared = FusedSwiglu(*shared).laid_out() if shared else None
 
     @staticmethod
     def suit(gate_up: Tensor, down: Tensor) -> bool:
@@ -70,7 +71,7 @@ class PreparedExperts:
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """As ``grouped_swiglu``. Has no gradients."""
         with torch.no_grad():
-            return run_segments(x, self._experts, by_token(ids, weights, len(self._experts)), self._shared)
+            return run_segments(x, self.experts, by_token(ids, weights, len(self.experts)), self.shared)
 
 
 def plain_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Choose, Move, Slots
+from models.methods.experts.dispatch import in_order
 from models.methods.experts.grouped import grouped_swiglu
 from models.parallel.collectives import all_gather, all_to_all, exchange
 from models.parallel.groups import Group
@@ -196,7 +197,7 @@ class ExpertsOnRank(nn.Module):
     def forward(self, tokens: Tensor, ids: Tensor, weights: Tensor, shared: nn.Module | None = None) -> Tensor:
         """``tokens`` (T, W), ``ids`` and ``weights`` (T, K) -> (T, W); T may differ from rank to rank, and be 0.
         ``shared``: what all tokens pass besides, on every rank."""
-        ranks, k = self._ranks, ids.shape[1]
+        ranks = self._ranks
         group, share = ranks.group, ranks.share
         counts = all_gather(
             torch.bincount(ids.flatten(), minlength=ranks.num_experts)[None], [1] * group.size, group
@@ -211,13 +212,12 @@ class ExpertsOnRank(nn.Module):
 
         by_expert = ids.flatten().argsort(stable=True)
         order = by_expert[_repeated(dealt[group.rank]).to(ids.device).argsort(stable=True)]
-        arrived = all_to_all(tokens[order // k], send, receive, group)()
+        dispatch = in_order(order, order.new_tensor(send).cumsum(0), weights)
+        arrived = all_to_all(dispatch.spread(tokens), send, receive, group)()
         slots = _repeated([piece for one in coming for piece in one])
         done = self._run(arrived, slots.to(ids.device))
         back = all_to_all(done, receive, send, group)()
-        own = torch.empty_like(back)
-        own[order] = back
-        mixed = (own.view(*ids.shape, tokens.shape[1]) * weights[..., None]).sum(1).to(tokens.dtype)
+        mixed = dispatch.combine(back)
         return mixed if shared is None else mixed + shared(tokens)
 
     def _run(self, tokens: Tensor, slots: Tensor) -> Tensor:

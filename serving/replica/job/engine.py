@@ -26,6 +26,7 @@ from models.contract import (
     Figures,
     Job,
     JobState,
+    LaidOut,
     Move,
     Phase,
     PlacedExperts,
@@ -52,8 +53,9 @@ Load: TypeAlias = Callable[[], Job]
 """Reads the weights; called once, on the thread that steps run on."""
 
 
-def load_runner(model_id: str, folder: Path | None, device: str, dtype: str) -> Job:
-    """The runner of a registered variant, by plain values, which travel to other processes.
+def load_runner(model_id: str, folder: Path | None, device: str, dtype: str, *, is_alone: bool = True) -> Job:
+    """The runner of a registered variant, by plain values, which travel to other processes. ``is_alone``: no other rank
+    has a part of it.
 
     Raises: ValueError, OSError: no such weights.
     """
@@ -61,6 +63,8 @@ def load_runner(model_id: str, folder: Path | None, device: str, dtype: str) -> 
     assert family.build is not None, "a family of jobs has networks"
     assert family.runner is not None, "and something that runs them"
     runner: Job = family.runner.load()(family.build.load()(variant, device, dtype=dtype), variant)
+    if is_alone and isinstance(runner, LaidOut):
+        runner.lay_out()
     return runner
 
 

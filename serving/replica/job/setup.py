@@ -153,8 +153,9 @@ def build_engine(model: ResolvedModel[JobOptions]) -> Engine:
     import torch
 
     torch.set_num_threads(model.threads)
-    load = partial(load_runner, model.id, model.checkpoint_dir, model.device, model.options.dtype)
-    if model.options.ranks == 1:
+    is_alone = model.options.ranks == 1
+    load = partial(load_runner, model.id, model.checkpoint_dir, model.device, model.options.dtype, is_alone=is_alone)
+    if is_alone:
         return JobEngine(options, load)
     return _ranked(model, options, load)
 

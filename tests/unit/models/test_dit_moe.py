@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,35 @@ def test_state_has_the_published_names_and_is_read_back() -> None:
     del state["blocks.1.moe.experts.2.up_proj.weight"]
     with pytest.raises(RuntimeError, match=r"blocks\.1\.moe\.experts"):
         other.load_state_dict(state)
+
+
+def test_laid_out_weights_stand_in_for_the_others() -> None:
+    """They say the same, are saved as they were, and leave nothing behind."""
+    config = replace(TINY, width=128, expert_ratio=4.0)
+    network = DitMoe(config).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_(std=0.1)
+    inputs = (torch.randn(3, 4, 4, 4), torch.rand(3), torch.tensor([0, 1, config.null_class]))
+    before, state, gated = network(*inputs), copy.deepcopy(network.state_dict()), list[Gated]()
+    for block in network.blocks:
+        block.moe.lay_out()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(*inputs, None, gated), before, atol=1e-5, rtol=1e-5)
+    assert len(gated) == config.depth
+    assert not [name for name, _ in network.named_parameters() if "experts" in name]
+    assert network.state_dict().keys() == state.keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    with pytest.raises(RuntimeError, match="gate_up"):
+        network.load_state_dict(state)
+
+
+def test_small_experts_stay_as_they_are() -> None:
+    network = DitMoe(TINY)
+    network.blocks[0].moe.lay_out()
+    assert network.blocks[0].moe.experts.prepared is None
+    assert len(network.blocks[0].moe.experts.gate_up) == TINY.num_experts
 
 
 def test_loss_is_one_a_layer_where_experts_share_alike() -> None:
