@@ -39,15 +39,15 @@ def register(app: typer.Typer) -> None:
 
 def status(
     model: ModelOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again each second, until Ctrl-C.")] = False,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw layers and experts into a PNG file.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second, until Ctrl-C.")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a heat map of the experts.")] = None,
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Show what the experts of a model were sent in the last minute.
+    """Show how many tokens the experts of a model got in the last minute.
 
-    A line is a layer; the bars are its experts, as high as their share of its tokens. Needs the key of an admin.
+    Each line is a layer, with a bar for each expert. If the server has keys, this needs an admin's.
     """
     from serving.client.http import Client
 

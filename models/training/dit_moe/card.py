@@ -58,15 +58,15 @@ def _card(variant: Variant, report: Mapping[str, Any], log: Mapping[str, Any], t
     minutes = sum(one.get("step_s", 0.0) for one in log["transformer"]) * LOG_EVERY / 60
     parts = [
         f"# {variant.id}\n",
-        "Made by `vireo train`, `python -m models.training.dit_moe.evaluate` and `vireo calibrate`; every figure below "
-        "comes from their files.\n",
-        f"DiT-MoE at a toy size: {network['depth']} blocks of width {network['width']}, each with "
-        f"{network['num_experts']} experts of which a token takes {network['top_k']}, and a shared one that all take; "
-        "attention and rectified flow are those of the published XL and G. It draws one coloured digit or shape on a "
-        f"light ground, 64x64: {NUM_CLASSES} classes, {', '.join(COLOURS)} times {', '.join(THINGS)}. Latents of "
-        "4x16x16 come from a small `AutoencoderKL`.\n",
+        "Generated: every figure below comes from the files that `vireo train`, "
+        "`python -m models.training.dit_moe.evaluate` and `vireo calibrate` write.\n",
+        f"A toy-sized DiT-MoE: {network['depth']} blocks of width {network['width']}, each with "
+        f"{network['num_experts']} experts, {network['top_k']} of them for each token, and a shared expert for all. "
+        "Attention and rectified flow are those of the published XL and G. It draws one coloured digit or shape on a "
+        f"light background, 64x64. The {NUM_CLASSES} classes are {', '.join(COLOURS)} times {', '.join(THINGS)}. "
+        "Latents of 4x16x16 come from a small `AutoencoderKL`.\n",
         "![samples](samples.png)\n",
-        f"One sample of each class at {teacher['steps']} steps, none picked.\n",
+        f"One sample of each class at {teacher['steps']} steps, not hand-picked.\n",
         "## Quality\n",
         f"Aim: {AIM:.0%} of {teacher['count']} samples over all classes right in colour and thing at "
         f"{teacher['steps']} steps. Measured: **{teacher['right']:.1%}** ({teacher['colour']:.1%} right in colour, "
@@ -74,8 +74,8 @@ def _card(variant: Variant, report: Mapping[str, Any], log: Mapping[str, Any], t
         f"{report['usual']['right']:.1%} of {report['usual']['count']}.\n",
         "The judge is a small convolutional network trained on drawn pictures. It is right on "
         f"{last['judge']['right']:.1%} of 2,000 pictures whose digits are in fonts that it never saw. Of "
-        f"{teacher['count']} pictures that were drawn for this evaluation it reads {bounds['rendered']:.1%}, and "
-        f"{bounds['autoencoder']:.1%} once the autoencoder has been through them "
+        f"{teacher['count']} pictures drawn for this evaluation it reads {bounds['rendered']:.1%} correctly, and "
+        f"{bounds['autoencoder']:.1%} after they have passed through the autoencoder "
         f"({bounds['autoencoder_psnr_db']:.1f} dB).\n",
         *([] if table is None else [_points(variant, table)]),
         "## What the experts learnt\n",
@@ -84,9 +84,9 @@ def _card(variant: Variant, report: Mapping[str, Any], log: Mapping[str, Any], t
         _experts(report),
         "## Reproduce\n",
         f"```\nmake train-{variant.id}\n```\n",
-        f"{last['transformer']['step']:,} steps of the transformer in {minutes:.0f} min of one core, torch "
+        f"{last['transformer']['step']:,} steps of the transformer in {minutes:.0f} min on one core, torch "
         f"{log['torch']}. Digits are drawn with {len(TRAIN_FONTS)} fonts that matplotlib ships; {len(HELD_OUT_FONTS)} "
-        "others are for measuring alone. An interrupted run goes on where it stopped, and ends with the same "
+        "others are held out for measuring. An interrupted run resumes where it stopped, and ends with the same "
         "weights.\n",
         "![curves](curves.png)\n",
     ]
@@ -104,7 +104,7 @@ def _points(variant: Variant, table: Table) -> str:
         "## Operating points\n",
         f"{table.metric.capitalize()}, with its 95% interval, of {table.data.get('pictures_of_each')} pictures of each "
         f"class. Seconds of one picture alone on one thread of {table.hardware.cpu}, with a load of "
-        f"{table.hardware.load} beside it: they only compare rows.\n",
+        f"{table.hardware.load} beside it: good only for comparing rows.\n",
         "| steps | guidance | experts a token | right | interval | seconds |",
         "|---:|---:|---:|---:|---|---:|",
     ]
@@ -129,8 +129,8 @@ def _seconds(variant: Variant, point: Point) -> float:
 
 def _routing(found: Mapping[str, Any]) -> str:
     rows = [
-        "Bits by layer, of at most 3: the entropy of which expert a token takes, and how much of it time, place and "
-        "class say on their own.\n",
+        "In bits, at most 3: by layer, the entropy of which expert a token takes, and its mutual information with each "
+        "of time, place, colour and thing.\n",
         "| layer | entropy | in the first tenth of the steps | time | place | colour | thing |",
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -141,9 +141,9 @@ def _routing(found: Mapping[str, Any]) -> str:
         )
         rows.append(f"| {layer + 1} | {whole:.3f} | {early[layer]:.3f} | {said} |")
     rows.append(
-        "\nAs in the paper, experts are chosen by where in the picture a token is, a little by the time, and hardly by "
-        "the class; the first and the last steps are the most concentrated. Over a whole picture, all are used almost "
-        "evenly.\n"
+        "\nAs in the paper, the choice of experts depends on where in the picture a token is, a little on the time, "
+        "and hardly on the class; it is most concentrated in the first and the last steps. Over a whole picture, all "
+        "experts are used almost evenly.\n"
     )
     return "\n".join(rows)
 
@@ -156,8 +156,8 @@ def _experts(report: Mapping[str, Any]) -> str:
     worst = min(alone, key=lambda name: alone[name])
     layer = worst.removeprefix("permuted in ").removesuffix(" alone")
     return (
-        "Experts are not interchangeable. If each expert of every layer does the work of the next one, so that weights "
-        f"and loads stay as they are, {whole['right']:.1%} of {usual['count']} samples are right instead of "
+        "Experts are not interchangeable. If each expert of every layer does the work of the next one, with weights "
+        f"and loads unchanged, {whole['right']:.1%} of {usual['count']} samples are right instead of "
         f"{usual['right']:.1%} ({whole['colour']:.1%} in colour, {whole['thing']:.1%} in thing). In one layer alone, "
         f"the share falls to {alone[worst]:.1%} at worst ({layer}).\n"
     )

@@ -48,18 +48,19 @@ With --model ID, --help lists the settings of the model.
 
 
 def image(
-    prompt: Annotated[str, typer.Argument(help="What the picture shows; leave out if the model takes no text.")] = "",
+    prompt: Annotated[str, typer.Argument(help="What the picture shows, if the model takes text.")] = "",
     source: Annotated[
         Path | None, typer.Option("--image", help="A picture to change.", exists=True, dir_okay=False)
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write: .png, .jpg or .webp. Of several, x-1.png and so on.")
+        Path, typer.Option("--out", "-o", help="File to write: .png, .jpg or .webp. With -n: x-1.png and so on.")
     ] = Path("image.png"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of pictures.")] = 1,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 64x64.")] = None,
     model: ModelOption = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Makes the picture repeatable; the next one has the next.")
+        int | None,
+        typer.Option(min=0, help="Makes pictures repeatable. With -n: the seed of the first one."),
     ] = None,
     latency_ms: LatencyOption = None,
     energy_j: EnergyOption = None,
@@ -71,7 +72,7 @@ def image(
     url: UrlOption = DEFAULT_URL,
     api_key: KeyOption = None,
 ) -> None:
-    """Make pictures from a prompt, or change one.
+    """Make pictures from a prompt, or change a picture.
 
     If the model makes them step by step, progress is shown on standard error. Ctrl-C cancels the job.
     """
