@@ -94,7 +94,12 @@ def send_classify(door: Door, picture: bytes) -> socket.socket:
 
     body = json.dumps({"model": MODEL, "image": base64.b64encode(picture).decode()}).encode()
     head = [f"{name}: {value}" for name, value in door.headers.items()]
-    lines = ["POST /v1/classify HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(body)}"]
+    lines = [
+        "POST /v1/classify HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
     connection = socket.create_connection(("127.0.0.1", door.system.port), timeout=10)
     connection.sendall("\r\n".join([*lines, *head, "", ""]).encode() + body)
     return connection
