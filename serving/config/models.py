@@ -11,9 +11,9 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.contract import Family, Shape, Value, Variant, check_licence
 from models.registry import find
@@ -117,6 +117,14 @@ class JobOptions(Section):
     stuck_after_s: float = Field(
         300.0, gt=0, le=86_400, description="Seconds in one engine call after which a replica is replaced."
     )
+
+    @model_validator(mode="after")
+    def _has_ranks_to_spread_over(self) -> Self:
+        if self.spare_experts and self.ranks == 1:
+            raise ValueError(
+                f"spare_experts is {self.spare_experts}, and ranks is 1: there is nowhere to move; set ranks"
+            )
+        return self
 
 
 Options: TypeAlias = UnaryOptions | StreamOptions | JobOptions

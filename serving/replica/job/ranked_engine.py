@@ -184,12 +184,16 @@ class RankedEngine:
 
     async def _follow_load(self, placing: Placing) -> None:
         look_s = time.monotonic()
-        while True:
-            if time.monotonic() >= look_s:
-                look_s = time.monotonic() + self._replace_every_s / 2
-                await self.replace_experts()
-            else:
-                await self._carry_out(placing, placing.handle(time.monotonic()))
+        while self._broken is None:
+            try:
+                if time.monotonic() >= look_s:
+                    look_s = time.monotonic() + self._replace_every_s / 2
+                    await self.replace_experts()
+                else:
+                    await self._carry_out(placing, placing.handle(time.monotonic()))
+            except Exception:
+                _log.exception("experts were not moved")  # where they are, they are right
+                await asyncio.sleep(self._replace_every_s)
             wake_s = placing.next_wakeup_s()
             await asyncio.sleep(max(0.0, (look_s if wake_s is None else min(look_s, wake_s)) - time.monotonic()))
 

@@ -220,21 +220,22 @@ class Worker:
             outcomes = await bench.engine.run_step(batch.unit_ids)
             if len(outcomes) != len(batch.unit_ids):
                 raise RuntimeError(f"engine gave {len(outcomes)} outcomes for {len(batch.unit_ids)} jobs")
+            outcomes = self._shared(outcomes)
         except Exception as error:
             known = known_error(error)
             outcomes = [known for _ in batch.unit_ids]
         elapsed_s = bench.clock() - started_s
-        outcomes = self._shared(outcomes)
         results = tuple(
             self._account(job_id, outcome) for job_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
         )
         bench.tell(JobsStepped(bench.model, len(batch.unit_ids), elapsed_s))
-        bench.experts.add(
+        rows = [
             (bench.held[done.job_id].job.owner, 2 * (done.step - 1) >= bench.held[done.job_id].job.num_steps, done)
             for done in outcomes
             if isinstance(done, StepDone)
-        )
+        ]
         self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
+        bench.experts.add(rows)  # last: what counts must not hold up what works
 
     def _shared(self, outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
         """Time of a step that one tenant's tokens have made slow is that tenant's."""

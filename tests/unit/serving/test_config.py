@@ -526,6 +526,7 @@ def test_options_are_those_of_the_kind_of_delivery() -> None:
         ({"id": NANO, "options": {"kv_cache_mb": 8}}, r"models\.0\.options\.kv_cache_mb: .* no such option"),
         ({"id": CHAT, "options": {"max_num_seqs": "8"}}, r"models\.0\.options\.max_num_seqs: "),
         ({"id": VIDEO, "options": {"ranks": 0}}, r"models\.0\.options\.ranks: "),
+        ({"id": VIDEO, "options": {"spare_experts": 2}}, r"spare_experts is 2 and ranks is 1; set ranks"),
     ],
 )
 def test_model_that_cannot_be_served_so_is_refused_with_what_can(model: dict[str, Any], told: str) -> None:
