@@ -122,7 +122,7 @@ class JobOptions(Section):
     def _has_ranks_to_spread_over(self) -> Self:
         if self.spare_experts and self.ranks == 1:
             raise ValueError(
-                f"spare_experts is {self.spare_experts}, and ranks is 1: there is nowhere to move; set ranks"
+                f"spare_experts is {self.spare_experts} and ranks is 1; set ranks to have others to move to"
             )
         return self
 
