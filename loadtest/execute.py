@@ -12,6 +12,7 @@ from itertools import groupby
 from loadtest.clients.base import Client, Prepared
 from loadtest.clients.routing import SurfaceRouter
 from loadtest.clock import Clock, MonotonicClock
+from loadtest.isolation import TenantShift, check_isolation, tenant_shifts
 from loadtest.records import Record
 from loadtest.runner import Planned, RunControl, RunLimits, prepare_all, run_closed_loop, run_plan
 from loadtest.scenario import Closed, Phase, Scenario
@@ -47,6 +48,8 @@ class Result:
     """Each measured phase alone."""
     slo: tuple[SloCheck, ...]
     was_stopped: bool
+    shifts: tuple[TenantShift, ...] = ()
+    """Where the scenario compares two phases: each tenant in both."""
 
     @property
     def is_passed(self) -> bool:
@@ -245,13 +248,16 @@ def _conclude(
     phases = {window.name: _summarise(records, [window], deadline_s, scenario.seed) for window in measured}
     main = [window for window in measured if window.name in main_phases(windows)]
     summary = _summarise(records, main, deadline_s, scenario.seed)
+    isolation = scenario.slo.isolation
+    shifts = () if isolation is None else tuple(tenant_shifts(records, isolation))
     return Result(
         scenario=scenario,
         records=tuple(records),
         windows=tuple(windows),
         summary=summary,
         phases=phases,
-        slo=tuple(check_slo(scenario.slo, summary)),
+        slo=(*check_slo(scenario.slo, summary), *check_isolation(scenario.slo, shifts)),
+        shifts=shifts,
         was_stopped=was_stopped,
     )
 
@@ -268,9 +274,11 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
     # Imported here: a scenario without gRPC needs no stubs, and gRPC starts threads when it is loaded.
     from loadtest.clients.grpc_chat import GrpcChatClient
     from loadtest.clients.grpc_classify import GrpcClassifyClient, GrpcStreamClient
+    from loadtest.clients.grpc_images import GrpcImagesClient
     from loadtest.clients.grpc_oip import GrpcOipClient
     from loadtest.clients.http_chat import HttpChatClient
     from loadtest.clients.http_classify import HttpClassifyClient
+    from loadtest.clients.http_images import HttpImagesClient
     from loadtest.clients.http_oip import HttpOipClient
 
     url, address = scenario.target.http_url, scenario.target.grpc_address
@@ -283,5 +291,7 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
         "http_chat": lambda: HttpChatClient(url, is_streamed=True, api_keys=api_keys),
         "http_chat_unary": lambda: HttpChatClient(url, is_streamed=False, api_keys=api_keys),
         "grpc_chat": lambda: GrpcChatClient(address, api_keys=api_keys),
+        "http_images": lambda: HttpImagesClient(url, api_keys=api_keys),
+        "grpc_images": lambda: GrpcImagesClient(address, api_keys=api_keys),
     }
     return makers[surface]()

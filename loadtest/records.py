@@ -48,6 +48,9 @@ class Outcome(StrEnum):
 CHAT_SURFACES = frozenset({"http_chat", "http_chat_unary", "grpc_chat"})
 """Surfaces whose requests are questions to a chat model."""
 
+PAINTING_SURFACES = frozenset({"http_images", "grpc_images"})
+"""Surfaces whose requests ask for pictures."""
+
 ANSWERED_WITH_ERROR = frozenset({Outcome.PARTIAL, Outcome.CLIENT_ERROR})
 """Typed answers that blame the request: what a deliberately bad input should get."""
 

@@ -59,6 +59,7 @@ def to_json(result: Result, environment: Mapping[str, str]) -> dict[str, object]
         "windows": [asdict(window) for window in result.windows],
         "summary": asdict(result.summary),
         "phases": {name: asdict(summary) for name, summary in result.phases.items()},
+        "shifts": [asdict(shift) | {"p99_ratio": shift.ratio(0.99)} for shift in result.shifts],
         "formulas": dict(FORMULAS),
     }
 

@@ -308,7 +308,7 @@ def _make_record(call: _Call, epoch_s: float, sent_s: float | None, reply: Reply
         retry_after_s=end.retry_after_s,
         request_bytes=planned.prepared.request_bytes,
         response_bytes=end.response_bytes,
-        num_images=len(payload.images),
+        num_images=payload.num_images,
         num_correct=_num_correct(payload, end),
         labels=end.labels,
         exits=end.exits,

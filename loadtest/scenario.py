@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
-from loadtest.clients.base import DEFAULT_CHAT_MODEL, DEFAULT_MODEL
-from loadtest.records import CHAT_SURFACES
+from loadtest.clients.base import DEFAULT_CHAT_MODEL, DEFAULT_MODEL, DEFAULT_PAINTER
+from loadtest.records import CHAT_SURFACES, PAINTING_SURFACES
 
 SurfaceName = Literal[
     "http_classify",
@@ -25,11 +34,14 @@ SurfaceName = Literal[
     "http_chat",
     "http_chat_unary",
     "grpc_chat",
+    "http_images",
+    "grpc_images",
 ]
 SCENARIO_DIR = Path(__file__).parent / "scenarios"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class ScenarioError(ValueError):
@@ -140,30 +152,57 @@ class Chat(_Strict):
     )
 
 
+class Draw(_Strict):
+    """What a request for pictures asks. Each has seeds of its own, so that no cache answers it."""
+
+    model: str = Field(default=DEFAULT_PAINTER, min_length=1, description="Model to ask.")
+    prompts: tuple[str, ...] = Field(default=("a green 7",), min_length=1, description="Prompts, drawn at random.")
+    n: int = Field(default=1, ge=1, le=10, description="Pictures in one request.")
+    size: str | None = Field(
+        default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; absent: the model's."
+    )
+    settings: dict[str, StrictBool | StrictInt | Finite | StrictStr] = Field(
+        default={}, max_length=32, description="Settings of the model by name; absent ones are the server's choice."
+    )
+
+
 class MixEntry(_Strict):
     """One kind of request of the mix."""
 
     surface: SurfaceName = Field(description="Front door to use.")
     tenant: str = Field(default="default", min_length=1, description="Who asks; must be in `tenants` if that is given.")
     weight: Positive = Field(default=1.0, description="Share of requests relative to the other entries. No unit.")
+    phases: tuple[str, ...] = Field(default=(), description="Phases in which it is sent; empty: all of them.")
     images_per_request: int = Field(default=1, ge=0, le=64, description="Images in one request; 0 only in a chat.")
     top_k: int = Field(default=1, ge=1, le=1000, description="Classes to return for each image.")
     budget: BudgetModel | None = Field(default=None, description="Budget that the request carries.")
     chat: Chat | None = Field(default=None, description="What a request to a chat surface asks; only there.")
+    draw: Draw | None = Field(default=None, description="What a request for pictures asks; only there.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         is_chat = self.surface in CHAT_SURFACES
         if self.chat is not None and not is_chat:
             raise ValueError(f"chat is set, but {self.surface} is no chat surface; remove it")
+        if self.draw is not None and self.surface not in PAINTING_SURFACES:
+            raise ValueError(f"draw is set, but {self.surface} makes no pictures; remove it")
         if self.images_per_request == 0 and not is_chat:
             raise ValueError(f"images_per_request is 0; {self.surface} needs at least 1")
         return self
 
     @property
     def question(self) -> Chat | None:
-        """What is asked; ``None`` for classification."""
+        """What is asked; ``None`` where nothing is chatted about."""
         return (self.chat or Chat()) if self.surface in CHAT_SURFACES else None
+
+    @property
+    def drawn(self) -> Draw | None:
+        """The pictures that are asked for; ``None`` where none are."""
+        return (self.draw or Draw()) if self.surface in PAINTING_SURFACES else None
+
+    def is_sent_in(self, phase: str) -> bool:
+        """Whether a phase has requests of this kind."""
+        return not self.phases or phase in self.phases
 
 
 class Tenant(_Strict):
@@ -189,6 +228,15 @@ class Images(_Strict):
     )
 
 
+class Isolation(_Strict):
+    """Two phases that differ in what one tenant sends, and how much slower others may be in the second."""
+
+    baseline: str = Field(min_length=1, description="Phase without the attack.")
+    attack: str = Field(min_length=1, description="Phase with the attack.")
+    tenants: tuple[str, ...] = Field(min_length=1, description="Those that must not suffer.")
+    max_p99_ratio: Positive = Field(default=1.3, description="Highest p99 under attack / p99 without. No unit.")
+
+
 class Slo(_Strict):
     """What the run must show, or the command fails. A figure that the sample is too small for counts as not shown."""
 
@@ -201,6 +249,7 @@ class Slo(_Strict):
     are_bad_inputs_refused: bool = Field(
         default=True, description="Every broken image must be answered with a typed error."
     )
+    isolation: Isolation | None = Field(default=None, description="Tenants that another one must not slow down.")
 
 
 class Limits(_Strict):
@@ -237,7 +286,18 @@ class Scenario(_Strict):
         unknown = {entry.tenant for entry in self.mix} - known
         if known and unknown:
             raise ValueError(f"mix: tenants {', '.join(sorted(unknown))} are not in `tenants`")
+        self._check_phases(set(names))
         return self
+
+    def _check_phases(self, names: set[str]) -> None:
+        isolation = self.slo.isolation
+        named = {name for entry in self.mix for name in entry.phases}
+        if isolation is not None:
+            named |= {isolation.baseline, isolation.attack}
+        if unknown := named - names:
+            raise ValueError(f"there is no phase {', '.join(sorted(unknown))}; there are: {', '.join(sorted(names))}")
+        if idle := [name for name in names if not any(entry.is_sent_in(name) for entry in self.mix)]:
+            raise ValueError(f"mix: nothing is sent in phase {', '.join(sorted(idle))}")
 
     def with_overrides(
         self,

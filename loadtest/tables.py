@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtest.execute import Result
+from loadtest.isolation import TenantShift
 from loadtest.records import Record
 from loadtest.stats import Distribution, Interval, Quantile
 from loadtest.summary import ChatFigures, Summary, group_by, summarise
 
 NONE = "–"
+_COMPARED = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ def all_tables(result: Result) -> list[Table]:
         latency_table(main),
         load_table(_by(result, "surface"), title="By surface"),
         load_table(_by(result, "tenant"), title="By tenant"),
+        isolation_table(result),
         *chat_tables(result),
         counts_table("Outcomes", main.outcomes, main.num_offered),
         counts_table("Error codes", main.error_codes, main.num_offered),
@@ -97,6 +100,25 @@ def latency_table(summary: Summary, *, is_brief: bool = False) -> Table:
     return Table(
         title="Times", head=head, rows=tuple(_latency_row(name, item, is_brief) for name, item in shown.items())
     )
+
+
+def isolation_table(result: Result) -> Table:
+    """Each tenant without and with the attack that a scenario compares; a ratio is shown where both figures are."""
+    rows = [
+        (
+            shift.tenant + (" (protected)" if shift.is_protected else ""),
+            *(str(each.num_values + each.num_failed) for each in (shift.baseline, shift.attacked)),
+            *(cell for q in _COMPARED for cell in _shift_cells(shift, q)),
+        )
+        for shift in result.shifts
+    ]
+    times = [name for q in _COMPARED for name in (f"p{100 * q:g} ms without", "with", "ratio")]
+    return Table(title="With and without the attack", head=("", "n without", "n with", *times), rows=tuple(rows))
+
+
+def _shift_cells(shift: TenantShift, q: float) -> tuple[str, str, str]:
+    before, after = (_brief(each.quantile(q)) for each in (shift.baseline, shift.attacked))
+    return before, after, _number(shift.ratio(q))
 
 
 def chat_tables(result: Result) -> list[Table]:

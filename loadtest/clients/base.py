@@ -8,13 +8,14 @@ was given), because the runner subtracts its own start.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from loadtest.records import Generated, Outcome, ServerReport
 
 DEFAULT_MODEL = "dyn-perceiver-nano"
 DEFAULT_CHAT_MODEL = "texthawk2-nano"
+DEFAULT_PAINTER = "dit-moe-nano"
 MAX_ERROR_CHARS = 300
 """Longest error message that is kept in a record."""
 
@@ -56,6 +57,17 @@ class Question:
     temperature: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What a call for pictures asks. Its seed makes it differ from every other, so that no cache answers it."""
+
+    prompt: str
+    n: int
+    seed: int
+    size: str | None = None
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Payload:
     """One call to be made, the same for every surface. Compared by identity: a repeat *is* the same object."""
@@ -72,7 +84,14 @@ class Payload:
     expected_labels: tuple[str, ...] | None = None
     """True label of each image, or ``None`` if unknown."""
     question: Question | None = None
-    """Of a chat call; ``None`` in a classify call."""
+    """Of a chat call only."""
+    drawing: Drawing | None = None
+    """Of a call for pictures only."""
+
+    @property
+    def num_images(self) -> int:
+        """Pictures that are sent or, in a call for pictures, asked for."""
+        return len(self.images) if self.drawing is None else self.drawing.n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

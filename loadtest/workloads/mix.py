@@ -6,10 +6,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from loadtest import arrivals
-from loadtest.clients.base import Budget, Payload, Question
-from loadtest.scenario import BudgetModel, Chat, Closed, Gamma, MixEntry, Phase, Poisson, Scenario, Trace, Uniform
+from loadtest.clients.base import Budget, Drawing, Payload, Question
+from loadtest.scenario import (
+    BudgetModel,
+    Chat,
+    Closed,
+    Draw,
+    Gamma,
+    MixEntry,
+    Phase,
+    Poisson,
+    Scenario,
+    Trace,
+    Uniform,
+)
 from loadtest.workloads.bad_inputs import makers
 from loadtest.workloads.digits import draw_digit
 from loadtest.workloads.words import draw_words
@@ -17,7 +30,7 @@ from loadtest.workloads.words import draw_words
 CLOSED_LOOP_POOL = 1000
 """Distinct requests drawn for a closed-loop phase, whose number of requests is not known before."""
 
-_ARRIVAL_STREAM, _MIX_STREAM, _IMAGE_STREAM = 1, 2, 3
+_ARRIVAL_STREAM, _MIX_STREAM, _IMAGE_STREAM, _SEED_STREAM = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +54,7 @@ def build_load(scenario: Scenario, *, on_request: Callable[[], None] = lambda: N
         num_payloads = _num_payloads(phase, times_s)
         payloads = []
         for _ in range(num_payloads):
-            payloads.append(maker.next())
+            payloads.append(maker.next(phase.name))
             on_request()
         loads.append(PhaseLoad(phase=phase, times_s=times_s, payloads=tuple(payloads)))
     return loads
@@ -86,23 +99,24 @@ class _PayloadMaker:
         self._scenario = scenario
         self._rng = np.random.default_rng((scenario.seed, _MIX_STREAM))
         self._image_seed = int(np.random.SeedSequence((scenario.seed, _IMAGE_STREAM)).generate_state(1)[0])
-        weights = np.array([entry.weight for entry in scenario.mix])
-        self._shares = weights / weights.sum()
+        self._shares = {phase.name: _shares(scenario, phase.name) for phase in scenario.phases}
         self._sent: dict[int, list[Payload]] = {number: [] for number in range(len(scenario.mix))}
         self._next_again = dict.fromkeys(self._sent, 0)
         self._num_distinct = 0
         self._num_images = 0
         self._num_questions = 0
+        self._next_seed = int(np.random.SeedSequence((scenario.seed, _SEED_STREAM)).generate_state(1)[0])
         self._shown: dict[int, list[tuple[bytes, ...]]] = {number: [] for number in self._sent}
         self._bad = sorted(makers().items())
         self._num_bad = 0
 
-    def next(self) -> Payload:
-        number = int(self._rng.choice(len(self._shares), p=self._shares))
+    def next(self, phase: str) -> Payload:
+        shares = self._shares[phase]
+        number = int(self._rng.choice(len(shares), p=shares))
         bad_draw, repeat_draw, pick = self._rng.random(3)
         images = self._scenario.images
         sent = self._sent[number]
-        if bad_draw < images.bad_share:
+        if bad_draw < images.bad_share and self._scenario.mix[number].drawn is None:
             return self._make_bad(self._scenario.mix[number])
         if sent and repeat_draw < images.repeat_share:
             return sent[int(pick * len(sent))]
@@ -124,6 +138,8 @@ class _PayloadMaker:
         if (chat := entry.question) is not None:
             images = self._show(number, entry, chat)
             return self._payload(entry, images, kind="words" if images else "text", labels=())
+        if entry.drawn is not None:
+            return self._payload(entry, (), kind="picture", labels=())
         drawn = [self._draw() for _ in range(entry.images_per_request)]
         images, labels = zip(*drawn, strict=True)
         return self._payload(entry, images, kind="digit", labels=labels)
@@ -166,10 +182,11 @@ class _PayloadMaker:
         self, entry: MixEntry, images: tuple[bytes, ...], *, kind: str, labels: tuple[str, ...] | None
     ) -> Payload:
         """``labels``: ``None`` for a broken picture, empty where no label is known."""
-        chat = entry.question
+        chat, draw = entry.question, entry.drawn
+        asked = chat or draw
         return Payload(
             images=images,
-            model=self._scenario.model if chat is None else chat.model,
+            model=self._scenario.model if asked is None else asked.model,
             surface=entry.surface,
             tenant=entry.tenant,
             top_k=entry.top_k,
@@ -178,12 +195,26 @@ class _PayloadMaker:
             expects_error=labels is None,
             expected_labels=labels or None,
             question=None if chat is None else self._ask(chat),
+            drawing=None if draw is None else self._imagine(draw),
         )
+
+    def _imagine(self, draw: Draw) -> Drawing:
+        seed, self._next_seed = self._next_seed, self._next_seed + draw.n
+        prompt = draw.prompts[int(self._rng.integers(len(draw.prompts)))]
+        return Drawing(prompt=prompt, n=draw.n, seed=seed, size=draw.size, settings=draw.settings)
 
     def _ask(self, chat: Chat) -> Question:
         self._num_questions += 1
         text = f"({self._num_questions}) {chat.question}" if chat.is_numbered else chat.question
         return Question(text=text, max_tokens=chat.max_tokens, temperature=chat.temperature)
+
+
+def _shares(scenario: Scenario, phase: str) -> npt.NDArray[np.float64]:
+    """Of the requests of a phase, by entry of the mix."""
+    weights: npt.NDArray[np.float64] = np.array(
+        [entry.weight if entry.is_sent_in(phase) else 0.0 for entry in scenario.mix]
+    )
+    return np.divide(weights, weights.sum())
 
 
 def _budget(model: BudgetModel | None) -> Budget | None:

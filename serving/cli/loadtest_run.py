@@ -25,6 +25,7 @@ from loadtest.tables import (
     Table,
     chat_tables,
     counts_table,
+    isolation_table,
     latency_table,
     load_table,
     repetitions_table,
@@ -212,7 +213,8 @@ def _print_result(result: Result, paths: Sequence[Path]) -> None:
     phases = load_table({"all": main, **result.phases} if len(result.phases) > 1 else result.phases, is_brief=True)
     outcomes = counts_table("Outcomes", main.outcomes, main.num_offered)
     times = latency_table(main, is_brief=True)
-    _show([phases, times, *chat_tables(result), outcomes, server_table(main), slo_table(result)])
+    by_tenant = isolation_table(result)
+    _show([phases, times, *chat_tables(result), by_tenant, outcomes, server_table(main), slo_table(result)])
     for warning in main.warnings:
         typer.echo(f"note: {warning}")
     if result.was_stopped:

@@ -150,7 +150,7 @@ def test_every_surface_of_the_mix_gets_its_client() -> None:
     scenario = parse_scenario(minimal(mix=[{"surface": surface} for surface in surfaces]), source="x")
     client = make_clients(scenario, {})
     for item in build_load(scenario)[0].payloads:
-        assert client.prepare(item).request_bytes > 100
+        assert client.prepare(item).request_bytes > 20
 
 
 def test_settled_memory_is_given_back() -> None:

@@ -30,7 +30,7 @@ SHIPPED = sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml"))
 def test_the_scenarios_that_the_documentation_names_are_shipped() -> None:
     chat = ["chat-image", "chat-repeated", "chat-text"]
     assert sorted(SHIPPED) == sorted(
-        [*chat, "classify-burst", "classify-poisson", "mixed-200", "mixed-surfaces", "smoke"]
+        [*chat, "classify-burst", "classify-poisson", "hot-experts", "mixed-200", "mixed-surfaces", "smoke"]
     )
 
 
@@ -63,6 +63,18 @@ def test_every_field_says_what_it_is() -> None:
         ({"mix": [{"surface": "smtp"}]}, "mix[0].surface"),
         ({"mix": [{"surface": "http_oip", "weight": 0}]}, "mix[0].weight"),
         ({"mix": [{"surface": "http_oip", "chat": {}}]}, "http_oip is no chat surface"),
+        ({"mix": [{"surface": "http_oip", "draw": {}}]}, "http_oip makes no pictures"),
+        ({"mix": [{"surface": "http_images", "draw": {"size": "big"}}]}, "mix[0].draw.size"),
+        ({"mix": [{"surface": "http_images", "draw": {"settings": {"k0": [1]}}}]}, "mix[0].draw.settings.k0"),
+        ({"mix": [{"surface": "http_oip", "phases": ["later"]}]}, "there is no phase later; there are: main"),
+        (
+            {"slo": {"deadline_ms": 1, "isolation": {"baseline": "main", "attack": "x", "tenants": ["a"]}}},
+            "there is no phase x",
+        ),
+        (
+            {"mix": [{"surface": "http_oip", "phases": ["a"]}], "phases": [phase(name="a"), phase(name="b")]},
+            "nothing is sent in phase b",
+        ),
         ({"mix": [{"surface": "http_classify", "images_per_request": 0}]}, "images_per_request is 0"),
         ({"mix": [{"surface": "http_chat", "chat": {"max_token": 3}}]}, "mix[0].chat.max_token"),
         ({"mix": [{"surface": "http_oip", "budget": {"latency": 1}}]}, "mix[0].budget.latency"),
