@@ -211,10 +211,9 @@ class _PayloadMaker:
 
 def _shares(scenario: Scenario, phase: str) -> npt.NDArray[np.float64]:
     """Of the requests of a phase, by entry of the mix."""
-    weights: npt.NDArray[np.float64] = np.array(
-        [entry.weight if entry.is_sent_in(phase) else 0.0 for entry in scenario.mix]
-    )
-    return np.divide(weights, weights.sum())
+    weights = np.array([entry.weight if entry.is_sent_in(phase) else 0.0 for entry in scenario.mix])
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def _budget(model: BudgetModel | None) -> Budget | None:

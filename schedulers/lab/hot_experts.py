@@ -65,12 +65,12 @@ def _loads(rng: Random, inputs: Inputs) -> Loads:
 
 
 def trace(inputs: Inputs, *, honest: float, flood: float, num_units: int, seed: int = 0) -> list[TraceUnit]:
-    """Poisson arrivals. ``honest`` and ``flood``: what honest tenants together and the attacker ask for, in parts of
-    the units that full, even slices make."""
-    rng = Random(seed)
+    """Poisson arrivals, the same whatever the inputs. ``honest`` and ``flood``: what honest tenants together and the
+    attacker ask for, in parts of the units that full, even slices make."""
+    rng, shapes = Random(seed), Random(f"{seed} shapes")
     per_s = _BATCH / (STEP_S * (1.0 + _COMPANION * (_BATCH - 1)) * _STEPS)
-    patterns = {tenant: [_loads(rng, "spread") for _ in range(8)] for tenant in HONEST}
-    patterns[ATTACKER] = [_loads(rng, inputs) for _ in range(8)]
+    patterns = {tenant: [_loads(shapes, "spread") for _ in range(8)] for tenant in HONEST}
+    patterns[ATTACKER] = [_loads(shapes, inputs) for _ in range(8)]
     now_s, units = 0.0, []
     for _ in range(num_units):
         now_s += rng.expovariate(per_s * (honest + flood))

@@ -24,7 +24,7 @@ from schedulers.routing import ReplicaLoad, rank
 _REPLICAS, _DOMAINS, _EXPERTS, _CHOSEN, _LAYERS, _BATCH = 4, 4, 128, 8, 3, 16
 _STEP_S, _EXPERT_S, _PROMPT, _WAIT = 0.002, 0.0002, 48, 8
 _AFFINITY_SEEDS, _HOT_SEEDS = range(9200, 9205), range(9100, 9112)
-_LOADS = ((0.4, 0.2), (0.4, 0.4), (0.5, 0.5))
+_LOADS = ((0.4, 0.2), (0.5, 0.5))
 """What honest tenants together and the attacker ask for, of the capacity."""
 
 
