@@ -161,7 +161,11 @@ class EngineProcess:
             for one in self._running:
                 one.inputs = None
         released, self._released = self._released, []
-        self._link.send((released, stage, num_stages, tuple(sample_ids), rows, settings))
+        try:
+            self._link.send((released, stage, num_stages, tuple(sample_ids), rows, settings))
+        except OSError:  # it has ended since the last batch
+            self._when_lost()
+            raise
 
     def _receive(self) -> list[Outcome]:
         samples, self._running = self._running, []

@@ -127,6 +127,21 @@ def test_end_of_the_process_is_told() -> None:
     engine.close()
 
 
+def test_end_is_told_also_where_it_is_noticed_while_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[bool] = []
+    engine = EngineProcess("tests.support.remote_engines:scale", 1.0, lambda: lost.append(True))
+
+    def send(message: object) -> None:
+        raise BrokenPipeError
+
+    engine.admit(0, ROW)
+    monkeypatch.setattr(engine._link, "send", send)
+    with pytest.raises(BrokenPipeError):
+        engine.run(0, 1, (0,))
+    assert lost == [True]
+    engine.close()
+
+
 @pytest.mark.parametrize("said", [None, ([], [], 0.0), ("outcomes", [], 0.0)])
 async def test_process_that_talks_nonsense_is_lost_and_its_batch_fails(
     said: object, monkeypatch: pytest.MonkeyPatch

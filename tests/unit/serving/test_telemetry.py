@@ -257,6 +257,9 @@ def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
         "_state",
         "_images",
         "_jobs",
+        "_experts",
+        "_balancedness",
+        "_version",
     )
     ours = [family for family in REGISTRY.collect() if family.name.startswith("vireo_")]
     assert len(ours) > 10
