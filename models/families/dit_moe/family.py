@@ -10,11 +10,10 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
+from models.class_card import check_request, is_guided
+from models.class_words import IMAGENET
 from models.contract import ExpertFacts, Family, Knob, LazyRef, Point, SettingError, Source, Value, Variant, Work
 from models.families.dit_moe.config import NANO, AttentionLayout, DitMoeConfig, Process
-from models.families.dit_moe.words import IMAGENET, number_of
 from models.identity import CHECKPOINTS
 from models.io import ImageIO, ImageRequest
 
@@ -125,14 +124,7 @@ def check_allowed(variant: Variant, request: ImageRequest, point: Point) -> None
         raise SettingError("num_inference_steps", f"num_inference_steps is {steps}; ddpm takes at least 2")
     if int(point["k0"]) > (most := variant.config["network"]["top_k"]):
         raise SettingError("k0", f"k0 is {point['k0']}; {variant.id} was trained with {most} experts a token")
-    for name, check in (
-        ("size", lambda: variant.io.check_size(request.width, request.height)),
-        ("prompt", lambda: number_of(variant.config["classes"], request.prompt)),
-    ):
-        try:
-            check()
-        except ValueError as error:
-            raise SettingError(name, str(error)) from None
+    check_request(variant, request)
 
 
 def work(variant: Variant, request: ImageRequest, point: Point) -> Work:
@@ -154,11 +146,6 @@ def work(variant: Variant, request: ImageRequest, point: Point) -> Work:
     return Work(units, bytes_held=8 * request.count * numbers + 3 * pixels)
 
 
-def is_guided(point: Point) -> bool:
-    """Whether each step also asks what the network would draw for no class."""
-    return float(point["guidance_scale"]) != 1
-
-
 def expert_facts(variant: Variant) -> ExpertFacts:
     """The part ``experts``."""
     config = DitMoeConfig(**variant.config["network"])
@@ -170,13 +157,6 @@ def expert_facts(variant: Variant) -> ExpertFacts:
         parameters=config.num_parameters(config.num_experts),
         active_parameters=config.num_parameters(config.top_k),
     )
-
-
-def example(variant: Variant, random: np.random.Generator) -> ImageRequest:
-    """A request for a picture of some class."""
-    width, height = variant.io.size
-    number = int(random.integers(variant.config["network"]["num_classes"]))
-    return ImageRequest(width=width, height=height, prompt=f"class {number}")
 
 
 FAMILY = Family(
@@ -229,7 +209,7 @@ FAMILY = Family(
     parts=MappingProxyType(
         {
             "save": LazyRef(f"{_HERE}.networks:save"),
-            "example": LazyRef(f"{_HERE}.family:example"),
+            "example": LazyRef("models.class_card:example"),
             "experts": LazyRef(f"{_HERE}.family:expert_facts"),
             "train": LazyRef(f"{_TRAINING}.train:train_variant"),
             "judge": LazyRef(f"{_TRAINING}.calibrate:judge_of"),

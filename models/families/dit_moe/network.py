@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families.dit_moe.config import DitMoeConfig
+from models.layers.dit import EPSILON, ClassEmbed, FinalLayer, PatchEmbed, TimeEmbed, modulated, modulation
 from models.methods.experts.fused import FusedSwiglu
 from models.methods.experts.gates import softmax_top_k
 from models.methods.experts.grouped import PreparedExperts, grouped_swiglu
-
-_FREQUENCIES = 256
-_EPSILON = 1e-6
 
 
 class Gated(NamedTuple):
@@ -48,12 +46,12 @@ class DitMoe(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.x_embedder = PatchEmbed(config)
+        self.x_embedder = PatchEmbed(config.latent_channels, width, config.patch_size)
         self.t_embedder = TimeEmbed(width)
         self.y_embedder = ClassEmbed(config.num_classes + 1, width)
         self.register_buffer("pos_embed", _positions(width, config.grid_side))
         self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config)
+        self.final_layer = FinalLayer(width, config.patch_size, config.out_channels)
         self._initialize()
 
     def forward(
@@ -104,47 +102,6 @@ class DitMoe(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
 
-class PatchEmbed(nn.Module):
-    """Latents to tokens (B, N, W)."""
-
-    def __init__(self, config: DitMoeConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(config.latent_channels, config.width, patch, patch)
-
-    def forward(self, latents: Tensor) -> Tensor:  # noqa: D102
-        projected: Tensor = self.proj(latents)
-        return projected.flatten(2).transpose(1, 2)
-
-
-class TimeEmbed(nn.Module):
-    """Times to (B, W): cosines first, then sines."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp: Any = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, times: Tensor) -> Tensor:  # noqa: D102
-        half = _FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=times.device)
-        angles = times[:, None].float() * torch.exp(-math.log(10_000) * steps / half)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        embedded: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
-        return embedded
-
-
-class ClassEmbed(nn.Module):
-    """Classes to (B, W)."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes, width)
-
-    def forward(self, classes: Tensor) -> Tensor:  # noqa: D102
-        embedded: Tensor = self.embedding_table(classes)
-        return embedded
-
-
 class Block(nn.Module):
     """Attention, then experts, each scaled, shifted and gated by time and class."""
 
@@ -153,28 +110,14 @@ class Block(nn.Module):
         attention = NormedAttention if config.attention == "normed" else PlainAttention
         self.attn = attention(config.width, config.num_heads)
         self.moe = MixtureOfExperts(config)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(config.width, 6 * config.width))
+        self.adaLN_modulation = modulation(config.width, 6)
 
     def forward(self, tokens: Tensor, condition: Tensor, top_k: int) -> tuple[Tensor, Gated]:
         """``condition``: after its SiLU, which all blocks share."""
         shift, scale, gate, moe_shift, moe_scale, moe_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
-        tokens = tokens + gate * self.attn(_modulated(tokens, shift, scale))
-        mixed, gated = self.moe(_modulated(tokens, moe_shift, moe_scale), top_k)
+        tokens = tokens + gate * self.attn(modulated(tokens, shift, scale))
+        mixed, gated = self.moe(modulated(tokens, moe_shift, moe_scale), top_k)
         return tokens + moe_gate * mixed, gated
-
-
-class FinalLayer(nn.Module):
-    """Tokens to patches (B, N, patch * patch * channels)."""
-
-    def __init__(self, config: DitMoeConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(config.width, 2 * config.width))
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:  # noqa: D102
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
-        patches: Tensor = self.linear(_modulated(tokens, shift, scale))
-        return patches
 
 
 class PlainAttention(nn.Module):
@@ -199,8 +142,8 @@ class NormedAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.Wqkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width // num_heads, eps=_EPSILON)
-        self.k_norm = nn.LayerNorm(width // num_heads, eps=_EPSILON)
+        self.q_norm = nn.LayerNorm(width // num_heads, eps=EPSILON)
+        self.k_norm = nn.LayerNorm(width // num_heads, eps=EPSILON)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
@@ -327,10 +270,6 @@ class SharedExperts(_Packed):
 def _swiglu(tokens: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     gate, up = F.linear(tokens, gate_up).chunk(2, dim=-1)
     return F.linear(F.silu(gate) * up, down)
-
-
-def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=_EPSILON) * (1 + scale) + shift
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:

@@ -20,13 +20,13 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.class_words import number_of
 from models.contract import JobState, Parity, Variant
 from models.families.dit_moe.config import DitMoeConfig
 from models.families.dit_moe.family import FAMILY
 from models.families.dit_moe.network import DitMoe
 from models.families.dit_moe.networks import Networks, build
 from models.families.dit_moe.runner import DitMoeRunner
-from models.families.dit_moe.words import number_of
 from models.io import ImageRequest
 from models.methods.experts.grouped import plain_swiglu
 from models.methods.samplers.base import step_generator

@@ -11,10 +11,9 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
-
-from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant, Work
-from models.families.dit_moe.words import IMAGENET, number_of
+from models.class_card import check_request, is_guided
+from models.class_words import IMAGENET
+from models.contract import Family, Knob, LazyRef, Point, Source, Variant, Work
 from models.families.switch_dit.config import SwitchDitConfig
 from models.io import ImageIO, ImageRequest
 
@@ -81,19 +80,7 @@ _MINIATURE = _variant(
 
 def check_allowed(variant: Variant, request: ImageRequest, point: Point) -> None:
     """Pass a size and a class that the checkpoint knows. Raises: SettingError."""
-    for name, check in (
-        ("size", lambda: variant.io.check_size(request.width, request.height)),
-        ("prompt", lambda: number_of(variant.config["classes"], request.prompt)),
-    ):
-        try:
-            check()
-        except ValueError as error:
-            raise SettingError(name, str(error)) from None
-
-
-def is_guided(point: Point) -> bool:
-    """Whether each step also asks what the network would draw for no class."""
-    return float(point["guidance_scale"]) != 1
+    check_request(variant, request)
 
 
 def work(variant: Variant, request: ImageRequest, point: Point) -> Work:
@@ -113,13 +100,6 @@ def work(variant: Variant, request: ImageRequest, point: Point) -> Work:
         "experts_read": float(steps * config.depth * config.taken),
     }
     return Work(units, bytes_held=8 * request.count * numbers + 3 * pixels)
-
-
-def example(variant: Variant, random: np.random.Generator) -> ImageRequest:
-    """A request for a picture of some class."""
-    width, height = variant.io.size
-    number = int(random.integers(variant.config["network"]["num_classes"]))
-    return ImageRequest(width=width, height=height, prompt=f"class {number}")
 
 
 FAMILY = Family(
@@ -156,5 +136,7 @@ FAMILY = Family(
     oracle=LazyRef(f"{_HERE}.oracle:compare"),
     work=LazyRef(f"{_HERE}.family:work"),
     allowed=LazyRef(f"{_HERE}.family:check_allowed"),
-    parts=MappingProxyType({"save": LazyRef(f"{_HERE}.networks:save"), "example": LazyRef(f"{_HERE}.family:example")}),
+    parts=MappingProxyType(
+        {"save": LazyRef(f"{_HERE}.networks:save"), "example": LazyRef("models.class_card:example")}
+    ),
 )

@@ -10,7 +10,6 @@ Legend: B pictures, N tokens of each, W width, E experts, U timesteps that diffe
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.families.switch_dit.config import SwitchDitConfig
-
-_FREQUENCIES = 256
-_EPSILON = 1e-6
+from models.layers.dit import ClassEmbed, FinalLayer, PatchEmbed, TimeEmbed, modulated, modulation
 
 
 class SwitchDit(nn.Module):
@@ -30,13 +27,13 @@ class SwitchDit(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.x_embedder = PatchEmbed(config)
+        self.x_embedder = PatchEmbed(config.latent_channels, width, config.patch_size)
         self.t_embedder = TimeEmbed(width)
         self.y_embedder = ClassEmbed(config.num_classes + 1, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, width))
         self.routers: Any = nn.ModuleList(TimeExperts(config) for _ in range(config.depth))
         self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config)
+        self.final_layer = FinalLayer(width, config.patch_size, 2 * config.latent_channels)
         self._gates: Tensor | None = None
 
     def forward(self, latents: Tensor, timesteps: Tensor, classes: Tensor) -> Tensor:
@@ -105,15 +102,15 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config.width, config.num_heads)
         self.mlp = Mlp(config.width)
-        self.adaLN_modulation = _modulation(config.width, 6)
+        self.adaLN_modulation = modulation(config.width, 6)
 
     def forward(self, tokens: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """``condition`` (B, W): after its SiLU, which all blocks share."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         routed = tokens * mask
         passed = tokens - routed
-        routed = routed + gate * self.attn(_modulated(routed, shift, scale))
-        made: Tensor = routed + mlp_gate * self.mlp(_modulated(routed, mlp_shift, mlp_scale)) + passed
+        routed = routed + gate * self.attn(modulated(routed, shift, scale))
+        made: Tensor = routed + mlp_gate * self.mlp(modulated(routed, mlp_shift, mlp_scale)) + passed
         return made
 
 
@@ -143,70 +140,6 @@ class Mlp(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
         made: Tensor = self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
         return made
-
-
-class PatchEmbed(nn.Module):
-    """Latents to tokens (B, N, W)."""
-
-    def __init__(self, config: SwitchDitConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(config.latent_channels, config.width, patch, patch)
-
-    def forward(self, latents: Tensor) -> Tensor:  # noqa: D102
-        projected: Tensor = self.proj(latents)
-        return projected.flatten(2).transpose(1, 2)
-
-
-class TimeEmbed(nn.Module):
-    """Timesteps to (B, W): cosines first, then sines."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp: Any = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, timesteps: Tensor) -> Tensor:  # noqa: D102
-        half = _FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps[:, None].float() * torch.exp(-math.log(10_000) * steps / half)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        embedded: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
-        return embedded
-
-
-class ClassEmbed(nn.Module):
-    """Classes to (B, W)."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes, width)
-
-    def forward(self, classes: Tensor) -> Tensor:  # noqa: D102
-        embedded: Tensor = self.embedding_table(classes)
-        return embedded
-
-
-class FinalLayer(nn.Module):
-    """Tokens to patches (B, N, patch * patch * 2 channels)."""
-
-    def __init__(self, config: SwitchDitConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.width, config.patch_size**2 * config.latent_channels * 2)
-        self.adaLN_modulation = _modulation(config.width, 2)
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:  # noqa: D102
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
-        patches: Tensor = self.linear(_modulated(tokens, shift, scale))
-        return patches
-
-
-def _modulation(width: int, count: int) -> Any:
-    """The linear layer has number 1 in published names; the SiLU before it is done by who calls."""
-    return nn.Sequential(nn.Identity(), nn.Linear(width, count * width))
-
-
-def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=_EPSILON) * (1 + scale) + shift
 
 
 def guided(network: SwitchDit, latents: Tensor, timesteps: Tensor, classes: Tensor, guidance: Tensor) -> Tensor:

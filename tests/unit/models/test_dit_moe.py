@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.class_words import IMAGENET, number_of
 from models.contract import Experts, SettingError
 from models.families.dit_moe.config import NANO, DitMoeConfig
 from models.families.dit_moe.family import FAMILY, NANO_CLASSES, check_allowed, expert_facts, work
@@ -21,7 +22,6 @@ from models.families.dit_moe.network import DitMoe, Gated, balance_loss
 from models.families.dit_moe.networks import build, save
 from models.families.dit_moe.oracle import one_by_one
 from models.families.dit_moe.runner import DitMoeRunner
-from models.families.dit_moe.words import IMAGENET, number_of
 from models.io import ImageRequest, knobs_of
 from models.registry import find
 
