@@ -253,6 +253,8 @@ class Variant:
     ``weights``: the folder; None where they are the user's to bring. ``is_nano``: trained here, on a few MB.
     ``is_default``: served where nobody says what, if the family is Vireo's own.
     ``published``: figures of the paper. ``defaults``: of knobs, where it was made for others than the family's.
+    ``tasks`` and ``knobs``: its own in place of the family's, where those of an open family differ; ``Family.of`` says
+    what holds.
     """
 
     id: str
@@ -262,6 +264,8 @@ class Variant:
     source: Source = Source()
     published: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Value] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    knobs: tuple[Knob, ...] | None = None
     weights: Path | None = None
     is_nano: bool = False
     is_default: bool = False
@@ -342,6 +346,12 @@ class Family:
             raise ValueError(f"family {self.name} names no task that it is for")
         if not self.variants and self.resolve is None:
             raise ValueError(f"family {self.name} has neither variants nor a way to resolve a name to one")
+
+    def of(self, variant: Variant) -> Family:
+        """The family as it is for one variant: its tasks, its knobs, and their defaults."""
+        knobs = self.knobs if variant.knobs is None else variant.knobs
+        own = tuple(replace(knob, default=variant.defaults.get(knob.name, knob.default)) for knob in knobs)
+        return replace(self, tasks=variant.tasks or self.tasks, knobs=own)
 
     def knob(self, name: str) -> Knob:
         """The knob of that name. Raises: SettingError: there is none; the message names those that are."""

@@ -235,8 +235,9 @@ MAX_TOKENS = "max_tokens"
 
 def knobs_of(family: Family, variant: Variant) -> tuple[Knob, ...]:
     """The knobs of a variant: with its defaults, and of a picture's tiles no more than its checkpoint was made for."""
+    family = family.of(variant)
     if not isinstance(variant.io, ChatIO):
-        return tuple(replace(knob, default=variant.defaults.get(knob.name, knob.default)) for knob in family.knobs)
+        return family.knobs
     most = variant.io.max_tiles
     return tuple(
         knob
@@ -296,34 +297,51 @@ class SamplerRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRequest:
-    """What a clip shall show, and its length."""
+    """What a clip shall show, its length and its size; 0: the usual ones of the model. ``picture``: the first frame, as
+    PNG of exactly that size; empty where none goes in."""
 
-    prompt: str
+    prompt: str = ""
     negative_prompt: str = ""
-    num_frames: int
+    num_frames: int = 0
+    width: int = 0
+    height: int = 0
+    fps: int = 0
+    picture: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipIO:
-    """A prompt in, a clip out. One frame at a time where ``frame_counts`` is (1,): a picture.
+    """A prompt, a first frame or both in, a clip out. One frame at a time where ``frame_counts`` is (1,): a picture.
 
-    ``frame_counts``: lengths that the checkpoint was trained on. ``samplers`` by name, the default first.
-    ``scale_factor``: of latents, None where the autoencoder's own configuration says it.
+    ``width``, ``height``: the usual size; ``sizes``: further ones; ``max_side``: if given, all sides between
+    ``min_side`` and it that are multiples of ``multiple`` are taken, if a frame has no more than ``max_pixels``.
+    ``frame_counts``: lengths that the checkpoint was trained on, the usual one first; ``max_frames``: if given, all
+    lengths up to it that the autoencoder can have are taken. ``samplers`` by name, the default first; a family without
+    a knob ``sampler`` has one. ``scale_factor``: of latents, None where the autoencoder's own configuration says it.
 
-    Raises: ValueError: a length or a size that the autoencoder cannot have.
+    Raises: ValueError: nothing goes in, or a length or a size that the autoencoder cannot have.
     """
 
     request: ClassVar[type[ClipRequest]] = ClipRequest
     """What a job's ``open`` is given, as it is kept in the job's record."""
+    takes_prompt: bool = True
+    takes_picture: bool = False
     width: int
     height: int
+    sizes: tuple[tuple[int, int], ...] = ()
+    min_side: int = 1
+    max_side: int = 0
+    max_pixels: int = 0
+    multiple: int = 1
     frame_counts: tuple[int, ...]
+    max_frames: int = 0
     fps: int
     samplers: Mapping[str, SamplerRange]
     default_guidance: float
     max_guidance: float = 20.0
     max_prompt_chars: int = 2000
     max_text_tokens: int = 512
+    example: str = "a red circle moves left"
     latent_channels: int = 4
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -331,42 +349,88 @@ class ClipIO:
     interpolation_scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
+        if not (self.takes_prompt or self.takes_picture):
+            raise ValueError("neither a prompt nor a picture goes in; say which")
         for frames in self.frame_counts:
-            self.grid(frames)
+            for size in ((self.width, self.height), *self.sizes):
+                self.grid(frames, size)
 
-    def grid(self, frames: int) -> tuple[int, int, int]:
-        """Patches of a clip: latent frames, rows, columns.
+    def settled(self, request: ClipRequest) -> ClipRequest:
+        """The request with the usual length, size and rate where it leaves them open."""
+        size = (request.width, request.height) if request.width else (self.width, self.height)
+        return replace(
+            request,
+            num_frames=request.num_frames or self.frame_counts[0],
+            width=size[0],
+            height=size[1],
+            fps=request.fps or self.fps,
+        )
 
-        Raises: SettingError: not a length that this checkpoint does.
-        """
-        if frames not in self.frame_counts:
-            allowed = ", ".join(map(str, self.frame_counts))
+    def check_frames(self, frames: int) -> None:
+        """Pass a length. Raises: SettingError: not one that this checkpoint does."""
+        step = self.vae_stride[0]
+        if frames in self.frame_counts or (1 <= frames <= self.max_frames and (frames - 1) % step == 0):
+            return
+        if self.max_frames:
+            which = f" that are 1 more than a multiple of {step}" if step > 1 else ""
+            raise SettingError("num_frames", f"num_frames is {frames}; this model makes 1 to {self.max_frames}{which}")
+        allowed = ", ".join(map(str, self.frame_counts))
+        raise SettingError(
+            "num_frames", f"num_frames is {frames}; this checkpoint was trained on {allowed}, and others give noise"
+        )
+
+    def check_size(self, width: int, height: int) -> None:
+        """Pass a size. Raises: SettingError: not one that this checkpoint does."""
+        listed = ((self.width, self.height), *self.sizes)
+        if (width, height) in listed:
+            return
+        if not self.max_side:
+            names = ", ".join(f"{one}x{other}" for one, other in listed)
+            raise SettingError("size", f"size is {width}x{height}; this model does {names}")
+        if any(not self.min_side <= side <= self.max_side or side % self.multiple for side in (width, height)):
             raise SettingError(
-                "num_frames", f"num_frames is {frames}; this checkpoint was trained on {allowed}, and others give noise"
+                "size",
+                f"size is {width}x{height}; this model takes sides of {self.min_side} to {self.max_side} pixels, in "
+                f"steps of {self.multiple}",
             )
+        if self.max_pixels and width * height > self.max_pixels:
+            raise SettingError("size", f"size is {width}x{height}; a frame has at most {self.max_pixels} pixels")
+
+    def grid(self, frames: int, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Patches of a clip: latent frames, rows, columns. ``size``: width and height; None: the usual ones.
+
+        Raises: SettingError: not a length or a size that this checkpoint does.
+        """
+        self.check_frames(frames)
+        width, height = size or (self.width, self.height)
+        self.check_size(width, height)
         t, h, w = self.vae_stride
-        if (frames - 1) % t or self.height % (h * self.patch[1]) or self.width % (w * self.patch[2]):
-            raise ValueError(f"{frames} frames of {self.width}x{self.height} do not fit strides {t}x{h}x{w}")
-        return (frames - 1) // t + 1, self.height // (h * self.patch[1]), self.width // (w * self.patch[2])
+        if (frames - 1) % t or height % (h * self.patch[1]) or width % (w * self.patch[2]):
+            raise ValueError(f"{frames} frames of {width}x{height} do not fit strides {t}x{h}x{w}")
+        return (frames - 1) // t + 1, height // (h * self.patch[1]), width // (w * self.patch[2])
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a client wants to know of it, ready for JSON."""
+        sides = {"min_side": self.min_side, "max_side": self.max_side, "multiple": self.multiple}
         return {
-            "inputs": ["text"],
+            "inputs": ["text"] * self.takes_prompt + ["image"] * self.takes_picture,
             "outputs": ["video"],
-            "sizes": [f"{self.width}x{self.height}"],
+            "sizes": [f"{width}x{height}" for width, height in ((self.width, self.height), *self.sizes)],
+            **(sides if self.max_side else {}),
             "num_frames": list(self.frame_counts),
+            **({"max_frames": self.max_frames, "frame_step": self.vae_stride[0]} if self.max_frames else {}),
             "fps": self.fps,
+            **({"example": self.example} if self.takes_prompt else {}),
             "samplers": {
                 name: {"min_steps": made.min_steps, "max_steps": made.max_steps, "multiple": made.multiple}
                 for name, made in self.samplers.items()
             },
         }
 
-    def num_tokens(self, frames: int) -> int:
-        """Tokens of a clip in the transformer. Raises: SettingError: not a length that this checkpoint does."""
-        t, h, w = self.grid(frames)
+    def num_tokens(self, frames: int, size: tuple[int, int] | None = None) -> int:
+        """Tokens of a clip in the transformer. Raises: SettingError: not what this checkpoint does."""
+        t, h, w = self.grid(frames, size)
         return t * h * w
 
     def check_sampler(self, name: str, num_steps: int) -> SamplerRange:

@@ -63,7 +63,8 @@ def _check_unique(found: Mapping[str, Family]) -> None:
 
 
 def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
-    """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family.
+    """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family. The family is
+    as it is for that variant (``Family.of``).
 
     ``weights``: a folder to read them from instead of the usual one; an open family may read there what it holds.
 
@@ -72,19 +73,25 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     for family in families().values():
         for variant in family.variants:
             if variant.id == model_id:
-                return family, variant if weights is None else variant.with_weights(weights)
+                return family.of(variant), variant if weights is None else variant.with_weights(weights)
     name, colon, rest = model_id.partition(":")
     open_family = families().get(name) if colon else None
     if open_family is not None and open_family.resolve is not None:
-        return open_family, open_family.resolve.load()(rest, weights)
+        variant = open_family.resolve.load()(rest, weights)
+        return open_family.of(variant), variant
     close = "".join(f"; did you mean {known}?" for known in get_close_matches(model_id, known_ids(), 1))
     raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}{close}")
+
+
+def family_for(name: str, variant: Variant) -> Family:
+    """The family of that name as it is for a variant that it has resolved before. Raises: KeyError: no such family."""
+    return families()[name].of(variant)
 
 
 def default_variants() -> tuple[tuple[Family, Variant], ...]:
     """What is served where nobody says what. Of Vireo's own families: to install another one serves nothing."""
     ours = (families()[name] for name in BUILT_IN)
-    return tuple((family, variant) for family in ours for variant in family.variants if variant.is_default)
+    return tuple((family.of(variant), variant) for family in ours for variant in family.variants if variant.is_default)
 
 
 def known_ids(task: str | None = None) -> tuple[str, ...]:

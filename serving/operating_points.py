@@ -24,7 +24,7 @@ from models.io import (
     RowIO,
 )
 from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
-from models.registry import families
+from models.registry import family_for
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import CostModel, Price, Units
 from schedulers.plan import Budget as PointBudget
@@ -109,7 +109,7 @@ def points_of(model: ResolvedModel[Any]) -> Points:
 
     Raises: ConfigError: no weights, or a table that cannot be used.
     """
-    family, variant = families()[model.family], model.variant
+    family, variant = family_for(model.family, model.variant), model.variant
     is_random = isinstance(model.options, UnaryOptions) and model.options.random_weights
     work = row_work(family, variant)
     if family.shape == "staged" or (not is_random and variant.weights and (variant.weights / TABLE_FILE).is_file()):

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from models.contract import Shape
 from models.identity import WEIGHTS_FILE
-from models.registry import families
+from models.registry import family_for
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
@@ -190,7 +190,7 @@ def _chat_service(
 
 def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[Any]) -> ServedChat:
     card, prompts = read_chat(model)
-    family, points = families()[model.family], points_of_answers(model)
+    family, points = family_for(model.family, model.variant), points_of_answers(model)
     return ServedChat(
         card=card,
         prompts=prompts,
@@ -231,7 +231,7 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
 def _served(
     model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
 ) -> ServedModel:
-    family, variant = families()[model.family], model.variant
+    family, variant = family_for(model.family, model.variant), model.variant
     points = points_of(model)
     dispatcher = Dispatcher(
         send=_sender(handle),
@@ -290,7 +290,7 @@ def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
 
 
 def _card(model: ResolvedModel[Any], points: Points) -> Card:
-    family, variant = families()[model.family], model.variant
+    family, variant = family_for(model.family, model.variant), model.variant
     weights = (variant.weights or Path()) / WEIGHTS_FILE
     return card_of(
         family,

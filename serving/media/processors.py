@@ -12,7 +12,7 @@ import numpy as np
 
 from models.contract import Family, Variant
 from models.io import ImageIO, with_max_tiles
-from models.registry import families
+from models.registry import family_for
 from serving.media.prepare import Processor
 
 
@@ -59,7 +59,7 @@ class Processors:
         if model_id not in self.served:
             raise ValueError(f"model {model_id!r} is not served here")
         name, variant = self.served[model_id]
-        return families()[name], variant
+        return family_for(name, variant), variant
 
 
 def one_tile(model_id: str, width: int, height: int, max_tiles: int | None = None) -> int:

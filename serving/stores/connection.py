@@ -77,13 +77,13 @@ class RedisConnection:
         return self._breaker.state
 
     async def warm_up(self, scripts: Sequence[str]) -> bool:
-        """Connect and load ``scripts`` before the first request does, in ``_WARM_UP_TIMEOUT_S`` at most.
+        """Connect and load ``scripts`` before the first request does. It may take longer than a call.
 
         Returns: whether it worked. If not, requests find out for themselves.
         """
         self._tell(BreakerChanged(self._breaker.state))  # a gauge that was never set is no closed breaker
         try:
-            async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
+            async with asyncio.timeout(max(_WARM_UP_TIMEOUT_S, self._config.timeout_s)):
                 for script in scripts:
                     await self._client.script_load(script)
         except Exception:  # as in ``call``

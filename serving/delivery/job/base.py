@@ -161,7 +161,7 @@ class JobService(Protocol):
 
 def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
     """A served model, as its family finds it in its folder if it looks. Raises: ConfigError: no weights."""
-    family, variant = registry.families()[model.family], model.variant
+    family, variant = registry.family_for(model.family, model.variant), model.variant
     if model.options.engine == "fake" or "found" not in family.parts:
         return family, variant
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.contract import Family, Prompts, Variant
-from models.registry import families
+from models.registry import family_for
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.replica.chat.base import ChatEngine
@@ -16,7 +16,7 @@ from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
 
 def family_of(model: ResolvedModel[StreamOptions]) -> tuple[Family, Variant]:
     """Family and variant of a served chat model, the variant with its folder."""
-    return families()[model.family], model.variant
+    return family_for(model.family, model.variant), model.variant
 
 
 def checkpoint_of(model: ResolvedModel[StreamOptions]) -> Path:

@@ -17,7 +17,7 @@ import torch
 
 from models.contract import Point, Staged, Unary
 from models.inputs import Inputs, blank_row, nbytes_of, shape_of
-from models.registry import families
+from models.registry import family_for
 from serving.config import ResolvedModel, UnaryOptions
 from serving.errors import EngineFailed, QueueFull
 from serving.operating_points import points_of
@@ -145,7 +145,7 @@ class RowEngine:
 def load_engine(model: ResolvedModel[UnaryOptions]) -> Loaded:
     """Load a model and warm it up; measure its stages if nobody has."""
     torch.set_num_threads(model.threads)
-    family, variant = families()[model.family], model.variant
+    family, variant = family_for(model.family, model.variant), model.variant
     assert family.build is not None
     assert family.runner is not None
     network = family.build.load()(variant, model.device, random_weights=model.options.random_weights, **model.knobs)

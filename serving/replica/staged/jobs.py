@@ -18,7 +18,7 @@ from PIL import Image
 from models.contract import Work
 from models.inputs import Array, Inputs, nbytes_of, row_of
 from models.io import ImageIO
-from models.registry import families
+from models.registry import family_for
 from schedulers.cost import CostModel
 from schedulers.policies.denoising import DenoisingConfig
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
@@ -40,7 +40,7 @@ def build_row_jobs(
     """A worker beside the driver of a model that makes pictures."""
     io, words = model.variant.io, None
     if io.takes_prompt:
-        words = families()[model.family].part("words")(model.variant)
+        words = family_for(model.family, model.variant).part("words")(model.variant)
     bounds = DenoisingConfig(weights=config.weights)
     return build_worker(
         RowJobs(io, words, driver),

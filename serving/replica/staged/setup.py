@@ -6,7 +6,7 @@ import os
 
 import structlog
 
-from models.registry import families
+from models.registry import family_for
 from schedulers.cost import measured_stages
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.exits import ExitConfig, early_exits
@@ -38,7 +38,7 @@ def build_driver(
     weights: Weights = EQUAL,
 ) -> Driver:
     """Put scheduler and driver around an engine. ``measured``: where no table says it; ``weights``: of tenants."""
-    family, points = families()[model.family], points_of(model)
+    family, points = family_for(model.family, model.variant), points_of(model)
     cost = points.cost_model
     if cost is None:
         assert measured is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.contract import Prompts
 from models.identity import checkpoint_sha256, weight_files
-from models.registry import families
+from models.registry import family_for
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
 from serving.operating_points import points_of_answers
@@ -23,7 +23,7 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
     context = context_of(model)
     sha256, created_s = _NO_WEIGHTS if model.options.engine == "fake" else _weights(model)
     limits = {"max_model_len": context, "max_output_tokens": min(model.options.max_output_tokens, context - 1)}
-    family = families()[model.family]
+    family = family_for(model.family, model.variant)
     points = points_of_answers(model)
     return card_of(
         family,

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from models.contract import SettingError, Value
 from models.io import ImageRequest
-from models.registry import families
+from models.registry import family_for
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, JobUpdate, report_of, waited_for
@@ -75,7 +75,11 @@ class PicturePlanner:
 
     def plan(self, picture: ImageRequest, seed: int, budget: Budget, load: Load) -> JobPlan:
         """Raises: InvalidRequest: not what the model makes. BudgetInfeasible, DeadlineUnreachable."""
-        family, model, work = families()[self.model.family], self.model, partial(self.points.work, request=picture)
+        family, model, work = (
+            family_for(self.model.family, self.model.variant),
+            self.model,
+            partial(self.points.work, request=picture),
+        )
         if (length := len(picture.prompt)) > (limit := model.variant.io.max_prompt_chars):
             raise InvalidRequest(f"prompt has {length} characters; {model.id} takes {limit}", param="prompt")
         latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
