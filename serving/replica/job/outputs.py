@@ -22,6 +22,7 @@ from PIL import Image
 
 from models.contract import Value
 from serving.errors import StoreUnavailable
+from serving.media.clip_timing import gif_times
 from serving.replica.job.base import Frames, Outputs
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobRecord, Lease, folder, preview_key
@@ -33,7 +34,6 @@ _CRF = 16
 """Constant quality of x264, 0 (lossless) to 51: small clips are cheap, and blocks in them are seen."""
 _JPEG_QUALITY = 85
 _MAX_SIDE = 8192
-_MIN_GIF_DELAY_CS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,10 @@ def _mp4(frames: Frames, fps: int) -> bytes:
 
 
 def _write_mp4(path: str, frames: Frames, fps: int) -> None:
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    """Lengths of the movie and of the edit that leaves out the decoder's delay are in the movie's own units, which are
+    milliseconds unless told otherwise, and would be rounded: frames then, in which all is whole."""
+    options = {"movflags": "+faststart", "movie_timescale": str(fps)}
+    with av.open(path, "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -121,15 +124,10 @@ def _even(frames: Frames) -> Frames:
 
 
 def _gif(frames: Frames, fps: int) -> bytes:
-    """GIF counts time in hundredths of a second: the ends of frames are rounded, so that no error adds up. Browsers
-    show a frame of less than two of them for ten: of faster clips fewer frames are there, each for two or more."""
-    num_frames = len(frames)
-    end_cs = max(_MIN_GIF_DELAY_CS, round(100 * num_frames / fps))
-    num_shown = min(num_frames, end_cs // _MIN_GIF_DELAY_CS)
-    starts_cs = [round(end_cs * index / num_shown) for index in range(num_shown)]
-    durations_ms = [10 * (end - start) for start, end in pairwise([*starts_cs, end_cs])]
-    shown = [frames[min(num_frames - 1, round(start * fps / 100))] for start in starts_cs]
-    images = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in shown]
+    """See ``clip_timing``. Equal frames that follow each other become one that lasts as long."""
+    times = gif_times(len(frames), fps)
+    durations_ms = [10 * (end - start) for start, end in pairwise(times.starts_cs)]
+    images = [Image.fromarray(frames[index]).quantize(256, dither=Image.Dither.NONE) for index in times.frames]
     buffer = io.BytesIO()
     images[0].save(
         buffer, "GIF", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, optimize=False

@@ -10,6 +10,7 @@ import msgspec
 from models.io import ClipRequest
 from serving.delivery.job.http import file_name
 from serving.front.front import clean
+from serving.media.clip_timing import clip_seconds
 from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoSettingsAnswer
 
@@ -19,6 +20,7 @@ _CLIP = msgspec.json.Decoder(ClipRequest)
 def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) -> VideoAnswer:
     """Return the job as clients see it."""
     clip, artefact = _CLIP.decode(job.payload), job.artefacts.get("video")
+    length_s = clip_seconds(clip.num_frames, int(job.output["fps"]), str(job.output["format"]))
     is_there = job.status is JobStatus.COMPLETED and artefact is not None
     compute_ms = job.report.get("compute_ms")
     return {
@@ -31,7 +33,7 @@ def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) ->
         "created_at": int(job.created_at_s),
         "completed_at": _second(job.completed_at_s),
         "expires_at": _second(job.expires_at_s),
-        "seconds": seconds_text(clip.num_frames / int(job.output["fps"])),
+        "seconds": seconds_text(length_s),
         "size": f"{job.shown['width']}x{job.shown['height']}",
         "remixed_from_video_id": None,
         "error": None if job.error is None else {"code": job.error.code, "message": clean(job.error.message)},

@@ -207,7 +207,7 @@ async def test_what_the_caller_fixes_is_what_is_made() -> None:
     )
     assert (settings["num_inference_steps"], settings["guidance_scale"], settings["sampler"]) == (30, 2.0, "ddim")
     assert (settings["attention"], settings["output_format"]) == ("tile:2:22", "gif")
-    assert (job.priority, job.shown["user"], video_to_json(job, "")["seconds"]) == ("high", "me", "3.875")
+    assert (job.priority, job.shown["user"], video_to_json(job, "")["seconds"]) == ("high", "me", "3.88")
 
 
 @pytest.mark.parametrize(
