@@ -1,0 +1,1 @@
+"""SVD and ExVideo: clips from a first frame."""
