@@ -39,8 +39,7 @@ def in_words(io: object) -> str:
                 f"{io.max_model_len} tokens; {tiles if io.tile_size else f'{io.max_image_tokens} of an image at most'}"
             )
         case ClipIO():
-            frames = " or ".join(map(str, io.frame_counts))
-            return f"{io.width}x{io.height}, {frames} frames; {', '.join(io.samplers)}"
+            return f"{_sizes(io)}, {_lengths(io)} frames; {', '.join([*_inputs(io), *io.samplers])}"
     return ""
 
 
@@ -67,9 +66,9 @@ def facts_of(family: Family, variant: Variant) -> dict[str, Any]:
             samplers = {name: asdict(made) for name, made in io.samplers.items()}
             return {
                 **facts,
+                **io.facts,
                 "width": io.width,
                 "height": io.height,
-                "fps": io.fps,
                 "frame_counts": io.frame_counts,
                 "samplers": samplers,
             }
@@ -157,14 +156,41 @@ def _kv_numbers(folder: Path) -> int | None:
     return kv_numbers_per_token(config if isinstance(config, dict) else {})
 
 
+def _inputs(io: ClipIO) -> list[str]:
+    """What goes in besides words."""
+    if not io.takes_picture:
+        return []
+    return ["from a picture and words" if io.takes_prompt else "from a picture"]
+
+
+def _sizes(io: ClipIO) -> str:
+    listed = ", ".join(f"{width}x{height}" for width, height in ((io.width, io.height), *io.sizes))
+    if not io.max_side:
+        return listed
+    return f"{listed} and sides of {io.min_side} to {io.max_side}"
+
+
+def _lengths(io: ClipIO) -> str:
+    listed = " or ".join(map(str, io.frame_counts))
+    return f"{listed}, or up to {io.max_frames}," if io.max_frames else listed
+
+
 def _clip_lines(variant: Variant) -> list[str]:
     io: ClipIO = variant.io
     samplers = ", ".join(
         f"{name} ({made.weights}, {made.min_steps} to {made.max_steps} steps)" for name, made in io.samplers.items()
     )
-    tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in io.frame_counts)
-    return [
-        f"clips: {io.width}x{io.height} at {io.fps} frames a second; {tokens}",
-        f"samplers: {samplers}",
-        f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens",
-    ]
+    lengths = dict.fromkeys((*io.frame_counts, *((_longest(io),) if io.max_frames else ())))
+    tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in lengths)
+    lines = [f"clips: {_sizes(io)} at {io.fps} frames a second; {tokens}", f"samplers: {samplers}"]
+    if io.takes_picture:
+        lines.append("first frame: a picture, scaled and cropped to the size of the clip")
+    if io.takes_prompt:
+        lines.append(
+            f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens"
+        )
+    return lines
+
+
+def _longest(io: ClipIO) -> int:
+    return io.max_frames - (io.max_frames - 1) % io.vae_stride[0]

@@ -153,3 +153,15 @@ def _value(name: str, setting: vireo_pb2.Setting) -> Setting:
         raise _bad_setting(name, "has no value; set one")
     value: Setting = getattr(setting, kind)
     return value
+
+
+def message_from_setting(value: Setting) -> vireo_pb2.Setting:
+    """Return the value of a setting as it travels."""
+    match value:
+        case bool():
+            return vireo_pb2.Setting(bool_value=value)
+        case int():
+            return vireo_pb2.Setting(int_value=value)
+        case float():
+            return vireo_pb2.Setting(double_value=value)
+    return vireo_pb2.Setting(string_value=value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from models.contract import Variant
+from models.contract import Value, Variant
 from models.io import ClipIO, SamplerRange
 from models.operating_points import point_name
 from models.registry import find
@@ -41,7 +41,7 @@ def clip_point(
     guidance_scale: float = 4.0,
 ) -> Point:
     """Of a clip of 29 frames of 64x64: so many seconds a step, and so many besides; at 6 W."""
-    settings = {
+    settings: dict[str, Value] = {
         "attention": attention, "guidance_scale": guidance_scale, "num_inference_steps": steps, "sampler": sampler
     }  # fmt: skip
     prices = {"slices": step_s, "pixels": fixed_s / (64 * 64 * 29)}

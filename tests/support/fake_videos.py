@@ -17,6 +17,7 @@ from serving.errors import InvalidRequest, UnknownVideo
 from serving.service import Card
 from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, JobStatus
 from serving.tasks.images.jobs import FILES, ImagesJob
+from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.schemas import VideoBody
 from tests.support.clip_limits import clip_limits
 
@@ -39,7 +40,8 @@ REPORT = {
 }
 
 
-def make_video_card(model: str = VIDEO_MODEL) -> Card:
+def make_video_card(model: str = VIDEO_MODEL, limits: ClipLimits | None = None) -> Card:
+    limits = limits or clip_limits()
     return Card(
         id=model,
         family="fake",
@@ -47,9 +49,10 @@ def make_video_card(model: str = VIDEO_MODEL) -> Card:
         tasks=("videos",),
         licence="MIT",
         created_s=1_700_000_002,
-        io=clip_limits().io,
+        io=limits.io,
         checkpoint_sha256="ef" * 32,
         operating_points=("full", "quick"),
+        knobs=limits.family.knobs,
     )
 
 
@@ -57,13 +60,19 @@ def planned(request: JobRequest[VideoBody], seed: int, load: Load) -> JobPlan:
     asked = request.asked
     return JobPlan(
         request=ClipRequest(
-            prompt=asked.prompt, negative_prompt=asked.negative_prompt or "", num_frames=asked.num_frames or 29
+            prompt=asked.prompt,
+            negative_prompt=asked.negative_prompt or "",
+            num_frames=asked.num_frames or 29,
+            width=asked.width or 64,
+            height=asked.height or 64,
+            fps=asked.fps or 8,
         ),
         point={
             "num_inference_steps": asked.num_inference_steps or NUM_STEPS,
             "guidance_scale": 5.0 if asked.guidance_scale is None else asked.guidance_scale,
             "sampler": asked.sampler or "euler_ancestral",
             "attention": asked.attention or "dense",
+            **request.budget.settings,
         },
         seed=asked.seed or seed,
         num_steps=asked.num_inference_steps or NUM_STEPS,
@@ -71,12 +80,7 @@ def planned(request: JobRequest[VideoBody], seed: int, load: Load) -> JobPlan:
         predicted_s=10.0,
         predicted_j=60.0,
         output={"format": asked.output_format or "mp4", "fps": asked.fps or 8},
-        shown={
-            "width": asked.width or 64,
-            "height": asked.height or 64,
-            "variant": "teacher",
-            "user": asked.user or "",
-        },
+        shown={"variant": "teacher", "user": asked.user or ""},
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.front.auth import Authenticator
+from serving.tasks.videos.limits import ClipLimits
+from tests.support import flipbook
 from tests.support.clients import BOUNDARY, FrontDoor, HttpReply, asgi
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import make_video_card
@@ -27,6 +29,13 @@ def video_door(**options: Any) -> FrontDoor:
 def keyed_door() -> FrontDoor:
     """One with two tenants."""
     return video_door(authenticator=Authenticator(KEYS, False))
+
+
+def flipbook_door(**options: Any) -> FrontDoor:
+    """One behind which clips begin with a picture."""
+    limits = [ClipLimits(family=flipbook.FAMILY, variant=variant) for variant in flipbook.FAMILY.variants]
+    cards = tuple(make_video_card(each.variant.id, each) for each in limits)
+    return FrontDoor(service=FakeService(video_cards=cards), **options)
 
 
 async def post(

@@ -192,10 +192,10 @@ def _schemas(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Closed(GenerateJsonSchema):
-    """Answers have every field of their class and no other."""
+    """Answers have every field of their class and, unless it says that it allows them, no other."""
 
     def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().typed_dict_schema(schema), "additionalProperties": False}
+        return {"additionalProperties": False, **super().typed_dict_schema(schema)}
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
         made = super().dataclass_schema(schema)

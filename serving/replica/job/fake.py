@@ -10,9 +10,11 @@ import time
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from models.contract import Figures, JobState, Phase, Point
 from models.io import ClipIO, ClipRequest
@@ -38,7 +40,8 @@ class FakePace:
 
 
 class FakeRunner:
-    """See the module. Schedules of attention are those that its setting names: ``adaspa`` and ``ras``."""
+    """See the module. A first frame is there in every frame of the clip, under the gradient. Schedules of attention are
+    those that its setting names: ``adaspa`` and ``ras``."""
 
     def __init__(self, io: ClipIO, pace: FakePace | None = None) -> None:
         self._io = io
@@ -46,22 +49,24 @@ class FakeRunner:
 
     def open(self, request: ClipRequest, point: Point, seed: int) -> JobState:
         """As many numbers as real latents have."""
-        t, h, w = self._io.grid(request.num_frames)
+        request = self._io.settled(request)
+        t, h, w = self._io.grid(request.num_frames, (request.width, request.height))
         numbers = np.zeros(t * h * w * self._io.patch[1] * self._io.patch[2] * self._io.latent_channels, np.uint32)
         return JobState(request=request, point=point, seed=seed, kept={"step": 0, "latents": numbers})
 
     def remaining(self, state: JobState) -> Mapping[Phase, int]:
         """Steps and a decode."""
-        steps = int(state.point["num_inference_steps"]) - state.kept["step"]
+        made = next(iter(self._io.samplers.values()))
+        steps = int(state.point.get("num_inference_steps", made.default_steps)) - state.kept["step"]
         left: dict[Phase, int] = {"denoise": steps, "decode": int("frames" not in state.cache)}
         return {phase: count for phase, count in left.items() if count}
 
     def group_key(self, state: JobState) -> Hashable:
         """As a real one's."""
-        point = state.point
-        has_schedule = str(point["attention"]).startswith(("adaspa", "ras"))
-        weights = self._io.samplers[str(point["sampler"])].weights
-        return state.request.num_frames, weights, point["attention"], state.kept["step"] if has_schedule else None
+        point, clip = state.point, state.request
+        attention, sampler = str(point.get("attention")), str(point.get("sampler", next(iter(self._io.samplers))))
+        step = state.kept["step"] if attention.startswith(("adaspa", "ras")) else None
+        return clip.num_frames, clip.width, clip.height, self._io.samplers[sampler].weights, attention, step
 
     def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
         """Change each number, or make the frames."""
@@ -90,8 +95,11 @@ class FakeRunner:
         return np.ascontiguousarray(self._gradient(state)[:1, ::_PREVIEW_STRIDE, ::_PREVIEW_STRIDE])
 
     def _gradient(self, state: JobState) -> Frames:
-        frames = np.arange(state.request.num_frames)[:, None, None, None] * 3
-        rows, columns = np.arange(self._io.height)[:, None, None], np.arange(self._io.width)[None, :, None]
+        request = state.request
+        frames = np.arange(request.num_frames)[:, None, None, None] * 3
+        rows, columns = np.arange(request.height)[:, None, None], np.arange(request.width)[None, :, None]
         shift = state.kept["latents"][:1].view(np.uint8)[:3]
         clip: Frames = ((frames + rows + columns + shift) % 256).astype(np.uint8)
+        if request.picture:
+            clip = clip // 8 + np.asarray(Image.open(BytesIO(request.picture)).convert("RGB")) // 8 * 7
         return clip

@@ -119,7 +119,7 @@ def _report(job: dict[str, Any], path: Path, as_json: bool) -> None:
         return
     block = job["vireo"]
     settings = block["settings"]
-    took = [f"{settings['num_inference_steps']} steps", f"seed {settings['seed']}", str(block["operating_point"])]
+    took = [f"{block['num_steps']} steps", f"seed {settings['seed']}", str(block["operating_point"])]
     if job.get("inference_time_s") is not None:
         took.append(f"{job['inference_time_s']:.1f} s")
     if block.get("energy_j") is not None:

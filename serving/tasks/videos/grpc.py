@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final
+from typing import Final, cast
 
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from models.contract import Value
 from serving.delivery.job.base import JobRequest, cancel_for_good, report_of
 from serving.delivery.job.grpc import message_from_update
 from serving.domain import Surface
 from serving.errors import InvalidRequest
-from serving.front.budget import budget_from_message
+from serving.front.budget import budget_from_message, message_from_setting
 from serving.front.front import check_model
 from serving.front.grpc.call import GrpcCall
 from serving.front.grpc.messages import message_from_report
@@ -22,8 +23,8 @@ from serving.front.grpc.rpc import Rpc
 from serving.limits import IngressLimits
 from serving.stores.jobs.base import Artefact, JobRecord, JobStatus
 from serving.tasks.videos.reply import settings_of
-from serving.tasks.videos.rules import VIDEOS, check_video, join_sizes, parse_seconds, with_settings
-from serving.tasks.videos.schemas import VideoBody, VideoFormat
+from serving.tasks.videos.rules import VIDEOS, admitted, check_video, join_sizes, parse_seconds
+from serving.tasks.videos.schemas import KNOBS, VideoBody, VideoFormat
 from serving.telemetry.events import OK
 
 MAX_PIECE_BYTES = 1 << 20
@@ -37,7 +38,8 @@ _WIRE_FORMATS: Final[dict[VideoFormat, vireo_pb2.VideoFormat.ValueType]] = {
     "mp4": vireo_pb2.VIDEO_FORMAT_MP4,
     "gif": vireo_pb2.VIDEO_FORMAT_GIF,
 }
-_OPTIONAL: Final = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "seed", "sampler", "attention")
+_SETTINGS: Final = frozenset(vireo_pb2.VideoSettings.DESCRIPTOR.fields_by_name) - {"output_format", "settings"}
+_OPTIONAL: Final = ("num_frames", "fps", "seed", *KNOBS)
 
 
 async def generate_video(
@@ -51,8 +53,7 @@ async def generate_video(
         tenant=call.tenant,
         limits=call.front.limits,
     )
-    cards = call.front.service.video_cards()
-    job = await videos.create(with_settings(call.front.admit(request, cards, call.visit)))
+    job = await videos.create(admitted(call, request))
     try:
         yield message_accepted(job)
         async with aclosing(videos.watch(job.owner, job.id)) as updates:
@@ -121,8 +122,10 @@ def message_accepted(job: JobRecord) -> vireo_pb2.GenerateVideoResponse:
     settings = settings_of(job)
     chosen = vireo_pb2.VideoSettings(output_format=_WIRE_FORMATS[settings["output_format"]])
     for name, value in settings.items():
-        if name not in ("output_format", "negative_prompt"):
+        if name in _SETTINGS:
             setattr(chosen, name, value)
+        elif name not in ("output_format", "negative_prompt"):
+            chosen.settings[name].CopyFrom(message_from_setting(cast(Value, value)))
     accepted = vireo_pb2.VideoAccepted(
         id=job.id,
         model=job.model,

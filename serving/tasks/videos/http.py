@@ -13,7 +13,7 @@ from serving.front.http.multipart import FormReader
 from serving.front.http.openapi import form_schema, json_content
 from serving.tasks.videos.body import document_from_form, form_rules, json_bounds, request_from_document
 from serving.tasks.videos.reply import video_to_json
-from serving.tasks.videos.rules import VIDEOS, with_settings
+from serving.tasks.videos.rules import VIDEOS, admitted
 from serving.tasks.videos.schemas import VideoAnswer, VideoBody
 
 
@@ -35,7 +35,7 @@ async def read_request(call: Call) -> JobRequest[VideoBody]:
         idempotency_key=call.header(b"idempotency-key") or "",
         limits=limits,
     )
-    return with_settings(call.front.admit(request, call.front.service.video_cards(), call.visit))
+    return admitted(call, request)
 
 
 ROUTES: Final = CreatedJobHttp(

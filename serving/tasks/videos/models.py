@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from models.identity import checkpoint_sha256, weight_files
@@ -20,7 +21,7 @@ from serving.tasks.videos.resolve import ClipPlanner
 _NO_WEIGHTS = "0" * 64
 _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 """Assumed of what runs an unmeasured model: one core, or one large GPU at half precision."""
-_LEAST_STEP_S = 1e-3
+_LEAST_STEP_S, _STEPS_OF_PIXELS = 1e-3, 10
 
 
 def _card(points: VideoPoints, created_s: int, sha256: str, *, is_calibrated: bool) -> Card:
@@ -46,7 +47,7 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     folder = None if model.options.engine == "fake" else limits.variant.weights
     sha256, created_s = (_NO_WEIGHTS, 0) if folder is None else _weights(folder)
     is_calibrated = folder is not None and (folder / TABLE_FILE).is_file()
-    points = planned_points(load_table(limits.variant)) if is_calibrated else _assumed_points(limits, model)
+    points = _measured_points(limits) if is_calibrated else _assumed_points(limits, model)
     planned = VideoPoints(points=points, limits=limits)
     card = _card(planned, created_s, sha256, is_calibrated=is_calibrated)
     return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=planned), replicas=model.replicas)
@@ -62,25 +63,30 @@ def _weights(folder: Path) -> tuple[str, int]:
 
 def _assumed_points(limits: ClipLimits, model: ResolvedModel[JobOptions]) -> tuple[Point, ...]:
     """Points of a checkpoint that nobody has measured: each sampler as published, the default first, at a cost reckoned
-    from its size: two operations for each multiply-accumulate, and as much as ten guided steps for text and pixels.
+    from its size: two operations for each multiply-accumulate, and as much as ten steps for text and pixels.
 
     Predictions are then rough, and no quality floor is met: calibrate to be exact.
     """
-    io, family = limits.io, limits.family
-    clip = ClipRequest(prompt="", num_frames=io.frame_counts[-1])
-    guided = family.check_point({"num_inference_steps": 10, "guidance_scale": max(2.0, io.default_guidance)})
-    units, mac_s = limits.work(clip, guided).units, 2 / _OPERATIONS_PER_S[model.device]
-    prices = {"macs": mac_s, "slices": _LEAST_STEP_S, "pixels": mac_s * units["macs"] / units["pixels"]}
-    cost = Cost(latency_s=prices, busy_s=prices, watts=model.watts)
-    settings = (
-        family.check_point(
-            {
-                "sampler": name,
-                "num_inference_steps": made.default_steps,
-                "attention": "dense",
-                "guidance_scale": io.default_guidance if made.is_guided else 1.0,
-            }
+    io = limits.io
+    settings = [
+        limits.point(
+            sampler=name,
+            num_inference_steps=made.default_steps,
+            guidance_scale=io.default_guidance if made.is_guided else 1.0,
         )
         for name, made in limits.samplers.items()
-    )
+    ]
+    units = limits.work(io.settled(ClipRequest(num_frames=io.frame_counts[-1])), settings[0]).units
+    mac_s = 2 / _OPERATIONS_PER_S[model.device]
+    prices = {"macs": mac_s, "slices": _LEAST_STEP_S}
+    if units.get("pixels"):
+        steps = next(iter(limits.samplers.values())).default_steps
+        prices["pixels"] = mac_s * units.get("macs", 0.0) * _STEPS_OF_PIXELS / steps / units["pixels"]
+    cost = Cost(latency_s=prices, busy_s=prices, watts=model.watts)
     return tuple(Point(name=point_name(made), settings=made, cost=cost) for made in settings)
+
+
+def _measured_points(limits: ClipLimits) -> tuple[Point, ...]:
+    """Those of the table, each with all settings: what a calibration leaves alone is at its default."""
+    points = planned_points(load_table(limits.variant))
+    return tuple(replace(point, settings=limits.family.check_point(point.settings)) for point in points)

@@ -14,7 +14,7 @@ from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Load, Plan, Point, Refusal, Settings, plan, with_settings
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, DeadlineUnreachable, UnsupportedVideo
-from serving.tasks.videos.limits import ClipLimits
+from serving.tasks.videos.limits import STEPS, ClipLimits
 
 _CUSTOM = "custom"
 """Settings that nobody calibrated: metrics count points by name, and callers could make up any number of these."""
@@ -48,7 +48,7 @@ class VideoPoints:
         def work(settings: Settings) -> Units:
             return self.limits.work(clip, self.limits.family.check_point(settings)).units
 
-        points = with_settings(self.points, fixed, work, point_name, partial(self._is_possible, clip, fixed))
+        points = with_settings(self.points, fixed, work, point_name, partial(self._is_possible, clip))
         latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
         wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
         made = plan(points, work, wanted, load)
@@ -63,25 +63,15 @@ class VideoPoints:
             retry_after_s=made.retry_after_s,
         )
 
-    def _is_possible(self, clip: ClipRequest, fixed: Mapping[str, Value], base: Settings, made: Settings) -> bool:
-        """Whether the sampler works with the weights of that point and so many steps, and the rest with the clip.
-
-        What the caller has fixed is not looked at here: the limits refuse it, and say why.
-        """
-        samplers = self.limits.samplers
-        was, sampler = samplers.get(str(base["sampler"])), samplers.get(str(made["sampler"]))
+    def _is_possible(self, clip: ClipRequest, base: Settings, made: Settings) -> bool:
+        """Whether the sampler works with the weights of that point and so many steps, and the rest with the clip."""
+        (_, was), (_, sampler) = self.limits.sampler_of(base), self.limits.sampler_of(made)
         if was is None or sampler is None or sampler.weights != was.weights:
             return False
-        if not sampler.takes(int(made["num_inference_steps"])):
+        if STEPS in made and not sampler.takes(int(made[STEPS])):
             return False
-        guides = "sampler" not in fixed and float(made["guidance_scale"]) > 1
-        settings: dict[str, Value] = {
-            **made,
-            "guidance_scale": float(made["guidance_scale"]) if guides else 1.0,
-            "attention": "dense" if "attention" in fixed else made["attention"],
-        }
         try:
-            self.limits.check_allowed(clip, settings)
+            self.limits.check_allowed(clip, self.limits.family.check_point(made))
         except SettingError:
             return False
         return True
@@ -89,6 +79,6 @@ class VideoPoints:
 
 def _refusal(refusal: Refusal) -> BudgetInfeasible | UnsupportedVideo:
     if refusal.nearest is None:
-        return UnsupportedVideo(f"{refusal.message}; fix fewer of sampler, num_inference_steps and attention")
+        return UnsupportedVideo(f"{refusal.message}; fix fewer of them")
     names = {"latency": "latency_ms", "energy": "energy_j", "quality": "quality_floor"}
     return BudgetInfeasible(refusal.message, param=f"vireo.{names[refusal.breaks[0]]}")

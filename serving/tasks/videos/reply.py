@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -34,7 +33,7 @@ def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) ->
         "completed_at": _second(job.completed_at_s),
         "expires_at": _second(job.expires_at_s),
         "seconds": seconds_text(length_s),
-        "size": f"{job.shown['width']}x{job.shown['height']}",
+        "size": f"{clip.width}x{clip.height}",
         "remixed_from_video_id": None,
         "error": None if job.error is None else {"code": job.error.code, "message": clean(job.error.message)},
         "url": url if is_there else None,
@@ -49,22 +48,18 @@ def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) ->
 def settings_of(job: JobRecord, clip: ClipRequest | None = None) -> VideoSettingsAnswer:
     """Return what decides what the clip looks like."""
     clip = clip or _CLIP.decode(job.payload)
-    point: Mapping[str, Any] = job.point
-    output: Mapping[str, Any] = job.output
-    return {
-        "width": job.shown["width"],
-        "height": job.shown["height"],
+    settings: dict[str, Any] = {
+        **job.point,
+        "width": clip.width,
+        "height": clip.height,
         "variant": job.shown["variant"],
         "num_frames": clip.num_frames,
         "negative_prompt": clip.negative_prompt,
         "seed": job.seed,
-        "fps": output["fps"],
-        "output_format": output["format"],
-        "num_inference_steps": point["num_inference_steps"],
-        "guidance_scale": point["guidance_scale"],
-        "sampler": point["sampler"],
-        "attention": point["attention"],
+        "fps": job.output["fps"],
+        "output_format": job.output["format"],
     }
+    return cast(VideoSettingsAnswer, settings)
 
 
 def _block(job: JobRecord, settings: VideoSettingsAnswer, finish_at_s: float | None) -> VideoBlock:

@@ -5,23 +5,21 @@ The points (``VideoPoints``) are asked with everything that the caller has fixed
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from models.contract import Value
-from models.io import ClipRequest
+from models.contract import SettingError, Value
+from models.io import ClipIO, ClipRequest
 from schedulers.plan import Load
 from serving.delivery.job.base import JobPlan, JobRequest
 from serving.errors import UnsupportedVideo
 from serving.service import Card
-from serving.tasks.videos.limits import ClipLimits
+from serving.tasks.videos.limits import GUIDANCE, SAMPLER, STEPS, ClipLimits
 from serving.tasks.videos.points import VideoPoints
-from serving.tasks.videos.schemas import VideoBody
+from serving.tasks.videos.schemas import KNOBS, VideoBody
 
 _MAX_STRETCH = 2.0
 """A clip that would be longer or shorter than asked for by more than this factor is refused."""
-_KNOBS = ("num_inference_steps", "guidance_scale", "sampler", "attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,66 +36,68 @@ class ClipPlanner:
         Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
         """
         asked, io = request.asked, self.limits.io
-        fps = asked.fps or self.card.io.fps
-        size = (asked.width or io.width, asked.height or io.height)
-        clip = ClipRequest(
-            prompt=asked.prompt,
-            negative_prompt=asked.negative_prompt or "",
-            num_frames=_num_frames(asked, self.card, fps),
+        fps = asked.fps or io.fps
+        clip = io.settled(
+            ClipRequest(
+                prompt=asked.prompt,
+                negative_prompt=asked.negative_prompt or "",
+                num_frames=_num_frames(asked, io, fps),
+                width=asked.width or 0,
+                height=asked.height or 0,
+                fps=fps,
+            )
         )
-        fixed = {name: value for name in _KNOBS if (value := getattr(asked, name)) is not None}
-        self._check_asked(clip, fixed, size, fps)
+        direct = {name: value for name in KNOBS if (value := getattr(asked, name)) is not None}
+        fixed = {**request.budget.settings, **direct}
+        self._check_asked(clip, fixed)
         chosen = self.points.choose(clip, fixed, request.budget, load)
-        point = dict(self.limits.check(clip, chosen.point.settings, size=size, fps=fps))
+        point = self.limits.check(clip, chosen.point.settings)
+        _, sampler = self.limits.sampler_of(point)
+        assert sampler is not None, "it was checked"
+        slices = round(self.limits.work(clip, point).units.get("slices", 1))
         return JobPlan(
             request=clip,
             point=point,
             seed=seed if asked.seed is None else asked.seed,
-            num_steps=int(point["num_inference_steps"]),
+            num_steps=int(point.get(STEPS, slices)),
             name=self.points.name_of(chosen),
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
             degraded=chosen.degraded,
             output={"format": asked.output_format or "mp4", "fps": fps},
-            shown={
-                "width": size[0],
-                "height": size[1],
-                "variant": self.limits.samplers[str(point["sampler"])].weights,
-                "user": asked.user or "",
-            },
+            shown={"variant": sampler.weights, "user": asked.user or ""},
         )
 
-    def _check_asked(self, clip: ClipRequest, fixed: Mapping[str, Value], size: tuple[int, int], fps: int) -> None:
+    def _check_asked(self, clip: ClipRequest, fixed: Mapping[str, Value]) -> None:
         """Refuse what no point could do, before one is looked for: the message is about the field, not the budget."""
-        steps = fixed.get("num_inference_steps")
-        name = str(fixed.get("sampler") or self._sampler_for(steps))
+        name = str(fixed.get(SAMPLER) or self._sampler_for(fixed.get(STEPS)))
         made = self.limits.samplers.get(name)
-        least: dict[str, Value] = {
-            "sampler": name,
-            "num_inference_steps": made.default_steps if made else 1,
-            "guidance_scale": 1.0,
-            "attention": "dense",
-        }
-        self.limits.check(clip, {**least, **fixed}, size=size, fps=fps)
+        usual: dict[str, Value] = {} if made is None else {SAMPLER: name, STEPS: made.default_steps}
+        self.limits.check(clip, {**self.limits.point(**usual, **self._unguided()), **fixed})
 
-    def _sampler_for(self, steps: Any) -> str:
+    def _unguided(self) -> dict[str, Value]:
+        """As little guidance as there can be."""
+        knob = next((knob for knob in self.limits.family.knobs if knob.name == GUIDANCE), None)
+        return {} if knob is None or knob.low is None else {GUIDANCE: max(1.0, knob.low)}
+
+    def _sampler_for(self, steps: Value | None) -> str:
         """One that takes so many steps; the first if none does."""
         samplers = self.limits.samplers
-        fitting = (name for name, made in samplers.items() if steps is None or made.takes(steps))
+        fitting = (name for name, made in samplers.items() if steps is None or made.takes(int(steps)))
         return next(fitting, next(iter(samplers)))
 
 
-def _num_frames(asked: VideoBody, card: Card, fps: int) -> int:
+def _num_frames(asked: VideoBody, io: ClipIO, fps: int) -> int:
     """Raises: UnsupportedVideo: no length is near, or frames and seconds contradict each other."""
     seconds = asked.seconds
-    lengths: Sequence[int] = card.io.frame_counts
     if seconds is None:
-        return asked.num_frames or lengths[0]
+        return asked.num_frames or io.frame_counts[0]
     assert isinstance(seconds, float), "as the rules have left it"
     wanted = seconds * fps
+    lengths = _lengths(io, wanted)
     nearest = min(lengths, key=lambda frames: (abs(frames - wanted), frames))
     if asked.num_frames is not None:
-        if asked.num_frames in lengths and asked.num_frames != nearest:
+        if asked.num_frames != nearest and _is_possible(io, asked.num_frames):
             raise UnsupportedVideo(
                 f"num_frames is {asked.num_frames} and seconds {seconds:g} at {fps} fps are {nearest} "
                 "frames; send one of them",
@@ -105,8 +105,26 @@ def _num_frames(asked: VideoBody, card: Card, fps: int) -> int:
             )
         return asked.num_frames
     if not nearest / _MAX_STRETCH <= wanted <= nearest * _MAX_STRETCH:
-        possible = ", ".join(f"{frames / fps:g}" for frames in lengths)
+        possible = ", ".join(f"{frames / fps:g}" for frames in sorted(io.frame_counts))
+        if io.max_frames:
+            possible = f"{1 / fps:g} to {max(lengths) / fps:g}"
         raise UnsupportedVideo(
             f"seconds is {seconds:g}; at {fps} fps this model makes {possible} seconds", param="seconds"
         )
     return nearest
+
+
+def _is_possible(io: ClipIO, frames: int) -> bool:
+    try:
+        io.check_frames(frames)
+    except SettingError:
+        return False
+    return True
+
+
+def _lengths(io: ClipIO, wanted: float) -> tuple[int, ...]:
+    """Lengths that a checkpoint makes; of those that are any up to a limit, the ones around what is wanted, and it."""
+    step, most = io.vae_stride[0], max(0, io.max_frames - 1) // io.vae_stride[0]
+    below = min(most, max(0, int((wanted - 1) // step)))
+    near = {below, min(most, below + 1), most} if io.max_frames else set()
+    return tuple({*io.frame_counts, *(1 + step * latents for latents in near)})

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from serving.delivery.job.base import JobRequest, JobTask
 from serving.delivery.job.http import check_key
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
-from serving.front.front import check_integer, check_number, check_unicode, shown
+from serving.front.front import BaseCall, check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
 from serving.tasks.videos.schemas import (
+    KNOBS,
     MAX_FPS,
     MAX_FRAMES,
     MAX_GUIDANCE,
@@ -38,7 +39,6 @@ VIDEOS = JobTask(
 
 _SIZE: Final = re.compile(SIZE)
 _SECONDS: Final = re.compile(SECONDS)
-_SETTINGS: Final = frozenset({"num_inference_steps", "guidance_scale", "sampler", "attention"})
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -103,21 +103,33 @@ def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobReq
     return request
 
 
-def with_settings(request: JobRequest[VideoBody]) -> JobRequest[VideoBody]:
-    """Return the request with its settings as the fields of the same names: there are two ways to say it.
-
-    Raises: InvalidRequest: both, and they differ. UnsupportedField: clips are not asked for by such a setting.
+def admitted(call: BaseCall, request: JobRequest[VideoBody]) -> JobRequest[VideoBody]:
+    """Return the request, admitted to its model, and each of its settings said in one way: as the field of its name,
+    where there is one. Raises: ClientError.
     """
-    settings = request.budget.settings
-    for name, value in settings.items():
-        if name not in _SETTINGS:
-            raise UnsupportedField(f"{name} is not set for one clip; remove it", param=f"vireo.settings.{name}")
-        if (said := getattr(request.asked, name)) not in (None, value):
-            raise InvalidRequest(f"{name} is {shown(said)} and vireo.settings.{name} is {value}; send one", param=name)
-    if not settings:
+    front, cards = call.front, call.front.service.video_cards()
+    request = front.admit(request, cards, call.visit)
+    card = front.card(request.model, cards)
+    settings, said = dict(request.budget.settings), dict[str, Any]()
+    for name in KNOBS:
+        asked = getattr(request.asked, name)
+        if name not in {knob.name for knob in card.knobs}:
+            if asked is not None:
+                own = ", ".join(knob.name for knob in card.knobs if knob.scope == "request") or "none"
+                raise UnsupportedField(
+                    f"{name} is not offered: {card.id} has no such setting; it has {own}. Remove it", param=name
+                )
+        elif name in settings:
+            said[name] = value = settings.pop(name)
+            if asked not in (None, value):
+                raise InvalidRequest(
+                    f"{name} is {shown(asked)} and vireo.settings.{name} is {value}; send one of them", param=name
+                )
+    if not said:
         return request
-    asked = request.asked.model_copy(update=dict(settings))
-    return replace(request, asked=asked, budget=replace(request.budget, settings={}))
+    return replace(
+        request, asked=request.asked.model_copy(update=said), budget=replace(request.budget, settings=settings)
+    )
 
 
 def _check_text(text: str, limit: int, param: str) -> None:

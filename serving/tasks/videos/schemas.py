@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from serving.front.budget import BudgetBody
@@ -22,6 +22,9 @@ MAX_LABEL_CHARS = 512
 MAX_NAME_CHARS = 64
 SIZE: Final = r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})"
 SECONDS: Final = r"[0-9]{1,6}(\.[0-9]{1,6})?"
+
+KNOBS: Final = ("num_inference_steps", "guidance_scale", "sampler", "attention")
+"""Settings of a model that are fields of a body, as other servers have them; the others are in ``vireo.settings``."""
 
 VideoFormat: TypeAlias = Literal["mp4", "gif"]
 """How a finished clip is encoded."""
@@ -68,9 +71,9 @@ class VideoBody(Strict):
     seed: Annotated[int, Field(ge=0), Within(maximum=MAX_SEED)] | None = None
     """Makes the clip repeatable."""
     sampler: _Name | None = None
-    """``euler_ancestral``, ``ddim`` or ``consistency``."""
+    """One of those that the model lists."""
     attention: _Name | None = None
-    """``dense``, ``tile:K:REST``, ``adaspa:SPARSITY`` or ``ras:SHARE``."""
+    """``dense``, or a sparse attention that the model has, as in ``adaspa:0.8``."""
     output_format: VideoFormat | None = None
     user: Annotated[str, Within(maxLength=MAX_LABEL_CHARS)] | None = None
     """The caller's own label; returned and not used."""
@@ -79,18 +82,20 @@ class VideoBody(Strict):
     """Budget."""
 
 
+@with_config(ConfigDict(extra="allow"))
 class VideoSettingsAnswer(TypedDict):
-    """Everything that decides what the clip looks like: the same settings make the same clip."""
+    """Everything that decides what the clip looks like: the same settings make the same clip. Beside these are the
+    other settings of the model, by name."""
 
     width: int
     height: int
     num_frames: int
     fps: int
-    num_inference_steps: int
-    guidance_scale: float
+    num_inference_steps: NotRequired[int]
+    guidance_scale: NotRequired[float]
     seed: int
-    sampler: str
-    attention: str
+    sampler: NotRequired[str]
+    attention: NotRequired[str]
     variant: str
     output_format: VideoFormat
     negative_prompt: str

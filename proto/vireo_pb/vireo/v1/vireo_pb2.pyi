@@ -1254,9 +1254,9 @@ class GenerateVideoRequest(_message.Message):
     seed: _builtins.int
     """Makes the clip repeatable; 0 or more."""
     sampler: _builtins.str
-    """"euler_ancestral", "ddim" or "consistency"."""
+    """One of those that the model lists."""
     attention: _builtins.str
-    """"dense", "tile:K:REST", "adaspa:SPARSITY" or "ras:SHARE"."""
+    """"dense", or a sparse attention that the model has, as in "adaspa:0.8"."""
     output_format: Global___VideoFormat.ValueType
     """How the clip is encoded."""
     user: _builtins.str
@@ -1267,7 +1267,7 @@ class GenerateVideoRequest(_message.Message):
     """Whether the job goes on when the call is cancelled; fetch its clip over HTTP then."""
     @_builtins.property
     def vireo(self) -> Global___Budget:
-        """Latency, energy, priority and quality."""
+        """Latency, energy, priority and quality, and the other settings of the model."""
 
     def __init__(
         self,
@@ -1344,6 +1344,27 @@ class VideoSettings(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Setting: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Setting | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     NUM_FRAMES_FIELD_NUMBER: _builtins.int
@@ -1355,6 +1376,7 @@ class VideoSettings(_message.Message):
     ATTENTION_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Pixels."""
     height: _builtins.int
@@ -1364,19 +1386,23 @@ class VideoSettings(_message.Message):
     fps: _builtins.int
     """Frames per second."""
     num_inference_steps: _builtins.int
-    """Denoising steps."""
+    """Denoising steps; 0 where the model has no such setting."""
     guidance_scale: _builtins.float
-    """Guidance."""
+    """Guidance; 0 where the model has no such setting."""
     seed: _builtins.int
     """Seed of the noise."""
     sampler: _builtins.str
-    """Sampler."""
+    """Sampler; empty where the model has no such setting."""
     attention: _builtins.str
-    """Attention."""
+    """Attention; empty where the model has no such setting."""
     variant: _builtins.str
     """Which weights of the model, for example "teacher"."""
     output_format: Global___VideoFormat.ValueType
     """How the clip is encoded."""
+    @_builtins.property
+    def settings(self) -> _containers.MessageMap[_builtins.str, Global___Setting]:
+        """The other settings of the model, by name."""
+
     def __init__(
         self,
         *,
@@ -1391,10 +1417,11 @@ class VideoSettings(_message.Message):
         attention: _builtins.str = ...,
         variant: _builtins.str = ...,
         output_format: Global___VideoFormat.ValueType = ...,
+        settings: _abc.Mapping[_builtins.str, Global___Setting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "sampler", b"sampler", "seed", b"seed", "variant", b"variant", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "sampler", b"sampler", "seed", b"seed", "settings", b"settings", "variant", b"variant", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -208,12 +208,12 @@ def test_every_route_is_tried() -> None:
 
 
 def test_objects_are_closed() -> None:
-    """What is not documented fails the tests above."""
+    """What is not documented fails the tests above. Which settings a clip has, its model says."""
     schemas = document()["components"]["schemas"]
     open_ones = {
         name for name, schema in schemas.items() if "properties" in schema and schema.get("additionalProperties", True)
     }
-    assert open_ones == set()
+    assert open_ones == {"VideoSettingsAnswer"}
 
 
 # -- for generators of clients ---------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from vireo_pb.vireo.v1 import vireo_pb2
 from serving.domain import Priority, Surface
 from serving.errors import QueueFull
 from serving.tasks.videos.grpc import MAX_PIECE_BYTES
-from tests.support import fake_videos
+from tests.support import fake_videos, flipbook
 from tests.support.clients import CallRecorder, FakeContext, FrontDoor, context_outcome
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
-from tests.support.video_clients import ADA, PROMPT, keyed_door, video_door
+from tests.support.video_clients import ADA, PROMPT, flipbook_door, keyed_door, video_door
 from tests.support.waiting import until
 
 Response = vireo_pb2.GenerateVideoResponse
@@ -94,6 +94,17 @@ async def test_every_field_reaches_the_service() -> None:
     assert (got.sampler, got.attention, got.output_format) == ("ddim", "tile:2:6", "gif")
     assert (request.budget.latency_ms, request.budget.energy_j, request.budget.quality_floor) == (9000, 5, 0.5)
     assert (request.budget.priority, got.user, request.idempotency_key) == (Priority.HIGH, "me", "k-1")
+
+
+async def test_settings_of_any_model_come_and_go_by_name() -> None:
+    door = flipbook_door()
+    door.service.is_fast = True
+    settings = {"motion": vireo_pb2.Setting(int_value=3), "is_looped": vireo_pb2.Setting(bool_value=True)}
+    call = Call(door, asked(model=flipbook.WORDS, vireo=vireo_pb2.Budget(settings=settings)))
+    await call.task
+    (request,) = door.service.video_requests
+    assert request.budget.settings == {"is_looped": True, "motion": 3}
+    assert dict(call.responses[0].accepted.settings.settings) == settings
 
 
 async def test_absent_fields_stay_absent_and_the_only_model_is_meant() -> None:

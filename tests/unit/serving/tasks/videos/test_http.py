@@ -17,6 +17,7 @@ from serving.errors import BudgetInfeasible, QueueFull, StoreUnavailable, Unsupp
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.schemas import VideoBody
+from tests.support import flipbook
 from tests.support.clients import CallRecorder, FrontDoor, asgi
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
 from tests.support.video_clients import (
@@ -26,6 +27,7 @@ from tests.support.video_clients import (
     PROMPT,
     Presence,
     events_of,
+    flipbook_door,
     get,
     keyed_door,
     post,
@@ -131,6 +133,27 @@ async def test_extra_params_say_the_same_as_the_fields() -> None:
     await post_form(door, {**BODY, "extra_params": json.dumps(extra)})
     for request in door.service.video_requests:
         assert (request.asked.sampler, request.asked.attention, request.asked.output_format) == ("ddim", "dense", "gif")
+
+
+async def test_settings_that_are_no_fields_of_a_body_reach_the_service_and_are_shown() -> None:
+    door = flipbook_door()
+    settings = {"motion": 3, "is_looped": True, "num_inference_steps": 9}
+    reply = await post(door, BODY | {"model": flipbook.WORDS, "vireo": {"settings": settings}})
+    assert reply.status == 200, reply.body
+    check("VideoAnswer", reply.json)
+    (request,) = door.service.video_requests
+    assert (request.asked.num_inference_steps, request.budget.settings) == (9, {"is_looped": True, "motion": 3})
+    assert reply.json["vireo"]["settings"].items() >= settings.items()
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "sampler", "attention"])
+async def test_field_that_is_no_setting_of_the_model_is_refused_by_name(name: str) -> None:
+    door = flipbook_door()
+    body = BODY | {"model": flipbook.WORDS, name: 2.0 if name == "guidance_scale" else "x"}
+    reply = await post(door, body)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "unsupported_field", name)
+    assert "motion, is_looped" in reply.error["message"]
+    assert not door.service.video_requests
 
 
 async def test_model_may_be_absent_where_there_is_but_one() -> None:

@@ -16,7 +16,7 @@ from serving.tasks.videos.limits import ClipLimits
 def check(num_frames: int = 29, **point: Any) -> Point:
     family, variant = find("vdit-nano")
     limits = ClipLimits(family=family, variant=variant)
-    return limits.check(ClipRequest(prompt="a ball", num_frames=num_frames), point, size=(64, 64), fps=8)
+    return limits.check(limits.io.settled(ClipRequest(prompt="a ball", num_frames=num_frames)), point)
 
 
 def test_limits_of_the_nano_model_pass_its_defaults() -> None:

@@ -31,18 +31,19 @@ def chosen(
     quality_floor: float | None = None,
     **fixed: Any,
 ) -> Plan:
-    clip = ClipRequest(prompt="", num_frames=num_frames)
+    clip = clip_limits().io.settled(ClipRequest(num_frames=num_frames))
     latency_ms = None if allowed_s is None else 1e3 * allowed_s
     budget = Budget(latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor)
     return points.choose(clip, fixed, budget, Load())
 
 
-def test_tile_mask_of_another_length_is_no_point_of_a_clip_unless_the_caller_wants_it() -> None:
+def test_tile_mask_of_another_length_is_no_point_of_a_clip() -> None:
     tiled = clip_point(20, 0.95, attention="tile:3:5")
     table = points(tiled)
     assert chosen(table).point.name == tiled.name
     assert chosen(table, 93).point.name == BEST.name
-    assert chosen(table, 93, attention="tile:3:5").point.settings["attention"] == "tile:3:5"
+    with pytest.raises(UnsupportedVideo, match="combination"):
+        chosen(table, 93, attention="tile:3:5")
 
 
 def test_names_are_best_first() -> None:
