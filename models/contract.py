@@ -330,6 +330,12 @@ class Family:
 
     ``save``: (network, variant, folder) -> None: writes a folder as ``build`` reads it, where ``model.safetensors``
     alone is not one.
+    ``recognise``: (folder) -> the name under which ``resolve`` takes what is in it, or None where that is not this
+    family's; for open families. Reads small files alone, and imports nothing heavy. Raises ValueError where it is the
+    family's but cannot be served; the message says why.
+    ``weight_files``: (variant) -> files of weights by the name of their network, where ``build`` reads others than
+    those in the network's own folder; for what is said about memory.
+    ``facts``: (variant) -> whatever else `vireo models show` should say, by name; texts, numbers or tuples of them.
     ``convert``: (variant, ..., on_progress) -> what was done, in lines: brings published weights into a folder. Its
     other parameters, each ``Annotated`` with a text, are the arguments and (keyword-only) options of `vireo convert`.
     ``experts``: (variant) -> ExpertFacts, of a mixture of experts.

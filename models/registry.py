@@ -1,4 +1,4 @@
-"""Every model family that this installation knows, and the way from a model id to its variant.
+"""Every model family that this installation knows, and the way from a model id or a folder to its variant.
 
 Families come from the table below and from the entry-point group ``vireo.families``, so that another distribution can
 bring one: its entry point names a ``Family``, and it is trusted like any package that is installed. Free of torch.
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from models.contract import Family, LazyRef, Variant
+from models.folder import seen_in
 
 GROUP = "vireo.families"
 
@@ -66,9 +67,10 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     """The family and variant behind a model id: one that is listed, or ``family:name`` of an open family. The family is
     as it is for that variant (``Family.of``).
 
-    ``weights``: a folder to read them from instead of the usual one; an open family may read there what it holds.
+    ``weights``: a folder to read them from instead of the usual one; an open family may read there what it holds. With
+    it, the id may be any name of the user's own: ``recognise`` says what the folder is.
 
-    Raises: ValueError: the id is unknown; the message lists the known ones.
+    Raises: ValueError: the id is unknown and the folder, if any, is not recognised; the message lists what is known.
     """
     for family in families().values():
         for variant in family.variants:
@@ -79,8 +81,47 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     if open_family is not None and open_family.resolve is not None:
         variant = open_family.resolve.load()(rest, weights)
         return open_family.of(variant), variant
+    if weights is not None and not colon:
+        return _recognised(model_id, weights)
     close = "".join(f"; did you mean {known}?" for known in get_close_matches(model_id, known_ids(), 1))
     raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}{close}")
+
+
+def _recognised(name: str, folder: Path) -> tuple[Family, Variant]:
+    """What a folder is that was given a name. Exactly one family must know it."""
+    found = recognise(folder)
+    if len(found) == 1:
+        return find(found[0], folder)
+    if found:
+        words = " or ".join(f"{name}={made_of}@{folder}" for made_of in found)
+        raise ValueError(f"{folder} may be served as {' or as '.join(found)}: say which, {words}")
+    able = ", ".join(family.name for family in families().values() if "recognise" in family.parts)
+    close = "".join(f"; did you mean {known}?" for known in get_close_matches(name, known_ids(), 1))
+    raise ValueError(
+        f"{name!r} is no known model, and no family recognises {folder}: {seen_in(folder)}. Families that recognise "
+        f"folders: {able}. To say what it is, write {name}=MODEL@{folder} with one of {', '.join(known_ids())}{close}"
+    )
+
+
+def recognise(folder: Path) -> tuple[str, ...]:
+    """Ids under which open families would serve a folder, each ``family:name``. Reads a few small files.
+
+    Raises: ValueError: there is no such folder, or it is of a family that cannot serve it, and of no other.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    found, refused = [], []
+    for family in families().values():
+        if "recognise" in family.parts:
+            try:
+                name = family.part("recognise")(folder)
+            except ValueError as error:
+                refused.append(error)
+                continue
+            found += [] if name is None else [f"{family.name}:{name}"]
+    if refused and not found:
+        raise refused[0]
+    return tuple(found)
 
 
 def family_for(name: str, variant: Variant) -> Family:

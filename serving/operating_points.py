@@ -177,15 +177,24 @@ def answer_work(family: Family, variant: Variant) -> Callable[[ChatTokens], Unit
     return work
 
 
+def usual_request(io: Any) -> Any:
+    """What is asked for as a rule: a clip or a picture of the usual size, a chat about the largest picture."""
+    if isinstance(io, ChatIO):
+        return ChatTokens(_USUAL_TEXT_TOKENS, io.max_image_tokens, _USUAL_ANSWER_TOKENS)
+    if isinstance(io, ImageIO) and io.size:
+        return ImageRequest(width=io.size[0], height=io.size[1])
+    return io.settled(ClipRequest()) if isinstance(io, ClipIO) else io.largest
+
+
 def usual_work(family: Family, variant: Variant) -> Work:
-    """Of what is asked for as a rule: a clip of the first length, the largest picture of a chat, the dearest row."""
+    """Of what is asked for as a rule."""
     io = variant.io
     if isinstance(io, ChatIO):
         return partial(_chat_work, family, variant)
     if not isinstance(io, ClipIO):
         return row_work(family, variant)
     assert family.work is not None
-    count, request = family.work.load(), ClipRequest(prompt="", num_frames=io.frame_counts[0])
+    count, request = family.work.load(), usual_request(io)
 
     def work(settings: Settings) -> Units:
         made: Units = count(variant, request, family.check_point(settings)).units

@@ -24,6 +24,8 @@ class Card:
     """What clients may know of a served model, whatever it is for."""
 
     id: str
+    made_of: str
+    """Id of the variant, where it is served under another name."""
     family: str
     shape: Shape
     tasks: tuple[str, ...]
@@ -50,10 +52,13 @@ class Card:
     """Of a replica, over which its experts are spread where there are several."""
 
 
-def card_of(family: Family, variant: Variant, *, created_s: int, checkpoint_sha256: str, **found: Any) -> Card:
+def card_of(
+    family: Family, variant: Variant, *, served_as: str, created_s: int, checkpoint_sha256: str, **found: Any
+) -> Card:
     """Return the card of a variant. ``found``: what was read or decided beside it."""
     return Card(
-        id=variant.id,
+        id=served_as,
+        made_of=variant.id,
         family=family.name,
         shape=family.shape,
         tasks=family.tasks,

@@ -25,7 +25,8 @@ Examples:
 _SHOW_EXAMPLES = """\b
 Examples:
   vireo models show ID
-  vireo models show FAMILY:NAME --checkpoint FOLDER
+  vireo models show NAME=FOLDER
+  vireo models show FAMILY:NAME=FOLDER --json
 """
 _TRAIN_EXAMPLES = """\b
 Examples:
@@ -34,18 +35,21 @@ Examples:
 _CALIBRATE_EXAMPLES = """\b
 Examples:
   vireo calibrate ID
-  vireo calibrate FAMILY:NAME=FOLDER --data PICTURES --accept-licence --resume
+  vireo calibrate NAME=FOLDER --data PICTURES --accept-licence --resume
 """
 
 ModelId = Annotated[
     str,
     typer.Argument(help="Model id; 'vireo models list' shows them.", metavar="MODEL", autocompletion=model_ids),
 ]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="Folder with the model's weights, if they are not the shipped ones.")
+ModelOrFolder = Annotated[
+    str,
+    typer.Argument(
+        help="Model id, with the folder of its weights if they are not the shipped ones; or any name, and a folder.",
+        metavar="ID[=FOLDER]",
+        autocompletion=model_ids,
+    ),
 ]
-
-
 _QUIET_LOAD = 0.5
 _CALIBRATE = LazyRef("models.training.calibration:calibrate")
 
@@ -157,8 +161,7 @@ def _served_at(url: str, api_key: str | None) -> dict[str, tuple[str, list[str]]
 
 
 def show_model(
-    model: ModelId,
-    checkpoint: Checkpoint = None,
+    model: ModelOrFolder,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON; for a classifier, its operating-point table.")
     ] = False,
@@ -167,11 +170,11 @@ def show_model(
     import msgspec
 
     from models.operating_points import read_table
-    from models.registry import find
     from serving.cli.model_facts import facts_of, in_words, lines_of
+    from serving.config import find_named
 
     with told_plainly():
-        family, variant = find(model, checkpoint)
+        family, variant = find_named(model)
         if as_json:
             is_table = "classify" in family.tasks and _has_table(variant)
             content = read_table(variant) if is_table else facts_of(family, variant)
@@ -215,10 +218,7 @@ def train(
 
 
 def calibrate(
-    model: Annotated[
-        str,
-        typer.Argument(help="Model id, and the folder of its weights if not the shipped one.", metavar="ID[=FOLDER]"),
-    ],
+    model: ModelOrFolder,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -245,12 +245,11 @@ def calibrate(
     Each measurement is kept in a file beside the weights until the table is written: --resume goes on from there.
     """
     from models.contract import check_licence
-    from models.registry import find
+    from serving.config import find_named
 
     stopped = "stopped; what was measured is kept, and --resume goes on from there"
     with told_plainly(stopped=stopped), progress_bar(quiet=quiet) as progress:
-        name, _, folder = model.partition("=")
-        family, variant = find(name, Path(folder) if folder else None)
+        family, variant = find_named(model)
         if variant.weights is not None:
             check_licence(variant, is_accepted=accept_licence)
         path = _CALIBRATE.load()(

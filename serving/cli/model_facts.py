@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models.contract import Family, Knob, Variant
+from models.contract import Family, Knob, Value, Variant
+from models.folder import Component, pipeline_of
 from models.identity import CHECKPOINTS, WEIGHTS_FILE
 from models.io import ChatIO, ClipIO, PictureIO, knobs_of
+from models.registry import families
+from serving.cli import memory
+from serving.cli.memory import BYTES_PER_NUMBER
+from serving.operating_points import usual_request
 
-BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CONFIG_FILE = "config.json"
 
 
@@ -55,9 +59,20 @@ def facts_of(family: Family, variant: Variant) -> dict[str, Any]:
         "source": asdict(variant.source),
         "published": dict(variant.published),
         "settings": [
-            {"name": knob.name, "scope": knob.scope, "trades": knob.trades, **knob.json_schema()}
+            {
+                "name": knob.name,
+                "scope": knob.scope,
+                "trades": knob.trades,
+                **knob.json_schema(),
+                "refused": {str(value): why for value, why in _refused(family, variant, knob).items()},
+            }
             for knob in knobs_of(family, variant)
         ],
+        "settings_without": _settings_without(family, variant),
+        "pipeline": None if variant.weights is None else pipeline_of(variant.weights),
+        "components": [{**asdict(part), "parameters": part.parameters} for part in memory.components(family, variant)],
+        "memory": memory.facts(family, variant),
+        "more": _more(family, variant),
     }
     match variant.io:
         case ChatIO():
@@ -94,12 +109,64 @@ def lines_of(family: Family, variant: Variant) -> list[str]:
         lines.append(f"from: {origin}")
     if variant.published:
         lines.append("published: " + "; ".join(f"{name} {_shown(value)}" for name, value in variant.published.items()))
+    lines += _folder_lines(family, variant)
     match variant.io:
         case ChatIO():
             lines += _chat_lines(facts_of(family, variant))
         case ClipIO():
             lines += _clip_lines(variant)
-    return [*lines, *map(_setting_line, knobs_of(family, variant))]
+    lines += [_setting_line(knob) + _why_not(family, variant, knob) for knob in knobs_of(family, variant)]
+    if without := _settings_without(family, variant):
+        lines.append(f"settings of other models of {family.name}, which this one has not: {', '.join(without)}")
+    return [*lines, *(f"{name}: {_shown(value)}" for name, value in _more(family, variant).items())]
+
+
+def _folder_lines(family: Family, variant: Variant) -> list[str]:
+    """What is in the folder, by the heads of its files, and what it needs in memory."""
+    parts = memory.components(family, variant)
+    pipeline = None if variant.weights is None else pipeline_of(variant.weights)
+    lines = [f"pipeline: {pipeline}"] if pipeline else []
+    return [*lines, *map(_component_line, parts), memory.in_words(memory.facts(family, variant))]
+
+
+def _component_line(part: Component) -> str:
+    kind = f"{part.kind}, " if part.kind else ""
+    size = memory.in_gib(part.file_bytes)
+    if part.parameters is None:
+        return f"network {part.name or '(folder)'}: {kind}pickled weights, {size}"
+    count = f"{part.parameters / 1e9:.2f} B" if part.parameters >= 1e9 else f"{part.parameters / 1e6:.2f} M"
+    return f"network {part.name or '(folder)'}: {kind}{count} parameters in {', '.join(part.numbers)}, {size}"
+
+
+def _refused(family: Family, variant: Variant, knob: Knob) -> dict[Value, str]:
+    """Values that the model does not take in its usual request, and why not."""
+    if family.allowed is None or knob.scope != "request":
+        return {}
+    refused: dict[Value, str] = {}
+    check, request = family.allowed.load(), usual_request(variant.io)
+    for value in knob.points:
+        try:
+            check(variant, request, family.check_point({knob.name: value}))
+        except ValueError as error:
+            refused[value] = str(error)
+    return refused
+
+
+def _why_not(family: Family, variant: Variant, knob: Knob) -> str:
+    return "".join(
+        f" With all else as usual not {value}: {why}." for value, why in _refused(family, variant, knob).items()
+    )
+
+
+def _settings_without(family: Family, variant: Variant) -> list[str]:
+    """Settings that other models of the family have."""
+    own = {knob.name for knob in family.of(variant).knobs}
+    return [knob.name for knob in families()[family.name].knobs if knob.name not in own]
+
+
+def _more(family: Family, variant: Variant) -> dict[str, Any]:
+    """What its family knows besides."""
+    return dict(family.part("facts")(variant)) if "facts" in family.parts else {}
 
 
 def _shown(value: object) -> str:

@@ -30,6 +30,7 @@ Examples:
   vireo up                                    stays in the foreground
   vireo up --detach --port 8100 --grpc-port 9100
   vireo up --model ID --option replicas=2
+  vireo up --model NAME=FOLDER                what is in the folder, under a name of your own
   vireo up --config vireo.yaml --set log_level=debug
 """
 _DOWN_EXAMPLES = """\b
@@ -77,7 +78,7 @@ def up(
             "--model",
             "-m",
             metavar="ID[=FOLDER]",
-            help="Serve this model and no others; repeatable.",
+            help="Serve this model and no others; NAME=FOLDER for a folder under a name of your own. Repeatable.",
             autocompletion=model_ids,
         ),
     ] = None,

@@ -23,6 +23,7 @@ import structlog
 from rich.console import Console
 
 from serving.cli import drain
+from serving.cli.memory import check_fits
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
 from serving.client.exits import Exit
@@ -51,6 +52,10 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     end_leftovers(config.run_dir)
     _refuse_taken_ports(config)
     _refuse_unservable_models(config)
+    check_fits(config)
+    for model in config.models:
+        if model.id != model.variant.id:
+            console.print(f"{model.id} is {model.variant.id}: {model.variant.summary}", soft_wrap=True)
     keeper = ray_env.prepare(config)
     _log.info("configuration", **config.describe())
     stop = threading.Event()

@@ -12,6 +12,7 @@ from serving.config.models import (
     ResolvedModel,
     StreamOptions,
     UnaryOptions,
+    find_named,
     resolve_model,
 )
 from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of
@@ -28,6 +29,7 @@ __all__ = [
     "StreamOptions",
     "TenantSettings",
     "UnaryOptions",
+    "find_named",
     "from_mapping",
     "load",
     "mask_url",

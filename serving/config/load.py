@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from models.contract import Shape
 from models.registry import default_variants
-from serving.config.models import ModelSettings
+from serving.config.models import ModelSettings, named_model
 from serving.config.sections import Profile, Settings
 from serving.errors import ConfigError
 
@@ -61,8 +61,8 @@ def load(
 ) -> Settings:
     """Read the settings. VIREO_SECRETS names a folder of files, each the value of the field that it is named after.
     ``overrides`` are ``section.field=value`` strings; VIREO_SET holds more, separated by ``;``. ``args``, shaped as a
-    file, come last. ``models``, each ``ID`` or ``ID=FOLDER``, are served and no others, as they are set up otherwise.
-    ``options``, each ``NAME=VALUE`` or ``ID.NAME=VALUE``, are fields or options of one of them.
+    file, come last. ``models``, each as ``named_model`` reads it, are served and no others, as they are set up
+    otherwise. ``options``, each ``NAME=VALUE`` or ``ID.NAME=VALUE``, are fields or options of one of them.
 
     Raises: ConfigError: unreadable file, unknown field, wrong type; the message names the field.
     """
@@ -133,10 +133,9 @@ def _mappings(entries: object) -> list[dict[str, Any]]:
 def _only(named: Sequence[str], written: object) -> list[dict[str, Any]]:
     entries = _mappings(written)
     chosen = []
-    for name, separator, folder in (word.partition("=") for word in named):
-        entry = next((entry for entry in entries if entry.get("id") == name), {"id": name})
-        weights = {"checkpoint_dir": str(Path(folder).expanduser().resolve())} if separator else {}
-        chosen.append({**entry, **weights})
+    for fields in map(named_model, named):
+        entry = next((entry for entry in entries if entry.get("id") == fields["id"]), {})
+        chosen.append({**entry, **fields})
     return chosen
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.contract import Family, Shape, Value, Variant, check_licence
-from models.registry import find
+from models.registry import find, known_ids
 from serving.errors import ConfigError
 
 Auto: TypeAlias = Literal["auto"]
@@ -142,7 +142,11 @@ class ModelSettings(Section):
     """One served model: an inner deployment."""
 
     id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$", description="Model id, see `vireo models list`; family:name."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        description="Model id, see `vireo models list`; family:name; or a name of your own for what is in a folder.",
+    )
+    model: str | None = Field(
+        None, description="Model id, where id is a name of your own; what the folder says that it is when absent."
     )
     checkpoint_dir: Path | None = Field(
         None, strict=False, description="Folder with the weights; the packaged ones when absent."
@@ -170,6 +174,7 @@ class ResolvedModel(Generic[OptionsOf]):
     """One served model as every process of the system knows it."""
 
     id: str
+    """What clients call it. The variant has the id of what it was made from."""
     family: str
     shape: Shape
     tasks: tuple[str, ...]
@@ -196,6 +201,7 @@ class ResolvedModel(Generic[OptionsOf]):
         """The settings that say the same without an ``auto``."""
         return ModelSettings(
             id=self.id,
+            model=None if self.variant.id == self.id else self.variant.id,
             checkpoint_dir=self.checkpoint_dir,
             accept_licence=self.accept_licence,
             replicas=self.replicas,
@@ -206,6 +212,25 @@ class ResolvedModel(Generic[OptionsOf]):
             watts=self.watts,
             options={**self.options.model_dump(exclude_none=True), **self.knobs},
         )
+
+
+def named_model(word: str) -> dict[str, Any]:
+    """The fields of ``ModelSettings`` that a command line means by ``ID``, ``ID=FOLDER``, ``NAME=FOLDER`` or
+    ``NAME=ID@FOLDER``."""
+    name, separator, folder = word.partition("=")
+    if not separator:
+        return {"id": name}
+    model, at, rest = folder.partition("@")
+    has_model = bool(at) and "/" not in model  # folders, too, may have an @ in their names
+    path = str(Path(rest if has_model else folder).expanduser().resolve())
+    return {"id": name, "checkpoint_dir": path, **({"model": model} if has_model else {})}
+
+
+def find_named(word: str) -> tuple[Family, Variant]:
+    """What ``named_model`` means. Raises: ValueError: unknown, or a folder that nobody recognises."""
+    named = named_model(word)
+    folder = named.get("checkpoint_dir")
+    return find(named.get("model", named["id"]), None if folder is None else Path(folder))
 
 
 def resolve_models(models: Sequence[ModelSettings]) -> tuple[ResolvedModel[Any], ...]:
@@ -219,9 +244,11 @@ def resolve_models(models: Sequence[ModelSettings]) -> tuple[ResolvedModel[Any],
 def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[Any]:
     """See ``resolve_models``. ``place`` is where messages say that the mistake is."""
     try:
-        family, variant = find(model.id, model.checkpoint_dir)
+        family, variant = find(model.model or model.id, model.checkpoint_dir)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if model.id != variant.id and model.id in known_ids():
+        raise ConfigError(f"{place}.id: {model.id} is the id of another model than {variant.id}; give another name")
     device: Literal["cpu", "cuda"] = ("cuda" if model.gpus else "cpu") if model.device == "auto" else model.device
     options, knobs = _checked(model, family, f"{place}.options")
     if variant.weights is not None and not getattr(options, "random_weights", False):

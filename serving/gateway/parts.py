@@ -240,7 +240,7 @@ def _served(
         max_calls_in_flight=calls_in_flight * model.replicas,
         num_replicas=model.replicas,
         retries=RetryBudget(calls_in_flight * MAX_SAMPLES_PER_CALL),
-        model=variant.id,
+        model=model.id,
         tell=tell,
     )
     return ServedModel(
@@ -295,6 +295,7 @@ def _card(model: ResolvedModel[Any], points: Points) -> Card:
     return card_of(
         family,
         variant,
+        served_as=model.id,
         created_s=int(weights.stat().st_mtime) if weights.is_file() else 0,
         checkpoint_sha256=points.checkpoint_sha256,
         operating_points=points.names,

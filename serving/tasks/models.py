@@ -65,7 +65,7 @@ class ModelBlock(TypedDict):
 
 
 class ModelAnswer(TypedDict):
-    """A served model. ``root``: the same, where vLLM has what its model was made of; its clients want one."""
+    """A served model. ``root``: what it was made of, as in vLLM: the model's id behind a name of the operator's own."""
 
     id: str
     object: Literal["model"]
@@ -115,6 +115,6 @@ def shown_model(card: Card, *, is_ready: bool, placements: Sequence[PlacedFacts]
         "object": "model",
         "created": card.created_s,
         "owned_by": "vireo",
-        "root": card.id,
+        "root": card.made_of,
         "vireo": block,
     }

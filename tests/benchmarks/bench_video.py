@@ -125,7 +125,7 @@ async def measure_nano(count: int) -> list[dict[str, Any]]:
     has_student = (variant.weights / "student").is_dir()
     chosen = sides(4, *(("student", "consistency") if has_student else ("teacher", "ddim")))
     options = EngineOptions(family=family, variant=family.part("found")(variant))
-    engine = JobEngine(options, partial(load_runner, NANO, None, "cpu", "float32"))
+    engine = JobEngine(options, partial(load_runner, family.name, variant, "cpu", "float32"))
     scenes = held_out_scenes(count, 0.0)
     guidance_scale = variant.io.default_guidance
     taken = await run_all(engine, chosen, guidance_scale, [scene.prompt() for scene in scenes])

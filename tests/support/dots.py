@@ -117,7 +117,7 @@ DOTS = JobTask(
     not_ready=VideoNotReady,
     failed=VideoFailed,
 )
-CARD = card_of(FAMILY, FAMILY.variants[0], created_s=0, checkpoint_sha256="0" * 64)
+CARD = card_of(FAMILY, FAMILY.variants[0], served_as=FAMILY.variants[0].id, created_s=0, checkpoint_sha256="0" * 64)
 
 
 def plan(request: JobRequest[DotsBody], seed: int, load: Load) -> JobPlan:

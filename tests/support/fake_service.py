@@ -48,6 +48,7 @@ CHAT_IO = ChatIO(
 def make_chat_card(model: str = CHAT_MODEL) -> Card:
     return Card(
         id=model,
+        made_of=model,
         family="fake",
         shape="stream",
         tasks=("chat",),
@@ -62,6 +63,7 @@ def make_chat_card(model: str = CHAT_MODEL) -> Card:
 def make_card(model: str = MODEL, num_classes: int = 10, num_exits: int = 4) -> Card:
     return Card(
         id=model,
+        made_of=model,
         family="fake",
         shape="staged",
         tasks=("classify", "infer"),

@@ -44,6 +44,7 @@ def make_video_card(model: str = VIDEO_MODEL, limits: ClipLimits | None = None) 
     limits = limits or clip_limits()
     return Card(
         id=model,
+        made_of=model,
         family="fake",
         shape="job",
         tasks=("videos",),

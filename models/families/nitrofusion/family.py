@@ -75,6 +75,21 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     )
 
 
+def recognise(folder: Path) -> str | None:
+    """Which of the two UNets lies beside the SDXL. Raises: ValueError: both."""
+    names = [name for name in _SHIFTS if (folder / unet_file(name)).is_file()]
+    if len(names) > 1:
+        words = " or ".join(f"NAME=nitrofusion:{name}@{folder}" for name in names)
+        raise ValueError(f"{folder} has the UNets {', '.join(names)} of NitroFusion: say which, {words}")
+    return names[0] if names else None
+
+
+def weight_files(variant: Variant) -> dict[str, list[Path]]:
+    """NitroFusion's UNet is read in place of SDXL's."""
+    assert variant.weights is not None
+    return {"unet": [variant.weights / unet_file(variant.id.rpartition(":")[2])]}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         read: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -153,5 +168,11 @@ FAMILY = Family(
     work=LazyRef(f"{_HERE}.family:work"),
     allowed=LazyRef(f"{_HERE}.family:check_allowed"),
     examples=("realism", "vibrant"),
-    parts=MappingProxyType({"save": LazyRef(f"{_HERE}.networks:save")}),
+    parts=MappingProxyType(
+        {
+            "recognise": LazyRef(f"{_HERE}.family:recognise"),
+            "weight_files": LazyRef(f"{_HERE}.family:weight_files"),
+            "save": LazyRef(f"{_HERE}.networks:save"),
+        }
+    ),
 )

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from models.contract import Family, LazyRef, Point, Source, Variant, Work
+from models.folder import CONFIG, read_json
 from models.io import PictureIO
 
 _HERE = "models.families.timm"
@@ -48,6 +50,16 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     )
 
 
+def recognise(folder: Path) -> str | None:
+    """The architecture that ``config.json`` names as timm writes it, with the tag of its weights if they have one."""
+    config = read_json(folder / CONFIG)
+    architecture, given = config.get("architecture"), config.get("pretrained_cfg")
+    if not isinstance(architecture, str) or not isinstance(given, dict | None):
+        return None
+    tag = (given or {}).get("tag")
+    return f"{architecture}.{tag}" if tag else architecture
+
+
 @cache
 def _facts(name: str, folder: str | None) -> Mapping[str, Any]:
     """What timm says. Asked in a process of its own where torch is not loaded yet: gateways never load it."""
@@ -81,5 +93,6 @@ FAMILY = Family(
     rename=LazyRef(f"{_HERE}.network:rename"),
     oracle=LazyRef(f"{_HERE}.oracle:compare"),
     work=LazyRef(f"{_HERE}.family:work"),
+    parts=MappingProxyType({"recognise": LazyRef(f"{_HERE}.family:recognise")}),
     examples=("test_resnet.r160_in1k", "test_vit.r160_in1k"),
 )

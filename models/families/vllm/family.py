@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.contract import Family, Grid, LazyRef, Source, Variant
 from models.families.vllm.asking import VllmProcess
+from models.folder import architectures_of, pipeline_of
 from models.io import ChatIO
 
 _HERE = "models.families.vllm"
@@ -51,6 +52,13 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
         source=Source(licence=_licence(folder)),
         weights=folder,
     )
+
+
+def recognise(folder: Path) -> str | None:
+    """The architecture of a folder of transformers that writes text. Whether vLLM runs it here, ``resolve`` says."""
+    names = architectures_of(folder)
+    writes = len(names) == 1 and re.search("For(ConditionalGeneration|CausalLM)$|Chat|VL", names[0])
+    return names[0] if writes and pipeline_of(folder) is None else None
 
 
 @cache
@@ -96,6 +104,7 @@ FAMILY = Family(
     prepare=LazyRef(f"{_HERE}.family:whole_picture"),
     work=LazyRef("models.io:chat_work"),
     parts={
+        "recognise": LazyRef(f"{_HERE}.family:recognise"),
         "prompts": LazyRef(f"{_HERE}.prompts:read_prompts"),
         "tiles": LazyRef(f"{_HERE}.family:one_tile"),
         "grids": LazyRef(f"{_HERE}.asking:count_pictures"),

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -37,7 +36,7 @@ from models.contract import (
     Variant,
     Work,
 )
-from models.registry import find
+from models.registry import family_for
 from schedulers.policies.experts import Wakes
 from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, ServingError
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome
@@ -53,13 +52,13 @@ Load: TypeAlias = Callable[[], Job]
 """Reads the weights; called once, on the thread that steps run on."""
 
 
-def load_runner(model_id: str, folder: Path | None, device: str, dtype: str, *, is_alone: bool = True) -> Job:
-    """The runner of a registered variant, by plain values, which travel to other processes. ``is_alone``: no other rank
-    has a part of it.
+def load_runner(family_name: str, variant: Variant, device: str, dtype: str, *, is_alone: bool = True) -> Job:
+    """The runner of a variant, by plain values, which travel to other processes: none of them asks the folder again
+    what it is. ``is_alone``: no other rank has a part of it.
 
     Raises: ValueError, OSError: no such weights.
     """
-    family, variant = find(model_id, folder)
+    family = family_for(family_name, variant)
     assert family.build is not None, "a family of jobs has networks"
     assert family.runner is not None, "and something that runs them"
     runner: Job = family.runner.load()(family.build.load()(variant, device, dtype=dtype), variant)

@@ -154,7 +154,7 @@ def build_engine(model: ResolvedModel[JobOptions]) -> Engine:
 
     torch.set_num_threads(model.threads)
     is_alone = model.options.ranks == 1
-    load = partial(load_runner, model.id, model.checkpoint_dir, model.device, model.options.dtype, is_alone=is_alone)
+    load = partial(load_runner, model.family, model.variant, model.device, model.options.dtype, is_alone=is_alone)
     if is_alone:
         return JobEngine(options, load)
     return _ranked(model, options, load)

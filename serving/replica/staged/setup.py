@@ -49,6 +49,6 @@ def build_driver(
         scheduler=early_exits(cost, config),
         engine=engine,
         size_of=sizes_of_rows(family, model.variant.io, points.work, cost),
-        model=model.variant.id,
+        model=model.id,
         tell=tell,
     )

@@ -28,6 +28,7 @@ def read_card(model: ResolvedModel[StreamOptions]) -> Card:
     return card_of(
         family,
         model.variant,
+        served_as=model.id,
         created_s=created_s,
         checkpoint_sha256=sha256,
         limits=limits,

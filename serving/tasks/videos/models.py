@@ -24,12 +24,13 @@ _OPERATIONS_PER_S = {"cpu": 5e10, "cuda": 1.5e14}
 _LEAST_STEP_S, _STEPS_OF_PIXELS = 1e-3, 10
 
 
-def _card(points: VideoPoints, created_s: int, sha256: str, *, is_calibrated: bool) -> Card:
+def _card(served_as: str, points: VideoPoints, created_s: int, sha256: str, *, is_calibrated: bool) -> Card:
     """What clients may know."""
     limits = points.limits
     return card_of(
         limits.family,
         limits.variant,
+        served_as=served_as,
         created_s=created_s,
         checkpoint_sha256=sha256,
         operating_points=points.names,
@@ -49,7 +50,7 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     is_calibrated = folder is not None and (folder / TABLE_FILE).is_file()
     points = _measured_points(limits) if is_calibrated else _assumed_points(limits, model)
     planned = VideoPoints(points=points, limits=limits)
-    card = _card(planned, created_s, sha256, is_calibrated=is_calibrated)
+    card = _card(model.id, planned, created_s, sha256, is_calibrated=is_calibrated)
     return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=planned), replicas=model.replicas)
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from models.contract import check_licence
 from models.families.dyn_perceiver.load import random_model
+from models.families.nitrofusion.family import resolve as resolve_nitrofusion
+from models.families.nitrofusion.networks import build as build_nitrofusion
+from models.families.nitrofusion.networks import save as save_nitrofusion
 from models.identity import CHECKPOINTS, checkpoint_sha256
 from models.operating_points import read_table
 from models.registry import find, known_ids
@@ -73,7 +77,7 @@ def test_show_of_a_published_chat_model_gives_its_limits_and_how_to_get_weights(
 
 def test_show_of_a_chat_model_with_a_folder_sizes_its_kv_cache(tmp_path: Path) -> None:
     write_chat_folder(tmp_path)
-    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path))
+    status, output = run("models", "show", f"texthawk2-nano={tmp_path}")
     assert status == 0
     assert "weights: yours" in output
     assert "16,384 bytes in float32 or 8,192 bytes in bfloat16" in output
@@ -82,7 +86,7 @@ def test_show_of_a_chat_model_with_a_folder_sizes_its_kv_cache(tmp_path: Path) -
 
 def test_show_of_a_chat_model_as_json(tmp_path: Path) -> None:
     write_chat_folder(tmp_path)
-    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path), "--json")
+    status, output = run("models", "show", f"texthawk2-nano={tmp_path}", "--json")
     assert status == 0
     shown = json.loads(output)
     assert shown["kv_numbers_per_token"] == 4096
@@ -93,14 +97,37 @@ def test_show_of_a_chat_model_as_json(tmp_path: Path) -> None:
 def write_chat_folder(folder: Path) -> None:
     sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 16, "num_key_value_heads": 2}
     (folder / "config.json").write_text(json.dumps({"text_config": sizes}))
-    (folder / "model.safetensors").write_bytes(b"\0")
+    save_file({"x": torch.zeros(3)}, folder / "model.safetensors")
     (folder / "README.md").write_text("# A model\n")
+
+
+def test_show_of_a_folder_says_what_is_in_it_and_what_it_needs(tmp_path: Path) -> None:
+    variant = resolve_nitrofusion("realism")
+    save_nitrofusion(build_nitrofusion(variant, random_weights=True), variant, tmp_path / "sdxl")
+    word = f"mine=nitrofusion:realism@{tmp_path / 'sdxl'}"
+    status, output = run("models", "show", word)
+    assert status == 0
+    assert "pipeline: StableDiffusionXLPipeline" in output
+    assert "network unet: 0." in output
+    assert "memory: weights" in output
+    shown = json.loads(CliRunner().invoke(app_of_models(), ["models", "show", word, "--json"]).output)
+    names = {part["name"]: part for part in shown["components"]}
+    assert set(names) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert shown["memory"]["weights_bytes"]["float32"] == 4 * sum(part["parameters"] for part in names.values())
+    assert shown["memory"]["request_bytes"] > 0
+    assert [setting["refused"] for setting in shown["settings"]] == [{}]
+
+
+def test_show_says_which_values_the_usual_request_cannot_have() -> None:
+    status, output = run("models", "show", "vdit-nano")
+    assert status == 0
+    assert "With all else as usual not consistency: num_inference_steps is 20" in output
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"text_config": {"hidden_size": "x"}}'])
 def test_show_of_a_chat_model_with_a_broken_config_ends_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    status, output = run("models", "show", "texthawk2-nano", "--checkpoint", str(tmp_path))
+    status, output = run("models", "show", f"texthawk2-nano={tmp_path}")
     assert status == 2
     assert "config.json" in output
     assert "Traceback" not in output

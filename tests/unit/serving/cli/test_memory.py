@@ -1,0 +1,65 @@
+"""What models need in memory, and that `vireo up` refuses what cannot fit before it starts anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serving.cli import memory
+from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.errors import ConfigError
+
+NANO, VIDEO, CHAT = "dyn-perceiver-nano", "vdit-nano", "texthawk2-nano"
+
+
+def served(*models: dict[str, Any]) -> ResolvedConfig:
+    return resolve(from_mapping({"models": list(models)}))
+
+
+def test_models_that_cannot_fit_together_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.check_fits(served({"id": NANO}, {"id": VIDEO}, {"id": CHAT}))
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 60 << 20)
+    memory.check_fits(served({"id": VIDEO}))
+    told = (
+        r"this machine has 60\.0 MiB of memory, and vdit-nano needs 34\.6 MiB for its weights in float32 and 1\.7 MiB"
+    )
+    with pytest.raises(
+        ConfigError, match=told + r".* in each of 2 replicas; --option vdit-nano\.dtype=bfloat16 halves"
+    ):
+        memory.check_fits(served({"id": VIDEO, "replicas": 2}))
+    with pytest.raises(ConfigError, match="34\\.6 MiB"):
+        memory.check_fits(served({"id": VIDEO}, {"id": CHAT, "options": {"engine": "vllm"}}))
+    memory.check_fits(served({"id": VIDEO}, {"id": CHAT, "options": {"engine": "fake"}}))
+    with pytest.raises(ConfigError, match="69\\.3 MiB for its weights"):
+        memory.check_fits(served({"id": VIDEO, "options": {"ranks": 2}}))
+
+
+def test_model_must_fit_on_the_largest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = {"id": VIDEO, "gpus": 1, "options": {"dtype": "bfloat16"}}
+    monkeypatch.setattr(memory, "gpu_bytes", lambda: (16 << 20, 8 << 20))
+    with pytest.raises(ConfigError, match=r"the largest GPU here has 16\.0 MiB$"):
+        memory.check_fits(served(on_gpu))
+    monkeypatch.setattr(memory, "gpu_bytes", lambda: ())
+    memory.check_fits(served(on_gpu))
+
+
+def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(
+        ConfigError, match=r"model dyn-perceiver-nano cannot be used: .*model\.safetensors is missing or"
+    ):
+        memory.check_fits(served({"id": NANO, "checkpoint_dir": str(tmp_path)}))
+    save_file({"x": torch.zeros(3)}, tmp_path / "model.safetensors")
+    memory.check_fits(served({"id": NANO, "checkpoint_dir": str(tmp_path)}))
+
+
+def test_sizes_are_written_as_people_do() -> None:
+    assert [memory.in_gib(size) for size in (1 << 20, 1 << 30, 126 << 30)] == ["1.0 MiB", "1.0 GiB", "126.0 GiB"]
+    assert memory.machine_bytes() > 1 << 30
+    assert "no weights" in memory.in_words(
+        {"weights_bytes": None, "request_bytes": 1, "machine_bytes": 1 << 30, "gpu_bytes": ()}
+    )
