@@ -134,7 +134,8 @@ def example_request(subject: Subject, seed: int = 0) -> Any:
         return None
     clip = subject.variant.io
     assert isinstance(clip, ClipIO), f"{family.name} needs a part 'example': (variant, rng) -> request"
-    return ClipRequest(prompt=PROMPTS[seed % len(PROMPTS)], num_frames=clip.frame_counts[0])
+    lengths = clip.frame_counts  # seeds 0 and 1 have the usual one, 2 another
+    return ClipRequest(prompt=PROMPTS[seed % len(PROMPTS)], num_frames=lengths[seed // 2 % len(lengths)])
 
 
 def example_points(family: Family) -> list[dict[str, Any]]:

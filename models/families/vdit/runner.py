@@ -22,6 +22,7 @@ from models.io import ClipIO, ClipRequest, SamplerRange
 from models.layers.latent_colours import LatentColours
 from models.methods.attention.setting import parse_attention
 from models.methods.attention.thinned import AttentionState, ModelCall, make_attention
+from models.methods.packing.forward import packed_forward
 from models.methods.ras.config import RasConfig
 from models.methods.samplers.base import Sampler, step_generator
 from models.methods.samplers.make import make_sampler
@@ -42,6 +43,7 @@ class VditRunner:
         self._io: ClipIO = variant.io
         self._ras = ras or RasConfig()
         self._shard: Callable[[VideoTransformer, int], VideoTransformer] = lambda whole, num_tokens: whole
+        self._packs = True
         self._colours: LatentColours | None = None
 
     def spread(self, degrees: ParallelDegrees, groups_of: Callable[[int], SequenceGroups]) -> None:
@@ -49,6 +51,7 @@ class VditRunner:
         for transformer in self._networks.transformers.values():
             degrees.check_heads(transformer.config.num_attention_heads)
         self._shard = lambda whole, num_tokens: ShardedTransformer(whole, groups_of(num_tokens))
+        self._packs = False  # each length has groups of ranks of its own
 
     # -- one request -------------------------------------------------------------------------------------------------
 
@@ -75,14 +78,18 @@ class VditRunner:
         return {phase: count for phase, count in left.items() if count}
 
     def group_key(self, state: JobState) -> Hashable:
-        """Same length, weights and attention; where the attention has a schedule, the same step of as many, too."""
+        """Same weights: lengths, guidance, steps and attention may differ. Where the attention has a schedule, which
+        runs its own choice of tokens or of blocks in each step, or where ranks share the tokens: same length, attention
+        and guidance as well, and with a schedule the same step of as many."""
         phase = _phase(self.remaining(state))
         if phase != "denoise":
             return (phase,)
         point, attention = state.point, state.cache["attention"]
-        when = (state.kept["step"], point["num_inference_steps"]) if attention.setting.has_schedule else None
-        shape = (state.request.num_frames, rows_of(point), self._made(point).weights)
-        return (*shape, point["attention"], when, attention.is_warm)
+        weights, has_schedule = self._made(point).weights, attention.setting.has_schedule
+        if self._packs and not has_schedule:
+            return (phase, weights)
+        when = (state.kept["step"], point["num_inference_steps"]) if has_schedule else None
+        return (state.request.num_frames, rows_of(point), weights, point["attention"], when, attention.is_warm)
 
     def close(self, state: JobState) -> Mapping[str, Any]:
         """``frames``: uint8 RGB (T, H, W, 3)."""
@@ -137,29 +144,39 @@ class VditRunner:
 
     @torch.inference_mode()
     def _run_batch(self, states: Sequence[JobState]) -> list[tuple[Tensor, Tensor]]:
-        """Latents and estimate of each after its next step. Steps differ where the attention has no schedule."""
-        rows = rows_of(states[0].point)
-        samplers = [self._sampler(state.point) for state in states]
-        steps = [state.kept["step"] for state in states]
-        scaled = [
-            sampler.scale_input(state.kept["latents"], step)
-            for state, sampler, step in zip(states, samplers, steps, strict=True)
-        ]
-        latents = torch.cat([one for one in scaled for _ in range(rows)])
-        timesteps = [sampler.timestep(step) for sampler, step in zip(samplers, steps, strict=True) for _ in range(rows)]
-        text, mask = _joined_text(states)
-        call = ModelCall(
+        """Latents and estimate of each after its next step."""
+        runs = _runs(states)
+        longest = max(state.cache["text"].shape[1] for state in states)
+        calls = [self._call(run, longest) for run in runs]
+        if len(runs) == 1:
+            attention: list[AttentionState] = [state.cache["attention"] for state in states]
+            outputs = [attention[0].forward(calls[0], attention)]
+        else:
+            of_runs = [run[0].cache["attention"].attention for run in runs]
+            outputs = packed_forward(states[0].cache["transformer"], calls, of_runs)
+        parts = {
+            id(state): part
+            for run, output in zip(runs, outputs, strict=True)
+            for state, part in zip(run, torch.split(output.float(), [rows_of(one.point) for one in run]), strict=True)
+        }
+        return [_advance(state, self._sampler(state.point), parts[id(state)]) for state in states]
+
+    def _call(self, states: Sequence[JobState], text_tokens: int) -> ModelCall:
+        """Of states of one length. Steps differ where the attention has no schedule."""
+        latents, timesteps = [], []
+        for state in states:
+            sampler, step, rows = self._sampler(state.point), state.kept["step"], rows_of(state.point)
+            latents += [sampler.scale_input(state.kept["latents"], step)] * rows
+            timesteps += [sampler.timestep(step)] * rows
+        text, mask = _joined_text(states, text_tokens)
+        return ModelCall(
             transformer=states[0].cache["transformer"],
-            latents=latents.to(self._networks.dtype),
-            timestep=torch.tensor(timesteps, device=latents.device),
+            latents=torch.cat(latents).to(self._networks.dtype),
+            timestep=torch.tensor(timesteps, device=text.device),
             text=text,
             text_mask=mask,
-            step=steps[0],
+            step=states[0].kept["step"],
         )
-        attention: list[AttentionState] = [state.cache["attention"] for state in states]
-        output = attention[0].forward(call, attention)
-        parts = torch.split(output.float(), rows)
-        return [_advance(state, sampler, part) for state, sampler, part in zip(states, samplers, parts, strict=True)]
 
     def _decode(self, state: JobState) -> None:
         device, latents = self._networks.device, state.kept["latents"]
@@ -195,10 +212,17 @@ def _trimmed(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return text[:, :longest].clone(), mask[:, :longest].clone()
 
 
-def _joined_text(states: Sequence[JobState]) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, S, C) and mask (B, S); shorter ones are padded and masked."""
-    longest = max(state.cache["text"].shape[1] for state in states)
-    pads = [longest - state.cache["text"].shape[1] for state in states]
+def _runs(states: Sequence[JobState]) -> list[list[JobState]]:
+    """States of one length and attention, which are a batch; several of them are packed."""
+    runs: dict[Hashable, list[JobState]] = {}
+    for state in states:
+        runs.setdefault((state.request.num_frames, state.point["attention"]), []).append(state)
+    return list(runs.values())
+
+
+def _joined_text(states: Sequence[JobState], length: int) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, length, C) and mask (B, length); shorter ones are padded and masked."""
+    pads = [length - state.cache["text"].shape[1] for state in states]
     text = [F.pad(state.cache["text"], (0, 0, 0, pad)) for state, pad in zip(states, pads, strict=True)]
     mask = [F.pad(state.cache["mask"], (0, pad), value=False) for state, pad in zip(states, pads, strict=True)]
     return torch.cat(text), torch.cat(mask)

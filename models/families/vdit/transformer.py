@@ -22,6 +22,7 @@ from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.rope3d import grid_positions, rotate, rotation
 from models.methods.attention.base import SelfAttention
 from models.methods.attention.dense import DENSE
+from models.methods.packing.layout import BATCH, Layout
 
 _FREQUENCIES = 256
 
@@ -176,28 +177,40 @@ class Block(nn.Module):
         text_mask: Tensor | None,
         attention: SelfAttention,
         layer: int,
+        layout: Layout = BATCH,
     ) -> Tensor:
-        """(B, L, W), of all tokens or of some. ``text_mask``: additive, (B, 1, 1, S)."""
+        """(B, L, W), of all tokens or of some. ``text_mask``: bool, (B, 1, 1, S)."""
         modulation = (
             (self.scale_shift_table + conditioning.adaln).to(x.dtype).unsqueeze(2).unbind(1)
         )  # six of (B, 1, W)
         shift, scale, gate, shift_ff, scale_ff, gate_ff = modulation
-        h = self._norm(x) * (1 + scale) + shift
+        h = layout.by_sequence(_modulated, self._norm(x), scale, shift)
         q, k, v = self.attn1.project(h, h)
         attended = attention(rotate(q, *turn), rotate(k, *turn), v, layer=layer)
-        x = x + gate * self.attn1.merge(attended)
-        x = x + self._read_text(x, conditioning.text, text_mask)
-        h = self._norm(x) * (1 + scale_ff) + shift_ff
-        out: Tensor = x + gate_ff * self.ff(h)
-        return out
+        x = x + layout.by_sequence(torch.mul, self.attn1.merge(attended), gate)
+        x = x + self._read_text(x, conditioning.text, text_mask, layout)
+        h = layout.by_sequence(_modulated, self._norm(x), scale_ff, shift_ff)
+        return x + layout.by_sequence(torch.mul, self.ff(h), gate_ff)
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
-    def _read_text(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    def _read_text(self, x: Tensor, text: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
         """Not normalised before it (PixArt)."""
-        q, k, v = (part.transpose(1, 2) for part in self.attn2.project(x, text))
-        return self.attn2.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
+        q, *read = self.attn2.project(x, text)
+        read += [] if mask is None else [mask]
+        return self.attn2.merge(layout.by_sequence(_cross_attention, q, *read))
+
+
+def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(B, L, W) by (B, 1, W)."""
+    return x * (1 + scale) + shift
+
+
+def _cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, L, N, D) to (B, S, N, D)."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 class OpenSoraT2V(nn.Module):
@@ -256,22 +269,26 @@ class OpenSoraT2V(nn.Module):
         conditioning: Conditioning,
         text_mask: Tensor | None,
         attention: SelfAttention = DENSE,
+        layout: Layout = BATCH,
     ) -> Tensor:
-        """All blocks on tokens (B, l, W), any run or subset of a sequence; ``positions`` (l, 3) or (B, l, 3)."""
+        """All blocks on tokens (B, l, W), any run or subset of a sequence; ``positions`` (l, 3) or (B, l, 3).
+
+        ``layout``: of packed tokens (1, l, W), which ``attention`` knows as well; other tensors are (B, ...) as ever.
+        """
         config = self.config
         cos, sin = rotation(positions, config.attention_head_dim, config.interpolation_scale_thw)
         turn = Rotation(cos.to(tokens.dtype), sin.to(tokens.dtype))
         mask = None if text_mask is None else text_mask[:, None, None, :].bool()
         for layer, block in enumerate(self.transformer_blocks):
-            tokens = block(tokens, turn, conditioning, mask, attention, layer)
+            tokens = block(tokens, turn, conditioning, mask, attention, layer, layout)
         return tokens
 
-    def project(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def project(self, tokens: Tensor, conditioning: Conditioning, layout: Layout = BATCH) -> Tensor:
         """Tokens (B, l, W) to values of their patches (B, l, p * p * out_channels)."""
         table = (self.scale_shift_table + conditioning.embedded[:, None]).to(tokens.dtype)  # (B, 2, W)
         shift, scale = table.unsqueeze(2).unbind(1)
         normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        return self.proj_out(normed * (1 + scale) + shift)  # type: ignore[no-any-return]
+        return self.proj_out(layout.by_sequence(_modulated, normed, scale, shift))  # type: ignore[no-any-return]
 
     def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Values (B, L, p * p * out_channels) to (B, out_channels, T, H, W)."""

@@ -119,11 +119,11 @@ class StatelessAttention:
     def __init__(self, setting: AttentionSetting, attention: SelfAttention, sparsity: float = 0.0) -> None:
         self.setting = setting
         self.sparsity = sparsity
-        self._attention = attention
+        self.attention = attention
 
     def forward(self, call: ModelCall, peers: Sequence[AttentionState]) -> Tensor:
         """One batch."""
-        return call.run(self._attention)
+        return call.run(self.attention)
 
     def tensors(self) -> list[Tensor]:
         """Nothing is held."""

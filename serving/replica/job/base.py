@@ -88,9 +88,8 @@ class Engine(Protocol):
         ...
 
     def phase(self, job_id: str) -> Hashable:
-        """Requests of equal phase may share a step: same grid, weights, attention and, where the attention has a
-        schedule of its own, step. ``None``: only alone. ``schedulers.policies.experts.Wakes``: with the experts that
-        the step wakes."""
+        """Requests of equal phase may share a step: the family says which. ``None``: only alone.
+        ``schedulers.policies.experts.Wakes``: with the experts that the step wakes."""
         ...
 
     async def admit(self, job_id: str, wanted: JobInput, snapshot: bytes | None = None) -> Admitted:

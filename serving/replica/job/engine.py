@@ -92,9 +92,18 @@ class EngineStats:
 
 @dataclass(slots=True, eq=False)
 class _Held:
+    """``step_macs``: of one step, beside those of its neighbours."""
+
     job_id: str
     state: JobState
     num_steps: int
+    step_macs: float
+
+
+def _shares(macs: Sequence[float]) -> list[float]:
+    """Of a step's time: a clip in the same batch as a longer one has not taken half of it."""
+    total = sum(macs)
+    return [one / total if total > 0.0 else 1.0 / len(macs) for one in macs]
 
 
 class JobEngine:
@@ -171,7 +180,8 @@ class JobEngine:
         runner = self._runner
         with _refused():
             state = runner.open(wanted.request, point, wanted.seed)
-        held = _Held(job_id, state, runner.remaining(state).get("denoise", 0))
+        macs = self.work(wanted).units.get("macs", 0.0)
+        held = _Held(job_id, state, runner.remaining(state).get("denoise", 0), macs / max(1, wanted.num_steps))
         if snapshot is not None:
             state.kept = restored(state.kept, snapshot)
             if not 0 <= self._step_of(held) <= held.num_steps:
@@ -218,11 +228,11 @@ class JobEngine:
                 return [EngineFailed(_FAILED)]
             self.stats.retried += len(batch)
             return [outcome for held in batch for outcome in self._run([held])]
-        compute_s = (time.perf_counter() - started_s) / len(batch)
+        compute_s = time.perf_counter() - started_s
         self.stats.batches += 1
         loads = [None] * len(batch) if self._experts is None else self._experts.take_loads()
-        told = zip(batch, figures, loads, strict=True)
-        return [self._outcome(held, one, compute_s, sent) for held, one, sent in told]
+        told = zip(batch, figures, loads, _shares([held.step_macs for held in batch]), strict=True)
+        return [self._outcome(held, one, compute_s * share, sent) for held, one, sent, share in told]
 
     def _outcome(self, held: _Held, figures: Figures | None, compute_s: float, loads: Any) -> StepOutcome:
         if figures is None:

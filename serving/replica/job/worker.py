@@ -241,11 +241,10 @@ class Worker:
         """Time of a step that one tenant's tokens have made slow is that tenant's."""
         done = [one for one in outcomes if isinstance(one, StepDone) and one.loads is not None]
         rows = [(self.bench.held[one.job_id].job.owner, float(one.loads[0].sum())) for one in done]
-        shares = self.bench.skew.shares(rows, [1.0 / len(done) for _ in done], surcharge=1.0)
-        paid = {
-            one.job_id: replace(one, compute_s=one.compute_s * len(done) * share)
-            for one, share in zip(done, shares, strict=True)
-        }
+        taken_s = sum(one.compute_s for one in done)
+        parts = [one.compute_s / taken_s if taken_s > 0.0 else 0.0 for one in done]
+        shares = self.bench.skew.shares(rows, parts, surcharge=1.0)
+        paid = {one.job_id: replace(one, compute_s=taken_s * share) for one, share in zip(done, shares, strict=True)}
         return [paid.get(one.job_id, one) if isinstance(one, StepDone) else one for one in outcomes]
 
     def _account(self, job_id: str, outcome: StepDone | ServingError) -> SliceResult:

@@ -400,6 +400,28 @@ def test_size_never_seen_is_expected_to_differ_from_its_prediction_as_others_did
     assert machine.remaining_s("b") == pytest.approx(5.0)
 
 
+def test_units_of_different_lengths_in_one_step_are_priced_and_charged_by_their_work() -> None:
+    """A clip of a third of the other's work, packed with it: the step takes half of what was predicted."""
+    machine = scheduler(max_batch=2)
+    short, long = (
+        UnitArrived(
+            unit_id=name,
+            work=DenoisingWork(steps_left=3, seconds_per_step=step_s, tokens=tokens),
+            batch_key="p",
+            tenant=name,
+        )
+        for name, step_s, tokens in (("short", 1.0, 128), ("long", 3.0, 384))
+    )
+    step = step_of(machine.handle(0.0, short, long))
+    assert set(step.unit_ids) == {"short", "long"}
+    running, cost = machine._running[step.slice_id], machine.policy.cost
+    assert running.predicted_s == 4.0
+    running.elapsed_s = 2.0
+    assert [cost.excess_j(running, running.units[name]) for name in ("short", "long")] == [-0.5, -1.5]
+    machine.handle(2.0, done(step, elapsed_s=2.0))
+    assert (machine.remaining_s("short"), machine.remaining_s("long")) == (1.0, 3.0)
+
+
 def test_decodes_are_learnt_from_the_first() -> None:
     machine = scheduler()
     machine.handle(0.0, job("a", 0), job("b"))

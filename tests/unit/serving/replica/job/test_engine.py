@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from models.families.vdit.work import predict
 from models.methods.ras.config import RasConfig
 from models.methods.samplers.base import step_generator
 from models.methods.samplers.make import make_sampler
+from models.parallel.degrees import ParallelDegrees
+from models.parallel.groups import single_rank
 from serving.errors import EngineFailed, InvalidRequest
-from serving.replica.job.base import StepDone
+from serving.replica.job.base import JobInput, StepDone
 from serving.replica.job.engine import EngineOptions, JobEngine
 from tests.support.clip_limits import clip_limits
 from tests.support.live_bytes import LiveBytes
@@ -86,6 +88,69 @@ async def test_batched_step_equals_single_steps(engine: JobEngine, attention: st
             alone = await latents(engine, f"alone-{index}")
             difference = (await latents(engine, names[index]) - alone).abs().max()
             assert difference <= 1e-5 * alone.abs().max()
+
+
+async def test_lengths_guidance_and_attention_share_a_step_that_equals_single_ones(engine: JobEngine) -> None:
+    wanted = [
+        clip_input(num_frames=frames, guidance_scale=scale, attention=attention, seed=seed, prompt=prompt)
+        for seed, (frames, scale, attention, prompt) in enumerate(
+            [
+                (9, 1.0, "dense", "a ball"),
+                (1, 5.0, "dense", "a very small blue square on a plain"),
+                (9, 5.0, "tile:1:2", "red"),
+                (5, 1.0, "dense", "a red ball"),
+                (9, 3.0, "dense", "a circle"),
+            ]
+        )
+    ]
+    names = [f"together-{index}" for index in range(len(wanted))]
+    for index, settings in enumerate(wanted):
+        await engine.admit(names[index], settings)
+        await engine.admit(f"alone-{index}", settings)
+    await engine.run_step([names[0]])  # steps differ as well
+    await engine.run_step(["alone-0"])
+    for _ in range(3):
+        assert len({engine.phase(name) for name in names}) == 1
+        outcomes = await engine.run_step(names)
+        for index, outcome in enumerate(outcomes):
+            assert isinstance(outcome, StepDone)
+            assert outcome.figures["sparsity"] == pytest.approx(2 / 9 if index == 2 else 0)
+            await engine.run_step([f"alone-{index}"])
+            alone = await latents(engine, f"alone-{index}")
+            difference = (await latents(engine, names[index]) - alone).abs().max()
+            assert difference <= 1e-5 * alone.abs().max()
+
+
+async def test_time_of_a_shared_step_is_split_by_what_each_computes(engine: JobEngine) -> None:
+    """A clip of one latent frame beside one of three, under guidance."""
+    jobs = {"short": clip_input(num_frames=1, guidance_scale=1.0), "long": clip_input(num_frames=9)}
+    for job_id, wanted in jobs.items():
+        await engine.admit(job_id, wanted)
+    outcomes = await engine.run_step(list(jobs))
+    short_s, long_s = (outcome.compute_s for outcome in outcomes if isinstance(outcome, StepDone))
+    macs = [engine.work(wanted).units["macs"] for wanted in jobs.values()]
+    assert long_s / short_s == pytest.approx(macs[1] / macs[0])
+    assert macs[1] > 6 * macs[0]
+
+
+def test_ranks_that_share_tokens_pack_none() -> None:
+    runner = tiny_runner()
+    runner.spread(ParallelDegrees(), lambda num_tokens: single_rank())
+    keys = set()
+    for frames in (5, 9):
+        wanted = clip_input(num_frames=frames)
+        state = runner.open(wanted.request, wanted.point, 0)
+        runner.step([state])
+        keys.add(runner.group_key(state))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("attention", ["adaspa:0.6", "ras:0.5"])
+async def test_what_chooses_step_by_step_is_not_packed(engine: JobEngine, attention: str) -> None:
+    for job_id, frames in (("short", 5), ("long", 9), ("dense", 9)):
+        wanted = clip_input(num_frames=frames, attention="dense" if job_id == "dense" else attention)
+        await engine.admit(job_id, wanted)
+    assert len({engine.phase(job_id) for job_id in ("short", "long", "dense")}) == 3
 
 
 @pytest.mark.parametrize("name", ["tile:3:0", "tile:2:1"])
@@ -163,13 +228,11 @@ async def test_request_with_caches_that_was_resumed_is_dense_first_and_apart_fro
     assert (outcome.step, outcome.figures["sparsity"]) == (2, 0.0)
 
 
-async def test_guidance_one_runs_one_row_and_ignores_the_negative_prompt(engine: JobEngine) -> None:
+async def test_guidance_one_ignores_the_negative_prompt(engine: JobEngine) -> None:
     for job_id, negative in (("a", ""), ("b", "ugly and dark")):
         await engine.admit(job_id, clip_input(guidance_scale=1.0, negative_prompt=negative))
         await engine.run_step([job_id])
     assert torch.equal(await latents(engine, "a"), await latents(engine, "b"))
-    await engine.admit("guided", clip_input(guidance_scale=3.0))
-    assert engine.phase("guided") != engine.phase("a")
 
 
 async def test_guidance_is_the_way_from_the_negative_prompt_to_the_prompt(engine: JobEngine) -> None:
@@ -357,7 +420,22 @@ async def test_prediction_is_close_to_what_is_held(
     ],
 )
 async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention: str, guidance_scale: float) -> None:
-    """Counted at every operation of the step, in the thread that runs it."""
+    wanted = clip_input(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
+    predicted, peak = await predicted_and_peak_bytes([wanted])
+    assert peak <= predicted <= ACTIVATION_FACTOR * peak, peak
+
+
+async def test_packed_step_takes_no_more_than_was_predicted_for_each() -> None:
+    wanted = [
+        clip_input(guidance_scale=scale, num_frames=frames, attention=attention)
+        for frames, scale, attention in ((93, 1.0, "dense"), (9, 3.0, "tile:1:2"), (93, 3.0, "tile:12:12"))
+    ]
+    predicted, peak = await predicted_and_peak_bytes(wanted)
+    assert peak <= predicted <= ACTIVATION_FACTOR * peak, peak
+
+
+async def predicted_and_peak_bytes(wanted: Sequence[JobInput]) -> tuple[int, int]:
+    """Of two steps of all together, counted at every operation, in the thread that runs them."""
     limits = clip_limits(TINY, width=48, height=32, frame_counts=(1, 9, 93), latent_channels=4)
     engine = JobEngine(
         replace(OPTIONS, variant=limits.variant), lambda: VditRunner(tiny_networks(), limits.variant, RAS)
@@ -371,15 +449,18 @@ async def test_step_takes_no_more_than_was_predicted(num_frames: int, attention:
             return whole(states)  # type: ignore[arg-type]
 
     engine._run = counted  # type: ignore[method-assign, assignment]
-    settings = clip_input(guidance_scale=guidance_scale, num_frames=num_frames, attention=attention)
-    await engine.admit("job", settings)
+    names = [f"job-{index}" for index in range(len(wanted))]
+    for name, settings in zip(names, wanted, strict=True):
+        await engine.admit(name, settings)
+    assert len({engine.phase(name) for name in names}) == 1
     for _ in range(2):  # AdaSpa has searched, in the first
-        (outcome,) = await engine.run_step(["job"])
-        assert isinstance(outcome, StepDone)
-    memory = predict(limits.variant, num_frames, settings.point, text_tokens=words(settings.request.prompt))
-    predicted = memory.activation_bytes + memory.attention_bytes
-    assert live.peak <= predicted <= ACTIVATION_FACTOR * live.peak, live.peak
+        assert all(isinstance(outcome, StepDone) for outcome in await engine.run_step(names))
     await engine.stop()
+    memories = [
+        predict(limits.variant, one.request.num_frames, one.point, text_tokens=words(one.request.prompt))
+        for one in wanted
+    ]
+    return sum(one.activation_bytes + one.attention_bytes for one in memories), live.peak
 
 
 async def test_nothing_refers_to_a_request_after_its_release(engine: JobEngine) -> None:
