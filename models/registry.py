@@ -27,6 +27,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "timm": LazyRef("models.families.timm.family:FAMILY"),
         "vllm": LazyRef("models.families.vllm.family:FAMILY"),
         "nitrofusion": LazyRef("models.families.nitrofusion.family:FAMILY"),
+        "diffusers": LazyRef("models.families.diffusers.family:FAMILY"),
         "dit-moe": LazyRef("models.families.dit_moe.family:FAMILY"),
         "switch-dit": LazyRef("models.families.switch_dit.family:FAMILY"),
     }

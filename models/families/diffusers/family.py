@@ -1,0 +1,167 @@
+"""Folders of diffusers, served as they are: the pipeline that ``model_index.json`` names, by its own blocks. Free of
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from models.contract import Family, LazyRef, Point, SettingError, Source, Variant, Work
+from models.families.diffusers import pipelines
+from models.families.diffusers.architecture import IO, Architecture, Configs
+from models.families.diffusers.folder import (
+    INDEX,
+    components_of,
+    licence_of,
+    read_configs,
+    read_index,
+    weight_bytes,
+)
+from models.families.diffusers.solvers import num_tensors
+from models.io import ClipIO
+
+_HERE = "models.families.diffusers"
+_GENERATOR_BYTES = 5056
+"""Of the state of one of torch's generators on the CPU."""
+
+
+def recognise(folder: Path) -> str | None:
+    """The name for ``resolve`` of a folder that a pipeline of diffusers is in, or None. Reads one file.
+
+    Raises: ValueError: it is one of diffusers, but nothing here runs it step by step; says which and what is run.
+    """
+    if not (folder / INDEX).is_file():
+        return None
+    return pipelines.of_index(read_index(folder)).name
+
+
+def resolve(name: str, folder: Path | None = None) -> Variant:
+    """The variant behind ``diffusers:name``: what ``folder`` holds, whatever the name; without a folder the miniature
+    of that architecture, which is there for the checks.
+
+    Raises: ValueError: nothing here runs it step by step; says what is missing.
+    """
+    if folder is None:
+        return _miniature(pipelines.named(name))
+    index = read_index(folder)
+    architecture = pipelines.of_index(index)
+    configs = read_configs(folder, index, architecture)
+    _check(architecture, configs, str(folder))
+    counted = {part: weight_bytes(folder, part) for part in components_of(index) if part in configs}
+    return _variant(
+        name,
+        architecture,
+        architecture.io(configs),
+        configs,
+        counted,
+        weights=folder,
+        source=Source(licence=licence_of(folder)),
+    )
+
+
+def _miniature(architecture: Architecture) -> Variant:
+    configs = {"index": {}, **architecture.miniature}
+    _check(architecture, configs, architecture.name)
+    io = replace(architecture.io(configs), **architecture.miniature_io)
+    return _variant(architecture.name, architecture, io, configs, {})
+
+
+def _variant(
+    name: str,
+    architecture: Architecture,
+    io: IO,
+    configs: Configs,
+    counted: Mapping[str, Mapping[str, int]],
+    **more: Any,
+) -> Variant:
+    size = sum(sum(kinds.values()) for kinds in counted.values())
+    return Variant(
+        id=f"diffusers:{name}",
+        summary=architecture.summary + (f", {size / 1e9:.1f} GB of weights" if size else ""),
+        io=io,
+        config={"architecture": architecture.name, "components": dict(configs), "bytes": counted},
+        tasks=(architecture.task,),
+        knobs=architecture.knobs,
+        **more,
+    )
+
+
+def _check(architecture: Architecture, configs: Configs, where: str) -> None:
+    """Pass a folder whose pipeline can be stopped after each step and resumed. Raises: ValueError."""
+    if refusal := architecture.refusal(configs):
+        raise ValueError(f"{where}: {architecture.pipeline} cannot be run step by step: {refusal}")
+    scheduler = configs["scheduler"]
+    if scheduler.get("stochastic_sampling"):
+        raise ValueError(f"{where}: the scheduler draws from torch's global generator (stochastic_sampling)")
+    for key in ("solver_p", "algorithm_type"):
+        if "sde" in str(scheduler.get(key) or "") or (key == "solver_p" and scheduler.get(key)):
+            raise ValueError(f"{where}: the scheduler's {key} {scheduler[key]!r} cannot be stopped and resumed")
+    num_tensors(scheduler["_class_name"], int(scheduler.get("solver_order", 2)))
+
+
+def check_allowed(variant: Variant, request: Any, point: Point) -> None:
+    """Pass what the pipeline can do. Raises: SettingError."""
+    io: IO = variant.io
+    if isinstance(io, ClipIO):
+        request = io.settled(request)
+        io.grid(request.num_frames, (request.width, request.height))
+        return
+    try:
+        io.check_size(request.width, request.height)
+    except ValueError as error:
+        raise SettingError("size", str(error)) from None
+
+
+def work(variant: Variant, request: Any, point: Point) -> Work:
+    """Of a whole request. Held: latents, what the scheduler remembers of them, embeddings, and what is decoded."""
+    architecture, configs = pipelines.of(variant), variant.config["components"]
+    io: IO = variant.io
+    request = io.settled(request) if isinstance(io, ClipIO) else request
+    steps, rows = int(point["num_inference_steps"]), int(getattr(request, "count", 1))
+    frames, height, width = architecture.grid(io, request)
+    tokens = rows * frames * height * width
+    guidances = [float(point[knob]) for knob in architecture.guiders if knob in point]
+    passes = steps * (sum(1 + (each != 1) for each in guidances) / len(guidances) if guidances else 1)
+    pixels = rows * getattr(request, "num_frames", 1) * request.height * request.width
+    one_row = 1
+    for side in architecture.latents(configs, io, request):
+        one_row *= side
+    scheduler = configs["scheduler"]
+    kept = 2 + num_tensors(scheduler["_class_name"], int(scheduler.get("solver_order", 2)))
+    return Work(
+        {
+            "macs": rows * passes * architecture.transformer(configs).macs(tokens // rows),
+            "slices": passes,
+            "pixels": pixels,
+            "token_steps": tokens * steps,
+        },
+        bytes_held=rows * (4 * kept * one_row + _GENERATOR_BYTES)
+        + 4 * rows * architecture.held_numbers(configs, io, request)
+        + 8 * (steps + 1)
+        + 3 * pixels,
+    )
+
+
+FAMILY = Family(
+    name="diffusers",
+    summary="pipelines of diffusers from a folder: " + ", ".join(a.name for a in pipelines.ARCHITECTURES),
+    tasks=("videos", "images"),
+    shape="job",
+    resolve=LazyRef(f"{_HERE}.family:resolve"),
+    build=LazyRef(f"{_HERE}.networks:build"),
+    runner=LazyRef(f"{_HERE}.host:DiffusersRunner"),
+    oracle=LazyRef(f"{_HERE}.oracle:compare"),
+    work=LazyRef(f"{_HERE}.family:work"),
+    allowed=LazyRef(f"{_HERE}.family:check_allowed"),
+    examples=tuple(architecture.name for architecture in pipelines.ARCHITECTURES),
+    parts=MappingProxyType(
+        {
+            "recognise": LazyRef(f"{_HERE}.family:recognise"),
+            "save": LazyRef(f"{_HERE}.networks:save"),
+            "example": LazyRef(f"{_HERE}.example:example"),
+        }
+    ),
+)

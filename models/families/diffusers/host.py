@@ -1,0 +1,354 @@
+"""Any modular pipeline of diffusers as jobs: each slice runs what comes before its loop, one step of it, or what comes
+after, for several requests together.
+
+The pipeline's own blocks do all of it. A request has components of its own: the networks are everybody's, the
+scheduler and the guiders its own. Legend: R rows of a request (pictures; 1 for a clip), C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import uuid
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
+from models.families.diffusers import pipelines, solver_state
+from models.families.diffusers.family import check_allowed
+from models.families.diffusers.method import Hosted, Method, NetworkCall, make_method
+from models.families.diffusers.networks import Components
+from models.families.diffusers.rows import Joined, joined
+from models.io import ClipIO
+from models.layers.latent_colours import LatentColours
+
+
+class Prepared:
+    """What the blocks before the loop have made of a request. Each step copies the state: it changes nothing here."""
+
+    def __init__(self, view: Any, blocks: Any, state: PipelineState, method: Method | None) -> None:
+        self.view, self.state, self.method = view, state, method
+        self.loop = next(block for block in blocks if isinstance(block, LoopSequentialPipelineBlocks))
+        self.after = _after_loop(blocks)
+        self.request_id = uuid.uuid4().hex
+
+    def tensors(self) -> list[Any]:
+        """All that is held."""
+        own = self.method.tensors() if self.method is not None else []
+        return [*(value for value in self.state.values.values() if isinstance(value, Tensor)), *own]
+
+    def with_latents(self, latents: Tensor) -> PipelineState:
+        """The state as it is before a step, or after the last."""
+        values = {**self.state.values, "latents": latents}
+        return PipelineState(values=values, kwargs_mapping=dict(self.state.kwargs_mapping))
+
+
+class DiffusersRunner:
+    """A ``Job``. ``kept``: the step, the latents (R, ...) as the loop has them, what the scheduler remembers, and the
+    states of the generators. ``cache``: ``prepared``, ``clean`` (the present estimate) and ``outputs``, of which there
+    is one for each row. Without its cache a request encodes its prompt and its picture anew."""
+
+    def __init__(self, components: Components, variant: Variant) -> None:
+        self._components, self._variant = components, variant
+        self._pipeline = components.pipeline
+        self._architecture = pipelines.of(variant)
+        self._configs = variant.config["components"]
+        self._io = variant.io
+        self._denoisers = {name: components.networks[name] for name in self._architecture.denoisers}
+        self._device = next(iter(self._denoisers.values())).device
+        self._colours: LatentColours | None = None
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def open(self, request: Any, point: Point, seed: int) -> JobState:
+        """Nothing is drawn yet: the pipeline's own blocks do. Raises: SettingError."""
+        request = self._settled(request)
+        check_allowed(self._variant, request, point)
+        self._check_prompts(request)
+        latents = torch.zeros(self._shape(request), dtype=self._latents_dtype, device=self._device)
+        kept = {
+            "step": 0,
+            "latents": latents,
+            "generators": _states(_generators(seed, _rows(request))),
+            **solver_state.fresh(self._pipeline.scheduler, latents),
+        }
+        return JobState(request=request, point=point, seed=seed, kept=kept)
+
+    def remaining(self, state: JobState) -> Mapping[Phase, int]:
+        """Prompt and picture, steps, and the rows to decode, one at a time."""
+        steps = int(state.point["num_inference_steps"]) - state.kept["step"]
+        rows = _rows(state.request) - len(state.cache.get("outputs", ()))
+        left: dict[Phase, int] = {
+            "condition": int("prepared" not in state.cache and (steps > 0 or rows > 0)),
+            "denoise": steps,
+            "decode": rows,
+        }
+        return {phase: count for phase, count in left.items() if count}
+
+    def group_key(self, state: JobState) -> Hashable:
+        """Same phase; then the same size, length, settings and step, since a pass takes one time for all its rows."""
+        phase = next(iter(self.remaining(state)), None)
+        if phase != "denoise":
+            return (phase,)
+        method = state.cache["prepared"].method
+        company = None if method is None or method.is_shared else state.cache["prepared"].request_id
+        shape = tuple(state.kept["latents"].shape[1:])
+        has_picture = bool(getattr(state.request, "picture", b""))
+        rate = getattr(state.request, "fps", 0)
+        return phase, shape, state.kept["step"], tuple(sorted(state.point.items())), has_picture, rate, company
+
+    def expert_phase(self, state: JobState) -> Hashable:
+        """Which of the denoisers the next step wakes: see ``ExpertPhases``."""
+        names = self._architecture.denoisers
+        if len(names) == 1:
+            return names[0]
+        scheduler = self._scheduler()
+        scheduler.set_timesteps(int(state.point["num_inference_steps"]))
+        step = min(state.kept["step"], len(scheduler.timesteps) - 1)
+        boundary = self._pipeline.config.boundary_ratio * scheduler.config.num_train_timesteps
+        return names[int(scheduler.timesteps[step] < boundary)]
+
+    def close(self, state: JobState) -> Mapping[str, Any]:
+        """``frames`` of a clip, uint8 RGB (T, H, W, 3), or ``image``, (R, H, W, 3)."""
+        if (prepared := state.cache.get("prepared")) is not None and prepared.method is not None:
+            prepared.method.close(self._denoisers)
+        outputs = state.cache["outputs"]
+        return {"frames": outputs[0]} if isinstance(self._io, ClipIO) else {"image": np.stack(outputs)}
+
+    @torch.inference_mode()
+    def preview(self, state: JobState) -> NDArray[np.uint8]:
+        """The middle frame of the present estimate, one pixel for each latent pixel."""
+        latents = state.cache.get("clean", state.kept["latents"])[:1]
+        unpacked = self._architecture.unpacked(latents, self._grid(state.request))
+        if self._colours is None:
+            self._colours = LatentColours.fitted(self._decoded, unpacked.shape[1], self._device)
+        return self._colours.picture(unpacked)
+
+    # -- slices ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[JobState]) -> Sequence[Figures | None]:
+        """One slice of the phase that all of them are in."""
+        phase = next(iter(self.remaining(states[0])))
+        if phase == "denoise":
+            return self._denoise(states)
+        for state in states:
+            (self._condition if phase == "condition" else self._decode)(state)
+        return [{} for _ in states]
+
+    def _condition(self, state: JobState) -> None:
+        """All blocks before the loop, on a fresh state; they draw the noise."""
+        request, rows = state.request, _rows(state.request)
+        generators = _generators(state.seed, rows)
+        inputs = {
+            **self._architecture.inputs(request, state.point),
+            "generator": generators if rows > 1 else generators[0],
+        }
+        if getattr(request, "picture", b""):
+            inputs["image"] = Image.open(io.BytesIO(request.picture)).convert("RGB")
+        view, pipeline_state = self._view(state.point), PipelineState()
+        for parameter in self._pipeline.blocks.inputs:
+            value = inputs.get(parameter.name, parameter.default)
+            if parameter.name:
+                pipeline_state.set(parameter.name, value, parameter.kwargs_type)
+        chosen = self._pipeline.blocks.get_execution_blocks(**inputs)
+        blocks = list(chosen.sub_blocks.values())
+        encoding = self._encoding(view)
+        for block in blocks:
+            if isinstance(block, LoopSequentialPipelineBlocks):
+                break
+            block(encoding, pipeline_state)
+        method = make_method(state.point, self._denoisers)
+        latents = pipeline_state.values.pop("latents")
+        for name in ("generator", "image", "resized_image"):
+            pipeline_state.values.pop(name, None)
+        state.cache["prepared"] = Prepared(view, blocks, pipeline_state, method)
+        if not state.kept["step"]:
+            state.kept = {**state.kept, "latents": latents, "generators": _states(generators)}
+
+    def _denoise(self, states: Sequence[JobState]) -> list[Figures | None]:
+        """Nothing of a state changes before all have come out; what is not a number leaves its state as it was."""
+        prepared = [state.cache["prepared"] for state in states]
+        step, counts = states[0].kept["step"], [_rows(state.request) for state in states]
+        generators = [_restored(state.kept["generators"]) for state in states]
+        schedulers = [self._at_step(state) for state in states]
+        before = [
+            one.loop.get_block_state(one.with_latents(state.kept["latents"]))
+            for one, state in zip(prepared, states, strict=True)
+        ]
+        together = joined([each.as_dict() for each in before], counts, self._architecture.alone)
+        block_state = type(before[0])(**together)
+        view = copy.copy(prepared[0].view)
+        view.scheduler = schedulers[0] if len(states) == 1 else Joined(schedulers, counts, generators)
+        if hasattr(block_state, "generator"):
+            block_state.generator = generators[0] if len(generators[0]) > 1 else generators[0][0]
+        self._announce(view, states[0], step)
+        prepared[0].loop.loop_step(view, block_state, i=step, t=block_state.timesteps[step])
+        clean = _estimate(together["latents"], block_state, schedulers[0], step)
+        after = zip(torch.split(block_state.latents, counts), torch.split(clean, counts), strict=True)
+        return [
+            self._accept(state, latents, estimate, scheduler, own)
+            for state, (latents, estimate), scheduler, own in zip(states, after, schedulers, generators, strict=True)
+        ]
+
+    def _accept(
+        self, state: JobState, latents: Tensor, clean: Tensor, scheduler: Any, generators: list[torch.Generator]
+    ) -> Figures | None:
+        method = state.cache["prepared"].method
+        if not bool(torch.isfinite(latents).all()):
+            return None
+        state.kept = {
+            "step": state.kept["step"] + 1,
+            "latents": latents.clone() if latents._base is not None else latents,
+            "generators": _states(generators),
+            **solver_state.remembered(scheduler, state.kept),
+        }
+        state.cache["clean"] = clean
+        return method.figures() if method is not None else {}
+
+    def _decode(self, state: JobState) -> None:
+        """The next row, by the blocks after the loop."""
+        prepared: Prepared = state.cache["prepared"]
+        done = state.cache.get("outputs", [])
+        after = prepared.with_latents(state.kept["latents"][len(done) : len(done) + 1])
+        after.values["generator"] = _restored(state.kept["generators"])[len(done)]
+        after.values["output_type"] = "np"
+        for block in prepared.after:
+            block(prepared.view, after)
+        state.cache["outputs"] = [*done, _bytes(after.values[self._architecture.output][0])]
+
+    # -- components of one request -----------------------------------------------------------------------------------
+
+    def _view(self, point: Point) -> Any:
+        """The pipeline's components with a scheduler and guiders of its own."""
+        view = copy.copy(self._pipeline)
+        view.scheduler = self._scheduler()
+        for knob, name in self._architecture.guiders.items():
+            setattr(view, name, _guider(getattr(view, name), float(point[knob])))
+        return view
+
+    def _encoding(self, view: Any) -> Any:
+        """The same for the blocks before the loop: some of them fail where no negative prompt is asked for."""
+        guider = getattr(view, "guider", None)
+        if not self._architecture.always_negative or guider.num_conditions > 1:
+            return view
+        encoding = copy.copy(view)
+        encoding.guider = _guider(guider, 2.0)
+        return encoding
+
+    def _scheduler(self) -> Any:
+        shared = self._pipeline.scheduler
+        return type(shared).from_config(shared.config)
+
+    def _at_step(self, state: JobState) -> Any:
+        """The request's scheduler as it is before its next step; a copy, so that a step may come to nothing."""
+        scheduler = copy.copy(state.cache["prepared"].view.scheduler)
+        for name in ("model_outputs", "timestep_list"):
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, list(getattr(scheduler, name)))
+        solver_state.restore(scheduler, state.kept, state.kept["step"])
+        return scheduler
+
+    def _announce(self, view: Any, state: JobState, step: int) -> None:
+        prepared: Prepared = state.cache["prepared"]
+        if prepared.method is None:
+            return
+        steps = int(state.point["num_inference_steps"])
+        call = NetworkCall("", step, steps, 0, self._grid(state.request), prepared.request_id)
+        for name, network in self._denoisers.items():
+            setattr(view, name, Hosted(network, name, prepared.method, call))
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _settled(self, request: Any) -> Any:
+        return self._io.settled(request) if isinstance(self._io, ClipIO) else request
+
+    def _shape(self, request: Any) -> tuple[int, ...]:
+        return _rows(request), *self._architecture.latents(self._configs, self._io, request)
+
+    @property
+    def _latents_dtype(self) -> torch.dtype:
+        network = next(iter(self._denoisers.values()))
+        return torch.float32 if self._architecture.latents_in_float32 else network.dtype
+
+    def _grid(self, request: Any) -> tuple[int, int, int]:
+        return self._architecture.grid(self._io, request)
+
+    def _check_prompts(self, request: Any) -> None:
+        name, limit = self._architecture.prompted
+        tokenizer = self._components.parts[name]
+        for field in ("prompt", "negative_prompt"):
+            tokens = len(tokenizer(getattr(request, field, "")).input_ids)
+            if tokens > limit:
+                raise SettingError(field, f"{field} has {tokens} tokens; limit is {limit}; shorten it")
+
+    def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
+        """What the blocks after the loop make of unpacked latents (1, C, t, h, w): uint8 (T, H, W, 3)."""
+        architecture = self._architecture
+        blocks = list(self._pipeline.blocks.get_execution_blocks().sub_blocks.values())
+        stride = architecture.stride(self._configs)
+        state = PipelineState(values={parameter.name: parameter.default for parameter in self._pipeline.blocks.inputs})
+        state.values |= {
+            "latents": architecture.packed(latents),
+            "num_frames": (latents.shape[2] - 1) * stride[0] + 1,
+            "height": latents.shape[3] * stride[1],
+            "width": latents.shape[4] * stride[2],
+            "dtype": torch.float32,
+            "batch_size": 1,
+            "generator": torch.Generator().manual_seed(0),
+            "output_type": "np",
+        }
+        for block in _after_loop(blocks):
+            block(self._pipeline, state)
+        made = _bytes(state.values[architecture.output][0])
+        return made if made.ndim == 4 else made[None]
+
+
+def _rows(request: Any) -> int:
+    return int(getattr(request, "count", 1))
+
+
+def _guider(shared: Any, scale: float) -> Any:
+    own = copy.copy(shared)
+    own.guidance_scale = scale
+    return own
+
+
+def _generators(seed: int, rows: int) -> list[torch.Generator]:
+    """On the CPU: the same on every device. Row r has the seed plus r."""
+    return [torch.Generator().manual_seed(seed + row) for row in range(rows)]
+
+
+def _states(generators: Sequence[torch.Generator]) -> Tensor:
+    return torch.stack([generator.get_state() for generator in generators])
+
+
+def _restored(states: Tensor) -> list[torch.Generator]:
+    generators = [torch.Generator() for _ in states]
+    for generator, state in zip(generators, states.cpu(), strict=True):
+        generator.set_state(state)
+    return generators
+
+
+def _after_loop(blocks: Sequence[Any]) -> list[Any]:
+    return [*blocks[[isinstance(block, LoopSequentialPipelineBlocks) for block in blocks].index(True) + 1 :]]
+
+
+def _bytes(made: Any) -> NDArray[np.uint8]:
+    return np.rint(np.asarray(made) * 255).astype(np.uint8)
+
+
+def _estimate(before: Tensor, block_state: Any, scheduler: Any, step: int) -> Tensor:
+    """What the step took the clean latents to be; where what it predicts is not noise times sigma, the latents."""
+    predicts = scheduler.config.get("prediction_type", "flow_prediction")
+    is_flow = predicts == "flow_prediction"
+    if not (is_flow or (predicts == "epsilon" and "Euler" in type(scheduler).__name__)):
+        return block_state.latents  # type: ignore[no-any-return]
+    return before - float(scheduler.sigmas[step]) * block_state.noise_pred.to(before)  # type: ignore[no-any-return]

@@ -1,0 +1,35 @@
+"""Every pipeline that is run here. Another one is a file beside this and a line below. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.contract import Variant
+from models.families.diffusers.architecture import Architecture
+from models.families.diffusers.pipelines import wan
+
+ARCHITECTURES: tuple[Architecture, ...] = (*wan.ARCHITECTURES,)
+
+
+def named(name: str) -> Architecture:
+    """The architecture of that name. Raises: ValueError: there is none."""
+    for architecture in ARCHITECTURES:
+        if architecture.name == name:
+            return architecture
+    raise ValueError(f"diffusers has no architecture {name!r}; there are {', '.join(a.name for a in ARCHITECTURES)}")
+
+
+def of(variant: Variant) -> Architecture:
+    """The architecture of a variant."""
+    return named(variant.config["architecture"])
+
+
+def of_index(index: Mapping[str, Any]) -> Architecture:
+    """The architecture of a folder. Raises: ValueError: nothing here runs it; says what is run."""
+    pipeline = str(index.get("_class_name", ""))
+    for architecture in ARCHITECTURES:
+        if architecture.pipeline == pipeline and architecture.is_for(index):
+            return architecture
+    known = ", ".join(dict.fromkeys(architecture.pipeline for architecture in ARCHITECTURES))
+    raise ValueError(f"{pipeline or 'a folder without _class_name'} is not run step by step here; what is: {known}")

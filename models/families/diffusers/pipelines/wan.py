@@ -1,0 +1,259 @@
+"""Wan 2.1 and 2.2: clips from a prompt, or from a prompt and a first frame; 2.2 has an expert for each half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from models.contract import Knob, Point
+from models.families.diffusers.architecture import (
+    Architecture,
+    Configs,
+    Prompted,
+    Transformer,
+    guidance_knob,
+    steps_knob,
+)
+from models.families.diffusers.tiny import CLIP_VISION, T5
+from models.io import ClipIO, ClipRequest, SamplerRange
+
+_TEXT_TOKENS = 512
+_SCHEDULERS = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+_COMPONENTS = {
+    "transformer": ("WanTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel", "T5EncoderModel"),
+    "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
+}
+_SEES = {
+    "image_encoder": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "image_processor": ("CLIPImageProcessor", "CLIPImageProcessorFast"),
+}
+
+
+def _has_two_experts(index: Mapping[str, Any]) -> bool:
+    return index.get("boundary_ratio") is not None
+
+
+def _has_one(index: Mapping[str, Any]) -> bool:
+    return not _has_two_experts(index)
+
+
+def _refusal(configs: Configs) -> str:
+    if configs["index"].get("expand_timesteps"):
+        return "expand_timesteps (Wan 2.2 TI2V-5B) is not known to diffusers' modular Wan pipeline"
+    if configs["vae"].get("patch_size"):
+        return "an autoencoder that packs pixels (Wan 2.2 TI2V-5B) is not known to diffusers' modular Wan pipeline"
+    first = configs["transformer"]
+    if configs.get("transformer_2", first).get("in_channels", 16) != first.get("in_channels", 16):
+        return "transformer and transformer_2 take latents of different channels"
+    return ""
+
+
+def _strides(configs: Configs) -> tuple[int, int, int]:
+    in_time = configs["vae"].get("temperal_downsample", (False, True, True))
+    return 2 ** sum(in_time), 2 ** len(in_time), 2 ** len(in_time)
+
+
+def _io(configs: Configs, *, takes_picture: bool) -> ClipIO:
+    transformer, strides = configs["transformer"], _strides(configs)
+    patch: tuple[int, int, int] = tuple(transformer.get("patch_size", (1, 2, 2)))
+    return ClipIO(
+        takes_picture=takes_picture,
+        width=832,
+        height=480,
+        min_side=strides[1] * patch[1] * 8,
+        max_side=1280,
+        multiple=strides[1] * patch[1],
+        max_pixels=1280 * 720,
+        frame_counts=(81,),
+        max_frames=81,
+        fps=16,
+        samplers=MappingProxyType(
+            {"steps": SamplerRange(weights="transformer", min_steps=1, max_steps=100, default_steps=50)}
+        ),
+        default_guidance=5.0,
+        max_text_tokens=_TEXT_TOKENS,
+        latent_channels=configs["vae"].get("z_dim", 16),
+        vae_stride=strides,
+        patch=patch,
+    )
+
+
+def _from_prompt(configs: Configs) -> ClipIO:
+    return _io(configs, takes_picture=False)
+
+
+def _from_picture(configs: Configs) -> ClipIO:
+    return _io(configs, takes_picture=True)
+
+
+def _inputs(request: ClipRequest, point: Point) -> Mapping[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "num_frames": request.num_frames,
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": int(point["num_inference_steps"]),
+        "max_sequence_length": _TEXT_TOKENS,
+    }
+
+
+def latents_of_clips(configs: Configs, io: ClipIO, request: ClipRequest) -> tuple[int, ...]:
+    """Shape of one clip's latents, (C, t, h, w)."""
+    t, h, w = io.vae_stride
+    return io.latent_channels, (request.num_frames - 1) // t + 1, request.height // h, request.width // w
+
+
+def _transformer(configs: Configs) -> Transformer:
+    config = configs["transformer"]
+    return Transformer(
+        layers=config.get("num_layers", 40),
+        width=config.get("num_attention_heads", 40) * config.get("attention_head_dim", 128),
+        feed_forward=config.get("ffn_dim", 13824),
+        text_tokens=_TEXT_TOKENS,
+    )
+
+
+def _held(configs: Configs, io: ClipIO, request: ClipRequest) -> int:
+    text = 2 * _TEXT_TOKENS * configs["transformer"].get("text_dim", 4096)
+    if not io.takes_picture:
+        return int(text)
+    channels, *grid = latents_of_clips(configs, io, request)
+    seen = (configs.get("image_encoder", {}).get("image_size", 224) // 14 + 1) ** 2
+    size = configs.get("image_encoder", {}).get("image_size", 0) // max(
+        1, configs.get("image_encoder", {}).get("patch_size", 1)
+    )
+    picture = max(seen, size**2 + 1) * configs.get("image_encoder", {}).get("hidden_size", 0)
+    return int(text + picture + (2 * channels + io.vae_stride[0]) * grid[0] * grid[1] * grid[2])
+
+
+_TRANSFORMER = {
+    "_class_name": "WanTransformer3DModel",
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 32,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 32,
+}
+_MINIATURE: dict[str, dict[str, Any]] = {
+    "transformer": _TRANSFORMER,
+    "vae": {
+        "_class_name": "AutoencoderKLWan",
+        "base_dim": 3,
+        "z_dim": 16,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    },
+    "scheduler": {
+        "_class_name": "UniPCMultistepScheduler",
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": 3.0,
+    },
+    **T5,
+}
+_MINIATURE_IO = {"width": 32, "height": 32, "min_side": 16, "frame_counts": (9,), "max_frames": 17}
+_SECOND = {"transformer_2": _TRANSFORMER, "index": {"boundary_ratio": 0.875}}
+_WITH_PICTURE = {"in_channels": 36}
+
+
+def _wan(
+    name: str, summary: str, pipeline: str, modular: str, blocks: str, *, miniature: Configs, **more: Any
+) -> Architecture:
+    two = "transformer_2" in miniature
+    first = guidance_knob(
+        4.0 if two else 5.0,
+        summary="How much the prompt counts while there is much noise; at 1 these steps take one pass." if two else "",
+    )
+    second = guidance_knob(
+        3.0, "guidance_scale_2", "How much the prompt counts in the last steps; at 1 these take one pass."
+    )
+    knobs: tuple[Knob, ...] = (steps_knob(40 if two else 50), first, *((second,) if two else ()))
+    return Architecture(
+        name=name,
+        summary=summary,
+        task="videos",
+        pipeline=pipeline,
+        is_for=_has_two_experts if two else _has_one,
+        modular=modular,
+        blocks=blocks,
+        denoisers=("transformer", "transformer_2") if two else ("transformer",),
+        components={
+            **_COMPONENTS,
+            **({"transformer_2": _COMPONENTS["transformer"]} if two else {}),
+            **({name: kinds for name, kinds in _SEES.items() if name in miniature}),
+        },
+        schedulers=_SCHEDULERS,
+        refusal=_refusal,
+        knobs=knobs,
+        guiders=MappingProxyType(
+            {"guidance_scale": "guider", **({"guidance_scale_2": "guider_2"} if two else {})}
+        ),
+        inputs=_inputs,
+        prompted=Prompted("tokenizer", _TEXT_TOKENS),
+        latents=latents_of_clips,
+        stride=_strides,
+        in_float32=("vae", "image_encoder"),
+        always_negative=True,
+        transformer=_transformer,
+        held_numbers=_held,
+        miniature=miniature,
+        miniature_io=_MINIATURE_IO,
+        **more,
+    )
+
+
+ARCHITECTURES = (
+    _wan(
+        "wan-t2v",
+        "Wan 2.1, clips from prompts",
+        "WanPipeline",
+        "WanModularPipeline",
+        "WanBlocks",
+        io=_from_prompt,
+        miniature=_MINIATURE,
+    ),
+    _wan(
+        "wan22-t2v",
+        "Wan 2.2 with two experts, clips from prompts",
+        "WanPipeline",
+        "Wan22ModularPipeline",
+        "Wan22Blocks",
+        io=_from_prompt,
+        miniature={**_MINIATURE, **_SECOND},
+    ),
+    _wan(
+        "wan-i2v",
+        "Wan 2.1, clips from a prompt and a first frame",
+        "WanImageToVideoPipeline",
+        "WanImage2VideoModularPipeline",
+        "WanImage2VideoAutoBlocks",
+        io=_from_picture,
+        miniature={**_MINIATURE, **CLIP_VISION, "transformer": {**_TRANSFORMER, **_WITH_PICTURE, "image_dim": 4}},
+    ),
+    _wan(
+        "wan22-i2v",
+        "Wan 2.2 with two experts, clips from a prompt and a first frame",
+        "WanImageToVideoPipeline",
+        "Wan22Image2VideoModularPipeline",
+        "Wan22Image2VideoBlocks",
+        io=_from_picture,
+        miniature={
+            **_MINIATURE,
+            **_SECOND,
+            "transformer": {**_TRANSFORMER, **_WITH_PICTURE},
+            "transformer_2": {**_TRANSFORMER, **_WITH_PICTURE},
+        },
+    ),
+)
