@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
 from models.families.diffusers import pipelines, solver_state
+from models.families.diffusers.architecture import Architecture, Grid
 from models.families.diffusers.family import check_allowed
 from models.families.diffusers.method import Hosted, Method, NetworkCall, make_method
 from models.families.diffusers.networks import Components
@@ -126,7 +127,7 @@ class DiffusersRunner:
     def preview(self, state: JobState) -> NDArray[np.uint8]:
         """The middle frame of the present estimate, one pixel for each latent pixel."""
         latents = state.cache.get("clean", state.kept["latents"])[:1]
-        unpacked = self._architecture.unpacked(latents, self._grid(state.request))
+        unpacked = self._architecture.unpacked(latents, self.grid(state.request))
         if self._colours is None:
             self._colours = LatentColours.fitted(self._decoded, unpacked.shape[1], self._device)
         return self._colours.picture(unpacked)
@@ -147,12 +148,8 @@ class DiffusersRunner:
         """All blocks before the loop, on a fresh state; they draw the noise."""
         request, rows = state.request, _rows(state.request)
         generators = _generators(state.seed, rows)
-        inputs = {
-            **self._architecture.inputs(request, state.point),
-            "generator": generators if rows > 1 else generators[0],
-        }
-        if getattr(request, "picture", b""):
-            inputs["image"] = Image.open(io.BytesIO(request.picture)).convert("RGB")
+        inputs = blocks_input(self._architecture, request, state.point)
+        inputs["generator"] = generators if rows > 1 else generators[0]
         view, pipeline_state = self._view(state.point), PipelineState()
         for parameter in self._pipeline.blocks.inputs:
             value = inputs.get(parameter.name, parameter.default)
@@ -222,7 +219,7 @@ class DiffusersRunner:
         after.values["output_type"] = "np"
         for block in prepared.after:
             block(prepared.view, after)
-        state.cache["outputs"] = [*done, _bytes(after.values[self._architecture.output][0])]
+        state.cache["outputs"] = [*done, as_bytes(after.values[self._architecture.output][0])]
 
     # -- components of one request -----------------------------------------------------------------------------------
 
@@ -230,8 +227,7 @@ class DiffusersRunner:
         """The pipeline's components with a scheduler and guiders of its own."""
         view = copy.copy(self._pipeline)
         view.scheduler = self._scheduler()
-        for knob, name in self._architecture.guiders.items():
-            setattr(view, name, _guider(getattr(view, name), float(point[knob])))
+        with_guidance(view, self._architecture, point)
         return view
 
     def _encoding(self, view: Any) -> Any:
@@ -261,7 +257,7 @@ class DiffusersRunner:
         if prepared.method is None:
             return
         steps = int(state.point["num_inference_steps"])
-        call = NetworkCall("", step, steps, 0, self._grid(state.request), prepared.request_id)
+        call = NetworkCall("", step, steps, 0, self.grid(state.request), prepared.request_id)
         for name, network in self._denoisers.items():
             setattr(view, name, Hosted(network, name, prepared.method, call))
 
@@ -278,7 +274,8 @@ class DiffusersRunner:
         network = next(iter(self._denoisers.values()))
         return torch.float32 if self._architecture.latents_in_float32 else network.dtype
 
-    def _grid(self, request: Any) -> tuple[int, int, int]:
+    def grid(self, request: Any) -> Grid:
+        """Frames, rows and columns of patches of a settled request."""
         return self._architecture.grid(self._io, request)
 
     def _check_prompts(self, request: Any) -> None:
@@ -307,8 +304,22 @@ class DiffusersRunner:
         }
         for block in _after_loop(blocks):
             block(self._pipeline, state)
-        made = _bytes(state.values[architecture.output][0])
+        made = as_bytes(state.values[architecture.output][0])
         return made if made.ndim == 4 else made[None]
+
+
+def blocks_input(architecture: Architecture, request: Any, point: Point) -> dict[str, Any]:
+    """What the blocks are given of a request, but the generator."""
+    inputs = dict(architecture.inputs(request, point))
+    if getattr(request, "picture", b""):
+        inputs["image"] = Image.open(io.BytesIO(request.picture)).convert("RGB")
+    return inputs
+
+
+def with_guidance(view: Any, architecture: Architecture, point: Point) -> None:
+    """Give components guiders of their own."""
+    for knob, name in architecture.guiders.items():
+        setattr(view, name, _guider(getattr(view, name), float(point[knob])))
 
 
 def _rows(request: Any) -> int:
@@ -341,7 +352,8 @@ def _after_loop(blocks: Sequence[Any]) -> list[Any]:
     return [*blocks[[isinstance(block, LoopSequentialPipelineBlocks) for block in blocks].index(True) + 1 :]]
 
 
-def _bytes(made: Any) -> NDArray[np.uint8]:
+def as_bytes(made: Any) -> NDArray[np.uint8]:
+    """Numbers from 0 to 1 as diffusers makes pictures of them."""
     return np.rint(np.asarray(made) * 255).astype(np.uint8)
 
 

@@ -95,7 +95,7 @@ def _read_network(kind: Any, config: Mapping[str, Any], folder: Path, dtype: tor
     files = weight_files(folder)
     if not files:
         raise ValueError(f"{folder} has no weights (*.safetensors)")
-    kept = tuple(kind._keep_in_fp32_modules or ()) if dtype != torch.float32 else ()
+    kept = tuple(kind._keep_in_fp32_modules or ())
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= {name: tensor.to(_type_of(name, kept, dtype)) for name, tensor in _tensors(file).items()}
@@ -126,14 +126,22 @@ def _made(name: str, config: Mapping[str, Any], folder: Path | None, dtype: torc
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
         settings = {key: value for key, value in config.items() if key != "_class_name"}
         return kind(kind.config_class.from_dict(settings)).to(dtype)
+    if isinstance(kind, type) and issubclass(kind, ModelMixin):
+        return _cast(kind.from_config(dict(config)), dtype)
     if hasattr(kind, "from_config"):
-        made = kind.from_config(dict(config))
-        return made.to(dtype) if isinstance(made, nn.Module) else made
+        return kind.from_config(dict(config))
     if folder is not None:
         return kind.from_pretrained(folder / name, local_files_only=True)
     if "tokenizer" in name:
         return make_tokenizer(named)
     return kind(**{key: value for key, value in config.items() if key != "_class_name"})
+
+
+def _cast(network: Any, dtype: torch.dtype) -> Any:
+    kept = tuple(type(network)._keep_in_fp32_modules or ())
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data.to(_type_of(name, kept, dtype))
+    return network
 
 
 def save(components: Components, variant: Variant, folder: Path) -> None:

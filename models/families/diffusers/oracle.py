@@ -1,12 +1,96 @@
-"""The pipeline's own output: diffusers' modular pipeline, and its classic one, on the same weights."""
+"""The pipeline's own output for the same seed: that of diffusers' modular pipeline, and of its classic one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from models.contract import Parity, Variant
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.contract import Parity, Point, Variant
+from models.families.diffusers import pipelines
+from models.families.diffusers.example import example
+from models.families.diffusers.family import FAMILY
+from models.families.diffusers.host import DiffusersRunner, as_bytes, blocks_input, with_guidance
+from models.families.diffusers.networks import Components, build
+
+_SEED = 7
 
 
 def compare(variant: Variant, official: Path | None) -> Iterator[Parity]:
-    raise NotImplementedError
+    """Latents and what is decoded of them, to the bit, of one request in few steps with the usual guidance. Where the
+    classic pipeline differs from the modular one, the card says how."""
+    components = build(variant, random_weights=variant.weights is None)
+    request = example(variant, np.random.default_rng(0))
+    point = FAMILY.of(variant).check_point({"num_inference_steps": 4})
+    latents, made = _ours(components, variant, request, point)
+    for name, reference in (("modular", modular), ("classic", classic)):
+        their_latents, theirs = reference(components, variant, request, point, _SEED)
+        yield Parity(f"latents, {name} pipeline", latents, their_latents.reshape(latents.shape), 0.0)
+        yield Parity(f"decoded, {name} pipeline", made, theirs, 0.0)
+
+
+def _ours(components: Components, variant: Variant, request: Any, point: Point) -> tuple[Tensor, Tensor]:
+    runner = DiffusersRunner(components, variant)
+    state = runner.open(request, point, _SEED)
+    while runner.remaining(state):
+        runner.step([state])
+    (made,) = runner.close(state).values()
+    unpacked = pipelines.of(variant).unpacked(state.kept["latents"], runner.grid(state.request))
+    return unpacked, torch.from_numpy(made)
+
+
+@torch.inference_mode()
+def modular(
+    components: Components, variant: Variant, request: Any, point: Point, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What diffusers' modular pipeline makes of a request as a whole."""
+    architecture, pipeline = pipelines.of(variant), copy.copy(components.pipeline)
+    pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
+    with_guidance(pipeline, architecture, point)
+    made = pipeline(
+        **blocks_input(architecture, request, point),
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+        output=["latents", architecture.output],
+    )
+    return made["latents"], _as_decoded(made[architecture.output])
+
+
+@torch.inference_mode()
+def classic(
+    components: Components, variant: Variant, request: Any, point: Point, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What the class makes that the folder's ``model_index.json`` names."""
+    architecture = pipelines.of(variant)
+    kind = getattr(diffusers, architecture.pipeline)
+    index = variant.config["components"]["index"]
+    takes = inspect.signature(kind.__init__).parameters
+    parts: Mapping[str, Any] = {**dict.fromkeys(takes.keys() & {"image_encoder"}), **components.parts, **index}
+    parts = {name: part for name, part in parts.items() if name in takes}
+    for name, parameter in takes.items():
+        if name not in parts and name not in ("self", "kwargs") and parameter.default is inspect.Parameter.empty:
+            parts = {**parts, name: None}
+    pipeline = kind(**{**parts, "scheduler": copy.deepcopy(parts["scheduler"])})
+    if "guider" in parts:
+        with_guidance(pipeline, architecture, point)
+    pipeline.set_progress_bar_config(disable=True)
+    asked = {**blocks_input(architecture, request, point), **{name: point[name] for name in architecture.guiders}}
+    asked = {name: value for name, value in asked.items() if name in inspect.signature(pipeline.__call__).parameters}
+    latents, made = (
+        pipeline(**asked, generator=torch.Generator().manual_seed(seed), output_type=kind, return_dict=False)[0]
+        for kind in ("latent", "np")
+    )
+    return latents, _as_decoded(made)
+
+
+def _as_decoded(made: Any) -> Tensor:
+    """As a runner has it: the one clip, or all pictures."""
+    found = np.asarray(made)
+    return torch.from_numpy(as_bytes(found[0] if found.ndim == 5 else found))
