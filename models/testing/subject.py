@@ -30,17 +30,22 @@ class Subject:
     """One variant of a family, resolved and built on first use. ``name``: a listed variant, or an example."""
 
     def __init__(self, family: Family, name: str) -> None:
-        self.family = family
+        self._whole = family
         self.name = name
+
+    @cached_property
+    def family(self) -> Family:
+        """The family as it is for this variant; the whole of it for the checks of the family itself."""
+        return self._whole if self.name == self._whole.name else self._whole.of(self.variant)
 
     @cached_property
     def variant(self) -> Variant:
         """The variant."""
-        for variant in (*self.family.variants, *self.family.miniatures):
+        for variant in (*self._whole.variants, *self._whole.miniatures):
             if variant.id == self.name:
                 return variant
-        assert self.family.resolve is not None, f"{self.family.name} has no variant {self.name}"
-        resolved: Variant = self.family.resolve.load()(self.name, None)
+        assert self._whole.resolve is not None, f"{self._whole.name} has no variant {self.name}"
+        resolved: Variant = self._whole.resolve.load()(self.name, None)
         return resolved
 
     @cached_property
@@ -61,7 +66,7 @@ class Subject:
 
     def with_weights(self, variant: Variant) -> Subject:
         """The same subject, with other weights."""
-        other = Subject(self.family, self.name)
+        other = Subject(self._whole, self.name)
         other.variant = variant
         return other
 
