@@ -71,18 +71,23 @@ class Architecture:
     """One kind of pipeline.
 
     ``name``: of its miniature, and in ``Variant.config``. ``pipeline``: the class that ``model_index.json`` names;
-    ``is_for``: whether this entry is the one for a folder, where several share a class. ``modular``, ``blocks``: the
+    ``is_for``: whether this entry is the one for an index, where several share a class. ``modular``, ``blocks``: the
     modular pipeline and its blocks, by their names in diffusers. ``denoisers``: its networks, in the order in which
-    steps wake them. ``components``: the others that a folder must have, and the classes that each may be of.
-    ``refusal``: why a folder cannot be run step by step, or "". ``io``: sizes, lengths and rates as published.
-    ``guiders``: knob of guidance -> the component that it sets. ``inputs``: (request, point) -> what the blocks are
-    given, besides generator and picture. ``output``: the name of what the last block makes. ``latents``: shape of the
-    noise of one row, as the loop has it. ``stride``: frames, rows and columns of pixels for one of latents. ``grid``: (io, request) -> frames, rows and columns of patches. ``unpacked``:
-    latents as the loop has them, and the grid -> (1, C, t, h, w), and ``packed`` back. ``in_float32``: components that
-    compute in float32 whatever the others do. ``latents_in_float32``: else in the type of the denoiser.
-    ``always_negative``: text blocks that fail unless a negative prompt is encoded too. ``alone``: names in the blocks'
-    state whose first dimension is no row. ``held_numbers``: most numbers that a request holds of text and pictures.
-    ``defaults``: configurations of the miniature, by component; with ``_class_name``, as in a folder.
+    steps wake them. ``components``: what a folder must have, and the classes that each may be of; with "" among them
+    it may be missing. ``schedulers``: classes of the scheduler. ``refusal``: why a folder cannot be run step by step,
+    or "". ``io``: sizes, lengths and rates as published. ``guiders``: knob of guidance -> the component that it sets.
+    ``inputs``: (request, point) -> what the blocks are given, besides generator and picture. ``output``: the name of
+    what the last block makes. ``prompted``: for the length of prompts.
+
+    ``latents``: (configs, io, request) -> shape of the noise of one row, as the loop has it. ``stride``: frames, rows
+    and columns of pixels for one of latents. ``grid``: (io, request) -> frames, rows and columns of patches.
+    ``unpacked``: latents as the loop has them, and the grid -> (1, C, t, h, w), and ``packed`` back.
+
+    ``in_float32``: components that compute in float32 whatever the others do. ``latents_in_float32``: else in the type
+    of the denoiser. ``always_negative``: text blocks that fail unless a negative prompt is encoded too. ``alone``:
+    names in the blocks' state whose first dimension is no row. ``transformer``: what a pass is made of.
+    ``held_numbers``: most numbers that a request holds of text and pictures. ``miniature``: configurations of a tiny
+    one, by component, with ``_class_name`` as in a folder; ``miniature_io``: what its io has in place of the usual.
     """
 
     name: str
@@ -102,7 +107,7 @@ class Architecture:
     inputs: Callable[[Any, Point], Mapping[str, Any]]
     output: str = "videos"
     prompted: Prompted
-    latents: Callable[[Configs, IO, Any], tuple[int, ...]]
+    latents: Callable[[Configs, Any, Any], tuple[int, ...]]
     stride: Callable[[Configs], Grid]
     grid: Callable[[Any, Any], Grid] = grid_of_clip
     unpacked: Callable[[Any, Grid], Any] = unpacked_already
@@ -112,7 +117,7 @@ class Architecture:
     always_negative: bool = False
     alone: tuple[str, ...] = ("timesteps", "sigmas")
     transformer: Callable[[Configs], Transformer]
-    held_numbers: Callable[[Configs, IO, Any], int]
+    held_numbers: Callable[[Configs, Any, Any], int]
     miniature: Configs
     miniature_io: Mapping[str, Any]
 

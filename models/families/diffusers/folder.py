@@ -15,8 +15,13 @@ from models.families.diffusers.architecture import Architecture, Configs
 
 INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
-_CONFIG_FILES = ("config.json", "scheduler_config.json", "guider_config.json", "tokenizer_config.json")
-_CONFIG_FILES += ("preprocessor_config.json",)
+_CONFIG_FILES = (
+    "config.json",
+    "scheduler_config.json",
+    "guider_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+)
 _MAX_HEADER_BYTES = 100 << 20
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 

@@ -62,8 +62,8 @@ class DiffusersRunner:
         self._architecture = pipelines.of(variant)
         self._configs = variant.config["components"]
         self._io = variant.io
-        self._denoisers = {name: components.networks[name] for name in self._architecture.denoisers}
-        self._device = next(iter(self._denoisers.values())).device
+        self._denoisers: dict[str, Any] = {name: components.networks[name] for name in self._architecture.denoisers}
+        self._device: torch.device = next(iter(self._denoisers.values())).device
         self._colours: LatentColours | None = None
 
     # -- one request -------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class DiffusersRunner:
 
     def _encoding(self, view: Any) -> Any:
         """The same for the blocks before the loop: some of them fail where no negative prompt is asked for."""
-        guider = getattr(view, "guider", None)
+        guider: Any = getattr(view, "guider", None)
         if not self._architecture.always_negative or guider.num_conditions > 1:
             return view
         encoding = copy.copy(view)
@@ -271,8 +271,8 @@ class DiffusersRunner:
 
     @property
     def _latents_dtype(self) -> torch.dtype:
-        network = next(iter(self._denoisers.values()))
-        return torch.float32 if self._architecture.latents_in_float32 else network.dtype
+        own: torch.dtype = next(iter(self._denoisers.values())).dtype
+        return torch.float32 if self._architecture.latents_in_float32 else own
 
     def grid(self, request: Any) -> Grid:
         """Frames, rows and columns of patches of a settled request."""
@@ -354,7 +354,8 @@ def _after_loop(blocks: Sequence[Any]) -> list[Any]:
 
 def as_bytes(made: Any) -> NDArray[np.uint8]:
     """Numbers from 0 to 1 as diffusers makes pictures of them."""
-    return np.rint(np.asarray(made) * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(np.asarray(made) * 255).astype(np.uint8)
+    return rounded
 
 
 def _estimate(before: Tensor, block_state: Any, scheduler: Any, step: int) -> Tensor:

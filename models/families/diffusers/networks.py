@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -125,10 +125,11 @@ def _made(name: str, config: Mapping[str, Any], folder: Path | None, dtype: torc
     named, kind = config["_class_name"], _class(config["_class_name"])
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
         settings = {key: value for key, value in config.items() if key != "_class_name"}
-        return kind(kind.config_class.from_dict(settings)).to(dtype)
+        made: Any = kind
+        return made(made.config_class.from_dict(settings)).to(dtype)
     if isinstance(kind, type) and issubclass(kind, ModelMixin):
         return _cast(kind.from_config(dict(config)), dtype)
-    if hasattr(kind, "from_config"):
+    if issubclass(kind, ConfigMixin):
         return kind.from_config(dict(config))
     if folder is not None:
         return kind.from_pretrained(folder / name, local_files_only=True)

@@ -47,9 +47,7 @@ def _ours(components: Components, variant: Variant, request: Any, point: Point) 
 
 
 @torch.inference_mode()
-def modular(
-    components: Components, variant: Variant, request: Any, point: Point, seed: int
-) -> tuple[Tensor, Tensor]:
+def modular(components: Components, variant: Variant, request: Any, point: Point, seed: int) -> tuple[Tensor, Tensor]:
     """What diffusers' modular pipeline makes of a request as a whole."""
     architecture, pipeline = pipelines.of(variant), copy.copy(components.pipeline)
     pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
@@ -64,9 +62,7 @@ def modular(
 
 
 @torch.inference_mode()
-def classic(
-    components: Components, variant: Variant, request: Any, point: Point, seed: int
-) -> tuple[Tensor, Tensor]:
+def classic(components: Components, variant: Variant, request: Any, point: Point, seed: int) -> tuple[Tensor, Tensor]:
     """What the class makes that the folder's ``model_index.json`` names."""
     architecture = pipelines.of(variant)
     kind = getattr(diffusers, architecture.pipeline)

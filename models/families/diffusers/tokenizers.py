@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from transformers import T5TokenizerFast
+import transformers
 
 
 def make_tokenizer(kind: str) -> Any:
@@ -19,4 +19,6 @@ def make_tokenizer(kind: str) -> Any:
 def _t5() -> Any:
     marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(letter, -2.5) for letter in string.printable if letter.strip()]
-    return T5TokenizerFast(vocab=[*marks, *letters], extra_ids=0)
+    return transformers.T5TokenizerFast(  # type: ignore[attr-defined]  # loaded when asked for
+        vocab=[*marks, *letters], extra_ids=0
+    )

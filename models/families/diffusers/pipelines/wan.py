@@ -164,7 +164,7 @@ _MINIATURE: dict[str, dict[str, Any]] = {
     **T5,
 }
 _MINIATURE_IO = {"width": 32, "height": 32, "min_side": 16, "frame_counts": (9,), "max_frames": 17}
-_SECOND = {"transformer_2": _TRANSFORMER, "index": {"boundary_ratio": 0.875}}
+_SECOND: dict[str, dict[str, Any]] = {"transformer_2": _TRANSFORMER, "index": {"boundary_ratio": 0.875}}
 _WITH_PICTURE = {"in_channels": 36}
 
 
@@ -197,9 +197,7 @@ def _wan(
         schedulers=_SCHEDULERS,
         refusal=_refusal,
         knobs=knobs,
-        guiders=MappingProxyType(
-            {"guidance_scale": "guider", **({"guidance_scale_2": "guider_2"} if two else {})}
-        ),
+        guiders=MappingProxyType({"guidance_scale": "guider", **({"guidance_scale_2": "guider_2"} if two else {})}),
         inputs=_inputs,
         prompted=Prompted("tokenizer", _TEXT_TOKENS),
         latents=latents_of_clips,

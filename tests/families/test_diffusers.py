@@ -1,0 +1,202 @@
+"""Folders of diffusers: what is found in them, what is refused, and that slices are the pipeline's own steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.contract import JobState, SettingError
+from models.families.diffusers.example import example
+from models.families.diffusers.family import FAMILY, recognise, resolve, work
+from models.families.diffusers.host import DiffusersRunner
+from models.families.diffusers.networks import build, save
+from models.io import ClipRequest
+from models.testing.jobs import finished
+from models.testing.subject import Subject
+from serving.replica.job.snapshots import restored, take_snapshot
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def _subject(name: str) -> Subject:
+    return Subject(FAMILY, name)
+
+
+def _open(subject: Subject, seed: int = 0, **settings: Any) -> JobState:
+    request = example(subject.variant, np.random.default_rng(seed))
+    runner: DiffusersRunner = subject.runner
+    return runner.open(request, subject.family.check_point({"num_inference_steps": 6, **settings}), seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wan 2.2 in miniature, as diffusers writes it."""
+    made = tmp_path_factory.mktemp("folders") / "wan"
+    variant = resolve("wan22-t2v")
+    save(build(variant, random_weights=True), variant, made)
+    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Wan\n")
+    return made
+
+
+@pytest.fixture
+def spoilt(folder: Path, tmp_path: Path) -> Path:
+    """A copy of it whose small files may be changed."""
+    copy = tmp_path / "copy"
+    for path in folder.rglob("*"):
+        target = copy / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.suffix == ".safetensors":
+            target.symlink_to(path)
+        else:
+            target.write_bytes(path.read_bytes())
+    return copy
+
+
+def _change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_says_what_it_is(folder: Path) -> None:
+    variant = resolve("my-wan", folder)
+    assert recognise(folder) == "wan22-t2v"
+    assert (variant.id, variant.tasks, variant.source.licence) == ("diffusers:my-wan", ("videos",), "apache-2.0")
+    assert [knob.name for knob in FAMILY.of(variant).knobs] == [
+        "num_inference_steps",
+        "guidance_scale",
+        "guidance_scale_2",
+    ]
+    counted = variant.config["bytes"]
+    assert set(counted) == {"transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler"}
+    network = _subject("wan22-t2v").network.networks["transformer"]
+    assert counted["transformer"] == {"F32": 4 * sum(each.numel() for each in network.parameters())}
+    assert (variant.io.width, variant.io.height, variant.io.frame_counts, variant.io.fps) == (832, 480, (81,), 16)
+    big = resolve("wan22-t2v").io.settled(ClipRequest(prompt="rain"))
+    assert work(resolve("wan22-t2v"), big, FAMILY.of(variant).check_point({})).units["macs"] > 0
+
+
+def test_a_folder_of_something_else_is_none(tmp_path: Path) -> None:
+    assert recognise(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("model_index.json", {"_class_name": "AudioLDMPipeline"}, "AudioLDMPipeline is not run step by step"),
+        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps"),
+        ("model_index.json", {"vae": [None, None]}, "needs vae"),
+        ("model_index.json", {"vae": ["their_code", "Net"]}, "code that the folder brings"),
+        ("model_index.json", {"scheduler": ["diffusers", "HeunDiscreteScheduler"]}, "HeunDiscreteScheduler"),
+        ("transformer/config.json", {"quantization_config": {"quant_method": "gguf"}}, r"quantised \(gguf\)"),
+        ("text_encoder/config.json", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ("scheduler/scheduler_config.json", {"solver_p": "x"}, "solver_p"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(spoilt: Path, file: str, changes: dict[str, Any], words: str) -> None:
+    _change(spoilt / file, **changes)
+    with pytest.raises(ValueError, match=words):
+        resolve("wan", spoilt)
+
+
+def test_a_missing_component_is_named(spoilt: Path) -> None:
+    (spoilt / "transformer_2").rename(spoilt / "elsewhere")
+    with pytest.raises(ValueError, match="folder transformer_2 is missing"):
+        resolve("wan", spoilt)
+
+
+def test_what_is_read_from_a_folder_makes_the_same_clip(folder: Path) -> None:
+    subject = _subject("wan22-t2v")
+    copy = subject.with_weights(subject.variant.with_weights(folder))
+    read, made = (finished(each, [_open(each)])[0]["frames"] for each in (copy, subject))
+    assert torch.equal(read, made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"width": 40}, "size"),
+        ({"num_frames": 8}, "num_frames"),
+        ({"num_frames": 21}, "num_frames"),
+        ({"prompt": "a" * 600}, "prompt"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(changes: dict[str, Any], field: str) -> None:
+    subject = _subject("wan-t2v")
+    request = ClipRequest(**{"prompt": "rain", "width": 32, "height": 32, "num_frames": 9, **changes})
+    with pytest.raises(SettingError) as refused:
+        subject.runner.open(request, subject.family.check_point({}), 0)
+    assert refused.value.name == field
+
+
+@pytest.mark.parametrize("settings", [{"guidance_scale": 0.5}, {"guidance_scale": 50}, {"num_inference_steps": 0}])
+def test_a_setting_that_does_not_fit_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        _subject("wan-t2v").family.check_point(settings)
+
+
+@pytest.mark.parametrize("name", FAMILY.examples)
+def test_a_snapshot_goes_on_to_the_bit(name: str) -> None:
+    """After every step, in a fresh state of another attempt, as the replica does."""
+    subject = _subject(name)
+    whole, state = _open(subject), _open(subject)
+    finished(subject, [whole])
+    while subject.runner.remaining(state):
+        subject.runner.step([state])
+        snapshot = take_snapshot(state.kept, state.kept["step"])
+        state = _open(subject)
+        state.kept = restored(state.kept, snapshot)
+        if state.kept["step"] == 6:
+            break
+    finished(subject, [state])
+    assert torch.equal(state.kept["latents"], whole.kept["latents"])
+
+
+@pytest.mark.parametrize("name", FAMILY.examples)
+def test_rows_in_company_are_the_same(name: str) -> None:
+    """Three requests in one pass of each step: within rounding of what each is alone."""
+    subject = _subject(name)
+    alone = [_open(subject, seed) for seed in range(3)]
+    for state in alone:
+        finished(subject, [state])
+    together = [_open(subject, seed) for seed in range(3)]
+    finished(subject, together)
+    for one, other in zip(alone, together, strict=True):
+        assert float((one.kept["latents"] - other.kept["latents"]).abs().max()) <= 1e-5
+
+
+def test_without_guidance_no_second_pass_is_taken() -> None:
+    """diffusers' own text block of Wan fails there; the classic pipeline, which does not, gives the same."""
+    from models.families.diffusers.oracle import classic
+
+    subject = _subject("wan-t2v")
+    state = _open(subject, guidance_scale=1.0)
+    finished(subject, [state])
+    point = state.point
+    latents, _ = classic(subject.network, subject.variant, state.request, point, 0)
+    assert torch.equal(latents, state.kept["latents"])
+
+
+def test_the_expert_changes_once() -> None:
+    subject = _subject("wan22-t2v")
+    state, phases = _open(subject), []
+    while subject.runner.remaining(state):
+        phases.append(subject.runner.expert_phase(state))
+        subject.runner.step([state])
+    assert phases == sorted(phases)
+    assert set(phases) == {"transformer", "transformer_2"}
