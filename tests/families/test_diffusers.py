@@ -120,11 +120,17 @@ def test_a_missing_component_is_named(spoilt: Path) -> None:
         resolve("wan", spoilt)
 
 
-def test_what_is_read_from_a_folder_makes_the_same_clip(folder: Path) -> None:
+def test_what_is_read_from_a_folder_is_what_was_written(folder: Path) -> None:
+    """The latents differ by rounding: weights mapped from a file are aligned otherwise."""
     subject = _subject("wan22-t2v")
     copy = subject.with_weights(subject.variant.with_weights(folder))
-    read, made = (finished(each, [_open(each)])[0]["frames"] for each in (copy, subject))
-    assert torch.equal(read, made)
+    read, written = (each.network.networks.state_dict() for each in (copy, subject))
+    assert read.keys() == written.keys()
+    assert all(torch.equal(read[name], written[name]) for name in read)
+    states = [_open(each) for each in (copy, subject)]
+    for each, state in zip((copy, subject), states, strict=True):
+        finished(each, [state])
+    assert float((states[0].kept["latents"] - states[1].kept["latents"]).abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize(
