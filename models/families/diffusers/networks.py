@@ -122,7 +122,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _made(name: str, config: Mapping[str, Any], folder: Path | None, dtype: torch.dtype) -> Any:
     """With random weights; tokenizers and the like are those of the folder, if there is one."""
-    named, kind = config["_class_name"], _class(config["_class_name"])
+    named = config["_class_name"]
+    kind: Any = _class(named)
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
         settings = {key: value for key, value in config.items() if key != "_class_name"}
         made: Any = kind
