@@ -70,11 +70,15 @@ def _class(name: str) -> Any:
     return getattr(diffusers, name, None) or getattr(transformers, name)
 
 
+def _is(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
 def _read(config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> Any:
     kind = _class(config["_class_name"])
-    if isinstance(kind, type) and issubclass(kind, ModelMixin):
+    if _is(kind, ModelMixin):
         return _read_network(kind, config, folder, dtype)
-    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+    if _is(kind, transformers.PreTrainedModel):
         return load_pretrained(kind, folder, dtype)
     return kind.from_pretrained(folder, local_files_only=True)
 
@@ -124,13 +128,12 @@ def _made(name: str, config: Mapping[str, Any], folder: Path | None, dtype: torc
     """With random weights; tokenizers and the like are those of the folder, if there is one."""
     named = config["_class_name"]
     kind: Any = _class(named)
-    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+    if _is(kind, transformers.PreTrainedModel):
         settings = {key: value for key, value in config.items() if key != "_class_name"}
-        made: Any = kind
-        return made(made.config_class.from_dict(settings)).to(dtype)
-    if isinstance(kind, type) and issubclass(kind, ModelMixin):
+        return kind(kind.config_class.from_dict(settings)).to(dtype)
+    if _is(kind, ModelMixin):
         return _cast(kind.from_config(dict(config)), dtype)
-    if issubclass(kind, ConfigMixin):
+    if _is(kind, ConfigMixin):
         return kind.from_config(dict(config))
     if folder is not None:
         return kind.from_pretrained(folder / name, local_files_only=True)
