@@ -48,6 +48,7 @@ from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.tasks.images.files import ImageFiles
 from serving.tasks.images.jobs import IMAGES, PicturePlanner, plan_of
+from serving.tasks.videos.first_frame import FirstFrames
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
@@ -127,7 +128,11 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = {model.id: read_served(model) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
+    videos = {
+        model.id: replace(read_served(model), prepare=FirstFrames(images, model.variant.io))
+        for model in config.models_with(JobOptions)
+        if VIDEOS.name in model.tasks
+    }
     painters = {
         model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
         for model in config.models_with(UnaryOptions)

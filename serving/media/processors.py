@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.contract import Family, Variant
-from models.io import ImageIO, with_max_tiles
+from models.io import ClipIO, ImageIO, with_max_tiles
 from models.registry import family_for
 from serving.media.prepare import Processor
 
@@ -27,13 +27,13 @@ class Processors:
 
     def __call__(self, model_id: str, max_tiles: int | None = None) -> Processor:
         """Build the processor of a model: one square for a classifier, tiles for a chat model (no more than the request
-        allows), the picture as it is for one that makes pictures of it.
+        allows), the picture as it is for one that makes pictures or clips of it.
 
         Raises:
             ValueError: no such model is served, or its family takes no images.
         """
         family, variant = self._find(model_id)
-        if family.prepare is None and isinstance(variant.io, ImageIO) and variant.io.takes_picture:
+        if family.prepare is None and isinstance(variant.io, ImageIO | ClipIO) and variant.io.takes_picture:
             return np.ascontiguousarray
         if family.prepare is None:
             raise ValueError(f"{model_id} takes no images")

@@ -7,7 +7,7 @@ A task whose requests become jobs provides a ``JobTask``, parses its bodies into
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -79,8 +79,9 @@ class JobPlan:
     """What a job will be: see ``JobRecord`` for ``output`` and ``shown``.
 
     ``request``: what the family's ``open`` is given together with ``point`` and ``seed``, an instance of its io's
-    ``request`` class. ``num_steps``: slices of its main phase. ``name``: of the operating point. ``predicted_s`` and
-    ``predicted_j``: what it is predicted to take. ``degraded``: the parts of the budget that ruled out a better one.
+    ``request`` class; its bytes become files of the job. ``num_steps``: slices of its main phase. ``name``: of the
+    operating point. ``predicted_s`` and ``predicted_j``: what it is predicted to take. ``degraded``: the parts of the
+    budget that ruled out a better one.
     """
 
     request: Any
@@ -98,10 +99,12 @@ class JobPlan:
 @dataclass(frozen=True, kw_only=True)
 class JobModel:
     """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, what it
-    meets) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do."""
+    meets) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do.
+    ``prepare``: what is done with a request before, which may take a while: its picture is decoded, say."""
 
     card: Any
-    plan: Callable[[JobRequest[Any], int, Load], JobPlan]
+    plan: Callable[[Any, int, Load], JobPlan]
+    prepare: Callable[[Any], Awaitable[Any]] | None = None
     replicas: int = 1
 
 

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, Jo
 from serving.delivery.pipeline import Pipeline, served
 from serving.errors import IdempotencyKeyReused, InvalidRequest, QueueFull, ServingError, StoreUnavailable
 from serving.stores.artefacts import ArtefactStore
-from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, preview_key
+from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, input_key, preview_key
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.telemetry import tracing
 from serving.telemetry.events import JobAdmitted
@@ -88,13 +88,17 @@ class Jobs:
             return await self._create(request, model, job_id)
 
     async def _create(self, request: JobRequest[Any], model: JobModel, job_id: str) -> JobRecord:
+        if model.prepare is not None:
+            with tracing.span("media"):
+                request = await model.prepare(request)
         load = await self._load(request, model)
         with tracing.span("plan"):
             plan = model.plan(request, self._seed(request, job_id), load)
-        job = self._record(request, model, job_id, plan)
+        job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
         reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
         try:
-            await self._reached(self._index.create(job, max_queued=self._config.max_queued))
+            job = replace(job, inputs=await self._kept(job_id, inputs))
+            await self._created(job, is_own_id=not request.idempotency_key)
             stored = job
             if request.idempotency_key:
                 found = await self._reached(self._index.get(job.owner, job.id))
@@ -108,6 +112,20 @@ class Jobs:
             return stored
         self._pipeline.tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
         return stored
+
+    async def _kept(self, job_id: str, inputs: Mapping[str, bytes]) -> dict[str, Artefact]:
+        keys = {name: input_key(job_id, name, data) for name, data in inputs.items()}
+        return {name: await self._reached(self._files.put(keys[name], data)) for name, data in inputs.items()}
+
+    async def _created(self, job: JobRecord, *, is_own_id: bool) -> None:
+        """``is_own_id``: no other request has made a job of that id. Raises: as ``RedisJobs.create``."""
+        try:
+            await self._reached(self._index.create(job, max_queued=self._config.max_queued))
+        except ServingError:
+            if job.inputs and is_own_id:
+                with suppress(StoreUnavailable):  # they are swept
+                    await self._files.delete(folder(job.id))
+            raise
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
         """See ``JobService``."""
@@ -238,7 +256,7 @@ class Jobs:
             task=self._task.name,
             model=request.model,
             checkpoint=model.card.checkpoint_sha256,
-            payload=msgspec.json.encode(plan.request),
+            payload=msgspec.json.encode(replace(plan.request, **dict.fromkeys(_bytes_of(plan.request), b""))),
             point=plan.point,
             seed=plan.seed,
             num_steps=plan.num_steps,
@@ -277,6 +295,12 @@ class Jobs:
             raise StoreUnavailable(
                 f"jobs cannot be reached now; retry in {_RETRY_S:g} s", retry_after_s=_RETRY_S
             ) from None
+
+
+def _bytes_of(request: Any) -> dict[str, bytes]:
+    """What is too long for a record, which is read whenever somebody looks at the job."""
+    values = {part.name: getattr(request, part.name) for part in fields(request)}
+    return {name: value for name, value in values.items() if isinstance(value, bytes) and value}
 
 
 # -- what a request asks for, as digests of its fields: equal for requests that mean the same, however they are spelt --

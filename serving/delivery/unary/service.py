@@ -36,7 +36,6 @@ from serving.delivery.unary.wire import (
 )
 from serving.domain import RANKS, Budget, ImageInput, Priority, Report, UnaryAnswer, UnaryReply, UnaryRequest
 from serving.errors import (
-    ImageTooLarge,
     InvalidRequest,
     ServingError,
     TooManyImages,
@@ -58,8 +57,6 @@ _PRIORITIES = {
 }
 _MAX_STORED_BYTES = 1 << 20
 """Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
-_MAX_PICTURE_BYTES = 3 << 20
-"""Of a job: its record, in which the picture is, is read whenever somebody looks at the job."""
 _DEADLINE_GRACE_S = 0.25
 """A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
 
@@ -318,15 +315,9 @@ def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings:
 
 
 def _png(inputs: Inputs) -> bytes:
-    """The picture of a row. Raises: ImageTooLarge: for the record of a job."""
+    """The picture of a row."""
     file = BytesIO()
     Image.fromarray(inputs["picture"] if isinstance(inputs, Mapping) else inputs).save(file, "PNG")
-    if (size := file.tell()) > _MAX_PICTURE_BYTES:
-        raise ImageTooLarge(
-            f"image has {size} bytes as PNG; a job takes {_MAX_PICTURE_BYTES}. Send a smaller one, or vireo.background "
-            "false to wait for the answer",
-            param="image",
-        )
     return file.getvalue()
 
 

@@ -26,11 +26,13 @@ _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormRules:
-    """Parts that a form may have. ``refused``: names that are known and not taken, and why."""
+    """Parts that a form may have. ``longer``: text fields that may have more bytes than ``max_text_bytes``, and how
+    many. ``refused``: names that are known and not taken, and why."""
 
     text_fields: tuple[str, ...] = TEXT_FIELDS
     file_fields: tuple[str, ...] = ("file",)
     max_text_bytes: int = MAX_TEXT_BYTES
+    longer: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -146,7 +148,7 @@ class FormReader:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._num_bytes += end - start
-        limit = self._rules.max_text_bytes
+        limit = self._rules.longer.get(self._name or "", self._rules.max_text_bytes)
         if self._name not in self._rules.file_fields and self._num_bytes > limit:
             raise InvalidRequest(
                 f"form field {self._name} has more than {limit} bytes, the limit; shorten it", param=self._name

@@ -21,7 +21,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 
 from models.contract import Value
-from serving.errors import StoreUnavailable
+from serving.errors import EngineFailed, StoreUnavailable
 from serving.media.clip_timing import gif_times
 from serving.replica.job.base import Frames, Outputs
 from serving.stores.artefacts import ArtefactStore
@@ -182,6 +182,13 @@ class OutputFiles:
             name: await self._store.put(_key(job, lease, name, file), file.data, file.media_type)
             for name, file in files.items()
         }
+
+    async def inputs(self, job: JobRecord) -> dict[str, bytes]:
+        """What went in as files. Raises: StoreUnavailable; EngineFailed: a file is gone, or somebody has changed it."""
+        try:
+            return {name: await self._store.read_artefact(artefact) for name, artefact in job.inputs.items()}
+        except FileNotFoundError:
+            raise EngineFailed("a file of the request is gone; send it again") from None
 
     async def remove(self, artefacts: Mapping[str, Artefact]) -> None:
         """Take files back that the index does not name. What cannot be removed goes with the folder of the job."""

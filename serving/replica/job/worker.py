@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,7 +139,8 @@ class Worker:
         """A look at the checkpoint, and the conditioning; then the scheduler has it."""
         job, bench = held.job, self.bench
         try:
-            held.wanted = self._input_of(job)
+            inputs = await self.ending.insist(held, lambda: bench.files.inputs(job))
+            held.wanted = self._input_of(job, inputs)
             snapshot = await self.ending.insist(held, lambda: bench.checkpoints.load(job))
             held.admitted = await bench.engine.admit(job.id, held.wanted, snapshot)
         except Exception as error:
@@ -155,14 +156,14 @@ class Worker:
             return
         self._feed(self._arrival(held, held.wanted))
 
-    def _input_of(self, job: JobRecord) -> JobInput:
+    def _input_of(self, job: JobRecord, inputs: Mapping[str, bytes]) -> JobInput:
         """Raises: EngineFailed: the payload was written for another version of the model."""
         try:
             request = msgspec.json.decode(job.payload, type=self.request)
         except msgspec.MsgspecError:
             raise EngineFailed("the request was kept in a form that this model does not read; send it again") from None
         return JobInput(
-            request=request,
+            request=replace(request, **inputs),
             point=job.point,
             seed=job.seed,
             num_steps=job.num_steps,

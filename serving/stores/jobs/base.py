@@ -11,6 +11,7 @@ A lease has a fencing token: whoever lost it can neither report progress nor com
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any, Final
@@ -64,6 +65,7 @@ class JobRecord:
 
     What is made: ``payload`` is the request as the task encoded it, which the model's io decodes (``models.io``);
     ``point`` are the settings of the family's knobs. Same payload, point, seed and checkpoint: same outputs.
+    ``inputs``: bytes of that request which are files, by the names of its fields.
     ``output``: how they are written to files (``serving.replica.job.outputs``). ``shown``: what else the task's reply
     repeats. ``asked``: digests of what the request said, field by field, where it had an idempotency key.
     ``traceparent``: of the request that made it.
@@ -81,6 +83,7 @@ class JobRecord:
     point: dict[str, Value]
     seed: int
     num_steps: int
+    inputs: dict[str, Artefact] = field(default_factory=dict)
     output: dict[str, Value] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
@@ -147,6 +150,11 @@ class JobRecord:
 def folder(job_id: str) -> str:
     """Everything of a job is below it."""
     return f"jobs/{job_id}"
+
+
+def input_key(job_id: str, name: str, data: bytes) -> str:
+    """Bytes that go in. Named by what they are: two requests with one idempotency key may come at the same time."""
+    return f"{folder(job_id)}/{name}-{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def preview_key(job_id: str) -> str:

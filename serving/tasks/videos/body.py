@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 
-from serving.delivery.job.base import JobRequest
 from serving.domain import Budget, Surface
 from serving.errors import InvalidRequest, UnsupportedField
 from serving.front.budget import BudgetBody
@@ -18,13 +17,13 @@ from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import Form, FormRules
 from serving.limits import IngressLimits
-from serving.tasks.videos.rules import check_video, join_sizes, parse_seconds
-from serving.tasks.videos.schemas import VideoBody, VideoExtraBody
+from serving.tasks.videos.rules import FIRST_FRAME, VideoRequest, check_video, join_sizes, parse_seconds
+from serving.tasks.videos.schemas import FirstFrameBody, VideoBody, VideoExtraBody
 
 _MAX_VALUES = 256
 _MAX_CHAR_BYTES = 12
 """Of a character in JSON: two escapes."""
-_NO_INPUTS = "clips are made from words alone"
+_NO_INPUTS = "clips are made from words, or from a first frame: send that as input_reference"
 _NO_SOUND = "clips have no sound"
 _OWN_WEIGHTS = "weights are chosen by the operator"
 _ONE_GUIDANCE = "send guidance_scale"
@@ -33,7 +32,6 @@ _NO_INTERPOLATION = "every frame is made by the model; send num_frames and fps"
 
 REFUSED: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "input_reference": _NO_INPUTS,
         "image_reference": _NO_INPUTS,
         "video_reference": _NO_INPUTS,
         "audio_reference": _NO_INPUTS,
@@ -65,6 +63,8 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Fields of other servers, and why they are not taken. ``null`` is the same as absent."""
+_NO_FILES: Final = "files are not kept here; send the picture itself, or its image_url"
+_REFUSED_PARTS: Final = MappingProxyType({**REFUSED, f"{FIRST_FRAME}[file_id]": _NO_FILES})
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?")
@@ -102,7 +102,7 @@ def _reader(annotation: Any) -> Callable[[str, str], Any]:
 
 
 _FORM_FIELDS: Final[Mapping[str, Callable[[str, str], Any]]] = MappingProxyType(
-    {name: _reader(field.annotation) for name, field in VideoBody.model_fields.items()}
+    {name: _reader(field.annotation) for name, field in VideoBody.model_fields.items() if name != FIRST_FRAME}
 )
 _FORM_MEMBERS: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] = MappingProxyType(
     {
@@ -113,20 +113,25 @@ _FORM_MEMBERS: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] =
     }
 )
 """Members of objects as form fields of their own, which is how the official client sends them."""
+_FRAME_TEXT: Final = f"{FIRST_FRAME}[image_url]"
 
 
 def form_rules(limits: IngressLimits) -> FormRules:
     """Parts that a form may have. A part that is refused is read no further than its name."""
     return FormRules(
-        text_fields=(*_FORM_FIELDS, *_FORM_MEMBERS),
-        file_fields=(),
+        text_fields=(*_FORM_FIELDS, *_FORM_MEMBERS, _FRAME_TEXT),
+        file_fields=(FIRST_FRAME,),
         max_text_bytes=4 * limits.max_text_chars,
-        refused=REFUSED,
+        longer={_FRAME_TEXT: limits.max_image_chars},
+        refused=_REFUSED_PARTS,
     )
 
 
 def document_from_form(form: Form) -> dict[str, Any]:
-    """Return the body that says the same in JSON. Raises: InvalidRequest."""
+    """Return the body that says the same in JSON, but for a file. Raises: InvalidRequest."""
+    frames = len(form.files) + (_FRAME_TEXT in form.fields)
+    if frames > 1:
+        raise InvalidRequest(f"the form has {frames} pictures; send one as {FIRST_FRAME}", param=FIRST_FRAME)
     document = {name: _FORM_FIELDS[name](text, name) for name, text in form.fields.items() if name in _FORM_FIELDS}
     whole = frozenset(document)
     for field, text in form.fields.items():
@@ -136,13 +141,19 @@ def document_from_form(form: Form) -> dict[str, Any]:
         if parent in whole:
             raise InvalidRequest(f"{parent} and {field} are both there; send one of them", param=parent)
         document.setdefault(parent, {})[name] = read(text, f"{parent}.{name}")
+    if _FRAME_TEXT in form.fields:
+        document[FIRST_FRAME] = form.fields[_FRAME_TEXT]
     return document
 
 
 def json_bounds(limits: IngressLimits) -> Bounds:
     """Of a JSON body, whatever it says."""
     text_bytes = _MAX_CHAR_BYTES * limits.max_text_chars
-    return Bounds(max_values=_MAX_VALUES, max_plain_bytes=text_bytes + (1 << 20), max_string_bytes=text_bytes)
+    return Bounds(
+        max_values=_MAX_VALUES,
+        max_plain_bytes=text_bytes + (1 << 20),
+        max_string_bytes=max(text_bytes, limits.max_image_chars),
+    )
 
 
 def request_from_document(
@@ -154,8 +165,8 @@ def request_from_document(
     fallback: Budget,
     idempotency_key: str,
     limits: IngressLimits,
-) -> JobRequest[VideoBody]:
-    """Return the request, whose ``asked`` has one spelling for each meaning.
+) -> VideoRequest:
+    """Return the request, whose ``asked`` has one spelling for each meaning. Of a picture it has the text.
 
     Raises: InvalidRequest, UnknownField, UnsupportedField.
     """
@@ -163,6 +174,7 @@ def request_from_document(
     extra = body.extra_params or VideoExtraBody()
     width, height = join_sizes(body.size, body.width, body.height)
     asked = {
+        FIRST_FRAME: frame.image_url if isinstance(frame := body.input_reference, FirstFrameBody) else frame,
         "size": None,
         "width": width,
         "height": height,
@@ -173,7 +185,7 @@ def request_from_document(
         "extra_params": None,
         "vireo": None,
     }
-    request = JobRequest(
+    request = VideoRequest(
         request_id=request_id,
         surface=surface,
         tenant=tenant,
@@ -190,6 +202,12 @@ def _validated(document: dict[str, Any]) -> VideoBody:
     try:
         return validate(VideoBody, document)
     except InvalidRequest as error:
+        if (error.param or "").startswith(f"{FIRST_FRAME}."):
+            sent = shown(document[FIRST_FRAME])
+            raise InvalidRequest(
+                f"{FIRST_FRAME} is {sent}; send a data: URL of a picture, or an object with such an image_url",
+                param=FIRST_FRAME,
+            ) from None
         if (error.param or "").startswith("seconds."):  # of several types, and at fault in each of them
             sent = shown(document["seconds"])
             raise InvalidRequest(f"seconds is {sent}; send a number, as in 4 or '4'", param="seconds") from None
@@ -201,6 +219,9 @@ def _offered(document: dict[str, Any]) -> dict[str, Any]:
     for name, value in document.items():
         if name in REFUSED and value is not None:
             raise UnsupportedField(f"{name} is not offered: {REFUSED[name]}. Remove it", param=name)
+    frame = document.get(FIRST_FRAME)
+    if isinstance(frame, dict) and frame.get("file_id") is not None:
+        raise UnsupportedField(f"file_id is not offered: {_NO_FILES}", param=f"{FIRST_FRAME}.file_id")
     return {name: value for name, value in document.items() if name not in REFUSED}
 
 

@@ -1,10 +1,11 @@
-"""``vireo video PROMPT``: a clip from words, with its progress while it is made."""
+"""``vireo video [PROMPT] [--image FILE]``: a clip from words or a picture, with its progress while it is made."""
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,9 @@ from serving.client.options import (
 )
 from serving.client.told import Failed, asked_plainly, plain, whole
 
+if TYPE_CHECKING:
+    from serving.client.jobs import JobClient
+
 _PATH = "/v1/videos"
 _SUFFIXES = {".mp4": "mp4", ".gif": "gif"}
 
@@ -38,13 +42,17 @@ _EXAMPLES = """\b
 Examples:
   vireo video "a red circle moves left" -o clip.mp4
   vireo video "a blue square grows" --gif --steps 4 --latency-ms 20000
+  vireo video --image first.png -o clip.mp4
 
 With --model ID, --help lists the settings of the model.
 """
 
 
 def video(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    prompt: Annotated[str, typer.Argument(help="What the clip shows, if the model takes text.")] = "",
+    image: Annotated[
+        Path | None, typer.Option(help="The picture that the clip begins with.", exists=True, dir_okay=False)
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write, .mp4 or .gif; default: video.mp4.")
     ] = None,
@@ -80,7 +88,8 @@ def video(
             latency_ms=latency_ms, energy_j=energy_j, quality_floor=quality_floor, priority=priority
         )
         body = given(
-            prompt=whole(prompt),
+            prompt=whole(prompt) or None,
+            input_reference=None if image is None else _data_url(image),
             output_format=output_format,
             negative_prompt=None if negative is None else whole(negative),
             size=size,
@@ -92,12 +101,23 @@ def video(
             seed=seed,
         )
         with JobClient(url, api_key, _PATH) as client:
-            chosen, values = client.choose("videos", model, settings)
+            chosen, values = client.choose("videos", model or _fitting(client, image), settings)
             budget["settings"] = values
             job = client.create(_PATH, {"model": chosen, **body, "vireo": budget})
             job = client.followed(job, is_quiet=quiet)
             client.download(job["id"], path)
             _report(job, path, as_json)
+
+
+def _data_url(image: Path) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(image.read_bytes()).decode()}"
+
+
+def _fitting(client: JobClient, image: Path | None) -> str | None:
+    """The first model whose clips begin with a picture, if there is a picture; without one, the first of the others."""
+    wanted = image is not None
+    videos = ((model, block) for model, block in client.models() if "videos" in block["tasks"])
+    return next((model for model, block in videos if ("image" in block["io"]["inputs"]) is wanted), None)
 
 
 def _target(output: Path | None, gif: bool) -> tuple[Path, str]:

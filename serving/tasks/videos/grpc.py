@@ -10,7 +10,7 @@ from typing import Final, cast
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from models.contract import Value
-from serving.delivery.job.base import JobRequest, cancel_for_good, report_of
+from serving.delivery.job.base import cancel_for_good, report_of
 from serving.delivery.job.grpc import message_from_update
 from serving.domain import Surface
 from serving.errors import InvalidRequest
@@ -22,8 +22,9 @@ from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.limits import IngressLimits
 from serving.stores.jobs.base import Artefact, JobRecord, JobStatus
+from serving.tasks.videos.first_frame import with_first_frame
 from serving.tasks.videos.reply import settings_of
-from serving.tasks.videos.rules import VIDEOS, admitted, check_video, join_sizes, parse_seconds
+from serving.tasks.videos.rules import VIDEOS, VideoRequest, admitted, check_video, join_sizes, parse_seconds
 from serving.tasks.videos.schemas import KNOBS, VideoBody, VideoFormat
 from serving.telemetry.events import OK
 
@@ -53,6 +54,9 @@ async def generate_video(
         tenant=call.tenant,
         limits=call.front.limits,
     )
+    file = message.image if message.HasField("image") else None
+    text = message.image_url if message.HasField("image_url") else None
+    request = await with_first_frame(request, call.front.limits, file=file, text=text)
     job = await videos.create(admitted(call, request))
     try:
         yield message_accepted(job)
@@ -80,8 +84,8 @@ def request_from_message(
     request_id: str,
     tenant: str,
     limits: IngressLimits,
-) -> JobRequest[VideoBody]:
-    """Return the request. Raises: ClientError."""
+) -> VideoRequest:
+    """Return the request, without its picture. Raises: ClientError."""
 
     def given(name: str) -> bool:
         return message.HasField(name)  # type: ignore[arg-type]
@@ -105,7 +109,7 @@ def request_from_message(
         user=message.user,
         **{name: getattr(message, name) for name in _OPTIONAL if given(name)},
     )
-    request = JobRequest(
+    request = VideoRequest(
         request_id=request_id,
         surface=Surface.GRPC_VIDEO,
         tenant=tenant,
@@ -159,6 +163,6 @@ RPCS: Final = (
         method=VIREO.methods_by_name["GenerateVideo"],
         answer=generate_video,
         surface=Surface.GRPC_VIDEO,
-        max_bytes=lambda limits: limits.max_prompt_bytes,
+        max_bytes=lambda limits: limits.max_message_bytes(has_pixels=False),
     ),
 )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from models.contract import SettingError, Value
 from models.io import ClipIO, ClipRequest
 from schedulers.plan import Load
-from serving.delivery.job.base import JobPlan, JobRequest
+from serving.delivery.job.base import JobPlan
 from serving.errors import UnsupportedVideo
 from serving.service import Card
 from serving.tasks.videos.limits import GUIDANCE, SAMPLER, STEPS, ClipLimits
 from serving.tasks.videos.points import VideoPoints
+from serving.tasks.videos.rules import VideoRequest
 from serving.tasks.videos.schemas import KNOBS, VideoBody
 
 _MAX_STRETCH = 2.0
@@ -30,21 +31,23 @@ class ClipPlanner:
     limits: ClipLimits
     points: VideoPoints
 
-    def __call__(self, request: JobRequest[VideoBody], seed: int, load: Load) -> JobPlan:
+    def __call__(self, request: VideoRequest, seed: int, load: Load) -> JobPlan:
         """Decide everything that the request leaves open. ``load``: what waits before it.
 
         Raises: UnsupportedVideo, PromptTooLong, BudgetInfeasible; DeadlineUnreachable: only for those that wait.
         """
         asked, io = request.asked, self.limits.io
         fps = asked.fps or io.fps
+        width, height = request.size or (asked.width or 0, asked.height or 0)
         clip = io.settled(
             ClipRequest(
                 prompt=asked.prompt,
                 negative_prompt=asked.negative_prompt or "",
                 num_frames=_num_frames(asked, io, fps),
-                width=asked.width or 0,
-                height=asked.height or 0,
+                width=width,
+                height=height,
                 fps=fps,
+                picture=request.picture,
             )
         )
         direct = {name: value for name in KNOBS if (value := getattr(asked, name)) is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from serving.delivery.job.base import JobRequest, JobTask
@@ -11,6 +11,8 @@ from serving.delivery.job.http import check_key
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import BaseCall, check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
+from serving.service import Card
+from serving.tasks.chat.domain import ImagePart
 from serving.tasks.videos.schemas import (
     KNOBS,
     MAX_FPS,
@@ -26,6 +28,20 @@ from serving.tasks.videos.schemas import (
     SIZE,
     VideoBody,
 )
+
+FIRST_FRAME: Final = "input_reference"
+"""What the picture is called that a clip begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoRequest(JobRequest[VideoBody]):
+    """A call for a clip. ``first_frame``: the picture as it was sent; ``asked`` has its digest, or its URL.
+    ``picture``: the same as PNG of ``size``, which is that of the clip."""
+
+    first_frame: ImagePart | None = None
+    size: tuple[int, int] | None = None
+    picture: bytes = b""
+
 
 VIDEOS = JobTask(
     name="videos",
@@ -76,11 +92,9 @@ def parse_seconds(value: str | float | None) -> float | None:
     return check_number(value, 0.0, MAX_SECONDS, "seconds", is_open_low=True)
 
 
-def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobRequest[VideoBody]:
+def check_video(request: VideoRequest, limits: IngressLimits) -> VideoRequest:
     """Return the request. Raises: InvalidRequest."""
     asked = request.asked
-    if not asked.prompt.strip():
-        raise InvalidRequest("prompt is empty; say what the clip shows", param="prompt")
     _check_text(asked.prompt, limits.max_text_chars, "prompt")
     _check_text(asked.negative_prompt or "", limits.max_text_chars, "negative_prompt")
     _check_text(asked.user or "", MAX_LABEL_CHARS, "user")
@@ -103,13 +117,14 @@ def check_video(request: JobRequest[VideoBody], limits: IngressLimits) -> JobReq
     return request
 
 
-def admitted(call: BaseCall, request: JobRequest[VideoBody]) -> JobRequest[VideoBody]:
+def admitted(call: BaseCall, request: VideoRequest) -> VideoRequest:
     """Return the request, admitted to its model, and each of its settings said in one way: as the field of its name,
     where there is one. Raises: ClientError.
     """
     front, cards = call.front, call.front.service.video_cards()
     request = front.admit(request, cards, call.visit)
     card = front.card(request.model, cards)
+    _check_inputs(request, card)
     settings, said = dict(request.budget.settings), dict[str, Any]()
     for name in KNOBS:
         asked = getattr(request.asked, name)
@@ -130,6 +145,24 @@ def admitted(call: BaseCall, request: JobRequest[VideoBody]) -> JobRequest[Video
     return replace(
         request, asked=request.asked.model_copy(update=said), budget=replace(request.budget, settings=settings)
     )
+
+
+def _check_inputs(request: VideoRequest, card: Card) -> None:
+    """Raises: InvalidRequest, UnsupportedField: the model needs what is not there, or has no use for what is."""
+    asked, io = request.asked, card.io
+    if io.takes_prompt and not asked.prompt.strip():
+        raise InvalidRequest("prompt is empty; say what the clip shows", param="prompt")
+    for name in ("prompt", "negative_prompt"):
+        if not io.takes_prompt and getattr(asked, name):
+            raise UnsupportedField(f"{name} is not offered: {card.id} takes no words. Leave it empty", param=name)
+    if io.takes_picture and request.first_frame is None:
+        raise InvalidRequest(
+            f"{FIRST_FRAME} is missing: {card.id} makes clips that begin with a picture; send one", param=FIRST_FRAME
+        )
+    if request.first_frame is not None and not io.takes_picture:
+        raise UnsupportedField(
+            f"{FIRST_FRAME} is not offered: {card.id} makes clips of words alone. Remove it", param=FIRST_FRAME
+        )
 
 
 def _check_text(text: str, limit: int, param: str) -> None:

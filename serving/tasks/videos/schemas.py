@@ -41,13 +41,23 @@ class VideoExtraBody(Strict):
     output_format: VideoFormat | None = None
 
 
+class FirstFrameBody(Strict):
+    """A picture, as OpenAI wraps it."""
+
+    image_url: Annotated[str, Within(maxLength=limit("max_image_chars"))]
+    """A data: URL, an https URL of a host that the operator allows, or base64."""
+
+
 class VideoBody(Strict):
     """Body of ``POST /v1/videos``, as JSON or as a form. What is absent is chosen by the operating point."""
 
     model: Annotated[str | None, Field(min_length=1, max_length=MAX_ID_CHARS)] = None
     """Model id, as in ``GET /v1/models``; may be absent where one video model is served."""
-    prompt: Annotated[str, Field(min_length=1), Within(maxLength=limit("max_text_chars"))]
-    """What the clip shows."""
+    prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] = ""
+    """What the clip shows; needed by models that take words."""
+    input_reference: Annotated[str, Within(maxLength=limit("max_image_chars"))] | FirstFrameBody | None = None
+    """The picture that the clip begins with, needed by models that take one: a data: URL of a JPEG, PNG or WebP file,
+    an https URL of a host that the operator allows, or base64."""
     negative_prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What it does not."""
     seconds: (

@@ -21,7 +21,6 @@ from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, Un
 from serving.errors import (
     BudgetInfeasible,
     EngineFailed,
-    ImageTooLarge,
     InvalidRequest,
     QueueFull,
     QuotaExceeded,
@@ -413,8 +412,3 @@ async def test_budget_of_a_job_is_its_own_and_not_that_of_a_waiting_call(
     assert await service.plan_job(_rows(latency_ms=13_000.0), 0.0) is not None  # 8 s, and 4 s for the other row
     with pytest.raises(BudgetInfeasible):
         await service.plan_job(_rows(latency_ms=11_000.0), 0.0)
-
-
-async def test_picture_that_a_record_has_no_room_for_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageTooLarge, match="a job takes"):
-        await _planning(world, monkeypatch, 8.0, side=1100).plan_job(_rows(), 0.0)

@@ -1231,10 +1231,12 @@ class GenerateVideoRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_URL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model id, for example "vdit-nano"; may be empty where one video model is served."""
     prompt: _builtins.str
-    """What the clip shows."""
+    """What the clip shows; empty for a model that takes no words."""
     negative_prompt: _builtins.str
     """What it does not."""
     width: _builtins.int
@@ -1265,6 +1267,10 @@ class GenerateVideoRequest(_message.Message):
     """Requests with the same key are one job, however often they are sent; empty: each is a job of its own."""
     detach: _builtins.bool
     """Whether the job goes on when the call is cancelled; fetch its clip over HTTP then."""
+    image: _builtins.bytes
+    """An encoded image: JPEG, PNG or WebP."""
+    image_url: _builtins.str
+    """A data: URL of an image, or an https URL of a host that the operator allows."""
     @_builtins.property
     def vireo(self) -> Global___Budget:
         """Latency, energy, priority and quality, and the other settings of the model."""
@@ -1290,10 +1296,12 @@ class GenerateVideoRequest(_message.Message):
         user: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
         detach: _builtins.bool = ...,
+        image: _builtins.bytes = ...,
+        image_url: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "first_frame", b"first_frame", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "image", b"image", "image_url", b"image_url", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "detach", b"detach", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "idempotency_key", b"idempotency_key", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "prompt", b"prompt", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "user", b"user", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention", b"_attention", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_sampler", b"_sampler", "_seconds", b"_seconds", "_seed", b"_seed", "_width", b"_width", "attention", b"attention", "detach", b"detach", "first_frame", b"first_frame", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "idempotency_key", b"idempotency_key", "image", b"image", "image_url", b"image_url", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "prompt", b"prompt", "sampler", b"sampler", "seconds", b"seconds", "seed", b"seed", "user", b"user", "vireo", b"vireo", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attention: _TypeAlias = _typing.Literal["attention"]  # noqa: Y015
     _WhichOneofArgType__attention: _TypeAlias = _typing.Literal["_attention", b"_attention"]  # noqa: Y015
@@ -1315,6 +1323,8 @@ class GenerateVideoRequest(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    _WhichOneofReturnType_first_frame: _TypeAlias = _typing.Literal["image", "image_url"]  # noqa: Y015
+    _WhichOneofArgType_first_frame: _TypeAlias = _typing.Literal["first_frame", b"first_frame"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attention) -> _WhichOneofReturnType__attention | None: ...
     @_typing.overload
@@ -1335,6 +1345,8 @@ class GenerateVideoRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_first_frame) -> _WhichOneofReturnType_first_frame | None: ...
 
 Global___GenerateVideoRequest: _TypeAlias = GenerateVideoRequest  # noqa: Y015
 

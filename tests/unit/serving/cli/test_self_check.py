@@ -152,7 +152,7 @@ def test_each_surface_makes_a_clip_and_removes_it() -> None:
     assert over_http == f"MP4 of {len(CLIP)} bytes"
     assert over_grpc.startswith(over_http)
     assert [request.surface for request in service.video_requests] == [Surface.HTTP_VIDEO_SYNC, Surface.GRPC_VIDEO]
-    assert [request.asked.num_inference_steps for request in service.video_requests] == [4, 4]
+    assert [request.asked.num_inference_steps for request in service.video_requests] == [1, 1]
     assert service.jobs == {}
 
 

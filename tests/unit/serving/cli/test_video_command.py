@@ -16,18 +16,23 @@ import typer
 from typer.testing import CliRunner, Result
 
 from models.contract import Knob
+from models.registry import find
 from serving.client.exits import Exit
 from serving.client.jobs import JobClient
 from serving.client.told import Failed
 from serving.errors import BudgetInfeasible, EngineFailed, QueueFull, StoreUnavailable
 from serving.front.auth import Authenticator
 from serving.tasks.videos.cli import register
+from serving.tasks.videos.limits import ClipLimits
+from tests.support import flipbook
+from tests.support.clients import GOOD_PNG
 from tests.support.fake_service import FakeService
 from tests.support.fake_videos import CLIP, VIDEO_MODEL, make_video_card
 from tests.support.ports import free_port
 from tests.support.served_door import ServedDoor, served
 
 KNOBS = (
+    *(knob for knob in find("vdit-nano")[0].knobs if knob.name in ("num_inference_steps", "guidance_scale")),
     Knob(name="sampler", default="ddim", values=("consistency", "ddim"), summary="How."),
     Knob(name="attention", default="dense", values=("dense", "tile:2:6"), summary="Of whom."),
 )
@@ -111,6 +116,21 @@ def test_name_of_the_file_when_none_is_given(
     monkeypatch.chdir(tmp_path)
     assert vireo("x", *options, VIREO_URL=door.url).exit_code == 0
     assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+def test_picture_goes_to_the_first_model_that_takes_one(tmp_path: Path) -> None:
+    limits = ClipLimits(family=flipbook.FAMILY, variant=flipbook.FAMILY.variants[0])
+    cards = (make_video_card(), make_video_card(flipbook.MODEL, limits))
+    (tmp_path / "first.png").write_bytes(GOOD_PNG)
+    with served(FakeService(video_cards=cards, is_fast=True)) as door:
+        out = ("-o", str(tmp_path / "a.mp4"), "--url", door.url)
+        result = vireo("--image", str(tmp_path / "first.png"), "--set", "motion=3", *out)
+        assert result.exit_code == 0, result.output
+        assert vireo("a red ball", *out).exit_code == 0
+        pictured, told = door.service.video_requests
+    assert (pictured.model, pictured.first_frame.encoded, pictured.asked.prompt) == (flipbook.MODEL, GOOD_PNG, "")
+    assert pictured.budget.settings == {"motion": 3}
+    assert (told.model, told.first_frame) == (VIDEO_MODEL, None)
 
 
 def test_json_is_the_job_as_it_came(door: ServedDoor, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from serving.domain import Priority, Surface
 from serving.errors import QueueFull
 from serving.tasks.videos.grpc import MAX_PIECE_BYTES
 from tests.support import fake_videos, flipbook
-from tests.support.clients import CallRecorder, FakeContext, FrontDoor, context_outcome
+from tests.support.clients import GOOD_PNG, CallRecorder, FakeContext, FrontDoor, context_outcome
 from tests.support.fake_videos import CLIP, VIDEO_MODEL
 from tests.support.video_clients import ADA, PROMPT, flipbook_door, keyed_door, video_door
 from tests.support.waiting import until
@@ -100,7 +100,7 @@ async def test_settings_of_any_model_come_and_go_by_name() -> None:
     door = flipbook_door()
     door.service.is_fast = True
     settings = {"motion": vireo_pb2.Setting(int_value=3), "is_looped": vireo_pb2.Setting(bool_value=True)}
-    call = Call(door, asked(model=flipbook.WORDS, vireo=vireo_pb2.Budget(settings=settings)))
+    call = Call(door, asked(model=flipbook.WORDS, image=GOOD_PNG, vireo=vireo_pb2.Budget(settings=settings)))
     await call.task
     (request,) = door.service.video_requests
     assert request.budget.settings == {"is_looped": True, "motion": 3}

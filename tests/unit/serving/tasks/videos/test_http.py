@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from collections.abc import AsyncGenerator
@@ -18,7 +19,7 @@ from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
 from serving.tasks.videos.schemas import VideoBody
 from tests.support import flipbook
-from tests.support.clients import CallRecorder, FrontDoor, asgi
+from tests.support.clients import GOOD_PNG, CallRecorder, FrontDoor, asgi
 from tests.support.fake_videos import CLIP, CREATED_S, THUMBNAIL, VIDEO_MODEL, make_video_card
 from tests.support.video_clients import (
     ADA,
@@ -135,10 +136,13 @@ async def test_extra_params_say_the_same_as_the_fields() -> None:
         assert (request.asked.sampler, request.asked.attention, request.asked.output_format) == ("ddim", "dense", "gif")
 
 
+PICTURED = BODY | {"model": flipbook.WORDS, "input_reference": base64.b64encode(GOOD_PNG).decode()}
+
+
 async def test_settings_that_are_no_fields_of_a_body_reach_the_service_and_are_shown() -> None:
     door = flipbook_door()
     settings = {"motion": 3, "is_looped": True, "num_inference_steps": 9}
-    reply = await post(door, BODY | {"model": flipbook.WORDS, "vireo": {"settings": settings}})
+    reply = await post(door, PICTURED | {"vireo": {"settings": settings}})
     assert reply.status == 200, reply.body
     check("VideoAnswer", reply.json)
     (request,) = door.service.video_requests
@@ -149,8 +153,7 @@ async def test_settings_that_are_no_fields_of_a_body_reach_the_service_and_are_s
 @pytest.mark.parametrize("name", ["guidance_scale", "sampler", "attention"])
 async def test_field_that_is_no_setting_of_the_model_is_refused_by_name(name: str) -> None:
     door = flipbook_door()
-    body = BODY | {"model": flipbook.WORDS, name: 2.0 if name == "guidance_scale" else "x"}
-    reply = await post(door, body)
+    reply = await post(door, PICTURED | {name: 2.0 if name == "guidance_scale" else "x"})
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "unsupported_field", name)
     assert "motion, is_looped" in reply.error["message"]
     assert not door.service.video_requests

@@ -18,11 +18,11 @@ from models.registry import find
 from schedulers.plan import Load, Plan
 from serving.cli.app import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
-from serving.delivery.job.base import JobRequest
 from serving.domain import Budget, Surface
 from serving.errors import ConfigError, UnsupportedVideo
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.resolve import ClipPlanner, _num_frames
+from serving.tasks.videos.rules import VideoRequest
 from serving.tasks.videos.schemas import VideoBody
 from tests.support import flipbook as flip
 from tests.support.clip_limits import clip_limits
@@ -137,8 +137,8 @@ def flipbook(monkeypatch: pytest.MonkeyPatch) -> ClipPlanner:
     return planner(model)
 
 
-def wanted(settings: dict[str, Any] | None = None, **fields: Any) -> JobRequest[VideoBody]:
-    return JobRequest(
+def wanted(settings: dict[str, Any] | None = None, **fields: Any) -> VideoRequest:
+    return VideoRequest(
         request_id="r", surface=Surface.HTTP_VIDEO, tenant="ada", model=flip.MODEL,
         asked=VideoBody.model_construct(prompt="", **fields), budget=Budget(settings=settings or {}),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from schedulers.admission import Cost
-from serving.delivery.job.base import JobModel, JobRequest
+from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig, asked_by
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Budget, Priority, Surface, within_priority
@@ -33,7 +34,7 @@ from serving.stores.jobs.base import Artefact, JobError, JobPage, JobRecord, Job
 from serving.tasks.videos.points import VideoPoints
 from serving.tasks.videos.reply import settings_of, video_to_json
 from serving.tasks.videos.resolve import ClipPlanner
-from serving.tasks.videos.rules import VIDEOS
+from serving.tasks.videos.rules import VIDEOS, VideoRequest
 from serving.tasks.videos.schemas import VideoBody
 from serving.telemetry.events import Event, JobAdmitted
 from tests.support.clip_limits import clip_limits, clip_point
@@ -127,6 +128,12 @@ class MemoryFiles:
             raise FileNotFoundError(key)
         return self.files[key][start:end]
 
+    async def put(self, key: str, data: bytes) -> Artefact:
+        if self.is_away:
+            raise StoreUnavailable("disk at /srv/secret")
+        self.files[key] = data
+        return Artefact(key=key, media_type="", num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
     async def delete(self, key: str) -> None:
         if self.is_away:
             raise StoreUnavailable("disk at /srv/secret")
@@ -163,13 +170,13 @@ class Gateway:
         return await self.service.create(asked(**fields))
 
 
-def asked(**fields: Any) -> JobRequest[VideoBody]:
+def asked(**fields: Any) -> VideoRequest:
     values: dict[str, Any] = {
         "request_id": "r", "surface": Surface.HTTP_VIDEO, "tenant": "ada", "model": "fake-video", "prompt": "a ball",
         **fields,
     }  # fmt: skip
     body = {name: values.pop(name) for name in VideoBody.model_fields if name in values and name != "model"}
-    return JobRequest(**values, asked=VideoBody.model_construct(**body))
+    return VideoRequest(**values, asked=VideoBody.model_construct(**body))
 
 
 # -- what is chosen --------------------------------------------------------------------------------------------------
@@ -354,6 +361,46 @@ async def test_every_look_at_a_job_fails_in_the_same_words_without_the_index() -
     for call in calls:
         with pytest.raises(StoreUnavailable, match="jobs cannot be reached"):
             await call
+
+
+# -- a picture that goes in ------------------------------------------------------------------------------------------
+
+
+async def test_picture_is_a_file_of_the_job_and_not_in_its_record() -> None:
+    gateway = Gateway()
+    job = await gateway.service.create(replace(asked(), picture=b"png" * 1000))
+    assert b"png" not in job.payload
+    assert len(job.payload) < 1000
+    assert gateway.files.files[job.inputs["picture"].key] == b"png" * 1000
+    gateway.index.jobs[job.id] = replace(job, status=JobStatus.COMPLETED)
+    await gateway.service.delete("ada", job.id)
+    assert not gateway.files.files
+
+
+async def test_picture_of_a_job_that_is_not_taken_is_not_kept() -> None:
+    gateway = Gateway(max_queued=0)
+    with pytest.raises(QueueFull):
+        await gateway.service.create(replace(asked(), picture=b"png"))
+    assert not gateway.files.files
+    gateway.files.is_away = True
+    with pytest.raises(StoreUnavailable) as caught:
+        await gateway.service.create(replace(asked(), picture=b"png"))
+    assert "secret" not in caught.value.message
+    assert not gateway.index.jobs
+    assert gateway.quotas.settled == [Cost(0.0, 0.0)] * 2
+
+
+async def test_request_is_prepared_once_and_not_again_for_its_key() -> None:
+    prepared: list[str] = []
+
+    async def prepare(request: VideoRequest) -> VideoRequest:
+        prepared.append(request.request_id)
+        return replace(request, picture=b"png", size=(64, 64))
+
+    gateway = Gateway(served=replace(served(), prepare=prepare))
+    first = await gateway.create(idempotency_key="k")
+    assert (await gateway.create(idempotency_key="k", request_id="again")).inputs == first.inputs
+    assert prepared == ["r"]
 
 
 # -- idempotency -----------------------------------------------------------------------------------------------------
