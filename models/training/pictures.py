@@ -23,11 +23,10 @@ from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO
 from models.operating_points import TABLE_FILE, Point, Seconds, mean_quality, round_off
 from models.training import calibration
+from models.training.agreement import METRIC, agreement
 from models.training.calibration import Ledger, Measured, Settings
 from models.training.sweep import BATCH_SIZES, sweep
 
-FULL_DB = 50.0
-"""Pictures that agree so well, or better, count as the same: the mean error is below one grey level."""
 _SIDE = 256
 _NUM_ROWS = 16
 _PROMPTS = ("a red circle", "a blue square on green", "a house by the sea", "two cats on a sofa")
@@ -61,16 +60,14 @@ def calibrate_pictures(
         runner = family.runner.load()(family.build.load()(variant, device), variant)
         host = _Host(family, variant, runner, rows, judge, dearest, repeats)
         found = sweep(axes, dearest, ledger.keeping(host.measure), host.is_allowed, on_progress)
-    agreement = {"rows": len(rows), "source": "rows in no relation to training" if data_dir is None else "--data"}
+    described = {"rows": len(rows), "source": "rows in no relation to training" if data_dir is None else "--data"}
     calibration.write(
         variant,
         [one.point for one in found],
         hardware=hardware,
         watts=watts,
-        metric=f"agreement with the dearest point: PSNR over {FULL_DB:g} dB, at most 1"
-        if judge is None
-        else judge.metric,
-        data=agreement if judge is None else dict(judge.data),
+        metric=METRIC if judge is None else judge.metric,
+        data=described if judge is None else dict(judge.data),
     )
     return variant.weights / TABLE_FILE
 
@@ -141,12 +138,6 @@ class _Host:
         points = [self.family.check_point(settings)] * len(rows)
         images = self.runner.forward(_stacked(rows), points)["image"]
         return [image.cpu().numpy() for image in images]
-
-
-def agreement(picture: Array, best: Array) -> float:
-    """0 to 1: the peak signal-to-noise ratio of one picture to another, of ``FULL_DB``."""
-    error = float(np.mean(np.square(picture.astype(np.float64) - best.astype(np.float64))))
-    return 1.0 if error == 0.0 else float(np.clip(10.0 * np.log10(255.0**2 / error) / FULL_DB, 0.0, 1.0))
 
 
 def _stacked(rows: Sequence[Inputs]) -> Any:

@@ -1,22 +1,28 @@
-"""Points of a family along its axes: one knob at a time, then pairs near the front, never the full product."""
+"""Points of a family along its axes: one knob at a time, then pairs near the front, never the full product.
+
+A family of jobs says how good its pictures are by its part ``judge``. Without one, as with clips, a point is as good as
+what comes of it agrees with what comes of the dearest point for the same requests and seeds: that says what is given up
+for time, not how good the best is.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.contract import Experts, Family, Job, JobState, Judge, Knob, LaidOut, SettingError, Variant
-from models.io import ClipIO, ClipRequest, ImageIO
 from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_quality, point_name, share_quality
 from models.training import calibration
+from models.training.agreement import METRIC, agreement
 from models.training.calibration import Ledger, Measured, Settings
+from models.training.requests import USUAL, Asked, example_requests
 from models.training.routing import calibrate_routing
 
 OnProgress = Callable[[str, int, int], None]
@@ -72,12 +78,17 @@ def calibrate_job(
     num_threads: int = 1,
     watts: float = 6.0,
     repeats: int = 2,
+    asked: Asked = USUAL,
+    max_batch: int = BATCH_SIZES[-1],
     on_progress: OnProgress = lambda what, done, total: None,
-    **_ignored: object,
+    data_dir: Path | None = None,
 ) -> Path:
-    """Points of a family of jobs: their costs, and their quality if the family has a judge. Returns the table's path.
+    """Points of a family of jobs: their costs, and their quality. Returns the table's path. ``asked``: how large the
+    requests are, and how many where nobody judges. ``max_batch``: most of them that run together.
 
-    The rows of such a judge are requests for one picture; row r is drawn with seed r.
+    The rows of a judge are requests for one picture. Row or request r is drawn with seed r.
+
+    Raises: ValueError: requests that the model does not take.
     """
     assert variant.weights is not None
     assert family.build is not None
@@ -88,10 +99,13 @@ def calibrate_job(
         if isinstance(runner, LaidOut):
             runner.lay_out()  # as it is served
         judge = family.part("judge")(variant) if "judge" in family.parts else None
-        host = _JobHost(family, variant, runner, repeats, judge)
         axes = [knob for knob in family.knobs if knob.is_axis]
-        base = {knob.name: family.check_point({})[knob.name] for knob in axes}
-        host.cost(base)  # to warm up
+        requests = example_requests(family, variant, asked, data_dir)
+        sizes = tuple(size for size in BATCH_SIZES if size <= max_batch)
+        host = _JobHost(family, variant, runner, axes, requests, sizes, repeats, judge)
+        base = host.usual if judge is not None else host.dearest
+        if judge is not None:
+            host.cost(base)  # to warm up
         found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
         if isinstance(runner, Experts):
             calibrate_routing(host.runner, variant, host.opened(base), on_progress=on_progress)
@@ -100,10 +114,8 @@ def calibrate_job(
         [one.point for one in sorted(found, key=lambda one: -one.cost)],
         hardware=hardware,
         watts=watts,
-        metric="" if judge is None else judge.metric,
-        data={"note": "costs alone: the family has no evaluation, so that the dearest point counts as the best"}
-        if judge is None
-        else dict(judge.data),
+        metric=METRIC if judge is None else judge.metric,
+        data=asked.described(requests, data_dir) if judge is None else dict(judge.data),
     )
     return variant.weights / TABLE_FILE
 
@@ -115,49 +127,71 @@ class _JobHost:
     family: Family
     variant: Variant
     runner: Job
+    axes: Sequence[Knob]
+    requests: Sequence[Any]
+    sizes: Sequence[int]
     repeats: int
     judge: Judge | None = None
+
+    @property
+    def usual(self) -> Settings:
+        """Every axis at its default."""
+        return {knob.name: self.family.check_point({})[knob.name] for knob in self.axes}
+
+    @property
+    def dearest(self) -> Settings:
+        """Every axis at its best value, where the model takes that."""
+        found = dict(self.usual)
+        for knob in self.axes:
+            better = {**found, knob.name: knob.points[-1]}
+            found = better if self.is_allowed(better) else found
+        return found
 
     def is_allowed(self, settings: Settings) -> bool:
         if self.family.allowed is None:
             return True
         try:
-            for request in self._requests():
+            for request in self.requests:
                 self.family.allowed.load()(self.variant, request, self.family.check_point(settings))
         except SettingError:
             return False
         return True
 
     def measure(self, settings: Settings) -> Measured:
-        """Cost, and quality where it is judged."""
+        """Cost and quality."""
+        if self.judge is None:
+            quality = mean_quality(list(map(agreement, self._made(settings), self._best)))
+        else:
+            quality = _quality(self._scores(self.judge, settings))
         seconds_per_unit, alone_s = self.cost(settings)
-        quality = None if self.judge is None else _quality(self._scores(self.judge, settings))
         return Measured(Point(settings=dict(settings), seconds_per_unit=seconds_per_unit, quality=quality), alone_s)
 
     def cost(self, settings: Settings) -> tuple[dict[str, dict[int, Seconds]], float]:
         """Seconds per unit of work by rows, and of the longest request alone. Steps go by their multiplications and,
         where sizes differ, a constant; the rest by its pixels."""
         assert self.family.work is not None
-        count, requests = self.family.work.load(), self._requests()
+        count = self.family.work.load()
         times: dict[str, dict[int, Seconds]] = {}
         point = self.family.check_point(settings)
         alone_s = 0.0
-        for size in BATCH_SIZES:
+        for size in self.sizes:
             steps, rest = [], []
-            for request in requests * self.repeats:
+            for request in [*self._timed] * self.repeats:
                 units = count(self.variant, request, point).units
                 steps_s, rest_s = self._run(request, point, size)
                 steps.append((units, steps_s / size))
                 rest.append((units, rest_s / size))
                 alone_s = max(alone_s, steps_s + rest_s) if size == 1 else alone_s
-            fitted = calibration.fit(steps, ("macs", "slices")) | calibration.fit(rest, ("pixels",))
+            fitted = calibration.fit(steps, ("macs", "slices"))
+            if all(seconds for _, seconds in rest):
+                fitted |= calibration.fit(rest, ("pixels",))
             for unit, price in fitted.items():
                 times.setdefault(unit, {})[size] = price
         return times, alone_s
 
     def opened(self, settings: Settings) -> list[JobState]:
         """Requests that have begun, to count where their tokens go."""
-        rows = self._requests() if self.judge is None else self.judge.rows
+        rows = self.requests if self.judge is None else self.judge.rows
         point = self.family.check_point(settings)
         return [self.runner.open(row, point, seed) for seed, row in zip(range(_COUNTED), itertools.cycle(rows))]
 
@@ -175,13 +209,26 @@ class _JobHost:
             ]
         return scores
 
-    def _requests(self) -> list[Any]:
-        if "example" in self.family.parts:
-            return [self.family.part("example")(self.variant, np.random.default_rng(0))]
-        io: ClipIO | ImageIO = self.variant.io
-        if isinstance(io, ImageIO):
-            return [replace(io.largest, prompt="a red circle")]
-        return [ClipRequest(prompt="a red circle moves left", num_frames=frames) for frames in io.frame_counts]
+    @property
+    def _timed(self) -> list[Any]:
+        """One request of each size and length: time does not depend on what is asked for."""
+        return list({_size_of(request): request for request in reversed(self.requests)}.values())
+
+    @cached_property
+    def _best(self) -> list[Any]:
+        return self._made(self.dearest)
+
+    @torch.inference_mode()
+    def _made(self, settings: Settings) -> list[Any]:
+        """All pictures or frames of each request, one after another."""
+        point, made = self.family.check_point(settings), []
+        for seed, request in enumerate(self.requests):
+            state = self.runner.open(request, point, seed)
+            while self.runner.remaining(state):
+                self.runner.step([state])
+            outputs = self.runner.close(state)
+            made.append(outputs["frames" if "frames" in outputs else "image"])
+        return made
 
     @torch.inference_mode()
     def _run(self, request: Any, point: Settings, size: int) -> tuple[float, float]:
@@ -195,6 +242,10 @@ class _JobHost:
         for state in states:
             self.runner.close(state)
         return seconds[True], seconds[False]
+
+
+def _size_of(request: Any) -> tuple[int, ...]:
+    return request.width, request.height, getattr(request, "num_frames", 1)
 
 
 def _quality(scores: Sequence[float]) -> Quality:

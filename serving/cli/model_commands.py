@@ -36,6 +36,7 @@ _CALIBRATE_EXAMPLES = """\b
 Examples:
   vireo calibrate ID
   vireo calibrate NAME=FOLDER --data PICTURES --accept-licence --resume
+  vireo calibrate NAME=FOLDER --device cuda --size 480x320 --frames 17 --requests 4
 """
 
 ModelId = Annotated[
@@ -229,6 +230,18 @@ def calibrate(
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, as many as a replica will have.")] = 1,
     watts: Annotated[float, typer.Option(min=0.1, help="Power of one busy core or device, for the estimate.")] = 6.0,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Of pictures or clips that take steps; default: the usual size.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of clips; default: the lengths that the model lists.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Of what takes steps and has no judge; default 8. More narrow the bounds.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Most requests that are run together; default 4. Fewer take less memory.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was interrupted.")] = False,
     accept_licence: LicenceOption = False,
     quiet: QuietOption = False,
@@ -238,9 +251,9 @@ def calibrate(
     They are written beside its weights.
     An operating point is one choice of the settings that trade cost for quality, exit thresholds for instance, with
     its measured cost and its quality on data that were not searched on. Settings are measured one at a time, then in
-    pairs near the front. A chat's are the tiles of a picture and the cap on its answer. Pictures that a model makes are
-    judged as its family says, or else by how well they agree with those of the dearest point; clips as they were when
-    the checkpoint was evaluated.
+    pairs near the front. A chat's are the tiles of a picture and the cap on its answer. Pictures and clips are judged
+    as their family says, or else by how well they agree with those of the dearest point for the same requests and
+    seeds. That takes several clips a point: with a large model, bound them by --size, --frames and --requests.
 
     Each measurement is kept in a file beside the weights until the table is written: --resume goes on from there.
     """
@@ -261,11 +274,32 @@ def calibrate(
             num_threads=threads,
             watts=watts,
             on_progress=phases(progress),
+            **_asked(family, size, frames=frames, requests=requests, max_batch=max_batch),
         )
         if "card" in family.parts and variant.is_nano and (path.parent / "training_log.json").is_file():
             family.part("card")(variant)
     _print_points(family, variant)
     typer.echo(f"written to {path}")
+
+
+def _asked(family: Family, size: str | None, **given: int | None) -> dict[str, Any]:
+    """Options of a calibration by whole requests. Raises: ValueError: this family is not calibrated so."""
+    from models.training.requests import Asked
+
+    words = [f"--{name.replace('_', '-')}" for name, value in {"size": size, **given}.items() if value is not None]
+    if not words:
+        return {}
+    if family.shape != "job":
+        raise ValueError(f"{', '.join(words)}: for models that take several steps, and {family.name} does not")
+    width, _, height = (size or "").partition("x")
+    if size is not None and not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"--size {size!r} is no size; write WIDTHxHEIGHT, as 480x320")
+    asked = Asked(
+        size=(int(width), int(height)) if size else None,
+        num_frames=given["frames"],
+        count=given["requests"] or Asked.count,
+    )
+    return {"asked": asked, "max_batch": given["max_batch"] or 4}
 
 
 def _has_table(variant: Variant) -> bool:

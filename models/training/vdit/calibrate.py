@@ -30,7 +30,8 @@ def calibrate(
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     **options: Any,
 ) -> Path:
-    """Write the table. Returns its path. Of a folder that was not evaluated, costs alone.
+    """Write the table. Returns its path. Of a folder that was not evaluated, see
+    ``calibrate_job``.
 
     Raises: ValueError: an evaluation that cannot be used.
     """

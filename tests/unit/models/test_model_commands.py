@@ -124,6 +124,22 @@ def test_show_says_which_values_the_usual_request_cannot_have() -> None:
     assert "With all else as usual not consistency: num_inference_steps is 20" in output
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ("dyn-perceiver-nano", "--size", "64x64", "--max-batch", "2"),
+            "--size, --max-batch: for models that take several",
+        ),
+        (("vdit-nano", "--size", "64"), "write WIDTHxHEIGHT"),
+    ],
+)
+def test_calibration_by_requests_is_for_models_that_take_steps(options: tuple[str, ...], told: str) -> None:
+    status, output = run("calibrate", *options)
+    assert status == 2
+    assert told in output
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"text_config": {"hidden_size": "x"}}'])
 def test_show_of_a_chat_model_with_a_broken_config_ends_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)

@@ -20,8 +20,8 @@ from models.contract import Family, JobState, Knob, LazyRef, Point, Source, Vari
 from models.identity import WEIGHTS_FILE
 from models.io import ImageIO, ImageRequest
 from models.operating_points import TABLE_FILE, read_table
+from models.training.agreement import METRIC, agreement
 from models.training.calibration import LEDGER_FILE, Ledger, calibrate
-from models.training.pictures import agreement
 
 _HERE = "tests.unit.models.test_pictures_calibration"
 
@@ -170,17 +170,14 @@ def test_pictures_made_by_jobs_are_measured_step_by_step_and_judged_if_there_is_
     family = replace(FAMILY, shape="job", runner=LazyRef(f"{_HERE}:Slow"), parts=parts)
     calibrate(family, variant)
     table = read_table(variant)
-    assert table.metric == ("whiteness" if is_judged else "")
+    assert table.metric == ("whiteness" if is_judged else METRIC)
     assert sorted(table.points) == [f"steps={steps}" for steps in (1, 2, 3, 4)]
     for steps in (1, 2, 3, 4):
         point = table.points[f"steps={steps}"]
         assert point.seconds_per_unit["macs"].keys() == {1, 2, 4}
-        if is_judged:
-            assert point.quality is not None
-            assert point.quality.n == 3
-            assert point.quality.value == pytest.approx((steps / 4 + 0 + 1) / 3)
-        else:
-            assert point.quality is None
+        assert point.quality is not None
+        assert point.quality.n == (3 if is_judged else 8)
+        assert point.quality.value == pytest.approx((steps / 4 + 0 + 1) / 3 if is_judged else 1.0)
 
 
 def test_agreement_is_a_share_of_the_highest_ratio() -> None:

@@ -18,7 +18,9 @@ from models.families.vdit.family import found
 from models.io import ClipRequest
 from models.operating_points import Point, Quality, read_table, share_quality
 from models.registry import find
+from models.training.agreement import METRIC
 from models.training.calibration import Measured, calibrate, fit
+from models.training.requests import Asked
 from models.training.sweep import sweep
 
 FAMILY, NANO = find("vdit-nano")
@@ -96,15 +98,29 @@ def test_folder_that_was_not_evaluated_gets_costs_alone_that_the_planner_can_use
     family = replace(FAMILY, knobs=(*few, FAMILY.knob("sampler"), replace(FAMILY.knob("attention"), grid=("dense",))))
     variant = found(replace(NANO, weights=tmp_path, io=replace(NANO.io, frame_counts=(29,))))
     phases: list[str] = []
-    calibrate(family, variant, repeats=1, on_progress=lambda what, done, total: phases.append(what))
+    calibrate(
+        family,
+        variant,
+        repeats=1,
+        asked=Asked(count=2),
+        max_batch=2,
+        on_progress=lambda what, done, total: phases.append(what),
+    )
     table = read_table(variant)
     assert {point.settings["num_inference_steps"] for point in table.points.values()} == {4, 5}
     assert set(phases) == {"one setting at a time"}
     for point in table.points.values():
-        assert point.quality is None
+        assert point.quality is not None
+        assert point.quality.n == 2
         assert point.seconds_per_unit["macs"].keys() == {1, 2}
         assert seconds(point, 29) > 0.0
-    assert table.metric == ""
+    assert table.metric == METRIC
+    assert table.data == {
+        "requests": 2,
+        "size": "64x64",
+        "num_frames": 29,
+        "source": "prompts and first frames of its own",
+    }
 
 
 # -- the sweep -------------------------------------------------------------------------------------------------------
