@@ -61,12 +61,8 @@ def test_name_of_ones_own_is_what_its_folder_is(tmp_path: Path) -> None:
 
 
 def test_folder_that_nobody_knows_is_refused_with_what_was_looked_at(tmp_path: Path) -> None:
-    strange = folder(
-        tmp_path, model_index__json={"_class_name": "NoSuchPipeline"}, config__json={"architectures": ["X"]}
-    )
-    with pytest.raises(
-        ValueError, match=r"model_index\.json names NoSuchPipeline; config\.json names X\. .*timm, vllm"
-    ):
+    strange = folder(tmp_path, config__json={"architectures": ["X"]})
+    with pytest.raises(ValueError, match=r"no family recognises .*: config\.json names X\. .*timm, vllm"):
         find("my-wan", strange)
     with pytest.raises(ValueError, match="did you mean vdit-nano"):
         find("vdit-nanno", strange)
@@ -74,6 +70,11 @@ def test_folder_that_nobody_knows_is_refused_with_what_was_looked_at(tmp_path: P
         find("my-wan", tmp_path / "none")
     with pytest.raises(ValueError, match="unknown model 'no-family:my-wan'"):
         find("no-family:my-wan", strange)
+
+
+def test_pipeline_that_cannot_be_run_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="NoSuchPipeline"):
+        find("my-wan", folder(tmp_path, model_index__json={"_class_name": "NoSuchPipeline"}))
 
 
 def test_folder_without_such_files_is_described_by_its_files(tmp_path: Path) -> None:
