@@ -128,11 +128,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
-    videos = {
-        model.id: replace(read_served(model), prepare=FirstFrames(images, model.variant.io))
-        for model in config.models_with(JobOptions)
-        if VIDEOS.name in model.tasks
-    }
+    videos = {model.id: _film(model, images) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
     painters = {
         model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
         for model in config.models_with(UnaryOptions)
@@ -292,6 +288,11 @@ def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
     planner = PicturePlanner(model=model, points=points)
     card = replace(_card(model, points), ranks=model.options.ranks)
     return JobModel(card=card, plan=planner, replicas=model.replicas)
+
+
+def _film(model: ResolvedModel[JobOptions], images: ChatImages) -> JobModel:
+    served = read_served(model)
+    return replace(served, prepare=FirstFrames(images, served.card.io))
 
 
 def _card(model: ResolvedModel[Any], points: Points) -> Card:

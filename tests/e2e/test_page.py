@@ -11,7 +11,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from models.contract import Knob
 from models.io import ImageIO
+from serving.tasks.videos.limits import ClipLimits
 from tests.e2e.conftest import Picture
+from tests.support import flipbook
 from tests.support.browser import opened_page, running_browser
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card, make_image_card
 from tests.support.fake_videos import make_video_card
@@ -170,6 +172,21 @@ def test_stopping_a_clip_cancels_its_job(door: ServedDoor, browser: Browser) -> 
             panel.get_by_role("button", name="Stop").click()
         assert deleted.value.ok
         expect(panel).to_contain_text("Cancelled")
+
+
+def test_clip_begins_with_the_picture_of_the_form(browser: Browser, digits: list[Picture]) -> None:
+    limits = ClipLimits(family=flipbook.FAMILY, variant=flipbook.FAMILY.variants[0])
+    service = FakeService(video_cards=(make_video_card(flipbook.MODEL, limits),))
+    with served(service) as running, opened_page(browser, running.url) as page:
+        page.get_by_role("tab", name="Videos").click()
+        assert page.get_by_label("Prompt").count() == 0
+        add(page, digits[7][0])
+        with page.expect_request("**/v1/videos") as sent:
+            page.get_by_role("button", name="Make the clip").click()
+        body = sent.value.post_data_json
+    assert body["model"] == flipbook.MODEL
+    assert body["input_reference"].startswith("data:image/png;base64,")
+    assert "prompt" not in body
 
 
 def test_every_path_can_be_read_and_found(door: ServedDoor, browser: Browser) -> None:

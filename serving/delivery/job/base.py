@@ -168,11 +168,12 @@ def found_variant(model: ResolvedModel[JobOptions]) -> tuple[Family, Variant]:
     if model.options.engine == "fake" or "found" not in family.parts:
         return family, variant
     try:
-        return family, family.part("found")(variant)
+        found = family.part("found")(variant)
     except ValueError as error:
         raise ConfigError(
             f"{error}: set its checkpoint_dir (--model {model.id}=FOLDER), or leave it out of models"
         ) from None
+    return registry.family_for(model.family, found), found
 
 
 async def waited_for(service: JobService, job: JobRecord) -> AsyncGenerator[JobUpdate, None]:

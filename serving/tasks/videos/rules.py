@@ -125,16 +125,16 @@ def admitted(call: BaseCall, request: VideoRequest) -> VideoRequest:
     request = front.admit(request, cards, call.visit)
     card = front.card(request.model, cards)
     _check_inputs(request, card)
+    own = [knob.name for knob in card.knobs if knob.scope == "request"]
     settings, said = dict(request.budget.settings), dict[str, Any]()
     for name in KNOBS:
         asked = getattr(request.asked, name)
-        if name not in {knob.name for knob in card.knobs}:
-            if asked is not None:
-                own = ", ".join(knob.name for knob in card.knobs if knob.scope == "request") or "none"
-                raise UnsupportedField(
-                    f"{name} is not offered: {card.id} has no such setting; it has {own}. Remove it", param=name
-                )
-        elif name in settings:
+        if name not in own and asked is not None:
+            raise UnsupportedField(
+                f"{name} is not offered: {card.id} has no such setting; it has {', '.join(own) or 'none'}. Remove it",
+                param=name,
+            )
+        if name in settings:
             said[name] = value = settings.pop(name)
             if asked not in (None, value):
                 raise InvalidRequest(
