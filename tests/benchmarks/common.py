@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,3 +140,23 @@ def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class ForeignLoad:
+    """Around a measurement: the ``cores`` that other processes of this machine kept busy meanwhile, on average."""
+
+    def __enter__(self) -> ForeignLoad:
+        self._started_s, self._before_s = time.monotonic(), _foreign_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        elapsed_s = max(1e-9, time.monotonic() - self._started_s)
+        self.cores = max(0.0, (_foreign_s() - self._before_s) / elapsed_s)
+
+
+def _foreign_s() -> float:
+    """Busy seconds of all cores, without this process and its children that are over."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    own = os.times()
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
