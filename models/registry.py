@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, LazyRef] = MappingProxyType(
         "diffusers": LazyRef("models.families.diffusers.family:FAMILY"),
         "dit-moe": LazyRef("models.families.dit_moe.family:FAMILY"),
         "switch-dit": LazyRef("models.families.switch_dit.family:FAMILY"),
+        "exvideo": LazyRef("models.families.exvideo.family:FAMILY"),
     }
 )
 

@@ -86,6 +86,8 @@ def cost_rises_along_every_axis(subject: Subject) -> None:
     family = subject.family
     for knob in (knob for knob in family.knobs if knob.is_axis and knob.name != MAX_TILES):
         points = [point for value in knob.points if can(subject, point := family.check_point({knob.name: value}))]
+        if len(points) < 2:  # what this variant can do at one value only is no axis of it
+            continue
         works = [subject.work(point) for point in points]
         for name in {name for work in works for name in work.units}:
             amounts = [work.units.get(name, 0.0) for work in works]

@@ -60,7 +60,7 @@ class ExtendedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         rows, _, height, width = hidden_states.shape
         self._check(frames, height, width)
         places = height * width
-        time_context = encoder_hidden_states[::frames].repeat_interleave(places, dim=0)
+        time_context = encoder_hidden_states[::frames, None].expand(-1, places, -1, -1).flatten(0, 1)
 
         spatial = self.proj_in(self.norm(hidden_states).flatten(2).transpose(1, 2))
         spatial = self.transformer_blocks[0](spatial, encoder_hidden_states=encoder_hidden_states)
@@ -68,7 +68,7 @@ class ExtendedTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]
         positions = self.pos_table[:frames].to(spatial.dtype).repeat(rows // frames, 1)
         temporal = (spatial + self.time_pos_embed(positions)[:, None]).unflatten(0, (-1, frames))
         temporal = temporal.permute(0, 3, 1, 2).reshape(-1, self.inner_dim, frames, height, width)
-        temporal = self.pos_conv(temporal).flatten(3).permute(0, 2, 3, 1).flatten(0, 1)
+        temporal = self.pos_conv(temporal).flatten(3).permute(0, 2, 3, 1).flatten(0, 1).contiguous()
         temporal = self.temporal_transformer_blocks[0](temporal, num_frames=frames, encoder_hidden_states=time_context)
         mixed = self.time_mixer(x_spatial=spatial, x_temporal=temporal, image_only_indicator=image_only_indicator)
 
