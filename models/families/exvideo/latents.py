@@ -34,6 +34,12 @@ class AnalyticInit:
         return mean[None] + noise * deviation
 
 
+def euler_step(latents: Tensor, output: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, Tensor]:
+    """Latents at the next level, and the clean ones that the network's v stands for."""
+    clean = latents / (sigma**2 + 1) - output * (sigma / math.sqrt(sigma**2 + 1))
+    return latents + (latents - clean) / sigma * (next_sigma - sigma), clean
+
+
 def normalised(latents: Tensor, contrast: float) -> Tensor:
     """Clips (1, F, C, h, w) each frame of which has the mean and the deviation of the whole, times ``contrast``."""
     mean, std = latents.mean(), latents.std()

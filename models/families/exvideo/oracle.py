@@ -8,6 +8,7 @@ import io
 import re
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,22 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from models.contract import JobState, Parity, Variant
 from models.families.exvideo.family import FAMILY, example
-from models.families.exvideo.latents import AnalyticInit, Decoding, as_bytes, decode_next, decoded, normalised
+from models.families.exvideo.latents import (
+    AnalyticInit,
+    Decoding,
+    as_bytes,
+    decode_next,
+    decoded,
+    euler_step,
+    normalised,
+)
 from models.families.exvideo.networks import Networks, build
 from models.families.exvideo.overlap import by_windows
 from models.families.exvideo.overlay import overlay_of
 from models.families.exvideo.picture import clip_inputs
 from models.families.exvideo.published import SCHEDULER
 from models.families.exvideo.runner import ExVideoRunner
+from models.families.exvideo.schedule import karras_sigmas
 from models.families.exvideo.shapes import CHUNK, CHUNK_STRIDE, spans
 from models.families.exvideo.unet import extend, extended_transformers
 from models.testing.parity import bare_package, stand_in
@@ -102,6 +112,12 @@ def _pipeline(networks: Networks, variant: Variant) -> Iterator[Parity]:
 
 def _theirs(pipeline: Any, state: JobState, output_type: str) -> Any:
     """What the pipeline makes of the same request."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the pipeline's scheduler, about numpy
+        return _called(pipeline, state, output_type)
+
+
+def _called(pipeline: Any, state: JobState, output_type: str) -> Any:
     request, point = state.request, state.point
     return pipeline(
         Image.open(io.BytesIO(request.picture)),
@@ -169,16 +185,14 @@ def _diffsynth(official: Path) -> Iterator[Parity]:
 def _scheduler(steps: int = 50) -> Iterator[Parity]:
     """One made-up prediction for each step. Theirs keeps latents divided by sqrt(sigma^2 + 1)."""
     theirs = importlib.import_module("diffsynth.schedulers.continuous_ode").ContinuousODEScheduler(steps)
-    ours = EulerDiscreteScheduler.from_config(dict(SCHEDULER))
-    ours.set_timesteps(steps)
+    sigmas = [*karras_sigmas(steps, SCHEDULER["sigma_min"], SCHEDULER["sigma_max"]), 0.0]
     noise = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    mine, other = noise * ours.init_noise_sigma, noise.clone()
-    for step, time in enumerate(ours.timesteps):
-        shown = ours.scale_model_input(mine, time)
-        predicted = torch.sin(3 * shown + step)
+    mine, other = noise * (sigmas[0] ** 2 + 1) ** 0.5, noise.clone()
+    for step in range(steps):
+        predicted = torch.sin(3 * mine / (sigmas[step] ** 2 + 1) ** 0.5 + step)
         other = theirs.step(torch.sin(3 * other + step), theirs.timesteps[step], other)
-        mine = ours.step(predicted, time, mine).prev_sample
-    yield Parity("noise levels", ours.sigmas[:-1] / theirs.sigmas, torch.ones(steps), 2e-6)
+        mine, _ = euler_step(mine, predicted, sigmas[step], sigmas[step + 1])
+    yield Parity("noise levels", torch.tensor(sigmas[:-1]) / theirs.sigmas, torch.ones(steps), 2e-6)
     yield Parity("sampler, 50 steps", mine, other, 2e-5)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-SCHEDULER = MappingProxyType(
+SCHEDULER: Mapping[str, Any] = MappingProxyType(
     {
         "_class_name": "EulerDiscreteScheduler",
         "beta_end": 0.012,

@@ -5,22 +5,22 @@ Legend: B rows of all states (R of each, unconditional first under guidance), F 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
 from models.families.exvideo.family import check_allowed
-from models.families.exvideo.latents import Decoding, as_bytes, decode_next, decoded, normalised
+from models.families.exvideo.latents import Decoding, as_bytes, decode_next, decoded, euler_step, normalised
 from models.families.exvideo.networks import Networks
 from models.families.exvideo.overlap import by_windows
 from models.families.exvideo.picture import check_picture, pixels_of
-from models.families.exvideo.schedule import first_step, starts_late
+from models.families.exvideo.schedule import first_step, levels, starts_late
 from models.families.exvideo.shapes import CHUNK, CHUNK_STRIDE, spans
 from models.families.exvideo.work import rows_of
 from models.io import ClipIO, ClipRequest
@@ -50,15 +50,15 @@ class ExVideoRunner:
         check_picture(request)
         check_allowed(self._variant, request, point)
         first = first_step(self._variant, point)
-        scheduler = self._scheduler(point, first)
+        sigma = levels(self._variant, point)[first]
         frames, rows, columns = self._io.grid(request.num_frames, (request.width, request.height))
         _, noise = _noise(request, seed, (1, frames, self._io.latent_channels, rows, columns))
         if not starts_late(self._variant, point):
-            latents = noise * scheduler.init_noise_sigma
+            latents = noise * math.sqrt(sigma**2 + 1)
         elif self._networks.analytic is None:
             raise SettingError("start_sigma", "the statistics that a late start needs are not beside the weights")
         else:
-            latents = self._networks.analytic.start(noise, float(scheduler.sigmas[first]))
+            latents = self._networks.analytic.start(noise, sigma)
         kept = {"step": first, "latents": latents.to(self._device)}
         return JobState(request=request, point=point, seed=seed, kept=kept)
 
@@ -111,36 +111,30 @@ class ExVideoRunner:
 
     def _denoise(self, states: Sequence[JobState]) -> list[Figures | None]:
         """Nothing of a state changes before all have come out; what is not a number leaves its state as it was."""
-        schedulers = [self._scheduler(state.point, state.kept["step"]) for state in states]
-        outputs = self._predict(states, schedulers)
         after = [
-            scheduler.step(output, scheduler.timesteps[state.kept["step"]], state.kept["latents"])
-            for scheduler, output, state in zip(schedulers, outputs, states, strict=True)
+            euler_step(state.kept["latents"], output, *self._levels(state))
+            for state, output in zip(states, self._predict(states), strict=True)
         ]
-        return [
-            _accept(state, made.prev_sample, made.pred_original_sample)
-            for state, made in zip(states, after, strict=True)
-        ]
+        return [_accept(state, latents, clean) for state, (latents, clean) in zip(states, after, strict=True)]
 
-    def _predict(self, states: Sequence[JobState], schedulers: Sequence[EulerDiscreteScheduler]) -> list[Tensor]:
+    def _predict(self, states: Sequence[JobState]) -> list[Tensor]:
         """v of each, guided: (1, F, C, h, w) in float32."""
         unet, rows, frames = self._networks.unet, rows_of(states[0].point), states[0].request.num_frames
         samples, times, images, ids = [], [], [], []
-        for state, scheduler in zip(states, schedulers, strict=True):
-            time = scheduler.timesteps[state.kept["step"]]
-            scaled = scheduler.scale_model_input(state.kept["latents"], time)
-            first = state.cache["first"][:, None].expand(-1, frames, -1, -1, -1)
-            image = state.cache["image"]
+        for state in states:
+            sigma, _ = self._levels(state)
+            scaled = state.kept["latents"] / math.sqrt(sigma**2 + 1)
+            first, image = state.cache["first"][:, None].expand(-1, frames, -1, -1, -1), state.cache["image"]
             conditions = [(torch.zeros_like(first), torch.zeros_like(image)), (first, image)]
             for latents, shown in conditions[-rows:]:
                 samples.append(torch.cat([scaled, latents], dim=2))
                 images.append(shown)
-                times.append(time)
+                times.append(0.25 * math.log(sigma))
                 ids.append(_time_ids(state))
         call = partial(
             _call,
             unet,
-            torch.stack(times).to(self._device),
+            torch.tensor(times, device=self._device),
             torch.cat(images).to(unet.dtype),
             torch.tensor(ids, dtype=unet.dtype, device=self._device),
         )
@@ -167,12 +161,11 @@ class ExVideoRunner:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _scheduler(self, point: Point, step: int) -> EulerDiscreteScheduler:
-        """A new one: it has a state of its own, which here is the step alone."""
-        scheduler = EulerDiscreteScheduler.from_config(self._variant.config["scheduler"])
-        scheduler.set_timesteps(int(point["num_inference_steps"]))
-        scheduler.set_begin_index(step)
-        return scheduler
+    def _levels(self, state: JobState) -> tuple[float, float]:
+        """Noise level of the next step, and where it leads."""
+        step = state.kept["step"]
+        sigma, next_sigma = levels(self._variant, state.point)[step : step + 2]
+        return sigma, next_sigma
 
     @cached_property
     def _colours(self) -> LatentColours:

@@ -15,12 +15,16 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> list[fl
     return [(high + step / max(1, num_steps - 1) * (low - high)) ** _RHO for step in range(num_steps)]
 
 
+def levels(variant: Variant, point: Point) -> list[float]:
+    """Noise levels of all steps, the first ones of a later start, too, and 0 at the end."""
+    scheduler = variant.config["scheduler"]
+    return [*karras_sigmas(int(point["num_inference_steps"]), scheduler["sigma_min"], scheduler["sigma_max"]), 0.0]
+
+
 def first_step(variant: Variant, point: Point) -> int:
     """The first step that is taken: that of the highest level not above ``start_sigma``, or else the last."""
-    scheduler, steps = variant.config["scheduler"], int(point["num_inference_steps"])
-    sigmas = karras_sigmas(steps, scheduler["sigma_min"], scheduler["sigma_max"])
-    start = float(point["start_sigma"]) * _SLACK
-    return next((step for step, sigma in enumerate(sigmas) if sigma <= start), steps - 1)
+    sigmas, start = levels(variant, point)[:-1], float(point["start_sigma"]) * _SLACK
+    return next((step for step, sigma in enumerate(sigmas) if sigma <= start), len(sigmas) - 1)
 
 
 def starts_late(variant: Variant, point: Point) -> bool:
