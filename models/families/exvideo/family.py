@@ -189,6 +189,7 @@ FAMILY = Family(
         {
             "found": LazyRef(f"{_HERE}.folder:found"),
             "recognise": LazyRef(f"{_HERE}.folder:recognise"),
+            "weight_files": LazyRef(f"{_HERE}.folder:weight_files"),
             "example": LazyRef(f"{_HERE}.family:example"),
             "save": LazyRef(f"{_HERE}.networks:save"),
             "convert": LazyRef(f"{_HERE}.networks:convert"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from models.contract import Source, Variant
-from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, overlay_blocks, vae_stride
+from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES, overlay_blocks, vae_stride
 from models.io import ClipIO, SamplerRange
 
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -47,7 +47,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
         raise ValueError(f"exvideo:{name} is whatever a folder holds; give one (--model exvideo:{name}=FOLDER)")
     _check_index(folder)
     config: dict[str, Any] = {part: _json(folder / file) for part, file in CONFIGS.items()}
-    overlay = next((folder / file for file in OVERLAY_FILES if (folder / file).is_file()), None)
+    overlay = next(iter(_first_of(folder, OVERLAY_FILES)), None)
     config["positions"] = _positions(overlay, config["unet"]) if overlay else 0
     config["contrast"] = _CONTRAST if overlay else 0.0
     _check(config, folder)
@@ -83,6 +83,20 @@ def found(variant: Variant) -> Variant:
     if len(shape) not in (4, 5):
         raise ValueError(f"{path} has no mean Expectation_x_0 of frames, channels, rows and columns")
     return replace(variant, config=MappingProxyType({**variant.config, "analytic_init": shape[-4:]}))
+
+
+def weight_files(variant: Variant) -> dict[str, list[Path]]:
+    """Of the UNet and the autoencoder, the one file of several precisions that is read; ExVideo's blocks are in memory
+    beside those that they replace while they are read."""
+    assert variant.weights is not None
+    found = {part: _first_of(variant.weights / part, WEIGHTS_FILES) for part in ("unet", "vae")}
+    if variant.config["positions"]:
+        found["unet"] += _first_of(variant.weights, OVERLAY_FILES)
+    return found
+
+
+def _first_of(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()][:1]
 
 
 def defaults(*, is_extended: bool) -> Mapping[str, Any]:

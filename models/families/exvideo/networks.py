@@ -21,10 +21,9 @@ from models.families.exvideo.folder import CONFIGS, PIPELINE, found, read_header
 from models.families.exvideo.latents import AnalyticInit
 from models.families.exvideo.overlay import check_overlay, overlay_file, overlay_of, read_overlay
 from models.families.exvideo.picture import CLIP_MEAN, CLIP_STD, clip_inputs
-from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE
+from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES
 from models.families.exvideo.unet import extend
 
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _FEATURES = "feature_extractor/preprocessor_config.json"
 
 
@@ -88,8 +87,8 @@ def save(networks: Networks, variant: Variant, folder: Path) -> None:
     features = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
     (folder / _FEATURES).write_text(json.dumps(features) + "\n", encoding="utf-8")
     plain = {name: tensor for name, tensor in networks.unet.state_dict().items() if ".pos_" not in name}
-    save_file(plain, folder / "unet" / _WEIGHTS[0], {"format": "pt"})
-    save_file(networks.vae.state_dict(), folder / "vae" / _WEIGHTS[0], {"format": "pt"})
+    save_file(plain, folder / "unet" / WEIGHTS_FILES[0], {"format": "pt"})
+    save_file(networks.vae.state_dict(), folder / "vae" / WEIGHTS_FILES[0], {"format": "pt"})
     networks.image_encoder.save_pretrained(folder / "image_encoder")
     if variant.config["positions"]:
         save_file(overlay_of(networks.unet), folder / OVERLAY_FILES[0])
@@ -119,7 +118,7 @@ def convert(
     found(variant.with_weights(base))
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel.from_config(variant.config["unet"])
-        for path in (base / "unet" / name for name in _WEIGHTS if (base / "unet" / name).is_file()):
+        for path in (base / "unet" / name for name in WEIGHTS_FILES if (base / "unet" / name).is_file()):
             _check_names(path, unet)
         extend(unet, int(variant.config["positions"]))
     check_overlay(overlay, read_header(overlay), unet)
@@ -149,9 +148,9 @@ def _lay_over(unet: UNetSpatioTemporalConditionModel, folder: Path) -> None:
 
 
 def _read(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise ValueError(f"{folder} has no {_WEIGHTS[0]}")
+        raise ValueError(f"{folder} has no {WEIGHTS_FILES[0]}")
     return {name: tensor.to(dtype) for name, tensor in _tensors(path).items()}
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 CHUNK, CHUNK_STRIDE = 8, 4
 """Frames that are decoded at a time, and from one time to the next, as DiffSynth has them."""
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+"""Of the UNet and the autoencoder: the first one that is there is read."""
 OVERLAY_FILES = ("exvideo.safetensors", "model.fp16.safetensors")
 """What ExVideo's weights are called beside ``model_index.json``: ours, and as published."""
 STATISTICS_FILE = "analytic_init.safetensors"
