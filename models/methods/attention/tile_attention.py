@@ -2,9 +2,10 @@
 
 A reference frame sees all tokens: one call for all of them. Any other frame sees itself and the references: their keys
 are put side by side, which costs 1/S of the work for S tokens per frame. Exact for any grid, also where no tile of a
-kernel divides a frame.
+kernel divides a frame. Text that attends together with the frames stands at the end; it sees, and is seen by, all.
 
-Legend: B batch, L tokens (= F * S, frame-major), N heads, D head dim, F frames, S tokens per frame, k references.
+Legend: B batch, L tokens (= F * S, frame-major, and T of text), N heads, D head dim, F frames, S tokens per frame, k
+references.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class TilePlans:
 
 
 class TileAttention:
-    """One mask for each layer, None = dense; ``grid`` is (t, h, w) of patches.
+    """One mask for each layer, None = dense; ``grid`` is (t, h, w) of patches, behind which ``num_text_tokens`` stand.
 
     Masks depend on positions alone: all heads, rows and requests of a batch share them.
 
@@ -73,13 +74,19 @@ class TileAttention:
     """
 
     def __init__(
-        self, masks: Sequence[TileMask | None], grid: tuple[int, int, int], *, plans: TilePlans | None = None
+        self,
+        masks: Sequence[TileMask | None],
+        grid: tuple[int, int, int],
+        *,
+        num_text_tokens: int = 0,
+        plans: TilePlans | None = None,
     ) -> None:
         wrong = [mask.name for mask in masks if mask is not None and mask.num_frames != grid[0]]
         if wrong:
             raise ValueError(f"tile mask {wrong[0]} does not fit {grid[0]} latent frames; its numbers must add to that")
         self.masks = tuple(masks)
         self.grid = grid
+        self.num_text_tokens = num_text_tokens
         self._plans = plans or TilePlans()
 
     @property
@@ -102,7 +109,7 @@ class TileAttention:
 
         Raises: ValueError: other tokens than the grid has, or a layer without an entry.
         """
-        num_tokens = self.grid[0] * self.tokens_per_frame
+        num_tokens = self.grid[0] * self.tokens_per_frame + self.num_text_tokens
         if q.shape[1] != num_tokens or k.shape[1] != num_tokens:
             raise ValueError(f"{q.shape[1]} queries and {k.shape[1]} keys; grid {self.grid} has {num_tokens} tokens")
         if layer >= len(self.masks):
@@ -110,29 +117,39 @@ class TileAttention:
         mask = self.masks[layer]
         if mask is None:
             return DENSE(q, k, v, layer=layer)
-        return tile_attention(q, k, v, self._plans.get(self.grid, mask, q.device), mask.num_frames)
+        plan = self._plans.get(self.grid, mask, q.device)
+        return tile_attention(q, k, v, plan, mask.num_frames, self.num_text_tokens)
 
 
-def tile_attention(q: Tensor, k: Tensor, v: Tensor, plan: TilePlan, num_frames: int) -> Tensor:
+def tile_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: TilePlan, num_frames: int, num_text_tokens: int = 0
+) -> Tensor:
     """(B, L, N, D) each -> (B, L, N, D)."""
     if plan.is_dense:
         return DENSE(q, k, v)
-    queries, *others = (torch.unflatten(x, 1, (num_frames, -1)) for x in (q, k, v))  # (B, F, S, N, D)
-    out = torch.empty_like(queries)
+    end = q.shape[1] - num_text_tokens
+    queries, *others = (torch.unflatten(x[:, :end], 1, (num_frames, -1)) for x in (q, k, v))  # (B, F, S, N, D)
+    out = torch.empty_like(q)
+    frames = torch.unflatten(out[:, :end], 1, (num_frames, -1))  # a view
     if len(plan.references):
         seen_by_all = queries[:, plan.references]
-        out[:, plan.references] = DENSE(seen_by_all.flatten(1, 2), k, v).view_as(seen_by_all)
-    keys, values = (x[:, None, plan.references].flatten(2, 3) for x in others)  # (B, 1, k * S, N, D)
+        frames[:, plan.references] = DENSE(seen_by_all.flatten(1, 2), k, v).view_as(seen_by_all)
+    if num_text_tokens:
+        out[:, end:] = DENSE(q[:, end:], k, v)
+    keys, values = (  # (B, 1, k * S + T, N, D)
+        torch.cat((x[:, plan.references].flatten(1, 2), text[:, end:]), dim=1).unsqueeze(1)
+        for x, text in zip(others, (k, v), strict=True)
+    )
     for some in torch.split(plan.others, _frames_per_call(k, num_frames, len(plan.references))):
-        out[:, some] = _others(queries[:, some], others, (keys, values), some)
-    return out.flatten(1, 2)
+        frames[:, some] = _others(queries[:, some], others, (keys, values), some)
+    return out
 
 
 def _others(queries: Tensor, own: Sequence[Tensor], more: Sequence[Tensor], some: Tensor) -> Tensor:
-    """Frames ``some`` over themselves and the references: (B, f, S, N, D)."""
+    """Frames ``some`` over themselves, the references and the text: (B, f, S, N, D)."""
     keys, values = (
         torch.cat((y.expand(-1, len(some), -1, -1, -1), x[:, some]), dim=2) for x, y in zip(own, more, strict=True)
-    )  # (B, f, (k + 1) * S, N, D)
+    )  # (B, f, (k + 1) * S + T, N, D)
     return DENSE(*(x.flatten(0, 1) for x in (queries, keys, values))).view_as(queries)
 
 

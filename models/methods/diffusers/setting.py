@@ -1,0 +1,56 @@
+"""The setting ``cache`` of a request, read: ``off``, ``first_block:0.05``, ``taylorseer:5:1``. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+_FORMS = (
+    "use off, first_block:THRESHOLD (more than 0, at most 1), or taylorseer:INTERVAL or taylorseer:INTERVAL:ORDER "
+    "(INTERVAL 2 to 20, ORDER 0 to 3)"
+)
+_INTERVALS, _ORDERS = range(2, 21), range(4)
+
+
+class CacheKind(StrEnum):
+    """What is reused of earlier denoising steps."""
+
+    OFF = "off"
+    FIRST_BLOCK = "first_block"
+    TAYLORSEER = "taylorseer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSetting:
+    """``threshold``: how much the first block's output may change, relative to itself, before all blocks run again.
+    ``interval``: one step in so many is run in full, the others are predicted by a polynomial of that ``order``."""
+
+    kind: CacheKind
+    threshold: float = 0.0
+    interval: int = 1
+    order: int = 0
+
+
+def parse_cache(text: str) -> CacheSetting:
+    """Read the setting.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    name, *numbers = text.split(":")
+    try:
+        kind = CacheKind(name)
+        if kind is CacheKind.FIRST_BLOCK:
+            (threshold,) = (float(number) for number in numbers)
+            if not (math.isfinite(threshold) and 0 < threshold <= 1):
+                raise ValueError
+            return CacheSetting(kind=kind, threshold=threshold)
+        if kind is CacheKind.TAYLORSEER:
+            interval, order = (int(number) for number in (*numbers, *["1"][len(numbers) - 1 :]))
+            if interval not in _INTERVALS or order not in _ORDERS:
+                raise ValueError
+            return CacheSetting(kind=kind, interval=interval, order=order)
+        () = numbers
+    except ValueError:
+        raise ValueError(f"cache is {text!r}; {_FORMS}") from None
+    return CacheSetting(kind=kind)
