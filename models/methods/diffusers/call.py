@@ -12,10 +12,11 @@ Legend: B batch, N heads, L tokens, D head dim, S text tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from models.methods.attention.base import SelfAttention
+from models.methods.diffusers.networks import TextPlace
 
-TextPlace = Literal["none", "first", "last"]
-"""Where a network puts the text in the sequence that attends."""
 AttentionFor = Callable[[int], SelfAttention]
 """From a number of text tokens, which stand at the end, to the attention of this call."""
 
@@ -38,22 +38,22 @@ def current_call() -> AttentionCall | None:
 
 
 class AttentionCall(TorchFunctionMode):
-    """Attention of one call of a network over ``num_tokens`` tokens of latents; all rows belong to one request."""
+    """Attention of one call of a network over latents of ``grid`` tokens; all rows belong to one request."""
 
-    def __init__(self, attention: AttentionFor, num_tokens: int, text: TextPlace) -> None:
+    def __init__(self, attention: AttentionFor, grid: tuple[int, int, int], text: TextPlace) -> None:
         super().__init__()
         self._attention = attention
-        self._num_tokens = num_tokens
+        self._num_tokens = math.prod(grid)
         self._text = text
         self._layer: int | None = None
         self._crossed: int | None = None
-        self.num_thinned = 0
+        self._num_thinned = 0
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self, *, must_attend: bool) -> Iterator[None]:
         """While the network runs.
 
-        Raises: ValueError: none of its attention was over the clip's tokens, so that nothing was done.
+        Raises: ValueError: none of its attention was over the tokens of the latents, though it must be.
         """
         token = _CALL.set(self)
         try:
@@ -61,7 +61,7 @@ class AttentionCall(TorchFunctionMode):
                 yield
         finally:
             _CALL.reset(token)
-        if not self.num_thinned:
+        if must_attend and not self._num_thinned:
             raise ValueError(
                 f"no attention of this network is over the {self._num_tokens} tokens of the latents through torch's "
                 "scaled dot-product attention; use attention=dense, and diffusers' native attention backend"
@@ -102,7 +102,7 @@ class AttentionCall(TorchFunctionMode):
         if length == self._crossed or length != key.shape[-2] or not fits or not is_plain:
             return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         assert self._layer is not None
-        self.num_thinned += 1
+        self._num_thinned += 1
         order = self._order(attn_mask, length, num_text)
         q, k, v = (_ordered(x.transpose(1, 2), order) for x in (query, key, value))
         out = self._attention(q.shape[1] - self._num_tokens)(q, k, v, layer=self._layer)
