@@ -100,7 +100,8 @@ class AttentionCall(TorchFunctionMode):
         fits = num_text == 0 or (num_text > 0 and self._text != "none")
         is_plain = not is_causal and scale is None and not enable_gqa and dropout_p == 0
         if length == self._crossed or length != key.shape[-2] or not fits or not is_plain:
-            return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            dense: Tensor = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return dense
         assert self._layer is not None
         self._num_thinned += 1
         order = self._order(attn_mask, length, num_text)

@@ -17,36 +17,26 @@ TextPlace = Literal["none", "first", "last"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """``text``: see ``TextPlace``. ``has_first_block``: diffusers knows what its blocks take and return, and can skip
-    all but the first. ``has_last_layer``: what a cache predicts is one layer, ``proj_out``. ``has_plan``: it says
-    where its tokens may be cut over ranks (``_cp_plan``)."""
+    """``text``: see ``TextPlace``. ``has_cache``: it takes diffusers' caches (``CacheMixin``), and its last layer is
+    one that can be predicted. ``has_first_block``: diffusers also knows what its blocks take and return, and can skip
+    all but the first. ``has_plan``: it says where its tokens may be cut over ranks (``_cp_plan``)."""
 
     text: TextPlace
+    has_cache: bool
     has_first_block: bool
-    has_last_layer: bool
     has_plan: bool
 
 
 NETWORKS: Mapping[str, NetworkFacts] = MappingProxyType(
     {
-        "WanTransformer3DModel": NetworkFacts(
-            text="none", has_first_block=True, has_last_layer=True, has_plan=True
-        ),
-        "LTXVideoTransformer3DModel": NetworkFacts(
-            text="none", has_first_block=True, has_last_layer=True, has_plan=True
-        ),
+        "WanTransformer3DModel": NetworkFacts(text="none", has_first_block=True, has_cache=True, has_plan=True),
+        "LTXVideoTransformer3DModel": NetworkFacts(text="none", has_first_block=True, has_cache=True, has_plan=True),
         "HunyuanVideo15Transformer3DModel": NetworkFacts(
-            text="last", has_first_block=False, has_last_layer=True, has_plan=False
+            text="last", has_first_block=False, has_cache=True, has_plan=False
         ),
-        "FluxTransformer2DModel": NetworkFacts(
-            text="first", has_first_block=True, has_last_layer=True, has_plan=True
-        ),
-        "SD3Transformer2DModel": NetworkFacts(
-            text="last", has_first_block=True, has_last_layer=True, has_plan=False
-        ),
-        "QwenImageTransformer2DModel": NetworkFacts(
-            text="first", has_first_block=True, has_last_layer=True, has_plan=True
-        ),
+        "FluxTransformer2DModel": NetworkFacts(text="first", has_first_block=True, has_cache=True, has_plan=True),
+        "SD3Transformer2DModel": NetworkFacts(text="last", has_first_block=False, has_cache=False, has_plan=False),
+        "QwenImageTransformer2DModel": NetworkFacts(text="first", has_first_block=True, has_cache=True, has_plan=True),
     }
 )
 

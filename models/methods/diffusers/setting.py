@@ -1,10 +1,12 @@
-"""The setting ``cache`` of a request, read: ``off``, ``first_block:0.05``, ``taylorseer:5:1``. Free of torch."""
+"""The settings ``attention`` and ``cache`` of a request, read. Free of torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+
+from models.methods.attention.setting import AttentionKind, AttentionSetting, parse_attention
 
 _FORMS = (
     "use off, first_block:THRESHOLD (more than 0, at most 1), or taylorseer:INTERVAL or taylorseer:INTERVAL:ORDER "
@@ -54,3 +56,45 @@ def parse_cache(text: str) -> CacheSetting:
     except ValueError:
         raise ValueError(f"cache is {text!r}; {_FORMS}") from None
     return CacheSetting(kind=kind)
+
+
+def parse_taylorseer(text: str) -> CacheSetting:
+    """Read ``off`` or ``taylorseer:INTERVAL:ORDER``, for networks that allow no other cache.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    setting = parse_cache(text)
+    if setting.kind is CacheKind.FIRST_BLOCK:
+        raise ValueError(
+            f"cache is {text!r}; the blocks of this network cannot be skipped: use off or taylorseer:INTERVAL"
+        )
+    return setting
+
+
+def parse_clip_attention(text: str) -> AttentionSetting:
+    """Read ``dense``, ``tile:K:REST`` or ``adaspa:SPARSITY``.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    return _attention(text, "use dense, tile:K:REST (K reference frames, REST others) or adaspa:SPARSITY", _OF_CLIPS)
+
+
+def parse_picture_attention(text: str) -> AttentionSetting:
+    """Read ``dense`` or ``adaspa:SPARSITY``.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    return _attention(text, "use dense or adaspa:SPARSITY", _OF_CLIPS - {AttentionKind.TILE})
+
+
+_OF_CLIPS = frozenset((AttentionKind.DENSE, AttentionKind.TILE, AttentionKind.ADASPA))
+
+
+def _attention(text: str, forms: str, kinds: frozenset[AttentionKind]) -> AttentionSetting:
+    try:
+        setting = parse_attention(text)
+    except ValueError:
+        setting = None
+    if setting is None or setting.kind not in kinds:
+        raise ValueError(f"attention is {text!r}; {forms}, from 0 to below 1")
+    return setting

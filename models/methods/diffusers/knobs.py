@@ -1,0 +1,113 @@
+"""Which of our methods a diffusers network allows, as knobs and in words, and what they hold. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from models.contract import Knob, LazyRef, Point, SettingError
+from models.methods.attention.memory import AttentionShape, held_bytes
+from models.methods.attention.setting import parse_attention
+from models.methods.diffusers.networks import NETWORKS
+from models.methods.diffusers.setting import CacheKind, parse_cache
+
+_HERE = "models.methods.diffusers"
+
+
+def applicable(network: str, *, is_clip: bool) -> dict[str, str]:
+    """Of each method, "" where it applies to networks of that class, or why it does not."""
+    facts = NETWORKS.get(network)
+    if facts is None:
+        return dict.fromkeys(
+            ("adaspa", "tile", "first_block", "taylorseer", "ras"), f"nobody has tried it on {network}"
+        )
+    no_cache = "" if facts.has_cache else f"{network} takes none of diffusers' caches"
+    no_skipping = (
+        "" if facts.has_first_block else f"diffusers does not know what the blocks of {network} take and return"
+    )
+    return {
+        "adaspa": "",
+        "tile": "" if is_clip else "a picture has one frame",
+        "first_block": no_cache or no_skipping,
+        "taylorseer": no_cache,
+        "ras": "diffusers' transformers run all tokens of a latent, or none",
+    }
+
+
+def method_knobs(network: str, *, is_clip: bool) -> tuple[Knob, ...]:
+    """``attention`` and ``cache``, as far as networks of that class have them."""
+    allowed = {method for method, reason in applicable(network, is_clip=is_clip).items() if not reason}
+    caches = [("taylorseer", "taylorseer:3:1"), ("first_block", "first_block:0.1")]
+    grid = [value for method, value in caches if method in allowed]
+    knobs = [_attention_knob(is_clip=is_clip)] if "adaspa" in allowed else []
+    return (*knobs, *([_cache_knob([*grid, "off"], has_first_block="first_block" in allowed)] if grid else []))
+
+
+def _attention_knob(*, is_clip: bool) -> Knob:
+    kind = "clip" if is_clip else "picture"
+    tile = "tile:K:REST (latent frames), " if is_clip else ""
+    return Knob(
+        name="attention",
+        default="dense",
+        parse=LazyRef(f"{_HERE}.setting:parse_{kind}_attention"),
+        grid=("adaspa:0.8", "dense") if is_clip else ("adaspa:0.5", "dense"),
+        summary=f"dense, {tile}or adaspa:SPARSITY (blocks of tokens left out, found while denoising).",
+        trades="fine motion" if is_clip else "fine detail",
+    )
+
+
+def _cache_knob(grid: list[str], *, has_first_block: bool) -> Knob:
+    first = "first_block:THRESHOLD (steps whose first block changes less are skipped), " if has_first_block else ""
+    form = "parse_cache" if has_first_block else "parse_taylorseer"
+    return Knob(
+        name="cache",
+        default="off",
+        parse=LazyRef(f"{_HERE}.setting:{form}"),
+        grid=tuple(grid),
+        summary=f"off, {first}or taylorseer:INTERVAL:ORDER (steps between are predicted).",
+        trades="detail that changes between steps",
+    )
+
+
+def check_point(point: Point, grid: tuple[int, int, int]) -> None:
+    """Pass what fits latents of ``grid`` frames, rows and columns of patches. Raises: SettingError."""
+    try:
+        parse_attention(str(point.get("attention", "dense"))).check_frames(grid[0])
+    except ValueError as error:
+        raise SettingError("attention", str(error)) from None
+
+
+def method_bytes(
+    point: Point, config: Mapping[str, Any], *, tokens: int, text_tokens: int, branches: int, itemsize: int
+) -> int:
+    """Most that a point's methods hold between two steps of a request. ``config``: of the network, as diffusers writes
+    it. ``tokens``: of the latents. ``text_tokens``: those that attend together with them. ``branches``: of guidance."""
+    shape = AttentionShape(
+        num_layers=config["num_layers"] * 2 + config.get("num_single_layers", 0),
+        num_heads=config["num_attention_heads"],
+        head_dim=config["attention_head_dim"],
+        tokens=tokens + text_tokens,
+        rows=branches,
+        patch_values=_patch_values(config),
+        itemsize=itemsize,
+    )
+    attention = held_bytes(
+        parse_attention(str(point.get("attention", "dense"))), int(point["num_inference_steps"]), shape
+    )
+    return attention + _cache_bytes(point, shape, tokens, text_tokens)
+
+
+def _cache_bytes(point: Point, shape: AttentionShape, tokens: int, text_tokens: int) -> int:
+    setting = parse_cache(str(point.get("cache", "off")))
+    if setting.kind is CacheKind.FIRST_BLOCK:  # what the first block puts out and adds, and what all others add
+        return shape.rows * (3 * tokens + 2 * text_tokens) * shape.width * shape.itemsize
+    if setting.kind is CacheKind.TAYLORSEER:
+        return shape.rows * (setting.order + 1) * tokens * shape.patch_values * shape.itemsize
+    return 0
+
+
+def _patch_values(config: Mapping[str, Any]) -> int:
+    size = config.get("patch_size", 1)
+    area = size * size * config.get("patch_size_t", 1) if isinstance(size, int) else math.prod(size)
+    return int(area * (config.get("out_channels") or config["in_channels"]))

@@ -1,0 +1,91 @@
+"""What is offered for each network is what the installed class allows."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from diffusers import CacheMixin
+from diffusers.hooks._helpers import TransformerBlockRegistry
+
+from models.contract import SettingError
+from models.methods.diffusers.hooks import attention_modules
+from models.methods.diffusers.knobs import applicable, check_point, method_bytes, method_knobs
+from models.methods.diffusers.networks import NETWORKS
+from models.methods.diffusers.setting import parse_cache, parse_clip_attention, parse_picture_attention
+from tests.support.tiny_networks import TINY, TinyNetwork
+from tests.unit.models.diffusers.test_request import CACHED, RequestMethods, step_of
+
+
+@pytest.mark.parametrize("tiny", TINY.values(), ids=TINY)
+def test_facts_are_those_of_the_class(tiny: TinyNetwork) -> None:
+    network, facts = tiny.build(), NETWORKS[tiny.kind]
+    blocks = {type(block) for name, block in network.named_modules() if name.count(".") == 1 and "blocks" in name}
+    assert facts.has_cache == (isinstance(network, CacheMixin) and hasattr(network, "proj_out"))
+    assert facts.has_first_block == (facts.has_cache and all(map(_is_known, blocks)))
+    assert facts.has_plan == (getattr(network, "_cp_plan", None) is not None)
+    queries_of_text = any(getattr(module, "add_q_proj", None) is not None for module in attention_modules(network))
+    assert (facts.text != "none") == queries_of_text
+
+
+def _is_known(block: type) -> bool:
+    try:
+        return TransformerBlockRegistry.get(block) is not None
+    except ValueError:
+        return False
+
+
+def test_every_network_is_tried() -> None:
+    assert {tiny.kind for tiny in TINY.values()} == set(NETWORKS)
+    assert all(hasattr(diffusers, name) for name in NETWORKS)
+
+
+def test_what_does_not_apply_is_said_and_not_offered() -> None:
+    assert [knob.name for knob in method_knobs("SD3Transformer2DModel", is_clip=False)] == ["attention"]
+    (attention, cache) = method_knobs("HunyuanVideo15Transformer3DModel", is_clip=True)
+    assert attention.check("tile:2:6")
+    assert cache.grid == ("taylorseer:3:1", "off")
+    with pytest.raises(SettingError, match="cannot be skipped"):
+        cache.check("first_block:0.1")
+    assert "blocks of Hunyuan" in applicable("HunyuanVideo15Transformer3DModel", is_clip=True)["first_block"]
+    assert method_knobs("UNet2DConditionModel", is_clip=False) == ()
+    assert set(applicable("UNet2DConditionModel", is_clip=False).values()) == {
+        "nobody has tried it on UNet2DConditionModel"
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "on", "off:1", "first_block", "first_block:0", "first_block:nan", "first_block:0.1:2", "taylorseer",
+     "taylorseer:1", "taylorseer:3:9", "taylorseer:3:1:1"],
+)  # fmt: skip
+def test_other_forms_of_a_cache_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cache is .*use off, first_block:THRESHOLD"):
+        parse_cache(text)
+
+
+def test_forms_of_attention() -> None:
+    assert parse_clip_attention("tile:1:3").references == 1
+    for text in ("ras:0.5", "tile:0:3", "adaspa:1"):
+        with pytest.raises(ValueError, match="use dense, tile:K:REST"):
+            parse_clip_attention(text)
+    with pytest.raises(ValueError, match="use dense or adaspa"):
+        parse_picture_attention("tile:1:3")
+    check_point({"attention": "tile:1:3"}, (4, 2, 2))
+    with pytest.raises(SettingError, match="this clip has 5"):
+        check_point({"attention": "tile:1:3"}, (5, 2, 2))
+
+
+@pytest.mark.parametrize(("tiny", "cache"), [*CACHED, *((tiny, "off") for tiny in TINY.values())])
+def test_no_more_is_held_than_was_said(tiny: TinyNetwork, cache: str) -> None:
+    network, methods = tiny.build(), RequestMethods("adaspa:0.5", cache)
+    point = {"attention": "adaspa:0.5", "cache": cache, "num_inference_steps": 8}
+    grid = tiny.grid[0] * tiny.grid[1] * tiny.grid[2]
+    text = {"none": 0, "first": 6, "last": 11}[NETWORKS[tiny.kind].text]
+    said = method_bytes(point, network.config, tokens=grid, text_tokens=text, branches=2, itemsize=4)
+    most = 0
+    with torch.inference_mode():
+        for step in range(5):
+            step_of(methods, network, tiny, step)
+            most = max(most, sum(tensor.nbytes for tensor in methods.tensors()))
+    assert 0.4 * said < most <= said
