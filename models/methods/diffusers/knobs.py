@@ -12,7 +12,10 @@ from models.methods.attention.setting import parse_attention
 from models.methods.diffusers.networks import NETWORKS
 from models.methods.diffusers.setting import CacheKind, parse_cache
 
-_HERE = "models.methods.diffusers"
+_CLIP_ATTENTION = LazyRef("models.methods.diffusers.setting:parse_clip_attention")
+_PICTURE_ATTENTION = LazyRef("models.methods.diffusers.setting:parse_picture_attention")
+_ANY_CACHE = LazyRef("models.methods.diffusers.setting:parse_cache")
+_TAYLORSEER = LazyRef("models.methods.diffusers.setting:parse_taylorseer")
 
 
 def applicable(network: str, *, is_clip: bool) -> dict[str, str]:
@@ -45,12 +48,11 @@ def method_knobs(network: str, *, is_clip: bool) -> tuple[Knob, ...]:
 
 
 def _attention_knob(*, is_clip: bool) -> Knob:
-    kind = "clip" if is_clip else "picture"
     tile = "tile:K:REST (latent frames), " if is_clip else ""
     return Knob(
         name="attention",
         default="dense",
-        parse=LazyRef(f"{_HERE}.setting:parse_{kind}_attention"),
+        parse=_CLIP_ATTENTION if is_clip else _PICTURE_ATTENTION,
         grid=("adaspa:0.8", "dense") if is_clip else ("adaspa:0.5", "dense"),
         summary=f"dense, {tile}or adaspa:SPARSITY (blocks of tokens left out, found while denoising).",
         trades="fine motion" if is_clip else "fine detail",
@@ -59,11 +61,10 @@ def _attention_knob(*, is_clip: bool) -> Knob:
 
 def _cache_knob(grid: list[str], *, has_first_block: bool) -> Knob:
     first = "first_block:THRESHOLD (steps whose first block changes less are skipped), " if has_first_block else ""
-    form = "parse_cache" if has_first_block else "parse_taylorseer"
     return Knob(
         name="cache",
         default="off",
-        parse=LazyRef(f"{_HERE}.setting:{form}"),
+        parse=_ANY_CACHE if has_first_block else _TAYLORSEER,
         grid=tuple(grid),
         summary=f"off, {first}or taylorseer:INTERVAL:ORDER (steps between are predicted).",
         trades="detail that changes between steps",
