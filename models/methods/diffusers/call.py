@@ -12,7 +12,6 @@ Legend: B batch, N heads, L tokens, D head dim, S text tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.methods.attention.base import SelfAttention
 from models.methods.diffusers.networks import TextPlace
+from models.methods.diffusers.tokens import TokenShare
 
 AttentionFor = Callable[[int], SelfAttention]
 """From a number of text tokens, which stand at the end, to the attention of this call."""
@@ -37,13 +37,22 @@ def current_call() -> AttentionCall | None:
     return _CALL.get()
 
 
-class AttentionCall(TorchFunctionMode):
-    """Attention of one call of a network over latents of ``grid`` tokens; all rows belong to one request."""
+def current_share() -> TokenShare | None:
+    """The tokens that this rank runs in the call that this thread is in, if they are not all."""
+    call = _CALL.get()
+    return None if call is None else call.share
 
-    def __init__(self, attention: AttentionFor, grid: tuple[int, int, int], text: TextPlace) -> None:
+
+class AttentionCall(TorchFunctionMode):
+    """Attention of one call of a network over latents of ``num_tokens`` tokens, or on this rank's ``share`` of them."""
+
+    def __init__(
+        self, attention: AttentionFor, num_tokens: int, text: TextPlace, share: TokenShare | None = None
+    ) -> None:
         super().__init__()
         self._attention = attention
-        self._num_tokens = math.prod(grid)
+        self._num_tokens = num_tokens if share is None else share.length
+        self.share = share
         self._text = text
         self._layer: int | None = None
         self._crossed: int | None = None

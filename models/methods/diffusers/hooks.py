@@ -1,4 +1,4 @@
-"""Where in a network its self-attention is noticed: torch hooks on the attention modules of its blocks.
+"""Where in a network its self-attention is noticed, and where its tokens are cut: torch hooks on its modules.
 
 They are put there once and do nothing outside of a call (see ``call``), so that an untouched request runs an untouched
 network.
@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from models.methods.diffusers.call import current_call
+from models.methods.diffusers.call import current_call, current_share
+from models.methods.diffusers.tokens import install_plan
 
-_MARK = "vireo_attention_hooks"
+_MARK, _PLAN_MARK = "vireo_attention_hooks", "vireo_plan_hooks"
 
 
 def install(network: nn.Module) -> None:
@@ -26,6 +27,16 @@ def install(network: nn.Module) -> None:
         handles.append(module.register_forward_pre_hook(partial(_enter, layer), with_kwargs=True))
         handles.append(module.register_forward_hook(_leave, always_call=True))
     setattr(network, _MARK, handles)
+
+
+def install_spread(network: nn.Module) -> None:
+    """The hooks of a network whose tokens are spread over ranks; as ``install``, once.
+
+    Raises: ValueError: it does not say where its tokens may be cut.
+    """
+    install(network)
+    if not hasattr(network, _PLAN_MARK):
+        setattr(network, _PLAN_MARK, install_plan(network, current_share))
 
 
 def attention_modules(network: nn.Module) -> Iterator[nn.Module]:

@@ -15,15 +15,19 @@ from models.contract import Figures
 from models.methods.attention.adaspa import AdaSpaAttention
 from models.methods.attention.adaspa_config import searches_for
 from models.methods.attention.base import SelfAttention
+from models.methods.attention.dense import DENSE
 from models.methods.attention.memory import adaspa_config
 from models.methods.attention.setting import AttentionKind, parse_attention
 from models.methods.attention.tile_attention import TileAttention
 from models.methods.attention.tile_mask import TileMask
 from models.methods.diffusers.call import AttentionCall
-from models.methods.diffusers.hooks import attention_modules, install
+from models.methods.diffusers.hooks import attention_modules, install, install_spread
 from models.methods.diffusers.networks import text_place
 from models.methods.diffusers.setting import CacheKind, parse_cache
 from models.methods.diffusers.step_cache import StepCache
+from models.methods.diffusers.tokens import TokenShare
+from models.parallel.choose import sequence_parallel
+from models.parallel.groups import SequenceGroups
 
 
 class NetworkCall(Protocol):
@@ -69,6 +73,7 @@ class RequestMethods:
     def __init__(self, attention: str, cache: str) -> None:
         self._setting = parse_attention(attention)
         setting = parse_cache(cache)
+        self.cache_kind = setting.kind
         self._cache = None if setting.kind is CacheKind.OFF else StepCache(setting)
         self._searched: dict[int, AdaSpaAttention] = {}  # by branch
         self._tiles: dict[int, TileAttention] = {}  # by number of text tokens
@@ -87,17 +92,22 @@ class RequestMethods:
         return self._cache is None and self._setting.kind is AttentionKind.DENSE
 
     @contextmanager
-    def around(self, network: Any, call: NetworkCall) -> Iterator[None]:
-        """While ``network`` runs. Raises: ValueError: a network that does not fit the settings."""
+    def around(self, network: Any, call: NetworkCall, groups: SequenceGroups | None = None) -> Iterator[None]:
+        """While ``network`` runs, its tokens spread over the ranks of ``groups``, which all make the same calls.
+
+        Raises: ValueError: a network that does not fit the settings, or cannot be spread.
+        """
         self._begin(call)
         if (kept := self._searched.get(call.branch)) is not None:
             kept.begin_step(call.step)
         with ExitStack() as stack:
             if self._cache is not None:
                 stack.enter_context(self._cache.active(network, str(call.branch)))
-            if not self._is_dense(call):
+            share = self._share(network, call, groups)
+            if share is not None or not self._is_dense(call):
                 install(network)
-                thinned = AttentionCall(partial(self._attention, network, call), call.grid, text_place(network))
+                attention = partial(self._attention, network, call, share)
+                thinned = AttentionCall(attention, math.prod(call.grid), text_place(network), share)
                 stack.enter_context(thinned.active(must_attend=self._cache is None))
             yield
         self._finish(call)
@@ -137,8 +147,24 @@ class RequestMethods:
             return self._setting.kind is AttentionKind.DENSE
         return self._setting.amount == 0 or call.step < searches_for(call.num_steps)[0]
 
-    def _attention(self, network: nn.Module, call: NetworkCall, num_text_tokens: int) -> SelfAttention:
+    def _share(self, network: nn.Module, call: NetworkCall, groups: SequenceGroups | None) -> TokenShare | None:
+        if groups is None or groups.sequence.size == 1:
+            return None
+        check_spread(network, self.cache_kind)
+        install_spread(network)
+        return TokenShare(groups, math.prod(call.grid))
+
+    def _attention(
+        self, network: nn.Module, call: NetworkCall, share: TokenShare | None, num_text_tokens: int
+    ) -> SelfAttention:
         """For a layer of this call; text stands at the end."""
+        whole = self._whole(network, call, num_text_tokens)
+        return whole if share is None else sequence_parallel(whole, share.groups, share.num_tokens)
+
+    def _whole(self, network: nn.Module, call: NetworkCall, num_text_tokens: int) -> SelfAttention:
+        """That over all tokens."""
+        if self._setting.kind is AttentionKind.DENSE:
+            return DENSE
         if self._setting.kind is AttentionKind.TILE:
             return self._tiled(network, call.grid, num_text_tokens)
         kept = self._searched.get(call.branch)
@@ -164,3 +190,17 @@ class RequestMethods:
         elif (kept := self._searched.get(call.branch)) is not None:
             self._sparsities.append(kept.achieved_sparsity)
         self._search_s = sum(one.search_seconds for one in self._searched.values()) - self._searched_before_s
+
+
+def check_spread(network: nn.Module, cache: CacheKind = CacheKind.OFF) -> None:
+    """Pass a network whose tokens can be spread over ranks, with that cache. Raises: ValueError: says why not."""
+    name = type(network).__name__
+    if not getattr(network, "_cp_plan", None):
+        raise ValueError(f"{name} does not say where its tokens may be cut (_cp_plan); serve it with one rank")
+    if text_place(network) != "none":
+        raise ValueError(f"{name} attends to text and picture together, which is not spread; serve it with one rank")
+    if cache is CacheKind.FIRST_BLOCK:
+        raise ValueError(
+            "cache first_block decides by the tokens of one rank, and ranks would not decide alike; use taylorseer "
+            "or off, or serve with one rank"
+        )

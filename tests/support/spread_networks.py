@@ -1,0 +1,61 @@
+"""What each rank runs when diffusers' networks in miniature are spread; see test_spread_networks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.methods.diffusers.request import RequestMethods
+from models.parallel.degrees import ParallelDegrees
+from models.parallel.groups import SequenceGroups, make_groups
+from tests.support.tiny_networks import TINY, TinyNetwork
+
+STEPS = 6
+
+
+class Call(NamedTuple):
+    network: str
+    step: int
+    num_steps: int
+    branch: int
+    grid: tuple[int, int, int]
+
+
+def errors(name: str, degrees: ParallelDegrees, attention: str, cache: str) -> tuple[list[float], float]:
+    """Largest difference from one rank in each step, and this rank's share of the bytes held."""
+    tiny, groups = TINY[name], make_groups(degrees)
+    network = tiny.build()
+    alone, spread = RequestMethods(attention, cache), RequestMethods(attention, cache)
+    found = []
+    with torch.inference_mode():
+        for step in range(STEPS):
+            one = _step(alone, network, tiny, step, None)
+            other = _step(spread, network, tiny, step, groups)
+            found.append(float((one - other).abs().max()))
+    groups.close()
+    held = [sum(tensor.nbytes for tensor in methods.tensors()) for methods in (alone, spread)]
+    return found, held[1] / max(1, held[0])
+
+
+def refusal(name: str, cache: str) -> str:
+    """The words with which a network, or a cache, is not spread."""
+    tiny, groups = TINY[name], make_groups(ParallelDegrees(ulysses=2))
+    try:
+        _step(RequestMethods("dense", cache), tiny.build(), tiny, 0, groups)
+    except ValueError as error:
+        return str(error)
+    finally:
+        groups.close()
+    return ""
+
+
+def _step(
+    methods: RequestMethods, network: nn.Module, tiny: TinyNetwork, step: int, groups: SequenceGroups | None
+) -> Tensor:
+    outputs = []
+    for branch in range(2):
+        with methods.around(network, Call("n", step, STEPS, branch, tiny.grid), groups):
+            outputs.append(tiny.call(network, step, branch))
+    return torch.stack(outputs)
