@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.methods.diffusers.request import RequestMethods
 from models.parallel.degrees import ParallelDegrees
-from models.parallel.groups import SequenceGroups, make_groups
+from models.parallel.groups import make_groups
 from tests.support.tiny_networks import TINY, TinyNetwork
 
 STEPS = 6
@@ -27,12 +27,12 @@ def errors(name: str, degrees: ParallelDegrees, attention: str, cache: str) -> t
     """Largest difference from one rank in each step, and this rank's share of the bytes held."""
     tiny, groups = TINY[name], make_groups(degrees)
     network = tiny.build()
-    alone, spread = RequestMethods(attention, cache), RequestMethods(attention, cache)
+    alone, spread = RequestMethods(attention, cache), RequestMethods(attention, cache, groups)
     found = []
     with torch.inference_mode():
         for step in range(STEPS):
-            one = _step(alone, network, tiny, step, None)
-            other = _step(spread, network, tiny, step, groups)
+            one = _step(alone, network, tiny, step)
+            other = _step(spread, network, tiny, step)
             found.append(float((one - other).abs().max()))
     groups.close()
     held = [sum(tensor.nbytes for tensor in methods.tensors()) for methods in (alone, spread)]
@@ -43,7 +43,7 @@ def refusal(name: str, cache: str) -> str:
     """The words with which a network, or a cache, is not spread."""
     tiny, groups = TINY[name], make_groups(ParallelDegrees(ulysses=2))
     try:
-        _step(RequestMethods("dense", cache), tiny.build(), tiny, 0, groups)
+        _step(RequestMethods("dense", cache, groups), tiny.build(), tiny, 0)
     except ValueError as error:
         return str(error)
     finally:
@@ -51,11 +51,9 @@ def refusal(name: str, cache: str) -> str:
     return ""
 
 
-def _step(
-    methods: RequestMethods, network: nn.Module, tiny: TinyNetwork, step: int, groups: SequenceGroups | None
-) -> Tensor:
+def _step(methods: RequestMethods, network: nn.Module, tiny: TinyNetwork, step: int) -> Tensor:
     outputs = []
     for branch in range(2):
-        with methods.around(network, Call("n", step, STEPS, branch, tiny.grid), groups):
+        with methods.around(network, Call("n", step, STEPS, branch, tiny.grid)):
             outputs.append(tiny.call(network, step, branch))
     return torch.stack(outputs)

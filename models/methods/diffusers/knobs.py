@@ -8,7 +8,7 @@ from typing import Any
 
 from models.contract import Knob, LazyRef, Point, SettingError
 from models.methods.attention.memory import AttentionShape, held_bytes
-from models.methods.attention.setting import parse_attention
+from models.methods.attention.setting import AttentionKind, parse_attention
 from models.methods.diffusers.networks import NETWORKS
 from models.methods.diffusers.setting import CacheKind, parse_cache
 
@@ -77,6 +77,24 @@ def check_point(point: Point, grid: tuple[int, int, int]) -> None:
         parse_attention(str(point.get("attention", "dense"))).check_frames(grid[0])
     except ValueError as error:
         raise SettingError("attention", str(error)) from None
+
+
+def full_steps(point: Point) -> int:
+    """Steps of a point that run whole networks; all of them where only the replica can tell."""
+    steps, setting = int(point["num_inference_steps"]), parse_cache(str(point.get("cache", "off")))
+    if setting.kind is not CacheKind.TAYLORSEER:
+        return steps
+    # As diffusers counts: the first three, then one in ``interval``, beginning with the fifth.
+    return min(steps, 3) + len(range(4, steps, setting.interval))
+
+
+def kept_pairs(point: Point) -> float:
+    """Share of the pairs of tokens that attend in a sparse step."""
+    setting = parse_attention(str(point.get("attention", "dense")))
+    if setting.kind is AttentionKind.TILE:
+        frames, others = setting.references + setting.others, setting.others
+        return 1 - others * max(0, others - 1) / frames**2
+    return 1 - setting.amount
 
 
 def method_bytes(

@@ -65,15 +65,17 @@ class RequestMethods:
 
     ``is_shared``: nothing is kept, so that calls may have rows of several requests with the same settings. One step is
     made after the other; where one is made again, or another network goes on (Wan 2.2 changes experts), what was kept
-    is dropped: attention searches anew, a cache is filled anew.
+    is dropped: attention searches anew, a cache is filled anew. ``groups``: ranks that the tokens are spread over; all of
+    them make the same calls.
 
     Raises: ValueError: no such setting.
     """
 
-    def __init__(self, attention: str, cache: str) -> None:
+    def __init__(self, attention: str, cache: str, groups: SequenceGroups | None = None) -> None:
         self._setting = parse_attention(attention)
         setting = parse_cache(cache)
-        self.cache_kind = setting.kind
+        self._cache_kind = setting.kind
+        self._groups = None if groups is None or groups.sequence.size == 1 else groups
         self._cache = None if setting.kind is CacheKind.OFF else StepCache(setting)
         self._searched: dict[int, AdaSpaAttention] = {}  # by branch
         self._tiles: dict[int, TileAttention] = {}  # by number of text tokens
@@ -88,22 +90,19 @@ class RequestMethods:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is to be done: dense attention, and no cache."""
-        return self._cache is None and self._setting.kind is AttentionKind.DENSE
+        """Whether nothing is to be done: dense attention, no cache, and one rank."""
+        return self._cache is None and self._setting.kind is AttentionKind.DENSE and self._groups is None
 
     @contextmanager
-    def around(self, network: Any, call: NetworkCall, groups: SequenceGroups | None = None) -> Iterator[None]:
-        """While ``network`` runs, its tokens spread over the ranks of ``groups``, which all make the same calls.
-
-        Raises: ValueError: a network that does not fit the settings, or cannot be spread.
-        """
+    def around(self, network: Any, call: NetworkCall) -> Iterator[None]:
+        """While ``network`` runs. Raises: ValueError: one that does not fit the settings, or cannot be spread."""
         self._begin(call)
         if (kept := self._searched.get(call.branch)) is not None:
             kept.begin_step(call.step)
         with ExitStack() as stack:
             if self._cache is not None:
                 stack.enter_context(self._cache.active(network, str(call.branch)))
-            share = self._share(network, call, groups)
+            share = self._share(network, call)
             if share is not None or not self._is_dense(call):
                 install(network)
                 attention = partial(self._attention, network, call, share)
@@ -147,12 +146,12 @@ class RequestMethods:
             return self._setting.kind is AttentionKind.DENSE
         return self._setting.amount == 0 or call.step < searches_for(call.num_steps)[0]
 
-    def _share(self, network: nn.Module, call: NetworkCall, groups: SequenceGroups | None) -> TokenShare | None:
-        if groups is None or groups.sequence.size == 1:
+    def _share(self, network: nn.Module, call: NetworkCall) -> TokenShare | None:
+        if self._groups is None:
             return None
-        check_spread(network, self.cache_kind)
+        check_spread(network, self._cache_kind)
         install_spread(network)
-        return TokenShare(groups, math.prod(call.grid))
+        return TokenShare(self._groups, math.prod(call.grid))
 
     def _attention(
         self, network: nn.Module, call: NetworkCall, share: TokenShare | None, num_text_tokens: int

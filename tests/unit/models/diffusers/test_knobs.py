@@ -10,7 +10,7 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from models.contract import SettingError
 from models.methods.diffusers.hooks import attention_modules
-from models.methods.diffusers.knobs import applicable, check_point, method_bytes, method_knobs
+from models.methods.diffusers.knobs import applicable, check_point, full_steps, kept_pairs, method_bytes, method_knobs
 from models.methods.diffusers.networks import NETWORKS
 from models.methods.diffusers.setting import parse_cache, parse_clip_attention, parse_picture_attention
 from tests.support.tiny_networks import TINY, TinyNetwork
@@ -74,6 +74,22 @@ def test_forms_of_attention() -> None:
     check_point({"attention": "tile:1:3"}, (4, 2, 2))
     with pytest.raises(SettingError, match="this clip has 5"):
         check_point({"attention": "tile:1:3"}, (5, 2, 2))
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5])
+def test_full_steps_are_those_that_diffusers_takes(interval: int) -> None:
+    tiny = TINY["wan"]
+    network, methods = tiny.build(), RequestMethods("dense", f"taylorseer:{interval}")
+    blocks: list[int] = []
+    network.blocks[0].attn1.register_forward_hook(lambda *given: blocks.append(1))
+    with torch.inference_mode():
+        for step in range(8):
+            step_of(methods, network, tiny, step)
+    assert len(blocks) / 2 == full_steps({"cache": f"taylorseer:{interval}", "num_inference_steps": 8})
+
+
+def test_pairs_that_are_kept() -> None:
+    assert [kept_pairs({"attention": text}) for text in ("dense", "adaspa:0.75", "tile:2:6")] == [1, 0.25, 1 - 30 / 64]
 
 
 @pytest.mark.parametrize(("tiny", "cache"), [*CACHED, *((tiny, "off") for tiny in TINY.values())])
