@@ -63,10 +63,10 @@ class NetworkCall(Protocol):
 class RequestMethods:
     """Attention and cache of one request, and all that they keep between its steps.
 
-    ``is_shared``: nothing is kept, so that calls may have rows of several requests with the same settings. One step is
-    made after the other; where one is made again, or another network goes on (Wan 2.2 changes experts), what was kept
-    is dropped: attention searches anew, a cache is filled anew. ``groups``: ranks that the tokens are spread over; all of
-    them make the same calls.
+    ``groups``: ranks that the tokens are spread over; all of them make the same calls. ``is_shared``: nothing is kept,
+    so that calls may have rows of several requests with the same settings. One step is made after the other; where
+    one is made again, or another network goes on (Wan 2.2 changes experts), what was kept is dropped: attention
+    searches anew, a cache is filled anew.
 
     Raises: ValueError: no such setting.
     """

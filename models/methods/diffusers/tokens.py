@@ -31,7 +31,8 @@ class TokenShare:
     @property
     def length(self) -> int:
         """Tokens of this rank."""
-        return self._run.stop - self._run.start
+        length: int = self._run.stop - self._run.start
+        return length
 
     def take(self, x: Tensor, dim: int) -> Tensor:
         """This rank's tokens. Raises: ValueError: the dimension does not have all of them."""
