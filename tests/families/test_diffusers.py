@@ -81,6 +81,8 @@ def test_a_folder_says_what_it_is(folder: Path) -> None:
         "num_inference_steps",
         "guidance_scale",
         "guidance_scale_2",
+        "attention",
+        "cache",
     ]
     counted = variant.config["bytes"]
     assert set(counted) == {"transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler"}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.families.diffusers.example import example
+from models.families.diffusers.family import FAMILY
 from models.methods.diffusers.request import RequestMethods
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import make_groups
+from models.testing.subject import Subject
 from tests.support.tiny_networks import TINY, TinyNetwork
 
 STEPS = 6
@@ -39,11 +43,28 @@ def errors(name: str, degrees: ParallelDegrees, attention: str, cache: str) -> t
     return found, held[1] / max(1, held[0])
 
 
-def refusal(name: str, cache: str) -> str:
-    """The words with which a network, or a cache, is not spread."""
+def clip_error(degrees: ParallelDegrees, settings: dict[str, str]) -> tuple[float, int]:
+    """A whole clip by Wan's pipeline: the largest difference of its latents from one rank, and of a byte."""
+    subject, groups, made = Subject(FAMILY, "wan-t2v"), make_groups(degrees), []
+    for is_spread in (False, True):
+        if is_spread:
+            subject.runner.spread(degrees, lambda num_tokens: groups)
+        request = example(subject.variant, np.random.default_rng(0))
+        point = subject.family.check_point({"num_inference_steps": 4, **settings})
+        state = subject.runner.open(request, point, 0)
+        while subject.runner.remaining(state):
+            subject.runner.step([state])
+        made.append((state.kept["latents"], subject.runner.close(state)["frames"].astype(int)))
+    groups.close()
+    (one, frames), (other, others) = made
+    return float((one - other).abs().max()), int(np.abs(frames - others).max())
+
+
+def refusal(name: str) -> str:
+    """The words with which a network is not spread."""
     tiny, groups = TINY[name], make_groups(ParallelDegrees(ulysses=2))
     try:
-        _step(RequestMethods("dense", cache, groups), tiny.build(), tiny, 0)
+        _step(RequestMethods("dense", "off", groups), tiny.build(), tiny, 0)
     except ValueError as error:
         return str(error)
     finally:

@@ -27,12 +27,13 @@ class Transformer(NamedTuple):
     text_tokens: int
     joint: bool = False
 
-    def macs(self, tokens: int) -> float:
-        """Multiply-accumulates of one pass over so many tokens of a latent, embeddings left out."""
+    def macs(self, tokens: int, kept_pairs: float = 1.0) -> float:
+        """Multiply-accumulates of one pass over so many tokens of a latent, embeddings left out. ``kept_pairs``: share
+        of the pairs of tokens that attend to each other."""
         width, text = self.width, self.text_tokens
         if self.joint:
             tokens += text
-        each = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * self.feed_forward
+        each = 4 * tokens * width**2 + 2 * kept_pairs * tokens**2 * width + 2 * tokens * width * self.feed_forward
         if not self.joint:
             each += 2 * tokens * width**2 + 2 * text * width**2 + 2 * tokens * text * width
         return float(self.layers * each)

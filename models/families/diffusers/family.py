@@ -22,6 +22,14 @@ from models.families.diffusers.folder import (
 )
 from models.families.diffusers.solvers import num_tensors
 from models.io import ClipIO
+from models.methods.diffusers.knobs import (
+    applicable,
+    check_point,
+    full_steps,
+    kept_pairs,
+    method_bytes,
+    method_knobs,
+)
 
 _HERE = "models.families.diffusers"
 _GENERATOR_BYTES = 5056
@@ -84,9 +92,20 @@ def _variant(
         io=io,
         config={"architecture": architecture.name, "components": dict(configs), "bytes": counted},
         tasks=(architecture.task,),
-        knobs=architecture.knobs,
+        knobs=(*architecture.knobs, *method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO))),
         **more,
     )
+
+
+def _denoiser(architecture: Architecture, configs: Configs) -> str:
+    """The class of its networks."""
+    return str(configs[architecture.denoisers[0]]["_class_name"])
+
+
+def methods(variant: Variant) -> Mapping[str, str]:
+    """Of each method that changes how a denoiser computes, "" where it applies, or why it does not."""
+    architecture, is_clip = pipelines.of(variant), isinstance(variant.io, ClipIO)
+    return applicable(_denoiser(architecture, variant.config["components"]), is_clip=is_clip)
 
 
 def _check(architecture: Architecture, configs: Configs, where: str) -> None:
@@ -107,7 +126,7 @@ def check_allowed(variant: Variant, request: Any, point: Point) -> None:
     io: IO = variant.io
     if isinstance(io, ClipIO):
         request = io.settled(request)
-        io.grid(request.num_frames, (request.width, request.height))
+        check_point(point, io.grid(request.num_frames, (request.width, request.height)))
         return
     try:
         io.check_size(request.width, request.height)
@@ -129,11 +148,19 @@ def work(variant: Variant, request: Any, point: Point) -> Work:
     one_row = 1
     for side in architecture.latents(configs, io, request):
         one_row *= side
-    scheduler = configs["scheduler"]
+    scheduler, transformer = configs["scheduler"], architecture.transformer(configs)
+    held = method_bytes(
+        point,
+        configs[architecture.denoisers[0]],
+        tokens=tokens // rows,
+        text_tokens=transformer.text_tokens if transformer.joint else 0,
+        branches=rows * (2 if any(each != 1 for each in guidances) else 1),
+        itemsize=4,
+    )
     kept = 2 + num_tensors(scheduler["_class_name"], int(scheduler.get("solver_order", 2)))
     return Work(
         {
-            "macs": rows * passes * architecture.transformer(configs).macs(tokens // rows),
+            "macs": rows * passes * full_steps(point) / steps * transformer.macs(tokens // rows, kept_pairs(point)),
             "slices": passes,
             "pixels": pixels,
             "token_steps": tokens * steps,
@@ -141,7 +168,8 @@ def work(variant: Variant, request: Any, point: Point) -> Work:
         bytes_held=rows * (4 * kept * one_row + _GENERATOR_BYTES)
         + 4 * rows * architecture.held_numbers(configs, io, request)
         + 8 * (steps + 1)
-        + 3 * pixels,
+        + 3 * pixels
+        + held,
     )
 
 
@@ -162,6 +190,7 @@ FAMILY = Family(
             "recognise": LazyRef(f"{_HERE}.family:recognise"),
             "save": LazyRef(f"{_HERE}.networks:save"),
             "example": LazyRef(f"{_HERE}.example:example"),
+            "methods": LazyRef("models.families.diffusers.family:methods"),
         }
     ),
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,21 @@ from models.contract import Figures, JobState, Phase, Point, SettingError, Varia
 from models.families.diffusers import pipelines, solver_state
 from models.families.diffusers.architecture import Architecture, Grid
 from models.families.diffusers.family import check_allowed
-from models.families.diffusers.method import Hosted, Method, NetworkCall, make_method
+from models.families.diffusers.method import Hosted, NetworkCall, make_method
 from models.families.diffusers.networks import Components
 from models.families.diffusers.rows import Joined, joined
 from models.io import ClipIO
 from models.layers.latent_colours import LatentColours
+from models.methods.diffusers.knobs import check_spread_cache
+from models.methods.diffusers.request import RequestMethods, check_spread
+from models.parallel.degrees import ParallelDegrees
+from models.parallel.groups import SequenceGroups
 
 
 class Prepared:
     """What the blocks before the loop have made of a request. Each step copies the state: it changes nothing here."""
 
-    def __init__(self, view: Any, blocks: Any, state: PipelineState, method: Method | None) -> None:
+    def __init__(self, view: Any, blocks: Any, state: PipelineState, method: RequestMethods | None) -> None:
         self.view, self.state, self.method = view, state, method
         self.loop = next(block for block in blocks if isinstance(block, LoopSequentialPipelineBlocks))
         self.after = _after_loop(blocks)
@@ -65,6 +70,15 @@ class DiffusersRunner:
         self._denoisers: dict[str, Any] = {name: components.networks[name] for name in self._architecture.denoisers}
         self._device: torch.device = next(iter(self._denoisers.values())).device
         self._colours: LatentColours | None = None
+        self._groups_of: Callable[[int], SequenceGroups | None] = lambda num_tokens: None
+        self._is_spread = False
+
+    def spread(self, degrees: ParallelDegrees, groups_of: Callable[[int], SequenceGroups]) -> None:
+        """See ``Parallel``."""
+        for network in self._denoisers.values():
+            check_spread(network)
+            degrees.check_heads(network.config.num_attention_heads)
+        self._groups_of, self._is_spread = groups_of, degrees.sequence > 1
 
     # -- one request -------------------------------------------------------------------------------------------------
 
@@ -73,6 +87,8 @@ class DiffusersRunner:
         request = self._settled(request)
         check_allowed(self._variant, request, point)
         self._check_prompts(request)
+        if self._is_spread:
+            check_spread_cache(point)
         latents = torch.zeros(self._shape(request), dtype=self._latents_dtype, device=self._device)
         kept = {
             "step": 0,
@@ -119,7 +135,7 @@ class DiffusersRunner:
     def close(self, state: JobState) -> Mapping[str, Any]:
         """``frames`` of a clip, uint8 RGB (T, H, W, 3), or ``image``, (R, H, W, 3)."""
         if (prepared := state.cache.get("prepared")) is not None and prepared.method is not None:
-            prepared.method.close(self._denoisers)
+            prepared.method.release()
         outputs = state.cache["outputs"]
         return {"frames": outputs[0]} if isinstance(self._io, ClipIO) else {"image": np.stack(outputs)}
 
@@ -162,7 +178,7 @@ class DiffusersRunner:
             if isinstance(block, LoopSequentialPipelineBlocks):
                 break
             block(encoding, pipeline_state)
-        method = make_method(state.point, self._denoisers)
+        method = make_method(state.point, self._groups_of(math.prod(self.grid(request))))
         latents = pipeline_state.values.pop("latents")
         for name in ("generator", "image", "resized_image"):
             pipeline_state.values.pop(name, None)

@@ -1,15 +1,15 @@
-"""The place for what changes how a denoiser computes: sparse attention, caches between steps.
+"""Where a request's methods meet the denoisers: sparse attention, caches between steps, ranks.
 
-Such a method is made anew for each request (``make_method``), and is active around each call of a denoiser that runs
-the request's rows. It may set attention processors, open diffusers' ``cache_context``, or count.
+They are made anew for each request, and active around each call of a denoiser that runs the request's rows.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from models.contract import Figures, Point
+from models.contract import Point
+from models.methods.diffusers.request import RequestMethods
+from models.parallel.groups import SequenceGroups
 
 
 class NetworkCall(NamedTuple):
@@ -25,38 +25,16 @@ class NetworkCall(NamedTuple):
     request_id: str
 
 
-class Method(Protocol):
-    """Of one request. ``is_shared``: whether its rows may be in one call with those of other requests that have the
-    same point; ``around`` is then called on the first one's alone."""
-
-    is_shared: bool
-
-    def around(self, network: Any, call: NetworkCall) -> AbstractContextManager[Any]:
-        """Active while the denoiser runs."""
-        ...
-
-    def tensors(self) -> list[Any]:
-        """All that it holds, to be counted."""
-        ...
-
-    def figures(self) -> Figures:
-        """What it reports of the last step."""
-        ...
-
-    def close(self, networks: Any) -> None:
-        """The request has ended, or its step is taken again: forget what the networks hold for it."""
-        ...
-
-
-def make_method(point: Point, networks: Any) -> Method | None:
-    """The method that a point asks for; None: the pipeline as it is. ``networks``: the denoisers by name."""
-    return None
+def make_method(point: Point, groups: SequenceGroups | None) -> RequestMethods | None:
+    """The methods that a point asks for, on the ranks of ``groups``; None: the pipeline as it is."""
+    methods = RequestMethods(str(point.get("attention", "dense")), str(point.get("cache", "off")), groups)
+    return None if methods.is_idle else methods
 
 
 class Hosted:
     """A denoiser in the components of one step: itself, but that each call of it is announced."""
 
-    def __init__(self, network: Any, name: str, method: Method, call: NetworkCall) -> None:
+    def __init__(self, network: Any, name: str, method: RequestMethods, call: NetworkCall) -> None:
         self._network, self._name, self._method, self._call = network, name, method, call
         self._branch = 0
 

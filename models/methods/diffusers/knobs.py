@@ -10,7 +10,7 @@ from models.contract import Knob, LazyRef, Point, SettingError
 from models.methods.attention.memory import AttentionShape, held_bytes
 from models.methods.attention.setting import AttentionKind, parse_attention
 from models.methods.diffusers.networks import NETWORKS
-from models.methods.diffusers.setting import CacheKind, parse_cache
+from models.methods.diffusers.setting import CacheKind, CacheSetting, parse_cache
 
 _CLIP_ATTENTION = LazyRef("models.methods.diffusers.setting:parse_clip_attention")
 _PICTURE_ATTENTION = LazyRef("models.methods.diffusers.setting:parse_picture_attention")
@@ -79,6 +79,16 @@ def check_point(point: Point, grid: tuple[int, int, int]) -> None:
         raise SettingError("attention", str(error)) from None
 
 
+def check_spread_cache(point: Point) -> None:
+    """Pass what several ranks can do together. Raises: SettingError."""
+    if parse_cache(str(point.get("cache", "off"))).kind is CacheKind.FIRST_BLOCK:
+        raise SettingError(
+            "cache",
+            f"cache is {point['cache']!r}, which decides by the tokens of one rank; ranks would not decide alike: use "
+            "taylorseer:3 or off",
+        )
+
+
 def full_steps(point: Point) -> int:
     """Steps of a point that run whole networks; all of them where only the replica can tell."""
     steps, setting = int(point["num_inference_steps"]), parse_cache(str(point.get("cache", "off")))
@@ -102,8 +112,13 @@ def method_bytes(
 ) -> int:
     """Most that a point's methods hold between two steps of a request. ``config``: of the network, as diffusers writes
     it. ``tokens``: of the latents. ``text_tokens``: those that attend together with them. ``branches``: of guidance."""
+    attention = parse_attention(str(point.get("attention", "dense")))
+    cache = parse_cache(str(point.get("cache", "off")))
+    if attention.kind is not AttentionKind.ADASPA and cache.kind is CacheKind.OFF:
+        return 0  # of any network
+    more_layers = len(config.get("dual_attention_layers", ())) + config.get("num_single_layers", 0)
     shape = AttentionShape(
-        num_layers=config["num_layers"] * 2 + config.get("num_single_layers", 0),
+        num_layers=config["num_layers"] + more_layers,
         num_heads=config["num_attention_heads"],
         head_dim=config["attention_head_dim"],
         tokens=tokens + text_tokens,
@@ -111,14 +126,11 @@ def method_bytes(
         patch_values=_patch_values(config),
         itemsize=itemsize,
     )
-    attention = held_bytes(
-        parse_attention(str(point.get("attention", "dense"))), int(point["num_inference_steps"]), shape
-    )
-    return attention + _cache_bytes(point, shape, tokens, text_tokens)
+    held = held_bytes(attention, int(point["num_inference_steps"]), shape)
+    return held + _cache_bytes(cache, shape, tokens, text_tokens)
 
 
-def _cache_bytes(point: Point, shape: AttentionShape, tokens: int, text_tokens: int) -> int:
-    setting = parse_cache(str(point.get("cache", "off")))
+def _cache_bytes(setting: CacheSetting, shape: AttentionShape, tokens: int, text_tokens: int) -> int:
     if setting.kind is CacheKind.FIRST_BLOCK:  # what the first block puts out and adds, and what all others add
         return shape.rows * (3 * tokens + 2 * text_tokens) * shape.width * shape.itemsize
     if setting.kind is CacheKind.TAYLORSEER:

@@ -74,7 +74,6 @@ class RequestMethods:
     def __init__(self, attention: str, cache: str, groups: SequenceGroups | None = None) -> None:
         self._setting = parse_attention(attention)
         setting = parse_cache(cache)
-        self._cache_kind = setting.kind
         self._groups = None if groups is None or groups.sequence.size == 1 else groups
         self._cache = None if setting.kind is CacheKind.OFF else StepCache(setting)
         self._searched: dict[int, AdaSpaAttention] = {}  # by branch
@@ -127,10 +126,6 @@ class RequestMethods:
         if self._cache is not None:
             self._cache.release()
 
-    def close(self, networks: Any = None) -> None:
-        """The request has ended; networks hold nothing for it."""
-        self.release()
-
     def _begin(self, call: NetworkCall) -> None:
         last, self._last = self._last, (call.network, call.step, call.branch)
         if last is None or last[1] != call.step:
@@ -149,7 +144,7 @@ class RequestMethods:
     def _share(self, network: nn.Module, call: NetworkCall) -> TokenShare | None:
         if self._groups is None:
             return None
-        check_spread(network, self._cache_kind)
+        check_spread(network)
         install_spread(network)
         return TokenShare(self._groups, math.prod(call.grid))
 
@@ -191,15 +186,10 @@ class RequestMethods:
         self._search_s = sum(one.search_seconds for one in self._searched.values()) - self._searched_before_s
 
 
-def check_spread(network: nn.Module, cache: CacheKind = CacheKind.OFF) -> None:
-    """Pass a network whose tokens can be spread over ranks, with that cache. Raises: ValueError: says why not."""
+def check_spread(network: nn.Module) -> None:
+    """Pass a network whose tokens can be spread over ranks. Raises: ValueError: says why not."""
     name = type(network).__name__
     if not getattr(network, "_cp_plan", None):
         raise ValueError(f"{name} does not say where its tokens may be cut (_cp_plan); serve it with one rank")
     if text_place(network) != "none":
         raise ValueError(f"{name} attends to text and picture together, which is not spread; serve it with one rank")
-    if cache is CacheKind.FIRST_BLOCK:
-        raise ValueError(
-            "cache first_block decides by the tokens of one rank, and ranks would not decide alike; use taylorseer "
-            "or off, or serve with one rank"
-        )

@@ -10,7 +10,15 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from models.contract import SettingError
 from models.methods.diffusers.hooks import attention_modules
-from models.methods.diffusers.knobs import applicable, check_point, full_steps, kept_pairs, method_bytes, method_knobs
+from models.methods.diffusers.knobs import (
+    applicable,
+    check_point,
+    check_spread_cache,
+    full_steps,
+    kept_pairs,
+    method_bytes,
+    method_knobs,
+)
 from models.methods.diffusers.networks import NETWORKS
 from models.methods.diffusers.setting import parse_cache, parse_clip_attention, parse_picture_attention
 from tests.support.tiny_networks import TINY, TinyNetwork
@@ -86,6 +94,12 @@ def test_full_steps_are_those_that_diffusers_takes(interval: int) -> None:
         for step in range(8):
             step_of(methods, network, tiny, step)
     assert len(blocks) / 2 == full_steps({"cache": f"taylorseer:{interval}", "num_inference_steps": 8})
+
+
+def test_ranks_refuse_a_cache_that_decides_by_tokens() -> None:
+    check_spread_cache({"cache": "taylorseer:3"})
+    with pytest.raises(SettingError, match="ranks would not decide alike"):
+        check_spread_cache({"cache": "first_block:0.1"})
 
 
 def test_pairs_that_are_kept() -> None:

@@ -213,7 +213,7 @@ def test_caches_skip_steps_and_hold_what_they_say_they_do(tiny: TinyNetwork, cac
     state = JobState(request=None, point={}, seed=0, kept={}, cache={"methods": methods})
     step_of(methods, network, tiny, 0)
     assert state.bytes_held == sum(tensor.nbytes for tensor in methods.tensors()) > 0
-    methods.close()
+    methods.release()
     assert state.bytes_held == 0
 
 

@@ -1,0 +1,122 @@
+"""Attention and caches on whole pipelines of diffusers: exact where they do nothing, apart where they keep something."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.contract import JobState, SettingError
+from models.families.diffusers.example import example
+from models.families.diffusers.family import FAMILY, methods, resolve, work
+from models.testing.jobs import finished
+from models.testing.subject import Subject
+
+pytestmark = pytest.mark.timeout(600)
+
+_KINDS = [
+    {"attention": "adaspa:0.5", "cache": "first_block:0.9"},
+    {"cache": "taylorseer:2:1"},
+    {"attention": "tile:1:2"},
+    {},
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def _subject(name: str) -> Subject:
+    return Subject(FAMILY, name)
+
+
+def _open(subject: Subject, seed: int = 0, **settings: Any) -> JobState:
+    request = example(subject.variant, np.random.default_rng(seed))
+    point = subject.family.check_point({"num_inference_steps": 8, **settings})
+    state: JobState = subject.runner.open(request, point, seed)
+    return state
+
+
+def _latents(subject: Subject, **settings: Any) -> torch.Tensor:
+    state = _open(subject, **settings)
+    finished(subject, [state])
+    latents: torch.Tensor = state.kept["latents"]
+    return latents
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY.examples if "wan" in name])
+def test_sparsity_0_changes_no_bit_and_others_do(name: str) -> None:
+    subject = _subject(name)
+    untouched = _latents(subject)
+    assert torch.equal(_latents(subject, attention="adaspa:0"), untouched)
+    for kind in _KINDS[:3]:
+        assert not torch.equal(_latents(subject, **kind), untouched)
+    assert torch.equal(_latents(subject), untouched)
+
+
+def test_interleaved_requests_have_the_bits_of_each_alone() -> None:
+    subject = _subject("wan22-t2v")
+    alone = [_latents(subject, **kind) for kind in _KINDS]
+    states = [_open(subject, **kind) for kind in _KINDS]
+    while any(subject.runner.remaining(state) for state in states):
+        for state in states:
+            if subject.runner.remaining(state):
+                subject.runner.step([state])
+    assert all(torch.equal(state.kept["latents"], one) for state, one in zip(states, alone, strict=True))
+
+
+@pytest.mark.parametrize("kind", _KINDS[:2], ids=str)
+def test_what_keeps_something_takes_no_company_and_is_counted_and_freed(kind: dict[str, Any]) -> None:
+    subject = _subject("wan-t2v")
+    first, second = _open(subject, **kind), _open(subject, **kind)
+    for state in (first, second):
+        for _ in range(4):  # the prompt, and three steps
+            subject.runner.step([state])
+            assert state.bytes_held <= work(subject.variant, state.request, state.point).bytes_held
+    assert subject.runner.group_key(first) != subject.runner.group_key(second)
+    kept = [weakref.ref(tensor) for tensor in first.cache["prepared"].method.tensors()]
+    held = sum(one().nbytes for one in kept)
+    first.cache.pop("clean")
+    assert first.bytes_held >= held > 0
+    del first, state
+    gc.collect()
+    assert all(one() is None for one in kept)
+
+
+@pytest.mark.parametrize("kind", _KINDS[:2], ids=str)
+def test_a_resume_without_its_cache_goes_on_with_another_clip(kind: dict[str, Any]) -> None:
+    subject = _subject("wan-t2v")
+    state, resumed = _open(subject, **kind), _open(subject, **kind)
+    for _ in range(6):
+        subject.runner.step([state])
+    resumed.kept = state.kept
+    finished(subject, [state])
+    finished(subject, [resumed])
+    assert bool(torch.isfinite(resumed.kept["latents"]).all())
+    assert not torch.equal(resumed.kept["latents"], state.kept["latents"])
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    subject = _subject("wan-t2v")
+    with pytest.raises(SettingError, match="this clip has 3: use tile:K:3-K"):
+        _open(subject, attention="tile:2:6")
+    with pytest.raises(SettingError, match="use dense, tile:K:REST"):
+        _open(subject, attention="ras:0.5")
+
+
+def test_what_applies_is_said() -> None:
+    said = methods(resolve("wan-t2v"))
+    assert [name for name, why_not in said.items() if not why_not] == ["adaspa", "tile", "first_block", "taylorseer"]
+    assert said["ras"]
+    assert {knob.name for knob in _subject("wan-t2v").family.knobs} > {"attention", "cache"}
