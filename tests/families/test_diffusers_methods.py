@@ -1,4 +1,4 @@
-"""Attention and caches on whole pipelines of diffusers: exact where they do nothing, apart where they keep something."""
+"""Attention and caches on whole pipelines of diffusers: exact where they do nothing, apart where they keep some."""
 
 from __future__ import annotations
 

@@ -10,12 +10,14 @@ from models.parallel.degrees import ParallelDegrees
 from models.parallel.rank_pool import RankPool
 from tests.support import spread_networks as ranks
 
+pytestmark = pytest.mark.timeout(600)
+
 _ULYSSES, _RING = ParallelDegrees(ulysses=2), ParallelDegrees(ring=2)
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[RankPool]:
-    with RankPool(2, timeout_s=170) as pool:
+    with RankPool(2, timeout_s=500) as pool:
         yield pool
 
 
