@@ -117,6 +117,5 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 def test_what_applies_is_said() -> None:
     said = methods(resolve("wan-t2v"))
-    assert [name for name, why_not in said.items() if not why_not] == ["adaspa", "tile", "first_block", "taylorseer"]
-    assert said["ras"]
+    assert {name for name, why_not in said.items() if why_not} == {"ras"}
     assert {knob.name for knob in _subject("wan-t2v").family.knobs} > {"attention", "cache"}

@@ -23,7 +23,7 @@ def applicable(network: str, *, is_clip: bool) -> dict[str, str]:
     facts = NETWORKS.get(network)
     if facts is None:
         return dict.fromkeys(
-            ("adaspa", "tile", "first_block", "taylorseer", "ras"), f"nobody has tried it on {network}"
+            ("adaspa", "tile", "first_block", "taylorseer", "ras", "ranks"), f"nobody has tried it on {network}"
         )
     no_cache = "" if facts.has_cache else f"{network} takes none of diffusers' caches"
     no_skipping = (
@@ -35,6 +35,7 @@ def applicable(network: str, *, is_clip: bool) -> dict[str, str]:
         "first_block": no_cache or no_skipping,
         "taylorseer": no_cache,
         "ras": "diffusers' transformers run all tokens of a latent, or none",
+        "ranks": "" if facts.text == "none" else "text and picture attend together",
     }
 
 
