@@ -14,7 +14,7 @@ import torch
 
 from models.contract import JobState, SettingError
 from models.families.diffusers.example import example
-from models.families.diffusers.family import FAMILY, methods, resolve, work
+from models.families.diffusers.family import FAMILY, facts, resolve, work
 from models.testing.jobs import finished
 from models.testing.subject import Subject
 
@@ -116,6 +116,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 
 def test_what_applies_is_said() -> None:
-    said = methods(resolve("wan-t2v"))
-    assert {name for name, why_not in said.items() if why_not} == {"ras"}
+    said = facts(resolve("wan-t2v"))
+    assert said["methods that apply"] == ("adaspa", "tile", "first_block", "taylorseer", "ranks")
+    assert [why.partition(" ")[0] for why in said["methods that do not"]] == ["ras"]
     assert {knob.name for knob in _subject("wan-t2v").family.knobs} > {"attention", "cache"}

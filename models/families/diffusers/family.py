@@ -102,10 +102,14 @@ def _denoiser(architecture: Architecture, configs: Configs) -> str:
     return str(configs[architecture.denoisers[0]]["_class_name"])
 
 
-def methods(variant: Variant) -> Mapping[str, str]:
-    """Of each method that changes how a denoiser computes, "" where it applies, or why it does not."""
+def facts(variant: Variant) -> Mapping[str, Any]:
+    """Which methods apply to its networks, and why the others do not."""
     architecture, is_clip = pipelines.of(variant), isinstance(variant.io, ClipIO)
-    return applicable(_denoiser(architecture, variant.config["components"]), is_clip=is_clip)
+    said = applicable(_denoiser(architecture, variant.config["components"]), is_clip=is_clip)
+    return {
+        "methods that apply": tuple(name for name, why_not in said.items() if not why_not),
+        "methods that do not": tuple(f"{name} ({why_not})" for name, why_not in said.items() if why_not),
+    }
 
 
 def _check(architecture: Architecture, configs: Configs, where: str) -> None:
@@ -190,7 +194,7 @@ FAMILY = Family(
             "recognise": LazyRef(f"{_HERE}.family:recognise"),
             "save": LazyRef(f"{_HERE}.networks:save"),
             "example": LazyRef(f"{_HERE}.example:example"),
-            "methods": LazyRef("models.families.diffusers.family:methods"),
+            "facts": LazyRef("models.families.diffusers.family:facts"),
         }
     ),
 )
