@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from models.contract import Knob, Point
 from models.io import ClipIO, ImageIO
@@ -37,6 +37,14 @@ class Transformer(NamedTuple):
         if not self.joint:
             each += 2 * tokens * width**2 + 2 * text * width**2 + 2 * tokens * text * width
         return float(self.layers * each)
+
+
+class Counted(Protocol):
+    """What a pass of a denoiser costs."""
+
+    def macs(self, tokens: int) -> float:
+        """Multiply-accumulates of one pass over so many tokens of a latent."""
+        ...
 
 
 class Prompted(NamedTuple):
@@ -72,7 +80,7 @@ class Architecture:
     """One kind of pipeline.
 
     ``name``: of its miniature, and in ``Variant.config``. ``pipeline``: the class that ``model_index.json`` names;
-    ``is_for``: whether this entry is the one for an index, where several share a class. ``modular``, ``blocks``: the
+    ``is_for``: whether this entry is the one for a folder, where several share a class. ``modular``, ``blocks``: the
     modular pipeline and its blocks, by their names in diffusers. ``denoisers``: its networks, in the order in which
     steps wake them. ``components``: what a folder must have, and the classes that each may be of; with "" among them
     it may be missing. ``schedulers``: classes of the scheduler. ``refusal``: why a folder cannot be run step by step,
@@ -85,8 +93,12 @@ class Architecture:
     ``unpacked``: latents as the loop has them, and the grid -> (1, C, t, h, w), and ``packed`` back.
 
     ``in_float32``: components that compute in float32 whatever the others do. ``latents_in_float32``: else in the type
-    of the denoiser. ``always_negative``: text blocks that fail unless a negative prompt is encoded too. ``alone``:
-    names in the blocks' state whose first dimension is no row. ``transformer``: what a pass is made of.
+    of the denoiser. ``always_negative``: text blocks that fail unless a negative prompt is encoded too.
+    ``times_by_row``: whether the loop's blocks take a time for each row, so that requests at different steps share a
+    pass. ``alone``: names in the blocks' state whose first dimension is no row. ``padded``: those of texts of any
+    length, and of their masks. ``loop_values``: what the loop itself, and none of its blocks, puts into the state
+    before its first step. ``classic_tolerance``: how far latents of the classic pipeline may be from those of the
+    modular one, where it has the prompt and the negative one in one pass. ``transformer``: what a pass is made of.
     ``held_numbers``: most numbers that a request holds of text and pictures. ``miniature``: configurations of a tiny
     one, by component, with ``_class_name`` as in a folder; ``miniature_io``: what its io has in place of the usual.
     """
@@ -95,7 +107,7 @@ class Architecture:
     summary: str
     task: Literal["videos", "images"]
     pipeline: str
-    is_for: Callable[[Mapping[str, Any]], bool] = lambda index: True
+    is_for: Callable[[Configs], bool] = lambda configs: True
     modular: str
     blocks: str
     denoisers: tuple[str, ...] = ("transformer",)
@@ -116,8 +128,12 @@ class Architecture:
     in_float32: tuple[str, ...] = ()
     latents_in_float32: bool = True
     always_negative: bool = False
+    times_by_row: bool = False
     alone: tuple[str, ...] = ("timesteps", "sigmas")
-    transformer: Callable[[Configs], Transformer]
+    padded: tuple[str, ...] = ()
+    loop_values: Mapping[str, Callable[[], Any]] = field(default_factory=lambda: MappingProxyType({}))
+    classic_tolerance: float = 0.0
+    transformer: Callable[[Configs], Counted]
     held_numbers: Callable[[Configs, Any, Any], int]
     miniature: Configs
     miniature_io: Mapping[str, Any]

@@ -16,6 +16,7 @@ from models.families.diffusers.folder import (
     INDEX,
     components_of,
     licence_of,
+    peek,
     read_configs,
     read_index,
     weight_bytes,
@@ -37,13 +38,13 @@ _GENERATOR_BYTES = 5056
 
 
 def recognise(folder: Path) -> str | None:
-    """The name for ``resolve`` of a folder that a pipeline of diffusers is in, or None. Reads one file.
+    """The name for ``resolve`` of a folder that a pipeline of diffusers is in, or None. Reads configurations alone.
 
     Raises: ValueError: it is one of diffusers, but nothing here runs it step by step; says which and what is run.
     """
     if not (folder / INDEX).is_file():
         return None
-    return pipelines.of_index(read_index(folder)).name
+    return pipelines.of_folder(peek(folder, read_index(folder))).name
 
 
 def resolve(name: str, folder: Path | None = None) -> Variant:
@@ -55,7 +56,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     if folder is None:
         return _miniature(pipelines.named(name))
     index = read_index(folder)
-    architecture = pipelines.of_index(index)
+    architecture = pipelines.of_folder(peek(folder, index))
     configs = read_configs(folder, index, architecture)
     _check(architecture, configs, str(folder))
     counted = {part: weight_bytes(folder, part) for part in components_of(index) if part in configs}

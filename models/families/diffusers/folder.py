@@ -7,6 +7,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         for name, entry in index.items()
         if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2 and entry[1]
     }
+
+
+def peek(folder: Path, index: Mapping[str, Any]) -> Configs:
+    """The index, and the configuration of every component that it names and that can be read."""
+    found: dict[str, Mapping[str, Any]] = {"index": index}
+    for name, (_, kind) in components_of(index).items():
+        with suppress(ValueError):
+            found[name] = {**_config_of(folder / name), "_class_name": kind}
+    return found
 
 
 def read_configs(folder: Path, index: Mapping[str, Any], architecture: Architecture) -> Configs:

@@ -27,7 +27,7 @@ from models.families.diffusers.architecture import Architecture, Grid
 from models.families.diffusers.family import check_allowed
 from models.families.diffusers.method import Hosted, NetworkCall, make_method
 from models.families.diffusers.networks import Components
-from models.families.diffusers.rows import Joined, joined
+from models.families.diffusers.rows import Joined, joined, time_of_rows
 from models.io import ClipIO
 from models.layers.latent_colours import LatentColours
 from models.methods.diffusers.knobs import check_spread_cache
@@ -110,16 +110,18 @@ class DiffusersRunner:
         return {phase: count for phase, count in left.items() if count}
 
     def group_key(self, state: JobState) -> Hashable:
-        """Same phase; then the same size, length, settings and step, since a pass takes one time for all its rows."""
+        """Same phase; then the same size and length, and the same settings and step. Where a pass takes a time for each
+        of its rows, guidance alone has to be the same."""
         phase = next(iter(self.remaining(state)), None)
         if phase != "denoise":
             return (phase,)
-        method = state.cache["prepared"].method
-        company = None if method is None or method.is_shared else state.cache["prepared"].request_id
-        shape = tuple(state.kept["latents"].shape[1:])
+        prepared, grid = state.cache["prepared"], self.grid(state.request)
+        if prepared.method is None and self._architecture.times_by_row:
+            return phase, grid, tuple(state.point[knob] for knob in self._architecture.guiders)
+        company = None if prepared.method is None or prepared.method.is_shared else prepared.request_id
         has_picture = bool(getattr(state.request, "picture", b""))
         rate = getattr(state.request, "fps", 0)
-        return phase, shape, state.kept["step"], tuple(sorted(state.point.items())), has_picture, rate, company
+        return phase, grid, state.kept["step"], tuple(sorted(state.point.items())), has_picture, rate, company
 
     def expert_phase(self, state: JobState) -> Hashable:
         """Which of the denoisers the next step wakes: see ``ExpertPhases``."""
@@ -189,32 +191,35 @@ class DiffusersRunner:
     def _denoise(self, states: Sequence[JobState]) -> list[Figures | None]:
         """Nothing of a state changes before all have come out; what is not a number leaves its state as it was."""
         prepared = [state.cache["prepared"] for state in states]
-        step, counts = states[0].kept["step"], [_rows(state.request) for state in states]
+        steps, counts = [state.kept["step"] for state in states], [_rows(state.request) for state in states]
         generators = [_restored(state.kept["generators"]) for state in states]
         schedulers = [self._at_step(state) for state in states]
         before = [
             one.loop.get_block_state(one.with_latents(state.kept["latents"]))
             for one, state in zip(prepared, states, strict=True)
         ]
-        together = joined([each.as_dict() for each in before], counts, self._architecture.alone)
-        block_state = type(before[0])(**together)
+        times = [each.timesteps[step] for each, step in zip(before, steps, strict=True)]
+        architecture = self._architecture
+        together = joined([each.as_dict() for each in before], counts, architecture.alone, architecture.padded)
+        values = {name: make() for name, make in architecture.loop_values.items()}
+        block_state = type(before[0])(**together, **values)
         view = copy.copy(prepared[0].view)
-        view.scheduler = schedulers[0] if len(states) == 1 else Joined(schedulers, counts, generators)
+        view.scheduler = schedulers[0] if len(states) == 1 else Joined(schedulers, counts, times, generators)
         if hasattr(block_state, "generator"):
             block_state.generator = generators[0] if len(generators[0]) > 1 else generators[0][0]
-        self._announce(view, states[0], step)
-        prepared[0].loop.loop_step(view, block_state, i=step, t=block_state.timesteps[step])
-        clean = _estimate(together["latents"], block_state, schedulers[0], step)
-        after = zip(torch.split(block_state.latents, counts), torch.split(clean, counts), strict=True)
+        self._announce(view, states[0], steps[0])
+        prepared[0].loop.loop_step(view, block_state, i=steps[0], t=time_of_rows(times, counts))
+        after = zip(torch.split(block_state.latents, counts), torch.split(block_state.noise_pred, counts), strict=True)
         return [
-            self._accept(state, latents, estimate, scheduler, own)
-            for state, (latents, estimate), scheduler, own in zip(states, after, schedulers, generators, strict=True)
+            self._accept(state, latents, predicted, scheduler, own)
+            for state, (latents, predicted), scheduler, own in zip(states, after, schedulers, generators, strict=True)
         ]
 
     def _accept(
-        self, state: JobState, latents: Tensor, clean: Tensor, scheduler: Any, generators: list[torch.Generator]
+        self, state: JobState, latents: Tensor, predicted: Tensor, scheduler: Any, generators: list[torch.Generator]
     ) -> Figures | None:
         method = state.cache["prepared"].method
+        clean = _estimate(state.kept, latents, predicted, scheduler)
         if not bool(torch.isfinite(latents).all()):
             return None
         state.kept = {
@@ -230,7 +235,7 @@ class DiffusersRunner:
         """The next row, by the blocks after the loop."""
         prepared: Prepared = state.cache["prepared"]
         done = state.cache.get("outputs", [])
-        after = prepared.with_latents(state.kept["latents"][len(done) : len(done) + 1])
+        after = prepared.with_latents(self._as_decoder(state.kept["latents"][len(done) : len(done) + 1]))
         after.values["generator"] = _restored(state.kept["generators"])[len(done)]
         after.values["output_type"] = "np"
         for block in prepared.after:
@@ -294,6 +299,10 @@ class DiffusersRunner:
         """Frames, rows and columns of patches of a settled request."""
         return self._architecture.grid(self._io, request)
 
+    def _as_decoder(self, latents: Tensor) -> Tensor:
+        """In the type of the autoencoder: the blocks of pictures leave it to the pipeline that both have one."""
+        return latents.to(self._components.networks["vae"].dtype)
+
     def _check_prompts(self, request: Any) -> None:
         name, limit = self._architecture.prompted
         tokenizer = self._components.parts[name]
@@ -309,7 +318,7 @@ class DiffusersRunner:
         stride = architecture.stride(self._configs)
         state = PipelineState(values={parameter.name: parameter.default for parameter in self._pipeline.blocks.inputs})
         state.values |= {
-            "latents": architecture.packed(latents),
+            "latents": self._as_decoder(architecture.packed(latents)),
             "num_frames": (latents.shape[2] - 1) * stride[0] + 1,
             "height": latents.shape[3] * stride[1],
             "width": latents.shape[4] * stride[2],
@@ -360,7 +369,7 @@ def _states(generators: Sequence[torch.Generator]) -> Tensor:
 def _restored(states: Tensor) -> list[torch.Generator]:
     generators = [torch.Generator() for _ in states]
     for generator, state in zip(generators, states.cpu(), strict=True):
-        generator.set_state(state)
+        generator.set_state(state.clone())  # it is read from the beginning of its storage
     return generators
 
 
@@ -374,10 +383,11 @@ def as_bytes(made: Any) -> NDArray[np.uint8]:
     return rounded
 
 
-def _estimate(before: Tensor, block_state: Any, scheduler: Any, step: int) -> Tensor:
+def _estimate(before: Mapping[str, Any], after: Tensor, predicted: Tensor, scheduler: Any) -> Tensor:
     """What the step took the clean latents to be; where what it predicts is not noise times sigma, the latents."""
     predicts = scheduler.config.get("prediction_type", "flow_prediction")
     is_flow = predicts == "flow_prediction"
     if not (is_flow or (predicts == "epsilon" and "Euler" in type(scheduler).__name__)):
-        return block_state.latents  # type: ignore[no-any-return]
-    return before - float(scheduler.sigmas[step]) * block_state.noise_pred.to(before)  # type: ignore[no-any-return]
+        return after
+    latents: Tensor = before["latents"]
+    return latents - float(scheduler.sigmas[before["step"]]) * predicted.to(latents)

@@ -6,11 +6,12 @@ import string
 from typing import Any
 
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 
 def make_tokenizer(kind: str) -> Any:
     """A small tokenizer of that class of transformers. Raises: ValueError: none is known."""
-    makers = {"T5TokenizerFast": _t5}
+    makers = {"T5TokenizerFast": _t5, "CLIPTokenizer": _clip, "Qwen2Tokenizer": _qwen}
     if kind not in makers:
         raise ValueError(f"there is no miniature of {kind}")
     return makers[kind]()
@@ -22,3 +23,19 @@ def _t5() -> Any:
     return transformers.T5TokenizerFast(  # type: ignore[attr-defined]  # loaded when asked for
         vocab=[*marks, *letters], extra_ids=0
     )
+
+
+def _clip() -> Any:
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(_numbered(words), [], model_max_length=77)
+
+
+def _qwen() -> Any:
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = _numbered([*sorted(ByteLevel.alphabet()), *marks])
+    return transformers.Qwen2Tokenizer(words, [], additional_special_tokens=marks[1:])
+
+
+def _numbered(words: list[str]) -> dict[str, int]:
+    return {word: number for number, word in enumerate(words)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from models.contract import Variant
-from models.families.diffusers.architecture import Architecture
-from models.families.diffusers.pipelines import wan
+from models.families.diffusers.architecture import Architecture, Configs
+from models.families.diffusers.pipelines import flux, qwen_image, stable_diffusion_3, stable_diffusion_xl, wan
 
-ARCHITECTURES: tuple[Architecture, ...] = (*wan.ARCHITECTURES,)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *wan.ARCHITECTURES,
+    *flux.ARCHITECTURES,
+    *stable_diffusion_3.ARCHITECTURES,
+    *stable_diffusion_xl.ARCHITECTURES,
+    *qwen_image.ARCHITECTURES,
+)
 
 
 def named(name: str) -> Architecture:
@@ -25,11 +28,11 @@ def of(variant: Variant) -> Architecture:
     return named(variant.config["architecture"])
 
 
-def of_index(index: Mapping[str, Any]) -> Architecture:
-    """The architecture of a folder. Raises: ValueError: nothing here runs it; says what is run."""
-    pipeline = str(index.get("_class_name", ""))
+def of_folder(configs: Configs) -> Architecture:
+    """The architecture of a folder with these configurations, as far as they are there. Raises: ValueError: nothing here runs it; says what is run."""
+    pipeline = str(configs["index"].get("_class_name", ""))
     for architecture in ARCHITECTURES:
-        if architecture.pipeline == pipeline and architecture.is_for(index):
+        if architecture.pipeline == pipeline and architecture.is_for(configs):
             return architecture
     known = ", ".join(dict.fromkeys(architecture.pipeline for architecture in ARCHITECTURES))
     raise ValueError(f"{pipeline or 'a folder without _class_name'} is not run step by step here; what is: {known}")

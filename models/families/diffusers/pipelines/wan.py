@@ -32,12 +32,12 @@ _SEES = {
 }
 
 
-def _has_two_experts(index: Mapping[str, Any]) -> bool:
-    return index.get("boundary_ratio") is not None
+def _has_two_experts(configs: Configs) -> bool:
+    return configs["index"].get("boundary_ratio") is not None
 
 
-def _has_one(index: Mapping[str, Any]) -> bool:
-    return not _has_two_experts(index)
+def _has_one(configs: Configs) -> bool:
+    return not _has_two_experts(configs)
 
 
 def _refusal(configs: Configs) -> str:
