@@ -29,7 +29,10 @@ def of(variant: Variant) -> Architecture:
 
 
 def of_folder(configs: Configs) -> Architecture:
-    """The architecture of a folder with these configurations, as far as they are there. Raises: ValueError: nothing here runs it; says what is run."""
+    """The architecture of a folder. ``configs``: as far as they can be read.
+
+    Raises: ValueError: nothing here runs it; says what is run.
+    """
     pipeline = str(configs["index"].get("_class_name", ""))
     for architecture in ARCHITECTURES:
         if architecture.pipeline == pipeline and architecture.is_for(configs):

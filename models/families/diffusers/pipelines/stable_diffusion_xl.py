@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from models.contract import Knob, Point
+from models.contract import Knob
 from models.families.diffusers.architecture import Architecture, Configs, Prompted, guidance_knob, steps_knob
 from models.families.diffusers.pipelines.pictures import (
     CLIP_TOKENIZER,
@@ -169,7 +169,13 @@ _MINIATURE: dict[str, Mapping[str, Any]] = {
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 72,
     },
-    "vae": {**VAE, "use_quant_conv": True, "use_post_quant_conv": True, "scaling_factor": 0.13025, "shift_factor": None},
+    "vae": {
+        **VAE,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "scaling_factor": 0.13025,
+        "shift_factor": None,
+    },
     "text_encoder": clip_text(16, "CLIPTextModel"),
     "tokenizer": CLIP_TOKENIZER,
     "text_encoder_2": clip_text(24, "CLIPTextModelWithProjection"),
