@@ -24,14 +24,14 @@ from models.families.diffusers.pipelines.pictures import (
 from models.families.diffusers.tiny import T5
 from models.io import ImageIO, ImageRequest
 
-_PIXELS = 1024
+_LATENT_PIXELS = 128
 _PATCH = 2
 _DEV_TOKENS, _SCHNELL_TOKENS = 512, 256
 
 
 def _io(configs: Configs) -> ImageIO:
     _, stride, _ = stride_of(configs)
-    return image_io(_PIXELS, _PATCH * stride, max_prompt_chars=4000)
+    return image_io(_LATENT_PIXELS * stride, _PATCH * stride, max_prompt_chars=4000)
 
 
 def _is_guided(configs: Configs) -> bool:

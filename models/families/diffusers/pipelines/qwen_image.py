@@ -26,7 +26,7 @@ from models.families.diffusers.pipelines.pictures import (
 )
 from models.io import ImageIO, ImageRequest
 
-_PIXELS = 1024
+_LATENT_PIXELS = 128
 _PATCH = 2
 _TEXT_TOKENS = 1024
 _TEXTS = ("prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "negative_prompt_embeds_mask")
@@ -41,7 +41,7 @@ def _stride(configs: Configs) -> Grid:
 
 def _io(configs: Configs) -> ImageIO:
     _, stride, _ = _stride(configs)
-    return image_io(_PIXELS, _PATCH * stride, max_prompt_chars=4000)
+    return image_io(_LATENT_PIXELS * stride, _PATCH * stride, max_prompt_chars=4000)
 
 
 def _refusal(configs: Configs) -> str:
