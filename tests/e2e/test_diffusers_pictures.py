@@ -19,7 +19,7 @@ from tests.e2e.surfaces import Door, opened
 from tests.support.clients import error_in
 from tests.support.system import running_system
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FOLDERS = {"diffusers:my-sd3": "sd3", "diffusers:my-schnell": "flux-schnell"}
 GUIDED, UNGUIDED = FOLDERS
@@ -33,7 +33,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         folder, variant = tmp_path_factory.mktemp("folders") / name, resolve(name)
         save(build(variant, random_weights=True), variant, folder)
         models.append({"id": model, "checkpoint_dir": str(folder), "accept_licence": True})
-    with running_system(models=tuple(models)) as system, opened(system) as door:
+    with running_system(models=tuple(models), start_timeout_s=300) as system, opened(system) as door:
         yield door
 
 

@@ -36,7 +36,7 @@ class UNet(NamedTuple):
         config, pixels = self.config, float(tokens)
         widths, deepest = config["block_out_channels"], len(config["block_out_channels"]) - 1
         depths, num_layers = list(config["transformer_layers_per_block"]), config["layers_per_block"]
-        total = 9 * pixels * (config["in_channels"] + config["out_channels"]) * widths[0]
+        total: float = 9 * pixels * (config["in_channels"] + config["out_channels"]) * widths[0]
         width, skipped = widths[0], [widths[0]]
         for level, kind in enumerate(config["down_block_types"]):
             for _ in range(num_layers):
@@ -57,10 +57,10 @@ class UNet(NamedTuple):
             if level:
                 pixels *= 4
                 total += 9 * pixels * width**2
-        return float(total)
+        return total
 
     def _attention(self, width: int, pixels: float, num_layers: int) -> float:
-        text = 2 * CLIP_TOKENS * width * (self.config["cross_attention_dim"] + pixels)
+        text: float = 2 * CLIP_TOKENS * width * (self.config["cross_attention_dim"] + pixels)
         each = 18 * pixels * width**2 + 2 * pixels**2 * width + text
         return num_layers * each + 2 * pixels * width**2
 
