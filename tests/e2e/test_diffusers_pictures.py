@@ -1,4 +1,5 @@
-"""Folders of diffusers that make pictures, served as they are: over HTTP and gRPC, as jobs, and what they refuse."""
+"""Folders of diffusers that make pictures, under names of their own: over HTTP and gRPC, as jobs, and what they
+refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.support.system import running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-FOLDERS = {"diffusers:my-sd3": "sd3", "diffusers:my-schnell": "flux-schnell"}
+FOLDERS = {"my-sd3": "sd3", "my-schnell": "flux-schnell"}
 GUIDED, UNGUIDED = FOLDERS
 GENERATIONS = "/v1/images/generations"
 
