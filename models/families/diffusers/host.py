@@ -301,7 +301,8 @@ class DiffusersRunner:
 
     def _as_decoder(self, latents: Tensor) -> Tensor:
         """In the type of the autoencoder: the blocks of pictures leave it to the pipeline that both have one."""
-        return latents.to(self._components.networks["vae"].dtype)
+        vae: Any = self._components.networks["vae"]
+        return latents.to(vae.dtype)
 
     def _check_prompts(self, request: Any) -> None:
         name, limit = self._architecture.prompted
