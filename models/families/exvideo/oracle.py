@@ -25,7 +25,6 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from models.contract import JobState, Parity, Variant
 from models.families.exvideo.family import FAMILY, example
@@ -41,7 +40,7 @@ from models.families.exvideo.latents import (
 from models.families.exvideo.networks import Networks, build
 from models.families.exvideo.overlap import by_windows
 from models.families.exvideo.overlay import overlay_of
-from models.families.exvideo.picture import clip_inputs
+from models.families.exvideo.picture import CLIP_MEAN, CLIP_STD, clip_inputs
 from models.families.exvideo.published import SCHEDULER
 from models.families.exvideo.runner import ExVideoRunner
 from models.families.exvideo.schedule import karras_sigmas
@@ -88,15 +87,14 @@ def _pipeline(networks: Networks, variant: Variant) -> Iterator[Parity]:
         feature_extractor=CLIPImageProcessor(),
     )
     pipeline.set_progress_bar_config(disable=True)
+    asked: tuple[dict[str, object], ...] = (
+        {"num_inference_steps": 3},
+        {"num_inference_steps": 5, "motion_bucket_id": 30, "noise_aug_strength": 0.2},
+        {"num_inference_steps": 4, "guidance_scale": 1.0},
+    )
     states = [
         runner.open(example(variant, np.random.default_rng(seed)), FAMILY.check_point(settings), seed)
-        for seed, settings in enumerate(
-            (
-                {"num_inference_steps": 3},
-                {"num_inference_steps": 5, "motion_bucket_id": 30, "noise_aug_strength": 0.2},
-                {"num_inference_steps": 4, "guidance_scale": 1.0},
-            )
-        )
+        for seed, settings in enumerate(asked)
     ]
     while left := [state for state in states if runner.remaining(state)]:
         key = runner.group_key(left[0])
@@ -162,7 +160,7 @@ def _late_start(sigma: float = 100.0, draws: int = 100_000) -> Iterator[Parity]:
     mean = torch.linspace(-2, 2, 8).view(1, 2, 2, 2)
     init = AnalyticInit(mean, 0.6)
     noise = torch.randn(draws, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    started = torch.cat([init.start(part[None], sigma)[0] for part in noise.split(1)])
+    started = torch.cat([init.start(part[None], sigma)[0] for part in torch.split(noise, 1)])
     yield Parity("late start: mean of 100,000", started.mean(0), mean[0], 5 * sigma / draws**0.5)
     variance = started.var(0).mean() / (sigma**2 + 0.6)
     yield Parity("late start: variance of 100,000, relative", variance, torch.tensor(1.0), 0.01)
@@ -207,7 +205,7 @@ def _preprocessing() -> Iterator[Parity]:
         draw = torch.Generator().manual_seed(height)
         pixels = torch.rand(1, 3, height, width, generator=draw) * 2 - 1
         scaled = (pipeline.SVDCLIPImageProcessor().resize_with_antialiasing(pixels, (224, 224)) + 1) / 2
-        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
         yield Parity(f"CLIP's input of {width}x{height}", clip_inputs(pixels), (scaled - mean) / std, 1e-4)
     latents = torch.randn(9, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 9).view(
         -1, 1, 1, 1
