@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from models.contract import Knob, Point
+from models.contract import Knob, Point, Value
 from models.io import ClipIO, ImageIO
 
 Configs: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -54,6 +54,11 @@ class Prompted(NamedTuple):
     limit: int
 
 
+def no_defaults(configs: Configs) -> Mapping[str, Value]:
+    """Of a pipeline whose folders say nothing of its settings."""
+    return {}
+
+
 def nothing_refused(configs: Configs) -> str:
     """Of a pipeline all of whose folders can be run."""
     return ""
@@ -84,7 +89,7 @@ class Architecture:
     modular pipeline and its blocks, by their names in diffusers. ``denoisers``: its networks, in the order in which
     steps wake them. ``components``: what a folder must have, and the classes that each may be of; with "" among them
     it may be missing. ``schedulers``: classes of the scheduler. ``refusal``: why a folder cannot be run step by step,
-    or "". ``io``: sizes, lengths and rates as published. ``guiders``: knob of guidance -> the component that it sets.
+    or "". ``io``: sizes, lengths and rates as published. ``defaults``: of knobs, where the folder says them. ``guiders``: knob of guidance -> the component that it sets.
     ``inputs``: (request, point) -> what the blocks are given, besides generator and picture. ``output``: the name of
     what the last block makes. ``prompted``: for the length of prompts.
 
@@ -116,6 +121,7 @@ class Architecture:
     refusal: Callable[[Configs], str] = nothing_refused
     io: Callable[[Configs], IO]
     knobs: tuple[Knob, ...]
+    defaults: Callable[[Configs], Mapping[str, Value]] = no_defaults
     guiders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"guidance_scale": "guider"}))
     inputs: Callable[[Any, Point], Mapping[str, Any]]
     output: str = "videos"

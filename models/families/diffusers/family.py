@@ -94,6 +94,7 @@ def _variant(
         config={"architecture": architecture.name, "components": dict(configs), "bytes": counted},
         tasks=(architecture.task,),
         knobs=(*architecture.knobs, *method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO))),
+        defaults=architecture.defaults(configs),
         **more,
     )
 

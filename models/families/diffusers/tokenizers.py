@@ -11,7 +11,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 def make_tokenizer(kind: str) -> Any:
     """A small tokenizer of that class of transformers. Raises: ValueError: none is known."""
-    makers = {"T5TokenizerFast": _t5, "CLIPTokenizer": _clip, "Qwen2Tokenizer": _qwen}
+    makers = {
+        "T5TokenizerFast": _t5,
+        "CLIPTokenizer": _clip,
+        "Qwen2Tokenizer": _qwen,
+        "ByT5Tokenizer": transformers.ByT5Tokenizer,
+    }
     if kind not in makers:
         raise ValueError(f"there is no miniature of {kind}")
     return makers[kind]()
@@ -34,7 +39,12 @@ def _clip() -> Any:
 def _qwen() -> Any:
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     words = _numbered([*sorted(ByteLevel.alphabet()), *marks])
-    return transformers.Qwen2Tokenizer(words, [], additional_special_tokens=marks[1:])
+    made = transformers.Qwen2Tokenizer(words, [], additional_special_tokens=marks[1:])
+    made.chat_template = (
+        "{% for each in messages %}<|im_start|>{{ each.role }}\n{{ each.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return made
 
 
 def _numbered(words: list[str]) -> dict[str, int]:

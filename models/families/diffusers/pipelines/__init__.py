@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from models.contract import Variant
 from models.families.diffusers.architecture import Architecture, Configs
-from models.families.diffusers.pipelines import flux, qwen_image, stable_diffusion_3, stable_diffusion_xl, wan
+from models.families.diffusers.pipelines import (
+    flux,
+    hunyuan_video,
+    ltx,
+    qwen_image,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    wan,
+)
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     *wan.ARCHITECTURES,
+    *ltx.ARCHITECTURES,
+    *hunyuan_video.ARCHITECTURES,
     *flux.ARCHITECTURES,
     *stable_diffusion_3.ARCHITECTURES,
     *stable_diffusion_xl.ARCHITECTURES,

@@ -15,6 +15,7 @@ from models.families.diffusers.architecture import (
     guidance_knob,
     steps_knob,
 )
+from models.families.diffusers.pipelines.clips import clip_inputs, latents_of_clips
 from models.families.diffusers.tiny import CLIP_VISION, T5
 from models.io import ClipIO, ClipRequest, SamplerRange
 
@@ -90,21 +91,7 @@ def _from_picture(configs: Configs) -> ClipIO:
 
 
 def _inputs(request: ClipRequest, point: Point) -> Mapping[str, Any]:
-    return {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "num_frames": request.num_frames,
-        "height": request.height,
-        "width": request.width,
-        "num_inference_steps": int(point["num_inference_steps"]),
-        "max_sequence_length": _TEXT_TOKENS,
-    }
-
-
-def latents_of_clips(configs: Configs, io: ClipIO, request: ClipRequest) -> tuple[int, ...]:
-    """Shape of one clip's latents, (C, t, h, w)."""
-    t, h, w = io.vae_stride
-    return io.latent_channels, (request.num_frames - 1) // t + 1, request.height // h, request.width // w
+    return {**clip_inputs(request, point), "max_sequence_length": _TEXT_TOKENS}
 
 
 def _transformer(configs: Configs) -> Transformer:
