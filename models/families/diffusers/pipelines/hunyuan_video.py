@@ -167,6 +167,7 @@ ARCHITECTURES = (
         latents=latents_of_clips,
         stride=_stride,
         latents_in_float32=False,
+        always_negative=True,
         transformer=_transformer,
         held_numbers=_held,
         miniature=_MINIATURE,
