@@ -42,7 +42,17 @@ class Transformer(NamedTuple):
 class Counted(Protocol):
     """What a pass of a denoiser costs."""
 
-    def macs(self, tokens: int) -> float:
+    @property
+    def text_tokens(self) -> int:
+        """Of a prompt."""
+        ...
+
+    @property
+    def joint(self) -> bool:
+        """Whether text runs through the blocks as pictures do."""
+        ...
+
+    def macs(self, tokens: int, kept_pairs: float = 1.0) -> float:
         """Multiply-accumulates of one pass over so many tokens of a latent."""
         ...
 

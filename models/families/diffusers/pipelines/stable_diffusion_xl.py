@@ -30,9 +30,11 @@ class UNet(NamedTuple):
     """What a pass of the UNet is made of, to count it."""
 
     config: Mapping[str, Any]
+    text_tokens: int = CLIP_TOKENS
+    joint: bool = False
 
-    def macs(self, tokens: int) -> float:
-        """Multiply-accumulates of one pass over so many latent pixels, embeddings left out."""
+    def macs(self, tokens: int, kept_pairs: float = 1.0) -> float:
+        """Multiply-accumulates of one pass over so many latent pixels, embeddings left out. No method drops pairs."""
         config, pixels = self.config, float(tokens)
         widths, deepest = config["block_out_channels"], len(config["block_out_channels"]) - 1
         depths, num_layers = list(config["transformer_layers_per_block"]), config["layers_per_block"]
