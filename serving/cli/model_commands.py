@@ -53,6 +53,7 @@ ModelOrFolder = Annotated[
 ]
 _QUIET_LOAD = 0.5
 _CALIBRATE = LazyRef("models.training.calibration:calibrate")
+_ASKED = LazyRef("models.training.requests:Asked")
 
 
 def register(app: typer.Typer) -> None:
@@ -284,8 +285,6 @@ def calibrate(
 
 def _asked(family: Family, size: str | None, **given: int | None) -> dict[str, Any]:
     """Options of a calibration by whole requests. Raises: ValueError: this family is not calibrated so."""
-    from models.training.requests import Asked
-
     words = [f"--{name.replace('_', '-')}" for name, value in {"size": size, **given}.items() if value is not None]
     if not words:
         return {}
@@ -294,10 +293,10 @@ def _asked(family: Family, size: str | None, **given: int | None) -> dict[str, A
     width, _, height = (size or "").partition("x")
     if size is not None and not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"--size {size!r} is no size; write WIDTHxHEIGHT, as 480x320")
-    asked = Asked(
+    counts = {"num_frames": given["frames"], "count": given["requests"]}
+    asked = _ASKED.load()(
         size=(int(width), int(height)) if size else None,
-        num_frames=given["frames"],
-        count=given["requests"] or Asked.count,
+        **{name: count for name, count in counts.items() if count is not None},
     )
     return {"asked": asked, "max_batch": given["max_batch"] or 4}
 

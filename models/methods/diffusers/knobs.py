@@ -34,7 +34,7 @@ def applicable(network: str, *, is_clip: bool) -> dict[str, str]:
         "tile": "" if is_clip else "a picture has one frame",
         "first_block": no_cache or no_skipping,
         "taylorseer": no_cache,
-        "ras": "diffusers' transformers run all tokens of a latent, or none",
+        "ras": "not there yet for diffusers' transformers, which run all tokens of a latent",
         "ranks": "" if facts.text == "none" else "text and picture attend together",
     }
 
