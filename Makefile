@@ -8,7 +8,7 @@ PROTOS := proto/vireo_pb/vireo/v1/vireo.proto proto/vireo_pb/oip/open_inference.
 SOURCES := serving models schedulers loadtest tests
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano train-dit-moe-nano clean
+.PHONY: help install serve down test check fuzz format proto lock train-texthawk2-nano train-vdit-nano train-dit-moe-nano train-exvideo-nano clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 28
@@ -81,6 +81,11 @@ train-dit-moe-nano: install ## Train the nano image model from nothing: autoenco
 	$(BIN)/vireo train dit-moe-nano
 	$(BIN)/python -m models.training.dit_moe.evaluate models/checkpoints/dit-moe-nano
 	$(BIN)/vireo calibrate dit-moe-nano
+
+train-exvideo-nano: install ## Train the nano image-to-video model from nothing: autoencoder, base of 8 frames, extension to 40.
+	$(BIN)/vireo train exvideo-nano
+	$(BIN)/python -m models.training.exvideo.evaluate models/checkpoints/exvideo-nano
+	$(BIN)/vireo calibrate exvideo-nano
 
 clean: ## Remove the environment and everything generated at run time.
 	rm -rf $(VENV) .vireo out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
