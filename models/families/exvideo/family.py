@@ -15,12 +15,15 @@ import numpy as np
 
 from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant
 from models.families.exvideo.folder import SVD_LICENCE, clip_io, defaults
+from models.families.exvideo.nano import NANO
 from models.families.exvideo.published import SCHEDULER, SVD_XT
 from models.families.exvideo.schedule import starts_late
 from models.families.exvideo.tiny import TINY
+from models.identity import CHECKPOINTS
 from models.io import ClipIO, ClipRequest
 
 _HERE = "models.families.exvideo"
+_TRAINING = "models.training.exvideo"
 SHORTEST = 2
 """Frames of a clip: the first one goes in."""
 
@@ -54,6 +57,21 @@ def _exvideo() -> Variant:
             licence=SVD_LICENCE,
         ),
         defaults=defaults(is_extended=True),
+    )
+
+
+def _nano() -> Variant:
+    config = {**NANO, "positions": 40, "contrast": 0.0, "analytic_init": (40, 4, 8, 8)}
+    return Variant(
+        id="exvideo-nano",
+        summary="40 frames of a coloured shape that flies on from a first frame",
+        io=clip_io(config, width=32, height=32, frames=40, fps=8),
+        config=MappingProxyType(config),
+        source=Source(paper="arXiv:2406.14130", licence="Apache-2.0"),
+        defaults=MappingProxyType({"num_inference_steps": 12, "guidance_scale": 1.0}),
+        weights=CHECKPOINTS / "exvideo-nano",
+        is_nano=True,
+        is_default=True,
     )
 
 
@@ -121,7 +139,7 @@ FAMILY = Family(
     summary="Stable Video Diffusion and ExVideo: clips of up to 128 frames that go on from a first one",
     tasks=("videos",),
     shape="job",
-    variants=(_svd_xt(), _exvideo()),
+    variants=(_nano(), _svd_xt(), _exvideo()),
     miniatures=(
         _miniature("plain", analytic_init=()),
         _miniature("extended", positions=10, contrast=1.2, analytic_init=(10, 4, 8, 8)),
@@ -192,6 +210,9 @@ FAMILY = Family(
             "weight_files": LazyRef(f"{_HERE}.folder:weight_files"),
             "example": LazyRef(f"{_HERE}.family:example"),
             "save": LazyRef(f"{_HERE}.networks:save"),
+            "train": LazyRef(f"{_TRAINING}.train:train_variant"),
+            "judge": LazyRef(f"{_TRAINING}.calibrate:judge_of"),
+            "card": LazyRef(f"{_TRAINING}.card:write_card"),
             "convert": LazyRef(f"{_HERE}.networks:convert"),
         }
     ),
