@@ -138,8 +138,7 @@ def loss_of(unet: UNetSpatioTemporalConditionModel, batch: Batch, sigmas: Tensor
 class Optimizers:
     """Muon for the kernels and matrices between layers, AdamW for the rest; warm-up and cosine decay for both.
 
-    Rows of the position table begin alike in pairs, back and forth; until they differ, nothing tells those frames
-    apart. So they learn ten times as fast.
+    Rows of the position table begin alike, back and forth, and have far to go; they learn ten times as fast.
     """
 
     BORDERS = ("conv_in", "conv_out", "time_embedding", "add_embedding", "pos_table")

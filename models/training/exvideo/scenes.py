@@ -1,7 +1,7 @@
 """Clips to learn motion from: one coloured shape before a plain background, that flies straight and bounces.
 
 The first frame says what moves and from where, not whither. How fast is said by the motion bucket. The base sees all
-directions. Long clips go left, right, up or down: an hour is too short to learn forty frames of more.
+directions. Long clips go left, right, up or down, which leaves less to choose.
 """
 
 from __future__ import annotations
