@@ -536,8 +536,8 @@ class ExpertPhases(Protocol):
 
 
 class Judge(Protocol):
-    """Says how good the pictures are that a family makes. Its part ``judge``: (variant) -> Judge, or None if nobody has
-    judged that variant; for calibrations."""
+    """Says how good the pictures or clips are that a family makes. Its part ``judge``: (variant) -> Judge, or None if
+    nobody has judged that variant; for calibrations."""
 
     metric: str
     """What a score means, in a few words."""
@@ -547,7 +547,7 @@ class Judge(Protocol):
     """Independent of each other and unseen in training, each as ``models.inputs`` has it."""
 
     def score(self, row: int, image: Any) -> float:
-        """From 0 to 1, of what came of a row: uint8 (height, width, 3)."""
+        """From 0 to 1, of what came of a row: a picture, uint8 (height, width, 3), or a clip, with frames first."""
         ...
 
 

@@ -204,9 +204,9 @@ class _JobHost:
             states = [self.runner.open(row, point, first + number) for number, row in enumerate(rows)]
             while self.runner.remaining(states[0]):
                 self.runner.step(states)
-            scores += [
-                judge.score(first + number, self.runner.close(state)["image"][0]) for number, state in enumerate(states)
-            ]
+            made = [self.runner.close(state) for state in states]
+            shown = [one["frames"] if "frames" in one else one["image"][0] for one in made]
+            scores += [judge.score(first + number, one) for number, one in enumerate(shown)]
         return scores
 
     @property

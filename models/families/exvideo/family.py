@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io as bytes_io
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -64,8 +65,8 @@ def _nano() -> Variant:
     config = {**NANO, "positions": 40, "contrast": 0.0, "analytic_init": (40, 4, 8, 8)}
     return Variant(
         id="exvideo-nano",
-        summary="40 frames of a coloured shape that flies on from a first frame",
-        io=clip_io(config, width=32, height=32, frames=40, fps=8),
+        summary="a coloured shape that flies on from a first frame",
+        io=replace(clip_io(config, width=32, height=32, frames=8, fps=8), frame_counts=(8, 16, 40)),
         config=MappingProxyType(config),
         source=Source(paper="arXiv:2406.14130", licence="Apache-2.0"),
         defaults=MappingProxyType({"num_inference_steps": 12, "guidance_scale": 1.0}),
