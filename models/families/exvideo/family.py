@@ -72,7 +72,6 @@ def _nano() -> Variant:
         defaults=MappingProxyType({"num_inference_steps": 12, "guidance_scale": 1.0}),
         weights=CHECKPOINTS / "exvideo-nano",
         is_nano=True,
-        is_default=True,
     )
 
 
