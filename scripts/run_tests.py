@@ -1,6 +1,7 @@
 """Run all tests in two lanes at once: those of systems and their parts, which mostly wait for them, and all others.
 
-The second lane yields to the first (nice), so that a system is hardly slower than on a machine of its own.
+The second lane yields to the first (nice), so that a system is hardly slower than on a machine of its own. It computes
+on one thread: where two share a core with another lane, each small operation waits for the one that is not running.
 Each line of output begins with its lane; the exit code is that of the worse one. Ctrl-C and SIGTERM reach both.
 """
 
@@ -16,7 +17,16 @@ SYSTEMS = ("tests/deploy", "tests/integration", "tests/e2e")
 PYTEST = (sys.executable, "-u", "-m", "pytest", "-q")
 LANES = {
     "systems": (*PYTEST, *SYSTEMS),
-    "others": ("nice", "-n", "10", *PYTEST, "tests", *(f"--ignore={folder}" for folder in SYSTEMS)),
+    "others": (
+        "env",
+        "OMP_NUM_THREADS=1",
+        "nice",
+        "-n",
+        "10",
+        *PYTEST,
+        "tests",
+        *(f"--ignore={folder}" for folder in SYSTEMS),
+    ),
 }
 
 
