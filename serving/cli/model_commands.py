@@ -183,7 +183,9 @@ def show_model(
             typer.echo(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
             return
         lines = lines_of(family, variant)
-        for line in (f"{variant.id}  {variant.summary} ({in_words(variant.io)})", *lines):
+        name = model.partition("=")[0]
+        title = f"{variant.id} " if name == variant.id else f"{name} is {variant.id}:"
+        for line in (f"{title} {variant.summary} ({in_words(variant.io)})", *lines):
             typer.echo(line)
         if _has_table(variant):
             _print_points(family, variant)

@@ -11,7 +11,7 @@ from typing import Any
 from models.contract import Family, Knob, Value, Variant
 from models.folder import Component, pipeline_of
 from models.identity import CHECKPOINTS, WEIGHTS_FILE
-from models.io import ChatIO, ClipIO, PictureIO, knobs_of
+from models.io import ChatIO, ClipIO, ImageIO, PictureIO, knobs_of
 from models.registry import families
 from serving.cli import memory
 from serving.cli.memory import BYTES_PER_NUMBER
@@ -43,7 +43,9 @@ def in_words(io: object) -> str:
                 f"{io.max_model_len} tokens; {tiles if io.tile_size else f'{io.max_image_tokens} of an image at most'}"
             )
         case ClipIO():
-            return f"{_sizes(io)}, {_lengths(io)} frames; {', '.join([*_inputs(io), *io.samplers])}"
+            return f"{_sizes(io)}; {_lengths(io)}; {', '.join([*_inputs(io), *io.samplers])}"
+        case ImageIO():
+            return ", ".join(filter(None, ("from a picture" if io.takes_picture else "", _sides(io))))
     return ""
 
 
@@ -153,9 +155,10 @@ def _refused(family: Family, variant: Variant, knob: Knob) -> dict[Value, str]:
 
 
 def _why_not(family: Family, variant: Variant, knob: Knob) -> str:
-    return "".join(
-        f" With all else as usual not {value}: {why}." for value, why in _refused(family, variant, knob).items()
-    )
+    values: dict[str, list[str]] = {}
+    for value, why in _refused(family, variant, knob).items():
+        values.setdefault(why, []).append(str(value))
+    return "".join(f" With all else as usual not {' or '.join(refused)}: {why}." for why, refused in values.items())
 
 
 def _settings_without(family: Family, variant: Variant) -> list[str]:
@@ -174,12 +177,12 @@ def _shown(value: object) -> str:
 
 
 def _setting_line(knob: Knob) -> str:
-    takes = " | ".join(map(str, knob.values)) if knob.values else ""
+    takes = f"{' | '.join(map(str, knob.values))} " if knob.values else ""
     if knob.low is not None and knob.high is not None:
-        takes = f"{knob.low:g} to {knob.high:g}"
+        takes = f"{knob.low:g} to {knob.high:g} "
     scope = "" if knob.scope == "request" else ", set for all requests"
     trades = f" Trades {knob.trades}." if knob.trades else ""
-    return f"setting {knob.name}: {takes} (default {knob.default}{scope}). {knob.summary}{trades}"
+    return f"setting {knob.name}: {takes}(default {knob.default}{scope}). {knob.summary}{trades}"
 
 
 def _chat_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -234,12 +237,21 @@ def _sizes(io: ClipIO) -> str:
     listed = ", ".join(f"{width}x{height}" for width, height in ((io.width, io.height), *io.sizes))
     if not io.max_side:
         return listed
-    return f"{listed} and sides of {io.min_side} to {io.max_side}"
+    return f"{listed}, or sides of {io.min_side} to {io.max_side} in steps of {io.multiple}"
+
+
+def _sides(io: ImageIO) -> str:
+    usual = f"{io.size[0]}x{io.size[1]}" if io.size else ""
+    sides = f"sides of {io.min_side} to {io.max_side} in steps of {io.multiple}" if io.max_side else ""
+    return ", or ".join(filter(None, (usual, sides)))
 
 
 def _lengths(io: ClipIO) -> str:
     listed = " or ".join(map(str, io.frame_counts))
-    return f"{listed}, or up to {io.max_frames}," if io.max_frames else listed
+    if not io.max_frames:
+        return f"{listed} frames"
+    usual = "" if io.max_frames in io.frame_counts else f"{listed} frames, or "
+    return f"{usual}up to {io.max_frames}{'' if usual else ' frames'}"
 
 
 def _clip_lines(variant: Variant) -> list[str]:

@@ -70,6 +70,8 @@ def ray_environment(config: ResolvedConfig) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
         # Ray replaces a HAProxy after three failed checks; meanwhile a stand-in serves (``door_keeper``).
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        # Ray kills one that takes longer than five seconds to start, as on a busy machine, and `up` would end with it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a"),

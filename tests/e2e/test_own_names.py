@@ -22,7 +22,7 @@ from tests.support.clients import Ask
 from tests.support.media_files import encode
 from tests.support.system import running_system
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAMES = ("day", "night")
 CLASSIFIER = "flowers"
 
@@ -39,7 +39,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     models = [{"id": name, "checkpoint_dir": str(base / name), "accept_licence": True} for name in (*NAMES, CLASSIFIER)]
     for model in models[: len(NAMES)]:
         model["model"] = "nitrofusion:realism"
-    with running_system(models=tuple(models)) as system, opened(system) as door:
+    with running_system(models=models, start_timeout_s=300) as system, opened(system) as door:
         yield door
 
 

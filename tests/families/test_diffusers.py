@@ -208,3 +208,12 @@ def test_the_expert_changes_once() -> None:
         subject.runner.step([state])
     assert phases == sorted(phases)
     assert set(phases) == {"transformer", "transformer_2"}
+
+
+@pytest.mark.parametrize("name", ["wan-t2v", "ltx-t2v"])
+def test_preview_leaves_the_autoencoder_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made beside slices, one of which may be decoding, and Wan's autoencoder keeps what it sees of a clip."""
+    subject = Subject(FAMILY, name)
+    state = _open(subject)
+    monkeypatch.setattr(subject.runner._components.networks["vae"], "decode", None)
+    assert subject.runner.preview(state).dtype == np.uint8

@@ -86,10 +86,9 @@ def _variant(
     counted: Mapping[str, Mapping[str, int]],
     **more: Any,
 ) -> Variant:
-    size = sum(sum(kinds.values()) for kinds in counted.values())
     return Variant(
         id=f"diffusers:{name}",
-        summary=architecture.summary + (f", {size / 1e9:.1f} GB of weights" if size else ""),
+        summary=architecture.summary,
         io=io,
         config={"architecture": architecture.name, "components": dict(configs), "bytes": counted},
         tasks=(architecture.task,),

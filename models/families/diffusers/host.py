@@ -28,7 +28,7 @@ from models.families.diffusers.family import check_allowed
 from models.families.diffusers.method import Hosted, NetworkCall, make_method
 from models.families.diffusers.networks import Components
 from models.families.diffusers.rows import Joined, joined, time_of_rows
-from models.io import ClipIO
+from models.io import ClipIO, ClipRequest, ImageRequest
 from models.layers.latent_colours import LatentColours
 from models.methods.diffusers.knobs import check_spread_cache
 from models.methods.diffusers.request import RequestMethods, check_spread
@@ -69,7 +69,7 @@ class DiffusersRunner:
         self._io = variant.io
         self._denoisers: dict[str, Any] = {name: components.networks[name] for name in self._architecture.denoisers}
         self._device: torch.device = next(iter(self._denoisers.values())).device
-        self._colours: LatentColours | None = None
+        self._colours = self._fitted_colours()
         self._groups_of: Callable[[int], SequenceGroups | None] = lambda num_tokens: None
         self._is_spread = False
 
@@ -146,8 +146,6 @@ class DiffusersRunner:
         """The middle frame of the present estimate, one pixel for each latent pixel."""
         latents = state.cache.get("clean", state.kept["latents"])[:1]
         unpacked = self._architecture.unpacked(latents, self.grid(state.request))
-        if self._colours is None:
-            self._colours = LatentColours.fitted(self._decoded, unpacked.shape[1], self._device)
         return self._colours.picture(unpacked)
 
     # -- slices ------------------------------------------------------------------------------------------------------
@@ -311,6 +309,20 @@ class DiffusersRunner:
             tokens = len(tokenizer(getattr(request, field, "")).input_ids)
             if tokens > limit:
                 raise SettingError(field, f"{field} has {tokens} tokens; limit is {limit}; shorten it")
+
+    @torch.inference_mode()
+    def _fitted_colours(self) -> LatentColours:
+        """Before the first request: previews are made beside slices, and two threads must not be in one autoencoder,
+        since some keep in themselves what they have seen of a clip."""
+        io = self._io
+        usual = (
+            self._settled(ClipRequest())
+            if isinstance(io, ClipIO)
+            else ImageRequest(width=io.size[0], height=io.size[1])
+        )
+        latents = torch.empty(self._shape(usual), device="meta")
+        channels = self._architecture.unpacked(latents, self.grid(usual)).shape[1]
+        return LatentColours.fitted(self._decoded, channels, self._device)
 
     def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
         """What the blocks after the loop make of unpacked latents (1, C, t, h, w): uint8 (T, H, W, 3)."""

@@ -25,6 +25,14 @@ from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGH
 from models.families.exvideo.unet import extend
 
 _FEATURES = "feature_extractor/preprocessor_config.json"
+_INDEX = {
+    "feature_extractor": ("transformers", "CLIPImageProcessor"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "scheduler": ("diffusers", "EulerDiscreteScheduler"),
+    "unet": ("diffusers", "UNetSpatioTemporalConditionModel"),
+    "vae": ("diffusers", "AutoencoderKLTemporalDecoder"),
+}
+"""What ``model_index.json`` says of the parts of a published folder."""
 
 
 class Networks(nn.Module):
@@ -81,7 +89,7 @@ def save(networks: Networks, variant: Variant, folder: Path) -> None:
     for part, file in CONFIGS.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(json.dumps(variant.config[part], indent=1) + "\n", encoding="utf-8")
-    index = {"_class_name": PIPELINE, "unet": ["diffusers", "UNetSpatioTemporalConditionModel"]}
+    index: dict[str, Any] = {"_class_name": PIPELINE, **_INDEX}
     (folder / "model_index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
     (folder / _FEATURES).parent.mkdir(exist_ok=True)
     features = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}

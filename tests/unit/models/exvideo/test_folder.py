@@ -11,6 +11,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import registry
 from models.contract import SettingError, Variant
 from models.families.exvideo.family import FAMILY, check_allowed, example
 from models.families.exvideo.folder import recognise, resolve
@@ -95,6 +96,7 @@ def test_overlay_that_is_not_whole_is_refused_by_name(
 def test_folder_is_recognised_and_says_what_it_holds(tmp_path: Path) -> None:
     folder = folder_of(EXTENDED, tmp_path / "clip-model")
     assert recognise(folder) == "svd"
+    assert registry.recognise(folder) == ("exvideo:svd",)  # though diffusers, which knows the index, refuses it
     variant = resolve("svd", folder)
     assert (variant.io.frame_counts, variant.io.max_frames, variant.io.vae_stride) == ((10,), 10, (1, 2, 2))
     assert (variant.config["positions"], tuple(variant.config["analytic_init"])) == (10, (10, 4, 8, 8))
