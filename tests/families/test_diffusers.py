@@ -128,7 +128,7 @@ def test_weights_that_are_missing_or_pickles_are_refused_at_the_start(spoilt: Pa
     (weights,) = (spoilt / "transformer").glob("*.safetensors")
     index = {"weight_map": {"x": "elsewhere.safetensors"}}
     (spoilt / "transformer" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="elsewhere.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"elsewhere\.safetensors is missing"):
         resolve("wan", spoilt)
     (spoilt / "transformer" / "model.safetensors.index.json").unlink()
     weights.rename(weights.with_suffix(".bin"))
