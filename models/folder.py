@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MODEL_INDEX = "model_index.json"
 """Of a pipeline, as diffusers writes it."""
@@ -121,21 +121,38 @@ def _component(name: str, kind: str, files: Iterable[Path]) -> Component:
     numbers: Counter[str] = Counter()
     size = 0
     for path in files:
-        try:
-            size += path.stat().st_size
-            heads = _head(path) if path.suffix == ".safetensors" else {}
-            for tensor in heads.values():
-                numbers[tensor["dtype"]] += prod(tensor["shape"])
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise ValueError(f"{path} is missing or damaged ({type(error).__name__}); write it again") from None
+        if path.suffix == ".safetensors":
+            for _, dtype, shape in heads(path):
+                numbers[dtype] += prod(shape)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; write it again")
+        size += path.stat().st_size
     return Component(name=name, kind=str(kind), numbers=dict(numbers), file_bytes=size)
 
 
-def _head(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of each of its tensors. No weights are read."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _MAX_HEAD_BYTES:
-            raise ValueError(f"its head has {length} bytes")
-        head = json.loads(file.read(length))
-    return {name: tensor for name, tensor in head.items() if name != "__metadata__"}
+class Head(NamedTuple):
+    """What a safetensors file says of one of its tensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def heads(path: Path) -> list[Head]:
+    """Of all tensors of a safetensors file. No weights are read.
+
+    Raises: ValueError: a file that is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEAD_BYTES:
+                raise ValueError(f"its head has {length} bytes")
+            read = json.loads(file.read(length))
+        return [
+            Head(name, str(tensor["dtype"]), tuple(tensor["shape"]))
+            for name, tensor in read.items()
+            if name != "__metadata__"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"{path} is missing or damaged ({type(error).__name__}); write it again") from None

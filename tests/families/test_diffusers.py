@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 
 from models.contract import JobState, SettingError
 from models.families.diffusers.example import example
-from models.families.diffusers.family import FAMILY, recognise, resolve, work
+from models.families.diffusers.family import FAMILY, recognise, resolve, weight_files, work
 from models.families.diffusers.host import DiffusersRunner
 from models.families.diffusers.networks import build, save
+from models.folder import components_of as networks_of
 from models.io import ClipRequest
 from models.testing.jobs import finished
 from models.testing.subject import Subject
@@ -84,10 +85,11 @@ def test_a_folder_says_what_it_is(folder: Path) -> None:
         "attention",
         "cache",
     ]
-    counted = variant.config["bytes"]
-    assert set(counted) == {"transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert variant.summary == "Wan 2.2 with two experts, clips from prompts, 0.0 GB of weights"
+    found = {part.name: part for part in networks_of(folder, weight_files(variant))}
+    assert found.keys() == {"transformer", "transformer_2", "vae", "text_encoder"}
     network = _subject("wan22-t2v").network.networks["transformer"]
-    assert counted["transformer"] == {"F32": 4 * sum(each.numel() for each in network.parameters())}
+    assert found["transformer"].numbers == {"F32": sum(each.numel() for each in network.parameters())}
     assert (variant.io.width, variant.io.height, variant.io.frame_counts, variant.io.fps) == (832, 480, (81,), 16)
     big = resolve("wan22-t2v").io.settled(ClipRequest(prompt="rain"))
     assert work(resolve("wan22-t2v"), big, FAMILY.of(variant).check_point({})).units["macs"] > 0
@@ -119,6 +121,18 @@ def test_what_cannot_be_run_is_refused_by_name(spoilt: Path, file: str, changes:
 def test_a_missing_component_is_named(spoilt: Path) -> None:
     (spoilt / "transformer_2").rename(spoilt / "elsewhere")
     with pytest.raises(ValueError, match="folder transformer_2 is missing"):
+        resolve("wan", spoilt)
+
+
+def test_weights_that_are_missing_or_pickles_are_refused_at_the_start(spoilt: Path) -> None:
+    (weights,) = (spoilt / "transformer").glob("*.safetensors")
+    index = {"weight_map": {"x": "elsewhere.safetensors"}}
+    (spoilt / "transformer" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"elsewhere\.safetensors is missing"):
+        resolve("wan", spoilt)
+    (spoilt / "transformer" / "model.safetensors.index.json").unlink()
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="is a pickle, which may run code; give transformer as safetensors"):
         resolve("wan", spoilt)
 
 
@@ -198,6 +212,32 @@ def test_without_guidance_no_second_pass_is_taken() -> None:
     point = state.point
     latents, _ = classic(subject.network, subject.variant, state.request, point, 0)
     assert torch.equal(latents, state.kept["latents"])
+
+
+def test_an_autoencoder_serves_one_request_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's keeps what it has seen of a clip in itself, and prompts, previews and clips have threads of their own."""
+    subject = _subject("wan-i2v")
+    vae = subject.network.networks["vae"]
+    runner = DiffusersRunner(subject.network, subject.variant)
+    calls: list[tuple[str, bool]] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        run = getattr(vae, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append((name, runner._autoencoder.locked()))
+            return run(*args, **kwargs)
+
+        return call
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(vae, name, watched(name))
+    state = _open(subject, num_inference_steps=1)
+    while runner.remaining(state):
+        runner.step([state])
+        runner.preview(state)
+    assert set(calls) == {("encode", True), ("decode", True)}
+    assert not runner._autoencoder.locked()
 
 
 def test_the_expert_changes_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import registry
 from models.contract import SettingError, Variant
 from models.families.diffusers import pipelines
 from models.families.diffusers.family import FAMILY, recognise, resolve
@@ -22,9 +24,17 @@ from models.families.diffusers.host import DiffusersRunner
 from models.families.diffusers.networks import Components, build, save
 from models.families.diffusers.pipelines.stable_diffusion_xl import UNet
 from models.io import ImageRequest
-from models.registry import find
 
 PICTURES = [each.name for each in pipelines.ARCHITECTURES if each.task == "images"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only wait for their threads, for many times as long where others are at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @cache
@@ -45,10 +55,25 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_folder_says_what_it_is(name: str, folder_of: Callable[[str], Path]) -> None:
-    family, variant = find("diffusers:mine", folder_of(name))
+    family, variant = registry.find("diffusers:mine", folder_of(name))
     assert recognise(folder_of(name)) == name
     assert (variant.id, variant.config["architecture"], family.tasks) == ("diffusers:mine", name, ("images",))
     assert set(pipelines.named(name).knobs) <= set(family.knobs)
+
+
+def test_sdxl_beside_which_another_unet_lies_is_left_to_whoever_knows_it(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = _copy(folder_of("sdxl"), tmp_path)
+    save_file({"model.diffusion_model.time_embed.0.bias": torch.zeros(1)}, copy / "sd_xl_base_1.0.safetensors")
+    assert registry.recognise(copy) == ("diffusers:sdxl",)
+    (unet,) = (copy / "unet").glob("*.safetensors")
+    shutil.copy(unet, copy / "distilled_unet.safetensors")
+    with pytest.raises(ValueError, match=r"distilled_unet.safetensors is a UNet .*NAME=diffusers:NAME@"):
+        registry.recognise(copy)
+    assert resolve("mine", copy).config["architecture"] == "sdxl", "named, it is served as it is"
+    (copy / "distilled_unet.safetensors").rename(copy / "nitrosd-realism_unet.safetensors")
+    assert registry.recognise(copy) == ("nitrofusion:realism",)
 
 
 def test_settings_are_those_of_the_checkpoint() -> None:

@@ -13,15 +13,17 @@ from models.contract import Family, LazyRef, Point, SettingError, Source, Varian
 from models.families.diffusers import pipelines
 from models.families.diffusers.architecture import IO, Architecture, Configs
 from models.families.diffusers.folder import (
-    INDEX,
+    check_own_unet,
     components_of,
     licence_of,
     peek,
     read_configs,
     read_index,
-    weight_bytes,
+    safetensors_of,
 )
 from models.families.diffusers.solvers import num_tensors
+from models.folder import MODEL_INDEX
+from models.folder import components_of as networks_of
 from models.io import ClipIO
 from models.methods.diffusers.knobs import (
     applicable,
@@ -40,11 +42,15 @@ _GENERATOR_BYTES = 5056
 def recognise(folder: Path) -> str | None:
     """The name for ``resolve`` of a folder that a pipeline of diffusers is in, or None. Reads configurations alone.
 
-    Raises: ValueError: it is one of diffusers, but nothing here runs it step by step; says which and what is run.
+    Raises: ValueError: it is one of diffusers, but nothing here runs it step by step, or another UNet lies beside it;
+    says which and what is run.
     """
-    if not (folder / INDEX).is_file():
+    if not (folder / MODEL_INDEX).is_file():
         return None
-    return pipelines.of_folder(peek(folder, read_index(folder))).name
+    architecture = pipelines.of_folder(peek(folder, read_index(folder)))
+    if "unet" in architecture.denoisers:
+        check_own_unet(folder)
+    return architecture.name
 
 
 def resolve(name: str, folder: Path | None = None) -> Variant:
@@ -59,13 +65,12 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     architecture = pipelines.of_folder(peek(folder, index))
     configs = read_configs(folder, index, architecture)
     _check(architecture, configs, str(folder))
-    counted = {part: weight_bytes(folder, part) for part in components_of(index) if part in configs}
+    networks_of(folder, _files(folder, configs))  # says at once which weights are missing or damaged
     return _variant(
         name,
         architecture,
         architecture.io(configs),
         configs,
-        counted,
         weights=folder,
         source=Source(licence=licence_of(folder)),
     )
@@ -75,22 +80,25 @@ def _miniature(architecture: Architecture) -> Variant:
     configs = {"index": {}, **architecture.miniature}
     _check(architecture, configs, architecture.name)
     io = replace(architecture.io(configs), **architecture.miniature_io)
-    return _variant(architecture.name, architecture, io, configs, {})
+    return _variant(architecture.name, architecture, io, configs)
 
 
-def _variant(
-    name: str,
-    architecture: Architecture,
-    io: IO,
-    configs: Configs,
-    counted: Mapping[str, Mapping[str, int]],
-    **more: Any,
-) -> Variant:
+def weight_files(variant: Variant) -> dict[str, list[Path]]:
+    """Of each component that the folder names; none of those that are not read."""
+    assert variant.weights is not None
+    return _files(variant.weights, variant.config["components"])
+
+
+def _files(folder: Path, configs: Configs) -> dict[str, list[Path]]:
+    return {name: safetensors_of(folder / name) if name in configs else [] for name in components_of(configs["index"])}
+
+
+def _variant(name: str, architecture: Architecture, io: IO, configs: Configs, **more: Any) -> Variant:
     return Variant(
         id=f"diffusers:{name}",
         summary=architecture.summary,
         io=io,
-        config={"architecture": architecture.name, "components": dict(configs), "bytes": counted},
+        config={"architecture": architecture.name, "components": dict(configs)},
         tasks=(architecture.task,),
         knobs=(*architecture.knobs, *method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO))),
         defaults=architecture.defaults(configs),
@@ -193,9 +201,10 @@ FAMILY = Family(
     parts=MappingProxyType(
         {
             "recognise": LazyRef(f"{_HERE}.family:recognise"),
+            "weight_files": LazyRef(f"{_HERE}.family:weight_files"),
             "save": LazyRef(f"{_HERE}.networks:save"),
             "example": LazyRef(f"{_HERE}.example:example"),
-            "facts": LazyRef("models.families.diffusers.family:facts"),
+            "facts": LazyRef(f"{_HERE}.family:facts"),
         }
     ),
 )

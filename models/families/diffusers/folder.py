@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from models.families.diffusers.architecture import Architecture, Configs
+from models.folder import MODEL_INDEX, heads, weight_files
 
-INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
 _CONFIG_FILES = (
     "config.json",
@@ -23,8 +20,8 @@ _CONFIG_FILES = (
     "tokenizer_config.json",
     "preprocessor_config.json",
 )
-_MAX_HEADER_BYTES = 100 << 20
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_OF_A_UNET = "down_blocks.0.resnets.0.conv1.weight"
+"""A tensor of every UNet that diffusers writes."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,9 +37,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The folder's ``model_index.json``. Raises: ValueError: there is none."""
-    if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} has no {INDEX}; give a folder as diffusers writes it (save_pretrained)")
-    return read_json(folder / INDEX)
+    if not (folder / MODEL_INDEX).is_file():
+        raise ValueError(f"{folder} has no {MODEL_INDEX}; give a folder as diffusers writes it (save_pretrained)")
+    return read_json(folder / MODEL_INDEX)
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -81,12 +78,12 @@ def read_configs(folder: Path, index: Mapping[str, Any], architecture: Architect
         if name not in named:
             if is_optional:
                 continue
-            raise ValueError(f"{folder}: {architecture.pipeline} needs {name}, which {INDEX} does not name")
+            raise ValueError(f"{folder}: {architecture.pipeline} needs {name}, which {MODEL_INDEX} does not name")
         if (kind := named[name][1]) not in kinds:
             known = ", ".join(filter(None, kinds))
             raise ValueError(f"{folder}: {name} is {kind}; {architecture.pipeline} can be run here with {known}")
         if not (folder / name).is_dir():
-            raise ValueError(f"{folder}: the folder {name} is missing, which {INDEX} names")
+            raise ValueError(f"{folder}: the folder {name} is missing, which {MODEL_INDEX} names")
         configs[name] = {**_config_of(folder / name), "_class_name": kind}
     _refuse(folder, configs)
     return configs
@@ -105,41 +102,29 @@ def _refuse(folder: Path, configs: Configs) -> None:
             raise ValueError(f"{folder}: {name} needs code that the folder brings (auto_map); it is not run")
 
 
-def weight_bytes(folder: Path, component: str) -> dict[str, int]:
-    """Bytes of a component's weights by their type, counted from the headers of its safetensors files; empty where it
-    has none. Raises: ValueError: weights in another format, or a damaged header."""
-    counted: Counter[str] = Counter()
-    files = weight_files(folder / component)
-    others = [path for path in (folder / component).glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-    if others and not files:
-        raise ValueError(f"{others[0]} is a pickle, which may run code; give {component} as safetensors")
-    for file in files:
-        for tensor in _header(file).values():
-            kind = str(tensor.get("dtype", ""))
-            counted[kind] += prod(tensor.get("shape", ())) * _BYTES.get(kind, 1)
-    return dict(counted)
+def safetensors_of(folder: Path) -> list[Path]:
+    """The files that the weights of one component are read from; none where it has no weights.
+
+    Raises: ValueError: weights in another format.
+    """
+    files = weight_files(folder)
+    if pickles := [path for path in files if path.suffix != ".safetensors"]:
+        raise ValueError(f"{pickles[0]} is a pickle, which may run code; give {folder.name} as safetensors")
+    return files
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a component: those its index names, or its one file; of several precisions, the first whole
-    one."""
-    indices = sorted(folder.glob("*.safetensors.index*.json"))
-    if indices:
-        return sorted({folder / str(name) for name in read_json(indices[0]).get("weight_map", {}).values()})
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.suffixes), path.name))
-    return files[:1]
+def check_own_unet(folder: Path) -> None:
+    """Pass a folder beside whose index no other UNet lies: somebody put it there to be run in place of the folder's
+    own. Checkpoints in one file and adapters, which have other names of tensors, may lie there.
 
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (OSError, struct.error, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error})") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    Raises: ValueError: one does.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        if any(head.name == _OF_A_UNET for head in heads(path)):
+            raise ValueError(
+                f"{path} is a UNet beside the one in {folder / 'unet'}; to serve the folder without it, write "
+                f"NAME=diffusers:NAME@{folder}"
+            )
 
 
 def licence_of(folder: Path) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import io
 import math
+import threading
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,10 @@ class Prepared:
 class DiffusersRunner:
     """A ``Job``. ``kept``: the step, the latents (R, ...) as the loop has them, what the scheduler remembers, and the
     states of the generators. ``cache``: ``prepared``, ``clean`` (the present estimate) and ``outputs``, of which there
-    is one for each row. Without its cache a request encodes its prompt and its picture anew."""
+    is one for each row. Without its cache a request encodes its prompt and its picture anew.
+
+    A prompt, a preview and a finished clip may be at work on threads of their own. Networks are shared, and some
+    autoencoders (Wan's, Qwen-Image's) keep what they have seen of a clip in themselves: they serve one at a time."""
 
     def __init__(self, components: Components, variant: Variant) -> None:
         self._components, self._variant = components, variant
@@ -69,6 +74,7 @@ class DiffusersRunner:
         self._io = variant.io
         self._denoisers: dict[str, Any] = {name: components.networks[name] for name in self._architecture.denoisers}
         self._device: torch.device = next(iter(self._denoisers.values())).device
+        self._autoencoder = threading.Lock()
         self._colours = self._fitted_colours()
         self._groups_of: Callable[[int], SequenceGroups | None] = lambda num_tokens: None
         self._is_spread = False
@@ -174,10 +180,11 @@ class DiffusersRunner:
         chosen = self._pipeline.blocks.get_execution_blocks(**inputs)
         blocks = list(chosen.sub_blocks.values())
         encoding = self._encoding(view)
-        for block in blocks:
-            if isinstance(block, LoopSequentialPipelineBlocks):
-                break
-            block(encoding, pipeline_state)
+        with self._autoencoder if "image" in inputs else nullcontext():
+            for block in blocks:
+                if isinstance(block, LoopSequentialPipelineBlocks):
+                    break
+                block(encoding, pipeline_state)
         method = make_method(state.point, self._groups_of(math.prod(self.grid(request))))
         latents = pipeline_state.values.pop("latents")
         for name in ("generator", "image", "resized_image"):
@@ -236,8 +243,9 @@ class DiffusersRunner:
         after = prepared.with_latents(self._as_decoder(state.kept["latents"][len(done) : len(done) + 1]))
         after.values["generator"] = _restored(state.kept["generators"])[len(done)]
         after.values["output_type"] = "np"
-        for block in prepared.after:
-            block(prepared.view, after)
+        with self._autoencoder:
+            for block in prepared.after:
+                block(prepared.view, after)
         state.cache["outputs"] = [*done, as_bytes(after.values[self._architecture.output][0])]
 
     # -- components of one request -----------------------------------------------------------------------------------
@@ -340,8 +348,9 @@ class DiffusersRunner:
             "generator": torch.Generator().manual_seed(0),
             "output_type": "np",
         }
-        for block in _after_loop(blocks):
-            block(self._pipeline, state)
+        with self._autoencoder:
+            for block in _after_loop(blocks):
+                block(self._pipeline, state)
         made = as_bytes(state.values[architecture.output][0])
         return made if made.ndim == 4 else made[None]
 

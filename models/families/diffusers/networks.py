@@ -20,8 +20,9 @@ from models.checkpoint import load_into, load_pretrained
 from models.contract import Variant
 from models.families.diffusers import pipelines
 from models.families.diffusers.architecture import Architecture
-from models.families.diffusers.folder import INDEX, weight_files
+from models.families.diffusers.folder import safetensors_of
 from models.families.diffusers.tokenizers import make_tokenizer
+from models.folder import MODEL_INDEX
 
 
 class Components(nn.Module):
@@ -96,7 +97,7 @@ class _WithoutStorage(TorchFunctionMode):
 def _read_network(kind: Any, config: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> Any:
     with _WithoutStorage():
         network = kind.from_config(dict(config))
-    files = weight_files(folder)
+    files = safetensors_of(folder)
     if not files:
         raise ValueError(f"{folder} has no weights (*.safetensors)")
     kept = tuple(kind._keep_in_fp32_modules or ())
@@ -157,4 +158,4 @@ def save(components: Components, variant: Variant, folder: Path) -> None:
         part.save_pretrained(folder / name)
         library = type(part).__module__.partition(".")[0]
         index[name] = [library, variant.config["components"][name]["_class_name"]]
-    (folder / INDEX).write_text(json.dumps(index, indent=2))
+    (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from models.contract import Source, Variant
 from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES, overlay_blocks, vae_stride
+from models.folder import heads
 from models.io import ClipIO, SamplerRange
 
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -24,7 +24,6 @@ CONFIGS = {
     "scheduler": "scheduler/scheduler_config.json",
 }
 _CONTRAST = 1.2
-_MAX_HEADER_BYTES = 1 << 24
 _LONGEST = 8
 """In windows, a model that is not extended makes clips of so many times its own length."""
 
@@ -134,14 +133,8 @@ def clip_io(config: Mapping[str, Any], *, width: int, height: int, frames: int, 
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file. Raises: ValueError: it is damaged."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: Any = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else None
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}") from None
+    """Names and shapes in a safetensors file. Raises: ValueError: it is missing or damaged."""
+    return {head.name: head.shape for head in heads(path)}
 
 
 def _json(path: Path) -> dict[str, Any]:
