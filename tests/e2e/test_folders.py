@@ -79,7 +79,7 @@ def _frames(clip: bytes) -> list[tuple[int, int]]:
 def test_each_is_listed_under_its_name_with_what_it_is_and_its_settings(door: Door) -> None:
     cards = {card["id"]: card for card in door.http.get("/v1/models").raise_for_status().json()["data"]}
     assert {name: card["root"] for name, card in cards.items()} == ROOTS
-    settings = {name: set(card["vireo"]["settings"]["properties"]) for name, card in cards.items()}
+    settings = {name: {setting["name"] for setting in card["vireo"]["settings"]} for name, card in cards.items()}
     assert settings[WAN] == settings[FLUX] == {"num_inference_steps", "guidance_scale", "attention", "cache"}
     assert {"num_inference_steps", "motion_bucket_id", "window"} <= settings[SVD]
     assert "my-svd is exvideo:svd: SVD in a folder" in door.system.output
@@ -116,7 +116,6 @@ def test_picture_over_http_and_grpc(door: Door) -> None:
         (WAN, {"size": "130x128"}, "size"),
         (WAN, {"num_frames": 6}, "num_frames"),
         (WAN, {"settings": {"num_inference_steps": 101}}, "num_inference_steps"),
-        (WAN, {"prompt": "ab " * 600}, "prompt"),
         (FLUX, {"size": "130x128"}, "size"),
         (FLUX, {"settings": {"guidance_scale": 21}}, "guidance_scale"),
         (SVD, {"size": "18x16"}, "size"),

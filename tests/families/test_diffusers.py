@@ -88,7 +88,7 @@ def test_a_folder_says_what_it_is(folder: Path) -> None:
         "attention",
         "cache",
     ]
-    assert variant.summary == "Wan 2.2 with two experts, clips from prompts, 0.0 GB of weights"
+    assert variant.summary == "Wan 2.2 with two experts, clips from prompts"
     found = {part.name: part for part in networks_of(folder, weight_files(variant))}
     assert found.keys() == {"transformer", "transformer_2", "vae", "text_encoder"}
     network = _subject("wan22-t2v").network.networks["transformer"]
@@ -181,13 +181,12 @@ def test_a_snapshot_goes_on_to_the_bit(name: str) -> None:
     subject = _subject(name)
     whole, state = _open(subject), _open(subject)
     finished(subject, [whole])
-    while subject.runner.remaining(state):
-        subject.runner.step([state])
-        snapshot = take_snapshot(state.kept, state.kept["step"])
+    for step in range(1, _STEPS + 1):
+        while state.kept["step"] < step:  # what is made of the request comes first, again in each attempt
+            subject.runner.step([state])
+        snapshot = take_snapshot(state.kept, step)
         state = _open(subject)
         state.kept = restored(state.kept, snapshot)
-        if state.kept["step"] == _STEPS:
-            break
     finished(subject, [state])
     assert torch.equal(state.kept["latents"], whole.kept["latents"])
 
@@ -202,7 +201,8 @@ def test_rows_in_company_are_the_same(name: str) -> None:
     together = [_open(subject, seed) for seed in range(2)]
     finished(subject, together)
     for one, other in zip(alone, together, strict=True):
-        assert float((one.kept["latents"] - other.kept["latents"]).abs().max()) <= 1e-5
+        largest = max(1.0, float(one.kept["latents"].abs().max()))
+        assert float((one.kept["latents"] - other.kept["latents"]).abs().max()) <= 1e-5 * largest
 
 
 def test_without_guidance_no_second_pass_is_taken() -> None:
