@@ -357,7 +357,8 @@ class Family:
         """The family as it is for one variant: its tasks, its knobs, and their defaults."""
         knobs = self.knobs if variant.knobs is None else variant.knobs
         own = tuple(replace(knob, default=variant.defaults.get(knob.name, knob.default)) for knob in knobs)
-        return replace(self, tasks=variant.tasks or self.tasks, knobs=own)
+        tasks = variant.tasks or self.tasks
+        return self if (own, tasks) == (self.knobs, self.tasks) else replace(self, tasks=tasks, knobs=own)
 
     def knob(self, name: str) -> Knob:
         """The knob of that name. Raises: SettingError: there is none; the message names those that are."""

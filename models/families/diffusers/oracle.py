@@ -56,9 +56,11 @@ def modular(components: Components, variant: Variant, request: Any, point: Point
     asked, made = blocks_input(architecture, request, point), []
     until_loop = copy.copy(pipeline)
     until_loop._blocks = _until_loop(pipeline.blocks.get_execution_blocks(**asked))
+    later = {each.name for each in pipeline.blocks.inputs} - {each.name for each in until_loop.blocks.inputs}
     for each, output in ((until_loop, "latents"), (pipeline, architecture.output)):
         form = {"output_type": "np"} if each is pipeline else {}
-        made.append(each(**asked, **form, generator=torch.Generator().manual_seed(seed), output=output))
+        given = asked if each is pipeline else {name: value for name, value in asked.items() if name not in later}
+        made.append(each(**given, **form, generator=torch.Generator().manual_seed(seed), output=output))
     return made[0], _as_decoded(made[1])
 
 
