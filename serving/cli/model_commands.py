@@ -36,7 +36,7 @@ _CALIBRATE_EXAMPLES = """\b
 Examples:
   vireo calibrate ID
   vireo calibrate NAME=FOLDER --data PICTURES --accept-licence --resume
-  vireo calibrate NAME=FOLDER --device cuda --size 480x320 --frames 17 --requests 4
+  vireo calibrate NAME=FOLDER --device cuda --size 480x320 --frames 17
 """
 
 ModelId = Annotated[

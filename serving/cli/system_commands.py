@@ -30,7 +30,7 @@ Examples:
   vireo up                                    stays in the foreground
   vireo up --detach --port 8100 --grpc-port 9100
   vireo up --model ID --option replicas=2
-  vireo up --model NAME=FOLDER                what is in the folder, under a name of your own
+  vireo up --model NAME=FOLDER                a folder, under a name of yours
   vireo up --config vireo.yaml --set log_level=debug
 """
 _DOWN_EXAMPLES = """\b

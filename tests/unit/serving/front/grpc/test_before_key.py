@@ -36,7 +36,7 @@ CAPS = {
     "Classify": LIMITS.max_encoded_bytes,
     "ClassifyStream": LIMITS.max_encoded_bytes,
     "Chat": LIMITS.max_encoded_bytes,
-    "GenerateVideo": LIMITS.max_prompt_bytes,
+    "GenerateVideo": LIMITS.max_encoded_bytes,
     "GenerateImage": LIMITS.max_prompt_bytes,
     "GenerateImageStream": LIMITS.max_prompt_bytes,
     "EditImage": LIMITS.max_encoded_bytes,

@@ -45,8 +45,11 @@ def test_jobs_keep_to_the_document_whatever_is_asked_of_them() -> None:
 
     @schema.hook
     def map_body(context: Any, body: Any) -> Any:
-        """Ask the models that are there; nearly every other name is none."""
-        return {name: value for name, value in body.items() if name != "model"} if isinstance(body, dict) else body
+        """Ask the models that are there, and for clips of words, as theirs are; nearly every other name is none."""
+        if not isinstance(body, dict):
+            return body
+        asked = {name: value for name, value in body.items() if name not in ("model", "input_reference")}
+        return {**asked, "prompt": asked.get("prompt") or "a ball"}
 
     answered: Counter[str] = Counter()
     jobs = schema.include(path_regex="^/v1/videos").exclude(path="/v1/videos/sync")
