@@ -121,7 +121,9 @@ async def main() -> Trace:
     trace, loop = Trace(), asyncio.get_running_loop()
     family, variant = registry.find(MODEL)
     options = UnaryOptions()
-    model = SimpleNamespace(family=family.name, variant=variant, threads=1, device="cpu", options=options, knobs={})
+    model = SimpleNamespace(
+        id=MODEL, family=family.name, variant=variant, threads=1, device="cpu", options=options, knobs={}
+    )
     replica = Replica.__new__(Replica)
     loaded = load_engine(cast(Any, model))
     replica._driver = driver = build_driver(cast(Any, model), loaded.engine, loaded.measured, ignore)
