@@ -122,8 +122,6 @@ class DiffusersRunner:
         if phase != "denoise":
             return (phase,)
         prepared, grid = state.cache["prepared"], self.grid(state.request)
-        if "Ancestral" in type(prepared.view.scheduler).__name__:  # its noise in company is not yet that of each alone
-            return phase, grid, prepared.request_id
         if prepared.method is None and self._architecture.times_by_row:
             return phase, grid, tuple(state.point[knob] for knob in self._architecture.guiders)
         company = None if prepared.method is None or prepared.method.is_shared else prepared.request_id

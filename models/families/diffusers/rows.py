@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,15 +28,18 @@ class Joined:
         each = zip(self._schedulers, torch.split(sample, self._counts), self._times, strict=True)
         return torch.cat([scheduler.scale_model_input(part, time) for scheduler, part, time in each])
 
-    def step(self, output: Tensor, timestep: Any, sample: Tensor, **settings: Any) -> tuple[Tensor]:
-        """Each its own rows, at its own time, with its own generator if one is given at all."""
+    def step(
+        self, output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, **settings: Any
+    ) -> tuple[Tensor]:
+        """Each its own rows, at its own time, with its own generator if one is given at all. ``generator`` has a name
+        because diffusers' loops look whether a scheduler takes one; else noise would be drawn from torch's own."""
         parts = zip(torch.split(output, self._counts), torch.split(sample, self._counts), strict=True)
         mine = zip(self._schedulers, self._times, self._generators, parts, strict=True)
         after = []
-        for scheduler, time, generator, (predicted, before) in mine:
+        for scheduler, time, drawing, (predicted, before) in mine:
             own = {**settings, "return_dict": False}
-            if own.get("generator") is not None:
-                own["generator"] = generator
+            if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
+                own["generator"] = drawing
             after.append(scheduler.step(predicted, time, before, **own)[0])
         return (torch.cat(after),)
 
