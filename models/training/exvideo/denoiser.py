@@ -74,7 +74,11 @@ class Batch:
 
 
 class Windows:
-    """Batches of pieces of the stored clips, forwards or backwards, with freshly encoded first frames."""
+    """Batches of pieces of the stored clips, with freshly encoded first frames.
+
+    Pieces begin anywhere and run forwards or backwards; ``is_long``: they are the clips' beginnings, as long clips set
+    out in a way that only their first frames follow.
+    """
 
     def __init__(
         self,
@@ -82,7 +86,10 @@ class Windows:
         scenes: list[Scene],
         vae: AutoencoderKLTemporalDecoder,
         encoder: CLIPVisionModelWithProjection,
+        *,
+        is_long: bool = False,
     ) -> None:
+        self._is_long = is_long
         self.scale = float(vae.config.scaling_factor)
         self._latents, self._scenes, self._vae, self._encoder = latents, scenes, vae, encoder
         self._places = [scene.places(latents.shape[1]) for scene in scenes]
@@ -90,8 +97,8 @@ class Windows:
     def draw(self, batch: int, frames: int, rng: np.random.Generator) -> Batch:
         """A random one, with what is to be dropped dropped."""
         rows = rng.integers(0, len(self._scenes), batch)
-        starts = rng.integers(0, self._latents.shape[1] - frames + 1, batch)
-        reversed_ = rng.random(batch) < 0.5
+        starts = rng.integers(0, 1 if self._is_long else self._latents.shape[1] - frames + 1, batch)
+        reversed_ = rng.random(batch) < (0.0 if self._is_long else 0.5)
         clips, pixels = [], []
         for row, start, is_reversed in zip(rows, starts, reversed_, strict=True):
             piece = self._latents[row, start : start + frames]

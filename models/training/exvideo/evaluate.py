@@ -67,10 +67,10 @@ def evaluate(checkpoint: Path, section: str, count: int) -> Any:
     return found
 
 
-def held_out_scenes(count: int, seed: int = FIRST_SEED) -> list[Scene]:
+def held_out_scenes(count: int, seed: int = FIRST_SEED, *, is_long: bool = False) -> list[Scene]:
     """New ones, a third of them of combinations that the denoiser never saw."""
     rng = np.random.default_rng(seed)
-    return [sample_scene(rng, held_out=number % 3 == 0) for number in range(count)]
+    return [sample_scene(rng, held_out=number % 3 == 0, is_long=is_long) for number in range(count)]
 
 
 def firsts(scenes: Sequence[Scene]) -> Clip:
@@ -122,7 +122,7 @@ def drawn(make: Callable[[Clip, Sequence[int], int], list[Clip]], scenes: Sequen
 
 def _bounds(checkpoint: Path, count: int) -> dict[str, Any]:
     """What the judge says of rendered clips, and of what the autoencoder makes of them: nothing can be better."""
-    parts, scenes = load_parts(checkpoint, is_extended=False), held_out_scenes(count)
+    parts, scenes = load_parts(checkpoint, is_extended=False), held_out_scenes(count, is_long=True)
     rendered = [render(scene, LONG_FRAMES) for scene in scenes]
     pixels = [to_pixels(torch.from_numpy(clip)) for clip in rendered]
     again = [to_uint8(decode(parts.vae, encode(parts.vae, one), LONG_FRAMES)) for one in pixels]
@@ -176,7 +176,8 @@ def _long(name: str) -> Callable[[Path, int], dict[str, Any]]:
     """One way to 40 frames; the first clips are kept for the card."""
 
     def measure(checkpoint: Path, count: int) -> dict[str, Any]:
-        parts, scenes = load_parts(checkpoint, is_extended=name == "extended"), held_out_scenes(count)
+        parts = load_parts(checkpoint, is_extended=name == "extended")
+        scenes = held_out_scenes(count, is_long=True)
         how = {"steps": STEPS, "guidance": GUIDANCE}
         make = _chained(parts, **how) if name == "windows" else _made(parts, LONG_FRAMES, **how)
         clips, seconds = drawn(make, scenes)
@@ -198,7 +199,7 @@ def draw_strips(checkpoint: Path) -> None:
     files = {name: checkpoint / f"{name}.npz" for name in ("extended", "unextended", "windows")}
     kinds = [np.load(path)["clips"] for path in files.values()]
     blocks = []
-    for number, scene in enumerate(held_out_scenes(_STRIPS)):
+    for number, scene in enumerate(held_out_scenes(_STRIPS, is_long=True)):
         blocks += [_strip(clip) for clip in (render(scene, LONG_FRAMES), *(kind[number] for kind in kinds))]
         blocks.append(np.full((4, blocks[-1].shape[1], 3), 255, np.uint8))
     sheet = Image.fromarray(np.concatenate(blocks[:-1]))

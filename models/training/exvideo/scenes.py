@@ -1,7 +1,7 @@
 """Clips to learn motion from: one coloured shape before a plain background, that flies straight and bounces.
 
 The first frame says what moves and from where, not whither. How fast is said by the motion bucket. The base sees all
-directions. Long clips go left, right, up or down, which leaves less to choose.
+directions. In long clips the shape sets out for the farther side wall, so that the first frame settles all forty.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ LONG_FRAMES = 40
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 SHAPES = ("circle", "triangle")
 BACKGROUND = "black"
-NEAR, FAR = RADIUS, SIZE - RADIUS
+NEAR, MIDDLE, FAR = RADIUS, SIZE / 2, SIZE - RADIUS
 """Where centres turn round, so that the whole object stays in view."""
 SLOWEST, FASTEST = 0.5, 1.5
 """Pixels a frame."""
+LONG_FASTEST = 1.0
+"""In long clips: they cross the picture twice."""
+UNDECIDED = 1.0
+"""Pixels from the middle within which no long clip begins: neither wall is clearly the farther one."""
 BUCKETS_PER_PIXEL = 128
 """Motion bucket ids are from 64 to 192; SVD's usual 127 is about 1 pixel a frame."""
 HELD_OUT = (("red", "triangle"), ("green", "circle"))
@@ -70,14 +74,21 @@ def bounced(straight: Places) -> Places:
 
 
 def sample_scene(rng: np.random.Generator, *, held_out: bool | None = False, is_long: bool = False) -> Scene:
-    """A random one: of training, of the held-out combinations, or (None) of any. ``is_long``: of four directions."""
+    """A random one: of training, of the held-out combinations, or (None) of any. ``is_long``: as long clips move."""
     kinds = [one for one in product(COLOURS, SHAPES) if held_out is None or (one in HELD_OUT) == held_out]
     colour, shape = kinds[rng.integers(len(kinds))]
-    x, y = rng.uniform(NEAR, FAR, 2)
-    speed, angle = rng.uniform(SLOWEST, FASTEST), rng.uniform(0, 2 * math.pi)
+    x, y = (float(one) for one in rng.uniform(NEAR, FAR, 2))
     if is_long:
-        angle = round(angle / (math.pi / 2)) * math.pi / 2
-    return Scene(colour, shape, (float(x), float(y)), (float(speed * math.cos(angle)), float(speed * math.sin(angle))))
+        x, speed = _decided(x), float(rng.uniform(SLOWEST, LONG_FASTEST))
+        return Scene(colour, shape, (x, y), (speed if x < MIDDLE else -speed, 0.0))
+    speed, angle = rng.uniform(SLOWEST, FASTEST), rng.uniform(0, 2 * math.pi)
+    return Scene(colour, shape, (x, y), (float(speed * math.cos(angle)), float(speed * math.sin(angle))))
+
+
+def _decided(x: float) -> float:
+    """The same side, but not in the middle."""
+    room = 1 - UNDECIDED / (MIDDLE - NEAR)
+    return NEAR + (x - NEAR) * room if x < MIDDLE else FAR - (FAR - x) * room
 
 
 def render(scene: Scene, num_frames: int) -> Clip:

@@ -90,7 +90,7 @@ def train_variant(
         export.save_pipeline(out_dir, base, vae, encoder)
         told = _told(on_progress, "long latents")
         stored, scenes = latents.make(work, vae, plans.long_clips, is_long=True, on_step=told)
-        windows, told = Windows(stored, scenes, vae, encoder), _told(on_progress, "extension")
+        windows, told = Windows(stored, scenes, vae, encoder, is_long=True), _told(on_progress, "extension")
         extended = denoiser.train(work, windows, extended_of(base), plans.extension, told)
     export.save_overlay(out_dir, extended)
     export.save_statistics(out_dir, stored * vae.config.scaling_factor)
