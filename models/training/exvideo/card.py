@@ -15,6 +15,7 @@ from models.training.exvideo.scenes import (
     FASTEST,
     FRAMES,
     HELD_OUT,
+    LONG_FASTEST,
     LONG_FRAMES,
     SHAPES,
     SIZE,
@@ -72,8 +73,9 @@ def _card(variant: Variant, report: Mapping[str, Any], log: Mapping[str, Any]) -
         f"names, holds the temporal blocks that were trained on to {LONG_FRAMES}, and nothing else was. The clips show "
         f"a coloured shape ({', '.join(COLOURS)}; {' or '.join(SHAPES)}) on black that flies straight and bounces. The "
         "first frame leaves open whither it goes; the motion bucket says how fast: "
-        f"{BUCKETS_PER_PIXEL} for each pixel a frame, from {SLOWEST} to {FASTEST}. The base learnt all directions, the "
-        "extension left, right, up and down.\n",
+        f"{BUCKETS_PER_PIXEL} for each pixel a frame, from {SLOWEST} to {FASTEST}. The base learnt all directions. In "
+        f"clips of {LONG_FRAMES} frames the shape sets out for the farther side wall, at up to {LONG_FASTEST} pixels a "
+        "frame, so that the first frame settles the rest; the extension learnt these.\n",
         "![strips](strips.png)\n",
         f"Every third of {LONG_FRAMES} frames, for the first held-out first frames, not hand-picked. Rows of each: a "
         "rendered clip that begins so, the extended model, the base asked for as many frames, and the base in "

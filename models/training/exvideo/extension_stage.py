@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from models.training import calibration
 from models.training.exvideo import denoiser, export, latents
 from models.training.exvideo.denoiser import Windows
-from models.training.exvideo.train import WORK_FOLDER, Plans
+from models.training.exvideo.train import LOG_FILE, WORK_FOLDER, Plans, records
 
 
 def main() -> None:
@@ -48,6 +49,10 @@ def main() -> None:
         extended = denoiser.train(work, windows, parts.unet, plan, lambda done, total: bar.update(done - bar.n))
     export.save_overlay(args.out, extended)
     export.save_statistics(args.out, stored * parts.vae.config.scaling_factor)
+    log = json.loads((args.source / LOG_FILE).read_text("utf-8"))
+    before = log["extension"][-1]["step"]
+    log["extension"] += [{**one, "step": before + one["step"]} for one in records(work, plan.name)]
+    (args.out / LOG_FILE).write_text(json.dumps(log, indent=0, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,15 +33,15 @@ STAGES = ("vae", "image_encoder", "base", "extension")
 
 @dataclass(frozen=True)
 class Plans:
-    """How much of each stage. The usual one takes an hour and a half on one core."""
+    """How much of each stage. The usual one takes two and a half hours on one core."""
 
     autoencoder_steps: int = 1_000
     encoder_steps: int = 650
     clips: int = 1_000
-    long_clips: int = 800
+    long_clips: int = 2_400
     base: Plan = field(default_factory=lambda: Plan("base", FRAMES, batch=8, steps=3_000, lr=3e-3))
     extension: Plan = field(
-        default_factory=lambda: Plan("extension", LONG_FRAMES, batch=2, steps=2_500, lr=3e-3, sigma_mean=1.8)
+        default_factory=lambda: Plan("extension", LONG_FRAMES, batch=2, steps=4_500, lr=3e-3, sigma_mean=1.8)
     )
 
     @classmethod
@@ -94,7 +94,7 @@ def train_variant(
         extended = denoiser.train(work, windows, extended_of(base), plans.extension, told)
     export.save_overlay(out_dir, extended)
     export.save_statistics(out_dir, stored * vae.config.scaling_factor)
-    log = {stage: _records(work, stage) for stage in STAGES}
+    log = {stage: records(work, stage) for stage in STAGES}
     text = json.dumps({"torch": str(torch.__version__), **log}, indent=0, allow_nan=False)
     (out_dir / LOG_FILE).write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(work)
@@ -149,6 +149,7 @@ def _told(on_progress: OnProgress, what: str) -> Callable[[int, int], None]:
     return partial(on_progress, what)
 
 
-def _records(work: Path, stage: str) -> list[dict[str, Any]]:
+def records(work: Path, stage: str) -> list[dict[str, Any]]:
+    """What a stage wrote into its log."""
     lines = (work / f"{stage}_log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
