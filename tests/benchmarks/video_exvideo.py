@@ -75,7 +75,9 @@ def go_on(sides: Sequence[Side], pictures: Sequence[Frames], motions: Sequence[i
     """Clips of 40 frames from each picture, on every side."""
     clip = sides[0].model.variant.io
     requests = [
-        clip.settled(ClipRequest(picture=_png(picture), width=picture.shape[1], height=picture.shape[0], num_frames=FRAMES))
+        clip.settled(
+            ClipRequest(picture=_png(picture), width=picture.shape[1], height=picture.shape[0], num_frames=FRAMES)
+        )
         for picture in pictures
     ]
     return by_turns(sides, requests, [{_MOTION: motion} for motion in motions])

@@ -1,5 +1,5 @@
 """Folders as diffusers writes them, under names of the operator's own: clips of words, pictures, and clips that go on
-from a first frame, all of one system."""
+from a first frame, all of one system. One folder is served twice, the second time by two ranks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WAN, FLUX, SVD = "my-wan", "my-flux", "my-svd"
 ROOTS = {FLUX: "diffusers:flux-dev", SVD: "exvideo:svd", WAN: "diffusers:wan-t2v"}
+TWO_RANKS = "my-wan-on-two"
 PICTURES, CLIPS = "/v1/images/generations", "/v1/videos/sync"
 FIRST_FRAME = f"data:image/png;base64,{base64.b64encode(encode(np.full((16, 16, 3), 90, np.uint8))).decode()}"
 ASKED: Mapping[str, Mapping[str, Any]] = {
@@ -38,12 +39,14 @@ ASKED: Mapping[str, Mapping[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    models = []
+    models: list[dict[str, Any]] = []
     for name in ROOTS:
         folder, (family, variant) = tmp_path_factory.mktemp("folders") / name, _tiny(name)
         assert family.build is not None
         family.part("save")(family.build.load()(variant, random_weights=True), variant, folder)
         models.append({"id": name, "checkpoint_dir": str(folder), "accept_licence": True})
+        if name == WAN:
+            models.append({**models[-1], "id": TWO_RANKS, "options": {"ranks": 2, "min_tokens_per_rank": 1}})
     with running_system(models=models, start_timeout_s=300) as system, opened(system) as door:
         yield door
 
@@ -58,8 +61,8 @@ def _tiny(name: str) -> tuple[Family, Variant]:
 
 def _ask(door: Door, model: str, **fields: Any) -> httpx.Response:
     settings = {"settings": {"num_inference_steps": 2, **fields.pop("settings", {})}}
-    path = PICTURES if model == FLUX else CLIPS
-    return door.http.post(path, json={"model": model, "seed": 7, "vireo": settings, **ASKED[model], **fields})
+    path, asked = PICTURES if model == FLUX else CLIPS, ASKED[WAN if model == TWO_RANKS else model]
+    return door.http.post(path, json={"model": model, "seed": 7, "vireo": settings, **asked, **fields})
 
 
 def _file(answer: httpx.Response) -> bytes:
@@ -69,16 +72,21 @@ def _file(answer: httpx.Response) -> bytes:
     return base64.b64decode(answer.json()["data"][0]["b64_json"])
 
 
-def _frames(clip: bytes) -> list[tuple[int, int]]:
-    """Width and height of each."""
+def _frames(clip: bytes) -> list[Any]:
+    """Decoded, (height, width, 3)."""
     opened: Any = av.open(io.BytesIO(clip))
     with opened as container:
-        return [(frame.width, frame.height) for frame in container.decode(container.streams.video[0])]
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.video[0])]
+
+
+def _sizes(clip: bytes) -> list[tuple[int, int]]:
+    """Width and height of each frame."""
+    return [(frame.shape[1], frame.shape[0]) for frame in _frames(clip)]
 
 
 def test_each_is_listed_under_its_name_with_what_it_is_and_its_settings(door: Door) -> None:
     cards = {card["id"]: card for card in door.http.get("/v1/models").raise_for_status().json()["data"]}
-    assert {name: card["root"] for name, card in cards.items()} == ROOTS
+    assert {name: card["root"] for name, card in cards.items()} == {**ROOTS, TWO_RANKS: ROOTS[WAN]}
     settings = {name: {setting["name"] for setting in card["vireo"]["settings"]} for name, card in cards.items()}
     assert settings[WAN] == settings[FLUX] == {"num_inference_steps", "guidance_scale", "attention", "cache"}
     assert {"num_inference_steps", "motion_bucket_id", "window"} <= settings[SVD]
@@ -93,11 +101,20 @@ def test_a_seed_gives_one_answer(model: str, door: Door) -> None:
 
 
 def test_clip_of_words(door: Door) -> None:
-    assert _frames(_file(_ask(door, WAN))) == [(128, 144)] * 5
+    assert _sizes(_file(_ask(door, WAN))) == [(128, 144)] * 5
+
+
+def test_two_ranks_make_the_clip_of_one(door: Door) -> None:
+    """In floats they differ by orders of sums; in a file, by far less than another seed does."""
+    one, two, other = (
+        np.stack(_frames(_file(_ask(door, model, seed=seed)))).astype(int)
+        for model, seed in ((WAN, 7), (TWO_RANKS, 7), (TWO_RANKS, 8))
+    )
+    assert np.abs(two - one).mean() < 0.1 * np.abs(other - one).mean()
 
 
 def test_clip_that_goes_on_from_a_first_frame(door: Door) -> None:
-    assert _frames(_file(_ask(door, SVD))) == [(16, 16)] * 5
+    assert _sizes(_file(_ask(door, SVD))) == [(16, 16)] * 5
 
 
 def test_picture_over_http_and_grpc(door: Door) -> None:
