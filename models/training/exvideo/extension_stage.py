@@ -13,8 +13,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from models.training import calibration
 from models.training.exvideo import denoiser, export, latents
 from models.training.exvideo.denoiser import Windows
@@ -37,7 +35,7 @@ def main() -> None:
     if not work.is_dir():
         shutil.copytree(args.source, args.out, dirs_exist_ok=True)
         work.mkdir()
-    with calibration.threads(1), tqdm(total=plan.steps, unit="step") as bar:
+    with calibration.threads(1):
         parts = export.load_parts(args.source, is_extended=True)
         parts.unet.train().requires_grad_(False)
         for parameter in denoiser.temporal_parameters(parts.unet):
@@ -46,13 +44,18 @@ def main() -> None:
             frozen.requires_grad_(False)
         stored, scenes = latents.make(work, parts.vae, args.clips, is_long=True)
         windows = Windows(stored, scenes, parts.vae, parts.encoder, is_long=True)
-        extended = denoiser.train(work, windows, parts.unet, plan, lambda done, total: bar.update(done - bar.n))
+        extended = denoiser.train(work, windows, parts.unet, plan, _tell)
     export.save_overlay(args.out, extended)
     export.save_statistics(args.out, stored * parts.vae.config.scaling_factor)
     log = json.loads((args.source / LOG_FILE).read_text("utf-8"))
     before = log["extension"][-1]["step"]
     log["extension"] += [{**one, "step": before + one["step"]} for one in records(work, plan.name)]
     (args.out / LOG_FILE).write_text(json.dumps(log, indent=0, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _tell(done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"{done}/{total} steps", flush=True)
 
 
 if __name__ == "__main__":
