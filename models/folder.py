@@ -1,22 +1,20 @@
-"""What a folder of weights says of itself: its small JSON files, and the heads of its safetensors. Free of torch."""
+"""Which networks a folder of weights holds, by its small JSON files and the heads of its safetensors. Free of torch."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from models.files import child, heads, peek_json
 
 MODEL_INDEX = "model_index.json"
 """Of a pipeline, as diffusers writes it."""
 CONFIG = "config.json"
 """Of one network, as transformers, diffusers and timm write it."""
 _SHOWN = 8
-_MAX_HEAD_BYTES = 100 << 20
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "F4": 4}
 """Of a number, by its type as safetensors spells it; 8 for all others."""
 _CASTS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -48,24 +46,15 @@ class Component:
         return sum(count * bits[kind] for kind, count in self.numbers.items()) // 8
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
 def pipeline_of(folder: Path) -> str | None:
     """The class of diffusers' pipeline that the folder is of."""
-    name = read_json(folder / MODEL_INDEX).get("_class_name")
+    name = peek_json(folder / MODEL_INDEX).get("_class_name")
     return name if isinstance(name, str) else None
 
 
 def architectures_of(folder: Path) -> tuple[str, ...]:
     """What ``config.json`` names: classes of transformers, or an architecture of timm."""
-    config = read_json(folder / CONFIG)
+    config = peek_json(folder / CONFIG)
     named = config.get("architectures") or [config.get("architecture")]
     return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
@@ -85,13 +74,13 @@ def components_of(folder: Path, files: Mapping[str, Iterable[Path]] | None = Non
     """The networks whose weights are in a folder: those that ``model_index.json`` names, or else the folder itself and
     each folder in it that has any. ``files``: those of a component, by its name, where they are not in its folder.
 
-    Raises: ValueError: a file that is missing or damaged.
+    Raises: ValueError: a file that is missing or damaged, or lies elsewhere.
     """
-    index = read_json(folder / MODEL_INDEX)
+    index = peek_json(folder / MODEL_INDEX)
     kinds = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
     own = () if index else ("",)  # what lies beside an index are other forms of the same
-    found = {name: weight_files(folder / name) for name in (kinds or (*own, *inner))}
+    found = {name: weight_files(child(folder, name) if name else folder) for name in (kinds or (*own, *inner))}
     found |= {name: list(paths) for name, paths in (files or {}).items()}
     return tuple(
         _component(name, kinds.get(name) or next(iter(architectures_of(folder / name)), ""), paths)
@@ -104,17 +93,28 @@ def weight_files(folder: Path) -> list[Path]:
     """Those that are read of a network's folder: what the index of its parts names, or its files without the name of
     a precision in theirs (``model.safetensors`` beside ``model.fp16.safetensors``), or pickles where nothing else is.
 
-    Raises: ValueError: an index that names none.
+    Raises: ValueError: an index that names none, or one elsewhere.
     """
     if indices := sorted(folder.glob("*.safetensors.index.json")):
-        named = read_json(indices[0]).get("weight_map")
+        named = peek_json(indices[0]).get("weight_map")
         if not isinstance(named, dict) or not named:
             raise ValueError(f"{indices[0]} names no files; write the folder again")
-        return sorted({folder / str(name) for name in named.values()})
+        return sorted({child(folder, name) for name in named.values()})
     files = sorted(folder.glob("*.safetensors"))
     files = files or sorted(path for path in folder.glob("*") if path.suffix in _PICKLES)
     fewest = min((len(path.suffixes) for path in files), default=0)
     return [path for path in files if len(path.suffixes) == fewest]
+
+
+def safetensors_of(folder: Path) -> list[Path]:
+    """The files that the weights of one component are read from; none where it has no weights.
+
+    Raises: ValueError: weights in another format.
+    """
+    files = weight_files(folder)
+    if pickles := [path for path in files if path.suffix != ".safetensors"]:
+        raise ValueError(f"{pickles[0]} is a pickle, which may run code; give {folder.name} as safetensors")
+    return files
 
 
 def _component(name: str, kind: str, files: Iterable[Path]) -> Component:
@@ -128,31 +128,3 @@ def _component(name: str, kind: str, files: Iterable[Path]) -> Component:
             raise ValueError(f"{path} is missing; write it again")
         size += path.stat().st_size
     return Component(name=name, kind=str(kind), numbers=dict(numbers), file_bytes=size)
-
-
-class Head(NamedTuple):
-    """What a safetensors file says of one of its tensors."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def heads(path: Path) -> list[Head]:
-    """Of all tensors of a safetensors file. No weights are read.
-
-    Raises: ValueError: a file that is missing or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEAD_BYTES:
-                raise ValueError(f"its head has {length} bytes")
-            read = json.loads(file.read(length))
-        return [
-            Head(name, str(tensor["dtype"]), tuple(tensor["shape"]))
-            for name, tensor in read.items()
-            if name != "__metadata__"
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ValueError(f"{path} is missing or damaged ({type(error).__name__}); write it again") from None

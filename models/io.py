@@ -133,6 +133,11 @@ class ImageIO:
         return (Tensor("image", "UINT8", (height, width, 3)),)
 
     @property
+    def usual(self) -> ImageRequest:
+        """What is asked for as a rule."""
+        return ImageRequest(width=self.size[0], height=self.size[1]) if self.size else self.largest
+
+    @property
     def largest(self) -> ImageRequest:
         """The dearest request."""
         width, height = self.size if self.size and not self.max_side else (self.max_side, self.max_side)
@@ -354,6 +359,11 @@ class ClipIO:
         for frames in self.frame_counts:
             for size in ((self.width, self.height), *self.sizes):
                 self.grid(frames, size)
+
+    @property
+    def usual(self) -> ClipRequest:
+        """What is asked for as a rule."""
+        return self.settled(ClipRequest())
 
     def settled(self, request: ClipRequest) -> ClipRequest:
         """The request with the usual length, size and rate where it leaves them open."""

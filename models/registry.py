@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from models.contract import Family, LazyRef, Variant
+from models.files import told_of
 from models.folder import seen_in
 
 GROUP = "vireo.families"
@@ -81,12 +82,25 @@ def find(model_id: str, weights: Path | None = None) -> tuple[Family, Variant]:
     name, colon, rest = model_id.partition(":")
     open_family = families().get(name) if colon else None
     if open_family is not None and open_family.resolve is not None:
-        variant = open_family.resolve.load()(rest, weights)
+        variant = _resolved(open_family, rest, weights)
         return open_family.of(variant), variant
     if weights is not None and not colon:
         return _recognised(model_id, weights)
     close = "".join(f"; did you mean {known}?" for known in get_close_matches(model_id, known_ids(), 1))
     raise ValueError(f"unknown model {model_id!r}; known models: {', '.join(known_ids())}{close}")
+
+
+def _resolved(family: Family, name: str, folder: Path | None) -> Variant:
+    assert family.resolve is not None
+    resolve = family.resolve.load()
+    if folder is None:
+        variant: Variant = resolve(name, None)
+        return variant
+    with told_of(folder, family.name):
+        variant = resolve(name, folder)
+        if family.shape == "job" and family.work is not None:  # numbers that do not go together show here
+            family.work.load()(variant, variant.io.usual, family.of(variant).check_point({}))
+        return variant
 
 
 def _recognised(name: str, folder: Path) -> tuple[Family, Variant]:
@@ -116,7 +130,8 @@ def recognise(folder: Path) -> tuple[str, ...]:
     for family in families().values():
         if "recognise" in family.parts:
             try:
-                name = family.part("recognise")(folder)
+                with told_of(folder, family.name):
+                    name = family.part("recognise")(folder)
             except ValueError as error:
                 refused.append(error)
                 continue

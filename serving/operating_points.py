@@ -18,7 +18,6 @@ from models.io import (
     ChatIO,
     ChatTokens,
     ClipIO,
-    ClipRequest,
     ImageIO,
     ImageRequest,
     RowIO,
@@ -181,9 +180,7 @@ def usual_request(io: Any) -> Any:
     """What is asked for as a rule: a clip or a picture of the usual size, a chat about the largest picture."""
     if isinstance(io, ChatIO):
         return ChatTokens(_USUAL_TEXT_TOKENS, io.max_image_tokens, _USUAL_ANSWER_TOKENS)
-    if isinstance(io, ImageIO) and io.size:
-        return ImageRequest(width=io.size[0], height=io.size[1])
-    return io.settled(ClipRequest()) if isinstance(io, ClipIO) else io.largest
+    return io.usual if isinstance(io, ClipIO | ImageIO) else io.largest
 
 
 def usual_work(family: Family, variant: Variant) -> Work:

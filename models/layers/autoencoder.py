@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.checkpoint import load_into, load_official
+from models.files import read_json
 
 _CONFIG, _FILE = "vae/config.json", "vae/diffusion_pytorch_model.safetensors"
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -34,10 +35,7 @@ def read_autoencoder(folder: Path, needed: Mapping[str, Any], owner: str) -> Aut
     Raises: ValueError: it is missing, damaged or another one.
     """
     path = folder / _CONFIG
-    try:
-        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
+    read = read_json(path)
     for name, value in needed.items():
         if read.setdefault(name, value) != value:
             raise ValueError(f"{path}: {name} is {read[name]}; {owner} needs {value}")

@@ -19,9 +19,11 @@ from models.families.diffusers.host import DiffusersRunner
 from models.families.diffusers.networks import build, save
 from models.folder import components_of as networks_of
 from models.io import ClipRequest
+from models.registry import find
 from models.testing.jobs import finished
 from models.testing.subject import Subject
 from serving.replica.job.snapshots import restored, take_snapshot
+from tests.support import hostile
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -119,6 +121,20 @@ def test_what_cannot_be_run_is_refused_by_name(spoilt: Path, file: str, changes:
     _change(spoilt / file, **changes)
     with pytest.raises(ValueError, match=words):
         resolve("wan", spoilt)
+
+
+def test_whatever_its_files_say_a_folder_is_read_or_refused(spoilt: Path) -> None:
+    """A traceback, a hang or a hole in memory is neither."""
+    files = sorted(path for path in spoilt.rglob("*.json") if path.name.endswith(("index.json", "config.json")))
+    refusals: dict[str, str] = {}
+    for said in hostile.spoilt(files):
+        try:
+            find("my-wan", spoilt)
+        except ValueError as error:
+            refusals[said] = str(error)
+    assert len(refusals) > 100
+    assert all(refusals.values())
+    assert find("my-wan", spoilt)[1].weights == spoilt
 
 
 def test_a_missing_component_is_named(spoilt: Path) -> None:

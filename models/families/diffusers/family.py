@@ -15,14 +15,13 @@ from models.families.diffusers.architecture import IO, Architecture, Configs
 from models.families.diffusers.folder import (
     check_own_unet,
     components_of,
-    licence_of,
     peek,
     read_configs,
     read_index,
-    safetensors_of,
 )
 from models.families.diffusers.solvers import num_tensors
-from models.folder import MODEL_INDEX
+from models.files import licence_of
+from models.folder import MODEL_INDEX, safetensors_of
 from models.folder import components_of as networks_of
 from models.io import ClipIO
 from models.methods.diffusers.knobs import (

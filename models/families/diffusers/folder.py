@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models.families.diffusers.architecture import Architecture, Configs
-from models.folder import MODEL_INDEX, heads, weight_files
+from models.files import child, heads, read_json, read_network_config
+from models.folder import MODEL_INDEX
 
 _LIBRARIES = ("diffusers", "transformers")
-_CONFIG_FILES = (
-    "config.json",
-    "scheduler_config.json",
-    "guider_config.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-)
+_CONFIG_FILES = ("config.json", "scheduler_config.json", "guider_config.json", "preprocessor_config.json")
+_TOKENIZER_FILE = "tokenizer_config.json"
+"""Not of a network: a text without limit has 10^30 tokens there."""
 _OF_A_UNET = "down_blocks.0.resnets.0.conv1.weight"
 """A tensor of every UNet that diffusers writes."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises: ValueError: it cannot be read, or is none."""
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return read
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -56,7 +40,7 @@ def peek(folder: Path, index: Mapping[str, Any]) -> Configs:
     found: dict[str, Mapping[str, Any]] = {"index": index}
     for name, (_, kind) in components_of(index).items():
         with suppress(ValueError):
-            found[name] = {**_config_of(folder / name), "_class_name": kind}
+            found[name] = {**_config_of(child(folder, name)), "_class_name": kind}
     return found
 
 
@@ -90,27 +74,19 @@ def read_configs(folder: Path, index: Mapping[str, Any], architecture: Architect
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    return next((read_json(folder / name) for name in _CONFIG_FILES if (folder / name).is_file()), {})
+    for path in (folder / name for name in _CONFIG_FILES):
+        if path.is_file():
+            return read_network_config(path)
+    return read_json(folder / _TOKENIZER_FILE) if (folder / _TOKENIZER_FILE).is_file() else {}
 
 
 def _refuse(folder: Path, configs: Configs) -> None:
     for name, config in configs.items():
-        if config.get("quantization_config"):
-            method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        if quantised := config.get("quantization_config"):
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else "unknown"
             raise ValueError(f"{folder}: {name} is quantised ({method}); give weights in float32, bfloat16 or float16")
         if config.get("auto_map"):
             raise ValueError(f"{folder}: {name} needs code that the folder brings (auto_map); it is not run")
-
-
-def safetensors_of(folder: Path) -> list[Path]:
-    """The files that the weights of one component are read from; none where it has no weights.
-
-    Raises: ValueError: weights in another format.
-    """
-    files = weight_files(folder)
-    if pickles := [path for path in files if path.suffix != ".safetensors"]:
-        raise ValueError(f"{pickles[0]} is a pickle, which may run code; give {folder.name} as safetensors")
-    return files
 
 
 def check_own_unet(folder: Path) -> None:
@@ -125,13 +101,3 @@ def check_own_unet(folder: Path) -> None:
                 f"{path} is a UNet beside the one in {folder / 'unet'}; to serve the folder without it, write "
                 f"NAME=diffusers:NAME@{folder}"
             )
-
-
-def licence_of(folder: Path) -> str:
-    """As the metadata at the head of its README say; "none" where nothing is said."""
-    readme = folder / "README.md"
-    text = readme.read_text("utf-8", errors="replace") if readme.is_file() else ""
-    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    fields = dict(re.findall(r"^(license(?:_name)?): *['\"]?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
-    licence = fields.get("license", "none")
-    return str(fields.get("license_name", licence) if licence == "other" else licence)

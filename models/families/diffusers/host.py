@@ -30,7 +30,7 @@ from models.families.diffusers.family import check_allowed
 from models.families.diffusers.method import Hosted, NetworkCall, make_method
 from models.families.diffusers.networks import Components
 from models.families.diffusers.rows import Joined, joined, time_of_rows
-from models.io import ClipIO, ClipRequest, ImageRequest
+from models.io import ClipIO
 from models.layers.latent_colours import LatentColours
 from models.methods.diffusers.knobs import check_spread_cache
 from models.methods.diffusers.request import RequestMethods, check_spread
@@ -322,12 +322,7 @@ class DiffusersRunner:
     def _fitted_colours(self) -> LatentColours:
         """Before the first request: previews are made beside slices, and two threads must not be in one autoencoder,
         since some keep in themselves what they have seen of a clip."""
-        io = self._io
-        usual = (
-            self._settled(ClipRequest())
-            if isinstance(io, ClipIO)
-            else ImageRequest(width=io.size[0], height=io.size[1])
-        )
+        usual = self._io.usual
         latents = torch.empty(self._shape(usual), device="meta")
         channels = self._architecture.unpacked(latents, self.grid(usual)).shape[1]
         return LatentColours.fitted(self._decoded, channels, self._device)

@@ -20,9 +20,8 @@ from models.checkpoint import load_into, load_pretrained
 from models.contract import Variant
 from models.families.diffusers import pipelines
 from models.families.diffusers.architecture import Architecture
-from models.families.diffusers.folder import safetensors_of
 from models.families.diffusers.tokenizers import make_tokenizer
-from models.folder import MODEL_INDEX
+from models.folder import MODEL_INDEX, safetensors_of
 
 
 class Components(nn.Module):

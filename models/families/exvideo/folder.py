@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from models.contract import Source, Variant
 from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES, overlay_blocks, vae_stride
-from models.folder import heads
+from models.files import heads, read_network_config
+from models.folder import MODEL_INDEX, pipeline_of, safetensors_of
 from models.io import ClipIO, SamplerRange
 
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -30,11 +30,7 @@ _LONGEST = 8
 
 def recognise(folder: Path) -> str | None:
     """The name by which ``resolve`` takes a folder, or None: it is not one of SVD."""
-    try:
-        index = _json(folder / "model_index.json")
-    except ValueError:
-        return None
-    return "svd" if index.get("_class_name") == PIPELINE else None
+    return "svd" if pipeline_of(folder) == PIPELINE else None
 
 
 def resolve(name: str, folder: Path | None = None) -> Variant:
@@ -45,7 +41,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     if folder is None:
         raise ValueError(f"exvideo:{name} is whatever a folder holds; give one (--model exvideo:{name}=FOLDER)")
     _check_index(folder)
-    config: dict[str, Any] = {part: _json(folder / file) for part, file in CONFIGS.items()}
+    config: dict[str, Any] = {part: read_network_config(folder / file) for part, file in CONFIGS.items()}
     overlay = next(iter(_first_of(folder, OVERLAY_FILES)), None)
     config["positions"] = _positions(overlay, config["unet"]) if overlay else 0
     config["contrast"] = _CONTRAST if overlay else 0.0
@@ -75,6 +71,7 @@ def found(variant: Variant) -> Variant:
     if folder is None:
         raise ValueError(f"{variant.id} has no weights here; give a folder of SVD, as diffusers writes it")
     _check_index(folder)
+    _check_weights(folder)
     path = folder / STATISTICS_FILE
     if not path.is_file():
         return replace(variant, config=MappingProxyType({**variant.config, "analytic_init": ()}))
@@ -137,16 +134,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     return {head.name: head.shape for head in heads(path)}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__}); give a folder of SVD") from None
-    return read
-
-
 def _check_index(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
+    if not (folder / MODEL_INDEX).is_file():
         single = [name for name in SINGLE_FILES if (folder / name).is_file()]
         if single:
             raise ValueError(
@@ -154,8 +143,15 @@ def _check_index(folder: Path) -> None:
                 "diffusers has of it, with model_index.json, unet, vae and image_encoder"
             )
         raise ValueError(f"{folder} has no model_index.json; give a folder of SVD, as diffusers writes it")
-    if (kind := _json(folder / "model_index.json").get("_class_name")) != PIPELINE:
+    if (kind := pipeline_of(folder)) != PIPELINE:
         raise ValueError(f"{folder} is of {kind}; SVD's folders are of {PIPELINE}")
+
+
+def _check_weights(folder: Path) -> None:
+    """Pass a folder each of whose networks has weights of a form that runs no code. Raises: ValueError."""
+    for part in ("unet", "vae", "image_encoder"):
+        if not safetensors_of(folder / part):
+            raise ValueError(f"{folder / part} has no weights (*.safetensors); give a folder of SVD")
 
 
 def _positions(path: Path, unet: Mapping[str, Any]) -> int:

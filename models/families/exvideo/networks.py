@@ -23,6 +23,7 @@ from models.families.exvideo.overlay import check_overlay, overlay_file, overlay
 from models.families.exvideo.picture import CLIP_MEAN, CLIP_STD, clip_inputs
 from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES
 from models.families.exvideo.unet import extend
+from models.files import read_json
 
 _FEATURES = "feature_extractor/preprocessor_config.json"
 _INDEX = {
@@ -185,10 +186,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _check_features(folder: Path) -> None:
     """CLIP's mean and deviation are the only thing in that file that SVD's pipeline uses."""
     path = folder / _FEATURES
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__}); give a folder of SVD") from None
+    read = read_json(path)
     for name, needed in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
         given = read.get(name, needed)
         if max(abs(one - other) for one, other in zip(given, needed, strict=True)) > 1e-6:

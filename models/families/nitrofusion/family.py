@@ -7,7 +7,6 @@ say everything else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from typing import Any
 
 from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant, Work
 from models.families.nitrofusion.tiny import TINY
+from models.files import read_network_config
 from models.io import ImageIO, ImageRequest
 
 _HERE = "models.families.nitrofusion"
@@ -45,7 +45,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     if name not in _SHIFTS:
         raise ValueError(f"NitroFusion has no {name!r}; there are {', '.join(_SHIFTS)}")
     config: Mapping[str, Any] = (
-        TINY if folder is None else {part: _read(folder / file) for part, file in _FILES.items()}
+        TINY if folder is None else {part: read_network_config(folder / file) for part, file in _FILES.items()}
     )
     _check(config, folder)
     if folder is not None and not (folder / unet_file(name)).is_file():
@@ -88,14 +88,6 @@ def weight_files(variant: Variant) -> dict[str, list[Path]]:
     """NitroFusion's UNet is read in place of SDXL's."""
     assert variant.weights is not None
     return {"unet": [variant.weights / unet_file(variant.id.rpartition(":")[2])]}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({type(error).__name__}); give a folder of SDXL") from None
-    return read
 
 
 def _check(config: Mapping[str, Any], folder: Path | None) -> None:

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from models.contract import Family, LazyRef, Point, Source, Variant, Work
-from models.folder import CONFIG, read_json
+from models.files import peek_json
+from models.folder import CONFIG
 from models.io import PictureIO
 
 _HERE = "models.families.timm"
@@ -52,7 +53,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
 
 def recognise(folder: Path) -> str | None:
     """The architecture that ``config.json`` names as timm writes it, with the tag of its weights if they have one."""
-    config = read_json(folder / CONFIG)
+    config = peek_json(folder / CONFIG)
     architecture, given = config.get("architecture"), config.get("pretrained_cfg")
     if not isinstance(architecture, str) or not isinstance(given, dict | None):
         return None

@@ -18,6 +18,7 @@ from models.families.vdit.causal_vae import CausalVae
 from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.transformer import OpenSoraT2V
 from models.families.vdit.vae_config import CausalVaeConfig
+from models.files import child, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -50,10 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}; give the folder of one network of a published checkpoint")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return config
+    return read_json(path)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -65,8 +63,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: tensor for part in names for name, tensor in load_file(folder / _plain(part)).items()}
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return {name: tensor for part in names for name, tensor in load_file(child(folder, part)).items()}
     single = folder / f"{WEIGHTS}.safetensors"
     if single.is_file():
         return load_file(single)
@@ -82,13 +80,6 @@ def save_network(model: nn.Module, config: Mapping[str, Any], folder: Path, dtyp
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / f"{WEIGHTS}.safetensors")
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=1) + "\n", encoding="utf-8")
-
-
-def _plain(name: str) -> str:
-    """A shard lies in the folder itself, whatever its index says."""
-    if Path(name).name != name:
-        raise ValueError(f"the index names {name!r}, which is no plain file name")
-    return name
 
 
 def _unwrapped(loaded: Any) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.contract import Family, Grid, LazyRef, Source, Variant
 from models.families.vllm.asking import VllmProcess
+from models.files import licence_of
 from models.folder import architectures_of, pipeline_of
 from models.io import ChatIO
 
@@ -49,7 +50,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
             kv_values_per_token=facts["kv_values_per_token"],
         ),
         config=facts["config"],
-        source=Source(licence=_licence(folder)),
+        source=Source(licence=licence_of(folder)),
         weights=folder,
     )
 
@@ -68,15 +69,6 @@ def _facts(folder: Path) -> dict[str, Any]:
         return process.facts()
     finally:
         process.stop()
-
-
-def _licence(folder: Path) -> str:
-    """As the metadata at the head of its README say."""
-    readme = folder / "README.md"
-    head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), re.DOTALL) if readme.is_file() else None
-    fields = dict(re.findall(r"^(license(?:_name)?): *['\"]?([\w.-]+)", head[1], re.MULTILINE)) if head else {}
-    licence = fields.get("license", "none")
-    return str(fields.get("license_name", licence) if licence == "other" else licence)
 
 
 def whole_picture(variant: Variant) -> Callable[[Pixels], tuple[Pixels, Grid]]:

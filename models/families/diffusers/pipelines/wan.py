@@ -54,7 +54,7 @@ def _refusal(configs: Configs) -> str:
 
 def _strides(configs: Configs) -> tuple[int, int, int]:
     in_time = configs["vae"].get("temperal_downsample", (False, True, True))
-    return 2 ** sum(in_time), 2 ** len(in_time), 2 ** len(in_time)
+    return 2 ** sum(map(bool, in_time)), 2 ** len(in_time), 2 ** len(in_time)
 
 
 def _io(configs: Configs, *, takes_picture: bool) -> ClipIO:

@@ -23,6 +23,7 @@ from models.families.exvideo.shapes import overlay_blocks
 from models.families.exvideo.unet import extend
 from models.families.exvideo.work import work
 from models.io import ClipRequest
+from tests.support import hostile
 
 PLAIN, EXTENDED = FAMILY.miniatures
 INDICES = [7, 17, 29, 39, 51, 61, 83, 113, 123, 133, 144, 154, 164, 175, 185, 195]
@@ -105,6 +106,32 @@ def test_folder_is_recognised_and_says_what_it_holds(tmp_path: Path) -> None:
     plain = resolve("svd", folder)
     assert (plain.config["positions"], plain.io.frame_counts) == (0, (5,))
     assert recognise(tmp_path) is None
+
+
+def test_whatever_its_files_say_a_folder_is_read_or_refused(tmp_path: Path) -> None:
+    folder = folder_of(EXTENDED, tmp_path / "clip-model")
+    files = sorted(path for path in folder.rglob("*.json") if path.name.endswith(("index.json", "config.json")))
+    refusals: dict[str, str] = {}
+    for said in hostile.spoilt(files):
+        try:
+            registry.find("mine", folder)
+        except ValueError as error:
+            refusals[said] = str(error)
+    assert len(refusals) > 50
+    assert all(refusals.values())
+    assert registry.find("mine", folder)[1].weights == folder
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+def test_pickles_and_missing_weights_are_refused_before_anything_is_built(tmp_path: Path, part: str) -> None:
+    folder = folder_of(PLAIN, tmp_path / "clip-model")
+    (weights,) = (folder / part).glob("*.safetensors")
+    pickle = weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"\.bin is a pickle, which may run code"):
+        registry.find("mine", folder)
+    pickle.unlink()
+    with pytest.raises(ValueError, match=f"{part} has no weights"):
+        registry.find("mine", folder)
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
