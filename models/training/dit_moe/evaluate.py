@@ -27,6 +27,7 @@ from models.families.dit_moe.networks import Networks
 from models.io import ImageRequest
 from models.registry import find
 from models.training import calibration
+from models.training.autoencoder import encode
 from models.training.dit_moe import autoencoder, pictures
 from models.training.dit_moe.judge import ClassJudge
 from models.training.dit_moe.pictures import COLOURS, NUM_CLASSES, SIDE, THINGS, class_name
@@ -136,7 +137,7 @@ class Studio:
     def bounds(self, count: int) -> dict[str, float]:
         """What the judge says of drawn pictures, and of what the autoencoder makes of them: nothing can be better."""
         drawn = pictures.draw(count, FIRST_SEED, held_out=True)
-        again = autoencoder.decode(self._networks.vae, autoencoder.encode(self._networks.vae, drawn.pixels))
+        again = autoencoder.decode(self._networks.vae, encode(self._networks.vae, drawn.pixels))
         labels = drawn.labels.tolist()
         return {
             "rendered": shares(self._judge.labels(list(pictures.as_bytes(drawn.pixels))), labels).right,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.checkpoint import read_weights, save_weights
 from models.training.dit_moe import pictures
 from models.training.dit_moe.pictures import COLOURS, SIDE, THINGS
-from models.training.log import TrainingLog
+from models.training.stages import log_of
 
 _WIDTHS = (24, 48, 96, 128)
 
@@ -90,7 +90,7 @@ def train(
     torch.manual_seed(seed)
     net = JudgeNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
-    log, recent = TrainingLog(out / "judge_log.jsonl"), list[float]()
+    log, recent = log_of(out, "judge"), list[float]()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))

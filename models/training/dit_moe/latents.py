@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.training.dit_moe import autoencoder, pictures
+from models.training.autoencoder import encode
+from models.training.dit_moe import pictures
 
 _SHARD = 2_000
 _FIRST_SEED = 30_000_000
@@ -35,7 +36,7 @@ def make(
 def _shard(path: Path, vae: AutoencoderKL, number: int) -> dict[str, Tensor]:
     if not path.is_file():
         drawn = pictures.draw(_SHARD, _FIRST_SEED + number)
-        shard = {"latents": autoencoder.encode(vae, drawn.pixels).half(), "labels": drawn.labels}
+        shard = {"latents": encode(vae, drawn.pixels).half(), "labels": drawn.labels}
         save_file(shard, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     return load_file(path)

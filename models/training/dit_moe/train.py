@@ -22,6 +22,7 @@ from models.contract import OnProgress, Variant
 from models.training import calibration
 from models.training.dit_moe import autoencoder, judge, latents, transformer
 from models.training.dit_moe.transformer import TrainConfig
+from models.training.stages import once, records
 
 LOG_FILE = "training_log.json"
 WORK_FOLDER = "training"
@@ -77,7 +78,7 @@ def train_variant(
     save_weights({name: one.half() for name, one in state.items()}, out_dir, {"model": variant.id, "seed": str(seed)})
     save_autoencoder(vae, out_dir / "vae")
     shutil.copytree(work / "judge", out_dir / "judge", dirs_exist_ok=True)
-    log = {stage: _records(work, stage) for stage in STAGES}
+    log = {stage: records(work, stage) for stage in STAGES}
     text = json.dumps({"torch": str(torch.__version__), **log}, indent=0, allow_nan=False)
     (out_dir / LOG_FILE).write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(work)
@@ -100,41 +101,20 @@ def save_autoencoder(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def _autoencoder(plan: Plan, work: Path, seed: int, on_progress: OnProgress) -> AutoencoderKL:
-    def make() -> None:
-        vae = autoencoder.train(
-            work, steps=plan.autoencoder_steps, seed=seed, on_step=_told(on_progress, "autoencoder")
-        )
-        vae.save_pretrained(work / "vae.part")
+    def make(folder: Path) -> None:
+        told = _told(on_progress, "autoencoder")
+        autoencoder.train(work, steps=plan.autoencoder_steps, seed=seed, on_step=told).save_pretrained(folder)
 
-    _once(work / "vae", make)
-    vae: Any = AutoencoderKL.from_pretrained(work / "vae", low_cpu_mem_usage=False)
+    vae: Any = AutoencoderKL.from_pretrained(once(work / "vae", make), low_cpu_mem_usage=False)
     return vae.eval().requires_grad_(False)
 
 
 def _judge(plan: Plan, work: Path, seed: int, on_progress: OnProgress) -> None:
-    def make() -> None:
-        judge.train(work, steps=plan.judge_steps, seed=seed, on_step=_told(on_progress, "judge")).save(
-            work / "judge.part"
-        )
+    def make(folder: Path) -> None:
+        judge.train(work, steps=plan.judge_steps, seed=seed, on_step=_told(on_progress, "judge")).save(folder)
 
-    _once(work / "judge", make)
-
-
-def _once(folder: Path, make: Callable[[], None]) -> None:
-    """Make ``folder``, under the name of a part until it is whole."""
-    if folder.is_dir():
-        return
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    (folder.parent / f"{folder.name}_log.jsonl").unlink(missing_ok=True)
-    make()
-    part.rename(folder)
+    once(work / "judge", make)
 
 
 def _told(on_progress: OnProgress, what: str) -> Callable[[int, int], None]:
     return partial(on_progress, what)
-
-
-def _records(work: Path, stage: str) -> list[dict[str, Any]]:
-    lines = (work / f"{stage}_log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]

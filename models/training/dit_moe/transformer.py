@@ -7,8 +7,6 @@ weights are averaged over steps. A run that was killed goes on from its state fi
 from __future__ import annotations
 
 import copy
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +23,7 @@ from models.families.dit_moe.network import DitMoe, Gated, balance_loss
 from models.training.average import follow
 from models.training.dit_moe.optimizer import Optimizers
 from models.training.dit_moe.pictures import COLOURS, NUM_CLASSES, THINGS
-from models.training.log import TrainingLog
+from models.training.stages import log_of, save_state, saved_state
 
 STATE_FILE = "training_state.pt"
 DROPPED = 0.1
@@ -120,7 +118,7 @@ class _Run:
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.optimizers = Optimizers(network, config.lr)
         self.step = 0
-        self.log = TrainingLog(out / "transformer_log.jsonl")
+        self.log = log_of(out, "transformer")
 
     def to_the_end(self, on_step: Callable[[int, int], None]) -> None:
         recent: list[tuple[float, float]] = []
@@ -161,26 +159,19 @@ class _Run:
         return float(losses(self.average, x, torch.randn(x.shape, generator=random), times, classes)[0])
 
     def _save(self) -> None:
-        """Replace the files in one move each, so that a kill at any moment leaves whole ones."""
         state = {
-            "config": json.dumps(asdict(self.config)),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "step": self.step,
         }
-        temporary = self.out / f"{STATE_FILE}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / STATE_FILE)
+        save_state(self.out / STATE_FILE, asdict(self.config), state)
 
     def resume(self) -> None:
         """Go on where an earlier run of the same ended."""
-        path = self.out / STATE_FILE
-        if not path.is_file():
+        state = saved_state(self.out / STATE_FILE, asdict(self.config))
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if json.loads(state["config"]) != asdict(self.config):
-            raise ValueError(f"{path} belongs to a run with another configuration; remove it or choose another folder")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizers.load_state_dict(state["optimizers"])

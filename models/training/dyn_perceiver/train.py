@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from models.training.dyn_perceiver import augment
 from models.training.dyn_perceiver.card import write_card
 from models.training.dyn_perceiver.digits import TRAIN_FONTS, Glyphs, drawn, handwritten
 from models.training.dyn_perceiver.evaluation import SPLIT_SEED, held_out_sets
+from models.training.stages import save_state, saved_state
 
 STATE_FILE = "training_state.pt"
 EXIT_WEIGHTS = (0.5, 0.5, 1.0, 1.0)
@@ -179,9 +179,7 @@ class _Run:
         return accuracy
 
     def _save(self) -> None:
-        """Replace the state file in one move, so that a kill at any moment leaves a whole one."""
         state = {
-            "config": json.dumps(asdict(self.config)),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -190,17 +188,12 @@ class _Run:
             "seconds": self.seconds,
             "history": self.history,
         }
-        temporary = self.out_dir / f"{STATE_FILE}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out_dir / STATE_FILE)
+        save_state(self.out_dir / STATE_FILE, asdict(self.config), state)
 
     def resume(self) -> None:
-        path = self.out_dir / STATE_FILE
-        if not path.is_file():
+        state = saved_state(self.out_dir / STATE_FILE, asdict(self.config))
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if json.loads(state["config"]) != asdict(self.config):
-            raise ValueError(f"{path} belongs to a run with another configuration; remove it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPVisionModelWithProjection
 
+from models.training.autoencoder import encode
 from models.training.average import follow
-from models.training.exvideo.autoencoder import encode, to_pixels
+from models.training.exvideo.autoencoder import to_pixels
 from models.training.exvideo.image_encoder import inputs
 from models.training.exvideo.scenes import Scene, draw
-from models.training.log import TrainingLog
+from models.training.stages import log_of, save_state, saved_state
 from models.training.vdit.conv_muon import ConvMuon
 
 CONFIG: dict[str, Any] = {
@@ -199,16 +199,18 @@ def train(
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> UNetSpatioTemporalConditionModel:
     """Train what is not frozen, or go on with an interrupted run. Returns the averaged weights; ``out`` gets the log,
-    and the state to go on from."""
+    and the state to go on from. An interrupted run goes on without the momentum that it had.
+
+    Raises: ValueError: the interrupted run was of another plan.
+    """
     state_file = out / f"{plan.name}.pt"
     average, first = copy.deepcopy(unet).requires_grad_(False), 0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
+    if (state := saved_state(state_file, asdict(plan))) is not None:
         unet.load_state_dict(state["unet"])
         average.load_state_dict(state["average"])
         first = state["step"]
     optimizers = Optimizers(unet.named_parameters(), plan.lr)
-    log, recent, began_s = TrainingLog(out / f"{plan.name}_log.jsonl"), list[float](), time.monotonic()
+    log, recent, began_s = log_of(out, plan.name), list[float](), time.monotonic()
     for step in range(first, plan.steps):
         torch.manual_seed(plan.seed * 1_000_003 + step)
         batch = windows.draw(plan.batch, plan.frames, np.random.default_rng((plan.seed, step)))
@@ -224,7 +226,8 @@ def train(
             recent.clear()
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             log.write(step=step + 1, **probe(average, windows, plan.frames))
-            _save({"unet": unet.state_dict(), "average": average.state_dict(), "step": step + 1}, state_file)
+            state = {"unet": unet.state_dict(), "average": average.state_dict(), "step": step + 1}
+            save_state(state_file, asdict(plan), state)
     return average
 
 
@@ -238,13 +241,6 @@ def probe(unet: UNetSpatioTemporalConditionModel, windows: Windows, frames: int)
     batch = windows.draw(8, frames, np.random.default_rng(10**6))
     noise = torch.randn_like(batch.clips)
     return {f"at_{sigma}": float(loss_of(unet, batch, torch.full((8,), sigma), noise).mean()) for sigma in PROBED}
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    """In one move, so that a kill at any moment leaves a whole file."""
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def temporal_parameters(unet: nn.Module) -> Iterator[nn.Parameter]:

@@ -23,7 +23,8 @@ from PIL import Image
 
 from models.operating_points import share_quality
 from models.training import calibration
-from models.training.exvideo.autoencoder import decode, encode, psnr, to_pixels
+from models.training.autoencoder import encode
+from models.training.exvideo.autoencoder import decode, psnr, to_pixels
 from models.training.exvideo.export import Parts, load_parts, load_statistics
 from models.training.exvideo.judge import Verdict, judge
 from models.training.exvideo.sampling import Start, sample, sample_windows, to_uint8

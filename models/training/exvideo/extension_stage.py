@@ -16,7 +16,8 @@ from pathlib import Path
 from models.training import calibration
 from models.training.exvideo import denoiser, export, latents
 from models.training.exvideo.denoiser import Windows
-from models.training.exvideo.train import LOG_FILE, WORK_FOLDER, Plans, records
+from models.training.exvideo.train import LOG_FILE, WORK_FOLDER, Plans
+from models.training.stages import records
 
 
 def main() -> None:

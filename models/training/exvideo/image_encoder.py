@@ -14,8 +14,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from models.training.exvideo.autoencoder import to_pixels
 from models.training.exvideo.scenes import COLOURS, FAR, NEAR, SHAPES, Scene, render, sample_scene
-from models.training.log import TrainingLog
 from models.training.optimizer import Optimizers
+from models.training.stages import log_of
 
 SIDE = 224
 """What SVD's pipeline scales pictures to."""
@@ -58,7 +58,7 @@ def train(
     torch.manual_seed(seed)
     encoder, head = small_encoder(), nn.Linear(WIDTH, len(COLOURS) + len(SHAPES) + 2)
     optimizers = Optimizers([encoder], [head], muon_lr=lr, adam_lr=lr)
-    rng, log = np.random.default_rng(seed), TrainingLog(out / "image_encoder_log.jsonl")
+    rng, log = np.random.default_rng(seed), log_of(out, "image_encoder")
     for step in range(steps):
         scenes = [sample_scene(rng, held_out=None) for _ in range(BATCH)]
         loss, right = _told(head(encoder(inputs(_firsts(scenes))).image_embeds), scenes)

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.training.exvideo.autoencoder import encode, to_pixels
+from models.training.autoencoder import encode
+from models.training.exvideo.autoencoder import to_pixels
 from models.training.exvideo.scenes import Scene, render, sample_scene
 
 LENGTH = 48
@@ -31,6 +32,8 @@ def make(
     """Latents (count, 48, 4, 8, 8), unscaled, and their scenes; parts that are in ``out`` already are read.
 
     ``is_long``: for the extension.
+
+    Raises: ValueError: a part of another number of clips.
     """
     latents, scenes = [], []
     for part, first in enumerate(range(0, count, OF_A_PART)):
@@ -42,6 +45,8 @@ def make(
             save_file({"latents": torch.stack(made)}, path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
         latents.append(load_file(path)["latents"])
+        if (found := len(latents[-1])) != len(of_part):
+            raise ValueError(f"{path} has {found} clips, not {len(of_part)}; remove it or choose another folder")
         scenes += of_part
         on_step(len(scenes), count)
     return torch.cat(latents), scenes

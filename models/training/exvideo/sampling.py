@@ -13,7 +13,8 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.training.exvideo.autoencoder import decode, encode, to_pixels
+from models.training.autoencoder import encode
+from models.training.exvideo.autoencoder import decode, to_pixels
 from models.training.exvideo.denoiser import SIGMA_MAX, USUAL_AUGMENTATION
 from models.training.exvideo.export import Parts, scheduler
 from models.training.exvideo.image_encoder import inputs

@@ -25,6 +25,7 @@ from models.training import calibration
 from models.training.exvideo import autoencoder, denoiser, export, image_encoder, latents
 from models.training.exvideo.denoiser import Plan, Windows
 from models.training.exvideo.scenes import FRAMES, LONG_FRAMES
+from models.training.stages import once, records
 
 LOG_FILE = "training_log.json"
 WORK_FOLDER = "training"
@@ -120,7 +121,7 @@ def _autoencoder(plans: Plans, work: Path, seed: int, on_progress: OnProgress) -
         told = _told(on_progress, "autoencoder")
         autoencoder.train(work, steps=plans.autoencoder_steps, seed=seed, on_step=told).save_pretrained(folder)
 
-    vae: Any = AutoencoderKLTemporalDecoder.from_pretrained(_once(work / "vae", make), low_cpu_mem_usage=False)
+    vae: Any = AutoencoderKLTemporalDecoder.from_pretrained(once(work / "vae", make), low_cpu_mem_usage=False)
     return vae.eval().requires_grad_(False)
 
 
@@ -129,27 +130,10 @@ def _image_encoder(plans: Plans, work: Path, seed: int, on_progress: OnProgress)
         told = _told(on_progress, "image encoder")
         image_encoder.train(work, steps=plans.encoder_steps, seed=seed, on_step=told).save_pretrained(folder)
 
-    encoder: Any = CLIPVisionModelWithProjection.from_pretrained(_once(work / "image_encoder", make))
+    encoder: Any = CLIPVisionModelWithProjection.from_pretrained(once(work / "image_encoder", make))
     encoder.eval().requires_grad_(False)
     return cast(CLIPVisionModelWithProjection, encoder)
 
 
-def _once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Make ``folder``, under the name of a part until it is whole."""
-    if not folder.is_dir():
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        (folder.parent / f"{folder.name}_log.jsonl").unlink(missing_ok=True)
-        make(part)
-        part.rename(folder)
-    return folder
-
-
 def _told(on_progress: OnProgress, what: str) -> Callable[[int, int], None]:
     return partial(on_progress, what)
-
-
-def records(work: Path, stage: str) -> list[dict[str, Any]]:
-    """What a stage wrote into its log."""
-    lines = (work / f"{stage}_log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]

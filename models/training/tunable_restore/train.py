@@ -10,7 +10,6 @@ same weights as one that was not, on the same torch build and kind of processor.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from models.checkpoint import save_weights
 from models.contract import OnProgress, Variant
 from models.families.tunable_restore.network import random_network
 from models.training.average import follow
+from models.training.stages import save_state, saved_state
 from models.training.tunable_restore.degrade import as_bytes, blurred, multi_loss, objectives, weights
 from models.training.tunable_restore.pictures import TRAIN, TRAIN_FONTS, VALIDATION, Pixels, pages, photographs
 
@@ -174,9 +174,7 @@ class _Run:
         return found
 
     def _save(self) -> None:
-        """Replace the state file in one move, so that a kill at any moment leaves a whole one."""
         state = {
-            "config": json.dumps(asdict(self.config)),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -184,17 +182,12 @@ class _Run:
             "seconds": self.seconds,
             "history": self.history,
         }
-        temporary = self.out_dir / f"{STATE_FILE}.part"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out_dir / STATE_FILE)
+        save_state(self.out_dir / STATE_FILE, asdict(self.config), state)
 
     def resume(self) -> None:
-        path = self.out_dir / STATE_FILE
-        if not path.is_file():
+        state = saved_state(self.out_dir / STATE_FILE, asdict(self.config))
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if json.loads(state["config"]) != asdict(self.config):
-            raise ValueError(f"{path} belongs to a run with another configuration; remove it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

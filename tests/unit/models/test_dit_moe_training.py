@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 from models.families.dit_moe.config import DitMoeConfig
 from models.identity import CHECKPOINTS
 from models.registry import find
+from models.training.autoencoder import encode, whiten
 from models.training.dit_moe import autoencoder, judge, pictures
 from models.training.dit_moe import transformer as stage
 from models.training.dit_moe.evaluate import Studio, entropy, information, permuted
@@ -95,9 +96,9 @@ def test_white_latents_decode_to_the_same() -> None:
     torch.manual_seed(0)
     vae = autoencoder.AutoencoderKL(**autoencoder.CONFIG).eval()
     pixels = pictures.draw(32, 4).pixels
-    before = autoencoder.decode(vae, autoencoder.encode(vae, pixels))
-    autoencoder.whiten(vae, pixels)
-    latents = autoencoder.encode(vae, pixels)
+    before = autoencoder.decode(vae, encode(vae, pixels))
+    whiten(vae, encode(vae, pixels), vae.post_quant_conv)
+    latents = encode(vae, pixels)
     assert torch.allclose(autoencoder.decode(vae, latents), before, atol=1e-3)
     assert torch.allclose(torch.cov(latents.transpose(0, 1).flatten(1)), torch.eye(4), atol=1e-2)
 
@@ -117,7 +118,7 @@ def test_the_autoencoder_keeps_what_pictures_show() -> None:
         CHECKPOINT / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False
     )
     drawn = pictures.draw(64, 78, held_out=True)
-    again = autoencoder.decode(vae, autoencoder.encode(vae, drawn.pixels))
+    again = autoencoder.decode(vae, encode(vae, drawn.pixels))
     found = judge.ClassJudge.load(CHECKPOINT / "judge").labels(list(pictures.as_bytes(again)))
     assert np.mean(np.array(found) == drawn.labels.numpy()) >= 0.98
     assert autoencoder.psnr(vae, drawn.pixels) > 34

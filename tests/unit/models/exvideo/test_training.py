@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKLTemporalDecoder
 
+from models.training.autoencoder import encode, whiten
 from models.training.exvideo import autoencoder, denoiser, image_encoder, latents, sampling
 from models.training.exvideo.denoiser import Plan, Windows
 from models.training.exvideo.judge import judge, look
@@ -50,7 +52,7 @@ def windows(vae: AutoencoderKLTemporalDecoder | None = None) -> Windows:
     vae = vae or AutoencoderKLTemporalDecoder(**autoencoder.CONFIG)
     some = scenes(2)
     stored = torch.stack(
-        [autoencoder.encode(vae, autoencoder.to_pixels(torch.from_numpy(render(one, latents.LENGTH)))) for one in some]
+        [encode(vae, autoencoder.to_pixels(torch.from_numpy(render(one, latents.LENGTH)))) for one in some]
     )
     return Windows(stored, some, vae, image_encoder.small_encoder())
 
@@ -122,7 +124,7 @@ def test_autoencoder_and_image_encoder_take_steps(tmp_path: Path) -> None:
     vae = autoencoder.train(tmp_path, steps=2)
     encoder = image_encoder.train(tmp_path, steps=1)
     pixels = autoencoder.sample_pixels(np.random.default_rng(0), 1, 2)
-    assert autoencoder.encode(vae, pixels).shape == (2, 4, 8, 8)
+    assert encode(vae, pixels).shape == (2, 4, 8, 8)
     assert encoder(image_encoder.inputs(pixels)).image_embeds.shape == (2, image_encoder.WIDTH)
 
 
@@ -130,8 +132,8 @@ def test_white_latents_have_no_correlation() -> None:
     torch.manual_seed(0)
     vae = AutoencoderKLTemporalDecoder(**autoencoder.CONFIG)
     pixels = autoencoder.sample_pixels(np.random.default_rng(0), 8, 1)
-    autoencoder.whiten(vae, pixels)
-    found = autoencoder.encode(vae, pixels).transpose(0, 1).flatten(1)
+    whiten(vae, encode(vae, pixels), vae.decoder.conv_in)
+    found = encode(vae, pixels).transpose(0, 1).flatten(1)
     assert found.mean(1).abs().max() < 1e-2
     assert torch.allclose(torch.cov(found), torch.eye(4), atol=2e-2)
 
@@ -159,8 +161,19 @@ def test_a_batch_has_what_svd_is_told() -> None:
 
 def test_base_resumes_and_the_extension_trains_temporal_blocks_alone(tmp_path: Path) -> None:
     some = windows()
-    denoiser.train(tmp_path, some, denoiser.fresh(), Plan("base", 8, 1, steps=1, lr=1e-3))
-    base = denoiser.train(tmp_path, some, denoiser.fresh(), Plan("base", 8, 1, steps=2, lr=1e-3))
+    plan = Plan("base", 8, 1, steps=2, lr=1e-3, save_every=1)
+
+    def killed(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        denoiser.train(tmp_path, some, denoiser.fresh(), plan, killed)
+    steps: list[int] = []
+    base = denoiser.train(tmp_path, some, denoiser.fresh(), plan, lambda done, total: steps.append(done))
+    assert steps == [2], "the first step is not taken again"
+    with pytest.raises(ValueError, match="belongs to a run with another configuration"):
+        denoiser.train(tmp_path, some, denoiser.fresh(), replace(plan, seed=7))
     extended = extended_of(base)
     before = {name: one.clone() for name, one in extended.state_dict().items()}
     denoiser.train(tmp_path, some, extended, Plan("extension", 10, 1, steps=2, lr=1e-3))
@@ -168,6 +181,16 @@ def test_base_resumes_and_the_extension_trains_temporal_blocks_alone(tmp_path: P
     parts = ("pos_table", "pos_conv", "time_pos_embed", "temporal_transformer_blocks")
     assert changed
     assert all(any(part in name for part in parts) for name in changed)
+
+
+def test_latents_of_another_number_of_clips_are_not_taken_for_these(tmp_path: Path) -> None:
+    vae = AutoencoderKLTemporalDecoder(**autoencoder.CONFIG)
+    stored, drawn = latents.make(tmp_path, vae, 2)
+    again, _ = latents.make(tmp_path, vae, 2)
+    assert len(drawn) == 2
+    assert torch.equal(stored, again)
+    with pytest.raises(ValueError, match=r"has 2 clips, not 1; remove it"):
+        latents.make(tmp_path, vae, 1)
 
 
 def test_analytic_init_starts_about_the_mean() -> None:
