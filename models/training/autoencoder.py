@@ -45,9 +45,9 @@ def _is_border(name: str) -> bool:
 def loss_of(pixels: Tensor, error: Tensor, posterior: Any) -> Tensor:
     """Of reconstructions, (N, 3, H, W): errors by ``INK``, and the information of each latent pixel."""
     numbers = math.prod(posterior.mean.shape[1:])
-    return (
-        _weights(pixels) * (error.abs() + 2.0 * error.square())
-    ).mean() + KL_WEIGHT * posterior.kl().mean() / numbers
+    shown: Tensor = (_weights(pixels) * (error.abs() + 2.0 * error.square())).mean()
+    loss: Tensor = shown + KL_WEIGHT * posterior.kl().mean() / numbers
+    return loss
 
 
 def _weights(pixels: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def _backward(vae: AutoencoderKL, pixels: Tensor) -> float:
     posterior = vae.encode(pixels).latent_dist
     error = vae.decode(posterior.sample()).sample - pixels
     loss = loss_of(pixels, error, posterior)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 

@@ -80,7 +80,7 @@ def _backward(vae: AutoencoderKLTemporalDecoder, pixels: Tensor, frames: int) ->
     posterior = vae.encode(pixels).latent_dist
     error = vae.decode(posterior.sample(), frames).sample - pixels
     loss = loss_of(pixels, error, posterior)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
