@@ -10,14 +10,13 @@ says itself what its sides are; they take turns in one run.
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 from typing import Any
 
 from tests.benchmarks.common import add_output_options, out_dir, provenance
+from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.
-PARTS = {
+PARTS: Parts = {
     "kernel": ("moe_kernel", "One layer of experts"),
     "placement": ("moe_placement", "Experts on many ranks"),
     "residency": ("moe_residency", "Two networks, one of them in memory"),
@@ -32,34 +31,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="do these parts, keep the others")
     add_output_options(parser)
     args = parser.parse_args()
-    folder = out_dir(args)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "moe.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    for part in args.only:
-        document[part] = {**provenance("moe"), **_module(part).measure(quick=args.quick)}
-        print(f"\n## {PARTS[part][1]}\n", *_module(part).lines(document[part]), sep="\n", flush=True)
-        # After each: a later one that fails loses nothing.
-        path.write_text(json.dumps({name: document[name] for name in PARTS if name in document}, indent=1) + "\n")
-    (folder / "moe.md").write_text("\n".join(_page(document)) + "\n")
 
+    def measure(part: str) -> dict[str, Any]:
+        return {**provenance("moe"), **module_of(PARTS, part).measure(quick=args.quick)}
 
-def _page(document: dict[str, Any]) -> list[str]:
-    page = []
-    for part, (_, heading) in PARTS.items():
-        if part in document:
-            its = document[part]
-            hardware = its["hardware"]
-            origin = (
-                f"{its['date']}, commit {its['commit']}, {hardware['cores']} cores of {hardware['cpu']}, torch "
-                f"{hardware['torch']}, load before {hardware['load_average_before']}; `{its['command']}`"
-            )
-            page += [f"## {heading}", "", origin, "", *_module(part).lines(its), ""]
-    return page[:-1]
-
-
-def _module(part: str) -> Any:
-    return importlib.import_module(f"tests.benchmarks.{PARTS[part][0]}")
+    run_parts("moe", PARTS, args.only, measure, out_dir(args), must=True)
 
 
 if __name__ == "__main__":

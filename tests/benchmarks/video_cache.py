@@ -13,7 +13,8 @@ import numpy as np
 from models.registry import families
 from models.testing.subject import Subject, example_request
 from tests.benchmarks.common import markdown_table
-from tests.benchmarks.video_clips import Missing, Side, Taken, by_turns, load, rows
+from tests.benchmarks.parts import Missing
+from tests.benchmarks.video_clips import Side, Taken, by_turns, load, rows
 
 KNOB = "cache"
 REQUESTS, STEPS = 10, 20

@@ -19,6 +19,7 @@ from models.families.vdit.networks import Networks
 from models.families.vdit.runner import VditRunner
 from models.families.vdit.transformer import OpenSoraT2V
 from models.registry import find
+from tests.benchmarks.parts import Missing
 from tests.support.clip_limits import clip_limits
 
 NANO = "vdit-nano"
@@ -28,10 +29,6 @@ MID = OpenSoraConfig(
 )  # fmt: skip
 MID_SIDE = 256
 MID_TITLE = f"random weights, width {MID.width}, 29 frames of {MID_SIDE}x{MID_SIDE}, 2,048 tokens"
-
-
-class Missing(Exception):
-    """What a part measures is not here."""
 
 
 @dataclass(frozen=True)

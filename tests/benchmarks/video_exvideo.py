@@ -20,7 +20,8 @@ from PIL import Image
 from models.io import ClipRequest
 from serving.replica.job.base import Frames
 from tests.benchmarks.common import markdown_table
-from tests.benchmarks.video_clips import Missing, Model, Side, Taken, by_turns, load, rows
+from tests.benchmarks.parts import Missing
+from tests.benchmarks.video_clips import Model, Side, Taken, by_turns, load, rows
 
 EXVIDEO = "exvideo-nano"
 FRAMES, WINDOW, CLIPS = 40, 8, 50

@@ -28,7 +28,7 @@ from models.methods.attention.setting import AttentionKind, parse_attention
 from models.methods.attention.tile_attention import TileAttention
 from models.methods.attention.tile_mask import TileMask
 from tests.benchmarks.common import markdown_table
-from tests.benchmarks.video_clips import Missing
+from tests.benchmarks.parts import Missing
 
 STEPS = 10
 OSP_KINDS = ("dense", "tile:2:6", "adaspa:0.8")

@@ -10,7 +10,8 @@ from typing import Any
 
 from models.testing.subject import Subject, example_request
 from tests.benchmarks.common import markdown_table
-from tests.benchmarks.video_clips import NANO, Missing, Model, load, mid_model
+from tests.benchmarks.parts import Missing
+from tests.benchmarks.video_clips import NANO, Model, load, mid_model
 from tests.benchmarks.video_exvideo import EXVIDEO
 from tests.support.live_bytes import LiveBytes
 
