@@ -8,6 +8,7 @@ from typing import Any
 from models.contract import Point
 from models.families.diffusers.architecture import Configs, Grid
 from models.io import ImageIO, ImageRequest
+from models.layers.miniatures import AUTOENCODER
 
 FLOW = ("FlowMatchEulerDiscreteScheduler",)
 CLIP_TOKENS = 77
@@ -96,14 +97,7 @@ def clip_text(width: int, kind: str) -> dict[str, Any]:
 
 
 VAE: Mapping[str, Any] = {
-    "_class_name": "AutoencoderKL",
-    "sample_size": 32,
-    "latent_channels": 4,
-    "block_out_channels": [16, 16],
-    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
+    **AUTOENCODER,
     "scaling_factor": 1.5305,
     "shift_factor": 0.0609,
     "use_quant_conv": False,

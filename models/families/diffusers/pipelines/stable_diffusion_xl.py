@@ -21,6 +21,7 @@ from models.families.diffusers.pipelines.pictures import (
     stride_of,
 )
 from models.io import ImageIO, ImageRequest
+from models.layers.miniatures import SDXL_SCALING, SDXL_UNET
 
 _ANCESTRAL = "EulerAncestralDiscreteScheduler"
 _SCHEDULERS = ("EulerDiscreteScheduler", _ANCESTRAL, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
@@ -153,29 +154,12 @@ def _sdxl(name: str, summary: str, **more: Any) -> Architecture:
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 _MINIATURE: dict[str, Mapping[str, Any]] = {
     "index": {"force_zeros_for_empty_prompt": True},
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": [16, 32],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "attention_head_dim": [2, 4],
-        "transformer_layers_per_block": [1, 1],
-        "use_linear_projection": True,
-        "cross_attention_dim": 40,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 72,
-    },
+    "unet": dict(SDXL_UNET),
     "vae": {
         **VAE,
         "use_quant_conv": True,
         "use_post_quant_conv": True,
-        "scaling_factor": 0.13025,
+        "scaling_factor": SDXL_SCALING,
         "shift_factor": None,
     },
     "text_encoder": clip_text(16, "CLIPTextModel"),
