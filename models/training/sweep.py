@@ -138,7 +138,7 @@ class _JobHost:
         """Every axis at its default."""
         return {knob.name: self.family.check_point({})[knob.name] for knob in self.axes}
 
-    @property
+    @cached_property
     def dearest(self) -> Settings:
         """Every axis at its best value, where the model takes that."""
         found = dict(self.usual)
@@ -160,7 +160,8 @@ class _JobHost:
     def measure(self, settings: Settings) -> Measured:
         """Cost and quality."""
         if self.judge is None:
-            quality = mean_quality(list(map(agreement, self._made(settings), self._best)))
+            made = self._best if settings == self.dearest else self._made(settings)
+            quality = mean_quality(list(map(agreement, made, self._best)))
         else:
             quality = _quality(self._scores(self.judge, settings))
         seconds_per_unit, alone_s = self.cost(settings)

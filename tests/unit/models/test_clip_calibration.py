@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.contract import Family, JobState, Knob, LazyRef, Point, SettingError, Source, Variant, Work
+from models.contract import Family, JobState, Knob, LazyRef, Point, SettingError, Source, Value, Variant, Work
 from models.identity import WEIGHTS_FILE
 from models.io import ClipIO, ClipRequest, SamplerRange
-from models.operating_points import Table, read_table
+from models.operating_points import Table, point_name, read_table
+from models.training import sweep
 from models.training.agreement import METRIC
 from models.training.calibration import calibrate
 from models.training.requests import Asked, example_requests
@@ -121,6 +122,19 @@ def test_points_are_as_good_as_all_their_frames_agree_with_those_of_the_dearest(
     alone = [qualities[f"steps={steps},turbo=off"] for steps in (1, 2, 3)]
     values = [quality.value for quality in alone if quality]
     assert values == sorted(values)
+
+
+def test_each_point_is_made_once(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dearest, which all others are compared with, would take the longest to make again."""
+    made: list[str] = []
+    run = sweep._JobHost._made
+
+    def counted(host: sweep._JobHost, settings: Mapping[str, Value]) -> list[Any]:
+        made.append(point_name(settings))
+        return run(host, settings)
+
+    monkeypatch.setattr(sweep._JobHost, "_made", counted)
+    assert sorted(table_of(variant).points) == sorted(made)
 
 
 def test_requests_are_as_large_and_as_many_as_the_user_says(variant: Variant) -> None:
