@@ -259,14 +259,21 @@ def test_an_autoencoder_serves_one_request_at_a_time(monkeypatch: pytest.MonkeyP
     assert not runner._autoencoder.locked()
 
 
-def test_the_expert_changes_once() -> None:
+def test_the_expert_changes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is asked at each decision makes a scheduler but once for a number of steps."""
     subject = _subject("wan22-t2v")
+    made: list[Any] = []
+    make = DiffusersRunner._scheduler
+    monkeypatch.setattr(DiffusersRunner, "_scheduler", lambda self: made.append(None) or make(self))
     state, phases = _open(subject), []
     while subject.runner.remaining(state):
         phases.append(subject.runner.expert_phase(state))
         subject.runner.step([state])
     assert phases == sorted(phases)
     assert set(phases) == {"transformer", "transformer_2"}
+    made.clear()
+    assert {subject.runner.expert_phase(_open(subject)) for _ in range(3)} == {"transformer"}
+    assert not made
 
 
 @pytest.mark.parametrize("name", ["wan-t2v", "ltx-t2v"])

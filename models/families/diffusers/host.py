@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class DiffusersRunner:
         self._device: torch.device = next(iter(self._denoisers.values())).device
         self._autoencoder = threading.Lock()
         self._colours = self._fitted_colours()
+        self._experts = cache(self._experts_of)  # asked at each decision; there are as many as the setting has values
         self._groups_of: Callable[[int], SequenceGroups | None] = lambda num_tokens: None
         self._is_spread = False
 
@@ -134,11 +136,15 @@ class DiffusersRunner:
         names = self._architecture.denoisers
         if len(names) == 1:
             return names[0]
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(int(state.point["num_inference_steps"]))
-        step = min(state.kept["step"], len(scheduler.timesteps) - 1)
+        experts = self._experts(int(state.point["num_inference_steps"]))
+        return experts[min(state.kept["step"], len(experts) - 1)]
+
+    def _experts_of(self, num_steps: int) -> tuple[str, ...]:
+        """The denoiser of each of so many steps."""
+        scheduler, names = self._scheduler(), self._architecture.denoisers
+        scheduler.set_timesteps(num_steps)
         boundary = self._pipeline.config.boundary_ratio * scheduler.config.num_train_timesteps
-        return names[int(scheduler.timesteps[step] < boundary)]
+        return tuple(names[int(time < boundary)] for time in scheduler.timesteps)
 
     def close(self, state: JobState) -> Mapping[str, Any]:
         """``frames`` of a clip, uint8 RGB (T, H, W, 3), or ``image``, (R, H, W, 3)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.checkpoint import load_into, load_pretrained
-from models.contract import Variant
+from models.contract import LazyRef, Variant
 from models.families.diffusers import pipelines
 from models.families.diffusers.architecture import Architecture
 from models.families.diffusers.tokenizers import make_tokenizer
@@ -56,11 +56,16 @@ def build(variant: Variant, device: str = "cpu", random_weights: bool = False, d
 
 
 def _pipeline(architecture: Architecture, variant: Variant, parts: Mapping[str, Any]) -> Any:
-    pipeline = getattr(diffusers, architecture.modular)(blocks=getattr(diffusers, architecture.blocks)())
+    pipeline = _named(architecture.modular)(blocks=_named(architecture.blocks)())
     index = variant.config["components"]["index"]
     settings = {spec.name: index[spec.name] for spec in pipeline.blocks.expected_configs if spec.name in index}
     pipeline.update_components(**parts, **settings)
     return pipeline
+
+
+def _named(name: str) -> Any:
+    """Of diffusers, or of our own module."""
+    return LazyRef(name).load() if ":" in name else getattr(diffusers, name)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

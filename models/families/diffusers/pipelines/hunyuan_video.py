@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5: clips from a prompt."""
+"""HunyuanVideo 1.5: clips from a prompt, or from a prompt and a first frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXT_TOKENS, _GLYPH_TOKENS = 1000, 256
 _AROUND = 5
 """Tokens that end a prompt in the chat template; those before it are not counted."""
 _SEEN_TOKENS = 729
-"""Of a first frame; as many zeros, since there is none."""
+"""Of a first frame as published; as many zeros where there is none."""
 _SIZES = {640: (848, 480), 960: (1280, 720)}
 """The pipeline's usual width and height by the size that the transformer was trained for."""
 _COMPONENTS = {
@@ -35,6 +35,10 @@ _COMPONENTS = {
     "text_encoder_2": ("T5EncoderModel",),
     "tokenizer_2": ("ByT5Tokenizer",),
     "guider": ("ClassifierFreeGuidance",),
+}
+_SEES = {
+    "image_encoder": ("SiglipVisionModel",),
+    "feature_extractor": ("SiglipImageProcessor", "SiglipImageProcessorFast"),
 }
 
 
@@ -51,12 +55,13 @@ def _stride(configs: Configs) -> Grid:
     return int(vae.get("temporal_compression_ratio", 4)), space, space
 
 
-def _io(configs: Configs) -> ClipIO:
+def _io(configs: Configs, *, takes_picture: bool) -> ClipIO:
     transformer, stride = configs["transformer"], _stride(configs)
     side = int(transformer.get("target_size", 640))
     width, height = _SIZES.get(side, (side, side))
     patch = int(transformer.get("patch_size", 1))
     return ClipIO(
+        takes_picture=takes_picture,
         width=width,
         height=height,
         min_side=stride[1] * patch,
@@ -77,26 +82,40 @@ def _io(configs: Configs) -> ClipIO:
     )
 
 
+def _from_prompt(configs: Configs) -> ClipIO:
+    return _io(configs, takes_picture=False)
+
+
+def _from_picture(configs: Configs) -> ClipIO:
+    return _io(configs, takes_picture=True)
+
+
 def _defaults(configs: Configs) -> Mapping[str, Value]:
     return {"guidance_scale": float(configs["guider"].get("guidance_scale", 7.5))}
+
+
+def _seen_tokens(configs: Configs) -> int:
+    """That the transformer is given of a first frame."""
+    seen = configs.get("image_encoder")
+    return _SEEN_TOKENS if seen is None else int(seen.get("image_size", 224) // seen.get("patch_size", 16)) ** 2
 
 
 def _transformer(configs: Configs) -> Transformer:
     config = configs["transformer"]
     width = config.get("num_attention_heads", 16) * config.get("attention_head_dim", 128)
-    text = _TEXT_TOKENS + _GLYPH_TOKENS + _SEEN_TOKENS
+    text = _TEXT_TOKENS + _GLYPH_TOKENS + _seen_tokens(configs)
     feed_forward = int(width * config.get("mlp_ratio", 4.0))
     return Transformer(config.get("num_layers", 54), width, feed_forward, text, joint=True)
 
 
 def _held(configs: Configs, io: ClipIO, request: ClipRequest) -> int:
-    """Embeddings and masks of both encoders; zeros for what a first frame would be."""
+    """Embeddings and masks of both encoders; the first frame, or zeros for what it would be."""
     config = configs["transformer"]
     text = _TEXT_TOKENS * (config.get("text_embed_dim", 3584) + 1)
     glyphs = _GLYPH_TOKENS * (config.get("text_embed_2_dim", 1472) + 1)
     channels, frames, height, width = latents_of_clips(configs, io, request)
     grid = (frames * (channels + 1) + channels) * height * width
-    return int(2 * (text + glyphs) + _SEEN_TOKENS * config.get("image_embed_dim", 1152) + grid)
+    return int(2 * (text + glyphs) + _seen_tokens(configs) * config.get("image_embed_dim", 1152) + grid)
 
 
 _QWEN = {
@@ -148,18 +167,32 @@ _MINIATURE: dict[str, dict[str, Any]] = {
 }
 
 
-ARCHITECTURES = (
-    Architecture(
-        name="hunyuan15-t2v",
-        summary="HunyuanVideo 1.5, clips from prompts",
+_SIGLIP: dict[str, dict[str, Any]] = {
+    "image_encoder": {
+        "_class_name": "SiglipVisionModel",
+        "hidden_size": 12,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 8,
+    },
+    "feature_extractor": {"_class_name": "SiglipImageProcessor", "size": {"height": 24, "width": 24}},
+}
+_SMALL = {"target_size": 32, "task_type": "i2v", "use_meanflow": True}
+"""The classic pipeline takes no size: it has the one of ``target_size`` that is nearest in shape to the picture."""
+
+
+def _hunyuan(name: str, summary: str, pipeline: str, *, miniature: Configs, **more: Any) -> Architecture:
+    return Architecture(
+        name=name,
+        summary=summary,
         task="videos",
-        pipeline="HunyuanVideo15Pipeline",
+        pipeline=pipeline,
         modular="HunyuanVideo15ModularPipeline",
-        blocks="HunyuanVideo15AutoBlocks",
-        components=_COMPONENTS,
+        components={**_COMPONENTS, **{name: kinds for name, kinds in _SEES.items() if name in miniature}},
         schedulers=("FlowMatchEulerDiscreteScheduler",),
         refusal=_refusal,
-        io=_io,
         knobs=(steps_knob(50), guidance_knob(6.0)),
         defaults=_defaults,
         inputs=clip_inputs,
@@ -170,7 +203,27 @@ ARCHITECTURES = (
         always_negative=True,
         transformer=_transformer,
         held_numbers=_held,
-        miniature=_MINIATURE,
+        miniature=miniature,
         miniature_io={"width": 32, "height": 32, "frame_counts": (5,), "max_frames": 9},
+        **more,
+    )
+
+
+ARCHITECTURES = (
+    _hunyuan(
+        "hunyuan15-t2v",
+        "HunyuanVideo 1.5, clips from prompts",
+        "HunyuanVideo15Pipeline",
+        blocks="HunyuanVideo15AutoBlocks",
+        io=_from_prompt,
+        miniature=_MINIATURE,
+    ),
+    _hunyuan(
+        "hunyuan15-i2v",
+        "HunyuanVideo 1.5, clips from a prompt and a first frame",
+        "HunyuanVideo15ImageToVideoPipeline",
+        blocks="models.families.diffusers.blocks.hunyuan_video:ImageToVideoBlocks",
+        io=_from_picture,
+        miniature={**_MINIATURE, **_SIGLIP, "transformer": {**_MINIATURE["transformer"], **_SMALL}},
     ),
 )
