@@ -318,6 +318,7 @@ class ClipRequest:
 class ClipIO:
     """A prompt, a first frame or both in, a clip out. One frame at a time where ``frame_counts`` is (1,): a picture.
 
+    ``takes_picture``: a clip begins with a picture; with ``picture_is_optional`` it may also be made of words alone.
     ``width``, ``height``: the usual size; ``sizes``: further ones; ``max_side``: if given, all sides between
     ``min_side`` and it that are multiples of ``multiple`` are taken, if a frame has no more than ``max_pixels``.
     ``frame_counts``: lengths that the checkpoint was trained on, the usual one first; ``max_frames``: if given, all
@@ -331,6 +332,7 @@ class ClipIO:
     """What a job's ``open`` is given, as it is kept in the job's record."""
     takes_prompt: bool = True
     takes_picture: bool = False
+    picture_is_optional: bool = False
     width: int
     height: int
     sizes: tuple[tuple[int, int], ...] = ()
@@ -356,6 +358,8 @@ class ClipIO:
     def __post_init__(self) -> None:
         if not (self.takes_prompt or self.takes_picture):
             raise ValueError("neither a prompt nor a picture goes in; say which")
+        if self.picture_is_optional and not (self.takes_prompt and self.takes_picture):
+            raise ValueError("a picture is optional where a prompt and a picture go in")
         for frames in self.frame_counts:
             for size in ((self.width, self.height), *self.sizes):
                 self.grid(frames, size)
@@ -364,6 +368,11 @@ class ClipIO:
     def usual(self) -> ClipRequest:
         """What is asked for as a rule."""
         return self.settled(ClipRequest())
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether no clip can be made without one."""
+        return self.takes_picture and not self.picture_is_optional
 
     def settled(self, request: ClipRequest) -> ClipRequest:
         """The request with the usual length, size and rate where it leaves them open."""
@@ -425,6 +434,7 @@ class ClipIO:
         sides = {"min_side": self.min_side, "max_side": self.max_side, "multiple": self.multiple}
         return {
             "inputs": ["text"] * self.takes_prompt + ["image"] * self.takes_picture,
+            **({"optional_inputs": ["image"]} if self.picture_is_optional else {}),
             "outputs": ["video"],
             "sizes": [f"{width}x{height}" for width, height in ((self.width, self.height), *self.sizes)],
             **(sides if self.max_side else {}),

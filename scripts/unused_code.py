@@ -43,6 +43,7 @@ CALLED_BY_OTHERS = {
         "vireo_die_with",
         "vireo_encoder_seconds",
     ),
+    "diffusers": ("expected_components", "intermediate_outputs"),
     "transformers": ("preprocess", "get_output_embeddings", "replace_image_token"),
 }
 DECORATORS = [

@@ -230,6 +230,8 @@ def _inputs(io: ClipIO) -> list[str]:
     """What goes in besides words."""
     if not io.takes_picture:
         return []
+    if io.picture_is_optional:
+        return ["from words, or from a picture and words"]
     return ["from a picture and words" if io.takes_prompt else "from a picture"]
 
 
@@ -263,7 +265,8 @@ def _clip_lines(variant: Variant) -> list[str]:
     tokens = ", ".join(f"{frames} frames: {io.num_tokens(frames):,} tokens" for frames in lengths)
     lines = [f"clips: {_sizes(io)} at {io.fps} frames a second; {tokens}", f"samplers: {samplers}"]
     if io.takes_picture:
-        lines.append("first frame: a picture, scaled and cropped to the size of the clip")
+        optional = " that may be left out" if io.picture_is_optional else ""
+        lines.append(f"first frame: a picture{optional}, scaled and cropped to the size of the clip")
     if io.takes_prompt:
         lines.append(
             f"guidance: {io.default_guidance:g}, at most {io.max_guidance:g}; prompts of {io.max_text_tokens} tokens"

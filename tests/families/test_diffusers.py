@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from models.contract import JobState, SettingError
-from models.families.diffusers.example import example
+from models.families.diffusers.blocks.wan_ti2v import token_times
+from models.families.diffusers.example import example, with_noise
 from models.families.diffusers.family import FAMILY, recognise, resolve, weight_files, work
 from models.families.diffusers.host import DiffusersRunner
 from models.families.diffusers.networks import build, save
@@ -44,8 +46,19 @@ def _subject(name: str) -> Subject:
     return Subject(FAMILY, name)
 
 
-def _open(subject: Subject, seed: int = 0, **settings: Any) -> JobState:
-    request = example(subject.variant, np.random.default_rng(seed))
+_CASES = [
+    pytest.param(name, has_picture, id=name + {True: "-picture", False: "-words", None: ""}[has_picture])
+    for name in FAMILY.examples
+    for has_picture in ((True, False) if getattr(resolve(name).io, "picture_is_optional", False) else (None,))
+]
+"""Each architecture; one whose first frame is optional, with and without."""
+
+
+def _open(subject: Subject, seed: int = 0, has_picture: bool | None = None, **settings: Any) -> JobState:
+    random = np.random.default_rng(seed)
+    request = example(subject.variant, random)
+    if has_picture is not None:
+        request = with_noise(request, random) if has_picture else replace(request, picture=b"")
     runner: DiffusersRunner = subject.runner
     return runner.open(request, subject.family.check_point({"num_inference_steps": _STEPS, **settings}), seed)
 
@@ -108,7 +121,8 @@ def test_a_folder_of_something_else_is_none(tmp_path: Path) -> None:
     ("file", "changes", "words"),
     [
         ("model_index.json", {"_class_name": "AudioLDMPipeline"}, "AudioLDMPipeline is not run step by step"),
-        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps"),
+        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps and two experts"),
+        ("vae/config.json", {"patch_size": 2}, "packs pixels"),
         ("model_index.json", {"vae": [None, None]}, "needs vae"),
         ("model_index.json", {"vae": ["their_code", "Net"]}, "code that the folder brings"),
         ("model_index.json", {"scheduler": ["diffusers", "HeunDiscreteScheduler"]}, "HeunDiscreteScheduler"),
@@ -168,18 +182,20 @@ def test_what_is_read_from_a_folder_is_what_was_written(folder: Path) -> None:
     assert float((states[0].kept["latents"] - states[1].kept["latents"]).abs().max()) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["wan-t2v", "wan22-ti2v", "hunyuan15-i2v"])
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"width": 40}, "size"),
+        ({"width": 42}, "size"),
         ({"num_frames": 8}, "num_frames"),
         ({"num_frames": 21}, "num_frames"),
-        ({"prompt": "a" * 600}, "prompt"),
+        ({"prompt": "a" * 1001}, "prompt"),
     ],
 )
-def test_a_request_that_does_not_fit_is_refused(changes: dict[str, Any], field: str) -> None:
-    subject = _subject("wan-t2v")
-    request = ClipRequest(**{"prompt": "rain", "width": 32, "height": 32, "num_frames": 9, **changes})
+def test_a_request_that_does_not_fit_is_refused(name: str, changes: dict[str, Any], field: str) -> None:
+    subject = _subject(name)
+    usual = subject.variant.io.settled(ClipRequest(prompt="rain"))
+    request = replace(usual, **changes)
     with pytest.raises(SettingError) as refused:
         subject.runner.open(request, subject.family.check_point({}), 0)
     assert refused.value.name == field
@@ -191,30 +207,30 @@ def test_a_setting_that_does_not_fit_is_refused(settings: dict[str, Any]) -> Non
         _subject("wan-t2v").family.check_point(settings)
 
 
-@pytest.mark.parametrize("name", FAMILY.examples)
-def test_a_snapshot_goes_on_to_the_bit(name: str) -> None:
+@pytest.mark.parametrize(("name", "has_picture"), _CASES)
+def test_a_snapshot_goes_on_to_the_bit(name: str, has_picture: bool | None) -> None:
     """After every step, in a fresh state of another attempt, as the replica does."""
     subject = _subject(name)
-    whole, state = _open(subject), _open(subject)
+    whole, state = (_open(subject, has_picture=has_picture) for _ in range(2))
     finished(subject, [whole])
     for step in range(1, _STEPS + 1):
         while state.kept["step"] < step:  # what is made of the request comes first, again in each attempt
             subject.runner.step([state])
         snapshot = take_snapshot(state.kept, step)
-        state = _open(subject)
+        state = _open(subject, has_picture=has_picture)
         state.kept = restored(state.kept, snapshot)
     finished(subject, [state])
     assert torch.equal(state.kept["latents"], whole.kept["latents"])
 
 
-@pytest.mark.parametrize("name", FAMILY.examples)
-def test_rows_in_company_are_the_same(name: str) -> None:
+@pytest.mark.parametrize(("name", "has_picture"), _CASES)
+def test_rows_in_company_are_the_same(name: str, has_picture: bool | None) -> None:
     """Two requests in one pass of each step: within rounding of what each is alone."""
     subject = _subject(name)
-    alone = [_open(subject, seed) for seed in range(2)]
+    alone = [_open(subject, seed, has_picture) for seed in range(2)]
     for state in alone:
         finished(subject, [state])
-    together = [_open(subject, seed) for seed in range(2)]
+    together = [_open(subject, seed, has_picture) for seed in range(2)]
     finished(subject, together)
     for one, other in zip(alone, together, strict=True):
         largest = max(1.0, float(one.kept["latents"].abs().max()))
@@ -257,6 +273,27 @@ def test_an_autoencoder_serves_one_request_at_a_time(monkeypatch: pytest.MonkeyP
         runner.preview(state)
     assert set(calls) == {("encode", True), ("decode", True)}
     assert not runner._autoencoder.locked()
+
+
+def test_two_classes_name_the_folder_whose_picture_is_optional(tmp_path: Path) -> None:
+    """The published one says ``WanPipeline``; ``WanImageToVideoPipeline`` makes clips from a picture with the same."""
+    variant = resolve("wan22-ti2v")
+    save(build(variant, random_weights=True), variant, tmp_path)
+    for name in ("WanPipeline", "WanImageToVideoPipeline"):
+        _change(tmp_path / "model_index.json", _class_name=name)
+        found = resolve("my-wan", tmp_path)
+        assert (found.io.takes_picture, found.io.needs_picture, recognise(tmp_path)) == (True, False, "wan22-ti2v")
+        assert (found.io.width, found.io.height, found.io.multiple, found.io.fps) == (1280, 704, 32, 24)
+
+
+def test_each_token_has_a_time_of_its_own() -> None:
+    """Those of the first frame are done."""
+    latents = torch.zeros(2, 8, 3, 4, 6)
+    times = token_times(torch.tensor(700), latents, (1, 2, 2), is_begun=True)
+    assert (times.shape, times.dtype) == ((2, 18), torch.float32)
+    assert times[:, :6].unique().tolist() == [0.0]
+    assert times[:, 6:].unique().tolist() == [700.0]
+    assert token_times(torch.tensor(700), latents, (1, 2, 2), is_begun=False).unique().tolist() == [700.0]
 
 
 def test_the_expert_changes_once(monkeypatch: pytest.MonkeyPatch) -> None:

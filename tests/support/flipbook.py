@@ -10,14 +10,15 @@ from types import MappingProxyType
 from models.contract import Family, Knob, LazyRef, Point, SettingError, Variant, Work
 from models.io import ClipIO, ClipRequest, SamplerRange
 
-MODEL, WORDS = "flipbook-tiny", "flipbook-words"
+MODEL, WORDS, EITHER = "flipbook-tiny", "flipbook-words", "flipbook-either"
 _STEPS = SamplerRange(weights="flipbook", min_steps=2, max_steps=50, default_steps=6)
 
 
-def _io(*, takes_prompt: bool, takes_picture: bool) -> ClipIO:
+def _io(*, takes_prompt: bool, picture_is_optional: bool = False) -> ClipIO:
     return ClipIO(
         takes_prompt=takes_prompt,
-        takes_picture=takes_picture,
+        takes_picture=True,
+        picture_is_optional=picture_is_optional,
         width=64,
         height=36,
         sizes=((36, 64), (48, 48)),
@@ -50,8 +51,9 @@ FAMILY = Family(
     tasks=("videos",),
     shape="job",
     variants=(
-        Variant(id=MODEL, summary="from a picture", io=_io(takes_prompt=False, takes_picture=True)),
-        Variant(id=WORDS, summary="from a picture and words", io=_io(takes_prompt=True, takes_picture=True)),
+        Variant(id=MODEL, summary="from a picture", io=_io(takes_prompt=False)),
+        Variant(id=WORDS, summary="from a picture and words", io=_io(takes_prompt=True)),
+        Variant(id=EITHER, summary="with or without a picture", io=_io(takes_prompt=True, picture_is_optional=True)),
     ),
     knobs=(
         Knob(

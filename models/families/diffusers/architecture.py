@@ -95,13 +95,13 @@ class Architecture:
     """One kind of pipeline.
 
     ``name``: of its miniature, and in ``Variant.config``. ``pipeline``: the class that ``model_index.json`` names;
-    ``is_for``: whether this entry is the one for a folder, where several share a class. ``modular``, ``blocks``: the
-    modular pipeline and its blocks, by their names in diffusers, or ``module:name`` of our own. ``denoisers``: its
-    networks, in the order in which steps wake them. ``components``: what a folder must have, and the classes that each
-    may be of; with "" among them it may be missing. ``schedulers``: classes of the scheduler. ``refusal``: why a
-    folder cannot be run step by step, or "". ``io``: sizes, lengths and rates as published. ``defaults``: of knobs,
-    where the folder says them.
-    ``guiders``: knob of guidance -> the component that it sets.
+    ``pipeline_with_picture``: the one that it may name as well, and that makes clips from a picture with the same
+    folder; ``is_for``: whether this entry is the one for a folder, where several share a class. ``modular``,
+    ``blocks``: the modular pipeline and its blocks, by their names in diffusers, or ``module:name`` of our own.
+    ``denoisers``: its networks, in the order in which steps wake them. ``components``: what a folder must have, and
+    the classes that each may be of; with "" among them it may be missing. ``schedulers``: classes of the scheduler.
+    ``refusal``: why a folder cannot be run step by step, or "". ``io``: sizes, lengths and rates as published.
+    ``defaults``: of knobs, where the folder says them. ``guiders``: knob of guidance -> the component that it sets.
     ``inputs``: (request, point) -> what the blocks are given, besides generator and picture. ``output``: the name of
     what the last block makes. ``prompted``: for the length of prompts.
 
@@ -124,6 +124,7 @@ class Architecture:
     summary: str
     task: Literal["videos", "images"]
     pipeline: str
+    pipeline_with_picture: str = ""
     is_for: Callable[[Configs], bool] = lambda configs: True
     modular: str
     blocks: str

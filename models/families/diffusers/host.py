@@ -77,7 +77,8 @@ class DiffusersRunner:
         self._device: torch.device = next(iter(self._denoisers.values())).device
         self._autoencoder = threading.Lock()
         self._colours = self._fitted_colours()
-        self._experts = cache(self._experts_of)  # asked at each decision; there are as many as the setting has values
+        # Asked at each decision; there are as many as the setting has values.
+        self._experts: Callable[[int], tuple[str, ...]] = cache(self._experts_of)
         self._groups_of: Callable[[int], SequenceGroups | None] = lambda num_tokens: None
         self._is_spread = False
 
@@ -137,7 +138,8 @@ class DiffusersRunner:
         if len(names) == 1:
             return names[0]
         experts = self._experts(int(state.point["num_inference_steps"]))
-        return experts[min(state.kept["step"], len(experts) - 1)]
+        step: int = state.kept["step"]
+        return experts[min(step, len(experts) - 1)]
 
     def _experts_of(self, num_steps: int) -> tuple[str, ...]:
         """The denoiser of each of so many steps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from models.contract import Parity, Point, Variant
 from models.families.diffusers import pipelines
-from models.families.diffusers.example import example
+from models.families.diffusers.example import example, with_noise
 from models.families.diffusers.family import FAMILY
 from models.families.diffusers.host import DiffusersRunner, as_bytes, blocks_input, with_guidance
 from models.families.diffusers.networks import Components, build
@@ -25,17 +26,29 @@ _SEED = 7
 
 
 def compare(variant: Variant, official: Path | None) -> Iterator[Parity]:
-    """Latents and what is decoded of them, to the bit, of one request in few steps with the usual guidance. Where the
-    classic pipeline differs from the modular one, the card says how."""
+    """Latents and what is decoded of them, to the bit, of one request in few steps with the usual guidance, and of the
+    same without a picture where that is optional. Where the classic pipeline differs from the modular one, the card
+    says how."""
     components = build(variant, random_weights=variant.weights is None)
-    request = example(variant, np.random.default_rng(0))
     point = FAMILY.of(variant).check_point({"num_inference_steps": 4})
-    latents, made = _ours(components, variant, request, point)
     classic_tolerance = pipelines.of(variant).classic_tolerance
-    for name, reference, tolerance in (("modular", modular, 0.0), ("classic", classic, classic_tolerance)):
-        their_latents, theirs = reference(components, variant, request, point, _SEED)
-        yield Parity(f"latents, {name} pipeline", latents, their_latents, tolerance)
-        yield Parity(f"decoded, {name} pipeline", made, theirs, float(tolerance > 0))
+    for request, words in _requests(variant):
+        latents, made = _ours(components, variant, request, point)
+        for name, reference, tolerance in (("modular", modular, 0.0), ("classic", classic, classic_tolerance)):
+            their_latents, theirs = reference(components, variant, request, point, _SEED)
+            yield Parity(f"latents, {name} pipeline{words}", latents, their_latents, tolerance)
+            yield Parity(f"decoded, {name} pipeline{words}", made, theirs, float(tolerance > 0))
+
+
+def _requests(variant: Variant) -> Iterator[tuple[Any, str]]:
+    """With what is to be said of each."""
+    random = np.random.default_rng(0)
+    request = example(variant, random)
+    if not getattr(variant.io, "picture_is_optional", False):
+        yield request, ""
+        return
+    yield replace(request, picture=b""), ", no picture"
+    yield with_noise(request, random), ", a picture"
 
 
 def _ours(components: Components, variant: Variant, request: Any, point: Point) -> tuple[Tensor, Tensor]:
@@ -68,10 +81,11 @@ def modular(components: Components, variant: Variant, request: Any, point: Point
 def classic(components: Components, variant: Variant, request: Any, point: Point, seed: int) -> tuple[Tensor, Tensor]:
     """What the class makes that the folder's ``model_index.json`` names."""
     architecture = pipelines.of(variant)
-    kind = getattr(diffusers, architecture.pipeline)
+    other = architecture.pipeline_with_picture if getattr(request, "picture", b"") else ""
+    kind = getattr(diffusers, other or architecture.pipeline)
     index = variant.config["components"]["index"]
     takes = inspect.signature(kind.__init__).parameters
-    parts: Mapping[str, Any] = {**dict.fromkeys(takes.keys() & {"image_encoder"}), **components.parts, **index}
+    parts: Mapping[str, Any] = {**dict.fromkeys(takes.keys() & {"image_encoder"}), **index, **components.parts}
     parts = {name: part for name, part in parts.items() if name in takes}
     for name, parameter in takes.items():
         if name not in parts and name not in ("self", "kwargs") and parameter.default is inspect.Parameter.empty:

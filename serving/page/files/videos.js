@@ -9,7 +9,8 @@ export function videosPanel(model) {
   const { io } = model.vireo;
   const open = (values = []) => select([["", "not set"], ...values.map((value) => [String(value), String(value)])]);
   const takesText = io.inputs.includes("text");
-  const pictures = io.inputs.includes("image") && new Pictures({ label: "First frame.", sample: "shapes.png" });
+  const label = io.optional_inputs?.includes("image") ? "First frame, if any." : "First frame.";
+  const pictures = io.inputs.includes("image") && new Pictures({ label, sample: "shapes.png" });
   const prompt = takesText && h("textarea", { rows: 2, required: true, placeholder: io.example ?? "" });
   const negative = takesText && h("input", { autocomplete: "off" });
   const size = io.max_side ? h("input", { placeholder: io.sizes[0], autocomplete: "off" }) : open(io.sizes);

@@ -114,10 +114,14 @@ def _data_url(image: Path) -> str:
 
 
 def _fitting(client: JobClient, image: Path | None) -> str | None:
-    """The first model whose clips begin with a picture, if there is a picture; without one, the first of the others."""
-    wanted = image is not None
-    videos = ((model, block) for model, block in client.models() if "videos" in block["tasks"])
-    return next((model for model, block in videos if ("image" in block["io"]["inputs"]) is wanted), None)
+    """The first model that takes a picture, if there is one; without one, the first that needs none."""
+    videos = ((model, block["io"]) for model, block in client.models() if "videos" in block["tasks"])
+    return next((model for model, io in videos if _fits(io, has_picture=image is not None)), None)
+
+
+def _fits(io: dict[str, Any], *, has_picture: bool) -> bool:
+    takes = "image" in io["inputs"]
+    return takes if has_picture else not takes or "image" in io.get("optional_inputs", ())
 
 
 def _target(output: Path | None, gif: bool) -> tuple[Path, str]:

@@ -155,7 +155,7 @@ def _check_inputs(request: VideoRequest, card: Card) -> None:
     for name in ("prompt", "negative_prompt"):
         if not io.takes_prompt and getattr(asked, name):
             raise UnsupportedField(f"{name} is not offered: {card.id} takes no words. Leave it empty", param=name)
-    if io.takes_picture and request.first_frame is None:
+    if io.needs_picture and request.first_frame is None:
         raise InvalidRequest(
             f"{FIRST_FRAME} is missing: {card.id} makes clips that begin with a picture; send one", param=FIRST_FRAME
         )

@@ -56,8 +56,8 @@ class VideoBody(Strict):
     prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] = ""
     """What the clip shows; needed by models that take words."""
     input_reference: Annotated[str, Within(maxLength=limit("max_image_chars"))] | FirstFrameBody | None = None
-    """The picture that the clip begins with, needed by models that take one: a data: URL of a JPEG, PNG or WebP file,
-    an https URL of a host that the operator allows, or base64."""
+    """The picture that the clip begins with, needed by models that take one unless ``optional_inputs`` has ``image``:
+    a data: URL of a JPEG, PNG or WebP file, an https URL of a host that the operator allows, or base64."""
     negative_prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What it does not."""
     seconds: (

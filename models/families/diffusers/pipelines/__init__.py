@@ -33,6 +33,11 @@ def named(name: str) -> Architecture:
     raise ValueError(f"diffusers has no architecture {name!r}; there are {', '.join(a.name for a in ARCHITECTURES)}")
 
 
+def classes_of(architecture: Architecture) -> tuple[str, ...]:
+    """What ``model_index.json`` of its folders may name."""
+    return tuple(filter(None, (architecture.pipeline, architecture.pipeline_with_picture)))
+
+
 def of(variant: Variant) -> Architecture:
     """The architecture of a variant."""
     return named(variant.config["architecture"])
@@ -45,7 +50,7 @@ def of_folder(configs: Configs) -> Architecture:
     """
     pipeline = str(configs["index"].get("_class_name", ""))
     for architecture in ARCHITECTURES:
-        if architecture.pipeline == pipeline and architecture.is_for(configs):
+        if pipeline in classes_of(architecture) and architecture.is_for(configs):
             return architecture
-    known = ", ".join(dict.fromkeys(architecture.pipeline for architecture in ARCHITECTURES))
+    known = ", ".join(dict.fromkeys(name for architecture in ARCHITECTURES for name in classes_of(architecture)))
     raise ValueError(f"{pipeline or 'a folder without _class_name'} is not run step by step here; what is: {known}")

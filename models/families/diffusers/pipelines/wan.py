@@ -1,8 +1,12 @@
-"""Wan 2.1 and 2.2: clips from a prompt, or from a prompt and a first frame; 2.2 has an expert for each half."""
+"""Wan 2.1 and 2.2: clips from a prompt, or from a prompt and a first frame.
+
+Of 2.2 there are two kinds: with an expert for each half of the steps, and TI2V-5B, whose first frame is optional.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,28 +37,42 @@ _SEES = {
 }
 
 
+def _has_token_times(configs: Configs) -> bool:
+    return bool(configs["index"].get("expand_timesteps"))
+
+
 def _has_two_experts(configs: Configs) -> bool:
-    return configs["index"].get("boundary_ratio") is not None
+    return configs["index"].get("boundary_ratio") is not None and not _has_token_times(configs)
 
 
 def _has_one(configs: Configs) -> bool:
-    return not _has_two_experts(configs)
+    return not (_has_two_experts(configs) or _has_token_times(configs))
 
 
 def _refusal(configs: Configs) -> str:
-    if configs["index"].get("expand_timesteps"):
-        return "expand_timesteps (Wan 2.2 TI2V-5B) is not known to diffusers' modular Wan pipeline"
     if configs["vae"].get("patch_size"):
-        return "an autoencoder that packs pixels (Wan 2.2 TI2V-5B) is not known to diffusers' modular Wan pipeline"
+        return "its autoencoder packs pixels, which is known here of Wan 2.2 TI2V-5B alone (expand_timesteps)"
     first = configs["transformer"]
     if configs.get("transformer_2", first).get("in_channels", 16) != first.get("in_channels", 16):
         return "transformer and transformer_2 take latents of different channels"
     return ""
 
 
+def _refusal_of_ti2v(configs: Configs) -> str:
+    if configs["index"].get("boundary_ratio") is not None:
+        return "expand_timesteps and two experts (boundary_ratio) are not known together"
+    transformer, channels = configs["transformer"], configs["vae"].get("z_dim", 16)
+    if transformer.get("in_channels", 16) != channels or transformer.get("image_dim"):
+        return "expand_timesteps is known of transformers that take latents alone"
+    if list(transformer.get("patch_size", (1, 2, 2))) != [1, 2, 2]:
+        return "expand_timesteps is known of patches of 1x2x2"
+    return ""
+
+
 def _strides(configs: Configs) -> tuple[int, int, int]:
     in_time = configs["vae"].get("temperal_downsample", (False, True, True))
-    return 2 ** sum(map(bool, in_time)), 2 ** len(in_time), 2 ** len(in_time)
+    in_space = 2 ** len(in_time) * int(configs["vae"].get("patch_size") or 1)
+    return 2 ** sum(map(bool, in_time)), in_space, in_space
 
 
 def _io(configs: Configs, *, takes_picture: bool) -> ClipIO:
@@ -88,6 +106,20 @@ def _from_prompt(configs: Configs) -> ClipIO:
 
 def _from_picture(configs: Configs) -> ClipIO:
     return _io(configs, takes_picture=True)
+
+
+def _from_either(configs: Configs) -> ClipIO:
+    """Sizes and length of TI2V-5B."""
+    return replace(
+        _io(configs, takes_picture=True),
+        picture_is_optional=True,
+        width=1280,
+        height=704,
+        max_pixels=1280 * 704,
+        frame_counts=(121,),
+        max_frames=121,
+        fps=24,
+    )
 
 
 def _inputs(request: ClipRequest, point: Point) -> Mapping[str, Any]:
@@ -155,8 +187,30 @@ _SECOND: dict[str, dict[str, Any]] = {"transformer_2": _TRANSFORMER, "index": {"
 _WITH_PICTURE = {"in_channels": 36}
 
 
+_PACKING = {
+    "z_dim": 8,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "is_residual": True,
+    "latents_mean": [0.1 * channel for channel in range(8)],
+    "latents_std": [1.0 + 0.1 * channel for channel in range(8)],
+}
+
+
 def _wan(
-    name: str, summary: str, pipeline: str, modular: str, blocks: str, *, miniature: Configs, **more: Any
+    name: str,
+    summary: str,
+    pipeline: str,
+    modular: str,
+    blocks: str,
+    *,
+    is_for: Callable[[Configs], bool],
+    miniature: Configs,
+    refusal: Callable[[Configs], str] = _refusal,
+    miniature_io: Mapping[str, Any] = _MINIATURE_IO,
+    **more: Any,
 ) -> Architecture:
     two = "transformer_2" in miniature
     first = guidance_knob(
@@ -172,7 +226,7 @@ def _wan(
         summary=summary,
         task="videos",
         pipeline=pipeline,
-        is_for=_has_two_experts if two else _has_one,
+        is_for=is_for,
         modular=modular,
         blocks=blocks,
         denoisers=("transformer", "transformer_2") if two else ("transformer",),
@@ -182,7 +236,7 @@ def _wan(
             **({name: kinds for name, kinds in _SEES.items() if name in miniature}),
         },
         schedulers=_SCHEDULERS,
-        refusal=_refusal,
+        refusal=refusal,
         knobs=knobs,
         guiders=MappingProxyType({"guidance_scale": "guider", **({"guidance_scale_2": "guider_2"} if two else {})}),
         inputs=_inputs,
@@ -194,7 +248,7 @@ def _wan(
         transformer=_transformer,
         held_numbers=_held,
         miniature=miniature,
-        miniature_io=_MINIATURE_IO,
+        miniature_io=miniature_io,
         **more,
     )
 
@@ -206,6 +260,7 @@ ARCHITECTURES = (
         "WanPipeline",
         "WanModularPipeline",
         "WanBlocks",
+        is_for=_has_one,
         io=_from_prompt,
         miniature=_MINIATURE,
     ),
@@ -215,6 +270,7 @@ ARCHITECTURES = (
         "WanPipeline",
         "Wan22ModularPipeline",
         "Wan22Blocks",
+        is_for=_has_two_experts,
         io=_from_prompt,
         miniature={**_MINIATURE, **_SECOND},
     ),
@@ -224,6 +280,7 @@ ARCHITECTURES = (
         "WanImageToVideoPipeline",
         "WanImage2VideoModularPipeline",
         "WanImage2VideoAutoBlocks",
+        is_for=_has_one,
         io=_from_picture,
         miniature={**_MINIATURE, **CLIP_VISION, "transformer": {**_TRANSFORMER, **_WITH_PICTURE, "image_dim": 4}},
     ),
@@ -233,6 +290,7 @@ ARCHITECTURES = (
         "WanImageToVideoPipeline",
         "Wan22Image2VideoModularPipeline",
         "Wan22Image2VideoBlocks",
+        is_for=_has_two_experts,
         io=_from_picture,
         miniature={
             **_MINIATURE,
@@ -240,5 +298,23 @@ ARCHITECTURES = (
             "transformer": {**_TRANSFORMER, **_WITH_PICTURE},
             "transformer_2": {**_TRANSFORMER, **_WITH_PICTURE},
         },
+    ),
+    _wan(
+        "wan22-ti2v",
+        "Wan 2.2 TI2V-5B, clips from a prompt, or from a prompt and a first frame",
+        "WanPipeline",
+        "models.families.diffusers.blocks.wan_ti2v:WanTextImageModularPipeline",
+        "models.families.diffusers.blocks.wan_ti2v:TextImageToVideoBlocks",
+        pipeline_with_picture="WanImageToVideoPipeline",
+        is_for=_has_token_times,
+        refusal=_refusal_of_ti2v,
+        io=_from_either,
+        miniature={
+            **_MINIATURE,
+            "transformer": {**_TRANSFORMER, "in_channels": 8, "out_channels": 8},
+            "vae": {**_MINIATURE["vae"], **_PACKING},
+            "index": {"expand_timesteps": True},
+        },
+        miniature_io={**_MINIATURE_IO, "width": 64, "height": 64, "min_side": 32},
     ),
 )

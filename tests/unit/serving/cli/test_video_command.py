@@ -133,6 +133,21 @@ def test_picture_goes_to_the_first_model_that_takes_one(tmp_path: Path) -> None:
     assert (told.model, told.first_frame) == (VIDEO_MODEL, None)
 
 
+@pytest.mark.parametrize("has_picture", [True, False])
+def test_model_whose_picture_is_optional_is_asked_with_and_without(has_picture: bool, tmp_path: Path) -> None:
+    cards = [
+        make_video_card(variant.id, ClipLimits(family=flipbook.FAMILY, variant=variant))
+        for variant in flipbook.FAMILY.variants[1 if not has_picture else 2 :]
+    ]
+    (tmp_path / "first.png").write_bytes(GOOD_PNG)
+    with served(FakeService(video_cards=tuple(cards), is_fast=True)) as door:
+        picture = ("--image", str(tmp_path / "first.png")) if has_picture else ()
+        result = vireo("a ball", *picture, "-o", str(tmp_path / "a.mp4"), "--url", door.url)
+        assert result.exit_code == 0, result.output
+        (asked,) = door.service.video_requests
+    assert (asked.model, asked.first_frame is not None) == (flipbook.EITHER, has_picture)
+
+
 def test_json_is_the_job_as_it_came(door: ServedDoor, tmp_path: Path) -> None:
     result = vireo("x", "-o", str(tmp_path / "a.mp4"), "--json", "--url", door.url)
     document = json.loads(result.stdout)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from serving.cli.model_facts import in_words
 from serving.delivery.job.service import asked_by
 from serving.domain import Surface
 from serving.errors import ClientError, ImageTooLarge, ImageUrlRefused, InvalidImage, UnsupportedVideo
@@ -88,6 +89,28 @@ async def test_picture_comes_over_grpc(fields: dict[str, Any]) -> None:
     assert part.encoded == PNG
 
 
+@pytest.mark.parametrize("has_picture", [True, False])
+async def test_optional_picture_may_be_left_out_on_every_surface(has_picture: bool) -> None:
+    fields, picture = {"model": flipbook.EITHER, "prompt": "a ball"}, PNG if has_picture else b""
+    door = flipbook_door()
+    assert (await post(door, fields | ({FIELD: URL} if has_picture else {}))).status == 200
+    assert (await post_parts(door, *fields.items(), *([(FIELD, PNG)] if has_picture else []))).status == 200
+    door.service.is_fast = True
+    message = vireo_pb2.GenerateVideoRequest(**fields, image=PNG) if has_picture else None
+    message = message or vireo_pb2.GenerateVideoRequest(**fields)
+    assert [one async for one in door.grpc.GenerateVideo(message, FakeContext())]
+    parts = [request.first_frame for request in door.service.video_requests]
+    assert [part.encoded if part else b"" for part in parts] == [picture] * 3
+
+
+async def test_models_say_whether_the_picture_is_optional() -> None:
+    listed = (await asgi(flipbook_door().app, "GET", "/v1/models")).json["data"]
+    found = {model["id"]: model["vireo"]["io"] for model in listed}
+    assert found[flipbook.WORDS]["inputs"] == found[flipbook.EITHER]["inputs"] == ["text", "image"]
+    assert found[flipbook.EITHER]["optional_inputs"] == ["image"]
+    assert "optional_inputs" not in found[flipbook.WORDS]
+
+
 async def test_https_url_is_left_to_the_fetcher() -> None:
     door = flipbook_door()
     assert (await post(door, BODY | {FIELD: {"image_url": "https://example.org/x.png"}})).status == 200
@@ -103,6 +126,8 @@ async def test_https_url_is_left_to_the_fetcher() -> None:
         ({FIELD: URL, "prompt": "a ball"}, "unsupported_field", "prompt"),
         ({FIELD: URL, "negative_prompt": "blur"}, "unsupported_field", "negative_prompt"),
         ({FIELD: URL, "model": flipbook.WORDS}, "invalid_request", "prompt"),
+        ({"prompt": "a ball", "model": flipbook.WORDS}, "invalid_request", FIELD),
+        ({FIELD: URL, "model": flipbook.EITHER}, "invalid_request", "prompt"),
         ({FIELD: "http://example.org/x.png"}, "image_url_refused", FIELD),
         ({FIELD: "file:///etc/passwd"}, "image_url_refused", FIELD),
         ({FIELD: "https://example.org/" + "x" * 9000}, "image_url_refused", FIELD),
@@ -180,7 +205,7 @@ async def test_key_stands_for_a_picture_however_it_came() -> None:
 
 @pytest.fixture
 async def frames() -> AsyncIterator[FirstFrames]:
-    (variant, _) = flipbook.FAMILY.variants
+    variant = flipbook.FAMILY.variants[0]
     processors = Processors({variant.id: (flipbook.FAMILY.name, variant)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.media.processors.family_for", lambda name, variant: flipbook.FAMILY.of(variant))
@@ -254,3 +279,12 @@ def test_picture_covers_the_size_and_keeps_its_middle() -> None:
 def test_free_sides_follow_the_picture_within_their_bounds(width: int, height: int, size: tuple[int, int]) -> None:
     made = clip_limits(max_side=128, min_side=32, multiple=16).io
     assert size_like(made, width, height) == size
+
+
+def test_models_in_words_say_whether_the_picture_may_be_left_out() -> None:
+    words, either = (variant.io for variant in flipbook.FAMILY.variants[1:])
+    assert in_words(words).endswith("from a picture and words, pages")
+    assert in_words(either).endswith("from words, or from a picture and words, pages")
+    for name in ("takes_prompt", "takes_picture"):
+        with pytest.raises(ValueError, match="picture"):
+            replace(either, **{name: False})
