@@ -186,3 +186,6 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     for bound in ("sigma_min", "sigma_max"):
         if not isinstance(scheduler.get(bound), int | float):
             raise ValueError(f"{folder}: the scheduler names no {bound}; give a folder of SVD")
+    low, high = scheduler["sigma_min"], scheduler["sigma_max"]
+    if not 0 < low < high:
+        raise ValueError(f"{folder}: sigma_min is {low} and sigma_max {high}; noise falls from the higher to the lower")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -173,7 +174,10 @@ def _read_statistics(folder: Path) -> AnalyticInit | None:
     mean = tensors["Expectation_x_0"].float()
     if mean.ndim not in (4, 5) or (mean.ndim == 5 and len(mean) != 1):
         raise ValueError(f"{path}: Expectation_x_0 is {tuple(mean.shape)}, not frames, channels, rows and columns")
-    return AnalyticInit(mean.reshape(mean.shape[-4:]), float(tensors["trCov_d"]))
+    variance = float(tensors["trCov_d"])
+    if not (math.isfinite(variance) and variance >= 0 and bool(mean.isfinite().all())):
+        raise ValueError(f"{path}: trCov_d is {variance}, or a mean is not finite; write it again")
+    return AnalyticInit(mean.reshape(mean.shape[-4:]), variance)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,29 @@ def test_whatever_its_files_say_a_folder_is_read_or_refused(tmp_path: Path) -> N
     assert len(refusals) > 50
     assert all(refusals.values())
     assert registry.find("mine", folder)[1].weights == folder
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 700.0), (700.0, 0.002), (-1.0, 1.0), (2, 2)])
+def test_noise_levels_that_do_not_fall_are_refused(tmp_path: Path, low: float, high: float) -> None:
+    folder = folder_of(PLAIN, tmp_path / "clip-model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sigma_min": low, "sigma_max": high}))
+    with pytest.raises(ValueError, match=f"sigma_min is {low} and sigma_max {high}"):
+        resolve("svd", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trCov_d", math.nan), ("trCov_d", math.inf), ("trCov_d", -1.0), ("Expectation_x_0", math.nan)],
+)
+def test_statistics_that_are_no_numbers_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    folder = folder_of(EXTENDED, tmp_path / "clip-model")
+    path = folder / "analytic_init.safetensors"
+    tensors = load_file(path)
+    tensors[name] = torch.full_like(tensors[name], value)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="trCov_d is"):
+        build(resolve("svd", folder))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
