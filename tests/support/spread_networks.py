@@ -43,9 +43,9 @@ def errors(name: str, degrees: ParallelDegrees, attention: str, cache: str) -> t
     return found, held[1] / max(1, held[0])
 
 
-def clip_error(degrees: ParallelDegrees, settings: dict[str, str]) -> tuple[float, int]:
-    """A whole clip by Wan's pipeline: the largest difference of its latents from one rank, and of a byte."""
-    subject, groups, made = Subject(FAMILY, "wan-t2v"), make_groups(degrees), []
+def clip_error(name: str, degrees: ParallelDegrees, settings: dict[str, str]) -> tuple[float, int]:
+    """A whole clip by a pipeline of Wan: the largest difference of its latents from one rank, and of a byte."""
+    subject, groups, made = Subject(FAMILY, name), make_groups(degrees), []
     for is_spread in (False, True):
         if is_spread:
             subject.runner.spread(degrees, lambda num_tokens: groups)
