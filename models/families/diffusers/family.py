@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from models.contract import Family, LazyRef, Point, SettingError, Source, Variant, Work
+from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant, Work
 from models.families.diffusers import pipelines
-from models.families.diffusers.architecture import IO, Architecture, Configs
+from models.families.diffusers.architecture import IO, Architecture, Configs, Counted
 from models.families.diffusers.folder import (
     check_own_unet,
     components_of,
@@ -29,8 +29,11 @@ from models.methods.diffusers.knobs import (
     check_point,
     full_steps,
     kept_pairs,
+    leaves_out_tokens,
     method_bytes,
     method_knobs,
+    num_active,
+    whole_steps,
 )
 
 _HERE = "models.families.diffusers"
@@ -99,10 +102,15 @@ def _variant(name: str, architecture: Architecture, io: IO, configs: Configs, **
         io=io,
         config={"architecture": architecture.name, "components": dict(configs)},
         tasks=(architecture.task,),
-        knobs=(*architecture.knobs, *method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO))),
+        knobs=(*architecture.knobs, *_method_knobs(architecture, io, configs)),
         defaults=architecture.defaults(configs),
         **more,
     )
+
+
+def _method_knobs(architecture: Architecture, io: IO, configs: Configs) -> tuple[Knob, ...]:
+    steps = next(int(knob.default) for knob in architecture.knobs if knob.name == "num_inference_steps")
+    return method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO), num_steps=steps)
 
 
 def _denoiser(architecture: Architecture, configs: Configs) -> str:
@@ -144,6 +152,7 @@ def check_allowed(variant: Variant, request: Any, point: Point) -> None:
         io.check_size(request.width, request.height)
     except ValueError as error:
         raise SettingError("size", str(error)) from None
+    check_point(point, pipelines.of(variant).grid(io, request))
 
 
 def work(variant: Variant, request: Any, point: Point) -> Work:
@@ -161,28 +170,39 @@ def work(variant: Variant, request: Any, point: Point) -> Work:
     for side in architecture.latents(configs, io, request):
         one_row *= side
     scheduler, transformer = configs["scheduler"], architecture.transformer(configs)
-    held = method_bytes(
+    held = rows * method_bytes(
         point,
         configs[architecture.denoisers[0]],
         tokens=tokens // rows,
         text_tokens=transformer.text_tokens if transformer.joint else 0,
-        branches=rows * (2 if any(each != 1 for each in guidances) else 1),
+        branches=2 if any(each != 1 for each in guidances) else 1,
         itemsize=4,
     )
-    kept = 2 + num_tensors(scheduler["_class_name"], int(scheduler.get("solver_order", 2)))
+    solver = num_tensors(scheduler["_class_name"], int(scheduler.get("solver_order", 2)))
+    states = 2 if leaves_out_tokens(point) else 1  # with the one that it is taken up from
     return Work(
         {
-            "macs": rows * passes * full_steps(point) / steps * transformer.macs(tokens // rows, kept_pairs(point)),
+            "macs": rows * passes / steps * _macs(point, transformer, tokens // rows),
             "slices": passes,
             "pixels": pixels,
             "token_steps": tokens * steps,
         },
-        bytes_held=rows * (4 * kept * one_row + _GENERATOR_BYTES)
+        bytes_held=rows * (4 * (1 + states * (1 + solver)) * one_row + states * _GENERATOR_BYTES)
         + 4 * rows * architecture.held_numbers(configs, io, request)
         + 8 * (steps + 1)
         + 3 * pixels
         + held,
     )
+
+
+def _macs(point: Point, transformer: Counted, tokens: int) -> float:
+    """Of one pass in each step, over so many tokens of a latent. Those that are run attend to all."""
+    whole = whole_steps(point)
+    macs = whole * transformer.macs(tokens, kept_pairs(point))
+    if sparse := full_steps(point) - whole:
+        active, text = num_active(point, tokens), transformer.text_tokens if transformer.joint else 0
+        macs += sparse * transformer.macs(active, (tokens + text) / (active + text))
+    return macs
 
 
 FAMILY = Family(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
 from models.families.diffusers import pipelines, solver_state
+from models.families.diffusers.anchor import anchor_of, anchored, own
 from models.families.diffusers.architecture import Architecture, Grid
 from models.families.diffusers.family import check_allowed
 from models.families.diffusers.method import Hosted, NetworkCall, make_method
@@ -33,7 +34,7 @@ from models.families.diffusers.networks import Components
 from models.families.diffusers.rows import Joined, joined, time_of_rows
 from models.io import ClipIO
 from models.layers.latent_colours import LatentColours
-from models.methods.diffusers.knobs import check_spread_cache
+from models.methods.diffusers.knobs import check_spread_point, is_dense_step, leaves_out_tokens
 from models.methods.diffusers.request import RequestMethods, check_spread
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import SequenceGroups
@@ -62,7 +63,8 @@ class Prepared:
 class DiffusersRunner:
     """A ``Job``. ``kept``: the step, the latents (R, ...) as the loop has them, what the scheduler remembers, and the
     states of the generators. ``cache``: ``prepared``, ``clean`` (the present estimate) and ``outputs``, of which there
-    is one for each row. Without its cache a request encodes its prompt and its picture anew.
+    is one for each row. Without its cache a request encodes its prompt and its picture anew, and where its steps leave
+    tokens out goes back to the last one that ran all of them.
 
     A prompt, a preview and a finished clip may be at work on threads of their own. Networks are shared, and some
     autoencoders (Wan's, Qwen-Image's) keep what they have seen of a clip in themselves: they serve one at a time."""
@@ -97,7 +99,7 @@ class DiffusersRunner:
         check_allowed(self._variant, request, point)
         self._check_prompts(request)
         if self._is_spread:
-            check_spread_cache(point)
+            check_spread_point(point)
         latents = torch.zeros(self._shape(request), dtype=self._latents_dtype, device=self._device)
         kept = {
             "step": 0,
@@ -105,6 +107,7 @@ class DiffusersRunner:
             "generators": _states(_generators(seed, _rows(request))),
             **solver_state.fresh(self._pipeline.scheduler, latents),
         }
+        kept = anchored(kept, kept) if leaves_out_tokens(point) else kept
         return JobState(request=request, point=point, seed=seed, kept=kept)
 
     def remaining(self, state: JobState) -> Mapping[Phase, int]:
@@ -199,7 +202,15 @@ class DiffusersRunner:
             pipeline_state.values.pop(name, None)
         state.cache["prepared"] = Prepared(view, blocks, pipeline_state, method)
         if not state.kept["step"]:
-            state.kept = {**state.kept, "latents": latents, "generators": _states(generators)}
+            drawn = {**state.kept, "latents": latents, "generators": _states(generators)}
+            state.kept = anchored(drawn, drawn) if anchor_of(drawn) else drawn
+        elif anchor := anchor_of(state.kept):
+            state.kept = self._taken_up(state, anchor)
+
+    def _taken_up(self, state: JobState, anchor: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a request with nothing in its cache goes on from."""
+        step, steps = state.kept["step"], int(state.point["num_inference_steps"])
+        return state.kept if step >= steps or is_dense_step(step, steps) else anchored(anchor, anchor)
 
     def _denoise(self, states: Sequence[JobState]) -> list[Figures | None]:
         """Nothing of a state changes before all have come out; what is not a number leaves its state as it was."""
@@ -220,7 +231,7 @@ class DiffusersRunner:
         view.scheduler = schedulers[0] if len(states) == 1 else Joined(schedulers, counts, times, generators)
         if hasattr(block_state, "generator"):
             block_state.generator = generators[0] if len(generators[0]) > 1 else generators[0][0]
-        self._announce(view, states[0], steps[0])
+        self._announce(view, states[0], steps[0], sum(counts))
         prepared[0].loop.loop_step(view, block_state, i=steps[0], t=time_of_rows(times, counts))
         after = zip(torch.split(block_state.latents, counts), torch.split(block_state.noise_pred, counts), strict=True)
         return [
@@ -235,12 +246,14 @@ class DiffusersRunner:
         clean = _estimate(state.kept, latents, predicted, scheduler)
         if not bool(torch.isfinite(latents).all()):
             return None
-        state.kept = {
-            "step": state.kept["step"] + 1,
+        before, anchor = own(state.kept), anchor_of(state.kept)
+        after = {
+            "step": before["step"] + 1,
             "latents": latents.clone() if latents._base is not None else latents,
             "generators": _states(generators),
-            **solver_state.remembered(scheduler, state.kept),
+            **solver_state.remembered(scheduler, before),
         }
+        state.kept = anchored(after, before if method.needed_nothing else anchor) if anchor else after
         state.cache["clean"] = clean
         return method.figures() if method is not None else {}
 
@@ -287,14 +300,16 @@ class DiffusersRunner:
         solver_state.restore(scheduler, state.kept, state.kept["step"])
         return scheduler
 
-    def _announce(self, view: Any, state: JobState, step: int) -> None:
+    def _announce(self, view: Any, state: JobState, step: int, rows: int) -> None:
         prepared: Prepared = state.cache["prepared"]
         if prepared.method is None:
             return
         steps = int(state.point["num_inference_steps"])
-        call = NetworkCall("", step, steps, 0, self.grid(state.request), prepared.request_id)
-        for name, network in self._denoisers.items():
-            setattr(view, name, Hosted(network, name, prepared.method, call))
+        guided = [float(state.point[knob]) for knob in self._architecture.guiders]
+        for number, (name, network) in enumerate(self._denoisers.items()):
+            guidance = guided[min(number, len(guided) - 1)] if guided else 1.0
+            call = NetworkCall(name, step, steps, 0, guidance, self.grid(state.request), prepared.request_id)
+            setattr(view, name, Hosted(network, prepared.method, call, rows, self._architecture.alone))
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

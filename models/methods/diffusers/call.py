@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.methods.attention.base import SelfAttention
 from models.methods.diffusers.networks import TextPlace
-from models.methods.diffusers.tokens import TokenShare
+from models.methods.diffusers.tokens import Tokens
 
 AttentionFor = Callable[[int], SelfAttention]
 """From a number of text tokens, which stand at the end, to the attention of this call."""
@@ -37,22 +37,21 @@ def current_call() -> AttentionCall | None:
     return _CALL.get()
 
 
-def current_share() -> TokenShare | None:
-    """The tokens that this rank runs in the call that this thread is in, if they are not all."""
+def current_tokens() -> Tokens | None:
+    """The tokens that are run here in the call that this thread is in, if they may be some of them."""
     call = _CALL.get()
-    return None if call is None else call.share
+    return None if call is None else call.tokens
 
 
 class AttentionCall(TorchFunctionMode):
-    """Attention of one call of a network over latents of ``num_tokens`` tokens, or on this rank's ``share`` of them."""
+    """Attention of one call of a network over latents of ``num_tokens`` tokens. ``tokens``: those of them that are run
+    here, if not all."""
 
-    def __init__(
-        self, attention: AttentionFor, num_tokens: int, text: TextPlace, share: TokenShare | None = None
-    ) -> None:
+    def __init__(self, attention: AttentionFor, num_tokens: int, text: TextPlace, tokens: Tokens | None = None) -> None:
         super().__init__()
         self._attention = attention
-        self._num_tokens = num_tokens if share is None else share.length
-        self.share = share
+        self._num_tokens = num_tokens if tokens is None else tokens.length
+        self.tokens = tokens
         self._text = text
         self._layer: int | None = None
         self._crossed: int | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from models.methods.diffusers.call import current_call, current_share
+from models.methods.diffusers.call import current_call, current_tokens
 from models.methods.diffusers.tokens import install_plan
 
 _MARK, _PLAN_MARK = "vireo_attention_hooks", "vireo_plan_hooks"
@@ -29,14 +29,14 @@ def install(network: nn.Module) -> None:
     setattr(network, _MARK, handles)
 
 
-def install_spread(network: nn.Module) -> None:
-    """The hooks of a network whose tokens are spread over ranks; as ``install``, once.
+def install_cuts(network: nn.Module) -> None:
+    """The hooks of a network that runs some of its tokens; as ``install``, once.
 
     Raises: ValueError: it does not say where its tokens may be cut.
     """
     install(network)
     if not hasattr(network, _PLAN_MARK):
-        setattr(network, _PLAN_MARK, install_plan(network, current_share))
+        setattr(network, _PLAN_MARK, install_plan(network, current_tokens))
 
 
 def attention_modules(network: nn.Module) -> Iterator[nn.Module]:

@@ -19,12 +19,14 @@ TextPlace = Literal["none", "first", "last"]
 class NetworkFacts:
     """``text``: see ``TextPlace``. ``has_cache``: it takes diffusers' caches (``CacheMixin``), and its last layer is
     one that can be predicted. ``has_first_block``: diffusers also knows what its blocks take and return, and can skip
-    all but the first. ``has_plan``: it says where its tokens may be cut over ranks (``_cp_plan``)."""
+    all but the first. ``has_plan``: it says where its tokens may be cut (``_cp_plan``). ``text_outputs``: outputs in
+    that plan with a place for each token of text."""
 
     text: TextPlace
     has_cache: bool
     has_first_block: bool
     has_plan: bool
+    text_outputs: tuple[str, ...] = ()
 
 
 NETWORKS: Mapping[str, NetworkFacts] = MappingProxyType(
@@ -36,7 +38,9 @@ NETWORKS: Mapping[str, NetworkFacts] = MappingProxyType(
         ),
         "FluxTransformer2DModel": NetworkFacts(text="first", has_first_block=True, has_cache=True, has_plan=True),
         "SD3Transformer2DModel": NetworkFacts(text="last", has_first_block=False, has_cache=False, has_plan=False),
-        "QwenImageTransformer2DModel": NetworkFacts(text="first", has_first_block=True, has_cache=True, has_plan=True),
+        "QwenImageTransformer2DModel": NetworkFacts(
+            text="first", has_first_block=True, has_cache=True, has_plan=True, text_outputs=("pos_embed.1",)
+        ),
     }
 )
 

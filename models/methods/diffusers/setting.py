@@ -71,23 +71,68 @@ def parse_taylorseer(text: str) -> CacheSetting:
     return setting
 
 
-def parse_clip_attention(text: str) -> AttentionSetting:
-    """Read ``dense``, ``tile:K:REST`` or ``adaspa:SPARSITY``.
+def attention_of(text: str) -> AttentionSetting:
+    """What a setting comes to: ``ras:1``, which leaves no token out, is dense attention.
 
     Raises: ValueError: no such form, or a number out of range.
     """
-    return _attention(text, "use dense, tile:K:REST (K reference frames, REST others) or adaspa:SPARSITY", _OF_CLIPS)
+    setting = parse_attention(text)
+    is_whole = setting.kind is AttentionKind.RAS and setting.amount == 1
+    return AttentionSetting(kind=AttentionKind.DENSE) if is_whole else setting
+
+
+def check_together(attention: AttentionSetting, cache: CacheSetting) -> None:
+    """Pass settings of one request. Raises: ValueError: they do not go together."""
+    if attention.kind is AttentionKind.RAS and cache.kind is not CacheKind.OFF:
+        raise ValueError(
+            f"cache is {cache.kind.value!r} and attention 'ras:{attention.amount:g}': a cache of steps would skip what "
+            "has to be kept of all tokens; use cache=off, or another attention"
+        )
+
+
+def parse_clip_attention(text: str) -> AttentionSetting:
+    """Read ``dense``, ``tile:K:REST``, ``adaspa:SPARSITY`` or ``ras:SHARE``.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    return _attention(text, f"use dense, {_TILE}, {_ADASPA} or {_RAS}", frozenset(AttentionKind))
 
 
 def parse_picture_attention(text: str) -> AttentionSetting:
-    """Read ``dense`` or ``adaspa:SPARSITY``.
+    """Read ``dense``, ``adaspa:SPARSITY`` or ``ras:SHARE``.
 
     Raises: ValueError: no such form, or a number out of range.
     """
-    return _attention(text, "use dense or adaspa:SPARSITY", _OF_CLIPS - {AttentionKind.TILE})
+    return _attention(text, f"use dense, {_ADASPA} or {_RAS}", frozenset(AttentionKind) - {AttentionKind.TILE})
 
 
-_OF_CLIPS = frozenset((AttentionKind.DENSE, AttentionKind.TILE, AttentionKind.ADASPA))
+def parse_clip_attention_of_all(text: str) -> AttentionSetting:
+    """Read ``dense``, ``tile:K:REST`` or ``adaspa:SPARSITY``, for networks that run all tokens.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    return _attention_of_all(text, f"use dense, {_TILE} or {_ADASPA}", frozenset(AttentionKind))
+
+
+def parse_picture_attention_of_all(text: str) -> AttentionSetting:
+    """Read ``dense`` or ``adaspa:SPARSITY``, for networks that run all tokens.
+
+    Raises: ValueError: no such form, or a number out of range.
+    """
+    return _attention_of_all(text, f"use dense or {_ADASPA}", frozenset(AttentionKind) - {AttentionKind.TILE})
+
+
+_TILE = "tile:K:REST (K reference frames, REST others)"
+_ADASPA = "adaspa:SPARSITY (from 0 to below 1)"
+_RAS = "ras:SHARE (of tokens run in most steps, above 0, at most 1)"
+
+
+def _attention_of_all(text: str, forms: str, kinds: frozenset[AttentionKind]) -> AttentionSetting:
+    if text.startswith(AttentionKind.RAS):
+        raise ValueError(
+            f"attention is {text!r}, and this network does not say where its tokens may be cut (_cp_plan): {forms}"
+        )
+    return _attention(text, forms, kinds - {AttentionKind.RAS})
 
 
 def _attention(text: str, forms: str, kinds: frozenset[AttentionKind]) -> AttentionSetting:
@@ -96,5 +141,5 @@ def _attention(text: str, forms: str, kinds: frozenset[AttentionKind]) -> Attent
     except ValueError:
         setting = None
     if setting is None or setting.kind not in kinds:
-        raise ValueError(f"attention is {text!r}; {forms}, from 0 to below 1")
+        raise ValueError(f"attention is {text!r}; {forms}")
     return setting

@@ -49,7 +49,7 @@ def ras_forward(
         tokens = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
         positions = positions[indices]
     conditioning = model.conditioning(timestep, text)
-    attention = RasAttention(inner, states, active)
+    attention = RasAttention(inner, [state.cache for state in states], active)
     tokens = model.run_blocks(tokens, positions, conditioning, text_mask, attention)
     values = torch.split(model.project(tokens, conditioning), rows)
     outputs = [

@@ -13,14 +13,19 @@ from models.methods.diffusers.hooks import attention_modules
 from models.methods.diffusers.knobs import (
     applicable,
     check_point,
-    check_spread_cache,
+    check_spread_point,
     full_steps,
     kept_pairs,
     method_bytes,
     method_knobs,
 )
 from models.methods.diffusers.networks import NETWORKS
-from models.methods.diffusers.setting import parse_cache, parse_clip_attention, parse_picture_attention
+from models.methods.diffusers.setting import (
+    parse_cache,
+    parse_clip_attention,
+    parse_picture_attention,
+    parse_picture_attention_of_all,
+)
 from tests.support.tiny_networks import TINY, TinyNetwork
 from tests.unit.models.diffusers.test_request import CACHED, RequestMethods, step_of
 
@@ -49,14 +54,18 @@ def test_every_network_is_tried() -> None:
 
 
 def test_what_does_not_apply_is_said_and_not_offered() -> None:
-    assert [knob.name for knob in method_knobs("SD3Transformer2DModel", is_clip=False)] == ["attention"]
-    (attention, cache) = method_knobs("HunyuanVideo15Transformer3DModel", is_clip=True)
+    assert [knob.name for knob in method_knobs("SD3Transformer2DModel", is_clip=False, num_steps=28)] == ["attention"]
+    (attention, cache) = method_knobs("HunyuanVideo15Transformer3DModel", is_clip=True, num_steps=50)
     assert attention.check("tile:2:6")
+    with pytest.raises(SettingError, match=r"this network does not say where its tokens may be cut"):
+        attention.check("ras:0.5")
+    for kind in ("SD3Transformer2DModel", "HunyuanVideo15Transformer3DModel"):
+        assert applicable(kind, is_clip=True)["ras"] == f"{kind} does not say where its tokens may be cut (_cp_plan)"
     assert cache.grid == ("taylorseer:3:1", "off")
     with pytest.raises(SettingError, match="cannot be skipped"):
         cache.check("first_block:0.1")
     assert "blocks of Hunyuan" in applicable("HunyuanVideo15Transformer3DModel", is_clip=True)["first_block"]
-    assert method_knobs("UNet2DConditionModel", is_clip=False) == ()
+    assert method_knobs("UNet2DConditionModel", is_clip=False, num_steps=28) == ()
     assert set(applicable("UNet2DConditionModel", is_clip=False).values()) == {
         "nobody has tried it on UNet2DConditionModel"
     }
@@ -74,14 +83,27 @@ def test_other_forms_of_a_cache_are_refused(text: str) -> None:
 
 def test_forms_of_attention() -> None:
     assert parse_clip_attention("tile:1:3").references == 1
-    for text in ("ras:0.5", "tile:0:3", "adaspa:1"):
+    assert parse_picture_attention("ras:0.5").amount == 0.5
+    for text in ("ras:0", "ras:1.5", "tile:0:3", "adaspa:1"):
         with pytest.raises(ValueError, match="use dense, tile:K:REST"):
             parse_clip_attention(text)
-    with pytest.raises(ValueError, match="use dense or adaspa"):
+    with pytest.raises(ValueError, match="use dense, adaspa"):
         parse_picture_attention("tile:1:3")
+    with pytest.raises(ValueError, match="use dense or adaspa"):
+        parse_picture_attention_of_all("tile:1:3")
     check_point({"attention": "tile:1:3"}, (4, 2, 2))
     with pytest.raises(SettingError, match="this clip has 5"):
         check_point({"attention": "tile:1:3"}, (5, 2, 2))
+    with pytest.raises(SettingError, match="use cache=off"):
+        check_point({"attention": "ras:0.5", "cache": "taylorseer:3"}, (5, 2, 2))
+    check_point({"attention": "ras:1", "cache": "taylorseer:3"}, (5, 2, 2))
+
+
+def test_points_of_a_table_have_ras_where_the_usual_steps_leave_tokens_out() -> None:
+    few, many = (method_knobs("FluxTransformer2DModel", is_clip=False, num_steps=steps)[0] for steps in (4, 28))
+    assert many.grid == ("ras:0.5", "adaspa:0.5", "dense")
+    assert few.grid == ("adaspa:0.5", "dense")
+    assert few.check("ras:0.5") == "ras:0.5"
 
 
 @pytest.mark.parametrize("interval", [2, 3, 5])
@@ -97,9 +119,12 @@ def test_full_steps_are_those_that_diffusers_takes(interval: int) -> None:
 
 
 def test_ranks_refuse_a_cache_that_decides_by_tokens() -> None:
-    check_spread_cache({"cache": "taylorseer:3"})
+    check_spread_point({"cache": "taylorseer:3"})
     with pytest.raises(SettingError, match="ranks would not decide alike"):
-        check_spread_cache({"cache": "first_block:0.1"})
+        check_spread_point({"cache": "first_block:0.1"})
+    with pytest.raises(SettingError, match="not spread over several ranks"):
+        check_spread_point({"attention": "ras:0.5"})
+    check_spread_point({"attention": "ras:1"})
 
 
 def test_pairs_that_are_kept() -> None:

@@ -32,6 +32,8 @@ class Call(NamedTuple):
     num_steps: int
     branch: int
     grid: tuple[int, int, int]
+    guidance_scale: float = 1.0
+    row: int = 0
 
 
 @pytest.fixture(autouse=True)

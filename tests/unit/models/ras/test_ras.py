@@ -9,9 +9,10 @@ from torch import Tensor
 from models.families.vdit.config import OpenSoraConfig
 from models.families.vdit.transformer import OpenSoraT2V
 from models.methods.attention.dense import DENSE
+from models.methods.ras.choice import importances
 from models.methods.ras.config import RasConfig, predicted_bytes
 from models.methods.ras.forward import ras_forward
-from models.methods.ras.state import RasState, importances
+from models.methods.ras.state import RasState
 
 GRIDS = [(3, 5, 7), (1, 2, 3), (4, 1, 5)]
 STEPS = 8
