@@ -52,6 +52,17 @@ def request_bytes(family: Family, variant: Variant) -> int:
     return int(work.bytes_held)
 
 
+def needed_bytes(family: Family, variant: Variant, dtype: str) -> int:
+    """What one usual request needs for certain. Where a family tells its activations apart, which it bounds from above,
+    they count by the type of the numbers, and half: what lives is at most that much less."""
+    if "activation_bytes" not in family.parts:
+        return request_bytes(family, variant)
+    of = family.part("activation_bytes")
+    usual = usual_request(variant.io)
+    beside = request_bytes(family, variant) - of(variant, usual, BYTES_PER_NUMBER["float32"])
+    return int(beside + of(variant, usual, BYTES_PER_NUMBER[dtype]) // 2)
+
+
 def weight_bytes(parts: tuple[Component, ...], dtype: str) -> int:
     """Of all networks in memory."""
     return sum(part.bytes_as(BYTES_PER_NUMBER[dtype]) for part in parts)
@@ -145,8 +156,10 @@ def _need(model: ResolvedModel[Any]) -> Need | None:
     if not parts:
         return None
     copies = 1 if "experts" in family.parts or model.device == "cuda" else model.num_ranks
-    weights = copies * weight_bytes(parts, getattr(options, "dtype", "float32"))
-    beside = options.kv_cache_mb << 20 if isinstance(options, StreamOptions) else request_bytes(family, model.variant)
+    dtype = getattr(options, "dtype", "float32")
+    weights = copies * weight_bytes(parts, dtype)
+    is_chat = isinstance(options, StreamOptions)
+    beside = options.kv_cache_mb << 20 if is_chat else needed_bytes(family, model.variant, dtype)
     return Need(weights=weights, beside=beside)
 
 

@@ -111,7 +111,7 @@ def test_a_resume_without_its_cache_goes_on_with_another_clip(kind: dict[str, An
     assert not torch.equal(resumed.kept["latents"], state.kept["latents"])
 
 
-@pytest.mark.parametrize("name", ["wan-t2v", "wan22-i2v", "ltx-i2v", "flux-dev", "qwen-image"])
+@pytest.mark.parametrize("name", ["wan-t2v", "wan22-i2v", "wan22-ti2v", "ltx-i2v", "flux-dev", "qwen-image"])
 def test_ras_goes_on_where_it_was_and_beside_others(name: str) -> None:
     """Resumed after any step it makes the same bits: it is taken up from the last step that ran all tokens."""
     subject, settings = _subject(name), {"attention": "ras:0.5", "num_inference_steps": 10}

@@ -3,13 +3,14 @@ torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant, Work
+from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Value, Variant, Work
 from models.families.diffusers import pipelines
 from models.families.diffusers.architecture import IO, Architecture, Configs, Counted
 from models.families.diffusers.folder import (
@@ -19,6 +20,7 @@ from models.families.diffusers.folder import (
     read_configs,
     read_index,
 )
+from models.families.diffusers.memory import activations
 from models.families.diffusers.solvers import num_tensors
 from models.files import licence_of
 from models.folder import MODEL_INDEX, safetensors_of
@@ -109,8 +111,17 @@ def _variant(name: str, architecture: Architecture, io: IO, configs: Configs, **
 
 
 def _method_knobs(architecture: Architecture, io: IO, configs: Configs) -> tuple[Knob, ...]:
+    """Attention's points in the order of what a usual request costs, which depends on its tokens and the width."""
     steps = next(int(knob.default) for knob in architecture.knobs if knob.name == "num_inference_steps")
-    return method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO), num_steps=steps)
+    transformer, tokens = architecture.transformer(configs), math.prod(architecture.grid(io, io.usual))
+
+    def macs(attention: Value) -> float:
+        return _macs({"num_inference_steps": steps, "attention": attention}, transformer, tokens)
+
+    return tuple(
+        replace(knob, grid=tuple(sorted(knob.grid, key=macs))) if knob.name == "attention" else knob
+        for knob in method_knobs(_denoiser(architecture, configs), is_clip=isinstance(io, ClipIO), num_steps=steps)
+    )
 
 
 def _denoiser(architecture: Architecture, configs: Configs) -> str:
@@ -122,10 +133,21 @@ def facts(variant: Variant) -> Mapping[str, Any]:
     """Which methods apply to its networks, and why the others do not."""
     architecture, is_clip = pipelines.of(variant), isinstance(variant.io, ClipIO)
     said = applicable(_denoiser(architecture, variant.config["components"]), is_clip=is_clip)
+    needed = activations(architecture, variant.config["components"], variant.io, variant.io.usual)
     return {
+        "activations of a usual request in float32": tuple(
+            f"{phase} at most {size / (1 << 20):,.0f} MiB" for phase, size in needed._asdict().items()
+        ),
         "methods that apply": tuple(name for name, why_not in said.items() if not why_not),
         "methods that do not": tuple(f"{name} ({why_not})" for name, why_not in said.items() if why_not),
     }
+
+
+def activation_bytes(variant: Variant, request: Any, itemsize: int) -> int:
+    """Most that a request takes besides what it holds between its slices, with numbers of so many bytes."""
+    request = variant.io.settled(request) if isinstance(variant.io, ClipIO) else request
+    architecture, configs = pipelines.of(variant), variant.config["components"]
+    return activations(architecture, configs, variant.io, request, itemsize).peak
 
 
 def _check(architecture: Architecture, configs: Configs, where: str) -> None:
@@ -156,7 +178,8 @@ def check_allowed(variant: Variant, request: Any, point: Point) -> None:
 
 
 def work(variant: Variant, request: Any, point: Point) -> Work:
-    """Of a whole request. Held: latents, what the scheduler remembers of them, embeddings, and what is decoded."""
+    """Of a whole request. Held: latents, what the scheduler remembers of them, embeddings, what its methods keep, what
+    is decoded; and, in a slice, activations."""
     architecture, configs = pipelines.of(variant), variant.config["components"]
     io: IO = variant.io
     request = io.settled(request) if isinstance(io, ClipIO) else request
@@ -191,7 +214,8 @@ def work(variant: Variant, request: Any, point: Point) -> Work:
         + 4 * rows * architecture.held_numbers(configs, io, request)
         + 8 * (steps + 1)
         + 3 * pixels
-        + held,
+        + held
+        + activations(architecture, configs, io, request).peak,
     )
 
 
@@ -223,6 +247,7 @@ FAMILY = Family(
             "weight_files": LazyRef(f"{_HERE}.family:weight_files"),
             "save": LazyRef(f"{_HERE}.networks:save"),
             "example": LazyRef(f"{_HERE}.example:example"),
+            "activation_bytes": LazyRef(f"{_HERE}.family:activation_bytes"),
             "facts": LazyRef(f"{_HERE}.family:facts"),
         }
     ),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.registry import find
 from serving.cli import memory
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.errors import ConfigError
@@ -55,6 +56,17 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
         memory.check_fits(served({"id": NANO, "checkpoint_dir": str(tmp_path)}))
     save_file({"x": torch.zeros(3)}, tmp_path / "model.safetensors")
     memory.check_fits(served({"id": NANO, "checkpoint_dir": str(tmp_path)}))
+
+
+def test_activations_that_are_bounds_refuse_nothing_that_may_fit() -> None:
+    """They count by the type of their numbers, and half: what lives is at most that much less."""
+    family, variant = find("diffusers:wan-t2v")
+    whole = memory.request_bytes(family, variant)
+    in_full, in_half = (memory.needed_bytes(family, variant, dtype) for dtype in ("float32", "bfloat16"))
+    assert whole / 2 < in_full < whole
+    assert in_half < in_full
+    of_video = find(VIDEO)
+    assert memory.needed_bytes(*of_video, "bfloat16") == memory.request_bytes(*of_video)
 
 
 def test_sizes_are_written_as_people_do() -> None:
