@@ -106,6 +106,24 @@ class ImageInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePart:
+    """A picture: an encoded file, or an https URL for our own fetcher. Exactly one is set. ``is_coarse``: one tile of
+    it is enough, whatever the operating point allows.
+
+    ``param`` names where it stood in the request (``messages[0].content[1]``), for error messages.
+    """
+
+    encoded: bytes | None = None
+    url: str | None = None
+    is_coarse: bool = False
+    param: str = "messages"
+
+    def most_tiles(self, max_tiles: int | None) -> int | None:
+        """Of this picture, where a request allows so many; None for a model that has no say in it."""
+        return None if max_tiles is None else 1 if self.is_coarse else max_tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnaryRequest:
     """Items for a unary or staged model, parsed and authenticated, in columns: each is as long as there are items, or
     empty where the model takes nothing of the kind."""

@@ -31,6 +31,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
+from serving.media.request_images import GridOf, RequestImages
 from serving.operating_points import Points, answer_cost, answer_work, points_of, points_of_answers
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
@@ -40,7 +41,6 @@ from serving.stores.periodic import ArtefactCleaner
 from serving.stores.results import ResultStore
 from serving.system.process import is_deploying, num_live, raylet_watch
 from serving.system.reached import Ping, Reached
-from serving.tasks.chat.images import ChatImages, GridOf
 from serving.tasks.chat.models import read_grids
 from serving.tasks.chat.models import read_served as read_chat
 from serving.tasks.chat.points import Measured
@@ -63,7 +63,7 @@ class GatewayParts:
 
     media: MediaPool
     results: ResultStore
-    images: ChatImages
+    images: RequestImages
     chat: ChatService
     jobs: RedisJobs
     clips: ArtefactStore
@@ -122,7 +122,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
     pipeline = Pipeline(results, limits, tell=tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
-    images = build_chat_images(settings.media, media, tell, grids, config.weights)
+    images = build_request_images(settings.media, media, tell, grids, config.weights)
     chat = _chat_service(config, images, pipeline, handles)
     unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
@@ -177,7 +177,7 @@ _PINGS: Mapping[Shape, Callable[[DeploymentHandle[Any]], Ping]] = {
 
 def _chat_service(
     config: ResolvedConfig,
-    images: ChatImages,
+    images: RequestImages,
     pipeline: Pipeline,
     handles: dict[str, DeploymentHandle[Any]],
 ) -> ChatService:
@@ -205,13 +205,13 @@ def _served_chat(model: ResolvedModel[StreamOptions], handle: DeploymentHandle[A
     )
 
 
-def build_chat_images(
+def build_request_images(
     settings: MediaSettings,
     pool: MediaPool,
     tell: Sink,
     grids: Mapping[str, GridOf | None],
     weights: Weights = EQUAL,
-) -> ChatImages:
+) -> RequestImages:
     """Put the image path of one gateway together, as configured."""
     limits = FetchLimits(
         max_bytes=settings.max_bytes_per_image,
@@ -220,7 +220,7 @@ def build_chat_images(
         max_concurrent=settings.max_fetches,
     )
     fetcher = ImageFetcher(settings.allowed_hosts, limits, tell=tell, weights=weights)
-    return ChatImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell), grids)
+    return RequestImages(pool, fetcher, ProcessedImages(settings.cache_bytes, tell), grids)
 
 
 def _media_limits(config: ResolvedConfig) -> MediaLimits:
@@ -290,7 +290,7 @@ def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
     return JobModel(card=card, plan=planner, replicas=model.replicas)
 
 
-def _film(model: ResolvedModel[JobOptions], images: ChatImages) -> JobModel:
+def _film(model: ResolvedModel[JobOptions], images: RequestImages) -> JobModel:
     served = read_served(model)
     return replace(served, prepare=FirstFrames(images, served.card.io))
 

@@ -20,6 +20,7 @@ from serving.delivery.stream.wire import ChatDelta, FinishReason, TokenLogprob
 from serving.delivery.unary.wire import RowsAsked
 from serving.domain import (
     ImageInput,
+    ImagePart,
     Pixels,
     Priority,
     Report,
@@ -31,7 +32,7 @@ from serving.errors import ServingError, UnknownModel, UnknownPath
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.service import Card, Service, StoredImage
-from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Usage
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
 from tests.support.fake_videos import FakeVideos
 
 MODEL = "fake-nano"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from serving.delivery.stream.wire import ChatDelta
-from serving.domain import Budget, Report, Surface
+from serving.domain import Budget, ImagePart, Report, Surface
 
 
 class Role(StrEnum):
@@ -27,24 +27,6 @@ class TextPart:
     """Words. Special tokens typed in them are plain text to the model."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePart:
-    """A picture: an encoded file, or an https URL for our own fetcher. Exactly one is set. ``is_coarse``: one tile of
-    it is enough, whatever the operating point allows.
-
-    ``param`` names where it stood in the request (``messages[0].content[1]``), for error messages.
-    """
-
-    encoded: bytes | None = None
-    url: str | None = None
-    is_coarse: bool = False
-    param: str = "messages"
-
-    def most_tiles(self, max_tiles: int | None) -> int | None:
-        """Of this picture, where a request allows so many; None for a model that has no say in it."""
-        return None if max_tiles is None else 1 if self.is_coarse else max_tiles
 
 
 Part: TypeAlias = TextPart | ImagePart

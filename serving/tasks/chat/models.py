@@ -7,10 +7,10 @@ from models.identity import checkpoint_sha256, weight_files
 from models.registry import family_for
 from serving.config import ResolvedModel, StreamOptions
 from serving.errors import ConfigError
+from serving.media.request_images import GridOf
 from serving.operating_points import points_of_answers
 from serving.replica.chat.setup import checkpoint_of, context_of, family_of, read_prompts
 from serving.service import Card, card_of
-from serving.tasks.chat.images import GridOf
 
 _NO_WEIGHTS = ("0" * 64, 0)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from serving.domain import ImagePart
 from serving.errors import (
     FeatureNotAllowed,
     ImageTooLarge,
@@ -20,7 +21,7 @@ from serving.errors import (
 from serving.front.front import check_integer, check_number, check_unicode, shown
 from serving.front.images import DataUrl, decode_url, is_data_url, parse_data_url
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ImagePart, Message, Part, Role, Sampling, TextPart
+from serving.tasks.chat.domain import Message, Part, Role, Sampling, TextPart
 from serving.tasks.chat.schema_bounds import SchemaBounds
 
 MAX_TEMPERATURE = 2.0

@@ -23,14 +23,14 @@ from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
-from serving.domain import RANKS, Report
+from serving.domain import RANKS, ImagePart, Report
 from serving.errors import InvalidRequest
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
+from serving.media.request_images import FetchedImage
 from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
-from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, ImagePart, Message, Part, TextPart, Usage
-from serving.tasks.chat.images import FetchedImage
+from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Message, Part, TextPart, Usage
 from serving.tasks.chat.points import Measured, make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried
@@ -59,7 +59,7 @@ class ServedChat:
 
 
 class Images(Protocol):
-    """Where images become tiles: ``serving.tasks.chat.images.ChatImages``."""
+    """Where images become tiles: ``serving.media.request_images.RequestImages``."""
 
     async def fetch(self, parts: Sequence[ImagePart], caller: Caller, deadline_s: float) -> list[FetchedImage]:
         """The files of a request's images, in their order. Raises: ServingError: of the first that failed."""

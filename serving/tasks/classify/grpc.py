@@ -15,7 +15,7 @@ from serving.front.grpc.messages import check_id, message_from_error, message_fr
 from serving.front.grpc.registration import VIREO
 from serving.front.grpc.rpc import Rpc
 from serving.limits import IngressLimits
-from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
+from serving.tasks.classification import check_num_images, check_top_k, reply_to
 
 
 async def classify(call: GrpcCall, message: vireo_pb2.ClassifyRequest) -> vireo_pb2.ClassifyResponse:

@@ -18,7 +18,7 @@ from serving.front.http.openapi import BINARY, BUDGET_HEADERS, json_content, ope
 from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_ID_CHARS, IngressLimits
-from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
+from serving.tasks.classification import check_num_images, check_top_k, reply_to
 from serving.tasks.classify.schemas import (
     ClassifyAnswer,
     ClassifyBody,

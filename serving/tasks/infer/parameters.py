@@ -21,7 +21,7 @@ from serving.front.budget import check_values
 from serving.front.front import check_integer, shown
 from serving.limits import IngressLimits
 from serving.service import Card
-from serving.tasks.classify.rules import check_top_k
+from serving.tasks.classification import check_top_k
 
 Parameter: TypeAlias = str | int | float | bool
 

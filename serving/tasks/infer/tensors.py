@@ -52,7 +52,7 @@ from serving.front.images import images_from_text
 from serving.front.status import error_object
 from serving.limits import MAX_TYPED_ELEMENTS, IngressLimits
 from serving.service import Card
-from serving.tasks.classify.rules import check_num_images, check_top_k, reply_to
+from serving.tasks.classification import check_num_images, check_top_k, reply_to
 from serving.tasks.infer.schemas import MAX_DIM
 
 QUANTISE_HERE_BYTES = 1 << 20

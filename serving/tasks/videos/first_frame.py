@@ -16,14 +16,13 @@ from PIL import Image, ImageOps
 
 from models.contract import SettingError
 from models.io import ClipIO
-from serving.domain import RANKS, Pixels
+from serving.domain import RANKS, ImagePart, Pixels
 from serving.errors import ClientError, ImageTooLarge, ImageUrlRefused
 from serving.front.front import check_unicode, shown
 from serving.front.images import decode_base64, decode_url, is_data_url, parse_data_url
 from serving.limits import IngressLimits
 from serving.media.pool import Caller
-from serving.tasks.chat.domain import ImagePart
-from serving.tasks.chat.images import ChatImages
+from serving.media.request_images import RequestImages
 from serving.tasks.videos.limits import refused
 from serving.tasks.videos.rules import FIRST_FRAME, VideoRequest
 
@@ -80,7 +79,7 @@ def _check_bytes(num_bytes: int, limits: IngressLimits) -> None:
 class FirstFrames:
     """``JobModel.prepare`` of a model whose clips begin with a picture."""
 
-    images: ChatImages
+    images: RequestImages
     io: ClipIO
 
     async def __call__(self, request: VideoRequest) -> VideoRequest:

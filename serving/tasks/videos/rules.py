@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from serving.delivery.job.base import JobRequest, JobTask
 from serving.delivery.job.http import check_key
+from serving.domain import ImagePart
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import BaseCall, check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
 from serving.service import Card
-from serving.tasks.chat.domain import ImagePart
 from serving.tasks.videos.schemas import (
     KNOBS,
     MAX_FPS,

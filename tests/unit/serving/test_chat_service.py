@@ -41,6 +41,7 @@ from serving.front.events import EventQueue
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
+from serving.media.request_images import FetchedImage
 from serving.replica.chat.fake_engine import BytePrompts, FakeChatEngine
 from serving.tasks.chat.domain import (
     ChatEnd,
@@ -53,7 +54,6 @@ from serving.tasks.chat.domain import (
     Sampling,
     TextPart,
 )
-from serving.tasks.chat.images import FetchedImage
 from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat

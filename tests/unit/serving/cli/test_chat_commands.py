@@ -15,11 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from serving.client.exits import Exit
+from serving.domain import ImagePart
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
 from serving.front.auth import Authenticator
 from serving.tasks.chat.cli import register
 from serving.tasks.chat.client import ChatClient
-from serving.tasks.chat.domain import ImagePart, Message, Role, TextPart
+from serving.tasks.chat.domain import Message, Role, TextPart
 from serving.tasks.chat.session import Conversation, Session
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService, make_chat_card
 from tests.support.media_files import bad_files, encode, gradient

@@ -18,12 +18,11 @@ from serving.cli.run_state import RunState
 from serving.cli.self_check import check_every_surface
 from serving.client.checks import Target, example_png
 from serving.client.told import Failed
-from serving.domain import Surface
+from serving.domain import ImagePart, Surface
 from serving.errors import EngineFailed
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
 from serving.tasks.chat.checks import shown
-from serving.tasks.chat.domain import ImagePart
 from serving.tasks.table import TASKS
 from serving.tasks.videos.checks import checked
 from tests.support.fake_service import CHAT_MODEL, FakeService

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import pytest
 
+from serving.domain import ImagePart
 from serving.errors import InvalidImage
 from serving.front.images import MAX_ESCAPES, is_data_url, parse_data_url
-from serving.tasks.chat.domain import ImagePart
 from tests.support.chat_clients import CHAT_SURFACES, Chat, Turn, Url
 from tests.support.clients import GOOD_PNG, FrontDoor
 

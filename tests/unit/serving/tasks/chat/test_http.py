@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 
+from serving.domain import ImagePart
 from serving.errors import EngineFailed, ReplicaLost
 from serving.front.auth import Authenticator
 from serving.front.front import clean
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ImagePart, Role, TextPart
+from serving.tasks.chat.domain import Role, TextPart
 from tests.support.chat_clients import (
     Chat,
     Line,

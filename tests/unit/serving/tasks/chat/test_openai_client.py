@@ -13,8 +13,8 @@ import uvicorn
 from pydantic import BaseModel
 
 from serving import errors
+from serving.domain import ImagePart
 from serving.front.auth import Authenticator
-from serving.tasks.chat.domain import ImagePart
 from tests.support.chat_clients import data_url, image_part
 from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS

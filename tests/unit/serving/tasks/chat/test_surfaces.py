@@ -10,11 +10,12 @@ import pytest
 from grpc import StatusCode
 
 from serving import errors
+from serving.domain import ImagePart
 from serving.errors import ServingError
 from serving.front.auth import Authenticator
 from serving.front.status import TABLE
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ImagePart, Role, TextPart
+from serving.tasks.chat.domain import Role, TextPart
 from tests.support.chat_clients import CHAT_SURFACES, HELLO, ONE_ANSWER, Chat, ChatOutcome, Turn, Url
 from tests.support.clients import GOOD_PNG, FrontDoor
 from tests.support.fake_service import CHAT_MODEL, MODEL, WORDS, FakeService

@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from serving import errors
-from serving.tasks.chat.domain import ImagePart, Role
+from serving.domain import ImagePart
+from serving.tasks.chat.domain import Role
 from tests.support.chat_clients import data_url
 from tests.support.clients import GOOD_PNG
 from tests.support.fake_service import CHAT_MODEL, WORDS, FakeService

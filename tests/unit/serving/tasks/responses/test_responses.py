@@ -11,12 +11,13 @@ import pytest
 from openai.types import responses as openai_types
 from openai.types.responses import response_create_params
 
+from serving.domain import ImagePart
 from serving.errors import ReplicaLost
 from serving.front.auth import Authenticator
 from serving.front.http.fields import Fate, Field, Fields
 from serving.gateway.http import document as openapi_document
 from serving.limits import IngressLimits
-from serving.tasks.chat.domain import ImagePart, Message, Role, TextPart
+from serving.tasks.chat.domain import Message, Role, TextPart
 from serving.tasks.responses import fields as tables
 from serving.tasks.responses.schemas import (
     EventOptionsBody,

@@ -23,7 +23,7 @@ from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
-from serving.tasks.chat.images import ChatImages
+from serving.media.request_images import RequestImages
 from serving.tasks.videos.first_frame import FirstFrames, fitted, size_like, with_first_frame
 from serving.tasks.videos.rules import VideoRequest
 from serving.tasks.videos.schemas import VideoBody
@@ -215,7 +215,7 @@ async def frames() -> AsyncIterator[FirstFrames]:
             processors,
             tile_counter=processors.count_tiles,
         )
-        yield FirstFrames(ChatImages(pool, ImageFetcher((), FetchLimits()), ProcessedImages(0)), variant.io)
+        yield FirstFrames(RequestImages(pool, ImageFetcher((), FetchLimits()), ProcessedImages(0)), variant.io)
 
 
 def shape_of(picture: bytes) -> tuple[int, int]:

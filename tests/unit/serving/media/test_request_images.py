@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from serving.config import MediaSettings
+from serving.domain import ImagePart
 from serving.errors import (
     DecodeTimeout,
     ImageFetchFailed,
@@ -22,14 +23,13 @@ from serving.errors import (
     ServingError,
     TooManyImages,
 )
-from serving.gateway.parts import build_chat_images
+from serving.gateway.parts import build_request_images
 from serving.media.fetch import FetchLimits, ImageFetcher
 from serving.media.image_cache import ProcessedImages
 from serving.media.limits import MediaLimits
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
-from serving.tasks.chat.domain import ImagePart
-from serving.tasks.chat.images import ChatImages
+from serving.media.request_images import RequestImages
 from serving.telemetry.events import ignore
 from tests.support import media_files as files
 from tests.support.media_processors import make_processor, strips
@@ -77,7 +77,7 @@ async def server(certificate: Path) -> AsyncIterator[PictureServer]:
 
 
 @pytest.fixture
-def images(pool: MediaPool, server: PictureServer, certificate: Path) -> ChatImages:
+def images(pool: MediaPool, server: PictureServer, certificate: Path) -> RequestImages:
     async def resolve(host: str, port: int) -> Sequence[str]:
         return ["127.0.0.1"]
 
@@ -88,10 +88,10 @@ def images(pool: MediaPool, server: PictureServer, certificate: Path) -> ChatIma
         is_allowed_address=lambda address: address.is_loopback,
         tls=ssl.create_default_context(cafile=str(certificate)),
     )
-    return ChatImages(pool, fetcher, ProcessedImages(1 << 20))
+    return RequestImages(pool, fetcher, ProcessedImages(1 << 20))
 
 
-async def prepare(images: ChatImages, parts: Sequence[ImagePart], model: str, caller: Caller) -> list[PreparedImage]:
+async def prepare(images: RequestImages, parts: Sequence[ImagePart], model: str, caller: Caller) -> list[PreparedImage]:
     return await images.prepare(await images.fetch(parts, caller, math.inf), model, caller)
 
 
@@ -99,7 +99,7 @@ def part(index: int, param: str = "") -> ImagePart:
     return ImagePart(encoded=ENCODED[index], param=param or f"messages[{index}]")
 
 
-async def test_data_and_urls_come_back_in_order(images: ChatImages, server: PictureServer) -> None:
+async def test_data_and_urls_come_back_in_order(images: RequestImages, server: PictureServer) -> None:
     server.scripts["/1.png"] = answer(ENCODED[1])
     url = ImagePart(url=f"https://{NAME}:{server.port}/1.png")
     prepared = await prepare(images, [part(0), url], "strips", ACME)
@@ -109,12 +109,12 @@ async def test_data_and_urls_come_back_in_order(images: ChatImages, server: Pict
     assert len(prepared) == 2
 
 
-async def test_request_without_images_needs_nothing(images: ChatImages) -> None:
+async def test_request_without_images_needs_nothing(images: RequestImages) -> None:
     assert await prepare(images, [], "strips", ACME) == []
 
 
 async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
-    images: ChatImages, pool: MediaPool, server: PictureServer
+    images: RequestImages, pool: MediaPool, server: PictureServer
 ) -> None:
     (first,) = await prepare(images, [part(0)], "strips", ACME)
     server.scripts["/0.png"] = answer(ENCODED[0])
@@ -128,14 +128,14 @@ async def test_repeated_image_is_not_decoded_again_by_whatever_way_it_comes(
 
 @pytest.mark.parametrize(("model", "tenant"), [("corner", "acme"), ("strips", "umbrella")])
 async def test_another_model_or_tenant_does_its_own_work(
-    images: ChatImages, pool: MediaPool, model: str, tenant: str
+    images: RequestImages, pool: MediaPool, model: str, tenant: str
 ) -> None:
     await prepare(images, [part(0)], "strips", ACME)
     await prepare(images, [part(0)], model, Caller(tenant))
     assert pool.stats.decoded_in_workers == 2
 
 
-async def test_refused_image_is_refused_again(images: ChatImages, pool: MediaPool) -> None:
+async def test_refused_image_is_refused_again(images: RequestImages, pool: MediaPool) -> None:
     broken = ImagePart(encoded=ENCODED[0][:-40], param="messages[0].content[1]")
     for _ in range(2):
         with pytest.raises(InvalidImage) as caught:
@@ -157,7 +157,7 @@ async def test_refused_image_is_refused_again(images: ChatImages, pool: MediaPoo
     ],
 )
 async def test_what_can_be_counted_is_counted_before_any_work(
-    images: ChatImages, pool: MediaPool, parts: list[ImagePart], error: type[ServingError], says: str, param: str
+    images: RequestImages, pool: MediaPool, parts: list[ImagePart], error: type[ServingError], says: str, param: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
         await prepare(images, parts, "strips", ACME)
@@ -166,7 +166,7 @@ async def test_what_can_be_counted_is_counted_before_any_work(
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["fresh", "remembered"])
-async def test_tiles_of_all_images_count_also_those_that_are_remembered(images: ChatImages, is_warm: bool) -> None:
+async def test_tiles_of_all_images_count_also_those_that_are_remembered(images: RequestImages, is_warm: bool) -> None:
     if is_warm:
         for index in range(3):
             await prepare(images, [part(index)], "strips", ACME)
@@ -175,7 +175,7 @@ async def test_tiles_of_all_images_count_also_those_that_are_remembered(images: 
 
 
 @pytest.mark.parametrize("is_warm", [False, True], ids=["fresh", "remembered"])
-async def test_pixels_of_all_images_count_also_those_that_are_remembered(images: ChatImages, is_warm: bool) -> None:
+async def test_pixels_of_all_images_count_also_those_that_are_remembered(images: RequestImages, is_warm: bool) -> None:
     large = [ImagePart(encoded=files.encode(np.full((130, 130, 3), fill, np.uint8))) for fill in range(3)]
     if is_warm:
         for one in large:
@@ -184,7 +184,7 @@ async def test_pixels_of_all_images_count_also_those_that_are_remembered(images:
         await prepare(images, large, "corner", ACME)
 
 
-async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImages, server: PictureServer) -> None:
+async def test_bytes_of_urls_count_together_with_those_of_data(images: RequestImages, server: PictureServer) -> None:
     server.scripts["/big"] = answer(bytes(59_000))
     url = ImagePart(url=f"https://{NAME}:{server.port}/big", param="messages[1]")
     filler = ImagePart(encoded=ENCODED[0] + bytes(59_000 - len(ENCODED[0])))
@@ -196,7 +196,7 @@ async def test_bytes_of_urls_count_together_with_those_of_data(images: ChatImage
 # -- failures --------------------------------------------------------------------------------------------------------
 
 
-async def test_first_failure_ends_the_work_on_the_others(images: ChatImages, pool: MediaPool) -> None:
+async def test_first_failure_ends_the_work_on_the_others(images: RequestImages, pool: MediaPool) -> None:
     refused = ImagePart(url="https://evil.test/", param="messages[0].content[2]")
     with pytest.raises(ImageUrlRefused) as caught:
         await prepare(images, [part(0), refused], "sleep", ACME)
@@ -204,7 +204,7 @@ async def test_first_failure_ends_the_work_on_the_others(images: ChatImages, poo
     assert pool.stats.timeouts == 0, "the stuck decode was not waited for"
 
 
-async def test_failed_fetch_and_stuck_decode_name_their_parts(images: ChatImages, server: PictureServer) -> None:
+async def test_failed_fetch_and_stuck_decode_name_their_parts(images: RequestImages, server: PictureServer) -> None:
     server.scripts["/gone"] = answer(b"", status="410 Gone")
     url = ImagePart(url=f"https://{NAME}:{server.port}/gone", param="here")
     with pytest.raises(ImageFetchFailed, match="status 410") as gone:
@@ -214,7 +214,7 @@ async def test_failed_fetch_and_stuck_decode_name_their_parts(images: ChatImages
     assert (gone.value.param, stuck.value.param) == ("here", "messages[1]")
 
 
-async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> None:
+async def test_cancelled_request_leaves_no_task_behind(images: RequestImages) -> None:
     before = asyncio.all_tasks()
     task = asyncio.create_task(prepare(images, [part(0), part(1)], "sleep", ACME))
     await turns()
@@ -222,15 +222,15 @@ async def test_cancelled_request_leaves_no_task_behind(images: ChatImages) -> No
     with pytest.raises(asyncio.CancelledError):
         await task
     left = asyncio.all_tasks() - before
-    assert not [one for one in left if "ChatImages" in repr(one)]
+    assert not [one for one in left if "RequestImages" in repr(one)]
 
 
 async def test_path_is_built_as_configured(pool: MediaPool) -> None:
-    images = build_chat_images(MediaSettings(), pool, ignore, {})
+    images = build_request_images(MediaSettings(), pool, ignore, {})
     with pytest.raises(ImageUrlRefused, match=r"media\.allowed_hosts is empty"):
         await prepare(images, [ImagePart(url="https://example.org/")], "strips", ACME)
     await images.stop()
-    listed = build_chat_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore, {})
+    listed = build_request_images(MediaSettings(allowed_hosts=("no-such-host.invalid",)), pool, ignore, {})
     with pytest.raises(ImageFetchFailed, match="was not found"):
         await listed.fetch([ImagePart(url="https://no-such-host.invalid/")], ACME, math.inf)
     await listed.stop()

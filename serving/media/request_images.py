@@ -1,4 +1,4 @@
-"""The images of one chat request, whatever form they came in: fetched, decoded, cut into tiles, or remembered.
+"""The images of one chat or of one clip, whatever form they came in: fetched, decoded, cut into tiles, or remembered.
 
     fetch     each part   https URL --ImageFetcher--> encoded bytes
     (into how many tiles they may be cut is decided here, from what their headers say)
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from models.contract import Grid
+from serving.domain import ImagePart
 from serving.errors import InvalidImage, ServingError
 from serving.media.fetch import ImageFetcher
 from serving.media.image_cache import ProcessedImages, image_key
@@ -25,7 +26,6 @@ from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
 from serving.media.probe import probe
-from serving.tasks.chat.domain import ImagePart
 
 GridOf = Callable[[int, int], Grid]
 """Height and width of a picture to its grid."""
@@ -41,7 +41,7 @@ class FetchedImage:
     budget: MediaBudget
 
 
-class ChatImages:
+class RequestImages:
     """Turns image parts into a model's input. Owns the fetcher and the cache; the pool is shared with others.
 
     ``grids``: by model, the part of that name where its family has one.
