@@ -18,7 +18,7 @@ from serving.client.settings import read_settings
 from serving.client.told import Failed
 
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
-_CODES = {"server_error": Exit.FAILED, "rate_limit_error": Exit.BUSY}
+_CODES = {"server_error": Exit.FAILED, "cancelled_error": Exit.FAILED, "rate_limit_error": Exit.BUSY}
 _KEY_HINT = "; give the API key with --key KEY, --key @FILE or VIREO_API_KEY"
 _MAX_EVENT_BYTES = 64 << 20
 

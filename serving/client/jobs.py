@@ -68,8 +68,7 @@ class JobClient(Client):
             self.cancel(str(job["id"]))
             raise
         if job["status"] != "completed":
-            error = job.get("error") or {"code": "unknown", "message": "the job failed"}
-            raise Failed(f"{error['code']}: {error['message']}", Exit.FAILED, job)
+            raise failure_in(job) or Failed("the job failed", Exit.FAILED, job)
         return job
 
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.media.request_images import GridOf, RequestImages
 from serving.operating_points import Points, answer_cost, answer_work, points_of, points_of_answers
+from serving.refusals import prompt_check
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
@@ -285,7 +286,8 @@ def _experts(handles: Mapping[str, DeploymentHandle[Any]]) -> Callable[[str], Aw
 
 def _painter(model: ResolvedModel[JobOptions]) -> JobModel:
     points = points_of(model)
-    planner = PicturePlanner(model=model, points=points)
+    family = family_for(model.family, model.variant)
+    planner = PicturePlanner(model=model, points=points, check_prompts=prompt_check(family, model.variant))
     card = replace(_card(model, points), ranks=model.options.ranks)
     return JobModel(card=card, plan=planner, replicas=model.replicas)
 

@@ -264,6 +264,8 @@ async def test_settings_that_the_engine_refuses_fail_at_once(index: RedisJobs, s
     assert over.error is not None
     assert over.attempts == 1
     assert "num_inference_steps" in over.error.message
+    assert (over.error.code, over.error.param) == ("unsupported_video_setting", "num_inference_steps")
+    assert over.failure.param == "num_inference_steps"
 
 
 async def test_urgent_job_preempts_at_a_step_boundary(index: RedisJobs, store: ArtefactStore) -> None:

@@ -141,9 +141,11 @@ class FakeVideos:
             },
         )  # fmt: skip
 
-    def fail(self, video_id: str, code: str = "engine_failed", message: str = "the model failed") -> None:
+    def fail(
+        self, video_id: str, code: str = "engine_failed", message: str = "the model failed", param: str | None = None
+    ) -> None:
         """The job ends without a clip."""
-        error = JobError(code=code, message=message)
+        error = JobError(code=code, message=message, param=param)
         self.change(video_id, status=JobStatus.FAILED, error=error, completed_at_s=CREATED_S + 3)
 
     # -- serving.delivery.job.base.JobService ------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from models.methods.diffusers.knobs import (
     num_active,
     whole_steps,
 )
+from models.prompt_tokens import PromptCheck
 
 _HERE = "models.families.diffusers"
 _GENERATOR_BYTES = 5056
@@ -150,6 +151,13 @@ def activation_bytes(variant: Variant, request: Any, itemsize: int) -> int:
     return activations(architecture, configs, variant.io, request, itemsize).peak
 
 
+def prompt_check(variant: Variant) -> PromptCheck:
+    """What counts the tokens of a prompt."""
+    assert variant.weights is not None
+    name, limit = pipelines.of(variant).prompted
+    return PromptCheck(variant.weights / name, limit)
+
+
 def _check(architecture: Architecture, configs: Configs, where: str) -> None:
     """Pass a folder whose pipeline can be stopped after each step and resumed. Raises: ValueError."""
     if refusal := architecture.refusal(configs):
@@ -249,6 +257,7 @@ FAMILY = Family(
             "example": LazyRef(f"{_HERE}.example:example"),
             "activation_bytes": LazyRef(f"{_HERE}.family:activation_bytes"),
             "facts": LazyRef(f"{_HERE}.family:facts"),
+            "prompt_check": LazyRef(f"{_HERE}.family:prompt_check"),
         }
     ),
 )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
+from models.contract import Figures, JobState, Phase, Point, Variant
 from models.families.diffusers import pipelines, solver_state
 from models.families.diffusers.anchor import anchor_of, anchored, own
 from models.families.diffusers.architecture import Architecture, Grid
@@ -38,6 +38,7 @@ from models.methods.diffusers.knobs import check_spread_point, is_dense_step, le
 from models.methods.diffusers.request import RequestMethods, check_spread
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import SequenceGroups
+from models.prompt_tokens import check_prompts
 
 
 class Prepared:
@@ -336,10 +337,7 @@ class DiffusersRunner:
     def _check_prompts(self, request: Any) -> None:
         name, limit = self._architecture.prompted
         tokenizer = self._components.parts[name]
-        for field in ("prompt", "negative_prompt"):
-            tokens = len(tokenizer(getattr(request, field, "")).input_ids)
-            if tokens > limit:
-                raise SettingError(field, f"{field} has {tokens} tokens; limit is {limit}; shorten it")
+        check_prompts(request, lambda text: len(tokenizer(text).input_ids), limit)
 
     @torch.inference_mode()
     def _fitted_colours(self) -> LatentColours:

@@ -13,6 +13,7 @@ from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, 
 from models.identity import CHECKPOINTS
 from models.io import ClipIO, ClipRequest, SamplerRange
 from models.methods.attention.setting import parse_attention
+from models.prompt_tokens import PromptCheck
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -125,6 +126,7 @@ FAMILY = Family(
     parts=MappingProxyType(
         {
             "found": LazyRef("models.families.vdit.family:found"),
+            "prompt_check": LazyRef("models.families.vdit.family:prompt_check"),
             "calibrate": LazyRef("models.training.vdit.calibrate:calibrate"),
         }
     ),
@@ -146,6 +148,12 @@ def check_allowed(variant: Variant, request: ClipRequest, point: Point) -> None:
         parse_attention(str(point["attention"])).check_frames(frames)
     except ValueError as error:
         raise SettingError("attention", str(error)) from None
+
+
+def prompt_check(variant: Variant) -> PromptCheck:
+    """What counts the tokens of a caption."""
+    assert variant.weights is not None
+    return PromptCheck(variant.weights / "text_encoder", variant.io.max_text_tokens)
 
 
 def found(variant: Variant) -> Variant:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
+from models.contract import Figures, JobState, Phase, Point, Variant
 from models.families.vdit.networks import Networks
 from models.families.vdit.pipeline import Frames
 from models.families.vdit.work import rows_of
@@ -29,6 +29,7 @@ from models.methods.samplers.make import make_sampler
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.forward import ShardedTransformer, VideoTransformer
 from models.parallel.groups import SequenceGroups
+from models.prompt_tokens import check_prompts
 
 
 class VditRunner:
@@ -57,9 +58,7 @@ class VditRunner:
 
     def open(self, request: ClipRequest, point: Point, seed: int) -> JobState:
         """Draw the noise, on the CPU: the same on every device. Raises: SettingError: a prompt that is too long."""
-        for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-            if (tokens := self._networks.count_tokens(text)) > (limit := self._io.max_text_tokens):
-                raise SettingError(name, f"{name} has {tokens} tokens; limit is {limit}; shorten it")
+        check_prompts(request, self._networks.count_tokens, self._io.max_text_tokens)
         _, h, w = self._io.vae_stride
         frames = self._io.grid(request.num_frames)[0]
         shape = (1, self._io.latent_channels, frames, self._io.height // h, self._io.width // w)

@@ -42,7 +42,7 @@ from serving.front.http.openapi import (
     parameter,
     path_parameter,
 )
-from serving.front.status import error_body
+from serving.front.status import ErrorObject, error_body, error_object
 from serving.stores.jobs.base import Artefact, JobRecord, JobStatus
 from serving.telemetry.events import OK
 
@@ -437,6 +437,11 @@ def parse_range(value: str | None, num_bytes: int) -> tuple[int, int] | None:
             param="range",
         )
     return start, end
+
+
+def error_of(job: JobRecord) -> ErrorObject | None:
+    """Why a job failed, as every other error is spelt: ``cancelled`` if somebody wanted it to."""
+    return None if job.error is None else {**error_object(job.failure), "code": job.error.code}
 
 
 def page_from_query(query: bytes, noun: str) -> tuple[str | None, int, bool]:

@@ -138,7 +138,7 @@ class Ending:
         self.bench.forget(held)
 
     async def _fail(self, held: HeldJob, error: ServingError) -> None:
-        bench, failure = self.bench, JobError(code=error.code, message=error.message)
+        bench, failure = self.bench, JobError(code=error.code, message=error.message, param=error.param)
         report, ttl_s = held.report(bench.config.watts), bench.config.ttl_s
         if await self._persist(lambda: bench.index.fail(held.lease, failure, report, ttl_s)):
             bench.tell(JobFailed(bench.model, error.code))

@@ -11,8 +11,7 @@ All that a request holds is in its ``JobState``; there is no other state but the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -31,14 +30,14 @@ from models.contract import (
     PlacedExperts,
     Point,
     Previews,
-    SettingError,
     Slots,
     Variant,
     Work,
 )
 from models.registry import family_for
 from schedulers.policies.experts import Wakes
-from serving.errors import EngineFailed, InvalidRequest, PromptTooLong, ServingError
+from serving.errors import EngineFailed, ServingError
+from serving.refusals import refused
 from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDone, StepOutcome
 from serving.replica.job.engine_thread import EngineThread
 from serving.replica.job.snapshots import restored, take_snapshot
@@ -161,7 +160,7 @@ class JobEngine:
     def _checked(self, wanted: JobInput) -> Point:
         """The whole point. Raises: ClientError: the variant cannot do this."""
         family = self._options.family
-        with _refused():
+        with refused(self._options.variant.io):
             point = family.check_point(wanted.point)
             if family.allowed is not None:
                 family.allowed.load()(self._options.variant, wanted.request, point)
@@ -178,7 +177,7 @@ class JobEngine:
 
     def _open(self, job_id: str, wanted: JobInput, point: Point, snapshot: bytes | None) -> _Held:
         runner = self._runner
-        with _refused():
+        with refused(self._options.variant.io):
             state = runner.open(wanted.request, point, wanted.seed)
         macs = self.work(wanted).units.get("macs", 0.0)
         held = _Held(job_id, state, runner.remaining(state).get("denoise", 0), macs / max(1, wanted.num_steps))
@@ -338,13 +337,3 @@ class JobEngine:
         if self._loaded is None:
             raise EngineFailed("the model is not loaded; retry")
         return self._loaded
-
-
-@contextmanager
-def _refused() -> Iterator[None]:
-    """What a family refuses, as an error of the request. Raises: InvalidRequest, PromptTooLong."""
-    try:
-        yield
-    except SettingError as error:
-        kind = PromptTooLong if error.name in ("prompt", "negative_prompt") else InvalidRequest
-        raise kind(str(error), param=error.name) from None

@@ -43,10 +43,11 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobError:
-    """Why a job failed: a stable code of ``serving.errors`` and a message for the caller."""
+    """Why a job failed: a stable code of ``serving.errors``, a message for the caller, and the field at fault."""
 
     code: str
     message: str
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,9 @@ class JobRecord:
         if self.error.code == ATTEMPTS_EXHAUSTED:
             return errors.ReplicaLost(self.error.message)
         known = (one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.ServingError))
-        return {one.code: one for one in known}.get(self.error.code, errors.EngineFailed)(self.error.message)
+        return {one.code: one for one in known}.get(self.error.code, errors.EngineFailed)(
+            self.error.message, param=self.error.param
+        )
 
     @property
     def charged(self) -> Cost:

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from models.contract import SettingError, Value
+from models.contract import Value
 from models.io import ImageRequest
 from models.registry import family_for
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, JobUpdate, report_of, waited_for
-from serving.delivery.job.http import JobHttp, check_key
+from serving.delivery.job.http import JobHttp, check_key, error_of
 from serving.domain import Budget, UnaryRequest
 from serving.errors import ImageFailed, ImageNotReady, InvalidRequest, TooManyImages, UnknownImage
-from serving.front.front import BaseCall, clean
+from serving.front.front import BaseCall
 from serving.operating_points import Points, choose
+from serving.refusals import refused, uncounted
 from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.tasks.images.rules import ImagesAsked, ImagesMade, make_images, rows_of, size_of
 from serving.tasks.images.schemas import GenerationBody, ImageJobAnswer
@@ -63,6 +64,7 @@ class PicturePlanner:
 
     model: ResolvedModel[JobOptions]
     points: Points
+    check_prompts: Callable[[ImageRequest], None] = uncounted
 
     def __call__(self, job: JobRequest[Any], _seed: int, load: Load) -> JobPlan:
         """The plan that came with the job, or, where it must wait, another that leaves the time for that."""
@@ -82,14 +84,14 @@ class PicturePlanner:
         )
         if (length := len(picture.prompt)) > (limit := model.variant.io.max_prompt_chars):
             raise InvalidRequest(f"prompt has {length} characters; {model.id} takes {limit}", param="prompt")
+        with refused(model.variant.io):
+            self.check_prompts(picture)
         latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
         chosen = choose(model.id, self.points, budget, work, latency_s=latency_s, load=load)
         point = family.check_point(chosen.point.settings)
-        try:
+        with refused(model.variant.io):
             if family.allowed is not None:
                 family.allowed.load()(model.variant, picture, point)
-        except SettingError as error:
-            raise InvalidRequest(str(error), param=error.name) from None
         return JobPlan(
             request=picture,
             point=point,
@@ -236,7 +238,7 @@ def job_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) -> I
         "completed_at": None if job.completed_at_s is None else int(job.completed_at_s),
         "expires_at": None if job.expires_at_s is None else int(job.expires_at_s),
         "predicted_finish_at": finish_at_s,
-        "error": None if job.error is None else {"code": job.error.code, "message": clean(job.error.message)},
+        "error": error_of(job),
         "urls": [url if name == IMAGES.main else f"{url}?variant={name}" for name in names],
         "vireo": report_of(job),
     }

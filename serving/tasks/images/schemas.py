@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from serving.domain import Report
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict, Within, limit
+from serving.front.status import ErrorObject
 from serving.limits import MAX_ID_CHARS
 from serving.stores.jobs.base import JobStatus
 
@@ -85,13 +86,6 @@ class ImagesAnswer(TypedDict):
     vireo: Report
 
 
-class ImageJobError(TypedDict):
-    """Why a job failed; ``cancelled`` if somebody wanted it to."""
-
-    code: str
-    message: str
-
-
 class ImageJobAnswer(TypedDict):
     """Pictures that are made as a job. ``urls``: of its files, once they are there."""
 
@@ -108,6 +102,6 @@ class ImageJobAnswer(TypedDict):
     completed_at: int | None
     expires_at: int | None
     predicted_finish_at: float | None
-    error: ImageJobError | None
+    error: ErrorObject | None
     urls: list[str]
     vireo: Report

@@ -17,7 +17,8 @@ from serving.front.http.json_body import load_object, validate
 from serving.front.http.json_scan import Bounds
 from serving.front.http.multipart import Form, FormRules
 from serving.limits import IngressLimits
-from serving.tasks.videos.rules import FIRST_FRAME, VideoRequest, check_video, join_sizes, parse_seconds
+from serving.refusals import FIRST_FRAME
+from serving.tasks.videos.rules import VideoRequest, check_video, join_sizes, parse_seconds
 from serving.tasks.videos.schemas import FirstFrameBody, VideoBody, VideoExtraBody
 
 _MAX_VALUES = 256

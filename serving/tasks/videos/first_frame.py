@@ -23,8 +23,8 @@ from serving.front.images import decode_base64, decode_url, is_data_url, parse_d
 from serving.limits import IngressLimits
 from serving.media.pool import Caller
 from serving.media.request_images import RequestImages
-from serving.tasks.videos.limits import refused
-from serving.tasks.videos.rules import FIRST_FRAME, VideoRequest
+from serving.refusals import FIRST_FRAME, refused
+from serving.tasks.videos.rules import VideoRequest
 
 _PNG_LEVEL = 1
 """Pictures are stored for as long as their job, on our own side: time counts for more than bytes."""
@@ -91,7 +91,7 @@ class FirstFrames:
             return request
         asked, latency_ms = request.asked, request.budget.latency_ms
         if asked.width and asked.height:
-            with refused():
+            with refused(self.io):
                 self.io.check_size(asked.width, asked.height)
         caller = Caller(request.tenant, RANKS[request.budget.priority])
         deadline_s = math.inf if latency_ms is None else time.monotonic() + latency_ms / 1e3

@@ -10,10 +10,11 @@ from serving.front.http.body import read_into
 from serving.front.http.call import Call
 from serving.front.http.multipart import FormReader
 from serving.front.http.openapi import BINARY, form_schema, json_content
+from serving.refusals import FIRST_FRAME
 from serving.tasks.videos.body import document_from_form, form_rules, json_bounds, request_from_document
 from serving.tasks.videos.first_frame import with_first_frame
 from serving.tasks.videos.reply import video_to_json
-from serving.tasks.videos.rules import FIRST_FRAME, VIDEOS, VideoRequest, admitted
+from serving.tasks.videos.rules import VIDEOS, VideoRequest, admitted
 from serving.tasks.videos.schemas import VideoAnswer, VideoBody
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.contract import Family, Point, SettingError, Value, Variant, Work
+from models.contract import Family, Point, Value, Variant, Work
 from models.io import ClipIO, ClipRequest, SamplerRange
 from serving.errors import PromptTooLong, UnsupportedVideo
+from serving.refusals import refused
 
 SAMPLER, STEPS, GUIDANCE = "sampler", "num_inference_steps", "guidance_scale"
 """Knobs whose bounds a checkpoint narrows, where its family has them."""
@@ -52,7 +52,7 @@ class ClipLimits:
         name, made = self.sampler_of(point)
         if made is None:
             raise UnsupportedVideo(f"sampler is {name}; this model does {', '.join(self.samplers)}", param=SAMPLER)
-        with refused():
+        with refused(self.io):
             self.io.check_size(clip.width, clip.height)
             self.io.check_frames(clip.num_frames)
         _within("fps", clip.fps, 1, _MAX_FPS)
@@ -63,7 +63,7 @@ class ClipLimits:
                 raise PromptTooLong(
                     f"{field} has {len(text)} characters; limit is {self.io.max_prompt_chars}; shorten it", param=field
                 )
-        with refused():
+        with refused(self.io):
             if STEPS in point:
                 self.io.check_sampler(name, int(point[STEPS]))
             whole = self.family.check_point(point)
@@ -80,16 +80,6 @@ class ClipLimits:
         assert self.family.work is not None, "a family of jobs counts its work"
         counted: Work = self.family.work.load()(self.variant, clip, point)
         return counted
-
-
-@contextmanager
-def refused() -> Iterator[None]:
-    """What a family refuses, as our own refusal. Raises: UnsupportedVideo, PromptTooLong."""
-    try:
-        yield
-    except SettingError as error:
-        kind = PromptTooLong if error.name in ("prompt", "negative_prompt") else UnsupportedVideo
-        raise kind(str(error), param=error.name) from None
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -13,6 +13,7 @@ from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobModel, found_variant
 from serving.errors import ConfigError
 from serving.operating_points import load_table, planned_points
+from serving.refusals import prompt_check, uncounted
 from serving.service import Card, card_of
 from serving.tasks.videos.limits import ClipLimits
 from serving.tasks.videos.points import VideoPoints
@@ -51,7 +52,9 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     points = _measured_points(limits) if is_calibrated else _assumed_points(limits, model)
     planned = VideoPoints(points=points, limits=limits)
     card = _card(model.id, planned, created_s, sha256, is_calibrated=is_calibrated)
-    return JobModel(card=card, plan=ClipPlanner(card=card, limits=limits, points=planned), replicas=model.replicas)
+    check = uncounted if folder is None else prompt_check(family, variant)
+    planner = ClipPlanner(card=card, limits=limits, points=planned, check_prompts=check)
+    return JobModel(card=card, plan=planner, replicas=model.replicas)
 
 
 def _weights(folder: Path) -> tuple[str, int]:

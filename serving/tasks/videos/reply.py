@@ -7,8 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from models.io import ClipRequest
-from serving.delivery.job.http import file_name
-from serving.front.front import clean
+from serving.delivery.job.http import error_of, file_name
 from serving.media.clip_timing import clip_seconds
 from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.tasks.videos.schemas import VideoAnswer, VideoBlock, VideoSettingsAnswer
@@ -35,7 +34,7 @@ def video_to_json(job: JobRecord, url: str, finish_at_s: float | None = None) ->
         "seconds": seconds_text(length_s),
         "size": f"{clip.width}x{clip.height}",
         "remixed_from_video_id": None,
-        "error": None if job.error is None else {"code": job.error.code, "message": clean(job.error.message)},
+        "error": error_of(job),
         "url": url if is_there else None,
         "media_type": artefact.media_type if artefact is not None and is_there else None,
         "file_name": file_name(job.id, artefact.media_type) if artefact is not None and is_there else None,

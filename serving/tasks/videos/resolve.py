@@ -5,7 +5,7 @@ The points (``VideoPoints``) are asked with everything that the caller has fixed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from models.contract import SettingError, Value
@@ -13,6 +13,7 @@ from models.io import ClipIO, ClipRequest
 from schedulers.plan import Load
 from serving.delivery.job.base import JobPlan
 from serving.errors import UnsupportedVideo
+from serving.refusals import refused, uncounted
 from serving.service import Card
 from serving.tasks.videos.limits import GUIDANCE, SAMPLER, STEPS, ClipLimits
 from serving.tasks.videos.points import VideoPoints
@@ -30,6 +31,7 @@ class ClipPlanner:
     card: Card
     limits: ClipLimits
     points: VideoPoints
+    check_prompts: Callable[[ClipRequest], None] = uncounted
 
     def __call__(self, request: VideoRequest, seed: int, load: Load) -> JobPlan:
         """Decide everything that the request leaves open. ``load``: what waits before it.
@@ -53,6 +55,8 @@ class ClipPlanner:
         direct = {name: value for name in KNOBS if (value := getattr(asked, name)) is not None}
         fixed = {**request.budget.settings, **direct}
         self._check_asked(clip, fixed)
+        with refused(io):
+            self.check_prompts(clip)
         chosen = self.points.choose(clip, fixed, request.budget, load)
         point = self.limits.check(clip, chosen.point.settings)
         _, sampler = self.limits.sampler_of(point)

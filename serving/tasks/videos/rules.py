@@ -12,6 +12,7 @@ from serving.domain import ImagePart
 from serving.errors import InvalidRequest, UnknownVideo, UnsupportedField, VideoFailed, VideoNotReady
 from serving.front.front import BaseCall, check_integer, check_number, check_unicode, shown
 from serving.limits import IngressLimits
+from serving.refusals import FIRST_FRAME
 from serving.service import Card
 from serving.tasks.videos.schemas import (
     KNOBS,
@@ -28,9 +29,6 @@ from serving.tasks.videos.schemas import (
     SIZE,
     VideoBody,
 )
-
-FIRST_FRAME: Final = "input_reference"
-"""What the picture is called that a clip begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict, Within, limit
+from serving.front.status import ErrorObject
 from serving.limits import MAX_ID_CHARS
 from serving.stores.jobs.base import JobStatus
 
@@ -140,13 +141,6 @@ class VideoBlock(TypedDict):
     resumed_at_step: int
 
 
-class VideoErrorAnswer(TypedDict):
-    """Why a job failed; ``cancelled`` if somebody wanted it to."""
-
-    code: str
-    message: str
-
-
 class VideoAnswer(TypedDict):
     """A video job."""
 
@@ -162,7 +156,7 @@ class VideoAnswer(TypedDict):
     seconds: str
     size: str
     remixed_from_video_id: None
-    error: VideoErrorAnswer | None
+    error: ErrorObject | None
     url: str | None
     media_type: str | None
     file_name: str | None

@@ -193,6 +193,16 @@ def test_refusal_is_one_line_and_an_exit_code(error: Any, code: int, door: Serve
     assert list(tmp_path.iterdir()) == []
 
 
+def test_job_that_fails_for_its_request_ends_as_a_refusal_does(slow_door: ServedDoor, tmp_path: Path) -> None:
+    service = slow_door.service
+    refusal = ("context_length_exceeded", "prompt has 92 tokens", "prompt")
+    fail = when_created(slow_door, lambda job_id: service.fail(job_id, *refusal))
+    result = vireo("x", "-o", str(tmp_path / "a.mp4"), "--url", slow_door.url, "--json")
+    fail.join()
+    assert result.exit_code == Exit.REFUSED
+    assert json.loads(result.stdout)["error"]["param"] == "prompt"
+
+
 def test_job_that_fails_fails_the_command(slow_door: ServedDoor, tmp_path: Path) -> None:
     service = slow_door.service
     fail = when_created(slow_door, lambda job_id: service.fail(job_id, "engine_failed", "the \x1b[31mmodel failed"))

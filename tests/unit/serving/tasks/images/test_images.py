@@ -437,9 +437,9 @@ async def test_failure_of_a_job_is_that_of_the_call_that_waits(stepwise: FrontDo
     jobs.is_fast = False
     call = asyncio.create_task(stepwise.post_json(RED, GENERATIONS))
     await jobs.created.wait()
-    jobs.fail(next(iter(jobs.jobs)), "context_length_exceeded", "prompt has 92 tokens")
+    jobs.fail(next(iter(jobs.jobs)), "context_length_exceeded", "prompt has 92 tokens", "prompt")
     reply = await call
-    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "context_length_exceeded", "prompt")
 
 
 async def test_call_that_leaves_cancels_its_job(stepwise: FrontDoor) -> None:

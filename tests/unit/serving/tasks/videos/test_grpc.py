@@ -155,6 +155,7 @@ async def test_cancelled_call_cancels_its_job_unless_it_is_detached(is_closed: b
         ("engine_failed", StatusCode.INTERNAL, "engine_failed"),
         ("attempts_exhausted", StatusCode.UNAVAILABLE, "replica_lost"),
         ("cancelled", StatusCode.CANCELLED, "cancelled"),
+        ("unsupported_video_setting", StatusCode.INVALID_ARGUMENT, "unsupported_video_setting"),
     ],
 )
 async def test_job_that_fails_ends_the_call_with_its_error(code: str, status: StatusCode, told: str) -> None:
@@ -162,11 +163,12 @@ async def test_job_that_fails_ends_the_call_with_its_error(code: str, status: St
     door = video_door(calls=calls)
     call = Call(door, asked())
     await until(lambda: len(call.responses) == 2)
-    door.service.fail(next(iter(door.service.jobs)), code, "because")
+    door.service.fail(next(iter(door.service.jobs)), code, "because", "window")
     await call.task
     outcome = context_outcome(call.context)
     assert outcome is not None
     assert (outcome.error, outcome.status, outcome.message) == (told, status, "because")
+    assert outcome.param == (None if told == "replica_lost" else "window")
     assert call.kinds[-1] == "progress"
     assert door.service.cancelled == []
     assert calls.finished[0].outcome == told

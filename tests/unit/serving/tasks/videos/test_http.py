@@ -250,7 +250,8 @@ async def test_failed_job_says_why() -> None:
     failed = (await get(door, f"/v1/videos/{video_id}")).json
     check("VideoAnswer", failed)
     assert failed["status"] == "failed"
-    assert failed["error"] == {"code": "attempts_exhausted", "message": "three replicas were lost"}
+    error = {"code": "attempts_exhausted", "message": "three replicas were lost", "type": "server_error", "param": None}
+    assert failed["error"] == error
     assert (failed["url"], failed["vireo"]["remaining_s"]) == (None, None)
 
 
@@ -626,6 +627,20 @@ async def test_sync_answers_with_the_file() -> None:
     (call,) = calls.finished
     assert (call.surface, call.outcome) == (Surface.HTTP_VIDEO_SYNC, "ok")
     assert door.service.cancelled == []
+
+
+async def test_request_that_only_the_replica_could_refuse_fails_as_if_the_gateway_had() -> None:
+    door = video_door()
+    refusal = ("context_length_exceeded", "prompt has 92 tokens; limit is 77; shorten it", "prompt")
+    video_id = await made(door)
+    door.service.fail(video_id, *refusal)
+    failed = (await get(door, f"/v1/videos/{video_id}")).json
+    asking = asyncio.create_task(sync(door, waiting(BODY)))
+    await until(lambda: door.service.watchers == 1)
+    door.service.fail(next(one for one in door.service.jobs if one != video_id), *refusal)
+    reply = await asking
+    assert (reply.status, reply.error) == (400, failed["error"])
+    assert reply.error == dict(zip(("code", "message", "param"), refusal, strict=True), type="invalid_request_error")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from schedulers.plan import Load, Plan
 from serving.cli.app import build
 from serving.config import JobOptions, ModelSettings, ResolvedModel, resolve_model
 from serving.domain import Budget, Surface
-from serving.errors import ConfigError, UnsupportedVideo
+from serving.errors import ConfigError, PromptTooLong, UnsupportedVideo
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.resolve import ClipPlanner, _num_frames
 from serving.tasks.videos.rules import VideoRequest
@@ -57,6 +57,14 @@ def test_engine_without_a_model_needs_no_folder_and_offers_every_sampler() -> No
     assert tuple(served.card.io.samplers) == tuple(find("vdit-nano")[1].io.samplers)
     assert served.card.operating_points == planner(model).points.names
     assert served.card.checkpoint_sha256 == "0" * 64
+
+
+def test_prompt_of_too_many_tokens_is_refused_before_a_job_is_queued() -> None:
+    body = VideoBody(prompt="red " * 24)
+    request = VideoRequest(request_id="r", surface=Surface.HTTP_VIDEO, tenant="t", model="vdit-nano", asked=body)
+    with pytest.raises(PromptTooLong, match="25 tokens; limit is 24") as caught:
+        planner(settings())(request, 1, Load())
+    assert caught.value.param == "prompt"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
