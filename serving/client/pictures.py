@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from models.contract import TextBox
-from models.registry import families, find
+from models.registry import families
+from serving.client.http import Client
 from serving.client.told import Failed
 from serving.errors import InvalidImage
 from serving.limits import IngressLimits
@@ -42,6 +43,8 @@ _OTHERS = (
 )
 
 PixelBox = tuple[int, int, int, int]
+BoxesIn = Callable[[str], list[TextBox]]
+"""The boxes that a text names."""
 
 
 class BadPicture(Failed):
@@ -104,21 +107,17 @@ def _media_type(name: str, encoded: bytes) -> str:
     raise BadPicture(f"{name} is {kind}; give a JPEG, PNG or WebP file")
 
 
-def check_names_boxes(model_id: str) -> None:
-    """Pass a model whose answers name places. Raises: Failed: it does not, or is not known here."""
-    able = [variant.id for family in families().values() if "boxes" in family.parts for variant in family.variants]
-    if model_id not in able:
-        raise Failed(f"{model_id} names no places in images; models that do: {', '.join(able) or 'none'}")
+def boxes_of(client: Client, model: str) -> BoxesIn:
+    """What finds the boxes in the answers of a served model: its family's, whatever name it is served under.
 
-
-def find_boxes(model_id: str, text: str) -> list[TextBox]:
-    """Boxes that an answer of a model names; none if it cannot, or is not known here."""
-    try:
-        family, _ = find(model_id)
-    except ValueError:
-        return []
-    boxes: list[TextBox] = family.part("boxes")(text) if "boxes" in family.parts else []
-    return boxes
+    Raises: Failed: its answers name no places, or nobody says what it is.
+    """
+    family = families().get(str(client.model(model).get("family")))
+    if family is None or "boxes" not in family.parts:
+        able = ", ".join(name for name, known in families().items() if "boxes" in known.parts) or "none"
+        raise Failed(f"{model} names no places in images; families whose models do: {able}")
+    found: BoxesIn = family.part("boxes")
+    return found
 
 
 def in_pixels(boxes: Iterable[TextBox], size: tuple[int, int]) -> list[PixelBox]:
@@ -141,20 +140,27 @@ def box_labels(text: str, boxes: Sequence[TextBox]) -> list[str]:
     return labels
 
 
-def draw_boxes(picture: Picture, text: str, boxes: Sequence[TextBox], out: Path) -> int:
-    """Save the image with the boxes of an answer drawn and labelled. Returns how many; with none, nothing is saved.
+@dataclass(frozen=True)
+class Drawing:
+    """Where a picture is saved with the boxes of an answer, and what finds them."""
 
-    Raises: BadPicture: it cannot be decoded or saved.
-    """
-    image = picture.open()
-    if not boxes:
-        return 0
-    _draw(image, in_pixels(boxes, image.size), box_labels(text, boxes))
-    try:
-        image.save(out)
-    except (OSError, ValueError) as error:
-        raise BadPicture(f"{out} cannot be written ({error})") from None
-    return len(boxes)
+    out: Path
+    boxes_in: BoxesIn
+
+    def save(self, picture: Picture, text: str) -> int:
+        """Draw and label the boxes of an answer. Returns how many; with none, nothing is saved.
+
+        Raises: BadPicture: it cannot be decoded or saved.
+        """
+        image, boxes = picture.open(), self.boxes_in(text)
+        if not boxes:
+            return 0
+        _draw(image, in_pixels(boxes, image.size), box_labels(text, boxes))
+        try:
+            image.save(self.out)
+        except (OSError, ValueError) as error:
+            raise BadPicture(f"{self.out} cannot be written ({error})") from None
+        return len(boxes)
 
 
 def _draw(image: Image.Image, boxes: Sequence[PixelBox], labels: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.client.pictures import find_boxes, in_pixels
+from models.registry import find
+from serving.client.pictures import in_pixels
 from tests.e2e.chats import body_of, example, grpc_answer, grpc_call, grpc_request, turn
 from tests.e2e.surfaces import Door
 from tests.support import image_cases
@@ -34,7 +35,7 @@ def overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) ->
 
 
 def check_box(text: str) -> None:
-    boxes = in_pixels(find_boxes(CHAT_MODEL, text), SQUARE_SIZE)
+    boxes = in_pixels(find(CHAT_MODEL)[0].part("boxes")(text), SQUARE_SIZE)
     assert len(boxes) == 1, text
     assert overlap(boxes[0], SQUARE_BOX) >= 0.5, text
 

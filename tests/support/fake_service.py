@@ -46,11 +46,11 @@ CHAT_IO = ChatIO(
 )
 
 
-def make_chat_card(model: str = CHAT_MODEL) -> Card:
+def make_chat_card(model: str = CHAT_MODEL, family: str = "texthawk2") -> Card:
     return Card(
         id=model,
         made_of=model,
-        family="fake",
+        family=family,
         shape="stream",
         tasks=("chat",),
         licence="MIT",

@@ -28,6 +28,7 @@ from serving.client.told import Failed, asked_plainly
 from serving.tasks.chat.reading import read
 
 if TYPE_CHECKING:
+    from serving.client.pictures import Drawing
     from serving.tasks.chat.client import ChatClient
     from serving.tasks.chat.session import Conversation
 
@@ -77,7 +78,7 @@ def chat(
     api_key: KeyOption = None,
 ) -> None:
     """Chat with a model, about images if you like."""
-    from serving.client.pictures import check_names_boxes, load_picture
+    from serving.client.pictures import Drawing, boxes_of, load_picture
     from serving.tasks.chat.client import ChatClient
     from serving.tasks.chat.session import Conversation
 
@@ -88,8 +89,7 @@ def chat(
         _check_use(message, conversation, draw, as_json)
         with ChatClient(url, api_key) as client:
             chosen, values = client.choose("chat", model, settings)
-            if draw is not None:
-                check_names_boxes(chosen)
+            drawing = None if draw is None else Drawing(draw, boxes_of(client, chosen))
             fields = given(
                 model=chosen,
                 temperature=temperature,
@@ -97,11 +97,11 @@ def chat(
                 vireo=given(latency_ms=latency_ms, energy_j=energy_j, settings=values or None) or None,
             )
             if message is None:
-                _talk(client, fields, conversation, draw)
+                _talk(client, fields, conversation, drawing)
                 return
             body = {**fields, "messages": conversation.messages(conversation.question(message))}
             text = _print_json(client, body) if as_json else _print_text(client, body, shows_stats=stats)
-            _save_drawing(fields["model"], conversation, text, draw)
+            _save_drawing(conversation, text, drawing)
 
 
 def _check_use(message: str | None, conversation: Conversation, draw: Path | None, as_json: bool) -> None:
@@ -121,12 +121,12 @@ def _check_use(message: str | None, conversation: Conversation, draw: Path | Non
         raise Failed("--draw needs an image to draw upon; give a file with --image")
 
 
-def _talk(client: ChatClient, fields: dict[str, Any], conversation: Conversation, draw: Path | None) -> None:
+def _talk(client: ChatClient, fields: dict[str, Any], conversation: Conversation, drawing: Drawing | None) -> None:
     import readline  # noqa: F401  its import gives input() a history and editing; nothing is written to disk
 
     from serving.tasks.chat.session import Session
 
-    Session(client, fields, conversation, input, draw).run()
+    Session(client, fields, conversation, input, drawing).run()
 
 
 def _print_text(client: ChatClient, body: dict[str, Any], *, shows_stats: bool) -> str:
@@ -145,12 +145,10 @@ def _print_json(client: ChatClient, body: dict[str, Any]) -> str:
     return answer.text
 
 
-def _save_drawing(model: str, conversation: Conversation, text: str, draw: Path | None) -> None:
+def _save_drawing(conversation: Conversation, text: str, drawing: Drawing | None) -> None:
     """Raises: Failed: among others if there is nothing to draw, for a script must not go on with an old file."""
-    from serving.client.pictures import draw_boxes, find_boxes
-
     picture = conversation.shown_first()
-    if draw is None or picture is None:
+    if drawing is None or picture is None:
         return
-    if not draw_boxes(picture, text, find_boxes(model, text), draw):
-        raise Failed(f"the answer holds no box; {draw} is not written", Exit.FAILED)
+    if not drawing.save(picture, text):
+        raise Failed(f"the answer holds no box; {drawing.out} is not written", Exit.FAILED)

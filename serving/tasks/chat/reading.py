@@ -24,6 +24,7 @@ from serving.client.options import (
 from serving.client.told import Failed, asked_plainly, plain, whole
 
 if TYPE_CHECKING:
+    from serving.client.pictures import BoxesIn
     from serving.tasks.chat.client import Answer
 
 
@@ -44,22 +45,21 @@ def read(
 
     What is found is told as left, top, right, bottom in pixels. An image that has no answer does not stop the others.
     """
-    from serving.client.pictures import check_names_boxes
+    from serving.client.pictures import boxes_of
     from serving.tasks.chat.client import ChatClient
 
     with asked_plainly():
         job = _job(page, where)
         with ChatClient(url, api_key) as client:
             chosen, values = client.choose("chat", model, settings)
-            if job.finds_boxes:
-                check_names_boxes(chosen)
+            boxes_in = boxes_of(client, chosen) if job.finds_boxes else None
             fields = given(
                 model=chosen,
                 temperature=0.0,
                 max_tokens=max_tokens,
                 vireo=given(latency_ms=latency_ms, energy_j=energy_j, settings=values or None) or None,
             )
-            printer = _Printer(fields["model"], as_json=as_json, is_page=page, is_alone=len(images) == 1)
+            printer = _Printer(boxes_in, as_json=as_json, is_page=page, is_alone=len(images) == 1)
             ask = lambda body: client.complete({**fields, **body})[1]  # noqa: E731
             codes = [_read_one(name, job, ask, printer) for name in images]
     failures = [code for code in codes if code]
@@ -114,7 +114,7 @@ def _read_one(name: str, job: _Job, ask: Callable[[dict[str, Any]], Answer], pri
 class _Printer:
     """One line for each image, unless there is but one, or pages are read."""
 
-    model: str
+    boxes_in: BoxesIn | None
     as_json: bool
     is_page: bool
     is_alone: bool
@@ -131,9 +131,10 @@ class _Printer:
 
     def boxes(self, name: str, answer: Answer, size: tuple[int, int]) -> bool:
         """Print boxes in pixels. Returns whether there are any."""
-        from serving.client.pictures import find_boxes, in_pixels
+        from serving.client.pictures import in_pixels
 
-        boxes = in_pixels(find_boxes(self.model, answer.text), size)
+        assert self.boxes_in is not None, "places were asked for"
+        boxes = in_pixels(self.boxes_in(answer.text), size)
         if self.as_json:
             shape = {"width": size[0], "height": size[1]}
             self._object(name, {"boxes": boxes, **shape, "text": answer.text, **_facts(answer)})

@@ -7,13 +7,12 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from serving.client.pictures import BadPicture, Picture, draw_boxes, find_boxes, load_picture
+from serving.client.pictures import BadPicture, Drawing, Picture, load_picture
 from serving.client.told import Failed, plain, whole
 from serving.tasks.chat.client import Answer, ChatClient
 
@@ -124,7 +123,7 @@ class Session:
     """The request's body but for its messages."""
     conversation: Conversation
     read_line: Callable[[str], str]
-    draw: Path | None = None
+    drawing: Drawing | None = None
     screen: Screen = field(default_factory=Screen)
 
     def run(self) -> None:
@@ -197,7 +196,5 @@ class Session:
         if answer.text:
             talk.keep(question, answer.text)
         self.screen.ended(answer, shows_stats=True)
-        if self.draw is None or canvas is None:
-            return
-        if draw_boxes(canvas, answer.text, find_boxes(self.fields["model"], answer.text), self.draw):
-            self.screen.note(f"boxes drawn: {self.draw}")
+        if self.drawing is not None and canvas is not None and self.drawing.save(canvas, answer.text):
+            self.screen.note(f"boxes drawn: {self.drawing.out}")

@@ -14,7 +14,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from models.registry import find
 from serving.client.exits import Exit
+from serving.client.pictures import Drawing
 from serving.domain import ImagePart
 from serving.errors import BackendError, EngineFailed, InvalidImage, QueueFull
 from serving.front.auth import Authenticator
@@ -66,11 +68,13 @@ def images_of(message: Message) -> list[ImagePart]:
 )
 def test_model_that_names_no_places_is_not_asked_for_them(words: list[str], png: Path) -> None:
     words = [word.format(png=png) for word in words]
-    with served(FakeService(chat_cards=(make_chat_card("other"),))) as door:
+    with served(FakeService(chat_cards=(make_chat_card("texthawk2-nano", family="fake"),))) as door:
         result = vireo(*words, "--url", door.url)
         assert not door.service.chats
     assert result.exit_code == 2
-    assert result.stderr.startswith("vireo: other names no places in images; models that do: texthawk2-nano")
+    assert result.stderr.startswith(
+        "vireo: texthawk2-nano names no places in images; families whose models do: texthawk2"
+    )
 
 
 # -- vireo chat, once ------------------------------------------------------------------------------------------------
@@ -322,6 +326,14 @@ def test_where_prints_pixels(what: str, png: Path) -> None:
     assert {said(chat.messages[0]) for chat in door.service.chats} == {"Where is the red square?"}
 
 
+def test_folder_under_a_name_of_its_own_is_asked_for_places(png: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    with served(FakeService(words=[BOX], chat_cards=(make_chat_card("mine"),))) as door:
+        found = vireo("read", str(png), "--where", "it", "--model", "mine", "--url", door.url)
+        drawn = vireo("chat", "Where?", "-i", str(png), "--model", "mine", "--draw", str(out), "--url", door.url)
+    assert (found.stdout, drawn.exit_code, out.exists()) == ("20 16 100 72\n", 0, True), found.stderr + drawn.stderr
+
+
 def test_where_counts_pixels_of_the_upright_image(tmp_path: Path) -> None:
     """Regression: a photo of a phone held upright is stored lying, with a tag that says so; the server turns it."""
     path = tmp_path / "photo.jpg"
@@ -402,8 +414,11 @@ def test_session_draws_upon_the_first_image_of_the_conversation(
     png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.png"
+    drawing = Drawing(out, find(CHAT_MODEL)[0].part("boxes"))
     with served(FakeService(words=[BOX])) as door:
-        talk(door, ["Where?", f"/image '{png}'", "Where?", "/image 'nowhere.png'", "And now?", "/quit"], draw=out)
+        talk(
+            door, ["Where?", f"/image '{png}'", "Where?", "/image 'nowhere.png'", "And now?", "/quit"], drawing=drawing
+        )
     assert capsys.readouterr().err.count("boxes drawn") == 2
     with Image.open(out) as drawn:
         assert drawn.size == (200, 80)
