@@ -10,7 +10,7 @@ from typing import Any
 
 from models.contract import Source, Variant
 from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE, WEIGHTS_FILES, overlay_blocks, vae_stride
-from models.files import heads, read_network_config
+from models.files import heads, read_json, read_network_config
 from models.folder import MODEL_INDEX, pipeline_of, safetensors_of
 from models.io import ClipIO, SamplerRange
 
@@ -23,7 +23,11 @@ CONFIGS = {
     "image_encoder": "image_encoder/config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
-_CONTRAST = 1.2
+CONTRAST_KEY = "_vireo_contrast"
+"""In ``model_index.json``: what frames are multiplied by once each has the mean and the deviation of the clip; 0: they
+are left as they are."""
+_PUBLISHED_CONTRAST = 1.2
+"""Of ExVideo's own file, whose folders do not say it."""
 _LONGEST = 8
 """In windows, a model that is not extended makes clips of so many times its own length."""
 
@@ -44,7 +48,7 @@ def resolve(name: str, folder: Path | None = None) -> Variant:
     config: dict[str, Any] = {part: read_network_config(folder / file) for part, file in CONFIGS.items()}
     overlay = next(iter(_first_of(folder, OVERLAY_FILES)), None)
     config["positions"] = _positions(overlay, config["unet"]) if overlay else 0
-    config["contrast"] = _CONTRAST if overlay else 0.0
+    config["contrast"] = _contrast(folder) if overlay else 0.0
     _check(config, folder)
     base = int(config["unet"]["num_frames"])
     side = int(config["unet"].get("sample_size") or 64) * vae_stride(config["vae"])
@@ -152,6 +156,14 @@ def _check_weights(folder: Path) -> None:
     for part in ("unet", "vae", "image_encoder"):
         if not safetensors_of(folder / part):
             raise ValueError(f"{folder / part} has no weights (*.safetensors); give a folder of SVD")
+
+
+def _contrast(folder: Path) -> float:
+    """Of an extended model. Raises: ValueError: the folder says something else than a number."""
+    said = read_json(folder / MODEL_INDEX).get(CONTRAST_KEY, _PUBLISHED_CONTRAST)
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0.0 <= said <= 10.0:
+        raise ValueError(f"{folder / MODEL_INDEX}: {CONTRAST_KEY} is {said!r}; give a number from 0 to 10")
+    return float(said)
 
 
 def _positions(path: Path, unet: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from models.checkpoint import load_into, load_pretrained
 from models.contract import OnProgress, Variant
-from models.families.exvideo.folder import CONFIGS, PIPELINE, found, read_header
+from models.families.exvideo.folder import CONFIGS, CONTRAST_KEY, PIPELINE, found, read_header
 from models.families.exvideo.latents import AnalyticInit
 from models.families.exvideo.overlay import check_overlay, overlay_file, overlay_of, read_overlay
 from models.families.exvideo.picture import CLIP_MEAN, CLIP_STD, clip_inputs
@@ -92,6 +92,8 @@ def save(networks: Networks, variant: Variant, folder: Path) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(json.dumps(variant.config[part], indent=1) + "\n", encoding="utf-8")
     index: dict[str, Any] = {"_class_name": PIPELINE, **_INDEX}
+    if variant.config["positions"]:
+        index[CONTRAST_KEY] = variant.config["contrast"]
     (folder / "model_index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
     (folder / _FEATURES).parent.mkdir(exist_ok=True)
     features = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}

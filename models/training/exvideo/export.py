@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from models.families.exvideo.folder import CONTRAST_KEY
 from models.families.exvideo.overlay import overlay_of, read_overlay
 from models.families.exvideo.shapes import OVERLAY_FILES, STATISTICS_FILE
 from models.families.exvideo.unet import extend
@@ -62,6 +63,7 @@ def _published(config: dict[str, Any]) -> dict[str, Any]:
     """Without where the parts were read from, and with the name that every installation has for the extractor."""
     known = {key: value for key, value in config.items() if key != "_name_or_path"}
     if "feature_extractor" in known:
+        known = {CONTRAST_KEY: 0.0, **known}
         known["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     if str(known.get("image_processor_type", "")).startswith("CLIPImageProcessor"):
         known["image_processor_type"] = "CLIPImageProcessor"

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import registry
 from models.contract import SettingError, Variant
 from models.families.exvideo.family import FAMILY, check_allowed, example
-from models.families.exvideo.folder import recognise, resolve
+from models.families.exvideo.folder import CONTRAST_KEY, recognise, resolve
 from models.families.exvideo.networks import build, convert, save
 from models.families.exvideo.overlay import names, overlay_of, read_overlay
 from models.families.exvideo.runner import ExVideoRunner
@@ -158,6 +161,26 @@ def test_pickles_and_missing_weights_are_refused_before_anything_is_built(tmp_pa
         registry.find("mine", folder)
 
 
+def test_copy_of_the_nano_is_not_sharpened_as_published_overlays_are(tmp_path: Path) -> None:
+    nano, copy = variant_of("exvideo-nano"), tmp_path / "mine"
+    assert nano.weights is not None
+    shutil.copytree(nano.weights, copy)
+    _, variant = registry.find("mine", copy)
+    assert (variant.config["positions"], variant.config["contrast"]) == (40, nano.config["contrast"])
+    index = json.loads((copy / "model_index.json").read_text())
+    published = {name: value for name, value in index.items() if name != CONTRAST_KEY}
+    (copy / "model_index.json").write_text(json.dumps(published))
+    assert resolve("svd", copy).config["contrast"] == variant_of("exvideo-svd-128f").config["contrast"] == 1.2
+    (copy / "model_index.json").write_text(json.dumps({**published, CONTRAST_KEY: "high"}))
+    with pytest.raises(ValueError, match="_vireo_contrast is 'high'; give a number"):
+        resolve("svd", copy)
+
+
+def test_what_is_saved_says_its_contrast(tmp_path: Path) -> None:
+    variant = replace(EXTENDED, config=MappingProxyType({**EXTENDED.config, "contrast": 0.5}))
+    assert resolve("svd", folder_of(variant, tmp_path)).config["contrast"] == 0.5
+
+
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         resolve("svd", tmp_path)
@@ -177,6 +200,7 @@ def test_published_file_is_laid_over_a_folder(tmp_path: Path) -> None:
     save_file(overlay_of(unet), tmp_path / "model.fp16.safetensors")
     lines = convert(EXTENDED, base, tmp_path / "model.fp16.safetensors", on_progress=_quiet)
     assert str(base / "exvideo.safetensors") in lines[0]
+    assert resolve("svd", base).config["contrast"] == 1.2
     made = build(resolve("svd", base)).unet.state_dict()
     assert all(torch.equal(made[ours], unet.state_dict()[ours]) for ours in names(unet).values())
     with pytest.raises(ValueError, match="served as it is published"):
