@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -78,6 +79,10 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             console.print("stopping")
             keeper.close()
             drain.close_front_door(config.metrics_dir, _drain_s(config, losses))
+    except RayFailed as error:
+        if losses.first is None and signals.ended_start is None:
+            _end(config.run_dir, error.line, error.exit_code)
+        raise
     finally:
         RunState.forget(config.run_dir)
         if losses.first is not None:
@@ -86,6 +91,19 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
             signals.end()
     console.print("stopped")
     return 0
+
+
+class RayFailed(Failed):
+    """Ray did not come up, or not in its time. Of what it has started nothing can be asked to end."""
+
+
+def _end(run_dir: Path, line: str, code: Exit) -> NoReturn:
+    """End what has been started and this process. At an ordinary exit Ray would look for what is gone."""
+    end_leftovers(run_dir)
+    RunState.forget(run_dir)
+    sys.stdout.flush()
+    print(f"vireo: {line}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 class _Signals:
@@ -115,12 +133,9 @@ class _Signals:
             raise KeyboardInterrupt
 
     def end(self) -> NoReturn:
-        """End what has been started and this process. At an ordinary exit Ray would look for what is gone."""
-        end_leftovers(self._run_dir)
-        RunState.forget(self._run_dir)
-        sys.stdout.flush()
-        print("vireo: stopped before it was up", file=sys.stderr, flush=True)
-        os._exit(Exit.INTERRUPTED if self.ended_start == signal.SIGINT else Exit.OK)
+        """End what has been started and this process."""
+        code = Exit.INTERRUPTED if self.ended_start == signal.SIGINT else Exit.OK
+        _end(self._run_dir, "stopped before it was up", code)
 
 
 class _Losses:
@@ -142,15 +157,11 @@ class _Losses:
         guard.start()
 
     def end(self) -> NoReturn:
-        """End this process and what is left of the system. At an ordinary exit Ray would look for what is gone."""
+        """End this process and what is left of the system."""
         assert self.first is not None
-        end_leftovers(self._config.run_dir)
-        RunState.forget(self._config.run_dir)
         name, pid = self.first.name, self.first.pid
-        message = f"vireo: {name} (process {pid}) died, which nothing can mend; all else was stopped. Start again"
-        sys.stdout.flush()
-        print(message, file=sys.stderr, flush=True)
-        os._exit(1)
+        line = f"{name} (process {pid}) died, which nothing can mend; all else was stopped. Start again"
+        _end(self._config.run_dir, line, Exit.FAILED)
 
 
 def _drain_s(config: ResolvedConfig, losses: _Losses) -> float:
@@ -229,12 +240,13 @@ def _ray(
     """A Ray cluster of this process's own, with the graph on it."""
     import ray
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import gRPCOptions
 
     from serving.app import GRPC_SERVICERS
 
     settings = config.settings
-    with console.status("starting Ray"):
+    with console.status("starting Ray"), _told(config, Exception):  # it raises no class of its own
         ray.init(
             address="local",
             num_cpus=_cpus(config),
@@ -248,8 +260,9 @@ def _ray(
     signals.handle()
     watch = Watch(vital_children(), losses)
     watch.start()
+    has_failed = False
     try:
-        with console.status("starting gateway and models"):
+        with console.status("starting gateway and models"), _told(config, RayError, TimeoutError, ConnectionError):
             serve.start(
                 http_options={"host": settings.http.host, "port": settings.http.port},
                 # Reflection is one of ours: Ray's parses what it gets from callers without a key.
@@ -261,17 +274,35 @@ def _ray(
             )
             _deploy(config)
         yield
+    except RayFailed:
+        has_failed = True
+        raise
     finally:
         watch.stop()
         keeper.close()
-        if (
-            losses.first is not None or signals.ended_start is not None
-        ):  # Ray would look for it for a minute, and replicas outlive their raylet
+        # Ray would look for what is gone for a minute, and replicas outlive their raylet.
+        if has_failed or losses.first is not None or signals.ended_start is not None:
             end_leftovers(config.run_dir)
         else:
             with contextlib.suppress(Exception):
                 serve.shutdown()  # type: ignore[no-untyped-call]
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _told(config: ResolvedConfig, *kinds: type[Exception]) -> Iterator[None]:
+    """Raises: RayFailed: for what Ray raises while it starts."""
+    try:
+        yield
+    except (Failed, ConfigError):
+        raise
+    except kinds as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        line = (
+            f"Ray did not start ({why}). The machine may be too busy or short of memory: start again when it is not. "
+            f"Logs are in {config.run_dir}/ray/session_latest"
+        )
+        raise RayFailed(line, Exit.FAILED) from error
 
 
 def _deploy(config: ResolvedConfig) -> None:

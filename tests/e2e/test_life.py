@@ -93,6 +93,45 @@ def test_start_that_is_broken_off_leaves_nothing(folder: Path) -> None:
     wait_until(lambda: not processes_of(mark, -1), "no process is left")
 
 
+_LATE = """
+import importlib
+import sys
+from serving.cli import up
+from serving.cli.main import main
+
+module, name, *sys.argv[1:] = sys.argv[1:]
+prepare = up.ray_env.prepare
+
+def prepared(config):
+    keeper = prepare(config)  # before ray is imported
+    owner = importlib.import_module(module)
+    start = getattr(owner, name)
+
+    def late(*args, **kwargs):
+        start(*args, **kwargs)
+        raise TimeoutError("the current node timed out during startup.")
+
+    setattr(owner, name, late)
+    return keeper
+
+up.ray_env.prepare = prepared
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("module", "name"), [("ray", "init"), ("ray.serve", "start")])
+def test_start_for_which_ray_takes_too_long_says_so_and_leaves_nothing(module: str, name: str, folder: Path) -> None:
+    environment = cli_environment(folder, mark := os.urandom(8).hex())
+    port, grpc_port = map(str, free_service_ports(2))
+    command = [sys.executable, "-c", _LATE, module, name, "up", "--port", port, "--grpc-port", grpc_port]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == Exit.FAILED, run.stderr
+    said = run.stderr.splitlines()[-1]
+    assert said.startswith("vireo: Ray did not start (the current node timed out during startup). The machine may be")
+    assert "Traceback" not in run.stdout + run.stderr
+    wait_until(lambda: not processes_of(mark, -1), "no process is left")
+
+
 def test_down_with_nothing_running_says_so(folder: Path) -> None:
     run = run_cli("down", "--port", "24999", environment=cli_environment(folder, "none"))
     assert (run.returncode, run.stdout.strip()) == (0, "nothing is running")
