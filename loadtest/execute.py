@@ -276,10 +276,12 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
     from loadtest.clients.grpc_classify import GrpcClassifyClient, GrpcStreamClient
     from loadtest.clients.grpc_images import GrpcImagesClient
     from loadtest.clients.grpc_oip import GrpcOipClient
+    from loadtest.clients.grpc_videos import GrpcVideosClient
     from loadtest.clients.http_chat import HttpChatClient
     from loadtest.clients.http_classify import HttpClassifyClient
     from loadtest.clients.http_images import HttpImagesClient
     from loadtest.clients.http_oip import HttpOipClient
+    from loadtest.clients.http_videos import HttpVideosClient
 
     url, address = scenario.target.http_url, scenario.target.grpc_address
     makers: dict[str, Callable[[], Client]] = {
@@ -293,5 +295,7 @@ def _make_client(surface: str, scenario: Scenario, api_keys: Mapping[str, str]) 
         "grpc_chat": lambda: GrpcChatClient(address, api_keys=api_keys),
         "http_images": lambda: HttpImagesClient(url, api_keys=api_keys),
         "grpc_images": lambda: GrpcImagesClient(address, api_keys=api_keys),
+        "http_videos": lambda: HttpVideosClient(url, api_keys=api_keys),
+        "grpc_videos": lambda: GrpcVideosClient(address, api_keys=api_keys),
     }
     return makers[surface]()

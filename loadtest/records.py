@@ -51,6 +51,9 @@ CHAT_SURFACES = frozenset({"http_chat", "http_chat_unary", "grpc_chat"})
 PAINTING_SURFACES = frozenset({"http_images", "grpc_images"})
 """Surfaces whose requests ask for pictures."""
 
+FILMING_SURFACES = frozenset({"http_videos", "grpc_videos"})
+"""Surfaces whose requests ask for a clip."""
+
 ANSWERED_WITH_ERROR = frozenset({Outcome.PARTIAL, Outcome.CLIENT_ERROR})
 """Typed answers that blame the request: what a deliberately bad input should get."""
 

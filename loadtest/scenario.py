@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from loadtest.clients.base import DEFAULT_CHAT_MODEL, DEFAULT_MODEL, DEFAULT_PAINTER
-from loadtest.records import CHAT_SURFACES, PAINTING_SURFACES
+from loadtest.clients.base import DEFAULT_CHAT_MODEL, DEFAULT_FILMER, DEFAULT_MODEL, DEFAULT_PAINTER
+from loadtest.records import CHAT_SURFACES, FILMING_SURFACES, PAINTING_SURFACES
 
 SurfaceName = Literal[
     "http_classify",
@@ -36,6 +36,8 @@ SurfaceName = Literal[
     "grpc_chat",
     "http_images",
     "grpc_images",
+    "http_videos",
+    "grpc_videos",
 ]
 SCENARIO_DIR = Path(__file__).parent / "scenarios"
 
@@ -166,6 +168,27 @@ class Draw(_Strict):
     )
 
 
+class Film(_Strict):
+    """What a request for a clip asks. Each has a seed of its own."""
+
+    model: str = Field(default=DEFAULT_FILMER, min_length=1, description="Model to ask.")
+    prompts: tuple[str, ...] = Field(
+        default=("a red circle moves right",),
+        min_length=1,
+        description='Prompts, drawn at random; [""] for a model that takes none.',
+    )
+    has_first_frame: bool = Field(
+        default=False, description="Whether each clip begins with a picture of its own, a digit of `images.size_px`."
+    )
+    num_frames: int | None = Field(default=None, ge=1, le=65_536, description="Length in frames; absent: the model's.")
+    size: str | None = Field(
+        default=None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; absent: the model's."
+    )
+    settings: dict[str, StrictBool | StrictInt | Finite | StrictStr] = Field(
+        default={}, max_length=32, description="Settings of the model by name; absent ones are the server's choice."
+    )
+
+
 class MixEntry(_Strict):
     """One kind of request of the mix."""
 
@@ -178,6 +201,7 @@ class MixEntry(_Strict):
     budget: BudgetModel | None = Field(default=None, description="Budget that the request carries.")
     chat: Chat | None = Field(default=None, description="What a request to a chat surface asks; only there.")
     draw: Draw | None = Field(default=None, description="What a request for pictures asks; only there.")
+    film: Film | None = Field(default=None, description="What a request for a clip asks; only there.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -186,6 +210,8 @@ class MixEntry(_Strict):
             raise ValueError(f"chat is set, but {self.surface} is no chat surface; remove it")
         if self.draw is not None and self.surface not in PAINTING_SURFACES:
             raise ValueError(f"draw is set, but {self.surface} makes no pictures; remove it")
+        if self.film is not None and self.surface not in FILMING_SURFACES:
+            raise ValueError(f"film is set, but {self.surface} makes no clips; remove it")
         if self.images_per_request == 0 and not is_chat:
             raise ValueError(f"images_per_request is 0; {self.surface} needs at least 1")
         return self
@@ -199,6 +225,16 @@ class MixEntry(_Strict):
     def drawn(self) -> Draw | None:
         """The pictures that are asked for; ``None`` where none are."""
         return (self.draw or Draw()) if self.surface in PAINTING_SURFACES else None
+
+    @property
+    def filmed(self) -> Film | None:
+        """The clip that is asked for; ``None`` where none is."""
+        return (self.film or Film()) if self.surface in FILMING_SURFACES else None
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether its requests hold pictures, which may be broken ones."""
+        return self.drawn is None and (self.filmed is None or self.filmed.has_first_frame)
 
     def is_sent_in(self, phase: str) -> bool:
         """Whether a phase has requests of this kind."""

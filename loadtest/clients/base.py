@@ -16,6 +16,7 @@ from loadtest.records import Generated, Outcome, ServerReport
 DEFAULT_MODEL = "dyn-perceiver-nano"
 DEFAULT_CHAT_MODEL = "texthawk2-nano"
 DEFAULT_PAINTER = "dit-moe-nano"
+DEFAULT_FILMER = "vdit-nano"
 MAX_ERROR_CHARS = 300
 """Longest error message that is kept in a record."""
 
@@ -68,6 +69,18 @@ class Drawing:
     settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filming:
+    """What a call for a clip asks, besides the picture that it begins with, if any. ``num_frames``: None leaves the
+    length to the server."""
+
+    prompt: str
+    seed: int
+    size: str | None = None
+    num_frames: int | None = None
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Payload:
     """One call to be made, the same for every surface. Compared by identity: a repeat *is* the same object."""
@@ -87,6 +100,8 @@ class Payload:
     """Of a chat call only."""
     drawing: Drawing | None = None
     """Of a call for pictures only."""
+    filming: Filming | None = None
+    """Of a call for a clip only."""
 
     @property
     def num_images(self) -> int:

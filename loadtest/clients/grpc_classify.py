@@ -162,6 +162,15 @@ def budget_to_proto(budget: Budget) -> vireo_pb2.Budget:
     return vireo_pb2.Budget(**fields)
 
 
+_FIELDS = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
+
+
+def set_settings(budget: Any, settings: Mapping[str, bool | int | float | str]) -> None:
+    """Put settings of the model into a ``vireo_pb2.Budget``."""
+    for name, value in settings.items():
+        setattr(budget.settings[name], _FIELDS[type(value)], value)
+
+
 def _read(response: Any, payload: Payload) -> Answer:
     """Raises: WrongAnswer: if there is not one result for each image."""
     if response.HasField("error"):

@@ -9,12 +9,11 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from loadtest.clients.base import Payload, Prepared, Reply
 from loadtest.clients.grpc_base import GrpcCallClient, GrpcChannel
-from loadtest.clients.grpc_classify import budget_to_proto, report_from_proto
+from loadtest.clients.grpc_classify import budget_to_proto, report_from_proto, set_settings
 from loadtest.clients.outcomes import Answer, WrongAnswer
 from loadtest.records import Outcome
 
 _PATH = "/vireo.v1.Vireo/GenerateImage"
-_FIELDS = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
 
 
 class GrpcImagesClient(GrpcCallClient):
@@ -33,8 +32,7 @@ class GrpcImagesClient(GrpcCallClient):
         )
         if payload.budget is not None:
             request.vireo.CopyFrom(budget_to_proto(payload.budget))
-        for name, value in drawing.settings.items():
-            setattr(request.vireo.settings[name], _FIELDS[type(value)], value)
+        set_settings(request.vireo, drawing.settings)
         wire = request.SerializeToString()
         return Prepared(payload=payload, wire=wire, request_bytes=len(wire))
 

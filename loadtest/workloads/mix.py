@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest import arrivals
-from loadtest.clients.base import Budget, Drawing, Payload, Question
+from loadtest.clients.base import Budget, Drawing, Filming, Payload, Question
 from loadtest.scenario import (
     BudgetModel,
     Chat,
     Closed,
     Draw,
+    Film,
     Gamma,
     MixEntry,
     Phase,
@@ -116,7 +117,7 @@ class _PayloadMaker:
         bad_draw, repeat_draw, pick = self._rng.random(3)
         images = self._scenario.images
         sent = self._sent[number]
-        if bad_draw < images.bad_share and self._scenario.mix[number].drawn is None:
+        if bad_draw < images.bad_share and self._scenario.mix[number].shows_pictures:
             return self._make_bad(self._scenario.mix[number])
         if sent and repeat_draw < images.repeat_share:
             return sent[int(pick * len(sent))]
@@ -140,6 +141,8 @@ class _PayloadMaker:
             return self._payload(entry, images, kind="words" if images else "text", labels=())
         if entry.drawn is not None:
             return self._payload(entry, (), kind="picture", labels=())
+        if (film := entry.filmed) is not None:
+            return self._payload(entry, (self._draw()[0],) if film.has_first_frame else (), kind="clip", labels=())
         drawn = [self._draw() for _ in range(entry.images_per_request)]
         images, labels = zip(*drawn, strict=True)
         return self._payload(entry, images, kind="digit", labels=labels)
@@ -182,8 +185,8 @@ class _PayloadMaker:
         self, entry: MixEntry, images: tuple[bytes, ...], *, kind: str, labels: tuple[str, ...] | None
     ) -> Payload:
         """``labels``: ``None`` for a broken picture, empty where no label is known."""
-        chat, draw = entry.question, entry.drawn
-        asked = chat or draw
+        chat, draw, film = entry.question, entry.drawn, entry.filmed
+        asked = chat or draw or film
         return Payload(
             images=images,
             model=self._scenario.model if asked is None else asked.model,
@@ -196,12 +199,29 @@ class _PayloadMaker:
             expected_labels=labels or None,
             question=None if chat is None else self._ask(chat),
             drawing=None if draw is None else self._imagine(draw),
+            filming=None if film is None else self._direct(film),
         )
 
     def _imagine(self, draw: Draw) -> Drawing:
-        seed, self._next_seed = self._next_seed, self._next_seed + draw.n
-        prompt = draw.prompts[int(self._rng.integers(len(draw.prompts)))]
+        seed, prompt = self._seeds(draw.n), self._prompt_of(draw)
         return Drawing(prompt=prompt, n=draw.n, seed=seed, size=draw.size, settings=draw.settings)
+
+    def _direct(self, film: Film) -> Filming:
+        return Filming(
+            prompt=self._prompt_of(film),
+            seed=self._seeds(1),
+            size=film.size,
+            num_frames=film.num_frames,
+            settings=film.settings,
+        )
+
+    def _prompt_of(self, asked: Draw | Film) -> str:
+        return asked.prompts[int(self._rng.integers(len(asked.prompts)))]
+
+    def _seeds(self, count: int) -> int:
+        """The first of so many that nothing else has."""
+        first, self._next_seed = self._next_seed, self._next_seed + count
+        return first
 
     def _ask(self, chat: Chat) -> Question:
         self._num_questions += 1
