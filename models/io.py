@@ -87,6 +87,7 @@ class ImageRequest:
     width: int
     height: int
     prompt: str = ""
+    negative_prompt: str = ""
     count: int = 1
 
 
@@ -97,7 +98,8 @@ class ImageIO:
     ``is_seeded``: noise is drawn, and the seed goes in. ``size``: width and height of what comes out of words alone;
     a job may be asked for others, if ``max_side`` is given. A picture that goes in, or that is asked for, has sides
     between ``min_side`` and ``max_side`` that are multiples of ``multiple``. One that goes in comes out ``scale`` times
-    as large; nobody crops or pads it on the way. ``example``: a prompt that the model takes, if it takes any.
+    as large; nobody crops or pads it on the way. ``takes_negative_prompt``: jobs alone can. ``example``: a prompt that
+    the model takes, if it takes any.
 
     Raises: ValueError: nothing goes in, there is not one way to know the size, or sides that no picture has.
     """
@@ -106,6 +108,7 @@ class ImageIO:
     """What a job's ``open`` is given, as it is kept in the job's record."""
     takes_prompt: bool = False
     takes_picture: bool = False
+    takes_negative_prompt: bool = False
     is_seeded: bool = False
     size: tuple[int, int] | None = None
     min_side: int = 1
@@ -160,6 +163,7 @@ class ImageIO:
             "outputs": ["image"],
             "is_seeded": self.is_seeded,
             **({"example": self.example} if self.takes_prompt else {}),
+            **({"takes_negative_prompt": True} if self.takes_negative_prompt else {}),
             **({"sizes": [f"{self.size[0]}x{self.size[1]}"]} if self.size else {}),
             **(sides if self.max_side else {}),
         }

@@ -53,6 +53,33 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return written
 
 
+def _picture(name: str, guidance: float | None, negative_prompt: str = "") -> bytes:
+    variant = resolve(name)
+    family = FAMILY.of(variant)
+    point = family.check_point({"num_inference_steps": 2} | ({} if guidance is None else {"guidance_scale": guidance}))
+    width, height = variant.io.size
+    request = ImageRequest(width=width, height=height, prompt="a ball", negative_prompt=negative_prompt)
+    runner = DiffusersRunner(_components(name), variant)
+    state = runner.open(request, point, 1)
+    while runner.remaining(state):
+        runner.step([state])
+    made: bytes = runner.close(state)["image"].tobytes()
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if resolve(name).io.takes_negative_prompt])
+def test_negative_prompt_changes_pictures_with_guidance_alone(name: str) -> None:
+    assert _picture(name, 6.0, "a square") != _picture(name, 6.0)
+    assert _picture(name, 1.0, "a square") == _picture(name, 1.0)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_negative_prompts_are_of_pipelines_with_guidance(name: str) -> None:
+    variant = resolve(name)
+    is_guided = any(knob.name == "guidance_scale" and knob.low == 1.0 for knob in variant.knobs)
+    assert variant.io.takes_negative_prompt == (is_guided and not name.startswith("flux"))
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_folder_says_what_it_is(name: str, folder_of: Callable[[str], Path]) -> None:
     family, variant = registry.find("diffusers:mine", folder_of(name))

@@ -10,6 +10,7 @@ export function imagesPanel(model) {
   const edits = io.inputs.includes("image");
   const pictures = edits && new Pictures({ label: "Picture.", sample: "shapes.png" });
   const prompt = io.inputs.includes("text") && h("textarea", { rows: 2, required: !edits, placeholder: io.example ?? "" });
+  const negative = io.takes_negative_prompt && h("input", { autocomplete: "off" });
   const size = !edits && (io.max_side
     ? h("input", { placeholder: io.sizes?.[0] ?? "WIDTHxHEIGHT", autocomplete: "off" })
     : select([["", "not set"], ...(io.sizes ?? [])]));
@@ -19,7 +20,8 @@ export function imagesPanel(model) {
   const options = budgetAndSettings(model);
   const button = h("button", {}, edits ? "Edit" : "Generate");
   const output = h("div", { class: "output", "aria-live": "polite", tabIndex: 0, role: "region", "aria-label": "Pictures" });
-  const form = h("form", { class: "ask" }, prompt && field("Prompt", prompt), pictures && pictures.element,
+  const form = h("form", { class: "ask" }, prompt && field("Prompt", prompt),
+    negative && field("What it should not show", negative), pictures && pictures.element,
     h("div", { class: "fields" }, size && field("Size", size), seed && field("Seed", seed), count && field("Pictures", count), field("Format", format)),
     options.element, h("div", { class: "row" }, button));
   if (pictures) pictures.listen(form);
@@ -41,7 +43,8 @@ export function imagesPanel(model) {
     const before = pictures && pictures.files[0];
     output.replaceChildren();
     const body = defined({
-      model: model.id, prompt: prompt ? prompt.value : "", image: before && await dataUrl(before.file),
+      model: model.id, prompt: prompt ? prompt.value : "",
+      negative_prompt: negative ? negative.value : "", image: before && await dataUrl(before.file),
       size: size ? size.value : "", seed: seed ? read(seed) : undefined, n: count ? read(count) : undefined,
       output_format: format.value,
       vireo: model.vireo.shape === "job" ? { ...options.value(), background: true } : options.value(),

@@ -56,6 +56,7 @@ def image(
         Path, typer.Option("--out", "-o", help="File to write: .png, .jpg or .webp. With -n: x-1.png and so on.")
     ] = Path("image.png"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of pictures.")] = 1,
+    negative: Annotated[str | None, typer.Option(help="What the picture does not show.")] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 64x64.")] = None,
     model: ModelOption = None,
     seed: Annotated[
@@ -89,6 +90,7 @@ def image(
         body = given(
             model=chosen,
             prompt=whole(prompt),
+            negative_prompt=None if negative is None else whole(negative),
             n=count,
             size=size,
             seed=seed,

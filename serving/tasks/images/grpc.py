@@ -77,6 +77,7 @@ def _asked(call: GrpcCall, message: Message, image: ImageInput | None) -> Images
     return ImagesAsked(
         model=check_model(message.model or None),
         prompt=message.prompt,
+        negative_prompt=message.negative_prompt,
         image=image,
         count=message.n or 1,
         size=message.size or "auto",

@@ -30,7 +30,7 @@ from serving.tasks.images.schemas import EditBody, GenerationBody, ImageAnswer, 
 BodyOf = TypeVar("BodyOf", bound=GenerationBody)
 _INTEGER = re.compile(r"[0-9]{1,19}")
 _INTEGERS: Final = ("n", "seed", "output_compression")
-_TEXTS: Final = ("model", "prompt", "size", "response_format", "output_format", "user")
+_TEXTS: Final = ("model", "prompt", "negative_prompt", "size", "response_format", "output_format", "user")
 _WAIT: Final = "the answer comes whole"
 REFUSED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
     {
@@ -42,7 +42,6 @@ REFUSED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
         "input_fidelity": ((), "the model's settings decide that; see /v1/models"),
         "stream": (("false",), _WAIT),
         "partial_images": (("0",), _WAIT),
-        "negative_prompt": (("",), "no model here takes one"),
     }
 )
 """Fields of other servers: the values that ask for nothing, and why others are refused. ``null`` counts as absent."""
@@ -117,6 +116,7 @@ async def _answer(call: Call, body: GenerationBody, image: ImageInput | None) ->
     asked = ImagesAsked(
         model=body.model or "",
         prompt=body.prompt or "",
+        negative_prompt=body.negative_prompt or "",
         image=image,
         count=body.n or 1,
         size=body.size or "auto",

@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from models.contract import Value
 from models.io import ImageRequest
+from models.prompt_tokens import FIELDS as PROMPTS
 from models.registry import family_for
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, JobUpdate, report_of, waited_for
 from serving.delivery.job.http import JobHttp, check_key, error_of
 from serving.domain import Budget, UnaryRequest
-from serving.errors import ImageFailed, ImageNotReady, InvalidRequest, TooManyImages, UnknownImage
+from serving.errors import ImageFailed, ImageNotReady, PromptTooLong, TooManyImages, UnknownImage
 from serving.front.front import BaseCall
 from serving.operating_points import Points, choose
 from serving.refusals import refused, uncounted
@@ -76,14 +77,15 @@ class PicturePlanner:
         return replace(made, degraded=degraded, output=job.plan.output, shown=job.plan.shown)
 
     def plan(self, picture: ImageRequest, seed: int, budget: Budget, load: Load) -> JobPlan:
-        """Raises: InvalidRequest: not what the model makes. BudgetInfeasible, DeadlineUnreachable."""
+        """Raises: InvalidRequest, PromptTooLong: not what the model makes. BudgetInfeasible, DeadlineUnreachable."""
         family, model, work = (
             family_for(self.model.family, self.model.variant),
             self.model,
             partial(self.points.work, request=picture),
         )
-        if (length := len(picture.prompt)) > (limit := model.variant.io.max_prompt_chars):
-            raise InvalidRequest(f"prompt has {length} characters; {model.id} takes {limit}", param="prompt")
+        for name in PROMPTS:
+            if (length := len(getattr(picture, name))) > (limit := model.variant.io.max_prompt_chars):
+                raise PromptTooLong(f"{name} has {length} characters; {model.id} takes {limit}", param=name)
         with refused(model.variant.io):
             self.check_prompts(picture)
         latency_s = None if budget.latency_ms is None else budget.latency_ms / 1e3
@@ -128,7 +130,13 @@ async def begin(
         return await _begin(call, asked, request, plan, body, key, is_degraded=not background)
     io = planner.model.variant.io
     width, height = size_of(asked.size, io)
-    picture = ImageRequest(width=width, height=height, prompt=asked.prompt, count=asked.count)
+    picture = ImageRequest(
+        width=width,
+        height=height,
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        count=asked.count,
+    )
     plan = planner.plan(picture, request.seeds[0] if request.seeds else 0, request.budget, Load())
     is_long = planner.points.is_calibrated and plan.predicted_s >= JOB_FROM_S
     if background or (background is None and is_long):
@@ -215,6 +223,7 @@ def _alike(body: GenerationBody, asked: ImagesAsked) -> GenerationBody:
         "size": asked.size,
         "output_format": asked.format,
         "response_format": None,
+        "negative_prompt": asked.negative_prompt or None,
     }
     if asked.image is not None:
         said |= {"image": hashlib.sha256(asked.image.encoded or b"").hexdigest(), "images": None}

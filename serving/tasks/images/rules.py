@@ -32,6 +32,7 @@ class ImagesAsked:
 
     model: str
     prompt: str = ""
+    negative_prompt: str = ""
     image: ImageInput | None = None
     count: int = 1
     size: str = "auto"
@@ -87,8 +88,10 @@ async def make_images(call: BaseCall, asked: ImagesAsked, request: UnaryRequest)
 def _request(call: BaseCall, asked: ImagesAsked, card: Card) -> UnaryRequest:
     form, count = card.io, asked.count
     assert isinstance(form, ImageIO)
-    if (length := len(asked.prompt)) > (limit := call.front.limits.max_text_chars):
-        raise InvalidRequest(f"prompt has {length} characters; the limit is {limit}; shorten it", param="prompt")
+    for name, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
+        if (length := len(text)) > (limit := call.front.limits.max_text_chars):
+            raise InvalidRequest(f"{name} has {length} characters; the limit is {limit}; shorten it", param=name)
+        check_unicode(text, name)
     _check(asked, card, form)
     if count > (limit := call.front.limits.max_images):
         raise TooManyImages(f"n is {count}; the limit is {limit}", param="n")
@@ -108,7 +111,6 @@ def _request(call: BaseCall, asked: ImagesAsked, card: Card) -> UnaryRequest:
 
 
 def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
-    check_unicode(asked.prompt, "prompt")
     if form.takes_picture and asked.image is None:
         raise InvalidRequest(f"{card.id} changes a picture; send one to /v1/images/edits (EditImage)", param="image")
     if asked.image is not None and not form.takes_picture:
@@ -117,6 +119,10 @@ def _check(asked: ImagesAsked, card: Card, form: ImageIO) -> None:
         raise InvalidRequest("prompt is empty; say what the picture shall show", param="prompt")
     if asked.prompt and not form.takes_prompt:
         raise UnsupportedField(f"prompt is not offered: {card.id} takes no words. Leave it empty", param="prompt")
+    if asked.negative_prompt and not (form.takes_negative_prompt and card.shape == "job"):
+        raise UnsupportedField(
+            f"negative_prompt is not offered: {card.id} takes none. Leave it empty", param="negative_prompt"
+        )
     if asked.seed is not None and not form.is_seeded:
         raise UnsupportedField(f"seed is not offered: {card.id} draws no noise. Remove it", param="seed")
     if asked.count > 1 and not form.is_seeded:

@@ -32,6 +32,8 @@ class GenerationBody(Strict):
     """Model id; may be left out if only one model makes images."""
     prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
     """What the picture shows."""
+    negative_prompt: Annotated[str, Within(maxLength=limit("max_text_chars"))] | None = None
+    """What it does not, of a model whose ``io.takes_negative_prompt`` is true."""
     n: Annotated[int, Field(ge=1), Within(maximum=limit("max_images"))] | None = None
     """Number of pictures; more than one only from a model that draws noise."""
     size: Annotated[str, Field(max_length=32), Within(pattern=f"^(auto|{SIZE})$")] | None = None

@@ -31,7 +31,7 @@ _DEV_TOKENS, _SCHNELL_TOKENS = 512, 256
 
 def _io(configs: Configs) -> ImageIO:
     _, stride, _ = stride_of(configs)
-    return image_io(_LATENT_PIXELS * stride, _PATCH * stride, max_prompt_chars=4000)
+    return image_io(_LATENT_PIXELS * stride, _PATCH * stride, max_prompt_chars=4000, takes_negative_prompt=False)
 
 
 def _is_guided(configs: Configs) -> bool:

@@ -16,11 +16,14 @@ CLIP_TOKENS = 77
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
-def image_io(side: int, multiple: int, *, most: int = 0, max_prompt_chars: int = 2000) -> ImageIO:
+def image_io(
+    side: int, multiple: int, *, most: int = 0, max_prompt_chars: int = 2000, takes_negative_prompt: bool = True
+) -> ImageIO:
     """Square pictures of a side, and others with sides from half of it to twice it. ``most``: the longest side that the
     network has positions for."""
     return ImageIO(
         takes_prompt=True,
+        takes_negative_prompt=takes_negative_prompt,
         is_seeded=True,
         size=(side, side),
         min_side=-(-side // 2 // multiple) * multiple,

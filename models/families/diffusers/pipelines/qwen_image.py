@@ -55,7 +55,11 @@ def _refusal(configs: Configs) -> str:
 
 def _inputs(request: ImageRequest, point: Point) -> Mapping[str, Any]:
     """With the negative prompt that Qwen's own examples have where there is none."""
-    return {**given(request, point), "negative_prompt": " ", "max_sequence_length": _TEXT_TOKENS}
+    return {
+        **given(request, point),
+        "negative_prompt": request.negative_prompt or " ",
+        "max_sequence_length": _TEXT_TOKENS,
+    }
 
 
 def _transformer(configs: Configs) -> Transformer:

@@ -53,8 +53,8 @@ def _io(configs: Configs) -> ImageIO:
 
 
 def _inputs(request: ImageRequest, point: Point) -> Mapping[str, Any]:
-    """With an empty negative prompt: without one, the blocks subtract the prompt from itself."""
-    return {**given(request, point), "negative_prompt": "", "max_sequence_length": _T5_TOKENS}
+    """With a negative prompt, be it empty: without one, the blocks subtract the prompt from itself."""
+    return {**given(request, point), "negative_prompt": request.negative_prompt, "max_sequence_length": _T5_TOKENS}
 
 
 def _latents(configs: Configs, io: ImageIO, request: ImageRequest) -> tuple[int, ...]:

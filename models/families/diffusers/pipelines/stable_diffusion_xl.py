@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from models.contract import Knob
+from models.contract import Knob, Point
 from models.families.diffusers.architecture import Architecture, Configs, Prompted, guidance_knob, steps_knob
 from models.families.diffusers.pipelines.pictures import (
     CLIP_TOKENIZER,
@@ -103,6 +103,11 @@ def _latents(configs: Configs, io: ImageIO, request: ImageRequest) -> tuple[int,
     return configs["vae"].get("latent_channels", 4), height, width
 
 
+def _inputs(request: ImageRequest, point: Point) -> Mapping[str, Any]:
+    """Without a negative prompt where it is empty: the folder says whether zeros stand for its text."""
+    return {**given(request, point), "negative_prompt": request.negative_prompt or None}
+
+
 def _unet(configs: Configs) -> UNet:
     return UNet(configs["unet"])
 
@@ -132,7 +137,7 @@ def _sdxl(name: str, summary: str, **more: Any) -> Architecture:
         schedulers=_SCHEDULERS,
         refusal=_refusal,
         io=_io,
-        inputs=given,
+        inputs=_inputs,
         output="images",
         prompted=Prompted("tokenizer", CLIP_TOKENS),
         latents=_latents,

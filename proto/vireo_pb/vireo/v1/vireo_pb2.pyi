@@ -967,6 +967,7 @@ class GenerateImageRequest(_message.Message):
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     OUTPUT_COMPRESSION_FIELD_NUMBER: _builtins.int
     VIREO_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model id; may be empty where one model makes images."""
     prompt: _builtins.str
@@ -981,6 +982,8 @@ class GenerateImageRequest(_message.Message):
     """How the pictures are encoded."""
     output_compression: _builtins.int
     """Quality of JPEG and WebP, 0 to 100; absent means 95."""
+    negative_prompt: _builtins.str
+    """What the picture does not show; empty for a model that takes none."""
     @_builtins.property
     def vireo(self) -> Global___Budget:
         """Latency, energy, priority and quality."""
@@ -996,10 +999,11 @@ class GenerateImageRequest(_message.Message):
         output_format: Global___ImageFormat.ValueType = ...,
         output_compression: _builtins.int | None = ...,
         vireo: Global___Budget | None = ...,
+        negative_prompt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "output_compression", b"output_compression", "seed", b"seed", "vireo", b"vireo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "model", b"model", "n", b"n", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "model", b"model", "n", b"n", "negative_prompt", b"negative_prompt", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_compression: _TypeAlias = _typing.Literal["output_compression"]  # noqa: Y015
     _WhichOneofArgType__output_compression: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression"]  # noqa: Y015
@@ -1027,6 +1031,7 @@ class EditImageRequest(_message.Message):
     OUTPUT_COMPRESSION_FIELD_NUMBER: _builtins.int
     VIREO_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model id; may be empty where one model makes images."""
     prompt: _builtins.str
@@ -1043,6 +1048,8 @@ class EditImageRequest(_message.Message):
     """Quality of JPEG and WebP, 0 to 100; absent means 95."""
     image: _builtins.bytes
     """An encoded image: JPEG, PNG or WebP."""
+    negative_prompt: _builtins.str
+    """What the picture is not to show; empty for a model that takes none."""
     @_builtins.property
     def vireo(self) -> Global___Budget:
         """Latency, energy, priority and quality."""
@@ -1059,10 +1066,11 @@ class EditImageRequest(_message.Message):
         output_compression: _builtins.int | None = ...,
         vireo: Global___Budget | None = ...,
         image: _builtins.bytes = ...,
+        negative_prompt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "output_compression", b"output_compression", "seed", b"seed", "vireo", b"vireo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "image", b"image", "model", b"model", "n", b"n", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression", "_seed", b"_seed", "image", b"image", "model", b"model", "n", b"n", "negative_prompt", b"negative_prompt", "output_compression", b"output_compression", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "size", b"size", "vireo", b"vireo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_compression: _TypeAlias = _typing.Literal["output_compression"]  # noqa: Y015
     _WhichOneofArgType__output_compression: _TypeAlias = _typing.Literal["_output_compression", b"_output_compression"]  # noqa: Y015

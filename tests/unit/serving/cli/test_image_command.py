@@ -67,6 +67,18 @@ def vireo(*arguments: str) -> Result:
     return result
 
 
+def test_negative_prompt_is_sent(door: ServedDoor, tmp_path: Path) -> None:
+    asked = ("a red ball", "-o", str(tmp_path / "a.png"), "-m", STEPWISE, "--negative", "blur", "--url", door.url)
+    refused = vireo(*asked)
+    assert refused.exit_code == Exit.REFUSED
+    assert "negative_prompt is not offered" in refused.stderr
+    jobs = door.service.image_jobs
+    (card,) = jobs.video_cards
+    jobs.video_cards = (replace(card, io=replace(card.io, takes_negative_prompt=True)),)
+    assert vireo(*asked).exit_code == 0
+    assert jobs.video_requests[-1].plan.request.negative_prompt == "blur"
+
+
 def test_pictures_of_a_model_of_jobs_are_made_by_one_job(door: ServedDoor, tmp_path: Path) -> None:
     out = str(tmp_path / "ball.png")
     asked = ("a red ball", "-o", out, "-n", "3", "--size", "32x32", "--seed", "7", "-m", STEPWISE, "--url", door.url)

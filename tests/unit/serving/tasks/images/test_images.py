@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -358,6 +359,37 @@ async def test_whoever_waits_for_a_model_of_jobs_waits_for_a_job(stepwise: Front
     assert stepwise.service.requests == []
 
 
+def let_take_negative_prompts(door: FrontDoor) -> None:
+    jobs = door.service.image_jobs
+    (card,) = jobs.video_cards
+    jobs.video_cards = (replace(card, io=replace(card.io, takes_negative_prompt=True)),)
+
+
+async def test_negative_prompt_reaches_a_model_that_takes_one(stepwise: FrontDoor) -> None:
+    let_take_negative_prompts(stepwise)
+    assert (await stepwise.post_json(RED | {"negative_prompt": "blur"}, GENERATIONS)).status == 200
+    message = vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball", negative_prompt="blur", seed=7)
+    await stepwise.grpc.GenerateImage(message, FakeContext())
+    first, second = stepwise.service.image_jobs.video_requests
+    assert first.plan.request == second.plan.request
+    assert first.plan.request.negative_prompt == "blur"
+    long = await stepwise.post_json(RED | {"negative_prompt": "a" * 1001}, GENERATIONS)
+    assert (long.error["code"], long.error["param"]) == ("context_length_exceeded", "negative_prompt")
+
+
+@pytest.mark.parametrize("model", [STEPWISE, PAINTER.id])
+async def test_negative_prompt_is_refused_by_a_model_that_takes_none(model: str, stepwise: FrontDoor) -> None:
+    asked = {"model": model, "prompt": "a red ball", "negative_prompt": "blur"}
+    reply = await stepwise.post_json(asked, GENERATIONS)
+    assert (reply.error["code"], reply.error["param"]) == ("unsupported_field", "negative_prompt")
+    context = FakeContext()
+    with suppress(Exception):
+        await stepwise.grpc.GenerateImage(vireo_pb2.GenerateImageRequest(**asked), context)
+    outcome = context_outcome(context)
+    assert outcome is not None
+    assert (outcome.error, outcome.param) == ("unsupported_field", "negative_prompt")
+
+
 async def test_stream_shows_progress_and_then_the_pictures(stepwise: FrontDoor) -> None:
     message = vireo_pb2.GenerateImageRequest(model=STEPWISE, prompt="a red ball", seed=7)
     *before, last = [event async for event in stepwise.grpc.GenerateImageStream(message, FakeContext())]
@@ -418,7 +450,7 @@ async def test_job_that_is_not_waited_for_is_begun(stepwise: FrontDoor) -> None:
         ({"size": "50x33"}, "invalid_request", "size"),
         ({"size": "64x32"}, "invalid_request", "size"),
         ({"size": "large"}, "invalid_request", "size"),
-        ({"prompt": "a" * 1001}, "invalid_request", "prompt"),
+        ({"prompt": "a" * 1001}, "context_length_exceeded", "prompt"),
         ({"n": 11}, "too_many_images", "n"),
         ({"vireo": {"quality_floor": 0.9}}, "budget_infeasible", "vireo"),
         ({"vireo": {"settings": {"num_inference_steps": 5}}}, "invalid_request", "vireo.settings.num_inference_steps"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -123,4 +124,16 @@ async def test_reference_image_and_remix_are_refused(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="words alone") as caught:
         await create(client, input_reference=("a.png", b"\x89PNG", "image/png"))
     assert caught.value.param == "input_reference"
+    assert not door.service.video_requests
+
+
+async def test_picture_is_sent_as_the_client_wraps_it(served: Served) -> None:
+    """``videos.create`` itself takes files alone, whatever its types say."""
+    door, client = served
+    url = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
+    with pytest.raises(openai.BadRequestError, match="clips of words alone") as caught:  # so it was read
+        await create(client, extra_body={"input_reference": {"image_url": url}})
+    assert caught.value.param == "input_reference"
+    with pytest.raises(openai.BadRequestError, match="files are not kept here"):
+        await create(client, extra_body={"input_reference": {"file_id": "file-1"}})
     assert not door.service.video_requests
