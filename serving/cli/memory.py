@@ -141,6 +141,35 @@ def check_fits(config: ResolvedConfig) -> None:
         raise ConfigError(f"this machine has {in_gib(here)} of memory, and {told}{''.join(map(_remedy, on))}")
 
 
+def small_limits(config: ResolvedConfig) -> list[str]:
+    """What keeps usual requests of a model of jobs from sharing a step though memory is there: a line for each model,
+    with the option that lets them."""
+    needs = {model.id: need for model in config.models if (need := _need(model)) is not None}
+    on_cpu = [model for model in config.models if model.id in needs and model.device != "cuda"]
+    free = machine_bytes() - sum(model.replicas * needs[model.id].total for model in on_cpu)
+    lines = []
+    for model in config.models:
+        if not isinstance(model.options, JobOptions) or model.id not in needs:
+            continue
+        need = needs[model.id]
+        left = max(gpu_bytes(), default=0) - need.total if model.device == "cuda" else free // model.replicas
+        lines += _small_limit(model.id, model.options, need.beside, left)
+    return lines
+
+
+def _small_limit(model_id: str, options: JobOptions, request: int, left: int) -> list[str]:
+    """``left``: bytes beside the first request of ``request`` bytes."""
+    held = max(1, options.max_held_bytes // max(1, request))
+    possible = min(options.max_batch, 1 + max(0, left) // max(1, request))
+    if held >= possible:
+        return []
+    return [
+        f"{model_id}: a usual request holds {in_gib(request)} and max_held_bytes is {in_gib(options.max_held_bytes)}, "
+        f"so {held} {'is' if held == 1 else 'are'} held at a time; --option {model_id}.max_held_bytes="
+        f"{possible * request} lets {possible} share a step"
+    ]
+
+
 def _need(model: ResolvedModel[Any]) -> Need | None:
     """Of one replica; ranks share its experts, or else each has all weights."""
     from models.registry import family_for

@@ -24,7 +24,7 @@ import structlog
 from rich.console import Console
 
 from serving.cli import drain
-from serving.cli.memory import check_fits
+from serving.cli.memory import check_fits, small_limits
 from serving.cli.run_state import RunState
 from serving.cli.watch import Part, Watch, vital_children
 from serving.client.exits import Exit
@@ -57,6 +57,8 @@ def run(config: ResolvedConfig, *, check: bool, console: Console) -> int:
     for model in config.models:
         if model.id != model.variant.id:
             console.print(f"{model.id} is {model.variant.id}: {model.variant.summary}", soft_wrap=True)
+    for line in small_limits(config):
+        console.print(line, soft_wrap=True)
     keeper = ray_env.prepare(config)
     _log.info("configuration", **config.describe())
     stop = threading.Event()

@@ -25,7 +25,11 @@ TASKS: Final = (
         has_commands=False,
         has_rpcs=False,
     ),
-    Task(name="images", about="Pictures made of words, or of other pictures."),
+    Task(
+        name="images",
+        about="Pictures made of words, or of other pictures.",
+        examples=('vireo image "a green 7" -o seven.png',),
+    ),
     Task(
         name="videos",
         about="Clips made of words: durable jobs, their progress and their files.",

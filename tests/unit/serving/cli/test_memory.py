@@ -48,6 +48,30 @@ def test_model_must_fit_on_the_largest_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     memory.check_fits(served(on_gpu))
 
 
+def test_limit_that_keeps_requests_apart_is_told_with_the_option_that_lets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert memory.small_limits(served({"id": NANO}, {"id": VIDEO})) == []
+    small = served({"id": VIDEO, "options": {"max_held_bytes": 2 << 20}})
+    (line,) = memory.small_limits(small)
+    assert line.startswith("vdit-nano: a usual request holds 1.7 MiB and max_held_bytes is 2.0 MiB, so 1 is held at a")
+    option = line.partition("--option vdit-nano.max_held_bytes=")[2].partition(" ")[0]
+    assert line.endswith("lets 4 share a step")
+    assert memory.small_limits(served({"id": VIDEO, "options": {"max_held_bytes": int(option)}})) == []
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 37 << 20)
+    assert memory.small_limits(small) == [], "there is no room for a second one"
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 39 << 20)
+    assert memory.small_limits(small)[0].endswith("lets 2 share a step")
+
+
+def test_limit_of_a_model_on_a_gpu_is_told_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "gpu_bytes", lambda: (141 << 30,))
+    on_gpu = {"gpus": 1, "options": {"dtype": "bfloat16", "max_held_bytes": 2 << 20}}
+    assert memory.small_limits(served({"id": VIDEO, **on_gpu}))[0].endswith("lets 4 share a step")
+    monkeypatch.setattr(memory, "gpu_bytes", lambda: (18 << 20,))
+    assert memory.small_limits(served({"id": VIDEO, **on_gpu})) == []
+
+
 def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"?")
     with pytest.raises(
