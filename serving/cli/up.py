@@ -34,6 +34,7 @@ from serving.errors import ConfigError
 from serving.system import ray_env
 from serving.system.door_keeper import DoorKeeper
 from serving.system.ray_env import end_leftovers
+from serving.tasks.base import Task
 from serving.tasks.table import TASKS
 from serving.telemetry import logs
 
@@ -327,6 +328,15 @@ def _cpus(config: ResolvedConfig) -> int:
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 
+def _examples(task: Task, config: ResolvedConfig) -> tuple[str, ...]:
+    """What to type for a task: something for the first of its models, which is what a command asks that names none."""
+    served = config.models_for(task.name)
+    if not served:
+        return ()
+    (io,) = [model.variant.io for model in config.models if model.id == served[0]]
+    return task.picture_examples if task.picture_examples and io.takes_picture else task.examples
+
+
 def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     """Say where it listens, what it serves, and what to type next."""
     state = _state(config)
@@ -335,7 +345,7 @@ def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
     console.print(f"  HTTP   {state.http_url:<22}  a page at /, API at /docs, metrics at /metrics", soft_wrap=True)
     console.print(f"  gRPC   {state.grpc_address:<22}  vireo.v1, Open Inference Protocol v2, health", soft_wrap=True)
     console.print(f"  models {', '.join(state.models)}", soft_wrap=True)
-    examples = [example for task in TASKS if task.name in state.tasks for example in task.examples]
+    examples = [example for task in TASKS for example in _examples(task, config)]
     for word, example in zip(("try", *[""] * len(examples)), examples, strict=False):
         console.print(f"  {word:<6} {example}", soft_wrap=True)
     console.print("  stop   Ctrl-C or `vireo down`")

@@ -16,8 +16,8 @@ class Task:
     ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``about``: what it is
     for, to readers of the OpenAPI document. ``has_commands``: whether somebody types something to ask for it, and
     `vireo up` asks itself. ``has_rpcs``: whether it is offered over gRPC. ``examples``: what `vireo up` says to type
-    next. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model; raises ConfigError where that is
-    not there.
+    next; ``picture_examples``: the same for a model that begins with a picture. ``read``: (ResolvedModel) -> anything,
+    reads what a gateway needs of a model; raises ConfigError where that is not there.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Task:
     has_commands: bool = True
     has_rpcs: bool = True
     examples: tuple[str, ...] = ()
+    picture_examples: tuple[str, ...] = ()
     read: LazyRef = _POINTS
 
     @property

@@ -29,11 +29,13 @@ TASKS: Final = (
         name="images",
         about="Pictures made of words, or of other pictures.",
         examples=('vireo image "a green 7" -o seven.png',),
+        picture_examples=("vireo image --image examples/red-square.png -o changed.png",),
     ),
     Task(
         name="videos",
         about="Clips made of words: durable jobs, their progress and their files.",
         examples=('vireo video "a red circle moves left" -o clip.mp4',),
+        picture_examples=("vireo video --image examples/red-square.png -o clip.mp4",),
         read=LazyRef("serving.tasks.videos.models:read_served"),
     ),
     Task(

@@ -23,6 +23,8 @@ from serving.client.exits import Exit
 from serving.config import ResolvedConfig, from_mapping, resolve
 from tests.support.ports import free_port
 
+SQUARE = "examples/red-square.png"
+
 
 def state(run_dir: Path, **changes: Any) -> RunState:
     fields: dict[str, Any] = {
@@ -67,17 +69,30 @@ def test_a_served_chat_model_is_named_and_can_be_tried(tmp_path: Path) -> None:
     assert 'vireo video "a red circle moves left" -o clip.mp4' in said
     assert 'vireo chat "Read the text." --image examples/word-en.png\n' in said
     assert "vireo classify examples/digit-7.png" in said
+    assert 'vireo image "a green 7" -o seven.png' in said
 
 
 @pytest.mark.parametrize(
     ("served", "offered"),
-    [("dyn-perceiver-nano", {"classify"}), ("texthawk2-nano", {"chat", "read"}), ("vdit-nano", {"video"})],
+    [
+        ("dyn-perceiver-nano", {"classify"}),
+        ("texthawk2-nano", {"chat", "read"}),
+        ("vdit-nano", {"video"}),
+        ("dit-moe-nano", {"image"}),
+    ],
 )
 def test_only_what_is_served_is_offered(served: str, offered: set[str], tmp_path: Path) -> None:
     said = announced(settings(tmp_path, served))
     assert f"models {served}\n" in said
-    assert {verb for verb in ("classify", "chat", "read", "video") if f"vireo {verb} " in said} == offered
+    assert {verb for verb in ("classify", "chat", "read", "video", "image") if f"vireo {verb} " in said} == offered
     assert said.count("  try    vireo") == 1
+
+
+def test_model_that_takes_a_picture_is_tried_with_one(tmp_path: Path) -> None:
+    said = announced(settings(tmp_path, "exvideo-nano", "vdit-nano", "tunable-restore-nano"))
+    named = [line.split("vireo ", 1)[1] for line in said.splitlines() if "examples/red-square.png" in line]
+    assert named == [f"image --image {SQUARE} -o changed.png", f"video --image {SQUARE} -o clip.mp4"]
+    assert (Path(__file__).parents[4] / SQUARE).is_file()
 
 
 def test_every_example_that_is_announced_is_there(tmp_path: Path) -> None:

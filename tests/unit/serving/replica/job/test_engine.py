@@ -24,6 +24,8 @@ from models.methods.samplers.base import step_generator
 from models.methods.samplers.make import make_sampler
 from models.parallel.degrees import ParallelDegrees
 from models.parallel.groups import single_rank
+from schedulers.policies.denoising import DECODE, DenoisingConfig, DenoisingWork, denoising
+from schedulers.types import RunSlice, SliceFinished, SliceResult, UnitArrived
 from serving.errors import EngineFailed, InvalidRequest
 from serving.replica.job.base import JobInput, StepDone
 from serving.replica.job.engine import EngineOptions, JobEngine
@@ -88,6 +90,44 @@ async def test_batched_step_equals_single_steps(engine: JobEngine, attention: st
             alone = await latents(engine, f"alone-{index}")
             difference = (await latents(engine, names[index]) - alone).abs().max()
             assert difference <= 1e-5 * alone.abs().max()
+
+
+async def test_clip_that_arrives_while_a_step_runs_joins_the_next_one_and_both_come_out_as_alone(
+    engine: JobEngine,
+) -> None:
+    wanted = {
+        "early": clip_input(seed=1, num_steps=3),
+        "late": clip_input(seed=2, num_steps=4, guidance_scale=1.0, prompt="a very small blue square"),
+    }
+    for name, settings in wanted.items():
+        await engine.admit(f"{name}, alone", settings)
+        for _ in range(settings.num_steps):
+            await engine.run_step([f"{name}, alone"])
+    kernel, ran = denoising(DenoisingConfig(max_batch=4)), []
+
+    async def arrived(name: str) -> UnitArrived:
+        await engine.admit(name, wanted[name])
+        steps = DenoisingWork(steps_left=wanted[name].num_steps, seconds_per_step=1.0, tokens=8)
+        return UnitArrived(unit_id=name, work=steps, batch_key=engine.phase(name), held_bytes=1)
+
+    running = list(kernel.handle(0.0, await arrived("early")))
+    assert kernel.handle(0.5, await arrived("late")) == [], "a step is running"
+    now_s = 1.0
+    while running:
+        one = running.pop(0)
+        if not isinstance(one, RunSlice):
+            continue
+        names = [str(name) for name in one.unit_ids]
+        if one.stage != DECODE:
+            ran.append(tuple(sorted(names)))
+            assert all(isinstance(outcome, StepDone) for outcome in await engine.run_step(names))
+        results = tuple(SliceResult(unit_id=name, report=engine.phase(name)) for name in names)
+        running += kernel.handle(now_s, SliceFinished(slice_id=one.slice_id, results=results, elapsed_s=1.0))
+        now_s += 1.0
+    assert ran == [("early",), ("early", "late"), ("early", "late"), ("late",), ("late",)]
+    for name in wanted:
+        alone = await latents(engine, f"{name}, alone")
+        assert (await latents(engine, name) - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
 async def test_lengths_guidance_and_attention_share_a_step_that_equals_single_ones(engine: JobEngine) -> None:
