@@ -334,7 +334,7 @@ def _examples(task: Task, config: ResolvedConfig) -> tuple[str, ...]:
     if not served:
         return ()
     (io,) = [model.variant.io for model in config.models if model.id == served[0]]
-    return task.picture_examples if task.picture_examples and io.takes_picture else task.examples
+    return task.picture_examples if task.picture_examples and not io.takes_prompt else task.examples
 
 
 def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:
