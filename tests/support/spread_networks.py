@@ -25,6 +25,8 @@ class Call(NamedTuple):
     num_steps: int
     branch: int
     grid: tuple[int, int, int]
+    guidance_scale: float = 1.0
+    row: int = 0
 
 
 def errors(name: str, degrees: ParallelDegrees, attention: str, cache: str) -> tuple[list[float], float]:
