@@ -35,6 +35,8 @@ EVALUATION_FILE = "evaluation.json"
 FIRST_SEED = 4_242
 STEPS = 12
 GUIDANCE = 1.0
+LONG_GUIDANCE = 2.0
+"""As in ExVideo's recipe."""
 AIM = 0.95
 """Share of extended clips that keep colour and shape in all frames."""
 STARTS = (700.0, 100.0, 20.0, 5.0)
@@ -179,7 +181,7 @@ def _long(name: str) -> Callable[[Path, int], dict[str, Any]]:
     def measure(checkpoint: Path, count: int) -> dict[str, Any]:
         parts = load_parts(checkpoint, is_extended=name == "extended")
         scenes = held_out_scenes(count, is_long=True)
-        how = {"steps": STEPS, "guidance": GUIDANCE}
+        how = {"steps": STEPS, "guidance": LONG_GUIDANCE}
         make = _chained(parts, **how) if name == "windows" else _made(parts, LONG_FRAMES, **how)
         clips, seconds = drawn(make, scenes)
         np.savez_compressed(checkpoint / f"{name}.npz", clips=np.stack(clips[:_STRIPS]))
