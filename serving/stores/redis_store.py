@@ -24,9 +24,9 @@ from serving.stores.breaker import BreakerState
 from serving.stores.buckets import Hold, LocalBuckets
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.outbox import Outbox
-from serving.stores.replies import ReserveReply, Values, parse_reserve, parse_settle, parse_values
+from serving.stores.replies import Levels, ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
-from serving.telemetry.events import ResultsLookedUp, Sink, ignore
+from serving.telemetry.events import BucketRepaired, ResultsLookedUp, Sink, ignore
 
 MAX_VALUE_BYTES = 1 << 20
 
@@ -167,7 +167,7 @@ class RedisStore:
         self._observed(values)
         if reply is None:
             return LookupReply(values=values)
-        self._local.observe(tenant, limits, reply.level_j, reply.level_s, self._clock())
+        self._observe(tenant, limits, Levels(reply.level_j, reply.level_s, reply.is_repaired))
         if not reply.is_granted:
             return LookupReply(values=values, over_budget=OverBudget(reply.wait_s))
         hold = Hold(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
@@ -203,13 +203,13 @@ class RedisStore:
         names = [keys.bucket(hold.tenant), keys.reservation(hold.tenant, hold.id)]
         arguments = [actual.joules, actual.seconds, *_numbers(hold.limits)]
 
-        async def send(client: aioredis.Redis) -> tuple[float, float] | None:
+        async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, SETTLE, names, arguments))
 
         levels = await self._connection.call("settle", send)
         if levels is None:  # it was before, or is too late: the estimate stands
             return False
-        self._local.observe(hold.tenant, hold.limits, *levels, self._clock())
+        self._observe(hold.tenant, hold.limits, levels)
         return True
 
     async def charge(self, tenant: str, limits: BucketLimits, actual: Cost) -> None:
@@ -229,12 +229,12 @@ class RedisStore:
         names = [keys.bucket(tenant), keys.charge_mark(tenant, mark)]
         arguments = [actual.joules, actual.seconds, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
 
-        async def send(client: aioredis.Redis) -> tuple[float, float] | None:
+        async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, CHARGE, names, arguments))
 
         levels = await self._connection.call("charge", send)
         if levels is not None:
-            self._local.observe(tenant, limits, *levels, self._clock())
+            self._observe(tenant, limits, levels)
 
     def levels(self, tenant: str, limits: BucketLimits) -> BucketState | None:
         """What the tenant had left when Redis last said so, refilled since; None: it has not said yet. Asks nobody."""
@@ -261,6 +261,11 @@ class RedisStore:
             return bool(await _run(client, SETTLE_JOB, names, arguments) == 1)
 
         return await self._connection.call("settle_job", send)
+
+    def _observe(self, tenant: str, limits: BucketLimits, levels: Levels) -> None:
+        self._local.observe(tenant, limits, levels.joules, levels.seconds, self._clock())
+        if levels.is_repaired:
+            self._tell(BucketRepaired(tenant))
 
     def _is_up(self) -> bool:
         return self._connection.breaker_state is BreakerState.CLOSED

@@ -21,6 +21,16 @@ class ReserveReply:
     level_j: float
     level_s: float
     wait_s: float
+    is_repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What a bucket holds. ``is_repaired``: what was stored could not be obeyed."""
+
+    joules: float
+    seconds: float
+    is_repaired: bool
 
 
 def parse_values(answer: Any, count: int) -> Values:
@@ -42,26 +52,26 @@ def parse_reserve(answer: Any, count: int) -> tuple[Values, ReserveReply | None]
     Raises:
         InvalidResponse: it is none.
     """
-    if not isinstance(answer, list) or len(answer) not in (1, 8):
+    if not isinstance(answer, list) or len(answer) not in (1, 9):
         raise InvalidResponse("expected the answer of the script")
     values = parse_values(answer[0], count)
     if len(answer) == 1:
         return values, None
     joules, seconds, level_j, level_s = (_finite(text) for text in answer[2:6])
-    return values, ReserveReply(answer[1] == 1, joules, seconds, level_j, level_s, _number(answer[6]))
+    return values, ReserveReply(answer[1] == 1, joules, seconds, level_j, level_s, _number(answer[6]), answer[8] == 1)
 
 
-def parse_settle(answer: Any) -> tuple[float, float] | None:
-    """Read the answer of ``scripts.SETTLE`` or ``CHARGE``: levels in joules and seconds; None: nothing to settle.
+def parse_settle(answer: Any) -> Levels | None:
+    """Read the answer of ``scripts.SETTLE`` or ``CHARGE``; None: nothing to settle.
 
     Raises:
         InvalidResponse: it is none.
     """
     if answer == []:
         return None
-    if not isinstance(answer, list) or len(answer) != 3:
+    if not isinstance(answer, list) or len(answer) != 4:
         raise InvalidResponse("expected the answer of the script")
-    return _finite(answer[0]), _finite(answer[1])
+    return Levels(_finite(answer[0]), _finite(answer[1]), answer[3] == 1)
 
 
 def _number(text: Any) -> float:

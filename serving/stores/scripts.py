@@ -22,37 +22,63 @@ class Script:
         return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-_COMMON = """
+MOST = 1e15
+"""Joules or seconds that a bucket may hold or owe, and seconds since 1970: more was not written by these scripts."""
+MOST_AHEAD_S = 5.0
+"""Seconds by which a bucket's time may be after the server's, as after a failover to a server whose clock is late."""
+
+_COMMON = (
+    f"local MOST, MOST_AHEAD_S = {MOST!r}, {MOST_AHEAD_S!r}"
+    + """
 local function text(number) return string.format('%.17g', number) end
 
 local function number(value)
   local parsed = value and tonumber(value)
-  if parsed ~= parsed then return nil end
-  return parsed
-end
-
-local function refilled(key, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
-  local clock = redis.call('TIME')
-  local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-  local stored = redis.call('HMGET', key, 'joules', 'seconds', 'at')
-  local joules, seconds, at = number(stored[1]), number(stored[2]), number(stored[3])
-  if not (joules and seconds and at) then return joules_burst, seconds_burst, now, now end
-  local elapsed = math.max(0, now - at)
-  return math.min(joules_burst, joules + joules_per_s * elapsed),
-         math.min(seconds_burst, seconds + seconds_per_s * elapsed), math.max(at, now), now
+  if parsed and math.abs(parsed) <= MOST then return parsed end
 end
 
 local function save(key, joules, seconds, at)
   redis.call('HSET', key, 'joules', text(joules), 'seconds', text(seconds), 'at', text(at))
 end
+
+-- What is stored: joules, seconds, at, the time now, and whether it was broken: what no bucket can hold is nil, as for a
+-- tenant that was never seen; a time that has not come yet is now.
+local function read(key)
+  local clock = redis.call('TIME')
+  local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+  local stored = redis.pcall('HMGET', key, 'joules', 'seconds', 'at')
+  if stored.err then
+    redis.call('DEL', key)
+    return nil, nil, nil, now, true
+  end
+  local joules, seconds, at = number(stored[1]), number(stored[2]), number(stored[3])
+  if not (joules and seconds and at) then
+    return nil, nil, nil, now, (stored[1] or stored[2] or stored[3]) and true or false
+  end
+  if at > now + MOST_AHEAD_S then return joules, seconds, now, now, true end
+  return joules, seconds, at, now, false
+end
+
+local function refilled(key, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
+  local joules, seconds, at, now, is_broken = read(key)
+  if not joules then joules, seconds, at = joules_burst, seconds_burst, now end
+  local elapsed = math.max(0, now - at)
+  joules = math.min(joules_burst, joules + joules_per_s * elapsed)
+  seconds = math.min(seconds_burst, seconds + seconds_per_s * elapsed)
+  at = math.max(at, now)
+  if is_broken then save(key, joules, seconds, at) end
+  return joules, seconds, at, now, is_broken and 1 or 0
+end
 """
+)
 
 LOOKUP_AND_RESERVE = Script(
     _COMMON
     + """
 -- KEYS: n results, the bucket, the reservation
 -- ARGV: n, reservation TTL in s, joules per s, joules burst, seconds per s, seconds burst, then joules, seconds per key
--- Answers {values} when nothing is missing, else {values, granted, joules, seconds, level_j, level_s, wait_s, now}
+-- Answers {values} when nothing is missing, else
+-- {values, granted, joules, seconds, level_j, level_s, wait_s, now, repaired}
 local n = tonumber(ARGV[1])
 local values = redis.call('MGET', unpack(KEYS, 1, n))
 local joules, seconds, missing = 0, 0, false
@@ -67,11 +93,11 @@ if not missing then return {values} end
 local bucket, reservation = KEYS[n + 1], KEYS[n + 2]
 local joules_per_s, joules_burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds_per_s, seconds_burst = tonumber(ARGV[5]), tonumber(ARGV[6])
-local level_j, level_s, at, now = refilled(bucket, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
+local level_j, level_s, at, now, repaired = refilled(bucket, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
 
 -- Sent again because the first answer was lost: it is granted already.
 local earlier = redis.call('HMGET', reservation, 'joules', 'seconds')
-if earlier[1] then return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now)} end
+if earlier[1] then return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now), repaired} end
 
 local function wait(amount, level, rate, burst)
   if amount <= level then return 0 end
@@ -84,11 +110,11 @@ if joules <= level_j and seconds <= level_s then
   save(bucket, level_j, level_s, at)
   redis.call('HSET', reservation, 'joules', text(joules), 'seconds', text(seconds))
   redis.call('EXPIRE', reservation, ARGV[2])
-  return {values, 1, text(joules), text(seconds), text(level_j), text(level_s), '0', text(now)}
+  return {values, 1, text(joules), text(seconds), text(level_j), text(level_s), '0', text(now), repaired}
 end
 local wait_s = math.max(wait(joules, level_j, joules_per_s, joules_burst),
                         wait(seconds, level_s, seconds_per_s, seconds_burst))
-return {values, 0, text(joules), text(seconds), text(level_j), text(level_s), text(wait_s), text(now)}
+return {values, 0, text(joules), text(seconds), text(level_j), text(level_s), text(wait_s), text(now), repaired}
 """
 )
 
@@ -97,15 +123,17 @@ SETTLE = Script(
     + """
 -- KEYS: the bucket, the reservation
 -- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst
--- Answers {} when there is no such reservation (any more), else {level_j, level_s, now}
-local reserved = redis.call('HMGET', KEYS[2], 'joules', 'seconds')
-if redis.call('DEL', KEYS[2]) == 0 then return {} end
+-- Answers {} when there is no such reservation (any more, or none that can be read), else {level_j, level_s, now, repaired}
+local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds')
+local reserved_j, reserved_s = number(reserved[1]), number(reserved[2])
+if redis.call('DEL', KEYS[2]) == 0 or not (reserved_j and reserved_s) then return {} end
 local joules_burst, seconds_burst = tonumber(ARGV[4]), tonumber(ARGV[6])
-local level_j, level_s, at, now = refilled(KEYS[1], tonumber(ARGV[3]), joules_burst, tonumber(ARGV[5]), seconds_burst)
-level_j = math.min(joules_burst, level_j + tonumber(reserved[1]) - tonumber(ARGV[1]))
-level_s = math.min(seconds_burst, level_s + tonumber(reserved[2]) - tonumber(ARGV[2]))
+local level_j, level_s, at, now, repaired =
+  refilled(KEYS[1], tonumber(ARGV[3]), joules_burst, tonumber(ARGV[5]), seconds_burst)
+level_j = math.min(joules_burst, level_j + reserved_j - tonumber(ARGV[1]))
+level_s = math.min(seconds_burst, level_s + reserved_s - tonumber(ARGV[2]))
 save(KEYS[1], level_j, level_s, at)
-return {text(level_j), text(level_s), text(now)}
+return {text(level_j), text(level_s), text(now), repaired}
 """
 )
 
@@ -114,14 +142,14 @@ CHARGE = Script(
     + """
 -- KEYS: the bucket, the mark of this charge
 -- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst, lifetime of the mark in s
--- Answers {level_j, level_s, now}; a charge that was made before is not made again
-local level_j, level_s, at, now =
+-- Answers {level_j, level_s, now, repaired}; a charge that was made before is not made again
+local level_j, level_s, at, now, repaired =
   refilled(KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
 if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[7]) then
   level_j, level_s = level_j - tonumber(ARGV[1]), level_s - tonumber(ARGV[2])
   save(KEYS[1], level_j, level_s, at)
 end
-return {text(level_j), text(level_s), text(now)}
+return {text(level_j), text(level_s), text(now), repaired}
 """
 )
 
@@ -132,9 +160,8 @@ SETTLE_JOB = Script(
 -- ARGV: joules and seconds to give back (below 0: to charge), lifetime of the mark in s
 -- Answers 1, or 0 when the tenant has no bucket or the job was settled before. What is above the burst, the next refill
 -- takes away.
-local stored = redis.call('HMGET', KEYS[1], 'joules', 'seconds', 'at')
-local joules, seconds, at = number(stored[1]), number(stored[2]), number(stored[3])
-if not (joules and seconds and at) then return 0 end
+local joules, seconds, at = read(KEYS[1])
+if not joules then return 0 end
 if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 0 end
 save(KEYS[1], joules + tonumber(ARGV[1]), seconds + tonumber(ARGV[2]), at)
 return 1

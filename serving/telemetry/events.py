@@ -125,6 +125,12 @@ class ResultRejected(Event, frozen=True):
     """A cached value was corrupt or forged and was treated as a miss."""
 
 
+class BucketRepaired(Event, frozen=True):
+    """A tenant's bucket in Redis held what no bucket can, and was put right."""
+
+    tenant: str
+
+
 # -- deliveries ------------------------------------------------------------------------------------------------------
 
 

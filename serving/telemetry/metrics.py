@@ -166,6 +166,9 @@ _cache_lookups.on(events.ResultsLookedUp, "num_hits", outcome="hit").on(
     events.ResultsLookedUp, "num_misses", outcome="miss"
 )
 _cache_lookups.on(events.ResultRejected, outcome="corrupt").on(events.StoreFellBack, outcome="unavailable")
+_counter("vireo_bucket_repairs_total", "Buckets in Redis that held what no bucket can.", "tenant").on(
+    events.BucketRepaired
+)
 _gauge("vireo_unsettled_requests", "Settlements that wait for Redis to come back.").on(
     events.SettlementsWaiting, "num_waiting"
 )

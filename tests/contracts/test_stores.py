@@ -242,26 +242,58 @@ async def test_flushed_database_is_a_miss_and_a_full_bucket(
     assert not observer.fallbacks
 
 
-@pytest.mark.parametrize("damage", [{"joules": "x"}, {"joules": "nan"}, {"at": ""}, {"seconds": "1e999x"}])
-async def test_damaged_bucket_is_a_full_one(
-    store: RedisStore, client: aioredis.Redis, tenant: str, damage: dict[str, str]
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"joules": "x"},
+        {"joules": "nan"},
+        {"joules": "1e308"},
+        {"joules": "-1e308", "seconds": "-inf"},
+        {"at": ""},
+        {"at": "-1e308"},
+        {"seconds": "1e999x"},
+    ],
+)
+async def test_damaged_bucket_is_a_full_one_and_counted(
+    store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str, damage: dict[str, str]
 ) -> None:
     reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
     await client.hset(keys.bucket(tenant), mapping=damage)
+    assert (await store.lookup_and_reserve(tenant, ["b"], [Cost(101.0, 1.0)], LIMITS)).over_budget is not None
     reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
+    assert observer.repaired == [tenant]
 
 
-async def test_key_of_another_type_in_the_way_costs_no_request(
+async def test_bucket_of_a_time_to_come_keeps_its_levels_and_is_refilled_from_now_on(
+    store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
+) -> None:
+    reserved((await store.lookup_and_reserve(tenant, ["b"], [Cost(100.0, 1.0)], LIMITS)).hold)
+    now_s = (await client.time())[0]
+    await client.hset(keys.bucket(tenant), "at", now_s + 3600)
+    assert (await store.lookup_and_reserve(tenant, ["b"], [ONE], LIMITS)).over_budget is not None
+    assert float(await client.hget(keys.bucket(tenant), "at")) < now_s + 3600
+    assert observer.repaired == [tenant]
+
+
+@pytest.mark.parametrize("damage", [{"joules": "nan"}, {"seconds": "x"}])
+async def test_damaged_reservation_is_not_given_back(
+    store: RedisStore, client: aioredis.Redis, tenant: str, damage: dict[str, str]
+) -> None:
+    hold = reserved((await store.lookup_and_reserve(tenant, ["a"], [Cost(100.0, 1.0)], LIMITS)).hold)
+    await client.hset(keys.reservation(tenant, hold.id), mapping=damage)
+    assert not await store.settle(hold, ONE)
+    assert (await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)).over_budget is not None
+
+
+async def test_key_of_another_type_in_the_way_is_a_miss_and_a_full_bucket(
     store: RedisStore, client: aioredis.Redis, observer: RecordingObserver, tenant: str
 ) -> None:
     await client.set(keys.bucket(tenant), b"I am no hash")
     await client.rpush(keys.result(tenant, "a"), b"I am no string")
     reply = await store.lookup_and_reserve(tenant, ["a"], [ONE], LIMITS)
     assert reply.values == (None,)
-    assert reply.hold is not None
-    assert reply.hold.is_local
-    assert observer.calls["lookup_and_reserve", "error"] == 1
-    assert await store.settle(reply.hold, ONE)
+    assert observer.repaired == [tenant]
+    assert await store.settle(reserved(reply.hold), ONE)
 
 
 async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis, tenant: str) -> None:
@@ -313,7 +345,7 @@ async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float]], 
                 names = [keys.result(tenant, "x"), keys.bucket(tenant), keys.reservation(tenant, str(number))]
                 cost = Cost(joules, seconds)
                 answer = await run(LOOKUP_AND_RESERVE.source, 3, *names, 1, 60, *rates, repr(joules), repr(seconds))
-                granted, (_, _, level_j, level_s, wait_s, now_s) = answer[1], map(float, answer[2:])
+                granted, (_, _, level_j, level_s, wait_s, now_s, _) = answer[1], map(float, answer[2:])
                 after, over = admission.reserve(twin or admission.full(limits, now_s), limits, cost, now_s)
                 assert bool(granted) == (over is None)
                 assert wait_s == (0.0 if over is None else over.retry_after_s)
@@ -323,7 +355,7 @@ async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float]], 
             elif held:
                 name, cost = held.pop(0)
                 answer = await run(SETTLE.source, 2, keys.bucket(tenant), name, repr(joules), repr(seconds), *rates)
-                level_j, level_s, now_s = map(float, answer)
+                level_j, level_s, now_s, _ = map(float, answer)
                 assert twin is not None
                 twin = after = admission.settle(twin, limits, cost, Cost(joules, seconds), now_s)
             else:

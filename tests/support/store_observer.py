@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from serving.stores.breaker import BreakerState
 from serving.telemetry.events import (
     BreakerChanged,
+    BucketRepaired,
     Event,
     ResultRejected,
     ResultsLookedUp,
@@ -26,6 +27,7 @@ class RecordingObserver:
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     rejected: int = 0
+    repaired: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -42,3 +44,5 @@ class RecordingObserver:
                 self.fallbacks[operation] += 1
             case ResultRejected():
                 self.rejected += 1
+            case BucketRepaired(tenant):
+                self.repaired.append(tenant)

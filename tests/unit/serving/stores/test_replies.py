@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import InvalidResponse
 
-from serving.stores.replies import ReserveReply, parse_reserve, parse_settle, parse_values
+from serving.stores.replies import Levels, ReserveReply, parse_reserve, parse_settle, parse_values
 
 NUMBERS = [b"1.5", b"0.25", b"98.5", b"9.75", b"0", b"1700000000.5"]
 anything = st.recursive(
@@ -22,24 +22,24 @@ anything = st.recursive(
 def test_answers_of_the_scripts_are_read() -> None:
     assert parse_values([b"a", None], 2) == (b"a", None)
     assert parse_reserve([[b"a"]], 1) == ((b"a",), None)
-    assert parse_reserve([[None], 1, *NUMBERS], 1) == ((None,), ReserveReply(True, 1.5, 0.25, 98.5, 9.75, 0.0))
-    _, refused = parse_reserve([[None], 0, *NUMBERS[:4], b"inf", b"1"], 1)
+    assert parse_reserve([[None], 1, *NUMBERS, 1], 1) == ((None,), ReserveReply(True, 1.5, 0.25, 98.5, 9.75, 0.0, True))
+    _, refused = parse_reserve([[None], 0, *NUMBERS[:4], b"inf", b"1", 0], 1)
     assert refused is not None
     assert not refused.is_granted
     assert refused.wait_s == math.inf
     assert parse_settle([]) is None
-    assert parse_settle([b"-3.5", b"2", b"1"]) == (-3.5, 2.0)
+    assert parse_settle([b"-3.5", b"2", b"1", 0]) == Levels(-3.5, 2.0, is_repaired=False)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        [[None], 1, *NUMBERS[:5]],
-        [[None, None], 1, *NUMBERS],
-        [[1], 1, *NUMBERS],
-        [[None], 1, b"nan", *NUMBERS[1:]],
-        [[None], 1, *NUMBERS[:3], b"inf", *NUMBERS[4:]],
-        [[None], 1, *NUMBERS[:4], b"nan", b"1"],
+        [[None], 1, *NUMBERS],
+        [[None, None], 1, *NUMBERS, 0],
+        [[1], 1, *NUMBERS, 0],
+        [[None], 1, b"nan", *NUMBERS[1:], 0],
+        [[None], 1, *NUMBERS[:3], b"inf", *NUMBERS[4:], 0],
+        [[None], 1, *NUMBERS[:4], b"nan", b"1", 0],
     ],
 )
 def test_answer_of_the_wrong_shape_or_with_impossible_numbers_is_refused(answer: Any) -> None:
@@ -57,4 +57,4 @@ def test_any_answer_is_read_or_refused(answer: Any) -> None:
         assert reply is None or math.isfinite(reply.joules)
     with contextlib.suppress(InvalidResponse):
         settled = parse_settle(answer)
-        assert settled is None or all(map(math.isfinite, settled))
+        assert settled is None or all(map(math.isfinite, (settled.joules, settled.seconds)))
