@@ -69,7 +69,7 @@ def _nano() -> Variant:
         io=replace(clip_io(config, width=32, height=32, frames=8, fps=8), frame_counts=(8, 16, 40)),
         config=MappingProxyType(config),
         source=Source(paper="arXiv:2406.14130", licence="Apache-2.0"),
-        defaults=MappingProxyType({"num_inference_steps": 12, "guidance_scale": 1.0}),
+        defaults=MappingProxyType({"num_inference_steps": 12, "guidance_scale": 2.0}),
         weights=CHECKPOINTS / "exvideo-nano",
         is_nano=True,
     )
