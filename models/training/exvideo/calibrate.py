@@ -31,7 +31,7 @@ def first_frame(scene: Scene) -> bytes:
 
 
 class KeptAndSmooth:
-    """A ``Judge`` of clips of the usual length, each of which is right or wrong: longer ones are weak (model card)."""
+    """A ``Judge`` of clips of the usual length, each of which is right or wrong; of 40 frames, see the model card."""
 
     metric = "share of clips that keep colour and shape in all frames and turn only at walls"
 
