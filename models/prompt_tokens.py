@@ -12,11 +12,15 @@ FIELDS = ("prompt", "negative_prompt")
 """Of a request."""
 
 
+class TooManyTokens(SettingError):
+    """A prompt that is longer than the model reads."""
+
+
 def check_prompts(request: Any, count: Callable[[str], int], limit: int) -> None:
-    """Pass a request whose prompts have no more than ``limit`` tokens. Raises: SettingError."""
+    """Pass a request whose prompts have no more than ``limit`` tokens. Raises: TooManyTokens."""
     for field in FIELDS:
         if (tokens := count(getattr(request, field, ""))) > limit:
-            raise SettingError(field, f"{field} has {tokens} tokens; limit is {limit}; shorten it")
+            raise TooManyTokens(field, f"{field} has {tokens} tokens; limit is {limit}; shorten it")
 
 
 class PromptCheck(NamedTuple):
@@ -27,7 +31,7 @@ class PromptCheck(NamedTuple):
     limit: int
 
     def load(self) -> Callable[[Any], None] | None:
-        """A check of requests that raises SettingError; None where the tokenizer is kept in another form than
+        """A check of requests that raises TooManyTokens; None where the tokenizer is kept in another form than
         ``tokenizer.json``, so that only what runs the model can count."""
         from tokenizers import Tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from models.contract import Family, SettingError, Variant
 from models.io import ClipIO
-from models.prompt_tokens import FIELDS, PromptCheck
+from models.prompt_tokens import PromptCheck, TooManyTokens
 from serving.errors import InvalidRequest, PromptTooLong, UnsupportedVideo
 
 FIRST_FRAME: Final = "input_reference"
@@ -22,12 +22,12 @@ def refused(io: Any) -> Iterator[None]:
         yield
     except SettingError as error:
         other = UnsupportedVideo if isinstance(io, ClipIO) else InvalidRequest
-        kind = PromptTooLong if error.name in FIELDS else other
+        kind = PromptTooLong if isinstance(error, TooManyTokens) else other
         raise kind(str(error), param=FIRST_FRAME if error.name == "picture" else error.name) from None
 
 
 def prompt_check(family: Family, variant: Variant) -> Callable[[Any], None]:
-    """Of a served model: raises ``SettingError`` for prompts of too many tokens. One that says nothing where only the
+    """Of a served model: raises ``TooManyTokens`` for prompts of too many tokens. One that says nothing where only the
     replica can count."""
     if variant.weights is not None and "prompt_check" in family.parts:
         made: PromptCheck = family.part("prompt_check")(variant)

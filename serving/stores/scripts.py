@@ -41,8 +41,8 @@ local function save(key, joules, seconds, at)
   redis.call('HSET', key, 'joules', text(joules), 'seconds', text(seconds), 'at', text(at))
 end
 
--- What is stored: joules, seconds, at, the time now, and whether it was broken: what no bucket can hold is nil, as for a
--- tenant that was never seen; a time that has not come yet is now.
+-- What is stored: joules, seconds, at, the time now, and whether it was broken: what no bucket can hold is nil, as for
+-- a tenant that was never seen; a time that has not come yet is now.
 local function read(key)
   local clock = redis.call('TIME')
   local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -97,7 +97,9 @@ local level_j, level_s, at, now, repaired = refilled(bucket, joules_per_s, joule
 
 -- Sent again because the first answer was lost: it is granted already.
 local earlier = redis.call('HMGET', reservation, 'joules', 'seconds')
-if earlier[1] then return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now), repaired} end
+if earlier[1] then
+  return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now), repaired}
+end
 
 local function wait(amount, level, rate, burst)
   if amount <= level then return 0 end
@@ -123,7 +125,7 @@ SETTLE = Script(
     + """
 -- KEYS: the bucket, the reservation
 -- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst
--- Answers {} when there is no such reservation (any more, or none that can be read), else {level_j, level_s, now, repaired}
+-- Answers {level_j, level_s, now, repaired}, or {} when there is no such reservation (any more), or none to be read
 local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds')
 local reserved_j, reserved_s = number(reserved[1]), number(reserved[2])
 if redis.call('DEL', KEYS[2]) == 0 or not (reserved_j and reserved_s) then return {} end

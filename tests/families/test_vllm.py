@@ -105,21 +105,6 @@ def test_folder_says_limits_and_licence(variant: Variant) -> None:
     assert variant.config["image_tokens"] is None, "their number depends on the size"
 
 
-@pytest.mark.parametrize(
-    ("head", "licence"),
-    [
-        ("license: other\nlicense_name: qwen-research\n", "qwen-research"),
-        ("license: 'mit'\n", "mit"),
-        ("tags: [a]\n", "none"),
-    ],
-)
-def test_licence_is_the_readmes(folder: Path, tmp_path: Path, variant: Variant, head: str, licence: str) -> None:
-    from models.families.vllm.family import _licence
-
-    (tmp_path / "README.md").write_text(f"---\n{head}---\n# A model\nlicense: gpl\n", encoding="utf-8")
-    assert _licence(tmp_path) == licence
-
-
 def test_name_needs_a_folder() -> None:
     with pytest.raises(ValueError, match=r"--model vllm:tiny=FOLDER"):
         find(NAME)
