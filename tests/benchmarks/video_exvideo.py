@@ -25,7 +25,7 @@ from tests.benchmarks.video_clips import Model, Side, Taken, by_turns, load, row
 
 EXVIDEO = "exvideo-nano"
 FRAMES, WINDOW, CLIPS = 40, 8, 50
-POINT = {"num_inference_steps": 15, "guidance_scale": 1.0}
+POINT = {"num_inference_steps": 8, "guidance_scale": 1.0}
 _MOTION = "motion_bucket_id"
 
 
