@@ -13,10 +13,12 @@ from models.families.exvideo.shapes import CHUNK, CHUNK_STRIDE, has_attention, s
 from models.io import ClipIO, ClipRequest
 
 _FLOAT_BYTES = 4
-_WIDE_COPIES, _FULL_COPIES = 16, 3
-"""Most tensors of the widest level alive at a time, in its channels: the feed-forward's gate and product (12), the
-residual and its norms. Of the autoencoder's last level, in the channels of the one before: what a residual block gets,
-what it convolves and what it adds."""
+_WIDE_COPIES, _FULL_COPIES, _LOOKED_COPIES = 28, 8, 4
+"""Most tensors alive at a time. Of the widest level, in its channels: the feed-forward's projection, gate and product
+(16), residuals and norms around it, what goes across to the way up, and what attention keeps beside them. Of the
+autoencoder's last level, in its channels: what a residual block gets, what it convolves and what it adds. Of the picture
+as CLIP looks at it: while it is resized."""
+_LOOKED = 3 * 224**2
 
 
 def work(variant: Variant, request: ClipRequest, point: Point) -> Work:
@@ -49,7 +51,8 @@ def windows_of(frames: int, point: Point) -> list[tuple[int, int]]:
 
 
 def held_bytes(variant: Variant, request: ClipRequest, point: Point) -> int:
-    """Kept between slices, and the most that a step or a piece of the decode adds to it, by formula."""
+    """Kept between slices, and the most that a look at the picture, a step or a piece of the decode adds to it, by
+    formula."""
     io, unet, vae = variant.io, variant.config["unet"], variant.config["vae"]
     frames, rows, columns = io.grid(request.num_frames, (request.width, request.height))
     pixels, latents = request.width * request.height, io.latent_channels * rows * columns
@@ -57,9 +60,8 @@ def held_bytes(variant: Variant, request: ClipRequest, point: Point) -> int:
     decoding = 3 * pixels * (frames // _FLOAT_BYTES + 1 + CHUNK_STRIDE) + CHUNK
     longest = min(frames, int(point["window"]) or frames)
     step = rows_of(point) * longest * rows * columns * _WIDE_COPIES * unet["block_out_channels"][0]
-    channels = vae["block_out_channels"]
-    piece = min(frames, CHUNK) * pixels * _FULL_COPIES * channels[min(1, len(channels) - 1)]
-    return int(_FLOAT_BYTES * (kept + max(step, decoding + piece)))
+    piece = min(frames, CHUNK) * pixels * _FULL_COPIES * vae["block_out_channels"][0]
+    return int(_FLOAT_BYTES * (kept + max(_LOOKED_COPIES * _LOOKED, step, decoding + piece)))
 
 
 def _macs(variant: Variant, frames: int, rows: int, columns: int) -> Iterator[float]:
