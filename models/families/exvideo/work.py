@@ -16,8 +16,8 @@ _FLOAT_BYTES = 4
 _WIDE_COPIES, _FULL_COPIES, _LOOKED_COPIES = 28, 8, 4
 """Most tensors alive at a time. Of the widest level, in its channels: the feed-forward's projection, gate and product
 (16), residuals and norms around it, what goes across to the way up, and what attention keeps beside them. Of the
-autoencoder's last level, in its channels: what a residual block gets, what it convolves and what it adds. Of the picture
-as CLIP looks at it: while it is resized."""
+autoencoder's last level, in its channels: what a residual block gets, what it convolves and what it adds. Of the
+picture as CLIP looks at it: while it is resized."""
 _LOOKED = 3 * 224**2
 
 
