@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,8 @@ def read_network_config(path: Path) -> dict[str, Any]:
         most: float = _MAX_FLOAT if isinstance(number, float) else _MAX_WHOLE
         if isinstance(number, int) and _COUNTS_LAYERS.search(name) and "channels" not in name:
             most = _MAX_LAYERS
+        if name == "lambda_min_clipped" and number == -inf:
+            continue  # as diffusers' DPM-Solver has it, unless told otherwise
         if not isfinite(number) or abs(number) > most:
             raise ValueError(f"{path}: {name} is {number:.3g}; no network here has more than {most:.3g}")
     return config
@@ -111,6 +113,8 @@ def heads(path: Path) -> list[Head]:
     Raises: ValueError: a file that is missing or damaged.
     """
     try:
+        if not path.is_file():  # what never ends, such as a pipe, is none
+            raise FileNotFoundError
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_MAX_HEAD_BYTES, path.stat().st_size):
@@ -130,8 +134,11 @@ def _head(name: str, tensor: Mapping[str, Any]) -> Head:
 
 def licence_of(folder: Path) -> str:
     """As the metadata at the head of its README say; "none" where nothing is said."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return "none"
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as readme:
+        with path.open(encoding="utf-8", errors="replace") as readme:
             text = readme.read(_MAX_README_CHARS)
     except OSError:
         return "none"

@@ -144,6 +144,8 @@ def check_fits(config: ResolvedConfig) -> None:
 def small_limits(config: ResolvedConfig) -> list[str]:
     """What keeps usual requests of a model of jobs from sharing a step though memory is there: a line for each model,
     with the option that lets them."""
+    from models.registry import family_for
+
     needs = {model.id: need for model in config.models if (need := _need(model)) is not None}
     on_cpu = [model for model in config.models if model.id in needs and model.device != "cuda"]
     free = machine_bytes() - sum(model.replicas * needs[model.id].total for model in on_cpu)
@@ -153,20 +155,22 @@ def small_limits(config: ResolvedConfig) -> list[str]:
             continue
         need = needs[model.id]
         left = max(gpu_bytes(), default=0) - need.total if model.device == "cuda" else free // model.replicas
-        lines += _small_limit(model.id, model.options, need.beside, left)
+        counted = request_bytes(family_for(model.family, model.variant), model.variant)  # by the scheduler
+        lines += _small_limit(model.id, model.options, counted, need.beside, left)
     return lines
 
 
-def _small_limit(model_id: str, options: JobOptions, request: int, left: int) -> list[str]:
-    """``left``: bytes beside the first request of ``request`` bytes."""
-    held = max(1, options.max_held_bytes // max(1, request))
-    possible = min(options.max_batch, 1 + max(0, left) // max(1, request))
+def _small_limit(model_id: str, options: JobOptions, counted: int, needed: int, left: int) -> list[str]:
+    """``counted``: bytes of a request as the scheduler has them; ``needed``: for certain, as ``needed_bytes``;
+    ``left``: beside the first request."""
+    held = max(1, options.max_held_bytes // max(1, counted))
+    possible = min(options.max_batch, 1 + max(0, left) // max(1, needed))
     if held >= possible:
         return []
     return [
-        f"{model_id}: a usual request holds {in_gib(request)} and max_held_bytes is {in_gib(options.max_held_bytes)}, "
-        f"so {held} {'is' if held == 1 else 'are'} held at a time; --option {model_id}.max_held_bytes="
-        f"{possible * request} lets {possible} share a step"
+        f"{model_id}: a usual request counts as {in_gib(counted)} and max_held_bytes is "
+        f"{in_gib(options.max_held_bytes)}, so {held} {'is' if held == 1 else 'are'} held at a time; "
+        f"--option {model_id}.max_held_bytes={possible * counted} lets {possible} share a step"
     ]
 
 

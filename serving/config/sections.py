@@ -46,9 +46,9 @@ class TenantSettings(Section):
         description="SHA-256 of each accepted key, in hexadecimal: printf %s KEY | sha256sum.",
     )
     joules_per_s: float = Field(1e6, gt=0, description="Refill of the joule bucket, joules per second.")
-    burst_j: float = Field(1e7, gt=0, description="Size of the joule bucket, joules.")
+    burst_j: float = Field(1e7, gt=0, le=1e15, description="Size of the joule bucket, joules.")
     seconds_per_s: float = Field(1e3, gt=0, description="Refill of the compute bucket, engine seconds per second.")
-    burst_s: float = Field(1e4, gt=0, description="Size of the compute bucket, engine seconds.")
+    burst_s: float = Field(1e4, gt=0, le=1e15, description="Size of the compute bucket, engine seconds.")
     weight: float = Field(
         1.0,
         ge=1e-3,

@@ -17,7 +17,8 @@ from models.contract import JobState, SettingError
 from models.families.diffusers.example import example
 from models.families.diffusers.family import FAMILY, facts, resolve, work
 from models.testing.jobs import finished
-from models.testing.subject import Subject, written_and_read
+from models.testing.subject import Subject
+from serving.replica.job.snapshots import restored, take_snapshot
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -120,9 +121,10 @@ def test_ras_goes_on_where_it_was_and_beside_others(name: str) -> None:
     kept: list[Mapping[str, Any]] = []
     while subject.runner.remaining(unbroken).get("denoise"):
         subject.runner.step([unbroken])
-        kept.append(written_and_read(dict(unbroken.kept)))
+        now = dict(unbroken.kept)
+        kept.append(restored(now, take_snapshot(now, now["step"])))
     assert [each["step"] for each in kept] == list(range(11))
-    assert len({tuple((key, getattr(value, "shape", None)) for key, value in one.items()) for one in kept}) == 1
+    assert len({frozenset((key, getattr(value, "shape", None)) for key, value in one.items()) for one in kept}) == 1
     taken_up = []
     for each in kept[::3]:
         resumed = _open(subject, **settings)

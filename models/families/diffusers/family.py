@@ -257,6 +257,7 @@ FAMILY = Family(
             "example": LazyRef(f"{_HERE}.example:example"),
             "activation_bytes": LazyRef(f"{_HERE}.family:activation_bytes"),
             "facts": LazyRef(f"{_HERE}.family:facts"),
+            "check_spread": LazyRef("models.methods.diffusers.knobs:check_spread_point"),
             "prompt_check": LazyRef(f"{_HERE}.family:prompt_check"),
         }
     ),

@@ -13,9 +13,10 @@ import torch
 from diffusers import LCMScheduler
 from torch import Tensor
 
-from models.contract import Figures, JobState, Phase, Point, SettingError, Variant
+from models.contract import Figures, JobState, Phase, Point, Variant
 from models.families.nitrofusion.networks import Networks
 from models.io import ImageRequest
+from models.prompt_tokens import TooManyTokens
 
 _ORIGINAL_STEPS = 4
 """As NitroFusion has it. All else is a default of diffusers, not read from the folder: SDXL's betas are the same."""
@@ -31,11 +32,11 @@ class NitroRunner:
         self._factor = 2 ** (len(networks.vae.config.block_out_channels) - 1)
 
     def open(self, request: ImageRequest, point: Point, seed: int) -> JobState:
-        """Draw the noise, on the CPU: the same on every device. Raises: SettingError: a prompt that is too long."""
+        """Draw the noise, on the CPU: the same on every device. Raises: TooManyTokens."""
         try:
             self._networks.ids(request.prompt)
         except ValueError as error:
-            raise SettingError("prompt", str(error)) from None
+            raise TooManyTokens("prompt", str(error)) from None
         height, width = request.height // self._factor, request.width // self._factor
         shape = (1, self._networks.unet.config.in_channels, height, width)
         noise = [

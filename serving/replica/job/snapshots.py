@@ -82,7 +82,8 @@ def _library(arrays: Mapping[str, Any]) -> ModuleType:
 
 
 def _plain(array: Any) -> Any:
-    return array if isinstance(array, np.ndarray) else array.cpu().contiguous()
+    """Copied, for safetensors takes no two names for one storage."""
+    return array if isinstance(array, np.ndarray) else array.detach().to("cpu", copy=True).contiguous()
 
 
 def _like(own: Any, array: Any) -> Any:

@@ -18,10 +18,11 @@ _MAX_FPS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLimits:
-    """``family``: as it is for ``variant``, which is as its folder has it."""
+    """``family``: as it is for ``variant``, which is as its folder has it. ``ranks``: that share a step."""
 
     family: Family
     variant: Variant
+    ranks: int = 1
 
     @property
     def io(self) -> ClipIO:
@@ -74,6 +75,8 @@ class ClipLimits:
         """Pass a clip at a complete point. Raises: SettingError."""
         if self.family.allowed is not None:
             self.family.allowed.load()(self.variant, clip, point)
+        if self.ranks > 1 and "check_spread" in self.family.parts:
+            self.family.part("check_spread")(point)
 
     def work(self, clip: ClipRequest, point: Point) -> Work:
         """What a settled clip takes at a complete point."""

@@ -45,7 +45,7 @@ def read_served(model: ResolvedModel[JobOptions]) -> JobModel:
     Raises: ConfigError: unknown id, no weights, or operating points of other weights.
     """
     family, variant = found_variant(model)
-    limits = ClipLimits(family=family, variant=variant)
+    limits = ClipLimits(family=family, variant=variant, ranks=model.num_ranks)
     folder = None if model.options.engine == "fake" else limits.variant.weights
     sha256, created_s = (_NO_WEIGHTS, 0) if folder is None else _weights(folder)
     is_calibrated = folder is not None and (folder / TABLE_FILE).is_file()

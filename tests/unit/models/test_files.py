@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from pathlib import Path
@@ -25,6 +26,11 @@ def test_what_is_no_json_object_is_refused_by_the_name_of_its_file(tmp_path: Pat
 
 def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "README.md")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert licence_of(tmp_path) == "none"
+    with pytest.raises(ValueError, match="missing or damaged"):
+        heads(tmp_path / "pipe.safetensors")
     (tmp_path / "zeros.json").symlink_to("/dev/zero")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(1 << 40)
@@ -60,6 +66,13 @@ def test_numbers_that_published_networks_have_are_read(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_network_config(tmp_path / "config.json") == config
+
+
+def test_schedulers_config_as_diffusers_writes_it_is_read(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.DPMSolverMultistepScheduler().save_pretrained(tmp_path)
+    config = read_network_config(tmp_path / "scheduler_config.json")
+    assert config["lambda_min_clipped"] == -math.inf
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc/passwd", "..", ".", "", "a/b", "a\0b", 3, None, ["a"]])

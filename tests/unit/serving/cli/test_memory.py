@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from models.registry import find
 from serving.cli import memory
-from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.config import JobOptions, ResolvedConfig, from_mapping, resolve
 from serving.errors import ConfigError
 
 NANO, VIDEO, CHAT = "dyn-perceiver-nano", "vdit-nano", "texthawk2-nano"
@@ -54,7 +54,9 @@ def test_limit_that_keeps_requests_apart_is_told_with_the_option_that_lets_them(
     assert memory.small_limits(served({"id": NANO}, {"id": VIDEO})) == []
     small = served({"id": VIDEO, "options": {"max_held_bytes": 2 << 20}})
     (line,) = memory.small_limits(small)
-    assert line.startswith("vdit-nano: a usual request holds 1.7 MiB and max_held_bytes is 2.0 MiB, so 1 is held at a")
+    assert line.startswith(
+        "vdit-nano: a usual request counts as 1.7 MiB and max_held_bytes is 2.0 MiB, so 1 is held at a"
+    )
     option = line.partition("--option vdit-nano.max_held_bytes=")[2].partition(" ")[0]
     assert line.endswith("lets 4 share a step")
     assert memory.small_limits(served({"id": VIDEO, "options": {"max_held_bytes": int(option)}})) == []
@@ -70,6 +72,14 @@ def test_limit_of_a_model_on_a_gpu_is_told_by_its_memory(monkeypatch: pytest.Mon
     assert memory.small_limits(served({"id": VIDEO, **on_gpu}))[0].endswith("lets 4 share a step")
     monkeypatch.setattr(memory, "gpu_bytes", lambda: (18 << 20,))
     assert memory.small_limits(served({"id": VIDEO, **on_gpu})) == []
+
+
+def test_limit_is_told_by_what_the_scheduler_counts_and_room_by_what_is_needed() -> None:
+    options = JobOptions(max_held_bytes=10 << 20)
+    (line,) = memory._small_limit("my-wan", options, counted=8 << 20, needed=4 << 20, left=9 << 20)
+    assert line.endswith(f"--option my-wan.max_held_bytes={3 * (8 << 20)} lets 3 share a step")
+    enough = JobOptions(max_held_bytes=3 * (8 << 20))
+    assert memory._small_limit("my-wan", enough, counted=8 << 20, needed=4 << 20, left=9 << 20) == []
 
 
 def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:

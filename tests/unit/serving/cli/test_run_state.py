@@ -95,6 +95,11 @@ def test_model_that_takes_a_picture_is_tried_with_one(tmp_path: Path) -> None:
     assert (Path(__file__).parents[4] / SQUARE).is_file()
 
 
+def test_model_that_needs_words_and_a_picture_is_tried_with_both(tmp_path: Path) -> None:
+    said = announced(settings(tmp_path, "diffusers:wan-i2v"))
+    assert f'vireo video "it moves" --image {SQUARE} -o clip.mp4' in said
+
+
 def test_every_example_that_is_announced_is_there(tmp_path: Path) -> None:
     words = announced(settings(tmp_path, *(variant.id for _, variant in default_variants()))).split()
     named = [word for word in words if word.startswith("examples/")]

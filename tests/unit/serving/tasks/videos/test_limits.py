@@ -29,3 +29,15 @@ def test_limits_of_the_nano_model_pass_its_defaults() -> None:
     assert caught.value.param == "guidance_scale"
     with pytest.raises(UnsupportedVideo, match="29"):
         check(num_frames=93, **teacher)
+
+
+@pytest.mark.parametrize("point", [{"attention": "ras:0.5"}, {"cache": "first_block:0.1"}])
+def test_what_several_ranks_cannot_do_together_is_refused_before_it_is_queued(point: dict[str, str]) -> None:
+    family, variant = find("diffusers:wan-t2v")
+    alone, spread = (ClipLimits(family=family, variant=variant, ranks=ranks) for ranks in (1, 2))
+    clip = alone.io.settled(ClipRequest(prompt="a ball"))
+    assert alone.check(clip, point).items() >= point.items()
+    with pytest.raises(UnsupportedVideo) as caught:
+        spread.check(clip, point)
+    assert caught.value.param == next(iter(point))
+    assert spread.check(clip, {})

@@ -140,7 +140,7 @@ def flipbook(monkeypatch: pytest.MonkeyPatch) -> ClipPlanner:
     variant = flip.FAMILY.variants[0]
     model: Any = SimpleNamespace(
         id=variant.id, family="flipbook", variant=variant, device="cpu", watts=6.0, replicas=1,
-        options=SimpleNamespace(engine="fake"),
+        options=SimpleNamespace(engine="fake"), num_ranks=1,
     )  # fmt: skip
     return planner(model)
 
