@@ -82,6 +82,7 @@ def test_killed_haproxy_under_load_costs_no_more_than_the_calls_that_it_carried(
         wait_until(lambda: STAND_IN not in own.parts(), "the stand-in has let its clients go", 60)
         load.wait_for(60)
     assert [line for line in load.failures if not SHUT.search(f"transport: {line}" if "Error" in line else line)] == []
+    wait_until(lambda: len(parents(own)) == 1, "those that Ray has replaced have let their clients go", 60)
     (pid,) = parents(own)
     assert listeners(own.port) == listeners(own.grpc_port) == {pid}, "one listener, Ray's own"
     assert own.is_ready()
