@@ -122,6 +122,8 @@ def test_pickles_are_refused_by_name(tmp_path: Path) -> None:
         ("---\nlicense: 'other'\nlicense_name: flux-1-dev\n---\n", "flux-1-dev"),
         ("---\nlicense: mit\n---\n" + "x" * (1 << 20), "mit"),
         ("---\nname: \xff\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: other\nlicense_name: qwen-research\n---\n# A model\nlicense: gpl\n", "qwen-research"),
+        ("---\ntags: [a]\n---\n# A model\nlicense: gpl\n", "none"),
     ],
 )
 def test_licence_is_what_the_readme_says(tmp_path: Path, readme: str | None, licence: str) -> None:
