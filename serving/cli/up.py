@@ -336,9 +336,7 @@ def _examples(task: Task, config: ResolvedConfig) -> tuple[str, ...]:
     (io,) = [model.variant.io for model in config.models if model.id == served[0]]
     if not task.picture_examples or not getattr(io, "needs_picture", io.takes_picture):
         return task.examples
-    if not io.takes_prompt:
-        return task.picture_examples
-    return tuple(example.replace(" --image", ' "it moves" --image') for example in task.picture_examples)
+    return task.both_examples if io.takes_prompt else task.picture_examples
 
 
 def announce(config: ResolvedConfig, console: Console, seconds: float) -> None:

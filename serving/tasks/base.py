@@ -16,8 +16,9 @@ class Task:
     ``name``: as families spell it in ``Family.tasks``, and of the folder below ``serving.tasks``. ``about``: what it is
     for, to readers of the OpenAPI document. ``has_commands``: whether somebody types something to ask for it, and
     `vireo up` asks itself. ``has_rpcs``: whether it is offered over gRPC. ``examples``: what `vireo up` says to type
-    next; ``picture_examples``: the same for a model that begins with a picture. ``read``: (ResolvedModel) -> anything,
-    reads what a gateway needs of a model; raises ConfigError where that is not there.
+    next; ``picture_examples``: the same for a model that needs a picture and takes no words; ``both_examples``: for one
+    that needs a picture and takes words. ``read``: (ResolvedModel) -> anything, reads what a gateway needs of a model;
+    raises ConfigError where that is not there.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Task:
     has_rpcs: bool = True
     examples: tuple[str, ...] = ()
     picture_examples: tuple[str, ...] = ()
+    both_examples: tuple[str, ...] = ()
     read: LazyRef = _POINTS
 
     @property

@@ -36,6 +36,7 @@ TASKS: Final = (
         about="Clips made of words: durable jobs, their progress and their files.",
         examples=('vireo video "a red circle moves left" -o clip.mp4',),
         picture_examples=("vireo video --image examples/red-square.png -o clip.mp4",),
+        both_examples=('vireo video "it moves" --image examples/red-square.png -o clip.mp4',),
         read=LazyRef("serving.tasks.videos.models:read_served"),
     ),
     Task(
