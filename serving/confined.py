@@ -138,6 +138,7 @@ class Confined:
 
     def _start(self) -> _Process:
         for dead in [process for process in self._processes if not process.is_alive]:
+            dead.kill()  # closes its connection
             self._processes.discard(dead)
         process = _Process(self._command)
         self._processes.add(process)
