@@ -14,6 +14,7 @@ import pytest
 
 from serving.confined import Confined, Limit, LimitReached
 from serving.errors import BackendError, QueueFull
+from tests.support.waiting import until
 
 MEMORY_BYTES = 64 << 20
 
@@ -107,8 +108,7 @@ async def test_what_the_function_raises_stays_inside(confined: Confined, capfd: 
 async def test_process_killed_from_outside_fails_its_call_alone(confined: Confined, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     call = asyncio.create_task(confined.call(f"wait 30 {begun}".encode()))
-    while not begun.exists() and not call.done():
-        await asyncio.sleep(0.01)
+    await until(begun.exists)
     psutil.Process(confined.pids[0]).kill()
     with pytest.raises(BackendError):
         await call
