@@ -51,9 +51,18 @@ VALUES = {
 SCRAPE_LABELS = {"namespace", "pod", "container"}
 
 
-def alert_rules() -> list[Manifest]:
+def rules() -> list[Manifest]:
     manifest = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
     return [rule for group in manifest["spec"]["groups"] for rule in group["rules"]]
+
+
+def alert_rules() -> list[Manifest]:
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def recorded() -> dict[str, str]:
+    """Series that the rules themselves make -> how."""
+    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
 
 def dashboard() -> Manifest:
@@ -63,7 +72,11 @@ def dashboard() -> Manifest:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    yield from ((rule["alert"], rule["expr"]) for rule in alert_rules())
+    for rule in rules():
+        made = rule["expr"]
+        for name, how in recorded().items():  # the same, spelt out
+            made = re.sub(rf"(?<![\w:]){re.escape(name)}(?!\w)", f"({how})", made)
+        yield rule.get("alert") or rule["record"], made
     for panel in dashboard()["panels"]:
         yield from ((panel["title"], target["expr"]) for target in panel["targets"])
 
@@ -122,10 +135,39 @@ def test_every_metric_is_on_the_dashboard() -> None:
     assert [name for name in (*COUNTERS_AND_GAUGES, *HISTOGRAMS) if name not in shown] == []
 
 
-def test_the_error_alert_counts_the_codes_that_are_the_services_own_fault() -> None:
-    (rule,) = [rule for rule in alert_rules() if rule["alert"] == "VireoErrorRatioHigh"]
-    (pattern,) = re.findall(r'outcome=~"([^"]+)"', rule["expr"])
+def test_the_error_alerts_count_the_codes_that_are_the_services_own_fault() -> None:
+    patterns = {
+        pattern
+        for name, how in recorded().items()
+        if ":vireo_failed_requests:" in name
+        for pattern in re.findall(r'outcome=~"([^"]+)"', how)
+    }
+    (pattern,) = patterns
     assert set(pattern.split("|")) == {errors.ServingError.code} | _codes_below(errors.BackendError)
+
+
+@pytest.mark.parametrize(("objective", "allowed"), [("failed_requests", 0.001), ("late_requests", 0.01)])
+def test_an_objective_is_watched_over_several_windows(objective: str, allowed: float) -> None:
+    series = rf"namespace_model:vireo_{objective}:ratio_rate(\w+)"
+    burns = [rule for rule in alert_rules() if re.search(series, rule["expr"])]
+    seen = {}
+    for rule in burns:
+        pairs = re.findall(series + r" > ([\d.]+) \* ([\d.]+)", rule["expr"])
+        assert len(pairs) == 2, "a long window says that it matters, a short one that it goes on"
+        (long, factor, share), (short, same_factor, same_share) = pairs
+        assert (factor, float(share)) == (same_factor, allowed) == (same_factor, float(same_share))
+        seen[long, short] = float(factor), rule["labels"]["severity"]
+    assert seen == {
+        ("1h", "5m"): (14.4, "critical"),
+        ("6h", "30m"): (6.0, "critical"),
+        ("3d", "6h"): (1.0, "warning"),
+    }
+
+
+def test_a_recorded_ratio_is_taken_over_the_window_in_its_name() -> None:
+    assert len(recorded()) == 10
+    for name, how in recorded().items():
+        assert set(re.findall(r"\[(\w+)\]", how)) == {name.rpartition("ratio_rate")[2]}
 
 
 def _codes_below(error: type[errors.ServingError]) -> set[str]:
