@@ -47,6 +47,17 @@ def _own_run_dir(_run_dirs: Path, request: pytest.FixtureRequest, monkeypatch: p
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for their threads, for many times as long where others are at work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A generator of its own for each test, always with the same seed."""
     return np.random.default_rng(20)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from models.families.diffusers import pipelines
 from models.families.diffusers.example import example
@@ -18,15 +16,7 @@ from models.io import ClipIO
 from models.testing.subject import Subject
 from tests.support.live_bytes import LiveBytes
 
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(300)]
 
 
 def _requests(subject: Subject) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ from models.testing.jobs import finished
 from models.testing.subject import Subject
 from serving.replica.job.snapshots import restored, take_snapshot
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
 
 _KINDS = [
     {"attention": "adaspa:0.5", "cache": "first_block:0.9"},
@@ -30,14 +30,6 @@ _KINDS = [
     {},
 ]
 _KEEPING = [_KINDS[0], _KINDS[1], _KINDS[3]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,8 @@ from models.families.diffusers.networks import Components, build, save
 from models.families.diffusers.pipelines.stable_diffusion_xl import UNet
 from models.io import ImageRequest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = [each.name for each in pipelines.ARCHITECTURES if each.task == "images"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for their threads, for many times as long where others are at work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from models.families.dyn_perceiver.flops import exit_flops
 from models.families.dyn_perceiver.load import build_meta, load_model
@@ -24,6 +22,7 @@ from models.registry import find
 from models.training.classify.pictures import ExitOutputs, Pictures, exit_outputs
 from models.training.dyn_perceiver.evaluation import held_out_sets
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NANO = find("dyn-perceiver-nano")[1]
 
 
@@ -38,14 +37,6 @@ def points() -> list[Point]:
 
 def thresholds(point: Point) -> tuple[float, ...]:
     return (*(float(point.settings[f"exit_{number}"]) for number in (1, 2, 3)), ALWAYS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_last_exit_gets_97_percent_of_clean_held_out_digits() -> None:

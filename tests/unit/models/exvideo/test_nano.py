@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -17,17 +15,13 @@ from models.training.exvideo.export import load_parts, load_statistics
 from models.training.exvideo.sampling import sample, sample_windows, to_uint8
 from models.training.exvideo.scenes import FRAMES, LONG_FRAMES, render
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-"""Of diffusers' scheduler, under this numpy."""
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),  # diffusers' scheduler, this numpy
+]
 FOLDER = CHECKPOINTS / "exvideo-nano"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("is_extended", [False, True])

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 
 from models.families.exvideo.family import FAMILY
 from models.testing.subject import Subject, example_request
 from tests.support.live_bytes import LiveBytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("exvideo-nano", *(variant.id for variant in FAMILY.miniatures))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
