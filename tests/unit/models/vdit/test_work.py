@@ -21,7 +21,7 @@ def test_no_more_lives_than_was_said_and_not_much_less(frames: int) -> None:
     point = FAMILY.check_point({"sampler": "ddim", "num_inference_steps": 20, "guidance_scale": 3.0})
     request = ClipRequest(prompt="a red circle moves right", num_frames=frames)
     state, peak = runner.open(request, point, 0), 0
-    while left := runner.remaining(state):
+    while runner.remaining(state):
         with LiveBytes() as live:
             runner.step([state])
         peak = max(peak, live.peak)
