@@ -114,6 +114,8 @@ def test_a_folder_of_something_else_is_none(tmp_path: Path) -> None:
     [
         ("model_index.json", {"_class_name": "AudioLDMPipeline"}, "AudioLDMPipeline is not run step by step"),
         ("model_index.json", {"expand_timesteps": True}, "expand_timesteps and two experts"),
+        ("model_index.json", {"boundary_ratio": "0.9"}, "boundary_ratio is '0.9'; it is the share"),
+        ("model_index.json", {"boundary_ratio": 1.5}, r"boundary_ratio is 1\.5; it is the share"),
         ("vae/config.json", {"patch_size": 2}, "packs pixels"),
         ("model_index.json", {"vae": [None, None]}, "needs vae"),
         ("model_index.json", {"vae": ["their_code", "Net"]}, "code that the folder brings"),

@@ -55,7 +55,15 @@ def _refusal(configs: Configs) -> str:
     first = configs["transformer"]
     if configs.get("transformer_2", first).get("in_channels", 16) != first.get("in_channels", 16):
         return "transformer and transformer_2 take latents of different channels"
+    if _has_two_experts(configs) and not _is_share(boundary := configs["index"]["boundary_ratio"]):
+        return (
+            f"boundary_ratio is {boundary!r}; it is the share of the noise below which transformer_2 takes over, 0 to 1"
+        )
     return ""
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _refusal_of_ti2v(configs: Configs) -> str:
