@@ -113,6 +113,8 @@ class FairQueue(Generic[UnitT]):
 
     A tenant leaves its tag behind until ``rest``; of more than ``_MAX_FLOWS`` tenants the idle ones are forgotten.
 
+    ``weights`` may change: what a tenant adds and is charged from then on counts by the new one.
+
     Raises:
         ValueError: a weight is not finite and positive.
     """
@@ -145,6 +147,7 @@ class FairQueue(Generic[UnitT]):
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
         flow = self._flows.get(unit.tenant) or self._flow(unit.tenant)
+        flow.weight = self._weights.get(unit.tenant, 1.0)
         if not flow.units.num_entries:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)

@@ -53,8 +53,8 @@ class _Tenant(Generic[TurnT]):
 
     __slots__ = ("next_tag", "predicted_s", "used_s", "waiting", "weight")
 
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
+    def __init__(self) -> None:
+        self.weight = 1.0
         self.next_tag = 0.0
         self.waiting: list[TurnT] = []
         self.predicted_s = 0.0
@@ -72,7 +72,7 @@ class _Tenant(Generic[TurnT]):
 
 class SharedSlots(Generic[TurnT]):
     """Who waits and who goes next; the caller counts the slots. ``max_waiting``: turns that wait, of all tenants.
-    ``weights``: of tenants.
+    ``weights``: of tenants; they may change.
 
     Grows with the number of tenants only.
 
@@ -108,7 +108,8 @@ class SharedSlots(Generic[TurnT]):
         turn._number = self._num_added
         mine = self._tenants.get(turn.tenant)
         if mine is None:
-            mine = self._tenants[turn.tenant] = _Tenant(self._weights.get(turn.tenant, 1.0))
+            mine = self._tenants[turn.tenant] = _Tenant()
+        mine.weight = self._weights.get(turn.tenant, 1.0)
         if not mine.waiting:  # what it did not use while it had nothing to do, it has not saved up
             mine.next_tag = max(mine.next_tag, self._virtual_s)
         insort(mine.waiting, turn, key=_order)

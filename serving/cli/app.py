@@ -94,6 +94,7 @@ def build() -> typer.Typer:
         model_commands,
         moe_commands,
         system_commands,
+        tenant_commands,
     )
 
     app = typer.Typer(
@@ -108,6 +109,7 @@ def build() -> typer.Typer:
     app.callback()(root)
     system_commands.register(app)
     metrics_command.register(app)
+    tenant_commands.register(app)
     for task in TASKS:
         if task.verbs is not None:
             task.verbs.load()(app)

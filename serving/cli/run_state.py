@@ -68,6 +68,17 @@ class RunState:
         return {key: value for key, value in asdict(self).items() if key not in ("created_s", "ready")}
 
 
+def found(port: int, run_dir: Path) -> tuple[Path, RunState | None]:
+    """The run folder of what runs on a port, in ``run_dir`` or in any other, and its state if it lives."""
+    state = RunState.read(run_dir)
+    if state is not None and state.port == port and state.is_running():
+        return run_dir, state
+    for state in started():
+        if state.port == port:
+            return Path(state.run_dir), state if state.is_running() else None
+    return run_dir, None
+
+
 def started() -> list[RunState]:
     """Every system of this user of which a process lives on this machine, by port; wherever its run folder is."""
     from serving.system.ray_env import started_in

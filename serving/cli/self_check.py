@@ -30,6 +30,8 @@ def check_every_surface(state: RunState, console: Console, *, is_open: bool) -> 
         grpc.insecure_channel(state.grpc_address) as channel,
     ):
         _run(_HEALTH, Target(http, channel), console)
+        # Those that `vireo tenants` has made outlive a start.
+        is_open = is_open and http.get("/v1/models").status_code != 401
         for task in TASKS if is_open else ():
             if task.checks is not None and (served := state.tasks.get(task.name)):
                 _run(task.checks.load(), Target(http, channel, served[0]), console)

@@ -231,17 +231,10 @@ def _ports(port: int | None, grpc_port: int | None = None) -> list[str]:
 def _find(port: int | None) -> tuple[int, Path, RunState | None]:
     """Return the port, the run folder that goes with it, and what runs on it: in that folder or in any other."""
     from serving import config as configuration
-    from serving.cli.run_state import RunState, started
+    from serving.cli.run_state import found
 
     settings = configuration.load(None, _ports(port))
-    port, run_dir = settings.http.port, configuration.run_dir_of(settings)
-    state = RunState.read(run_dir)
-    if state is not None and state.port == port and state.is_running():
-        return port, run_dir, state
-    for state in started():
-        if state.port == port:
-            return port, Path(state.run_dir), state if state.is_running() else None
-    return port, run_dir, None
+    return settings.http.port, *found(settings.http.port, configuration.run_dir_of(settings))
 
 
 def _name_others(port: int) -> None:

@@ -15,7 +15,7 @@ from serving.config.models import (
     find_named,
     resolve_model,
 )
-from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of
+from serving.config.resolved import ResolvedConfig, mask_url, resolve, run_dir_of, store_of
 from serving.config.sections import MediaSettings, Settings, TenantSettings
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "resolve",
     "resolve_model",
     "run_dir_of",
+    "store_of",
 ]

@@ -47,11 +47,6 @@ class ResolvedConfig:
         return tuple(model.id for model in self.models if task in model.tasks)
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Of the tenants, in every queue that they share."""
-        return {tenant.name: tenant.weight for tenant in self.settings.tenants}
-
-    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return self.settings.http.host in _LOOPBACK
@@ -59,7 +54,7 @@ class ResolvedConfig:
     @property
     def redis_socket(self) -> Path:
         """Socket of the embedded server."""
-        return self.run_dir / "redis" / "redis.sock"
+        return _socket_in(self.run_dir)
 
     @property
     def store_url(self) -> str:
@@ -163,6 +158,26 @@ def resolve(settings: Settings) -> ResolvedConfig:
             "set a shorter run_dir"
         )
     return config
+
+
+def store_of(settings: Settings, run_dir: Path) -> tuple[str, str]:
+    """Where the stores of a system are that has been started with these settings, and their secret.
+
+    Raises: ConfigError: the secret is not here.
+    """
+    url = _with_password(settings.redis) if settings.redis.url != "embedded" else f"unix://{_socket_in(run_dir)}"
+    if settings.redis.secret != "auto":
+        return url, settings.redis.secret
+    if not (run_dir / SECRET_NAME).exists():
+        raise ConfigError(
+            f"redis.secret is not set and {run_dir} has none: name the configuration that the system was started with "
+            "(--config, VIREO_CONFIG, VIREO_SECRETS)"
+        )
+    return url, _kept_secret(run_dir)
+
+
+def _socket_in(run_dir: Path) -> Path:
+    return run_dir / "redis" / "redis.sock"
 
 
 def _with_password(redis: RedisSettings) -> str:

@@ -1,7 +1,8 @@
 """Who is asking: API key to tenant.
 
-Keys are configured as SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
-nothing about them. Without keys everybody is the tenant ``local``, and only callers on this machine are served.
+Keys are known by their SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
+nothing about them. They may change at any time (``Authenticator.use``). Without keys everybody is the tenant ``local``,
+and only callers on this machine are served.
 
 A browser on this machine is one of them, whoever wrote the page that it shows. So without keys a request must not come
 from a page of another origin, and must call the server by a name of this machine: a page whose own name was made to
@@ -16,8 +17,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from serving.errors import ConfigError, Forbidden, Unauthenticated
@@ -26,6 +30,14 @@ LOCAL_TENANT = "local"
 MAX_KEY_CHARS = 512
 _HASH = re.compile(r"[0-9a-f]{64}")
 _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+)):\d+")
+
+
+class Credentials(NamedTuple):
+    """Who may come in, and what more some may. ``keys``: tenant, SHA-256 in hexadecimal, Unix time of the end."""
+
+    keys: tuple[tuple[str, str, float], ...]
+    logprobs: frozenset[str] = frozenset()
+    admins: frozenset[str] = frozenset()
 
 
 class Authenticator:
@@ -45,6 +57,7 @@ class Authenticator:
         logprobs_tenants: Collection[str] = (),
         admins: Collection[str] = (),
         origins: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
     ) -> None:
         hashes = [(tenant, digest.lower()) for tenant, digests in keys.items() for digest in _several(digests)]
         for tenant, digest in hashes:
@@ -54,18 +67,28 @@ class Authenticator:
             raise ConfigError("two tenants have the same API key; give each its own")
         if not hashes and not allow_anonymous_loopback:
             raise ConfigError("no API keys are configured and anonymous callers are refused; configure a key")
-        self._hashes = tuple(hashes)
-        self._logprobs_tenants = frozenset(logprobs_tenants)
-        self._admins = frozenset(admins if hashes else (LOCAL_TENANT,))
+        self._allow_anonymous_loopback = allow_anonymous_loopback
         self._origins = frozenset(origins)
+        self._clock = clock
+        kept = tuple((tenant, digest, math.inf) for tenant, digest in hashes)
+        self._credentials = Credentials(kept, frozenset(logprobs_tenants), frozenset(admins))
+
+    def use(self, credentials: Credentials) -> None:
+        """From now on these count and no others, in one step."""
+        self._credentials = credentials
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether there are no keys: whoever is on this machine is served. A key that has ended is one."""
+        return not self._credentials.keys and self._allow_anonymous_loopback
 
     def may_use_logprobs(self, tenant: str) -> bool:
         """Whether a tenant may see and bias probabilities of tokens."""
-        return tenant in self._logprobs_tenants
+        return tenant in self._credentials.logprobs
 
     def is_admin(self, tenant: str) -> bool:
         """Whether a tenant may read what is counted of each. Without keys whoever is served may: nobody else is."""
-        return tenant in self._admins
+        return (self._is_open and tenant == LOCAL_TENANT) or tenant in self._credentials.admins
 
     def check_browser(self, host: str | None, origin: str | None) -> None:
         """Pass a request that no page of another site has made. Where there are keys, a page needs one like anybody.
@@ -74,7 +97,7 @@ class Authenticator:
 
         Raises: Forbidden: there are no keys, and the origin is another one or the host is no name of this machine.
         """
-        if self._hashes:
+        if not self._is_open:
             return
         if origin is not None and not self._origins & {origin, "*"} and not _is_on_this_machine(origin):
             raise Forbidden(
@@ -98,7 +121,7 @@ class Authenticator:
             Unauthenticated: keys are configured and this is none of them.
             Forbidden: no keys are configured and the caller is not known to be on this machine.
         """
-        if not self._hashes:
+        if self._is_open:
             if not is_loopback(peer_host):
                 raise Forbidden(
                     "this server has no API keys and serves its own machine only; configure keys to open it"
@@ -106,8 +129,9 @@ class Authenticator:
             return LOCAL_TENANT
         presented = hashlib.sha256(_presented_key(authorization, x_api_key).encode()).hexdigest()
         found: str | None = None
-        for tenant, digest in self._hashes:
-            if hmac.compare_digest(presented, digest):
+        now_s = self._clock()
+        for tenant, digest, until_s in self._credentials.keys:
+            if hmac.compare_digest(presented, digest) and now_s < until_s:
                 found = tenant
         if found is None:
             raise Unauthenticated("API key is unknown; check it, or ask the operator for one", param="authorization")

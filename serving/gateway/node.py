@@ -15,12 +15,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serving.config import ResolvedConfig
-from serving.front.auth import Authenticator
+from serving.front.auth import Authenticator, Credentials
 from serving.front.http.json_body import JsonReader
 from serving.gateway.grpc import GrpcMethods
 from serving.limits import IngressLimits
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
+from serving.tenants import LiveTenants, Tenants
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,7 +41,7 @@ class Gateway(GrpcMethods):
         self._http = config.settings.http
         self._front: dict[str, Any] = {
             "service": self._parts.service,
-            "authenticator": build_authenticator(config),
+            "authenticator": build_authenticator(config, self._parts.tenants),
             "limits": build_limits(config),
             "tell": tell,
         }
@@ -75,13 +76,22 @@ class Gateway(GrpcMethods):
             self._json.close()
 
 
-def build_authenticator(config: ResolvedConfig) -> Authenticator:
-    """Keys to tenants."""
+def build_authenticator(config: ResolvedConfig, tenants: LiveTenants) -> Authenticator:
+    """Keys to tenants, as they are from time to time."""
     keys = {tenant.name: tenant.api_key_sha256 for tenant in config.settings.tenants}
-    trusted = [tenant.name for tenant in config.settings.tenants if tenant.allow_logprobs]
-    admins = [tenant.name for tenant in config.settings.tenants if tenant.admin]
     origins = config.settings.http.cors_origins
-    return Authenticator(keys, config.allow_anonymous_loopback, trusted, admins, origins)
+    authenticator = Authenticator(keys, config.allow_anonymous_loopback, origins=origins)
+    tenants.each(lambda now: authenticator.use(_credentials(now)))
+    return authenticator
+
+
+def _credentials(tenants: Tenants) -> Credentials:
+    settings = tenants.settings.values()
+    return Credentials(
+        tenants.keys,
+        logprobs=frozenset(tenant.name for tenant in settings if tenant.allow_logprobs),
+        admins=frozenset(tenant.name for tenant in settings if tenant.admin),
+    )
 
 
 def build_limits(config: ResolvedConfig) -> IngressLimits:

@@ -40,6 +40,7 @@ from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.periodic import ArtefactCleaner
 from serving.stores.results import ResultStore
+from serving.stores.tenants import TenantWatch, build_watch
 from serving.system.process import is_deploying, num_live, raylet_watch
 from serving.system.reached import Ping, Reached
 from serving.tasks.chat.models import read_grids
@@ -53,6 +54,7 @@ from serving.tasks.videos.first_frame import FirstFrames
 from serving.tasks.videos.models import read_served
 from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
+from serving.tenants import LiveTenants
 
 _EXPERTS_S = 5.0
 """For all replicas to say what their experts were sent."""
@@ -62,6 +64,8 @@ _EXPERTS_S = 5.0
 class GatewayParts:
     """What one gateway replica owns."""
 
+    tenants: LiveTenants
+    watch: TenantWatch
     media: MediaPool
     results: ResultStore
     images: RequestImages
@@ -80,6 +84,7 @@ class GatewayParts:
 
     async def start(self) -> None:
         """Bring up the decode workers and the Redis client. A dead Redis is no reason not to start."""
+        await self.watch.begin()
         await self.media.start()
         await self.results.start()
         await self.jobs.start()
@@ -98,12 +103,14 @@ class GatewayParts:
         await self.results.stop()
         await self.images.stop()
         await self.media.stop()
+        await self.watch.stop()
 
 
 def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]], tell: Sink) -> GatewayParts:
     """Put one gateway replica together."""
     settings = config.settings
-    results = ResultStore(config, tell)
+    tenants = LiveTenants(settings.tenants)
+    results = ResultStore(config, tell, tenants)
     processors = Processors({model.id: (model.family, model.variant) for model in config.models})
     media = MediaPool(
         _media_limits(config),
@@ -112,7 +119,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         tile_counter=processors.count_tiles,
         account=results,
         tell=tell,
-        weights=config.weights,
+        weights=tenants.weights,
     )
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
@@ -123,12 +130,12 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
     pipeline = Pipeline(results, limits, tell=tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
-    images = build_request_images(settings.media, media, tell, grids, config.weights)
+    images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)
     unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
-    jobs, clips = build_index(config), ArtefactStore(config.artefact_url)
+    jobs, clips = build_index(config, tenants), ArtefactStore(config.artefact_url)
     videos = {model.id: _film(model, images) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
     painters = {
         model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
@@ -137,7 +144,6 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     }
     painters |= {model.id: _painter(model) for model in config.models_with(JobOptions) if IMAGES.name in model.tasks}
     job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
-    priorities = {tenant.name: Priority(tenant.max_priority) for tenant in settings.tenants}
     service = Service(
         unary,
         chat,
@@ -146,10 +152,12 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         ImageFiles(clips, config.secret.encode()),
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
-        max_priorities=priorities,
+        max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
     )
     return GatewayParts(
+        tenants=tenants,
+        watch=build_watch(config, tenants, is_gateway=True),
         media=media,
         results=results,
         images=images,

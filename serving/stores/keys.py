@@ -51,6 +51,13 @@ def charge_mark(tenant: str, charge_id: str) -> str:
     return f"{PREFIX}:{_tag(tenant)}:charged:{charge_id}"
 
 
+def tenants(owner: str) -> tuple[str, str, str]:
+    """What operators change of tenants: the records, the log of changes (a stream), and what the configuration says of
+    them. ``owner``: of a deployment. No tenant's tag is theirs, whose slash would be quoted."""
+    tag = f"{PREFIX}:{{/tenants}}:{owner}"
+    return f"{tag}:records", f"{tag}:log", f"{tag}:base"
+
+
 def probe() -> str:
     """Written by the breaker's probe."""
     return f"{PREFIX}:probe"

@@ -21,6 +21,7 @@ from serving.stores.redis_store import LookupReply, RedisStore
 from serving.stores.sealed import ResultCache, ResultKey
 from serving.telemetry import tracing
 from serving.telemetry.events import Sink, ignore
+from serving.tenants import LiveTenants
 
 T = TypeVar("T")
 _MAX_BACKGROUND = 1_000
@@ -71,11 +72,11 @@ class Lookup(Generic[T]):
 class ResultStore:
     """The gateway's view of Redis. Use from one event loop."""
 
-    def __init__(self, config: ResolvedConfig, tell: Sink = ignore) -> None:
+    def __init__(self, config: ResolvedConfig, tell: Sink = ignore, tenants: LiveTenants | None = None) -> None:
         settings = config.settings
         self._is_caching = settings.redis.cache
         self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
-        self._limits = {tenant.name: _bucket_limits(tenant) for tenant in settings.tenants}
+        self._limits = (tenants or LiveTenants(settings.tenants)).view(_bucket_limits)
         self._cache = ResultCache(config.secret.encode(), tell)
         self._store = RedisStore(
             RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
@@ -209,7 +210,8 @@ class ResultStore:
 
     async def _charge(self, tenant: str, seconds: float) -> None:
         try:
-            await self._store.charge(tenant, self._limits[tenant], Cost(seconds * self._decode_watts, seconds))
+            if (limits := self._limits.get(tenant)) is not None:  # it may have been removed meanwhile
+                await self._store.charge(tenant, limits, Cost(seconds * self._decode_watts, seconds))
         finally:
             self._held_s[tenant] = max(0.0, self._held_s[tenant] - seconds)
 

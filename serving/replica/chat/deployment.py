@@ -17,9 +17,11 @@ from serving.config import ResolvedConfig, ResolvedModel, StreamOptions
 from serving.delivery.stream.wire import ChoiceStart, Frame, HeldImages
 from serving.replica.chat.base import ChatEngine, EngineStats
 from serving.replica.chat.hub import ChoiceHub
+from serving.stores.tenants import build_watch
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
 from serving.telemetry.events import ChatEngineCounted, Sink
+from serving.tenants import LiveTenants
 
 _log = structlog.get_logger(__name__)
 _METRICS_PERIOD_S = 1.0
@@ -36,6 +38,9 @@ class Vlm:
         started_s = time.monotonic()
         self._engine: ChatEngine = build_engine(model)
         await self._engine.start()
+        tenants = LiveTenants(config.settings.tenants)
+        self._watch = build_watch(config, tenants)
+        await self._watch.begin()
         self._hub = ChoiceHub(
             self._engine,
             serve.get_replica_context().replica_id.unique_id,
@@ -44,7 +49,7 @@ class Vlm:
             max_running=model.options.max_num_seqs,
             max_waiting=model.options.max_queue,
             interval_s=model.options.stream_interval_ms / 1e3,
-            weights=config.weights,
+            weights=tenants.weights,
             watts=model.watts,
         )
         self._held = HeldImages()
@@ -98,3 +103,4 @@ class Vlm:
         self._reporter.cancel()
         await self._hub.stop()
         await self._engine.stop()
+        await self._watch.stop()

@@ -15,8 +15,10 @@ from ray import serve
 
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.experts import ExpertReport
+from serving.stores.tenants import build_watch
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup
+from serving.tenants import LiveTenants
 
 if TYPE_CHECKING:
     from serving.replica.job.setup import JobParts
@@ -34,7 +36,10 @@ class JobReplica:
 
         started_s = time.monotonic()
         name = serve.get_replica_context().replica_id.unique_id
-        self._parts: JobParts = build_parts(model, config, name, tell)
+        tenants = LiveTenants(config.settings.tenants)
+        self._watch = build_watch(config, tenants)
+        await self._watch.begin()
+        self._parts: JobParts = build_parts(model, config, tenants, name, tell)
         await self._parts.start()
         self._reporter = asyncio.get_running_loop().create_task(self._parts.report(tell))
         freeze_start_up()
@@ -63,3 +68,4 @@ class JobReplica:
         """Serve awaits this: running jobs go back into the queue at their next step boundary."""
         self._reporter.cancel()
         await self._parts.stop()
+        await self._watch.stop()

@@ -27,6 +27,7 @@ from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.results import ResultStore
 from serving.telemetry.events import JobsCounted, Sink
+from serving.tenants import LiveTenants
 
 _METRICS_PERIOD_S = 1.0
 _TOKENS_PER_READ: Mapping[str, float] = {"cpu": 16.0, "cuda": 200.0}
@@ -71,7 +72,9 @@ class JobParts:
             tell(JobsCounted(model=model, num_held=self.worker.num_held, num_queued=queued, held_bytes=held_bytes))
 
 
-def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: str, tell: Sink) -> JobParts:
+def build_parts(
+    model: ResolvedModel[JobOptions], config: ResolvedConfig, tenants: LiveTenants, name: str, tell: Sink
+) -> JobParts:
     """Put one replica together. ``name`` is the worker's in leases.
 
     Raises: ConfigError: unknown model, no weights, or a store that cannot be used.
@@ -83,12 +86,13 @@ def build_parts(model: ResolvedModel[JobOptions], config: ResolvedConfig, name: 
         max_batch=options.max_batch,
         max_units=options.max_jobs,
         max_held_bytes=options.max_held_bytes,
-        weights=config.weights,
+        weights=tenants.weights,
     )
     return build_worker(
         build_engine(model),
         model,
         config,
+        tenants,
         name,
         tell,
         request=model.variant.io.request,
@@ -105,6 +109,7 @@ def build_worker(
     engine: Engine,
     model: ResolvedModel[Any],
     config: ResolvedConfig,
+    tenants: LiveTenants,
     name: str,
     tell: Sink,
     *,
@@ -117,8 +122,8 @@ def build_worker(
 
     Raises: ConfigError: a store that cannot be used.
     """
-    index, store = build_index(config), ArtefactStore(config.artefact_url)
-    quotas = ResultStore(config)
+    index, store = build_index(config, tenants), ArtefactStore(config.artefact_url)
+    quotas = ResultStore(config, tenants=tenants)
     bench = Bench(
         model=model.id,
         name=name,

@@ -21,8 +21,10 @@ from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure,
 from serving.replica.driver import Answer, Call, Stay
 from serving.replica.staged.base import NOTHING_SET
 from serving.replica.staged.setup import build_driver, start_engine
+from serving.stores.tenants import build_watch
 from serving.system.process import freeze_start_up
 from serving.telemetry import setup, tracing
+from serving.tenants import LiveTenants
 
 if TYPE_CHECKING:
     from serving.replica.job.setup import JobParts
@@ -41,7 +43,10 @@ class Classifier:
         tell = setup(config.metrics_dir, config.settings.log_level)
         started_s = time.monotonic()
         self._engine = start_engine(model)
-        self._driver = build_driver(model, self._engine, self._engine.measured, tell, config.weights)
+        tenants = LiveTenants(config.settings.tenants)
+        self._watch = build_watch(config, tenants)
+        await self._watch.begin()
+        self._driver = build_driver(model, self._engine, self._engine.measured, tell, tenants.weights)
         self._driver.start()
         self._num_reports = 0
         self._calls: dict[str, Call] = {}
@@ -50,7 +55,7 @@ class Classifier:
             from serving.replica.staged.jobs import build_row_jobs
 
             name = serve.get_replica_context().replica_id.unique_id
-            self._jobs = build_row_jobs(model, config, name, tell, self._driver)
+            self._jobs = build_row_jobs(model, config, tenants, name, tell, self._driver)
             await self._jobs.start()
             self._reporter = asyncio.get_running_loop().create_task(self._jobs.report(tell))
         freeze_start_up()
@@ -117,6 +122,7 @@ class Classifier:
             await self._jobs.stop()
         await self._driver.stop()
         self._engine.close()
+        await self._watch.stop()
 
 
 def _to_wire(stay: Stay) -> SampleOutcome:

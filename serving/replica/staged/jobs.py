@@ -30,22 +30,29 @@ from serving.replica.job.base import Admitted, Frames, JobInput, Outputs, StepDo
 from serving.replica.job.held import known_error
 from serving.replica.job.setup import JobParts, build_worker
 from serving.telemetry.events import Sink
+from serving.tenants import LiveTenants
 
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
 
 
 def build_row_jobs(
-    model: ResolvedModel[UnaryOptions], config: ResolvedConfig, name: str, tell: Sink, driver: Driver
+    model: ResolvedModel[UnaryOptions],
+    config: ResolvedConfig,
+    tenants: LiveTenants,
+    name: str,
+    tell: Sink,
+    driver: Driver,
 ) -> JobParts:
     """A worker beside the driver of a model that makes pictures."""
     io, words = model.variant.io, None
     if io.takes_prompt:
         words = family_for(model.family, model.variant).part("words")(model.variant)
-    bounds = DenoisingConfig(weights=config.weights)
+    bounds = DenoisingConfig(weights=tenants.weights)
     return build_worker(
         RowJobs(io, words, driver),
         model,
         config,
+        tenants,
         name,
         tell,
         request=RowsAsked,

@@ -51,6 +51,7 @@ from serving.stores.jobs.scripts import (
     UNSETTLED,
 )
 from serving.stores.scripts import Script
+from serving.tenants import LiveTenants
 
 _log = structlog.get_logger(__name__)
 _FULL_RETRY_S = 5.0
@@ -314,7 +315,7 @@ _NAMES = dict(
 )
 
 
-def build_index(config: ResolvedConfig) -> RedisJobs:
+def build_index(config: ResolvedConfig, tenants: LiveTenants) -> RedisJobs:
     """The index of a configuration, the same for gateways and replicas. Not started."""
     jobs = config.settings.jobs
     return RedisJobs(
@@ -323,7 +324,7 @@ def build_index(config: ResolvedConfig) -> RedisJobs:
         max_open_per_owner=jobs.max_queued_per_tenant,
         max_attempts=max((model.options.max_attempts for model in config.models_with(JobOptions)), default=3),
         ttl_s=jobs.ttl_s,
-        weights=config.weights,
+        weights=tenants.weights,
     )
 
 

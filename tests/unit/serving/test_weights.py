@@ -19,6 +19,7 @@ from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.job.setup import build_parts
 from serving.replica.staged.setup import build_driver
 from serving.telemetry.events import ignore
+from serving.tenants import LiveTenants
 from tests.support.fake_engine import FakeEngine
 
 NANO, _, VIDEO, _ = (variant.id for _, variant in default_variants())
@@ -36,16 +37,20 @@ def config_of(run_dir: Path, weight: float = 3.0) -> ResolvedConfig:
     return resolve(from_mapping({"tenants": tenants, "models": models, "run_dir": str(run_dir)}))
 
 
+def live(config: ResolvedConfig) -> LiveTenants:
+    return LiveTenants(config.settings.tenants)
+
+
 def rows(config: ResolvedConfig) -> tuple[Scheduler, Any]:
     (model,) = config.models_with(UnaryOptions)
-    scheduler = build_driver(model, FakeEngine(), None, ignore, config.weights).scheduler
+    scheduler = build_driver(model, FakeEngine(), None, ignore, live(config).weights).scheduler
     return scheduler, ExitWork((0.0,) * model.variant.io.num_exits)
 
 
 def clips(config: ResolvedConfig) -> tuple[Scheduler, Any]:
     (model,) = config.models_with(JobOptions)
     work = DenoisingWork(steps_left=99, seconds_per_step=1.0, tokens=8)
-    return build_parts(model, config, "worker", ignore).worker.scheduler, work
+    return build_parts(model, config, live(config), "worker", ignore).worker.scheduler, work
 
 
 @pytest.mark.parametrize("make", [rows, clips], ids=lambda make: make.__name__)
@@ -65,7 +70,7 @@ def test_weight_in_the_configuration_is_the_share_on_a_replica(
 
 
 async def test_slots_are_shared_by_weight(tmp_path: Path) -> None:
-    slots = FairSlots(1, weights=config_of(tmp_path).weights)
+    slots = FairSlots(1, weights=live(config_of(tmp_path)).weights)
     running = SlotTurn("large", predicted_s=1.0)
     assert await slots.acquire(running)
     turns = [SlotTurn(tenant, predicted_s=1.0) for tenant in ("large", "small") * 20]
