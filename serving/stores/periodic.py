@@ -33,7 +33,7 @@ class Periodic(ABC):
                 await task
 
     async def _run(self) -> None:
-        while True:
+        while self._task is not None:  # a client library may keep a cancellation to itself
             await asyncio.sleep(self._every_s)
             await self._once()
 

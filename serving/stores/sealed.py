@@ -19,8 +19,7 @@ from serving.telemetry.events import ResultRejected, Sink, ignore
 
 _VERSION: Final = b"\x01"
 _MAC_BYTES: Final = 32
-HEADER_BYTES: Final = 1 + _MAC_BYTES
-"""Before the payload; other payloads have other ones."""
+_HEADER_BYTES: Final = 1 + _MAC_BYTES
 
 
 class Sealer:
@@ -35,8 +34,8 @@ class Sealer:
 
     def open(self, name: str, value: bytes) -> bytes | None:
         """The payload; None if this is not what was sealed under ``name``."""
-        payload = memoryview(value)[HEADER_BYTES:]
-        mac = value[1:HEADER_BYTES]
+        payload = memoryview(value)[_HEADER_BYTES:]
+        mac = value[1:_HEADER_BYTES]
         if value[:1] != _VERSION or not hmac.compare_digest(mac, self._mac(name, payload)):
             return None
         return bytes(payload)

@@ -317,3 +317,54 @@ def test_token_of_ray_is_in_no_file(system: System) -> None:
     assert len(token) >= 32
     files = [path for path in system.base_dir.rglob("*") if path.is_file() and not path.is_symlink()]
     assert [str(path) for path in files if token in path.read_bytes()] == []
+
+
+# -- tenants that change while the system runs -----------------------------------------------------------------------
+
+
+def tenants(system: System, *words: str) -> str:
+    command = system.command("tenants", *words, "--port", str(system.port))
+    assert command.returncode == 0, command.stderr
+    return command.stdout
+
+
+def status_with(system: System, key: str) -> int:
+    return httpx.get(f"{system.http_url}/v1/models", headers={"x-api-key": key}, timeout=30).status_code
+
+
+def test_tenant_is_added_limited_rotated_and_removed_without_a_restart(
+    strict: System, alpha: Door, new_picture: Callable[[], Picture]
+) -> None:
+    started = {process.pid for process in strict.replicas("Gateway")}
+    first = tenants(strict, "add", "gamma", "weight=2", "--quiet").strip()
+    wait_until(lambda: status_with(strict, first) == 200, "the new key opens")
+    with opened(strict, {"authorization": f"Bearer {first}"}) as gamma:
+        for name in UNARY:
+            assert SURFACES[name](gamma, Ask([new_picture()[0]], model=MODEL)).items, name
+
+        tenants(strict, "set", "gamma", "burst_j=1e-9", "joules_per_s=1e-9")
+
+        def is_refused() -> bool:
+            body = {"model": MODEL, "image": base64.b64encode(new_picture()[0]).decode()}
+            answer = gamma.http.post("/v1/classify", json=body)
+            return answer.status_code == 429 and answer.json()["error"]["code"] == "quota_exceeded"
+
+        wait_until(is_refused, "the quota counts")
+    assert SURFACES["http_json"](alpha, Ask([new_picture()[0]], model=MODEL)).items
+
+    second = tenants(strict, "rotate", "gamma", "--drop-old", "--quiet").strip()
+    wait_until(lambda: status_with(strict, first) == 401, "the old key is closed")
+    assert status_with(strict, second) == 200
+    assert status_with(strict, KEYS["alpha"]) == 200
+    tenants(strict, "remove", "gamma")
+    wait_until(lambda: status_with(strict, second) == 401, "nobody is let in any more")
+    assert {process.pid for process in strict.replicas("Gateway")} == started
+
+    entries = json.loads(tenants(strict, "audit", "--json"))
+    assert [entry["action"] for entry in entries] == ["remove", "rotate", "set", "add"]
+    assert all(entry["tenant"] == "gamma" and "@" in entry["actor"] for entry in entries)
+    assert entries[2]["fields"] == {"burst_j": 1e-9, "joules_per_s": 1e-9}
+    files = [path for path in strict.base_dir.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(b"tenant changed" in path.read_bytes() for path in files if path.suffix == ".log")
+    kept = [path for path in files for key in (first, second) if key.encode() in path.read_bytes()]
+    assert kept == [], "keys in clear"
