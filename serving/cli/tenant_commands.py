@@ -6,7 +6,6 @@ there every second (``serving.stores.tenants``).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -41,6 +40,8 @@ Examples:
   vireo tenants audit
 """
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
+"""A number that YAML takes for a text."""
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _TIMEOUT_S = 5.0
 _TRIES = 10
@@ -293,6 +294,8 @@ async def _see(store: TenantStore, sealed: bytes | None = None) -> _Seen:
 
 def _run(port: int | None, config: Path | None, ask: Callable[[TenantStore], Awaitable[T]]) -> T:
     """Raises: Failed: nothing runs there, or its Redis is away. ConfigError."""
+    import asyncio
+
     from serving.errors import StoreUnavailable
     from serving.stores.connection import RedisConfig
     from serving.stores.tenants import TenantStore
@@ -427,9 +430,10 @@ def _fields(written: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{each[:100]!r} has no '='; write FIELD=VALUE")
         try:
-            fields[name] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"{name}: the value is not YAML; put it in quotes") from None
+        fields[name] = float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text) else value
     return fields
 
 

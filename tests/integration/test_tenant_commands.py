@@ -94,8 +94,9 @@ async def test_from_the_first_key_to_the_last(run: Run, live: LiveTenants) -> No
     row = (await listed(run))["bob"]
     assert (row["from"], row["open_keys"], row["fields"]["weight"]) == ("added here", 1, 3.0)
 
-    await changed(run, live, "set", "ada", "burst_j=12.5", "admin=true")
-    assert (live.now.settings["ada"].burst_j, live.now.settings["ada"].weight) == (12.5, 2.0)
+    await changed(run, live, "set", "ada", "burst_j=12.5", "admin=true", "seconds_per_s=1e-3")
+    ada = live.now.settings["ada"]
+    assert (ada.burst_j, ada.seconds_per_s, ada.weight) == (12.5, 1e-3, 2.0)
     shown = (await run("show", "ada")).stdout
     assert re.search(r"burst_j +12\.5 \(set here\)", shown)
     assert re.search(r"weight +2\n", shown)
