@@ -275,6 +275,18 @@ class QuotaExceeded(Overloaded):
     code = "quota_exceeded"
 
 
+class TooManyInFlight(Overloaded):
+    """The tenant has as many requests under way on this gateway as it may."""
+
+    code = "tenant_in_flight_exceeded"
+
+
+class TooManyJobs(Overloaded):
+    """The tenant has as many jobs that are not over as it may."""
+
+    code = "tenant_jobs_exceeded"
+
+
 class Draining(Overloaded):
     """This replica is shutting down."""
 

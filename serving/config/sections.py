@@ -55,6 +55,18 @@ class TenantSettings(Section):
         le=1e3,
         description="Its share of whatever tenants compete for, in proportion to the weights of the others.",
     )
+    max_in_flight: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Its requests that one gateway serves at a time; more are refused. Unset: as many as of all.",
+    )
+    max_jobs: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Its durable jobs that are not over; more are refused. Unset: jobs.max_queued_per_tenant.",
+    )
     max_priority: Literal["low", "normal", "high"] = Field(
         "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
     )
@@ -126,7 +138,9 @@ class JobSettings(Section):
         description="Seconds that a replica tries to deliver a clip to a store that is full or away.",
     )
     max_queued: int = Field(256, ge=1, le=1_000_000, description="Jobs that wait, of all tenants; more are refused.")
-    max_queued_per_tenant: int = Field(64, ge=1, le=1_000_000, description="Jobs of one tenant that are not over.")
+    max_queued_per_tenant: int = Field(
+        64, ge=1, le=1_000_000, description="Jobs of one tenant that are not over, where its max_jobs is not set."
+    )
     redis_timeout_s: float = Field(
         2.0, gt=0, le=60, description="Seconds for a call on the index: jobs never fail open."
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -19,7 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget
-from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, UnknownModel
+from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
 from serving.telemetry.events import ResultShared, Sink, ignore
 
@@ -57,12 +59,13 @@ class Fetch(Generic[T, Outcome]):
 
 
 class Pipeline:
-    """Use from one event loop."""
+    """Use from one event loop. ``max_in_flight``: of tenants that have a bound of their own."""
 
     def __init__(
         self,
         results: ResultStore,
         limits: PipelineLimits,
+        max_in_flight: Mapping[str, int | None] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         tell: Sink = ignore,
     ) -> None:
@@ -71,7 +74,9 @@ class Pipeline:
         self.tell = tell
         self._limits = limits
         self._flights: Flights[Any] = Flights()
+        self._max_in_flight = max_in_flight
         self._in_flight = 0
+        self._in_flight_of: Counter[str] = Counter()
 
     @property
     def in_flight(self) -> int:
@@ -87,9 +92,11 @@ class Pipeline:
     def admitted(self, tenant: str, wait_s: Callable[[], float]) -> Iterator[None]:
         """Let a request in, and count it while it is here. ``wait_s``: what its model has to do first.
 
-        Raises: QuotaExceeded: the tenant's account is empty; QueueFull: too many are here.
+        Raises: QuotaExceeded: the tenant's account is empty; TooManyInFlight: too many of the tenant's are here;
+            QueueFull: too many of all are here.
         """
         self.results.check_account(tenant)
+        self._check_tenant(tenant, wait_s)
         if not self.has_room:
             retry_s = max(_LEAST_RETRY_S, wait_s())
             raise QueueFull(
@@ -98,10 +105,24 @@ class Pipeline:
                 retry_after_s=retry_s,
             )
         self._in_flight += 1
+        self._in_flight_of[tenant] += 1
         try:
             yield
         finally:
             self._in_flight -= 1
+            self._in_flight_of[tenant] -= 1
+            if not self._in_flight_of[tenant]:
+                del self._in_flight_of[tenant]
+
+    def _check_tenant(self, tenant: str, wait_s: Callable[[], float]) -> None:
+        limit, here = self._max_in_flight.get(tenant), self._in_flight_of[tenant]
+        if limit is not None and here >= limit:
+            retry_s = max(_LEAST_RETRY_S, wait_s())
+            raise TooManyInFlight(
+                f"this gateway serves {here} requests of tenant {tenant!r}; limit is {limit} (max_in_flight); "
+                f"retry in {retry_s:.2f} s",
+                retry_after_s=retry_s,
+            )
 
     def deadline_s(self, budget: Budget, transport_s: float | None) -> float:
         """When a request must be answered: the soonest of the budget's latency, the server's default, and what the

@@ -113,6 +113,8 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.QueueFull: _FULL,
         errors.DeadlineUnreachable: _FULL,
         errors.QuotaExceeded: _FULL,
+        errors.TooManyInFlight: _FULL,
+        errors.TooManyJobs: _FULL,
         errors.Draining: _AWAY,
         errors.NotReady: _AWAY,
         errors.Cancelled: Status(499, StatusCode.CANCELLED),

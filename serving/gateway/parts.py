@@ -128,7 +128,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     limits = PipelineLimits(
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
-    pipeline = Pipeline(results, limits, tell=tell)
+    pipeline = Pipeline(results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)

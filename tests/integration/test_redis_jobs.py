@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from schedulers.admission import Cost
-from serving.errors import QueueFull, StoreUnavailable
+from serving.errors import QueueFull, StoreUnavailable, TooManyJobs
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobError, JobPage, JobRecord, JobStatus, LeaseState
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
@@ -175,16 +175,34 @@ async def test_claim_takes_only_jobs_of_the_model(jobs: RedisJobs) -> None:
 async def test_queue_is_bounded_as_a_whole_and_per_owner(jobs: RedisJobs) -> None:
     for number in range(5):
         await jobs.create(video_job(f"a{number}"), max_queued=9)
-    with pytest.raises(QueueFull, match="5 of your jobs"):
+    with pytest.raises(TooManyJobs, match="5 of your jobs"):
         await jobs.create(video_job("a5"), max_queued=9)
     with pytest.raises(QueueFull, match="5 jobs wait"):
         await jobs.create(video_job("b", owner="other"), max_queued=5)
     await claimed(jobs)
     await jobs.create(video_job("b", owner="other"), max_queued=5)  # one less waits
-    with pytest.raises(QueueFull, match="of your jobs"):
+    with pytest.raises(TooManyJobs, match="of your jobs"):
         await jobs.create(video_job("a5"), max_queued=9)  # the claimed one is not over
     await jobs.cancel("acme", "a4")
     await jobs.create(video_job("a5"), max_queued=9)
+
+
+async def test_owner_with_a_bound_of_its_own_has_that_one_whatever_it_is_by_then(
+    url: str, client: aioredis.Redis
+) -> None:
+    bounds: dict[str, int | None] = {"small": 1, "usual": None}
+    jobs = RedisJobs(jobs_config(url), secret=SECRET, max_open_per_owner=2, max_open=bounds)
+    await jobs.create(video_job("a", owner="small"), max_queued=9)
+    with pytest.raises(TooManyJobs, match=r"1 of your jobs .* \(max_jobs\)"):
+        await jobs.create(video_job("b", owner="small"), max_queued=9)
+    bounds["small"] = 2
+    await jobs.create(video_job("b", owner="small"), max_queued=9)
+    for owner in ("usual", "unknown"):
+        await jobs.create(video_job(f"{owner}1", owner=owner), max_queued=9)
+        await jobs.create(video_job(f"{owner}2", owner=owner), max_queued=9)
+        with pytest.raises(TooManyJobs, match="2 of your jobs"):
+            await jobs.create(video_job(f"{owner}3", owner=owner), max_queued=9)
+    await jobs.stop()
 
 
 async def test_predicted_work_of_the_queue_is_exact_after_anything(jobs: RedisJobs) -> None:

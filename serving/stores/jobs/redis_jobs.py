@@ -7,7 +7,8 @@ is therefore one of its own, with a timeout that a busy Redis can meet.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 from serving.config import JobOptions, ResolvedConfig
-from serving.errors import QueueFull
+from serving.errors import QueueFull, TooManyJobs
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.jobs import keys
@@ -69,9 +70,9 @@ class RedisJobs:
     """Use from one event loop; ``stop`` when done. Every method raises ``StoreUnavailable`` when Redis is away.
 
     ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
-    of one owner that are not over. ``max_attempts``: claims until a job fails. ``ttl_s``: how long jobs are kept that
-    fail or are cancelled in the index itself. ``restart_grace_s``: for how long after its start Redis takes no lease
-    away. ``weights``: owners' shares of what is claimed.
+    of one owner that are not over, where ``max_open`` has no bound for it. ``max_attempts``: claims until a job fails.
+    ``ttl_s``: how long jobs are kept that fail or are cancelled in the index itself. ``restart_grace_s``: for how long
+    after its start Redis takes no lease away. ``weights``: owners' shares of what is claimed.
 
     Raises: ValueError: a number is out of range.
     """
@@ -86,6 +87,7 @@ class RedisJobs:
         ttl_s: float = 24 * 3600.0,
         restart_grace_s: float = 5.0,
         weights: Weights = EQUAL,
+        max_open: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
         if max_open_per_owner < 1 or max_attempts < 1 or ttl_s <= 0 or restart_grace_s < 0:
             raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
@@ -93,6 +95,7 @@ class RedisJobs:
         self._codec = RecordCodec(secret)
         self._weights = weights
         self._max_open_per_owner = max_open_per_owner
+        self._max_open = max_open
         self._max_attempts = max_attempts
         self._ttl_ms = int(1000 * ttl_s)
         self._grace_s = restart_grace_s
@@ -116,7 +119,8 @@ class RedisJobs:
         """Store a queued job. The same id of the same owner again is the same job, and nothing is changed.
 
         Raises:
-            QueueFull: that owner's or the whole queue is at its bound.
+            QueueFull: the whole queue is at its bound.
+            TooManyJobs: that owner is.
             ValueError: the id is another owner's, or the payload too large.
         """
         answer, earlier = await self._create(job, max_queued)
@@ -137,20 +141,24 @@ class RedisJobs:
             int(1e6 * job.predicted_s),
             job.num_steps,
             max_queued,
-            self._max_open_per_owner,
+            self._most_of(job.owner),
             self._codec.encode(job),
             repr(max(_MIN_J, float(job.predicted_j))),
             repr(float(self._weights.get(job.owner, 1.0))),
         )
         return answer, earlier
 
+    def _most_of(self, owner: str) -> int:
+        return self._max_open.get(owner) or self._max_open_per_owner
+
     def _check_created(self, job: JobRecord, answer: bytes, earlier: Any, max_queued: int) -> None:
         if answer == b"full":
             message = f"{max_queued} jobs wait already, which is the limit; try again later"
             raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
         if answer == b"owner_full":
-            message = f"{self._max_open_per_owner} of your jobs are not over, which is the limit; wait or cancel one"
-            raise QueueFull(message, retry_after_s=_FULL_RETRY_S)
+            most = self._most_of(job.owner)
+            message = f"{most} of your jobs are not over, which is the limit (max_jobs); wait or cancel one"
+            raise TooManyJobs(message, retry_after_s=_FULL_RETRY_S)
         if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
 
@@ -325,6 +333,7 @@ def build_index(config: ResolvedConfig, tenants: LiveTenants) -> RedisJobs:
         max_attempts=max((model.options.max_attempts for model in config.models_with(JobOptions)), default=3),
         ttl_s=jobs.ttl_s,
         weights=tenants.weights,
+        max_open=tenants.view(lambda tenant: tenant.max_jobs),
     )
 
 

@@ -61,6 +61,8 @@ CODES = {
     "QueueFull": "queue_full",
     "DeadlineUnreachable": "deadline_unreachable",
     "QuotaExceeded": "quota_exceeded",
+    "TooManyInFlight": "tenant_in_flight_exceeded",
+    "TooManyJobs": "tenant_jobs_exceeded",
     "Draining": "draining",
     "NotReady": "not_ready",
     "UnknownService": "service_not_found",

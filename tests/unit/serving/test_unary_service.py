@@ -25,6 +25,7 @@ from serving.errors import (
     QueueFull,
     QuotaExceeded,
     ServingError,
+    TooManyInFlight,
 )
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
@@ -102,7 +103,8 @@ class World:
         model = ServedModel(card=make_card(MODEL), points=cast(Any, POINTS), dispatcher=cast(Any, self.dispatcher))
         self.shared = 0
         limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
-        self.pipeline = Pipeline(cast(Any, self.results), limits, tell=self._hear)
+        self.max_in_flight: dict[str, int | None] = {}
+        self.pipeline = Pipeline(cast(Any, self.results), limits, self.max_in_flight, tell=self._hear)
         self.service = UnaryRequests({MODEL: model}, cast(Any, self.media), self.pipeline, max_images=8)
 
     def _hear(self, event: object) -> None:
@@ -186,6 +188,30 @@ async def test_requests_of_all_tasks_are_bounded_together(world: World) -> None:
             world.dispatcher.end(number)
         await asyncio.gather(*tasks)
     await world.check_nothing_is_left()
+
+
+async def test_tenant_with_a_bound_of_its_own_is_held_to_it_and_nobody_else_is(world: World) -> None:
+    world.max_in_flight |= {"acme": 2, "rival": None}
+    tasks = [world.ask(str(number)) for number in range(2)]
+    await world.sent(2)
+    with pytest.raises(TooManyInFlight, match=r"2 requests of tenant 'acme'; limit is 2 \(max_in_flight\)") as caught:
+        await world.ask("z")
+    assert caught.value.retry_after_s
+    assert world.service.is_ready(), "the gateway has room"
+    tasks += [world.ask(str(number), tenant=tenant) for tenant in ("rival", "other") for number in (4, 5)]
+    await world.sent(6)
+    world.max_in_flight["acme"] = 3  # it may change
+    tasks.append(world.ask("w"))
+    await world.sent(7)
+    for number in range(7):
+        world.dispatcher.end(number)
+    await asyncio.gather(*tasks)
+    await world.check_nothing_is_left()
+    world.max_in_flight["acme"] = 1
+    last = world.ask("v")
+    await world.sent(8)
+    world.dispatcher.end(7)
+    await last
 
 
 # -- equal requests under way ----------------------------------------------------------------------------------------
