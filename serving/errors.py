@@ -287,6 +287,12 @@ class TooManyJobs(Overloaded):
     code = "tenant_jobs_exceeded"
 
 
+class TooManyBytes(Overloaded):
+    """The tenant's chats on this replica need as much memory for keys and values as they may."""
+
+    code = "tenant_kv_exceeded"
+
+
 class Draining(Overloaded):
     """This replica is shutting down."""
 

@@ -67,6 +67,12 @@ class TenantSettings(Section):
         le=1_000_000,
         description="Its durable jobs that are not over; more are refused. Unset: jobs.max_queued_per_tenant.",
     )
+    max_kv_bytes: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 60,
+        description="Keys and values that its chats may need on one replica, waiting ones included; more are refused.",
+    )
     max_priority: Literal["low", "normal", "high"] = Field(
         "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
     )

@@ -115,6 +115,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.QuotaExceeded: _FULL,
         errors.TooManyInFlight: _FULL,
         errors.TooManyJobs: _FULL,
+        errors.TooManyBytes: _FULL,
         errors.Draining: _AWAY,
         errors.NotReady: _AWAY,
         errors.Cancelled: Status(499, StatusCode.CANCELLED),

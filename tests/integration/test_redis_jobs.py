@@ -192,16 +192,16 @@ async def test_owner_with_a_bound_of_its_own_has_that_one_whatever_it_is_by_then
 ) -> None:
     bounds: dict[str, int | None] = {"small": 1, "usual": None}
     jobs = RedisJobs(jobs_config(url), secret=SECRET, max_open_per_owner=2, max_open=bounds)
-    await jobs.create(video_job("small1", owner="small"), max_queued=9)
+    await jobs.create(video_job("small1", owner="small"), max_queued=99)
     with pytest.raises(TooManyJobs, match=r"1 of your jobs .* \(max_jobs\)"):
-        await jobs.create(video_job("small2", owner="small"), max_queued=9)
+        await jobs.create(video_job("small2", owner="small"), max_queued=99)
     bounds["small"] = 2
-    await jobs.create(video_job("small2", owner="small"), max_queued=9)
+    await jobs.create(video_job("small2", owner="small"), max_queued=99)
     for owner in ("usual", "unknown"):
-        await jobs.create(video_job(f"{owner}1", owner=owner), max_queued=9)
-        await jobs.create(video_job(f"{owner}2", owner=owner), max_queued=9)
+        await jobs.create(video_job(f"{owner}1", owner=owner), max_queued=99)
+        await jobs.create(video_job(f"{owner}2", owner=owner), max_queued=99)
         with pytest.raises(TooManyJobs, match="2 of your jobs"):
-            await jobs.create(video_job(f"{owner}3", owner=owner), max_queued=9)
+            await jobs.create(video_job(f"{owner}3", owner=owner), max_queued=99)
     await jobs.stop()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 
 from serving.delivery.stream.links import ChatLinks, Route
@@ -88,6 +88,7 @@ class Replica:
         max_waiting: int = 64,
         interval_s: float = 0.0,
         linger_s: float = 1.0,
+        max_kv_bytes: Mapping[str, int | None] | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -101,6 +102,7 @@ class Replica:
             interval_s=interval_s,
             clock=asyncio.get_running_loop().time,
             linger_s=linger_s,
+            max_kv_bytes=max_kv_bytes or {},
         )
         self.is_dead = asyncio.Event()
         self.is_silent = False

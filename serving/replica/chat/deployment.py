@@ -50,6 +50,7 @@ class Vlm:
             max_waiting=model.options.max_queue,
             interval_s=model.options.stream_interval_ms / 1e3,
             weights=tenants.weights,
+            max_kv_bytes=tenants.view(lambda tenant: tenant.max_kv_bytes),
             watts=model.watts,
         )
         self._held = HeldImages()

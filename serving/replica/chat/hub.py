@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import structlog
 
@@ -28,7 +30,16 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_time import SharedTime
 from schedulers.types import RejectReason
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
-from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost, ServingError
+from serving.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    QueueFull,
+    ReplicaLost,
+    ServingError,
+    TooManyBytes,
+)
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import ChatEngine, EngineDelta
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
@@ -131,7 +142,8 @@ class ChoiceHub:
     """One per replica. Use from one event loop; ``stop`` when done.
 
     At most ``max_running`` choices are on the engine, which has been started; they hold no more keys and values than it
-    has room for. At most ``max_waiting`` wait for that. Between the first token and the end, a gateway gets a message
+    has room for. At most ``max_waiting`` wait for that. ``max_kv_bytes``: what the choices of a tenant, waiting ones
+    included, may need of it. Between the first token and the end, a gateway gets a message
     every ``interval_s`` at most; 0: one per engine step.
     """
 
@@ -146,6 +158,7 @@ class ChoiceHub:
         max_waiting: int,
         interval_s: float = 0.0,
         weights: Weights = EQUAL,
+        max_kv_bytes: Mapping[str, int | None] = MappingProxyType({}),
         watts: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
@@ -161,6 +174,9 @@ class ChoiceHub:
             watts=watts,
             clock=clock,
         )
+        self._max_kv_bytes = max_kv_bytes
+        self._kv_bytes: Counter[str] = Counter()
+        """That the choices of each tenant need, waiting ones included."""
         self._clock = clock
         self._interval_s = interval_s
         self._linger_s = linger_s
@@ -273,6 +289,33 @@ class ChoiceHub:
     async def _slot(self, choice: _Running, start: ChoiceStart) -> AsyncIterator[None]:
         deadline_s = self._clock() + start.remaining_s
         held_bytes = self._engine.held_bytes(start.request)
+        self._check_kv(start.tenant, held_bytes)
+        self._kv_bytes[start.tenant] += held_bytes
+        try:
+            async with self._turn(choice, start, deadline_s, held_bytes):
+                yield
+        finally:
+            self._kv_bytes[start.tenant] -= held_bytes
+            if not self._kv_bytes[start.tenant]:
+                del self._kv_bytes[start.tenant]
+
+    def _check_kv(self, tenant: str, wanted: int) -> None:
+        """Raises: TooManyBytes; InvalidRequest: it never fits."""
+        limit, held = self._max_kv_bytes.get(tenant), self._kv_bytes[tenant]
+        if limit is None or held + wanted <= limit:
+            return
+        why = f"needs up to {wanted} bytes for keys and values; limit of tenant {tenant!r} is {limit} (max_kv_bytes)"
+        if wanted > limit:
+            raise InvalidRequest(f"this chat alone {why}; lower max_tokens, or send less", param="max_tokens")
+        raise TooManyBytes(
+            f"this chat {why}, of which {held} are taken; retry in {_RETRY_S:g} s, or lower max_tokens",
+            retry_after_s=_RETRY_S,
+        )
+
+    @asynccontextmanager
+    async def _turn(
+        self, choice: _Running, start: ChoiceStart, deadline_s: float, held_bytes: int
+    ) -> AsyncIterator[None]:
         turn = SlotTurn(start.tenant, start.rank, start.predicted_s, deadline_s=deadline_s, held_bytes=held_bytes)
         num_waiting = self._slots.waiting
         if not await self._slots.acquire(turn):

@@ -11,7 +11,15 @@ import pytest
 
 from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
-from serving.errors import DeadlineExceeded, Draining, EngineFailed, QueueFull, ReplicaLost
+from serving.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    QueueFull,
+    ReplicaLost,
+    TooManyBytes,
+)
 from serving.replica.chat.fake_engine import FakeChatEngine
 from tests.support.chat_replicas import LocalCalls, Mailbox, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
@@ -364,6 +372,33 @@ async def test_bounds_of_the_replica_are_typed_errors() -> None:
     late = start(links, remaining_s=0.05)
     assert isinstance(await last(late), DeadlineExceeded | QueueFull)
     mailbox.close(forget)
+    await settled(replica)
+
+
+@virtual
+async def test_tenant_holds_no_more_keys_and_values_than_it_may_and_others_do_not_feel_it() -> None:
+    """Each may hold 507 tokens, in blocks of 16: the fake counts a byte for each."""
+    replica = Replica("r", engine(), max_running=1, max_kv_bytes={"small": 1100, "usual": None})
+    links = ChatLinks(LocalCalls(replica), "g")
+
+    def ask(tenant: str, max_tokens: int = 500) -> Mailbox:
+        return Mailbox(links, [choice(engine_request(max_tokens=max_tokens), tenant=tenant)], Route())
+
+    small, usual = [ask("small"), ask("small")], [ask("usual") for _ in range(4)]
+    await asyncio.sleep(0.01)
+    (refused,) = await ask("small").next()
+    assert isinstance(refused, Failure)
+    assert isinstance(refused.error, TooManyBytes)
+    assert "limit of tenant 'small' is 1100 (max_kv_bytes), of which 1024 are taken" in refused.error.message
+    (never,) = await ask("small", 1100).next()
+    assert isinstance(never, Failure)
+    assert isinstance(never.error, InvalidRequest)
+    assert (never.error.param, never.error.retry_after_s) == ("max_tokens", None)
+    small[1].close(forget)  # it waits still
+    await asyncio.sleep(0.05)
+    again = ask("small")
+    heard = await asyncio.gather(*map(read, (small[0], *usual, again)))
+    assert [text(deltas[0]) for deltas in heard] == 6 * [LONG]
     await settled(replica)
 
 

@@ -63,6 +63,7 @@ CODES = {
     "QuotaExceeded": "quota_exceeded",
     "TooManyInFlight": "tenant_in_flight_exceeded",
     "TooManyJobs": "tenant_jobs_exceeded",
+    "TooManyBytes": "tenant_kv_exceeded",
     "Draining": "draining",
     "NotReady": "not_ready",
     "UnknownService": "service_not_found",
