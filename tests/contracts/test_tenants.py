@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
+async def admin(url: str) -> AsyncIterator[Any]:
     client = aioredis.Redis.from_url(url)
     await client.flushall()
     yield client
@@ -48,7 +49,7 @@ async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
 
 
 @pytest.fixture
-async def store(admin: aioredis.Redis, url: str) -> AsyncIterator[TenantStore]:
+async def store(admin: Any, url: str) -> AsyncIterator[TenantStore]:
     store = a_store(url)
     yield store
     await store.stop()
@@ -89,6 +90,10 @@ def without_bob(records: TenantRecords) -> TenantRecords:
     return removed(records, BASE, "bob")
 
 
+def is_at(live: LiveTenants, version: int) -> bool:
+    return live.now.version == version
+
+
 async def test_every_gateway_and_replica_takes_a_change(store: TenantStore, url: str, tmp_path: Path) -> None:
     async with (
         watching(url, tmp_path / "a") as first,
@@ -97,12 +102,13 @@ async def test_every_gateway_and_replica_takes_a_change(store: TenantStore, url:
     ):
         await change(store, 5, with_bob)
         for live in (first, second, replica):
-            await until(lambda live=live: live.now.version == 5)
+            await until(partial(is_at, live, 5))
             assert live.weights["bob"] == 2.0
             assert KEY in [key.sha256 for key in live.now.keys]
         await change(store, 6, without_bob)
         for live in (first, second, replica):
-            await until(lambda live=live: "bob" not in live.weights)
+            await until(partial(is_at, live, 6))
+            assert "bob" not in live.weights
 
 
 async def test_change_before_a_start_counts_from_its_first_moment(store: TenantStore, url: str) -> None:
@@ -118,7 +124,7 @@ async def test_of_two_changes_at_once_neither_is_lost(store: TenantStore) -> Non
 
 
 async def test_what_was_not_sealed_with_the_secret_lets_nobody_in(
-    store: TenantStore, admin: aioredis.Redis, url: str, tmp_path: Path
+    store: TenantStore, admin: Any, url: str, tmp_path: Path
 ) -> None:
     records = changed(TenantRecords(version=9), BASE, "ada", {"admin": True})
     name = names()[0]
@@ -134,7 +140,7 @@ async def test_what_was_not_sealed_with_the_secret_lets_nobody_in(
 
 @pytest.mark.parametrize("spoil", ["older", "gone", "damaged", "list", "flushed"])
 async def test_gateway_puts_back_what_somebody_undid(
-    spoil: str, store: TenantStore, admin: aioredis.Redis, url: str, tmp_path: Path
+    spoil: str, store: TenantStore, admin: Any, url: str, tmp_path: Path
 ) -> None:
     older = await change(store, 5, with_bob)
     newer = await change(store, 6, without_bob)
@@ -159,9 +165,7 @@ async def is_back(store: TenantStore, sealed: bytes) -> bool:
     return await store.read() == sealed
 
 
-async def test_replica_keeps_what_it_has_and_puts_nothing_back(
-    store: TenantStore, admin: aioredis.Redis, url: str
-) -> None:
+async def test_replica_keeps_what_it_has_and_puts_nothing_back(store: TenantStore, admin: Any, url: str) -> None:
     await change(store, 5, with_bob)
     async with watching(url) as live:
         await admin.flushall()
@@ -171,7 +175,7 @@ async def test_replica_keeps_what_it_has_and_puts_nothing_back(
 
 
 async def test_removal_outlives_a_start_whose_redis_has_lost_or_undone_it(
-    store: TenantStore, admin: aioredis.Redis, url: str, tmp_path: Path
+    store: TenantStore, admin: Any, url: str, tmp_path: Path
 ) -> None:
     older = await change(store, 5, with_bob)
     newer = await change(store, 6, without_bob)
@@ -242,7 +246,7 @@ async def changes(store: TenantStore, of: Callable[[TenantRecords], TenantRecord
 # -- the audit log ---------------------------------------------------------------------------------------------------
 
 
-async def test_audit_tells_the_newest_first_and_nothing_of_others(store: TenantStore, admin: aioredis.Redis) -> None:
+async def test_audit_tells_the_newest_first_and_nothing_of_others(store: TenantStore, admin: Any) -> None:
     for version in (1, 2, 3):
         await change(store, version, lambda records: records)
     await admin.xadd(names()[1], {"version": "4", "entry": b"forged"})
@@ -253,7 +257,7 @@ async def test_audit_tells_the_newest_first_and_nothing_of_others(store: TenantS
 
 
 async def test_an_entry_moved_to_another_version_is_none_and_a_removed_one_leaves_a_gap(
-    store: TenantStore, admin: aioredis.Redis
+    store: TenantStore, admin: Any
 ) -> None:
     for version in (1, 2, 3):
         await change(store, version, lambda records: records)
@@ -264,14 +268,14 @@ async def test_an_entry_moved_to_another_version_is_none_and_a_removed_one_leave
     assert newest.after != oldest.version
 
 
-async def test_change_is_logged_even_where_the_log_is_no_stream(store: TenantStore, admin: aioredis.Redis) -> None:
+async def test_change_is_logged_even_where_the_log_is_no_stream(store: TenantStore, admin: Any) -> None:
     await admin.set(names()[1], b"in the way")
     await change(store, 1, with_bob)
     assert [each.version for each in await store.audit(10)] == [1]
 
 
 async def test_gateways_say_what_they_have_for_a_minute(
-    store: TenantStore, admin: aioredis.Redis, url: str, tmp_path: Path
+    store: TenantStore, admin: Any, url: str, tmp_path: Path
 ) -> None:
     assert await store.announced(time.time()) is None
     await change(store, 5, with_bob)

@@ -36,7 +36,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
+async def admin(url: str) -> AsyncIterator[Any]:
     client = aioredis.Redis.from_url(url)
     await client.flushall()
     yield client
@@ -62,7 +62,7 @@ def run(url: str, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-async def live(admin: aioredis.Redis, url: str, tmp_path: Path) -> AsyncIterator[LiveTenants]:
+async def live(admin: Any, url: str, tmp_path: Path) -> AsyncIterator[LiveTenants]:
     live = LiveTenants([ADA])
     store = TenantStore(RedisConfig(url=url, timeout_s=5.0), SECRET.encode())
     watch = TenantWatch(live, store, copy=tmp_path / "copy", every_s=0.02)
@@ -141,9 +141,7 @@ async def test_mistake_is_told_in_a_line_and_changes_nothing(
     assert json.loads((await run("audit", "--json")).stdout) == []
 
 
-async def test_first_key_says_that_everybody_needs_one(
-    run: Run, admin: aioredis.Redis, url: str, tmp_path: Path
-) -> None:
+async def test_first_key_says_that_everybody_needs_one(run: Run, admin: Any, url: str, tmp_path: Path) -> None:
     store = TenantStore(RedisConfig(url=url, timeout_s=5.0), SECRET.encode())
     live = LiveTenants()
     watch = TenantWatch(live, store, copy=tmp_path / "copy", every_s=0.02)
@@ -154,13 +152,13 @@ async def test_first_key_says_that_everybody_needs_one(
     await watch.stop()
 
 
-async def test_nothing_is_changed_where_no_gateway_is(run: Run, admin: aioredis.Redis) -> None:
+async def test_nothing_is_changed_where_no_gateway_is(run: Run, admin: Any) -> None:
     assert "--config" in (await run("add", "bob", code=Exit.UNREACHABLE)).stderr
     assert await admin.dbsize() == 0
 
 
 async def test_nothing_is_changed_upon_tenants_that_are_older_than_those_of_gateways(
-    run: Run, admin: aioredis.Redis, url: str
+    run: Run, admin: Any, url: str
 ) -> None:
     """Else a change would make a tenant count that was removed and that somebody has put back."""
     store = TenantStore(RedisConfig(url=url, timeout_s=5.0), SECRET.encode())
@@ -172,7 +170,7 @@ async def test_nothing_is_changed_upon_tenants_that_are_older_than_those_of_gate
     await store.stop()
 
 
-async def test_a_missing_entry_is_told(run: Run, live: LiveTenants, admin: aioredis.Redis) -> None:
+async def test_a_missing_entry_is_told(run: Run, live: LiveTenants, admin: Any) -> None:
     for weight in (1, 2, 3):
         await changed(run, live, "set", "ada", f"weight={weight}")
     log = next(one for one in await admin.keys() if one.endswith(b":log"))
