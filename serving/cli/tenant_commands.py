@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PANEL = "The system on this machine"
-_HELP = "Who may come in, and what each may: changed while the system runs."
-_EXAMPLES = """\b
-Examples:
-  vireo tenants list
-  KEY=$(vireo tenants add acme joules_per_s=50 burst_j=500 weight=2)
-  vireo tenants set acme max_priority=high
-  vireo tenants rotate acme --keep-old-for 7d
-  vireo tenants audit
-"""
+_HELP = "Tenants of a running system: keys, limits and rights."
+_EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "list": ("vireo tenants list", "vireo tenants list --port 8100 --json"),
+    "show": ("vireo tenants show acme",),
+    "add": ("vireo tenants add acme", "KEY=$(vireo tenants add acme joules_per_s=50 burst_j=500 weight=2)"),
+    "set": ("vireo tenants set acme burst_j=1000 max_priority=high", "vireo tenants set acme max_jobs=null"),
+    "rotate": ("vireo tenants rotate acme --keep-old-for 7d", "vireo tenants rotate acme --drop-old"),
+    "remove": ("vireo tenants remove acme",),
+    "audit": ("vireo tenants audit", "vireo tenants audit --count 100 --json"),
+}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
 """A number that YAML takes for a text."""
@@ -68,7 +69,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    tenants = typer.Typer(no_args_is_help=True, help=_HELP, epilog=_EXAMPLES)
+    tenants = typer.Typer(no_args_is_help=True, help=_HELP)
     for name, command in (
         ("list", list_tenants),
         ("show", show),
@@ -78,7 +79,8 @@ def register(app: typer.Typer) -> None:
         ("remove", remove),
         ("audit", audit),
     ):
-        tenants.command(name)(command)
+        examples = "\n  ".join(_EXAMPLES[name])
+        tenants.command(name, epilog=f"\b\nExamples:\n  {examples}\n")(command)
     app.add_typer(tenants, name="tenants", rich_help_panel=_PANEL)
 
 
@@ -91,7 +93,7 @@ class _Seen(NamedTuple):
 
 
 def list_tenants(port: PortOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List all tenants, with where they come from, their shares and their limits."""
+    """List all tenants, their shares and their limits."""
     seen = _run(port, config, _see)
     rows = [_described(seen, name) for name in sorted({*seen.base, *seen.records.by_name})]
     if as_json:
@@ -121,7 +123,7 @@ def show(name: NameArgument, port: PortOption = None, config: ConfigOption = Non
 
 
 def audit(
-    num: Annotated[int, typer.Option("--last", "-n", min=1, max=10_000, help="How many changes.")] = 20,
+    num: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many changes.")] = 20,
     port: PortOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
