@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from schedulers.cost import Units
 
 #: The parts of a budget, spelled as in the ``degraded`` list of an answer.
 BudgetKind: TypeAlias = Literal["latency", "energy", "quality"]
+#: Why a request did not get its best point: parts of its budget, or the load.
+Cause: TypeAlias = Literal["latency", "energy", "quality", "load"]
 Value: TypeAlias = bool | int | float | str
 Settings: TypeAlias = Mapping[str, Value]
 Work: TypeAlias = Callable[[Settings], Units]
@@ -89,20 +91,24 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a request meets: ``queued_s``, the seconds of work before it; and ``rows``, those that come with it, itself
-    included, and take their share of its batch.
+    """What a request meets: ``queued_s``, the seconds of work before it; ``rows``, those that come with it, itself
+    included, and take their share of its batch; and ``bend``, how far its quality gives way to load, from 0 (not at
+    all) to 1 (``schedulers.bending.depth``).
 
-    Raises: ValueError: ``queued_s`` is negative or not finite, or there is no row.
+    Raises: ValueError: ``queued_s`` is negative or not finite, there is no row, or ``bend`` is not from 0 to 1.
     """
 
     queued_s: float = 0.0
     rows: int = 1
+    bend: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.queued_s < math.inf:
             raise ValueError(f"queued_s is {self.queued_s}; need a finite number >= 0")
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; need at least 1")
+        if not 0.0 <= self.bend <= 1.0:
+            raise ValueError(f"bend is {self.bend}; need 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +116,15 @@ class Plan:
     """A point and what it is predicted to take: seconds once it has begun, until all its rows are done; seconds that
     a row is charged; and joules of a row.
 
-    ``degraded``: the parts of the budget that ruled out the best point.
+    ``degraded``: what ruled out the best point, which is then ``best``.
     """
 
     point: Point
     latency_s: float
     busy_s: float
     energy_j: float
-    degraded: tuple[BudgetKind, ...] = ()
+    degraded: tuple[Cause, ...] = ()
+    best: Plan | None = None
 
     @property
     def quality(self) -> float:
@@ -148,21 +155,17 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, load: Load) -> Pla
         message = "no operating point can do this combination of settings"
         return Refusal(nearest=None, breaks=(), feasible=None, message=message)
     plans.sort(key=_rank)
-    lacking = _excesses(plans[0], budget, wait_s)
-    if not lacking:
-        return plans[0]
-    for one in plans[1:]:
-        if not _excesses(one, budget, wait_s):
-            return Plan(
-                point=one.point,
-                latency_s=one.latency_s,
-                busy_s=one.busy_s,
-                energy_j=one.energy_j,
-                degraded=tuple(lacking),
-            )
+    best = plans[0]
+    fitting = [one for one in plans if not _excesses(one, budget, wait_s)]
+    if fitting:
+        bent = _bent(plans, fitting, budget, load.bend)
+        causes: tuple[Cause, ...] = tuple(_excesses(best, budget, wait_s))
+        if bent is not fitting[0]:
+            causes = (*causes, "load")
+        return bent if bent is best else replace(bent, degraded=causes, best=best)
     nearest = min(plans, key=lambda one: max(_excesses(one, budget, wait_s).values()))
-    fitting = [one.latency_s for one in plans if not _excesses(one, budget, 0.0)]
-    retry_after_s = wait_s + min(fitting) - (budget.latency_s or 0.0) if fitting else None
+    unqueued = [one.latency_s for one in plans if not _excesses(one, budget, 0.0)]
+    retry_after_s = wait_s + min(unqueued) - (budget.latency_s or 0.0) if unqueued else None
     return _refusal(nearest, budget, wait_s, retry_after_s)
 
 
@@ -180,6 +183,28 @@ def most(cost: Cost, work: Callable[[int], Units], limit: int, budget: Budget) -
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _bent(plans: Sequence[Plan], fitting: Sequence[Plan], budget: Budget, bend: float) -> Plan:
+    """The best of those that fit, under a cap on what it may take: that of the point of the front (no other is as good
+    and takes less) which stands nearest to ``bend``, on the way from the dearest to the cheapest in ratios. ``fitting``
+    is not empty, and ranked. Nothing is refused for the load: where all that fit take more, it is the cheapest of them.
+    """
+    if bend == 0.0 or fitting[0].point.quality is None:
+        return fitting[0]
+    front: list[Plan] = []
+    for one in plans:
+        is_good_enough = one.point.quality is not None and one.quality >= (budget.quality_floor or 0.0)
+        if is_good_enough and one.busy_s > 0.0 and (not front or one.busy_s < front[-1].busy_s):
+            front.append(one)
+    if len(front) < 2:
+        return fitting[0]
+    dearest_s, cheapest_s = front[0].busy_s, front[-1].busy_s
+    target = (1.0 - bend) * math.log(dearest_s) + bend * math.log(cheapest_s)
+    cap_s = min(reversed(front), key=lambda one: abs(math.log(one.busy_s) - target)).busy_s
+    known = [one for one in fitting if one.point.quality is not None]
+    within = (one for one in known if one.busy_s <= cap_s)
+    return next(within, None) or min(known, key=lambda one: one.busy_s)
 
 
 def _rank(one: Plan) -> tuple[float, ...]:

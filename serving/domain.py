@@ -185,6 +185,21 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Degradation:
+    """An operating point lower than the best, and what it gave up: quality as measured (null where nobody did) and
+    joules as predicted, of the whole request. ``reasons``: the parts of the budget that ruled out the best point, and
+    ``load``."""
+
+    from_point: str
+    to_point: str
+    reasons: tuple[str, ...]
+    quality_before: float | None
+    quality_after: float | None
+    energy_j_before: float
+    energy_j_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The ``vireo`` block of every answer (docs/api.md)."""
 
@@ -195,6 +210,7 @@ class Report:
     compute_ms: float
     cache: str
     degraded: tuple[str, ...] = ()
+    degradation: Degradation | None = None
     guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -207,6 +223,7 @@ class Report:
         compute_s: float,
         cache: str,
         degraded: tuple[str, ...],
+        degradation: Degradation | None = None,
     ) -> Report:
         """Of a model whose energy is not measured: busy seconds at the power that is assumed of it."""
         return cls(
@@ -217,6 +234,7 @@ class Report:
             compute_ms=compute_s * 1e3,
             cache=cache,
             degraded=degraded,
+            degradation=degradation,
         )
 
 

@@ -55,6 +55,18 @@ class Failed(Exception):
         return self.exit_code in (Exit.FAILED, Exit.BUSY)
 
 
+def reduced(report: Mapping[str, Any]) -> str:
+    """What a report says was reduced, by how much and why; nothing where nothing was."""
+    words = ", ".join(report.get("degraded") or ())
+    if (lowered := report.get("degradation")) is None:
+        return f"degraded: {words}" if words else ""
+    before, after = lowered["quality_before"], lowered["quality_after"]
+    quality = f"quality {before:.3f} to {after:.3f}, " if before is not None and after is not None else ""
+    joules = f"{lowered['energy_j_before']:.3g} to {lowered['energy_j_after']:.3g} J"
+    why = " and ".join(lowered["reasons"])
+    return f"degraded: {words} ({quality}{joules} as predicted, because of {why}; best point {lowered['from_point']})"
+
+
 # -- how a command ends ----------------------------------------------------------------------------------------------
 
 

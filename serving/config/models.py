@@ -164,6 +164,7 @@ class ModelSettings(Section):
         gt=0,
         description="Power of a busy replica where none was measured: joules are busy seconds times this.",
     )
+    bend: bool = Field(True, description="Whether its quality gives way under load (bending).")
     options: Mapping[str, Any] = Field(
         {}, description="Settings of its kind of delivery, and deployment knobs of its family."
     )
@@ -188,6 +189,8 @@ class ResolvedModel(Generic[OptionsOf]):
     device: Literal["cpu", "cuda"]
     threads: int
     watts: float
+    bend: bool
+    """Whether its quality gives way under load."""
     options: OptionsOf
     knobs: Mapping[str, Value]
     """Complete: every deployment knob of the family."""
@@ -210,6 +213,7 @@ class ResolvedModel(Generic[OptionsOf]):
             device=self.device,
             threads=self.threads,
             watts=self.watts,
+            bend=self.bend,
             options={**self.options.model_dump(exclude_none=True), **self.knobs},
         )
 
@@ -270,6 +274,7 @@ def resolve_model(model: ModelSettings, place: str = "models") -> ResolvedModel[
         device=device,
         threads=max(1, round(model.cpus)) if model.threads == "auto" else model.threads,
         watts=model.watts,
+        bend=model.bend,
         options=options,
         knobs=knobs,
     )

@@ -128,6 +128,15 @@ class GatewaySettings(Section):
     )
 
 
+class BendingSettings(Section):
+    """When quality bends under load (docs/scheduler.md). Seconds of predicted work that wait for a model."""
+
+    enabled: bool = Field(True, description="Whether a queue makes answers cheaper before any is refused.")
+    rows_after_s: float = Field(0.5, gt=0, le=3600, description="For models that are called, images among them.")
+    chat_after_s: float = Field(2.0, gt=0, le=3600, description="For models that chat.")
+    jobs_after_s: float = Field(30.0, gt=0, le=86_400, description="For models whose replicas pull durable jobs.")
+
+
 class JobSettings(Section):
     """Durable jobs and what they leave behind."""
 
@@ -218,6 +227,7 @@ class Settings(Section):
         min_length=1,
         description="What is served; the small models that come with Vireo where nothing is said.",
     )
+    bending: BendingSettings = BendingSettings()
     jobs: JobSettings = JobSettings()
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget
 from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
@@ -68,10 +69,12 @@ class Pipeline:
         max_in_flight: Mapping[str, int | None] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         tell: Sink = ignore,
+        bending: Bending | None = None,
     ) -> None:
         self.results = results
         self.clock = clock
         self.tell = tell
+        self.bending = bending or Bending({})
         self._limits = limits
         self._flights: Flights[Any] = Flights()
         self._max_in_flight = max_in_flight

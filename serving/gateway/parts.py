@@ -14,8 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Shape
 from models.identity import WEIGHTS_FILE
 from models.registry import family_for
+from schedulers.bending import Limits
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
+from serving.bending import Bending, limits_of
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.experts import ExpertReport
@@ -56,6 +58,7 @@ from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
 from serving.tenants import LiveTenants
 
+_LEAST_QUEUE_S = 0.001
 _EXPERTS_S = 5.0
 """For all replicas to say what their experts were sent."""
 
@@ -75,6 +78,7 @@ class GatewayParts:
     cleaner: ArtefactCleaner
     settler: JobSettler
     reached: Reached
+    bending: Bending
     service: Service
 
     @property
@@ -95,6 +99,7 @@ class GatewayParts:
     async def stop(self) -> None:
         """Take down in reverse order."""
         await self.reached.stop()
+        self.bending.stop()
         await self.chat.stop()
         await self.settler.stop()
         await self.cleaner.stop()
@@ -128,7 +133,10 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     limits = PipelineLimits(
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
-    pipeline = Pipeline(results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell)
+    bending = Bending(_bending_limits(config, models), tenants.weights, tell=tell)
+    pipeline = Pipeline(
+        results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell, bending=bending
+    )
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)
@@ -167,8 +175,31 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         cleaner=ArtefactCleaner(clips, jobs),
         settler=JobSettler(jobs, results),
         reached=reached,
+        bending=bending,
         service=service,
     )
+
+
+def _bending_limits(config: ResolvedConfig, models: Mapping[str, ServedModel]) -> dict[str, Limits]:
+    """By model. A gateway sees its own part of a queue, unless it is of jobs; and so that quality bends before anybody
+    is refused, rows that fill half a gateway are a queue however short they are."""
+    settings, gateway = config.settings.bending, config.settings.gateway
+    if not settings.enabled:
+        return {}
+    limits = {}
+    for model in config.models:
+        match model.options:
+            case _ if not model.bend:
+                continue
+            case JobOptions():
+                after_s = settings.jobs_after_s
+            case StreamOptions():
+                after_s = settings.chat_after_s / gateway.replicas
+            case _:
+                half_s = gateway.max_in_flight / 2 * models[model.id].longest_busy_s / model.replicas
+                after_s = max(_LEAST_QUEUE_S, min(settings.rows_after_s / gateway.replicas, half_s))
+        limits[model.id] = limits_of(after_s)
+    return limits
 
 
 def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:

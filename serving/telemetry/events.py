@@ -153,6 +153,21 @@ class ResultShared(Event, frozen=True):
     model: str
 
 
+class BendingChanged(Event, frozen=True):
+    """Under the load that this gateway sees, quality of a model bends so far: 0 (not at all) to 4."""
+
+    model: str
+    level: int
+
+
+class PointsLowered(Event, frozen=True):
+    """A request was planned below its best point, for these reasons."""
+
+    model: str
+    tenant: str
+    reasons: tuple[str, ...]
+
+
 class RowsAnswered(Event, frozen=True):
     """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
 

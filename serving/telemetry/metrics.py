@@ -187,6 +187,13 @@ _counter("vireo_degraded_total", "Answers reduced to meet a budget.", "model", "
 ).on_each(events.ChatAnswered, lambda event: [(reason, 1) for reason in event.report.degraded]).on(
     events.SampleAnswered, when=lambda event: event.degraded, reason="deadline"
 )
+_gauge("vireo_bending_state", "How far quality bends under load: 0 (not) to 4.", "model", mode="livemax").on(
+    events.BendingChanged, "level"
+)
+_counter(
+    "vireo_lowered_points_total", "Requests planned below their best point: latency, energy, quality, load.", "model",
+    "tenant", "reason",
+).on_each(events.PointsLowered, lambda event: [(reason, 1) for reason in event.reasons])  # fmt: skip
 _energy = _counter("vireo_energy_joules_total", "Joules attributed.", "model", "tenant", "source")
 for _answered in (events.RowsAnswered, events.ChatAnswered):
     _energy.on(_answered, "report.energy_j", source=attrgetter("report.energy_source"))

@@ -12,13 +12,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 from pydantic import BaseModel
 
 from models import registry
 from models.contract import Family, Value, Variant
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
-from serving.domain import Budget, Report, Surface
+from serving.domain import Budget, Degradation, Report, Surface
 from serving.errors import ClientError, ConfigError, ServingError
 from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus
 
@@ -81,7 +82,7 @@ class JobPlan:
     ``request``: what the family's ``open`` is given together with ``point`` and ``seed``, an instance of its io's
     ``request`` class; its bytes become files of the job. ``num_steps``: slices of its main phase. ``name``: of the
     operating point. ``predicted_s`` and ``predicted_j``: what it is predicted to take. ``degraded``: the parts of the
-    budget that ruled out a better one.
+    budget that ruled out a better one, and ``load``; ``degradation``: what that gave up.
     """
 
     request: Any
@@ -92,6 +93,7 @@ class JobPlan:
     predicted_s: float
     predicted_j: float
     degraded: tuple[str, ...] = ()
+    degradation: Degradation | None = None
     output: dict[str, Value] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
@@ -200,6 +202,12 @@ async def cancel_for_good(service: JobService, job: JobRecord) -> None:
     await asyncio.shield(asyncio.ensure_future(cancel()))
 
 
+def lowered(report: Mapping[str, Any]) -> Degradation | None:
+    """What the report of a job says of a point below the best."""
+    said = report.get("degradation")
+    return None if said is None else msgspec.convert(said, Degradation)
+
+
 def report_of(job: JobRecord) -> Report:
     """The report that every surface gives for a job that is over."""
     report = job.report
@@ -211,5 +219,6 @@ def report_of(job: JobRecord) -> Report:
         compute_ms=report.get("compute_ms", 0.0),
         cache=report.get("cache", "off"),
         degraded=tuple(report.get("degraded", ())),
+        degradation=lowered(report),
         guard=dict(report.get("guard", {})),
     )

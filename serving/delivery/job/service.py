@@ -94,6 +94,7 @@ class Jobs:
         load = await self._load(request, model)
         with tracing.span("plan"):
             plan = model.plan(request, self._seed(request, job_id), load)
+        self._pipeline.bending.planned(request.model, request.tenant, plan.predicted_s, plan.degradation)
         job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
         reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
         try:
@@ -243,13 +244,19 @@ class Jobs:
 
     async def _load(self, request: JobRequest[Any], model: JobModel) -> Load:
         """How long the jobs that are waiting now will take; looked up only if it matters."""
-        if request.budget.latency_ms is None:
+        budget, bending = request.budget, self._pipeline.bending
+        if budget.latency_ms is None and not bending.bends(request.model):
             return Load()
-        return Load(queued_s=await self._reached(self._index.queued_s(request.model)) / model.replicas)
+        queued_s = await self._reached(self._index.queued_s(request.model)) / model.replicas
+        bend = bending.depth(request.model, request.tenant, budget.priority, queued_s)
+        return Load(queued_s=0.0 if budget.latency_ms is None else queued_s, bend=bend)
 
     def _record(self, request: JobRequest[Any], model: JobModel, job_id: str, plan: JobPlan) -> JobRecord:
         now_s, latency_ms = self._clock(), request.budget.latency_ms
         degraded = (*request.budget.degraded, *plan.degraded)
+        report: dict[str, Any] = {"degraded": list(degraded)} if degraded else {}
+        if plan.degradation is not None:
+            report["degradation"] = msgspec.to_builtins(plan.degradation)
         return JobRecord(
             id=job_id,
             owner=request.tenant,
@@ -270,7 +277,7 @@ class Jobs:
             deadline_at_s=None if latency_ms is None else now_s + latency_ms / 1e3,
             predicted_s=plan.predicted_s,
             predicted_j=plan.predicted_j,
-            report={"degraded": list(degraded)} if degraded else {},
+            report=report,
         )
 
     def _new_id(self, request: JobRequest[Any]) -> str:

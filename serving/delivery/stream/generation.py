@@ -15,6 +15,7 @@ from schedulers.retry_budget import RetryBudget
 from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, Route, SentChoices
 from serving.delivery.stream.wire import ChatDelta, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
+from serving.domain import Degradation
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
 from serving.telemetry.tracing import traceparent
 
@@ -44,9 +45,11 @@ class Plan:
     expected_choice_s: float
     """Busy seconds of a choice of the usual length: what the router counts with."""
     is_capped: bool
-    """Whether a budget, and nothing else, made ``max_tokens`` what it is."""
+    """Whether a budget or the load, and nothing else, made ``max_tokens`` what it is."""
     is_coarser: bool = False
-    """Whether a budget, or the room that there is, made pictures coarser than at the best point."""
+    """Whether a budget, the load, or the room that there is, made pictures coarser than at the best point."""
+    degradation: Degradation | None = None
+    """What was given up against the best point, if the answer is as long as it may be, or its pictures coarser."""
 
     @property
     def reserved_s(self) -> float:

@@ -22,6 +22,7 @@ from models.io import ImageIO, ImageRequest, RowIO
 from schedulers.cost import Units
 from schedulers.plan import Load, Plan, Settings
 from schedulers.types import Priority as SchedulerPriority
+from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
@@ -34,7 +35,17 @@ from serving.delivery.unary.wire import (
     SampleOutcome,
     unpack,
 )
-from serving.domain import RANKS, Budget, ImageInput, Priority, Report, UnaryAnswer, UnaryReply, UnaryRequest
+from serving.domain import (
+    RANKS,
+    Budget,
+    Degradation,
+    ImageInput,
+    Priority,
+    Report,
+    UnaryAnswer,
+    UnaryReply,
+    UnaryRequest,
+)
 from serving.errors import (
     InvalidRequest,
     ServingError,
@@ -72,6 +83,12 @@ class ServedModel:
     points: Points
     dispatcher: Dispatcher
     words: Callable[[str], Array] | None = None
+
+    @property
+    def longest_busy_s(self) -> float:
+        """What a row of the largest size is charged at the dearest point."""
+        points, largest = self.points, self.card.io.largest
+        return max(point.cost.busy(points.work(point.settings, request=largest)) for point in points.points)
 
 
 class StoredAnswer(NamedTuple):
@@ -148,9 +165,7 @@ class UnaryRequests:
             if isinstance(row, ServingError):
                 raise row
             rows.append(row)
-        choice = self._choose(
-            model, request.budget, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3
-        )
+        choice = self._choose(model, request, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3)
         if max(choice.latency_s, (len(rows) - 1) * choice.busy_s) < from_s:
             return None
         picture = await asyncio.to_thread(_png, rows[0].inputs) if request.images else b""
@@ -164,6 +179,7 @@ class UnaryRequests:
             predicted_s=choice.busy_s * len(rows),
             predicted_j=choice.energy_j * len(rows),
             degraded=choice.degraded,
+            degradation=degradation_of(choice, len(rows)),
         )
 
     def _longest_s(self, model: ServedModel) -> float:
@@ -203,9 +219,11 @@ class UnaryRequests:
         if not good:
             raise next(error for error in prepared if isinstance(error, ServingError))
         with span("plan"):
-            choice = self._choose(model, request.budget, good, deadline_s)
+            choice = self._choose(model, request, good, deadline_s)
+            degradation = degradation_of(choice, len(good))
+            self._pipeline.bending.planned(model.card.id, request.tenant, choice.busy_s * len(good), degradation)
         outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
-        reply = _reply(model, request, choice, prepared, outcomes)
+        reply = _reply(model, request, choice, degradation, prepared, outcomes)
         self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
         return reply
 
@@ -249,14 +267,16 @@ class UnaryRequests:
 
     # -- operating point -------------------------------------------------------------------------------------------
 
-    def _choose(self, model: ServedModel, budget: Budget, rows: Sequence[_Row], deadline_s: float) -> Plan:
+    def _choose(self, model: ServedModel, request: UnaryRequest, rows: Sequence[_Row], deadline_s: float) -> Plan:
+        name, budget, queued_s = model.card.id, request.budget, model.dispatcher.predicted_wait_s()
+        bend = self._pipeline.bending.depth(name, request.tenant, budget.priority, queued_s)
         return choose(
-            model.card.id,
+            name,
             model.points,
             budget,
             partial(_mean_work, model.points.work, [row.request for row in rows]),
             latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
-            load=Load(queued_s=model.dispatcher.predicted_wait_s(), rows=len(rows)),
+            load=Load(queued_s=queued_s, rows=len(rows), bend=bend),
         )
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -362,6 +382,7 @@ def _reply(
     model: ServedModel,
     request: UnaryRequest,
     choice: Plan,
+    degradation: Degradation | None,
     prepared: Sequence[_Row | ServingError],
     outcomes: Sequence[StoredAnswer | SampleOutcome],
 ) -> UnaryReply:
@@ -370,7 +391,7 @@ def _reply(
     if all(isinstance(outcome, ServingError) for outcome in items):
         raise next(outcome for outcome in items if isinstance(outcome, ServingError))
     answers = tuple(outcome if isinstance(outcome, ServingError) else _read(outcome) for outcome in items)
-    return UnaryReply(model=request.model, items=answers, report=_report(model, request, choice, outcomes))
+    return UnaryReply(model=request.model, items=answers, report=_report(model, request, choice, degradation, outcomes))
 
 
 def _read(result: StoredAnswer | SampleAnswer) -> UnaryAnswer:
@@ -379,7 +400,11 @@ def _read(result: StoredAnswer | SampleAnswer) -> UnaryAnswer:
 
 
 def _report(
-    model: ServedModel, request: UnaryRequest, choice: Plan, outcomes: Sequence[StoredAnswer | SampleOutcome]
+    model: ServedModel,
+    request: UnaryRequest,
+    choice: Plan,
+    degradation: Degradation | None,
+    outcomes: Sequence[StoredAnswer | SampleOutcome],
 ) -> Report:
     fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
     hits = sum(isinstance(outcome, StoredAnswer) for outcome in outcomes)
@@ -394,4 +419,5 @@ def _report(
         compute_s=compute_s,
         cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",
         degraded=degraded,
+        degradation=degradation,
     )

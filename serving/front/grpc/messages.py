@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Generic, TypeAlias, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor
@@ -147,4 +148,5 @@ def message_from_report(report: Report) -> vireo_pb2.Report:
         cache=report.cache,
         degraded=report.degraded,
         guard=guard if report.guard else None,
+        degradation=None if report.degradation is None else vireo_pb2.Degradation(**asdict(report.degradation)),
     )

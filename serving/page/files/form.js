@@ -159,6 +159,17 @@ export const dataUrl = (file) => new Promise((resolve, reject) => {
 
 // -- what comes back -------------------------------------------------------------------------------------------------
 
+/** What a point below the best gave up, and why. */
+function lowered(made) {
+  if (!made) return [];
+  const quality = made.quality_before == null ? [] : [["Quality", `${number(made.quality_before)} to ${number(made.quality_after)}`]];
+  return [
+    ["Best point", made.from_point], ...quality,
+    ["Predicted", `${number(made.energy_j_before, "J")} to ${number(made.energy_j_after, "J")}`],
+    ["Because of", made.reasons.join(" and ")],
+  ];
+}
+
 /** The `vireo` block of an answer. */
 export function report(block, more = []) {
   const point = block.operating_point.split(",").map((part) => h("code", {}, part));
@@ -169,6 +180,7 @@ export function report(block, more = []) {
     ["Computed", number(block.compute_ms, "ms")],
     ["Cache", block.cache],
     ["Reduced", block.degraded.length ? block.degraded.join(", ") : "nothing"],
+    ...lowered(block.degradation),
     ...(Object.keys(block.guard).length ? [["Guard", `${block.guard.action} (score ${number(block.guard.score)})`]] : []),
     ...more,
   ];

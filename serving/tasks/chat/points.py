@@ -18,6 +18,7 @@ from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Load, Point, Refusal, Settings, Value, most, plan
+from serving.bending import degradation_of
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
 from serving.errors import BudgetInfeasible, DeadlineUnreachable, PromptTooLong
@@ -41,6 +42,7 @@ class Measured:
             if point.quality is not None and MAX_TOKENS in point.settings:
                 of_tiles = self._bounds.setdefault(_tiles_of(point.settings), [])
                 of_tiles.append((int(point.settings[MAX_TOKENS]), point.quality))
+        self._caps = tuple(sorted({cap for bounds in self._bounds.values() for cap, _ in bounds}))
 
     def quality(self, tiles: int | None, cap: int) -> float | None:
         """That of the longest cap that was measured and is not above: what is right within fewer tokens stays so.
@@ -56,6 +58,10 @@ class Measured:
             return None
         bounds = [self._within(below, cap), self._within(above, cap)]
         return None if None in bounds else min(bound for bound in bounds if bound is not None)
+
+    def caps_of(self, tiles: int | None) -> tuple[int, ...]:
+        """Caps that were measured, for so many tiles or for any."""
+        return tuple(cap for cap, _ in self._bounds.get(tiles, ())) if tiles is not None else self._caps
 
     def _within(self, tiles: int | None, cap: int) -> float | None:
         return max((bound for known, bound in self._bounds[tiles] if known <= cap), default=None)
@@ -85,9 +91,11 @@ def make_plan(
     measured: Measured,
     remaining_s: float,
     now_s: float,
+    planned: Plan | None = None,
 ) -> Plan:
     """Decide tiles and cap. ``prompts``: tokens of the prompt by the tiles that pictures may have, the best first; None
-    where nothing is cut. ``work``: of one answer. ``remaining_s``: until the deadline.
+    where nothing is cut. ``work``: of one answer. ``remaining_s``: until the deadline. ``planned``: what was decided
+    before the tokens were known for certain.
 
     Raises:
         PromptTooLong: prompt and answer do not fit the context, however the pictures are cut.
@@ -114,10 +122,21 @@ def make_plan(
         within = PointBudget(latency_s=left_s, energy_j=wanted.energy_j)
         return max(1, most(prices, partial(answer, tiles), asked[tiles], within))
 
-    whole = [point(tiles, cap) for tiles, cap in asked.items()]
-    cut_short = [point(tiles, cap) for tiles, most_asked in asked.items() if (cap := affordable(tiles)) < most_asked]
+    if planned is not None and load.bend:
+        load = replace(load, bend=0.0)  # it has bent
+        lowered = {tiles: min(cap, planned.max_tokens) for tiles, cap in asked.items()}
+    else:
+        lowered = asked
+    whole = [point(tiles, cap) for tiles, cap in lowered.items()]
+    cut_short = [point(tiles, cap) for tiles, most_asked in lowered.items() if (cap := affordable(tiles)) < most_asked]
+    shorter = [
+        point(tiles, cap)
+        for tiles, most_asked in lowered.items()
+        for cap in measured.caps_of(tiles)
+        if load.bend and sampling.max_tokens is None and sampling.min_tokens <= cap < most_asked
+    ]
     made = plan(
-        [*whole, *cut_short],
+        [*whole, *cut_short, *shorter],
         lambda settings: answer(_tiles_of(settings), int(settings[MAX_TOKENS])),
         wanted,
         load,
@@ -139,6 +158,7 @@ def make_plan(
         expected_choice_s=cost.busy_s(answer(tiles, expected)),
         is_capped=allowed < asked[tiles],
         is_coarser=tokens < _length(prompts[best]),
+        degradation=degradation_of(made, sampling.n) or (None if planned is None else planned.degradation),
     )
 
 

@@ -153,19 +153,23 @@ class ChatService:
         images: list[PreparedImage] = []
         tiles: int | None = None
         is_coarser = False
+        load, planned = self._load(model, request), None
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
             with span("media"):
                 fetched = await self._images.fetch(parts, caller, deadline_s)
-                if (planned := self._plan_tiles(model, request, fetched, ids, deadline_s)) is not None:
+                if (planned := self._plan_tiles(model, request, fetched, ids, load, deadline_s)) is not None:
                     tiles, is_coarser = planned.max_tiles, planned.is_coarser
                 images = await self._images.prepare(fetched, model.card.id, caller, tiles)
         grids = [image.grid or (1, 1) for image in images]
         with span("plan"):
             image_tokens = sum(model.prompts.image_tokens(grid) for grid in grids)
             text_tokens = model.prompts.num_expanded(ids, grids) - image_tokens
-            plan = self._plan(model, request, {tiles: ChatTokens(text_tokens, image_tokens, 0)}, deadline_s)
+            plan = self._plan(
+                model, request, {tiles: ChatTokens(text_tokens, image_tokens, 0)}, load, deadline_s, planned
+            )
             plan = replace(plan, is_coarser=is_coarser)
+        self._pipeline.bending.planned(model.card.id, request.tenant, plan.expected_s, plan.degradation)
         seen = [image.identity for image in images]
         key = result_key(request.tenant, model.card, ids, seen, request.sampling, plan.max_tokens)
         return _Ready(
@@ -185,6 +189,7 @@ class ChatService:
         request: ChatRequest,
         images: Sequence[FetchedImage],
         ids: Sequence[int],
+        load: Load,
         deadline_s: float,
     ) -> Plan | None:
         """A plan by what the headers of images say, which decides into how many tiles they are cut; None for a model
@@ -200,15 +205,25 @@ class ChatService:
         )
         each = model.card.io.tokens_per_tile
         return self._plan(
-            model, request, {most: ChatTokens(marks, each * counts[most], 0) for most in choices}, deadline_s
+            model, request, {most: ChatTokens(marks, each * counts[most], 0) for most in choices}, load, deadline_s
         )
 
+    def _load(self, model: ServedChat, request: ChatRequest) -> Load:
+        ahead = self._num_open[model.card.id] + request.sampling.n - model.slots
+        queued_s = max(0, ahead) * model.cost.answer_s / model.slots
+        bend = self._pipeline.bending.depth(model.card.id, request.tenant, request.budget.priority, queued_s)
+        return Load(queued_s=queued_s, bend=bend)
+
     def _plan(
-        self, model: ServedChat, request: ChatRequest, prompts: Mapping[int | None, ChatTokens], deadline_s: float
+        self,
+        model: ServedChat,
+        request: ChatRequest,
+        prompts: Mapping[int | None, ChatTokens],
+        load: Load,
+        deadline_s: float,
+        planned: Plan | None = None,
     ) -> Plan:
         now_s = self._pipeline.clock()
-        ahead = self._num_open[model.card.id] + request.sampling.n - model.slots
-        load = Load(queued_s=max(0, ahead) * model.cost.answer_s / model.slots)
         return make_plan(
             model.card,
             model.cost,
@@ -220,6 +235,7 @@ class ChatService:
             measured=model.measured,
             remaining_s=deadline_s - now_s,
             now_s=now_s,
+            planned=planned,
         )
 
     # -- answers -----------------------------------------------------------------------------------------------------
@@ -346,13 +362,18 @@ class ChatService:
 
 
 def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped: tuple[str, ...]) -> Report:
+    plan = ready.plan
+    lowered = (*(("max_tiles",) if plan.is_coarser else ()), *capped)
+    degradation = plan.degradation if lowered else None
+    load = ("load",) if degradation is not None and "load" in degradation.reasons else ()
     return Report.estimated(
-        operating_point=ready.plan.point,
+        operating_point=plan.point,
         watts=ready.model.watts,
         queue_s=queue_s,
         compute_s=compute_s,
         cache=cache,
-        degraded=(*ready.request.budget.degraded, *(("max_tiles",) if ready.plan.is_coarser else ()), *capped),
+        degraded=(*ready.request.budget.degraded, *lowered, *load),
+        degradation=degradation,
     )
 
 

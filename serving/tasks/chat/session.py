@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from serving.client.pictures import BadPicture, Drawing, Picture, load_picture
-from serving.client.told import Failed, plain, whole
+from serving.client.told import Failed, plain, reduced, whole
 from serving.tasks.chat.client import Answer, ChatClient
 
 HELP = """\
@@ -109,7 +109,7 @@ def stats_line(answer: Answer) -> str:
             f"{report['energy_j']:.3g} J ({report['energy_source']})",
             f"queue {report['queue_ms']:.1f} ms, compute {report['compute_ms']:.1f} ms",
             f"cache {report['cache']}",
-            f"degraded: {', '.join(report['degraded'])}" if report["degraded"] else "",
+            reduced(report),
         ]
     return " · ".join(word for word in words if word)
 

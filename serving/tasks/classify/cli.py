@@ -25,7 +25,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import asked_plainly, plain, show_table
+from serving.client.told import asked_plainly, plain, reduced, show_table
 
 
 def register(app: typer.Typer) -> None:
@@ -106,6 +106,6 @@ def _print(files: list[Path], answer: dict[str, Any]) -> None:
     line = (
         f"operating point {report['operating_point']}\n{report['energy_j']:.4f} J ({report['energy_source']}), "
         f"queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, cache {report['cache']}"
-        + (f", degraded: {', '.join(report['degraded'])}" if report["degraded"] else "")
+        + (f", {words}" if (words := reduced(report)) else "")
     )
     typer.echo(plain(line))

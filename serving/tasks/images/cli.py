@@ -26,7 +26,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import Failed, asked_plainly, plain, whole
+from serving.client.told import Failed, asked_plainly, plain, reduced, whole
 
 _PATH = "/v1/images"
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -130,7 +130,7 @@ def _report(report: Mapping[str, Any]) -> str:
     return (
         f"operating point {report['operating_point']}, {report['energy_j']:.4f} J "
         f"({report['energy_source']}), queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, "
-        f"cache {report['cache']}" + (f", degraded: {', '.join(report['degraded'])}" if report["degraded"] else "")
+        f"cache {report['cache']}" + (f", {words}" if (words := reduced(report)) else "")
     )
 
 

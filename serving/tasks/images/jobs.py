@@ -18,6 +18,7 @@ from models.io import ImageRequest
 from models.prompt_tokens import FIELDS as PROMPTS
 from models.registry import family_for
 from schedulers.plan import Load
+from serving.bending import degradation_of
 from serving.config import JobOptions, ResolvedModel
 from serving.delivery.job.base import JobPlan, JobRequest, JobTask, JobUpdate, report_of, waited_for
 from serving.delivery.job.http import JobHttp, check_key, error_of
@@ -70,7 +71,7 @@ class PicturePlanner:
     def __call__(self, job: JobRequest[Any], _seed: int, load: Load) -> JobPlan:
         """The plan that came with the job, or, where it must wait, another that leaves the time for that."""
         assert isinstance(job, ImagesJob)
-        if not load.queued_s:
+        if not (load.queued_s or load.bend):
             return job.plan
         made = self.plan(job.plan.request, job.plan.seed, job.budget, load)
         degraded = tuple(dict.fromkeys((*made.degraded, *job.plan.degraded)))
@@ -103,6 +104,7 @@ class PicturePlanner:
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
             degraded=chosen.degraded,
+            degradation=degradation_of(chosen),
         )
 
 

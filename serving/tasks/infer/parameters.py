@@ -145,8 +145,10 @@ def _real(sent: Mapping[str, Parameter], name: str, fallback: float | None) -> f
 
 
 def report_parameters(report: Report) -> dict[str, str | float]:
-    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, the guard as JSON."""
+    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, objects as JSON."""
     values = {field.name: getattr(report, field.name) for field in fields(report)}
+    if values.pop("degradation") is not None:
+        values["degradation"] = orjson.dumps(report.degradation).decode()
     values["degraded"] = ",".join(report.degraded)
     values["guard"] = orjson.dumps(report.guard).decode()
     return {f"vireo_{name}": value for name, value in values.items()}

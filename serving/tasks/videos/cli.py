@@ -24,7 +24,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import Failed, asked_plainly, plain, whole
+from serving.client.told import Failed, asked_plainly, plain, reduced, whole
 
 if TYPE_CHECKING:
     from serving.client.jobs import JobClient
@@ -148,4 +148,6 @@ def _report(job: dict[str, Any], path: Path, as_json: bool) -> None:
         took.append(f"{job['inference_time_s']:.1f} s")
     if block.get("energy_j") is not None:
         took.append(f"{block['energy_j']:.1f} J ({block['energy_source']})")
+    if words := reduced(block):
+        took.append(words)
     typer.echo(plain(f"{path}: {job['size']}, {settings['num_frames']} frames, {job['seconds']} s; {', '.join(took)}"))

@@ -7,6 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from models.io import ClipRequest
+from serving.delivery.job.base import lowered
 from serving.delivery.job.http import error_of, file_name
 from serving.media.clip_timing import clip_seconds
 from serving.stores.jobs.base import JobRecord, JobStatus
@@ -71,6 +72,7 @@ def _block(job: JobRecord, settings: VideoSettingsAnswer, finish_at_s: float | N
         "compute_ms": report.get("compute_ms"),
         "cache": report.get("cache", "off"),
         "degraded": list(report.get("degraded", ())),
+        "degradation": lowered(report),
         "guard": dict(report.get("guard", {})),
         "settings": settings,
         "stage": job.stage,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from models.contract import SettingError, Value
 from models.io import ClipIO, ClipRequest
 from schedulers.plan import Load
+from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
 from serving.errors import UnsupportedVideo
 from serving.refusals import refused, uncounted
@@ -71,6 +72,7 @@ class ClipPlanner:
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
             degraded=chosen.degraded,
+            degradation=degradation_of(chosen),
             output={"format": asked.output_format or "mp4", "fps": fps},
             shown={"variant": sampler.weights, "user": asked.user or ""},
         )

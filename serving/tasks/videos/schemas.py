@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from serving.domain import Degradation
 from serving.front.budget import BudgetBody
 from serving.front.http.json_body import Strict, Within, limit
 from serving.front.status import ErrorObject
@@ -122,6 +123,7 @@ class VideoBlock(TypedDict):
     compute_ms: float | None
     cache: str
     degraded: list[str]
+    degradation: Degradation | None
     guard: dict[str, Any]
     settings: VideoSettingsAnswer
     stage: str

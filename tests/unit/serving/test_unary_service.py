@@ -41,6 +41,7 @@ CHOICE = SimpleNamespace(
     energy_j=1.0,
     busy_s=0.25,
     degraded=(),
+    best=None,
 )
 ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5)
 

@@ -443,6 +443,61 @@ class Guard(_message.Message):
 Global___Guard: _TypeAlias = Guard  # noqa: Y015
 
 @_typing.final
+class Degradation(_message.Message):
+    """An operating point lower than the best, and what it gave up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_POINT_FIELD_NUMBER: _builtins.int
+    TO_POINT_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    QUALITY_BEFORE_FIELD_NUMBER: _builtins.int
+    QUALITY_AFTER_FIELD_NUMBER: _builtins.int
+    ENERGY_J_BEFORE_FIELD_NUMBER: _builtins.int
+    ENERGY_J_AFTER_FIELD_NUMBER: _builtins.int
+    from_point: _builtins.str
+    """Name of the best point."""
+    to_point: _builtins.str
+    """Name of the point that was used."""
+    quality_before: _builtins.float
+    """Quality of the best point as measured; absent where nobody measured it."""
+    quality_after: _builtins.float
+    """Quality of the point that was used."""
+    energy_j_before: _builtins.float
+    """Joules of the whole request as predicted at the best point."""
+    energy_j_after: _builtins.float
+    """Joules as predicted at the point that was used."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What ruled out the best point: "latency", "energy" or "quality" of the budget, or "load"."""
+
+    def __init__(
+        self,
+        *,
+        from_point: _builtins.str = ...,
+        to_point: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        quality_before: _builtins.float | None = ...,
+        quality_after: _builtins.float | None = ...,
+        energy_j_before: _builtins.float = ...,
+        energy_j_after: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_after", b"_quality_after", "_quality_before", b"_quality_before", "quality_after", b"quality_after", "quality_before", b"quality_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_after", b"_quality_after", "_quality_before", b"_quality_before", "energy_j_after", b"energy_j_after", "energy_j_before", b"energy_j_before", "from_point", b"from_point", "quality_after", b"quality_after", "quality_before", b"quality_before", "reasons", b"reasons", "to_point", b"to_point"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__quality_after: _TypeAlias = _typing.Literal["quality_after"]  # noqa: Y015
+    _WhichOneofArgType__quality_after: _TypeAlias = _typing.Literal["_quality_after", b"_quality_after"]  # noqa: Y015
+    _WhichOneofReturnType__quality_before: _TypeAlias = _typing.Literal["quality_before"]  # noqa: Y015
+    _WhichOneofArgType__quality_before: _TypeAlias = _typing.Literal["_quality_before", b"_quality_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_after) -> _WhichOneofReturnType__quality_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_before) -> _WhichOneofReturnType__quality_before | None: ...
+
+Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
+
+@_typing.final
 class Report(_message.Message):
     """What the system picked and what it cost."""
 
@@ -456,6 +511,7 @@ class Report(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     GUARD_FIELD_NUMBER: _builtins.int
+    DEGRADATION_FIELD_NUMBER: _builtins.int
     operating_point: _builtins.str
     """Name of the operating point."""
     energy_j: _builtins.float
@@ -476,6 +532,10 @@ class Report(_message.Message):
     def guard(self) -> Global___Guard:
         """The guard's verdict."""
 
+    @_builtins.property
+    def degradation(self) -> Global___Degradation:
+        """Set if the operating point is lower than the best."""
+
     def __init__(
         self,
         *,
@@ -487,10 +547,11 @@ class Report(_message.Message):
         cache: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         guard: Global___Guard | None = ...,
+        degradation: Global___Degradation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["degradation", b"degradation", "guard", b"guard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "compute_ms", b"compute_ms", "degraded", b"degraded", "energy_j", b"energy_j", "energy_source", b"energy_source", "guard", b"guard", "operating_point", b"operating_point", "queue_ms", b"queue_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "compute_ms", b"compute_ms", "degradation", b"degradation", "degraded", b"degraded", "energy_j", b"energy_j", "energy_source", b"energy_source", "guard", b"guard", "operating_point", b"operating_point", "queue_ms", b"queue_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

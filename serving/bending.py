@@ -1,0 +1,104 @@
+"""How far the requests of one gateway give way to load, and what is said of an answer that is not at its best point."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from schedulers.bending import Limits, Pressure, Shares, depth
+from schedulers.fair_queue import EQUAL, Weights
+from schedulers.plan import Plan
+from schedulers.types import Priority as SchedulerPriority
+from serving.domain import Degradation, Priority
+from serving.telemetry.events import BendingChanged, PointsLowered, Sink, ignore
+
+_FALLS_AFTER = 10.0
+"""Calm for this many times the queue that it takes to rise: what is queued is long worked off by then."""
+_PRIORITIES = {
+    Priority.LOW: SchedulerPriority.LOW,
+    Priority.NORMAL: SchedulerPriority.NORMAL,
+    Priority.HIGH: SchedulerPriority.HIGH,
+}
+
+
+def limits_of(after_s: float) -> Limits:
+    """The limits of a model whose quality bends while more than ``after_s`` seconds of work wait."""
+    return Limits(rise_s=after_s, fall_s=after_s / 2, rise_every_s=after_s, fall_after_s=_FALLS_AFTER * after_s)
+
+
+class Bending:
+    """Pressure and shares of each model that bends. Use from one event loop."""
+
+    def __init__(
+        self,
+        limits: Mapping[str, Limits],
+        weights: Weights = EQUAL,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Sink = ignore,
+    ) -> None:
+        self._pressures = {model: Pressure(limit) for model, limit in limits.items()}
+        self._shares = {model: Shares(weights, fades_s=limit.fall_after_s) for model, limit in limits.items()}
+        self._clock = clock
+        self._tell = tell
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def bends(self, model: str) -> bool:
+        """Whether its quality gives way at all."""
+        return model in self._pressures
+
+    def level(self, model: str) -> int:
+        """From 0 (none) to ``schedulers.bending.LEVELS``."""
+        return self._pressures[model].level if model in self._pressures else 0
+
+    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float) -> float:
+        """How far a request that comes now gives way, from 0 to 1. ``queued_s``: the work that waits for the model."""
+        if (pressure := self._pressures.get(model)) is None:
+            return 0.0
+        self._observe(model, pressure, queued_s)
+        return depth(pressure.level, _PRIORITIES[priority], self._shares[model].of(tenant))
+
+    def planned(self, model: str, tenant: str, seconds: float, degradation: Degradation | None) -> None:
+        """A request will take so many seconds, at a point that is lower than its best if there is a ``degradation``."""
+        if (shares := self._shares.get(model)) is not None:
+            shares.add(self._clock(), tenant, seconds)
+        if degradation is not None:
+            self._tell(PointsLowered(model, tenant, degradation.reasons))
+
+    def _observe(self, model: str, pressure: Pressure, queued_s: float) -> None:
+        before = pressure.level
+        pressure.observe(self._clock(), queued_s)
+        if pressure.level != before:
+            self._tell(BendingChanged(model, pressure.level))
+        if pressure.level and model not in self._timers:
+            with suppress(RuntimeError):  # outside a loop nobody watches the gauge
+                wait_s = pressure.limits.fall_after_s
+                self._timers[model] = asyncio.get_running_loop().call_later(wait_s, self._look_again, model)
+
+    def _look_again(self, model: str) -> None:
+        """While no request comes, the level falls all the same."""
+        del self._timers[model]
+        pressure = self._pressures[model]
+        self._observe(model, pressure, pressure.expected_s(self._clock()))
+
+    def stop(self) -> None:
+        """Leave no timer behind."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+
+def degradation_of(made: Plan, rows: int = 1) -> Degradation | None:
+    """What a plan gave up against the best point; None where it is the best."""
+    if made.best is None:
+        return None
+    return Degradation(
+        from_point=made.best.point.name,
+        to_point=made.point.name,
+        reasons=tuple(made.degraded),
+        quality_before=made.best.point.quality,
+        quality_after=made.point.quality,
+        energy_j_before=made.best.energy_j * rows,
+        energy_j_after=made.energy_j * rows,
+    )
