@@ -18,6 +18,7 @@ from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Load, Point, Refusal, Settings, Value, most, plan
+from schedulers.plan import Plan as Planned
 from serving.bending import degradation_of
 from serving.delivery.stream.generation import Plan
 from serving.domain import Budget
@@ -135,12 +136,13 @@ def make_plan(
         for cap in measured.caps_of(tiles)
         if load.bend and sampling.max_tokens is None and sampling.min_tokens <= cap < most_asked
     ]
-    made = plan(
-        [*whole, *cut_short, *shorter],
-        lambda settings: answer(_tiles_of(settings), int(settings[MAX_TOKENS])),
-        wanted,
-        load,
-    )
+
+    def planned_of(points: Sequence[Point], load: Load) -> Planned | Refusal:
+        return plan(points, lambda one: answer(_tiles_of(one), int(one[MAX_TOKENS])), wanted, load)
+
+    made = planned_of([*whole, *cut_short], replace(load, bend=0.0))
+    if load.bend and isinstance(made, Planned):
+        made = _under_load(made, planned_of([*whole, *cut_short, *shorter], load))
     if isinstance(made, Refusal):
         raise _refused(made)
     tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
@@ -160,6 +162,13 @@ def make_plan(
         is_coarser=tokens < _length(prompts[best]),
         degradation=degradation_of(made, sampling.n) or (None if planned is None else planned.degradation),
     )
+
+
+def _under_load(unbent: Planned, bent: Planned | Refusal) -> Planned:
+    """What load makes of a plan: a shorter answer, even if as good as far as anybody measured, is a lower point."""
+    if isinstance(bent, Refusal) or bent.point.name == unbent.point.name:
+        return unbent
+    return replace(bent, degraded=(*unbent.degraded, "load"), best=unbent.best or unbent)
 
 
 def _length(tokens: ChatTokens) -> int:

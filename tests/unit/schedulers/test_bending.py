@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -216,7 +217,7 @@ def test_more_pressure_never_costs_more_nor_refuses_anybody(
         return
     chosen = [each for each in plans if isinstance(each, Plan)]
     assert len(chosen) == 3
-    for lower, higher in zip(chosen, chosen[1:], strict=False):
+    for lower, higher in pairwise(chosen):
         assert higher.quality <= lower.quality
         assert higher.busy_s <= lower.busy_s or lower.quality == higher.quality
     for each in chosen:
@@ -240,7 +241,7 @@ def arrivals(rates: tuple[tuple[float, float], ...], seed: int) -> Iterator[floa
 
 
 class Served:
-    """One replica that answers in order; requests wait 4 s at most, and one that would have to wait longer is refused."""
+    """One replica that answers in order; what would take more than 4 s is refused."""
 
     PATIENCE_S = 4.0
 

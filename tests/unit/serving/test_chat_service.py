@@ -20,10 +20,11 @@ from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.plan import Cost, Point
 from schedulers.retry_budget import RetryBudget
+from serving.bending import Bending, limits_of
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineRequest, FinishReason
-from serving.domain import Budget, Priority, Surface, within_priority
+from serving.domain import Budget, Degradation, Priority, Surface, within_priority
 from serving.errors import (
     BudgetInfeasible,
     DeadlineExceeded,
@@ -131,6 +132,21 @@ class Recorder:
         if isinstance(event, ChatAnswered):
             self.caches.append(event.report.cache)
         self.num_retries += isinstance(event, ChatRetried)
+
+
+class Bent(Bending):
+    """As deep as it is told to be."""
+
+    def __init__(self) -> None:
+        super().__init__({MODEL: limits_of(1.0)})
+        self.now = 1.0
+        self.lowered: list[bool] = []
+
+    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float) -> float:
+        return self.now
+
+    def planned(self, model: str, tenant: str, seconds: float, degradation: Degradation | None) -> None:
+        self.lowered.append(degradation is not None)
 
 
 class World:
@@ -544,6 +560,42 @@ async def test_pictures_become_coarser_before_a_budget_is_missed() -> None:
     assert end(events).usage.image_tokens == 5 * 16
     with pytest.raises(BudgetInfeasible, match=r"max_tiles=8,max_tokens=8, breaks quality 0\.4800 under 0\.6000"):
         await world.ask(request("he", b"image", sampling={"max_tokens": 8}, budget=Budget(quality_floor=0.6)))
+
+
+@virtual
+async def test_pictures_become_coarser_and_open_answers_shorter_under_load() -> None:
+    known = [measured_point(0.4 + n / 100, max_tiles=n, max_tokens=cap) for n in (1, 4, 8) for cap in (8, 256)]
+    world = World(knobs=(TILES,), measured=known)
+    world.pipeline.bending = bent = Bent()
+    seen = []
+    asked = (({"max_tokens": 8}, {}), ({"max_tokens": 8}, {"max_tiles": 8}), ({}, {}), ({}, {"max_tiles": 8}))
+    for number, (sampling, settings) in enumerate(asked):
+        each = request(str(number), b"image", sampling=sampling, budget=Budget(settings=settings))
+        report = end(await world.ask(each)).report
+        why = None if report.degradation is None else (report.degradation.from_point, report.degradation.reasons)
+        seen.append((report.operating_point, report.degraded, why))
+    best = "max_tiles=8,max_tokens=256"
+    assert seen == [
+        ("max_tiles=1,max_tokens=8", ("max_tiles", "load"), ("max_tiles=8,max_tokens=8", ("load",))),
+        ("max_tiles=8,max_tokens=8", (), None),
+        ("max_tiles=1,max_tokens=8", ("max_tiles", "max_tokens", "load"), (best, ("load",))),
+        ("max_tiles=8,max_tokens=8", ("max_tokens", "load"), (best, ("load",))),
+    ]
+    assert bent.lowered == [True, False, True, True]
+    bent.now = 0.0  # the same again, once the load is gone, are answers of their own
+    again = end(await world.ask(request("0", b"image", sampling={"max_tokens": 8}))).report
+    assert (again.operating_point, again.cache, again.degraded) == ("max_tiles=8,max_tokens=8", "miss", ())
+    await world.check_nothing_is_left()
+
+
+@virtual
+async def test_words_alone_are_cut_only_where_the_cap_is_open_and_was_measured() -> None:
+    world = World(measured=[measured_point(0.4 + cap / 1000, max_tokens=cap) for cap in (8, 16, 256)])
+    world.pipeline.bending = Bent()
+    points = []
+    for number, sampling in enumerate(({}, {"max_tokens": 200}, {"min_tokens": 10})):
+        points.append(end(await world.ask(request(str(number), sampling=sampling))).report.operating_point)
+    assert points == ["max_tokens=8", "max_tokens=200", "max_tokens=16"]
 
 
 @virtual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from models.io import ImageIO
 from schedulers.admission import Cost
 from schedulers.plan import Cost as PointCost
 from schedulers.plan import Point
+from serving.bending import Bending, limits_of
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
-from serving.domain import Budget, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
+from serving.domain import Budget, Degradation, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
 from serving.errors import (
     BudgetInfeasible,
     EngineFailed,
@@ -439,3 +441,87 @@ async def test_budget_of_a_job_is_its_own_and_not_that_of_a_waiting_call(
     assert await service.plan_job(_rows(latency_ms=13_000.0), 0.0) is not None  # 8 s, and 4 s for the other row
     with pytest.raises(BudgetInfeasible):
         await service.plan_job(_rows(latency_ms=11_000.0), 0.0)
+
+
+# -- under load ------------------------------------------------------------------------------------------------------
+
+
+class Bent(Bending):
+    """As deep as it is told to be."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__({"painter": limits_of(1.0)})
+        self.now = now
+        self.told: list[tuple[str, str, float, bool]] = []
+
+    def depth(self, model: str, tenant: str, priority: Priority, queued_s: float) -> float:
+        return self.now
+
+    def planned(self, model: str, tenant: str, seconds: float, degradation: Any) -> None:
+        self.told.append((model, tenant, seconds, degradation is not None))
+
+
+def _bending(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[UnaryRequests, Bent]:
+    """A model with a dear point and a cheap one."""
+    service = _planning(world, monkeypatch, 8.0)
+    model = service._models["painter"]
+    points = tuple(
+        Point(
+            name=f"depth={depth}",
+            settings={"depth": depth},
+            cost=PointCost(latency_s={"rows": seconds}, busy_s={"rows": seconds}, watts=2.0),
+            quality=quality,
+        )
+        for depth, seconds, quality in ((2, 4.0, 0.9), (1, 1.0, 0.8))
+    )
+    service._models = {"painter": replace(model, points=replace(model.points, points=points))}
+    world.pipeline.bending = bent = Bent(1.0)
+    return service, bent
+
+
+async def test_answer_under_load_says_what_was_given_up_and_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, bent = _bending(world, monkeypatch)
+    task = asyncio.create_task(service.answer(_rows()))
+    await world.sent(1)
+    world.dispatcher.end(0)
+    report = (await task).report
+    assert (report.operating_point, report.degraded) == ("depth=1", ("load",))
+    assert report.degradation == Degradation(
+        from_point="depth=2",
+        to_point="depth=1",
+        reasons=("load",),
+        quality_before=0.9,
+        quality_after=0.8,
+        energy_j_before=16.0,
+        energy_j_after=4.0,
+    )
+    assert bent.told == [("painter", "acme", 2.0, True)]
+
+
+async def test_answer_that_was_bent_is_not_given_to_a_request_that_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, bent = _bending(world, monkeypatch)
+    caches = []
+    for number, (depth, has_to_run) in enumerate(((1.0, True), (0.0, True), (0.0, False), (1.0, False))):
+        bent.now = depth
+        task = asyncio.create_task(service.answer(_rows()))
+        if has_to_run:
+            await world.sent(number + 1)
+            world.dispatcher.end(number)
+        report = (await task).report
+        caches.append((report.operating_point, report.cache))
+    assert caches == [("depth=1", "miss"), ("depth=2", "miss"), ("depth=2", "hit"), ("depth=1", "hit")]
+
+
+async def test_what_a_request_fixes_and_its_floor_stay_under_load(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = _bending(world, monkeypatch)
+    for number, budget in enumerate(({"settings": {"depth": 2}}, {"quality_floor": 0.85})):
+        task = asyncio.create_task(service.answer(_rows(**budget)))
+        if number == 0:  # the other is the same answer
+            await world.sent(1)
+            world.dispatcher.end(0)
+        report = (await task).report
+        assert (report.operating_point, report.degraded, report.degradation) == ("depth=2", (), None)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from schedulers.admission import Cost
-from serving.delivery.job.base import JobModel
+from serving.bending import Bending, limits_of
+from serving.delivery.job.base import JobModel, report_of
 from serving.delivery.job.service import Jobs, JobServiceConfig, asked_by
 from serving.delivery.pipeline import Pipeline, PipelineLimits
-from serving.domain import Budget, Priority, Surface, within_priority
+from serving.domain import Budget, Degradation, Priority, Surface, within_priority
 from serving.errors import (
     BudgetInfeasible,
     ClientError,
@@ -36,7 +37,7 @@ from serving.tasks.videos.reply import settings_of, video_to_json
 from serving.tasks.videos.resolve import ClipPlanner
 from serving.tasks.videos.rules import VIDEOS, VideoRequest
 from serving.tasks.videos.schemas import VideoBody
-from serving.telemetry.events import Event, JobAdmitted
+from serving.telemetry.events import BendingChanged, Event, JobAdmitted, PointsLowered
 from tests.support.clip_limits import clip_limits, clip_point
 from tests.support.fake_videos import make_video_card
 from tests.support.memory_results import MemoryResults
@@ -233,6 +234,34 @@ async def test_budget_picks_the_best_point_that_fits_and_says_what_it_cost(
     assert (job.operating_point, job.report.get("degraded", [])) == (name, degraded)
     expected = None if budget.latency_ms is None else NOW_S + budget.latency_ms / 1e3
     assert job.deadline_at_s == expected
+
+
+async def test_long_queue_bends_quality_and_the_job_says_so() -> None:
+    gateway = Gateway()
+    told: list[Event] = []
+    gateway.pipeline.bending = Bending({"fake-video": limits_of(10.0)}, clock=lambda: gateway.now_s, tell=told.append)
+    seen = []
+    for waiting_s, wait_s in ((5.0, 0.0), (50.0, 10.0), (50.0, 10.0), (50.0, 10.0), (0.0, 1000.0)):
+        gateway.now_s += wait_s
+        gateway.index.waiting_s = waiting_s
+        seen.append((await gateway.create()).operating_point)
+    assert seen == [FULL.name, SPARSE.name, SPARSE.name, QUICK.name, FULL.name]
+    job = next(job for job in gateway.index.jobs.values() if job.operating_point == QUICK.name)
+    made = report_of(job).degradation
+    assert (job.report["degraded"], video_to_json(job, "")["vireo"]["degradation"]) == (["load"], made)
+    assert made == Degradation(
+        from_point=FULL.name,
+        to_point=QUICK.name,
+        reasons=("load",),
+        quality_before=0.9,
+        quality_after=0.6,
+        energy_j_before=36.0,
+        energy_j_after=pytest.approx(8.4),  # type: ignore[arg-type]
+    )
+    assert [event.level for event in told if isinstance(event, BendingChanged)] == [1, 2, 3, 0]
+    lowered = [event for event in told if isinstance(event, PointsLowered)]
+    assert lowered == [PointsLowered("fake-video", "ada", ("load",))] * 3
+    gateway.pipeline.bending.stop()
 
 
 async def test_consistency_runs_on_the_students_weights() -> None:

@@ -1,0 +1,165 @@
+"""Bending at a gateway: which models bend, for whom, and what metrics and callers are told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from vireo_pb.vireo.v1 import vireo_pb2
+
+from schedulers.plan import Budget as PointBudget
+from schedulers.plan import Cost, Load, Plan, Point, plan
+from serving.bending import Bending, degradation_of, limits_of
+from serving.client.told import reduced
+from serving.domain import Degradation, Priority, Report
+from serving.front.grpc.messages import message_from_report
+from serving.tasks.infer.parameters import report_parameters
+from serving.telemetry.events import BendingChanged, Event, PointsLowered
+from tests.support.virtual_loop import run_virtual
+
+MADE = Degradation(
+    from_point="steps=50",
+    to_point="steps=4",
+    reasons=("energy", "load"),
+    quality_before=0.9,
+    quality_after=None,
+    energy_j_before=12.0,
+    energy_j_after=3.0,
+)
+
+
+def report(degradation: Degradation | None) -> Report:
+    return Report(
+        operating_point="steps=4",
+        energy_j=3.0,
+        energy_source="estimate",
+        queue_ms=0.0,
+        compute_ms=1.0,
+        cache="miss",
+        degraded=() if degradation is None else degradation.reasons,
+        degradation=degradation,
+    )
+
+
+def test_model_that_does_not_bend_is_left_alone() -> None:
+    bending = Bending({})
+    assert (bending.depth("m", "ada", Priority.LOW, 1e6), bending.level("m"), bending.bends("m")) == (0.0, 0, False)
+
+
+def test_depth_is_the_callers_own() -> None:
+    now = [0.0]
+    bending = Bending({"m": limits_of(1.0)}, {"paid": 9.0}, clock=lambda: now[0])
+    for tenant in ("paid", "greedy", "modest"):
+        bending.planned("m", tenant, {"paid": 5.0, "greedy": 5.0, "modest": 0.1}[tenant], None)
+    for _ in range(3):
+        now[0] += 1.0
+        bending.depth("m", "paid", Priority.NORMAL, 5.0)
+    depths: dict[tuple[str, Priority], float] = {
+        (tenant, priority): bending.depth("m", tenant, priority, 0.7)
+        for tenant in ("paid", "greedy", "modest")
+        for priority in Priority
+    }
+    assert bending.level("m") == 3
+    assert [depths["paid", one] for one in (Priority.LOW, Priority.NORMAL, Priority.HIGH)] == [0.75, 0.5, 0.0]
+    assert depths["greedy", Priority.NORMAL] == 1.0
+    assert depths["greedy", Priority.HIGH] > depths["modest", Priority.HIGH]
+    bending.stop()
+
+
+def test_level_is_told_and_falls_by_itself_when_nobody_comes() -> None:
+    told: list[Event] = []
+
+    async def run() -> None:
+        bending = Bending({"m": limits_of(1.0)}, clock=asyncio.get_running_loop().time, tell=told.append)
+        for _ in range(2):
+            bending.depth("m", "ada", Priority.NORMAL, 3.0)
+            await asyncio.sleep(1.0)
+        assert bending.level("m") == 2
+        await asyncio.sleep(60.0)
+        assert bending.level("m") == 0
+        bending.stop()
+
+    run_virtual(run())
+    assert [event.level for event in told if isinstance(event, BendingChanged)] == [1, 2, 1, 0]
+
+
+def test_lowered_points_are_counted_whatever_lowered_them() -> None:
+    told: list[Event] = []
+    bending = Bending({}, tell=told.append)
+    bending.planned("m", "ada", 1.0, None)
+    bending.planned("m", "ada", 1.0, MADE)
+    assert told == [PointsLowered("m", "ada", ("energy", "load"))]
+
+
+def test_degradation_is_of_the_whole_request() -> None:
+    points = [
+        Point(
+            name=str(seconds),
+            settings={"s": seconds},
+            cost=Cost(latency_s={"rows": seconds}, busy_s={"rows": seconds}, watts=2.0),
+            quality=seconds / 10,
+        )
+        for seconds in (4.0, 1.0)
+    ]
+    for bend, budget, reasons in ((1.0, None, ("load",)), (0.0, 5.0, ("energy",)), (1.0, 5.0, ("energy",))):
+        made = plan(points, lambda _: {"rows": 1.0}, PointBudget(energy_j=budget), Load(rows=3, bend=bend))
+        assert isinstance(made, Plan)
+        assert degradation_of(made, 3) == Degradation(
+            from_point="4.0",
+            to_point="1.0",
+            reasons=reasons,
+            quality_before=0.4,
+            quality_after=0.1,
+            energy_j_before=24.0,
+            energy_j_after=6.0,
+        )
+    best = plan(points, lambda _: {"rows": 1.0}, PointBudget(), Load())
+    assert isinstance(best, Plan)
+    assert degradation_of(best) is None
+
+
+# -- every surface says the same ---------------------------------------------------------------------------------------
+
+
+def test_grpc_says_what_http_says() -> None:
+    sent = vireo_pb2.Report.FromString(message_from_report(report(MADE)).SerializeToString()).degradation
+    assert (sent.from_point, sent.to_point, list(sent.reasons)) == ("steps=50", "steps=4", ["energy", "load"])
+    assert (sent.quality_before, sent.HasField("quality_after")) == (0.9, False)
+    assert (sent.energy_j_before, sent.energy_j_after) == (12.0, 3.0)
+    assert not message_from_report(report(None)).HasField("degradation")
+
+
+def test_oip_says_it_as_json() -> None:
+    assert report_parameters(report(MADE))["vireo_degradation"] == (
+        '{"from_point":"steps=50","to_point":"steps=4","reasons":["energy","load"],"quality_before":0.9,'
+        '"quality_after":null,"energy_j_before":12.0,"energy_j_after":3.0}'
+    )
+    assert "vireo_degradation" not in report_parameters(report(None))
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"degraded": []}, ""),
+        ({"degraded": ["priority"], "degradation": None}, "degraded: priority"),
+        (
+            {
+                "degraded": ["load"],
+                "degradation": {
+                    "from_point": "steps=50",
+                    "to_point": "steps=4",
+                    "reasons": ["energy", "load"],
+                    "quality_before": 0.9,
+                    "quality_after": 0.75,
+                    "energy_j_before": 12.0,
+                    "energy_j_after": 3.0,
+                },
+            },
+            "degraded: load (quality 0.900 to 0.750, 12 to 3 J as predicted, because of energy and load; best point "
+            "steps=50)",
+        ),
+    ],
+)
+def test_command_line_says_it_in_words(block: dict[str, Any], words: str) -> None:
+    assert reduced(block) == words
