@@ -142,9 +142,12 @@ class Pipeline:
             async with asyncio.timeout(max(0.0, deadline_s - self.clock())):
                 return await work
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"the deadline passed before {what}; allow more latency_ms, or retry later"
-            ) from None
+            raise _too_late(what) from None
+
+    def check_in_time(self, deadline_s: float, what: str) -> None:
+        """Raises: DeadlineExceeded: it is later than that."""
+        if self.clock() > deadline_s:
+            raise _too_late(what)
 
     async def fetch(self, wanted: Fetch[T, Outcome]) -> list[T | Outcome]:
         """The results, in order: from the store, from an equal request under way, or run.
@@ -188,6 +191,10 @@ class Pipeline:
                 shared[place] = kept
                 self.results.put(wanted.names[place], wanted.codec, kept)
         return shared
+
+
+def _too_late(what: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the deadline passed before {what}; allow more latency_ms, or retry later")
 
 
 Served = TypeVar("Served")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import safetensors.numpy
 
 from schedulers.admission import Cost
 from schedulers.policies.denoising import DenoisingConfig, denoising
+from serving.errors import DeadlineExceeded
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine
 from serving.replica.job.fake import FakePace, FakeRunner
@@ -254,6 +256,23 @@ async def test_engine_failure_is_tried_again_and_then_said(index: RedisJobs, sto
     assert job.error is not None
     assert job.error.code == "engine_failed"
     assert job.attempts == 2
+
+
+async def test_job_whose_deadline_passed_while_it_waited_is_not_run_and_costs_nothing(
+    index: RedisJobs, store: ArtefactStore
+) -> None:
+    settled: dict[str, Cost] = {}
+    worker = build(index, store, step_s=0.02)
+    worker.bench.settle = lambda tenant, job_id, charged, actual: settled.update({job_id: actual})
+    await index.create(video_job("video_a", deadline_at_s=time.time() - 0.001), max_queued=10)
+    await index.create(video_job("video_b", deadline_at_s=time.time() + 0.1, num_steps=20), max_queued=10)
+    async with running(worker):
+        expired, late = [await until(index, job_id, is_over) for job_id in ("video_a", "video_b")]
+    assert expired.error is not None
+    assert (expired.status, expired.error.code, expired.step) == (JobStatus.FAILED, "deadline_exceeded", 0)
+    assert isinstance(expired.failure, DeadlineExceeded)
+    assert settled["video_a"] == Cost(0.0, 0.0)
+    assert late.status is JobStatus.COMPLETED, "what has begun is made all the same"
 
 
 async def test_settings_that_the_engine_refuses_fail_at_once(index: RedisJobs, store: ArtefactStore) -> None:

@@ -69,7 +69,7 @@ _PRIORITIES = {
 _MAX_STORED_BYTES = 1 << 20
 """Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
 _DEADLINE_GRACE_S = 0.25
-"""A replica answers or refuses by the deadline; this much later the gateway stops waiting for it."""
+"""A replica refuses by the deadline; this much later the gateway stops waiting to hear why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,9 @@ class UnaryRequests:
         with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
             deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
             answer = self._answer(model, request, deadline_s)
-            return await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
+            reply = await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
+            self._pipeline.check_in_time(deadline_s, "an answer existed")
+            return reply
 
     async def plan_job(self, request: UnaryRequest, from_s: float) -> JobPlan | None:
         """See ``UnaryService.plan_job``."""

@@ -37,7 +37,7 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
-from serving.errors import Cancelled, EngineFailed, ServingError, StoreUnavailable
+from serving.errors import Cancelled, DeadlineExceeded, EngineFailed, ServingError, StoreUnavailable
 from serving.replica.job.base import JobInput, StepDone, StepOutcome, tokens_of
 from serving.replica.job.checkpoints import Saving
 from serving.replica.job.ending import Ending
@@ -139,6 +139,7 @@ class Worker:
         """A look at the checkpoint, and the conditioning; then the scheduler has it."""
         job, bench = held.job, self.bench
         try:
+            self._check_in_time(job)
             inputs = await self.ending.insist(held, lambda: bench.files.inputs(job))
             held.wanted = self._input_of(job, inputs)
             snapshot = await self.ending.insist(held, lambda: bench.checkpoints.load(job))
@@ -155,6 +156,12 @@ class Worker:
             await self.ending.give_back(held)
             return
         self._feed(self._arrival(held, held.wanted))
+
+    def _check_in_time(self, job: JobRecord) -> None:
+        """What has begun is made all the same. Raises: DeadlineExceeded: it has not, and is late already."""
+        if job.deadline_at_s is None or job.checkpoint_step or self.bench.wall_clock() < job.deadline_at_s:
+            return
+        raise DeadlineExceeded("the deadline passed while the job waited; allow more latency_ms, or retry later")
 
     def _input_of(self, job: JobRecord, inputs: Mapping[str, bytes]) -> JobInput:
         """Raises: EngineFailed: the payload was written for another version of the model."""

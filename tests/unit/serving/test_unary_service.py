@@ -443,6 +443,24 @@ async def test_budget_of_a_job_is_its_own_and_not_that_of_a_waiting_call(
         await service.plan_job(_rows(latency_ms=11_000.0), 0.0)
 
 
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+async def test_answer_that_comes_after_the_deadline_is_not_given(world: World) -> None:
+    now_s = [100.0]
+    world.pipeline.clock = lambda: now_s[0]
+    tasks = [world.ask(images, latency_ms=1000.0) for images in ("x", "y")]
+    await world.sent(2)
+    ends = []
+    for number, after_s in enumerate((1.0, 1.1)):
+        now_s[0] = 100.0 + after_s
+        world.dispatcher.end(number)
+        ends += await settled(tasks[number])
+    assert ends == ["miss", "DeadlineExceeded"]
+    assert world.results.settled_s == [0.5, 0.5], "what ran is charged"
+    await world.check_nothing_is_left()
+
+
 # -- under load ------------------------------------------------------------------------------------------------------
 
 
