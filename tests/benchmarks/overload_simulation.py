@@ -23,8 +23,8 @@ POOLS: tuple[tuple[str, int, float, float, int, float, float], ...] = (
     ("vdit-nano", 2, 60.0, 600.0, 256, 30.0, 1500.0),
 )
 HEADER = (
-    "model, load", "side", "in time/s", "of its peak", "in time", "expired", "refused", "quality", "gave way: low, normal, "
-    "high", "greedy, steady, modest", "levels changed",
+    "model, load", "side", "in time/s", "of its peak", "in time", "expired", "refused", "quality",
+    "gave way: low, normal, high", "greedy, steady, modest", "levels changed",
 )  # fmt: skip
 
 
