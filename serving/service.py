@@ -152,6 +152,8 @@ class Service:
     """Whether the start of the models is over, for better or worse."""
     is_live: Callable[[str], bool] = lambda model: True
     """Whether a model has a replica that lives."""
+    bending_level: Callable[[str], int | None] = lambda model: None
+    """How far quality of a model gives way to the load that this gateway sees, 0 (not) to 4; None where it may not."""
     max_priorities: Mapping[str, Priority] = field(default_factory=dict)
     """By tenant; one that is not here may ask for any."""
     experts: Callable[[str], Awaitable[Sequence[ExpertReport]]] = _no_experts

@@ -109,7 +109,9 @@ async def _shown(service: Service, card: Card) -> ModelAnswer:
         with suppress(TimeoutError):
             reports = await asyncio.wait_for(service.experts(card.id), _PLACEMENTS_S)
     placements = [report.placed for report in reports if report.placed is not None]
-    return shown_model(card, is_ready=service.is_model_ready(card.id), placements=placements)
+    return shown_model(
+        card, is_ready=service.is_model_ready(card.id), placements=placements, bending=service.bending_level(card.id)
+    )
 
 
 async def _show_experts(call: Call) -> Answer:

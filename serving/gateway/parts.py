@@ -134,9 +134,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
     bending = Bending(_bending_limits(config, models), tenants.weights, tell=tell)
-    pipeline = Pipeline(
-        results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell, bending=bending
-    )
+    pipeline = Pipeline(results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell, bending=bending)
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)
@@ -160,6 +158,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         ImageFiles(clips, config.secret.encode()),
         is_started=lambda: reached.is_over,
         is_live=lambda model: has_raylet() and num_live(model) > 0,
+        bending_level=lambda model: bending.level(model) if bending.bends(model) else None,
         max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
     )

@@ -46,7 +46,8 @@ class PlacementAnswer(TypedDict):
 
 
 class ModelBlock(TypedDict):
-    """What Vireo says of a model beyond OpenAI's fields, read from its card. ``placements``: of each replica whose
+    """What Vireo says of a model beyond OpenAI's fields, read from its card. ``bending``: how far
+    quality gives way to load, 0 (not) to 4, where it may. ``placements``: of each replica whose
     experts are spread over ranks, as it says now."""
 
     family: str
@@ -60,6 +61,7 @@ class ModelBlock(TypedDict):
     settings: list[SettingAnswer]
     checkpoint_sha256: str
     ready: bool
+    bending: NotRequired[int]
     experts: NotRequired[ExpertFactsAnswer]
     placements: NotRequired[list[PlacementAnswer]]
 
@@ -80,7 +82,9 @@ def placement_of(placed: PlacedFacts) -> PlacementAnswer:
     return {"version": placed.version, "ranks": placed.num_ranks, "slots": placed.num_slots}
 
 
-def shown_model(card: Card, *, is_ready: bool, placements: Sequence[PlacedFacts] = ()) -> ModelAnswer:
+def shown_model(
+    card: Card, *, is_ready: bool, placements: Sequence[PlacedFacts] = (), bending: int | None = None
+) -> ModelAnswer:
     """Return a model as OpenAI spells it, with a ``vireo`` block."""
     settings: list[SettingAnswer] = [
         {
@@ -106,6 +110,8 @@ def shown_model(card: Card, *, is_ready: bool, placements: Sequence[PlacedFacts]
         "checkpoint_sha256": card.checkpoint_sha256,
         "ready": is_ready,
     }
+    if bending is not None:
+        block["bending"] = bending
     if card.experts is not None:
         block["experts"] = cast(ExpertFactsAnswer, asdict(card.experts))
     if placements:

@@ -15,7 +15,9 @@ from serving.client.told import reduced
 from serving.domain import Degradation, Priority, Report
 from serving.front.grpc.messages import message_from_report
 from serving.tasks.infer.parameters import report_parameters
+from serving.tasks.models import shown_model
 from serving.telemetry.events import BendingChanged, Event, PointsLowered
+from tests.support.fake_service import make_card
 from tests.support.virtual_loop import run_virtual
 
 MADE = Degradation(
@@ -163,3 +165,9 @@ def test_oip_says_it_as_json() -> None:
 )
 def test_command_line_says_it_in_words(block: dict[str, Any], words: str) -> None:
     assert reduced(block) == words
+
+
+def test_model_shows_its_level_if_it_may_bend() -> None:
+    card = make_card()
+    assert shown_model(card, is_ready=True, bending=2)["vireo"]["bending"] == 2
+    assert "bending" not in shown_model(card, is_ready=True)["vireo"]

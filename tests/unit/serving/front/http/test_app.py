@@ -97,6 +97,7 @@ async def test_classify_answers_in_the_documented_shape(openapi: Any) -> None:
         "compute_ms": 2.5,
         "cache": "miss",
         "degraded": ["exit_threshold"],
+        "degradation": None,
         "guard": {"score": 0.0, "action": "none"},
     }
 
