@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.energy.spent import Spent
 from serving.errors import InvalidRequest, ServingError
 
 Pixels = npt.NDArray[np.uint8]
@@ -201,10 +202,10 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The ``vireo`` block of every answer (docs/api.md)."""
+    """The ``vireo`` block of every answer (docs/api.md). ``energy_j`` None: the meter gave no reading."""
 
     operating_point: str
-    energy_j: float
+    energy_j: float | None
     energy_source: str
     queue_ms: float
     compute_ms: float
@@ -214,24 +215,23 @@ class Report:
     guard: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def estimated(
+    def of(
         cls,
+        spent: Spent,
         *,
         operating_point: str,
-        watts: float,
         queue_s: float,
-        compute_s: float,
         cache: str,
         degraded: tuple[str, ...],
         degradation: Degradation | None = None,
     ) -> Report:
-        """Of a model whose energy is not measured: busy seconds at the power that is assumed of it."""
+        """Of an answer that took so much."""
         return cls(
             operating_point=operating_point,
-            energy_j=compute_s * watts,
-            energy_source="estimate",
+            energy_j=spent.joules,
+            energy_source=spent.source,
             queue_ms=queue_s * 1e3,
-            compute_ms=compute_s * 1e3,
+            compute_ms=spent.seconds * 1e3,
             cache=cache,
             degraded=degraded,
             degradation=degradation,

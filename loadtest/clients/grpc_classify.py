@@ -197,7 +197,7 @@ def report_from_proto(report: vireo_pb2.Report) -> ServerReport:
     """The report's fields; an empty text is absent."""
     return ServerReport(
         operating_point=report.operating_point or None,
-        energy_j=report.energy_j,
+        energy_j=report.energy_j if report.HasField("energy_j") else None,
         energy_source=report.energy_source or None,
         queue_ms=report.queue_ms,
         compute_ms=report.compute_ms,

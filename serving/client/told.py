@@ -188,3 +188,9 @@ def phases(progress: Progress) -> OnProgress:
         progress.update(tasks[what], completed=done)
 
     return show
+
+
+def joules(report: Mapping[str, Any], spec: str) -> str:
+    """What a ``vireo`` block says of energy, in a format such as ``.4f``."""
+    known = report.get("energy_j")
+    return f"{'no reading' if known is None else f'{known:{spec}} J'} ({report['energy_source']})"

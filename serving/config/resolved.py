@@ -193,6 +193,7 @@ def _decide(settings: Settings, models: tuple[ResolvedModel[Any], ...]) -> Setti
     """A copy of the settings without ``auto``."""
     run_dir = run_dir_of(settings)
     secret = _kept_secret(run_dir) if settings.redis.secret == "auto" else settings.redis.secret
+    meter = "device" if settings.energy.meter == "auto" else settings.energy.meter
     store = str(run_dir / "artefacts") if settings.jobs.store == "auto" else settings.jobs.store
     return settings.model_copy(
         update={
@@ -200,6 +201,7 @@ def _decide(settings: Settings, models: tuple[ResolvedModel[Any], ...]) -> Setti
             "gateway": settings.gateway.model_copy(update={"media_workers": _media_workers(settings)}),
             "models": tuple(model.decided() for model in models),
             "jobs": settings.jobs.model_copy(update={"store": store}),
+            "energy": settings.energy.model_copy(update={"meter": meter}),
             "run_dir": str(run_dir),
         }
     )

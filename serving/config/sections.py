@@ -195,6 +195,17 @@ class MediaSettings(Section):
         return hosts
 
 
+class EnergySettings(Section):
+    """How joules are found (serving/energy)."""
+
+    meter: str = Field(
+        "auto",
+        pattern=r"^(auto|device|nvml|rapl|estimate|replay:.+)$",
+        description="device, and auto: the counter of the GPUs (nvml) or processors (rapl) that each replica finds "
+        "where it runs, else the estimate; replay:FILE plays a recording.",
+    )
+
+
 class LimitSettings(Section):
     """Bounds on one request (serving/limits.py)."""
 
@@ -231,6 +242,7 @@ class Settings(Section):
     jobs: JobSettings = JobSettings()
     media: MediaSettings = MediaSettings()
     limits: LimitSettings = LimitSettings()
+    energy: EnergySettings = EnergySettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
     run_dir: str = Field("auto", description="Folder for sockets, logs and state of this start; keep its path short.")
     drain_s: float = Field(2.0, ge=0, le=600, description="Seconds that a stopping gateway still takes requests.")

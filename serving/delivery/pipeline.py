@@ -22,9 +22,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget
+from serving.energy.spent import Spent
 from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
-from serving.telemetry.events import ResultShared, Sink, ignore
+from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 
 T = TypeVar("T")
 Outcome = TypeVar("Outcome")
@@ -135,6 +136,12 @@ class Pipeline:
             allowed_s = min(allowed_s, budget.latency_ms / 1e3)
         deadline_s = self.clock() + allowed_s
         return deadline_s if transport_s is None else min(deadline_s, transport_s)
+
+    def spent(self, model: str, tenant: str, point: str, spent: Spent) -> None:
+        """Take note of what something took, answered or not. ``joules`` are those that are charged."""
+        if spent.seconds:
+            joules = spent.joules or 0.0
+            self.tell(EnergySpent(model=model, tenant=tenant, point=point, source=spent.source, joules=joules))
 
     async def in_time(self, deadline_s: float, work: Awaitable[T], what: str) -> T:
         """Raises: DeadlineExceeded: it took longer. ``what`` did not exist by then."""

@@ -39,6 +39,9 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
+from serving.energy.meter import ESTIMATE
+from serving.energy.replica import ReplicaEnergy
+from serving.energy.spent import Spent
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -73,10 +76,11 @@ def _nobody(stay: Stay) -> None:
 @dataclass(eq=False, slots=True)
 class Stay:
     """One sample while it is here. ``ended`` is called once, when it has its ``outcome``; ``compute_s`` as in
-    ``Answer``, also without one."""
+    ``Answer``, also without one. ``joules``: of these seconds; None: a meter said nothing of some."""
 
     ended: Callable[[Stay], None] = _nobody
     compute_s: float = 0.0
+    joules: float | None = 0.0
     outcome: Answer | ServingError | None = None
     _arrived_s: float = 0.0
     _wall_compute_s: float = 0.0
@@ -138,6 +142,7 @@ class Driver:
     size_of: Callable[[Inputs, Point], float] = lambda inputs, settings: 1.0
     model: str = ""
     tell: Sink = ignore
+    energy: ReplicaEnergy | None = None
     clock: Callable[[], float] = time.monotonic
     num_executors: int = 1
     _stays: dict[int, Stay] = field(default_factory=dict, init=False)
@@ -150,6 +155,8 @@ class Driver:
     #: Done when the last sample has gone and the last batch has come back.
     _idle: asyncio.Future[None] | None = field(default=None, init=False)
     _due_s: dict[int, float] = field(default_factory=dict, init=False)
+    #: Numbers of the slices that run, for ``energy``.
+    _metered: dict[int, int] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
         """Bring up the engine's thread. Once only."""
@@ -180,6 +187,10 @@ class Driver:
     def overdue_s(self) -> float:
         """How long an engine call has gone on beyond what was predicted of it; 0 when none has."""
         return max((0.0, *(self.clock() - due_s for due_s in self._due_s.values())))
+
+    def spent(self, stay: Stay) -> Spent:
+        """What a sample has taken so far."""
+        return Spent(stay.compute_s, stay.joules, ESTIMATE if self.energy is None else self.energy.source)
 
     async def submit(self, inputs: Inputs, *, stay: Stay | None = None, **asked: Any) -> Answer:
         """``take`` one sample and wait for its answer. Cancelling takes it out.
@@ -295,6 +306,8 @@ class Driver:
     def _run(self, batch: RunSlice) -> None:
         started_s = self.clock()
         self._due_s[batch.slice_id] = started_s + batch.predicted_s
+        if self.energy is not None:
+            self._metered[batch.slice_id] = self.energy.slices.enter(started_s)
         done = partial(self._ran, batch, started_s)
         if isinstance(self.engine, Starting):
             self.engine.start(batch.stage, batch.num_stages, batch.unit_ids, done)
@@ -312,9 +325,11 @@ class Driver:
             _log.error("engine gave no outcomes", stage=batch.stage, batch_size=size, exc_info=cause)
             outcomes = [EngineFailed("the model failed on this batch; retry") for _ in batch.unit_ids]
         results, stays, share_s = [], self._stays, elapsed_s / size
+        joules = self._joules(batch, elapsed_s)
         for sample_id, outcome in zip(batch.unit_ids, outcomes, strict=True):
             stay = stays[sample_id]
             stay.compute_s += share_s
+            stay.joules = None if joules is None or stay.joules is None else stay.joules + joules / size
             stay._wall_compute_s += elapsed_s
             if isinstance(outcome, ServingError):
                 stay.outcome = outcome
@@ -323,6 +338,12 @@ class Driver:
                 results.append(SliceResult(unit_id=sample_id, report=outcome))
         self._feed(SliceFinished(slice_id=batch.slice_id, results=tuple(results), elapsed_s=elapsed_s))
         self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s))
+
+    def _joules(self, batch: RunSlice, elapsed_s: float) -> float | None:
+        if self.energy is None:
+            return None
+        self.energy.slices.leave(self._metered.pop(batch.slice_id), elapsed_s)
+        return self.energy.take(elapsed_s)
 
     def _reply(self, reply: Finish) -> None:
         sample_id = reply.unit_id

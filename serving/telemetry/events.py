@@ -1,7 +1,7 @@
 """What happens in the system, for whoever measures it: plain events into one sink.
 
 A part that has something to tell takes a ``Sink`` and calls it on its own event loop. A sink must neither block nor
-raise. Labels are bounded where the event is made, whatever callers send.
+raise. Labels are bounded where the event is made, or by its metric, whatever callers send.
 """
 
 from __future__ import annotations
@@ -192,6 +192,17 @@ class ChatRetried(Event, frozen=True):
     model: str
 
 
+class EnergySpent(Event, frozen=True, kw_only=True):
+    """Something that a tenant asked for has run, answered or not, and is charged. ``source``: of the joules.
+    ``point``: what callers set is part of it."""
+
+    model: str
+    tenant: str
+    point: str
+    source: str
+    joules: float
+
+
 class JobAdmitted(Event, frozen=True):
     """A durable job is in the index."""
 
@@ -202,6 +213,18 @@ class JobAdmitted(Event, frozen=True):
 
 
 # -- replicas --------------------------------------------------------------------------------------------------------
+
+
+class EnergyMetered(Event, frozen=True, kw_only=True):
+    """A replica's meter has grown. ``elsewhere_j``: what others on a shared counter took, or work that nobody was told
+    the joules of. ``carried_j``: joules that requests took and have not been told, of all windows."""
+
+    model: str
+    source: str
+    metered_j: float
+    idle_j: float
+    elsewhere_j: float
+    carried_j: float
 
 
 class BatchRan(Event, frozen=True):
@@ -315,7 +338,6 @@ class JobCompleted(Event, frozen=True, kw_only=True):
     tenant: str
     stages_s: Mapping[str, float]
     sparsity: float
-    joules: float
 
 
 class JobFailed(Event, frozen=True):

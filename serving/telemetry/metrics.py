@@ -106,6 +106,23 @@ def _grown(name: str) -> Callable[[events.ChatEngineCounted], float]:
     return lambda event: max(0, read(event.now) - read(event.before))
 
 
+class _Few:
+    """Of a label that callers can make up: the first of its values are told apart, all later ones are ``other``."""
+
+    def __init__(self, name: str, most: int = 100) -> None:
+        self._read = attrgetter(name)
+        self._most = most
+        self._seen: set[str] = set()
+
+    def __call__(self, event: Any) -> str:
+        text: str = self._read(event)
+        if text not in self._seen:
+            if len(self._seen) >= self._most:
+                return "other"
+            self._seen.add(text)
+        return text
+
+
 # -- front door ------------------------------------------------------------------------------------------------------
 
 _gauge("vireo_in_flight_requests", "Requests being served.", "surface", act="inc").on(events.CallStarted).on(
@@ -194,10 +211,25 @@ _counter(
     "vireo_lowered_points_total", "Requests planned below their best point: latency, energy, quality, load.", "model",
     "tenant", "reason",
 ).on_each(events.PointsLowered, lambda event: [(reason, 1) for reason in event.reasons])  # fmt: skip
-_energy = _counter("vireo_energy_joules_total", "Joules attributed.", "model", "tenant", "source")
-for _answered in (events.RowsAnswered, events.ChatAnswered):
-    _energy.on(_answered, "report.energy_j", source=attrgetter("report.energy_source"))
-_energy.on(events.JobCompleted, "joules", source="estimate")
+
+# -- energy: metered = idle + elsewhere + requests (vireo_energy_joules_total) + carried -------------------------------
+
+_counter(
+    "vireo_energy_joules_total", "Joules attributed to requests and charged.", "model", "tenant", "point", "source"
+).on(events.EnergySpent, "joules", point=_Few("point"))
+_counter("vireo_energy_metered_joules_total", "Joules that the meters of replicas counted.", "model", "source").on(
+    events.EnergyMetered, "metered_j"
+)
+_counter("vireo_energy_idle_joules_total", "Joules of replicas at rest, measured apart.", "model", "source").on(
+    events.EnergyMetered, "idle_j"
+)
+_counter(
+    "vireo_energy_elsewhere_joules_total", "Metered joules of others on a shared counter, or of nobody.", "model",
+    "source",
+).on(events.EnergyMetered, "elsewhere_j")  # fmt: skip
+_gauge("vireo_energy_carried_joules", "Metered joules of requests that none was told yet.", "model", "source").on(
+    events.EnergyMetered, "carried_j"
+)
 
 # -- replicas --------------------------------------------------------------------------------------------------------
 
@@ -281,7 +313,7 @@ _gauge("vireo_chat_engine_requests", "Choices in the engine: running, waiting.",
 # -- jobs ------------------------------------------------------------------------------------------------------------
 
 _counter("vireo_video_admitted_total", "Jobs admitted, by operating point.", "model", "tenant", "point").on(
-    events.JobAdmitted
+    events.JobAdmitted, point=_Few("point")
 )
 _histogram(
     "vireo_video_predicted_seconds", "Engine seconds that an admitted job was expected to take.", "model",

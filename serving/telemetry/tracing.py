@@ -137,15 +137,19 @@ def traceparent() -> str:
     return carrier.get(_HEADER, "")
 
 
-def record(traceparent: str, *spans: tuple[str, float], ago_s: float = 0.0) -> None:
-    """Spans that are over: names and seconds, one after the other, the last of which ended ``ago_s`` ago."""
+def record(
+    traceparent: str, *spans: tuple[str, float], ago_s: float = 0.0, run: Mapping[str, str | float] | None = None
+) -> None:
+    """Spans that are over: names and seconds, one after the other, the last of which ended ``ago_s`` ago. ``run``:
+    attributes of the span of that name."""
     if _tracer is None or not traceparent:
         return
     parent = _context(traceparent)
     start_ns = time.time_ns() - _ns(ago_s) - sum(_ns(seconds) for _, seconds in spans)
     for name, seconds in spans:
         end_ns = start_ns + _ns(seconds)
-        _tracer.start_span(name, context=parent, start_time=start_ns).end(end_ns)
+        attributes = run if name == "run" else None
+        _tracer.start_span(name, context=parent, start_time=start_ns, attributes=attributes).end(end_ns)
         start_ns = end_ns
 
 

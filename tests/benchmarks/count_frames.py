@@ -27,6 +27,7 @@ from serving.config import ModelSettings, UnaryOptions, resolve_model
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.delivery.unary.service import ServedModel, UnaryRequests
+from serving.energy.replica import ReplicaEnergy
 from serving.front.auth import Authenticator
 from serving.gateway.http import build_http_app
 from serving.limits import IngressLimits
@@ -126,7 +127,9 @@ async def main() -> Trace:
     )
     replica = Replica.__new__(Replica)
     loaded = load_engine(cast(Any, model))
-    replica._driver = driver = build_driver(cast(Any, model), loaded.engine, loaded.measured, ignore)
+    replica._driver = driver = build_driver(
+        cast(Any, model), loaded.engine, loaded.measured, ignore, energy=ReplicaEnergy(None, watts=6.0)
+    )
     replica._calls = {}
     driver.start()
     runner = cast(Any, driver.engine)._runner

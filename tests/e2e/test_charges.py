@@ -13,7 +13,7 @@ import redis
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.stores import keys
-from tests.e2e.conftest import BURST_S, Picture
+from tests.e2e.conftest import BILLED_CHAT, BURST_S, Picture
 from tests.e2e.surfaces import SURFACES, Door, opened
 from tests.support import media_files as files
 from tests.support.clients import Ask, multipart, vireo_message
@@ -112,3 +112,34 @@ def _http(door: Door, surface: str, picture: bytes) -> httpx.Response:
     tensor = {"name": "IMAGE", "shape": [1], "datatype": "BYTES", "data": [encoded]}
     request = {"inputs": [tensor], "parameters": {"vireo_priority": "high"}}
     return door.http.post(f"/v2/models/{MODEL}/infer", json=request)
+
+
+def test_joules_of_answers_are_those_of_tenants_and_add_up_to_what_was_metered(
+    billed: System, rich: Door, new_picture: Callable[[], Picture]
+) -> None:
+    def said(**labels: str) -> float:
+        return billed.metrics().total("vireo_energy_joules_total", source="estimate", **labels)
+
+    wait_until(lambda: billed.in_flight() == 0, "nothing is in flight")
+    before = {model: said(model=model, tenant="rich") for model in (MODEL, BILLED_CHAT)}
+    reports = [ask(rich, Ask([new_picture()[0]], model=MODEL)).report for ask in SURFACES.values()]
+    chat = {"model": BILLED_CHAT, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40}
+    reports += [rich.http.post("/v1/chat/completions", json=chat).json()["vireo"]]
+    told = {MODEL: sum(float(report["energy_j"]) for report in reports[:-1]), BILLED_CHAT: reports[-1]["energy_j"]}
+    assert {report["energy_source"] for report in reports} == {"estimate"}
+    for model, joules in told.items():
+        assert joules > 0.0
+        grown = said(model=model, tenant="rich") - before[model]
+        assert grown == pytest.approx(joules, rel=1e-3)
+
+    def adds_up(model: str) -> bool:
+        """At rest, once the window is over in which something ran."""
+        metrics = billed.metrics()
+        parts = ("idle_joules_total", "elsewhere_joules_total", "joules_total", "carried_joules")
+        metered, *parted = (
+            metrics.total(f"vireo_energy_{part}", model=model) for part in ("metered_joules_total", *parts)
+        )
+        return metered > 0.0 and abs(metered - sum(parted)) <= 1e-3 * metered
+
+    for model in told:
+        wait_until(lambda model=model: adds_up(model), f"the joules of {model} add up")

@@ -32,6 +32,9 @@ def check(trace: dict[str, Span], trace_id: str, model: str) -> None:
     assert {trace[name].parent_span_id for name in PARTS - {"front"}} == {front.span_id}
     facts = {fact.key: fact.value.string_value for fact in front.attributes}
     assert (facts["vireo.request_id"], facts["vireo.model"], facts["vireo.outcome"]) == (trace_id, model, "ok")
+    spent = {fact.key: fact.value for fact in trace["run"].attributes}
+    assert spent["vireo.energy_j"].double_value > 0.0
+    assert spent["vireo.energy_source"].string_value == "estimate"
     assert trace["queue"].end_time_unix_nano == trace["run"].start_time_unix_nano
 
 

@@ -20,8 +20,11 @@ from PIL import Image
 
 from schedulers.admission import Cost
 from schedulers.policies.denoising import DenoisingConfig, denoising
+from serving.delivery.job.base import report_of
 from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
+from serving.energy.choose import AbsentMeter
+from serving.energy.replica import ReplicaEnergy
 from serving.front.auth import Authenticator
 from serving.gateway import http as gateway_http
 from serving.limits import IngressLimits
@@ -37,6 +40,7 @@ from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.redis_server import EmbeddedRedis
 from serving.telemetry import tracing
+from serving.telemetry.events import EnergySpent, Event
 from tests.support import dots
 from tests.support.clients import HttpReply, asgi
 from tests.support.fake_service import FakeFiles, FakeService
@@ -63,11 +67,15 @@ class Accounts:
         self.settle_job(tenant, job_id, charged, actual)
 
 
+WATTS = 7.0
+
+
 class System:
     """A gateway and a replica of dots."""
 
     def __init__(self, index: RedisJobs, files: ArtefactStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.index, self.accounts, self.results = index, Accounts(), MemoryResults()
+        self.told: list[Event] = []
         results: Any = self.results
         pipeline = Pipeline(results, PipelineLimits(max_in_flight=8, default_deadline_s=30.0))
         config = JobServiceConfig(max_queued=10, secret=b"s", poll_s=0.01)
@@ -85,6 +93,8 @@ class System:
             files=OutputFiles(files),
             config=WorkerConfig(lease_s=0.6, poll_s=0.02),
             settle=self.accounts.settle_job,
+            energy=ReplicaEnergy(None, watts=WATTS),
+            tell=self.told.append,
         )
         self.worker = Worker(bench, denoising(DenoisingConfig(max_batch=2, max_units=4)), dots.DotsRequest)
 
@@ -142,6 +152,23 @@ async def test_job_is_made_watched_fetched_and_charged_for_what_it_took(system: 
     tenant, charged, actual = system.accounts.corrected[job_id]
     assert (tenant, charged) == (job.owner, Cost(3.0, 0.5))
     assert actual.seconds == pytest.approx(job.report["compute_ms"] / 1e3)
+    assert (job.report["energy_j"], job.report["energy_source"]) == (pytest.approx(WATTS * actual.seconds), "estimate")
+    assert actual.joules == job.report["energy_j"]
+    (spent,) = [event for event in system.told if isinstance(event, EnergySpent)]
+    assert (spent.tenant, spent.point, spent.joules) == (job.owner, job.operating_point, actual.joules)
+
+
+async def test_without_a_reading_joules_are_unknown_and_the_declared_power_is_charged(system: System) -> None:
+    system.worker.bench.energy = ReplicaEnergy(AbsentMeter("nvml"), watts=WATTS)
+    made = await system.ask("POST", body=RED)
+    assert events_of((await system.ask("GET", f"/{made.json['id']}/events")).body)[-1][0] == "completed"
+    job = await system.jobs.get("local", made.json["id"])
+    report = report_of(job)
+    assert (report.energy_j, report.energy_source) == (None, "nvml")
+    _, _, actual = system.accounts.corrected[job.id]
+    assert actual.joules == pytest.approx(WorkerConfig().watts * actual.seconds)
+    assert job.taken == actual
+    assert [event.source for event in system.told if isinstance(event, EnergySpent)] == ["estimate"]
 
 
 async def test_waiting_call_is_answered_with_the_file(system: System) -> None:

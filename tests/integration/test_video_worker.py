@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from schedulers.admission import Cost
 from schedulers.policies.denoising import DenoisingConfig, denoising
+from serving.energy.replica import ReplicaEnergy
 from serving.errors import DeadlineExceeded
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.engine import EngineOptions, JobEngine
@@ -39,6 +40,7 @@ from tests.support.waiting import until as waiting_for
 
 LIMITS = clip_limits()
 MODEL = "vdit-nano"
+WATTS = 7.0
 QUICK = WorkerConfig(
     lease_s=0.6, poll_s=0.02, checkpoint_every=2, checkpoint_share=1.0, preview_every_s=0.05
 )  # however long a loaded machine takes to write a checkpoint
@@ -95,6 +97,7 @@ def build(
         checkpoints=Checkpoints(store, SECRET),
         files=OutputFiles(store),
         config=config,
+        energy=ReplicaEnergy(None, watts=WATTS),
     )
     return Worker(bench, denoising(DenoisingConfig(max_batch=max_batch, max_units=4)), LIMITS.io.request)
 
@@ -231,6 +234,7 @@ async def test_charge_is_corrected_by_what_the_job_took_when_it_ends(index: Redi
         job = jobs[job_id]
         assert (tenant, charged) == ("acme", Cost(job.predicted_j, job.predicted_s))
         assert actual.joules == pytest.approx(job.report["energy_j"])
+        assert actual.joules == pytest.approx(WATTS * actual.seconds)
         assert actual.seconds == pytest.approx(job.report["compute_ms"] / 1e3)  # type: ignore[operator]
     assert settled["video_a"][2].seconds > 0.0
 

@@ -8,11 +8,15 @@ from contextlib import aclosing, suppress
 
 from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame, Item
+from serving.energy.meter import Meter
+from serving.energy.replica import ReplicaEnergy
 from serving.errors import ServingError
 from serving.replica.chat.fake_engine import FakeChatEngine
 from serving.replica.chat.hub import ChoiceHub
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, Event
 
+WATTS = 5.0
+"""Declared power of a replica, which has no meter."""
 DELAY_S = 0.001
 """Time of a message from one side to the other."""
 
@@ -89,6 +93,7 @@ class Replica:
         interval_s: float = 0.0,
         linger_s: float = 1.0,
         max_kv_bytes: Mapping[str, int | None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -100,6 +105,7 @@ class Replica:
             max_running=max_running,
             max_waiting=max_waiting,
             interval_s=interval_s,
+            energy=ReplicaEnergy(meter, watts=WATTS),
             clock=asyncio.get_running_loop().time,
             linger_s=linger_s,
             max_kv_bytes=max_kv_bytes or {},

@@ -108,6 +108,7 @@ def test_environment_is_read_in_few_places(package: str) -> None:
         "serving.telemetry.exposition",  # prometheus-client's folder
         "serving.telemetry.tracing",  # OpenTelemetry's switches
         "serving.confined",  # a child's environment
+        "serving.energy.nvml",  # the GPUs that Ray has given to the process
         "serving.system.ray_env",  # Ray's switches; that of other processes, to know whose they are
         "serving.cli.loadtest_run",  # API keys of the tenants that it plays
         "loadtest.selfcheck",  # a child's environment

@@ -213,7 +213,7 @@ def report_of(job: JobRecord) -> Report:
     report = job.report
     return Report(
         operating_point=job.operating_point,
-        energy_j=report.get("energy_j", 0.0),
+        energy_j=report.get("energy_j"),
         energy_source=report.get("energy_source", "estimate"),
         queue_ms=report.get("queue_ms", 0.0),
         compute_ms=report.get("compute_ms", 0.0),

@@ -16,6 +16,7 @@ from serving.delivery.pipeline import retries_spent
 from serving.delivery.stream.links import ChatLinks, Route, SentChoices
 from serving.delivery.stream.wire import ChatDelta, ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
 from serving.domain import Degradation
+from serving.energy.spent import Spent, total
 from serving.errors import DeadlineExceeded, Draining, ReplicaLost, ServingError
 from serving.telemetry.tracing import traceparent
 
@@ -127,9 +128,9 @@ class Generation:
         self._has_given = False
         self._num_lost = self._num_refused = 0
         self._avoid: tuple[str, ...] = ()
-        self._spent_s = 0.0
+        self._spent = Spent()
         self._num_unsettled = 0
-        self._settle: Callable[[float], None] | None = None
+        self._settle: Callable[[Spent], None] | None = None
         self._say: Callable[[ChatDelta], None] = lambda _: None
         retries.add_request(clock())
         self._sent = self._start()
@@ -240,9 +241,9 @@ class Generation:
             answer_s=delta.answer_s,
         )
 
-    def close(self, settle: Callable[[float], None]) -> None:
-        """Free whatever still runs, at once. ``settle`` is called once, with the busy seconds that the choices have
-        taken as their replica says: now if all have ended, else when it has answered. What a lost replica had not said
+    def close(self, settle: Callable[[Spent], None]) -> None:
+        """Free whatever still runs, at once. ``settle`` is called once, with what the choices have taken as their
+        replica says: now if all have ended, else when it has answered. What a lost replica had not said
         is not known, and counts for nothing."""
         self._timer.cancel()
         self._settle = settle
@@ -254,21 +255,21 @@ class Generation:
         self._num_unsettled += 1
         self._sent.close(self._took)
 
-    def _took(self, seconds: float) -> None:
-        self._spent_s += seconds
+    def _took(self, spent: Spent) -> None:
+        self._spent = total((self._spent, spent))
         self._num_unsettled -= 1
         self._settle_if_over()
 
     def _settle_if_over(self) -> None:
         if self._settle is not None and not self._num_unsettled:
             settle, self._settle = self._settle, None
-            settle(self._spent_s)
+            settle(self._spent)
 
     # -- sums --------------------------------------------------------------------------------------------------------
 
-    def used_s(self) -> float:
-        """Busy seconds that the choices took, as their replica says."""
-        return self._spent_s + self._sent.used_s
+    def spent(self) -> Spent:
+        """What the choices took, as their replica says."""
+        return total((self._spent, self._sent.spent))
 
     @property
     def queue_s(self) -> float:

@@ -2,7 +2,7 @@
 
     start(choices, listener) -> sent   one call to the replica that the router picks; the deltas of all calls to one
     listener.hear(index, item)         replica come on one stream (serving.replica.chat.hub says why)
-    sent.close(settle)                 frees what runs, at once; settle(busy seconds) when the replica has said them
+    sent.close(settle)                 frees what runs, at once; settle(spent) when the replica has said what it took
 
 A session is a call whose stream may carry the deltas of other calls, too. When it breaks, everything that it carried is
 lost with it, and every listener hears so once.
@@ -22,6 +22,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.delivery.pipeline import is_cancelled_itself, is_replica_lost
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, Frame, Item
+from serving.energy.meter import ESTIMATE
+from serving.energy.spent import Spent, total
 from serving.errors import BackendError, EngineFailed, ReplicaLost, ServingError
 
 _log = structlog.get_logger(__name__)
@@ -56,7 +58,7 @@ class ReplicaCalls(Protocol):
         """Call ``ChoiceHub.open`` of the replica that the router picks."""
         ...
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, Spent]:
         """Call ``ChoiceHub.cancel`` of that replica."""
         ...
 
@@ -79,9 +81,9 @@ class HandleCalls:
         )
         return cast(OpenCall, call)
 
-    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, float]:
+    async def cancel(self, replica_id: str, gateway: str, ids: list[int]) -> Mapping[int, Spent]:
         """See ``ReplicaCalls``."""
-        return cast(Mapping[int, float], await self._cancel.remote(gateway, ids, replica=replica_id))
+        return cast(Mapping[int, Spent], await self._cancel.remote(gateway, ids, replica=replica_id))
 
     def is_lost(self, error: BaseException) -> bool:
         """See ``ReplicaCalls``."""
@@ -112,24 +114,26 @@ class SentChoices:
     def __init__(self, links: ChatLinks, ids: Sequence[int], listener: Listener) -> None:
         self.replica_id: str | None = None
         """Where the choices run; None until a replica has accepted them."""
+        self.energy_source = ESTIMATE
+        """Where its joules come from."""
         self.call: OpenCall | None = None
         self._links = links
         self._listener = listener
         self._index = {number: index for index, number in enumerate(ids)}
         self._open = set(ids)
-        self._used_s: dict[int, float] = {}
-        self._settle: Callable[[float], None] | None = None
+        self._spent: dict[int, Spent] = {}
+        self._settle: Callable[[Spent], None] | None = None
         self._is_over = asyncio.Event()
         self._is_closed = False
 
     @property
-    def used_s(self) -> float:
-        """Busy seconds of all choices, as far as the replica has said."""
-        return sum(self._used_s.values())
+    def spent(self) -> Spent:
+        """What all choices took, as far as the replica has said."""
+        return total(self._spent.values())
 
-    def close(self, settle: Callable[[float], None]) -> None:
-        """End the choices that have not ended; nothing more is told. ``settle`` is called once, with the busy seconds
-        that all have taken: at once if all have ended, else when the replica has answered, or is given up."""
+    def close(self, settle: Callable[[Spent], None]) -> None:
+        """End the choices that have not ended; nothing more is told. ``settle`` is called once, with what all have
+        taken: at once if all have ended, else when the replica has answered, or is given up."""
         if self._is_closed:
             raise RuntimeError("choices are closed once")
         self._is_closed, self._settle = True, settle
@@ -151,7 +155,8 @@ class SentChoices:
 
     def put(self, item: Item, ends: bool) -> None:
         """An item came; ``ends``: it is the choice's last."""
-        self._used_s[item.id] = item.used_s if isinstance(item, Failure) else item.prefill_s + item.decode_s
+        used_s = item.used_s if isinstance(item, Failure) else item.prefill_s + item.decode_s
+        self._spent[item.id] = Spent(used_s, item.joules, self.energy_source)
         if ends:
             self.end([item.id])
         if not self._is_closed:
@@ -162,10 +167,10 @@ class SentChoices:
         if not self._is_closed:
             self._listener.fail(error)
 
-    def took(self, used_s: Mapping[int, float]) -> None:
+    def took(self, spent: Mapping[int, Spent]) -> None:
         """The replica has ended choices, and says what they took."""
-        self._used_s.update(used_s)
-        self.end(used_s)
+        self._spent.update(spent)
+        self.end(spent)
 
     def end(self, ids: Collection[int]) -> None:
         """Nothing more will be heard of these."""
@@ -182,7 +187,7 @@ class SentChoices:
         self._is_over.set()
         if self._settle is not None:
             settle, self._settle = self._settle, None
-            settle(self.used_s)
+            settle(self.spent)
 
 
 class ChatLinks:
@@ -267,7 +272,7 @@ class ChatLinks:
         return EngineFailed("the model's server failed on this request; retry")
 
     def _accepted(self, frame: Accepted, sent: SentChoices) -> None:
-        sent.replica_id = frame.replica_id
+        sent.replica_id, sent.energy_source = frame.replica_id, frame.energy_source
         carrier = self._sessions.get(frame.session)
         if carrier is None:  # its stream broke while this answer was on its way
             self._fail(sent, _lost())
@@ -312,9 +317,9 @@ class ChatLinks:
         ids = list(sent.open_ids)
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
-                used_s = await self._calls.cancel(replica_id, self._gateway, ids)
-                sent.took(used_s)
-                self._end(sent, tuple(used_s))
+                spent = await self._calls.cancel(replica_id, self._gateway, ids)
+                sent.took(spent)
+                self._end(sent, tuple(spent))
                 await sent.ended()
         except Exception as error:  # the replica is gone or hangs; its deadline ends what it still has
             _log.warning("cancel failed", replica_id=replica_id, error=type(error).__name__)

@@ -4,7 +4,7 @@
     replica -> gateway   the first frame: Accepted; then, if no stream of this gateway was open, the deltas of ALL its
                          choices: the first token and the end at once, the rest in frames 20 ms apart, until
                          there has been nothing to say for a while
-    gateway -> replica   cancel(gateway, ids) -> busy seconds that each has taken
+    gateway -> replica   cancel(gateway, ids) -> what each has taken
 
 Deadlines travel as seconds remaining, because monotonic clocks of two nodes have nothing in common.
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from serving.energy.meter import ESTIMATE
 from serving.errors import ServingError
 
 
@@ -106,10 +107,12 @@ class ChoiceStart(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """The first frame of every call. ``session`` is that of the call whose stream carries this call's deltas."""
+    """The first frame of every call. ``session`` is that of the call whose stream carries this call's deltas,
+    ``energy_source`` where the joules of this replica come from."""
 
     replica_id: str
     session: int
+    energy_source: str = ESTIMATE
 
 
 class Delta(NamedTuple):
@@ -129,14 +132,17 @@ class Delta(NamedTuple):
     """The same from then on."""
     answer_s: float
     """Time since its first token."""
+    joules: float | None = None
+    """Of a choice that ends here, ``Accepted.energy_source`` says; None: nothing."""
 
 
 class Failure(NamedTuple):
-    """A choice ended in an error, after so many busy seconds."""
+    """A choice ended in an error, after so many busy seconds and joules."""
 
     id: int
     error: ServingError
     used_s: float
+    joules: float | None = None
 
 
 Item: TypeAlias = Delta | Failure

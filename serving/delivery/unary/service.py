@@ -46,6 +46,7 @@ from serving.domain import (
     UnaryReply,
     UnaryRequest,
 )
+from serving.energy.spent import total
 from serving.errors import (
     InvalidRequest,
     ServingError,
@@ -293,8 +294,9 @@ class UnaryRequests:
     ) -> Fetch[StoredAnswer, SampleOutcome]:
         async def run(places: Sequence[int], reservation: Reservation) -> list[SampleOutcome]:
             def settle(outcomes: Sequence[SampleOutcome]) -> None:
-                seconds = sum(outcome.compute_s for outcome in outcomes)
-                reservation.settle(seconds * model.points.watts, seconds)
+                spent = total(outcome.spent for outcome in outcomes).charged(model.points.watts)
+                reservation.settle(spent.joules or 0.0, spent.seconds)
+                self._pipeline.spent(model.card.id, request.tenant, choice.point.name, spent)
 
             samples = [self._sample(model, rows[place], request, choice, deadline_s) for place in places]
             return await model.dispatcher.run(samples, choice.busy_s * len(samples), settle)
@@ -410,15 +412,13 @@ def _report(
 ) -> Report:
     fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
     hits = sum(isinstance(outcome, StoredAnswer) for outcome in outcomes)
-    compute_s = sum(answer.compute_s for answer in fresh)
     degraded = (
         request.budget.degraded + choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
     )
-    return Report.estimated(
+    return Report.of(
+        total(answer.spent for answer in fresh),
         operating_point=choice.point.name,
-        watts=model.points.watts,
         queue_s=max((answer.queue_s for answer in fresh), default=0.0),
-        compute_s=compute_s,
         cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",
         degraded=degraded,
         degradation=degradation,

@@ -13,6 +13,8 @@ import numpy as np
 
 from models.contract import Value
 from models.inputs import Array, Inputs
+from serving.energy.meter import ESTIMATE
+from serving.energy.spent import Spent
 from serving.errors import ServingError
 
 Packed: TypeAlias = tuple[str, tuple[int, ...], bytes]
@@ -44,20 +46,35 @@ class SampleCall(NamedTuple):
 
 
 class SampleAnswer(NamedTuple):
-    """One row's answer. ``compute_s`` is the row's share of the batches it was in."""
+    """One row's answer. ``compute_s`` is the row's share of the batches it was in, ``joules`` what the replica's meter,
+    ``source``, says of it; None: nothing."""
 
     outputs: Mapping[str, Packed]
     exit_index: int
     degraded: bool
     queue_s: float
     compute_s: float
+    joules: float | None = None
+    source: str = ESTIMATE
+
+    @property
+    def spent(self) -> Spent:
+        """What it took."""
+        return Spent(self.compute_s, self.joules, self.source)
 
 
 class SampleFailure(NamedTuple):
-    """One row without an answer, or whose caller left. ``compute_s`` as above: what ran, ran."""
+    """One row without an answer, or whose caller left. ``compute_s`` and ``joules`` as above: what ran, ran."""
 
     error: ServingError
     compute_s: float
+    joules: float | None = None
+    source: str = ESTIMATE
+
+    @property
+    def spent(self) -> Spent:
+        """What it took."""
+        return Spent(self.compute_s, self.joules, self.source)
 
 
 SampleOutcome: TypeAlias = SampleAnswer | SampleFailure

@@ -15,6 +15,8 @@ from ray import serve
 
 from serving.config import ResolvedConfig, ResolvedModel, StreamOptions
 from serving.delivery.stream.wire import ChoiceStart, Frame, HeldImages
+from serving.energy.choose import replica_energy
+from serving.energy.spent import Spent
 from serving.replica.chat.base import ChatEngine, EngineStats
 from serving.replica.chat.hub import ChoiceHub
 from serving.stores.tenants import build_watch
@@ -41,6 +43,7 @@ class Vlm:
         tenants = LiveTenants(config.settings.tenants)
         self._watch = build_watch(config, tenants)
         await self._watch.begin()
+        self._energy = replica_energy(model, config.settings.energy.meter, tell, model.watts)
         self._hub = ChoiceHub(
             self._engine,
             serve.get_replica_context().replica_id.unique_id,
@@ -52,9 +55,11 @@ class Vlm:
             weights=tenants.weights,
             max_kv_bytes=tenants.view(lambda tenant: tenant.max_kv_bytes),
             watts=model.watts,
+            energy=self._energy,
         )
         self._held = HeldImages()
         self._num_reports = 0
+        self._meter = asyncio.get_running_loop().create_task(self._energy.run())
         self._reporter = asyncio.get_running_loop().create_task(self._report(model.id, tell))
         freeze_start_up()
         seconds = round(time.monotonic() - started_s, 2)
@@ -75,7 +80,7 @@ class Vlm:
             self._held.add(image.key for image in start.request.images)
         return self._hub.open(gateway, session, starts)
 
-    async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> dict[int, float]:
+    async def cancel(self, gateway: str, ids: Sequence[int], *, replica: str = "") -> dict[int, Spent]:
         """See ``ChoiceHub.cancel``. ``replica`` is read by the request router, not here."""
         return self._hub.cancel(gateway, ids)
 
@@ -102,6 +107,7 @@ class Vlm:
     async def __del__(self) -> None:
         """Serve awaits this once the calls in flight are done."""
         self._reporter.cancel()
+        self._meter.cancel()
         await self._hub.stop()
         await self._engine.stop()
         await self._watch.stop()

@@ -30,6 +30,9 @@ from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_time import SharedTime
 from schedulers.types import RejectReason
 from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
+from serving.energy.meter import ESTIMATE
+from serving.energy.replica import ReplicaEnergy
+from serving.energy.spent import Spent
 from serving.errors import (
     DeadlineExceeded,
     Draining,
@@ -62,6 +65,8 @@ class _Running:
     """Reading of the shared clock when it got its slot."""
     used_s: float = 0.0
     """Its share of the busy time, once it is off the engine."""
+    told: Spent = field(default_factory=Spent)
+    """What its gateway hears that it took."""
 
     def used_until(self, reading: float) -> float:
         """Its share so far."""
@@ -160,6 +165,7 @@ class ChoiceHub:
         weights: Weights = EQUAL,
         max_kv_bytes: Mapping[str, int | None] = MappingProxyType({}),
         watts: float = 1.0,
+        energy: ReplicaEnergy | None = None,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -181,6 +187,9 @@ class ChoiceHub:
         self._interval_s = interval_s
         self._linger_s = linger_s
         self._time = SharedTime()
+        self._energy = energy
+        if energy is not None:
+            energy.work_s = self._time.busy_s
         self._boxes: dict[str, _Outbox] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -196,25 +205,31 @@ class ChoiceHub:
         for start in starts:
             self._begin(box, start)
         try:
-            yield Accepted(self._replica_id, carrier)
+            yield Accepted(self._replica_id, carrier, self.energy_source)
             while is_carrier and (items := await box.take(self._linger_s, self._interval_s)) is not None:
                 yield items
         finally:
             if is_carrier:
                 self._close(gateway, box)
 
-    def cancel(self, gateway: str, ids: Sequence[int]) -> dict[int, float]:
-        """End choices at once. Returns the busy seconds that each has taken. Ids that are not in it have ended: what
+    def cancel(self, gateway: str, ids: Sequence[int]) -> dict[int, Spent]:
+        """End choices at once. Returns what each has taken. Ids that are not in it have ended: what
         they took is said by their last item."""
         box = self._boxes.get(gateway)
         choices = box.choices if box is not None else {}
         reading = self._time.read(self._clock())
-        used_s: dict[int, float] = {}
+        spent: dict[int, Spent] = {}
         for number in ids:
             choice = choices.get(number)
             if choice is not None and choice.task is not None and choice.task.cancel():
-                used_s[number] = choice.used_until(reading)
-        return used_s
+                spent[number] = self._spend(choice, choice.used_until(reading))
+        return spent
+
+    def _spend(self, choice: _Running, used_s: float) -> Spent:
+        """What is said of a choice that ends: once."""
+        joules = None if self._energy is None else self._energy.take(used_s)
+        choice.told = Spent(used_s, joules, self.energy_source)
+        return choice.told
 
     def _close(self, gateway: str, box: _Outbox) -> None:
         box.session = None
@@ -223,6 +238,11 @@ class ChoiceHub:
         for choice in box.choices.values():
             if choice.task is not None:
                 choice.task.cancel()
+
+    @property
+    def energy_source(self) -> str:
+        """Where its joules come from."""
+        return ESTIMATE if self._energy is None else self._energy.source
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
@@ -260,12 +280,14 @@ class ChoiceHub:
         box.choices[start.id] = choice
         choice.task = asyncio.get_running_loop().create_task(self._run(box, choice, start), context=Context())
         self._tasks.add(choice.task)
-        choice.task.add_done_callback(lambda task: self._ended(task, box, start.id))
+        choice.task.add_done_callback(lambda task: self._ended(task, box, choice, start.id))
 
-    def _ended(self, task: asyncio.Task[None], box: _Outbox, number: int) -> None:
+    def _ended(self, task: asyncio.Task[None], box: _Outbox, choice: _Running, number: int) -> None:
         """Also for a task that was cancelled before its first step."""
         self._tasks.discard(task)
         box.choices.pop(number, None)
+        if self._energy is not None:
+            self._energy.forgo(max(0.0, choice.used_s - choice.told.seconds))
         if task.cancelled():
             self._tell(ChoiceEndedEarly(self._model, "cancelled"))
 
@@ -332,7 +354,8 @@ class ChoiceHub:
 
     def _fail(self, box: _Outbox, choice: _Running, number: int, error: ServingError) -> None:
         self._tell(ChoiceEndedEarly(self._model, error.code))
-        box.put(Failure(number, error, choice.used_s), is_urgent=True)
+        spent = self._spend(choice, choice.used_s)
+        box.put(Failure(number, error, spent.seconds, spent.joules), is_urgent=True)
 
     async def _explained(self, error: EngineFailed) -> ServingError:
         """A dead engine is a lost replica: the request may be sent to another one, and no more may come here."""
@@ -358,6 +381,8 @@ class ChoiceHub:
                 if is_first:
                     self._tell(FirstToken(self._model, self._clock() - arrived_s, started_s - arrived_s))
                 if (item := teller.add(delta)) is not None:
+                    if item.finish_reason is not None:
+                        item = item._replace(joules=self._spend(choice, item.prefill_s + item.decode_s).joules)
                     box.put(item, is_urgent=is_first or item.finish_reason is not None)
 
             try:
@@ -365,7 +390,8 @@ class ChoiceHub:
             finally:
                 now_s = self._clock()
                 choice.used_s = self._time.leave(now_s) - choice.started_at
-                record(start.traceparent, ("queue", started_s - arrived_s), ("run", now_s - started_s))
+                spans = (("queue", started_s - arrived_s), ("run", now_s - started_s))
+                record(start.traceparent, *spans, run=choice.told.attributes if choice.told.seconds else None)
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
         self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))

@@ -58,12 +58,14 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """One request after one step. ``compute_s`` is its share of the batch's time; ``figures``: what the family says of
-    the step; ``loads``: tokens that went to each expert, int64 (layers, experts), of a mixture of experts."""
+    """One request after one step. ``compute_s`` is its share of the batch's time, and ``joules`` of its energy, where
+    that is known; ``figures``: what the family says of the step; ``loads``: tokens that went to each expert, int64
+    (layers, experts), of a mixture of experts."""
 
     job_id: str
     step: int
     compute_s: float
+    joules: float | None = None
     held_bytes: int = 0
     figures: Figures = field(default_factory=dict)
     loads: Any = None

@@ -42,6 +42,9 @@ class JobReplica:
         self._parts: JobParts = build_parts(model, config, tenants, name, tell)
         await self._parts.start()
         self._reporter = asyncio.get_running_loop().create_task(self._parts.report(tell))
+        energy = self._parts.worker.bench.energy
+        assert energy is not None, "build_parts gives it one"
+        self._meter = asyncio.get_running_loop().create_task(energy.run())
         freeze_start_up()
         _log.info("job replica ready", model=model.id, seconds=round(time.monotonic() - started_s, 2))
 
@@ -67,5 +70,6 @@ class JobReplica:
     async def __del__(self) -> None:
         """Serve awaits this: running jobs go back into the queue at their next step boundary."""
         self._reporter.cancel()
+        self._meter.cancel()
         await self._parts.stop()
         await self._watch.stop()

@@ -20,7 +20,7 @@ from serving.replica.job.checkpoints import MAX_STORE_RETRY_S, Saving
 from serving.replica.job.held import Bench, HeldJob, known_error
 from serving.stores.jobs.base import JobError
 from serving.telemetry import tracing
-from serving.telemetry.events import JobCompleted, JobFailed
+from serving.telemetry.events import EnergySpent, JobCompleted, JobFailed
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class Ending:
             await self.end_unmade(held, error)
             return
         await self.renew(held)  # the record shows the last step, too
-        report, ttl_s = held.report(bench.config.watts), bench.config.ttl_s
+        report, ttl_s = held.report(bench.spent(held), bench.config.watts), bench.config.ttl_s
         is_ours = await self._persist(lambda: bench.index.complete(held.lease, artefacts, report, ttl_s))
         if is_ours:
             bench.tell(
@@ -58,7 +58,6 @@ class Ending:
                     tenant=held.job.owner,
                     stages_s=held.stages_s,
                     sparsity=held.means.get("sparsity", 0.0),
-                    joules=held.compute_s * bench.config.watts,
                 )
             )
             self._settle(held, bench.clock() - started_s)
@@ -139,7 +138,7 @@ class Ending:
 
     async def _fail(self, held: HeldJob, error: ServingError) -> None:
         bench, failure = self.bench, JobError(code=error.code, message=error.message, param=error.param)
-        report, ttl_s = held.report(bench.config.watts), bench.config.ttl_s
+        report, ttl_s = held.report(bench.spent(held), bench.config.watts), bench.config.ttl_s
         if await self._persist(lambda: bench.index.fail(held.lease, failure, report, ttl_s)):
             bench.tell(JobFailed(bench.model, error.code))
             self._settle(held, 0.0)
@@ -148,10 +147,15 @@ class Ending:
 
     def _settle(self, held: HeldJob, handed_in_s: float) -> None:
         """What attempts before this one took is not the tenant's fault: their replicas died."""
-        job, took_s, bench = held.job, held.compute_s, self.bench
+        job, bench = held.job, self.bench
+        spent = bench.spent(held)
+        charged = spent.charged(bench.config.watts)
+        joules = charged.joules or 0.0
         run_s = max(0.0, bench.clock() - held.claimed_s - handed_in_s)
-        tracing.record(job.traceparent, ("run", run_s), ("settle", handed_in_s))
-        bench.settle(job.owner, job.id, job.charged, Cost(took_s * bench.config.watts, took_s))
+        tracing.record(job.traceparent, ("run", run_s), ("settle", handed_in_s), run=spent.attributes)
+        bench.settle(job.owner, job.id, job.charged, Cost(joules, spent.seconds))
+        point = job.operating_point
+        bench.tell(EnergySpent(model=bench.model, tenant=job.owner, point=point, source=charged.source, joules=joules))
 
     async def _persist(self, write: Callable[[], Awaitable[bool]]) -> bool | None:
         """Until Redis has it or the lease is surely gone: what was made must not be lost to a short outage. None: it

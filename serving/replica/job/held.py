@@ -6,16 +6,19 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import structlog
 
 from schedulers.admission import Cost
 from schedulers.experts.skew import LoadSkew
+from serving.energy.meter import ESTIMATE
+from serving.energy.replica import ReplicaEnergy
+from serving.energy.spent import Spent
 from serving.errors import EngineFailed, ServingError
-from serving.replica.job.base import Admitted, Engine, JobInput, Outputs, StepDone
+from serving.replica.job.base import Admitted, Engine, JobInput, Outputs, StepDone, StepOutcome
 from serving.replica.job.checkpoints import Checkpoints
 from serving.replica.job.experts import ExpertMeter
 from serving.replica.job.outputs import OutputFiles
@@ -74,6 +77,8 @@ class HeldJob:
     """What the family said of the steps, added up."""
     peak_bytes: int = 0
     steps_run: int = 0
+    joules: float | None = 0.0
+    """Of ``compute_s``; None: the meter gave no reading for some of it."""
     preemptions: int = 0
     claimed_s: float = 0.0
     checkpoint_step: int = 0
@@ -89,12 +94,17 @@ class HeldJob:
 
     def add(self, done: StepDone) -> None:
         """One step more."""
+        self.spend(done.joules)
         self.step = done.step
         self.steps_run += 1
         self.denoise_s += done.compute_s
         self.peak_bytes = max(self.peak_bytes, done.held_bytes)
         for name, number in done.figures.items():
             self.figures[name] += number
+
+    def spend(self, joules: float | None) -> None:
+        """So many joules more."""
+        self.joules = None if joules is None or self.joules is None else self.joules + joules
 
     @property
     def compute_s(self) -> float:
@@ -113,12 +123,13 @@ class HeldJob:
         others = {name: total for name, total in self.figures.items() if not name.endswith("_s")}
         return {name: total / self.steps_run for name, total in others.items()}
 
-    def report(self, watts: float) -> dict[str, object]:
-        """The ``vireo`` block, and seconds of each stage."""
+    def report(self, spent: Spent, watts: float) -> dict[str, object]:
+        """The ``vireo`` block, and seconds of each stage. ``watts``: of what is charged where nothing was measured."""
         return {
             "operating_point": self.job.operating_point,
-            "energy_j": self.compute_s * watts,
-            "energy_source": "estimate",
+            "energy_j": spent.joules,
+            "energy_source": spent.source,
+            "charged_j": spent.charged(watts).joules,
             "queue_ms": 1e3 * self.queue_s,
             "compute_ms": 1e3 * self.compute_s,
             "stages_s": self.stages_s,
@@ -142,6 +153,28 @@ def _charge_as_predicted(tenant: str, job_id: str, charged: Cost, actual: Cost) 
     """Leave quotas alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class MeteredSlice:
+    """A call of the engine, as the account of energy knows it. None: nobody asks, or the engine does."""
+
+    energy: ReplicaEnergy | None
+    number: int
+
+    def over(self, held: HeldJob, told_s: float) -> None:
+        """It is over, and the job is told so many busy seconds."""
+        if self.energy is not None:
+            self.energy.slices.leave(self.number, told_s)
+            held.spend(self.energy.take(told_s))
+
+    def told(self, outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:
+        """It is over: the steps with their joules."""
+        if self.energy is None:
+            return list(outcomes)
+        self.energy.slices.leave(self.number, sum(one.compute_s for one in outcomes if isinstance(one, StepDone)))
+        take = self.energy.take
+        return [replace(one, joules=take(one.compute_s)) if isinstance(one, StepDone) else one for one in outcomes]
+
+
 @dataclass(slots=True, kw_only=True)
 class Bench:
     """What the parts of one worker share: its collaborators, and the jobs that it holds."""
@@ -155,6 +188,9 @@ class Bench:
     config: WorkerConfig = field(default_factory=WorkerConfig)
     tell: Sink = ignore
     settle: Settle = _charge_as_predicted
+    energy: ReplicaEnergy | None = None
+    engine_tells: bool = False
+    """Whether the engine itself asks ``energy`` what its steps took."""
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     skew: LoadSkew = field(init=False)
@@ -167,6 +203,16 @@ class Bench:
     def __post_init__(self) -> None:
         self.skew = LoadSkew(lambda: self.engine.placement)
         self.experts = ExpertMeter(self.model, self.tell)
+
+    def slice(self) -> MeteredSlice:
+        """A call of the engine begins."""
+        energy = None if self.engine_tells else self.energy
+        return MeteredSlice(energy, energy.slices.enter(self.clock()) if energy is not None else 0)
+
+    def spent(self, held: HeldJob) -> Spent:
+        """What this attempt at a job took."""
+        source = ESTIMATE if self.energy is None else self.energy.source
+        return Spent(held.compute_s, held.joules, source)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Every piece of work is kept, and none may die unheard."""

@@ -14,6 +14,8 @@ from schedulers.policies.denoising import DenoisingConfig
 from schedulers.policies.experts import denoising_with_experts
 from serving.config import JobOptions, ResolvedConfig, ResolvedModel
 from serving.delivery.job.base import found_variant
+from serving.energy.choose import replica_energy
+from serving.energy.replica import ReplicaEnergy
 from serving.errors import StoreUnavailable
 from serving.operating_points import step_cost
 from serving.replica.job.base import Engine
@@ -116,9 +118,11 @@ def build_worker(
     request: type[Any],
     bounds: DenoisingConfig,
     cost: CostModel,
+    energy: ReplicaEnergy | None = None,
     **options: Any,
 ) -> JobParts:
-    """Put a worker around an engine. ``request``: class of its payloads. ``options``: of ``WorkerConfig``.
+    """Put a worker around an engine. ``request``: class of its payloads. ``energy``: of an engine that asks it itself
+    what its steps took. ``options``: of ``WorkerConfig``.
 
     Raises: ConfigError: a store that cannot be used.
     """
@@ -139,6 +143,8 @@ def build_worker(
         ),
         tell=tell,
         settle=quotas.settle_job,
+        energy=energy or replica_energy(model, config.settings.energy.meter, tell, model.watts),
+        engine_tells=energy is not None,
     )
     worker = Worker(bench, denoising_with_experts(bounds, cost, bench.skew), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)

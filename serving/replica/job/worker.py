@@ -38,7 +38,7 @@ from schedulers.types import (
     UnitCancelled,
 )
 from serving.errors import Cancelled, DeadlineExceeded, EngineFailed, ServingError, StoreUnavailable
-from serving.replica.job.base import JobInput, StepDone, StepOutcome, tokens_of
+from serving.replica.job.base import Admitted, JobInput, StepDone, StepOutcome, tokens_of
 from serving.replica.job.checkpoints import Saving
 from serving.replica.job.ending import Ending
 from serving.replica.job.held import Bench, HeldJob, known_error
@@ -143,7 +143,7 @@ class Worker:
             inputs = await self.ending.insist(held, lambda: bench.files.inputs(job))
             held.wanted = self._input_of(job, inputs)
             snapshot = await self.ending.insist(held, lambda: bench.checkpoints.load(job))
-            held.admitted = await bench.engine.admit(job.id, held.wanted, snapshot)
+            held.admitted = await self._admitted(held, held.wanted, snapshot)
         except Exception as error:
             await self.ending.end_unmade(held, error)
             return
@@ -162,6 +162,15 @@ class Worker:
         if job.deadline_at_s is None or job.checkpoint_step or self.bench.wall_clock() < job.deadline_at_s:
             return
         raise DeadlineExceeded("the deadline passed while the job waited; allow more latency_ms, or retry later")
+
+    async def _admitted(self, held: HeldJob, wanted: JobInput, snapshot: bytes | None) -> Admitted:
+        metered, text_s = self.bench.slice(), 0.0
+        try:
+            admitted = await self.bench.engine.admit(held.job.id, wanted, snapshot)
+            text_s = admitted.text_s
+        finally:
+            metered.over(held, text_s)
+        return admitted
 
     def _input_of(self, job: JobRecord, inputs: Mapping[str, bytes]) -> JobInput:
         """Raises: EngineFailed: the payload was written for another version of the model."""
@@ -223,7 +232,7 @@ class Worker:
                 spawn(ending.give_back(held[job_id]))
 
     async def _run_step(self, batch: RunSlice) -> None:
-        bench, started_s = self.bench, self.bench.clock()
+        bench, started_s, metered = self.bench, self.bench.clock(), self.bench.slice()
         try:
             outcomes = await bench.engine.run_step(batch.unit_ids)
             if len(outcomes) != len(batch.unit_ids):
@@ -232,6 +241,7 @@ class Worker:
         except Exception as error:
             known = known_error(error)
             outcomes = [known for _ in batch.unit_ids]
+        outcomes = metered.told(outcomes)
         elapsed_s = bench.clock() - started_s
         results = tuple(
             self._account(job_id, outcome) for job_id, outcome in zip(batch.unit_ids, outcomes, strict=True)
@@ -269,12 +279,13 @@ class Worker:
 
     async def _decode(self, one: RunSlice) -> None:
         held = self.bench.held[one.unit_ids[0]]
-        started_s, held.stage = self.bench.clock(), "decode"
+        started_s, metered, held.stage = self.bench.clock(), self.bench.slice(), "decode"
         try:
             held.outputs = await self.bench.engine.decode(held.job.id)
         except Exception as error:
             held.error = known_error(error)
         held.decode_s = self.bench.clock() - started_s
+        metered.over(held, held.decode_s)
         results = (SliceResult(unit_id=held.job.id, failed=held.error is not None),)
         self._feed(SliceFinished(slice_id=one.slice_id, results=results, elapsed_s=held.decode_s))
 

@@ -18,6 +18,9 @@ from models.io import ImageIO
 from schedulers.types import Priority
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome, pack
+from serving.energy.choose import replica_energy
+from serving.energy.spent import Spent
+from serving.operating_points import points_of
 from serving.replica.driver import Answer, Call, Stay
 from serving.replica.staged.base import NOTHING_SET
 from serving.replica.staged.setup import build_driver, start_engine
@@ -46,8 +49,11 @@ class Classifier:
         tenants = LiveTenants(config.settings.tenants)
         self._watch = build_watch(config, tenants)
         await self._watch.begin()
-        self._driver = build_driver(model, self._engine, self._engine.measured, tell, tenants.weights)
+        self._energy = replica_energy(model, config.settings.energy.meter, tell, points_of(model).watts)
+        measured = self._engine.measured
+        self._driver = build_driver(model, self._engine, measured, tell, tenants.weights, self._energy)
         self._driver.start()
+        self._meter = asyncio.get_running_loop().create_task(self._energy.run())
         self._num_reports = 0
         self._calls: dict[str, Call] = {}
         self._jobs: JobParts | None = None
@@ -87,8 +93,9 @@ class Classifier:
             if sample.traceparent and isinstance(answer := stay.outcome, Answer):
                 run_s = answer.ended_s - now_s - answer.queue_s
                 ago_s = driver.clock() - answer.ended_s
-                tracing.record(sample.traceparent, ("queue", answer.queue_s), ("run", run_s), ago_s=ago_s)
-        return [_to_wire(stay) for stay in call.stays]
+                spans = (("queue", answer.queue_s), ("run", run_s))
+                tracing.record(sample.traceparent, *spans, ago_s=ago_s, run=driver.spent(stay).attributes)
+        return [_to_wire(stay, driver.spent(stay)) for stay in call.stays]
 
     async def leave(self, places: Mapping[str, Sequence[int]]) -> list[str]:
         """Callers of some samples of some calls have gone: the samples end at the next stage boundary, and their call
@@ -121,14 +128,15 @@ class Classifier:
             self._reporter.cancel()
             await self._jobs.stop()
         await self._driver.stop()
+        self._meter.cancel()
         self._engine.close()
         await self._watch.stop()
 
 
-def _to_wire(stay: Stay) -> SampleOutcome:
+def _to_wire(stay: Stay, spent: Spent) -> SampleOutcome:
     answer = stay.outcome
     if isinstance(answer, Answer):
         outputs = pack(answer.outputs)
-        return SampleAnswer(outputs, answer.exit_index, answer.degraded, answer.queue_s, answer.compute_s)
+        return SampleAnswer(outputs, answer.exit_index, answer.degraded, answer.queue_s, *spent)
     assert answer is not None
-    return SampleFailure(answer, stay.compute_s)
+    return SampleFailure(answer, *spent)

@@ -23,6 +23,7 @@ from schedulers.cost import CostModel
 from schedulers.policies.denoising import DenoisingConfig
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
 from serving.delivery.unary.wire import RowsAsked
+from serving.energy.spent import total
 from serving.errors import Cancelled, EngineFailed, QueueFull
 from serving.operating_points import parted
 from serving.replica.driver import Answer, Driver, Stay
@@ -58,6 +59,7 @@ def build_row_jobs(
         request=RowsAsked,
         bounds=bounds,
         cost=CostModel(watts=model.watts),
+        energy=driver.energy,
     )
 
 
@@ -117,7 +119,8 @@ class RowJobs:
         held = self._find(job_id)
         rows = zip(held.rows, held.stays, strict=True)
         answers = await asyncio.gather(*(self._answer(held.wanted, *row) for row in rows), return_exceptions=True)
-        done = StepDone(job_id=job_id, step=1, compute_s=sum(stay.compute_s for stay in held.stays))
+        took = total(map(self._driver.spent, held.stays))
+        done = StepDone(job_id=job_id, step=1, compute_s=took.seconds, joules=took.joules)
         for answer in answers:
             if isinstance(answer, Cancelled):  # it has ended, and is charged for what it took
                 return done

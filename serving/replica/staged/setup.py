@@ -11,6 +11,7 @@ from schedulers.cost import measured_stages
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.policies.exits import ExitConfig, early_exits
 from serving.config import ResolvedModel, UnaryOptions
+from serving.energy.replica import ReplicaEnergy
 from serving.operating_points import points_of, sizes_of_rows
 from serving.replica.driver import Driver
 from serving.replica.staged.base import Measured, StagedEngine
@@ -36,6 +37,7 @@ def build_driver(
     measured: Measured | None,
     tell: Sink,
     weights: Weights = EQUAL,
+    energy: ReplicaEnergy | None = None,
 ) -> Driver:
     """Put scheduler and driver around an engine. ``measured``: where no table says it; ``weights``: of tenants."""
     family, points = family_for(model.family, model.variant), points_of(model)
@@ -51,4 +53,5 @@ def build_driver(
         size_of=sizes_of_rows(family, model.variant.io, points.work, cost),
         model=model.id,
         tell=tell,
+        energy=energy,
     )

@@ -141,7 +141,8 @@ class JobRecord:
         """What a job that is over has taken. One that nobody ran to its end and that was cancelled: the steps that an
         earlier attempt has left in a checkpoint. What attempts took whose replicas died is not the owner's fault."""
         if "compute_ms" in self.report:
-            return Cost(self.report["energy_j"], self.report["compute_ms"] / 1e3)
+            charged_j = self.report.get("charged_j", self.report.get("energy_j"))
+            return Cost(charged_j or 0.0, self.report["compute_ms"] / 1e3)
         is_cancelled = self.error is not None and self.error.code == CANCELLED
         done = self.checkpoint_step / max(1, self.num_steps) if is_cancelled else 0.0
         return Cost(done * self.predicted_j, done * self.predicted_s)

@@ -24,6 +24,7 @@ from serving.delivery.stream.generation import Generation, Plan, StoredChat
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineImage, EngineRequest
 from serving.domain import RANKS, ImagePart, Report
+from serving.energy.spent import Spent
 from serving.errors import InvalidRequest
 from serving.media.pool import Caller
 from serving.media.prepare import PreparedImage
@@ -274,7 +275,15 @@ class ChatService:
     @contextmanager
     def _generating(self, ready: _Ready, reservation: Reservation) -> Iterator[Generation]:
         """Whatever ends this frees the engine, and charges what it did as soon as that is known."""
-        watts, model, count = ready.model.watts, ready.model.card.id, ready.plan.num_choices
+        model, count = ready.model.card.id, ready.plan.num_choices
+
+        def settle(spent: Spent) -> None:
+            charged = spent.charged(ready.model.watts)
+            reservation.settle(charged.joules or 0.0, charged.seconds)
+            tiles = ready.plan.max_tiles
+            point = "default" if tiles is None else f"max_tiles={tiles}"  # a cap in tokens makes no other work
+            self._pipeline.spent(model, ready.request.tenant, point, charged)
+
         try:
             generation = self._generation(ready)
         except BaseException:
@@ -285,7 +294,7 @@ class ChatService:
             yield generation
         finally:
             self._num_open[model] -= count
-            generation.close(lambda seconds: reservation.settle(seconds * watts, seconds))
+            generation.close(settle)
 
     def _generation(self, ready: _Ready) -> Generation:
         model, request = ready.model, ready.request
@@ -313,7 +322,7 @@ class ChatService:
             image_tokens=ready.image_tokens,
             cached_tokens=found.prompt_tokens,
         )
-        yield self._answered(ready, usage, _report(ready, 0.0, 0.0, "hit", ()))
+        yield self._answered(ready, usage, _report(ready, 0.0, Spent(), "hit", ()))
 
     def _end(self, ready: _Ready, generation: Generation) -> ChatEnd:
         usage = Usage(
@@ -323,7 +332,7 @@ class ChatService:
             cached_tokens=generation.cached_tokens,
         )
         capped = ("max_tokens",) if generation.is_capped else ()
-        report = _report(ready, generation.queue_s, generation.used_s(), "miss", capped)
+        report = _report(ready, generation.queue_s, generation.spent(), "miss", capped)
         return self._answered(ready, usage, report)
 
     def _answered(self, ready: _Ready, usage: Usage, report: Report) -> ChatEnd:
@@ -361,16 +370,15 @@ class ChatService:
         )
 
 
-def _report(ready: _Ready, queue_s: float, compute_s: float, cache: str, capped: tuple[str, ...]) -> Report:
+def _report(ready: _Ready, queue_s: float, spent: Spent, cache: str, capped: tuple[str, ...]) -> Report:
     plan = ready.plan
     lowered = (*(("max_tiles",) if plan.is_coarser else ()), *capped)
     degradation = plan.degradation if lowered else None
     load = ("load",) if degradation is not None and "load" in degradation.reasons else ()
-    return Report.estimated(
+    return Report.of(
+        spent,
         operating_point=plan.point,
-        watts=ready.model.watts,
         queue_s=queue_s,
-        compute_s=compute_s,
         cache=cache,
         degraded=(*ready.request.budget.degraded, *lowered, *load),
         degradation=degradation,

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from serving.client.pictures import BadPicture, Drawing, Picture, load_picture
-from serving.client.told import Failed, plain, reduced, whole
+from serving.client.told import Failed, joules, plain, reduced, whole
 from serving.tasks.chat.client import Answer, ChatClient
 
 HELP = """\
@@ -106,7 +106,7 @@ def stats_line(answer: Answer) -> str:
     if report:
         words += [
             f"{report['operating_point']}",
-            f"{report['energy_j']:.3g} J ({report['energy_source']})",
+            joules(report, ".3g"),
             f"queue {report['queue_ms']:.1f} ms, compute {report['compute_ms']:.1f} ms",
             f"cache {report['cache']}",
             reduced(report),

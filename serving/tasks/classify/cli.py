@@ -25,7 +25,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import asked_plainly, plain, reduced, show_table
+from serving.client.told import asked_plainly, joules, plain, reduced, show_table
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +104,7 @@ def _print(files: list[Path], answer: dict[str, Any]) -> None:
     show_table(("file", "label", "score", "exit", "others"), rows)
     report = answer["vireo"]
     line = (
-        f"operating point {report['operating_point']}\n{report['energy_j']:.4f} J ({report['energy_source']}), "
+        f"operating point {report['operating_point']}\n{joules(report, '.4f')}, "
         f"queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, cache {report['cache']}"
         + (f", {words}" if (words := reduced(report)) else "")
     )

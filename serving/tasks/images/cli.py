@@ -26,7 +26,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import Failed, asked_plainly, plain, reduced, whole
+from serving.client.told import Failed, asked_plainly, joules, plain, reduced, whole
 
 _PATH = "/v1/images"
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -128,8 +128,8 @@ def _made(paths: Sequence[Path], seeds: Sequence[int]) -> str:
 
 def _report(report: Mapping[str, Any]) -> str:
     return (
-        f"operating point {report['operating_point']}, {report['energy_j']:.4f} J "
-        f"({report['energy_source']}), queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, "
+        f"operating point {report['operating_point']}, {joules(report, '.4f')}, "
+        f"queue {report['queue_ms']:.2f} ms, compute {report['compute_ms']:.2f} ms, "
         f"cache {report['cache']}" + (f", {words}" if (words := reduced(report)) else "")
     )
 

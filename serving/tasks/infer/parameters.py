@@ -145,10 +145,13 @@ def _real(sent: Mapping[str, Parameter], name: str, fallback: float | None) -> f
 
 
 def report_parameters(report: Report) -> dict[str, str | float]:
-    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, objects as JSON."""
+    """Return the report as response parameters: ``vireo_`` and the field; lists comma-separated, objects as JSON.
+    Joules that are not known are left out: a parameter cannot be null."""
     values = {field.name: getattr(report, field.name) for field in fields(report)}
     if values.pop("degradation") is not None:
         values["degradation"] = orjson.dumps(report.degradation).decode()
+    if report.energy_j is None:
+        del values["energy_j"]
     values["degraded"] = ",".join(report.degraded)
     values["guard"] = orjson.dumps(report.guard).decode()
     return {f"vireo_{name}": value for name, value in values.items()}

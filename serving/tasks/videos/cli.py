@@ -24,7 +24,7 @@ from serving.client.options import (
     UrlOption,
     given,
 )
-from serving.client.told import Failed, asked_plainly, plain, reduced, whole
+from serving.client.told import Failed, asked_plainly, joules, plain, reduced, whole
 
 if TYPE_CHECKING:
     from serving.client.jobs import JobClient
@@ -146,8 +146,8 @@ def _report(job: dict[str, Any], path: Path, as_json: bool) -> None:
     took = [f"{block['num_steps']} steps", f"seed {settings['seed']}", str(block["operating_point"])]
     if job.get("inference_time_s") is not None:
         took.append(f"{job['inference_time_s']:.1f} s")
-    if block.get("energy_j") is not None:
-        took.append(f"{block['energy_j']:.1f} J ({block['energy_source']})")
+    if "energy_j" in block:
+        took.append(joules(block, ".1f"))
     if words := reduced(block):
         took.append(words)
     typer.echo(plain(f"{path}: {job['size']}, {settings['num_frames']} frames, {job['seconds']} s; {', '.join(took)}"))

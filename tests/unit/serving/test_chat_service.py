@@ -59,7 +59,7 @@ from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
 from serving.telemetry.events import ChatAnswered, ChatRetried, Event
-from tests.support.chat_replicas import LocalCalls, Replica
+from tests.support.chat_replicas import WATTS, LocalCalls, Replica
 from tests.support.fake_service import make_chat_card
 from tests.support.memory_results import MemoryResults
 from tests.support.virtual_loop import run_virtual
@@ -68,7 +68,6 @@ MODEL = "fake-chat"
 ANSWER = "the answer of the fake engine, " * 8
 STEPS = len(ANSWER) // 4
 STEP_S = 0.01
-WATTS = 5.0
 
 
 class Images:

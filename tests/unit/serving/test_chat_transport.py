@@ -11,6 +11,8 @@ import pytest
 
 from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, Delta, EngineRequest, Failure, FinishReason, Item
+from serving.energy.estimate import EstimateMeter
+from serving.energy.spent import Spent
 from serving.errors import (
     DeadlineExceeded,
     Draining,
@@ -21,7 +23,7 @@ from serving.errors import (
     TooManyBytes,
 )
 from serving.replica.chat.fake_engine import FakeChatEngine
-from tests.support.chat_replicas import LocalCalls, Mailbox, Replica, engine_request
+from tests.support.chat_replicas import WATTS, LocalCalls, Mailbox, Replica, engine_request
 from tests.support.virtual_loop import run_virtual
 
 LONG = "a long answer that takes its time. " * 8
@@ -237,13 +239,14 @@ def test_who_closes_is_told_what_the_replica_has_done(wait_s: float, steps: int,
     async def run() -> None:
         replica = Replica("r", engine(), max_running=2)
         links = ChatLinks(LocalCalls(replica), "g")
-        mailbox, bills = start(links, 3, is_streamed=is_streamed), list[float]()
+        mailbox, bills = start(links, 3, is_streamed=is_streamed), list[Spent]()
         await asyncio.sleep(wait_s)
         mailbox.close(bills.append)
         assert links.num_open == 0
         await settled(replica)
         # Two ran together and shared the time; the third waited.
-        assert bills == [pytest.approx(0.01 * steps, abs=0.01)]
+        assert [bill.seconds for bill in bills] == [pytest.approx(0.01 * steps, abs=0.01)]
+        assert bills[0].joules == pytest.approx(WATTS * bills[0].seconds)
 
     run_virtual(run())
 
@@ -253,32 +256,34 @@ async def test_a_choice_that_ends_while_it_is_cancelled_tells_its_whole_cost() -
     replica = Replica("r", engine())
     whole_s = 0.01 * (len(LONG) // 4)
     for early_s in (0.003, 0.002, 0.001, 0.0005, 0.0):
-        links, bills = ChatLinks(LocalCalls(replica), f"g{early_s}"), list[float]()
+        links, bills = ChatLinks(LocalCalls(replica), f"g{early_s}"), list[Spent]()
         mailbox = start(links, is_streamed=False)
         await asyncio.sleep(whole_s + 0.001 - early_s)
         mailbox.close(bills.append)
         await settled(replica)
-        assert bills == [pytest.approx(whole_s, abs=0.01)]
+        assert [bill.seconds for bill in bills] == [pytest.approx(whole_s, abs=0.01)]
+        assert bills[0].joules == pytest.approx(WATTS * bills[0].seconds)
 
 
 @virtual
 async def test_a_choice_whose_deadline_passes_tells_its_cost() -> None:
-    replica, bills = Replica("r", engine()), list[float]()
+    replica, bills = Replica("r", engine()), list[Spent]()
     mailbox = start(ChatLinks(LocalCalls(replica), "g"), is_streamed=False, remaining_s=0.1)
     assert isinstance(await last(mailbox), DeadlineExceeded)
     mailbox.close(bills.append)
-    assert bills == [pytest.approx(0.1, abs=0.01)]
+    assert [bill.seconds for bill in bills] == [pytest.approx(0.1, abs=0.01)]
+    assert bills[0].joules == pytest.approx(WATTS * bills[0].seconds)
 
 
 @virtual
 async def test_a_replica_that_is_gone_costs_nothing_more() -> None:
-    replica, bills = Replica("r", engine()), list[float]()
+    replica, bills = Replica("r", engine()), list[Spent]()
     mailbox = start(ChatLinks(LocalCalls(replica), "g"), is_streamed=False)
     await asyncio.sleep(0.1)
     await replica.kill()
     mailbox.close(bills.append)
     await asyncio.sleep(0.1)
-    assert bills == [0.0]
+    assert bills == [Spent()]
 
 
 @virtual
@@ -430,6 +435,25 @@ async def test_stopping_links_breaks_everything_off() -> None:
     await asyncio.sleep(0.1)
     await links.stop()
     assert isinstance(await last(mailbox), ReplicaLost)
+
+
+@virtual
+async def test_every_busy_second_is_told_once_or_forgone_however_choices_end() -> None:
+    replica = Replica("r", engine(), max_running=3, meter=EstimateMeter(lambda: 0.0, WATTS))
+    account = replica.hub._energy._account  # type: ignore[union-attr]
+    links, dying = ChatLinks(LocalCalls(replica), "g"), LocalCalls(replica)
+    lost, bills = ChatLinks(dying, "dying"), list[Spent]()
+    for number in range(12):
+        mailbox = start(lost if number == 3 else links, remaining_s=0.2 if number == 4 else 60.0)
+        await asyncio.sleep(0.05)
+        if number % 3 == 0:
+            mailbox.close(bills.append)
+    dying.die()
+    await asyncio.sleep(30.0)
+    assert set(replica.told.early) == {"cancelled", "deadline_exceeded"}
+    assert replica.told.num_finished > 3
+    assert account._told_s == pytest.approx(replica.hub.busy_s())
+    assert all(bill.joules == pytest.approx(WATTS * bill.seconds) for bill in bills)
 
 
 @virtual

@@ -30,6 +30,9 @@ from schedulers.types import (
     UnitArrived,
     UnitCancelled,
 )
+from serving.energy.choose import AbsentMeter
+from serving.energy.replica import ReplicaEnergy
+from serving.energy.spent import Spent
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -66,6 +69,36 @@ class Recorder:
                 self.batches.append(event)
             case events.SampleAnswered():
                 self.answers.append(event)
+
+
+# -- energy ----------------------------------------------------------------------------------------------------------
+
+
+async def test_joules_of_samples_are_those_of_the_batches_whoever_left_or_failed() -> None:
+    engine, told, energy = GatedEngine(), Recorder(), ReplicaEnergy(None, watts=6.0)
+    stays = [Stay() for _ in range(6)]
+    async with running_driver(engine, early_exit_scheduler(max_batch=4), tell=told, energy=energy) as driver:
+        call = Call(stays)
+        for number, stay in enumerate(stays):
+            thresholds = (0.0, 0.0, 0.0, 0.0) if number % 2 else FULL
+            driver.take(stay, pixels(number), deadline_s=math.inf, thresholds=thresholds)
+        await until(lambda: told.batches)
+        stays[0].leave()
+        await asyncio.wait_for(call.wait(), WAIT_S)
+        await until(lambda: not energy.slices.is_running)
+        spent = [driver.spent(stay) for stay in stays]
+    assert sum(one.seconds for one in spent) == pytest.approx(sum(batch.seconds for batch in told.batches))
+    assert all(one.joules == pytest.approx(6.0 * one.seconds) for one in spent)
+    assert {one.source for one in spent} == {"estimate"}
+
+
+async def test_a_sample_of_a_silent_meter_has_no_joules() -> None:
+    async with running_driver(GatedEngine(), energy=ReplicaEnergy(AbsentMeter("nvml"), watts=6.0)) as driver:
+        stay = Stay()
+        await submit(driver, 1, stay=stay)
+        spent = driver.spent(stay)
+    assert (spent.joules, spent.source) == (None, "nvml")
+    assert spent.charged(6.0) == Spent(spent.seconds, 6.0 * spent.seconds, "estimate")
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

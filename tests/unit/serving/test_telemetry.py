@@ -248,6 +248,7 @@ def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
     units = (
         "_total",
         "_seconds",
+        "_joules",
         "_bytes",
         "_size",
         "_ratio",
@@ -267,6 +268,36 @@ def test_names_carry_the_project_and_a_unit_or_what_is_counted() -> None:
         name = family.name + ("_total" if family.type == "counter" else "")
         assert name.endswith(units), name
         assert family.documentation.endswith("."), name
+
+
+def test_energy_of_a_window_and_of_requests_add_up_in_metrics() -> None:
+    def value(name: str, **labels: str) -> float:
+        found = REGISTRY.get_sample_value(f"vireo_energy_{name}", {"model": "metered", **labels})
+        assert found is not None, name
+        return found
+
+    window = {"metered_j": 100.0, "idle_j": 60.0, "elsewhere_j": 5.0, "carried_j": 2.0}
+    record(events.EnergyMetered(model="metered", source="nvml", **window))
+    for tenant, joules in (("a", 20.0), ("b", 13.0)):
+        record(events.EnergySpent(model="metered", tenant=tenant, point="p", source="nvml", joules=joules))
+    said = sum(value("joules_total", tenant=tenant, point="p", source="nvml") for tenant in "ab")
+    parts = [value(name, source="nvml") for name in ("idle_joules_total", "elsewhere_joules_total", "carried_joules")]
+    assert said + sum(parts) == value("metered_joules_total", source="nvml") == 100.0
+
+
+def test_points_that_callers_make_up_do_not_make_series_without_end() -> None:
+    for number in range(300):
+        point = f"guidance_scale={number / 7}"
+        record(events.EnergySpent(model="made_up", tenant="t", point=point, source="estimate", joules=1.0))
+    (metric,) = [family for family in REGISTRY.collect() if family.name == "vireo_energy_joules"]
+    mine = {
+        sample.labels["point"]: sample.value
+        for sample in metric.samples
+        if sample.labels["model"] == "made_up" and sample.name.endswith("_total")
+    }
+    assert len(mine) <= 101
+    assert sum(mine.values()) == 300.0
+    assert mine["other"] >= 199.0
 
 
 # -- logs ------------------------------------------------------------------------------------------------------------

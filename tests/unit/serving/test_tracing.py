@@ -79,7 +79,7 @@ async def test_a_request_is_one_trace_also_where_it_goes_on_elsewhere(exporter: 
         opened = tracing.begin("front", CALLERS, {"vireo.request_id": "r"})
         with tracing.span("media"):
             await asyncio.sleep(0)
-        tracing.record(tracing.traceparent(), ("queue", 0.25), ("run", 0.5))
+        tracing.record(tracing.traceparent(), ("queue", 0.25), ("run", 0.5), run={"vireo.energy_j": 2.5})
         later = tracing.current()
         tracing.end(opened, {"vireo.outcome": "ok"})
         await asyncio.create_task(settle(later))
@@ -95,6 +95,7 @@ async def test_a_request_is_one_trace_also_where_it_goes_on_elsewhere(exporter: 
     assert {span.parent and span.parent.span_id for span in spans.values()} == {front.context.span_id}
     queue, run = spans["queue"], spans["run"]
     assert queue.end_time == run.start_time
+    assert (dict(queue.attributes or {}), dict(run.attributes or {})) == ({}, {"vireo.energy_j": 2.5})
     assert (run.end_time or 0) - (queue.start_time or 0) == 750_000_000
     assert tracing.traceparent() == "", "the test's own task has no span"
 

@@ -32,6 +32,7 @@ from serving.errors import (
 from serving.media.limits import MediaLimits
 from serving.media.prepare import PreparedImage
 from serving.operating_points import Points
+from serving.telemetry.events import EnergySpent
 from tests.support.fake_service import make_card, make_image_card
 from tests.support.memory_results import MemoryResults
 from tests.support.waiting import until
@@ -45,7 +46,7 @@ CHOICE = SimpleNamespace(
     degraded=(),
     best=None,
 )
-ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5)
+ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5, 2.0, "nvml")
 
 
 class Media:
@@ -105,12 +106,15 @@ class World:
         self.media, self.results, self.dispatcher = Media(), MemoryResults(), Dispatcher()
         model = ServedModel(card=make_card(MODEL), points=cast(Any, POINTS), dispatcher=cast(Any, self.dispatcher))
         self.shared = 0
+        self.spent: list[EnergySpent] = []
         limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
         self.max_in_flight: dict[str, int | None] = {}
         self.pipeline = Pipeline(cast(Any, self.results), limits, self.max_in_flight, tell=self._hear)
         self.service = UnaryRequests({MODEL: model}, cast(Any, self.media), self.pipeline, max_images=8)
 
     def _hear(self, event: object) -> None:
+        if isinstance(event, EnergySpent):
+            self.spent.append(event)
         self.shared += type(event).__name__ == "ResultShared"
 
     def ask(self, images: str = "xy", tenant: str = "acme", **budget: Any) -> asyncio.Task[UnaryReply]:
@@ -169,8 +173,8 @@ async def test_who_leaves_is_settled_by_the_dispatcher_and_by_nobody_else(world:
     await asyncio.wait([task])
     assert world.results.settled == []
     for _ in range(2):  # the first bill counts
-        world.dispatcher.bills[0]([ANSWER._replace(compute_s=0.25)])
-    assert world.results.settled == [Cost(1.0, 0.25)]
+        world.dispatcher.bills[0]([ANSWER._replace(compute_s=0.25, joules=1.5)])
+    assert world.results.settled == [Cost(1.5, 0.25)]
 
 
 async def test_what_was_lowered_is_in_the_report(world: World) -> None:
@@ -250,6 +254,28 @@ async def test_tenants_share_nothing(world: World) -> None:
     for number in range(2):
         world.dispatcher.end(number)
     assert await settled(*tasks) == ["miss", "miss"]
+
+
+async def test_joules_that_a_replica_says_are_reported_charged_and_counted(world: World) -> None:
+    task = world.ask()
+    await world.sent(1)
+    world.dispatcher.end(0)
+    report = (await task).report
+    assert (report.energy_j, report.energy_source) == (4.0, "nvml")
+    assert [(one.model, one.tenant, one.point, one.source, one.joules) for one in world.spent] == [
+        (MODEL, "acme", CHOICE.point.name, "nvml", 4.0)
+    ]
+
+
+async def test_without_a_reading_joules_are_unknown_and_the_declared_power_is_charged(world: World) -> None:
+    task = world.ask()
+    await world.sent(1)
+    outcomes = [ANSWER, ANSWER._replace(joules=None)]
+    world.dispatcher.sent[0][1].set_result(outcomes)
+    report = (await task).report
+    assert (report.energy_j, report.energy_source) == (None, "nvml")
+    assert world.results.settled == [Cost(POINTS.watts * 1.0, 1.0)]
+    assert [(one.source, one.joules) for one in world.spent] == [("estimate", POINTS.watts * 1.0)]
 
 
 @pytest.mark.parametrize("how", ["leaves", "fails", "its sample fails", "was made worse"])

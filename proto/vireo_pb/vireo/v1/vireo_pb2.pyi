@@ -515,9 +515,9 @@ class Report(_message.Message):
     operating_point: _builtins.str
     """Name of the operating point."""
     energy_j: _builtins.float
-    """Joules attributed to this request."""
+    """Joules attributed to this request; absent when the meter gave no reading."""
     energy_source: _builtins.str
-    """How the joules were found: "estimate" or a meter's name."""
+    """How the joules were found: "estimate", or the name of a meter: "nvml", "rapl"."""
     queue_ms: _builtins.float
     """Milliseconds spent waiting."""
     compute_ms: _builtins.float
@@ -540,7 +540,7 @@ class Report(_message.Message):
         self,
         *,
         operating_point: _builtins.str = ...,
-        energy_j: _builtins.float = ...,
+        energy_j: _builtins.float | None = ...,
         energy_source: _builtins.str = ...,
         queue_ms: _builtins.float = ...,
         compute_ms: _builtins.float = ...,
@@ -549,11 +549,13 @@ class Report(_message.Message):
         guard: Global___Guard | None = ...,
         degradation: Global___Degradation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["degradation", b"degradation", "guard", b"guard"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j", "degradation", b"degradation", "energy_j", b"energy_j", "guard", b"guard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "compute_ms", b"compute_ms", "degradation", b"degradation", "degraded", b"degraded", "energy_j", b"energy_j", "energy_source", b"energy_source", "guard", b"guard", "operating_point", b"operating_point", "queue_ms", b"queue_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j", "cache", b"cache", "compute_ms", b"compute_ms", "degradation", b"degradation", "degraded", b"degraded", "energy_j", b"energy_j", "energy_source", b"energy_source", "guard", b"guard", "operating_point", b"operating_point", "queue_ms", b"queue_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__energy_j: _TypeAlias = _typing.Literal["energy_j"]  # noqa: Y015
+    _WhichOneofArgType__energy_j: _TypeAlias = _typing.Literal["_energy_j", b"_energy_j"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__energy_j) -> _WhichOneofReturnType__energy_j | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
 

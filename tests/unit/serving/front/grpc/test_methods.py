@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from serving.front.grpc.registration import (
 )
 from serving.gateway.grpc import GrpcMethods
 from serving.limits import IngressLimits
+from tests.support import fake_service
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -219,6 +221,17 @@ async def test_bad_infer_is_refused_unary_and_in_a_stream(name: str) -> None:
     messages = [message, oip_message(GOOD, "good")]
     replies = [item async for item in door.grpc.ModelStreamInfer(stream_of(messages), FakeContext())]
     assert sorted(item.error_message.partition("]")[0] for item in replies) == ["", f"[{code}"]
+
+
+async def test_joules_that_no_meter_read_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await FrontDoor().grpc.Classify(vireo_message(Ask([GOOD_PNG]), "abc"), FakeContext())
+    unknown = replace(fake_service.make_report(), energy_j=None, energy_source="nvml")
+    monkeypatch.setattr(fake_service, "make_report", lambda: unknown)
+    reply = await FrontDoor().grpc.Classify(vireo_message(Ask([GOOD_PNG]), "abc"), FakeContext())
+    assert (known.vireo.HasField("energy_j"), reply.vireo.HasField("energy_j")) == (True, False)
+    assert reply.vireo.energy_source == "nvml"
+    raw = await FrontDoor().grpc.ModelInfer(infer_message(raw_input_contents=RAW), FakeContext())
+    assert "vireo_energy_j" not in raw.parameters
 
 
 async def test_typed_request_gets_typed_outputs_and_raw_gets_raw() -> None:

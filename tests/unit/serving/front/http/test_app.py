@@ -25,6 +25,7 @@ from serving.gateway import http
 from serving.gateway.http import ROUTES, build_http_app, document
 from serving.limits import IngressLimits
 from serving.system.haproxy_http import METHODS
+from tests.support import fake_service
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -291,6 +292,20 @@ async def test_bad_inference_header_length_is_refused(length: str) -> None:
 
     reply = await asgi(app, "POST", INFER, b'{"inputs": []}')  # type: ignore[arg-type]
     assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+
+
+async def test_joules_that_no_meter_read_are_null_and_no_parameter(
+    openapi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = replace(fake_service.make_report(), energy_j=None, energy_source="nvml")
+    monkeypatch.setattr(fake_service, "make_report", lambda: unknown)
+    answer = (await FrontDoor().post_json({"model": MODEL, "images": [IMAGE]})).json
+    check(openapi, "ClassifyAnswer", answer)
+    assert (answer["vireo"]["energy_j"], answer["vireo"]["energy_source"]) == (None, "nvml")
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
+    parameters = (await FrontDoor().post_json({"inputs": [tensor]}, INFER)).json["parameters"]
+    assert parameters["vireo_energy_source"] == "nvml"
+    assert "vireo_energy_j" not in parameters
 
 
 async def test_json_tensors_are_served(openapi: Any) -> None:

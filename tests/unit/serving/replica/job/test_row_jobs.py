@@ -73,7 +73,7 @@ async def test_job_that_nobody_wants_leaves_the_queue_while_others_stay() -> Non
         await until(lambda: driver.num_samples == 3)
         jobs.leave("b")
         (outcome,) = await left
-        assert outcome == StepDone(job_id="b", step=1, compute_s=0.0)
+        assert outcome == StepDone(job_id="b", step=1, compute_s=0.0, joules=0.0)
         engine.gate.set()
         assert all(isinstance(one, StepDone) and one.compute_s > 0 for one in (*await first, *await stays))
         assert painter.batches == [[0], [2]]

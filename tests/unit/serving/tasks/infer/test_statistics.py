@@ -67,7 +67,7 @@ async def test_clips_are_inferences_of_as_many_steps_as_were_run() -> None:
     for _ in range(4):
         record(events.JobsStepped(card.id, 1, 0.1))
     stages_s = {"text": 0.25, "denoise": 0.5, "search": 0.25, "decode": 0.125, "encode": 0.125}
-    record(events.JobCompleted(model=card.id, tenant="t", stages_s=stages_s, sparsity=0.0, joules=1.0))
+    record(events.JobCompleted(model=card.id, tenant="t", stages_s=stages_s, sparsity=0.0))
     record(events.JobFailed(card.id, "engine_failed"))
     found = await of(card)
     assert (found["inference_count"], found["execution_count"]) == (1, 4)
