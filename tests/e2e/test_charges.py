@@ -14,7 +14,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.stores import keys
 from tests.e2e.conftest import BILLED_CHAT, BURST_S, Picture
-from tests.e2e.surfaces import SURFACES, Door, opened
+from tests.e2e.surfaces import SURFACES, UNARY, Door, opened
 from tests.support import media_files as files
 from tests.support.clients import Ask, multipart, vireo_message
 from tests.support.system import MODEL, System
@@ -122,7 +122,7 @@ def test_joules_of_answers_are_those_of_tenants_and_add_up_to_what_was_metered(
 
     wait_until(lambda: billed.in_flight() == 0, "nothing is in flight")
     before = {model: said(model=model, tenant="rich") for model in (MODEL, BILLED_CHAT)}
-    reports = [ask(rich, Ask([new_picture()[0]], model=MODEL)).report for ask in SURFACES.values()]
+    reports = [ask(rich, Ask([new_picture()[0]], model=MODEL)).report for ask in UNARY.values()]
     chat = {"model": BILLED_CHAT, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 40}
     reports += [rich.http.post("/v1/chat/completions", json=chat).json()["vireo"]]
     told = {MODEL: sum(float(report["energy_j"]) for report in reports[:-1]), BILLED_CHAT: reports[-1]["energy_j"]}
