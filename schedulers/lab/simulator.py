@@ -218,87 +218,176 @@ class Replica:
     num_executors: int = 1
 
 
-class _Replay:
-    """State of one replica."""
+class Target(Protocol):
+    """Something that lives on a clock."""
 
-    def __init__(self, replica: Replica, push: Callable[[float, Event], None], check_each_step: bool) -> None:
-        self.replica, self.push, self.check_each_step = replica, push, check_each_step
-        self.scheduler, self.trace = replica.scheduler, replica.trace
-        self.now_s = -math.inf
-        self.num_running = 0
-        self.num_idle_wakeups = 0
-        self.costs_s = [0.0] * len(self.trace)
-        self.records: list[Record | None] = [None] * len(self.trace)
-        self.slices: list[SliceRecord] = []
-
-    def load(self, drain_at_s: float | None) -> None:
-        for unit_id, unit in enumerate(self.trace):
-            arrival = UnitArrived(
-                unit_id=unit_id,
-                work=unit.work,
-                deadline_s=unit.deadline_s,
-                priority=unit.priority,
-                tenant=unit.tenant,
-                held_bytes=unit.held_bytes,
-                batch_key=unit.batch_key,
-            )
-            self.push(unit.arrived_s, arrival)
-            if unit.cancelled_at_s is not None:
-                self.push(max(unit.cancelled_at_s, unit.arrived_s), UnitCancelled(unit_id=unit_id))
-        if drain_at_s is not None:
-            self.push(drain_at_s, Drain())
+    def step(self, now_s: float, events: list[Any]) -> None:
+        """These happened just now."""
+        ...
 
     def wake(self, now_s: float) -> None:
-        self.num_idle_wakeups = self.num_idle_wakeups + 1 if now_s <= self.now_s else 0
-        if self.num_idle_wakeups > _MAX_IDLE_WAKEUPS:
+        """It asked to be woken."""
+        ...
+
+
+class Clock:
+    """One time for many targets: events in their order, and at one moment before those that asked to be woken.
+
+    O(log events), however many targets there are.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, bool, int, Target, Any]] = []
+        self._count = 0
+        #: When each target is woken next; an entry of another time is stale.
+        self._wakeups_s: dict[Target, float] = {}
+
+    def push(self, when_s: float, target: Target, event: Any, *, is_wakeup: bool = False) -> None:
+        """Let something happen to a target."""
+        self._count += 1
+        heappush(self._heap, (when_s, is_wakeup, self._count, target, event))
+
+    def wake_at(self, when_s: float | None, target: Target) -> None:
+        """Wake a target then, and not when it was to be woken before; None: not at all."""
+        if self._wakeups_s.get(target) == when_s:
+            return
+        if when_s is None:
+            del self._wakeups_s[target]
+            return
+        self._wakeups_s[target] = when_s
+        self.push(when_s, target, None, is_wakeup=True)
+
+    def run(self) -> None:
+        """Until nothing is left to happen."""
+        heap = self._heap
+        while heap:
+            now_s, is_wakeup, _, target, event = heappop(heap)
+            if is_wakeup:
+                if self._wakeups_s.get(target) == now_s:
+                    del self._wakeups_s[target]
+                    target.wake(now_s)
+                continue
+            events = [event]
+            while heap and heap[0][0] == now_s and heap[0][3] is target and not heap[0][1]:
+                events.append(heappop(heap)[4])
+            target.step(now_s, events)
+
+
+class Node:
+    """A replica at work. Units come from its trace, or one by one (``arrive``). ``on_end`` hears of each record."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        clock: Clock,
+        *,
+        check_each_step: bool = False,
+        on_end: Callable[[Record], None] | None = None,
+        keeps_slices: bool = True,
+    ) -> None:
+        self.replica, self._clock = replica, clock
+        self._check_each_step, self._on_end, self._keeps_slices = check_each_step, on_end, keeps_slices
+        self.scheduler = replica.scheduler
+        self._now_s = -math.inf
+        self.num_running = 0
+        self._num_idle_wakeups = 0
+        self._units: list[TraceUnit] = []
+        self._costs_s: list[float] = []
+        self._records: list[Record | None] = []
+        self._slices: list[SliceRecord] = []
+
+    def load(self, drain_at_s: float | None) -> None:
+        """Let its whole trace come."""
+        for unit in self.replica.trace:
+            arrival = self._arrival(unit)
+            self._clock.push(unit.arrived_s, self, arrival)
+            if unit.cancelled_at_s is not None:
+                when_s = max(unit.cancelled_at_s, unit.arrived_s)
+                self._clock.push(when_s, self, UnitCancelled(unit_id=arrival.unit_id))
+        if drain_at_s is not None:
+            self._clock.push(drain_at_s, self, Drain())
+
+    def arrive(self, now_s: float, unit: TraceUnit) -> None:
+        """A unit comes now."""
+        self.step(max(now_s, self._now_s), [self._arrival(unit)])
+
+    def _arrival(self, unit: TraceUnit) -> UnitArrived:
+        self._units.append(unit)
+        self._costs_s.append(0.0)
+        self._records.append(None)
+        return UnitArrived(
+            unit_id=len(self._units) - 1,
+            work=unit.work,
+            deadline_s=unit.deadline_s,
+            priority=unit.priority,
+            tenant=unit.tenant,
+            held_bytes=unit.held_bytes,
+            batch_key=unit.batch_key,
+        )
+
+    def wake(self, now_s: float) -> None:
+        """See ``Target``. Raises: RuntimeError: it does nothing else."""
+        self._num_idle_wakeups = self._num_idle_wakeups + 1 if now_s <= self._now_s else 0
+        if self._num_idle_wakeups > _MAX_IDLE_WAKEUPS:
             raise RuntimeError(f"policy asks for a wake-up at {now_s} again and again, and does nothing")
-        self.step(max(now_s, self.now_s), [Tick()])
+        self._handle(max(now_s, self._now_s), [Tick()])
 
     def step(self, now_s: float, events: list[Event]) -> None:
-        self.now_s = now_s
+        """See ``Target``."""
+        self._num_idle_wakeups = 0
+        self._handle(now_s, events)
+
+    def _handle(self, now_s: float, events: list[Event]) -> None:
+        self._now_s = now_s
         self.num_running -= sum(isinstance(event, SliceFinished) for event in events)
         for decision in self.scheduler.handle(now_s, *events):
-            self.carry_out(decision)
-        if self.check_each_step:
+            self._carry_out(decision)
+        if self._check_each_step:
             self.scheduler.check_invariants()
+        wakeup_s = self.scheduler.next_wakeup_s()
+        self._clock.wake_at(None if wakeup_s is None else max(wakeup_s, now_s), self)
 
-    def carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision) -> None:
         if isinstance(decision, RunSlice):
-            self.start(decision)
+            self._start(decision)
             return
         if isinstance(decision, Preempted):
             return
-        if self.records[decision.unit_id] is not None:
+        if self._records[decision.unit_id] is not None:
             raise RuntimeError(f"second terminal decision for unit {decision.unit_id}: {decision}")
-        unit = self.trace[decision.unit_id]
-        self.records[decision.unit_id] = Record(
+        unit = self._units[decision.unit_id]
+        record = self._records[decision.unit_id] = Record(
             unit_id=decision.unit_id,
             tenant=unit.tenant,
             arrived_s=unit.arrived_s,
             deadline_s=unit.deadline_s,
-            done_s=self.now_s,
+            done_s=self._now_s,
             decision=decision,
-            cost_s=self.costs_s[decision.unit_id],
+            cost_s=self._costs_s[decision.unit_id],
         )
+        if self._on_end is not None:
+            self._on_end(record)
 
-    def start(self, run: RunSlice) -> None:
+    def _start(self, run: RunSlice) -> None:
         self.num_running += 1
         if self.num_running > self.replica.num_executors:
             raise RuntimeError(f"{self.num_running} slices at once; there are {self.replica.num_executors} executors")
-        units = [self.trace[unit_id] for unit_id in run.unit_ids]
+        units = [self._units[unit_id] for unit_id in run.unit_ids]
         elapsed_s = self.replica.world.slice_s(run.stage, run.num_stages, units)
         if self.replica.noise is not None:
             elapsed_s *= self.replica.noise()
+        share_s = elapsed_s / len(units)
         for unit_id in run.unit_ids:
-            self.costs_s[unit_id] += elapsed_s / len(units)
-        record = SliceRecord(
-            stage=run.stage,
-            num_stages=run.num_stages,
-            num_units=len(units),
-            started_s=self.now_s,
-            elapsed_s=elapsed_s,
-        )
-        self.slices.append(record)
+            self._costs_s[unit_id] += share_s
+        if self._keeps_slices:
+            record = SliceRecord(
+                stage=run.stage,
+                num_stages=run.num_stages,
+                num_units=len(units),
+                started_s=self._now_s,
+                elapsed_s=elapsed_s,
+            )
+            self._slices.append(record)
         stages = range(run.stage, run.stage + run.num_stages)
         results = tuple(
             SliceResult(
@@ -309,17 +398,18 @@ class _Replay:
             for unit_id, unit in zip(run.unit_ids, units, strict=True)
         )
         event = SliceFinished(slice_id=run.slice_id, results=results, elapsed_s=elapsed_s)
-        self.push(self.now_s + elapsed_s, event)
+        self._clock.push(self._now_s + elapsed_s, self, event)
 
     def simulation(self) -> Simulation:
+        """What happened. Raises: RuntimeError: a unit was lost. AssertionError: as ``check_invariants``."""
         self.scheduler.check_invariants()
-        records = [record for record in self.records if record is not None]
-        if len(records) != len(self.trace):
-            lost = [unit_id for unit_id, record in enumerate(self.records) if record is None]
-            raise RuntimeError(f"{len(lost)} of {len(self.trace)} units got no terminal decision, first {lost[:5]}")
-        start_s = min((unit.arrived_s for unit in self.trace), default=0.0)
+        records = [record for record in self._records if record is not None]
+        if len(records) != len(self._units):
+            lost = [unit_id for unit_id, record in enumerate(self._records) if record is None]
+            raise RuntimeError(f"{len(lost)} of {len(self._units)} units got no terminal decision, first {lost[:5]}")
+        start_s = min((unit.arrived_s for unit in self._units), default=0.0)
         end_s = max((record.done_s for record in records), default=0.0)
-        return Simulation(records=tuple(records), slices=tuple(self.slices), duration_s=end_s - start_s)
+        return Simulation(records=tuple(records), slices=tuple(self._slices), duration_s=end_s - start_s)
 
 
 def simulate_together(
@@ -333,34 +423,12 @@ def simulate_together(
         RuntimeError: a scheduler lost a unit, ended one twice, or ran more slices than there are executors.
         AssertionError: a scheduler's own invariants do not hold.
     """
-    events: list[tuple[float, int, int, Event]] = []
-    count = 0
-
-    def pusher(number: int) -> Callable[[float, Event], None]:
-        def push(when_s: float, event: Event) -> None:
-            nonlocal count
-            count += 1
-            heappush(events, (when_s, count, number, event))
-
-        return push
-
-    replays = [_Replay(replica, pusher(number), check_each_step) for number, replica in enumerate(replicas)]
-    for replay in replays:
-        replay.load(drain_at_s)
-    while True:
-        wakeups = [(when_s, i) for i, r in enumerate(replays) if (when_s := r.scheduler.next_wakeup_s()) is not None]
-        wakeup_s, sleeper = min(wakeups, default=(math.inf, 0))
-        if not events and not wakeups:
-            return [replay.simulation() for replay in replays]
-        if not events or wakeup_s < events[0][0]:
-            replays[sleeper].wake(wakeup_s)
-            continue
-        now_s, _, number, _ = events[0]
-        batch: list[Event] = []
-        while events and events[0][0] == now_s and events[0][2] == number:
-            batch.append(heappop(events)[3])
-        replays[number].num_idle_wakeups = 0
-        replays[number].step(now_s, batch)
+    clock = Clock()
+    nodes = [Node(replica, clock, check_each_step=check_each_step) for replica in replicas]
+    for node in nodes:
+        node.load(drain_at_s)
+    clock.run()
+    return [node.simulation() for node in nodes]
 
 
 def simulate(

@@ -93,6 +93,7 @@ def build() -> typer.Typer:
         metrics_command,
         model_commands,
         moe_commands,
+        simulate_command,
         system_commands,
         tenant_commands,
     )
@@ -119,6 +120,7 @@ def build() -> typer.Typer:
         families_command,
         convert_commands,
         loadtest_commands,
+        simulate_command,
         completion_command,
     ):
         module.register(app)
