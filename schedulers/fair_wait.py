@@ -12,6 +12,17 @@ import math
 from schedulers.fair_queue import EQUAL, Weights, checked
 
 
+class _Waiting:
+    """Of one tenant."""
+
+    __slots__ = ("count", "seconds", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self.seconds = 0.0
+        self.weight = weight
+        self.count = 0
+
+
 class FairWait:
     """Predicted seconds that are outstanding, by tenant. ``wait_s`` is O(tenants that have any).
 
@@ -20,33 +31,36 @@ class FairWait:
 
     def __init__(self, weights: Weights = EQUAL) -> None:
         self._weights = checked(weights)
-        #: Tenant -> seconds and how many requests they are of.
-        self._waiting: dict[str, tuple[float, int]] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     def add(self, tenant: str, seconds: float) -> None:
         """A request comes that will take so long."""
-        before_s, count = self._waiting.get(tenant, (0.0, 0))
-        self._waiting[tenant] = (before_s + seconds, count + 1)
+        waiting = self._waiting.get(tenant)
+        if waiting is None:
+            waiting = self._waiting[tenant] = _Waiting(self._weights.get(tenant, 1.0))
+        waiting.seconds += seconds
+        waiting.count += 1
 
     def remove(self, tenant: str, seconds: float) -> None:
         """One that came is gone, in whatever way."""
-        before_s, count = self._waiting[tenant]
-        if count == 1:
+        waiting = self._waiting[tenant]
+        waiting.count -= 1
+        waiting.seconds = max(0.0, waiting.seconds - seconds)
+        if waiting.count == 0:
             del self._waiting[tenant]  # rounding must not add up
-        else:
-            self._waiting[tenant] = (max(0.0, before_s - seconds), count - 1)
 
     @property
     def total_s(self) -> float:
         """Of all tenants."""
-        return math.fsum(seconds for seconds, _ in self._waiting.values())
+        return math.fsum(waiting.seconds for waiting in self._waiting.values())
 
     def wait_s(self, tenant: str, seconds: float) -> float:
         """What runs before a request of ``seconds`` that comes now is done, itself left out. At most ``total_s``."""
-        own_s, weight = self._waiting.get(tenant, (0.0, 0))[0], self._weights.get(tenant, 1.0)
-        turns_s = (own_s + seconds) / weight
-        return own_s + math.fsum(
-            min(other_s, turns_s * self._weights.get(other, 1.0))
-            for other, (other_s, _) in self._waiting.items()
-            if other != tenant
-        )
+        own = self._waiting.get(tenant)
+        own_s = 0.0 if own is None else own.seconds
+        turns_s = (own_s + seconds) / self._weights.get(tenant, 1.0)
+        total_s = 0.0
+        for waiting in self._waiting.values():  # every request asks this: no calls
+            limit_s = turns_s * waiting.weight
+            total_s += waiting.seconds if waiting.seconds < limit_s else limit_s
+        return total_s if own is None else total_s - min(own_s, turns_s * own.weight) + own_s

@@ -17,8 +17,9 @@ class LeastLoaded(Ledger):
 
     A replica works off what it reported, and what was sent since waits. So there are two orders that time does not
     change: of those that still work on their report, by when all of it would be done; of the others, by what was sent.
-    ``key``: loads less than ``TIE_S`` apart are equal, and go by rendezvous hash of it. Replicas that are silent while
-    calls are open there are looked at one by one.
+    ``key``: loads less than ``TIE_S`` apart are equal, and go by rendezvous hash of it. A replica that is silent while
+    calls are open there has more to do than either order says; that is seen when it comes up, and its place is moved
+    back to what it has then, which only grows until it is heard of.
     """
 
     def __init__(self, replica_ids: Collection[str], key: str = "", *, ends_with_call: bool = True) -> None:
@@ -62,26 +63,14 @@ class LeastLoaded(Ledger):
     def least(self, now_s: float) -> ReplicaLoad:
         """The least loaded replica. Raises: LookupError: there is none."""
         self._turn(now_s)
-        best: tuple[float, int] | None = None
-        found: ReplicaLoad | None = None
-        seen: list[tuple[list[tuple[float, int, int, str]], tuple[float, int, int, str]]] = []
         while True:
             heap, bound_s = self._next(now_s)
-            if heap is None or (found is not None and bound_s >= found.queued_s + TIE_S):
-                break
-            entry = heappop(heap)
-            seen.append((heap, entry))
-            load = self.load(entry[3], now_s)
-            rank = (math.floor(load.queued_s / TIE_S), entry[1])
-            if best is None or rank < best:
-                best, found = rank, load
-            if load.queued_s <= bound_s + TIE_S and len(seen) > _STALE:
-                break
-        for heap, entry in seen:
-            heappush(heap, entry)
-        if found is None:
-            raise LookupError("there is no replica")
-        return found
+            _, tie, version, replica_id = heap[0]
+            load = self.load(replica_id, now_s)
+            if load.queued_s <= bound_s + TIE_S:
+                return load
+            heappop(heap)
+            heappush(self._idle, (load.queued_s, tie, version, replica_id))
 
     def _list(self, replica_id: str) -> None:
         tie = self._ids.get(replica_id)
@@ -119,13 +108,13 @@ class LeastLoaded(Ledger):
                 unreported_s = self._replicas[replica_id].unreported_s
                 heappush(self._idle, (unreported_s, self._ids[replica_id], version, replica_id))
 
-    def _next(self, now_s: float) -> tuple[list[tuple[float, int, int, str]] | None, float]:
-        """The heap whose first replica has the least work at best, and how much that is."""
+    def _next(self, now_s: float) -> tuple[list[tuple[float, int, int, str]], float]:
+        """The heap whose first replica has the least work, and how much that is at least."""
         for heap in (self._idle, self._working):
             while heap and not self._is_fresh(heap[0][2], heap[0][3]):
                 heappop(heap)
+        if not self._idle and not self._working:
+            raise LookupError("there is no replica")
         idle_s = self._idle[0][0] if self._idle else math.inf
         working_s = self._working[0][0] - now_s if self._working else math.inf
-        if not self._idle and not self._working:
-            return None, math.inf
         return (self._idle, idle_s) if idle_s <= working_s else (self._working, working_s)
