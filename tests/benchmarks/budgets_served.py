@@ -76,6 +76,7 @@ def _picture(number: int) -> str:
 
 async def _ask(http: httpx.AsyncClient, name: str, number: int) -> dict[str, Any]:
     """What came of one request; ``latency_s`` counts from when it was sent."""
+    body: dict[str, Any]
     budget: dict[str, Any] = {"settings": _SETTINGS[name], "latency_ms": 60e3}
     if name == CLASSIFIER:
         path, body = "/v1/classify", {"model": name, "images": [_picture(number)], "vireo": budget}
