@@ -274,7 +274,7 @@ class _StepWorld:
         if stage == DECODE:
             return math.fsum(unit.truth.request.size * unit.truth.point.decode_s for unit in units)
         size = math.fsum(unit.truth.request.size for unit in units) / len(units)
-        return size * units[0].truth.point.step_s.of(len(units))
+        return float(size * units[0].truth.point.step_s.of(len(units)))
 
     def report(self, unit: TraceUnit, stage: int) -> Hashable:
         return unit.batch_key
