@@ -39,10 +39,10 @@ def draw(found: Mapping[str, Sequence[Outcome]], summaries: Mapping[str, Summary
         )
     bars.set_xticks(range(len(tasks)), tasks)
     bars.set_ylabel("answered within the budget")
+    times.legend(fontsize=8, loc="upper left")
     for axes in (times, bars):
         axes.set_ylim(0.0, 1.02)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
