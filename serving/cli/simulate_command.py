@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.client.options import JsonOption, QuietOption
+from serving.client.options import QuietOption
 from serving.client.told import progress_bar, show_table, told_plainly
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def simulate(
         Path | None, typer.Option("--out", "-o", help="Folder for the summary and a CSV of outcomes per policy.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw latencies and attainment (PNG).")] = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Play a trace through schedulers on a virtual clock.
