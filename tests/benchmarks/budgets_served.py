@@ -1,6 +1,6 @@
 """Part of ``bench-budgets``: a small trace of two models on a served system, and the same trace simulated.
 
-The system runs classifications and pictures of 20 steps, by one replica each. First, some requests alone say how the
+The system runs classifications through the whole network and pictures of 20 steps, by one replica each. First, some requests alone say how the
 costs of this machine compare with those of the tables (one factor a model, from ``compute_ms``), and what the way there
 and back adds. With these three numbers a model, the loaded minute is predicted; nothing of it is fitted afterwards.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from schedulers.lab.cluster import System, simulate_system
-from schedulers.lab.served import PointNumbers, Seconds, ServedModel
+from schedulers.lab.served import Seconds, ServedModel
 from schedulers.lab.simulator import percentile
 from schedulers.lab.traces import Request
 from serving.cli.simulated import shipped_models
@@ -33,7 +33,7 @@ from tests.support.system import running_system
 CLASSIFIER: Final = "dyn-perceiver-nano"
 PAINTER: Final = "dit-moe-nano"
 _SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
-    CLASSIFIER: {},
+    CLASSIFIER: {"exit_1": 2.0, "exit_2": 2.0, "exit_3": 2.0},
     PAINTER: {"num_inference_steps": 20, "guidance_scale": 2.0, "k0": 2},
 }
 _RATES_PER_S: Final = {CLASSIFIER: 15.0, PAINTER: 1.2}
@@ -142,25 +142,10 @@ def _simulate(trace: Sequence[Request], alone: Mapping[str, Mapping[str, float]]
 def _model(model: ServedModel, compute_s: float) -> ServedModel:
     """With the point that is served, and costs scaled to what it took alone."""
     wanted = ",".join(f"{key}={value:g}" for key, value in sorted(_SETTINGS[model.id].items()))
-    point = next((point for point in model.points if point.name == wanted), model.points[0])
-    if not point.exit_shares:
-        return replace(model, points=(_scaled(point, compute_s / model.alone_s(point)),))
-    factor = compute_s / _usual_s(model, point)
-    return replace(model, points=(point,), stage_s=tuple(_times(stage_s, factor) for stage_s in model.stage_s))
-
-
-def _usual_s(model: ServedModel, point: PointNumbers) -> float:
-    """The median row alone: to the exit where half have left."""
-    seconds, left = 0.0, 0.0
-    for stage_s, share in zip(model.stage_s, point.exit_shares, strict=True):
-        seconds, left = seconds + stage_s.of(1), left + share
-        if left >= 0.5:
-            break
-    return seconds
-
-
-def _scaled(point: PointNumbers, factor: float) -> PointNumbers:
-    return replace(point, step_s=_times(point.step_s, factor), decode_s=factor * point.decode_s)
+    point = next(point for point in model.points if point.name == wanted)
+    factor = compute_s / model.alone_s(point)
+    scaled = replace(point, step_s=_times(point.step_s, factor), decode_s=factor * point.decode_s)
+    return replace(model, points=(scaled,), stage_s=tuple(_times(stage_s, factor) for stage_s in model.stage_s))
 
 
 def _times(seconds: Seconds, factor: float) -> Seconds:
