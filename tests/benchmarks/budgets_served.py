@@ -1,8 +1,9 @@
 """Part of ``bench-budgets``: a small trace of two models on a served system, and the same trace simulated.
 
-The system runs classifications through the whole network and pictures of 20 steps, by one replica each. First, some requests alone say how the
-costs of this machine compare with those of the tables (one factor a model, from ``compute_ms``), and what the way there
-and back adds. With these three numbers a model, the loaded minute is predicted; nothing of it is fitted afterwards.
+The system runs classifications through the whole network and pictures of 20 steps, by one replica each. First, some
+requests alone say how the costs of this machine compare with those of the tables (one factor a model, from
+``compute_ms``), and what the way there and back adds. With these numbers the loaded minute is predicted; nothing of it
+is fitted afterwards.
 """
 
 from __future__ import annotations
