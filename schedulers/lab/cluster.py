@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from schedulers import admission
+from schedulers.bending import Limits, Pressure, Shares, depth
 from schedulers.lab.fleets import FLEETS, Fleet, Sent, Site
 from schedulers.lab.outcomes import Outcome
-from schedulers.lab.served import ServedModel, Truth
+from schedulers.lab.served import ServedModel, Shape, Truth
 from schedulers.lab.simulator import Clock, Record
 from schedulers.lab.traces import Request
 from schedulers.plan import Budget, Load, Plan, Refusal, plan
@@ -21,6 +22,9 @@ from schedulers.types import Finish, Reject, RejectReason
 
 POLICIES = tuple(FLEETS)
 OURS = "vireo"
+BEND_AFTER_S: Mapping[Shape, float] = {"rows": 0.5, "slots": 2.0, "steps": 30.0}
+"""Quality bends while more than so many seconds wait: what is served by default (``bending`` in the configuration)."""
+_FALLS_AFTER = 10.0
 _TOLD_EVERY = 200
 """Requests between two calls of ``on_progress``."""
 
@@ -97,6 +101,21 @@ def _plan(model: ServedModel, request: Request, load: Load, running: int = 1) ->
     return plan(model.planned(running), model.work(request), budget, load)
 
 
+class _Bend:
+    """How far requests for one model give way to load, as at a gateway."""
+
+    def __init__(self, model: ServedModel, weights: Mapping[str, float]) -> None:
+        after_s = BEND_AFTER_S[model.shape]
+        limits = Limits(rise_s=after_s, fall_s=after_s / 2, rise_every_s=after_s, fall_after_s=_FALLS_AFTER * after_s)
+        self._pressure = Pressure(limits)
+        self.shares = Shares(weights, fades_s=limits.fall_after_s)
+
+    def depth(self, now_s: float, request: Request, waiting_s: float) -> float:
+        """From 0 to 1. ``waiting_s``: of work for the model."""
+        level = self._pressure.observe(now_s, waiting_s)
+        return depth(level, request.priority, self.shares.of(request.tenant))
+
+
 class _Run:
     """One policy on one trace."""
 
@@ -124,6 +143,7 @@ class _Run:
         self._fleets: dict[str, Fleet] = {
             model.id: FLEETS[policy](site, model, system.replicas.get(model.id, 1)) for model in system.models
         }
+        self._bends = {model.id: _Bend(model, system.weights) for model in system.models}
         self._buckets: dict[str, admission.BucketState] = {}
         self._wanted_j: dict[int, tuple[float, float | None]] = {}
         self._outcomes: list[Outcome | None] = [None] * len(requests)
@@ -157,7 +177,8 @@ class _Run:
             self._reject(now_s, number, model, f"infeasible: {', '.join(idle.breaks)}", 0.0)
             return
         fleet = self._fleets[model.id]
-        load = Load(queued_s=fleet.queued_s(request.tenant, idle.busy_s))
+        bend = self._bends[model.id].depth(now_s, request, fleet.waiting_s())
+        load = Load(queued_s=fleet.queued_s(request.tenant, idle.busy_s), bend=bend)
         made = _plan(model, request, load, fleet.running())
         if isinstance(made, Refusal):
             self._reject(now_s, number, model, "load", idle.energy_j)
@@ -165,6 +186,7 @@ class _Run:
         if not self._reserve(now_s, request.tenant, made):
             self._reject(now_s, number, model, "quota", idle.energy_j)
             return
+        self._bends[model.id].shares.add(now_s, request.tenant, made.busy_s)
         self._wanted_j[number] = (idle.energy_j, idle.point.quality)
         truth = Truth(model=model, point=model.point_of(made), request=request, luck=luck)
         fleet.send(now_s, Sent(number=number, truth=truth, plan=made))

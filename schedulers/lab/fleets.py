@@ -62,6 +62,10 @@ class Fleet(Protocol):
         """Seconds before a request of so many that comes now, as far as whoever plans it is told."""
         ...
 
+    def waiting_s(self) -> float:
+        """Seconds that wait for a replica, of all tenants, likewise."""
+        ...
+
     def running(self) -> int:
         """Answers of a chat that run together on a replica, likewise; 1 for all other work."""
         ...
@@ -108,6 +112,10 @@ class SharedQueue:
         )
 
     def queued_s(self, tenant: str, busy_s: float) -> float:
+        """It tells nobody."""
+        return 0.0
+
+    def waiting_s(self) -> float:
         """It tells nobody."""
         return 0.0
 
@@ -162,6 +170,10 @@ class FewestRequests:
         """It tells nobody."""
         return 0.0
 
+    def waiting_s(self) -> float:
+        """It tells nobody."""
+        return 0.0
+
     def running(self) -> int:
         """It tells nobody."""
         return 1
@@ -202,6 +214,12 @@ class LeastWork:
         if self._model.shape == "slots" and self._num_open < self._slots:
             return 0.0
         return self._outstanding.wait_s(tenant, busy_s) / len(self._members)
+
+    def waiting_s(self) -> float:
+        """See ``Fleet``."""
+        if self._model.shape == "slots" and self._num_open < self._slots:
+            return 0.0
+        return self._outstanding.total_s / len(self._members)
 
     def running(self) -> int:
         """See ``Fleet``."""
@@ -260,6 +278,10 @@ class Claimed:
     def queued_s(self, tenant: str, busy_s: float) -> float:
         """Of the jobs that nobody has claimed."""
         return self._waiting.wait_s(tenant, busy_s) / len(self._members) if self._queue else 0.0
+
+    def waiting_s(self) -> float:
+        """See ``Fleet``."""
+        return self._waiting.total_s / len(self._members)
 
     def running(self) -> int:
         """See ``Fleet``."""
