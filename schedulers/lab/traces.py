@@ -13,9 +13,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+from calendar import monthrange, timegm
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from schedulers.types import Priority
@@ -202,15 +203,36 @@ class _Azure:
     """Times are dates there."""
 
     def __init__(self) -> None:
-        self._first: datetime | None = None
+        self._first_s: float | None = None
+        self._has_zone = False
 
     def __call__(self, cells: Mapping[str, str]) -> Request:
-        at = datetime.fromisoformat(cells["TIMESTAMP"])
-        self._first = self._first or at
-        if (at.tzinfo is None) != (self._first.tzinfo is None):
+        at_s, has_zone = _instant(cells["TIMESTAMP"])
+        if self._first_s is None:
+            self._first_s, self._has_zone = at_s, has_zone
+        if has_zone != self._has_zone:
             raise ValueError("TIMESTAMP has a time zone in some lines only")
         images, prompt, output = (_count(name, cells[name]) for name in AZURE_COLUMNS[1:])
-        return Request(arrived_s=(at - self._first).total_seconds(), task="chat", tokens=Tokens(images, prompt, output))
+        return Request(arrived_s=round(at_s - self._first_s, 6), task="chat", tokens=Tokens(images, prompt, output))
+
+
+_INSTANT = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+
+
+def _instant(text: str) -> tuple[float, bool]:
+    """Seconds since 1970 of a date and time, and whether it names its zone."""
+    match = _INSTANT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"TIMESTAMP is {text!r}; need YYYY-MM-DD HH:MM:SS, with a fraction and a zone or without")
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    is_date = 1 <= month <= 12 and year >= 1970 and 1 <= day <= monthrange(year, month)[1]
+    if not is_date or hour > 23 or minute > 59 or second > 59:
+        raise ValueError(f"TIMESTAMP is {text!r}, and there is no such time")
+    fraction, zone = float(match[7] or 0.0), match[8]
+    ahead_s = 0
+    if zone and zone != "Z":
+        ahead_s = (60 * int(zone[1:3]) + int(zone[4:6])) * (60 if zone[0] == "+" else -60)
+    return timegm((year, month, day, hour, minute, second)) - ahead_s + fraction, zone is not None
 
 
 def _mooncake(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Request]]:

@@ -37,7 +37,7 @@ _SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     CLASSIFIER: {"exit_1": 2.0, "exit_2": 2.0, "exit_3": 2.0},
     PAINTER: {"num_inference_steps": 20, "guidance_scale": 2.0, "k0": 2},
 }
-_RATES_PER_S: Final = {CLASSIFIER: 15.0, PAINTER: 1.2}
+_RATES_PER_S: Final = {CLASSIFIER: 10.0, PAINTER: 0.8}
 _LATENCY_S: Final = {CLASSIFIER: 0.1, PAINTER: 2.0}
 _ALONE: Final = {CLASSIFIER: 40, PAINTER: 12}
 

@@ -36,6 +36,11 @@ def test_azures_layout() -> None:
     ]
 
 
+def test_zones_and_leap_days_count() -> None:
+    first, second = read(AZURE + "2024-02-28T23:59:59Z,0,1,1\n2024-02-29 02:00:00.250+02:00,0,1,1\n")
+    assert (first.arrived_s, second.arrived_s) == (0.0, 1.25)
+
+
 def test_mooncakes_layout() -> None:
     later = MOONCAKE.replace("500", "1500")
     assert read(MOONCAKE + later) == [
@@ -65,7 +70,10 @@ def test_mooncakes_layout() -> None:
         ("timestamp_s,task,quality_floor\n0,a,1.5\n", "line 2: quality_floor is 1.5"),
         ("timestamp_s,task,images\n0,chat,2\n", "line 2: images needs prompt_tokens"),
         (AZURE + "2024-10-15 00:00:00,1,2.5,3\n", "line 2: ContextTokens is '2.5'"),
-        (AZURE + "yesterday,1,2,3\n", "line 2: "),
+        (AZURE + "yesterday,1,2,3\n", "line 2: TIMESTAMP is 'yesterday'; need"),
+        (AZURE + "2023-02-29 00:00:00,1,2,3\n", "line 2: TIMESTAMP is '2023-02-29 00:00:00', and there is no such"),
+        (AZURE + "2024-13-01 00:00:00,1,2,3\n", "there is no such time"),
+        (AZURE + "2024-12-01 24:00:00,1,2,3\n", "there is no such time"),
         (AZURE + "2024-10-15 00:00:00,1,2,3\n2024-10-15 00:00:01+00:00,1,2,3\n", "line 3: TIMESTAMP has a time zone"),
         (MOONCAKE + "{\n", "line 2: "),
         (MOONCAKE + "[1]\n", "line 2: need an object"),
