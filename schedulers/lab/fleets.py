@@ -17,6 +17,7 @@ from schedulers.lab.served import Engine, ServedModel, Truth, served_engine, who
 from schedulers.lab.simulator import Clock, Node, Record, Replica, lognormal_noise
 from schedulers.least_loaded import LeastLoaded
 from schedulers.plan import Plan
+from schedulers.types import Reject, RejectReason
 from schedulers.urgency import queue_key
 
 
@@ -261,8 +262,22 @@ class _Job:
         self.rank = (queue_key(request.priority, now_s, deadline_s, sent.plan.latency_s), 0.0)
 
 
+def _late(job: _Job, now_s: float) -> Record:
+    request = job.sent.truth.request
+    return Record(
+        unit_id=job.number,
+        tenant=job.tenant,
+        arrived_s=request.arrived_s,
+        deadline_s=job.deadline_s,
+        done_s=now_s,
+        decision=Reject(unit_id=job.number, reason=RejectReason.DEADLINE_PASSED, retry_after_s=0.0),
+        cost_s=0.0,
+    )
+
+
 class Claimed:
-    """Jobs as they are served: they wait in one queue, fair by joules, and replicas claim them while they have room."""
+    """Jobs as they are served: they wait in one queue, fair by joules, and replicas claim them while they have room.
+    One that is late before it begins is not made."""
 
     def __init__(self, site: Site, model: ServedModel, num_replicas: int) -> None:
         self._site = site
@@ -297,6 +312,10 @@ class Claimed:
         while self._queue and (member := self._fewest.first()).num_open < self._room:
             (job,), _ = self._queue.take(1)
             self._waiting.remove(job.tenant, job.sent.plan.busy_s)
+            if job.deadline_s <= now_s:
+                self._queue.correct(job.tenant, -job.joules)
+                self._site.on_end(job.sent, _late(job, now_s))
+                continue
             member.take(now_s, job.sent)
             self._fewest.changed(member)
 

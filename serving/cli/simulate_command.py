@@ -25,7 +25,7 @@ _EXAMPLES = """\b
 Examples:
   vireo simulate --trace examples/traces/mixed.csv
   vireo simulate --trace mixed.csv --policy fcfs,vireo --rate 400 --plot p.png
-  vireo simulate --trace azure.csv --replicas texthawk2-nano=2000 --json
+  vireo simulate --trace azure.csv --latency-ms 9000 --replicas 2000 --json
 
 Traces, policies and what is simulated: docs/simulator.md.
 """

@@ -133,6 +133,15 @@ def test_who_cannot_be_in_time_expires_and_what_fits_nothing_is_rejected() -> No
     assert (hopeless.state, hopeless.reason) == ("rejected", "infeasible: latency")
 
 
+def test_a_job_that_is_late_before_it_begins_is_not_made() -> None:
+    """Eight jobs fill the replica's room; what is claimed after its deadline has ended by then."""
+    long = [Request(arrived_s=0.0, task="images", size=3.0) for _ in range(8)]
+    hasty = [Request(arrived_s=0.01, task="images", tenant="b", latency_s=2.0) for _ in range(3)]
+    outcomes = simulate_system(SYSTEM, [*long, *hasty], "vireo")
+    assert {one.state for one in outcomes[:8]} == {"answered"}
+    assert {(one.state, one.reason, one.joules) for one in outcomes[8:]} == {("expired", "deadline_passed", 0.0)}
+
+
 def test_a_bucket_that_is_empty_rejects_under_ours_alone() -> None:
     limits = BucketLimits(joules_per_s=1.0, joules_burst=8.0, seconds_per_s=9.0, seconds_burst=99.0)
     system = replace(SYSTEM, tenants={"poor": Tenant(limits=limits)})
