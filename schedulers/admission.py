@@ -4,8 +4,13 @@ A bucket holds ``burst`` at most and refills at its rate. A request reserves its
 none; what it really used is settled afterwards and may leave a debt, which the refill pays off first.
 
     refill   level <- min(burst, level + rate * elapsed)
+    widen    cost <- min(burst, cost * overrun), but while nothing else is open no more than the level
     reserve  granted if joules <= level_j and seconds <= level_s, then level <- level - cost
     settle   refill, then level <- min(burst, level + reserved - actual)
+
+A prediction may be too low, and how much too low is known late: so requests that are open together each reserve
+``overrun`` times theirs (``schedulers.overrun``), and only one that is alone may run on the prediction itself. What is
+settled and reserved is then over what was refilled by no more than that one request is over its prediction.
 
 Work that nothing was reserved for (decoding) is settled against a reservation of nothing.
 
@@ -102,6 +107,19 @@ def reserve(
     return replace(state, joules=state.joules - cost.joules, seconds=state.seconds - cost.seconds), None
 
 
+def widened(state: BucketState, limits: BucketLimits, cost: Cost, overrun: float, *, is_alone: bool) -> Cost:
+    """What to reserve for a request of this cost, in a bucket that was refilled up to now. ``is_alone``: nothing else
+    that the tenant has reserved is open. A request that fits the burst fits it widened."""
+    return Cost(
+        _widened(cost.joules, overrun, state.joules if is_alone else limits.joules_burst),
+        _widened(cost.seconds, overrun, state.seconds if is_alone else limits.seconds_burst),
+    )
+
+
+def _widened(amount: float, overrun: float, most: float) -> float:
+    return max(amount, min(amount * overrun, most))
+
+
 def settle(state: BucketState, limits: BucketLimits, reserved: Cost, actual: Cost, now_s: float) -> BucketState:
     """Give back what was reserved and charge what was used."""
     state = refill(state, limits, now_s)
@@ -112,16 +130,22 @@ def settle(state: BucketState, limits: BucketLimits, reserved: Cost, actual: Cos
     )
 
 
-def empty_for_s(state: BucketState, limits: BucketLimits, now_s: float) -> float:
-    """Seconds until there is something left in both kinds; 0 if there is, ``math.inf`` if there never will be."""
+NOTHING = Cost(0.0, 0.0)
+
+
+def lacks_for_s(state: BucketState, limits: BucketLimits, least: Cost, now_s: float) -> float:
+    """Seconds until ``least`` is there, and something in both kinds; 0 if it is, ``math.inf`` if it never will be."""
     state = refill(state, limits, now_s)
-    return max(_empty_for_s(state.joules, limits.joules_per_s), _empty_for_s(state.seconds, limits.seconds_per_s))
+    return max(
+        _lacks_for_s(least.joules, state.joules, limits.joules_per_s, limits.joules_burst),
+        _lacks_for_s(least.seconds, state.seconds, limits.seconds_per_s, limits.seconds_burst),
+    )
 
 
-def _empty_for_s(level: float, rate: float) -> float:
-    if level > 0.0:
-        return 0.0
-    return max(-level / rate, math.ulp(0.0)) if rate > 0.0 else math.inf
+def _lacks_for_s(amount: float, level: float, rate: float, burst: float) -> float:
+    if level <= 0.0 == amount:
+        return max(-level / rate, math.ulp(0.0)) if rate > 0.0 else math.inf
+    return _wait_s(amount, level, rate, burst)
 
 
 def _wait_s(amount: float, level: float, rate: float, burst: float) -> float:

@@ -22,6 +22,7 @@ CALLED_BY_OTHERS = {
     "asyncio": ("connection_made", "data_received", "connection_lost"),
     "the standard library": ("do_GET", "do_POST", "log_message", "handle_starttag"),
     "importlib": ("get_code",),
+    "hypothesis": ("teardown",),
     "grpc": ("intercept_service", "Export"),
     "schemathesis": ("map_body", "get_call_kwargs"),
     "torch": ("_save_to_state_dict", "_load_from_state_dict"),

@@ -243,6 +243,12 @@ class BudgetInfeasible(ClientError):
     code = "budget_infeasible"
 
 
+class QuotaTooSmall(ClientError):
+    """The request takes more than the tenant's bucket ever holds: it never fits, however long one waits."""
+
+    code = "quota_too_small"
+
+
 class DeadlineExceeded(ClientError):
     """The deadline passed before an answer existed; the rest of the work was not run."""
 
@@ -270,7 +276,7 @@ class DeadlineUnreachable(Overloaded):
 
 
 class QuotaExceeded(Overloaded):
-    """The tenant's joule or second bucket is empty."""
+    """The tenant's joule or second bucket does not hold enough for this request now."""
 
     code = "quota_exceeded"
 

@@ -279,6 +279,20 @@ def choose(
     raise BudgetInfeasible(f"{made.message}{unknown}", param="vireo")
 
 
+def alone_s(
+    served: Points, point: Point, num_exits: int, request: ImageRequest | None, exit_index: int | None = None
+) -> float:
+    """Seconds of a row that shares its batch with nobody, up to an exit, from 0; by default the last that it may reach:
+    as many as it is charged at most, where the machine is as fast as the one that was measured."""
+    units = served.work(point.settings, request=request)
+    if num_exits == 1 or served.cost_model is None:
+        return max(point.cost.latency(units), point.cost.busy(units))
+    if exit_index is None:
+        thresholds, _ = parted(point.settings, num_exits)
+        exit_index = next(index for index, threshold in enumerate(thresholds) if threshold <= 0.0)
+    return sum(served.cost_model.batch_s(stage, 1) for stage in range(exit_index + 1))
+
+
 def parted(settings: Settings, num_exits: int) -> tuple[tuple[float, ...], dict[str, Value]]:
     """Thresholds of the exits, which are the scheduler's (nobody is as sure as above 1, and at the last exit all
     leave), and the settings that are the network's."""

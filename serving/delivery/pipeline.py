@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from schedulers.admission import NOTHING, Cost
 from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget
@@ -44,17 +45,18 @@ class PipelineLimits:
 class Fetch(Generic[T, Outcome]):
     """Items of one request whose results are wanted: found, or run.
 
-    ``joules`` and ``seconds`` are reserved for each that is missing. ``run(places, reservation)`` gives an outcome for
-    each of them, and sees that the reservation is settled, whatever becomes of it. ``kept`` gives what of an outcome
-    another request may be given, now or later: None for a failure, or for an answer that a deadline has made worse.
+    ``costs``, by item, and ``overrun`` say what is reserved for each that is missing. ``run(places, reservation)``
+    gives an outcome for each of them, and sees that the reservation is settled, whatever becomes of it. ``kept`` gives
+    what of an outcome another request may be given, now or later: None for a failure, or for an answer that a deadline
+    has made worse.
     """
 
     model: str
     tenant: str
     names: Sequence[ResultName | None]
     codec: Codec[T]
-    joules: float
-    seconds: float
+    costs: Sequence[Cost]
+    overrun: float
     urgency: Urgency
     run: Callable[[Sequence[int], Reservation], Awaitable[Sequence[Outcome]]]
     kept: Callable[[Outcome], T | None]
@@ -93,13 +95,16 @@ class Pipeline:
         return self._in_flight < self._limits.max_in_flight
 
     @contextmanager
-    def admitted(self, tenant: str, wait_s: Callable[[], float]) -> Iterator[None]:
-        """Let a request in, and count it while it is here. ``wait_s``: what its model has to do first.
+    def admitted(
+        self, tenant: str, wait_s: Callable[[], float], least: Cost = NOTHING, count: int = 1
+    ) -> Iterator[None]:
+        """Let a request in, and count it while it is here. ``wait_s``: what its model has to do first. ``least`` and
+        ``count``: what it takes, as far as that is known already.
 
-        Raises: QuotaExceeded: the tenant's account is empty; TooManyInFlight: too many of the tenant's are here;
-            QueueFull: too many of all are here.
+        Raises: QuotaExceeded, QuotaTooSmall: the tenant's account is empty; TooManyInFlight: too many of the tenant's
+            are here; QueueFull: too many of all are here.
         """
-        self.results.check_account(tenant)
+        self.results.check_account(tenant, least, count)
         self._check_tenant(tenant, wait_s)
         if not self.has_room:
             retry_s = max(_LEAST_RETRY_S, wait_s())
@@ -186,7 +191,8 @@ class Pipeline:
     async def _lead(self, wanted: Fetch[T, Outcome], places: Sequence[int], answers: dict[int, Any]) -> dict[int, T]:
         """Look up, run what is missing. Returns what may be shared, by place."""
         names = [wanted.names[place] for place in places]
-        lookup = await self.results.look_up(names, wanted.codec, wanted.tenant, wanted.joules, wanted.seconds)
+        costs = [wanted.costs[place] for place in places]
+        lookup = await self.results.look_up(names, wanted.codec, wanted.tenant, costs, wanted.overrun)
         shared = {place: found for place, found in zip(places, lookup.found, strict=True) if found is not None}
         answers.update(shared)
         missing = [place for place in places if place not in shared]

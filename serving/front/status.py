@@ -107,6 +107,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.Forbidden: Status(403, StatusCode.PERMISSION_DENIED),
         errors.FeatureNotAllowed: Status(403, StatusCode.PERMISSION_DENIED),
         errors.BudgetInfeasible: Status(422, StatusCode.FAILED_PRECONDITION),
+        errors.QuotaTooSmall: Status(422, StatusCode.FAILED_PRECONDITION),
         errors.DeadlineExceeded: Status(504, StatusCode.DEADLINE_EXCEEDED),
         errors.SlowBody: Status(408, StatusCode.DEADLINE_EXCEEDED),
         errors.Overloaded: _FULL,

@@ -38,6 +38,7 @@ from serving.operating_points import Points, answer_cost, answer_work, points_of
 from serving.refusals import prompt_check
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
+from serving.stores.jobs.base import JobRecord, JobStatus
 from serving.stores.jobs.redis_jobs import RedisJobs, build_index
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.periodic import ArtefactCleaner
@@ -172,7 +173,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         jobs=jobs,
         clips=clips,
         cleaner=ArtefactCleaner(clips, jobs),
-        settler=JobSettler(jobs, results),
+        settler=JobSettler(jobs, results, partial(_learn, {VIDEOS.name: videos, IMAGES.name: painters})),
         reached=reached,
         bending=bending,
         service=service,
@@ -199,6 +200,14 @@ def _bending_limits(config: ResolvedConfig, models: Mapping[str, ServedModel]) -
                 after_s = max(_LEAST_QUEUE_S, min(settings.rows_after_s / gateway.replicas, half_s))
         limits[model.id] = limits_of(after_s)
     return limits
+
+
+def _learn(models: Mapping[str, Mapping[str, JobModel]], job: JobRecord) -> None:
+    model = models.get(job.task, {}).get(job.model)
+    if model is not None and job.status is JobStatus.COMPLETED:
+        watts = job.predicted_j / job.predicted_s if job.predicted_s else 0.0
+        taken_s = max(job.taken.seconds, job.taken.joules / watts if watts else 0.0)
+        model.overrun.observe(job.most_s or job.predicted_s, taken_s)
 
 
 def _pings(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]]) -> dict[str, Ping]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 
-from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget, full, refill, reserve, settle
+from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget, full, refill, reserve, settle, widened
 
 MAX_OPEN_HOLDS = 100_000
 
@@ -34,6 +35,8 @@ class LocalBuckets:
         self._share = share
         self._states: dict[str, BucketState] = {}
         self._open: dict[str, Hold] = {}
+        self._num_open: Counter[str] = Counter()
+        """Of each tenant."""
 
     def observe(self, tenant: str, limits: BucketLimits, joules: float, seconds: float, now_s: float) -> None:
         """Remember the levels that Redis reported, to go on from them when it is away."""
@@ -41,22 +44,32 @@ class LocalBuckets:
         levels = BucketState(joules * self._share, seconds * self._share, now_s)
         self._states[tenant] = refill(levels, mine, now_s)
 
-    def reserve(self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float) -> Hold | OverBudget:
-        """As the function of that name."""
+    def reserve(
+        self, tenant: str, limits: BucketLimits, cost: Cost, now_s: float, overrun: float = 1.0
+    ) -> Hold | OverBudget:
+        """As the function of that name, widened."""
         mine = self._scaled(limits)
-        state = self._states.get(tenant) or full(mine, now_s)
+        state = refill(self._states.get(tenant) or full(mine, now_s), mine, now_s)
+        cost = widened(state, mine, cost, overrun, is_alone=not self._num_open[tenant])
         self._states[tenant], over = reserve(state, mine, cost, now_s)
         if over is not None:
             return over
         hold = Hold(uuid.uuid4().hex, tenant, cost, limits, is_local=True)
         self._open[hold.id] = hold
+        self._num_open[tenant] += 1
         if len(self._open) > MAX_OPEN_HOLDS:  # never settled; their estimates stand
-            del self._open[next(iter(self._open))]
+            self._closed(next(iter(self._open)))
         return hold
+
+    def _closed(self, hold_id: str) -> bool:
+        hold = self._open.pop(hold_id, None)
+        if hold is not None:
+            self._num_open[hold.tenant] -= 1
+        return hold is not None
 
     def settle(self, hold: Hold, actual: Cost, now_s: float) -> bool:
         """As the function of that name. False if it was settled before."""
-        if self._open.pop(hold.id, None) is None:
+        if not self._closed(hold.id):
             return False
         mine = self._scaled(hold.limits)
         state = self._states[hold.tenant]

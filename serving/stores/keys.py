@@ -32,13 +32,20 @@ def result(tenant: str, digest: str) -> str:
 
 
 def bucket(tenant: str) -> str:
-    """The tenant's buckets. Hash: ``joules`` and ``seconds`` left, ``at`` on the server's clock (s). Never expires."""
+    """The tenant's buckets. Hash: ``joules`` and ``seconds`` left, ``at`` on the server's clock (s); ``taken_j`` and
+    ``taken_s``, all that was ever taken and not given back. Never expires."""
     return f"{PREFIX}:{_tag(tenant)}:bucket"
 
 
 def reservation(tenant: str, reservation_id: str) -> str:
     """An open reservation. Hash: ``joules`` and ``seconds``."""
     return f"{PREFIX}:{_tag(tenant)}:reservation:{reservation_id}"
+
+
+def open_reservations(tenant: str) -> str:
+    """Ids of the open reservations. Sorted set, by when they expire on the server's clock (s). Never expires itself:
+    under memory pressure it must not be forgotten that others are open."""
+    return f"{PREFIX}:{_tag(tenant)}:open"
 
 
 def job_mark(tenant: str, job_id: str) -> str:

@@ -13,10 +13,11 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
-from schedulers.admission import BucketLimits, Cost
+from schedulers.admission import BucketLimits
 from serving.errors import StoreUnavailable
 from serving.stores import keys
 from serving.telemetry.events import SettlementsWaiting, Sink, ignore
@@ -24,6 +25,13 @@ from serving.telemetry.events import SettlementsWaiting, Sink, ignore
 _log = structlog.get_logger(__name__)
 MAX_ENTRIES = 10_000
 PERIOD_S = 0.25
+
+
+class Owed(NamedTuple):
+    """What is to be charged; below 0: given back."""
+
+    joules: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,13 @@ class _Entry:
 class Outbox:
     """Use from one event loop; ``stop`` when done.
 
-    ``is_up``: whether it is worth trying. ``charge(tenant, limits, cost, mark)`` charges what was never reserved there.
+    ``is_up``: whether it is worth trying. ``charge(tenant, limits, owed, mark)`` charges what was never reserved there.
     """
 
     def __init__(
         self,
         is_up: Callable[[], bool],
-        charge: Callable[[str, BucketLimits, Cost, str], Awaitable[object]],
+        charge: Callable[[str, BucketLimits, Owed, str], Awaitable[object]],
         *,
         tell: Sink = ignore,
         clock: Callable[[], float] = time.monotonic,
@@ -51,8 +59,9 @@ class Outbox:
         self._tell = tell
         self._clock = clock
         self._entries: deque[_Entry] = deque()
-        self._owed: dict[str, tuple[BucketLimits, Cost]] = {}
-        """By tenant: what was used while Redis was away and nobody has tried to charge yet."""
+        self._owed: dict[str, tuple[BucketLimits, Owed]] = {}
+        """By tenant: what was used or set aside while Redis was away and nobody has tried to charge yet."""
+        self._sending = asyncio.Lock()
         self._sender: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -63,12 +72,15 @@ class Outbox:
         self._keep(send, lifetime_s)
         self._wake()
 
-    def owe(self, tenant: str, limits: BucketLimits, cost: Cost) -> None:
+    def owe(self, tenant: str, limits: BucketLimits, more: Owed) -> None:
         """Add to what a tenant is to be charged once Redis is back; one sum, however long that takes."""
-        _, sum_so_far = self._owed.get(tenant, (limits, Cost(0.0, 0.0)))
-        total = Cost(sum_so_far.joules + cost.joules, sum_so_far.seconds + cost.seconds)
-        self._owed[tenant] = (limits, total)
+        _, so_far = self._owed.get(tenant, (limits, Owed(0.0, 0.0)))
+        self._owed[tenant] = (limits, Owed(so_far.joules + more.joules, so_far.seconds + more.seconds))
         self._wake()
+
+    async def flush(self) -> None:
+        """Tell Redis now, as far as it answers: whoever reserves there next must not find what is spent already."""
+        await self._flush()
 
     async def stop(self) -> None:
         """Try once more, then forget."""
@@ -98,8 +110,11 @@ class Outbox:
 
     async def _flush(self) -> None:
         """Oldest first, until Redis fails again."""
-        if not self._is_up():
-            return
+        async with self._sending:
+            if self._is_up():
+                await self._send()
+
+    async def _send(self) -> None:
         for tenant in tuple(self._owed):
             self._post(tenant, *self._owed.pop(tenant))
         while self._entries:
@@ -114,6 +129,6 @@ class Outbox:
             if self._entries and self._entries[0] is entry:
                 self._entries.popleft()
 
-    def _post(self, tenant: str, limits: BucketLimits, cost: Cost) -> None:
+    def _post(self, tenant: str, limits: BucketLimits, owed: Owed) -> None:
         mark = uuid.uuid4().hex
-        self._keep(lambda: self._charge(tenant, limits, cost, mark), keys.CHARGE_MARK_TTL_S)
+        self._keep(lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)

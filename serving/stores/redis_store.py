@@ -23,7 +23,7 @@ from serving.stores import keys
 from serving.stores.breaker import BreakerState
 from serving.stores.buckets import Hold, LocalBuckets
 from serving.stores.connection import RedisConfig, RedisConnection
-from serving.stores.outbox import Outbox
+from serving.stores.outbox import Outbox, Owed
 from serving.stores.replies import Levels, ReserveReply, Values, parse_reserve, parse_settle, parse_values
 from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JOB, Script
 from serving.telemetry.events import BucketRepaired, ResultsLookedUp, Sink, ignore
@@ -118,12 +118,18 @@ class RedisStore:
     # -- results and quotas in one round trip ------------------------------------------------------------------------
 
     async def lookup_and_reserve(
-        self, tenant: str, digests: Sequence[str | None], costs: Sequence[Cost], limits: BucketLimits | None
+        self,
+        tenant: str,
+        digests: Sequence[str | None],
+        costs: Sequence[Cost],
+        limits: BucketLimits | None,
+        overrun: float = 1.0,
     ) -> LookupReply:
         """Read results, and reserve the cost of those that are missing: all of it, or nothing.
 
         ``digests``: None for an item that must not be looked up. ``costs``: predicted, one per digest. ``limits``: None
-        for a tenant without a quota. A reservation must be settled once; unsettled ones stay charged.
+        for a tenant without a quota. ``overrun``: how many times its cost it may take, see ``schedulers.admission``.
+        A reservation must be settled once; unsettled ones stay charged.
 
         Raises:
             ValueError: not one cost per digest, or none at all.
@@ -134,9 +140,11 @@ class RedisStore:
             )
         if limits is None:
             return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
+        if self._outbox and self._is_up():
+            await self._outbox.flush()
         was_up, reservation_id = self._is_up(), uuid.uuid4().hex
         try:
-            return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits)
+            return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits, overrun)
         except StoreFull:
             values = await self.lookup(tenant, [digest or "" for digest in digests])
         except StoreUnavailable:
@@ -144,7 +152,7 @@ class RedisStore:
             if was_up:  # it may have been granted, and only the answer lost
                 lost = Hold(reservation_id, tenant, Cost(0.0, 0.0), limits, is_local=False)
                 self._outbox.add(lambda: self._settle(lost, Cost(0.0, 0.0)), keys.RESERVATION_TTL_S)
-        return self._reserve_locally(tenant, values, costs, limits)
+        return self._reserve_locally(tenant, values, costs, limits, overrun)
 
     async def _lookup_and_reserve(
         self,
@@ -153,10 +161,11 @@ class RedisStore:
         digests: Sequence[str | None],
         costs: Sequence[Cost],
         limits: BucketLimits,
+        overrun: float,
     ) -> LookupReply:
         names = [keys.result(tenant, digest or "") for digest in digests]
-        names += [keys.bucket(tenant), keys.reservation(tenant, reservation_id)]
-        arguments: list[float] = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits)]
+        names += [keys.bucket(tenant), keys.reservation(tenant, reservation_id), keys.open_reservations(tenant)]
+        arguments = [len(digests), keys.RESERVATION_TTL_S, *_numbers(limits), overrun, reservation_id]
         for cost in costs:
             arguments += [cost.joules, cost.seconds]
 
@@ -173,14 +182,17 @@ class RedisStore:
         hold = Hold(reservation_id, tenant, Cost(reply.joules, reply.seconds), limits, is_local=False)
         return LookupReply(values=values, hold=hold)
 
-    def _reserve_locally(self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits) -> LookupReply:
+    def _reserve_locally(
+        self, tenant: str, values: Values, costs: Sequence[Cost], limits: BucketLimits, overrun: float
+    ) -> LookupReply:
         missing = [cost for value, cost in zip(values, costs, strict=True) if value is None]
         if not missing:
             return LookupReply(values=values)
         total = Cost(math.fsum(c.joules for c in missing), math.fsum(c.seconds for c in missing))
-        outcome = self._local.reserve(tenant, limits, total, self._clock())
+        outcome = self._local.reserve(tenant, limits, total, self._clock(), overrun)
         if isinstance(outcome, OverBudget):
             return LookupReply(values=values, over_budget=outcome)
+        self._outbox.owe(tenant, limits, Owed(outcome.cost.joules, outcome.cost.seconds))  # also while it runs
         return LookupReply(values=values, hold=outcome)
 
     async def settle(self, hold: Hold, actual: Cost) -> bool:
@@ -191,7 +203,8 @@ class RedisStore:
         if hold.is_local:
             is_settled = self._local.settle(hold, actual, self._clock())
             if is_settled:
-                self._outbox.owe(hold.tenant, hold.limits, actual)
+                more = Owed(actual.joules - hold.cost.joules, actual.seconds - hold.cost.seconds)
+                self._outbox.owe(hold.tenant, hold.limits, more)
             return is_settled
         try:
             return await self._settle(hold, actual)
@@ -200,8 +213,12 @@ class RedisStore:
             return False
 
     async def _settle(self, hold: Hold, actual: Cost) -> bool:
-        names = [keys.bucket(hold.tenant), keys.reservation(hold.tenant, hold.id)]
-        arguments = [actual.joules, actual.seconds, *_numbers(hold.limits)]
+        names = [
+            keys.bucket(hold.tenant),
+            keys.reservation(hold.tenant, hold.id),
+            keys.open_reservations(hold.tenant),
+        ]
+        arguments = [actual.joules, actual.seconds, *_numbers(hold.limits), hold.id]
 
         async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, SETTLE, names, arguments))
@@ -216,18 +233,18 @@ class RedisStore:
         """Charge for what was never reserved. While Redis is away this process keeps the account, and tells it then."""
         if not self._is_up():
             self._local.charge(tenant, limits, actual, self._clock())
-            self._outbox.owe(tenant, limits, actual)
+            self._outbox.owe(tenant, limits, Owed(actual.joules, actual.seconds))
             return
-        mark = uuid.uuid4().hex
+        mark, owed = uuid.uuid4().hex, Owed(actual.joules, actual.seconds)
         try:
-            await self._charge(tenant, limits, actual, mark)
+            await self._charge(tenant, limits, owed, mark)
         except StoreUnavailable:
             self._local.charge(tenant, limits, actual, self._clock())
-            self._outbox.add(lambda: self._charge(tenant, limits, actual, mark), keys.CHARGE_MARK_TTL_S)
+            self._outbox.add(lambda: self._charge(tenant, limits, owed, mark), keys.CHARGE_MARK_TTL_S)
 
-    async def _charge(self, tenant: str, limits: BucketLimits, actual: Cost, mark: str) -> None:
+    async def _charge(self, tenant: str, limits: BucketLimits, owed: Owed, mark: str) -> None:
         names = [keys.bucket(tenant), keys.charge_mark(tenant, mark)]
-        arguments = [actual.joules, actual.seconds, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
+        arguments: list[float | str] = [*owed, *_numbers(limits), keys.CHARGE_MARK_TTL_S]
 
         async def send(client: aioredis.Redis) -> Levels | None:
             return parse_settle(await _run(client, CHARGE, names, arguments))
@@ -276,12 +293,12 @@ class RedisStore:
         return values
 
 
-def _numbers(limits: BucketLimits) -> list[float]:
+def _numbers(limits: BucketLimits) -> list[float | str]:
     return [limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst]
 
 
-async def _run(client: aioredis.Redis, script: Script, names: list[str], arguments: Sequence[float]) -> Any:
-    texts = [repr(argument) for argument in arguments]
+async def _run(client: aioredis.Redis, script: Script, names: list[str], arguments: Sequence[float | str]) -> Any:
+    texts = [argument if isinstance(argument, str) else repr(argument) for argument in arguments]
     try:
         return await client.evalsha(script.sha1, len(names), *names, *texts)
     except NoScriptError:  # first use, or the server lost it

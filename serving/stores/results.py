@@ -6,14 +6,15 @@ Writing and settling happen after the answer, in the background: no caller waits
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from schedulers.admission import BucketLimits, BucketState, Cost, empty_for_s
+from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, lacks_for_s
 from serving.config import ResolvedConfig, TenantSettings
-from serving.errors import QuotaExceeded
+from serving.errors import QuotaExceeded, QuotaTooSmall
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
@@ -25,7 +26,6 @@ from serving.tenants import LiveTenants
 
 T = TypeVar("T")
 _MAX_BACKGROUND = 1_000
-_MAX_RETRY_AFTER_S = 3600.0
 _FLUSH_S = 0.1
 """Decoding is charged in Redis so often at most; until then this gateway remembers it."""
 
@@ -49,10 +49,12 @@ class Codec(Generic[T]):
 class Reservation:
     """Joules and seconds set aside for a request that runs, until it is settled: once, however it ends."""
 
-    __slots__ = ("_charge",)
+    __slots__ = ("_charge", "cost")
 
-    def __init__(self, charge: Callable[[Cost], None] | None = None) -> None:
+    def __init__(self, charge: Callable[[Cost], None] | None = None, cost: Cost | None = None) -> None:
         self._charge = charge
+        self.cost = cost
+        """What was set aside; None where nothing had to be."""
 
     def settle(self, joules: float, seconds: float) -> None:
         """Charge what was really used instead. The first call counts."""
@@ -112,45 +114,55 @@ class ResultStore:
         return ResultName(key.tenant, self._cache.digest(key)) if key is not None and self._is_caching else None
 
     async def look_up(
-        self, names: Sequence[ResultName | None], codec: Codec[T], tenant: str, joules: float, seconds: float
+        self,
+        names: Sequence[ResultName | None],
+        codec: Codec[T],
+        tenant: str,
+        costs: Sequence[Cost],
+        overrun: float = 1.0,
     ) -> Lookup[T]:
-        """Look for results and reserve ``joules`` and ``seconds`` for each one that is missing, in one round trip. What
-        has no name is missing.
+        """Look for results and reserve its cost for each one that is missing, in one round trip. What has no name is
+        missing. ``overrun``: how many times that they may take, see ``schedulers.overrun``.
 
         Raises:
-            QuotaExceeded: the tenant's buckets do not hold that much; nothing was reserved.
+            QuotaExceeded: the tenant's buckets do not hold that much now; nothing was reserved.
+            QuotaTooSmall: they never do.
         """
         limits = self._limits.get(tenant)
         digests = [None if name is None else name.digest for name in names]
         if limits is None and not any(digests):
             return Lookup((None,) * len(names), Reservation())
-        reply = await self._reserve(tenant, digests, Cost(joules, seconds), limits)
+        reply = await self._reserve(tenant, digests, costs, limits, overrun)
         found = tuple(self._opened(codec, *each) for each in zip(digests, reply.values, strict=True))
         return Lookup(found, self._reservation(reply.hold))
 
-    async def reserve(self, tenant: str, joules: float, seconds: float) -> Reservation:
-        """Only reserve. Raises: QuotaExceeded: as ``look_up``."""
+    async def reserve(self, tenant: str, cost: Cost, overrun: float = 1.0) -> Reservation:
+        """Only reserve. Raises: QuotaExceeded, QuotaTooSmall: as ``look_up``."""
         limits = self._limits.get(tenant)
         if limits is None:
             return Reservation()
-        return self._reservation((await self._reserve(tenant, [None], Cost(joules, seconds), limits)).hold)
+        return self._reservation((await self._reserve(tenant, [None], [cost], limits, overrun)).hold)
 
     def _reservation(self, hold: Hold | None) -> Reservation:
         if hold is None:
             return Reservation()
         parent = tracing.current()
-        return Reservation(lambda actual: self._later(self._settle(hold, actual, parent), must_run=True))
+        return Reservation(lambda actual: self._later(self._settle(hold, actual, parent), must_run=True), hold.cost)
 
     async def _settle(self, hold: Hold, actual: Cost, parent: tracing.Parent) -> None:
         with tracing.span("settle", parent):
             await self._store.settle(hold, actual)
 
     async def _reserve(
-        self, tenant: str, digests: Sequence[str | None], cost: Cost, limits: BucketLimits | None
+        self,
+        tenant: str,
+        digests: Sequence[str | None],
+        costs: Sequence[Cost],
+        limits: BucketLimits | None,
+        overrun: float,
     ) -> LookupReply:
-        """Look up and reserve ``cost`` for each that is missing. A caller that leaves meanwhile has it given back."""
-        costs = [cost] * len(digests)
-        asking = asyncio.ensure_future(self._store.lookup_and_reserve(tenant, digests, costs, limits))
+        """Look up and reserve what is missing. A caller that leaves meanwhile has it given back."""
+        asking = asyncio.ensure_future(self._store.lookup_and_reserve(tenant, digests, costs, limits, overrun))
         try:
             with tracing.span("store"):
                 reply = await asyncio.shield(asking)
@@ -158,7 +170,8 @@ class ResultStore:
             self._later(self._give_back(asking), must_run=True)
             raise
         if reply.over_budget is not None:
-            raise _quota_exceeded(tenant, reply)
+            assert limits is not None
+            raise _quota_exceeded(tenant, limits, reply, costs)
         return reply
 
     async def _give_back(self, asking: asyncio.Future[LookupReply]) -> None:
@@ -168,20 +181,27 @@ class ResultStore:
 
     # -- accounts, and decoding ----------------------------------------------------------------------------------------
 
-    def check_account(self, tenant: str) -> None:
-        """Turn a tenant away whose account is empty, by what is known here: costs no look at Redis.
+    def check_account(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
+        """Turn a tenant away whose account holds less than ``least``, or nothing, by what is known here: costs no look
+        at Redis. ``count``: as many times ``least`` are asked for, unless something is found.
 
         Raises:
-            QuotaExceeded: it was empty at its last settlement, or is once this gateway's decodes are paid for.
+            QuotaExceeded: it did at its last settlement, or does once this gateway's decodes are paid for.
+            QuotaTooSmall: it never holds as much.
         """
         limits = self._limits.get(tenant)
-        if limits is None or (known := self._store.levels(tenant, limits)) is None:
+        if limits is None:
+            return
+        if least.joules > limits.joules_burst or least.seconds > limits.seconds_burst:
+            raise _too_small(tenant, least, limits)
+        if (known := self._store.levels(tenant, limits)) is None:
             return
         seconds = self._held_s[tenant] + self._owed_s[tenant]
         left = BucketState(known.joules - seconds * self._decode_watts, known.seconds - seconds, known.at_s)
-        wait_s = empty_for_s(left, limits, known.at_s)
+        wait_s = lacks_for_s(left, limits, least, known.at_s)
         if wait_s > 0.0:
-            raise _account_empty(tenant, wait_s)
+            whole = Cost(count * least.joules, count * least.seconds)
+            raise _account_empty(tenant, wait_s, lacks_for_s(left, limits, whole, known.at_s))
 
     def hold_decode(self, tenant: str, predicted_s: float) -> None:
         """See ``serving.media.pool.DecodeAccount``."""
@@ -253,19 +273,32 @@ def _bucket_limits(tenant: TenantSettings) -> BucketLimits:
     )
 
 
-def _account_empty(tenant: str, wait_s: float) -> QuotaExceeded:
-    wait_s = min(wait_s, _MAX_RETRY_AFTER_S)
-    return QuotaExceeded(f"the account of tenant {tenant!r} is empty; retry in {wait_s:.2f} s", retry_after_s=wait_s)
+def _account_empty(tenant: str, wait_s: float, whole_s: float) -> QuotaExceeded | QuotaTooSmall:
+    """``whole_s``: until all fits, which it may never do together."""
+    if math.isinf(wait_s):
+        return QuotaTooSmall(f"the account of tenant {tenant!r} is empty and not refilled; ask its administrator")
+    wait_s = wait_s if math.isinf(whole_s) else whole_s
+    message = f"the account of tenant {tenant!r} is empty, or holds too little for this request"
+    return QuotaExceeded(f"{message}; retry in {wait_s:.2f} s", retry_after_s=wait_s)
 
 
-def _quota_exceeded(tenant: str, reply: LookupReply) -> QuotaExceeded:
+def _quota_exceeded(
+    tenant: str, limits: BucketLimits, reply: LookupReply, costs: Sequence[Cost]
+) -> QuotaExceeded | QuotaTooSmall:
     assert reply.over_budget is not None
     wait_s = reply.over_budget.retry_after_s
-    if wait_s > _MAX_RETRY_AFTER_S:
-        return QuotaExceeded(
-            f"this request alone is over the budget of tenant {tenant!r}; send fewer images or ask for less",
-            retry_after_s=_MAX_RETRY_AFTER_S,
-        )
+    if math.isinf(wait_s):
+        missing = [cost for cost, value in zip(costs, reply.values, strict=True) if value is None]
+        total = Cost(math.fsum(cost.joules for cost in missing), math.fsum(cost.seconds for cost in missing))
+        return _too_small(tenant, total, limits)
     return QuotaExceeded(
         f"the energy or time budget of tenant {tenant!r} is spent; retry in {wait_s:.2f} s", retry_after_s=wait_s
+    )
+
+
+def _too_small(tenant: str, cost: Cost, limits: BucketLimits) -> QuotaTooSmall:
+    return QuotaTooSmall(
+        f"this request alone is over the budget of tenant {tenant!r}: it may take {cost.joules:.3g} J and "
+        f"{cost.seconds:.3g} s, and the budget never holds more than {limits.joules_burst:.3g} J and "
+        f"{limits.seconds_burst:.3g} s; send fewer images, or ask for less"
     )

@@ -69,14 +69,22 @@ local function refilled(key, joules_per_s, joules_burst, seconds_per_s, seconds_
   if is_broken then save(key, joules, seconds, at) end
   return joules, seconds, at, now, is_broken and 1 or 0
 end
+
+-- All that was ever taken and not given back. No decision depends on it.
+local function count(key, joules, seconds)
+  local taken = redis.call('HMGET', key, 'taken_j', 'taken_s')
+  redis.call('HSET', key, 'taken_j', text((number(taken[1]) or 0) + joules),
+             'taken_s', text((number(taken[2]) or 0) + seconds))
+end
 """
 )
 
 LOOKUP_AND_RESERVE = Script(
     _COMMON
     + """
--- KEYS: n results, the bucket, the reservation
--- ARGV: n, reservation TTL in s, joules per s, joules burst, seconds per s, seconds burst, then joules, seconds per key
+-- KEYS: n results, the bucket, the reservation, the open reservations
+-- ARGV: n, reservation TTL in s, joules per s, joules burst, seconds per s, seconds burst, overrun, id of the
+-- reservation, then joules, seconds per key
 -- Answers {values} when nothing is missing, else
 -- {values, granted, joules, seconds, level_j, level_s, wait_s, now, repaired}
 local n = tonumber(ARGV[1])
@@ -85,12 +93,12 @@ local joules, seconds, missing = 0, 0, false
 for i = 1, n do
   if not values[i] then
     missing = true
-    joules, seconds = joules + tonumber(ARGV[5 + 2 * i]), seconds + tonumber(ARGV[6 + 2 * i])
+    joules, seconds = joules + tonumber(ARGV[7 + 2 * i]), seconds + tonumber(ARGV[8 + 2 * i])
   end
 end
 if not missing then return {values} end
 
-local bucket, reservation = KEYS[n + 1], KEYS[n + 2]
+local bucket, reservation, open = KEYS[n + 1], KEYS[n + 2], KEYS[n + 3]
 local joules_per_s, joules_burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 local seconds_per_s, seconds_burst = tonumber(ARGV[5]), tonumber(ARGV[6])
 local level_j, level_s, at, now, repaired = refilled(bucket, joules_per_s, joules_burst, seconds_per_s, seconds_burst)
@@ -100,6 +108,13 @@ local earlier = redis.call('HMGET', reservation, 'joules', 'seconds')
 if earlier[1] then
   return {values, 1, earlier[1], earlier[2], text(level_j), text(level_s), '0', text(now), repaired}
 end
+
+local num_open = redis.pcall('ZCOUNT', open, text(now), '+inf')  -- a table: what is there is no sorted set
+local is_alone = num_open == 0 or type(num_open) == 'table'
+local function widened(amount, level, burst)
+  return math.max(amount, math.min(amount * tonumber(ARGV[7]), is_alone and level or burst))
+end
+joules, seconds = widened(joules, level_j, joules_burst), widened(seconds, level_s, seconds_burst)
 
 local function wait(amount, level, rate, burst)
   if amount <= level then return 0 end
@@ -112,6 +127,10 @@ if joules <= level_j and seconds <= level_s then
   save(bucket, level_j, level_s, at)
   redis.call('HSET', reservation, 'joules', text(joules), 'seconds', text(seconds))
   redis.call('EXPIRE', reservation, ARGV[2])
+  if type(num_open) == 'table' then redis.call('DEL', open) end
+  redis.call('ZREMRANGEBYSCORE', open, '-inf', text(now))
+  redis.call('ZADD', open, text(now + tonumber(ARGV[2])), ARGV[8])
+  count(bucket, joules, seconds)
   return {values, 1, text(joules), text(seconds), text(level_j), text(level_s), '0', text(now), repaired}
 end
 local wait_s = math.max(wait(joules, level_j, joules_per_s, joules_burst),
@@ -123,11 +142,12 @@ return {values, 0, text(joules), text(seconds), text(level_j), text(level_s), te
 SETTLE = Script(
     _COMMON
     + """
--- KEYS: the bucket, the reservation
--- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst
+-- KEYS: the bucket, the reservation, the open reservations
+-- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst, id of the reservation
 -- Answers {level_j, level_s, now, repaired}, or {} when there is no such reservation (any more), or none to be read
 local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds')
 local reserved_j, reserved_s = number(reserved[1]), number(reserved[2])
+redis.pcall('ZREM', KEYS[3], ARGV[7])
 if redis.call('DEL', KEYS[2]) == 0 or not (reserved_j and reserved_s) then return {} end
 local joules_burst, seconds_burst = tonumber(ARGV[4]), tonumber(ARGV[6])
 local level_j, level_s, at, now, repaired =
@@ -135,6 +155,7 @@ local level_j, level_s, at, now, repaired =
 level_j = math.min(joules_burst, level_j + reserved_j - tonumber(ARGV[1]))
 level_s = math.min(seconds_burst, level_s + reserved_s - tonumber(ARGV[2]))
 save(KEYS[1], level_j, level_s, at)
+count(KEYS[1], tonumber(ARGV[1]) - reserved_j, tonumber(ARGV[2]) - reserved_s)
 return {text(level_j), text(level_s), text(now), repaired}
 """
 )
@@ -143,13 +164,16 @@ CHARGE = Script(
     _COMMON
     + """
 -- KEYS: the bucket, the mark of this charge
--- ARGV: joules, seconds used, joules per s, joules burst, seconds per s, seconds burst, lifetime of the mark in s
+-- ARGV: joules, seconds to charge (below 0: to give back), joules per s, joules burst, seconds per s, seconds burst,
+-- lifetime of the mark in s
 -- Answers {level_j, level_s, now, repaired}; a charge that was made before is not made again
 local level_j, level_s, at, now, repaired =
   refilled(KEYS[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
 if redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[7]) then
-  level_j, level_s = level_j - tonumber(ARGV[1]), level_s - tonumber(ARGV[2])
+  level_j = math.min(tonumber(ARGV[4]), level_j - tonumber(ARGV[1]))
+  level_s = math.min(tonumber(ARGV[6]), level_s - tonumber(ARGV[2]))
   save(KEYS[1], level_j, level_s, at)
+  count(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
 end
 return {text(level_j), text(level_s), text(now), repaired}
 """
@@ -166,6 +190,7 @@ local joules, seconds, at = read(KEYS[1])
 if not joules then return 0 end
 if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 0 end
 save(KEYS[1], joules + tonumber(ARGV[1]), seconds + tonumber(ARGV[2]), at)
+count(KEYS[1], -tonumber(ARGV[1]), -tonumber(ARGV[2]))
 return 1
 """
 )

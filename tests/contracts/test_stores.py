@@ -298,8 +298,9 @@ async def test_key_of_another_type_in_the_way_is_a_miss_and_a_full_bucket(
 
 async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis, tenant: str) -> None:
     names = [keys.result(tenant, "a"), keys.bucket(tenant), keys.reservation(tenant, "same")]
-    arguments = ["1", "100", "1e-9", "100", "1e-9", "10", "30", "1"]
-    first, second = [await client.eval(LOOKUP_AND_RESERVE.source, 3, *names, *arguments) for _ in range(2)]
+    names.append(keys.open_reservations(tenant))
+    arguments = ["1", "100", "1e-9", "100", "1e-9", "10", "1", "same", "30", "1"]
+    first, second = [await client.eval(LOOKUP_AND_RESERVE.source, 4, *names, *arguments) for _ in range(2)]
     assert first[1] == second[1] == 1
     assert (first[2], float(first[4])) == (second[2], 70.0)
     assert float(second[4]) == pytest.approx(70.0)
@@ -308,10 +309,11 @@ async def test_answer_lost_and_asked_again_reserves_once(client: aioredis.Redis,
 # -- against the pure twin -------------------------------------------------------------------------------------------
 
 amounts = st.floats(0, 150, allow_nan=False).map(lambda x: round(x, 6))
+overruns = st.sampled_from([1.0, 1.25, 8.0, 16.0])
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("reserve"), amounts, amounts.map(lambda x: x / 10)),
-        st.tuples(st.just("settle"), amounts, amounts.map(lambda x: x / 10)),
+        st.tuples(st.just("reserve"), amounts, amounts.map(lambda x: x / 10), overruns),
+        st.tuples(st.just("settle"), amounts, amounts.map(lambda x: x / 10), st.just(1.0)),
     ),
     min_size=1,
     max_size=25,
@@ -328,33 +330,38 @@ all_limits = st.builds(
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, limits=all_limits)
 def test_every_sequence_leaves_the_levels_of_the_pure_twin_to_the_last_bit(
-    url: str, steps: list[tuple[str, float, float]], limits: BucketLimits
+    url: str, steps: list[tuple[str, float, float, float]], limits: BucketLimits
 ) -> None:
     asyncio.run(_replay(url, f"twin-{next(_numbers)}", steps, limits))
 
 
-async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float]], limits: BucketLimits) -> None:
+async def _replay(url: str, tenant: str, steps: list[tuple[str, float, float, float]], limits: BucketLimits) -> None:
     rates = [repr(v) for v in (limits.joules_per_s, limits.joules_burst, limits.seconds_per_s, limits.seconds_burst)]
     client = aioredis.Redis.from_url(url)
     twin: BucketState | None = None
     held: list[tuple[str, Cost]] = []
     run: Callable[..., Any] = client.eval
+    opened = keys.open_reservations(tenant)
     try:
-        for number, (kind, joules, seconds) in enumerate(steps):
+        for number, (kind, joules, seconds, overrun) in enumerate(steps):
             if kind == "reserve":
-                names = [keys.result(tenant, "x"), keys.bucket(tenant), keys.reservation(tenant, str(number))]
-                cost = Cost(joules, seconds)
-                answer = await run(LOOKUP_AND_RESERVE.source, 3, *names, 1, 60, *rates, repr(joules), repr(seconds))
-                granted, (_, _, level_j, level_s, wait_s, now_s, _) = answer[1], map(float, answer[2:])
-                after, over = admission.reserve(twin or admission.full(limits, now_s), limits, cost, now_s)
+                names = [keys.result(tenant, "x"), keys.bucket(tenant), keys.reservation(tenant, str(number)), opened]
+                asked = [repr(overrun), str(number), repr(joules), repr(seconds)]
+                answer = await run(LOOKUP_AND_RESERVE.source, 4, *names, 1, 60, *rates, *asked)
+                granted, (taken_j, taken_s, level_j, level_s, wait_s, now_s, _) = answer[1], map(float, answer[2:])
+                state = admission.refill(twin or admission.full(limits, now_s), limits, now_s)
+                cost = admission.widened(state, limits, Cost(joules, seconds), overrun, is_alone=not held)
+                assert (taken_j, taken_s) == (cost.joules, cost.seconds)
+                after, over = admission.reserve(state, limits, cost, now_s)
                 assert bool(granted) == (over is None)
                 assert wait_s == (0.0 if over is None else over.retry_after_s)
                 if granted:  # a refusal writes nothing
                     twin = after
-                    held.append((names[2], cost))
+                    held.append((str(number), cost))
             elif held:
                 name, cost = held.pop(0)
-                answer = await run(SETTLE.source, 2, keys.bucket(tenant), name, repr(joules), repr(seconds), *rates)
+                names = [keys.bucket(tenant), keys.reservation(tenant, name), opened]
+                answer = await run(SETTLE.source, 3, *names, repr(joules), repr(seconds), *rates, name)
                 level_j, level_s, now_s, _ = map(float, answer)
                 assert twin is not None
                 twin = after = admission.settle(twin, limits, cost, Cost(joules, seconds), now_s)

@@ -95,7 +95,7 @@ def beta(strict: System) -> Iterator[Door]:
         yield opened_door
 
 
-BURST_S = {"rich": 10_000.0, "poor": 0.0001}
+BURST_S = {"rich": 10_000.0, "poor": 0.01}
 BILLED_CHAT = "texthawk2-nano"
 
 
@@ -109,7 +109,7 @@ def collector() -> Iterator[Collector]:
 def billed(collector: Collector) -> Iterator[System]:
     """A system that tells the collector of every request, with a tenant that can pay, one that cannot, and one more.
     Each has its name as its key."""
-    bounds = {name: {"burst_s": burst_s, "seconds_per_s": 0.0001} for name, burst_s in BURST_S.items()} | {"acme": {}}
+    bounds = {name: {"burst_s": burst_s, "seconds_per_s": 1e-6} for name, burst_s in BURST_S.items()} | {"acme": {}}
     tenants = [
         {"name": name, "api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()], **more}
         for name, more in bounds.items()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
+from schedulers.admission import Cost
 from serving.config import from_mapping, resolve
 from serving.delivery.stream.generation import StoredChat, StoredChoice
 from serving.delivery.stream.wire import FinishReason
@@ -61,7 +62,7 @@ def name(store: ResultStore, tenant: str = "acme", sampling: Sampling = GREEDY) 
 
 
 async def look_up(store: ResultStore, name: ResultName | None, tenant: str = "acme") -> StoredChat | None:
-    (found,) = (await store.look_up([name], CODEC, tenant, 5.0, 1.0)).found
+    (found,) = (await store.look_up([name], CODEC, tenant, [Cost(5.0, 1.0)])).found
     return found
 
 

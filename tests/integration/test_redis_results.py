@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import redis.asyncio as aioredis
 
+from schedulers.admission import Cost
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.delivery.unary.service import CODEC, StoredAnswer
-from serving.errors import QuotaExceeded
+from serving.errors import QuotaExceeded, QuotaTooSmall
+from serving.front.status import retry_after_s
 from serving.stores import keys
 from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
@@ -81,7 +83,7 @@ def name(results: ResultStore, **fields: Any) -> ResultName:
 async def look_up(
     results: ResultStore, name: ResultName | None, joules: float, seconds: float, tenant: str = "acme"
 ) -> Lookup[StoredAnswer]:
-    return await results.look_up([name], CODEC, tenant, joules, seconds)
+    return await results.look_up([name], CODEC, tenant, [Cost(joules, seconds)])
 
 
 async def test_answer_is_found_again_bit_for_bit(results: ResultStore, admin: aioredis.Redis) -> None:
@@ -131,7 +133,7 @@ async def test_value_that_somebody_wrote_or_moved_in_redis_is_a_counted_miss(
 
 async def test_a_reservation_is_settled_once_with_what_was_used(results: ResultStore, admin: aioredis.Redis) -> None:
     names = [name(results), name(results, content_sha256=b"2" * 32)]
-    lookup = await results.look_up(names, CODEC, "acme", 20.0, 2.0)
+    lookup = await results.look_up(names, CODEC, "acme", [Cost(20.0, 2.0)] * len(names))
     assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(60.0)
     for used in (3.0, 50.0):
         lookup.reservation.settle(used, used / 4)
@@ -147,21 +149,40 @@ async def test_spent_budget_is_a_typed_refusal_with_a_time_and_hurts_no_other_te
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s > 0
     with pytest.raises(QuotaExceeded):
-        await results.reserve("acme", 2.0, 0.1)
+        await results.reserve("acme", Cost(2.0, 0.1))
     await look_up(results, None, 99.0, 0.1, "rival")
 
 
 async def test_request_that_never_fits_is_told_so(results: ResultStore) -> None:
-    with pytest.raises(QuotaExceeded, match="this request alone is over the budget") as caught:
+    with pytest.raises(
+        QuotaTooSmall, match=r"may take 101 J and 0\.1 s, and the budget never holds more than 100 J"
+    ) as caught:
         await look_up(results, name(results), 101.0, 0.1)
-    assert caught.value.retry_after_s == 3600.0
+    assert retry_after_s(caught.value) is None
+
+
+async def test_retry_is_when_this_request_fits_and_not_when_there_is_something(url: str) -> None:
+    tenant = {"name": "slow", "joules_per_s": 0.5, "burst_j": 100.0}
+    results = ResultStore(resolve(from_mapping({"redis": {"url": url, "timeout_s": 2.0}, "tenants": [tenant]})))
+    (await results.reserve("slow", Cost(90.0, 0.0))).settle(110.0, 0.0)
+    await finish(results)
+    for least_j, count, wait_s in ((0.0, 1, 20.0), (10.0, 1, 40.0), (10.0, 4, 100.0), (60.0, 2, 140.0)):
+        with pytest.raises(QuotaExceeded) as caught:
+            results.check_account("slow", Cost(least_j, 0.0), count)
+        assert caught.value.retry_after_s == pytest.approx(wait_s, abs=2.0)
+    with pytest.raises(QuotaTooSmall):
+        results.check_account("slow", Cost(101.0, 0.0))
+    with pytest.raises(QuotaExceeded) as caught:
+        await results.reserve("slow", Cost(40.0, 0.0))
+    assert caught.value.retry_after_s == pytest.approx(100.0, abs=2.0)
+    await finish(results)
 
 
 async def test_tenant_without_quota_is_only_looked_up(results: ResultStore, admin: aioredis.Redis) -> None:
     lookup = await look_up(results, name(results, tenant="local"), 1e9, 1e9, "local")
     assert lookup.found == (None,)
     lookup.reservation.settle(1.0, 1.0)
-    (await results.reserve("local", 1e9, 1e9)).settle(1.0, 1.0)
+    (await results.reserve("local", Cost(1e9, 1e9))).settle(1.0, 1.0)
     await finish(results)
     assert await admin.keys("*bucket*") == []
 
@@ -238,7 +259,7 @@ async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
     for turn_away in (lambda: results.check_account("acme"), lambda: results.hold_decode("acme", 0.01)):
         with pytest.raises(QuotaExceeded, match="account of tenant 'acme' is empty") as caught:
             turn_away()
-        assert caught.value.retry_after_s == 3600.0
+        assert caught.value.retry_after_s == pytest.approx(1e10, rel=0.2)  # 10 s are owed, 1 ns comes each second
     results.check_account("rival")
     results.check_account("local")
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from schedulers.admission import Cost
+from schedulers.admission import NOTHING, Cost
 from serving.errors import QuotaExceeded
 from serving.stores.results import Codec, Lookup, Reservation, ResultName
 from serving.stores.sealed import ResultCache, ResultKey
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class MemoryResults:
-    """``serving.stores.results.ResultStore``. ``burst_s``: seconds that all may reserve at a time."""
+    """``serving.stores.results.ResultStore``, without overrun. ``burst_s``: seconds that all may reserve at a time."""
 
     def __init__(self, burst_s: float = 1e9) -> None:
         self._cache = ResultCache(b"s" * 32)
@@ -34,7 +34,7 @@ class MemoryResults:
     def settled_s(self) -> list[float]:
         return [cost.seconds for cost in self.settled]
 
-    def check_account(self, tenant: str) -> None:
+    def check_account(self, tenant: str, least: Cost = NOTHING, count: int = 1) -> None:
         if self.is_empty:
             raise QuotaExceeded("empty", retry_after_s=1.0)
 
@@ -42,7 +42,12 @@ class MemoryResults:
         return None if key is None else ResultName(key.tenant, self._cache.digest(key))
 
     async def look_up(
-        self, names: Sequence[ResultName | None], codec: Codec[T], tenant: str, joules: float, seconds: float
+        self,
+        names: Sequence[ResultName | None],
+        codec: Codec[T],
+        tenant: str,
+        costs: Sequence[Cost],
+        overrun: float = 1.0,
     ) -> Lookup[T]:
         self.num_look_ups += 1
         await asyncio.sleep(0)
@@ -50,13 +55,14 @@ class MemoryResults:
             await self.gate.wait()
         payloads = [None if name is None else self.payloads.get(name) for name in names]
         found = tuple(None if payload is None else codec.decode(payload) for payload in payloads)
-        num_missing = sum(value is None for value in found)
-        if not num_missing:
+        missing = [cost for cost, value in zip(costs, found, strict=True) if value is None]
+        if not missing:
             return Lookup(found, Reservation())
-        return Lookup(found, self._reserved(tenant, Cost(joules * num_missing, seconds * num_missing)))
+        total = Cost(sum(cost.joules for cost in missing), sum(cost.seconds for cost in missing))
+        return Lookup(found, self._reserved(tenant, total))
 
-    async def reserve(self, tenant: str, joules: float, seconds: float) -> Reservation:
-        return self._reserved(tenant, Cost(joules, seconds))
+    async def reserve(self, tenant: str, cost: Cost, overrun: float = 1.0) -> Reservation:
+        return self._reserved(tenant, cost)
 
     def _reserved(self, tenant: str, cost: Cost) -> Reservation:
         if sum(cost.seconds for cost in self.open.values()) + cost.seconds > self.burst_s:
@@ -69,7 +75,7 @@ class MemoryResults:
             del self.open[number]  # twice is an error
             self.settled.append(actual)
 
-        return Reservation(charge)
+        return Reservation(charge, cost)
 
     def put(self, name: ResultName | None, codec: Codec[T], value: T) -> None:
         if name is not None and (payload := codec.encode(value)) is not None:

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 
 from models import registry
 from models.contract import Family, Value, Variant
+from schedulers.admission import Cost
+from schedulers.overrun import Overrun
 from schedulers.plan import Load
 from serving.config import JobOptions, ResolvedModel
 from serving.domain import Budget, Degradation, Report, Surface
@@ -24,6 +26,8 @@ from serving.errors import ClientError, ConfigError, ServingError
 from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus
 
 Body = TypeVar("Body", bound=BaseModel)
+_UNPROVEN = 2.0
+"""It takes a whole job to learn more: with as much as for short requests, hardly any could be queued until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +85,9 @@ class JobPlan:
 
     ``request``: what the family's ``open`` is given together with ``point`` and ``seed``, an instance of its io's
     ``request`` class; its bytes become files of the job. ``num_steps``: slices of its main phase. ``name``: of the
-    operating point. ``predicted_s`` and ``predicted_j``: what it is predicted to take. ``degraded``: the parts of the
-    budget that ruled out a better one, and ``load``; ``degradation``: what that gave up.
+    operating point. ``predicted_s`` and ``predicted_j``: what it is predicted to take; ``most_s``: if it shares nothing
+    with others, and no part of it ends early. ``degraded``: the parts of the budget that ruled out a better one, and
+    ``load``; ``degradation``: what that gave up.
     """
 
     request: Any
@@ -92,22 +97,33 @@ class JobPlan:
     name: str
     predicted_s: float
     predicted_j: float
+    most_s: float = 0.0
     degraded: tuple[str, ...] = ()
     degradation: Degradation | None = None
     output: dict[str, Value] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def most(self) -> Cost:
+        """What it is predicted to take at most."""
+        if not self.predicted_s < self.most_s:
+            return Cost(self.predicted_j, self.predicted_s)
+        watts = self.predicted_j / self.predicted_s if self.predicted_s else 0.0
+        return Cost(watts * self.most_s, self.most_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobModel:
     """A served model. ``card``: what its task tells clients. ``plan``: (request, a seed for it, what it
     meets) -> JobPlan, which decides what the request leaves open; raises ClientError for what the model cannot do.
-    ``prepare``: what is done with a request before, which may take a while: its picture is decoded, say."""
+    ``prepare``: what is done with a request before, which may take a while: its picture is decoded, say. ``overrun``:
+    learnt from what jobs took."""
 
     card: Any
     plan: Callable[[Any, int, Load], JobPlan]
     prepare: Callable[[Any], Awaitable[Any]] | None = None
     replicas: int = 1
+    overrun: Overrun = field(default_factory=lambda: Overrun(_UNPROVEN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,7 @@ class Jobs:
         self._num_watchers = 0
 
     async def create(self, request: JobRequest[Any]) -> JobRecord:
-        """See ``JobService``. Charges the prediction; whoever ends the job corrects the charge."""
+        """See ``JobService``. Charges what it may take at most; whoever ends the job corrects the charge."""
         model = served(self.job_models, request.model, self._task.does_not)
         job_id = self._new_id(request)
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
@@ -96,8 +96,10 @@ class Jobs:
             plan = model.plan(request, self._seed(request, job_id), load)
         self._pipeline.bending.planned(request.model, request.tenant, plan.predicted_s, plan.degradation)
         job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
-        reservation = await self._pipeline.results.reserve(job.owner, job.predicted_j, job.predicted_s)
+        reservation = await self._pipeline.results.reserve(job.owner, plan.most, model.overrun.factor)
+        charged = reservation.cost or plan.most
         try:
+            job = replace(job, charged_j=charged.joules, charged_s=charged.seconds)
             job = replace(job, inputs=await self._kept(job_id, inputs))
             await self._created(job, is_own_id=not request.idempotency_key)
             stored = job
@@ -105,7 +107,7 @@ class Jobs:
                 found = await self._reached(self._index.get(job.owner, job.id))
                 stored = found or job
             if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged
-                reservation.settle(job.predicted_j, job.predicted_s)
+                reservation.settle(charged.joules, charged.seconds)
         finally:
             reservation.settle(0.0, 0.0)
         if stored.created_at_s != job.created_at_s:
@@ -277,6 +279,7 @@ class Jobs:
             deadline_at_s=None if latency_ms is None else now_s + latency_ms / 1e3,
             predicted_s=plan.predicted_s,
             predicted_j=plan.predicted_j,
+            most_s=plan.most.seconds,
             report=report,
         )
 

@@ -43,6 +43,8 @@ class Plan:
     """Of a choice of so many tokens."""
     max_choice_s: float
     """Busy seconds of a choice that uses all its tokens: what is reserved."""
+    alone_choice_s: float = 0.0
+    """The same where nothing runs beside it."""
     expected_choice_s: float
     """Busy seconds of a choice of the usual length: what the router counts with."""
     is_capped: bool
@@ -56,6 +58,11 @@ class Plan:
     def reserved_s(self) -> float:
         """Busy seconds of all choices."""
         return self.max_choice_s * self.num_choices
+
+    @property
+    def share(self) -> float:
+        """How many times its busy seconds a choice may take, if nothing runs beside it."""
+        return max(1.0, self.alone_choice_s / self.max_choice_s) if self.max_choice_s else 1.0
 
     @property
     def expected_s(self) -> float:
@@ -270,6 +277,13 @@ class Generation:
     def spent(self) -> Spent:
         """What the choices took, as their replica says."""
         return total((self._spent, self._sent.spent))
+
+    def predicted_s(self) -> float:
+        """Busy seconds that the choices, as they have turned out, would now be predicted to take; 0 unless all have
+        come to their end."""
+        if not all(choice.is_over for choice in self._choices):
+            return 0.0
+        return sum(self._cost.busy_s(self._plan.work(max(1, choice.num_tokens) - 1)) for choice in self._choices)
 
     @property
     def queue_s(self) -> float:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -19,8 +19,10 @@ from PIL import Image
 
 from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO, ImageRequest, RowIO
+from schedulers.admission import NOTHING, Cost
 from schedulers.cost import Units
-from schedulers.plan import Load, Plan, Settings
+from schedulers.overrun import Overrun
+from schedulers.plan import Load, Plan, Point, Settings
 from schedulers.types import Priority as SchedulerPriority
 from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
@@ -55,7 +57,7 @@ from serving.errors import (
 from serving.media.limits import MediaBudget
 from serving.media.pool import Caller, MediaPool
 from serving.media.prepare import PreparedImage
-from serving.operating_points import Points, RowWork, choose, parted
+from serving.operating_points import Points, RowWork, alone_s, choose, parted
 from serving.service import Card
 from serving.stores.results import Codec, Reservation
 from serving.stores.sealed import ResultKey
@@ -77,13 +79,18 @@ _DEADLINE_GRACE_S = 0.25
 class ServedModel:
     """A model and the way to it.
 
-    ``words``: what its network takes of a prompt.
+    ``words``: what its network takes of a prompt. ``overrun``: learnt from what its rows took.
     """
 
     card: Card
     points: Points
     dispatcher: Dispatcher
     words: Callable[[str], Array] | None = None
+    overrun: Overrun = field(default_factory=Overrun)
+
+    def alone_s(self, point: Point, request: ImageRequest | None, exit_index: int | None = None) -> float:
+        """See ``serving.operating_points.alone_s``."""
+        return alone_s(self.points, point, self.card.io.num_exits, request, exit_index)
 
     @property
     def longest_busy_s(self) -> float:
@@ -145,7 +152,8 @@ class UnaryRequests:
         """See ``UnaryService.answer``. When every item fails, the call fails with the first one's error."""
         model = served(self._models, request.model, "is not called")
         self._check(model, request)
-        with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
+        least, wait_s = _least(model, request), model.dispatcher.predicted_wait_s
+        with self._pipeline.admitted(request.tenant, wait_s, least, request.num_items):
             deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
             answer = self._answer(model, request, deadline_s)
             reply = await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
@@ -181,6 +189,7 @@ class UnaryRequests:
             name=choice.point.name,
             predicted_s=choice.busy_s * len(rows),
             predicted_j=choice.energy_j * len(rows),
+            most_s=sum(model.alone_s(choice.point, row.request) for row in rows),
             degraded=choice.degraded,
             degradation=degradation_of(choice, len(rows)),
         )
@@ -297,18 +306,20 @@ class UnaryRequests:
                 spent = total(outcome.spent for outcome in outcomes).charged(model.points.watts)
                 reservation.settle(spent.joules or 0.0, spent.seconds)
                 self._pipeline.spent(model.card.id, request.tenant, choice.point.name, spent)
+                _learn(model, choice.point, [rows[place].request for place in places], outcomes)
 
             samples = [self._sample(model, rows[place], request, choice, deadline_s) for place in places]
             return await model.dispatcher.run(samples, choice.busy_s * len(samples), settle)
 
-        name = self._pipeline.results.name
+        name, watts = self._pipeline.results.name, model.points.watts
+        most_s = [model.alone_s(choice.point, row.request) for row in rows]
         return Fetch(
             model=model.card.id,
             tenant=request.tenant,
             names=[name(_key(model, request, choice, row)) for row in rows],
             codec=CODEC,
-            joules=choice.energy_j,
-            seconds=choice.busy_s,
+            costs=[Cost(seconds * watts, seconds) for seconds in most_s],
+            overrun=model.overrun.factor,
             urgency=(RANKS[request.budget.priority], deadline_s),
             run=run,
             kept=_kept,
@@ -327,6 +338,28 @@ class UnaryRequests:
             settings=others or None,
             traceparent=traceparent(),
         )
+
+
+def _least(model: ServedModel, request: UnaryRequest) -> Cost:
+    """Of one row, before it is read: at the cheapest point, where all rows have one size and nothing else is asked."""
+    io = model.card.io
+    if request.budget.settings or (isinstance(io, ImageIO) and io.size is None):
+        return NOTHING
+    seconds = min(model.alone_s(point, None) for point in model.points.points)
+    return Cost(seconds * model.points.watts, seconds)
+
+
+def _learn(
+    model: ServedModel,
+    point: Point,
+    requests: Sequence[ImageRequest | None],
+    outcomes: Sequence[SampleOutcome],
+) -> None:
+    """From rows that were answered: what they took beside what they take alone up to where they left."""
+    for request, outcome in zip(requests, outcomes, strict=False):  # none, where it is not known what ran
+        if isinstance(outcome, SampleAnswer):
+            taken_s = outcome.spent.dearest_s(model.points.watts)
+            model.overrun.observe(model.alone_s(point, request, outcome.exit_index), taken_s)
 
 
 def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings: Settings) -> Units:

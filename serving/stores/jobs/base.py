@@ -96,6 +96,11 @@ class JobRecord:
     predicted_s: float = 0.0
     """Engine seconds that the whole job was expected to need when it was admitted."""
     predicted_j: float = 0.0
+    most_s: float = 0.0
+    """Engine seconds that it was expected to need at most."""
+    charged_j: float = 0.0
+    charged_s: float = 0.0
+    """What its owner was charged when it was taken in; both 0 in a record of before there were these: as predicted."""
     status: JobStatus = JobStatus.QUEUED
     started_at_s: float | None = None
     completed_at_s: float | None = None
@@ -134,7 +139,9 @@ class JobRecord:
     @property
     def charged(self) -> Cost:
         """What the owner was charged when it was taken in."""
-        return Cost(self.predicted_j, self.predicted_s)
+        if not (self.charged_j or self.charged_s):
+            return Cost(self.predicted_j, self.predicted_s)
+        return Cost(self.charged_j, self.charged_s)
 
     @property
     def taken(self) -> Cost:

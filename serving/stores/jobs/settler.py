@@ -8,9 +8,12 @@ it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from serving.errors import StoreUnavailable
+from serving.stores.jobs.base import JobRecord
 from serving.stores.jobs.redis_jobs import RedisJobs
 from serving.stores.periodic import Periodic
 from serving.stores.results import ResultStore
@@ -21,19 +24,26 @@ _log = structlog.get_logger(__name__)
 class JobSettler(Periodic):
     """A task of a gateway; several of them do no harm. ``stop`` when done.
 
-    ``older_than_s``: for how long whoever ended a job is given to correct it.
+    ``learn``: told of every job that is over. ``older_than_s``: for how long whoever ended one is given to correct it.
 
     Raises: ValueError: a number is not positive.
     """
 
     def __init__(
-        self, index: RedisJobs, accounts: ResultStore, *, every_s: float = 15.0, older_than_s: float = 10.0
+        self,
+        index: RedisJobs,
+        accounts: ResultStore,
+        learn: Callable[[JobRecord], None] = lambda _job: None,
+        *,
+        every_s: float = 15.0,
+        older_than_s: float = 10.0,
     ) -> None:
         if every_s <= 0 or older_than_s < 0:
             raise ValueError(f"every_s {every_s} must be positive, older_than_s {older_than_s} not negative")
         super().__init__(every_s)
         self._index = index
         self._accounts = accounts
+        self._learn = learn
         self._older_than_s = older_than_s
 
     async def settle(self) -> int:
@@ -42,6 +52,7 @@ class JobSettler(Periodic):
         for job_id, job in ended.items():
             if job is not None:  # else its record is gone, or is none of ours
                 await self._accounts.correct_job(job.owner, job.id, job.charged, job.taken)
+                self._learn(job)
             await self._index.forget_unsettled(job_id)
         return len(ended)
 

@@ -157,6 +157,7 @@ def make_plan(
         num_choices=sampling.n,
         work=partial(answer, tiles),
         max_choice_s=cost.busy_s(answer(tiles, allowed)),
+        alone_choice_s=prices.latency(answer(tiles, allowed)),
         expected_choice_s=cost.busy_s(answer(tiles, expected)),
         is_capped=allowed < asked[tiles],
         is_coarser=tokens < _length(prompts[best]),

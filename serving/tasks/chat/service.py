@@ -15,8 +15,10 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from models.contract import Prompts, Turn
 from models.io import ChatTokens
+from schedulers.admission import Cost
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
+from schedulers.overrun import Overrun
 from schedulers.plan import Load
 from schedulers.retry_budget import RetryBudget
 from serving.delivery.pipeline import Fetch, Pipeline, served
@@ -46,7 +48,8 @@ _MAX_INLINE_CHARS = 4096
 @dataclass(frozen=True, kw_only=True)
 class ServedChat:
     """A chat model and the way to it. ``watts``: power of a busy replica, an assumption. ``measured``: how good its
-    answers are. ``work``: of one answer. ``slots``: answers that are written at a time."""
+    answers are. ``work``: of one answer. ``slots``: answers that are written at a time. ``overrun``: learnt from what
+    answers took."""
 
     card: Card
     prompts: Prompts
@@ -57,6 +60,7 @@ class ServedChat:
     watts: float
     slots: int
     measured: Measured = field(default_factory=Measured)
+    overrun: Overrun = field(default_factory=Overrun)
 
 
 class Images(Protocol):
@@ -91,9 +95,14 @@ class _Ready:
     name: ResultName | None
 
     @property
-    def reserved_j(self) -> float:
-        """Joules of the longest answer."""
-        return self.plan.reserved_s * self.model.watts
+    def reserved(self) -> Cost:
+        """Of the longest answer."""
+        return Cost(self.plan.reserved_s * self.model.watts, self.plan.reserved_s)
+
+    @property
+    def overrun(self) -> float:
+        """How many times that it may take."""
+        return max(self.plan.share, self.model.overrun.factor)
 
 
 class _Whole(NamedTuple):
@@ -126,7 +135,9 @@ class ChatService:
     async def chat(self, request: ChatRequest, say: Callable[[ChatEvent], None]) -> None:
         """See ``serving.service.ChatService.chat``."""
         model = served(self._models, request.model, "does not chat")
-        with self._pipeline.admitted(request.tenant, lambda: _RETRY_S):
+        least_s = model.cost.busy_s(model.work(ChatTokens(0, 0, 1)))
+        least = Cost(least_s * model.watts, least_s)
+        with self._pipeline.admitted(request.tenant, lambda: _RETRY_S, least, request.sampling.n):
             deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
             ready = await self._in_time(deadline_s, self._make_ready(model, request, deadline_s))
             if not request.is_streamed:
@@ -242,8 +253,8 @@ class ChatService:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     async def _look_up(self, ready: _Ready) -> Lookup[StoredChat]:
-        tenant, seconds = ready.request.tenant, ready.plan.reserved_s
-        return await self._pipeline.results.look_up([ready.name], CODEC, tenant, ready.reserved_j, seconds)
+        tenant = ready.request.tenant
+        return await self._pipeline.results.look_up([ready.name], CODEC, tenant, [ready.reserved], ready.overrun)
 
     async def _whole(self, ready: _Ready) -> Sequence[ChatEvent]:
         """Looked up, or what an equal request under way is answered, or generated. One that is streamed neither gives
@@ -262,8 +273,8 @@ class ChatService:
             tenant=request.tenant,
             names=[ready.name],
             codec=CODEC,
-            joules=ready.reserved_j,
-            seconds=ready.plan.reserved_s,
+            costs=[ready.reserved],
+            overrun=ready.overrun,
             urgency=(RANKS[request.budget.priority], ready.deadline_s),
             run=run,
             kept=lambda whole: whole.stored,
@@ -282,6 +293,7 @@ class ChatService:
             reservation.settle(charged.joules or 0.0, charged.seconds)
             tiles = ready.plan.max_tiles
             point = "default" if tiles is None else f"max_tiles={tiles}"  # a cap in tokens makes no other work
+            ready.model.overrun.observe(generation.predicted_s(), charged.dearest_s(ready.model.watts))
             self._pipeline.spent(model, ready.request.tenant, point, charged)
 
         try:

@@ -103,6 +103,7 @@ class PicturePlanner:
             name=chosen.point.name,
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
+            most_s=chosen.latency_s,
             degraded=chosen.degraded,
             degradation=degradation_of(chosen),
         )

@@ -71,6 +71,7 @@ class ClipPlanner:
             name=self.points.name_of(chosen),
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
+            most_s=chosen.latency_s,
             degraded=chosen.degraded,
             degradation=degradation_of(chosen),
             output={"format": asked.output_format or "mp4", "fps": fps},

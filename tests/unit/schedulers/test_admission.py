@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedulers.admission import BucketLimits, BucketState, Cost, full, refill, reserve, settle
+from schedulers.admission import BucketLimits, BucketState, Cost, full, refill, reserve, settle, widened
 
 LIMITS = BucketLimits(joules_per_s=10.0, joules_burst=100.0, seconds_per_s=0.5, seconds_burst=2.0)
 
@@ -115,3 +115,21 @@ def test_impossible_cost_is_refused(value: float) -> None:
         Cost(value, 0.0)
     with pytest.raises(ValueError, match="seconds"):
         Cost(0.0, value)
+
+
+@pytest.mark.parametrize(
+    ("joules", "overrun", "is_alone", "expected"),
+    [
+        (10.0, 1.0, False, 10.0),
+        (10.0, 3.0, False, 30.0),
+        (10.0, 30.0, False, 100.0),  # the burst
+        (10.0, 30.0, True, 40.0),  # all that is there
+        (60.0, 2.0, True, 60.0),  # more than is there
+        (120.0, 2.0, False, 120.0),  # more than ever will be
+    ],
+)
+def test_a_request_is_widened_to_the_burst_or_alone_to_what_is_there(
+    joules: float, overrun: float, is_alone: bool, expected: float
+) -> None:
+    state = BucketState(40.0, 2.0, 0.0)
+    assert widened(state, LIMITS, Cost(joules, 0.0), overrun, is_alone=is_alone) == Cost(expected, 0.0)

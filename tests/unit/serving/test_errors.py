@@ -56,6 +56,7 @@ CODES = {
     "Unauthenticated": "invalid_api_key",
     "Forbidden": "forbidden",
     "BudgetInfeasible": "budget_infeasible",
+    "QuotaTooSmall": "quota_too_small",
     "DeadlineExceeded": "deadline_exceeded",
     "Overloaded": "overloaded",
     "QueueFull": "queue_full",

@@ -38,14 +38,9 @@ from tests.support.memory_results import MemoryResults
 from tests.support.waiting import until
 
 MODEL = "m"
-POINTS = SimpleNamespace(watts=4.0)
-CHOICE = SimpleNamespace(
-    point=SimpleNamespace(name="full", settings={}),
-    energy_j=1.0,
-    busy_s=0.25,
-    degraded=(),
-    best=None,
-)
+POINT = Point(name="full", settings={}, cost=PointCost(latency_s={}, busy_s={"rows": 0.25}, watts=4.0))
+POINTS = SimpleNamespace(points=(POINT,), watts=4.0, cost_model=None, work=lambda settings, request=None: {"rows": 1.0})
+CHOICE = SimpleNamespace(point=POINT, energy_j=1.0, busy_s=0.25, degraded=(), best=None)
 ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5, 2.0, "nvml")
 
 
@@ -353,7 +348,7 @@ async def test_two_requests_that_each_lead_what_the_other_wants_end(world: World
 def painting(world: World, **columns: Any) -> asyncio.Task[UnaryReply]:
     """Ask a model that makes pictures of pictures, words and noise."""
     form = ImageIO(takes_picture=True, takes_prompt=True, is_seeded=True, max_side=64, max_prompt_chars=9)
-    points = SimpleNamespace(watts=4.0)
+    points = POINTS
     card = make_image_card("painter", form)
     served = ServedModel(
         card=card,

@@ -50,6 +50,7 @@ def test_agreed_statuses() -> None:
         errors.Cancelled: (499, StatusCode.CANCELLED),
         errors.DeadlineExceeded: (504, StatusCode.DEADLINE_EXCEEDED),
         errors.BudgetInfeasible: (422, StatusCode.FAILED_PRECONDITION),
+        errors.QuotaTooSmall: (422, StatusCode.FAILED_PRECONDITION),
         errors.QuotaExceeded: (429, StatusCode.RESOURCE_EXHAUSTED),
         errors.QueueFull: (429, StatusCode.RESOURCE_EXHAUSTED),
         errors.UnknownModel: (404, StatusCode.NOT_FOUND),
