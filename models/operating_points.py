@@ -129,6 +129,14 @@ class Slice(_Strict, frozen=True, kw_only=True):
     seconds: Annotated[dict[_Batch, Seconds], msgspec.Meta(min_length=1)]
 
 
+class Prediction(_Strict, frozen=True, kw_only=True):
+    """How well the prices predict runs that they were not fitted to: errors of seconds, as shares of the actual."""
+
+    runs: Annotated[int, msgspec.Meta(ge=1)]
+    median_error: _NotNegative
+    p95_error: _NotNegative
+
+
 class Table(_Strict, frozen=True, kw_only=True):
     """The whole file, under ``TABLE_FILE``. ``points`` by their names (``point_name``), the best first.
     ``slices``: of rows that leave early, in order.
@@ -149,6 +157,8 @@ class Table(_Strict, frozen=True, kw_only=True):
     """What quality was measured on."""
     points: Annotated[dict[str, Point], msgspec.Meta(min_length=1)]
     slices: tuple[Slice, ...] = ()
+    prediction: Prediction | None = None
+    """None in tables of before it was measured, and where nothing was timed twice."""
 
     def __post_init__(self) -> None:
         for name, point in self.points.items():

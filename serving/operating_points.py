@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
-from models.contract import Family, Variant
+from models.contract import STEP_UNITS, Family, Variant
 from models.identity import checkpoint_sha256
 from models.inputs import Inputs
 from models.io import (
@@ -225,15 +225,21 @@ def row_work(family: Family, variant: Variant) -> RowWork:
     return work
 
 
-def step_cost(variant: Variant, watts: float) -> CostModel:
-    """Of a job's steps, which are predicted one by one: what others in the same step cost is in the table, if one is
-    there, at the best point."""
-    times: Mapping[int, Seconds] = {}
-    if variant.weights is not None and (variant.weights / TABLE_FILE).is_file():
-        times = next(iter(load_table(variant).points.values())).seconds_per_unit.get("macs", {})
-    if not times or not (alone_s := _of_a_row(times, 1)):
+def step_cost(family: Family, variant: Variant, watts: float) -> CostModel:
+    """Of a job's steps. The job was charged for all its work, as its share of a usual batch: what part of that a step
+    is, alone or with others, is in the table, if one is there, at the best point."""
+    if variant.weights is None or not (variant.weights / TABLE_FILE).is_file():
         return CostModel(watts=watts)
-    shares = {rows: time.seconds / alone_s for rows, time in times.items()}
+    best = next(iter(load_table(variant).points.values()))
+    units, prices = usual_work(family, variant)(best.settings), best.seconds_per_unit
+    charged_s = sum(units.get(unit, 0.0) * _of_a_row(times, _USUAL_BATCH) for unit, times in prices.items())
+    steps = {unit: times for unit, times in prices.items() if unit in STEP_UNITS}
+    shares = {
+        rows: sum(units.get(unit, 0.0) * times[rows].seconds for unit, times in steps.items()) / charged_s
+        for rows in sorted(set.intersection(*map(set, steps.values())) if steps and charged_s else ())
+    }
+    if not shares.get(1):
+        return CostModel(watts=watts)
     return CostModel(other=Price(seconds={"seconds": shares}, row={"seconds": 1.0}), watts=watts)
 
 

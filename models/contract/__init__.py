@@ -29,9 +29,10 @@ from models.contract.runners import (
 )
 from models.contract.settings import Knob, Point, Scope, SettingError, Value, check_settings, find_knob, point_key
 from models.contract.variant import Source, Variant, check_licence
-from models.contract.work import UNITS, Work
+from models.contract.work import STEP_UNITS, UNITS, Work
 
 __all__ = [
+    "STEP_UNITS",
     "UNITS",
     "ChatNetwork",
     "Choose",

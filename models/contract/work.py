@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 UNITS = ("macs", "slices", "pixels", "image_tokens", "prompt_tokens", "output_tokens", "token_steps", "experts_read")
 """Units of work that a planner may price. ``macs``: multiply-accumulates. ``slices``: passes of the network.
-``pixels``: those that are decoded, of all frames. ``image_tokens``: made of pictures. ``token_steps``: tokens of a
-latent times the steps taken on them; in a chat, tokens in the cache times the tokens written from them."""
+``pixels``: those that are decoded, of all frames, each as often as it is. ``image_tokens``: made of pictures.
+``token_steps``: tokens of a latent times the steps taken on them; in a chat, tokens in the cache times the tokens
+written from them."""
+STEP_UNITS = ("macs", "slices", "token_steps", "experts_read")
+"""Those of a job's steps; the others count what is done before and after them."""
 
 
 @dataclass(frozen=True, slots=True)

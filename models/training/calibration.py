@@ -32,6 +32,7 @@ from models.operating_points import (
     source_commit,
     write_table,
 )
+from models.training.held_out import Predicted, prediction
 
 T = TypeVar("T")
 Settings: TypeAlias = Mapping[str, Value]
@@ -81,10 +82,12 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Measured:
-    """A point, and what the usual request takes there, in any unit."""
+    """A point, and what the usual request takes there, in any unit. ``held_out``: runs there that its prices were not
+    fitted to."""
 
     point: Point
     cost: float
+    held_out: tuple[Predicted, ...] = ()
 
     @property
     def quality(self) -> float | None:
@@ -197,6 +200,7 @@ def write(
     metric: str,
     data: Mapping[str, Any],
     slices: tuple[Slice, ...] = (),
+    held_out: Sequence[Predicted] = (),
     commit: str | None = None,
     note: str = "",
 ) -> Table:
@@ -218,6 +222,7 @@ def write(
         data=dict(data),
         points={point_name(point.settings): point for point in ranked},
         slices=slices,
+        prediction=prediction(held_out),
     )
     write_table(table, variant.weights)
     return table

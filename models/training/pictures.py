@@ -25,7 +25,8 @@ from models.operating_points import TABLE_FILE, Point, Seconds, mean_quality, ro
 from models.training import calibration
 from models.training.agreement import METRIC, agreement
 from models.training.calibration import Ledger, Measured, Settings
-from models.training.sweep import BATCH_SIZES, sweep
+from models.training.held_out import Predicted, batch_s
+from models.training.sweep import BATCH_SIZES, BETWEEN, sweep
 
 _SIDE = 256
 _NUM_ROWS = 16
@@ -68,6 +69,7 @@ def calibrate_pictures(
         watts=watts,
         metric=METRIC if judge is None else judge.metric,
         data=described if judge is None else dict(judge.data),
+        held_out=[run for one in found for run in one.held_out],
     )
     return variant.weights / TABLE_FILE
 
@@ -106,10 +108,16 @@ class _Host:
             size: Seconds(seconds=round_off(taken / size / macs), error=round_off(error / size / macs))
             for size, (taken, error) in times.items()
         }
-        point = Point(
-            settings=dict(settings), seconds_per_unit={"macs": seconds} if macs else {}, quality=mean_quality(scores)
-        )
-        return Measured(point, times[1][0])
+        prices = {"macs": seconds} if macs else {}
+        point = Point(settings=dict(settings), seconds_per_unit=prices, quality=mean_quality(scores))
+        return Measured(point, times[1][0], self._held_out(settings, prices, macs))
+
+    def _held_out(
+        self, settings: Settings, prices: Mapping[str, Mapping[int, Seconds]], macs: float
+    ) -> tuple[Predicted, ...]:
+        """Batches of each measured size, and of one between them. Nothing is priced where nothing is counted."""
+        sizes = sorted((*BATCH_SIZES, BETWEEN)) if prices else []
+        return tuple(Predicted(batch_s(prices, {"macs": macs}, size), self._seconds(settings, size)) for size in sizes)
 
     @cached_property
     def _best(self) -> list[Array]:
@@ -125,13 +133,14 @@ class _Host:
         return [self._forward([row], settings)[0] for row in self.rows]
 
     def _time(self, settings: Settings, size: int) -> tuple[float, float]:
-        taken = []
-        for _ in range(self.repeats):
-            started_s = time.perf_counter()
-            self._forward([self.rows[0]] * size, settings)
-            taken.append(time.perf_counter() - started_s)
+        taken = [self._seconds(settings, size) for _ in range(self.repeats)]
         error = statistics.stdev(taken) / len(taken) ** 0.5 if len(taken) > 1 else 0.0
         return statistics.median(taken), error
+
+    def _seconds(self, settings: Settings, size: int) -> float:
+        started_s = time.perf_counter()
+        self._forward([self.rows[0]] * size, settings)
+        return time.perf_counter() - started_s
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Inputs], settings: Settings) -> list[Array]:

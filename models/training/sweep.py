@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,11 +22,16 @@ from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_qu
 from models.training import calibration
 from models.training.agreement import METRIC, agreement
 from models.training.calibration import Ledger, Measured, Settings
+from models.training.held_out import Predicted, batch_s
 from models.training.requests import USUAL, Asked, example_requests
 from models.training.routing import calibrate_routing
 
 OnProgress = Callable[[str, int, int], None]
 BATCH_SIZES = (1, 2, 4)
+BETWEEN = 3
+"""Rows that prices are not fitted to, but have to predict."""
+STEP_UNITS, OTHER_UNITS = ("macs", "slices"), ("pixels", "image_tokens")
+"""What prices the steps of a job; and what is done before and after them."""
 _JUDGED_TOGETHER = 30
 _COUNTED = 90
 """Pictures whose routing is counted, of a family with experts."""
@@ -91,23 +96,16 @@ def calibrate_job(
     Raises: ValueError: requests that the model does not take.
     """
     assert variant.weights is not None
-    assert family.build is not None
-    assert family.runner is not None
     hardware = calibration.hardware(torch.device(device), num_threads)
     with calibration.threads(num_threads):
-        runner = family.runner.load()(family.build.load()(variant, device), variant)
-        if isinstance(runner, LaidOut):
-            runner.lay_out()  # as it is served
         judge = family.part("judge")(variant) if "judge" in family.parts else None
-        axes = [knob for knob in family.knobs if knob.is_axis]
         requests = example_requests(family, variant, asked, data_dir)
-        sizes = tuple(size for size in BATCH_SIZES if size <= max_batch)
-        host = _JobHost(family, variant, runner, axes, requests, sizes, repeats, judge)
+        host = job_host(family, variant, requests, device=device, repeats=repeats, max_batch=max_batch, judge=judge)
         base = host.usual if judge is not None else host.dearest
         if judge is not None:
-            host.cost(base)  # to warm up
-        found = sweep(axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
-        if isinstance(runner, Experts):
+            host.runs(base)  # to warm up
+        found = sweep(host.axes, base, ledger.keeping(host.measure), host.is_allowed, on_progress)
+        if isinstance(host.runner, Experts):
             calibrate_routing(host.runner, variant, host.opened(base), on_progress=on_progress)
     calibration.write(
         variant,
@@ -116,12 +114,34 @@ def calibrate_job(
         watts=watts,
         metric=METRIC if judge is None else judge.metric,
         data=asked.described(requests, data_dir) if judge is None else dict(judge.data),
+        held_out=[run for one in found for run in one.held_out],
     )
     return variant.weights / TABLE_FILE
 
 
+def job_host(
+    family: Family,
+    variant: Variant,
+    requests: Sequence[Any],
+    *,
+    device: str = "cpu",
+    repeats: int = 2,
+    max_batch: int = BATCH_SIZES[-1],
+    judge: Judge | None = None,
+) -> JobHost:
+    """Load the network, and get ready to run these requests."""
+    assert family.build is not None
+    assert family.runner is not None
+    runner = family.runner.load()(family.build.load()(variant, device), variant)
+    if isinstance(runner, LaidOut):
+        runner.lay_out()  # as it is served
+    axes = [knob for knob in family.knobs if knob.is_axis]
+    sizes = tuple(size for size in BATCH_SIZES if size <= max_batch)
+    return JobHost(family, variant, runner, axes, requests, sizes, repeats, judge)
+
+
 @dataclass(frozen=True)
-class _JobHost:
+class JobHost:
     """Runs requests as a replica does, slice by slice."""
 
     family: Family
@@ -148,11 +168,14 @@ class _JobHost:
         return found
 
     def is_allowed(self, settings: Settings) -> bool:
+        """Whether the model takes them with all of its requests."""
+        return all(self._takes(request, settings) for request in self.requests)
+
+    def _takes(self, request: Any, settings: Settings) -> bool:
         if self.family.allowed is None:
             return True
         try:
-            for request in self.requests:
-                self.family.allowed.load()(self.variant, request, self.family.check_point(settings))
+            self.family.allowed.load()(self.variant, request, self.family.check_point(settings))
         except SettingError:
             return False
         return True
@@ -164,31 +187,36 @@ class _JobHost:
             quality = mean_quality(list(map(agreement, made, self._best)))
         else:
             quality = _quality(self._scores(self.judge, settings))
-        seconds_per_unit, alone_s = self.cost(settings)
-        return Measured(Point(settings=dict(settings), seconds_per_unit=seconds_per_unit, quality=quality), alone_s)
+        return self.priced(settings, quality)
 
-    def cost(self, settings: Settings) -> tuple[dict[str, dict[int, Seconds]], float]:
-        """Seconds per unit of work by rows, and of the longest request alone. Steps go by their multiplications and,
-        where sizes differ, a constant; the rest by its pixels."""
+    def priced(self, settings: Settings, quality: Quality | None) -> Measured:
+        """A point of this quality, with its cost."""
+        runs = self.runs(settings)
+        prices = fit_runs(runs)
+        point = Point(settings=dict(settings), seconds_per_unit=prices, quality=quality)
+        return Measured(point, max(run.seconds for run in runs if run.rows == 1), held_out_of(runs, prices))
+
+    def runs(self, settings: Settings) -> list[Run]:
+        """One request of each size and length, so many rows of it together, ``repeats`` times for the fit. Held out:
+        once more of each, all of a size that lies between others, and rows between those that are fitted.
+
+        Raises: ValueError: the model does not take such settings with any of its requests.
+        """
         assert self.family.work is not None
-        count = self.family.work.load()
-        times: dict[str, dict[int, Seconds]] = {}
-        point = self.family.check_point(settings)
-        alone_s = 0.0
-        for size in self.sizes:
-            steps, rest = [], []
-            for request in [*self._timed] * self.repeats:
-                units = count(self.variant, request, point).units
-                steps_s, rest_s = self._run(request, point, size)
-                steps.append((units, steps_s / size))
-                rest.append((units, rest_s / size))
-                alone_s = max(alone_s, steps_s + rest_s) if size == 1 else alone_s
-            fitted = calibration.fit(steps, ("macs", "slices"))
-            if all(seconds for _, seconds in rest):
-                fitted |= calibration.fit(rest, ("pixels",))
-            for unit, price in fitted.items():
-                times.setdefault(unit, {})[size] = price
-        return times, alone_s
+        count, point = self.family.work.load(), self.family.check_point(settings)
+        taken = [request for request in self._timed if self._takes(request, settings)]
+        if not taken:
+            raise ValueError(f"{self.variant.id} does not take {point_name(settings)}, so that cannot be timed")
+        work = [(request, count(self.variant, request, point).units) for request in taken]
+        between = {id(request) for request, _ in sorted(work, key=lambda one: one[1]["macs"])[1:-1]}
+        made = []
+        for rows in (*self.sizes, *([BETWEEN] if self.sizes[-1] > BETWEEN else [])):
+            for number in range(self.repeats + 1 if rows != BETWEEN else 1):
+                is_spare = number == self.repeats or rows == BETWEEN
+                for request, units in work:
+                    steps_s, other_s = self._run(request, point, rows)
+                    made.append(Run(rows, units, steps_s, other_s, is_spare or id(request) in between))
+        return made
 
     def opened(self, settings: Settings) -> list[JobState]:
         """Requests that have begun, to count where their tokens go."""
@@ -243,6 +271,44 @@ class _JobHost:
         for state in states:
             self.runner.close(state)
         return seconds[True], seconds[False]
+
+
+class Run(NamedTuple):
+    """Rows of equal work that ran together: seconds of their steps, and of all else."""
+
+    rows: int
+    units: Mapping[str, float]
+    steps_s: float
+    other_s: float
+    is_held_out: bool
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.steps_s + self.other_s
+
+
+def fit_runs(runs: Sequence[Run]) -> dict[str, dict[int, Seconds]]:
+    """Seconds per unit of work by rows. Steps go by their multiplications and, where sizes differ, their number; the
+    rest by pixels and, where those differ, by what is made of pictures that go in. What explains nothing at some number
+    of rows is free there, and not as dear as at another."""
+    times: dict[str, dict[int, Seconds]] = {}
+    sizes = sorted({run.rows for run in runs if not run.is_held_out})
+    for rows in sizes:
+        fitted = [run for run in runs if run.rows == rows and not run.is_held_out]
+        prices = calibration.fit([(run.units, run.steps_s / rows) for run in fitted], STEP_UNITS)
+        if all(run.other_s for run in fitted):
+            prices |= calibration.fit([(run.units, run.other_s / rows) for run in fitted], OTHER_UNITS)
+        for unit, price in prices.items():
+            times.setdefault(unit, {})[rows] = price
+    free = Seconds(seconds=0.0)
+    return {unit: {rows: by_rows.get(rows, free) for rows in sizes} for unit, by_rows in times.items()}
+
+
+def held_out_of(runs: Sequence[Run], prices: Mapping[str, Mapping[int, Seconds]]) -> tuple[Predicted, ...]:
+    """What the prices say of the runs that they were not fitted to."""
+    held_out = [run for run in runs if run.is_held_out]
+    return tuple(Predicted(batch_s(prices, run.units, run.rows), run.seconds) for run in held_out)
 
 
 def _size_of(request: Any) -> tuple[int, ...]:

@@ -332,3 +332,8 @@ def _print_points(family: Family, variant: Variant) -> None:
         f"joules: {energy.source} at {energy.watts:g} W"
         + (f"; other work was running (load {hardware.load:g})" if (hardware.load or 0.0) > _QUIET_LOAD else "")
     )
+    if (held_out := content.prediction) is not None:
+        typer.echo(
+            f"seconds of {held_out.runs} held-out runs are predicted within {held_out.median_error:.1%} (median), "
+            f"{held_out.p95_error:.1%} (95%)"
+        )

@@ -22,7 +22,7 @@ _LOOKED = 3 * 224**2
 
 
 def work(variant: Variant, request: ClipRequest, point: Point) -> Work:
-    """Of one clip, in float32."""
+    """Of one clip, in float32. Pieces of a decode overlap: the pixels of both count. The first frame is one token."""
     io: ClipIO = variant.io
     request = io.settled(request)
     frames, rows, columns = io.grid(request.num_frames, (request.width, request.height))
@@ -30,10 +30,12 @@ def work(variant: Variant, request: ClipRequest, point: Point) -> Work:
     passes = rows_of(point) * sum(
         sum(_macs(variant, stop - start, rows, columns)) for start, stop in windows_of(frames, point)
     )
+    decoded = spans(frames, CHUNK, CHUNK_STRIDE)
     units = {
         "macs": float(steps * passes),
         "slices": float(steps),
-        "pixels": float(frames * request.width * request.height),
+        "pixels": float(sum(stop - start for start, stop in decoded) * request.width * request.height),
+        "image_tokens": 1.0,
         "token_steps": float(steps * frames * rows * columns),
     }
     return Work(units, held_bytes(variant, request, point))

@@ -7,7 +7,8 @@ backend allocates for itself (reordered inputs and outputs) is counted as one mo
 
 from __future__ import annotations
 
-from models.families.vdit.vae_config import CausalVaeConfig, VaeTiling
+from models.families.vdit.vae_config import CausalVaeConfig
+from models.families.vdit.vae_tiling import VaeTiling
 
 _BYTES = 4
 

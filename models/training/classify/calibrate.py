@@ -19,12 +19,21 @@ from models.methods.early_exit.knobs import ALL, NONE
 from models.operating_points import TABLE_FILE, Point, Seconds, Slice, point_name, round_off, share_quality
 from models.training import calibration
 from models.training.calibration import Ledger, Measured, Settings
-from models.training.classify.measure import StageCost, expected_batch_ms, stage_costs
+from models.training.classify.measure import (
+    Pass,
+    StageCost,
+    expected_batch_ms,
+    held_out_of,
+    held_out_passes,
+    stage_costs,
+)
 from models.training.classify.pictures import ExitOutputs, Sets, exit_outputs, folder_sets
+from models.training.held_out import Predicted
 from models.training.sweep import sweep
 
 TARGET_PERCENT = (75, 60, 50, 40, 30, 25, 20)
 _THRESHOLD_DIGITS = 4
+_OF_ROUNDS = 5
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -66,6 +75,7 @@ def calibrate_classifier(
         metric="share of pictures that are named right",
         data=sets.description,
         slices=measured.slices,
+        held_out=measured.held_out,
     )
     return variant.weights / TABLE_FILE
 
@@ -86,6 +96,7 @@ def _pictures(family: Family, variant: Variant, data_dir: Path | None) -> Sets:
 class _Measured:
     points: Sequence[Point]
     slices: tuple[Slice, ...]
+    held_out: Sequence[Predicted]
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class _Run:
         found = _search(outputs, macs, self.target_percent)
         points = [self._point(_settings(thresholds), outputs, tests, macs, macs[-1], costs) for thresholds in found]
         self.on_progress("searching thresholds", 1, 1)
-        return _Measured(points, _slices(costs, macs))
+        return _Measured(points, _slices(costs, macs), self._held_out({}, costs))
 
     def settings(self) -> _Measured:
         """Points of a network without: along its settings."""
@@ -125,10 +136,12 @@ class _Run:
             at = self.family.check_point(settings)
             search = exit_outputs(self.runner, self.sets.search, at)
             tests = {key: exit_outputs(self.runner, pictures, at) for key, pictures in self.sets.judge.items()}
-            return Measured(self._point(settings, search, tests, macs, dearest, costs), costs["stages"][0][0])
+            point = self._point(settings, search, tests, macs, dearest, costs)
+            return Measured(point, costs["stages"][0][0], self._held_out(settings, costs))
 
         found = sweep(axes, best, self.ledger.keeping(measure), lambda settings: True, self.on_progress)
-        return _Measured([one.point for one in found], _slices(self._costs(best, "timing"), [dearest]))
+        held_out = [run for one in found for run in one.held_out]
+        return _Measured([one.point for one in found], _slices(self._costs(best, "timing"), [dearest]), held_out)
 
     def _macs(self, settings: Settings) -> int:
         assert self.family.work is not None
@@ -147,6 +160,18 @@ class _Run:
             on_progress=lambda done, total: self.on_progress(what, done, total),
         )
         return self.ledger.keep(f"times of {point_name(settings)}", StageCost, measure)
+
+    def _held_out(self, settings: Settings, costs: StageCost) -> tuple[Predicted, ...]:
+        """Runs after those of the fit, a fifth as many rounds."""
+        measure = partial(
+            held_out_passes,
+            self.runner,
+            self.variant.io.input_size,
+            self.device,
+            point=self.family.check_point(settings),
+            rounds=max(1, self.repeats // _OF_ROUNDS),
+        )
+        return held_out_of(costs, self.ledger.keep(f"held out of {point_name(settings)}", list[Pass], measure))
 
     def _point(
         self,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.contract import Point, Staged, Unary
+from models.training.held_out import Predicted
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
-
+BETWEEN = (3, 6, 12, 24, 48)
+"""Sizes that no price is fitted to."""
 _MEDIAN_ERROR = 1.2533
 """Standard error of a median, in standard errors of the mean."""
 
@@ -26,6 +28,13 @@ class StageCost(TypedDict):
     batch_sizes: list[int]
     stages: list[list[float]]
     errors: list[list[float]]
+
+
+class Pass(NamedTuple):
+    """Milliseconds of one batch of so many samples, by stage."""
+
+    size: int
+    stages: tuple[float, ...]
 
 
 def stage_costs(
@@ -44,8 +53,7 @@ def stage_costs(
     taken in reverse, so that no batch is passed on as it is). Devices that work asynchronously are waited for.
     """
     times: dict[tuple[int, int], list[float]] = {}
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (max(batch_sizes), side, side, 3), dtype=np.uint8)
+    images = _images(max(batch_sizes), side)
     for round_number in range(-2, repeats):
         for size in batch_sizes:
             for stage, elapsed_ms in enumerate(_one_pass(runner, images[:size], point or {}, device)):
@@ -59,6 +67,31 @@ def stage_costs(
         "stages": [[round(statistics.median(row), 4) for row in stage] for stage in rows],
         "errors": [[round(_median_error(row), 4) for row in stage] for stage in rows],
     }
+
+
+def held_out_passes(
+    runner: Staged | Unary, side: int, device: torch.device, *, point: Point | None = None, rounds: int = 1
+) -> list[Pass]:
+    """Batches that no price is fitted to: of each measured size, and of those between them."""
+    images = _images(BATCH_SIZES[-1], side)
+    return [
+        Pass(size, tuple(_one_pass(runner, images[:size], point or {}, device)))
+        for _ in range(rounds)
+        for size in sorted((*BATCH_SIZES, *BETWEEN))
+    ]
+
+
+def held_out_of(costs: StageCost, passes: Sequence[Pass]) -> tuple[Predicted, ...]:
+    """What the table says of them, stage by stage: what a scheduler asks for."""
+    return tuple(
+        Predicted(interpolate(costs, stage, one.size) / 1e3, elapsed_ms / 1e3)
+        for one in passes
+        for stage, elapsed_ms in enumerate(one.stages)
+    )
+
+
+def _images(count: int, side: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def _median_error(times: Sequence[float]) -> float:

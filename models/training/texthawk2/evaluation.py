@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.families.texthawk2.coordinates import iou, parse_boxes
 from models.families.texthawk2.image_processor import cut_tiles
@@ -86,21 +87,11 @@ def answer(
         part = examples[start : start + batch]
         cut = [[cut_tiles(np.asarray(image, np.uint8), limits) for image in example.images] for example in part]
         prompts = [
-            _prompt(tokenizer, example.turns[0][0], [grid for _, grid in images])
+            prompt_of(tokenizer, example.turns[0][0], [grid for _, grid in images])
             for example, images in zip(part, cut, strict=True)
         ]
         width = max(map(len, prompts))
-        pad = config.text_config.pad_token_id
-        made = model.generate(  # type: ignore[misc]
-            input_ids=torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts]),
-            attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
-            pixel_values=torch.from_numpy(np.concatenate([tiles for images in cut for tiles, _ in images])),
-            grids=torch.tensor([grid for images in cut for _, grid in images]),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
+        made = generate(model, prompts, cut, max_new_tokens=max_new_tokens, eos_token_id=end)
         for example, images, prompt, tokens in zip(part, cut, prompts, made[:, width:].tolist(), strict=True):
             told = tokens[: tokens.index(end)] if end in tokens else tokens
             question, expected = example.turns[0]
@@ -118,7 +109,32 @@ def answer(
             )
 
 
-def _prompt(tokenizer: Any, question: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+Cut: TypeAlias = tuple[NDArray[np.uint8], tuple[int, int]]
+"""Tiles of a picture, and how many down and across."""
+
+
+def generate(
+    model: TextHawk2ForConditionalGeneration,
+    prompts: Sequence[list[int]],
+    cut: Sequence[Sequence[Cut]],
+    **options: Any,
+) -> torch.Tensor:
+    """Greedy tokens behind all prompts (N, longest prompt and answer), padded on the left. ``cut``: their pictures."""
+    width, pad = max(map(len, prompts)), model.config.text_config.pad_token_id
+    made: torch.Tensor = model.generate(  # type: ignore[misc]
+        input_ids=torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+        pixel_values=torch.from_numpy(np.concatenate([tiles for images in cut for tiles, _ in images])),
+        grids=torch.tensor([grid for images in cut for _, grid in images]),
+        do_sample=False,
+        pad_token_id=pad,
+        **options,
+    )
+    return made
+
+
+def prompt_of(tokenizer: Any, question: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+    """Its tokens, with room for those of pictures that are cut so."""
     images = "".join("<vision_start>" + "<image>" * image_tokens(grid) + "<vision_end>" for grid in grids)
     text = f"<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n"
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)

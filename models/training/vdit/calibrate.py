@@ -1,24 +1,24 @@
-"""From a folder's evaluation.json to the table of operating points beside it.
+"""The table of a folder that was evaluated: qualities from its evaluation.json, times measured now.
 
-Quality of a point is the share of held-out prompts whose clips are right; times are those of the same run.
+Quality of a point is the share of held-out prompts whose clips are right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from models.contract import Family, Value, Variant
-from models.io import ClipRequest
-from models.operating_points import TABLE_FILE, Hardware, Point, Quality, Seconds, round_off, share_quality
+from models.operating_points import TABLE_FILE, Quality, round_off, share_quality
 from models.training import calibration
-from models.training.calibration import Ledger
-from models.training.sweep import calibrate_job
-
-_NOT_RECORDED = Hardware(cpu="not recorded", device="cpu", threads=1)
+from models.training.calibration import Ledger, Measured
+from models.training.requests import USUAL, Asked, example_requests
+from models.training.sweep import BATCH_SIZES, calibrate_job, job_host
 
 
 def calibrate(
@@ -26,74 +26,79 @@ def calibrate(
     variant: Variant,
     *,
     ledger: Ledger,
+    device: str = "cpu",
+    num_threads: int = 1,
     watts: float = 6.0,
+    repeats: int = 2,
+    asked: Asked = USUAL,
+    max_batch: int = BATCH_SIZES[-1],
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    **options: Any,
+    data_dir: Path | None = None,
 ) -> Path:
-    """Write the table. Returns its path. Of a folder that was not evaluated, see
-    ``calibrate_job``.
+    """Write the table. Returns its path. Of a folder that was not evaluated, see ``calibrate_job``, as for the options.
 
     Raises: ValueError: an evaluation that cannot be used.
     """
     assert variant.weights is not None
+    options: dict[str, Any] = {"device": device, "repeats": repeats, "max_batch": max_batch}
     if not (variant.weights / "evaluation.json").is_file():
-        return calibrate_job(family, variant, ledger=ledger, watts=watts, on_progress=on_progress, **options)
-    try:
-        report = msgspec.json.decode((variant.weights / "evaluation.json").read_bytes())
-        hardware = msgspec.convert(report["hardware"], Hardware) if "hardware" in report else _NOT_RECORDED
-        points = _points(family, variant, report["settings"])
-    except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
-        raise ValueError(
-            f"no usable evaluation.json in {variant.weights} ({error}): "
-            f"run `python -m models.training.vdit.evaluate {variant.weights}` again"
-        ) from None
+        return calibrate_job(
+            family,
+            variant,
+            ledger=ledger,
+            num_threads=num_threads,
+            watts=watts,
+            asked=asked,
+            data_dir=data_dir,
+            on_progress=on_progress,
+            **options,
+        )
+    seed, qualities = _evaluated(variant.weights)
+    hardware = calibration.hardware(torch.device(device), num_threads)
+    found: list[Measured] = []
+    with calibration.threads(num_threads):
+        host = job_host(family, variant, example_requests(family, variant, asked), **options)
+        for done, (settings, quality) in enumerate(qualities.items(), 1):
+            measure = ledger.keeping(partial(host.priced, quality=quality))
+            found.append(measure(dict(settings)))
+            on_progress("timing what was evaluated", done, len(qualities))
     calibration.write(
         variant,
-        points,
+        [one.point for one in found],
         hardware=hardware,
         watts=watts,
         metric="share of clips of one object that show what the prompt says",
-        data={"source": "held-out prompts, judged by the classifier in judge/", "seed": report.get("seed")},
+        data={"source": "held-out prompts, judged by the classifier in judge/", "seed": seed},
+        held_out=[run for one in found for run in one.held_out],
     )
-    on_progress("reading the evaluation", 1, 1)
     return variant.weights / TABLE_FILE
 
 
-def _points(family: Family, variant: Variant, measured: Mapping[str, Mapping[str, Any]]) -> list[Point]:
-    """One for each setting: what was measured of its lengths gives the costs, and the worst of them is its quality."""
-    by_settings: dict[tuple[tuple[str, Value], ...], list[Mapping[str, Any]]] = {}
-    for one in measured.values():
-        settings: dict[str, Value] = {
-            "sampler": one["sampler"],
-            "num_inference_steps": one["num_steps"],
-            "guidance_scale": float(one["guidance"]),
-            "attention": one["attention"],
-        }
-        by_settings.setdefault(tuple(sorted(settings.items())), []).append(one)
-    return [
-        Point(
-            settings=dict(settings),
-            seconds_per_unit={
-                unit: {1: price} for unit, price in _prices(family, variant, dict(settings), ones).items()
-            },
-            quality=min(map(_quality, ones), key=lambda quality: quality.low),
-        )
-        for settings, ones in by_settings.items()
-    ]
+def _evaluated(folder: Path) -> tuple[Any, dict[tuple[tuple[str, Value], ...], Quality]]:
+    """The seed, and the quality of each setting: that of the worst of its lengths. Raises: ValueError."""
+    try:
+        report = msgspec.json.decode((folder / "evaluation.json").read_bytes())
+        found: dict[tuple[tuple[str, Value], ...], Quality] = {}
+        for one in report["settings"].values():
+            settings, quality = _settings(one), _quality(one)
+            found[settings] = min(found.get(settings, quality), quality, key=lambda quality: quality.low)
+    except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise ValueError(
+            f"no usable evaluation.json in {folder} ({error}): "
+            f"run `python -m models.training.vdit.evaluate {folder}` again"
+        ) from None
+    return report.get("seed"), found
+
+
+def _settings(one: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:
+    made = {
+        "attention": one["attention"],
+        "guidance_scale": float(one["guidance"]),
+        "num_inference_steps": one["num_steps"],
+        "sampler": one["sampler"],
+    }
+    return tuple(made.items())
 
 
 def _quality(one: Mapping[str, Any]) -> Quality:
     return share_quality(round_off(one["one_object"]["right"]), one["one_object"]["count"])
-
-
-def _prices(
-    family: Family, variant: Variant, settings: Mapping[str, Value], ones: list[Mapping[str, Any]]
-) -> dict[str, Seconds]:
-    """Steps by their multiplications and, where two lengths were measured, a constant; the rest by its pixels."""
-    assert family.work is not None
-    count, steps, rest = family.work.load(), [], []
-    for one in ones:
-        units = count(variant, ClipRequest(prompt="", num_frames=one["frames"]), settings).units
-        steps.append((units, one["num_steps"] * one["step_s"]))
-        rest.append((units, one["fixed_s"]))
-    return calibration.fit(steps, ("macs", "slices")) | calibration.fit(rest, ("pixels",))

@@ -83,7 +83,7 @@ def build_parts(
     """
     options = model.options
     is_fake = options.engine == "fake"
-    cost = CostModel(watts=model.watts) if is_fake else step_cost(found_variant(model)[1], model.watts)
+    cost = CostModel(watts=model.watts) if is_fake else step_cost(*found_variant(model), model.watts)
     bounds = DenoisingConfig(
         max_batch=options.max_batch,
         max_units=options.max_jobs,

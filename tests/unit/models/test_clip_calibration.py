@@ -127,13 +127,13 @@ def test_points_are_as_good_as_all_their_frames_agree_with_those_of_the_dearest(
 def test_each_point_is_made_once(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dearest, which all others are compared with, would take the longest to make again."""
     made: list[str] = []
-    run = sweep._JobHost._made
+    run = sweep.JobHost._made
 
-    def counted(host: sweep._JobHost, settings: Mapping[str, Value]) -> list[Any]:
+    def counted(host: sweep.JobHost, settings: Mapping[str, Value]) -> list[Any]:
         made.append(point_name(settings))
         return run(host, settings)
 
-    monkeypatch.setattr(sweep._JobHost, "_made", counted)
+    monkeypatch.setattr(sweep.JobHost, "_made", counted)
     assert sorted(table_of(variant).points) == sorted(made)
 
 

@@ -23,7 +23,16 @@ from schedulers.plan import Budget, Load, Plan, Refusal, plan
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
-from serving.operating_points import load_table, parted, planned_points, points_of, row_work, sizes_of_rows, step_cost
+from serving.operating_points import (
+    load_table,
+    parted,
+    planned_points,
+    points_of,
+    row_work,
+    sizes_of_rows,
+    step_cost,
+    usual_work,
+)
 from serving.replica.staged.setup import build_driver, start_engine
 from serving.telemetry.events import ignore
 
@@ -250,17 +259,39 @@ def test_row_is_as_large_as_its_work_beside_that_of_the_largest_at_the_defaults(
     assert sizes_of_rows(family, find(NANO)[1].io, work, cost)(rows[0], {}) == 1.0
 
 
-@pytest.mark.parametrize(("times", "two_s"), [({1: 1.0}, 6.0), ({1: 2.0, 2: 1.5}, 4.5), ({}, 6.0)])
-def test_companions_of_a_step_cost_as_calibrated(tmp_path: Path, times: dict[int, float], two_s: float) -> None:
-    """Two jobs of 3 s a step each."""
-    variant = find("vdit-nano")[1]
+@pytest.mark.parametrize(
+    ("times", "has_decode", "one_s", "two_s"),
+    [
+        ({}, False, 3.0, 6.0),
+        ({1: 1.0}, False, 3.0, 6.0),
+        (
+            {1: 2.0, 2: 1.5},
+            False,
+            4.0,
+            6.0,
+        ),  # charged is a share of a batch: alone, a step takes longer
+        ({1: 2.0, 2: 1.5}, True, 2.0, 3.0),  # half of the charge is the decode's
+    ],
+)
+def test_steps_are_predicted_from_what_their_jobs_are_charged(
+    tmp_path: Path, times: dict[int, float], has_decode: bool, one_s: float, two_s: float
+) -> None:
+    """Two jobs that are charged 3 s a step each."""
+    family, variant = find("vdit-nano")
     assert variant.weights is not None
     table = load_table(variant)
     name, best = next(iter(table.points.items()))
     seconds = {"macs": {rows: Seconds(seconds=time) for rows, time in times.items()}} if times else {}
+    if has_decode:
+        units = usual_work(family, variant)(best.settings)
+        seconds["pixels"] = {
+            rows: Seconds(seconds=time * units["macs"] / units["pixels"]) for rows, time in times.items()
+        }
     shutil.copytree(variant.weights, tmp_path, dirs_exist_ok=True)
     write_table(replace(table, points={name: replace(best, seconds_per_unit=seconds)}), tmp_path)
-    cost = step_cost(variant.with_weights(tmp_path), watts=7.0)
+    cost = step_cost(family, variant.with_weights(tmp_path), watts=7.0)
+    assert cost.batch_s((64, 1), 1, 3.0) == pytest.approx(one_s)
     assert cost.batch_s((128, 2), 2, 6.0) == pytest.approx(two_s)
     assert cost.watts == 7.0
-    assert step_cost(Variant(id="toy-1", summary="", io=None), 7.0).batch_s("any", 2, 6.0) == pytest.approx(6.0)
+    without = Variant(id="toy-1", summary="", io=None)
+    assert step_cost(family, without, 7.0).batch_s("any", 2, 6.0) == pytest.approx(6.0)
