@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from schedulers.cost import CostModel, Price, Units
 from schedulers.plan import Cost
@@ -18,6 +19,16 @@ _UNITS = {_READ: ("image_tokens", "prompt_tokens"), _WRITE: ("output_tokens", "t
 _UNITS[_WAIT] = _UNITS[_WRITE]
 _KEPT = 0.9
 """Of the mean length of answers, so much stays when one ends."""
+
+
+class Observed(NamedTuple):
+    """A part of an answer (``read``, ``write``, ``wait``): what it was predicted to take, what it took, and what its
+    price is multiplied by from now on."""
+
+    kind: str
+    predicted_s: float
+    actual_s: float
+    correction: float
 
 
 class AnswerCost:
@@ -54,16 +65,21 @@ class AnswerCost:
         read_s: float,
         write_s: float,
         answer_s: float,
-    ) -> None:
-        """An answer has ended. ``units``: its work, of the tokens after the first. ``computed``: the part of the prompt
-        that no cache had. ``answer_s``: from the first of its ``tokens`` to the last. What is no positive time teaches
-        nothing."""
+    ) -> list[Observed]:
+        """An answer has ended: learn from it, and say what was expected. ``units``: its work, of the tokens after the
+        first. ``computed``: the part of the prompt that no cache had. ``answer_s``: from the first of its ``tokens`` to
+        the last. What is no positive time teaches nothing."""
         self._observed_at_s = now_s
         self._seen = _KEPT * self._seen + 1.0
         self.answer_tokens += (tokens - self.answer_tokens) / self._seen
+        observed = []
         for kind, share, seconds in ((_READ, computed, read_s), (_WRITE, 1.0, write_s), (_WAIT, 1.0, answer_s)):
             if 0.0 < seconds < math.inf:
-                self._model.observe(kind, 1, seconds, share * self._model.in_rows(kind, units))
+                rows = share * self._model.in_rows(kind, units)
+                predicted_s = self._model.batch_s(kind, 1, rows)
+                self._model.observe(kind, 1, seconds, rows)
+                observed.append(Observed(kind, predicted_s, seconds, self._model.correction(kind)))
+        return observed
 
     @property
     def answer_s(self) -> float:

@@ -169,6 +169,27 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, load: Load) -> Pla
     return _refusal(nearest, budget, wait_s, retry_after_s)
 
 
+def dominated(points: Sequence[Point], work: Work) -> dict[str, str]:
+    """Points that ``plan`` never picks for this work, whatever budget and load are, each with one that is picked in its
+    place: as good by its lower bound, as fast and as cheap, and better in one of these. A point that takes more joules
+    but less time than all others as good is none of them, nor is one of unknown quality.
+
+    They still bound the points between which a request's own settings lie (``with_settings``).
+    """
+    plans = sorted((_planned(point, work(point.settings)) for point in points if point.quality is not None), key=_rank)
+    found = {}
+    for place, one in enumerate(plans):
+        better = next((other for other in plans[:place] if _dominates(other, one)), None)
+        if better is not None:
+            found[one.point.name] = better.point.name
+    return found
+
+
+def _dominates(one: Plan, other: Plan) -> bool:
+    """``one`` is ranked before ``other``, or equal."""
+    return one.latency_s <= other.latency_s and one.energy_j <= other.energy_j and _rank(one) < _rank(other)
+
+
 def most(cost: Cost, work: Callable[[int], Units], limit: int, budget: Budget) -> int:
     """The largest number up to ``limit`` whose work fits latency and energy, 0 if none does. More is more work."""
 

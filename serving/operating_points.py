@@ -22,12 +22,12 @@ from models.io import (
     ImageRequest,
     RowIO,
 )
-from models.operating_points import TABLE_FILE, Seconds, Table, point_name, read_table
+from models.operating_points import TABLE_FILE, Quality, Seconds, Table, point_name, read_table
 from models.registry import family_for
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import CostModel, Price, Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Cost, Load, Plan, Point, Settings, Value, Work, plan, with_settings
+from schedulers.plan import Cost, Load, Plan, Point, Settings, Value, Work, dominated, plan, with_settings
 from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ResolvedModel, StreamOptions, UnaryOptions
 from serving.domain import Budget
@@ -181,6 +181,41 @@ def usual_request(io: Any) -> Any:
     if isinstance(io, ChatIO):
         return ChatTokens(_USUAL_TEXT_TOKENS, io.max_image_tokens, _USUAL_ANSWER_TOKENS)
     return io.usual if isinstance(io, ClipIO | ImageIO) else io.largest
+
+
+@dataclass(frozen=True)
+class PricedPoint:
+    """What a measured point gives and takes for the usual request. ``dominated_by``: the point that is picked in its
+    place whatever the budget is; of requests of another size that may be another one, or none."""
+
+    name: str
+    quality: Quality | None
+    latency_s: float
+    busy_s: float
+    energy_j: float
+    dominated_by: str | None = None
+
+
+def priced_points(family: Family, variant: Variant, table: Table) -> tuple[PricedPoint, ...]:
+    """All points of a table, the best first."""
+    work, points = usual_work(family, variant), planned_points(table)
+    priced = [point for point in points if point.cost.busy_s]
+    worse = dominated(priced, work)
+    made = []
+    for point in points:
+        units = work(point.settings) if point.cost.busy_s else {}
+        busy_s = point.cost.busy(units)
+        made.append(
+            PricedPoint(
+                name=point.name,
+                quality=table.points[point.name].quality,
+                latency_s=point.cost.latency(units),
+                busy_s=busy_s,
+                energy_j=busy_s * point.cost.watts,
+                dominated_by=worse.get(point.name),
+            )
+        )
+    return tuple(made)
 
 
 def usual_work(family: Family, variant: Variant) -> Work:

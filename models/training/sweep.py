@@ -198,7 +198,7 @@ class JobHost:
 
     def runs(self, settings: Settings) -> list[Run]:
         """One request of each size and length, so many rows of it together, ``repeats`` times for the fit. Held out:
-        once more of each, all of a size that lies between others, and rows between those that are fitted.
+        once more of each, in the midst; all of a size that lies between others; and rows between those that are fitted.
 
         Raises: ValueError: the model does not take such settings with any of its requests.
         """
@@ -212,7 +212,7 @@ class JobHost:
         made = []
         for rows in (*self.sizes, *([BETWEEN] if self.sizes[-1] > BETWEEN else [])):
             for number in range(self.repeats + 1 if rows != BETWEEN else 1):
-                is_spare = number == self.repeats or rows == BETWEEN
+                is_spare = number == (self.repeats + 1) // 2 or rows == BETWEEN
                 for request, units in work:
                     steps_s, other_s = self._run(request, point, rows)
                     made.append(Run(rows, units, steps_s, other_s, is_spare or id(request) in between))

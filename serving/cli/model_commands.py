@@ -167,11 +167,18 @@ def show_model(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON; for a classifier, its operating-point table.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw its operating points there: quality against cost.")
+    ] = None,
 ) -> None:
-    """Show a model: where it comes from, its limits and settings, what its operating points cost and give."""
+    """Show a model: where it comes from, its limits and settings, what its operating points cost and give.
+
+    While it is served on this machine, also what its work was predicted to take, and took.
+    """
     import msgspec
 
     from models.operating_points import read_table
+    from serving.cli.live_costs import lines_of as live_lines
     from serving.cli.model_facts import facts_of, in_words, lines_of
     from serving.config import find_named
 
@@ -189,6 +196,10 @@ def show_model(
             typer.echo(line)
         if _has_table(variant):
             _print_points(family, variant)
+        for line in live_lines({name, variant.id}):
+            typer.echo(line)
+        if plot is not None:
+            _draw_points(family, variant, plot)
 
 
 def train(
@@ -245,6 +256,10 @@ def calibrate(
     max_batch: Annotated[
         int | None, typer.Option(min=1, help="Most requests that are run together; default 4. Fewer take less memory.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Where the points are drawn; default: operating_points.png beside them."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was interrupted.")] = False,
     accept_licence: LicenceOption = False,
     quiet: QuietOption = False,
@@ -257,6 +272,8 @@ def calibrate(
     pairs near the front. A chat's are the tiles of a picture and the cap on its answer. Pictures and clips are judged
     as their family says, or else by how well they agree with those of the dearest point for the same requests and
     seeds. That takes several clips a point: with a large model, bound them by --size, --frames and --requests.
+
+    The points are drawn as well, quality against joules and seconds; grey ones are never picked.
 
     Each measurement is kept in a file beside the weights until the table is written: --resume goes on from there.
     """
@@ -283,6 +300,10 @@ def calibrate(
             family.part("card")(variant)
     _print_points(family, variant)
     typer.echo(f"written to {path}")
+    try:
+        _draw_points(family, variant, plot or path.with_suffix(".png"))
+    except ValueError as error:  # the table is there all the same
+        typer.echo(f"not drawn: {error}")
 
 
 def _asked(family: Family, size: str | None, **given: int | None) -> dict[str, Any]:
@@ -311,21 +332,21 @@ def _has_table(variant: Variant) -> bool:
 
 def _print_points(family: Family, variant: Variant) -> None:
     from models.operating_points import read_table
-    from serving.operating_points import planned_points, usual_work
+    from serving.operating_points import priced_points
 
-    content, work = read_table(variant), usual_work(family, variant)
-    rows = []
-    for point in planned_points(content):
-        row = content.points[point.name]
-        units = work(point.settings) if point.cost.busy_s else {}
-        busy_s = point.cost.busy(units)
-        shares = [] if row.quality is None else [row.quality.value, row.quality.low]
+    content = read_table(variant)
+    points, rows = priced_points(family, variant, content), []
+    numbers = {one.name: str(number) for number, one in enumerate(points, 1)}
+    for one in points:
+        shares = [] if one.quality is None else [one.quality.value, one.quality.low]
         quality, cost = [f"{share:.2%}" for share in shares] or ["", ""], ["learnt"] * 3
-        if units:
-            latency_ms = 1e3 * point.cost.latency(units)
-            cost = [f"{latency_ms:.2f}", f"{1e3 * busy_s:.3f}", f"{busy_s * point.cost.watts:.5f}"]
-        rows.append((point.name, *quality, *cost))
-    show_table(("point", "quality", "at least", "ms alone", "ms of a full batch", "J"), rows)
+        if one.busy_s:
+            cost = [f"{1e3 * one.latency_s:.2f}", f"{1e3 * one.busy_s:.3f}", f"{one.energy_j:.5f}"]
+        worse = "" if one.dominated_by is None else numbers[one.dominated_by]
+        rows.append((numbers[one.name], one.name, *quality, *cost, worse))
+    show_table(("", "point", "quality", "at least", "ms alone", "ms of a full batch", "J", "worse than"), rows)
+    if any(one.dominated_by for one in points):
+        typer.echo("a point that is worse than another one is picked only where a request's own settings ask for it")
     hardware, energy = content.hardware, content.energy
     typer.echo(
         f"measured on {hardware.cpu}, {hardware.threads} thread(s), {hardware.device}; "
@@ -337,3 +358,14 @@ def _print_points(family: Family, variant: Variant) -> None:
             f"seconds of {held_out.runs} held-out runs are predicted within {held_out.median_error:.1%} (median), "
             f"{held_out.p95_error:.1%} (95%)"
         )
+
+
+def _draw_points(family: Family, variant: Variant, path: Path) -> None:
+    """Raises: ValueError: no table, or nothing in it to draw."""
+    from models.operating_points import read_table
+    from serving.cli.pareto import draw_points
+    from serving.operating_points import priced_points
+
+    table = read_table(variant)
+    draw_points(variant.id, table.metric, priced_points(family, variant, table), path)
+    typer.echo(f"drawn in {path}")

@@ -20,6 +20,7 @@ import structlog
 
 from models.contract import Point
 from models.inputs import Inputs
+from schedulers.cost import CostModel
 from schedulers.policies.exits import ExitWork
 from schedulers.types import (
     Decision,
@@ -134,7 +135,8 @@ def _work(thresholds: tuple[float, ...], size: float) -> ExitWork:
 class Driver:
     """Owns a scheduler and an engine. ``start`` it on the loop that will call ``submit``; ``stop`` drains it.
 
-    ``size_of``: (inputs, settings) -> the work of a sample beside that of a usual one.
+    ``size_of``: (inputs, settings) -> the work of a sample beside that of a usual one. ``cost``: what the scheduler
+    predicts with, to tell how it is corrected.
     """
 
     scheduler: Scheduler
@@ -144,6 +146,7 @@ class Driver:
     tell: Sink = ignore
     energy: ReplicaEnergy | None = None
     clock: Callable[[], float] = time.monotonic
+    cost: CostModel | None = None
     num_executors: int = 1
     _stays: dict[int, Stay] = field(default_factory=dict, init=False)
     _next_id: int = field(default=0, init=False)
@@ -337,7 +340,8 @@ class Driver:
             else:
                 results.append(SliceResult(unit_id=sample_id, report=outcome))
         self._feed(SliceFinished(slice_id=batch.slice_id, results=tuple(results), elapsed_s=elapsed_s))
-        self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s))
+        correction = 1.0 if self.cost is None else self.cost.correction(batch.stage)
+        self.tell(BatchRan(self.model, batch.stage, size, elapsed_s, batch.predicted_s, correction))
 
     def _joules(self, batch: RunSlice, elapsed_s: float) -> float | None:
         if self.energy is None:

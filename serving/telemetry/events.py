@@ -228,13 +228,26 @@ class EnergyMetered(Event, frozen=True, kw_only=True):
 
 
 class BatchRan(Event, frozen=True):
-    """A batch came back; one of several stages counts at its first, from 0. ``predicted_s`` 0: nobody predicted it."""
+    """A batch came back; one of several stages counts at its first, from 0. ``predicted_s`` 0: nobody predicted it.
+    ``correction``: what the price of the stage is multiplied by from now on."""
 
     model: str
     stage: int
     size: int
     seconds: float
     predicted_s: float
+    correction: float = 1.0
+
+
+class WorkPriced(Event, frozen=True):
+    """Work of a kind took ``actual_s``: a job, its steps, the parts of a chat's answer. ``correction``: what its price
+    is multiplied by from now on; None where nothing is learnt."""
+
+    model: str
+    kind: str
+    predicted_s: float
+    actual_s: float
+    correction: float | None = None
 
 
 class SampleAnswered(Event, frozen=True):

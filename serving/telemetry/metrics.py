@@ -249,6 +249,20 @@ _histogram("vireo_cost_ratio", "Actual over predicted seconds of a batch.", "mod
     events.BatchRan, lambda event: event.seconds / event.predicted_s, when=lambda event: event.predicted_s > 0
 )
 
+_of_stage: dict[str, Any] = {"kind": lambda event: f"stage_{event.stage + 1}"}
+_counter("vireo_predicted_seconds_total", "Seconds that work was predicted to take.", "model", "kind").on(
+    events.BatchRan, "predicted_s", when=lambda event: event.predicted_s > 0, **_of_stage
+).on(events.WorkPriced, "predicted_s")
+_counter("vireo_actual_seconds_total", "Seconds that the work took which was predicted.", "model", "kind").on(
+    events.BatchRan, "seconds", when=lambda event: event.predicted_s > 0, **_of_stage
+).on(events.WorkPriced, "actual_s")
+_gauge(
+    "vireo_cost_correction_ratio", "What prices are multiplied by, as learnt; the largest of all processes.", "model",
+    "kind", mode="livemax",
+).on(events.BatchRan, "correction", when=lambda event: event.predicted_s > 0, **_of_stage).on(
+    events.WorkPriced, "correction", when=lambda event: event.correction is not None
+)  # fmt: skip
+
 # -- chat ------------------------------------------------------------------------------------------------------------
 
 _histogram(

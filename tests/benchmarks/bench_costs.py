@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -92,7 +92,7 @@ def jobs(*points: Mapping[str, Value], repeats: int) -> Callable[[Family, Varian
         requests = example_requests(family, variant, USUAL)
         host = job_host(family, variant, requests, repeats=1 if is_quick else repeats, max_batch=1 if is_quick else 4)
         shown = points[:1] if is_quick else points
-        host.runs(shown[0])  # to warm up
+        replace(host, sizes=(1,), repeats=1).runs(shown[0])  # to warm up
         for settings in shown:
             runs = host.runs(settings)
             prices = fit_runs(runs)

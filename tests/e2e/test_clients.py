@@ -363,6 +363,9 @@ def test_metrics_of_the_engine_add_up(system: System, door: Door, new_picture: C
     assert grown("vireo_stage_batch_size_sum", stage="1") == 15
     assert 1 <= grown("vireo_stage_batch_size_count", stage="1") <= 15
     assert grown("vireo_cost_ratio_count", model=MODEL) >= 1
+    assert grown("vireo_predicted_seconds_total", model=MODEL, kind="stage_1") > 0.0
+    assert grown("vireo_actual_seconds_total", model=MODEL, kind="stage_1") > 0.0
+    assert 0.25 <= after.total("vireo_cost_correction_ratio", model=MODEL, kind="stage_1") <= 4.0
     assert grown("vireo_replica_call_images_sum", model=MODEL) == 15
     joules = sum(answer.report["energy_j"] for answer in answers)
     assert grown("vireo_energy_joules_total", model=MODEL, tenant="local", source="estimate") == pytest.approx(joules)

@@ -220,6 +220,9 @@ def test_command_line_makes_a_clip(system: System) -> None:
 def test_metrics_count_what_happened(system: System) -> None:
     metrics = system.metrics()
     assert metrics.total("vireo_video_jobs_ended_total", model=MODEL, outcome="completed") >= 8
+    for kind in ("step", "job"):
+        assert metrics.total("vireo_predicted_seconds_total", model=MODEL, kind=kind) > 0.0
+        assert metrics.total("vireo_actual_seconds_total", model=MODEL, kind=kind) > 0.0
     assert metrics.total("vireo_video_jobs_ended_total", model=MODEL, outcome="cancelled") >= 1
     assert metrics.total("vireo_video_steps_total", model=MODEL) > 100
     assert metrics.total("vireo_video_claims_total", model=MODEL, attempt="again") >= 1

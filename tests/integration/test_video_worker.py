@@ -31,6 +31,7 @@ from serving.stores.jobs.base import JobRecord, JobStatus, Lease
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.periodic import ArtefactCleaner
 from serving.stores.redis_server import EmbeddedRedis
+from serving.telemetry.events import Event, WorkPriced
 from tests.support.clip_limits import clip_limits
 from tests.support.fillable_store import FillableFileSystem
 from tests.support.redis_server import embedded_redis
@@ -139,10 +140,18 @@ def is_over(job: JobRecord) -> bool:
 async def test_job_becomes_a_clip_with_a_thumbnail_a_preview_and_a_report(
     index: RedisJobs, store: ArtefactStore
 ) -> None:
-    async with running(build(index, store, step_s=0.02)):
+    told: list[Event] = []
+    worker = build(index, store, step_s=0.02)
+    worker.bench.tell = told.append
+    async with running(worker):
         await index.create(video_job("video_a"), max_queued=10)
         job = await until(index, "video_a", is_over)
     assert job.status is JobStatus.COMPLETED, job.error
+    *steps, whole = [one for one in told if isinstance(one, WorkPriced)]
+    assert [one.kind for one in steps] == ["step"] * 10
+    assert all(one.actual_s > 0.0 for one in steps)
+    assert (whole.kind, whole.predicted_s, whole.correction) == ("job", job.predicted_s, None)
+    assert whole.actual_s >= 0.8 * sum(one.actual_s for one in steps)
     assert job.step == job.num_steps
     assert job.report["steps"] == 10
     assert job.report["operating_point"] == "dense-20"

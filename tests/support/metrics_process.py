@@ -14,13 +14,14 @@ def main() -> None:
     tell = setup(Path(sys.argv[1]), "error")
     from serving.domain import Surface
     from serving.stores.breaker import BreakerState
-    from serving.telemetry.events import BreakerChanged, CallFinished, CallStarted
+    from serving.telemetry.events import BreakerChanged, CallFinished, CallStarted, WorkPriced
 
     surface = Surface.HTTP_CLASSIFY
     for _ in range(3):
         tell(CallStarted(surface))
     tell(CallFinished(surface=surface, model="m", tenant="t", outcome="ok", seconds=0.003))
     tell(BreakerChanged(BreakerState.OPEN))
+    tell(WorkPriced("m", "step", predicted_s=2.0, actual_s=3.0, correction=1.5))
     print("ready", flush=True)
     signal.pause()
 

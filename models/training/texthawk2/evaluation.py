@@ -121,7 +121,7 @@ def generate(
 ) -> torch.Tensor:
     """Greedy tokens behind all prompts (N, longest prompt and answer), padded on the left. ``cut``: their pictures."""
     width, pad = max(map(len, prompts)), model.config.text_config.pad_token_id
-    made: torch.Tensor = model.generate(  # type: ignore[misc]
+    made: Any = model.generate(  # type: ignore[misc]
         input_ids=torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts]),
         attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         pixel_values=torch.from_numpy(np.concatenate([tiles for images in cut for tiles, _ in images])),
@@ -130,7 +130,8 @@ def generate(
         pad_token_id=pad,
         **options,
     )
-    return made
+    tokens: torch.Tensor = made
+    return tokens
 
 
 def prompt_of(tokenizer: Any, question: str, grids: Sequence[tuple[int, int]]) -> list[int]:

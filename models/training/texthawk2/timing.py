@@ -62,11 +62,12 @@ def time_answers(
     sizes: Sequence[int] | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> list[Run]:
-    """Each question so many times for the fit and once more held out, alone and together; and others held out."""
+    """Each question so many times for the fit, alone and together; in their midst once more, and others, held out."""
     sizes = sizes or (ALONE, TOGETHER)
-    asked = [(rows, one, False) for _ in range(repeats) for rows in sizes for one in QUESTIONS]
-    asked += [(rows, one, True) for rows in sizes for one in (*QUESTIONS, *HELD_OUT)]
-    asked += [(BETWEEN, one, True) for one in (QUESTIONS[0], HELD_OUT[-1]) if sizes[-1] > BETWEEN]
+    fitted = [(rows, one, False) for rows in sizes for one in QUESTIONS]
+    spare = [(rows, one, True) for rows in sizes for one in (*QUESTIONS, *HELD_OUT)]
+    spare += [(BETWEEN, one, True) for one in (QUESTIONS[0], HELD_OUT[-1]) if sizes[-1] > BETWEEN]
+    asked = [*fitted * (repeats - repeats // 2), *spare, *fitted * (repeats // 2)]
     _ask(family, variant, network, tokenizer, ALONE, QUESTIONS[0])  # to warm up
     runs = []
     for done, (rows, one, is_held_out) in enumerate(asked, 1):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from schedulers.answer_cost import AnswerCost
+from schedulers.answer_cost import AnswerCost, Observed
 from schedulers.cost import Units
 from schedulers.retry_budget import RetryBudget
 from serving.delivery.pipeline import retries_spent
@@ -120,6 +120,7 @@ class Generation:
         clock: Callable[[], float],
         retries: RetryBudget,
         on_retry: Callable[[], None],
+        on_priced: Callable[[Observed], None] = lambda _: None,
     ) -> None:
         self._links = links
         self._cost = cost
@@ -132,6 +133,7 @@ class Generation:
         self._clock = clock
         self._retries = retries
         self._on_retry = on_retry
+        self._on_priced = on_priced
         self._has_given = False
         self._num_lost = self._num_refused = 0
         self._avoid: tuple[str, ...] = ()
@@ -238,7 +240,7 @@ class Generation:
         self.fail(_too_late())
 
     def _learn(self, delta: Delta, num_tokens: int) -> None:
-        self._cost.observe(
+        observed = self._cost.observe(
             self._clock(),
             self._plan.work(num_tokens - 1),
             computed=1.0 - delta.num_cached_tokens / max(1, delta.num_prompt_tokens),
@@ -247,6 +249,8 @@ class Generation:
             write_s=delta.decode_s,
             answer_s=delta.answer_s,
         )
+        for one in observed:
+            self._on_priced(one)
 
     def close(self, settle: Callable[[Spent], None]) -> None:
         """Free whatever still runs, at once. ``settle`` is called once, with what the choices have taken as their

@@ -20,7 +20,7 @@ from serving.replica.job.checkpoints import MAX_STORE_RETRY_S, Saving
 from serving.replica.job.held import Bench, HeldJob, known_error
 from serving.stores.jobs.base import JobError
 from serving.telemetry import tracing
-from serving.telemetry.events import EnergySpent, JobCompleted, JobFailed
+from serving.telemetry.events import EnergySpent, JobCompleted, JobFailed, WorkPriced
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -60,6 +60,8 @@ class Ending:
                     sparsity=held.means.get("sparsity", 0.0),
                 )
             )
+            if held.job.attempts <= 1:  # what an earlier attempt took is not known here
+                bench.tell(WorkPriced(bench.model, "job", held.job.predicted_s, held.compute_s))
             self._settle(held, bench.clock() - started_s)
             await self.saving.drop(held)
         elif is_ours is not None:  # else the index may have them, though it could not say so

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from schedulers.admission import Cost
+from schedulers.cost import CostModel
 from schedulers.experts.skew import LoadSkew
 from serving.energy.meter import ESTIMATE
 from serving.energy.replica import ReplicaEnergy
@@ -193,6 +194,7 @@ class Bench:
     """Whether the engine itself asks ``energy`` what its steps took."""
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
+    cost: CostModel = field(default_factory=CostModel)
     skew: LoadSkew = field(init=False)
     experts: ExpertMeter = field(init=False)
     held: dict[str, HeldJob] = field(default_factory=dict, init=False)

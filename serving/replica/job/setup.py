@@ -145,6 +145,7 @@ def build_worker(
         settle=quotas.settle_job,
         energy=energy or replica_energy(model, config.settings.energy.meter, tell, model.watts),
         engine_tells=energy is not None,
+        cost=cost,
     )
     worker = Worker(bench, denoising_with_experts(bounds, cost, bench.skew), request)
     return JobParts(engine=engine, index=index, store=store, worker=worker, quotas=quotas)

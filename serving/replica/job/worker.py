@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from schedulers.kernel import Kernel
-from schedulers.policies.denoising import DECODE, DenoisingWork, Routed
+from schedulers.policies.denoising import DECODE, DENOISE, DenoisingWork, Routed
 from schedulers.types import (
     Decision,
     Drain,
@@ -44,7 +44,7 @@ from serving.replica.job.ending import Ending
 from serving.replica.job.held import Bench, HeldJob, known_error
 from serving.stores.jobs.base import Claim, JobRecord, LeaseState, Progress
 from serving.telemetry import tracing
-from serving.telemetry.events import JobClaimed, JobPreempted, JobsStepped, LeaseLost
+from serving.telemetry.events import JobClaimed, JobPreempted, JobsStepped, LeaseLost, WorkPriced
 
 _log = structlog.get_logger(__name__)
 _RENEW_S = 0.25
@@ -253,6 +253,7 @@ class Worker:
             if isinstance(done, StepDone)
         ]
         self._feed(SliceFinished(slice_id=batch.slice_id, results=results, elapsed_s=elapsed_s))
+        bench.tell(WorkPriced(bench.model, "step", batch.predicted_s, elapsed_s, bench.cost.correction(DENOISE)))
         bench.experts.add(rows)  # last: what counts must not hold up what works
 
     def _shared(self, outcomes: Sequence[StepOutcome]) -> list[StepOutcome]:

@@ -54,4 +54,5 @@ def build_driver(
         model=model.id,
         tell=tell,
         energy=energy,
+        cost=cost,
     )

@@ -36,7 +36,7 @@ from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Message, Part, TextPart, Usage
 from serving.tasks.chat.points import Measured, make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
-from serving.telemetry.events import ChatAnswered, ChatRetried
+from serving.telemetry.events import ChatAnswered, ChatRetried, WorkPriced
 from serving.telemetry.tracing import span
 
 T = TypeVar("T")
@@ -322,6 +322,7 @@ class ChatService:
             clock=self._pipeline.clock,
             retries=model.retries,
             on_retry=lambda: self._pipeline.tell(ChatRetried(model.card.id)),
+            on_priced=lambda one: self._pipeline.tell(WorkPriced(model.card.id, *one)),
         )
 
     def _stored_events(self, ready: _Ready, found: StoredChat) -> Iterator[ChatEvent]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from models.contract import check_licence
+from models.contract import Family, LazyRef, Variant, check_licence
 from models.families.dyn_perceiver.load import random_model
 from models.families.nitrofusion.family import resolve as resolve_nitrofusion
 from models.families.nitrofusion.networks import build as build_nitrofusion
@@ -57,6 +59,17 @@ def test_show_prints_the_operating_points() -> None:
     status, output = run("models", "show", "dyn-perceiver-nano")
     assert status == 0
     assert all(name in output for name in read_table(NANO).points)
+
+
+def test_show_says_which_points_are_never_picked_draws_them_and_says_that_nothing_serves_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.cli.run_state.started", list)
+    status, output = run("models", "show", "exvideo-nano", "--plot", str(tmp_path / "points.png"))
+    assert status == 0
+    assert "picked only where a request's own settings ask for it" in output
+    assert "not served on this machine now" in output
+    assert (tmp_path / "points.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_show_as_json_is_the_table() -> None:
@@ -138,6 +151,28 @@ def test_calibration_by_requests_is_for_models_that_take_steps(options: tuple[st
     status, output = run("calibrate", *options)
     assert status == 2
     assert told in output
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_calibrating_draws_the_points_beside_the_table_or_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    assert NANO.weights is not None
+    for name in ("operating_points.json", "model.safetensors"):
+        shutil.copy(NANO.weights / name, tmp_path / name)
+    monkeypatch.setattr(model_commands, "_CALIBRATE", LazyRef(f"{__name__}:nothing_to_measure"))
+    target = tmp_path / ("elsewhere/p.png" if is_named else "operating_points.png")
+    status, output = run(
+        "calibrate", f"{NANO.id}={tmp_path}", *(("--plot", str(target)) if is_named else ()), "--quiet"
+    )
+    assert status == 0, output
+    assert f"drawn in {target}" in output
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def nothing_to_measure(family: Family, variant: Variant, **options: Any) -> Path:
+    assert variant.weights is not None
+    return variant.weights / "operating_points.json"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"text_config": {"hidden_size": "x"}}'])

@@ -97,3 +97,19 @@ def test_what_fits_is_within_the_budget_and_one_more_is_not(
     tokens = most(cost, units, limit, Budget(latency_s=seconds))
     assert tokens == 0 or cost.latency(units(tokens)) <= seconds
     assert tokens == limit or cost.latency(units(tokens + 1)) > seconds
+
+
+def test_what_an_answer_took_is_told_beside_what_it_was_predicted_to_take() -> None:
+    cost = AnswerCost(FIRST, watts=3.0)
+    seconds = {"read_s": 0.2, "write_s": 0.5, "answer_s": 1.0}
+    first = cost.observe(7.0, work(50), computed=1.0, tokens=51, **seconds)
+    assert [one.kind for one in first] == ["read", "write", "wait"]
+    assert [one.actual_s for one in first] == [0.2, 0.5, 1.0]
+    guessed = sum(
+        FIRST[unit] * amount for unit, amount in work(50).items() if unit in ("image_tokens", "prompt_tokens")
+    )
+    assert first[0].predicted_s == pytest.approx(guessed)
+    assert first[0].correction == pytest.approx(0.2 / guessed)
+    again = cost.observe(8.0, work(50), computed=1.0, tokens=51, **seconds)
+    assert [one.predicted_s for one in again] == pytest.approx([0.2, 0.5, 1.0])
+    assert cost.observe(9.0, work(0), computed=0.0, tokens=1, read_s=0.0, write_s=0.0, answer_s=math.inf) == []

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedulers.plan import Budget, Cost, Load, Plan, Point, Refusal, Settings, Units, plan, with_settings
+from schedulers.plan import (
+    Budget,
+    Cost,
+    Load,
+    Plan,
+    Point,
+    Refusal,
+    Settings,
+    Units,
+    dominated,
+    plan,
+    with_settings,
+)
 
 
 def point(name: str, seconds: float, joules: float, quality: float | None, **settings: Any) -> Point:
@@ -157,6 +169,63 @@ def test_planner_does_what_a_plain_search_does(
     assert made.feasible is not None
     loosened = plan(points, one_unit, made.feasible, Load(queued_s=wait_s))
     assert isinstance(loosened, Plan), "the budget that a refusal names is feasible"
+
+
+# -- points that are never picked ------------------------------------------------------------------------------------
+
+
+def test_point_that_is_dearer_and_no_better_is_dominated_by_the_one_that_is_picked_for_it() -> None:
+    points = (*POINTS, point("slow", 0.005, 0.04, 0.96), point("worse", 0.004, 0.03, 0.95))
+    assert dominated(points, one_unit) == {"slow": "middle", "worse": "middle"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        point("quick", 0.003, 0.04, 0.96),  # takes more joules than the middle one, but less time
+        point("frugal", 0.005, 0.02, 0.96),
+        point("unknown", 0.009, 0.09, None),
+        point("twin", 0.004, 0.03, 0.96),
+    ],
+)
+def test_point_that_is_better_in_something_or_of_unknown_quality_is_not_dominated(other: Point) -> None:
+    assert dominated((*POINTS, other), one_unit) == {}
+
+
+_few = st.sampled_from([0.001, 0.002, 0.003, 0.004])
+_limits = st.none() | _few
+
+
+@given(
+    st.lists(st.tuples(_few, _few, st.sampled_from([None, 0.5, 0.7, 0.9])), min_size=1, max_size=7),
+    st.tuples(_limits, _limits, st.sampled_from([None, 0.5, 0.6, 0.7])),
+    st.sampled_from([0.0, 0.001, 0.002]),
+    st.integers(1, 3),
+)
+def test_a_dominated_point_changes_no_plan_and_no_refusal(
+    made: list[tuple[float, float, float | None]],
+    limits: tuple[float | None, float | None, float | None],
+    queued_s: float,
+    rows: int,
+) -> None:
+    points = [point(str(number), *one) for number, one in enumerate(made)]
+    left = [one for one in points if one.name not in dominated(points, one_unit)]
+    budget, load = (
+        Budget(latency_s=limits[0], energy_j=limits[1], quality_floor=limits[2]),
+        Load(queued_s=queued_s, rows=rows),
+    )
+    assert plan(left, one_unit, budget, load) == plan(points, one_unit, budget, load)
+
+
+def test_settings_of_a_request_may_name_a_dominated_point_which_is_known_better_than_its_neighbours() -> None:
+    points = [point(f"n={n}", 0.01 * n, 0.1 * n, quality, n=n) for n, quality in ((1, 0.7), (2, 0.6), (4, 0.9))]
+    assert dominated(points, one_unit) == {"n=2": "n=1"}
+    (exact,) = with_settings(points, {"n": 2}, one_unit, name_of)
+    assert (exact.quality, exact.cost.latency(one_unit({}))) == (0.6, 0.02)
+    (between,) = with_settings([points[0], points[2]], {"n": 2}, one_unit, name_of)
+    assert (between.quality, between.cost.latency(one_unit({}))) == (0.7, pytest.approx(0.04)), (
+        "bounds, if it were gone"
+    )
 
 
 # -- what the request fixed itself -----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ from serving.tasks.chat.domain import (
 from serving.tasks.chat.points import Measured
 from serving.tasks.chat.results import TenantKeys
 from serving.tasks.chat.service import ChatService, ServedChat
-from serving.telemetry.events import ChatAnswered, ChatRetried, Event
+from serving.telemetry.events import ChatAnswered, ChatRetried, Event, WorkPriced
 from tests.support.chat_replicas import WATTS, LocalCalls, Replica
 from tests.support.fake_service import make_chat_card
 from tests.support.memory_results import MemoryResults
@@ -126,8 +126,11 @@ class Recorder:
     def __init__(self) -> None:
         self.caches: list[str] = []
         self.num_retries = 0
+        self.priced: list[WorkPriced] = []
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, WorkPriced):
+            self.priced.append(event)
         if isinstance(event, ChatAnswered):
             self.caches.append(event.report.cache)
         self.num_retries += isinstance(event, ChatRetried)
@@ -513,6 +516,19 @@ def test_a_budget_below_one_token_is_infeasible_once_prices_are_known(budget: Bu
         await world.check_nothing_is_left()
 
     run_virtual(run())
+
+
+@virtual
+async def test_parts_of_an_answer_are_told_as_predicted_and_as_they_were() -> None:
+    world = World()
+    for text in ("hello", "world"):
+        await world.ask(request(text, sampling={"max_tokens": 8}))
+    first, again = world.told.priced[:3], world.told.priced[3:]
+    assert {one.model for one in world.told.priced} == {MODEL}
+    assert [one.kind for one in first] == [one.kind for one in again] == ["read", "write", "wait"]
+    errors = [sum(abs(one.predicted_s - one.actual_s) for one in ones) for ones in (first, again)]
+    assert errors[1] < 0.2 * errors[0], "the first answer was a guess"
+    assert all(one.actual_s > 0.0 and one.correction for one in again)
 
 
 @virtual

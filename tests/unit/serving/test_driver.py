@@ -134,6 +134,15 @@ async def test_every_caller_gets_its_own_answer_under_every_policy(policy: str) 
     assert engine.held_bytes == 0
 
 
+async def test_batches_tell_how_the_price_of_their_stage_is_corrected() -> None:
+    told, cost = Recorder(), cost_table(stage_s=1.0)
+    async with running_driver(FakeEngine(), early_exits(cost), tell=told, cost=cost) as driver:
+        await driver.submit(pixels(7), deadline_s=math.inf, thresholds=FULL)
+    (one,) = [batch for batch in told.batches if batch.stage == told.batches[-1].stage]
+    assert one.predicted_s > one.seconds
+    assert one.correction == cost.correction(one.stage) < 1.0
+
+
 async def test_waiting_samples_share_batches() -> None:
     engine = GatedEngine()
     async with running_driver(engine, early_exit_scheduler(max_batch=8)) as driver:

@@ -239,6 +239,22 @@ def test_one_process_alone_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> N
     assert after["vireo_queue_seconds_sum", "test-model"] == pytest.approx(0.006)
 
 
+def test_predicted_and_actual_seconds_are_counted_by_kind_with_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    for predicted_s in (0.25, 0.0):  # without a prediction nothing is compared
+        record(events.BatchRan("priced-model", 1, 5, seconds=0.5, predicted_s=predicted_s, correction=1.5))
+    record(events.WorkPriced("priced-model", "step", predicted_s=1.0, actual_s=3.0, correction=2.0))
+    record(events.WorkPriced("priced-model", "job", predicted_s=8.0, actual_s=4.0))
+    after = scrape()
+    predicted, actual, correction = (
+        {kind: after.get((f"vireo_{name}", f"{kind},priced-model")) for kind in ("stage_2", "step", "job")}
+        for name in ("predicted_seconds_total", "actual_seconds_total", "cost_correction_ratio")
+    )
+    assert predicted == {"stage_2": 0.25, "step": 1.0, "job": 8.0}
+    assert actual == {"stage_2": 0.5, "step": 3.0, "job": 4.0}
+    assert correction == {"stage_2": 1.5, "step": 2.0, "job": None}, "of whole jobs nothing is learnt"
+
+
 def test_every_event_is_counted() -> None:
     kinds = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)}
     assert kinds - {events.Event} == metrics.recorded_events()
