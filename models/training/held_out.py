@@ -17,6 +17,11 @@ class Predicted(NamedTuple):
     actual_s: float
 
 
+def rounds(repeats: int) -> list[bool]:
+    """Whether each round of a measurement is held out: one of three, and at least one; ``repeats`` are not."""
+    return [number % 3 == 1 for number in range(repeats + max(1, repeats // 2))]
+
+
 def prediction(runs: Sequence[Predicted]) -> Prediction | None:
     """Relative errors of all runs; None without any. Of few, the percentile is the larger neighbour."""
     if not runs:

@@ -22,7 +22,7 @@ from models.operating_points import TABLE_FILE, Point, Quality, Seconds, mean_qu
 from models.training import calibration
 from models.training.agreement import METRIC, agreement
 from models.training.calibration import Ledger, Measured, Settings
-from models.training.held_out import Predicted, batch_s
+from models.training.held_out import Predicted, batch_s, rounds
 from models.training.requests import USUAL, Asked, example_requests
 from models.training.routing import calibrate_routing
 
@@ -198,7 +198,7 @@ class JobHost:
 
     def runs(self, settings: Settings) -> list[Run]:
         """One request of each size and length, so many rows of it together, ``repeats`` times for the fit. Held out:
-        once more of each, in the midst; all of a size that lies between others; and rows between those that are fitted.
+        further rounds among those; all of a size that lies between others; and rows between those that are fitted.
 
         Raises: ValueError: the model does not take such settings with any of its requests.
         """
@@ -211,8 +211,9 @@ class JobHost:
         between = {id(request) for request, _ in sorted(work, key=lambda one: one[1]["macs"])[1:-1]}
         made = []
         for rows in (*self.sizes, *([BETWEEN] if self.sizes[-1] > BETWEEN else [])):
-            for number in range(self.repeats + 1 if rows != BETWEEN else 1):
-                is_spare = number == (self.repeats + 1) // 2 or rows == BETWEEN
+            for is_spare in rounds(self.repeats):
+                if rows == BETWEEN and not is_spare:
+                    continue
                 for request, units in work:
                     steps_s, other_s = self._run(request, point, rows)
                     made.append(Run(rows, units, steps_s, other_s, is_spare or id(request) in between))

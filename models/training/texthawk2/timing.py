@@ -18,7 +18,7 @@ from models.families.texthawk2.tiling import TilingLimits, image_tokens
 from models.io import ChatTokens
 from models.operating_points import Seconds
 from models.training import calibration
-from models.training.held_out import Predicted, batch_s
+from models.training.held_out import Predicted, batch_s, rounds
 from models.training.texthawk2.evaluation import generate, prompt_of
 
 ALONE, TOGETHER = 1, 16
@@ -62,12 +62,12 @@ def time_answers(
     sizes: Sequence[int] | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> list[Run]:
-    """Each question so many times for the fit, alone and together; in their midst once more, and others, held out."""
+    """Each question so many times for the fit, alone and together; in further rounds also others, held out."""
     sizes = sizes or (ALONE, TOGETHER)
     fitted = [(rows, one, False) for rows in sizes for one in QUESTIONS]
     spare = [(rows, one, True) for rows in sizes for one in (*QUESTIONS, *HELD_OUT)]
     spare += [(BETWEEN, one, True) for one in (QUESTIONS[0], HELD_OUT[-1]) if sizes[-1] > BETWEEN]
-    asked = [*fitted * (repeats - repeats // 2), *spare, *fitted * (repeats // 2)]
+    asked = [one for is_spare in rounds(repeats) for one in (spare if is_spare else fitted)]
     _ask(family, variant, network, tokenizer, ALONE, QUESTIONS[0])  # to warm up
     runs = []
     for done, (rows, one, is_held_out) in enumerate(asked, 1):

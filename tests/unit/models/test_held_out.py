@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.operating_points import Prediction, Seconds, Table
 from models.training.classify.measure import Pass, StageCost, held_out_of
-from models.training.held_out import Predicted, batch_s, prediction
+from models.training.held_out import Predicted, batch_s, prediction, rounds
 from models.training.sweep import Run, fit_runs
 from models.training.sweep import held_out_of as held_out_jobs
 from models.training.texthawk2 import timing
@@ -23,6 +23,14 @@ def test_errors_are_relative_to_what_a_run_took() -> None:
     runs = [Predicted(predicted, 2.0) for predicted in (2.0, 2.2, 1.0)]
     assert prediction(runs) == Prediction(runs=3, median_error=0.1, p95_error=0.5)
     assert prediction([]) is None
+
+
+@given(st.integers(1, 40))
+def test_one_round_of_three_is_held_out_and_at_least_one(repeats: int) -> None:
+    held_out = rounds(repeats)
+    assert held_out.count(False) == repeats
+    assert held_out.count(True) == max(1, repeats // 2)
+    assert not held_out[0]
 
 
 @given(st.integers(1, 4), st.floats(1.0, 9.0), st.floats(0.1, 2.0), st.floats(0.1, 2.0))
