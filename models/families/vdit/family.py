@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from models.contract import Family, Knob, LazyRef, Point, SettingError, Source, Variant
+from models.families.vdit.work import VAE
+from models.files import peek_json
 from models.identity import CHECKPOINTS
 from models.io import ClipIO, ClipRequest, SamplerRange
 from models.methods.attention.setting import parse_attention
@@ -157,12 +159,12 @@ def prompt_check(variant: Variant) -> PromptCheck:
 
 
 def found(variant: Variant) -> Variant:
-    """The variant as its folder has it: with those samplers whose weights are there.
+    """The variant as its folder has it: with those samplers whose weights are there, and the VAE's config.
 
     Raises: ValueError: no weights.
     """
     folder = variant.weights
-    if folder is None or not (folder / "vae").is_dir():
+    if folder is None or not (folder / VAE).is_dir():
         raise ValueError(
             f"{variant.id} has no weights here; a folder has transformer (or teacher), vae and text_encoder"
         )
@@ -171,4 +173,6 @@ def found(variant: Variant) -> Variant:
         for name, made in variant.io.samplers.items()
         if made.weights == TEACHER or (folder / made.weights).is_dir()
     }
-    return replace(variant, io=replace(variant.io, samplers=there))
+    decoder = peek_json(folder / VAE / "config.json")  # without one, loading the weights says what is wrong
+    config = {**variant.config, VAE: decoder} if decoder else variant.config
+    return replace(variant, io=replace(variant.io, samplers=there), config=MappingProxyType(dict(config)))

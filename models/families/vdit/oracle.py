@@ -28,8 +28,8 @@ from models.families.vdit.networks import load
 from models.families.vdit.pipeline import VideoPipeline
 from models.families.vdit.runner import VditRunner
 from models.families.vdit.transformer import OpenSoraT2V
-from models.families.vdit.vae_config import CausalVaeConfig
-from models.families.vdit.vae_tiling import VaeTiling, tiled_decode
+from models.families.vdit.vae_config import CausalVaeConfig, VaeTiling
+from models.families.vdit.vae_tiling import tiled_decode
 from models.io import ClipRequest
 from models.methods.samplers.make import make_sampler
 from models.testing.parity import bare_package, stand_in

@@ -1,4 +1,4 @@
-"""Shape of a CausalVAE: the fields of the published config.json."""
+"""Shape of a CausalVAE: the fields of the published config.json; and of the tiles that it decodes. Free of torch."""
 
 from __future__ import annotations
 
@@ -118,6 +118,46 @@ class CausalVaeConfig:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeTiling:
+    """Size of tiles: pixels along a side, latent frames, and the share of a side that neighbours have in common.
+
+    Raises: ValueError: no such tiles.
+    """
+
+    side_px: int = 256
+    latent_frames: int = 16
+    overlap: float = 0.125
+
+    def __post_init__(self) -> None:
+        if self.latent_frames < 2:
+            raise ValueError(f"latent_frames is {self.latent_frames}; runs share a frame, so it must be at least 2")
+        if not 0.0 <= self.overlap <= 0.5:
+            raise ValueError(f"overlap is {self.overlap}; it must be in 0..0.5")
+
+    def side(self, config: CausalVaeConfig) -> int:
+        """Latent pixels along a side.
+
+        Raises: ValueError: the stride of ``config`` does not divide the tile.
+        """
+        if self.side_px < config.space_stride or self.side_px % config.space_stride:
+            raise ValueError(f"side_px is {self.side_px}; it must be a multiple of {config.space_stride}")
+        return self.side_px // config.space_stride
+
+    def step(self, config: CausalVaeConfig) -> int:
+        """Latent pixels from one tile to the next."""
+        return int(self.side(config) * (1 - self.overlap))
+
+    def blend_px(self, config: CausalVaeConfig) -> int:
+        """Pixels that neighbours have in common: whole latents, so that tiles meet whatever ``overlap`` is."""
+        return (self.side(config) - self.step(config)) * config.space_stride
+
+    def covers(self, config: CausalVaeConfig, grid: tuple[int, int, int]) -> bool:
+        """Whether latents of ``grid`` frames, rows and columns are one tile."""
+        side = self.side(config)
+        return grid[0] <= self.latent_frames and grid[1] <= side and grid[2] <= side
 
 
 def _halvings(spatial: tuple[str, ...], temporal: tuple[str, ...]) -> tuple[int, int]:

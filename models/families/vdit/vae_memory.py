@@ -7,8 +7,7 @@ backend allocates for itself (reordered inputs and outputs) is counted as one mo
 
 from __future__ import annotations
 
-from models.families.vdit.vae_config import CausalVaeConfig
-from models.families.vdit.vae_tiling import VaeTiling
+from models.families.vdit.vae_config import CausalVaeConfig, VaeTiling
 
 _BYTES = 4
 

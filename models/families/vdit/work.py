@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.contract import Point, Variant, Work
+from models.families.vdit.vae_config import CausalVaeConfig, VaeTiling
+from models.families.vdit.vae_memory import predicted_peak_bytes
 from models.io import ClipIO, ClipRequest
 from models.methods.attention.memory import FLOAT_BYTES, AttentionShape, held_bytes, step_bytes
 from models.methods.attention.setting import AttentionKind, AttentionSetting, parse_attention
@@ -19,19 +21,22 @@ residual stream and its norm. Measured at every operation; the feed-forward's fo
 _POSITION_COPIES = 6
 """Likewise of (L, head dim) in float32: angles, cosines, sines."""
 
+VAE = "vae"
+"""Of a variant's config: the VAE's own."""
+
 _ROW_COPIES, _TEXT_COPIES, _LATENT_COPIES = 24, 2, 6
 """Likewise of (R, W): the modulation of a block; of (R, S, W): the text and its keys and values; and of latents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipMemory:
-    """``activation_bytes`` are there during a step only, ``frames_bytes`` at the end; the rest all the time."""
+    """``activation_bytes`` are there during a step only, ``decoding_bytes`` at the end; the rest all the time."""
 
     latents_bytes: int
     text_bytes: int
     attention_bytes: int
     activation_bytes: int
-    frames_bytes: int
+    decoding_bytes: int
 
     @property
     def held_bytes(self) -> int:
@@ -40,8 +45,8 @@ class ClipMemory:
 
     @property
     def total_bytes(self) -> int:
-        """At the peak, the decoder's own activations excluded."""
-        return self.held_bytes + max(self.activation_bytes, self.frames_bytes)
+        """At the peak."""
+        return self.held_bytes + max(self.activation_bytes, self.decoding_bytes)
 
 
 def work(variant: Variant, request: ClipRequest, point: Point) -> Work:
@@ -107,5 +112,16 @@ def predict(
         text_bytes=text * (config["caption_channels"] * itemsize + 1),
         attention_bytes=held_bytes(setting, int(point["num_inference_steps"]), shape),
         activation_bytes=copies * shape.width * itemsize + positions + outputs + added,
-        frames_bytes=3 * num_frames * io.height * io.width,
+        decoding_bytes=_decoding_bytes(variant, num_frames, itemsize),
     )
+
+
+def _decoding_bytes(variant: Variant, num_frames: int, itemsize: int) -> int:
+    """The frames, and the decoder's own tensors where its config was read (``family.found``)."""
+    io: ClipIO = variant.io
+    frames = 3 * num_frames * io.height * io.width
+    if VAE not in variant.config:
+        return frames
+    config = CausalVaeConfig.from_dict(variant.config[VAE])
+    peak = predicted_peak_bytes(config, num_frames, io.height, io.width, VaeTiling(), element_bytes=itemsize)
+    return frames + peak

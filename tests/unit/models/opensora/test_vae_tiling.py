@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models.families.vdit.causal_vae import CausalVae
-from models.families.vdit.vae_config import CausalVaeConfig
+from models.families.vdit.vae_config import CausalVaeConfig, VaeTiling
 from models.families.vdit.vae_memory import predicted_peak_bytes
-from models.families.vdit.vae_tiling import VaeTiling, runs, tiled_decode
+from models.families.vdit.vae_tiling import runs, tiled_decode
 
 CONFIG = dataclasses.replace(
     CausalVaeConfig.published(), hidden_size=8, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, norm_num_groups=4
