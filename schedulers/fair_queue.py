@@ -33,7 +33,16 @@ tag_i was at v or above. Since then it has fallen by no more than the credits of
 those of later ones are no larger than their charges. And between two turns it rises by what corrections add. So
 ``v - credits / w_i <= tag_i <= v + (l_i + additions) / w_i``; subtract as above.
 
-Differs from the paper: inside a tenant units go by urgency, not by arrival; and the corrections.
+**Elsewhere.** What another queue served to the tenant (another model of the same gateway) is charged here too, once,
+with the next unit that comes (``Waiting.elsewhere_j``), if others wait here then: nobody owes anything for what nobody
+else wanted. It is charged before the tenant is lifted to v, so that it counts against what others were served
+meanwhile. It moves the tag to ``v + C_i`` at most, where C_i is ``TURNS_BEHIND`` charges of that unit over the weight,
+so that nobody is held back for good. Let W_i count it as well, as far as it moved the tag of a tenant that waits. Then
+``|W_i / w_i - W_j / w_j| <= m_i + m_j`` with ``m = max(l / w, C)``, and as above with corrections. *Proof.* The tag
+rises by a charge, from v to ``v + l_i / w_i`` at most, or by work elsewhere, to ``v + C_i`` at most, and v never falls;
+below, nothing changes. Subtract as above. As long as nobody reaches C, W counts all that a tenant was served anywhere.
+
+Differs from the paper: inside a tenant units go by urgency, not by arrival; the corrections; and work elsewhere.
 """
 
 from __future__ import annotations
@@ -60,6 +69,8 @@ class Waiting(Protocol):
     rank: tuple[float, float]
     #: Unique among all units; breaks ties.
     number: int
+    #: Joules that its tenant was served by other queues since its last unit came here; 0 once they are charged.
+    elsewhere_j: float
 
 
 Weights: TypeAlias = Mapping[str, float]
@@ -77,6 +88,10 @@ def checked(weights: Weights) -> Weights:
 
 UnitT = TypeVar("UnitT", bound=Waiting)
 _MAX_FLOWS = 4096
+TURNS_BEHIND: Final = 16.0
+"""Work elsewhere holds a tenant back by so many of its own charges at most."""
+_FEW = 2
+"""Even parts of the places that a tenant has few for (``take``): arrivals come in clumps."""
 _ANY = object()
 """A batch key that is still open."""
 _LOOK = 4
@@ -128,6 +143,8 @@ class FairQueue(Generic[UnitT]):
         self._virtual = 0.0
         self._num_flows = 0
         self._num_units = 0
+        #: Tenants that have something waiting.
+        self._num_waiting = 0
         #: Batch key -> units of it that wait.
         self._num_of_key: dict[Hashable, int] = {}
 
@@ -146,11 +163,17 @@ class FairQueue(Generic[UnitT]):
 
     def add(self, unit: UnitT) -> None:
         """Let a unit wait; its tenant is charged ``unit.joules`` when it is taken."""
-        flow = self._flows.get(unit.tenant) or self._flow(unit.tenant)
+        flow = self._flows.get(unit.tenant)
+        if flow is None:
+            flow = self._flow(unit.tenant)
+            flow.tag = 0.0
         flow.weight = self._weights.get(unit.tenant, 1.0)
+        if unit.elsewhere_j:
+            self._charge_elsewhere(flow, unit)
         if not flow.units.num_entries:
             flow.tag = max(flow.tag, self._virtual)
             self._list(flow)
+            self._num_waiting += 1
         first, second = unit.rank
         flow.units.add((first, second, unit.number, unit))
         flow.waiting_j += unit.joules
@@ -158,30 +181,48 @@ class FairQueue(Generic[UnitT]):
         key = unit.batch_key
         self._num_of_key[key] = self._num_of_key.get(key, 0) + 1
 
+    def _charge_elsewhere(self, flow: _Flow[UnitT], unit: UnitT) -> None:
+        joules, unit.elsewhere_j = unit.elsewhere_j, 0.0
+        if self._num_units == flow.units.num_entries:
+            return  # nobody else waits
+        furthest = self._virtual + TURNS_BEHIND * unit.joules / flow.weight
+        flow.tag = max(flow.tag, min(flow.tag + joules / flow.weight, furthest))
+        if flow.units.num_entries:
+            self._list(flow)
+
     def num_alike(self, unit: UnitT) -> int:
         """How many wait that may be taken together with this one, itself counted if it waits here."""
         return 1 if unit.batch_key is None else self._num_of_key.get(unit.batch_key, 0)
 
-    def take(self, max_units: int, earliest_deadline_s: float = -math.inf) -> tuple[list[UnitT], list[UnitT]]:
+    def take(
+        self, max_units: int, earliest_deadline_s: float = -math.inf, few_deadline_s: float | None = None
+    ) -> tuple[list[UnitT], list[UnitT]]:
         """Remove the next ``max_units`` units that are not late, and the late ones that were met on the way.
 
-        Late means a deadline before ``earliest_deadline_s``. Nobody is charged for what is late, so that a tenant with
-        a long queue does not lose its share to what expired in it.
+        Late means a deadline before ``earliest_deadline_s``; before ``few_deadline_s``, if that is given, for one of
+        several tenants that has few waiting, no more than twice an even part of the places. Nobody is charged for what
+        is late, so that a tenant with a long queue does not lose its share to what expired in it.
         """
         units: list[UnitT] = []
         late: list[UnitT] = []
         heap, num_left = self._heap, self._num_units
+        deadline_s = earliest_deadline_s
+        deadlines_s = (
+            None if few_deadline_s is None else self._deadlines(max_units, earliest_deadline_s, few_deadline_s)
+        )
         while num_left and max_units:
             tag, number, flow = heap[0]
             queue = flow.units
             if flow.listed_tag != tag or not queue.num_entries:
                 self._drop_stale()
                 continue
+            if deadlines_s is not None:
+                deadline_s = deadlines_s(flow)
             unit = queue.take_first()[3]
             num_left -= 1
             joules = unit.joules
             flow.waiting_j -= joules
-            if unit.deadline_s < earliest_deadline_s:
+            if unit.deadline_s < deadline_s:
                 late.append(unit)
             else:
                 units.append(unit)
@@ -196,6 +237,7 @@ class FairQueue(Generic[UnitT]):
             else:
                 flow.listed_tag = -math.inf
                 heappop(heap)
+                self._num_waiting -= 1
         self._num_units = num_left
         self._forget_keys(units)
         if late:
@@ -211,6 +253,7 @@ class FairQueue(Generic[UnitT]):
         fits: Callable[[UnitT, list[UnitT]], bool] | None = None,
         slack: float = 0.0,
         look: int | None = None,
+        few_deadline_s: float | None = None,
     ) -> tuple[list[UnitT], list[UnitT]]:
         """As ``take``, but only units of one batch key: of ``key``, or of that which the first one has.
 
@@ -220,8 +263,11 @@ class FairQueue(Generic[UnitT]):
         O(tenants that are let in, times places).
         """
         if fits is None and len(self._num_of_key) == 1 and None not in self._num_of_key:
-            return self.take(max_units if key is _ANY or key in self._num_of_key else 0, earliest_deadline_s)
-        choice = _Choice(self, max_units, earliest_deadline_s, key, fits, slack, look or _LOOK * max_units)
+            num_places = max_units if key is _ANY or key in self._num_of_key else 0
+            return self.take(num_places, earliest_deadline_s, few_deadline_s)
+        few_s = earliest_deadline_s if few_deadline_s is None else few_deadline_s
+        deadlines_s = self._deadlines(max_units, earliest_deadline_s, few_s)
+        choice = _Choice(self, max_units, deadlines_s, key, fits, slack, look or _LOOK * max_units)
         choice.make()
         return choice.units, choice.late
 
@@ -252,6 +298,20 @@ class FairQueue(Generic[UnitT]):
                 heappop(turns)
         return units
 
+    def _deadlines(
+        self, max_units: int, earliest_deadline_s: float, few_deadline_s: float
+    ) -> Callable[[_Flow[UnitT]], float]:
+        """For one call: the earliest deadline of a tenant's units, by what it had waiting when it was first met."""
+        few = _FEW * max_units // self._num_waiting if self._num_waiting > 1 else 0
+        found: dict[_Flow[UnitT], float] = {}
+
+        def deadline_s(flow: _Flow[UnitT]) -> float:
+            if flow not in found:
+                found[flow] = few_deadline_s if flow.units.num_entries <= few else earliest_deadline_s
+            return found[flow]
+
+        return deadline_s
+
     def _pick(self, flow: _Flow[UnitT], unit: UnitT) -> None:
         """Remove a unit and charge its tenant."""
         flow.tag += unit.joules / flow.weight
@@ -263,6 +323,7 @@ class FairQueue(Generic[UnitT]):
         flow.units.remove(_entry(unit))
         flow.waiting_j -= unit.joules
         self._num_units -= 1
+        self._num_waiting -= not flow.units.num_entries
         self._forget_keys([unit])
 
     def _forget_keys(self, units: list[UnitT]) -> None:
@@ -370,7 +431,7 @@ class _Choice(Generic[UnitT]):
         self,
         queue: FairQueue[UnitT],
         max_units: int,
-        earliest_deadline_s: float,
+        deadlines_s: Callable[[_Flow[UnitT]], float],
         key: Hashable,
         fits: Callable[[UnitT, list[UnitT]], bool] | None,
         slack: float,
@@ -378,7 +439,7 @@ class _Choice(Generic[UnitT]):
     ) -> None:
         self._queue = queue
         self._max_units = max_units
-        self._earliest_deadline_s = earliest_deadline_s
+        self._deadlines_s = deadlines_s
         self._key = key
         self._fits = fits
         self._slack = slack
@@ -426,7 +487,7 @@ class _Choice(Generic[UnitT]):
                 continue
             if self._fits is not None and not self._fits(unit, self.units):
                 continue
-            if unit.deadline_s < self._earliest_deadline_s:
+            if unit.deadline_s < self._deadlines_s(flow):
                 self._queue._remove(flow, unit)
                 self.late.append(unit)
                 continue

@@ -19,14 +19,15 @@ from schedulers.types import UnitArrived
 
 
 class Unit:
-    """One live unit. The kernel owns it; a policy only changes ``stage``, ``answer_stage``, ``rank``, ``state`` and,
-    while the unit is not in the order, ``batch_key``."""
+    """One live unit. The kernel owns it; a policy only changes ``stage``, ``answer_stage``, ``rank``, ``state``,
+    ``elsewhere_j`` and, while the unit is not in the order, ``batch_key``."""
 
     __slots__ = (
         "answer_stage",
         "arrived_s",
         "batch_key",
         "deadline_s",
+        "elsewhere_j",
         "held_bytes",
         "is_cancelled",
         "is_waiting",
@@ -54,6 +55,7 @@ class Unit:
         self.tenant = arrival.tenant
         self.held_bytes = arrival.held_bytes
         self.batch_key = arrival.batch_key
+        self.elsewhere_j = arrival.elsewhere_j
         self.arrived_s = now_s
         #: When it began to wait where it is now.
         self.waiting_since_s = now_s

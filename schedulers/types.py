@@ -55,10 +55,11 @@ class UnitArrived:
 
     ``deadline_s`` is absolute on the caller's clock; ``math.inf`` means none. ``held_bytes``: the most that the unit
     holds while it is here. ``batch_key``: units of equal key may share a slice (pictures of one size, clips of one grid
-    and attention); one whose key is None runs alone.
+    and attention); one whose key is None runs alone. ``elsewhere_j``: joules that other models served its tenant since
+    its last unit came here (``schedulers.elsewhere``).
 
     Raises:
-        ValueError: ``deadline_s`` is not a number, or ``held_bytes`` negative.
+        ValueError: ``deadline_s`` is not a number, ``held_bytes`` negative, or ``elsewhere_j`` no finite number >= 0.
     """
 
     unit_id: Hashable
@@ -68,12 +69,15 @@ class UnitArrived:
     tenant: str = ""
     held_bytes: int = 0
     batch_key: Hashable = ()
+    elsewhere_j: float = 0.0
 
     def __post_init__(self) -> None:
         if math.isnan(self.deadline_s):
             raise ValueError(f"deadline_s of unit {self.unit_id} is NaN; use math.inf for no deadline")
         if self.held_bytes < 0:
             raise ValueError(f"held_bytes of unit {self.unit_id} is {self.held_bytes}; need 0 or more")
+        if not 0.0 <= self.elsewhere_j < math.inf:
+            raise ValueError(f"elsewhere_j of unit {self.unit_id} is {self.elsewhere_j}; need a finite number >= 0")
 
 
 @_message

@@ -264,7 +264,7 @@ class Overloaded(ServingError):
 
 
 class QueueFull(Overloaded):
-    """The bounded queue is full."""
+    """The bounded queue is full, or the caller's part of it."""
 
     code = "queue_full"
 

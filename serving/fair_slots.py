@@ -33,9 +33,16 @@ class SlotTurn:
         *,
         deadline_s: float = math.inf,
         held_bytes: int = 0,
+        elsewhere_j: float = 0.0,
     ) -> None:
-        work = ChatWork(predicted_s, rank)
-        self.arrival = UnitArrived(unit_id=self, work=work, tenant=tenant, deadline_s=deadline_s, held_bytes=held_bytes)
+        self.arrival = UnitArrived(
+            unit_id=self,
+            work=ChatWork(predicted_s, rank),
+            tenant=tenant,
+            deadline_s=deadline_s,
+            held_bytes=held_bytes,
+            elsewhere_j=elsewhere_j,
+        )
         self.refused: RejectReason | None = None
         self.slice_id = -1
         self.granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -123,33 +123,35 @@ _STEP_S, _COMPANION, _DECODE_S, _MAX_STEPS, _MAX_STEP_BATCH = 0.1, 0.5, 0.05, 12
 class _Steps:
     """A companion makes a step half as long again."""
 
+    step_s: float
+
     def slice_s(self, stage: int, num_stages: int, units: Sequence[TraceUnit]) -> float:
-        return _DECODE_S if stage == DECODE else _STEP_S * (1.0 + _COMPANION * (len(units) - 1))
+        return _DECODE_S if stage == DECODE else self.step_s * (1.0 + _COMPANION * (len(units) - 1))
 
     def report(self, unit: TraceUnit, stage: int) -> Any:
         return unit.batch_key
 
 
-def _clips() -> Shape:
-    step_s = _STEP_S * (1.0 + _COMPANION * (_MAX_STEP_BATCH - 1)) / _MAX_STEP_BATCH
+def _clips(name: str = "denoising", step_s: float = _STEP_S, patience_s: float = 10.0) -> Shape:
+    full_s = step_s * (1.0 + _COMPANION * (_MAX_STEP_BATCH - 1)) / _MAX_STEP_BATCH
 
     def unit(rng: Random, now_s: float) -> TraceUnit:
         num_steps = rng.randint(4, _MAX_STEPS)
         return TraceUnit(
             arrived_s=now_s,
-            deadline_s=now_s + 10.0,
-            work=DenoisingWork(steps_left=num_steps, seconds_per_step=_STEP_S, tokens=64),
+            deadline_s=now_s + patience_s,
+            work=DenoisingWork(steps_left=num_steps, seconds_per_step=step_s, tokens=64),
             tenant=_tenant(rng),
             batch_key=rng.choice(KEYS),
         )
 
     return Shape(
-        name="denoising",
-        capacity_per_s=1.0 / (step_s * (4 + _MAX_STEPS) / 2),
+        name=name,
+        capacity_per_s=1.0 / (full_s * (4 + _MAX_STEPS) / 2),
         num_executors=2,
         kernel=lambda weights: denoising(DenoisingConfig(max_batch=_MAX_STEP_BATCH, max_units=999, weights=weights)),
         queue=lambda kernel: kernel.policy.order.steps,  # type: ignore[attr-defined]
-        world=_Steps,
+        world=lambda: _Steps(step_s),
         unit=unit,
     )
 
@@ -202,3 +204,12 @@ SHAPES = {
         _choices(),
     )
 }
+
+TASKS = {
+    "classify": SHAPES["exits"],
+    "infer": SHAPES["plain, two sizes"],
+    "chat": SHAPES["chat"],
+    "images": _clips("images", 0.02, 3.0),
+    "videos": _clips("videos", 0.1, 20.0),
+}
+"""A model of each task."""

@@ -171,16 +171,21 @@ class ExitOrder:
         self._num_survivors -= len(taken)
         return taken
 
-    def take_new(self, max_units: int, earliest_deadline_s: float = -math.inf) -> tuple[list[Unit], list[Unit]]:
-        """Remove new units that may share a slice, and those met on the way whose deadline is before that."""
+    def take_new(
+        self, max_units: int, earliest_deadline_s: float = -math.inf, few_deadline_s: float | None = None
+    ) -> tuple[list[Unit], list[Unit]]:
+        """Remove new units that may share a slice, and those met on the way whose deadline is before that
+        (``FairQueue.take``)."""
         if not self._called:
-            return self.fresh.take_alike(max_units, earliest_deadline_s)
+            return self.fresh.take_alike(max_units, earliest_deadline_s, few_deadline_s=few_deadline_s)
         key = self._called[0].batch_key
         if key is None:
             return [self._called.pop(0)], []
         units = [unit for unit in self._called if unit.batch_key == key][:max_units]
         self._called = [unit for unit in self._called if unit not in units]
-        fresh, late = self.fresh.take_alike(max_units - len(units), earliest_deadline_s, key=key)
+        fresh, late = self.fresh.take_alike(
+            max_units - len(units), earliest_deadline_s, key=key, few_deadline_s=few_deadline_s
+        )
         return units + fresh, late
 
     def put_back(self, units: list[Unit]) -> None:

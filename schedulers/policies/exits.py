@@ -341,14 +341,16 @@ class ExitBatch:
             order.put_first(overdue)
         if order.num_new() <= max_units:
             return order.take_new(max_units)[0]
-        # Under a backlog: pass over new units that would not get through all stages, and fill their places.
+        # Under a backlog: pass over new units that would not get through all stages, and fill their places. Tenants
+        # with few units have not made the backlog: theirs need no reserve.
         table, factor = self._cost.table, self._reserve.factor
         needed_s = first_s = table.batch_s(0, max_units)
         if factor:
             needed_s += factor * sum(table.batch_s(s, max_units) for s in range(1, self._cost.num_stages))
-        units, passed_over = order.take_new(max_units, now_s + needed_s * self._cost.mean_size)
+        size = self._cost.mean_size
+        units, passed_over = order.take_new(max_units, now_s + needed_s * size, now_s + first_s * size)
         if passed_over and len(units) < max_units:
-            fill, passed_over = self._not_hopeless(passed_over, units, now_s + first_s * self._cost.mean_size)
+            fill, passed_over = self._not_hopeless(passed_over, units, now_s + first_s * size)
             units += fill
         late += passed_over
         return units

@@ -121,7 +121,12 @@ class GatewaySettings(Section):
         "auto",
         description="Decode processes per gateway replica, 1 to 64; of 2 or more, one is kept for short decodes.",
     )
-    max_in_flight: int = Field(512, ge=1, description="Requests served at a time by one gateway; more are refused.")
+    max_in_flight: int = Field(
+        512,
+        ge=1,
+        description="Requests served at a time by one gateway; beyond, tenants with less than their share wait and "
+        "others are refused.",
+    )
     default_deadline_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request that brings none.")
     calls_in_flight: int = Field(
         2, ge=1, le=64, description="Calls per inner replica on the way at a time; samples beyond share the next call."

@@ -2,16 +2,15 @@
 
     admit -> (media, plan: the task's) -> look up and reserve -> run -> settle, keep, report
 
-One per gateway: its requests are bounded together, and have one rule for their deadlines.
+One per gateway: its requests are bounded together, share its room fairly, and have one rule for their deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -20,9 +19,13 @@ import grpc
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from schedulers.admission import NOTHING, Cost
+from schedulers.elsewhere import Elsewhere
+from schedulers.fair_queue import EQUAL, Weights
+from schedulers.shared_room import Place, SharedRoom
+from schedulers.types import Priority as SchedulerPriority
 from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
-from serving.domain import Budget
+from serving.domain import Budget, Priority
 from serving.energy.spent import Spent
 from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
@@ -31,6 +34,12 @@ from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 T = TypeVar("T")
 Outcome = TypeVar("Outcome")
 _LEAST_RETRY_S = 0.05
+PRIORITIES = {
+    Priority.LOW: SchedulerPriority.LOW,
+    Priority.NORMAL: SchedulerPriority.NORMAL,
+    Priority.HIGH: SchedulerPriority.HIGH,
+}
+"""As the schedulers call them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,11 @@ class Fetch(Generic[T, Outcome]):
 
 
 class Pipeline:
-    """Use from one event loop. ``max_in_flight``: of tenants that have a bound of their own."""
+    """Use from one event loop.
+
+    ``max_in_flight``: of tenants that have a bound of their own. ``weights``: of tenants. ``models``: all that are
+    served here, whose work is charged to their tenants together.
+    """
 
     def __init__(
         self,
@@ -73,6 +86,9 @@ class Pipeline:
         clock: Callable[[], float] = time.monotonic,
         tell: Sink = ignore,
         bending: Bending | None = None,
+        *,
+        weights: Weights = EQUAL,
+        models: Collection[str] = (),
     ) -> None:
         self.results = results
         self.clock = clock
@@ -81,50 +97,56 @@ class Pipeline:
         self._limits = limits
         self._flights: Flights[Any] = Flights()
         self._max_in_flight = max_in_flight
-        self._in_flight = 0
-        self._in_flight_of: Counter[str] = Counter()
+        self._room = SharedRoom(limits.max_in_flight, weights)
+        self._elsewhere = Elsewhere(models)
+        self._given: dict[Place, asyncio.Future[None]] = {}
+        """Resolved when the place is given, of those who wait for one."""
 
     @property
     def in_flight(self) -> int:
         """Requests that are being answered."""
-        return self._in_flight
+        return self._room.num_in
 
     @property
     def has_room(self) -> bool:
-        """Whether a request that came now would be let in."""
-        return self._in_flight < self._limits.max_in_flight
+        """Whether a request that came now would be let in at once."""
+        return not self._room.is_full
 
-    @contextmanager
-    def admitted(
-        self, tenant: str, wait_s: Callable[[], float], least: Cost = NOTHING, count: int = 1
-    ) -> Iterator[None]:
-        """Let a request in, and count it while it is here. ``wait_s``: what its model has to do first. ``least`` and
-        ``count``: what it takes, as far as that is known already.
+    @asynccontextmanager
+    async def admitted(
+        self,
+        tenant: str,
+        model: str,
+        wait_s: Callable[[], float],
+        least: Cost = NOTHING,
+        count: int = 1,
+        *,
+        deadline_s: float,
+        priority: Priority = Priority.NORMAL,
+    ) -> AsyncIterator[None]:
+        """Let a request in, and count it while it is here. Where there is no room, it waits for some if its tenant has
+        less than its share of it (``schedulers.shared_room``). ``wait_s``: what its model has to do first. ``least``
+        and ``count``: what it takes, as far as that is known already.
 
         Raises: QuotaExceeded, QuotaTooSmall: the tenant's account is empty; TooManyInFlight: too many of the tenant's
-            are here; QueueFull: too many of all are here.
+            are here; QueueFull: too many of all are here; DeadlineExceeded: there was no room in time.
         """
         self.results.check_account(tenant, least, count)
         self._check_tenant(tenant, wait_s)
-        if not self.has_room:
-            retry_s = max(_LEAST_RETRY_S, wait_s())
-            raise QueueFull(
-                f"this gateway serves {self._in_flight} requests; limit is {self._limits.max_in_flight}; "
-                f"retry in {retry_s:.2f} s",
-                retry_after_s=retry_s,
-            )
-        self._in_flight += 1
-        self._in_flight_of[tenant] += 1
+        now_s = self.clock()
+        place = Place(tenant, model, now_s=now_s, deadline_s=deadline_s, priority=PRIORITIES[priority])
+        is_in = self._room.ask(place)
+        if is_in is False:
+            raise self._full(tenant, max(_LEAST_RETRY_S, wait_s()))
+        if is_in is None:
+            await self._wait_for(place)
         try:
             yield
         finally:
-            self._in_flight -= 1
-            self._in_flight_of[tenant] -= 1
-            if not self._in_flight_of[tenant]:
-                del self._in_flight_of[tenant]
+            self._leave(place)
 
     def _check_tenant(self, tenant: str, wait_s: Callable[[], float]) -> None:
-        limit, here = self._max_in_flight.get(tenant), self._in_flight_of[tenant]
+        limit, here = self._max_in_flight.get(tenant), self._room.num_here(tenant)
         if limit is not None and here >= limit:
             retry_s = max(_LEAST_RETRY_S, wait_s())
             raise TooManyInFlight(
@@ -132,6 +154,43 @@ class Pipeline:
                 f"retry in {retry_s:.2f} s",
                 retry_after_s=retry_s,
             )
+
+    def _full(self, tenant: str, retry_s: float) -> QueueFull:
+        limit, share = self._limits.max_in_flight, int(self._room.share(tenant))
+        part = "" if share == limit else f", {share} of them for you while others want them"
+        return QueueFull(
+            f"this gateway serves {self.in_flight} requests; limit is {limit}{part}; retry in {retry_s:.2f} s",
+            retry_after_s=retry_s,
+        )
+
+    async def _wait_for(self, place: Place) -> None:
+        given = self._given[place] = asyncio.get_running_loop().create_future()
+        try:
+            await self.in_time(place.deadline_s, given, "this gateway had room for it")
+        except BaseException:
+            if self._given.pop(place, None) is not None:
+                self._room.give_up(place)
+            elif not given.cancelled():  # it was given just before the waiting ended
+                self._leave(place)
+            raise
+
+    def _leave(self, place: Place) -> None:
+        """Give a place back, to whose turn it is."""
+        while (following := self._room.leave(place)) is not None:
+            given = self._given.pop(following)
+            if not given.done():
+                given.set_result(None)
+                return
+            place = following  # whoever waited for it is about to say so no more
+
+    def served(self, tenant: str, model: str, joules: float) -> None:
+        """A request of the tenant took so much, of whatever model: it counts where its next ones wait."""
+        self._room.settle(tenant, model, joules)
+        self._elsewhere.serve(tenant, model, joules, self.clock())
+
+    def elsewhere_j(self, tenant: str, model: str) -> float:
+        """Joules that other models served the tenant since the last time, for the queue of ``model``."""
+        return self._elsewhere.tell(tenant, model, self.clock())
 
     def deadline_s(self, budget: Budget, transport_s: float | None) -> float:
         """When a request must be answered: the soonest of the budget's latency, the server's default, and what the
@@ -146,6 +205,7 @@ class Pipeline:
         """Take note of what something took, answered or not. ``joules`` are those that are charged."""
         if spent.seconds:
             joules = spent.joules or 0.0
+            self.served(tenant, model, joules)
             self.tell(EnergySpent(model=model, tenant=tenant, point=point, source=spent.source, joules=joules))
 
     async def in_time(self, deadline_s: float, work: Awaitable[T], what: str) -> T:

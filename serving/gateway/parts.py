@@ -128,14 +128,22 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         weights=tenants.weights,
     )
     models = {
-        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell)
+        model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell, tenants.weights)
         for model in config.models_with(UnaryOptions)
     }
     limits = PipelineLimits(
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
     bending = Bending(_bending_limits(config, models), tenants.weights, tell=tell)
-    pipeline = Pipeline(results, limits, tenants.view(lambda tenant: tenant.max_in_flight), tell=tell, bending=bending)
+    pipeline = Pipeline(
+        results,
+        limits,
+        tenants.view(lambda tenant: tenant.max_in_flight),
+        tell=tell,
+        bending=bending,
+        weights=tenants.weights,
+        models=[model.id for model in config.models],
+    )
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)
@@ -278,7 +286,11 @@ def _media_limits(config: ResolvedConfig) -> MediaLimits:
 
 
 def _served(
-    model: ResolvedModel[UnaryOptions], calls_in_flight: int, handle: DeploymentHandle[Any], tell: Sink
+    model: ResolvedModel[UnaryOptions],
+    calls_in_flight: int,
+    handle: DeploymentHandle[Any],
+    tell: Sink,
+    weights: Weights,
 ) -> ServedModel:
     family, variant = family_for(model.family, model.variant), model.variant
     points = points_of(model)
@@ -291,6 +303,8 @@ def _served(
         retries=RetryBudget(calls_in_flight * MAX_SAMPLES_PER_CALL),
         model=model.id,
         tell=tell,
+        weights=weights,
+        watts=model.watts,
     )
     return ServedModel(
         card=_card(model, points),

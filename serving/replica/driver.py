@@ -219,8 +219,10 @@ class Driver:
         settings: Point = NOTHING_SET,
         priority: Priority = Priority.NORMAL,
         tenant: str = "",
+        elsewhere_j: float = 0.0,
     ) -> None:
         """Run one sample; ``inputs`` is what its family prepared, ``deadline_s`` is absolute on this driver's clock.
+        ``elsewhere_j``: joules that its tenant was served by other models (``schedulers.elsewhere``).
 
         ``stay`` gets its single outcome: at once if the sample cannot stay. That is EngineFailed also when the deadline
         is not a number, there is not one threshold per exit or no such setting (a gateway of another version, say).
@@ -256,6 +258,7 @@ class Driver:
                 priority=priority,
                 tenant=tenant,
                 batch_key=batch_key,
+                elsewhere_j=elsewhere_j,
             )
         )
         # Samples that come in one turn of the loop are told together: all are there before a batch is filled.

@@ -58,6 +58,26 @@ def test_request_beyond_max_in_flight_is_refused_and_the_others_are_answered(
     wait_until(lambda: strict.in_flight() == 0, "in-flight gauge back to 0")
 
 
+def test_tenant_that_fills_the_gateway_is_refused_and_a_newcomer_is_answered(
+    strict: System, alpha: Door, beta: Door, new_picture: Callable[[], Picture]
+) -> None:
+    wait_until(lambda: strict.in_flight() == 0, "an idle system")
+    with ThreadPoolExecutor(MAX_IN_FLIGHT + 1) as pool:
+        with paused(strict):
+            pictures = [new_picture() for _ in range(MAX_IN_FLIGHT)]
+            waiting = [pool.submit(UNARY["http_json"], alpha, Ask([data], model=MODEL)) for data, _ in pictures]
+            wait_until(lambda: strict.in_flight() == MAX_IN_FLIGHT, "all slots taken")
+            data, label = new_picture()
+            newcomer = pool.submit(UNARY["http_json"], beta, Ask([data], model=MODEL))
+            wait_until(lambda: strict.in_flight() == MAX_IN_FLIGHT + 1, "the newcomer waits")
+            refused = UNARY["http_json"](alpha, Ask([new_picture()[0]], model=MODEL))
+            assert refused.error == "queue_full"
+            assert "2 of them for you" in refused.message
+        assert newcomer.result().codes == (label,)
+        assert [future.result().codes for future in waiting] == [(label,) for _, label in pictures]
+    wait_until(lambda: strict.in_flight() == 0, "in-flight gauge back to 0")
+
+
 def test_images_beyond_the_replicas_queue_fail_alone(
     strict: System, alpha: Door, new_picture: Callable[[], Picture]
 ) -> None:

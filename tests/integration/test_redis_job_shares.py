@@ -44,9 +44,16 @@ async def jobs(url: str, client: aioredis.Redis) -> AsyncIterator[RedisJobs]:
     await index.stop()
 
 
-async def create(jobs: RedisJobs, name: str, owner: str, joules: float = 12.0, created_at_s: float = 0.0) -> None:
+async def create(
+    jobs: RedisJobs,
+    name: str,
+    owner: str,
+    joules: float = 12.0,
+    created_at_s: float = 0.0,
+    elsewhere_j: float = 0.0,
+) -> None:
     job = video_job(name, owner=owner, predicted_j=joules, created_at_s=created_at_s)
-    await jobs.create(job, max_queued=9999)
+    await jobs.create(job, max_queued=9999, elsewhere_j=elsewhere_j)
 
 
 async def claimed(jobs: RedisJobs, lease_s: float = LONG_S) -> Claim:
@@ -69,6 +76,25 @@ async def test_flood_of_one_owner_does_not_delay_another(jobs: RedisJobs) -> Non
     assert await order_of(jobs, 4) in ("adad", "dada", "adda", "daad")
     assert await order_of(jobs, 3) == "aaa"
     assert await jobs.num_queued(MODEL) == 202 - 12
+
+
+async def test_who_was_served_elsewhere_waits_until_others_were_served_as_much(jobs: RedisJobs) -> None:
+    for number in range(8):
+        await create(jobs, f"d{number}", "d")
+    for number in range(8):
+        await create(jobs, f"a{number}", "a", elsewhere_j=0.0 if number else 36.0)
+    order = await order_of(jobs, 8)
+    assert order[:3] == "ddd"
+    assert order[3:].count("a") in (2, 3)
+
+
+async def test_what_nobody_else_wanted_is_not_owed_and_what_is_owed_is_bounded(jobs: RedisJobs) -> None:
+    await create(jobs, "a0", "a", elsewhere_j=1e9)
+    for number in range(40):
+        await create(jobs, f"d{number}", "d")
+    assert await order_of(jobs, 2) in ("ad", "da")
+    await create(jobs, "e0", "e", elsewhere_j=1e9)
+    assert 14 <= (await order_of(jobs, 20)).index("e") <= 17
 
 
 async def test_owners_share_by_weight_and_joules(jobs: RedisJobs) -> None:

@@ -23,6 +23,7 @@ import structlog
 from schedulers.plan import Load
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, JobUpdate
 from serving.delivery.pipeline import Pipeline, served
+from serving.domain import Budget
 from serving.errors import IdempotencyKeyReused, InvalidRequest, QueueFull, ServingError, StoreUnavailable
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, input_key, preview_key
@@ -84,7 +85,10 @@ class Jobs:
         if request.idempotency_key and (earlier := await self._reached(self._index.get(request.tenant, job_id))):
             check_same(request, earlier.asked)
             return earlier
-        with self._pipeline.admitted(request.tenant, lambda: _RETRY_S):
+        deadline_s = self._pipeline.deadline_s(Budget(), None)
+        async with self._pipeline.admitted(
+            request.tenant, model.card.id, lambda: _RETRY_S, deadline_s=deadline_s, priority=request.budget.priority
+        ):
             return await self._create(request, model, job_id)
 
     async def _create(self, request: JobRequest[Any], model: JobModel, job_id: str) -> JobRecord:
@@ -108,6 +112,7 @@ class Jobs:
                 stored = found or job
             if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged
                 reservation.settle(charged.joules, charged.seconds)
+                self._pipeline.served(job.owner, job.model, job.predicted_j)
         finally:
             reservation.settle(0.0, 0.0)
         if stored.created_at_s != job.created_at_s:
@@ -123,7 +128,8 @@ class Jobs:
     async def _created(self, job: JobRecord, *, is_own_id: bool) -> None:
         """``is_own_id``: no other request has made a job of that id. Raises: as ``RedisJobs.create``."""
         try:
-            await self._reached(self._index.create(job, max_queued=self._config.max_queued))
+            elsewhere_j = self._pipeline.elsewhere_j(job.owner, job.model)
+            await self._reached(self._index.create(job, max_queued=self._config.max_queued, elsewhere_j=elsewhere_j))
         except ServingError:
             if job.inputs and is_own_id:
                 with suppress(StoreUnavailable):  # they are swept

@@ -121,6 +121,7 @@ class Generation:
         retries: RetryBudget,
         on_retry: Callable[[], None],
         on_priced: Callable[[Observed], None] = lambda _: None,
+        elsewhere_j: float = 0.0,
     ) -> None:
         self._links = links
         self._cost = cost
@@ -134,6 +135,7 @@ class Generation:
         self._retries = retries
         self._on_retry = on_retry
         self._on_priced = on_priced
+        self._elsewhere_j = elsewhere_j
         self._has_given = False
         self._num_lost = self._num_refused = 0
         self._avoid: tuple[str, ...] = ()
@@ -162,7 +164,10 @@ class Generation:
             traceparent=traceparent(),
         )
         route = Route(key=key, predicted_s=self._plan.expected_s, avoid=self._avoid)
-        return self._links.start([start._replace(request=request) for request in self._requests], route, self)
+        starts = [start._replace(request=request) for request in self._requests]
+        starts[0] = starts[0]._replace(elsewhere_j=self._elsewhere_j)
+        self._elsewhere_j = 0.0  # told once
+        return self._links.start(starts, route, self)
 
     # -- events ------------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,8 @@ class ChoiceStart(NamedTuple):
     rank: int
     """Among the choices of one tenant 0 goes first."""
     traceparent: str = ""
+    elsewhere_j: float = 0.0
+    """Joules that other models served its tenant since the last choice that said so (``schedulers.elsewhere``)."""
 
 
 class Accepted(NamedTuple):

@@ -1,7 +1,8 @@
 """Sends samples to an inner deployment, sharing calls when the way is busy, and sending again when a replica dies.
 
 One handle call costs a millisecond of processor time on the two sides together, several times what a small model
-needs. So at most ``max_calls_in_flight`` calls are on the way; what arrives meanwhile leaves together in the next one.
+needs. So at most ``max_calls_in_flight`` calls are on the way; what arrives meanwhile leaves together in the next one,
+as much as fits: tenants in turn by predicted joules (``schedulers.fair_queue``), the most urgent request of each first.
 An idle dispatcher sends at once: nothing ever waits for company.
 
 Whatever becomes of a request, its bill is settled once, with what the replica says that each sample took: when the call
@@ -13,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import structlog
 
+from schedulers.fair_queue import FairQueue, Weights
 from schedulers.retry_budget import RetryBudget
+from schedulers.types import Priority
+from schedulers.urgency import queue_key
 from serving.delivery.pipeline import is_cancelled_itself, retries_spent
 from serving.delivery.unary.wire import SampleCall, SampleOutcome
 from serving.errors import ReplicaLost
@@ -38,6 +41,8 @@ MAX_SAMPLES_PER_CALL = 64
 _BACKOFF_S = 0.05
 """Seconds before the second attempt; each further one waits this much longer."""
 _LEAVE_TIMEOUT_S = 5.0
+_LEAST_J = 1e-6
+"""Even work predicted to cost nothing takes a turn."""
 Settle: TypeAlias = Callable[[Sequence[SampleOutcome]], None]
 """Takes the outcomes of a request, or none when nothing is known to have run."""
 
@@ -54,13 +59,20 @@ class PendingCall(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """The samples of one request."""
+    """The samples of one request, and what ``schedulers.fair_queue.Waiting`` says."""
 
     samples: Sequence[SampleCall]
     predicted_s: float
     sent_by_s: float
     done: asyncio.Future[list[SampleOutcome]]
     settle: Settle | None
+    number: int
+    tenant: str
+    deadline_s: float
+    rank: tuple[float, float]
+    joules: float
+    elsewhere_j: float
+    batch_key: Hashable = ()
 
     def bill(self, outcomes: Sequence[SampleOutcome]) -> None:
         """The first time counts."""
@@ -94,14 +106,20 @@ class Dispatcher:
     model: str
     tell: Sink = ignore
     clock: Callable[[], float] = time.monotonic
-    _waiting: deque[_Job] = field(default_factory=deque, init=False)
+    weights: Weights = field(default_factory=dict)
+    watts: float = 1.0
+    _waiting: FairQueue[_Job] = field(init=False)
     _calls: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _open: dict[str, _Call] = field(default_factory=dict, init=False)
     _left: dict[str, list[int]] = field(default_factory=dict, init=False)
     _teller: asyncio.Task[None] | None = field(default=None, init=False)
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
     _numbers: count[int] = field(default_factory=count, init=False)
+    _job_numbers: count[int] = field(default_factory=count, init=False)
     _outstanding_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._waiting = FairQueue(self.weights)
 
     def predicted_wait_s(self) -> float:
         """Predicted seconds until a sample sent now starts, from what this gateway has outstanding."""
@@ -113,14 +131,31 @@ class Dispatcher:
         Raises: ReplicaLost: replicas died under this call ``MAX_ATTEMPTS`` times; RetriesSpent: under too many others.
         """
         self.retries.add_request(self.clock())
-        job = _Job(samples, predicted_s, self.clock(), asyncio.get_running_loop().create_future(), settle)
-        self._waiting.append(job)
+        job = self._job(samples, predicted_s, settle)
+        self._waiting.add(job)
         self._outstanding_s += predicted_s
         self._pump()
         try:
             return await job.done
         finally:
             self._outstanding_s = max(0.0, self._outstanding_s - predicted_s)
+
+    def _job(self, samples: Sequence[SampleCall], predicted_s: float, settle: Settle) -> _Job:
+        now_s, first = self.clock(), samples[0]
+        deadline_s = now_s + min(sample.remaining_s for sample in samples)
+        return _Job(
+            samples,
+            predicted_s,
+            now_s,
+            asyncio.get_running_loop().create_future(),
+            settle,
+            number=next(self._job_numbers),
+            tenant=first.tenant,
+            deadline_s=deadline_s,
+            rank=(queue_key(Priority(first.priority), now_s, deadline_s, predicted_s), 0.0),
+            joules=max(_LEAST_J, predicted_s * self.watts),
+            elsewhere_j=first.elsewhere_j,
+        )
 
     def _pump(self) -> None:
         while self._waiting and len(self._calls) < self.max_calls_in_flight:
@@ -132,24 +167,28 @@ class Dispatcher:
                 call.add_done_callback(self._call_ended)
 
     def _take(self) -> list[_Job]:
-        """Whole jobs, first come first served, up to the size of a call; those cancelled meanwhile fall out."""
+        """Whole jobs, tenants in turn, up to the size of a call; those cancelled meanwhile fall out. Of requests that
+        do not fit any more nobody is overtaken."""
         jobs: list[_Job] = []
         num_samples = 0
         while self._waiting:
-            size = len(self._waiting[0].samples)
-            if jobs and num_samples + size > MAX_SAMPLES_PER_CALL:
-                break
-            job = self._waiting.popleft()
+            job = self._waiting.first()
             if job.done.done():
+                self._waiting.remove(job)
                 job.bill([])
-            else:
-                jobs.append(job)
-                num_samples += size
+                continue
+            num_samples += len(job.samples)
+            if jobs and num_samples > MAX_SAMPLES_PER_CALL:
+                break
+            self._waiting.take(1)
+            jobs.append(job)
         return jobs
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         self._pump()
+        if not self._calls:
+            self._waiting.rest()
 
     async def _carry(self, jobs: list[_Job]) -> None:
         """Nobody is left waiting, whatever becomes of the call: also when the loop is being taken down."""
@@ -246,6 +285,8 @@ class Dispatcher:
         for job in jobs:
             end = start + len(job.samples)
             job.bill(outcomes[start:end])
+            taken_j = sum(outcome.compute_s for outcome in outcomes[start:end]) * self.watts
+            self._waiting.correct(job.tenant, taken_j - job.joules)
             if not job.done.done():
                 job.done.set_result(outcomes[start:end])
             start = end

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -23,10 +24,9 @@ from schedulers.admission import NOTHING, Cost
 from schedulers.cost import Units
 from schedulers.overrun import Overrun
 from schedulers.plan import Load, Plan, Point, Settings
-from schedulers.types import Priority as SchedulerPriority
 from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
-from serving.delivery.pipeline import Fetch, Pipeline, served
+from serving.delivery.pipeline import PRIORITIES, Fetch, Pipeline, served
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.delivery.unary.wire import (
     Packed,
@@ -42,7 +42,6 @@ from serving.domain import (
     Budget,
     Degradation,
     ImageInput,
-    Priority,
     Report,
     UnaryAnswer,
     UnaryReply,
@@ -64,11 +63,6 @@ from serving.stores.sealed import ResultKey
 from serving.telemetry.events import RowsAnswered
 from serving.telemetry.tracing import span, traceparent
 
-_PRIORITIES = {
-    Priority.LOW: SchedulerPriority.LOW,
-    Priority.NORMAL: SchedulerPriority.NORMAL,
-    Priority.HIGH: SchedulerPriority.HIGH,
-}
 _MAX_STORED_BYTES = 1 << 20
 """Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
 _DEADLINE_GRACE_S = 0.25
@@ -152,9 +146,8 @@ class UnaryRequests:
         """See ``UnaryService.answer``. When every item fails, the call fails with the first one's error."""
         model = served(self._models, request.model, "is not called")
         self._check(model, request)
-        least, wait_s = _least(model, request), model.dispatcher.predicted_wait_s
-        with self._pipeline.admitted(request.tenant, wait_s, least, request.num_items):
-            deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+        deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+        async with self._admitted(model, request, deadline_s, _least(model, request)):
             answer = self._answer(model, request, deadline_s)
             reply = await self._pipeline.in_time(deadline_s + _DEADLINE_GRACE_S, answer, "an answer existed")
             self._pipeline.check_in_time(deadline_s, "an answer existed")
@@ -166,9 +159,22 @@ class UnaryRequests:
         self._check(model, request)
         if self._longest_s(model) * request.num_items < from_s:
             return None
-        with self._pipeline.admitted(request.tenant, model.dispatcher.predicted_wait_s):
-            deadline_s = self._pipeline.deadline_s(Budget(), request.deadline_s)
+        deadline_s = self._pipeline.deadline_s(Budget(), request.deadline_s)
+        async with self._admitted(model, request, deadline_s):
             return await self._pipeline.in_time(deadline_s, self._plan_job(model, request, from_s), "a plan existed")
+
+    def _admitted(
+        self, model: ServedModel, request: UnaryRequest, deadline_s: float, least: Cost = NOTHING
+    ) -> AbstractAsyncContextManager[None]:
+        return self._pipeline.admitted(
+            request.tenant,
+            model.card.id,
+            model.dispatcher.predicted_wait_s,
+            least,
+            request.num_items,
+            deadline_s=deadline_s,
+            priority=request.budget.priority,
+        )
 
     async def _plan_job(self, model: ServedModel, request: UnaryRequest, from_s: float) -> JobPlan | None:
         rows: list[_Row] = []
@@ -309,6 +315,8 @@ class UnaryRequests:
                 _learn(model, choice.point, [rows[place].request for place in places], outcomes)
 
             samples = [self._sample(model, rows[place], request, choice, deadline_s) for place in places]
+            if elsewhere_j := self._pipeline.elsewhere_j(request.tenant, model.card.id):
+                samples[0] = samples[0]._replace(elsewhere_j=elsewhere_j)
             return await model.dispatcher.run(samples, choice.busy_s * len(samples), settle)
 
         name, watts = self._pipeline.results.name, model.points.watts
@@ -333,7 +341,7 @@ class UnaryRequests:
             inputs=row.inputs,
             remaining_s=deadline_s - self._pipeline.clock(),
             thresholds=thresholds,
-            priority=_PRIORITIES[request.budget.priority],
+            priority=PRIORITIES[request.budget.priority],
             tenant=request.tenant,
             settings=others or None,
             traceparent=traceparent(),

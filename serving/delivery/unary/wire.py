@@ -43,6 +43,8 @@ class SampleCall(NamedTuple):
     settings: Mapping[str, Value] | None = None
     """Of the family's knobs, where they are not the defaults; thresholds aside."""
     traceparent: str = ""
+    elsewhere_j: float = 0.0
+    """Joules that other models served its tenant since the last row that said so (``schedulers.elsewhere``)."""
 
 
 class SampleAnswer(NamedTuple):

@@ -338,7 +338,14 @@ class ChoiceHub:
     async def _turn(
         self, choice: _Running, start: ChoiceStart, deadline_s: float, held_bytes: int
     ) -> AsyncIterator[None]:
-        turn = SlotTurn(start.tenant, start.rank, start.predicted_s, deadline_s=deadline_s, held_bytes=held_bytes)
+        turn = SlotTurn(
+            start.tenant,
+            start.rank,
+            start.predicted_s,
+            deadline_s=deadline_s,
+            held_bytes=held_bytes,
+            elsewhere_j=start.elsewhere_j,
+        )
         num_waiting = self._slots.waiting
         if not await self._slots.acquire(turn):
             if turn.refused is not RejectReason.QUEUE_FULL:

@@ -83,6 +83,7 @@ class Classifier:
                 settings=sample.settings or NOTHING_SET,
                 priority=Priority(sample.priority),
                 tenant=sample.tenant,
+                elsewhere_j=sample.elsewhere_j,
             )
         self._calls[call_id] = call
         try:

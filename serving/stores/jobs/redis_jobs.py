@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 import structlog
 from redis.exceptions import NoScriptError
 
-from schedulers.fair_queue import EQUAL, Weights
+from schedulers.fair_queue import EQUAL, TURNS_BEHIND, Weights
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 from serving.config import JobOptions, ResolvedConfig
@@ -115,22 +115,24 @@ class RedisJobs:
 
     # -- for gateways ------------------------------------------------------------------------------------------------
 
-    async def create(self, job: JobRecord, *, max_queued: int) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int, elsewhere_j: float = 0.0) -> None:
         """Store a queued job. The same id of the same owner again is the same job, and nothing is changed.
+
+        ``elsewhere_j``: joules that other models served its owner of late (``schedulers.elsewhere``).
 
         Raises:
             QueueFull: the whole queue is at its bound.
             TooManyJobs: that owner is.
             ValueError: the id is another owner's, or the payload too large.
         """
-        answer, earlier = await self._create(job, max_queued)
+        answer, earlier = await self._create(job, max_queued, elsewhere_j)
         if answer == b"exists" and self._read(job.id, earlier) is None:
             await self._run(DISCARD, job.id)
-            answer, earlier = await self._create(job, max_queued)
+            answer, earlier = await self._create(job, max_queued, elsewhere_j)
         self._check_created(job, answer, earlier, max_queued)
 
-    async def _create(self, job: JobRecord, max_queued: int) -> tuple[bytes, Any]:
-        priority = Priority[job.priority.upper()]
+    async def _create(self, job: JobRecord, max_queued: int, elsewhere_j: float) -> tuple[bytes, Any]:
+        priority, joules = Priority[job.priority.upper()], max(_MIN_J, float(job.predicted_j))
         answer, earlier = await self._run(
             CREATE,
             job.id,
@@ -143,8 +145,10 @@ class RedisJobs:
             max_queued,
             self._most_of(job.owner),
             self._codec.encode(job),
-            repr(max(_MIN_J, float(job.predicted_j))),
+            repr(joules),
             repr(float(self._weights.get(job.owner, 1.0))),
+            repr(float(elsewhere_j)),
+            repr(TURNS_BEHIND * joules),
         )
         return answer, earlier
 

@@ -6,9 +6,9 @@ token, an end by the token that wrote it, a removal by its nonce. They run on Re
 
 Whose job is claimed next is start-time fair among owners, as in ``schedulers.fair_queue``, whose bound holds here: for
 each model an owner that waits has a tag, the smallest goes next, virtual time moves there, and the tag moves on by the
-job's predicted joules over the owner's weight. A job pays once: one that comes back (its replica died, or stops) waits
-in a flow of its own that goes before all others, and is claimed again for nothing. When nothing waits, everybody starts
-anew.
+job's predicted joules over the owner's weight. What other models served it is charged as there, too, when it adds a job
+while others wait. A job pays once: one that comes back (its replica died, or stops) waits in a flow of its own that
+goes before all others, and is claimed again for nothing. When nothing waits, everybody starts anew.
 """
 
 from __future__ import annotations
@@ -201,10 +201,17 @@ CREATE = Script(
     _COMMON
     + """
 -- ARGV: id, owner, model, created_at_s, queue key, predicted us, steps, max queued, max open of the owner,
---   record, predicted joules, weight of the owner
+--   record, predicted joules, weight of the owner, joules that it was served elsewhere, most of them that count
 -- Answers {created, exists, full or owner_full, the fields of what exists}
 local id, owner, model = ARGV[1], ARGV[2], ARGV[3]
 sweep_ended()
+
+local function others_wait()
+  for _, flow in ipairs(redis.call('ZRANGE', turns_key(model), 0, 99)) do
+    if flow ~= owner and flow ~= CALLED and redis.call('EXISTS', flow_key(flow, model)) == 1 then return true end
+  end
+end
+
 if redis.call('EXISTS', job_key(id)) == 1 then
   if not get(id, 'deleted')[1] then return {'exists', record(id)} end
   redis.call('DEL', job_key(id))  -- kept for a removal whose answer was lost; its key may be used again
@@ -217,6 +224,12 @@ redis.call('HSET', job_key(id), 'model', model, 'created', ARGV[4], 'key', ARGV[
 redis.call('ZADD', P .. ':owner:' .. owner, ARGV[4], id)
 redis.call('SADD', P .. ':open:' .. owner, id)
 set_live(id, owner, model, '0')
+if tonumber(ARGV[13]) > 0 and others_wait() then  -- before it is lifted to virtual time
+  local tag, weight = tonumber(redis.call('ZSCORE', turns_key(model), owner) or '0'), tonumber(ARGV[12])
+  local furthest = tonumber(virtual(model)) + tonumber(ARGV[14]) / weight
+  tag = math.max(tag, math.min(tag + tonumber(ARGV[13]) / weight, furthest))
+  redis.call('ZADD', turns_key(model), exact(tag), owner)
+end
 enqueue(id)
 return {'created', {}}
 """

@@ -136,9 +136,16 @@ class ChatService:
         """See ``serving.service.ChatService.chat``."""
         model = served(self._models, request.model, "does not chat")
         least_s = model.cost.busy_s(model.work(ChatTokens(0, 0, 1)))
-        least = Cost(least_s * model.watts, least_s)
-        with self._pipeline.admitted(request.tenant, lambda: _RETRY_S, least, request.sampling.n):
-            deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+        deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
+        async with self._pipeline.admitted(
+            request.tenant,
+            model.card.id,
+            lambda: _RETRY_S,
+            Cost(least_s * model.watts, least_s),
+            request.sampling.n,
+            deadline_s=deadline_s,
+            priority=request.budget.priority,
+        ):
             ready = await self._in_time(deadline_s, self._make_ready(model, request, deadline_s))
             if not request.is_streamed:
                 for event in await self._whole(ready):
@@ -323,6 +330,7 @@ class ChatService:
             retries=model.retries,
             on_retry=lambda: self._pipeline.tell(ChatRetried(model.card.id)),
             on_priced=lambda one: self._pipeline.tell(WorkPriced(model.card.id, *one)),
+            elsewhere_j=self._pipeline.elsewhere_j(request.tenant, model.card.id),
         )
 
     def _stored_events(self, ready: _Ready, found: StoredChat) -> Iterator[ChatEvent]:

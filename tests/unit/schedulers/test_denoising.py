@@ -250,6 +250,19 @@ def test_tenants_take_turns_and_that_is_no_preemption() -> None:
     assert order == ["a", "b"] * 4
 
 
+def test_newcomer_of_a_tenant_that_was_not_served_has_the_next_step_whatever_the_others_are_due() -> None:
+    machine = scheduler()
+    flood = [job(f"f{number}", 20, deadline_s=25.0, tenant="flood") for number in range(7)]
+    decisions = machine.handle(0.0, *flood)
+    decisions = machine.handle(1.0, done(step_of(decisions)), job("new", 2, deadline_s=9.0, tenant="new"))
+    steps = []
+    for now_s in range(2, 6):
+        steps.append("new" in step_of(decisions).unit_ids)
+        decisions = machine.handle(float(now_s), done(step_of(decisions)))
+    assert steps[0]
+    assert sum(steps) == 2, "it is denoised within four steps"
+
+
 def test_deadline_of_one_tenant_does_not_hold_up_another() -> None:
     machine = scheduler()
     urgent = [job(f"u{number}", 9, deadline_s=10.0, tenant="pushes") for number in range(5)]

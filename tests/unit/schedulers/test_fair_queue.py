@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schedulers.fair_queue import FairQueue
+from schedulers.fair_queue import TURNS_BEHIND, FairQueue
 
 
 @dataclass(eq=False)
@@ -21,6 +21,7 @@ class Item:
     joules: float = 1.0
     rank: tuple[float, float] = field(default=(0.0, 0.0))
     batch_key: Hashable = ()
+    elsewhere_j: float = 0.0
 
     def __post_init__(self) -> None:
         self.rank = (self.rank[0], self.deadline_s)
@@ -247,8 +248,8 @@ class Watch:
             for charged in self.intervals:
                 if tenant in charged:
                     charged[tenant] += joules
+        self.forget()  # who ran out in this call had no more to be served
         self.check()
-        self.forget()
 
     def _expire(self, late: list[Item]) -> None:
         """These went before the choice: whose last ones they were was not waiting when it was made."""
@@ -429,3 +430,120 @@ def test_heap_does_not_grow_with_those_who_come_and_go() -> None:
         queue.add(item)
         queue.remove(item)
     assert len(queue._heap) <= 4
+
+
+@pytest.mark.parametrize("keys", ["x", "xy"])
+def test_tenant_with_few_waiting_has_a_deadline_of_its_own(keys: str) -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(20):
+        queue.add(Item("flood", 5.0, number, batch_key="x"))
+    for number in range(20, 24):
+        queue.add(Item("few", 5.0, number, batch_key="x"))
+    queue.add(Item("few", 2.0, 24, batch_key="x"))
+    queue.add(Item("other", 5.0, 25, batch_key=keys[-1]))
+    units, late = queue.take_alike(8, 9.0, few_deadline_s=3.0)
+    assert tenants(units).count("few") == 4
+    assert {(item.tenant, item.deadline_s) for item in late} >= {("few", 2.0)}
+    assert "flood" not in tenants(units)
+
+
+# -- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_who_was_served_elsewhere_goes_behind_until_others_were_served_as_much() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(8):
+        queue.add(Item("b", 1.0, number))
+    for number in range(8, 16):
+        queue.add(Item("a", 1.0, number, elsewhere_j=4.0 if number == 8 else 0.0))
+    assert tenants(queue.take(12)[0]) == "bbbbbabababa"
+
+
+def test_nobody_owes_for_what_nobody_else_wanted() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    queue.add(Item("a", 1.0, 0, elsewhere_j=100.0))
+    queue.add(Item("a", 1.0, 1))
+    for number in range(2, 4):
+        queue.add(Item("b", 1.0, number))
+    assert tenants(queue.take(4)[0]) == "abab"
+
+
+def test_what_others_were_served_meanwhile_makes_up_for_it() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(20):
+        queue.add(Item("b", 1.0, number))
+    queue.take(10)
+    queue.add(Item("a", 1.0, 20, elsewhere_j=8.0))
+    assert "a" in tenants(queue.take(2)[0])
+
+
+def test_nobody_is_held_back_for_good() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(100):
+        queue.add(Item("b", 1.0, number))
+    queue.add(Item("a", 1.0, 100, elsewhere_j=1e9))
+    queue.add(Item("a", 1.0, 101, elsewhere_j=1e9))
+    assert tenants(queue.take(100)[0]).index("a") == int(TURNS_BEHIND) + 1
+
+
+class ElsewhereWatch:
+    """Two counts of each tenant since an interval began in which it always waited: here, and what of elsewhere moved
+    its tag."""
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        self.queue: FairQueue[Item] = FairQueue(weights)
+        self.weights = weights
+        self.most = dict.fromkeys(weights, 0.0)
+        self.intervals: list[dict[str, float]] = []
+
+    def add(self, item: Item) -> None:
+        waits = any(other.tenant == item.tenant for other in self.queue)
+        self.most[item.tenant] = max(self.most[item.tenant], item.joules)
+        if item.elsewhere_j:
+            self.most[item.tenant] = max(self.most[item.tenant], TURNS_BEHIND * item.joules)
+        before = self.queue._flows[item.tenant].tag if waits else 0.0
+        self.queue.add(item)
+        if waits:
+            self._charge(item.tenant, (self.queue._flows[item.tenant].tag - before) * self.weights[item.tenant])
+
+    def take(self) -> None:
+        self.intervals.append(dict.fromkeys({item.tenant for item in self.queue}, 0.0))
+        for item in self.queue.take(1)[0]:
+            self._charge(item.tenant, item.joules)
+        waiting = {item.tenant for item in self.queue}
+        for charged in self.intervals:
+            for tenant in charged.keys() - waiting:
+                del charged[tenant]
+
+    def _charge(self, tenant: str, joules: float) -> None:
+        for charged in self.intervals:
+            if tenant in charged:
+                charged[tenant] += joules
+            for one, other in itertools.combinations(charged, 2):
+                gap = abs(charged[one] / self.weights[one] - charged[other] / self.weights[other])
+                allowed = self.most[one] / self.weights[one] + self.most[other] / self.weights[other]
+                assert gap <= allowed + 1e-9, (one, other, charged)
+
+
+@settings(max_examples=300)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(
+                st.sampled_from(TENANTS), st.sampled_from([0.25, 1.0, 2.0]), st.sampled_from([0.0, 0.0, 1.0, 9.0, 99.0])
+            ),
+            st.none(),
+        ),
+        max_size=100,
+    ),
+    weights=st.tuples(*[st.sampled_from([0.5, 1.0, 3.0])] * 3),
+)
+def test_bound_holds_with_what_was_served_elsewhere(
+    steps: list[tuple[str, float, float] | None], weights: tuple[float, ...]
+) -> None:
+    watch = ElsewhereWatch(dict(zip(TENANTS, weights, strict=True)))
+    for number, step in enumerate(steps):
+        if step is None:
+            watch.take()
+        else:
+            watch.add(Item(step[0], 1.0, number, joules=step[1], elsewhere_j=step[2]))

@@ -38,6 +38,7 @@ from serving.errors import (
     ServingError,
     UnknownModel,
 )
+from serving.fair_slots import SlotTurn
 from serving.front.events import EventQueue
 from serving.media.limits import MediaBudget, MediaLimits
 from serving.media.pool import Caller
@@ -197,7 +198,7 @@ class World:
         )
         limits = PipelineLimits(max_in_flight=max_in_flight, default_deadline_s=default_deadline_s)
         clock = asyncio.get_running_loop().time
-        self.pipeline = Pipeline(cast(Any, self.store), limits, clock=clock, tell=self.told)
+        self.pipeline = Pipeline(cast(Any, self.store), limits, clock=clock, tell=self.told, models=(MODEL, "other"))
         self.service = ChatService(
             {MODEL: served},
             images or Images(),
@@ -273,6 +274,24 @@ async def test_answer_usage_and_report() -> None:
     assert (report.operating_point, report.energy_source, report.cache) == ("max_tokens=256", "estimate", "miss")
     assert world.store.settled_s == [pytest.approx(report.compute_ms / 1e3)]
     await world.check_nothing_is_left()
+
+
+@virtual
+async def test_replica_is_told_once_what_other_models_served_the_tenant() -> None:
+    told: list[float] = []
+
+    class Turn(SlotTurn):
+        def __init__(self, *args: Any, elsewhere_j: float = 0.0, **fields: Any) -> None:
+            told.append(elsewhere_j)
+            super().__init__(*args, elsewhere_j=elsewhere_j, **fields)
+
+    world = World()
+    world.pipeline.served("acme", "other", 5.0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("serving.replica.chat.hub.SlotTurn", Turn)
+        await world.ask(request(sampling={"n": 2, "temperature": 1.0}))
+        await world.ask(request("again"))
+    assert told == [pytest.approx(5.0, rel=0.01), 0.0, 0.0]
 
 
 @virtual

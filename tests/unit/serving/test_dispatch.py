@@ -64,8 +64,10 @@ class Way:
             self.sent.append(event.num_samples)
         self.num_retries += isinstance(event, CallRetried)
 
-    def run(self, *numbers: int, remaining_s: float = 10.0) -> asyncio.Task[list[SampleOutcome]]:
-        samples = [sample(number, remaining_s) for number in numbers]
+    def run(
+        self, *numbers: int, remaining_s: float = 10.0, tenant: str = "t", elsewhere_j: float = 0.0
+    ) -> asyncio.Task[list[SampleOutcome]]:
+        samples = [sample(number, remaining_s)._replace(tenant=tenant, elsewhere_j=elsewhere_j) for number in numbers]
         place = len(self.bills)
         self.bills.append(None)
 
@@ -156,7 +158,7 @@ async def test_as_many_calls_are_on_the_way_as_allowed_and_no_more() -> None:
 async def test_full_call_leaves_the_next_request_whole_for_the_next_one(way: Way) -> None:
     first = way.run(0)
     await until(lambda: len(way.calls) == 1)
-    big = [way.run(*range(40)), way.run(*range(40)), way.run(1)]
+    big = [way.run(*range(40), remaining_s=60.0), way.run(*range(40), remaining_s=60.0), way.run(1, remaining_s=60.0)]
     await until(lambda: len(way.dispatcher._waiting) == 3)
     way.calls[0].answer()
     await until(lambda: len(way.calls) == 2)
@@ -166,6 +168,38 @@ async def test_full_call_leaves_the_next_request_whole_for_the_next_one(way: Way
     assert len(way.calls[2].samples) == 41
     way.calls[2].answer()
     assert [len(await ended(task)) for task in (first, *big)] == [1, 40, 40, 1]
+
+
+async def test_flood_of_one_tenant_does_not_keep_another_from_the_next_call(way: Way) -> None:
+    size = MAX_SAMPLES_PER_CALL
+    flood = [way.run(number) for number in range(3 * size + 1)]
+    await until(lambda: len(way.dispatcher._waiting) == 3 * size)
+    late = way.run(*range(300, 310), tenant="other")
+    await until(lambda: len(way.dispatcher._waiting) == 3 * size + 1)
+    way.calls[0].answer()
+    await until(lambda: len(way.calls) == 2)
+    assert [call.tenant for call in way.calls[1].samples].count("other") == 10
+    way.calls[1].answer()
+    assert len(await ended(late)) == 10
+    for number in (2, 3, 4):
+        await until(lambda number=number: len(way.calls) > number)
+        way.calls[number].answer()
+    assert [len(await ended(task)) for task in flood] == [1] * len(flood)
+
+
+async def test_who_was_served_elsewhere_leaves_after_those_who_were_not(way: Way) -> None:
+    first = way.run(0)
+    await until(lambda: len(way.calls) == 1)
+    others = [way.run(*range(40)) for _ in range(3)]
+    await until(lambda: len(way.dispatcher._waiting) == 3)
+    greedy = way.run(*range(40), tenant="greedy", elsewhere_j=40.0)
+    await until(lambda: len(way.dispatcher._waiting) == 4)
+    for number in range(5):
+        await until(lambda number=number: len(way.calls) > number)
+        way.calls[number].answer()
+    tenants = [{one.tenant for one in call.samples} for call in way.calls[1:]]
+    assert tenants == [{"t"}, {"t"}, {"t"}, {"greedy"}]  # whose turn would have come second
+    await asyncio.gather(first, greedy, *others)
 
 
 async def test_request_larger_than_a_call_travels_alone(way: Way) -> None:

@@ -86,3 +86,9 @@ async def test_waiter_cancelled_while_it_gets_the_slot_hands_it_on() -> None:
         await first
     assert await asyncio.wait_for(second, 5)
     assert slots.running == 1
+
+
+async def test_who_was_served_elsewhere_has_a_slot_after_those_who_were_not() -> None:
+    others = [(f"other {number}", SlotTurn("b", predicted_s=1.0)) for number in range(3)]
+    order = await run_in_turn(FairSlots(1), *others, ("served", SlotTurn("a", predicted_s=1.0, elsewhere_j=2.5)))
+    assert order.index("served") == 3

@@ -47,6 +47,7 @@ class Queued:
     joules: float = 1.0
     rank: tuple[float, float] = (0.0, 0.0)
     batch_key: Hashable = ()
+    elsewhere_j: float = 0.0
 
 
 def keys_of(tenants: Tenants) -> dict[str, float]:

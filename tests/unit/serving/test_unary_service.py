@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome
 from serving.domain import Budget, Degradation, ImageInput, Priority, Surface, UnaryReply, UnaryRequest
+from serving.energy.spent import Spent
 from serving.errors import (
     BudgetInfeasible,
     EngineFailed,
@@ -66,6 +68,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self.sent: list[tuple[str, asyncio.Future[list[SampleOutcome]]]] = []
         self.rows: list[Any] = []
+        self.elsewhere_j: list[float] = []
         self.bills: list[Callable[[Sequence[SampleOutcome]], None]] = []
 
     def predicted_wait_s(self) -> float:
@@ -74,6 +77,7 @@ class Dispatcher:
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
         self.rows += [sample.inputs for sample in samples]
+        self.elsewhere_j += [sample.elsewhere_j for sample in samples]
         pictures = [
             sample.inputs["picture"] if isinstance(sample.inputs, dict) else sample.inputs for sample in samples
         ]
@@ -104,7 +108,9 @@ class World:
         self.spent: list[EnergySpent] = []
         limits = PipelineLimits(max_in_flight=8, default_deadline_s=5.0)
         self.max_in_flight: dict[str, int | None] = {}
-        self.pipeline = Pipeline(cast(Any, self.results), limits, self.max_in_flight, tell=self._hear)
+        self.pipeline = Pipeline(
+            cast(Any, self.results), limits, self.max_in_flight, tell=self._hear, models=(MODEL, "other")
+        )
         self.service = UnaryRequests({MODEL: model}, cast(Any, self.media), self.pipeline, max_images=8)
 
     def _hear(self, event: object) -> None:
@@ -180,7 +186,7 @@ async def test_what_was_lowered_is_in_the_report(world: World) -> None:
 
 
 async def test_requests_of_all_tasks_are_bounded_together(world: World) -> None:
-    with world.pipeline.admitted("chatting", lambda: 0.0):
+    async with world.pipeline.admitted("chatting", "chat", lambda: 0.0, deadline_s=math.inf):
         tasks = [world.ask(str(number)) for number in range(7)]
         await world.sent(7)
         assert not world.service.is_ready()
@@ -214,6 +220,16 @@ async def test_tenant_with_a_bound_of_its_own_is_held_to_it_and_nobody_else_is(w
     await world.sent(8)
     world.dispatcher.end(7)
     await last
+
+
+async def test_first_row_tells_once_what_other_models_served_the_tenant(world: World) -> None:
+    world.pipeline.spent("other", "acme", "default", Spent(2.0, 5.0))
+    tasks = [world.ask("xy"), world.ask("z")]
+    await world.sent(2)
+    assert world.dispatcher.elsewhere_j == [pytest.approx(5.0, rel=0.01), 0.0, 0.0]
+    for number in range(2):
+        world.dispatcher.end(number)
+    await asyncio.gather(*tasks)
 
 
 # -- equal requests under way ----------------------------------------------------------------------------------------

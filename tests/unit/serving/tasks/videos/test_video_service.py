@@ -75,7 +75,7 @@ class MemoryIndex:
             self.num_refused += 1
             raise StoreUnavailable("ConnectionError at redis://:secret@10.0.0.1")
 
-    async def create(self, job: JobRecord, *, max_queued: int) -> None:
+    async def create(self, job: JobRecord, *, max_queued: int, elsewhere_j: float = 0.0) -> None:
         self._check()
         self.num_creates += 1
         self.before_create()

@@ -1,0 +1,209 @@
+"""Part of ``bench-fairness``: a victim that classifies and chats at a steady pace, alone, beside a tenant that sends
+ten times its share of the classifier, and beside one that makes pictures and clips on the same processors.
+
+A share is half of what the classifier answers to callers that wait for each other, measured first. The conditions take
+turns in one run of ``vireo loadtest``, whose scenario is made here; figures are over all turns of a condition. The
+generator is on the same machine and takes its part of it, most beside the greedy tenant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from schedulers.lab.simulator import percentile
+from tests.benchmarks.common import ROOT, markdown_table
+from tests.support.system import System, running_system
+
+CLASSIFIER, CHAT, PAINTER, FILMER = "dyn-perceiver-nano", "texthawk2-nano", "dit-moe-nano", "vdit-nano"
+KEYS: Final = {"victim": "victim-key-20c81f6e", "greedy": "greedy-key-7d1be450", "maker": "maker-key-f00d9a12"}
+ALONE, GREEDY, MAKING = "alone", "beside ten shares", "beside pictures and clips"
+DEADLINE_S: Final = 5.0
+_VICTIM_SHARE, _CHATS_PER_S = 0.2, 1.5
+"""What the victim sends: of its share of the classifier, and questions a second."""
+_PICTURES_PER_S, _CLIPS_PER_S = 2.0, 0.5
+Row = dict[str, Any]
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """The victim's figures by condition."""
+    rounds, seconds = (1, 5.0) if quick else (4, 14.0)
+    tenants = [
+        {"name": name, "api_key_sha256": [hashlib.sha256(key.encode()).hexdigest()]} for name, key in KEYS.items()
+    ]
+    models = [{"id": CLASSIFIER}, {"id": CHAT, "options": {"engine": "torch"}}, {"id": PAINTER}, {"id": FILMER}]
+    with (
+        running_system("redis.cache=false", models=models, tenants=tenants, start_timeout_s=300.0) as system,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        capacity_per_s = _capacity(system, Path(folder), 3.0 if quick else 10.0)
+        scenario = _scenario(capacity_per_s / 2, rounds, seconds)
+        records = _records(system, scenario, Path(folder) / "run")
+    rows = [_row(records, name, surface) for surface in ("http_classify", "http_chat") for name in _NAMES]
+    return {"capacity_per_s": capacity_per_s, "rounds": rounds, "seconds": seconds, "rows": rows}
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """A table, with each condition against the victim alone."""
+    header = ("victim's", "condition", "requests", "good", "p50 ms", "p99 ms", "p99 / alone", "good / alone")
+    alone = {row["what"]: row for row in document["rows"] if row["condition"] == ALONE}
+    rows = [
+        (
+            row["what"],
+            row["condition"],
+            row["num"],
+            f"{row['good']:.1%}",
+            _ms(row["p50_s"]),
+            _ms(row["p99_s"]),
+            _ratio(row["p99_s"], alone[row["what"]]["p99_s"]),
+            _ratio(row["good"], alone[row["what"]]["good"]),
+        )
+        for row in document["rows"]
+    ]
+    return [
+        f"The classifier answers {document['capacity_per_s']:.0f} requests a second, of which a share is half. "
+        f"{document['rounds']} turns of {document['seconds']:g} s for each condition. A request is good if it is "
+        f"answered within {DEADLINE_S:g} s; times are from when it was due, of a chat to its first token. With few "
+        "requests, p99 is the slowest of them.",
+        "",
+        *markdown_table(header, rows).splitlines(),
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.0f}"
+
+
+def _ratio(one: float | None, other: float | None) -> str:
+    return "-" if one is None or not other else f"{one / other:.2f}"
+
+
+# -- scenarios ---------------------------------------------------------------------------------------------------------
+
+_NAMES: Final = (ALONE, GREEDY, MAKING)
+
+
+def _capacity(system: System, folder: Path, seconds: float) -> float:
+    """Answers a second of the classifier to 32 callers that wait for their answers."""
+    closed = {"kind": "closed", "concurrency": 32}
+    scenario = _base(
+        [{"surface": "http_classify", "tenant": "greedy"}],
+        [
+            {"name": "warm-up", "arrival": closed, "duration_s": 3.0, "is_warm_up": True},
+            {"name": "closed", "arrival": closed, "duration_s": seconds},
+        ],
+    )
+    done = [record for record in _records(system, scenario, folder / "capacity") if record["outcome"] == "ok"]
+    measured = [record for record in done if not record["is_warm_up"]]
+    started_s = min(record["sent_at_s"] for record in measured)
+    return len(measured) / (max(record["done_at_s"] for record in measured) - started_s)
+
+
+def _scenario(share_per_s: float, rounds: int, seconds: float) -> Row:
+    victim_per_s = _VICTIM_SHARE * share_per_s
+    rates = {
+        ALONE: victim_per_s + _CHATS_PER_S,
+        GREEDY: victim_per_s + _CHATS_PER_S + 10.0 * share_per_s,
+        MAKING: victim_per_s + _CHATS_PER_S + _PICTURES_PER_S + _CLIPS_PER_S,
+    }
+    phases: list[Row] = [_phase("warm-up", rates[ALONE], 5.0) | {"is_warm_up": True}]
+    for number in range(rounds):
+        phases += [_phase(f"{name} {number}", rates[name], seconds) for name in _NAMES]
+    within = {name: [f"{name} {number}" for number in range(rounds)] for name in _NAMES}
+    chat = {"model": CHAT, "max_tokens": 16, "is_numbered": True}
+    mix = [
+        {"surface": "http_classify", "tenant": "victim", "weight": victim_per_s},
+        {"surface": "http_chat", "tenant": "victim", "weight": _CHATS_PER_S, "chat": chat},
+        {"surface": "http_classify", "tenant": "greedy", "weight": 10.0 * share_per_s, "phases": within[GREEDY]},
+        {
+            "surface": "http_images",
+            "tenant": "maker",
+            "weight": _PICTURES_PER_S,
+            "draw": {"model": PAINTER, "prompts": ["class 1", "class 2"]},
+            "phases": within[MAKING],
+        },
+        {"surface": "http_videos", "tenant": "maker", "weight": _CLIPS_PER_S, "phases": within[MAKING]},
+    ]
+    return _base(mix, phases)
+
+
+def _phase(name: str, rate_per_s: float, seconds: float) -> Row:
+    return {"name": name, "arrival": {"kind": "poisson", "rate_per_s": rate_per_s}, "duration_s": seconds}
+
+
+def _base(mix: Sequence[Row], phases: Sequence[Row]) -> Row:
+    return {
+        "name": "fairness",
+        "seed": 1,
+        "model": CLASSIFIER,
+        "tenants": [{"name": name, "api_key_env": f"VIREO_{name.upper()}_KEY"} for name in KEYS],
+        "mix": list(mix),
+        "phases": list(phases),
+        "slo": {"deadline_ms": 1e3 * DEADLINE_S},
+        "limits": {"timeout_s": 60.0},
+    }
+
+
+def _records(system: System, scenario: Row, folder: Path) -> list[Row]:
+    """Send it. Raises: RuntimeError: the generator failed, or could not keep up with itself."""
+    folder.mkdir()
+    path = folder / "scenario.yaml"
+    path.write_text(yaml.safe_dump(scenario))
+    keys = {f"VIREO_{name.upper()}_KEY": key for name, key in KEYS.items()}
+    command = [sys.executable, "-m", "serving.cli", "loadtest", str(path), "--url", system.http_url, "--quiet"]
+    command += ["--grpc", f"127.0.0.1:{system.grpc_port}", "--out", str(folder / "report")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **keys}, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):  # 1: an objective was missed, which is for the table to say
+        raise RuntimeError(f"the load generator failed:\n{done.stderr[-2000:]}")
+    text = (folder / "report" / "records.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    broken = {record["outcome"] for record in records} & {"generator_error", "generator_dropped"}
+    if broken:
+        raise RuntimeError(f"requests were lost in the generator itself: {', '.join(sorted(broken))}")
+    return records
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _row(records: Sequence[Row], condition: str, surface: str) -> Row:
+    mine = [
+        record
+        for record in records
+        if record["tenant"] == "victim"
+        and record["surface"] == surface
+        and record["phase"].rpartition(" ")[0] == condition
+    ]
+    took_s = sorted(seconds for record in mine if (seconds := _took_s(record)) is not None)
+    good = sum(record["outcome"] == "ok" and _whole_s(record) <= DEADLINE_S for record in mine)
+    return {
+        "what": "chat, first token" if surface == "http_chat" else "classification",
+        "condition": condition,
+        "num": len(mine),
+        "good": good / len(mine),
+        "p50_s": percentile(took_s, 0.5),
+        "p99_s": percentile(took_s, 0.99),
+        "outcomes": {name: sum(one["outcome"] == name for one in mine) for name in {one["outcome"] for one in mine}},
+    }
+
+
+def _whole_s(record: Row) -> float:
+    return float(record["done_at_s"] - record["scheduled_at_s"])
+
+
+def _took_s(record: Row) -> float | None:
+    if record["outcome"] != "ok":
+        return None
+    if record["surface"] != "http_chat":
+        return _whole_s(record)
+    first_s = record["generated"]["first_token_at_s"]
+    return None if first_s is None else float(first_s - record["scheduled_at_s"])
