@@ -251,12 +251,12 @@ class LeastWork:
 class _Job:
     """What a fair queue reads of a job that no replica has claimed."""
 
-    __slots__ = ("batch_key", "deadline_s", "joules", "number", "rank", "sent", "tenant")
+    __slots__ = ("batch_key", "deadline_s", "elsewhere_j", "joules", "number", "rank", "sent", "tenant")
 
     def __init__(self, sent: Sent, now_s: float) -> None:
         request = sent.truth.request
         self.sent, self.number, self.tenant = sent, sent.number, request.tenant
-        self.deadline_s, self.batch_key = request.deadline_s, ()
+        self.deadline_s, self.batch_key, self.elsewhere_j = request.deadline_s, (), 0.0
         self.joules = max(1e-9, sent.plan.energy_j)
         deadline_s = None if math.isinf(request.deadline_s) else request.deadline_s
         self.rank = (queue_key(request.priority, now_s, deadline_s, sent.plan.latency_s), 0.0)
