@@ -161,6 +161,15 @@ def test_load_makes_ours_pick_a_cheaper_point() -> None:
     assert good["vireo"] >= max(good.values())
 
 
+def test_quality_bends_while_work_waits_even_if_nobody_has_a_deadline() -> None:
+    requests = [Request(arrived_s=0.02 * n, task="classify") for n in range(600)]
+    ours, plain = (simulate_system(replace(SYSTEM, checks=False), requests, policy) for policy in ("vireo", "fcfs"))
+    assert {one.point for one in plain} == {"whole"}
+    assert {one.point for one in ours[:10]} == {"whole"}
+    assert {one.point for one in ours[-300:]} == {"early"}
+    assert max(one.latency_s for one in ours) < max(one.latency_s for one in plain)
+
+
 def test_a_greedy_tenant_does_not_make_others_wait_under_ours() -> None:
     flood = [Request(arrived_s=0.02 * n, task="classify", tenant="greedy", latency_s=2.0) for n in range(900)]
     honest = [Request(arrived_s=0.4 * n, task="classify", tenant="honest", latency_s=2.0) for n in range(45)]
