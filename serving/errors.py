@@ -299,6 +299,12 @@ class TooManyBytes(Overloaded):
     code = "tenant_kv_exceeded"
 
 
+class DeepShareSpent(Overloaded):
+    """As many of the tenant's rows have reached the last exit of late as may, and no other point fits the budget."""
+
+    code = "tenant_deep_share_exceeded"
+
+
 class Draining(Overloaded):
     """This replica is shutting down."""
 

@@ -73,6 +73,12 @@ class TenantSettings(Section):
         le=1 << 60,
         description="Keys and values that its chats may need on one replica, waiting ones included; more are refused.",
     )
+    max_deep_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Of its rows to a model with exits, how many may reach the last one; others leave before it.",
+    )
     max_priority: Literal["low", "normal", "high"] = Field(
         "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
     )

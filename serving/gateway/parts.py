@@ -147,7 +147,13 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
     chat = _chat_service(config, images, pipeline, handles)
-    unary = UnaryRequests(models, media, pipeline, max_images=settings.limits.max_images)
+    unary = UnaryRequests(
+        models,
+        media,
+        pipeline,
+        max_images=settings.limits.max_images,
+        max_deep_share=tenants.view(lambda tenant: tenant.max_deep_share),
+    )
     reached = Reached(_pings(config, handles), is_deploying)
     has_raylet = raylet_watch()
     jobs, clips = build_index(config, tenants), ArtefactStore(config.artefact_url)

@@ -169,7 +169,7 @@ class PointsLowered(Event, frozen=True):
 
 
 class RowsAnswered(Event, frozen=True):
-    """A request has an answer. ``budget_degraded``: the parts of its budget that made a better point impossible."""
+    """A request has an answer. ``budget_degraded``: what made a better point impossible, of budget or tenant."""
 
     model: str
     tenant: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -201,3 +203,64 @@ def test_grpc_deadline_of_the_caller_ends_the_call_and_frees_what_it_holds(
     finally:
         process.send_signal(signal.SIGCONT)
     assert SURFACES["grpc_vireo"](door, Ask([new_picture()[0]], model=MODEL)).error is None
+
+
+# -- limits of a tenant ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(system: System) -> Iterator[Callable[..., None]]:
+    """Sets limits of whoever calls without a key, while the system runs."""
+
+    def limit(**fields: object) -> None:
+        words = [f"{name}={value}" for name, value in fields.items()]
+        command = system.command("tenants", "set", "local", *words, "--port", str(system.port))
+        assert command.returncode == 0, command.stderr
+
+    yield limit
+    limit(max_deep_share="null", max_in_flight="null")
+
+
+def test_tenant_without_a_share_of_deep_exits_gets_shallower_answers_that_say_so(
+    limited: Callable[..., None], door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    limited(max_deep_share=0)
+
+    def is_told() -> bool:
+        return "deep_share" in SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL)).report["degraded"]
+
+    wait_until(is_told, "the limit counts")
+    for name, surface in UNARY.items():
+        answer = surface(door, Ask([new_picture()[0] for _ in range(4)], model=MODEL))
+        assert "deep_share" in answer.report["degraded"], name
+        assert "exit_3=0" in answer.report["operating_point"], name
+    answer = classify_with(door, new_picture()[0], exit_1=2.0, exit_2=2.0, exit_3=2.0)
+    assert answer.json()["vireo"]["operating_point"] == "exit_1=2,exit_2=2,exit_3=0", "also if it asks for the last"
+    refused = SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL, quality_floor=1.0))
+    assert refused.error == "tenant_deep_share_exceeded"
+
+
+def test_requests_of_a_tenant_at_a_time_are_bounded_on_every_surface(
+    limited: Callable[..., None], system: System, door: Door, new_picture: Callable[[], Picture]
+) -> None:
+    limited(max_in_flight=1)
+    wait_until(lambda: system.in_flight() == 0, "the system is idle")
+    process = paused_classifier(system)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(SURFACES["http_json"], door, Ask([new_picture()[0]], model=MODEL))
+            wait_until(lambda: system.in_flight() >= 1, "the first one is on its way")
+
+            def refused(name: str) -> bool:
+                answer = UNARY[name](door, Ask([new_picture()[0]], model=MODEL, latency_ms=1000.0))
+                if answer.error == "tenant_in_flight_exceeded":
+                    assert answer.status in (429, grpc.StatusCode.RESOURCE_EXHAUSTED)
+                return answer.error == "tenant_in_flight_exceeded"
+
+            for name in UNARY:
+                wait_until(partial(refused, name), f"{name} is refused")
+            process.send_signal(signal.SIGCONT)
+            assert first.result().error is None
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert system.metrics().total("vireo_rejections_total", reason="tenant_in_flight_exceeded") >= len(UNARY)

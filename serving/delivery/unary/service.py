@@ -11,9 +11,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -27,6 +28,7 @@ from schedulers.plan import Load, Plan, Point, Settings
 from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import PRIORITIES, Fetch, Pipeline, served
+from serving.delivery.unary.deep import CURBED, DeepRows
 from serving.delivery.unary.dispatch import Dispatcher
 from serving.delivery.unary.wire import (
     Packed,
@@ -127,12 +129,19 @@ class UnaryRequests:
     """Implements ``serving.service.UnaryService``."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], media: MediaPool, pipeline: Pipeline, *, max_images: int
+        self,
+        models: Mapping[str, ServedModel],
+        media: MediaPool,
+        pipeline: Pipeline,
+        *,
+        max_images: int,
+        max_deep_share: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
         self._models = models
         self._media = media
         self._pipeline = pipeline
         self._max_images = max_images
+        self._deep = DeepRows(max_deep_share)
 
     def models(self) -> tuple[Card, ...]:
         """The models served here."""
@@ -236,13 +245,18 @@ class UnaryRequests:
         good = [row for row in prepared if isinstance(row, _Row)]
         if not good:
             raise next(error for error in prepared if isinstance(error, ServingError))
-        with span("plan"):
-            choice = self._choose(model, request, good, deadline_s)
-            degradation = degradation_of(choice, len(good))
-            self._pipeline.bending.planned(model.card.id, request.tenant, choice.busy_s * len(good), degradation)
-        outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
+        num_exits = model.card.io.num_exits
+        with self._deep.counted(request.tenant, model.card.id, num_exits, len(good)) as depth:
+            request = replace(request, budget=depth.within(request.budget))
+            with span("plan"):
+                choice = self._choose(model, request, good, deadline_s)
+                degradation = degradation_of(choice, len(good))
+                self._pipeline.bending.planned(model.card.id, request.tenant, choice.busy_s * len(good), degradation)
+            outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
+            depth.ran(outcomes, num_exits)
         reply = _reply(model, request, choice, degradation, prepared, outcomes)
-        self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded))
+        curbed = tuple(each for each in request.budget.degraded if each == CURBED)
+        self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded + curbed))
         return reply
 
     # -- rows ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from serving.domain import Budget, Degradation, ImageInput, Priority, Surface, U
 from serving.energy.spent import Spent
 from serving.errors import (
     BudgetInfeasible,
+    DeepShareSpent,
     EngineFailed,
     InvalidRequest,
     QueueFull,
@@ -230,6 +231,78 @@ async def test_first_row_tells_once_what_other_models_served_the_tenant(world: W
     for number in range(2):
         world.dispatcher.end(number)
     await asyncio.gather(*tasks)
+
+
+# -- the last exit ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Budget]:
+    """Half of acme's rows may reach the last exit. Budgets as they are planned with."""
+    budgets: list[Budget] = []
+    monkeypatch.setattr(
+        UnaryRequests, "_choose", lambda _, model, request, *__: budgets.append(request.budget) or CHOICE
+    )
+    world.service = UnaryRequests(
+        world.service._models, cast(Any, world.media), world.pipeline, max_images=8, max_deep_share={"acme": 0.5}
+    )
+    return budgets
+
+
+async def classified(world: World, images: str, exit_index: int, tenant: str = "acme") -> UnaryReply:
+    number = len(world.dispatcher.sent)
+    task = world.ask(images, tenant=tenant)
+    await world.sent(number + 1)
+    world.dispatcher.end(number, ANSWER._replace(exit_index=exit_index))
+    return await task
+
+
+async def test_tenant_over_its_share_of_deep_rows_leaves_before_the_last_exit_and_is_told(
+    world: World, deep: list[Budget]
+) -> None:
+    last = world.service.models()[0].io.num_exits
+    curbed = {f"exit_{last - 1}": 0.0}
+    reply = await classified(world, "a", last - 2)
+    assert (deep[-1].settings, reply.report.degraded) == (curbed, ("deep_share",)), "nothing has been saved up yet"
+    reply = await classified(world, "b", last - 1)
+    assert (deep[-1].settings, reply.report.degraded) == ({}, ())
+    await classified(world, "c", last - 2)
+    assert deep[-1].settings == curbed, "one of two was deep"
+    running = world.ask("d")  # it may go deep
+    await world.sent(4)
+    await classified(world, "e", last - 2)
+    assert [budget.settings for budget in deep[-2:]] == [{}, curbed], "what runs counts as deep"
+    assert (await classified(world, "f", last - 1, tenant="rival")).report.degraded == ()
+    world.dispatcher.end(3, ANSWER._replace(exit_index=0))
+    await running
+    await classified(world, "g", 0)
+    assert deep[-1].settings == {}, "and no more once it has left early"
+
+
+async def test_share_of_deep_rows_is_no_less_for_requests_that_failed(world: World, deep: list[Budget]) -> None:
+    last = world.service.models()[0].io.num_exits
+    await classified(world, "a", last - 2)
+    world.results.burst_s = 0.0
+    for image in "bcd":
+        with pytest.raises(QuotaExceeded):
+            await world.ask(image)
+    world.results.burst_s = 1e9
+    await classified(world, "e", last - 1)
+    assert deep[-1].settings == {}
+
+
+async def test_floor_that_nothing_but_the_last_exit_keeps_is_refused_with_the_limit(
+    world: World, deep: list[Budget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(_: UnaryRequests, *__: object) -> Any:
+        raise BudgetInfeasible("quality 0.8 under 0.9")
+
+    monkeypatch.setattr(UnaryRequests, "_choose", choose)
+    with pytest.raises(DeepShareSpent, match=r"50% may reach the last exit \(max_deep_share\).*under 0.9") as caught:
+        await world.ask("a", quality_floor=0.9)
+    assert caught.value.retry_after_s
+    with pytest.raises(BudgetInfeasible):
+        await world.ask("a", tenant="rival", quality_floor=0.9)
 
 
 # -- equal requests under way ----------------------------------------------------------------------------------------
