@@ -16,6 +16,7 @@ from serving.domain import Priority, UnaryReply, UnaryRequest
 if TYPE_CHECKING:
     from serving.delivery.job.base import JobPlan, JobService
     from serving.delivery.job.experts import ExpertReport
+    from serving.stores.account import Account
     from serving.tasks.chat.domain import ChatEvent, ChatRequest
 
 
@@ -135,6 +136,29 @@ class ChatService(Protocol):
         ...
 
 
+class Accounts(Protocol):
+    """What tenants may spend: ``serving.stores.results.ResultStore``."""
+
+    @property
+    def tenants(self) -> Sequence[str]:
+        """Names of those that have a quota."""
+        ...
+
+    async def account(self, tenant: str) -> Account | None:
+        """The tenant's account; None: it has no quota. Raises: StoreUnavailable."""
+        ...
+
+
+class NoAccounts:
+    """Where nobody has a quota."""
+
+    tenants: Sequence[str] = ()
+
+    async def account(self, tenant: str) -> Account | None:
+        """None."""
+        return None
+
+
 async def _no_experts(model: str) -> Sequence[ExpertReport]:
     return ()
 
@@ -158,6 +182,7 @@ class Service:
     """By tenant; one that is not here may ask for any."""
     experts: Callable[[str], Awaitable[Sequence[ExpertReport]]] = _no_experts
     """What the experts of a model were sent lately, of each replica that answers."""
+    accounts: Accounts = field(default_factory=NoAccounts)
 
     def rows_for(self, task: str) -> tuple[Card, ...]:
         """The models of rows that are for a task."""

@@ -86,6 +86,7 @@ def root(
 def build() -> typer.Typer:
     """Return the command line: commands about the system, those of each task, those about models."""
     from serving.cli import (
+        budget_command,
         completion_command,
         convert_commands,
         families_command,
@@ -111,6 +112,7 @@ def build() -> typer.Typer:
     system_commands.register(app)
     metrics_command.register(app)
     tenant_commands.register(app)
+    budget_command.register(app)
     for task in TASKS:
         if task.verbs is not None:
             task.verbs.load()(app)

@@ -28,6 +28,7 @@ from serving.front.status import http_error, to_serving_error
 from serving.limits import IngressLimits
 from serving.page.http import ROUTES as PAGE
 from serving.service import Card, Service
+from serving.tasks.budgets import BudgetAnswer, BudgetListAnswer, shown_budget, shown_budgets
 from serving.tasks.experts import ExpertsAnswer, shown_experts
 from serving.tasks.models import ModelAnswer, shown_model
 from serving.tasks.table import TASKS
@@ -128,6 +129,19 @@ async def _show_experts(call: Call) -> Answer:
     return json_answer(shown_experts(card, reports))
 
 
+async def _show_budget(call: Call) -> Answer:
+    tenant = call.tenant
+    return json_answer(shown_budget(tenant, await call.front.service.accounts.account(tenant)))
+
+
+async def _list_budgets(call: Call) -> Answer:
+    if not call.front.authenticator.is_admin(call.tenant):
+        raise Forbidden("the budgets of all tenants are an admin's to see; ask with the key of one, or GET /v1/budget")
+    accounts = call.front.service.accounts
+    found = await asyncio.gather(*(accounts.account(tenant) for tenant in accounts.tenants))
+    return json_answer(shown_budgets(dict(zip(accounts.tenants, found, strict=True))))
+
+
 async def _ready(call: Call) -> Answer:
     if not call.front.service.is_ready():
         raise NotReady("no request can be answered now: the server is starting or stopping. Try again")
@@ -191,6 +205,10 @@ _TAGGED: Final[Mapping[Tag, tuple[Route, ...]]] = {
             ExpertsAnswer,
             path_parameter("model"),
         ),
+    ),
+    Tag("budgets", "What a tenant may spend, has spent and has left."): (
+        _get("/v1/budget", _show_budget, "get_budget", "Show the caller's budget", BudgetAnswer),
+        _get("/v1/budgets", _list_budgets, "list_budgets", "Show the budgets of all tenants", BudgetListAnswer),
     ),
     Tag("server", "Health, metrics, this document, and the page that shows them."): (
         _get("/v2/health/live", _live, "get_liveness", "Is the process alive?", needs_key=False),

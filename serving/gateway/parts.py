@@ -176,6 +176,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         bending_level=lambda model: bending.level(model) if bending.bends(model) else None,
         max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
+        accounts=results,
     )
     return GatewayParts(
         tenants=tenants,

@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError
 from schedulers.admission import BucketLimits, BucketState, Cost, OverBudget
 from serving.errors import StoreFull, StoreUnavailable
 from serving.stores import keys
+from serving.stores.account import Account, read_account
 from serving.stores.breaker import BreakerState
 from serving.stores.buckets import Hold, LocalBuckets
 from serving.stores.connection import RedisConfig, RedisConnection
@@ -256,6 +257,12 @@ class RedisStore:
     def levels(self, tenant: str, limits: BucketLimits) -> BucketState | None:
         """What the tenant had left when Redis last said so, refilled since; None: it has not said yet. Asks nobody."""
         return self._local.levels(tenant, limits, self._clock())
+
+    async def account(self, tenant: str, limits: BucketLimits) -> Account:
+        """What Redis says of it, with all that is known here and Redis can be told. Raises: StoreUnavailable."""
+        if self._outbox:
+            await self._outbox.flush()
+        return await self._connection.call("account", lambda client: read_account(client, tenant, limits))
 
     async def settle_job(self, tenant: str, job_id: str, charged: Cost, actual: Cost) -> bool:
         """Correct what a durable job was charged when it was taken in: once for each job, whoever asks first. While

@@ -14,7 +14,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, lacks_for_s
 from serving.config import ResolvedConfig, TenantSettings
-from serving.errors import QuotaExceeded, QuotaTooSmall
+from serving.errors import QuotaExceeded, QuotaTooSmall, StoreUnavailable
+from serving.stores.account import Account
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
@@ -202,6 +203,23 @@ class ResultStore:
         if wait_s > 0.0:
             whole = Cost(count * least.joules, count * least.seconds)
             raise _account_empty(tenant, wait_s, lacks_for_s(left, limits, whole, known.at_s))
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Names of those that have a quota."""
+        return tuple(self._limits)
+
+    async def account(self, tenant: str) -> Account | None:
+        """The tenant's account; None: it has no quota. Raises: StoreUnavailable: Redis cannot be asked."""
+        limits = self._limits.get(tenant)
+        if limits is None:
+            return None
+        try:
+            return await self._store.account(tenant, limits)
+        except StoreUnavailable:
+            raise StoreUnavailable(
+                "accounts cannot be read now; requests are answered all the same. Retry in 1 s", retry_after_s=1.0
+            ) from None
 
     def hold_decode(self, tenant: str, predicted_s: float) -> None:
         """See ``serving.media.pool.DecodeAccount``."""

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import redis.asyncio as aioredis
 
-from schedulers.admission import Cost
+from schedulers.admission import NOTHING, Cost
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.delivery.unary.service import CODEC, StoredAnswer
-from serving.errors import QuotaExceeded, QuotaTooSmall
+from serving.errors import QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
 from serving.stores import keys
 from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
+from serving.tasks.budgets import shown_budget
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
@@ -287,3 +288,50 @@ async def test_without_redis_decoding_is_charged_here() -> None:
     await finish(results)
     with pytest.raises(QuotaExceeded):
         results.check_account("acme")
+
+
+async def test_account_says_what_is_left_set_aside_and_spent(results: ResultStore) -> None:
+    account = await results.account("acme")
+    assert account is not None
+    assert (account.level.joules, account.reserved, account.spent, account.num_open) == (100.0, NOTHING, NOTHING, 0)
+    (await results.reserve("acme", Cost(10.0, 1.0))).settle(4.0, 0.5)
+    await finish(results)
+    running = await results.reserve("acme", Cost(20.0, 2.0), overrun=1.5)
+    account = await results.account("acme")
+    assert account is not None
+    assert (account.level.joules, account.level.seconds) == (pytest.approx(66.0), pytest.approx(6.5))
+    assert (account.reserved, account.num_open) == (Cost(30.0, 3.0), 1)
+    assert (account.spent.joules, account.spent.seconds) == (pytest.approx(4.0), pytest.approx(0.5))
+    running.settle(130.0, 0.0)
+    await finish(results)
+    account = await results.account("acme")
+    assert account is not None
+    assert (account.level.joules, account.reserved, account.num_open) == (pytest.approx(-34.0), NOTHING, 0)
+    assert shown_budget("acme", account)["joules"] == {
+        "level": pytest.approx(-34.0),
+        "per_s": 1e-9,
+        "burst": 100.0,
+        "reserved": 0.0,
+        "spent": pytest.approx(134.0),
+        "full_in_s": pytest.approx(134e9),
+    }
+
+
+@pytest.mark.parametrize("damage", [{"joules": "nan"}, {"taken_j": "x", "at": "inf"}])
+async def test_account_that_is_broken_can_be_looked_at(
+    results: ResultStore, admin: aioredis.Redis, damage: dict[str, str]
+) -> None:
+    await results.reserve("acme", Cost(10.0, 1.0))
+    await admin.hset(keys.bucket("acme"), mapping=damage)
+    account = await results.account("acme")
+    assert account is not None
+    assert account.level.joules == 100.0
+    assert account.spent.joules == 0.0
+
+
+async def test_account_cannot_be_read_without_redis() -> None:
+    results = ResultStore(make_config("unix:///nonexistent/redis.sock"))
+    with pytest.raises(StoreUnavailable, match="accounts cannot be read now"):
+        await results.account("acme")
+    assert await results.account("nobody") is None
+    await finish(results)

@@ -31,7 +31,7 @@ from serving.domain import (
 from serving.errors import ServingError, UnknownModel, UnknownPath
 from serving.media.decode import decode
 from serving.media.limits import MediaLimits
-from serving.service import Card, Service, StoredImage
+from serving.service import Accounts, Card, NoAccounts, Service, StoredImage
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Usage
 from tests.support.fake_videos import FakeVideos
 
@@ -150,6 +150,7 @@ class FakeService(FakeVideos):
         self.chats_open = 0
         self.image_jobs = FakeVideos(is_fast=is_fast)
         self.expert_reports: Sequence[ExpertReport] = ()
+        self.accounts: Accounts = NoAccounts()
         self.predicted_s = 0.1
         """Of every call for pictures."""
         self.chats_cut = 0
@@ -287,6 +288,7 @@ def joined(fake: FakeService, max_priorities: Mapping[str, Priority] | None = No
         is_live=fake.is_model_ready,
         max_priorities=max_priorities or {},
         experts=experts,
+        accounts=fake.accounts,
     )
 
 

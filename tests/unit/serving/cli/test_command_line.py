@@ -52,6 +52,7 @@ ASKING = {
     "models list": [],
     "moe status": [],
     "status": [],
+    "budget": [],
     "loadtest": ["smoke"],
 }
 """Commands that ask a server, and what they need besides its address."""

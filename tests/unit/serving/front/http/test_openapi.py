@@ -88,6 +88,8 @@ CASES: list[Case] = [
         for model in (MODEL, CHAT_MODEL, VIDEO_MODEL, PAINTER, TENSORS)
     ],
     ("GET", "/v1/models/{model}/experts", f"/v1/models/{TENSORS}/experts", None, {}),
+    ("GET", "/v1/budget", "/v1/budget", None, {}),
+    ("GET", "/v1/budgets", "/v1/budgets", None, {}),
     ("GET", "/", "/", None, {}),
     ("GET", "/", "/", None, {"accept": "text/html"}),
     ("GET", "/docs", "/docs", None, {}),

@@ -1,0 +1,71 @@
+"""What a tenant may spend, has spent and has left, as ``/v1/budget`` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from serving.stores.account import Account
+
+
+class BudgetKindAnswer(TypedDict):
+    """Joules, or engine seconds. ``level``: there now; below 0 in debt. It grows by ``per_s`` up to ``burst``.
+    ``reserved``: set aside for requests that run. ``spent``: charged since the account exists. ``full_in_s``: until it
+    is full, if nothing is spent meanwhile; null: never."""
+
+    level: float
+    per_s: float
+    burst: float
+    reserved: float
+    spent: float
+    full_in_s: float | None
+
+
+class BudgetAnswer(TypedDict):
+    """Both kinds are null for a tenant without a quota. ``open``: requests that have something set aside."""
+
+    object: Literal["budget"]
+    tenant: str
+    open: int
+    joules: BudgetKindAnswer | None
+    seconds: BudgetKindAnswer | None
+
+
+class BudgetListAnswer(TypedDict):
+    """Those of all tenants."""
+
+    object: Literal["list"]
+    data: list[BudgetAnswer]
+
+
+def shown_budget(tenant: str, account: Account | None) -> BudgetAnswer:
+    """Return what is said of an account; None: the tenant has no quota."""
+    if account is None:
+        return {"object": "budget", "tenant": tenant, "open": 0, "joules": None, "seconds": None}
+    limits, level, reserved, spent = account.limits, account.level, account.reserved, account.spent
+    return {
+        "object": "budget",
+        "tenant": tenant,
+        "open": account.num_open,
+        "joules": _kind(level.joules, limits.joules_per_s, limits.joules_burst, reserved.joules, spent.joules),
+        "seconds": _kind(level.seconds, limits.seconds_per_s, limits.seconds_burst, reserved.seconds, spent.seconds),
+    }
+
+
+def shown_budgets(accounts: Mapping[str, Account | None]) -> BudgetListAnswer:
+    """Return what is said of the accounts of all tenants."""
+    return {"object": "list", "data": [shown_budget(tenant, account) for tenant, account in accounts.items()]}
+
+
+def _kind(level: float, per_s: float, burst: float, reserved: float, spent: float) -> BudgetKindAnswer:
+    full_in_s = (burst - level) / per_s if per_s else None if level < burst else 0.0
+    return {
+        "level": level,
+        "per_s": per_s,
+        "burst": burst,
+        "reserved": reserved,
+        "spent": spent,
+        "full_in_s": full_in_s,
+    }

@@ -1,0 +1,81 @@
+"""``vireo budget`` against the front door with accounts behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from schedulers.admission import BucketLimits, BucketState, Cost
+from serving.cli import budget_command
+from serving.client.exits import Exit
+from serving.errors import StoreUnavailable
+from serving.front.auth import Authenticator
+from serving.stores.account import Account
+from tests.support.fake_service import FakeService
+from tests.support.served_door import ServedDoor, served
+
+ADA = Account(
+    limits=BucketLimits(joules_per_s=2.0, joules_burst=100.0, seconds_per_s=0.0, seconds_burst=10.0),
+    level=BucketState(60.0, 9.0, 0.0),
+    reserved=Cost(12.0, 0.5),
+    spent=Cost(4310.0, 70.0),
+    num_open=2,
+)
+
+
+class Accounts:
+    tenants = ("ada", "bob")
+
+    async def account(self, tenant: str) -> Account | None:
+        if tenant == "lost":
+            raise StoreUnavailable("accounts cannot be read now", retry_after_s=1.0)
+        return ADA if tenant == "ada" else None
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[ServedDoor]:
+    keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ada", "bob", "lost")}
+    service = FakeService()
+    service.accounts = Accounts()
+    with served(service, Authenticator(keys, False, admins=("bob",))) as door:
+        yield door
+
+
+def vireo(door: ServedDoor, *arguments: str) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    budget_command.register(app)
+    return CliRunner().invoke(app, ["budget", "--url", door.url, *arguments], env={"COLUMNS": "100"})
+
+
+def test_budget_is_that_of_the_key(door: ServedDoor) -> None:
+    document = json.loads(vireo(door, "--key", "ada", "--json").stdout)
+    assert (document["tenant"], document["open"]) == ("ada", 2)
+    kinds = {"level": 60.0, "per_s": 2.0, "burst": 100.0, "reserved": 12.0, "spent": 4310.0, "full_in_s": 20.0}
+    assert document["joules"] == kinds
+    assert document["seconds"]["full_in_s"] is None
+    shown = vireo(door, "--key", "ada").stdout
+    assert all(word in shown for word in ("ada", "4310", "20 s", "never"))
+
+
+def test_tenant_without_a_quota_has_no_limit(door: ServedDoor) -> None:
+    assert json.loads(vireo(door, "--key", "bob", "--json").stdout)["joules"] is None
+    assert "no limit" in vireo(door, "--key", "bob").stdout
+
+
+def test_only_an_admin_sees_those_of_all(door: ServedDoor) -> None:
+    document = json.loads(vireo(door, "--all", "--key", "bob", "--json").stdout)
+    assert [one["tenant"] for one in document["data"]] == ["ada", "bob"]
+    refused = vireo(door, "--all", "--key", "ada")
+    assert (refused.exit_code, "an admin's to see" in refused.stderr) == (Exit.REFUSED, True)
+
+
+def test_accounts_that_cannot_be_read_are_said_to_be_so(door: ServedDoor) -> None:
+    result = vireo(door, "--key", "lost")
+    assert result.exit_code not in (0, Exit.REFUSED)
+    assert "cannot be read now" in result.stderr
