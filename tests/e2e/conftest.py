@@ -95,7 +95,9 @@ def beta(strict: System) -> Iterator[Door]:
         yield opened_door
 
 
-BURST_S = {"rich": 10_000.0, "poor": 0.01}
+BURST_S = {"rich": 10_000.0, "poor": 10_000.0}
+POOR_J = 0.06
+"""A picture that is classified to the last exit takes half of it."""
 BILLED_CHAT = "texthawk2-nano"
 
 
@@ -109,7 +111,8 @@ def collector() -> Iterator[Collector]:
 def billed(collector: Collector) -> Iterator[System]:
     """A system that tells the collector of every request, with a tenant that can pay, one that cannot, and one more.
     Each has its name as its key."""
-    bounds = {name: {"burst_s": burst_s, "seconds_per_s": 1e-6} for name, burst_s in BURST_S.items()} | {"acme": {}}
+    bounds = {name: {"burst_s": burst_s, "seconds_per_s": 0.0001} for name, burst_s in BURST_S.items()} | {"acme": {}}
+    bounds["poor"] |= {"burst_j": POOR_J, "joules_per_s": 0.0001}
     tenants = [
         {"name": name, "api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()], **more}
         for name, more in bounds.items()
