@@ -352,6 +352,12 @@ class StoreUnavailable(BackendError):
     code = "store_unavailable"
 
 
+class AccountUnavailable(BackendError):
+    """The account of a tenant that is to be refused without it cannot be read (`fail_closed`); others are served."""
+
+    code = "account_unavailable"
+
+
 class StoreFull(StoreUnavailable):
     """A store answers and has no room to write: reads still work. Clients meet it as the error of a job."""
 

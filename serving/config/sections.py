@@ -79,6 +79,11 @@ class TenantSettings(Section):
         le=1,
         description="Of its rows to a model with exits, how many may reach the last one; others leave before it.",
     )
+    fail_closed: bool = Field(
+        False,
+        description="Whether it is refused while its account cannot be read. Otherwise each gateway goes on with its "
+        "share of what was left, which is charged afterwards.",
+    )
     max_priority: Literal["low", "normal", "high"] = Field(
         "normal", description="Highest priority that its requests get; what asks for more is lowered, and says so."
     )

@@ -125,6 +125,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.EngineFailed: _BROKEN,
         errors.ReplicaLost: _AWAY,
         errors.RetriesSpent: _AWAY,
+        errors.AccountUnavailable: _AWAY,
         errors.StoreUnavailable: _AWAY,
         errors.StoreFull: _AWAY,
         errors.ServingError: _BROKEN,

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, lacks_for_s
 from serving.config import ResolvedConfig, TenantSettings
-from serving.errors import QuotaExceeded, QuotaTooSmall, StoreUnavailable
+from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.stores.account import Account
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.buckets import Hold
@@ -79,7 +79,9 @@ class ResultStore:
         settings = config.settings
         self._is_caching = settings.redis.cache
         self._ttl_s = max(1, round(settings.redis.cache_ttl_s))
-        self._limits = (tenants or LiveTenants(settings.tenants)).view(_bucket_limits)
+        tenants = tenants or LiveTenants(settings.tenants)
+        self._limits = tenants.view(_bucket_limits)
+        self._fails_closed = tenants.view(lambda tenant: tenant.fail_closed)
         self._cache = ResultCache(config.secret.encode(), tell)
         self._store = RedisStore(
             RedisConfig(url=config.store_url, timeout_s=settings.redis.timeout_s, breaker=BreakerConfig()),
@@ -127,7 +129,7 @@ class ResultStore:
 
         Raises:
             QuotaExceeded: the tenant's buckets do not hold that much now; nothing was reserved.
-            QuotaTooSmall: they never do.
+            QuotaTooSmall: they never do. AccountUnavailable: of a tenant that is not served without its account.
         """
         limits = self._limits.get(tenant)
         digests = [None if name is None else name.digest for name in names]
@@ -173,6 +175,13 @@ class ResultStore:
         if reply.over_budget is not None:
             assert limits is not None
             raise _quota_exceeded(tenant, limits, reply, costs)
+        if reply.hold is not None and reply.hold.is_local and self._fails_closed.get(tenant):
+            await self._store.settle(reply.hold, NOTHING)
+            raise AccountUnavailable(
+                f"the account of tenant {tenant!r} cannot be read now, and it may spend nothing without (fail_closed); "
+                "retry in 1 s",
+                retry_after_s=1.0,
+            )
         return reply
 
     async def _give_back(self, asking: asyncio.Future[LookupReply]) -> None:

@@ -14,7 +14,7 @@ import redis.asyncio as aioredis
 from schedulers.admission import NOTHING, Cost
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.delivery.unary.service import CODEC, StoredAnswer
-from serving.errors import QuotaExceeded, QuotaTooSmall, StoreUnavailable
+from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
 from serving.stores import keys
 from serving.stores.results import Lookup, ResultName, ResultStore
@@ -334,4 +334,23 @@ async def test_account_cannot_be_read_without_redis() -> None:
     with pytest.raises(StoreUnavailable, match="accounts cannot be read now"):
         await results.account("acme")
     assert await results.account("nobody") is None
+    await finish(results)
+
+
+async def test_without_redis_only_who_may_spend_nothing_unseen_is_refused() -> None:
+    tenants = [{"name": "open"}, {"name": "closed", "fail_closed": True}]
+    redis = {"url": "unix:///nonexistent/redis.sock", "timeout_s": 2.0}
+    results = ResultStore(resolve(from_mapping({"redis": redis, "tenants": tenants})))
+    assert (await results.reserve("open", Cost(1.0, 1.0))).cost is not None
+    for _ in range(2):
+        with pytest.raises(AccountUnavailable) as caught:
+            await results.reserve("closed", Cost(1.0, 1.0))
+        assert retry_after_s(caught.value) == 1.0
+    await finish(results)
+
+
+async def test_who_fails_closed_is_served_while_its_account_can_be_read(url: str) -> None:
+    tenants = [{"name": "closed", "fail_closed": True}]
+    results = ResultStore(resolve(from_mapping({"redis": {"url": url, "timeout_s": 2.0}, "tenants": tenants})))
+    assert (await results.reserve("closed", Cost(1.0, 1.0))).cost == Cost(1.0, 1.0)
     await finish(results)

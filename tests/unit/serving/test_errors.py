@@ -76,6 +76,7 @@ CODES = {
     "ReplicaLost": "replica_lost",
     "RetriesSpent": "retries_spent",
     "StoreUnavailable": "store_unavailable",
+    "AccountUnavailable": "account_unavailable",
     "StoreFull": "store_full",
 }
 """Clients switch on these: a change here breaks somebody. Repeated on purpose, not derived."""
