@@ -347,7 +347,7 @@ def test_tenant_is_added_limited_rotated_and_removed_without_a_restart(
         def is_refused() -> bool:
             body = {"model": MODEL, "image": base64.b64encode(new_picture()[0]).decode()}
             answer = gamma.http.post("/v1/classify", json=body)
-            return answer.status_code == 429 and answer.json()["error"]["code"] == "quota_exceeded"
+            return answer.status_code == 422 and answer.json()["error"]["code"] == "quota_too_small"
 
         wait_until(is_refused, "the quota counts")
     assert SURFACES["http_json"](alpha, Ask([new_picture()[0]], model=MODEL)).items

@@ -68,7 +68,8 @@ def _given(system: System) -> float:
     before_s = _worker_seconds(system)
     with _client(system, "empty") as http:
         for seed in range(_EMPTY_REQUESTS):
-            assert http.post("/v1/classify", json=_body(_encoded(_noise(_EMPTY_SIDE, seed), "JPEG"))).status_code == 429
+            answer = http.post("/v1/classify", json=_body(_encoded(_noise(_EMPTY_SIDE, seed), "JPEG")))
+            assert answer.status_code in (422, 429)  # the latter at commits that knew no quota_too_small
     return round(_worker_seconds(system) - before_s, 2)
 
 
