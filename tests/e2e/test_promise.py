@@ -143,6 +143,8 @@ def refusal(user: User, way: str) -> str:
 def test_a_refusal_names_a_budget_that_gets_a_cheaper_answer_which_says_so(user: User, way: str) -> None:
     free = ASKED[way](user, None)
     assert not free["degraded"]
+    assert free["energy_source"] == "estimate"
+    assert way == "videos" or free["energy_j"] > 0.0  # a job that has just been made has taken nothing
     said = refusal(user, way)
     assert "no operating point fits the budget" in said
     nearest = _NEAREST.search(said)
