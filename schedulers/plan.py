@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from schedulers.charge import Charge
 from schedulers.cost import Units
 
 #: The parts of a budget, spelled as in the ``degraded`` list of an answer.
@@ -92,8 +93,8 @@ class Budget:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What a request meets: ``queued_s``, the seconds of work before it; ``rows``, those that come with it, itself
-    included, and take their share of its batch; and ``bend``, how far its quality gives way to load, from 0 (not at
-    all) to 1 (``schedulers.bending.depth``).
+    included, and take their share of its batch; ``bend``, how far its quality gives way to load, from 0 (not at all) to
+    1 (``schedulers.bending.depth``); and ``charge``, what rows are charged now (None: as in the table).
 
     Raises: ValueError: ``queued_s`` is negative or not finite, there is no row, or ``bend`` is not from 0 to 1.
     """
@@ -101,6 +102,7 @@ class Load:
     queued_s: float = 0.0
     rows: int = 1
     bend: float = 0.0
+    charge: Charge | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.queued_s < math.inf:
@@ -111,10 +113,13 @@ class Load:
             raise ValueError(f"bend is {self.bend}; need 0 to 1")
 
 
+_IDLE = Load()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A point and what it is predicted to take: seconds once it has begun, until all its rows are done; seconds that
-    a row is charged; and joules of a row.
+    """A point and what it is predicted to take: seconds once it has begun, until all its rows are done; a row's share
+    of a usual batch; and joules that a row is charged under the load of now.
 
     ``degraded``: what ruled out the best point, which is then ``best``.
     """
@@ -150,7 +155,7 @@ def plan(points: Sequence[Point], work: Work, budget: Budget, load: Load) -> Pla
     the one that takes fewer joules, then the faster, then the first. Points of unknown quality come last, in order.
     """
     wait_s = load.queued_s
-    plans = [_planned(point, work(point.settings), load.rows) for point in points]
+    plans = [_planned(point, work(point.settings), load) for point in points]
     if not plans:
         message = "no operating point can do this combination of settings"
         return Refusal(nearest=None, breaks=(), feasible=None, message=message)
@@ -234,11 +239,12 @@ def _rank(one: Plan) -> tuple[float, ...]:
     return (-one.point.quality, one.energy_j, one.latency_s)
 
 
-def _planned(point: Point, units: Units, rows: int = 1) -> Plan:
+def _planned(point: Point, units: Units, load: Load = _IDLE) -> Plan:
     busy_s, latency_s = point.cost.busy(units), point.cost.latency(units)
+    charged_s = busy_s if load.charge is None else load.charge.expected_s(busy_s, latency_s, load.rows)
     if point.cost.latency_s:  # nobody waits for a guess
-        latency_s += (rows - 1) * busy_s
-    return Plan(point=point, latency_s=latency_s, busy_s=busy_s, energy_j=busy_s * point.cost.watts)
+        latency_s += (load.rows - 1) * busy_s
+    return Plan(point=point, latency_s=latency_s, busy_s=busy_s, energy_j=charged_s * point.cost.watts)
 
 
 def _excesses(one: Plan, budget: Budget, wait_s: float) -> dict[BudgetKind, float]:
