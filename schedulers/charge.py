@@ -1,7 +1,7 @@
 """What a row is charged, as against what the table says: its share of a batch, on the machine as it is.
 
 A table has the times of a row alone and of its share of a usual batch. Which of the two a row is charged depends on who
-comes with it: on an idle server it runs alone, and costs several times as much as where batches are full. A machine that
+comes with it: on an idle server it runs alone, at several times the cost of a row in a full batch. A machine that
 is slower than the one that was measured costs more either way. Both show in what rows were charged, of which a running
 mean is kept, as a multiple of the share.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -326,3 +327,11 @@ class Load:
         """Wait for ``count`` more answers."""
         target = len(self.answers) + count
         wait_until(lambda: len(self.answers) >= target, f"{count} more answers", timeout_s)
+
+
+def enough_j(surface: Surface, door: Door, ask: Ask) -> float:
+    """Joules that a row is charged now at the cheapest point, with some to spare: it changes with the load."""
+    refused = surface(door, replace(ask, energy_j=1e-9))
+    nearest = re.search(r"energy ([0-9.e+-]+) J of", refused.message)
+    assert nearest, refused.message
+    return 1.2 * float(nearest[1])

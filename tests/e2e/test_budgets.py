@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,9 +17,9 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from models.operating_points import read_table
 from models.registry import find
-from serving.operating_points import planned_points, row_work
+from serving.operating_points import planned_points
 from tests.e2e.conftest import CALLS_ON_THE_WAY, Picture
-from tests.e2e.surfaces import SURFACES, UNARY, Door
+from tests.e2e.surfaces import SURFACES, UNARY, Door, enough_j
 from tests.support.clients import Ask
 from tests.support.system import MODEL, System
 from tests.support.waiting import wait_until
@@ -27,26 +28,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def points() -> list[dict[str, Any]]:
-    """Name, joules a picture and lower bound of accuracy."""
-    family, variant = find(MODEL)
-    work = row_work(family, variant)
-    return [
-        {"name": p.name, "joules": p.cost.watts * p.cost.busy(work(p.settings)), "quality": p.quality}
-        for p in planned_points(read_table(variant))
-    ]
+def points() -> dict[str, float]:
+    """Lower bound of accuracy, by name."""
+    return {point.name: point.quality or 0.0 for point in planned_points(read_table(find(MODEL)[1]))}
 
 
-def best(points: list[dict[str, Any]], max_j: float = float("inf"), min_accuracy: float = 0.0) -> set[str]:
-    """Names of the most accurate points within the bounds (several may be equal)."""
-    fitting = [p for p in points if p["joules"] <= max_j and p["quality"] >= min_accuracy]
-    top = max(point["quality"] for point in fitting)
-    return {point["name"] for point in fitting if point["quality"] == top}
+def best(points: dict[str, float]) -> set[str]:
+    """Names of the most accurate points (several may be equal)."""
+    return {name for name, quality in points.items() if quality == max(points.values())}
 
 
 @pytest.mark.parametrize("name", sorted(SURFACES))
 def test_without_a_budget_the_most_accurate_point_answers(
-    name: str, door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+    name: str, door: Door, points: dict[str, float], new_picture: Callable[[], Picture]
 ) -> None:
     report = SURFACES[name](door, Ask([new_picture()[0]], model=MODEL)).report
     assert report["operating_point"] in best(points)
@@ -55,32 +49,42 @@ def test_without_a_budget_the_most_accurate_point_answers(
 
 @pytest.mark.parametrize("name", sorted(SURFACES))
 def test_energy_budget_changes_the_operating_point(
-    name: str, door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+    name: str, door: Door, points: dict[str, float], new_picture: Callable[[], Picture]
 ) -> None:
-    cheapest = min(points, key=lambda point: point["joules"])
-    two = Ask([new_picture()[0], new_picture()[0]], model=MODEL, energy_j=2.001 * cheapest["joules"])
-    report = SURFACES[name](door, two).report
-    assert report["operating_point"] == cheapest["name"]
+    ask, surface = Ask([new_picture()[0]], model=MODEL), SURFACES[name]
+    report = surface(door, replace(ask, energy_j=enough_j(surface, door, ask))).report
+    assert report["operating_point"] in points.keys() - best(points)
     assert "energy" in report["degraded"]
 
 
-def test_points_follow_the_energy_budget_through_the_table(
-    door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+def test_a_budget_that_is_ample_changes_nothing(
+    door: Door, points: dict[str, float], new_picture: Callable[[], Picture]
 ) -> None:
-    for point in points:
-        allowed = point["joules"] * 1.0001
-        report = SURFACES["http_json"](door, Ask([new_picture()[0]], model=MODEL, energy_j=allowed)).report
-        assert report["operating_point"] in best(points, max_j=allowed)
+    ask, surface = Ask([new_picture()[0]], model=MODEL), SURFACES["http_json"]
+    report = surface(door, replace(ask, energy_j=20 * enough_j(surface, door, ask))).report
+    assert report["operating_point"] in best(points)
+    assert not report["degraded"]
 
 
-def test_quality_floor_is_kept(door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]) -> None:
-    floor = max(point["quality"] for point in points) - 1e-9
+def test_answers_take_what_was_expected_of_them(door: Door, new_picture: Callable[[], Picture]) -> None:
+    """Alone on an idle server, a row costs ten times its share of a full batch. What is compared with a budget follows
+    what rows were charged; this test fails where it is the share in a batch that nobody else is in."""
+    surface, ask = SURFACES["http_json"], Ask([new_picture()[0]], model=MODEL)
+    for _ in range(10):
+        surface(door, Ask([new_picture()[0]], model=MODEL))
+    allowed_j = enough_j(surface, door, ask)
+    spent = [surface(door, Ask([new_picture()[0]], model=MODEL, energy_j=4 * allowed_j)).report for _ in range(9)]
+    assert statistics.median(one["energy_j"] for one in spent) < 4 * allowed_j
+
+
+def test_quality_floor_is_kept(door: Door, points: dict[str, float], new_picture: Callable[[], Picture]) -> None:
+    floor = max(points.values()) - 1e-9
     report = SURFACES["grpc_oip"](door, Ask([new_picture()[0]], model=MODEL, quality_floor=floor)).report
-    assert report["operating_point"] in best(points, min_accuracy=floor)
+    assert report["operating_point"] in best(points)
 
 
 def test_ample_latency_changes_nothing(
-    door: Door, points: list[dict[str, Any]], new_picture: Callable[[], Picture]
+    door: Door, points: dict[str, float], new_picture: Callable[[], Picture]
 ) -> None:
     answer = SURFACES["grpc_vireo"](door, Ask([new_picture()[0]], model=MODEL, latency_ms=20_000.0))
     assert answer.report["operating_point"] in best(points)
@@ -89,13 +93,13 @@ def test_ample_latency_changes_nothing(
 @pytest.mark.parametrize("name", sorted(SURFACES))
 @pytest.mark.parametrize("kind", ["latency_ms", "energy_j", "quality_floor"])
 def test_impossible_budget_is_refused_naming_the_nearest_point(
-    kind: str, name: str, door: Door, points: list[dict[str, Any]], digits: list[Picture]
+    kind: str, name: str, door: Door, points: dict[str, float], digits: list[Picture]
 ) -> None:
     impossible = {"latency_ms": 0.001, "energy_j": 1e-9, "quality_floor": 1.0}
     answer = SURFACES[name](door, replace(Ask([digits[0][0]], model=MODEL), **{kind: impossible[kind]}))
     assert answer.error == "budget_infeasible"
     assert answer.status in (422, grpc.StatusCode.FAILED_PRECONDITION, None)
-    assert any(point["name"] in answer.message for point in points)
+    assert any(name in answer.message for name in points)
     assert kind.split("_")[0] in answer.message
     assert "loosen" in answer.message
 

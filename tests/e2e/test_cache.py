@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from tests.e2e.conftest import Picture
-from tests.e2e.surfaces import SURFACES, UNARY, Door, Load
+from tests.e2e.surfaces import SURFACES, UNARY, Door, Load, enough_j
 from tests.support.clients import Ask
 from tests.support.system import MODEL, System
 from tests.support.waiting import wait_until
@@ -67,7 +68,8 @@ def test_known_and_new_images_of_one_request_are_told_apart(door: Door, new_pict
 def test_another_operating_point_is_another_result(door: Door, new_picture: Callable[[], Picture]) -> None:
     data, _ = new_picture()
     wait_until(lambda: is_cached(door, Ask([data], model=MODEL)), "a cache hit")
-    frugal = SURFACES["http_json"](door, Ask([data], model=MODEL, energy_j=0.0015))
+    surface, ask = SURFACES["http_json"], Ask([data], model=MODEL)
+    frugal = surface(door, replace(ask, energy_j=enough_j(surface, door, ask)))
     assert frugal.report["cache"] == "miss"
     assert frugal.report["degraded"] == ["energy"]
 

@@ -22,6 +22,7 @@ from PIL import Image
 from models.inputs import Array, Inputs, row_of
 from models.io import ImageIO, ImageRequest, RowIO
 from schedulers.admission import NOTHING, Cost
+from schedulers.charge import Charge
 from schedulers.cost import Units
 from schedulers.overrun import Overrun
 from schedulers.plan import Load, Plan, Point, Settings
@@ -75,7 +76,7 @@ _DEADLINE_GRACE_S = 0.25
 class ServedModel:
     """A model and the way to it.
 
-    ``words``: what its network takes of a prompt. ``overrun``: learnt from what its rows took.
+    ``words``: what its network takes of a prompt. ``overrun`` and ``charge``: learnt from what its rows took.
     """
 
     card: Card
@@ -83,6 +84,7 @@ class ServedModel:
     dispatcher: Dispatcher
     words: Callable[[str], Array] | None = None
     overrun: Overrun = field(default_factory=Overrun)
+    charge: Charge = field(default_factory=Charge)
 
     def alone_s(self, point: Point, request: ImageRequest | None, exit_index: int | None = None) -> float:
         """See ``serving.operating_points.alone_s``."""
@@ -308,7 +310,7 @@ class UnaryRequests:
             budget,
             partial(_mean_work, model.points.work, [row.request for row in rows]),
             latency_s=None if budget.latency_ms is None else max(0.0, deadline_s - self._pipeline.clock()),
-            load=Load(queued_s=queued_s, rows=len(rows), bend=bend),
+            load=Load(queued_s=queued_s, rows=len(rows), bend=bend, charge=model.charge),
         )
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -377,11 +379,14 @@ def _learn(
     requests: Sequence[ImageRequest | None],
     outcomes: Sequence[SampleOutcome],
 ) -> None:
-    """From rows that were answered: what they took beside what they take alone up to where they left."""
+    """From rows that were answered: what they took beside what they take alone up to where they left, and beside the
+    share of a batch that they were planned with."""
     for request, outcome in zip(requests, outcomes, strict=False):  # none, where it is not known what ran
         if isinstance(outcome, SampleAnswer):
-            taken_s = outcome.spent.dearest_s(model.points.watts)
-            model.overrun.observe(model.alone_s(point, request, outcome.exit_index), taken_s)
+            taken, watts = outcome.spent.charged(model.points.watts), model.points.watts
+            model.overrun.observe(model.alone_s(point, request, outcome.exit_index), taken.dearest_s(watts))
+            share_s = point.cost.busy(model.points.work(point.settings, request))
+            model.charge.observe(share_s, (taken.joules or 0.0) / watts)
 
 
 def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings: Settings) -> Units:

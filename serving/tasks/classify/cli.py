@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 _EXAMPLES = """\b
 Examples:
   vireo classify examples/digit-7.png
-  vireo classify *.png --top-k 3 --energy-j 0.002 --json
+  vireo classify *.png --top-k 3 --energy-j 0.05 --json
   vireo classify a.png --model ID --help
 
 The last one lists the settings of the model, each of which is an option.
