@@ -59,10 +59,28 @@ def a_store(url: str, secret: bytes = SECRET) -> TenantStore:
     return TenantStore(RedisConfig(url=url, timeout_s=5.0), secret)
 
 
+class Watched(LiveTenants):
+    """``num_looks``: how often Redis was looked at."""
+
+    num_looks = 0
+
+    async def have_been_looked_up(self) -> None:
+        """Whatever lies in Redis now was seen."""
+        enough = self.num_looks + 2  # one may be under way
+        await until(lambda: self.num_looks >= enough)
+
+
+class CountingWatch(TenantWatch):
+    async def _once(self) -> None:
+        await super()._once()
+        assert isinstance(self._live, Watched)
+        self._live.num_looks += 1
+
+
 @asynccontextmanager
-async def watching(url: str, copy: Path | None = None, secret: bytes = SECRET) -> AsyncIterator[LiveTenants]:
-    live = LiveTenants([ADA])
-    watch = TenantWatch(live, a_store(url, secret), copy=copy, every_s=OFTEN_S)
+async def watching(url: str, copy: Path | None = None, secret: bytes = SECRET) -> AsyncIterator[Watched]:
+    live = Watched([ADA])
+    watch = CountingWatch(live, a_store(url, secret), copy=copy, every_s=OFTEN_S)
     await watch.begin()
     try:
         yield live
@@ -132,7 +150,7 @@ async def test_what_was_not_sealed_with_the_secret_lets_nobody_in(
     async with watching(url, tmp_path / "copy") as live:
         for value in (forged, msgspec.msgpack.encode(records), b"", b"\x01" * 200):
             await admin.set(name, value)
-            await asyncio.sleep(3 * OFTEN_S)
+            await live.have_been_looked_up()
             assert (live.now.version, live.now.settings["ada"].admin) == (0, False)
         await change(store, 5, with_bob)  # over what somebody else left there
         await until(lambda: live.now.version == 5)
@@ -169,7 +187,7 @@ async def test_replica_keeps_what_it_has_and_puts_nothing_back(store: TenantStor
     await change(store, 5, with_bob)
     async with watching(url) as live:
         await admin.flushall()
-        await asyncio.sleep(3 * OFTEN_S)
+        await live.have_been_looked_up()
         assert await store.read() == b""
         assert "bob" in live.weights
 
@@ -198,7 +216,7 @@ async def test_copy_that_somebody_has_changed_is_none(url: str, store: TenantSto
 async def test_deployments_with_other_secrets_do_not_meet(store: TenantStore, url: str, tmp_path: Path) -> None:
     async with watching(url, tmp_path / "copy", b"another secret of 32 characters!") as live:
         await change(store, 5, with_bob)
-        await asyncio.sleep(3 * OFTEN_S)
+        await live.have_been_looked_up()
         assert live.now.version == 0
     assert await is_back(store, await store.read())
 
@@ -210,7 +228,7 @@ async def test_records_that_this_release_cannot_use_change_nothing(store: Tenant
         broken = msgspec.structs.replace(with_bob(TenantRecords()), version=6)
         broken.by_name["bob"].fields["weight"] = -1
         assert await store.write(await store.read(), store.seal(broken))
-        await asyncio.sleep(3 * OFTEN_S)
+        await live.have_been_looked_up()
         assert (live.now.version, live.weights["bob"]) == (5, 2.0)
         await change(store, 7, lambda records: changed(with_bob(TenantRecords()), BASE, "bob", {"weight": 3}))
         await until(lambda: live.now.version == 7)
