@@ -27,7 +27,7 @@ from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget, Priority
 from serving.energy.spent import Spent
-from serving.errors import DeadlineExceeded, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
+from serving.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
 from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 
@@ -215,6 +215,17 @@ class Pipeline:
                 return await work
         except TimeoutError:
             raise _too_late(what) from None
+
+    def check_queue(self, deadline_s: float, queued_s: float) -> None:
+        """Raises: DeadlineUnreachable: what waits before a request takes longer than it has."""
+        late_s = self.clock() + queued_s - deadline_s
+        if late_s > 0.0:
+            raise DeadlineUnreachable(
+                f"the queue takes {queued_s:.2f} s, which is more than this request has; retry in {late_s:.2f} s, or "
+                "allow more latency_ms",
+                param="vireo",
+                retry_after_s=max(_LEAST_RETRY_S, late_s),
+            )
 
     def check_in_time(self, deadline_s: float, what: str) -> None:
         """Raises: DeadlineExceeded: it is later than that."""

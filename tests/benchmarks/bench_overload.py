@@ -150,12 +150,13 @@ def _row(side: str, load: float, seconds: float, payloads: Sequence[Payload], re
     late = [record for record in answered if _took_s(record) > allowed_s[record.index]]
     refused = [record for record in records if record.outcome is Outcome.REJECTED]
     refused_ms = sorted(1e3 * ((record.done_at_s or 0.0) - (record.sent_at_s or 0.0)) for record in refused)
+    in_time_s = [record.done_at_s or 0.0 for record in answered if record not in late]
     bent = sum("load" in record.server.degraded for record in answered if record.server is not None)
     return {
         "side": side,
         "load": load,
         "sent": len(records),
-        "good_per_s": (len(answered) - len(late)) / seconds,
+        "good_per_s": len(in_time_s) / max([seconds, *in_time_s]),
         "late": len(late),
         "expired": sum(record.outcome is Outcome.DEADLINE_EXCEEDED for record in records),
         "refused": len(refused),

@@ -242,6 +242,8 @@ class UnaryRequests:
             )
 
     async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
+        if model.points.is_calibrated:  # nobody is refused for a guess
+            self._pipeline.check_queue(deadline_s, model.dispatcher.predicted_wait_s())
         with span("media"):
             prepared = await self._prepare(model, request)
         good = [row for row in prepared if isinstance(row, _Row)]

@@ -26,7 +26,7 @@ from serving.errors import BudgetInfeasible, DeadlineUnreachable, PromptTooLong
 from serving.service import Card
 from serving.tasks.chat.domain import Sampling
 
-_MAX_AGE_S = 30.0
+MAX_AGE_S = 30.0
 """Prices that have not been observed for so long refuse nobody."""
 
 
@@ -105,7 +105,7 @@ def make_plan(
     """
     asked = _asked(card, sampling, {tiles: _length(tokens) for tiles, tokens in prompts.items()})
     wanted = PointBudget(quality_floor=budget.quality_floor)
-    if cost.is_known(now_s, _MAX_AGE_S):
+    if cost.is_known(now_s, MAX_AGE_S):
         latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
         wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
     left_s = None if wanted.latency_s is None else max(0.0, wanted.latency_s - load.queued_s)

@@ -34,7 +34,7 @@ from serving.media.request_images import FetchedImage
 from serving.service import Card
 from serving.stores.results import Lookup, Reservation, ResultName
 from serving.tasks.chat.domain import ChatEnd, ChatEvent, ChatRequest, Message, Part, TextPart, Usage
-from serving.tasks.chat.points import Measured, make_plan
+from serving.tasks.chat.points import MAX_AGE_S, Measured, make_plan
 from serving.tasks.chat.results import CODEC, TenantKeys, result_key
 from serving.telemetry.events import ChatAnswered, ChatRetried, WorkPriced
 from serving.telemetry.tracing import span
@@ -173,6 +173,8 @@ class ChatService:
         tiles: int | None = None
         is_coarser = False
         load, planned = self._load(model, request), None
+        if model.cost.is_known(self._pipeline.clock(), MAX_AGE_S):  # nobody is refused for a guess
+            self._pipeline.check_queue(deadline_s, load.queued_s)
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
             with span("media"):

@@ -566,6 +566,23 @@ async def test_answers_before_a_request_count_against_its_latency() -> None:
 
 
 @virtual
+async def test_queue_that_is_longer_than_any_deadline_allows_refuses_at_once() -> None:
+    world = World(slots=1, default_deadline_s=2.0)
+    await world.ask(request("hello"))  # what answers cost is known now
+    fitting = int(2.0 / world.cost.answer_s) + 1
+    waiting = [asyncio.create_task(world.ask(request(str(n)))) for n in range(fitting)]
+    await asyncio.sleep(0.1)
+    begun_s = asyncio.get_running_loop().time()
+    with pytest.raises(DeadlineUnreachable, match="the queue takes") as caught:
+        await world.ask(request("one more"))
+    assert asyncio.get_running_loop().time() == begun_s, "at once"
+    assert 0.0 < (caught.value.retry_after_s or 0.0) <= world.cost.answer_s
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert end(await world.ask(request("one more"))), "once they are gone"
+    await world.check_nothing_is_left()
+
+
+@virtual
 async def test_a_floor_is_met_by_what_was_measured_and_by_no_answer_that_is_cut_short() -> None:
     with pytest.raises(BudgetInfeasible, match="not measured"):
         await World().ask(request(budget=Budget(quality_floor=0.1)))

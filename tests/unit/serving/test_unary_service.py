@@ -24,6 +24,7 @@ from serving.domain import Budget, Degradation, ImageInput, Priority, Surface, U
 from serving.energy.spent import Spent
 from serving.errors import (
     BudgetInfeasible,
+    DeadlineUnreachable,
     DeepShareSpent,
     EngineFailed,
     InvalidRequest,
@@ -42,7 +43,13 @@ from tests.support.waiting import until
 
 MODEL = "m"
 POINT = Point(name="full", settings={}, cost=PointCost(latency_s={}, busy_s={"rows": 0.25}, watts=4.0))
-POINTS = SimpleNamespace(points=(POINT,), watts=4.0, cost_model=None, work=lambda settings, request=None: {"rows": 1.0})
+POINTS = SimpleNamespace(
+    points=(POINT,),
+    watts=4.0,
+    cost_model=None,
+    work=lambda settings, request=None: {"rows": 1.0},
+    is_calibrated=True,
+)
 CHOICE = SimpleNamespace(point=POINT, energy_j=1.0, busy_s=0.25, degraded=(), best=None)
 ANSWER = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 0, False, 0.0, 0.5, 2.0, "nvml")
 
@@ -72,8 +79,10 @@ class Dispatcher:
         self.elsewhere_j: list[float] = []
         self.bills: list[Callable[[Sequence[SampleOutcome]], None]] = []
 
+    queued_s = 0.0
+
     def predicted_wait_s(self) -> float:
-        return 0.0
+        return self.queued_s
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
@@ -568,6 +577,15 @@ async def test_answer_that_comes_after_the_deadline_is_not_given(world: World) -
         ends += await settled(tasks[number])
     assert ends == ["miss", "DeadlineExceeded"]
     assert world.results.settled_s == [0.5, 0.5], "what ran is charged"
+    await world.check_nothing_is_left()
+
+
+async def test_queue_that_is_longer_than_the_deadline_refuses_before_anything_is_decoded(world: World) -> None:
+    world.dispatcher.queued_s = 6.0  # the default deadline is 5 s
+    with pytest.raises(DeadlineUnreachable, match="retry in 1") as caught:
+        await world.ask()
+    assert caught.value.retry_after_s == pytest.approx(1.0, abs=0.2)
+    assert world.media.callers == []
     await world.check_nothing_is_left()
 
 
