@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from schedulers.types import Priority as SchedulerPriority
 from serving.domain import Degradation, Priority
 from serving.telemetry.events import BendingChanged, PointsLowered, Sink, ignore
 
+_FEW, _LEAST_S = 2.0, 0.05
 _FALLS_AFTER = 10.0
 """Calm for this many times the queue that it takes to rise: what is queued is long worked off by then."""
 _PRIORITIES = {
@@ -21,6 +23,14 @@ _PRIORITIES = {
     Priority.NORMAL: SchedulerPriority.NORMAL,
     Priority.HIGH: SchedulerPriority.HIGH,
 }
+
+
+def queue_limit_s(after_s: float, usual_s: float, *, gateways: int = 1, room: float = math.inf) -> float:
+    """Seconds of queue from which the quality of a model bends. A gateway sees its own part of the queue. Of what takes
+    long, a few must wait before it is one. ``usual_s``: of a usual request at the dearest point. ``room``: requests
+    at a time of which half are a queue however short they are, so that quality bends before any is refused."""
+    half_s = room * usual_s / 2 if usual_s else math.inf
+    return max(_LEAST_S, min(max(after_s / gateways, _FEW * usual_s), half_s))
 
 
 def limits_of(after_s: float) -> Limits:

@@ -235,6 +235,22 @@ def usual_work(family: Family, variant: Variant) -> Work:
     return work
 
 
+def usual_seconds(model: ResolvedModel[Any]) -> float:
+    """What is charged for what is asked for as a rule, at the dearest point; 0 where nobody measured.
+
+    Raises: ConfigError: a table that cannot be used.
+    """
+    variant = model.variant
+    if getattr(model.options, "engine", "") == "fake" or getattr(model.options, "random_weights", False):
+        return 0.0
+    if variant.weights is None or not (variant.weights / TABLE_FILE).is_file():
+        return 0.0
+    work: Work = usual_work(family_for(model.family, variant), variant)
+    if isinstance(variant.io, ImageIO):
+        work = partial(row_work(family_for(model.family, variant), variant), request=variant.io.usual)
+    return max(point.cost.busy(work(point.settings)) for point in planned_points(load_table(variant)))
+
+
 def _chat_work(family: Family, variant: Variant, settings: Settings) -> Units:
     assert family.work is not None
     tiles = int(settings.get(MAX_TILES, variant.io.max_tiles))

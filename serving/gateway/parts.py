@@ -17,7 +17,7 @@ from models.registry import family_for
 from schedulers.bending import Limits
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
-from serving.bending import Bending, limits_of
+from serving.bending import Bending, limits_of, queue_limit_s
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.experts import ExpertReport
@@ -34,7 +34,7 @@ from serving.media.limits import MediaLimits
 from serving.media.pool import MediaPool
 from serving.media.processors import Processors
 from serving.media.request_images import GridOf, RequestImages
-from serving.operating_points import Points, answer_cost, answer_work, points_of, points_of_answers
+from serving.operating_points import Points, answer_cost, answer_work, points_of, points_of_answers, usual_seconds
 from serving.refusals import prompt_check
 from serving.service import Card, Service, card_of
 from serving.stores.artefacts import ArtefactStore
@@ -59,7 +59,6 @@ from serving.tasks.videos.rules import VIDEOS
 from serving.telemetry.events import Sink
 from serving.tenants import LiveTenants
 
-_LEAST_QUEUE_S = 0.001
 _EXPERTS_S = 5.0
 """For all replicas to say what their experts were sent."""
 
@@ -134,7 +133,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     limits = PipelineLimits(
         max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
     )
-    bending = Bending(_bending_limits(config, models), tenants.weights, tell=tell)
+    bending = Bending(_bending_limits(config), tenants.weights, tell=tell)
     pipeline = Pipeline(
         results,
         limits,
@@ -195,24 +194,26 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
 
 
-def _bending_limits(config: ResolvedConfig, models: Mapping[str, ServedModel]) -> dict[str, Limits]:
-    """By model. A gateway sees its own part of a queue, unless it is of jobs; and so that quality bends before anybody
-    is refused, rows that fill half a gateway are a queue however short they are."""
+def _bending_limits(config: ResolvedConfig) -> dict[str, Limits]:
+    """Of the models whose quality may bend."""
     settings, gateway = config.settings.bending, config.settings.gateway
-    if not settings.enabled:
-        return {}
     limits = {}
-    for model in config.models:
+    for model in config.models if settings.enabled else ():
+        if not model.bend:
+            continue
+        usual_s = usual_seconds(model)
         match model.options:
-            case _ if not model.bend:
-                continue
             case JobOptions():
-                after_s = settings.jobs_after_s
+                after_s = queue_limit_s(settings.jobs_after_s, usual_s / model.replicas)
             case StreamOptions():
-                after_s = settings.chat_after_s / gateway.replicas
+                after_s = queue_limit_s(settings.chat_after_s, 0.0, gateways=gateway.replicas)
             case _:
-                half_s = gateway.max_in_flight / 2 * models[model.id].longest_busy_s / model.replicas
-                after_s = max(_LEAST_QUEUE_S, min(settings.rows_after_s / gateway.replicas, half_s))
+                after_s = queue_limit_s(
+                    settings.rows_after_s,
+                    usual_s / model.replicas,
+                    gateways=gateway.replicas,
+                    room=gateway.max_in_flight,
+                )
         limits[model.id] = limits_of(after_s)
     return limits
 

@@ -90,12 +90,6 @@ class ServedModel:
         """See ``serving.operating_points.alone_s``."""
         return alone_s(self.points, point, self.card.io.num_exits, request, exit_index)
 
-    @property
-    def longest_busy_s(self) -> float:
-        """What a row of the largest size is charged at the dearest point."""
-        points, largest = self.points, self.card.io.largest
-        return max(point.cost.busy(points.work(point.settings, request=largest)) for point in points.points)
-
 
 class StoredAnswer(NamedTuple):
     """A cached answer: the outputs, and the exit (from 0) that gave them."""

@@ -10,7 +10,7 @@ from vireo_pb.vireo.v1 import vireo_pb2
 
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Cost, Load, Plan, Point, plan
-from serving.bending import Bending, degradation_of, limits_of
+from serving.bending import Bending, degradation_of, limits_of, queue_limit_s
 from serving.client.told import reduced
 from serving.domain import Degradation, Priority, Report
 from serving.front.grpc.messages import message_from_report
@@ -47,6 +47,20 @@ def report(degradation: Degradation | None) -> Report:
 def test_model_that_does_not_bend_is_left_alone() -> None:
     bending = Bending({})
     assert (bending.depth("m", "ada", Priority.LOW, 1e6), bending.level("m"), bending.bends("m")) == (0.0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "usual_s", "more", "limit_s"),
+    [
+        (0.5, 0.0, {}, 0.5),  # nobody measured
+        (0.5, 0.01, {"gateways": 2}, 0.25),  # each sees half of the queue
+        (0.5, 4.0, {"gateways": 2}, 8.0),  # one that waits is no queue
+        (0.5, 0.001, {"room": 512}, 0.256),  # else the gateway would be full before
+        (0.5, 0.001, {"room": 4}, 0.05),
+    ],
+)
+def test_queue_that_bends_a_model(after_s: float, usual_s: float, more: Any, limit_s: float) -> None:
+    assert queue_limit_s(after_s, usual_s, **more) == pytest.approx(limit_s)
 
 
 def test_depth_is_the_callers_own() -> None:
