@@ -199,7 +199,7 @@ _counter("vireo_replica_retries_total", "Calls sent again because a replica was 
 _counter("vireo_shared_results_total", "Results that were given to an equal request under way, too.", "model").on(
     events.ResultShared
 )
-_counter("vireo_degraded_total", "Answers reduced to meet a budget.", "model", "reason").on_each(
+_counter("vireo_degraded_total", "Answers reduced to meet a budget or the load.", "model", "reason").on_each(
     events.RowsAnswered, lambda event: [(reason, 1) for reason in event.budget_degraded]
 ).on_each(events.ChatAnswered, lambda event: [(reason, 1) for reason in event.report.degraded]).on(
     events.SampleAnswered, when=lambda event: event.degraded, reason="deadline"
