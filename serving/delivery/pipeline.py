@@ -219,7 +219,7 @@ class Pipeline:
     def check_queue(self, deadline_s: float, queued_s: float) -> None:
         """Raises: DeadlineUnreachable: what waits before a request takes longer than it has."""
         late_s = self.clock() + queued_s - deadline_s
-        if late_s > 0.0:
+        if queued_s > 0.0 and late_s > 0.0:
             raise DeadlineUnreachable(
                 f"the queue takes {queued_s:.2f} s, which is more than this request has; retry in {late_s:.2f} s, or "
                 "allow more latency_ms",

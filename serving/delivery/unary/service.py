@@ -236,7 +236,8 @@ class UnaryRequests:
             )
 
     async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
-        if model.points.is_calibrated:  # nobody is refused for a guess
+        # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
+        if model.points.is_calibrated and request.budget.latency_ms is None:
             self._pipeline.check_queue(deadline_s, model.dispatcher.predicted_wait_s())
         with span("media"):
             prepared = await self._prepare(model, request)

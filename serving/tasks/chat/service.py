@@ -173,7 +173,8 @@ class ChatService:
         tiles: int | None = None
         is_coarser = False
         load, planned = self._load(model, request), None
-        if model.cost.is_known(self._pipeline.clock(), MAX_AGE_S):  # nobody is refused for a guess
+        # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
+        if request.budget.latency_ms is None and model.cost.is_known(self._pipeline.clock(), MAX_AGE_S):
             self._pipeline.check_queue(deadline_s, load.queued_s)
         if parts:
             caller = Caller(request.tenant, RANKS[request.budget.priority])
