@@ -61,6 +61,9 @@ class Dispatcher:
     def predicted_wait_s(self) -> float:
         return 0.0
 
+    def predicted_turn_s(self, tenant: str, num_samples: int) -> float:
+        return self.predicted_wait_s()
+
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         self.num_running += 1
         await self.may_end.wait()

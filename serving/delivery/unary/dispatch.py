@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import structlog
 
 from schedulers.fair_queue import FairQueue, Weights
+from schedulers.fair_wait import FairWait
 from schedulers.retry_budget import RetryBudget
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
@@ -41,6 +42,8 @@ MAX_SAMPLES_PER_CALL = 64
 _BACKOFF_S = 0.05
 """Seconds before the second attempt; each further one waits this much longer."""
 _LEAVE_TIMEOUT_S = 5.0
+_RECENT = 0.2
+"""Weight of the newest request in what samples take."""
 _LEAST_J = 1e-6
 """Even work predicted to cost nothing takes a turn."""
 Settle: TypeAlias = Callable[[Sequence[SampleOutcome]], None]
@@ -116,14 +119,22 @@ class Dispatcher:
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
     _numbers: count[int] = field(default_factory=count, init=False)
     _job_numbers: count[int] = field(default_factory=count, init=False)
-    _outstanding_s: float = field(default=0.0, init=False)
+    _outstanding: FairWait = field(init=False)
+    _sample_s: float = field(default=0.0, init=False)
+    """Predicted seconds of a sample, of late."""
 
     def __post_init__(self) -> None:
         self._waiting = FairQueue(self.weights)
+        self._outstanding = FairWait(self.weights)
 
     def predicted_wait_s(self) -> float:
-        """Predicted seconds until a sample sent now starts, from what this gateway has outstanding."""
-        return self._outstanding_s / self.num_replicas
+        """Predicted seconds until all that this gateway has outstanding is done."""
+        return self._outstanding.total_s / self.num_replicas
+
+    def predicted_turn_s(self, tenant: str, num_samples: int) -> float:
+        """Predicted seconds until so many samples of a tenant, sent now, have had their turn: of what others have
+        outstanding, no more than is theirs by then. A tenant that floods makes itself wait, and hardly others."""
+        return self._outstanding.wait_s(tenant, num_samples * self._sample_s) / self.num_replicas
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Settle) -> list[SampleOutcome]:
         """Answer the samples, in order. Cancelling takes them out; ``settle`` is called once in any case.
@@ -133,12 +144,13 @@ class Dispatcher:
         self.retries.add_request(self.clock())
         job = self._job(samples, predicted_s, settle)
         self._waiting.add(job)
-        self._outstanding_s += predicted_s
+        self._outstanding.add(job.tenant, predicted_s)
+        self._sample_s += _RECENT * (predicted_s / len(samples) - self._sample_s)
         self._pump()
         try:
             return await job.done
         finally:
-            self._outstanding_s = max(0.0, self._outstanding_s - predicted_s)
+            self._outstanding.remove(job.tenant, predicted_s)
 
     def _job(self, samples: Sequence[SampleCall], predicted_s: float, settle: Settle) -> _Job:
         now_s, first = self.clock(), samples[0]

@@ -238,7 +238,8 @@ class UnaryRequests:
     async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
         # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
         if model.points.is_calibrated and request.budget.latency_ms is None:
-            self._pipeline.check_queue(deadline_s, model.dispatcher.predicted_wait_s())
+            turn_s = model.dispatcher.predicted_turn_s(request.tenant, request.num_items)
+            self._pipeline.check_queue(deadline_s, turn_s)
         with span("media"):
             prepared = await self._prepare(model, request)
         good = [row for row in prepared if isinstance(row, _Row)]
@@ -299,8 +300,9 @@ class UnaryRequests:
     # -- operating point -------------------------------------------------------------------------------------------
 
     def _choose(self, model: ServedModel, request: UnaryRequest, rows: Sequence[_Row], deadline_s: float) -> Plan:
-        name, budget, queued_s = model.card.id, request.budget, model.dispatcher.predicted_wait_s()
-        bend = self._pipeline.bending.depth(name, request.tenant, budget.priority, queued_s)
+        name, budget, way = model.card.id, request.budget, model.dispatcher
+        bend = self._pipeline.bending.depth(name, request.tenant, budget.priority, way.predicted_wait_s())
+        queued_s = way.predicted_turn_s(request.tenant, len(rows))
         return choose(
             name,
             model.points,

@@ -228,6 +228,20 @@ async def test_time_spent_waiting_is_taken_off_what_remains(way: Way) -> None:
     await asyncio.gather(ended(first), ended(second))
 
 
+async def test_a_flood_lets_its_own_tenant_wait_and_hardly_another() -> None:
+    async with quiet_end(Way(num_replicas=2)) as way:
+        tasks = [way.run(number, tenant="greedy") for number in range(40)]
+        await until(lambda: len(way.calls) == 1)
+        waits = {tenant: way.dispatcher.predicted_turn_s(tenant, 1) for tenant in ("greedy", "other")}
+        assert waits["greedy"] == way.dispatcher.predicted_wait_s() == 20.0 / 2
+        assert 0.0 < waits["other"] <= 0.5 / 2  # as much of the flood as it has itself
+        while not all(task.done() for task in tasks):
+            for call in way.open_calls:
+                call.answer()
+            await asyncio.sleep(0)
+        await asyncio.gather(*map(ended, tasks))
+
+
 async def test_predicted_wait_counts_what_is_out_and_divides_by_replicas() -> None:
     async with quiet_end(Way(num_replicas=4)) as way:
         assert way.dispatcher.predicted_wait_s() == 0.0

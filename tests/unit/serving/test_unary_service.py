@@ -84,6 +84,9 @@ class Dispatcher:
     def predicted_wait_s(self) -> float:
         return self.queued_s
 
+    def predicted_turn_s(self, tenant: str, num_samples: int) -> float:
+        return self.predicted_wait_s()
+
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Any) -> list[SampleOutcome]:
         done: asyncio.Future[list[SampleOutcome]] = asyncio.get_running_loop().create_future()
         self.rows += [sample.inputs for sample in samples]

@@ -33,6 +33,9 @@ class Recorder:
     def predicted_wait_s(self) -> float:
         return 0.0
 
+    def predicted_turn_s(self, tenant: str, num_samples: int) -> float:
+        return self.predicted_wait_s()
+
     async def run(self, samples: list[Any], predicted_s: float, settle: Any) -> list[Any]:
         self.samples += samples
         outcomes = [ANSWER for _ in samples]
