@@ -8,16 +8,18 @@ from typing import Final
 
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.front.auth import Authenticator
 from serving.front.front import Front
 from serving.front.grpc.call import Door, GrpcCall, GrpcContext
 from serving.front.grpc.health import Health
 from serving.front.grpc.messages import RawRequests, Reader
-from serving.front.grpc.registration import HEALTH, SERVICES
+from serving.front.grpc.registration import HEALTH, SERVICES, VIREO
 from serving.front.grpc.rpc import Rpc, small
 from serving.limits import IngressLimits
 from serving.service import Service
+from serving.tasks.budgets import budget_message, shown_budget
 from serving.tasks.table import TASKS
 from serving.telemetry.events import Sink, ignore
 
@@ -75,8 +77,14 @@ def _watch(
     return call.door.health.watch(request.service)
 
 
+async def _budget(call: GrpcCall, _request: vireo_pb2.GetBudgetRequest) -> vireo_pb2.TenantBudget:
+    tenant = call.tenant
+    return budget_message(shown_budget(tenant, await call.front.service.accounts.account(tenant)))
+
+
 RPCS: Final = (
     *(rpc for task in TASKS if task.rpcs is not None for rpc in task.rpcs.load()),
+    Rpc(method=VIREO.methods_by_name["GetBudget"], answer=_budget),
     Rpc(method=HEALTH.methods_by_name["Check"], answer=_check),
     Rpc(method=HEALTH.methods_by_name["Watch"], answer=_watch),
 )

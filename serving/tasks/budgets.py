@@ -1,4 +1,4 @@
-"""What a tenant may spend, has spent and has left, as ``/v1/budget`` shows it."""
+"""What a tenant may spend, has spent and has left, as ``/v1/budget`` and ``GetBudget`` show it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from typing_extensions import TypedDict
+from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.stores.account import Account
 
@@ -57,6 +58,14 @@ def shown_budget(tenant: str, account: Account | None) -> BudgetAnswer:
 def shown_budgets(accounts: Mapping[str, Account | None]) -> BudgetListAnswer:
     """Return what is said of the accounts of all tenants."""
     return {"object": "list", "data": [shown_budget(tenant, account) for tenant, account in accounts.items()]}
+
+
+def budget_message(shown: BudgetAnswer) -> vireo_pb2.TenantBudget:
+    """Return the same as a message."""
+    joules, seconds = (
+        None if kind is None else vireo_pb2.Allowance(**kind) for kind in (shown["joules"], shown["seconds"])
+    )
+    return vireo_pb2.TenantBudget(tenant=shown["tenant"], open=shown["open"], joules=joules, seconds=seconds)
 
 
 def _kind(level: float, per_s: float, burst: float, reserved: float, spent: float) -> BudgetKindAnswer:

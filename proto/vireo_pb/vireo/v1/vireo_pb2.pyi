@@ -1659,3 +1659,102 @@ class GenerateVideoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateVideoResponse: _TypeAlias = GenerateVideoResponse  # noqa: Y015
+
+@_typing.final
+class GetBudgetRequest(_message.Message):
+    """Asks for the budget of whoever asks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBudgetRequest: _TypeAlias = GetBudgetRequest  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """Joules, or engine seconds, of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    PER_S_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    FULL_IN_S_FIELD_NUMBER: _builtins.int
+    level: _builtins.float
+    """There now; below 0 in debt."""
+    per_s: _builtins.float
+    """By which it grows every second, up to "burst"."""
+    burst: _builtins.float
+    """The most that is saved up."""
+    reserved: _builtins.float
+    """Set aside for requests that run."""
+    spent: _builtins.float
+    """Charged since the account exists."""
+    full_in_s: _builtins.float
+    """Seconds until it is full, if nothing is spent meanwhile; absent: never."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.float = ...,
+        per_s: _builtins.float = ...,
+        burst: _builtins.float = ...,
+        reserved: _builtins.float = ...,
+        spent: _builtins.float = ...,
+        full_in_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_full_in_s", b"_full_in_s", "full_in_s", b"full_in_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_full_in_s", b"_full_in_s", "burst", b"burst", "full_in_s", b"full_in_s", "level", b"level", "per_s", b"per_s", "reserved", b"reserved", "spent", b"spent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__full_in_s: _TypeAlias = _typing.Literal["full_in_s"]  # noqa: Y015
+    _WhichOneofArgType__full_in_s: _TypeAlias = _typing.Literal["_full_in_s", b"_full_in_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__full_in_s) -> _WhichOneofReturnType__full_in_s | None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
+
+@_typing.final
+class TenantBudget(_message.Message):
+    """What a tenant may spend. Without a quota, both kinds are absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    JOULES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Its name."""
+    open: _builtins.int
+    """Requests that have something set aside."""
+    @_builtins.property
+    def joules(self) -> Global___Allowance:
+        """Energy."""
+
+    @_builtins.property
+    def seconds(self) -> Global___Allowance:
+        """Time on the engines."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        open: _builtins.int = ...,
+        joules: Global___Allowance | None = ...,
+        seconds: Global___Allowance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["joules", b"joules", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joules", b"joules", "open", b"open", "seconds", b"seconds", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantBudget: _TypeAlias = TenantBudget  # noqa: Y015

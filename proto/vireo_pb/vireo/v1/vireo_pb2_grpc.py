@@ -70,6 +70,11 @@ class VireoStub:
                 request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.SerializeToString,
                 response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.FromString,
                 _registered_method=True)
+        self.GetBudget = channel.unary_unary(
+                '/vireo.v1.Vireo/GetBudget',
+                request_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GetBudgetRequest.SerializeToString,
+                response_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.TenantBudget.FromString,
+                _registered_method=True)
 
 
 class VireoServicer:
@@ -130,6 +135,13 @@ class VireoServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBudget(self, request, context):
+        """What the caller's tenant may spend, has spent and has left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VireoServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -167,6 +179,11 @@ def add_VireoServicer_to_server(servicer, server):
                     servicer.GenerateVideo,
                     request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.FromString,
                     response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.SerializeToString,
+            ),
+            'GetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBudget,
+                    request_deserializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GetBudgetRequest.FromString,
+                    response_serializer=vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.TenantBudget.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -359,6 +376,33 @@ class Vireo:
             '/vireo.v1.Vireo/GenerateVideo',
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoRequest.SerializeToString,
             vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GenerateVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vireo.v1.Vireo/GetBudget',
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.GetBudgetRequest.SerializeToString,
+            vireo__pb_dot_vireo_dot_v1_dot_vireo__pb2.TenantBudget.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,8 @@ class VireoStub:
     that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
     some progress, ends with a status instead.
     """
+    GetBudget: _grpc.UnaryUnaryMultiCallable[_vireo_pb2.GetBudgetRequest, _vireo_pb2.TenantBudget]
+    """What the caller's tenant may spend, has spent and has left."""
 
 @_typing.type_check_only
 class VireoAsyncStub(VireoStub):
@@ -89,6 +91,8 @@ class VireoAsyncStub(VireoStub):
     that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
     some progress, ends with a status instead.
     """
+    GetBudget: _aio.UnaryUnaryMultiCallable[_vireo_pb2.GetBudgetRequest, _vireo_pb2.TenantBudget]  # type: ignore[assignment]
+    """What the caller's tenant may spend, has spent and has left."""
 
 class VireoServicer(metaclass=_abc_1.ABCMeta):
     """Serves vision models inside a latency and an energy budget."""
@@ -157,5 +161,13 @@ class VireoServicer(metaclass=_abc_1.ABCMeta):
         that is cancelled, or whose deadline passes, cancels the job, unless it is detached. A call that fails, also after
         some progress, ends with a status instead.
         """
+
+    @_abc_1.abstractmethod
+    def GetBudget(
+        self,
+        request: _vireo_pb2.GetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vireo_pb2.TenantBudget, _abc.Awaitable[_vireo_pb2.TenantBudget]]:
+        """What the caller's tenant may spend, has spent and has left."""
 
 def add_VireoServicer_to_server(servicer: VireoServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

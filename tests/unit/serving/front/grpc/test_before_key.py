@@ -84,7 +84,7 @@ async def refusal(method: MethodDescriptor, sent: Any, metadata: Any = ADA) -> t
 
 
 def test_every_method_is_in_the_table() -> None:
-    assert len(METHODS) == 23
+    assert len(METHODS) == 24
     assert {method.name for method in KEYLESS} == {
         "ServerLive", "ServerReady", "Check", "Watch", "ServerReflectionInfo",
     }  # fmt: skip
