@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 
+from schedulers.running_mean import RunningMean
+
 _WEIGHT = 0.1
 """Of the newest row in the mean."""
 _LEAST, _MOST = 0.1, 64.0
-_USUAL_ROWS = 16
-"""Rows of the batch that ``share`` is of."""
+USUAL_ROWS = 16
+"""Rows of the batch that a share is of: how many come together under load."""
 
 
 class Charge:
@@ -28,22 +30,20 @@ class Charge:
     __slots__ = ("_mean",)
 
     def __init__(self) -> None:
-        self._mean: float | None = None
+        self._mean = RunningMean(_WEIGHT)
 
     def observe(self, share_s: float, actual_s: float) -> None:
         """A row was charged ``actual_s``, and its share of a usual batch is ``share_s``. What is no positive time
         teaches nothing."""
         if not (0.0 < share_s < math.inf and 0.0 < actual_s < math.inf):
             return
-        ratio = min(_MOST, max(_LEAST, actual_s / share_s))
-        self._mean = ratio if self._mean is None else self._mean + _WEIGHT * (ratio - self._mean)
+        self._mean.observe(min(_MOST, max(_LEAST, actual_s / share_s)))
 
     def expected_s(self, share_s: float, alone_s: float, rows: int) -> float:
         """Of each of ``rows`` that come together. ``alone_s``: of a row alone; 0 where nobody measured it."""
         if share_s <= 0.0:
             return share_s
         alone = max(1.0, alone_s / share_s)
-        own = 1.0 + (alone - 1.0) * max(0, _USUAL_ROWS - rows) / ((_USUAL_ROWS - 1) * rows)
-        if self._mean is None:
-            return share_s * own
-        return share_s * min(self._mean, own * max(1.0, self._mean / alone))
+        own = 1.0 + (alone - 1.0) * max(0, USUAL_ROWS - rows) / ((USUAL_ROWS - 1) * rows)
+        mean = self._mean.value
+        return share_s * (own if mean is None else min(mean, own * max(1.0, mean / alone)))

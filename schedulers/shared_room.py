@@ -13,10 +13,12 @@ it is settled (what it really took), which may be sooner or later.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable
 from typing import Final
 
 from schedulers.fair_queue import EQUAL, FairQueue, Weights, checked
+from schedulers.running_mean import RunningMean
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 
@@ -65,7 +67,7 @@ class SharedRoom:
         #: Of each tenant that is here: places that it holds and waits for.
         self._num_here: dict[str, int] = {}
         #: What a request of a model takes, in joules.
-        self._usual_j: dict[str, float] = {}
+        self._usual_j: defaultdict[str, RunningMean] = defaultdict(lambda: RunningMean(_WEIGHT))
 
     @property
     def num_in(self) -> int:
@@ -103,7 +105,7 @@ class SharedRoom:
             return False
         self._num_asked += 1
         place.number = self._num_asked
-        place.joules = self._usual_j.get(place.model, _LEAST_J)
+        place.joules = self._usual_j[place.model].value or _LEAST_J
         self._num_here[place.tenant] = here + 1
         self._queue.add(place)
         return True if self._next() is not None else None
@@ -124,8 +126,7 @@ class SharedRoom:
 
     def settle(self, tenant: str, model: str, joules: float) -> None:
         """A request really took so much."""
-        usual_j = self._usual_j.get(model)
-        self._usual_j[model] = max(_LEAST_J, joules if usual_j is None else usual_j + _WEIGHT * (joules - usual_j))
+        self._usual_j[model].observe(max(_LEAST_J, joules))
         self._queue.correct(tenant, joules)
 
     def _next(self) -> Place | None:

@@ -25,6 +25,7 @@ from models.io import (
 from models.operating_points import TABLE_FILE, Quality, Seconds, Table, point_name, read_table
 from models.registry import family_for
 from schedulers.answer_cost import AnswerCost
+from schedulers.charge import USUAL_ROWS
 from schedulers.cost import CostModel, Price, Units
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Cost, Load, Plan, Point, Settings, Value, Work, dominated, plan, with_settings
@@ -34,8 +35,6 @@ from serving.domain import Budget
 from serving.errors import BudgetInfeasible, ConfigError, DeadlineUnreachable
 
 _IDLE = Load()
-_USUAL_BATCH = 16
-"""Rows that share a batch under load: what a row is charged is its share of such a batch."""
 _USUAL_TEXT_TOKENS, _USUAL_ANSWER_TOKENS = 32, 64
 _FIRST_MACS_PER_S, _CORES_OF_A_GPU, _MACS_PER_TOKEN_STEP = 2e10, 5000, 1e8
 """Of one processor core, and so on: guesses for what is reserved for a model that was never measured. What it really
@@ -88,7 +87,7 @@ def planned_points(table: Table) -> tuple[Point, ...]:
             settings=point.settings,
             cost=Cost(
                 latency_s={unit: _of_a_row(times, 1) for unit, times in point.seconds_per_unit.items()},
-                busy_s={unit: _of_a_row(times, _USUAL_BATCH) for unit, times in point.seconds_per_unit.items()},
+                busy_s={unit: _of_a_row(times, USUAL_ROWS) for unit, times in point.seconds_per_unit.items()},
                 watts=table.energy.watts,
             ),
             quality=None if point.quality is None else point.quality.low,
@@ -283,7 +282,7 @@ def step_cost(family: Family, variant: Variant, watts: float) -> CostModel:
         return CostModel(watts=watts)
     best = next(iter(load_table(variant).points.values()))
     units, prices = usual_work(family, variant)(best.settings), best.seconds_per_unit
-    charged_s = sum(units.get(unit, 0.0) * _of_a_row(times, _USUAL_BATCH) for unit, times in prices.items())
+    charged_s = sum(units.get(unit, 0.0) * _of_a_row(times, USUAL_ROWS) for unit, times in prices.items())
     steps = {unit: times for unit, times in prices.items() if unit in STEP_UNITS}
     shares = {
         rows: sum(units.get(unit, 0.0) * times[rows].seconds for unit, times in steps.items()) / charged_s

@@ -30,7 +30,7 @@ OnProgress = Callable[[str, int, int], None]
 BATCH_SIZES = (1, 2, 4)
 BETWEEN = 3
 """Rows that prices are not fitted to, but have to predict."""
-STEP_UNITS, OTHER_UNITS = ("macs", "slices"), ("pixels", "image_tokens")
+_FITTED_TO_STEPS, _FITTED_TO_REST = ("macs", "slices"), ("pixels", "image_tokens")
 """What prices the steps of a job; and what is done before and after them."""
 _JUDGED_TOGETHER = 30
 _COUNTED = 90
@@ -297,9 +297,9 @@ def fit_runs(runs: Sequence[Run]) -> dict[str, dict[int, Seconds]]:
     sizes = sorted({run.rows for run in runs if not run.is_held_out})
     for rows in sizes:
         fitted = [run for run in runs if run.rows == rows and not run.is_held_out]
-        prices = calibration.fit([(run.units, run.steps_s / rows) for run in fitted], STEP_UNITS)
+        prices = calibration.fit([(run.units, run.steps_s / rows) for run in fitted], _FITTED_TO_STEPS)
         if all(run.other_s for run in fitted):
-            prices |= calibration.fit([(run.units, run.other_s / rows) for run in fitted], OTHER_UNITS)
+            prices |= calibration.fit([(run.units, run.other_s / rows) for run in fitted], _FITTED_TO_REST)
         for unit, price in prices.items():
             times.setdefault(unit, {})[rows] = price
     free = Seconds(seconds=0.0)

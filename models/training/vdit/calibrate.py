@@ -6,6 +6,7 @@ Quality of a point is the share of held-out prompts whose clips are right.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def calibrate(
     found: list[Measured] = []
     with calibration.threads(num_threads):
         host = job_host(family, variant, example_requests(family, variant, asked), **options)
+        replace(host, sizes=(1,), repeats=1).runs(dict(next(iter(qualities))))  # to warm up
         for done, (settings, quality) in enumerate(qualities.items(), 1):
             measure = ledger.keeping(partial(host.priced, quality=quality))
             found.append(measure(dict(settings)))

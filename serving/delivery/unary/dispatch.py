@@ -26,6 +26,7 @@ import structlog
 from schedulers.fair_queue import FairQueue, Weights
 from schedulers.fair_wait import FairWait
 from schedulers.retry_budget import RetryBudget
+from schedulers.running_mean import RunningMean
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 from serving.delivery.pipeline import is_cancelled_itself, retries_spent
@@ -120,7 +121,7 @@ class Dispatcher:
     _numbers: count[int] = field(default_factory=count, init=False)
     _job_numbers: count[int] = field(default_factory=count, init=False)
     _outstanding: FairWait = field(init=False)
-    _sample_s: float = field(default=0.0, init=False)
+    _sample_s: RunningMean = field(default_factory=lambda: RunningMean(_RECENT), init=False)
     """Predicted seconds of a sample, of late."""
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class Dispatcher:
     def predicted_turn_s(self, tenant: str, num_samples: int) -> float:
         """Predicted seconds until so many samples of a tenant, sent now, have had their turn: of what others have
         outstanding, no more than is theirs by then. A tenant that floods makes itself wait, and hardly others."""
-        return self._outstanding.wait_s(tenant, num_samples * self._sample_s) / self.num_replicas
+        return self._outstanding.wait_s(tenant, num_samples * (self._sample_s.value or 0.0)) / self.num_replicas
 
     async def run(self, samples: Sequence[SampleCall], predicted_s: float, settle: Settle) -> list[SampleOutcome]:
         """Answer the samples, in order. Cancelling takes them out; ``settle`` is called once in any case.
@@ -145,7 +146,7 @@ class Dispatcher:
         job = self._job(samples, predicted_s, settle)
         self._waiting.add(job)
         self._outstanding.add(job.tenant, predicted_s)
-        self._sample_s += _RECENT * (predicted_s / len(samples) - self._sample_s)
+        self._sample_s.observe(predicted_s / len(samples))
         self._pump()
         try:
             return await job.done
