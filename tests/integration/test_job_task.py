@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from serving.delivery.job.service import Jobs, JobServiceConfig
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.energy.choose import AbsentMeter
 from serving.energy.replica import ReplicaEnergy
+from serving.errors import StoreUnavailable
 from serving.front.auth import Authenticator
 from serving.gateway import http as gateway_http
 from serving.limits import IngressLimits
@@ -48,6 +50,7 @@ from tests.support.memory_results import MemoryResults
 from tests.support.redis_server import embedded_redis
 from tests.support.video_clients import Presence, events_of
 from tests.support.video_jobs import SECRET, video_job
+from tests.support.waiting import until
 
 JSON = {"content-type": "application/json"}
 RED = {"colour": [255, 0, 0], "dots": 6}
@@ -169,6 +172,45 @@ async def test_without_a_reading_joules_are_unknown_and_the_declared_power_is_ch
     assert actual.joules == pytest.approx(WorkerConfig().watts * actual.seconds)
     assert job.taken == actual
     assert [event.source for event in system.told if isinstance(event, EnergySpent)] == ["estimate"]
+
+
+async def test_a_caller_that_leaves_while_its_job_is_queued_is_charged_for_it(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued, may_answer, create = asyncio.Event(), asyncio.Event(), system.index.create
+
+    async def slow(*args: Any, **options: Any) -> None:
+        await create(*args, **options)
+        queued.set()
+        await may_answer.wait()
+
+    monkeypatch.setattr(system.index, "create", slow)
+    asking = asyncio.create_task(system.ask("POST", body=RED))
+    await queued.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert list(system.results.open.values()) == [Cost(3.0, 0.5)], "it is not known yet what becomes of it"
+    may_answer.set()
+    await until(lambda: not system.results.open)
+    assert system.results.settled == [Cost(3.0, 0.5)]
+    (job,) = (await system.jobs.page("local", after=None, limit=9, newest_first=True)).jobs
+    assert job.charged == Cost(3.0, 0.5)
+
+
+async def test_a_job_of_which_nobody_knows_whether_it_was_queued_is_not_paid_for(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = system.index.create
+
+    async def unheard(*args: Any, **options: Any) -> None:
+        await create(*args, **options)
+        raise StoreUnavailable("the answer was lost")
+
+    monkeypatch.setattr(system.index, "create", unheard)
+    assert (await system.ask("POST", body=RED)).status == 503
+    (job,) = (await system.jobs.page("local", after=None, limit=9, newest_first=True)).jobs
+    assert system.results.settled == [Cost(0.0, 0.0)]
+    assert system.results.settled_jobs == [("local", job.id, Cost(3.0, 0.5), Cost(3.0, 0.5))], "as it is, for good"
 
 
 async def test_waiting_call_is_answered_with_the_file(system: System) -> None:

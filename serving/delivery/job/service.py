@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from schedulers.admission import Cost
 from schedulers.plan import Load
 from serving.delivery.job.base import JobModel, JobPlan, JobRequest, JobTask, JobUpdate
 from serving.delivery.pipeline import Pipeline, served
@@ -28,6 +29,7 @@ from serving.errors import IdempotencyKeyReused, InvalidRequest, QueueFull, Serv
 from serving.stores.artefacts import ArtefactStore
 from serving.stores.jobs.base import Artefact, JobPage, JobRecord, JobStatus, folder, input_key, preview_key
 from serving.stores.jobs.redis_jobs import RedisJobs
+from serving.stores.results import Reservation
 from serving.telemetry import tracing
 from serving.telemetry.events import JobAdmitted
 
@@ -75,6 +77,7 @@ class Jobs:
         self._files = files
         self._pipeline = pipeline
         self._config = config
+        self._making: set[asyncio.Task[JobRecord]] = set()
         self._clock = clock
         self._num_watchers = 0
 
@@ -101,15 +104,25 @@ class Jobs:
         self._pipeline.bending.planned(request.model, request.tenant, plan.predicted_s, plan.degradation)
         job, inputs = self._record(request, model, job_id, plan), _bytes_of(plan.request)
         reservation = await self._pipeline.results.reserve(job.owner, plan.most, model.overrun.factor)
-        charged = reservation.cost or plan.most
+        # Whoever leaves now leaves a job behind or none, and a charge that belongs to it.
+        making = asyncio.ensure_future(self._make(request, job, inputs, reservation, reservation.cost or plan.most))
+        self._making.add(making)
+        making.add_done_callback(self._made)
+        return await asyncio.shield(making)
+
+    async def _make(
+        self,
+        request: JobRequest[Any],
+        job: JobRecord,
+        inputs: Mapping[str, bytes],
+        reservation: Reservation,
+        charged: Cost,
+    ) -> JobRecord:
+        """Queue it, and settle its reservation in any case."""
         try:
             job = replace(job, charged_j=charged.joules, charged_s=charged.seconds)
-            job = replace(job, inputs=await self._kept(job_id, inputs))
-            await self._created(job, is_own_id=not request.idempotency_key)
-            stored = job
-            if request.idempotency_key:
-                found = await self._reached(self._index.get(job.owner, job.id))
-                stored = found or job
+            job = replace(job, inputs=await self._kept(job.id, inputs))
+            stored = await self._stored(request, job, charged)
             if stored.created_at_s == job.created_at_s:  # else another gateway was first, and has charged
                 reservation.settle(charged.joules, charged.seconds)
                 self._pipeline.served(job.owner, job.model, job.predicted_j)
@@ -120,6 +133,23 @@ class Jobs:
             return stored
         self._pipeline.tell(JobAdmitted(job.model, job.owner, job.operating_point, job.predicted_s))
         return stored
+
+    async def _stored(self, request: JobRequest[Any], job: JobRecord, charged: Cost) -> JobRecord:
+        """The job of that id. Raises: as ``_created``; StoreUnavailable: nobody knows whether there is one."""
+        try:
+            await self._created(job, is_own_id=not request.idempotency_key)
+            if request.idempotency_key:
+                return await self._reached(self._index.get(job.owner, job.id)) or job
+        except StoreUnavailable:
+            # Its charge is given back. If it is there all the same it costs nothing; it must not be paid for, either.
+            self._pipeline.results.settle_job(job.owner, job.id, charged, charged)
+            raise
+        return job
+
+    def _made(self, making: asyncio.Task[JobRecord]) -> None:
+        self._making.discard(making)
+        if not making.cancelled():
+            making.exception()  # whoever asked may have left
 
     async def _kept(self, job_id: str, inputs: Mapping[str, bytes]) -> dict[str, Artefact]:
         keys = {name: input_key(job_id, name, data) for name, data in inputs.items()}

@@ -199,7 +199,7 @@ class UnaryRequests:
             num_steps=1,
             name=choice.point.name,
             predicted_s=choice.busy_s * len(rows),
-            predicted_j=choice.energy_j * len(rows),
+            predicted_j=model.points.watts * choice.busy_s * len(rows),  # as its seconds: beside them, not of now
             most_s=sum(model.alone_s(choice.point, row.request) for row in rows),
             degraded=choice.degraded,
             degradation=degradation_of(choice, len(rows)),
