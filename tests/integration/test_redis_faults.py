@@ -44,8 +44,10 @@ def observer() -> RecordingObserver:
 
 
 @contextlib.asynccontextmanager
-async def make_store(url: str, observer: RecordingObserver, share: float = 1.0) -> AsyncIterator[RedisStore]:
-    store = RedisStore(RedisConfig(url=url, timeout_s=TIMEOUT_S, breaker=BREAKER), tell=observer, local_share=share)
+async def make_store(
+    url: str, observer: RecordingObserver, share: float = 1.0, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[RedisStore]:
+    store = RedisStore(RedisConfig(url=url, timeout_s=timeout_s, breaker=BREAKER), tell=observer, local_share=share)
     await store.start()
     try:
         yield store
@@ -138,13 +140,15 @@ async def test_redis_that_was_never_there_costs_no_request(observer: RecordingOb
 
 
 async def test_restart_between_two_calls_is_bridged_by_the_one_retry(
-    server: EmbeddedRedis, store: RedisStore, observer: RecordingObserver
+    server: EmbeddedRedis, observer: RecordingObserver
 ) -> None:
-    server.stop()
-    server.start()
-    await store.put("t", {"a": b"2"})
-    assert await store.lookup("t", ["a"]) == (b"2",)
-    assert not observer.fallbacks
+    async with make_store(server.url, observer, timeout_s=5.0) as store:
+        await store.put("t", {"a": b"1"})
+        server.stop()
+        server.start()
+        await store.put("t", {"a": b"2"})
+        assert await store.lookup("t", ["a"]) == (b"2",)
+        assert not observer.fallbacks
 
 
 async def test_stop_while_probing_leaves_no_task(server: EmbeddedRedis, observer: RecordingObserver) -> None:
