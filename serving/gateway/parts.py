@@ -145,7 +145,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     )
     grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
     images = build_request_images(settings.media, media, tell, grids, tenants.weights)
-    chat = _chat_service(config, images, pipeline, handles)
+    chat = _chat_service(config, images, pipeline, handles, tenants.weights)
     unary = UnaryRequests(
         models,
         media,
@@ -244,12 +244,14 @@ def _chat_service(
     images: RequestImages,
     pipeline: Pipeline,
     handles: dict[str, DeploymentHandle[Any]],
+    weights: Weights,
 ) -> ChatService:
     return ChatService(
         {model.id: _served_chat(model, handles[model.id]) for model in config.models_with(StreamOptions)},
         images,
         pipeline,
         TenantKeys(config.secret.encode()),
+        weights,
     )
 
 

@@ -7,7 +7,6 @@ trip) -> generate -> settle
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,8 @@ from models.io import ChatTokens
 from schedulers.admission import Cost
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
+from schedulers.fair_queue import EQUAL, Weights
+from schedulers.fair_wait import FairWait
 from schedulers.overrun import Overrun
 from schedulers.plan import Load
 from schedulers.retry_budget import RetryBudget
@@ -115,13 +116,20 @@ class _Whole(NamedTuple):
 class ChatService:
     """Implements ``serving.service.ChatService``. Use from one event loop; ``stop`` when done."""
 
-    def __init__(self, models: Mapping[str, ServedChat], images: Images, pipeline: Pipeline, keys: TenantKeys) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedChat],
+        images: Images,
+        pipeline: Pipeline,
+        keys: TenantKeys,
+        weights: Weights = EQUAL,
+    ) -> None:
         self._models = models
         self._images = images
         self._pipeline = pipeline
         self._keys = keys
-        self._num_open: Counter[str] = Counter()
-        """Answers that are waited for, by model."""
+        self._open = {model: FairWait(weights) for model in models}
+        """Answers that are waited for, by model; a unit each."""
 
     def chat_models(self) -> tuple[Card, ...]:
         """The chat models served here."""
@@ -231,10 +239,13 @@ class ChatService:
         )
 
     def _load(self, model: ServedChat, request: ChatRequest) -> Load:
-        ahead = self._num_open[model.card.id] + request.sampling.n - model.slots
-        queued_s = max(0, ahead) * model.cost.answer_s / model.slots
-        bend = self._pipeline.bending.depth(model.card.id, request.tenant, request.budget.priority, queued_s)
-        return Load(queued_s=queued_s, bend=bend)
+        opened, count = self._open[model.card.id], request.sampling.n
+        slot_s = model.cost.answer_s / model.slots
+        waiting_s = max(0.0, opened.total_s + count - model.slots) * slot_s
+        bend = self._pipeline.bending.depth(model.card.id, request.tenant, request.budget.priority, waiting_s)
+        # What others have open beyond this tenant's share comes after it; but a slot has to be free.
+        turn_s = max(1.0, opened.wait_s(request.tenant, count) + count - model.slots) * slot_s
+        return Load(queued_s=min(waiting_s, turn_s), bend=bend)
 
     def _plan(
         self,
@@ -311,11 +322,12 @@ class ChatService:
         except BaseException:
             reservation.settle(0.0, 0.0)
             raise
-        self._num_open[model] += count
+        opened, tenant = self._open[model], ready.request.tenant
+        opened.add(tenant, count)
         try:
             yield generation
         finally:
-            self._num_open[model] -= count
+            opened.remove(tenant, count)
             generation.close(settle)
 
     def _generation(self, ready: _Ready) -> Generation:

@@ -577,6 +577,7 @@ async def test_queue_that_is_longer_than_any_deadline_allows_refuses_at_once() -
         await world.ask(request("one more"))
     assert asyncio.get_running_loop().time() == begun_s, "at once"
     assert 0.0 < (caught.value.retry_after_s or 0.0) <= world.cost.answer_s
+    assert end(await world.ask(request("whose turn comes first", tenant="other")))
     await asyncio.gather(*waiting, return_exceptions=True)
     assert end(await world.ask(request("one more"))), "once they are gone"
     await world.check_nothing_is_left()
