@@ -353,7 +353,7 @@ class StoreUnavailable(BackendError):
 
 
 class AccountUnavailable(BackendError):
-    """The account of a tenant that is to be refused without it cannot be read (`fail_closed`); others are served."""
+    """A tenant's account cannot be read; it is refused without (`fail_closed`), or asks for over a gateway's share."""
 
     code = "account_unavailable"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -82,11 +83,12 @@ class LocalBuckets:
         state = self._states.get(tenant) or full(mine, now_s)
         self._states[tenant] = settle(state, mine, Cost(0.0, 0.0), actual, now_s)
 
-    def levels(self, tenant: str, limits: BucketLimits, now_s: float) -> BucketState | None:
-        """What the whole bucket holds by what is known here, as if nobody else had spent since; None: nothing is."""
+    def levels(self, tenant: str, limits: BucketLimits, now_s: float, max_age_s: float = math.inf) -> BucketState:
+        """What the whole bucket holds at most: by what was learnt here in the last ``max_age_s``, as if nobody else had
+        spent since; full where nothing was, because others may have given back all that is missing."""
         state = self._states.get(tenant)
-        if state is None:
-            return None
+        if state is None or now_s - state.at_s > max_age_s:
+            return full(limits, now_s)
         state = refill(state, self._scaled(limits), now_s)
         return BucketState(state.joules / self._share, state.seconds / self._share, state.at_s)
 

@@ -30,18 +30,22 @@ from serving.stores.scripts import CHARGE, LOOKUP_AND_RESERVE, SETTLE, SETTLE_JO
 from serving.telemetry.events import BucketRepaired, ResultsLookedUp, Sink, ignore
 
 MAX_VALUE_BYTES = 1 << 20
+FRESH_S = 1.0
+"""What Redis said longer ago decides nothing: other gateways, and jobs that end, give back what they had set aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupReply:
     """Values in the order of the digests, None for a miss, and what became of the cost of the misses.
 
-    ``hold`` is None when nothing had to be reserved or ``over_budget`` says why it was not.
+    ``hold`` is None when nothing had to be reserved or ``over_budget`` says why it was not. ``is_local``: this process
+    decided, not Redis.
     """
 
     values: Values
     hold: Hold | None = None
     over_budget: OverBudget | None = None
+    is_local: bool = False
 
 
 class RedisStore:
@@ -62,7 +66,7 @@ class RedisStore:
         self._clock = clock
         self._connection = RedisConnection(config, tell, clock)
         self._local = LocalBuckets(local_share)
-        self._outbox = Outbox(self._is_up, self._charge, tell=tell, clock=clock)
+        self._outbox = Outbox(lambda: self.is_up, self._charge, tell=tell, clock=clock)
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -141,9 +145,9 @@ class RedisStore:
             )
         if limits is None:
             return LookupReply(values=await self.lookup(tenant, [digest or "" for digest in digests]))
-        if self._outbox and self._is_up():
+        if self._outbox and self.is_up:
             await self._outbox.flush()
-        was_up, reservation_id = self._is_up(), uuid.uuid4().hex
+        was_up, reservation_id = self.is_up, uuid.uuid4().hex
         try:
             return await self._lookup_and_reserve(tenant, reservation_id, digests, costs, limits, overrun)
         except StoreFull:
@@ -192,9 +196,9 @@ class RedisStore:
         total = Cost(math.fsum(c.joules for c in missing), math.fsum(c.seconds for c in missing))
         outcome = self._local.reserve(tenant, limits, total, self._clock(), overrun)
         if isinstance(outcome, OverBudget):
-            return LookupReply(values=values, over_budget=outcome)
+            return LookupReply(values=values, over_budget=outcome, is_local=True)
         self._outbox.owe(tenant, limits, Owed(outcome.cost.joules, outcome.cost.seconds))  # also while it runs
-        return LookupReply(values=values, hold=outcome)
+        return LookupReply(values=values, hold=outcome, is_local=True)
 
     async def settle(self, hold: Hold, actual: Cost) -> bool:
         """Give back what was reserved and charge what was used, once. While Redis is away: as soon as it is back.
@@ -232,7 +236,7 @@ class RedisStore:
 
     async def charge(self, tenant: str, limits: BucketLimits, actual: Cost) -> None:
         """Charge for what was never reserved. While Redis is away this process keeps the account, and tells it then."""
-        if not self._is_up():
+        if not self.is_up:
             self._local.charge(tenant, limits, actual, self._clock())
             self._outbox.owe(tenant, limits, Owed(actual.joules, actual.seconds))
             return
@@ -254,9 +258,10 @@ class RedisStore:
         if levels is not None:
             self._observe(tenant, limits, levels)
 
-    def levels(self, tenant: str, limits: BucketLimits) -> BucketState | None:
-        """What the tenant had left when Redis last said so, refilled since; None: it has not said yet. Asks nobody."""
-        return self._local.levels(tenant, limits, self._clock())
+    def levels(self, tenant: str, limits: BucketLimits) -> BucketState:
+        """What the tenant has left at most: by what Redis said in the last ``FRESH_S``, or while it is away, by this
+        process' account. Asks nobody."""
+        return self._local.levels(tenant, limits, self._clock(), FRESH_S if self.is_up else math.inf)
 
     async def account(self, tenant: str, limits: BucketLimits) -> Account:
         """What Redis says of it, with all that is known here and Redis can be told. Raises: StoreUnavailable."""
@@ -291,7 +296,9 @@ class RedisStore:
         if levels.is_repaired:
             self._tell(BucketRepaired(tenant))
 
-    def _is_up(self) -> bool:
+    @property
+    def is_up(self) -> bool:
+        """Whether it is worth asking Redis."""
         return self._connection.breaker_state is BreakerState.CLOSED
 
     def _observed(self, values: Values) -> Values:

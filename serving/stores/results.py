@@ -27,6 +27,7 @@ from serving.tenants import LiveTenants
 
 T = TypeVar("T")
 _MAX_BACKGROUND = 1_000
+_FAILS_CLOSED = "it may spend nothing without (fail_closed)"
 _FLUSH_S = 0.1
 """Decoding is charged in Redis so often at most; until then this gateway remembers it."""
 
@@ -129,7 +130,8 @@ class ResultStore:
 
         Raises:
             QuotaExceeded: the tenant's buckets do not hold that much now; nothing was reserved.
-            QuotaTooSmall: they never do. AccountUnavailable: of a tenant that is not served without its account.
+            QuotaTooSmall: they never do. AccountUnavailable: Redis is away, and the tenant is not served without its
+                account, or this gateway's share of it never holds that much.
         """
         limits = self._limits.get(tenant)
         digests = [None if name is None else name.digest for name in names]
@@ -172,16 +174,13 @@ class ResultStore:
         except asyncio.CancelledError:
             self._later(self._give_back(asking), must_run=True)
             raise
+        if reply.is_local and self._fails_closed.get(tenant):
+            if reply.hold is not None:
+                await self._store.settle(reply.hold, NOTHING)
+            raise _unreadable(tenant, _FAILS_CLOSED)
         if reply.over_budget is not None:
             assert limits is not None
-            raise _quota_exceeded(tenant, limits, reply, costs)
-        if reply.hold is not None and reply.hold.is_local and self._fails_closed.get(tenant):
-            await self._store.settle(reply.hold, NOTHING)
-            raise AccountUnavailable(
-                f"the account of tenant {tenant!r} cannot be read now, and it may spend nothing without (fail_closed); "
-                "retry in 1 s",
-                retry_after_s=1.0,
-            )
+            raise _refused(tenant, limits, reply, costs)
         return reply
 
     async def _give_back(self, asking: asyncio.Future[LookupReply]) -> None:
@@ -196,16 +195,17 @@ class ResultStore:
         at Redis. ``count``: as many times ``least`` are asked for, unless something is found.
 
         Raises:
-            QuotaExceeded: it did at its last settlement, or does once this gateway's decodes are paid for.
-            QuotaTooSmall: it never holds as much.
+            QuotaExceeded: it did a moment ago, or does once this gateway's decodes are paid for.
+            QuotaTooSmall: it never holds as much. AccountUnavailable: it may spend nothing while Redis is away.
         """
         limits = self._limits.get(tenant)
         if limits is None:
             return
-        if least.joules > limits.joules_burst or least.seconds > limits.seconds_burst:
+        if not _may_fit(least, limits):
             raise _too_small(tenant, least, limits)
-        if (known := self._store.levels(tenant, limits)) is None:
-            return
+        if not self._store.is_up and self._fails_closed.get(tenant):
+            raise _unreadable(tenant, _FAILS_CLOSED)
+        known = self._store.levels(tenant, limits)
         seconds = self._held_s[tenant] + self._owed_s[tenant]
         left = BucketState(known.joules - seconds * self._decode_watts, known.seconds - seconds, known.at_s)
         wait_s = lacks_for_s(left, limits, least, known.at_s)
@@ -309,18 +309,31 @@ def _account_empty(tenant: str, wait_s: float, whole_s: float) -> QuotaExceeded 
     return QuotaExceeded(f"{message}; retry in {wait_s:.2f} s", retry_after_s=wait_s)
 
 
-def _quota_exceeded(
+def _unreadable(tenant: str, why: str) -> AccountUnavailable:
+    return AccountUnavailable(
+        f"the account of tenant {tenant!r} cannot be read now, and {why}; retry in 1 s", retry_after_s=1.0
+    )
+
+
+def _refused(
     tenant: str, limits: BucketLimits, reply: LookupReply, costs: Sequence[Cost]
-) -> QuotaExceeded | QuotaTooSmall:
+) -> QuotaExceeded | QuotaTooSmall | AccountUnavailable:
     assert reply.over_budget is not None
     wait_s = reply.over_budget.retry_after_s
     if math.isinf(wait_s):
         missing = [cost for cost, value in zip(costs, reply.values, strict=True) if value is None]
         total = Cost(math.fsum(cost.joules for cost in missing), math.fsum(cost.seconds for cost in missing))
+        if reply.is_local and _may_fit(total, limits):
+            return _unreadable(tenant, "this request takes more than one gateway's share of its budget")
         return _too_small(tenant, total, limits)
     return QuotaExceeded(
         f"the energy or time budget of tenant {tenant!r} is spent; retry in {wait_s:.2f} s", retry_after_s=wait_s
     )
+
+
+def _may_fit(cost: Cost, limits: BucketLimits) -> bool:
+    """Whether a full account holds it."""
+    return cost.joules <= limits.joules_burst and cost.seconds <= limits.seconds_burst
 
 
 def _too_small(tenant: str, cost: Cost, limits: BucketLimits) -> QuotaTooSmall:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from serving.delivery.unary.service import CODEC, StoredAnswer
 from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
 from serving.stores import keys
+from serving.stores.breaker import BreakerState
+from serving.stores.redis_store import FRESH_S
 from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
 from serving.tasks.budgets import shown_budget
@@ -265,6 +268,32 @@ async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
     results.check_account("local")
 
 
+@pytest.mark.parametrize("by_a_job", [False, True])
+async def test_what_another_gives_back_is_seen_within_a_second(
+    results: ResultStore, url: str, by_a_job: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ResultStore(make_config(url))
+    holding = await other.reserve("acme", Cost(10.0, 1.0), overrun=10.0)  # all there is
+    with pytest.raises(QuotaExceeded):
+        await results.reserve("acme", Cost(10.0, 1.0))
+    if by_a_job:
+        await other.correct_job("acme", "job", Cost(100.0, 10.0), Cost(10.0, 1.0))
+    else:
+        holding.settle(10.0, 1.0)
+    await finish(other)
+    with pytest.raises(QuotaExceeded):
+        results.check_account("acme", Cost(10.0, 1.0))
+    monkeypatch.setattr(results._store, "_clock", lambda: time.monotonic() + FRESH_S)
+    results.check_account("acme", Cost(10.0, 1.0))
+    assert (await results.reserve("acme", Cost(10.0, 1.0))).cost == Cost(10.0, 1.0)
+
+
+async def test_old_news_let_no_more_be_decoded_than_the_account_ever_holds(results: ResultStore) -> None:
+    results.hold_decode("acme", 10.0)
+    with pytest.raises(QuotaExceeded):
+        results.hold_decode("acme", 0.01)
+
+
 async def test_decodes_that_run_or_are_not_paid_yet_count_as_spent(results: ResultStore) -> None:
     await look_up(results, name(results), 1.0, 1.0)  # 9 s left
     results.hold_decode("acme", 5.0)
@@ -346,6 +375,36 @@ async def test_without_redis_only_who_may_spend_nothing_unseen_is_refused() -> N
         with pytest.raises(AccountUnavailable) as caught:
             await results.reserve("closed", Cost(1.0, 1.0))
         assert retry_after_s(caught.value) == 1.0
+    await finish(results)
+
+
+async def test_who_fails_closed_decodes_nothing_and_is_not_told_of_a_budget_without_redis() -> None:
+    tenants = [{"name": "open"}, {"name": "closed", "fail_closed": True, "burst_j": 10.0}]
+    redis = {"url": "unix:///nonexistent/redis.sock", "timeout_s": 2.0}
+    results = ResultStore(resolve(from_mapping({"redis": redis, "tenants": tenants})))
+    with pytest.raises(AccountUnavailable):
+        await results.reserve("closed", Cost(11.0, 1.0))
+    while results.breaker_state is BreakerState.CLOSED:
+        await results.reserve("open", Cost(0.1, 0.1))
+    for spend in (lambda: results.check_account("closed"), lambda: results.hold_decode("closed", 0.01)):
+        with pytest.raises(AccountUnavailable) as caught:
+            spend()
+        assert retry_after_s(caught.value) == 1.0
+    results.hold_decode("open", 0.01)
+    await finish(results)
+
+
+async def test_without_redis_only_what_never_fits_is_refused_for_good() -> None:
+    tenants = [{"name": "acme", "burst_j": 100.0}]
+    redis = {"url": "unix:///nonexistent/redis.sock", "timeout_s": 2.0}
+    configured = from_mapping({"redis": redis, "tenants": tenants, "gateway": {"replicas": 4}})
+    results = ResultStore(resolve(configured))
+    with pytest.raises(AccountUnavailable, match="share of its budget") as caught:
+        await results.reserve("acme", Cost(30.0, 0.0))
+    assert retry_after_s(caught.value) == 1.0
+    with pytest.raises(QuotaTooSmall):
+        await results.reserve("acme", Cost(101.0, 0.0))
+    assert (await results.reserve("acme", Cost(20.0, 0.0))).cost == Cost(20.0, 0.0)
     await finish(results)
 
 
