@@ -67,8 +67,8 @@ def test_a_budget_that_is_ample_changes_nothing(
 
 
 def test_answers_take_what_was_expected_of_them(door: Door, new_picture: Callable[[], Picture]) -> None:
-    """Alone on an idle server, a row costs ten times its share of a full batch. What is compared with a budget follows
-    what rows were charged; this test fails where it is the share in a batch that nobody else is in."""
+    """Alone on an idle server, a row costs several times its share of a full batch. What is compared with a budget
+    follows what rows were charged; this test fails where it is the share in a batch that nobody else is in."""
     surface, ask = SURFACES["http_json"], Ask([new_picture()[0]], model=MODEL)
     for _ in range(10):
         surface(door, Ask([new_picture()[0]], model=MODEL))
