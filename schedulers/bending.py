@@ -28,6 +28,8 @@ _SHARE_STEPS: Final = ((2.0, 2), (1.25, 1), (0.75, 0))
 """From so many times a tenant's share on, it gives way so many levels earlier."""
 _MAX_TENANTS = 4096
 _NOTHING_S = 1e-6
+_FALLS_AFTER = 10.0
+"""Calm for this many times the queue that it takes to rise: what is queued is long worked off by then."""
 _SCALES = 5.0
 """A newcomer counts until this many times ``fades_s`` have passed."""
 
@@ -51,6 +53,11 @@ class Limits:
                 raise ValueError(f"{name} is {value}; need a finite number > 0")
         if self.fall_s >= self.rise_s:
             raise ValueError(f"fall_s is {self.fall_s} and rise_s {self.rise_s}; fall_s must be below it")
+
+
+def limits_of(after_s: float) -> Limits:
+    """The limits of a model whose quality bends while more than ``after_s`` seconds of work wait."""
+    return Limits(rise_s=after_s, fall_s=after_s / 2, rise_every_s=after_s, fall_after_s=_FALLS_AFTER * after_s)
 
 
 @dataclass(slots=True)

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from models.contract import Shape
 from schedulers.bending import Limits, Pressure, Shares, depth
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.plan import Plan
 from schedulers.types import Priority as SchedulerPriority
+from serving.config.sections import BendingSettings
 from serving.domain import Degradation, Priority
 from serving.telemetry.events import BendingChanged, PointsLowered, Sink, ignore
 
 _FEW, _LEAST_S = 2.0, 0.05
-_FALLS_AFTER = 10.0
-"""Calm for this many times the queue that it takes to rise: what is queued is long worked off by then."""
 _PRIORITIES = {
     Priority.LOW: SchedulerPriority.LOW,
     Priority.NORMAL: SchedulerPriority.NORMAL,
@@ -33,9 +33,16 @@ def queue_limit_s(after_s: float, usual_s: float, *, gateways: int = 1, room: fl
     return max(_LEAST_S, min(max(after_s / gateways, _FEW * usual_s), half_s))
 
 
-def limits_of(after_s: float) -> Limits:
-    """The limits of a model whose quality bends while more than ``after_s`` seconds of work wait."""
-    return Limits(rise_s=after_s, fall_s=after_s / 2, rise_every_s=after_s, fall_after_s=_FALLS_AFTER * after_s)
+def bends_after_s(settings: BendingSettings, shape: Shape, usual_s: float, *, gateways: int, room: float) -> float:
+    """``queue_limit_s`` of a model. ``usual_s``: on all of its replicas. ``room``: of the gateway, or of the queue of
+    jobs, which all gateways share."""
+    match shape:
+        case "job":
+            return queue_limit_s(settings.jobs_after_s, usual_s, room=room)
+        case "stream":
+            return queue_limit_s(settings.chat_after_s, 0.0, gateways=gateways)
+        case _:
+            return queue_limit_s(settings.rows_after_s, usual_s, gateways=gateways, room=room)
 
 
 class Bending:

@@ -184,9 +184,11 @@ def usual_request(io: Any) -> Any:
 
 @dataclass(frozen=True)
 class PricedPoint:
-    """What a measured point gives and takes for the usual request. ``dominated_by``: the point that is picked in its
-    place whatever the budget is; of requests of another size that may be another one, or none."""
+    """What a measured point gives and takes for the usual request. ``number``: from 1, in table and picture.
+    ``dominated_by``: the point that is picked in its place whatever the budget is; of requests of another size that may
+    be another one, or none."""
 
+    number: int
     name: str
     quality: Quality | None
     latency_s: float
@@ -201,11 +203,12 @@ def priced_points(family: Family, variant: Variant, table: Table) -> tuple[Price
     priced = [point for point in points if point.cost.busy_s]
     worse = dominated(priced, work)
     made = []
-    for point in points:
+    for number, point in enumerate(points, 1):
         units = work(point.settings) if point.cost.busy_s else {}
         busy_s = point.cost.busy(units)
         made.append(
             PricedPoint(
+                number=number,
                 name=point.name,
                 quality=table.points[point.name].quality,
                 latency_s=point.cost.latency(units),
@@ -235,7 +238,8 @@ def usual_work(family: Family, variant: Variant) -> Work:
 
 
 def usual_seconds(model: ResolvedModel[Any]) -> float:
-    """What is charged for what is asked for as a rule, at the dearest point; 0 where nobody measured.
+    """What is charged for what is asked for as a rule, at the dearest point that is ever picked; 0 where nobody
+    measured.
 
     Raises: ConfigError: a table that cannot be used.
     """
@@ -247,7 +251,13 @@ def usual_seconds(model: ResolvedModel[Any]) -> float:
     work: Work = usual_work(family_for(model.family, variant), variant)
     if isinstance(variant.io, ImageIO):
         work = partial(row_work(family_for(model.family, variant), variant), request=variant.io.usual)
-    return max(point.cost.busy(work(point.settings)) for point in planned_points(load_table(variant)))
+    return dearest_seconds(planned_points(load_table(variant)), work)
+
+
+def dearest_seconds(points: Sequence[Point], work: Work) -> float:
+    """The most that is charged for some work, whatever its budget is."""
+    never = dominated([point for point in points if point.cost.busy_s], work)
+    return max(point.cost.busy(work(point.settings)) for point in points if point.name not in never)
 
 
 def _chat_work(family: Family, variant: Variant, settings: Settings) -> Units:

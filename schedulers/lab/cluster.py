@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from schedulers import admission
-from schedulers.bending import Limits, Pressure, Shares, depth
+from schedulers.bending import Pressure, Shares, depth, limits_of
 from schedulers.lab.fleets import FLEETS, Fleet, Sent, Site
 from schedulers.lab.outcomes import Outcome
 from schedulers.lab.served import ServedModel, Shape, Truth
@@ -22,9 +22,8 @@ from schedulers.types import Finish, Reject, RejectReason
 
 POLICIES = tuple(FLEETS)
 OURS = "vireo"
-BEND_AFTER_S: Mapping[Shape, float] = {"rows": 0.5, "slots": 2.0, "steps": 30.0}
+BEND_AFTER_S: Mapping[Shape, float] = {"rows": 0.5, "slots": 1.0, "steps": 30.0}
 """Quality bends while more than so many seconds wait: what is served by default (``bending`` in the configuration)."""
-_FALLS_AFTER = 10.0
 _TOLD_EVERY = 200
 """Requests between two calls of ``on_progress``."""
 
@@ -105,8 +104,7 @@ class _Bend:
     """How far requests for one model give way to load, as at a gateway."""
 
     def __init__(self, model: ServedModel, weights: Mapping[str, float]) -> None:
-        after_s = BEND_AFTER_S[model.shape]
-        limits = Limits(rise_s=after_s, fall_s=after_s / 2, rise_every_s=after_s, fall_after_s=_FALLS_AFTER * after_s)
+        limits = limits_of(BEND_AFTER_S[model.shape])
         self._pressure = Pressure(limits)
         self.shares = Shares(weights, fades_s=limits.fall_after_s)
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from schedulers.lab.simulator import percentile
 from schedulers.lab.traces import Request
 
-State: TypeAlias = Literal["answered", "rejected", "expired", "failed"]
+State: TypeAlias = Literal["answered", "rejected", "expired"]
 """Rejected: refused when it came. Expired: taken in, and given up when it could not be in time any more."""
 
 

@@ -3,6 +3,10 @@
 A pool serves one model. Its requests are planned (``schedulers.plan``), wait in order of arrival, and run one by one on
 the first replica that is free. What has no time left when its turn comes is dropped, not run. Quality bends
 (``schedulers.bending``) or does not: everything else is the same.
+
+``schedulers.lab.cluster`` plays whole systems, with the kernels that serve: there, fair queues and batches that grow
+under load hide what bending alone gives. Here a front of prices and a queue are all there is, so that the two sides
+differ in nothing else, and any front can be tried without a model.
 """
 
 from __future__ import annotations

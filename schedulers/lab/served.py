@@ -27,7 +27,8 @@ from schedulers.policies.exits import NEVER_THRESHOLD, ExitConfig, ExitWork, ear
 Shape: TypeAlias = Literal["rows", "steps", "slots"]
 _TOKENS = 64
 """Of a usual step: the denoising policy learns by them."""
-IMAGE, PROMPT, OUTPUT = "image_tokens", "prompt_tokens", "output_tokens"
+IMAGE, PROMPT, OUTPUT, LOOKS = "image_tokens", "prompt_tokens", "output_tokens", "token_steps"
+"""Units of an answer. ``LOOKS``: each token that is written looks at all before it (``models.io.chat_work``)."""
 
 
 class Seconds:
@@ -176,7 +177,8 @@ class ServedModel:
             image = min(image, asked.images * point.caps.get(IMAGE, math.inf)) if asked.images else 0.0
         else:
             image = min(image, point.caps.get(IMAGE, math.inf))
-        counts = {IMAGE: image, PROMPT: image + text, OUTPUT: min(output, point.caps.get(OUTPUT, math.inf))}
+        prompt, output = image + text, min(output, point.caps.get(OUTPUT, math.inf))
+        counts = {IMAGE: image, PROMPT: prompt, OUTPUT: output, LOOKS: output * (prompt + output / 2)}
         return math.fsum(counts.get(unit, 0.0) * seconds.of(running) for unit, seconds in point.token_s.items())
 
     def size(self, point: PointNumbers, request: Request) -> float:

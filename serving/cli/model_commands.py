@@ -336,7 +336,7 @@ def _print_points(family: Family, variant: Variant) -> None:
 
     content = read_table(variant)
     points, rows = priced_points(family, variant, content), []
-    numbers = {one.name: str(number) for number, one in enumerate(points, 1)}
+    numbers = {one.name: str(one.number) for one in points}
     for one in points:
         shares = [] if one.quality is None else [one.quality.value, one.quality.low]
         quality, cost = [f"{share:.2%}" for share in shares] or ["", ""], ["learnt"] * 3

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.contract import Family, Variant
+from models.contract import STEP_UNITS, Family, Variant
 from models.io import MAX_TILES, MAX_TOKENS, ChatIO
 from models.operating_points import Point, Table
+from models.operating_points import Seconds as Time
 from models.registry import default_variants
 from schedulers.admission import BucketLimits
 from schedulers.lab.cluster import System, Tenant
-from schedulers.lab.served import IMAGE, NOTHING, OUTPUT, PROMPT, PointNumbers, Seconds, ServedModel
+from schedulers.lab.served import IMAGE, LOOKS, NOTHING, OUTPUT, PROMPT, PointNumbers, Seconds, ServedModel
 from serving.config.models import JobOptions, StreamOptions, UnaryOptions
 from serving.errors import ConfigError
 from serving.operating_points import load_table, usual_request, usual_work
 
-_STEPS, _PIXELS = "num_inference_steps", "pixels"
+_STEPS = "num_inference_steps"
 _MAX_STEP_BATCH = JobOptions().max_batch
+_ENDLESS = 1e9
 
 
 def shipped_models() -> list[ServedModel]:
@@ -53,7 +55,7 @@ def model_of(family: Family, variant: Variant) -> ServedModel:
     return ServedModel(
         shape="rows",
         points=points,
-        stage_s=stages or (_together(table.points[best], units[best], without=()),),
+        stage_s=stages or (_together(table.points[best].seconds_per_unit, units[best]),),
         max_batch=UnaryOptions().max_batch,
         **common,
     )
@@ -68,9 +70,10 @@ def _exit_shares(point: Point, num_stages: int) -> tuple[float, ...]:
     return shares if len(shares) == num_stages else ()
 
 
-def _together(point: Point, units: Mapping[str, float], without: Sequence[str]) -> Seconds:
+def _together(prices: Mapping[str, Mapping[int, Time]], units: Mapping[str, float]) -> Seconds:
     """By rows that run together, what all of them take."""
-    prices = {unit: times for unit, times in point.seconds_per_unit.items() if unit not in without}
+    if not prices:
+        return NOTHING
     rows = sorted(set.intersection(*(set(times) for times in prices.values())))
     return Seconds(
         {n: n * math.fsum(units.get(unit, 0.0) * times[n].seconds for unit, times in prices.items()) for n in rows}
@@ -79,15 +82,16 @@ def _together(point: Point, units: Mapping[str, float], without: Sequence[str]) 
 
 def _steps(name: str, point: Point, units: Mapping[str, float]) -> PointNumbers:
     count = int(point.settings.get(_STEPS, 1))
-    whole = _together(point, units, without=(_PIXELS,))
-    decode = point.seconds_per_unit.get(_PIXELS, {})
+    prices = point.seconds_per_unit
+    whole = _together({unit: times for unit, times in prices.items() if unit in STEP_UNITS}, units)
+    others = {unit: times[min(times)].seconds for unit, times in prices.items() if unit not in STEP_UNITS}
     phase = ",".join(f"{key}={value}" for key, value in sorted(point.settings.items()) if key != _STEPS)
     return PointNumbers(
         name=name,
         quality=_quality(point),
         step_s=Seconds({rows: seconds / count for rows, seconds in whole.by_rows.items()}),
         num_steps=count,
-        decode_s=units.get(_PIXELS, 0.0) * decode[min(decode)].seconds if decode else 0.0,
+        decode_s=math.fsum(units.get(unit, 0.0) * seconds for unit, seconds in others.items()),
         phase=phase,
     )
 
@@ -101,7 +105,7 @@ def _chat_model(variant: Variant, table: Table, common: Mapping[str, Any]) -> Se
         token_s = {
             unit: Seconds({rows: rows * one.seconds for rows, one in times.items()})
             for unit, times in point.seconds_per_unit.items()
-            if unit in (IMAGE, PROMPT, OUTPUT)
+            if unit in (IMAGE, PROMPT, OUTPUT, LOOKS)
         }
         caps = {unit: float(most) for unit, most in caps.items() if most < math.inf}
         return PointNumbers(name=name, quality=_quality(point), token_s=token_s, caps=caps)
@@ -147,17 +151,19 @@ class _ModelFile(_Strict, frozen=True, kw_only=True):
     points: tuple[_PointFile, ...]
     watts: float = 1.0
     max_batch: int = 1
-    replicas: int | None = None
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     stage_s: tuple[_ByRows, ...] = ()
     usual_tokens: dict[str, float] = {}
 
 
 class _TenantFile(_Strict, frozen=True, kw_only=True):
+    """The names of a configuration."""
+
     weight: float = 1.0
     joules_per_s: float | None = None
-    joules_burst: float | None = None
-    seconds_per_s: float = 1e9
-    seconds_burst: float = 1e9
+    burst_j: float | None = None
+    seconds_per_s: float | None = None
+    burst_s: float | None = None
 
 
 class _SystemFile(_Strict, frozen=True, kw_only=True):
@@ -205,13 +211,20 @@ def _model(found: _ModelFile) -> ServedModel:
 
 
 def _tenant(found: _TenantFile) -> Tenant:
-    if found.joules_per_s is None and found.joules_burst is None:
+    joules, seconds = (found.joules_per_s, found.burst_j), (found.seconds_per_s, found.burst_s)
+    if {*joules, *seconds} == {None}:
         return Tenant(weight=found.weight)
-    rate = found.joules_per_s or 0.0
+    joules_per_s, burst_j = _bucket(*joules)
+    seconds_per_s, burst_s = _bucket(*seconds)
     limits = BucketLimits(
-        joules_per_s=rate,
-        joules_burst=found.joules_burst or max(rate, 1e-9),
-        seconds_per_s=found.seconds_per_s,
-        seconds_burst=found.seconds_burst,
+        joules_per_s=joules_per_s, joules_burst=burst_j, seconds_per_s=seconds_per_s, seconds_burst=burst_s
     )
     return Tenant(weight=found.weight, limits=limits)
+
+
+def _bucket(per_s: float | None, burst: float | None) -> tuple[float, float]:
+    """Without a rate it is never refilled, without a size it holds a second of its rate, without both it has no end."""
+    if per_s is None and burst is None:
+        return _ENDLESS, _ENDLESS
+    per_s = 0.0 if per_s is None else per_s
+    return per_s, per_s if burst is None else burst

@@ -41,9 +41,10 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "audit": ("vireo tenants audit", "vireo tenants audit --count 100 --json"),
 }
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 """A number that YAML takes for a text."""
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_MAX_DAYS = 3650
 _TIMEOUT_S = 5.0
 _TRIES = 10
 _SHOWN_DIGITS = 8
@@ -440,8 +441,11 @@ def _fields(written: Sequence[str]) -> dict[str, Any]:
 
 
 def _seconds(text: str) -> float:
-    """Raises: ConfigError: it is no duration."""
+    """Raises: ConfigError: it is no duration, or one of more than ten years."""
     found = _DURATION.fullmatch(text)
     if found is None:
         raise ConfigError(f"{text[:40]!r} is no duration; write 90s, 15m, 6h or 7d")
-    return float(found[1]) * _UNIT_S[found[2]]
+    seconds = float(found[1]) * _UNIT_S[found[2]]
+    if seconds > _MAX_DAYS * _UNIT_S["d"]:
+        raise ConfigError(f"{text[:40]!r} is too long; write at most 10 years, {_MAX_DAYS}d")
+    return seconds

@@ -14,10 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from models.contract import Shape
 from models.identity import WEIGHTS_FILE
 from models.registry import family_for
-from schedulers.bending import Limits
+from schedulers.bending import Limits, limits_of
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.retry_budget import RetryBudget
-from serving.bending import Bending, limits_of, queue_limit_s
+from serving.bending import Bending, bends_after_s
 from serving.config import JobOptions, MediaSettings, ResolvedConfig, ResolvedModel, StreamOptions, UnaryOptions
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.experts import ExpertReport
@@ -201,19 +201,14 @@ def _bending_limits(config: ResolvedConfig) -> dict[str, Limits]:
     for model in config.models if settings.enabled else ():
         if not model.bend:
             continue
-        usual_s = usual_seconds(model)
-        match model.options:
-            case JobOptions():
-                after_s = queue_limit_s(settings.jobs_after_s, usual_s / model.replicas)
-            case StreamOptions():
-                after_s = queue_limit_s(settings.chat_after_s, 0.0, gateways=gateway.replicas)
-            case _:
-                after_s = queue_limit_s(
-                    settings.rows_after_s,
-                    usual_s / model.replicas,
-                    gateways=gateway.replicas,
-                    room=gateway.max_in_flight,
-                )
+        shape = family_for(model.family, model.variant).shape
+        after_s = bends_after_s(
+            settings,
+            shape,
+            usual_seconds(model) / model.replicas,
+            gateways=gateway.replicas,
+            room=config.settings.jobs.max_queued if shape == "job" else gateway.max_in_flight,
+        )
         limits[model.id] = limits_of(after_s)
     return limits
 

@@ -32,6 +32,7 @@ from loadtest.arrivals import poisson
 from loadtest.clients.base import Budget, Question
 from loadtest.clients.http_chat import HttpChatClient
 from loadtest.workloads.words import draw_words
+from schedulers.lab.simulator import percentile
 from tests.benchmarks import overload_simulation
 from tests.benchmarks.bench_gateway import awake
 from tests.benchmarks.common import (
@@ -160,7 +161,7 @@ def _row(side: str, load: float, seconds: float, payloads: Sequence[Payload], re
         "late": len(late),
         "expired": sum(record.outcome is Outcome.DEADLINE_EXCEEDED for record in records),
         "refused": len(refused),
-        "refused_ms": {"p50": _rank(refused_ms, 0.5), "p99": _rank(refused_ms, 0.99)} if refused else None,
+        "refused_ms": {"p50": percentile(refused_ms, 0.5), "p99": percentile(refused_ms, 0.99)} if refused else None,
         "refused_within_10_ms": sum(ms <= 10.0 for ms in refused_ms),
         "refused_with_retry": sum(record.retry_after_s is not None for record in refused),
         "bent": bent,
@@ -168,10 +169,6 @@ def _row(side: str, load: float, seconds: float, payloads: Sequence[Payload], re
         "outcomes": dict(Counter(record.outcome.value for record in records)),
         "error_codes": dict(Counter(record.error_code for record in records if record.error_code)),
     }
-
-
-def _rank(ascending: Sequence[float], share: float) -> float:
-    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
 
 
 def _took_s(record: Record) -> float:

@@ -7,29 +7,32 @@ from statistics import fmean
 from typing import Any
 
 from models.registry import find
+from schedulers.bending import limits_of
 from schedulers.lab.overload import UNIT, Outcome, Pool, arrivals, replay
 from schedulers.plan import Cost, Point
-from serving.bending import limits_of
-from serving.operating_points import load_table, planned_points, usual_work
+from serving.bending import bends_after_s
+from serving.config.sections import BendingSettings
+from serving.operating_points import dearest_seconds, load_table, planned_points, usual_work
 
 LOADS = (0.8, 1.2, 2.0, 3.0)
 SEEDS = (1, 2)
 #: Model, replicas (of a chat: answers at a time), latency that half of the requests ask for, patience of the others,
-#: most that wait, seconds of queue from which quality bends, length of a trace; all times in seconds.
-POOLS: tuple[tuple[str, int, float, float, int, float, float], ...] = (
-    ("dyn-perceiver-nano", 1, 0.25, 30.0, 512, 0.1, 4.0),
-    ("texthawk2-nano", 8, 5.0, 30.0, 256, 2.0, 300.0),
-    ("dit-moe-nano", 2, 5.0, 60.0, 256, 2.0, 60.0),
-    ("vdit-nano", 2, 60.0, 600.0, 256, 30.0, 1500.0),
+#: most that wait, length of a trace; all times in seconds.
+POOLS: tuple[tuple[str, int, float, float, int, float], ...] = (
+    ("dyn-perceiver-nano", 1, 0.25, 30.0, 512, 4.0),
+    ("texthawk2-nano", 8, 5.0, 30.0, 256, 300.0),
+    ("dit-moe-nano", 2, 5.0, 60.0, 256, 60.0),
+    ("vdit-nano", 2, 60.0, 600.0, 256, 1500.0),
 )
 HEADER = (
-    "model, load", "side", "in time/s", "of its peak", "in time", "expired", "refused", "quality",
+    "model, load", "side", "bends after, s", "in time/s", "of its peak", "in time", "expired", "refused", "quality",
     "gave way: low, normal, high", "greedy, steady, modest", "levels changed",
 )  # fmt: skip
 
 
-def pool_of(model: str, replicas: int, budget_s: float, patience_s: float, max_waiting: int, after_s: float) -> Pool:
-    """A request of the usual size at each calibrated point, as it is charged."""
+def pool_of(model: str, replicas: int, budget_s: float, patience_s: float, max_waiting: int) -> Pool:
+    """A request of the usual size at each calibrated point, as it is charged. Quality bends as it does by default
+    at a gateway whose room, or queue of jobs, takes ``max_waiting``."""
     family, variant = find(model)
     work = usual_work(family, variant)
     points = []
@@ -37,6 +40,8 @@ def pool_of(model: str, replicas: int, budget_s: float, patience_s: float, max_w
         seconds = {UNIT: point.cost.busy(work(point.settings))}
         cost = Cost(latency_s=seconds, busy_s=seconds, watts=point.cost.watts)
         points.append(Point(name=point.name, settings=point.settings, cost=cost, quality=point.quality))
+    usual_s = dearest_seconds(points, lambda settings: {UNIT: 1.0}) / replicas
+    after_s = bends_after_s(BendingSettings(), family.shape, usual_s, gateways=1, room=max_waiting)
     return Pool(
         name=model,
         points=tuple(points),
@@ -78,6 +83,7 @@ def _row(pool: Pool, load: float, side: str, seconds: float, outcomes: Sequence[
         "refused_share": sum(one.refused for one in outcomes) / sent,
         "mean_quality": sum(one.quality for one in outcomes) / max(1, good),
         "bent_share": {name: fmean(one.bent_share(name) for one in outcomes) for name in whose},
+        "bends_after_s": pool.limits.rise_s,
         "level_changes": fmean(one.num_changes for one in outcomes),
     }
 
@@ -86,7 +92,8 @@ def cells(row: dict[str, Any]) -> list[object]:
     """Of the table."""
     bent = [f"{share:.0%}" for share in row["bent_share"].values()]
     return [
-        f"{row['model']}, {row['load']:g}x", row["side"], f"{row['good_per_s']:.3g}", f"{row['of_peak']:.0%}",
-        f"{row['good_share']:.1%}", f"{row['expired_share']:.1%}", f"{row['refused_share']:.1%}",
-        f"{row['mean_quality']:.3f}", ", ".join(bent[:3]), ", ".join(bent[3:]), f"{row['level_changes']:.0f}",
+        f"{row['model']}, {row['load']:g}x", row["side"], f"{row['bends_after_s']:.2g}", f"{row['good_per_s']:.3g}",
+        f"{row['of_peak']:.0%}", f"{row['good_share']:.1%}", f"{row['expired_share']:.1%}",
+        f"{row['refused_share']:.1%}", f"{row['mean_quality']:.3f}", ", ".join(bent[:3]), ", ".join(bent[3:]),
+        f"{row['level_changes']:.0f}",
     ]  # fmt: skip

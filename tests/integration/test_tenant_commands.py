@@ -127,6 +127,8 @@ async def test_from_the_first_key_to_the_last(run: Run, live: LiveTenants) -> No
         (("set", "ada"), "nothing to set"),
         (("set", "ada", "colour=red"), "no field 'colour'"),
         (("rotate", "ada", "--keep-old-for", "soon"), "no duration"),
+        (("rotate", "ada", "--keep-old-for", "99999999d"), "at most 10 years"),
+        (("rotate", "ada", "--keep-old-for", f"{'9' * 400}d"), "at most 10 years"),
         (("rotate", "ada", "--keep-old-for", "1h", "--drop-old"), "exclude"),
         (("remove", "eve"), "no tenant"),
         (("show", "eve"), "no tenant"),

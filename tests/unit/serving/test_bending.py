@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from models.contract import Shape
+from schedulers.bending import limits_of
 from schedulers.plan import Budget as PointBudget
 from schedulers.plan import Cost, Load, Plan, Point, plan
-from serving.bending import Bending, degradation_of, limits_of, queue_limit_s
+from serving.bending import Bending, bends_after_s, degradation_of, queue_limit_s
 from serving.client.told import reduced
+from serving.config.sections import BendingSettings
 from serving.domain import Degradation, Priority, Report
 from serving.front.grpc.messages import message_from_report
 from serving.tasks.infer.parameters import report_parameters
@@ -61,6 +64,21 @@ def test_model_that_does_not_bend_is_left_alone() -> None:
 )
 def test_queue_that_bends_a_model(after_s: float, usual_s: float, more: Any, limit_s: float) -> None:
     assert queue_limit_s(after_s, usual_s, **more) == pytest.approx(limit_s)
+
+
+@pytest.mark.parametrize(
+    ("shape", "usual_s", "room", "limit_s"),
+    [
+        ("job", 1.0, 256, 30.0),
+        ("job", 0.02, 256, 2.56),  # short jobs: else the queue would be full before
+        ("stream", 9.0, 1, 1.0),
+        ("staged", 0.001, 512, 0.256),
+    ],
+)
+def test_quality_bends_before_what_holds_the_requests_of_a_model_is_full(
+    shape: Shape, usual_s: float, room: int, limit_s: float
+) -> None:
+    assert bends_after_s(BendingSettings(), shape, usual_s, gateways=1, room=room) == pytest.approx(limit_s)
 
 
 def test_depth_is_the_callers_own() -> None:

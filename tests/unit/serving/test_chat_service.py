@@ -17,10 +17,11 @@ from models.contract import Knob
 from models.io import ChatTokens
 from models.operating_points import point_name
 from schedulers.answer_cost import AnswerCost
+from schedulers.bending import limits_of
 from schedulers.cost import Units
 from schedulers.plan import Cost, Point
 from schedulers.retry_budget import RetryBudget
-from serving.bending import Bending, limits_of
+from serving.bending import Bending
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.stream.links import ChatLinks
 from serving.delivery.stream.wire import ChatDelta, EngineRequest, FinishReason

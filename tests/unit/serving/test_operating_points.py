@@ -24,6 +24,7 @@ from schedulers.policies.exits import NEVER_THRESHOLD
 from serving.config import ModelSettings, ResolvedModel, UnaryOptions, resolve_model
 from serving.errors import ConfigError
 from serving.operating_points import (
+    dearest_seconds,
     load_table,
     parted,
     planned_points,
@@ -71,6 +72,17 @@ def test_a_row_alone_is_what_somebody_waits_for_and_its_share_of_a_batch_is_char
         assert point.cost.latency_s == {"macs": times[1].seconds}
         assert point.cost.busy_s == {"macs": times[16].seconds}
         assert point.cost.busy_s["macs"] < point.cost.latency_s["macs"]
+
+
+@pytest.mark.parametrize("model", ["dyn-perceiver-nano", "dit-moe-nano", "vdit-nano"])
+def test_usual_request_takes_no_more_than_points_that_are_picked(model: str) -> None:
+    family, variant = find(model)
+    work, points = usual_work(family, variant), planned_points(load_table(variant))
+    deepest = [plan(points, work, Budget(quality_floor=point.quality), Load()) for point in points]
+    picked_s = max(one.busy_s for one in deepest if isinstance(one, Plan))
+    all_s = max(point.cost.busy(work(point.settings)) for point in points)
+    assert dearest_seconds(points, work) == pytest.approx(picked_s)
+    assert picked_s < all_s
 
 
 def test_thresholds_are_the_schedulers_and_the_rest_is_the_networks() -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from models.io import ImageIO
 from schedulers.admission import Cost
+from schedulers.bending import limits_of
 from schedulers.plan import Cost as PointCost
 from schedulers.plan import Point
-from serving.bending import Bending, limits_of
+from serving.bending import Bending
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.delivery.unary.service import ServedModel, UnaryRequests
 from serving.delivery.unary.wire import SampleAnswer, SampleCall, SampleFailure, SampleOutcome

@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pytest
 import typer
+from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from models.contract import Family, Variant
+from models.io import MAX_TOKENS, ChatIO
+from models.operating_points import Point, Seconds, Table
 from models.registry import find
-from serving.cli import simulate_command
+from schedulers.admission import BucketLimits
+from schedulers.lab.cluster import BEND_AFTER_S
+from serving.cli import simulate_command, simulated
 from serving.cli.simulated import model_of, read_system, shipped_models
 from serving.client.exits import Exit
+from serving.config.sections import BendingSettings
 from serving.errors import ConfigError
-from serving.operating_points import load_table, planned_points, usual_work
+from serving.operating_points import load_table, planned_points, usual_request, usual_work
 from tests.support.source_tree import ROOT
 
 MIXED = str(ROOT / "examples/traces/mixed.csv")
@@ -34,7 +41,7 @@ SYSTEM = {
             "replicas": 2,
         }
     ],
-    "tenants": {"ada": {"weight": 2.0}, "bob": {"joules_per_s": 0.1, "joules_burst": 0.05}},
+    "tenants": {"ada": {"weight": 2.0}, "bob": {"joules_per_s": 0.1, "burst_j": 0.05}},
 }
 
 
@@ -129,6 +136,8 @@ def test_a_bad_line_and_a_task_that_nobody_serves_are_named(tmp_path: Path) -> N
         {"points": []},
         {"stage_s": []},
         {"stage_s": [{"2": 0.1, "1": 0.2}]},
+        {"replicas": 0},
+        {"replicas": -1},
     ],
 )
 def test_a_system_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
@@ -138,13 +147,89 @@ def test_a_system_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[st
         read_system(path)
 
 
-@pytest.mark.parametrize("name", ["dit-moe-nano", "vdit-nano", "exvideo-nano"])
+@pytest.mark.parametrize("name", ["dit-moe-nano", "vdit-nano", "exvideo-nano", "texthawk2-nano"])
 def test_a_simulated_model_costs_what_its_table_says(name: str) -> None:
     family, variant = find(name)
+    _check_costs(family, variant, load_table(variant), rel=0.02)
+
+
+def test_tokens_that_look_at_those_before_them_cost_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, variant = find("texthawk2-nano")
+    table = _priced_too(load_table(variant), "token_steps", 1e-6)
+    monkeypatch.setattr(simulated, "load_table", lambda variant: table)
+    _check_costs(family, variant, table, rel=1e-6)
+
+
+def test_what_is_done_before_the_steps_is_no_part_of_them() -> None:
+    times = {unit: {1: Seconds(seconds=price)} for unit, price in (("macs", 1.0), ("image_tokens", 0.1))}
+    point = Point(settings={"num_inference_steps": 4}, seconds_per_unit=times)
+    numbers = simulated._steps("four", point, {"macs": 8.0, "image_tokens": 30.0})
+    assert numbers.step_s.of(1) == pytest.approx(2.0)
+    assert numbers.decode_s == pytest.approx(3.0)
+
+
+def _check_costs(family: Family, variant: Variant, table: Table, rel: float) -> None:
     model, work = model_of(family, variant), usual_work(family, variant)
-    for mine, point in zip(model.points, planned_points(load_table(variant)), strict=True):
+    usual = usual_request(variant.io)
+    for mine, point in zip(model.points, planned_points(table), strict=True):
         assert mine.name == point.name
-        assert model.alone_s(mine) == pytest.approx(point.cost.latency(work(point.settings)), rel=0.02)
+        settings = dict(point.settings)
+        if isinstance(variant.io, ChatIO):  # a cap is what an answer may have, not what it usually has
+            settings[MAX_TOKENS] = min(usual.max_tokens, settings.get(MAX_TOKENS, usual.max_tokens))
+        assert model.alone_s(mine) == pytest.approx(point.cost.latency(work(settings)), rel=rel)
+
+
+def _priced_too(table: Table, unit: str, seconds: float) -> Table:
+    """With one more unit at every point."""
+    return replace(
+        table,
+        points={
+            name: replace(point, seconds_per_unit={**point.seconds_per_unit, unit: {1: Seconds(seconds=seconds)}})
+            for name, point in table.points.items()
+        },
+    )
+
+
+def test_quality_bends_when_it_is_served_to() -> None:
+    served = BendingSettings()
+    assert {
+        "rows": served.rows_after_s,
+        "slots": served.chat_after_s,
+        "steps": served.jobs_after_s,
+    } == BEND_AFTER_S
+
+
+@pytest.mark.parametrize(
+    ("tenant", "limits"),
+    [
+        ({}, None),
+        ({"joules_per_s": 5.0}, (5.0, 5.0, 1e9, 1e9)),
+        ({"burst_j": 0.5}, (0.0, 0.5, 1e9, 1e9)),
+        ({"seconds_per_s": 0.5}, (1e9, 1e9, 0.5, 0.5)),
+        ({"burst_s": 2.0, "joules_per_s": 5.0, "burst_j": 7.0}, (5.0, 7.0, 0.0, 2.0)),
+    ],
+)
+def test_each_limit_of_a_tenant_counts(
+    tmp_path: Path, tenant: dict[str, float], limits: tuple[float, float, float, float] | None
+) -> None:
+    path = tmp_path / "system.json"
+    path.write_text(json.dumps({**SYSTEM, "tenants": {"ada": tenant}}))
+    joules_per_s, joules_burst, seconds_per_s, seconds_burst = limits or (0.0, 1.0, 0.0, 1.0)
+    wanted = BucketLimits(
+        joules_per_s=joules_per_s,
+        joules_burst=joules_burst,
+        seconds_per_s=seconds_per_s,
+        seconds_burst=seconds_burst,
+    )
+    assert read_system(path).tenants["ada"].limits == (wanted if limits else None)
+
+
+@pytest.mark.parametrize("tenant", [{"burst_j": 0.0}, {"joules_burst": 1.0}])
+def test_a_tenant_that_makes_no_sense_is_refused(tmp_path: Path, tenant: dict[str, float]) -> None:
+    path = tmp_path / "system.json"
+    path.write_text(json.dumps({**SYSTEM, "tenants": {"ada": tenant}}))
+    with pytest.raises(ConfigError, match=r"system\.json: "):
+        read_system(path)
 
 
 def test_all_five_tasks_are_shipped() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from schedulers.admission import Cost
-from serving.bending import Bending, limits_of
+from schedulers.bending import limits_of
+from serving.bending import Bending
 from serving.delivery.job.base import JobModel, report_of
 from serving.delivery.job.service import Jobs, JobServiceConfig, asked_by
 from serving.delivery.pipeline import Pipeline, PipelineLimits
