@@ -59,28 +59,39 @@ class TenantKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tenants:
-    """All that may come in. ``settings`` by name."""
+    """All that may come in. ``settings`` by name; ``unusable``: why a record is no tenant. ``needs_key``: there is a
+    key, or there was one before an operator took it away."""
 
     version: int
     settings: Mapping[str, TenantSettings]
     keys: tuple[TenantKey, ...]
+    unusable: Mapping[str, str]
+    needs_key: bool
 
 
 def overlay(base: Sequence[TenantSettings], records: TenantRecords) -> Tenants:
     """Lay what was changed over the configuration.
 
-    Raises: ValueError: a record is no tenant, as of a release that allows more.
+    A record that is no tenant, as of a release that allows more, closes this one: what the configuration says of it may
+    be more than it should have. The others count as ever, above all those that were removed.
     """
     settings: dict[str, TenantSettings] = {}
     keys: list[TenantKey] = []
+    unusable: dict[str, str] = {}
     own = {tenant.name: tenant for tenant in base}
     for name in dict.fromkeys((*own, *records.by_name)):
         record = records.by_name.get(name, TenantRecord())
         if record.is_removed:
             continue
-        settings[name] = checked(name, record.fields, own.get(name))
-        keys += _keys(name, record, own.get(name))
-    return Tenants(records.version, settings, tuple(keys))
+        try:
+            settings[name] = checked(name, record.fields, own.get(name))
+        except ValueError as error:
+            unusable[name] = str(error)
+        else:
+            keys += _keys(name, record, own.get(name))
+    # Removing the last tenant must not make whoever is on this machine its operator.
+    needs_key = bool(keys or unusable) or any(one.keys or one.is_removed for one in records.by_name.values())
+    return Tenants(records.version, settings, tuple(keys), unusable, needs_key)
 
 
 def checked(name: str, fields: Mapping[str, Any], base: TenantSettings | None = None) -> TenantSettings:

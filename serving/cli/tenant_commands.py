@@ -102,7 +102,12 @@ def list_tenants(port: PortOption = None, config: ConfigOption = None, as_json: 
         return
     shown = ("weight", "joules_per_s", "burst_j", "seconds_per_s", "burst_s", "max_priority", "admin")
     cells = [
-        (row["name"], row["from"], str(row["open_keys"]), *(_plain(row["fields"].get(name, "")) for name in shown))
+        (
+            row["name"],
+            row["from"] + ", unusable" * bool(row["unusable"]),
+            str(row["open_keys"]),
+            *(_plain(row["fields"].get(name, "")) for name in shown),
+        )
         for row in rows
     ]
     show_table(("tenant", "from", "keys", *(name.replace("_per_s", "/s").replace("_", " ") for name in shown)), cells)
@@ -120,7 +125,8 @@ def show(name: NameArgument, port: PortOption = None, config: ConfigOption = Non
     fields = [(field, _plain(value) + _mark(field in row["changed"])) for field, value in row["fields"].items()]
     keys = [("key", f"{key['sha256']}..., {_until(key['until'])}") for key in row["keys"]]
     of_config = [("keys of the configuration", f"{row['config_keys']}, {_until(row['config_keys_until'])}")]
-    show_table(("", ""), [("tenant", name), ("from", row["from"]), *fields, *keys, *of_config])
+    unusable = [("unusable, nobody is let in", row["unusable"])] if row["unusable"] else []
+    show_table(("", ""), [("tenant", name), ("from", row["from"]), *unusable, *fields, *keys, *of_config])
 
 
 def audit(
@@ -168,7 +174,7 @@ def add(
     change = _change(port, config, "add", name, given, lambda seen: added(seen.records, seen.base, name, given, digest))
     typer.echo(key)
     _note("this key is shown once", quiet)
-    if not any(known.num_keys for known in change.base.values()) and not _has_keys(change.records):
+    if not any(known.num_keys for known in change.base.values()) and not _had_keys(change.records):
         _note("there were no keys before: from now on every caller needs one", quiet)
 
 
@@ -232,12 +238,15 @@ def remove(
     """Close all keys of a tenant, also those of the configuration.
 
     Requests that run are finished. Its results, jobs and account stay, and belong to whoever gets its name: give a new
-    customer a new one.
+    customer a new one. After the last one nobody is let in, also not from this machine without a key.
     """
     from serving.tenants import removed
 
-    _change(port, config, "remove", name, {}, lambda seen: removed(seen.records, seen.base, name))
+    seen = _change(port, config, "remove", name, {}, lambda seen: removed(seen.records, seen.base, name))
     _note(f"{name} is let in no more", quiet)
+    others = {*seen.base, *seen.records.by_name} - {name}
+    if not any(_described(seen, other)["open_keys"] for other in others):
+        _note("that was the last key: nobody is let in until `vireo tenants add` makes another", quiet)
 
 
 def _change(
@@ -341,21 +350,26 @@ def _described(seen: _Seen, name: str) -> dict[str, Any]:
     record, known = seen.records.by_name.get(name), seen.base.get(name)
     changed = record or TenantRecord()
     fields: dict[str, Any] = {}
+    unusable = None
     if not changed.is_removed:
-        settings = checked(name, changed.fields, None if known is None else known.settings)
-        fields = {field: getattr(settings, field) for field in FIELDS}
+        try:
+            settings = checked(name, changed.fields, None if known is None else known.settings)
+            fields = {field: getattr(settings, field) for field in FIELDS}
+        except ValueError as error:
+            unusable = str(error)
     keys = [{"sha256": key.sha256[:_SHOWN_DIGITS], "until": key.until_s} for key in changed.keys]
     config_keys = 0 if known is None or changed.is_removed else known.num_keys
     open_keys = config_keys * _is_open(changed.config_keys_until_s) + sum(_is_open(key["until"]) for key in keys)
     return {
         "name": name,
         "from": _source(known, record),
+        "unusable": unusable,
         "fields": fields,
         "changed": sorted(changed.fields),
         "keys": keys,
         "config_keys": config_keys,
         "config_keys_until": changed.config_keys_until_s,
-        "open_keys": open_keys,
+        "open_keys": 0 if unusable else open_keys,
     }
 
 
@@ -367,8 +381,8 @@ def _source(known: Known | None, record: TenantRecord | None) -> str:
     return "added here" if known is None else "configuration, changed here"
 
 
-def _has_keys(records: TenantRecords) -> bool:
-    return any(record.keys for record in records.by_name.values())
+def _had_keys(records: TenantRecords) -> bool:
+    return any(record.keys or record.is_removed for record in records.by_name.values())
 
 
 def _is_open(until_s: Any) -> bool:

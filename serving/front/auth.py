@@ -2,7 +2,7 @@
 
 Keys are known by their SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
 nothing about them. They may change at any time (``Authenticator.use``). Without keys everybody is the tenant ``local``,
-and only callers on this machine are served.
+and only callers on this machine are served; where there were keys once, nobody is.
 
 A browser on this machine is one of them, whoever wrote the page that it shows. So without keys a request must not come
 from a page of another origin, and must call the server by a name of this machine: a page whose own name was made to
@@ -33,9 +33,11 @@ _GRPC_IP = re.compile(r"ipv[46]:(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+
 
 
 class Credentials(NamedTuple):
-    """Who may come in, and what more some may. ``keys``: tenant, SHA-256 in hexadecimal, Unix time of the end."""
+    """Who may come in, and what more some may. ``keys``: tenant, SHA-256 in hexadecimal, Unix time of the end.
+    ``needs_key``: also where there are none."""
 
     keys: tuple[tuple[str, str, float], ...]
+    needs_key: bool = False
     logprobs: frozenset[str] = frozenset()
     admins: frozenset[str] = frozenset()
 
@@ -71,7 +73,7 @@ class Authenticator:
         self._origins = frozenset(origins)
         self._clock = clock
         kept = tuple((tenant, digest, math.inf) for tenant, digest in hashes)
-        self._credentials = Credentials(kept, frozenset(logprobs_tenants), frozenset(admins))
+        self._credentials = Credentials(kept, bool(kept), frozenset(logprobs_tenants), frozenset(admins))
 
     def use(self, credentials: Credentials) -> None:
         """From now on these count and no others, in one step."""
@@ -79,8 +81,8 @@ class Authenticator:
 
     @property
     def _is_open(self) -> bool:
-        """Whether there are no keys: whoever is on this machine is served. A key that has ended is one."""
-        return not self._credentials.keys and self._allow_anonymous_loopback
+        """Whether there never were keys: whoever is on this machine is served."""
+        return not (self._credentials.keys or self._credentials.needs_key) and self._allow_anonymous_loopback
 
     def may_use_logprobs(self, tenant: str) -> bool:
         """Whether a tenant may see and bias probabilities of tokens."""

@@ -89,6 +89,7 @@ def _credentials(tenants: Tenants) -> Credentials:
     settings = tenants.settings.values()
     return Credentials(
         tenants.keys,
+        needs_key=tenants.needs_key,
         logprobs=frozenset(tenant.name for tenant in settings if tenant.allow_logprobs),
         admins=frozenset(tenant.name for tenant in settings if tenant.admin),
     )

@@ -218,16 +218,14 @@ class TenantWatch(Periodic):
         version = self._live.now.version
         if records is None or records.version < version:
             return False
-        try:
-            self._live.replace(overlay(self._live.base, records))
-        except ValueError as error:
-            self._mark = _mark(sealed)
-            _log.error("tenants in Redis cannot be used; those before stay", version=records.version, why=str(error))
-            return True
+        tenants = overlay(self._live.base, records)
+        self._live.replace(tenants)
+        for tenant, why in tenants.unusable.items():
+            _log.error("tenant is closed: its record cannot be used", tenant=tenant, version=records.version, why=why)
         self._sealed, self._mark = sealed, _mark(sealed)
         if self._copy is not None:
             _keep(self._copy, sealed)
-        _log.info("tenants", version=records.version, tenants=len(self._live.now.settings), before=version)
+        _log.info("tenants", version=records.version, tenants=len(tenants.settings), before=version)
         return True
 
     async def _log_changes(self, before: int) -> None:

@@ -221,17 +221,22 @@ async def test_deployments_with_other_secrets_do_not_meet(store: TenantStore, ur
     assert await is_back(store, await store.read())
 
 
-async def test_records_that_this_release_cannot_use_change_nothing(store: TenantStore, url: str) -> None:
-    async with watching(url) as live:
+async def test_record_that_this_release_cannot_use_holds_no_other_change_back(
+    store: TenantStore, url: str, tmp_path: Path
+) -> None:
+    broken = added(removed(TenantRecords(version=6), BASE, "ada"), BASE, "bob", {}, KEY)
+    broken.by_name["bob"].fields["weight"] = -1
+    async with watching(url, tmp_path / "copy") as live:
         await change(store, 5, with_bob)
         await until(lambda: live.now.version == 5)
-        broken = msgspec.structs.replace(with_bob(TenantRecords()), version=6)
-        broken.by_name["bob"].fields["weight"] = -1
         assert await store.write(await store.read(), store.seal(broken))
-        await live.have_been_looked_up()
-        assert (live.now.version, live.weights["bob"]) == (5, 2.0)
-        await change(store, 7, lambda records: changed(with_bob(TenantRecords()), BASE, "bob", {"weight": 3}))
+        await until(lambda: live.now.version == 6)
+        assert (live.now.settings, live.now.keys) == ({}, ())
+    async with watching(url, tmp_path / "copy") as live:
+        assert (live.now.version, live.now.settings) == (6, {}), "nor does a start bring back who was removed"
+        await change(store, 7, lambda records: changed(records, BASE, "bob", {"weight": 3}))
         await until(lambda: live.now.version == 7)
+        assert [key.sha256 for key in live.now.keys] == [KEY]
 
 
 async def test_while_redis_is_away_the_last_ones_count(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from serving.config import TenantSettings
 from serving.stores import keys
 from serving.stores.connection import RedisConfig
 from serving.stores.tenants import Announcement, TenantStore, TenantWatch
-from serving.tenants import Known, LiveTenants, TenantRecords
+from serving.tenants import KeyRecord, Known, LiveTenants, TenantRecord, TenantRecords
 from tests.support.redis_server import embedded_redis
 from tests.support.waiting import until
 
@@ -151,7 +151,25 @@ async def test_first_key_says_that_everybody_needs_one(run: Run, admin: Any, url
     assert "every caller needs one" in (await run("add", "bob")).stderr
     await until(lambda: live.now.keys)
     assert "every caller needs one" not in (await run("add", "eve")).stderr
+    assert "last" not in (await run("remove", "eve")).stderr
+    assert "last key" in (await run("remove", "bob")).stderr
+    await until(lambda: not live.now.settings)
+    assert live.now.needs_key
     await watch.stop()
+
+
+async def test_a_record_that_is_no_tenant_is_listed_and_can_be_mended(run: Run, live: LiveTenants, url: str) -> None:
+    store = TenantStore(RedisConfig(url=url, timeout_s=5.0), SECRET.encode())
+    broken = TenantRecord(fields={"weight": -1}, keys=(KeyRecord("ab" * 32),))
+    await store.write(b"", store.seal(TenantRecords(version=3, by_name={"bob": broken})))
+    await until(lambda: live.now.version == 3)
+    row = (await listed(run))["bob"]
+    assert (row["open_keys"], row["fields"]) == (0, {})
+    assert "weight" in row["unusable"]
+    assert re.search("unusable, nobody is let in +weight", (await run("show", "bob")).stdout)
+    await changed(run, live, "set", "bob", "weight=2")
+    assert (await listed(run))["bob"]["open_keys"] == 1
+    await store.stop()
 
 
 async def test_nothing_is_changed_where_no_gateway_is(run: Run, admin: Any) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from schedulers.fair_queue import FairQueue
 from schedulers.shared_slots import SharedSlots, Turn
-from serving.config import TenantSettings
+from serving.config import TenantSettings, from_mapping, resolve
 from serving.errors import Unauthenticated
 from serving.front.auth import Authenticator, Credentials
+from serving.gateway.node import build_authenticator
 from serving.tenants import (
     FIELDS,
     MAX_RECORDS,
@@ -139,11 +140,45 @@ def test_whoever_has_no_key_may_be_given_limits() -> None:
     assert overlay([], changed(NONE, {}, "local", {"burst_j": 3})).settings["local"].burst_j == 3.0
 
 
-def test_field_of_a_later_release_is_passed_over_and_a_wrong_value_is_not() -> None:
+def test_field_of_a_later_release_is_passed_over() -> None:
     later = TenantRecords(by_name={"ada": TenantRecord(fields={"colour": "red", "weight": 4})})
     assert overlay([ADA], later).settings["ada"].weight == 4.0
-    with pytest.raises(ValueError, match="weight"):
-        overlay([ADA], TenantRecords(by_name={"ada": TenantRecord(fields={"weight": -1})}))
+
+
+def test_record_that_is_no_tenant_closes_that_one_and_the_others_count() -> None:
+    eve = TenantSettings(name="eve", api_key_sha256=(OTHER,))
+    records = removed(added(NONE, {}, "bob", {"weight": 3}, NEW), {"eve": Known.of(eve)}, "eve")
+    broken = TenantRecord(fields={"weight": -1}, keys=(KeyRecord("01" * 32),))
+    tenants = overlay([ADA, eve], TenantRecords(by_name={**records.by_name, "ada": broken}))
+    assert list(tenants.settings) == ["bob"]
+    assert keys_of(tenants) == {NEW: math.inf}
+    assert list(tenants.unusable) == ["ada"]
+    assert "weight" in tenants.unusable["ada"]
+
+
+@pytest.mark.parametrize(
+    ("records", "needs_key"),
+    [
+        (NONE, False),
+        (changed(NONE, {}, "local", {"burst_j": 3}), False),
+        (added(NONE, {}, "bob", {}, NEW), True),
+        (removed(added(NONE, {}, "bob", {}, NEW), {}, "bob"), True),
+        (TenantRecords(by_name={"bob": TenantRecord(fields={"weight": -1}, keys=(KeyRecord(NEW),))}), True),
+        (TenantRecords(by_name={"local": TenantRecord(fields={"weight": -1})}), True),
+    ],
+)
+def test_where_there_ever_was_a_key_everybody_needs_one(records: TenantRecords, needs_key: bool) -> None:
+    assert overlay([], records).needs_key is needs_key
+
+
+def test_removing_the_last_tenant_lets_nobody_in() -> None:
+    live = LiveTenants()
+    authenticator = build_authenticator(resolve(from_mapping({})), live)
+    assert authenticator.authenticate(None, None, "127.0.0.1") == "local"
+    live.replace(overlay([], removed(added(NONE, {}, "bob", {}, NEW), {}, "bob")))
+    with pytest.raises(Unauthenticated):
+        authenticator.authenticate(None, None, "127.0.0.1")
+    assert not authenticator.is_admin("local")
 
 
 def test_views_follow_the_snapshot() -> None:
