@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -18,29 +19,53 @@ def _clock_of(pid: int) -> int:
 
 class TreeCpuTime:
     """CPU seconds of a process and its descendants. What a child took that has ended stays counted, as of the last
-    reading."""
+    reading. While children cannot be listed (there are no file descriptors left, say) those that are known count.
+
+    A process that was not known before is new, and all of its time is: unless this is more than the machine has had
+    since the last reading. Then it has a past that is not of this time, and counts from now on."""
 
     def __init__(self, pid: int | None = None) -> None:
         self._pid = os.getpid() if pid is None else pid
         self._last_s: dict[int, float] = {}
+        self._children: dict[int, list[int]] = {}
+        self._began_s = -math.inf
         self._total_s = 0.0
 
     def read(self) -> float:
         """Seconds; never goes back."""
-        last_s, self._last_s = self._last_s, {}
+        began_s, self._began_s = self._began_s, time.monotonic()
+        last_s, self._last_s = self._last_s, self._walk()
+        known_s = new_s = 0.0
+        for pid, now_s in self._last_s.items():
+            before_s = last_s.get(pid, math.inf)
+            if now_s >= before_s:
+                known_s += now_s - before_s
+            else:
+                new_s += now_s
+        most_s = (os.cpu_count() or 1) * (time.monotonic() - began_s)
+        self._total_s += known_s + (new_s if known_s + new_s <= most_s else 0.0)
+        return self._total_s
+
+    def _walk(self) -> dict[int, float]:
+        """CPU seconds of each, so far."""
+        seconds: dict[int, float] = {}
+        before, self._children = self._children, {}
         waiting = [self._pid]
         while waiting:
             pid = waiting.pop()
-            try:
-                now_s = time.clock_gettime(_clock_of(pid))
-                children = _children(pid)
-            except (OSError, psutil.Error):  # it has ended
+            if pid in seconds:  # of a parent's old list, and of another's
                 continue
-            before_s = last_s.get(pid, 0.0)
-            self._total_s += now_s - before_s if now_s >= before_s else now_s
-            self._last_s[pid] = now_s
+            try:
+                seconds[pid] = time.clock_gettime(_clock_of(pid))
+            except OSError:  # it has ended
+                continue
+            try:
+                children = _children(pid)
+            except (OSError, psutil.Error):
+                children = before.get(pid, [])
+            self._children[pid] = children
             waiting += children
-        return self._total_s
+        return seconds
 
 
 def _children(pid: int) -> list[int]:

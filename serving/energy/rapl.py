@@ -83,13 +83,14 @@ class RaplMeter:
         """See ``Meter``."""
         try:
             total_uj = sum([zone.read_uj() for zone in self.zones])
+            now = (self._own_s(), self._all_s(), self._clock())
         except (OSError, ValueError) as error:
             if not self._is_silent:
                 _log.warning("RAPL gives no reading", error=str(error))
             self._is_silent = True
             return None
         self._is_silent = False
-        before, self._last = self._last, (self._own_s(), self._all_s(), self._clock())
+        before, self._last = self._last, now
         own_s, all_s, seconds = (now - then for now, then in zip(self._last, before, strict=True))
         share = min(1.0, own_s / all_s) if all_s > 0.0 else 0.0
         return Reading(total_uj / 1e6, share, all_s < _IDLE_SHARE * self._num_cpus * seconds)

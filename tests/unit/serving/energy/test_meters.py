@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from serving.energy import cpu_time
 from serving.energy.cpu_time import TreeCpuTime, machine_cpu_s
 from serving.energy.estimate import EstimateMeter
 from serving.energy.meter import NoMeter
@@ -123,6 +125,21 @@ def test_a_replica_has_its_part_of_the_processors_of_all(powercap: Powercap) -> 
     assert (quiet.own, quiet.is_idle) == (pytest.approx(0.1), True)
 
 
+def test_without_the_seconds_of_the_machine_there_is_no_reading(powercap: Powercap) -> None:
+    all_s = iter([0.0, OSError(errno.EMFILE, "Too many open files"), 1.0])
+
+    def asked() -> float:
+        one = next(all_s)
+        if isinstance(one, OSError):
+            raise one
+        return one
+
+    zones = open_rapl(time.monotonic, powercap=powercap.root).zones
+    meter = RaplMeter(zones, num_cpus=4, own_s=lambda: 0.0, all_s=asked, clock=time.monotonic)
+    assert meter.read() is None
+    assert meter.read() is not None
+
+
 class NvmlError(Exception):
     pass
 
@@ -226,6 +243,52 @@ def test_estimate_counts_cpu_seconds_of_this_process_and_of_those_it_started() -
     own_s = time.process_time() - before_s
     assert reading - before_j == pytest.approx(6.0 * (0.3 + own_s), rel=0.2)
     assert joules(meter) >= reading  # what it took stays counted
+
+
+def refusing(_pid: int) -> list[int]:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_where_no_children_can_be_listed_those_that_are_known_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    burn = "import time\nwhile time.process_time() < {}: pass\nprint(flush=True)\ninput()\n"
+    code = burn.format(0.2) + burn.format(0.4)
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdout.readline()
+        clock, own_s = TreeCpuTime(), time.process_time()
+        before_s = clock.read()
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        with monkeypatch.context() as patched:
+            patched.setattr(cpu_time, "_children", refusing)
+            meanwhile_s = clock.read() - before_s
+        after_s, own_s = clock.read() - before_s, time.process_time() - own_s
+    finally:
+        child.communicate(b"\n")
+    assert meanwhile_s == pytest.approx(0.2 + own_s, abs=0.05)
+    assert after_s == pytest.approx(0.2 + own_s, abs=0.05), "neither lost nor counted from its start"
+
+
+def test_a_past_that_does_not_fit_into_the_time_since_the_last_reading_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idle = subprocess.Popen(["sleep", "60"])
+    try:
+        clock = TreeCpuTime(idle.pid)
+        before_s = clock.read()
+        assert time.process_time() > 0.5
+        monkeypatch.setattr(cpu_time, "_children", lambda pid: [os.getpid()] if pid == idle.pid else [])
+        assert clock.read() - before_s < 0.1
+        burnt_s = time.process_time()
+        while time.process_time() < burnt_s + 0.1:
+            pass
+        assert clock.read() - before_s == pytest.approx(0.1, abs=0.05), "from now on it counts"
+    finally:
+        idle.kill()
+        idle.wait()
 
 
 def test_cpu_seconds_of_the_machine_leave_out_idle_and_waiting(tmp_path: Path) -> None:
