@@ -1,7 +1,8 @@
 """Who is asking: API key to tenant.
 
-Keys are known by their SHA-256 hashes; the comparison looks at every hash, whichever matches, so that its duration says
-nothing about them. They may change at any time (``Authenticator.use``). Without keys everybody is the tenant ``local``,
+Keys are known by their SHA-256 hashes, and looked up by these. How long that takes may say something about hashes, and
+helps nobody: who asks cannot choose the hash of what he sends, and a hash does not lead to its key, which is drawn at
+random. They may change at any time (``Authenticator.use``). Without keys everybody is the tenant ``local``,
 and only callers on this machine are served; where there were keys once, nobody is.
 
 A browser on this machine is one of them, whoever wrote the page that it shows. So without keys a request must not come
@@ -15,7 +16,6 @@ must therefore have its proxy listen on loopback only.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import ipaddress
 import math
 import re
@@ -73,10 +73,13 @@ class Authenticator:
         self._origins = frozenset(origins)
         self._clock = clock
         kept = tuple((tenant, digest, math.inf) for tenant, digest in hashes)
-        self._credentials = Credentials(kept, bool(kept), frozenset(logprobs_tenants), frozenset(admins))
+        self.use(Credentials(kept, bool(kept), frozenset(logprobs_tenants), frozenset(admins)))
 
     def use(self, credentials: Credentials) -> None:
         """From now on these count and no others, in one step."""
+        # Of a hash that is there twice, as in the configuration and made here, the one that is open longest counts.
+        longest_last = sorted(credentials.keys, key=lambda key: key[2])
+        self._owners = {digest: (tenant, until_s) for tenant, digest, until_s in longest_last}
         self._credentials = credentials
 
     @property
@@ -130,14 +133,10 @@ class Authenticator:
                 )
             return LOCAL_TENANT
         presented = hashlib.sha256(_presented_key(authorization, x_api_key).encode()).hexdigest()
-        found: str | None = None
-        now_s = self._clock()
-        for tenant, digest, until_s in self._credentials.keys:
-            if hmac.compare_digest(presented, digest) and now_s < until_s:
-                found = tenant
-        if found is None:
+        tenant, until_s = self._owners.get(presented, ("", -math.inf))
+        if self._clock() >= until_s:
             raise Unauthenticated("API key is unknown; check it, or ask the operator for one", param="authorization")
-        return found
+        return tenant
 
 
 def missing_key() -> Unauthenticated:
