@@ -10,11 +10,9 @@ from typing import Any
 import redis.asyncio as aioredis
 from redis.exceptions import InvalidResponse
 
-from schedulers.admission import BucketLimits, BucketState, Cost, full, refill
+from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, full, refill
 from serving.stores import keys
-
-_MAX_OPEN = 10_000
-"""Open reservations that are added up."""
+from serving.stores.scripts import MOST_EXPIRED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +29,31 @@ class Account:
 
 
 async def read_account(client: aioredis.Redis, tenant: str, limits: BucketLimits) -> Account:
-    """Look at it. Raises: InvalidResponse: what is there is no account."""
+    """Look at it: as much work however many requests are open. Raises: InvalidResponse: what is there is no account."""
     clock = await client.time()
     now_s = float(clock[0]) + float(clock[1]) / 1e6
-    async with client.pipeline(transaction=True) as both:
-        both.hmget(keys.bucket(tenant), ["joules", "seconds", "at", "taken_j", "taken_s"])
-        both.zrangebyscore(keys.open_reservations(tenant), now_s, math.inf, start=0, num=_MAX_OPEN)
-        stored, ids = await both.execute()
-    reserved = await _reserved(client, tenant, [bytes(one).decode() for one in ids])
-    joules, seconds, at_s, taken_j, taken_s = (_number(value) for value in stored)
+    opened = keys.open_reservations(tenant)
+    async with client.pipeline(transaction=True) as look:
+        look.hmget(keys.bucket(tenant), ["joules", "seconds", "at", "taken_j", "taken_s", "open_j", "open_s"])
+        look.zcount(opened, f"({now_s!r}", math.inf)
+        look.zrangebyscore(opened, -math.inf, now_s, start=0, num=MOST_EXPIRED)
+        stored, num_open, expired = await look.execute()
+    joules, seconds, at_s, *sums = (_number(value) for value in stored)
+    taken_j, taken_s, open_j, open_s = (value or 0.0 for value in sums)
+    reserved = _reserved(open_j, open_s, expired) if num_open else NOTHING
     level = full(limits, now_s)
     if joules is not None and seconds is not None and at_s is not None:
         level = refill(BucketState(joules, seconds, min(at_s, now_s)), limits, now_s)
-    spent = Cost(max(0.0, (taken_j or 0.0) - reserved.joules), max(0.0, (taken_s or 0.0) - reserved.seconds))
-    return Account(limits=limits, level=level, reserved=reserved, spent=spent, num_open=len(ids))
+    spent = Cost(max(0.0, taken_j - reserved.joules), max(0.0, taken_s - reserved.seconds))
+    return Account(limits=limits, level=level, reserved=reserved, spent=spent, num_open=num_open)
 
 
-async def _reserved(client: aioredis.Redis, tenant: str, ids: Sequence[str]) -> Cost:
-    async with client.pipeline(transaction=False) as many:
-        for one in ids:
-            many.hmget(keys.reservation(tenant, one), ["joules", "seconds"])
-        costs = await many.execute() if ids else []
-    return Cost(
-        math.fsum(max(0.0, _number(joules) or 0.0) for joules, _ in costs),
-        math.fsum(max(0.0, _number(seconds) or 0.0) for _, seconds in costs),
-    )
+def _reserved(open_j: float, open_s: float, expired: Sequence[bytes]) -> Cost:
+    """``expired``: members that are in the sums until somebody reserves again."""
+    costs = [one.split(b" ")[-2:] for one in expired if one.count(b" ") == 2]
+    gone_j = math.fsum(_number(joules) or 0.0 for joules, _ in costs)
+    gone_s = math.fsum(_number(seconds) or 0.0 for _, seconds in costs)
+    return Cost(max(0.0, open_j - gone_j), max(0.0, open_s - gone_s))
 
 
 def _number(value: Any) -> float | None:

@@ -33,7 +33,8 @@ def result(tenant: str, digest: str) -> str:
 
 def bucket(tenant: str) -> str:
     """The tenant's buckets. Hash: ``joules`` and ``seconds`` left, ``at`` on the server's clock (s); ``taken_j`` and
-    ``taken_s``, all that was ever taken and not given back. Never expires."""
+    ``taken_s``, all that was ever taken and not given back; ``open_j`` and ``open_s``, what the open reservations hold.
+    Never expires."""
     return f"{PREFIX}:{_tag(tenant)}:bucket"
 
 
@@ -43,7 +44,8 @@ def reservation(tenant: str, reservation_id: str) -> str:
 
 
 def open_reservations(tenant: str) -> str:
-    """Ids of the open reservations. Sorted set, by when they expire on the server's clock (s). Never expires itself:
+    """The open reservations: id, joules and seconds, with spaces between. Sorted set, by when they expire on the
+    server's clock (s). Never expires itself:
     under memory pressure it must not be forgotten that others are open."""
     return f"{PREFIX}:{_tag(tenant)}:open"
 

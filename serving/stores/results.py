@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from schedulers.admission import NOTHING, BucketLimits, BucketState, Cost, lacks_for_s
@@ -155,8 +155,10 @@ class ResultStore:
         return Reservation(lambda actual: self._later(self._settle(hold, actual, parent), must_run=True), hold.cost)
 
     async def _settle(self, hold: Hold, actual: Cost, parent: tracing.Parent) -> None:
+        """By the limits of now: those of then would cut an account down that has grown meanwhile."""
+        limits = self._limits.get(hold.tenant, hold.limits)
         with tracing.span("settle", parent):
-            await self._store.settle(hold, actual)
+            await self._store.settle(replace(hold, limits=limits), actual)
 
     async def _reserve(
         self,
@@ -238,9 +240,10 @@ class ResultStore:
 
     def charge_decode(self, tenant: str, predicted_s: float, used_s: float) -> None:
         """See ``serving.media.pool.DecodeAccount``. Charged in Redis a little later, with what comes meanwhile."""
+        if tenant in self._held_s:  # also if it was removed meanwhile: it may come back
+            self._held_s[tenant] = max(0.0, self._held_s[tenant] - predicted_s)
         if tenant not in self._limits:
             return
-        self._held_s[tenant] = max(0.0, self._held_s[tenant] - predicted_s)
         self._owed_s[tenant] += used_s
         if used_s > 0.0 and self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)

@@ -27,8 +27,11 @@ MOST = 1e15
 MOST_AHEAD_S = 5.0
 """Seconds by which a bucket's time may be after the server's, as after a failover to a server whose clock is late."""
 
+MOST_EXPIRED = 1_000
+"""Expired reservations that one script forgets, or one look at an account takes off."""
+
 _COMMON = (
-    f"local MOST, MOST_AHEAD_S = {MOST!r}, {MOST_AHEAD_S!r}"
+    f"local MOST, MOST_AHEAD_S, MOST_EXPIRED = {MOST!r}, {MOST_AHEAD_S!r}, {MOST_EXPIRED}"
     + """
 local function text(number) return string.format('%.17g', number) end
 
@@ -70,11 +73,32 @@ local function refilled(key, joules_per_s, joules_burst, seconds_per_s, seconds_
   return joules, seconds, at, now, is_broken and 1 or 0
 end
 
+local function add(key, field_j, field_s, joules, seconds)
+  local so_far = redis.call('HMGET', key, field_j, field_s)
+  redis.call('HSET', key, field_j, text((number(so_far[1]) or 0) + joules),
+             field_s, text((number(so_far[2]) or 0) + seconds))
+end
+
 -- All that was ever taken and not given back. No decision depends on it.
-local function count(key, joules, seconds)
-  local taken = redis.call('HMGET', key, 'taken_j', 'taken_s')
-  redis.call('HSET', key, 'taken_j', text((number(taken[1]) or 0) + joules),
-             'taken_s', text((number(taken[2]) or 0) + seconds))
+local function count(key, joules, seconds) add(key, 'taken_j', 'taken_s', joules, seconds) end
+
+-- What the open reservations hold together. No decision depends on it.
+local function count_open(key, joules, seconds) add(key, 'open_j', 'open_s', joules, seconds) end
+
+local function member(id, joules, seconds) return id .. ' ' .. joules .. ' ' .. seconds end
+
+-- Reservations that have expired are no longer open; some at a time.
+local function forget(key, open, now)
+  local expired = redis.call('ZRANGEBYSCORE', open, '-inf', text(now), 'LIMIT', 0, MOST_EXPIRED)
+  local joules, seconds = 0, 0
+  for _, one in ipairs(expired) do
+    local its_j, its_s = one:match('(%S+) (%S+)$')
+    joules, seconds = joules + (number(its_j) or 0), seconds + (number(its_s) or 0)
+  end
+  if #expired > 0 then
+    redis.call('ZREM', open, unpack(expired))
+    count_open(key, -joules, -seconds)
+  end
 end
 """
 )
@@ -128,8 +152,10 @@ if joules <= level_j and seconds <= level_s then
   redis.call('HSET', reservation, 'joules', text(joules), 'seconds', text(seconds))
   redis.call('EXPIRE', reservation, ARGV[2])
   if type(num_open) == 'table' then redis.call('DEL', open) end
-  redis.call('ZREMRANGEBYSCORE', open, '-inf', text(now))
-  redis.call('ZADD', open, text(now + tonumber(ARGV[2])), ARGV[8])
+  forget(bucket, open, now)
+  if redis.call('ZCARD', open) == 0 then redis.call('HDEL', bucket, 'open_j', 'open_s') end
+  redis.call('ZADD', open, text(now + tonumber(ARGV[2])), member(ARGV[8], text(joules), text(seconds)))
+  count_open(bucket, joules, seconds)
   count(bucket, joules, seconds)
   return {values, 1, text(joules), text(seconds), text(level_j), text(level_s), '0', text(now), repaired}
 end
@@ -147,7 +173,7 @@ SETTLE = Script(
 -- Answers {level_j, level_s, now, repaired}, or {} when there is no such reservation (any more), or none to be read
 local reserved = redis.pcall('HMGET', KEYS[2], 'joules', 'seconds')
 local reserved_j, reserved_s = number(reserved[1]), number(reserved[2])
-redis.pcall('ZREM', KEYS[3], ARGV[7])
+local was_open = redis.pcall('ZREM', KEYS[3], member(ARGV[7], reserved[1] or '', reserved[2] or ''))
 if redis.call('DEL', KEYS[2]) == 0 or not (reserved_j and reserved_s) then return {} end
 local joules_burst, seconds_burst = tonumber(ARGV[4]), tonumber(ARGV[6])
 local level_j, level_s, at, now, repaired =
@@ -155,6 +181,7 @@ local level_j, level_s, at, now, repaired =
 level_j = math.min(joules_burst, level_j + reserved_j - tonumber(ARGV[1]))
 level_s = math.min(seconds_burst, level_s + reserved_s - tonumber(ARGV[2]))
 save(KEYS[1], level_j, level_s, at)
+if was_open == 1 then count_open(KEYS[1], -reserved_j, -reserved_s) end
 count(KEYS[1], tonumber(ARGV[1]) - reserved_j, tonumber(ARGV[2]) - reserved_s)
 return {text(level_j), text(level_s), text(now), repaired}
 """

@@ -14,6 +14,7 @@ import redis.asyncio as aioredis
 
 from schedulers.admission import NOTHING, Cost
 from serving.config import ResolvedConfig, from_mapping, resolve
+from serving.config.sections import TenantSettings
 from serving.delivery.unary.service import CODEC, StoredAnswer
 from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
@@ -23,8 +24,10 @@ from serving.stores.redis_store import FRESH_S
 from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
 from serving.tasks.budgets import shown_budget
+from serving.tenants import LiveTenants, TenantRecords, overlay
 from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
+from tests.support.waiting import until
 
 KEY = ResultKey(
     tenant="acme",
@@ -252,6 +255,31 @@ async def test_decoding_is_charged_to_its_tenant_with_what_came_meanwhile(
     assert len(await admin.keys("*charged*")) == 1
 
 
+async def test_stream_begun_before_a_limit_was_raised_leaves_what_is_there_now(url: str, admin: aioredis.Redis) -> None:
+    small = TenantSettings(name="acme", joules_per_s=1e-9, burst_j=100.0)
+    live = LiveTenants([small])
+    results = ResultStore(make_config(url), tenants=live)
+    stream = await results.reserve("acme", Cost(10.0, 0.0))
+    live.replace(overlay([small.model_copy(update={"burst_j": 1000.0})], TenantRecords(version=1)))
+    await admin.hset(keys.bucket("acme"), "joules", 500.0)
+    stream.settle(10.0, 0.0)
+    await finish(results)
+    assert float(await admin.hget(keys.bucket("acme"), "joules") or 0) == pytest.approx(500.0)
+
+
+async def test_decode_of_a_tenant_that_was_removed_meanwhile_is_not_held_for_ever(url: str) -> None:
+    tenant = TenantSettings(name="acme", burst_s=10.0)
+    live = LiveTenants([tenant])
+    results = ResultStore(make_config(url), tenants=live)
+    results.hold_decode("acme", 10.0)
+    live.replace(overlay([], TenantRecords(version=1)))
+    results.charge_decode("acme", 10.0, 10.0)
+    live.replace(overlay([tenant], TenantRecords(version=2)))
+    results.check_account("acme")
+    assert results._held_s["acme"] == 0.0
+    await finish(results)
+
+
 async def test_account_that_is_empty_is_turned_away_without_a_look_at_redis(
     results: ResultStore, admin: aioredis.Redis
 ) -> None:
@@ -356,6 +384,44 @@ async def test_account_that_is_broken_can_be_looked_at(
     assert account is not None
     assert account.level.joules == 100.0
     assert account.spent.joules == 0.0
+
+
+async def test_reservation_that_nobody_settled_is_spent_once_it_expires(
+    results: ResultStore, admin: aioredis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "RESERVATION_TTL_S", 1)
+    lost = await results.reserve("acme", Cost(10.0, 1.0))
+    monkeypatch.setattr(keys, "RESERVATION_TTL_S", 60)
+    await results.reserve("acme", Cost(20.0, 2.0))
+
+    async def is_one_left() -> bool:
+        return len(await admin.keys("*reservation:*")) == 1
+
+    await until(is_one_left)
+    for _ in range(2):
+        account = await results.account("acme")
+        assert account is not None
+        assert (account.reserved, account.num_open) == (Cost(20.0, 2.0), 1)
+        assert account.spent.joules == pytest.approx(10.0)
+        (await results.reserve("acme", Cost(5.0, 0.5))).settle(0.0, 0.0)  # which forgets what has expired
+        lost.settle(0.0, 0.0)
+        await finish(results)
+
+
+async def test_account_costs_the_same_however_many_requests_are_open(
+    results: ResultStore, admin: aioredis.Redis
+) -> None:
+    num_commands = []
+    for _ in range(2):
+        for _ in range(40):
+            await results.reserve("acme", Cost(1.0, 0.1))
+        before = (await admin.info("stats"))["total_commands_processed"]
+        account = await results.account("acme")
+        num_commands.append((await admin.info("stats"))["total_commands_processed"] - before)
+    assert account is not None
+    assert (account.num_open, account.reserved.joules) == (80, pytest.approx(80.0))
+    assert account.reserved.seconds == pytest.approx(8.0)
+    assert num_commands[0] == num_commands[1] < 10
 
 
 async def test_account_cannot_be_read_without_redis() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from serving.client.exits import Exit
 from serving.errors import StoreUnavailable
 from serving.front.auth import Authenticator
 from serving.stores.account import Account
+from tests.support.clients import FrontDoor, asgi
 from tests.support.fake_service import FakeService
 from tests.support.served_door import ServedDoor, served
 
@@ -29,7 +31,7 @@ ADA = Account(
 
 
 class Accounts:
-    tenants = ("ada", "bob")
+    tenants: tuple[str, ...] = ("ada", "bob")
 
     async def account(self, tenant: str) -> Account | None:
         if tenant == "lost":
@@ -73,6 +75,24 @@ def test_only_an_admin_sees_those_of_all(door: ServedDoor) -> None:
     assert [one["tenant"] for one in document["data"]] == ["ada", "bob"]
     refused = vireo(door, "--all", "--key", "ada")
     assert (refused.exit_code, "an admin's to see" in refused.stderr) == (Exit.REFUSED, True)
+
+
+async def test_those_of_all_are_read_one_after_another_while_tenants_come_and_go() -> None:
+    class Shifting(Accounts):
+        reading = most_reading = 0
+
+        async def account(self, tenant: str) -> Account | None:
+            self.reading += 1
+            self.most_reading = max(self.most_reading, self.reading)
+            await asyncio.sleep(0)
+            self.reading, self.tenants = self.reading - 1, ("bob",)
+            return await super().account(tenant)
+
+    service, accounts, admin = FakeService(), Shifting(), Authenticator({}, True)
+    service.accounts = accounts
+    reply = await asgi(FrontDoor(service, authenticator=admin).app, "GET", "/v1/budgets")
+    assert [(one["tenant"], one["open"]) for one in reply.json["data"]] == [("ada", 2), ("bob", 0)]
+    assert accounts.most_reading == 1
 
 
 def test_accounts_that_cannot_be_read_are_said_to_be_so(door: ServedDoor) -> None:
