@@ -45,8 +45,7 @@ def reservation(tenant: str, reservation_id: str) -> str:
 
 def open_reservations(tenant: str) -> str:
     """The open reservations: id, joules and seconds, with spaces between. Sorted set, by when they expire on the
-    server's clock (s). Never expires itself:
-    under memory pressure it must not be forgotten that others are open."""
+    server's clock (s). Never expires itself: under memory pressure it must not be forgotten that others are open."""
     return f"{PREFIX}:{_tag(tenant)}:open"
 
 
