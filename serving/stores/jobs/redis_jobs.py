@@ -249,7 +249,7 @@ class RedisJobs:
     async def _end(self, lease: Lease, result: Result, ttl_s: float) -> bool:
         sealed = self._codec.encode_result(lease.job_id, result)
         status, ttl_ms = result.status.value, max(1, int(1000 * ttl_s))
-        taken_j = result.report.get("charged_j", "")
+        taken_j = result.report.get("charged_j", result.report.get("energy_j", ""))
         return bool(await self._run(END, lease.job_id, lease.token, status, ttl_ms, taken_j, "result", sealed))
 
     # -- numbers -----------------------------------------------------------------------------------------------------
