@@ -147,3 +147,12 @@ def test_joules_of_answers_are_those_of_tenants_and_add_up_to_what_was_metered(
 
     for model in told:
         wait_until(lambda model=model: adds_up(model), f"the joules of {model} add up")
+
+
+def test_budget_is_the_callers_own_over_both_protocols(rich: Door, poor: Door) -> None:
+    for name, door in (("rich", rich), ("poor", poor)):
+        over_http = door.http.get("/v1/budget").raise_for_status().json()
+        over_grpc = door.vireo.GetBudget(vireo_pb2.GetBudgetRequest(), metadata=door.metadata)
+        assert (over_http["tenant"], over_grpc.tenant) == (name, name)
+        assert over_http["seconds"]["burst"] == over_grpc.seconds.burst == BURST_S[name]
+    assert rich.http.get("/v1/budgets").status_code == 403

@@ -261,6 +261,7 @@ def test_reflection_lists_the_services_and_their_methods(version: str, door: Doo
         "GenerateImageStream",
         "EditImage",
         "GenerateVideo",
+        "GetBudget",
     }
 
 
