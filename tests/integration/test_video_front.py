@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from PIL import Image
 from vireo_pb.vireo.v1 import vireo_pb2
 
+from loadtest.adversarial.requests import VIDEOS as VIDEOS_PATH
+from loadtest.adversarial.requests import hostile
 from schedulers.policies.denoising import DenoisingConfig, denoising
 from serving.delivery.job.base import JobModel
 from serving.delivery.job.service import Jobs, JobServiceConfig
@@ -201,3 +203,14 @@ async def test_nothing_is_accepted_while_redis_is_away(system: System) -> None:
         return (await asgi(system.app, "GET", "/v1/videos")).status == 200
 
     await until(answers)
+
+
+async def test_parameters_of_an_attacker_are_refused_before_any_work(system: System) -> None:
+    sent = [one for one in hostile(clips=MODEL) if one.path == VIDEOS_PATH]
+    assert len(sent) > 60
+    for one in sent:
+        reply = await asgi(system.app, "POST", one.path, one.body, JSON)
+        assert 400 <= reply.status < 500, one.what
+        assert reply.error["code"], one.what
+    assert (await asgi(system.app, "GET", "/v1/videos")).json["data"] == []
+    assert system.engine.held_bytes() == 0

@@ -30,7 +30,16 @@ SHIPPED = sorted(path.stem for path in SCENARIO_DIR.glob("*.yaml"))
 def test_the_scenarios_that_the_documentation_names_are_shipped() -> None:
     chat = ["chat-image", "chat-repeated", "chat-text"]
     assert sorted(SHIPPED) == sorted(
-        [*chat, "classify-burst", "classify-poisson", "hot-experts", "mixed-200", "mixed-surfaces", "smoke"]
+        [
+            *chat,
+            "classify-burst",
+            "classify-poisson",
+            "fill-and-squeeze",
+            "hot-experts",
+            "mixed-200",
+            "mixed-surfaces",
+            "smoke",
+        ]
     )
 
 

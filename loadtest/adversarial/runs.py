@@ -1,0 +1,238 @@
+"""Attacks as runs that can be interrupted: a folder each, with the state, and at the end a PNG and a record a picture.
+
+    OUT/MODEL/ATTACK/state.npz     how far it is; the same command goes on
+    OUT/MODEL/ATTACK/00.png        the longest picture that was found, 8 bits a channel
+    OUT/MODEL/ATTACK/00.json       its ``Record``
+
+Joules are CPU seconds of this process times ``watts``, an assumption that each record repeats (an estimate, as in
+``vireo calibrate``); nothing is metered. Attack and victim run in one process and are timed apart.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from loadtest.adversarial.attack import Attack
+from loadtest.adversarial.perturbation import Patch, as_pixels, quantised
+from loadtest.adversarial.pictures import Case, stacked
+from loadtest.adversarial.recipes import RECIPES
+from loadtest.adversarial.state import State
+from loadtest.adversarial.victim import Answer, Pictures, Victim
+from models.contract import OnProgress
+
+WATTS = 6.0
+"""Of a busy core, as in the tables of operating points."""
+SAVE_EVERY_S = 30.0
+_SHOWN_CHARS = 400
+STATE_FILE = "state.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """``cap``: most tokens of an answer. ``every``: iterations between two looks at the answers."""
+
+    model: str
+    attack: str
+    iterations: int
+    every: int = 10
+    seed: int = 0
+    cap: int = 512
+    watts: float = WATTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One picture. Tokens are those of greedy answers to the files, without the end.
+
+    ``losses``: the attack's, by iteration, while the picture was worked on; a black box's are minus its mean score.
+    ``lengths``: (iteration, in the attack's own measure). ``attacker_j``: share of its batch's. ``clean_j`` and
+    ``victim_j``: one answer alone. ``largest_change``: of a pixel, in grey levels. ``is_held_out``: the attack never
+    saw this picture.
+    """
+
+    model: str
+    attack: str
+    task: str
+    index: int
+    question: str
+    seed: int
+    cap: int
+    iterations: int
+    num_queries: int
+    batch: int
+    watts: float
+    energy_source: str
+    attacker_cpu_s: float
+    attacker_j: float
+    clean_tokens: int
+    tokens: int
+    is_at_cap: bool
+    clean_j: float
+    victim_j: float
+    largest_change: int
+    is_held_out: bool
+    losses: tuple[float, ...]
+    lengths: tuple[tuple[int, float], ...]
+    expected: str
+    clean_text: str
+    text: str
+
+    @property
+    def amplification(self) -> float:
+        """Tokens over those of the clean picture, ends counted, so that an empty answer is one token."""
+        return (self.tokens + 1) / (self.clean_tokens + 1)
+
+
+def wait_while(file: Path | None) -> None:
+    """Until the file, if one is named, is gone."""
+    while file is not None and file.exists():
+        time.sleep(1.0)
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """For who does not watch."""
+
+
+def run(
+    plan: Plan,
+    victim: Victim,
+    chosen: Sequence[Case],
+    folder: Path,
+    *,
+    on_progress: OnProgress = no_progress,
+    hold: Callable[[], None] = lambda: None,
+) -> list[Record]:
+    """Attack all pictures together, from where the folder is. ``hold`` is called between iterations and may wait.
+
+    A perturbation that all pictures share is made on every other one of them, and the rest is held out.
+    """
+    recipe = RECIPES[plan.attack]
+    made_on = range(0, len(chosen), 2 if recipe.space.is_shared else 1)
+    clean = stacked([chosen[index] for index in made_on])
+    prompts = [victim.prompt(case.question, *case.picture.shape[:2]) for case in chosen]
+    attack = Attack(
+        victim=victim,
+        recipe=recipe,
+        clean=clean,
+        prompts=[prompts[index] for index in made_on],
+        seed=plan.seed,
+        max_tokens=plan.cap,
+        every=plan.every,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    state = carried_out(attack, plan, folder / STATE_FILE, on_progress, hold)
+    best = _spread(recipe.space, state, stacked(chosen)) if isinstance(recipe.space, Patch) else state.best
+    records = [
+        _measured(plan, victim, state, case, index, made_on, prompts[index], best[index])
+        for index, case in enumerate(chosen)
+    ]
+    for record, picture in zip(records, best, strict=True):
+        Image.fromarray(picture).save(folder / f"{record.index:02d}.png", optimize=True)
+        (folder / f"{record.index:02d}.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+    return records
+
+
+def carried_out(
+    attack: Attack,
+    plan: Plan,
+    path: Path,
+    on_progress: OnProgress = no_progress,
+    hold: Callable[[], None] = lambda: None,
+) -> State:
+    """The state after ``plan.iterations``, from the file if there is one, which is kept up to date.
+
+    Raises: ValueError: the file is of another attack, or of other pictures.
+    """
+    state = State.load(path) if path.is_file() else attack.begin()
+    if state.label != attack.label:
+        raise ValueError(f"{path} is of another run ({state.label}); choose another folder, or remove it")
+    saved_s = time.monotonic()
+    on_progress(plan.attack, state.iteration, plan.iterations)
+    while True:
+        hold()
+        if not attack.advance(state, plan.iterations):
+            break
+        on_progress(plan.attack, state.iteration, plan.iterations)
+        if time.monotonic() - saved_s > SAVE_EVERY_S:
+            state.save(path)
+            saved_s = time.monotonic()
+    state.save(path)
+    return state
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Of all runs below a folder, in the order of their paths."""
+    found = []
+    for path in sorted(folder.rglob("[0-9][0-9].json")):
+        plain = json.loads(path.read_text())
+        plain["losses"], plain["lengths"] = tuple(plain["losses"]), tuple(map(tuple, plain["lengths"]))
+        found.append(Record(**plain))
+    return found
+
+
+def _spread(patch: Patch, state: State, clean: Pictures) -> Pictures:
+    """The best patch on every picture."""
+    return quantised(patch.pixels(as_pixels(clean), as_pixels(state.best[:1, -patch.side :, -patch.side :])))
+
+
+def _measured(
+    plan: Plan,
+    victim: Victim,
+    state: State,
+    case: Case,
+    index: int,
+    made_on: Sequence[int],
+    prompt: Sequence[int],
+    picture: Pictures,
+) -> Record:
+    before, clean_s = _answered(victim, case.picture, prompt, plan.cap)
+    after, victim_s = _answered(victim, picture, prompt, plan.cap)
+    is_held_out, batch = index not in made_on, len(made_on)
+    place = None if is_held_out else made_on.index(index)
+    cpu_s = 0.0 if place is None else state.cpu_s / batch
+    rows = [] if place is None else [row[place] for row in state.losses]
+    losses = [round(loss, 6) for loss in rows if loss is not None]
+    lengths = [] if place is None else [(at, round(row[place], 3)) for at, row in state.lengths]
+    return Record(
+        **{name: getattr(plan, name) for name in ("model", "attack", "seed", "cap", "watts")},
+        task=case.task,
+        index=index,
+        question=case.question,
+        iterations=len(losses),
+        num_queries=state.num_queries,
+        batch=batch,
+        energy_source="estimate",
+        attacker_cpu_s=round(cpu_s, 3),
+        attacker_j=round(cpu_s * plan.watts, 3),
+        clean_tokens=before.num_tokens,
+        tokens=after.num_tokens,
+        is_at_cap=not after.is_ended,
+        clean_j=round(clean_s * plan.watts, 4),
+        victim_j=round(victim_s * plan.watts, 4),
+        largest_change=int(np.abs(picture.astype(np.int16) - case.picture).max()),
+        is_held_out=is_held_out,
+        losses=tuple(losses),
+        lengths=tuple(lengths),
+        expected=case.expected[:_SHOWN_CHARS],
+        clean_text=_text(victim, before),
+        text=_text(victim, after),
+    )
+
+
+def _answered(victim: Victim, picture: Pictures, prompt: Sequence[int], cap: int) -> tuple[Answer, float]:
+    """A greedy answer, alone, and its CPU seconds."""
+    started = time.process_time()
+    (answer,) = victim.answer(picture[None], [prompt], max_tokens=cap)
+    return answer, time.process_time() - started
+
+
+def _text(victim: Victim, answer: Answer) -> str:
+    """With special tokens, which a reader would not see."""
+    return victim.prompts.decode(answer.tokens, skip_control=False)[:_SHOWN_CHARS]

@@ -1,0 +1,288 @@
+"""What attackers make of our own models when nothing guards them, and what that costs the attackers.
+
+    make bench-attacks                                            # what is committed; hours on a busy core
+    python -m tests.benchmarks.bench_attacks --only images        # a part anew, the others as they were
+    python -m tests.benchmarks.bench_attacks --only images --model texthawk2-nano --pictures 4 --iterations 100
+
+Attacks on pictures go on where they were interrupted (``out/adversarial``): the same command again finishes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.adversarial.figures import ratio_of_means, share
+from loadtest.adversarial.perturbation import EPS
+from loadtest.adversarial.pictures import cases
+from loadtest.adversarial.recipes import RECIPES
+from loadtest.adversarial.runs import Plan, Record, run, wait_while
+from loadtest.adversarial.tables import dearest_table, exits_table, experts_table
+from loadtest.adversarial.victim import Victim, load_victim
+from models.registry import families
+from tests.benchmarks.common import (
+    ROOT,
+    add_output_options,
+    markdown_table,
+    out_dir,
+    print_table,
+    provenance,
+    write_results,
+)
+
+RUNS = ROOT / "out" / "adversarial"
+TASKS = {"texthawk2-nano": ("word", "caption", "ground_shape"), "texthawk2-nano-verbose": ("caption",)}
+"""Prompt classes by model: of the reader, a short answer, a sentence, a box."""
+BLACK_BOX_ITERATIONS = 12
+"""An iteration of a black box is eight answers a picture, or more than ten of one with weights."""
+CAP = 512
+SEED = 1
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_output_options(parser)
+    parser.add_argument("--only", choices=sorted(PARTS), action="append", help="this part anew (may be repeated)")
+    parser.add_argument("--model", action="append", help="chat model (may be repeated; default: all that are here)")
+    parser.add_argument("--attack", action="append", choices=sorted(RECIPES), help="this attack (may be repeated)")
+    parser.add_argument("--pictures", type=int, default=4, help="of each prompt class")
+    parser.add_argument("--iterations", type=int, default=60, help="of attackers with weights")
+    parser.add_argument("--pause-while", type=Path, metavar="FILE", help="wait while this file is there")
+    args = parser.parse_args()
+    folder = out_dir(args)
+    before = folder / "attacks.json"
+    document = json.loads(before.read_text()) if args.only and before.is_file() else {}
+    for name in args.only or PARTS:
+        document[name] = {"of": provenance("attacks"), **PARTS[name](args, document.get(name, {}))}
+    document = {**document, **provenance("attacks")}
+    write_results(folder, document, shown(document))
+
+
+# -- pictures of chats -----------------------------------------------------------------------------------------------
+
+
+def images(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Every attack on every prompt class of every model; other models' records stay as they were."""
+    models = args.model or [model for model in TASKS if model in _known()]
+    records = [Record(**one) for one in before.get("records", []) if not _is_redone(one, models, args.attack)]
+    for model in models:
+        victim = load_victim(model)
+        for attack in args.attack or RECIPES:
+            records += _attacked(args, victim, model, attack)
+    _keep_pictures(out_dir(args) / "attacks", records)
+    return {"cap": CAP, "records": [_plain(record) for record in records], "rows": list(rows(records))}
+
+
+def _known() -> set[str]:
+    return {variant.id for family in families().values() for variant in family.variants}
+
+
+def _is_redone(one: Mapping[str, Any], models: Sequence[str], attacks: Sequence[str] | None) -> bool:
+    return one["model"] in models and (attacks is None or one["attack"] in attacks)
+
+
+def _attacked(args: argparse.Namespace, victim: Victim, model: str, attack: str) -> list[Record]:
+    is_blind = RECIPES[attack].score is not None
+    iterations = 2 if args.quick else min(args.iterations, BLACK_BOX_ITERATIONS) if is_blind else args.iterations
+    plan = Plan(model=model, attack=attack, iterations=iterations, every=10, seed=SEED, cap=CAP)
+    tasks, count = (TASKS[model][:1], 2) if args.quick else (TASKS[model], args.pictures)
+    chosen = [case for task in tasks for case in cases(task, count, seed=SEED, limits=victim.limits)]
+    began_s = time.monotonic()
+    folder = RUNS / f"{iterations}x{len(chosen)}" / model / attack
+    done = run(plan, victim, chosen, folder, hold=lambda: wait_while(args.pause_while))
+    lengths = ", ".join(f"{one.clean_tokens}->{one.tokens}" for one in done)
+    print(f"{model} {attack}: {lengths} ({time.monotonic() - began_s:.0f} s)", flush=True)
+    return done
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return asdict(record)
+
+
+def rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """By model, attack and prompt class, then of all classes; of a shared patch, the pictures that it never saw."""
+    for model in dict.fromkeys(one.model for one in records):
+        for attack in RECIPES:
+            of_attack = [one for one in records if (one.model, one.attack) == (model, attack)]
+            unseen = [one for one in of_attack if one.is_held_out]
+            counted = unseen or of_attack
+            for task in [*dict.fromkeys(one.task for one in counted), "all"]:
+                chosen = [one for one in counted if task in ("all", one.task)]
+                if chosen:
+                    paid = [one for one in of_attack if task in ("all", one.task)]
+                    yield {"model": model, "attack": attack, "task": task, **_row(chosen, paid)}
+
+
+def _row(chosen: Sequence[Record], paid: Sequence[Record]) -> dict[str, Any]:
+    """Lengths with their ends, so that an empty answer counts as one token."""
+    after, before = [one.tokens + 1 for one in chosen], [one.clean_tokens + 1 for one in chosen]
+    return {
+        "pictures": len(chosen),
+        "clean_tokens": float(np.mean(before)),
+        "tokens": float(np.mean(after)),
+        "amplification": ratio_of_means(after, before),
+        "at_cap": share([one.is_at_cap for one in chosen]),
+        "energy_amplification": ratio_of_means([one.victim_j for one in chosen], [one.clean_j for one in chosen]),
+        "extra_j": float(np.mean([one.victim_j - one.clean_j for one in chosen])),
+        "attacker_j": sum(one.attacker_j for one in paid) / len(paid),
+        "iterations": float(np.mean([one.iterations for one in paid])),
+    }
+
+
+def _keep_pictures(folder: Path, records: Sequence[Record]) -> None:
+    """The longest answer's picture of each model and attack; the others are made again by the command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    longest: dict[tuple[str, str], Record] = {}
+    for one in records:
+        if one.attack not in ("noise", "random-pictures"):
+            kept = longest.setdefault((one.model, one.attack), one)
+            longest[one.model, one.attack] = max(kept, one, key=lambda record: record.amplification)
+    for one in longest.values():
+        found = sorted(RUNS.glob(f"*/{one.model}/{one.attack}/{one.index:02d}.png"))
+        if found:
+            newest = max(found, key=lambda path: path.stat().st_mtime)
+            shutil.copyfile(newest, folder / f"{one.model}-{one.attack}-{one.task}-{one.index:02d}.png")
+
+
+# -- other models ----------------------------------------------------------------------------------------------------
+
+
+def exits(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSloth-style."""
+    return {"rows": exits_table("dyn-perceiver-nano", 8 if args.quick else 128, EPS, 5 if args.quick else 30)}
+
+
+def experts(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts, and prompts with seeds."""
+    return experts_table("dit-moe-nano", ranks=2, seeds=1 if args.quick else 4)
+
+
+def parameters(_: argparse.Namespace, __: Mapping[str, Any]) -> dict[str, Any]:
+    """The dearest that is allowed."""
+    return {"rows": dearest_table()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, Any]]] = {
+    "images": images,
+    "exits": exits,
+    "experts": experts,
+    "parameters": parameters,
+}
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def shown(document: Mapping[str, Any]) -> str:
+    """Tables of the parts that are there; printed, too."""
+    tables = [table for name, table in _TABLES.items() if name in document for table in table(document[name])]
+    texts = []
+    for title, header, cells in tables:
+        print(f"\n{title}")
+        print_table(header, cells)
+        texts.append(f"{title}\n\n{markdown_table(header, cells)}")
+    return "\n\n".join(texts)
+
+
+Table = tuple[str, list[str], list[list[object]]]
+
+
+def _images_tables(part: Mapping[str, Any]) -> Iterator[Table]:
+    header = ["attack", "prompt class", "pictures", "tokens before", "after", "times as long", "at the cap"]
+    header += ["times the joules", "attacker's J a picture", "J more an answer"]
+    for model in dict.fromkeys(row["model"] for row in part["rows"]):
+        cells: list[list[object]] = [
+            [
+                row["attack"],
+                row["task"],
+                row["pictures"],
+                f"{row['clean_tokens']:.1f}",
+                f"{row['tokens']:.1f}",
+                _interval(row["amplification"]),
+                _interval(row["at_cap"], percent=True),
+                _interval(row["energy_amplification"]),
+                f"{row['attacker_j']:.0f}",
+                f"{row['extra_j']:.1f}",
+            ]
+            for row in part["rows"]
+            if row["model"] == model
+        ]
+        yield f"**{model}**, greedy, at most {part['cap']} tokens, no guard", header, cells
+
+
+def _exits_tables(part: Mapping[str, Any]) -> Iterator[Table]:
+    header = ["point", "exits before", "after", "times the operations", "at most", "J before", "after"]
+    header += ["attacker's J", "named right before", "after"]
+    cells: list[list[object]] = [
+        [
+            row["point"],
+            "/".join(map(str, row["exits_before"])),
+            "/".join(map(str, row["exits_after"])),
+            _interval(row["amplification"]),
+            f"{row['bound']:.2f}",
+            f"{row['joules_before']:.4f}",
+            f"{row['joules_after']:.4f}",
+            f"{row['attacker_j']:.2f}",
+            f"{row['right_before']:.0%}",
+            f"{row['right_after']:.0%}",
+        ]
+        for row in part["rows"]
+    ]
+    yield f"**dyn-perceiver-nano**, {part['rows'][0]['pictures']} clean held-out digits, 8 grey levels", header, cells
+
+
+def _experts_tables(part: Mapping[str, Any]) -> Iterator[Table]:
+    names = {"usual": "8 at random", "by_prompt": "8 by prompt", "by_seed": "8 by prompt and seed"}
+    cells: list[list[object]] = [
+        [name, f"{part[key]['skew']:.2f}", f"{part[key]['busiest_rank']:.3f}"] for key, name in names.items()
+    ]
+    title = f"**dit-moe-nano**, first step, {part['requests_observed']} requests observed, {part['ranks']} ranks"
+    yield title, ["batch", "busiest expert over mean", "busiest rank over mean"], cells
+
+
+def _parameters_tables(part: Mapping[str, Any]) -> Iterator[Table]:
+    header = ["model", "dearest request", "dearest settings", "times the operations", "times the bytes"]
+    cells: list[list[object]] = [
+        [
+            row["model"],
+            _listed(row["request"]),
+            _listed(row["settings"]),
+            f"{row['amplification']:.0f}",
+            f"{row['bytes_worst'] / row['bytes_usual']:.1f}",
+        ]
+        for row in part["rows"]
+    ]
+    yield "**Parameters alone**, allowed, over the usual request (counted, not measured)", header, cells
+
+
+_TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[Table]]] = {
+    "images": _images_tables,
+    "exits": _exits_tables,
+    "experts": _experts_tables,
+    "parameters": _parameters_tables,
+}
+
+
+def _interval(value: Mapping[str, float], *, percent: bool = False) -> str:
+    if percent:
+        return f"{value['value']:.0%} ({value['low']:.0%} to {value['high']:.0%})"
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    main()
