@@ -18,6 +18,8 @@ class ServingError(Exception):
 
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
+    meets_all: ClassVar[bool] = False
+    """Whether it would meet whatever this caller sends now."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -269,6 +271,12 @@ class QueueFull(Overloaded):
     code = "queue_full"
 
 
+class ShareFull(QueueFull):
+    """The gateway is full, and the caller has its share of it."""
+
+    meets_all = True
+
+
 class DeadlineUnreachable(Overloaded):
     """The work queued already takes longer than the deadline allows."""
 
@@ -285,6 +293,7 @@ class TooManyInFlight(Overloaded):
     """The tenant has as many requests under way on this gateway as it may."""
 
     code = "tenant_in_flight_exceeded"
+    meets_all = True
 
 
 class TooManyJobs(Overloaded):

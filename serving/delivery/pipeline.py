@@ -27,7 +27,15 @@ from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget, Priority
 from serving.energy.spent import Spent
-from serving.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
+from serving.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    QueueFull,
+    RetriesSpent,
+    ShareFull,
+    TooManyInFlight,
+    UnknownModel,
+)
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
 from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 
@@ -156,9 +164,10 @@ class Pipeline:
             )
 
     def _full(self, tenant: str, retry_s: float) -> QueueFull:
-        limit, share = self._limits.max_in_flight, int(self._room.share(tenant))
-        part = "" if share == limit else f", {share} of them for you while others want them"
-        return QueueFull(
+        limit, share = self._limits.max_in_flight, self._room.share(tenant)
+        part = "" if share == limit else f", {int(share)} of them for you while others want them"
+        kind = ShareFull if self._room.num_here(tenant) + 1 > share else QueueFull
+        return kind(
             f"this gateway serves {self.in_flight} requests; limit is {limit}{part}; retry in {retry_s:.2f} s",
             retry_after_s=retry_s,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -17,8 +17,10 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.config import from_mapping, resolve
+from serving.errors import ServingError, ShareFull
 from serving.front.auth import Authenticator
 from serving.front.grpc.registration import (
     SERVICES,
@@ -32,15 +34,16 @@ from serving.front.grpc.registration import (
     needs_key,
     path_of,
 )
-from serving.system import haproxy
-from tests.support.clients import FrontDoor
+from serving.system import haproxy, haproxy_callers
+from tests.support.clients import GOOD_PNG, FrontDoor
+from tests.support.fake_service import MODEL, FakeService
 from tests.support.ports import free_port
 from tests.support.system import short_folder
 
 pytestmark = pytest.mark.timeout(120)
 
 KEY = "key-of-ada"
-HASH = hashlib.sha256(KEY.encode()).hexdigest()
+HASH = sha256(KEY.encode()).hexdigest()
 METHODS = [method for service in SERVICES for method in methods_of(service)]
 RAYS_CONFIG = """global
     maxconn 100
@@ -122,9 +125,9 @@ def haproxy_before(backend: int, has_keys: bool) -> Iterator[int]:
             process.wait()
 
 
-async def opened(has_keys: bool) -> AsyncIterator[Door]:
-    keys = {"ada": HASH} if has_keys else {}
-    front = FrontDoor(authenticator=Authenticator(keys, not has_keys))
+async def opened(has_keys: bool, error: ServingError | None = None) -> AsyncIterator[Door]:
+    keys = {"ada": HASH, "bob": sha256(b"key-of-bob").hexdigest()} if has_keys else {}
+    front = FrontDoor(FakeService(error=error), authenticator=Authenticator(keys, not has_keys))
     noted = Noted()
     server = grpc.aio.server(interceptors=[noted])
     for add in (
@@ -147,6 +150,12 @@ async def opened(has_keys: bool) -> AsyncIterator[Door]:
 @pytest.fixture
 async def door() -> AsyncIterator[Door]:
     async for door in opened(has_keys=True):
+        yield door
+
+
+@pytest.fixture
+async def full_door() -> AsyncIterator[Door]:
+    async for door in opened(has_keys=True, error=ShareFull("of the gateway", retry_after_s=1.0)):
         yield door
 
 
@@ -276,3 +285,43 @@ async def test_reflection_lists_every_service(door: Door) -> None:
     (response,) = [one async for one in stub.ServerReflectionInfo(iter([request]), timeout=20)]
     listed = {service.name for service in response.list_services_response.service}
     assert listed == {service.full_name for service in SERVICES}
+
+
+WORK = {
+    "/inference.GRPCInferenceService/ModelInfer",
+    "/vireo.v1.Vireo/Chat",
+    "/vireo.v1.Vireo/Classify",
+    "/vireo.v1.Vireo/EditImage",
+    "/vireo.v1.Vireo/GenerateImage",
+    "/vireo.v1.Vireo/GenerateImageStream",
+    "/vireo.v1.Vireo/GenerateVideo",
+}
+
+
+def test_work_is_what_a_gateway_admits() -> None:
+    assert set(haproxy_callers.WORK_RPCS) == WORK
+
+
+async def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else_does(full_door: Door) -> None:
+    path = "/vireo.v1.Vireo/Classify"
+    request = vireo_pb2.ClassifyRequest(model=MODEL, images=[GOOD_PNG]).SerializeToString()
+
+    async def came(key: str, path: str = path) -> bool:
+        before = len(full_door.came)
+        answer = await full_door.call(path, request if path in WORK else b"", metadata=[("x-api-key", key)])
+        if path in WORK:
+            assert refused(answer) == (StatusCode.RESOURCE_EXHAUSTED, "queue_full")
+            assert isinstance(answer, grpc.aio.AioRpcError)
+            trailers = dict(answer.trailing_metadata()) | dict(answer.initial_metadata())
+            assert trailers["retry-after-ms"] == "1000"
+            assert "x-vireo-refused" not in trailers
+        return len(full_door.came) > before
+
+    passed = [await came(KEY) for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
+    assert passed[: haproxy_callers.NUM_REFUSALS] == [True] * haproxy_callers.NUM_REFUSALS
+    assert not passed[-1]
+    assert await came("key-of-bob")
+    assert await came(KEY, METADATA), "only work is refused"
+    async with asyncio.timeout(20):
+        while not await came(KEY):
+            pass

@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from serving.config import from_mapping, resolve
-from serving.system import haproxy
+from serving.errors import ShareFull
+from serving.front.status import http_error
+from serving.system import haproxy, haproxy_callers
 from serving.system.haproxy_http import METHODS
 from tests.support.ports import free_port
 from tests.support.system import short_folder
@@ -74,6 +76,11 @@ def _answer(connection: socket.socket) -> None:
         end = head.split(b" ")[1].rsplit(b"/", 1)[-1].decode()
         if end == "silent":
             connection.recv(1)
+        elif end == "full":
+            _, headers, body = http_error(ShareFull("of the gateway", retry_after_s=1.0))
+            lines = [b"HTTP/1.1 429 Too Many Requests", b"content-type: application/json", b"connection: close"]
+            lines += [b"content-length: %d" % len(body), *(b"%b: %b" % header for header in headers)]
+            connection.sendall(b"\r\n".join([*lines, b"", body]))
         elif end in TEXTS:
             connection.sendall(TEXTS[end] + b"content-length: 5\r\nconnection: close\r\n\r\nwords")
         elif end != "gone":
@@ -226,3 +233,43 @@ def test_other_origins_are_told_nothing(origin: str, http: httpx.Client) -> None
     for reply in (http.options("/x", headers=asked), http.get("/x", headers=asked)):
         assert not [name for name in reply.headers if name.startswith("access-control-")]
         assert reply.headers["vary"] == "origin"
+
+
+def refused_by(http: httpx.Client, path: str, **headers: str) -> str:
+    """Send work; say who refused it: the gateway, or HAProxy by itself."""
+    reply = http.post(path, headers=headers, content=b"x")
+    assert reply.status_code == 429
+    assert reply.headers["retry-after"] == "1"
+    assert "x-vireo-refused" not in reply.headers
+    assert reply.headers["x-request-id"]
+    document = reply.json()
+    error = {**document, "message": document["error"]} if path.startswith("/v2") else document["error"]
+    assert error["code"] == "queue_full"
+    return "gateway" if error["message"] == "of the gateway" else "haproxy"
+
+
+@pytest.mark.parametrize("path", ["/v1/full", "/v2/full"])
+@pytest.mark.parametrize("header", [("authorization", "Bearer {}"), ("x-api-key", "{}")])
+def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else_does(
+    path: str, header: tuple[str, str], http: httpx.Client
+) -> None:
+    name, form = header
+    mine = {name: form.format(f"{path}-{name}")}
+    by = [refused_by(http, path, **mine) for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
+    assert by[: haproxy_callers.NUM_REFUSALS] == ["gateway"] * haproxy_callers.NUM_REFUSALS
+    assert by[-1] == "haproxy"
+    assert refused_by(http, path, **{name: form.format("another")}) == "gateway"
+    assert http.get("/v1/budget", headers=mine).status_code == 200, "only work is refused"
+    wait_until(lambda: refused_by(http, path, **mine) == "gateway", "HAProxy lets the caller try again", 20)
+
+
+def test_one_key_is_one_caller_however_it_is_sent(http: httpx.Client) -> None:
+    forms = [{"authorization": "Bearer same"}, {"authorization": "bearer  same"}, {"x-api-key": "same"}]
+    for _ in range(haproxy_callers.NUM_REFUSALS + 1):
+        refused_by(http, "/v1/full", **forms[0])
+    assert [refused_by(http, "/v1/full", **form) for form in forms] == ["haproxy"] * 3
+
+
+def test_callers_without_a_key_are_one_caller(http: httpx.Client) -> None:
+    by = [refused_by(http, "/v1/full") for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
+    assert by[-1] == "haproxy"
