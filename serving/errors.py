@@ -18,22 +18,26 @@ class ServingError(Exception):
 
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
-    meets_all: ClassVar[bool] = False
-    """Whether it would meet whatever this caller sends now."""
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None, meets_all: bool = False
+    ) -> None:
+        """``meets_all``: whether it would meet whatever this caller sends now."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.meets_all = meets_all
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between replicas with every field."""
-        return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
+        return _rebuild, (type(self), self.message, self.param, self.retry_after_s, self.meets_all)
 
 
-def _rebuild(cls: type[ServingError], message: str, param: str | None, retry_after_s: float | None) -> ServingError:
-    return cls(message, param=param, retry_after_s=retry_after_s)
+def _rebuild(
+    cls: type[ServingError], message: str, param: str | None, retry_after_s: float | None, meets_all: bool
+) -> ServingError:
+    return cls(message, param=param, retry_after_s=retry_after_s, meets_all=meets_all)
 
 
 class ClientError(ServingError):
@@ -271,12 +275,6 @@ class QueueFull(Overloaded):
     code = "queue_full"
 
 
-class ShareFull(QueueFull):
-    """The gateway is full, and the caller has its share of it."""
-
-    meets_all = True
-
-
 class DeadlineUnreachable(Overloaded):
     """The work queued already takes longer than the deadline allows."""
 
@@ -293,7 +291,6 @@ class TooManyInFlight(Overloaded):
     """The tenant has as many requests under way on this gateway as it may."""
 
     code = "tenant_in_flight_exceeded"
-    meets_all = True
 
 
 class TooManyJobs(Overloaded):

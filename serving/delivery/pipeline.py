@@ -27,15 +27,7 @@ from serving.bending import Bending
 from serving.delivery.flights import Flights, Urgency, result_of
 from serving.domain import Budget, Priority
 from serving.energy.spent import Spent
-from serving.errors import (
-    DeadlineExceeded,
-    DeadlineUnreachable,
-    QueueFull,
-    RetriesSpent,
-    ShareFull,
-    TooManyInFlight,
-    UnknownModel,
-)
+from serving.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, RetriesSpent, TooManyInFlight, UnknownModel
 from serving.stores.results import Codec, Reservation, ResultName, ResultStore
 from serving.telemetry.events import EnergySpent, ResultShared, Sink, ignore
 
@@ -161,15 +153,16 @@ class Pipeline:
                 f"this gateway serves {here} requests of tenant {tenant!r}; limit is {limit} (max_in_flight); "
                 f"retry in {retry_s:.2f} s",
                 retry_after_s=retry_s,
+                meets_all=True,
             )
 
     def _full(self, tenant: str, retry_s: float) -> QueueFull:
         limit, share = self._limits.max_in_flight, self._room.share(tenant)
         part = "" if share == limit else f", {int(share)} of them for you while others want them"
-        kind = ShareFull if self._room.num_here(tenant) + 1 > share else QueueFull
-        return kind(
+        return QueueFull(
             f"this gateway serves {self.in_flight} requests; limit is {limit}{part}; retry in {retry_s:.2f} s",
             retry_after_s=retry_s,
+            meets_all=self._room.num_here(tenant) + 1 > share,
         )
 
     async def _wait_for(self, place: Place) -> None:

@@ -114,7 +114,6 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.SlowBody: Status(408, StatusCode.DEADLINE_EXCEEDED),
         errors.Overloaded: _FULL,
         errors.QueueFull: _FULL,
-        errors.ShareFull: _FULL,
         errors.DeadlineUnreachable: _FULL,
         errors.QuotaExceeded: _FULL,
         errors.TooManyInFlight: _FULL,

@@ -1,11 +1,12 @@
 """HAProxy repeats a gateway's refusals to a caller that does not heed them, so that a flood costs no gateway anything.
 
 A gateway refuses a caller that has its share of it for little, but not for nothing, and whoever sends faster than that
-can be refused keeps everybody waiting. So a refusal that would meet whatever the caller sends (``ServingError
-.meets_all``) is marked. After a few of them within a moment HAProxy gives the same answer by itself, until none has come
+can be refused keeps everybody waiting. So a refusal that would meet whatever the caller sends (``meets_all`` of
+``serving.errors``) is marked. After a few of them within a moment HAProxy gives the same answer by itself, until none has come
 for that moment. Then requests reach the gateway again, which finds out first whether there is room for them: of what a
 caller may have it loses nothing, as long as its share of the places outlasts the moment.
 
+Of gRPC it sees refusals of calls whose answer is a stream: those of others are in trailers, which it cannot read.
 Callers are told apart by the hashes of their keys, and two keys of a tenant are two. Who has none is one caller.
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from serving.errors import ShareFull
+from serving.errors import QueueFull
 from serving.front.grpc.registration import INFERENCE, VIREO, is_unary, methods_of, path_of
 from serving.front.status import REFUSED
 
-REPEATED: Final = ShareFull(
+REPEATED: Final = QueueFull(
     "this server serves as many requests of yours as it can now; send fewer at a time, and retry in 1 s",
     retry_after_s=1.0,
+    meets_all=True,
 )
 MOMENT_MS: Final = 250
 """Long beside the time in which a gateway refuses what has come already, and short beside the time that the requests

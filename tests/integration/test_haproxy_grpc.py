@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.config import from_mapping, resolve
-from serving.errors import ServingError, ShareFull
+from serving.errors import QueueFull, ServingError
 from serving.front.auth import Authenticator
 from serving.front.grpc.registration import (
     SERVICES,
@@ -35,8 +35,8 @@ from serving.front.grpc.registration import (
     path_of,
 )
 from serving.system import haproxy, haproxy_callers
-from tests.support.clients import GOOD_PNG, FrontDoor
-from tests.support.fake_service import MODEL, FakeService
+from tests.support.clients import FrontDoor
+from tests.support.fake_service import CHAT_MODEL, FakeService
 from tests.support.ports import free_port
 from tests.support.system import short_folder
 
@@ -127,7 +127,9 @@ def haproxy_before(backend: int, has_keys: bool) -> Iterator[int]:
 
 async def opened(has_keys: bool, error: ServingError | None = None) -> AsyncIterator[Door]:
     keys = {"ada": HASH, "bob": sha256(b"key-of-bob").hexdigest()} if has_keys else {}
-    front = FrontDoor(FakeService(error=error), authenticator=Authenticator(keys, not has_keys))
+    front = FrontDoor(
+        FakeService(chat_errors={0: error} if error else None), authenticator=Authenticator(keys, not has_keys)
+    )
     noted = Noted()
     server = grpc.aio.server(interceptors=[noted])
     for add in (
@@ -155,7 +157,7 @@ async def door() -> AsyncIterator[Door]:
 
 @pytest.fixture
 async def full_door() -> AsyncIterator[Door]:
-    async for door in opened(has_keys=True, error=ShareFull("of the gateway", retry_after_s=1.0)):
+    async for door in opened(has_keys=True, error=QueueFull("of the gateway", retry_after_s=1.0, meets_all=True)):
         yield door
 
 
@@ -303,8 +305,9 @@ def test_work_is_what_a_gateway_admits() -> None:
 
 
 async def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else_does(full_door: Door) -> None:
-    path = "/vireo.v1.Vireo/Classify"
-    request = vireo_pb2.ClassifyRequest(model=MODEL, images=[GOOD_PNG]).SerializeToString()
+    path = "/vireo.v1.Vireo/Chat"
+    turn = vireo_pb2.ChatMessage(role=vireo_pb2.CHAT_ROLE_USER, parts=[vireo_pb2.ChatPart(text="hello")])
+    request = vireo_pb2.ChatRequest(model=CHAT_MODEL, messages=[turn]).SerializeToString()
 
     async def came(key: str, path: str = path) -> bool:
         before = len(full_door.came)
@@ -322,6 +325,7 @@ async def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else
     assert not passed[-1]
     assert await came("key-of-bob")
     assert await came(KEY, METADATA), "only work is refused"
+    assert not await came(KEY, "/vireo.v1.Vireo/Classify"), "whatever the work is"
     async with asyncio.timeout(20):
         while not await came(KEY):
             pass

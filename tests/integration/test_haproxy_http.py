@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serving.config import from_mapping, resolve
-from serving.errors import ShareFull
+from serving.errors import QueueFull
 from serving.front.status import http_error
 from serving.system import haproxy, haproxy_callers
 from serving.system.haproxy_http import METHODS
@@ -77,7 +77,7 @@ def _answer(connection: socket.socket) -> None:
         if end == "silent":
             connection.recv(1)
         elif end == "full":
-            _, headers, body = http_error(ShareFull("of the gateway", retry_after_s=1.0))
+            _, headers, body = http_error(QueueFull("of the gateway", retry_after_s=1.0, meets_all=True))
             lines = [b"HTTP/1.1 429 Too Many Requests", b"content-type: application/json", b"connection: close"]
             lines += [b"content-length: %d" % len(body), *(b"%b: %b" % header for header in headers)]
             connection.sendall(b"\r\n".join([*lines, b"", body]))
@@ -242,8 +242,8 @@ def refused_by(http: httpx.Client, path: str, **headers: str) -> str:
     assert reply.headers["retry-after"] == "1"
     assert "x-vireo-refused" not in reply.headers
     assert reply.headers["x-request-id"]
-    document = reply.json()
-    error = {**document, "message": document["error"]} if path.startswith("/v2") else document["error"]
+    error = reply.json()
+    error = error["error"] if isinstance(error["error"], dict) else {**error, "message": error["error"]}
     assert error["code"] == "queue_full"
     return "gateway" if error["message"] == "of the gateway" else "haproxy"
 

@@ -11,7 +11,7 @@ import pytest
 
 from serving.delivery.pipeline import Pipeline, PipelineLimits
 from serving.domain import Priority
-from serving.errors import DeadlineExceeded, QueueFull, ShareFull
+from serving.errors import DeadlineExceeded, QueueFull
 from tests.support.waiting import until
 
 
@@ -63,7 +63,7 @@ async def test_who_fills_the_gateway_is_refused_at_once_and_a_newcomer_waits_for
     tasks = await gate.fill()
     newcomer = gate.ask("n")
     await until(lambda: gate.pipeline._room.num_waiting == 1)
-    with pytest.raises(ShareFull, match=r"serves 4 requests; limit is 4, 2 of them for you while .* retry in 2\.00 s"):
+    with pytest.raises(QueueFull, match=r"serves 4 requests; limit is 4, 2 of them for you while .* retry in 2\.00 s"):
         await gate.ask("g9")
     gate.go["g2"].set()
     await until(lambda: "n" in gate.inside)
@@ -78,7 +78,7 @@ async def test_refusal_is_marked_only_if_its_caller_has_its_share(gate: Gate) ->
     with pytest.raises(QueueFull) as refused:
         await gate.ask("o")
     assert not refused.value.meets_all, "nobody else's request of this caller is refused for it"
-    with pytest.raises(ShareFull) as refused:
+    with pytest.raises(QueueFull) as refused:
         await gate.ask("k")
     assert refused.value.meets_all
     await gate.end(*newcomers, *tasks)
