@@ -19,25 +19,19 @@ class ServingError(Exception):
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
 
-    def __init__(
-        self, message: str, *, param: str | None = None, retry_after_s: float | None = None, meets_all: bool = False
-    ) -> None:
-        """``meets_all``: whether it would meet whatever this caller sends now."""
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
-        self.meets_all = meets_all
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between replicas with every field."""
-        return _rebuild, (type(self), self.message, self.param, self.retry_after_s, self.meets_all)
+        return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
 
 
-def _rebuild(
-    cls: type[ServingError], message: str, param: str | None, retry_after_s: float | None, meets_all: bool
-) -> ServingError:
-    return cls(message, param=param, retry_after_s=retry_after_s, meets_all=meets_all)
+def _rebuild(cls: type[ServingError], message: str, param: str | None, retry_after_s: float | None) -> ServingError:
+    return cls(message, param=param, retry_after_s=retry_after_s)
 
 
 class ClientError(ServingError):

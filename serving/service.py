@@ -183,6 +183,8 @@ class Service:
     experts: Callable[[str], Awaitable[Sequence[ExpertReport]]] = _no_experts
     """What the experts of a model were sent lately, of each replica that answers."""
     accounts: Accounts = field(default_factory=NoAccounts)
+    places: Callable[[str], int | None] = lambda tenant: None
+    """Requests of a tenant that this gateway takes at a time, as things are; None where nobody counts them."""
 
     def rows_for(self, task: str) -> tuple[Card, ...]:
         """The models of rows that are for a task."""

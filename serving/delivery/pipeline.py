@@ -112,6 +112,11 @@ class Pipeline:
         """Whether a request that came now would be let in at once."""
         return not self._room.is_full
 
+    def places(self, tenant: str) -> int:
+        """Requests of a tenant that may be here now. Where it has a bound of its own, one more, to be told of it."""
+        places, limit = self._room.places_for(tenant), self._max_in_flight.get(tenant)
+        return places if limit is None else min(places, limit + 1)
+
     @asynccontextmanager
     async def admitted(
         self,
@@ -153,16 +158,14 @@ class Pipeline:
                 f"this gateway serves {here} requests of tenant {tenant!r}; limit is {limit} (max_in_flight); "
                 f"retry in {retry_s:.2f} s",
                 retry_after_s=retry_s,
-                meets_all=True,
             )
 
     def _full(self, tenant: str, retry_s: float) -> QueueFull:
-        limit, share = self._limits.max_in_flight, self._room.share(tenant)
-        part = "" if share == limit else f", {int(share)} of them for you while others want them"
+        limit, share = self._limits.max_in_flight, int(self._room.share(tenant))
+        part = "" if share == limit else f", {share} of them for you while others want them"
         return QueueFull(
             f"this gateway serves {self.in_flight} requests; limit is {limit}{part}; retry in {retry_s:.2f} s",
             retry_after_s=retry_s,
-            meets_all=self._room.num_here(tenant) + 1 > share,
         )
 
     async def _wait_for(self, place: Place) -> None:

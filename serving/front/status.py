@@ -27,8 +27,6 @@ MAX_PARAM_BYTES = 128
 DEFAULT_RETRY_S = 1.0
 ERROR_TRAILER = "vireo-error-bin"
 RETRY_TRAILER = "retry-after-ms"
-REFUSED = ("x-vireo-refused", "caller")
-"""Goes with a refusal that would meet whatever the caller sends now: HAProxy repeats it (``system.haproxy_callers``)."""
 
 _INTERNAL_MESSAGE = "internal error. Retry; if it stays, report the request id, under which the server has logged it"
 
@@ -194,8 +192,6 @@ def http_error(error: ServingError, path: str = "") -> tuple[int, list[tuple[byt
         headers.append((b"www-authenticate", b'Bearer realm="vireo"'))
     if isinstance(error, errors.SlowBody):
         headers.append((b"connection", b"close"))
-    if error.meets_all:
-        headers.append((REFUSED[0].encode(), REFUSED[1].encode()))
     return status_of(error).http, headers, error_body(error, path)
 
 
@@ -204,6 +200,4 @@ def grpc_trailers(error: ServingError) -> list[tuple[str, str | bytes]]:
     trailers: list[tuple[str, str | bytes]] = [(ERROR_TRAILER, orjson.dumps(error_object(error)))]
     if (wait_s := retry_after_s(error)) is not None:
         trailers.append((RETRY_TRAILER, str(math.ceil(wait_s * 1e3))))
-    if error.meets_all:
-        trailers.append(REFUSED)
     return trailers

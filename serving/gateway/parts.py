@@ -176,6 +176,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
         accounts=results,
+        places=pipeline.places,
     )
     return GatewayParts(
         tenants=tenants,

@@ -1,12 +1,12 @@
-"""HAProxy repeats a gateway's refusals to a caller that does not heed them, so that a flood costs no gateway anything.
+"""HAProxy holds each caller to as many requests at a time as a gateway can let in, so that a flood waits nowhere.
 
-A gateway refuses a caller that has its share of it for little, but not for nothing, and whoever sends faster than that
-can be refused keeps everybody waiting. So a refusal that would meet whatever the caller sends (``meets_all`` of
-``serving.errors``) is marked. After a few of them within a moment HAProxy gives the same answer by itself, until none has come
-for that moment. Then requests reach the gateway again, which finds out first whether there is room for them: of what a
-caller may have it loses nothing, as long as its share of the places outlasts the moment.
+A gateway lets a tenant have its share, or all that others leave (``schedulers.shared_room``), and refuses the rest for
+little. But who sends more than a gateway can even refuse keeps everybody waiting, in sockets and in the gateway's event
+loop, where all goes in order of arrival. So a gateway says with each answer how many requests of that caller it takes
+at a time now (``x-vireo-places``), and HAProxy refuses what is beyond that by itself, as the gateway would, for some
+microseconds. Whoever has not been answered lately, and gRPC, whose answers have nothing of the kind that HAProxy could
+read, may have as many as there are places in all: more than that no gateway lets in, whoever else is there.
 
-Of gRPC it sees refusals of calls whose answer is a stream: those of others are in trailers, which it cannot read.
 Callers are told apart by the hashes of their keys, and two keys of a tenant are two. Who has none is one caller.
 """
 
@@ -15,20 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from serving.config import ResolvedConfig
 from serving.errors import QueueFull
 from serving.front.grpc.registration import INFERENCE, VIREO, is_unary, methods_of, path_of
-from serving.front.status import REFUSED
+from serving.front.http.call import PLACES_HEADER
 
-REPEATED: Final = QueueFull(
-    "this server serves as many requests of yours as it can now; send fewer at a time, and retry in 1 s",
+REFUSAL: Final = QueueFull(
+    "this server has as many requests of yours as it takes at a time now; send fewer at a time, or retry in 1 s",
     retry_after_s=1.0,
-    meets_all=True,
 )
-MOMENT_MS: Final = 250
-"""Long beside the time in which a gateway refuses what has come already, and short beside the time that the requests
-in a full gateway take."""
-NUM_REFUSALS: Final = 8
-"""Of a caller within a moment, beyond which HAProxy repeats them: nobody meets it who waits as told."""
 _MAX_CALLERS, _FORGET_S = 16_384, 10
 _LIGHT_RPCS: Final = frozenset({"GetBudget"})
 WORK_RPCS: Final = tuple(
@@ -37,21 +32,24 @@ WORK_RPCS: Final = tuple(
     for method in methods_of(service)
     if is_unary(method) and method.name not in _LIGHT_RPCS and (service is VIREO or method.name == "ModelInfer")
 )
-"""Methods of which one request is one piece of work."""
+"""Methods of which a call is one request. Of a stream, each message is."""
 
 
-def rules(refuse: str, work: str) -> Iterator[str]:
-    """Yield the lines of a front end. ``refuse``: the words of its answer. ``work``: the condition of what is refused."""
-    name, value = REFUSED
-    kept = f"gpc0,gpc0_rate({MOMENT_MS})"
-    yield f"stick-table type binary len 32 size {_MAX_CALLERS} expire {_FORGET_S}s store {kept}"
+def caller_rules(config: ResolvedConfig, refuse: str, work: str) -> Iterator[str]:
+    """Yield the lines of a front end. ``refuse``: words of the answer. ``work``: condition of what counts."""
+    gateway, told = config.settings.gateway, PLACES_HEADER.decode()
+    yield f"stick-table type binary len 32 size {_MAX_CALLERS} expire {_FORGET_S}s store conn_cur,gpt0"
+    yield f"acl vireo_work {work}"
     yield "http-request set-var(txn.caller) http_auth_bearer,sha2(256)"
     yield (
         "http-request set-var(txn.caller) req.fhdr(x-api-key),sha2(256) "
-        "unless { req.hdr(authorization) -m found } || !{ req.hdr(x-api-key) -m found }"
+        "if !{ req.hdr(authorization) -m found } { req.hdr(x-api-key) -m found }"
     )
-    yield "http-request set-var(txn.caller) str(nobody) unless { var(txn.caller) -m found }"
-    yield "http-request track-sc0 var(txn.caller)"
-    yield f"http-request deny {refuse} if {{ sc0_gpc0_rate gt {NUM_REFUSALS} }} {work}"
-    yield f"http-response sc-inc-gpc0(0) if {{ res.hdr({name}) -m str {value} }}"
-    yield f"http-after-response del-header {name}"
+    yield "http-request set-var(txn.caller) str(nobody) if !{ var(txn.caller) -m found }"
+    yield "http-request track-sc0 var(txn.caller) if vireo_work"
+    yield "http-request set-var(txn.places) sc0_get_gpt0 if vireo_work"
+    yield f"http-request set-var(txn.places) int({gateway.max_in_flight}) if vireo_work {{ var(txn.places) -m int 0 }}"
+    yield f"http-request set-var(txn.places) var(txn.places),mul({gateway.replicas}) if vireo_work"
+    yield f"http-request deny {refuse} if vireo_work {{ sc0_conn_cur,sub(txn.places) -m int gt 0 }}"
+    yield f"http-response sc-set-gpt0(0) res.hdr({told}) if {{ res.hdr({told}) -m found }}"
+    yield f"http-after-response del-header {told}"

@@ -22,7 +22,7 @@ from serving.front.auth import missing_key
 from serving.front.grpc.registration import SERVICES, is_unary, methods_of, needs_key, path_of
 from serving.front.status import grpc_trailers, message_of, status_of, to_serving_error
 from serving.limits import MAX_SMALL_BYTES
-from serving.system import haproxy_callers
+from serving.system.haproxy_callers import REFUSAL, WORK_RPCS, caller_rules
 from serving.system.haproxy_http import AWAY, late, reply
 from serving.system.haproxy_words import NAME_ANSWER, REQUEST_ID_RULES, quoted_format
 
@@ -69,8 +69,7 @@ def grpc_rules(config: ResolvedConfig) -> Iterator[str]:
     yield f"{wait} at-least {_PREFIX_BYTES} if vireo_keyless"
     yield f'{_answer(_LONG)} if vireo_keyless {{ req.body,bytes(1,4),be2dec("",4) -m int gt {MAX_SMALL_BYTES} }}'
     yield f"{wait} if vireo_keyless_unary"
-    work = f"{{ path {' '.join(haproxy_callers.WORK_RPCS)} }}"
-    yield from haproxy_callers.rules(_words(haproxy_callers.REPEATED), work)
+    yield from caller_rules(config, _words(REFUSAL), f"path {' '.join(WORK_RPCS)}")
     # HAProxy can send a request again, to another gateway, only if it had all of it before it sent it the first time.
     # What does not fit into its buffer is passed on at once.
     yield f"{wait} if {{ path {' '.join(HELD_RPCS)} }}"

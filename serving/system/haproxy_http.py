@@ -12,7 +12,7 @@ from typing import Final
 from serving.config import ResolvedConfig
 from serving.errors import InvalidRequest, MethodNotAllowed, NotReady, ServingError, SlowBody, UnknownPath
 from serving.front.status import error_body, http_error, to_serving_error
-from serving.system import haproxy_callers
+from serving.system.haproxy_callers import REFUSAL, caller_rules
 from serving.system.haproxy_words import NAME_ANSWER, REQUEST_ID_RULES, quoted, quoted_format
 
 AWAY: Final = NotReady(
@@ -62,8 +62,8 @@ def http_rules(config: ResolvedConfig) -> Iterator[str]:
     nothing = UnknownPath("there is nothing at this path; see /openapi.json for the paths")
     # Ray Serve looks at the path as decoded.
     yield f"http-request return status 404 {reply(nothing)} if {{ path,url_dec -m str -i /-/routes }}"
-    status, _headers, _body = http_error(haproxy_callers.REPEATED)
-    yield from haproxy_callers.rules(f"status {status} {reply(haproxy_callers.REPEATED)}", "METH_POST")
+    refuse = f"status {http_error(REFUSAL)[0]} {reply(REFUSAL)}"
+    yield from caller_rules(config, refuse, "method POST")
 
 
 def backend_rules(config: ResolvedConfig) -> Iterator[str]:

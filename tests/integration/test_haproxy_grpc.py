@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -20,7 +20,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from vireo_pb.vireo.v1 import vireo_pb2
 
 from serving.config import from_mapping, resolve
-from serving.errors import QueueFull, ServingError
 from serving.front.auth import Authenticator
 from serving.front.grpc.registration import (
     SERVICES,
@@ -34,16 +33,19 @@ from serving.front.grpc.registration import (
     needs_key,
     path_of,
 )
-from serving.system import haproxy, haproxy_callers
+from serving.system import haproxy
+from serving.system.haproxy_callers import WORK_RPCS
 from tests.support.clients import FrontDoor
 from tests.support.fake_service import CHAT_MODEL, FakeService
 from tests.support.ports import free_port
 from tests.support.system import short_folder
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
 KEY = "key-of-ada"
-HASH = sha256(KEY.encode()).hexdigest()
+HASH, OTHER_HASH = (hashlib.sha256(key.encode()).hexdigest() for key in (KEY, "key-of-bob"))
+PLACES = 2
 METHODS = [method for service in SERVICES for method in methods_of(service)]
 RAYS_CONFIG = """global
     maxconn 100
@@ -110,7 +112,7 @@ class Noted(grpc.aio.ServerInterceptor):
 @contextmanager
 def haproxy_before(backend: int, has_keys: bool) -> Iterator[int]:
     """HAProxy with the edited configuration. Yields its port."""
-    settings: dict[str, Any] = {"limits": {"body_timeout_s": 2.0}}
+    settings: dict[str, Any] = {"limits": {"body_timeout_s": 2.0}, "gateway": {"max_in_flight": PLACES}}
     if has_keys:
         settings["tenants"] = [{"name": "ada", "api_key_sha256": [HASH]}]
     with short_folder() as folder:
@@ -125,11 +127,9 @@ def haproxy_before(backend: int, has_keys: bool) -> Iterator[int]:
             process.wait()
 
 
-async def opened(has_keys: bool, error: ServingError | None = None) -> AsyncIterator[Door]:
-    keys = {"ada": HASH, "bob": sha256(b"key-of-bob").hexdigest()} if has_keys else {}
-    front = FrontDoor(
-        FakeService(chat_errors={0: error} if error else None), authenticator=Authenticator(keys, not has_keys)
-    )
+async def opened(has_keys: bool, service: FakeService | None = None) -> AsyncIterator[Door]:
+    keys = {"ada": HASH, "bob": OTHER_HASH} if has_keys else {}
+    front = FrontDoor(service or FakeService(), authenticator=Authenticator(keys, not has_keys))
     noted = Noted()
     server = grpc.aio.server(interceptors=[noted])
     for add in (
@@ -152,12 +152,6 @@ async def opened(has_keys: bool, error: ServingError | None = None) -> AsyncIter
 @pytest.fixture
 async def door() -> AsyncIterator[Door]:
     async for door in opened(has_keys=True):
-        yield door
-
-
-@pytest.fixture
-async def full_door() -> AsyncIterator[Door]:
-    async for door in opened(has_keys=True, error=QueueFull("of the gateway", retry_after_s=1.0, meets_all=True)):
         yield door
 
 
@@ -301,31 +295,29 @@ WORK = {
 
 
 def test_work_is_what_a_gateway_admits() -> None:
-    assert set(haproxy_callers.WORK_RPCS) == WORK
+    assert set(WORK_RPCS) == WORK
 
 
-async def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else_does(full_door: Door) -> None:
-    path = "/vireo.v1.Vireo/Chat"
+async def test_caller_has_as_many_calls_at_a_time_as_there_are_places_and_nobody_else_is_refused() -> None:
+    go = asyncio.Event()
     turn = vireo_pb2.ChatMessage(role=vireo_pb2.CHAT_ROLE_USER, parts=[vireo_pb2.ChatPart(text="hello")])
     request = vireo_pb2.ChatRequest(model=CHAT_MODEL, messages=[turn]).SerializeToString()
-
-    async def came(key: str, path: str = path) -> bool:
-        before = len(full_door.came)
-        answer = await full_door.call(path, request if path in WORK else b"", metadata=[("x-api-key", key)])
-        if path in WORK:
-            assert refused(answer) == (StatusCode.RESOURCE_EXHAUSTED, "queue_full")
-            assert isinstance(answer, grpc.aio.AioRpcError)
-            trailers = dict(answer.trailing_metadata()) | dict(answer.initial_metadata())
-            assert trailers["retry-after-ms"] == "1000"
-            assert "x-vireo-refused" not in trailers
-        return len(full_door.came) > before
-
-    passed = [await came(KEY) for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
-    assert passed[: haproxy_callers.NUM_REFUSALS] == [True] * haproxy_callers.NUM_REFUSALS
-    assert not passed[-1]
-    assert await came("key-of-bob")
-    assert await came(KEY, METADATA), "only work is refused"
-    assert not await came(KEY, "/vireo.v1.Vireo/Classify"), "whatever the work is"
-    async with asyncio.timeout(20):
-        while not await came(KEY):
-            pass
+    mine, other = [("x-api-key", KEY)], [("x-api-key", "key-of-bob")]
+    chat, classify = "/vireo.v1.Vireo/Chat", "/vireo.v1.Vireo/Classify"
+    async for door in opened(has_keys=True, service=FakeService(chat_gates={0: go})):
+        waiting = [asyncio.create_task(door.call(chat, request, metadata=mine)) for _ in range(PLACES)]
+        await until(lambda: len(door.came) == PLACES)
+        for path in (chat, classify):
+            assert refused(await door.call(path, request, metadata=mine)) == (
+                StatusCode.RESOURCE_EXHAUSTED,
+                "queue_full",
+            )
+        assert not isinstance(await door.call(METADATA, metadata=mine), grpc.aio.AioRpcError), "only work is counted"
+        others = asyncio.create_task(door.call(chat, request, metadata=other))
+        await until(lambda: len(door.came) == PLACES + 2)
+        go.set()
+        for answer in await asyncio.gather(*waiting, others):
+            assert not isinstance(answer, grpc.aio.AioRpcError)
+        async with asyncio.timeout(20):
+            while isinstance(await door.call(chat, request, metadata=mine), grpc.aio.AioRpcError):
+                await asyncio.sleep(0)

@@ -8,15 +8,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 import pytest
 
 from serving.config import from_mapping, resolve
-from serving.errors import QueueFull
-from serving.front.status import http_error
-from serving.system import haproxy, haproxy_callers
+from serving.system import haproxy
 from serving.system.haproxy_http import METHODS
 from tests.support.ports import free_port
 from tests.support.system import short_folder
@@ -24,6 +23,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
+PLACES = 3
 ORIGIN = "https://app.example.com"
 RAYS_CONFIG = """global
     maxconn 100
@@ -56,6 +56,10 @@ TEXTS = {
 }
 
 
+holding: list[socket.socket] = []
+"""Connections of requests that the gateway holds."""
+
+
 def gateway(listener: socket.socket) -> None:
     """Answers each connection once: with a text that is not ours, with nothing, never, or with what it has got."""
     while True:
@@ -76,11 +80,12 @@ def _answer(connection: socket.socket) -> None:
         end = head.split(b" ")[1].rsplit(b"/", 1)[-1].decode()
         if end == "silent":
             connection.recv(1)
-        elif end == "full":
-            _, headers, body = http_error(QueueFull("of the gateway", retry_after_s=1.0, meets_all=True))
-            lines = [b"HTTP/1.1 429 Too Many Requests", b"content-type: application/json", b"connection: close"]
-            lines += [b"content-length: %d" % len(body), *(b"%b: %b" % header for header in headers)]
-            connection.sendall(b"\r\n".join([*lines, b"", body]))
+        elif end == "hold":
+            holding.append(connection)
+            connection.recv(1)  # nothing comes: until the test ends it
+        elif end.startswith("places-"):
+            told = f"x-vireo-places: {end.removeprefix('places-')}"
+            connection.sendall(f"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n{told}\r\n\r\n".encode())
         elif end in TEXTS:
             connection.sendall(TEXTS[end] + b"content-length: 5\r\nconnection: close\r\n\r\nwords")
         elif end != "gone":
@@ -98,7 +103,8 @@ def port() -> Iterator[int]:
     front, dead = free_port(), free_port()
     with closing(socket.create_server(("127.0.0.1", 0))) as listener, short_folder() as folder:
         threading.Thread(target=gateway, args=(listener,), daemon=True).start()
-        settings = {"limits": {"body_timeout_s": 0.2}, "http": {"cors_origins": [ORIGIN, "http://localhost:3000"]}}
+        limits = {"limits": {"body_timeout_s": 0.2}, "gateway": {"max_in_flight": PLACES}}
+        settings = {**limits, "http": {"cors_origins": [ORIGIN, "http://localhost:3000"]}}
         script = haproxy.write_wrapper(resolve(from_mapping({"run_dir": str(folder), **settings})), folder)
         path = folder / "haproxy.cfg"
         path.write_text(RAYS_CONFIG.format(port=front, backend=listener.getsockname()[1], dead=dead))
@@ -235,41 +241,63 @@ def test_other_origins_are_told_nothing(origin: str, http: httpx.Client) -> None
         assert reply.headers["vary"] == "origin"
 
 
-def refused_by(http: httpx.Client, path: str, **headers: str) -> str:
-    """Send work; say who refused it: the gateway, or HAProxy by itself."""
+@contextmanager
+def held(http: httpx.Client, number: int, **headers: str) -> Iterator[None]:
+    """So many requests of a caller at the gateway at a time."""
+    with ThreadPoolExecutor(number) as pool:
+        waiting = [pool.submit(http.post, "/v1/hold", headers=headers, content=b"x") for _ in range(number)]
+        wait_until(lambda: len(holding) == number, "the gateway has them", 20)
+        yield
+        for connection in holding:
+            connection.shutdown(socket.SHUT_RDWR)
+        for each in waiting:
+            each.result()
+        holding.clear()
+
+
+def is_refused(http: httpx.Client, path: str, **headers: str) -> bool:
+    """Send work; say whether HAProxy refused it."""
     reply = http.post(path, headers=headers, content=b"x")
-    assert reply.status_code == 429
+    assert "x-vireo-places" not in reply.headers
+    if reply.status_code != 429:
+        return False
     assert reply.headers["retry-after"] == "1"
-    assert "x-vireo-refused" not in reply.headers
     assert reply.headers["x-request-id"]
     error = reply.json()
-    error = error["error"] if isinstance(error["error"], dict) else {**error, "message": error["error"]}
-    assert error["code"] == "queue_full"
-    return "gateway" if error["message"] == "of the gateway" else "haproxy"
+    assert (error if path.startswith("/v2") else error["error"])["code"] == "queue_full"
+    return True
 
 
-@pytest.mark.parametrize("path", ["/v1/full", "/v2/full"])
 @pytest.mark.parametrize("header", [("authorization", "Bearer {}"), ("x-api-key", "{}")])
-def test_caller_that_heeds_no_refusal_gets_it_from_haproxy_and_nobody_else_does(
-    path: str, header: tuple[str, str], http: httpx.Client
+def test_caller_has_as_many_requests_at_a_time_as_there_are_places_and_nobody_else_is_refused(
+    header: tuple[str, str], http: httpx.Client
 ) -> None:
     name, form = header
-    mine = {name: form.format(f"{path}-{name}")}
-    by = [refused_by(http, path, **mine) for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
-    assert by[: haproxy_callers.NUM_REFUSALS] == ["gateway"] * haproxy_callers.NUM_REFUSALS
-    assert by[-1] == "haproxy"
-    assert refused_by(http, path, **{name: form.format("another")}) == "gateway"
-    assert http.get("/v1/budget", headers=mine).status_code == 200, "only work is refused"
-    wait_until(lambda: refused_by(http, path, **mine) == "gateway", "HAProxy lets the caller try again", 20)
+    mine = {name: form.format(f"mine by {name}".replace(" ", "-"))}
+    with held(http, PLACES, **mine):
+        assert is_refused(http, "/v1/x", **mine)
+        assert is_refused(http, "/v2/x", **mine)
+        assert not is_refused(http, "/v1/x", **{name: form.format("another")})
+        assert http.get("/v1/x", headers=mine).status_code == 200, "only work is counted"
+    wait_until(lambda: not is_refused(http, "/v1/x", **mine), "its places are free again", 20)
+
+
+def test_caller_has_as_many_as_the_last_answer_said(http: httpx.Client) -> None:
+    mine = {"x-api-key": "told"}
+    assert not is_refused(http, "/v1/places-1", **mine)
+    with held(http, 1, **mine):
+        assert is_refused(http, "/v1/places-2", **mine)
+    wait_until(lambda: not is_refused(http, "/v1/places-2", **mine), "its place is free again", 20)
+    with held(http, 1, **mine):
+        assert not is_refused(http, "/v1/x", **mine)
 
 
 def test_one_key_is_one_caller_however_it_is_sent(http: httpx.Client) -> None:
-    forms = [{"authorization": "Bearer same"}, {"authorization": "bearer  same"}, {"x-api-key": "same"}]
-    for _ in range(haproxy_callers.NUM_REFUSALS + 1):
-        refused_by(http, "/v1/full", **forms[0])
-    assert [refused_by(http, "/v1/full", **form) for form in forms] == ["haproxy"] * 3
+    forms = [{"authorization": "Bearer same"}, {"authorization": "bearer same"}, {"x-api-key": "same"}]
+    with held(http, PLACES, **forms[0]):
+        assert [is_refused(http, "/v1/x", **form) for form in forms] == [True] * 3
 
 
 def test_callers_without_a_key_are_one_caller(http: httpx.Client) -> None:
-    by = [refused_by(http, "/v1/full") for _ in range(haproxy_callers.NUM_REFUSALS + 4)]
-    assert by[-1] == "haproxy"
+    with held(http, PLACES):
+        assert is_refused(http, "/v1/x")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -23,6 +23,7 @@ from serving.front.http.body import Headers, Receive, check_repeated, header, he
 from serving.front.http.json_body import JsonReader
 from serving.front.http.json_scan import Bounds
 from serving.front.status import http_error
+from serving.telemetry.events import UNKNOWN
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,6 +34,8 @@ JSON_TYPE = b"application/json"
 BODY_WANTED: Final = "vireo.body_wanted"
 """Key of the scope: an event to set before the body of a request is read that waits for leave to send it."""
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+PLACES_HEADER: Final = b"x-vireo-places"
+"""Requests that the caller may have at this gateway at a time. HAProxy keeps to it, and takes it off."""
 EVENT_HEADERS: Final[HeaderList] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -110,9 +113,17 @@ class Call(BaseCall):
 
     async def start(self, headers: HeaderList, status: int = 200) -> None:
         """Begin a successful answer that is sent piece by piece."""
+        headers = [*headers, *self.told_haproxy()]
         if self.adds_request_id:
-            headers = [*headers, (b"x-request-id", self.request_id.encode())]
+            headers.append((b"x-request-id", self.request_id.encode()))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def told_haproxy(self) -> HeaderList:
+        """How many requests the caller may have here at a time, on every answer to work: ``system.haproxy_callers``."""
+        if self.visit.surface is None or self.tenant == UNKNOWN:
+            return []
+        places = self.front.service.places(self.tenant)
+        return [] if places is None else [(PLACES_HEADER, str(places).encode())]
 
     async def send_piece(self, data: bytes, *, is_last: bool = False) -> None:
         """Send a piece of an answer that was begun."""
@@ -185,6 +196,7 @@ class Endpoint:
         finally:
             self._front.end(visit)
         if answer is not None:
+            answer = replace(answer, headers=(*answer.headers, *call.told_haproxy()))
             await send_answer(send, answer, call.request_id if self._adds_request_id else None)
 
 

@@ -116,12 +116,3 @@ def test_long_or_broken_text_is_made_safe_to_send() -> None:
     assert message_of(errors.InvalidRequest("x" * 1024)) == "x" * 1024
     assert message_of(errors.InvalidRequest("a\ud800b")) == "a\\ud800b"
     assert message_of(errors.InvalidRequest("größer")) == "größer"
-
-
-@pytest.mark.parametrize("cls", TABLE, ids=lambda cls: cls.__name__)
-def test_refusal_of_whatever_a_caller_sends_is_marked_on_both_ports(cls: type[ServingError]) -> None:
-    for meets_all in (True, False):
-        error = cls("no", meets_all=meets_all)
-        _status, headers, _body = http_error(error)
-        assert ((b"x-vireo-refused", b"caller") in headers) is meets_all
-        assert (("x-vireo-refused", "caller") in grpc_trailers(error)) is meets_all

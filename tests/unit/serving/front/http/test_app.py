@@ -103,6 +103,25 @@ async def test_classify_answers_in_the_documented_shape(openapi: Any) -> None:
     }
 
 
+async def test_every_answer_to_work_says_how_many_requests_its_caller_may_have_at_a_time() -> None:
+    service = replace(joined(FakeService()), places={"ada": 7}.get)
+    app = build_http_app(service, Authenticator(KEYS, False), IngressLimits(), None)
+    chat = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    asked = {
+        "/v1/classify": ({"model": MODEL, "image": IMAGE}, 200),
+        "/v2/models/nothing/infer": ({}, 404),
+        "/v1/chat/completions": ({**chat, "stream": True}, 200),
+        "/v1/responses": ({"model": MODEL, "image": IMAGE}, 400),
+    }
+    for path, (body, status) in asked.items():
+        for key, told in (("key-of-ada", "7"), ("wrong", None)):
+            reply = await asgi(app, "POST", path, json.dumps(body).encode(), {**JSON, "x-api-key": key})
+            assert reply.status == (status if told else 401), path
+            assert reply.headers.get("x-vireo-places") == told, path
+    models = await asgi(app, "GET", "/v1/models", headers={"x-api-key": "key-of-ada"})
+    assert "x-vireo-places" not in models.headers, "no work"
+
+
 @pytest.mark.parametrize("path", GET_PATHS)
 async def test_get_paths_answer_and_head_too(path: str) -> None:
     door = FrontDoor()
