@@ -298,26 +298,35 @@ def test_work_is_what_a_gateway_admits() -> None:
     assert set(WORK_RPCS) == WORK
 
 
-async def test_caller_has_as_many_calls_at_a_time_as_there_are_places_and_nobody_else_is_refused() -> None:
-    go = asyncio.Event()
+@pytest.fixture
+def go() -> asyncio.Event:
+    """Set: the answers of ``held_door`` come."""
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def held_door(go: asyncio.Event) -> AsyncIterator[Door]:
+    async for door in opened(has_keys=True, service=FakeService(chat_gates={0: go})):
+        yield door
+
+
+async def test_caller_has_as_many_calls_at_a_time_as_there_are_places_and_nobody_else_is_refused(
+    held_door: Door, go: asyncio.Event
+) -> None:
     turn = vireo_pb2.ChatMessage(role=vireo_pb2.CHAT_ROLE_USER, parts=[vireo_pb2.ChatPart(text="hello")])
     request = vireo_pb2.ChatRequest(model=CHAT_MODEL, messages=[turn]).SerializeToString()
     mine, other = [("x-api-key", KEY)], [("x-api-key", "key-of-bob")]
     chat, classify = "/vireo.v1.Vireo/Chat", "/vireo.v1.Vireo/Classify"
-    async for door in opened(has_keys=True, service=FakeService(chat_gates={0: go})):
-        waiting = [asyncio.create_task(door.call(chat, request, metadata=mine)) for _ in range(PLACES)]
-        await until(lambda: len(door.came) == PLACES)
-        for path in (chat, classify):
-            assert refused(await door.call(path, request, metadata=mine)) == (
-                StatusCode.RESOURCE_EXHAUSTED,
-                "queue_full",
-            )
-        assert not isinstance(await door.call(METADATA, metadata=mine), grpc.aio.AioRpcError), "only work is counted"
-        others = asyncio.create_task(door.call(chat, request, metadata=other))
-        await until(lambda: len(door.came) == PLACES + 2)
-        go.set()
-        for answer in await asyncio.gather(*waiting, others):
-            assert not isinstance(answer, grpc.aio.AioRpcError)
-        async with asyncio.timeout(20):
-            while isinstance(await door.call(chat, request, metadata=mine), grpc.aio.AioRpcError):
-                await asyncio.sleep(0)
+    waiting = [asyncio.create_task(held_door.call(chat, request, metadata=mine)) for _ in range(PLACES)]
+    await until(lambda: len(held_door.came) == PLACES)
+    for path in (chat, classify):
+        answer = await held_door.call(path, request, metadata=mine)
+        assert refused(answer) == (StatusCode.RESOURCE_EXHAUSTED, "queue_full")
+    told = await held_door.call(METADATA, metadata=mine)
+    assert not isinstance(told, grpc.aio.AioRpcError), "only work is counted"
+    others = asyncio.create_task(held_door.call(chat, request, metadata=other))
+    await until(lambda: len(held_door.came) == PLACES + 2)
+    go.set()
+    for answer in await asyncio.gather(*waiting, others):
+        assert not isinstance(answer, grpc.aio.AioRpcError)
+    assert not isinstance(await held_door.call(chat, request, metadata=mine), grpc.aio.AioRpcError)

@@ -110,7 +110,7 @@ async def test_every_answer_to_work_says_how_many_requests_its_caller_may_have_a
     asked = {
         "/v1/classify": ({"model": MODEL, "image": IMAGE}, 200),
         "/v2/models/nothing/infer": ({}, 404),
-        "/v1/chat/completions": ({**chat, "stream": True}, 200),
+        "/v1/chat/completions": ({**chat, "stream": True, "n": 0}, 400),
         "/v1/responses": ({"model": MODEL, "image": IMAGE}, 400),
     }
     for path, (body, status) in asked.items():
