@@ -47,7 +47,7 @@ def test_request_beyond_max_in_flight_is_refused_and_the_others_are_answered(
             wait_until(lambda: strict.in_flight() == MAX_IN_FLIGHT, "all slots taken")
             refused = UNARY[name](alpha, Ask([new_picture()[0]], model=MODEL))
         assert refused.error == "queue_full"
-        assert "limit is 4" in refused.message
+        assert "as many requests of yours as it takes" in refused.message, "HAProxy knows the gateway's places"
         assert "retry in" in refused.message
         if refused.status == 429:
             assert int(refused.extra["retry-after"]) >= 1
@@ -70,9 +70,10 @@ def test_tenant_that_fills_the_gateway_is_refused_and_a_newcomer_is_answered(
             data, label = new_picture()
             newcomer = pool.submit(UNARY["http_json"], beta, Ask([data], model=MODEL))
             wait_until(lambda: strict.in_flight() == MAX_IN_FLIGHT + 1, "the newcomer waits")
-            refused = UNARY["http_json"](alpha, Ask([new_picture()[0]], model=MODEL))
-            assert refused.error == "queue_full"
-            assert "2 of them for you" in refused.message
+            for name, reason in (("http_json", "as it takes at a time"), ("grpc_vireo", "2 of them for you")):
+                refused = UNARY[name](alpha, Ask([new_picture()[0]], model=MODEL))
+                assert refused.error == "queue_full"
+                assert reason in refused.message
         assert newcomer.result().codes == (label,)
         assert [future.result().codes for future in waiting] == [(label,) for _, label in pictures]
     wait_until(lambda: strict.in_flight() == 0, "in-flight gauge back to 0")

@@ -146,7 +146,9 @@ def make_plan(
     if isinstance(made, Refusal):
         raise _refused(made)
     tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
-    best, tokens = next(iter(prompts)), _length(prompts[tiles])
+    finest, tokens = next(iter(prompts)), _length(prompts[tiles])
+    if finest in asked:  # there is room for it; what is as good for less is no loss
+        finest = _tiles_of((made.best or made).point.settings)
     usual = allowed if sampling.ignore_eos else max(sampling.min_tokens, round(cost.answer_tokens))
     expected = min(allowed, usual)
     return Plan(
@@ -160,7 +162,7 @@ def make_plan(
         alone_choice_s=prices.latency(answer(tiles, allowed)),
         expected_choice_s=cost.busy_s(answer(tiles, expected)),
         is_capped=allowed < asked[tiles],
-        is_coarser=tokens < _length(prompts[best]),
+        is_coarser=tokens < _length(prompts[finest]),
         degradation=degradation_of(made, sampling.n) or (None if planned is None else planned.degradation),
     )
 
