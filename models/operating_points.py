@@ -36,8 +36,8 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Hardware(_Strict, frozen=True, kw_only=True):
-    """What the times were measured on. ``load``: average number of processes that ran in the minute before: above about
-    0.5 the machine was busy with something else. It and ``torch`` are None where they were not written down."""
+    """What the times were measured on. ``load``: cores that other work kept busy just before. (In older tables: processes
+    that ran on average in the minute before, a calibration of another model included.) It and ``torch`` are None where they were not written down."""
 
     cpu: _Text
     device: _Text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 import torch
 
 from models.contract import Family, LazyRef, OnProgress, Value, Variant
@@ -43,6 +43,8 @@ _BY_SHAPE = {
     "staged": LazyRef("models.training.classify.calibrate:calibrate_classifier"),
     "job": LazyRef("models.training.sweep:calibrate_job"),
 }
+_LOOK_S = 0.5
+"""How long others are watched."""
 _MUCH = 1e-9
 """Of a residual: a unit that explains less is left out."""
 
@@ -233,10 +235,16 @@ def hardware(device: torch.device, num_threads: int | None = None) -> Hardware:
     return Hardware(
         cpu=_cpu_name(),
         threads=num_threads or torch.get_num_threads(),
-        load=round(os.getloadavg()[0], 2),
+        load=_busy_cores(),
         torch=str(torch.__version__),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
+
+
+def _busy_cores() -> float:
+    """What others keep busy while this process waits. The load average would still be that of a calibration that has
+    just ended."""
+    return round(psutil.cpu_percent(_LOOK_S) / 100 * (psutil.cpu_count() or 1), 2)
 
 
 def _cpu_name() -> str:

@@ -104,7 +104,7 @@ def _points(variant: Variant, table: Table) -> str:
         "## Operating points\n",
         f"{table.metric.capitalize()}, with its 95% interval, of {table.data.get('pictures_of_each')} pictures of each "
         f"class. Seconds of one picture alone on one thread of {table.hardware.cpu}, with a load of "
-        f"{table.hardware.load} beside it: good only for comparing rows.\n",
+        f"{table.hardware.load} before it.\n",
         "| steps | guidance | experts a token | right | interval | seconds |",
         "|---:|---:|---:|---:|---|---:|",
     ]
