@@ -36,8 +36,9 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Hardware(_Strict, frozen=True, kw_only=True):
-    """What the times were measured on. ``load``: cores that other work kept busy just before. (In older tables: processes
-    that ran on average in the minute before, a calibration of another model included.) It and ``torch`` are None where they were not written down."""
+    """What the times were measured on. ``load``: cores that other work kept busy just before. (In older tables it is
+    the load average, which counts a calibration that has just ended.) It and ``torch`` are None where they were not
+    written down."""
 
     cpu: _Text
     device: _Text
