@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,9 +13,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from models.contract import Knob
 from models.io import ImageIO
+from serving.domain import Degradation
+from serving.errors import QuotaExceeded, QuotaTooSmall, ServingError
+from serving.front.auth import Authenticator
 from serving.tasks.videos.limits import ClipLimits
 from tests.e2e.conftest import Picture
 from tests.support import flipbook
+from tests.support.accounts import FakeAccounts, make_account
 from tests.support.browser import opened_page, running_browser
 from tests.support.fake_service import CHAT_MODEL, MODEL, FakeService, make_card, make_chat_card, make_image_card
 from tests.support.fake_videos import make_video_card
@@ -43,6 +49,7 @@ def door() -> Iterator[ServedDoor]:
         video_cards=(make_video_card(),),
         words=WORDS,
     )
+    service.accounts = FakeAccounts("local")
     with served(service) as running:
         yield running
 
@@ -90,6 +97,7 @@ def test_key_is_asked_for_and_kept_nowhere(billed: System, browser: Browser) -> 
             page.keyboard.press("Enter")
             (expect(note).to_contain_text("invalid_api_key") if key == "wrong" else expect(note).to_be_hidden())
         expect(page.get_by_role("tab")).to_have_count(2)
+        expect(page.get_by_role("region", name="Budget", exact=True)).to_contain_text("acme")
         page.get_by_role("button", name="Use a sample").first.click()
         expect(page.get_by_role("img", name="shapes.png")).to_be_visible()
         page.get_by_label("Message").fill("hello")
@@ -161,6 +169,84 @@ def test_budget_and_settings_are_those_of_the_form(door: ServedDoor, browser: Br
         assert sent.value.post_data_json["model"] == MODEL
 
 
+def test_budget_is_that_of_the_key_and_looked_at_after_each_answer(browser: Browser, digits: list[Picture]) -> None:
+    service, accounts = FakeService(), FakeAccounts()
+    service.accounts = accounts
+    keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ada", "bob", "lost")}
+    with served(service, Authenticator(keys, False)) as running, opened_page(browser, running.url) as page:
+        expect(page.locator("#key-note")).to_be_visible()
+        budget = page.get_by_role("region", name="Budget", exact=True)
+        expect(budget).to_be_hidden()
+        for key, text in (("bob", "No limit: the tenant bob"), ("lost", "cannot be read now"), ("ada", "ada")):
+            page.get_by_label("API key").fill(key)
+            page.keyboard.press("Enter")
+            expect(budget).to_contain_text(text)
+            expect(budget.get_by_role("table")).to_have_count(1 if key == "ada" else 0)
+        rows = {"Left": "60 J", "At most": "100 J", "Comes back": "2 J/s", "Full in": "20 s", "Set aside": "12 J"}
+        for name, text in (rows | {"Spent": "4,310 J"}).items():
+            expect(budget.get_by_role("row", name=name)).to_contain_text(text)
+        expect(budget.get_by_role("row", name="Full in")).to_contain_text("never")
+        accounts.held = make_account(100.0, 10.0, num_open=0)
+        expect(budget.get_by_role("row", name="Left")).to_contain_text("100 J")  # it is looked at while it changes
+        accounts.held = make_account(-3.0, 10.0)
+        page.get_by_role("tab", name="Classify").click()
+        add(page, digits[7][0])
+        page.get_by_role("button", name="Classify", exact=True).click()
+        expect(page.get_by_role("region", name="Answers")).to_contain_text("0.25 J")
+        expect(budget.get_by_role("row", name="Left")).to_contain_text("-3 J")
+        expect(budget).to_contain_text("Used up: requests are refused until something is left, in about 1.5 s.")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (QuotaExceeded("too little is left", retry_after_s=600.0), r"was refused: it fits in about (600|59\d) s"),
+        (QuotaTooSmall("it never fits"), "takes more than this budget ever holds"),
+    ],
+)
+def test_budget_says_when_the_request_that_it_refused_fits(
+    error: ServingError, text: str, browser: Browser, digits: list[Picture]
+) -> None:
+    service = FakeService(error=error)
+    service.accounts = FakeAccounts()
+    ada = Authenticator({"ada": hashlib.sha256(b"ada").hexdigest()}, False)
+    with served(service, ada) as running, opened_page(browser, running.url) as page:
+        page.get_by_label("API key").fill("ada")
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name="Classify").click()
+        add(page, digits[7][0])
+        page.get_by_role("button", name="Classify", exact=True).click()
+        expect(page.get_by_role("alert").filter(has_text=error.code)).to_be_visible()
+        budget = page.get_by_role("region", name="Budget", exact=True)
+        expect(budget).to_contain_text(re.compile(text))
+        service.error = None
+        page.get_by_role("button", name="Classify", exact=True).click()
+        expect(page.get_by_role("region", name="Answers")).to_contain_text("0.25 J")
+        expect(budget).not_to_contain_text(re.compile(text))
+
+
+def test_answer_says_what_a_lower_point_gave_up(browser: Browser, digits: list[Picture]) -> None:
+    service = FakeService()
+    lowered = Degradation(
+        from_point="best",
+        to_point="fast",
+        reasons=("load", "energy"),
+        quality_before=0.98,
+        quality_after=0.91,
+        energy_j_before=2.0,
+        energy_j_after=0.25,
+    )
+    service.report = replace(service.report, degraded=("load", "energy"), degradation=lowered)
+    with served(service) as running, opened_page(browser, running.url) as page:
+        expect(page.get_by_role("region", name="Budget", exact=True)).to_contain_text("No limit: the tenant local")
+        page.get_by_role("tab", name="Classify").click()
+        add(page, digits[7][0])
+        page.get_by_role("button", name="Classify", exact=True).click()
+        answers = page.get_by_role("region", name="Answers")
+        for fact in ("0.25 J (estimate)", "load, energy", "best", "0.98 to 0.91", "2 J to 0.25 J", "load and energy"):
+            expect(answers).to_contain_text(fact)
+
+
 def test_stopping_a_clip_cancels_its_job(door: ServedDoor, browser: Browser) -> None:
     with opened_page(browser, door.url) as page:
         page.get_by_role("tab", name="Videos").click()
@@ -211,6 +297,7 @@ def test_page_is_accessible_and_fits_a_telephone(path: str, scheme: str, door: S
             page.get_by_label("Message").fill("hello")
             page.keyboard.press("Enter")
             expect(page.get_by_role("log")).to_contain_text("Operating point")
+            expect(page.get_by_role("region", name="Budget", exact=True)).to_contain_text("100 J")
         else:
             page.locator("details.operation summary").first.click()
         found = Axe().run(

@@ -151,6 +151,7 @@ class FakeService(FakeVideos):
         self.image_jobs = FakeVideos(is_fast=is_fast)
         self.expert_reports: Sequence[ExpertReport] = ()
         self.accounts: Accounts = NoAccounts()
+        self.report = make_report()
         self.predicted_s = 0.1
         """Of every call for pictures."""
         self.chats_cut = 0
@@ -202,7 +203,7 @@ class FakeService(FakeVideos):
         return UnaryReply(
             model=card.id,
             items=tuple(self._items(request, card)),
-            report=make_report(),
+            report=self.report,
         )
 
     def chat_models(self) -> tuple[Card, ...]:
@@ -234,7 +235,7 @@ class FakeService(FakeVideos):
         reason = FinishReason.STOP if wanted == len(self.words) else FinishReason.LENGTH
         for index in range(sampling.n):
             yield ChatDelta(index, "", 0, reason, (), num_prompt_tokens)
-        yield ChatEnd(usage=make_usage(request, wanted * sampling.n), report=make_report())
+        yield ChatEnd(usage=make_usage(request, wanted * sampling.n), report=self.report)
 
     async def _pass(self, position: int) -> None:
         if position in self.chat_gates:

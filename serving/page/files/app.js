@@ -1,6 +1,7 @@
 // The page: who is asking, what is served, and a panel for each task of which something is.
 
 import { getJson, hasKey, send, setKey } from "./api.js";
+import { watchBudget } from "./budget.js";
 import { chatPanel } from "./chat.js";
 import { classifyPanel } from "./classify.js";
 import { $, h, newId, table } from "./dom.js";
@@ -33,8 +34,9 @@ $("key").addEventListener("submit", async (event) => {
   setKey($("key-text").value);
   $("key-text").value = "";
   tell("");
+  lookAtBudget();
   await start();
-  look();
+  lookAtLoad();
   if (hasKey() && $("key-note").hidden) {
     $("key-text").placeholder = "in use";
     $("try").focus();
@@ -136,7 +138,8 @@ async function showState() {
   setTimeout(showState, 10_000);
 }
 
-const look = watchLoad();
+const lookAtLoad = watchLoad();
+const lookAtBudget = watchBudget();
 start();
 showState();
 getJson("./", { headers: { accept: "application/json" } }).then(({ version }) => { $("version").textContent = version; }, () => {});

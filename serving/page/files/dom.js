@@ -31,7 +31,7 @@ export function number(value, unit = "") {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
   const digits = size === 0 || size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
-  const text = size > 0 && size < 0.001 ? "< 0.001" : value.toLocaleString("en", { maximumFractionDigits: digits });
+  const text = size > 0 && size < 0.001 ? (value > 0 ? "< 0.001" : "> -0.001") : value.toLocaleString("en", { maximumFractionDigits: digits });
   return unit ? `${text} ${unit}` : text;
 }
 

@@ -209,14 +209,17 @@ export function submitting(form, button, place, run) {
     const mine = current = new AbortController();
     button.textContent = "Stop";
     form.setAttribute("aria-busy", "true");
+    let failed = null;
     try {
       await run(mine.signal);
     } catch (error) {
+      failed = error;
       if (error.name !== "AbortError") place().append(failure(error));
     } finally {
       current = null;
       button.textContent = label;
       form.setAttribute("aria-busy", "false");
+      document.dispatchEvent(new CustomEvent("vireo:over", { detail: failed }));
     }
   });
 }

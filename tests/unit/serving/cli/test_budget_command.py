@@ -11,39 +11,21 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from schedulers.admission import BucketLimits, BucketState, Cost
 from serving.cli import budget_command
 from serving.client.exits import Exit
-from serving.errors import StoreUnavailable
 from serving.front.auth import Authenticator
 from serving.stores.account import Account
+from tests.support.accounts import FakeAccounts
 from tests.support.clients import FrontDoor, asgi
 from tests.support.fake_service import FakeService
 from tests.support.served_door import ServedDoor, served
-
-ADA = Account(
-    limits=BucketLimits(joules_per_s=2.0, joules_burst=100.0, seconds_per_s=0.0, seconds_burst=10.0),
-    level=BucketState(60.0, 9.0, 0.0),
-    reserved=Cost(12.0, 0.5),
-    spent=Cost(4310.0, 70.0),
-    num_open=2,
-)
-
-
-class Accounts:
-    tenants: tuple[str, ...] = ("ada", "bob")
-
-    async def account(self, tenant: str) -> Account | None:
-        if tenant == "lost":
-            raise StoreUnavailable("accounts cannot be read now", retry_after_s=1.0)
-        return ADA if tenant == "ada" else None
 
 
 @pytest.fixture(scope="module")
 def door() -> Iterator[ServedDoor]:
     keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ada", "bob", "lost")}
     service = FakeService()
-    service.accounts = Accounts()
+    service.accounts = FakeAccounts()
     with served(service, Authenticator(keys, False, admins=("bob",))) as door:
         yield door
 
@@ -78,7 +60,7 @@ def test_only_an_admin_sees_those_of_all(door: ServedDoor) -> None:
 
 
 async def test_those_of_all_are_read_one_after_another_while_tenants_come_and_go() -> None:
-    class Shifting(Accounts):
+    class Shifting(FakeAccounts):
         reading = most_reading = 0
 
         async def account(self, tenant: str) -> Account | None:

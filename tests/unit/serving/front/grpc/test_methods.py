@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from vireo_pb.oip import open_inference_pb2 as oip
 from vireo_pb.vireo.v1 import vireo_pb2, vireo_pb2_grpc
 
-from schedulers.admission import BucketLimits, BucketState, Cost
 from serving.domain import Priority
 from serving.errors import QueueFull
 from serving.front.auth import Authenticator
@@ -31,8 +30,8 @@ from serving.front.grpc.registration import (
 )
 from serving.gateway.grpc import GrpcMethods
 from serving.limits import IngressLimits
-from serving.stores.account import Account
 from tests.support import fake_service
+from tests.support.accounts import FakeAccounts
 from tests.support.clients import (
     GOOD_LABEL,
     GOOD_PNG,
@@ -512,28 +511,10 @@ async def test_health_check_of_an_unknown_service_is_not_found(served: Served) -
     assert caught.value.code() == StatusCode.NOT_FOUND
 
 
-class TwoAccounts:
-    """Ada has a quota, and bob has none."""
-
-    tenants = ("ada",)
-
-    async def account(self, tenant: str) -> Account | None:
-        if tenant != "ada":
-            return None
-        limits = BucketLimits(joules_per_s=2.0, joules_burst=100.0, seconds_per_s=0.0, seconds_burst=10.0)
-        return Account(
-            limits=limits,
-            level=BucketState(60.0, 9.0, 5.0),
-            reserved=Cost(12.0, 0.5),
-            spent=Cost(400.0, 70.0),
-            num_open=2,
-        )
-
-
 @pytest.fixture
 def budgets() -> FrontDoor:
     service = FakeService()
-    service.accounts = TwoAccounts()
+    service.accounts = FakeAccounts()
     keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ada", "bob", "root")}
     return FrontDoor(service, authenticator=Authenticator(keys, False, admins=("root",)))
 
@@ -559,4 +540,4 @@ async def test_budget_needs_a_key_and_all_of_them_an_admins(budgets: FrontDoor) 
         reply = await asgi(budgets.app, "GET", "/v1/budgets", b"", {"x-api-key": key} if key else {})
         statuses[key] = reply.status
     assert statuses == {"": 401, "ada": 403, "root": 200}
-    assert [one["tenant"] for one in reply.json["data"]] == ["ada"]
+    assert [one["tenant"] for one in reply.json["data"]] == ["ada", "bob"]
