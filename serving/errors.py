@@ -299,6 +299,12 @@ class TooManyBytes(Overloaded):
     code = "tenant_kv_exceeded"
 
 
+class TooManyLatentBytes(Overloaded):
+    """With this job, the tenant's jobs that are not over could hold more memory than they may."""
+
+    code = "tenant_latent_exceeded"
+
+
 class DeepShareSpent(Overloaded):
     """As many of the tenant's rows have reached the last exit of late as may, and no other point fits the budget."""
 

@@ -73,6 +73,12 @@ class TenantSettings(Section):
         le=1 << 60,
         description="Keys and values that its chats may need on one replica, waiting ones included; more are refused.",
     )
+    max_latent_bytes: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 60,
+        description="Memory that its durable jobs may hold together, in all, until they are over; more are refused.",
+    )
     max_deep_share: float | None = Field(
         None,
         ge=0,

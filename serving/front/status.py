@@ -117,6 +117,7 @@ TABLE: Final[Mapping[type[ServingError], Status]] = MappingProxyType(
         errors.TooManyInFlight: _FULL,
         errors.TooManyJobs: _FULL,
         errors.TooManyBytes: _FULL,
+        errors.TooManyLatentBytes: _FULL,
         errors.DeepShareSpent: _FULL,
         errors.Draining: _AWAY,
         errors.NotReady: _AWAY,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +128,43 @@ def test_deleting_a_running_job_ends_it_within_steps(http: httpx.Client) -> None
     video = wait_for(http, video_id, is_over)
     assert video["error"]["code"] == "cancelled"
     assert video["vireo"]["step"] < 90
+
+
+def test_bytes_of_a_tenants_jobs_are_bounded_on_every_surface(system: System, http: httpx.Client) -> None:
+    def limit(most: int | str) -> None:
+        """Of whoever calls without a key."""
+        command = system.command("tenants", "set", "local", f"max_latent_bytes={most}", "--port", str(system.port))
+        assert command.returncode == 0, command.stderr
+
+    def ask() -> httpx.Response:
+        return http.post("/v1/videos", json={"model": MODEL, "prompt": PROMPT, "num_inference_steps": 100})
+
+    def refusal() -> str:
+        answer = ask()
+        return "" if answer.is_success else str(answer.json()["error"]["code"])
+
+    def grpc_refusal() -> str | None:
+        request = vireo_pb2.GenerateVideoRequest(model=MODEL, prompt=PROMPT, num_inference_steps=100)
+        with grpc.insecure_channel(system.grpc_address) as channel:
+            try:
+                list(vireo_pb2_grpc.VireoStub(channel).GenerateVideo(request, timeout=60.0))
+            except grpc.RpcError as error:
+                return str(error.details())  # type: ignore[attr-defined]
+        return None
+
+    limit(1)
+    try:
+        wait_until(lambda: refusal() == "invalid_request", "both gateways know")
+        needed = wait_until(lambda: re.search(r"this job may hold (\d+) bytes", ask().text), "it never fits")
+        limit(int(1.5 * int(needed[1])))
+        wait_until(lambda: refusal() == "", "one fits")
+        wait_until(lambda: refusal() == "tenant_latent_exceeded", "and no second one")
+        # Another one may be taken in while the stream is: who holds the room is not the point.
+        wait_until(lambda: ask() and "max_latent_bytes" in (grpc_refusal() or ""), "nor over gRPC", 60.0)
+        wait_until(lambda: refusal() == "", "one fits again when that one is over")
+    finally:
+        limit("null")
+    wait_until(lambda: refusal() == refusal() == "", "the limit is gone")
 
 
 def test_repeated_post_with_one_key_is_one_job(http: httpx.Client) -> None:

@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from schedulers.admission import Cost
-from serving.errors import QueueFull, StoreUnavailable, TooManyJobs
+from serving.errors import InvalidRequest, QueueFull, StoreUnavailable, TooManyJobs, TooManyLatentBytes
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobError, JobPage, JobRecord, JobStatus, LeaseState
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
@@ -202,6 +202,44 @@ async def test_owner_with_a_bound_of_its_own_has_that_one_whatever_it_is_by_then
         await jobs.create(video_job(f"{owner}2", owner=owner), max_queued=99)
         with pytest.raises(TooManyJobs, match="2 of your jobs"):
             await jobs.create(video_job(f"{owner}3", owner=owner), max_queued=99)
+    await jobs.stop()
+
+
+async def test_bytes_of_an_owners_jobs_are_bounded_until_they_are_over(url: str, client: aioredis.Redis) -> None:
+    await client.flushall()
+    bounds: dict[str, int | None] = {"small": 100, "usual": None}
+    jobs = RedisJobs(jobs_config(url), secret=SECRET, max_held=bounds, restart_grace_s=0.0)
+
+    def job(name: str, held_bytes: int, owner: str = "small") -> JobRecord:
+        return replace(video_job(name, owner=owner), held_bytes=held_bytes)
+
+    async def refuses(held_bytes: int, taken: int) -> None:
+        with pytest.raises(TooManyLatentBytes, match=rf"may hold {taken} of 100 \(max_latent_bytes\)"):
+            await jobs.create(job("more", held_bytes), max_queued=99)
+
+    with pytest.raises(InvalidRequest, match=r"may hold 101 bytes, and all of your jobs 100 \(max_latent_bytes\)"):
+        await jobs.create(job("huge", 101), max_queued=99)
+    await jobs.create(job("a", 60), max_queued=99)
+    await jobs.create(job("b", 40), max_queued=99)
+    await jobs.create(job("a", 60), max_queued=99)  # sent again, it is the same job
+    await refuses(1, 100)
+    for owner in ("usual", "unknown"):
+        await jobs.create(job(owner, 1 << 50, owner), max_queued=99)
+    first = await claimed(jobs)
+    await refuses(41, 100)  # the one that runs is not over
+    assert await jobs.requeue(first.lease, progress(1), counts_as_attempt=False)
+    await refuses(1, 100)
+    again = await claimed(jobs)
+    assert await jobs.complete(again.lease, CLIP, {}, TTL_S)
+    await refuses(61, 40)
+    await jobs.create(job("c", 60), max_queued=99)
+    await jobs.cancel("small", "b")
+    await jobs.create(job("d", 40), max_queued=99)
+    bounds["small"] = 99
+    with pytest.raises(TooManyLatentBytes, match="of 99"):
+        await jobs.create(job("e", 1), max_queued=99)
+    await client.hset(keys.job("d"), "held", b"junk")
+    await jobs.create(job("e", 39), max_queued=99)  # a damaged number counts for nothing, and stops nobody
     await jobs.stop()
 
 

@@ -86,8 +86,8 @@ class JobPlan:
     ``request``: what the family's ``open`` is given together with ``point`` and ``seed``, an instance of its io's
     ``request`` class; its bytes become files of the job. ``num_steps``: slices of its main phase. ``name``: of the
     operating point. ``predicted_s`` and ``predicted_j``: what it is predicted to take; ``most_s``: if it shares nothing
-    with others, and no part of it ends early. ``degraded``: the parts of the budget that ruled out a better one, and
-    ``load``; ``degradation``: what that gave up.
+    with others, and no part of it ends early. ``held_bytes``: the most that it may hold in memory. ``degraded``: the
+    parts of the budget that ruled out a better one, and ``load``; ``degradation``: what that gave up.
     """
 
     request: Any
@@ -98,6 +98,7 @@ class JobPlan:
     predicted_s: float
     predicted_j: float
     most_s: float = 0.0
+    held_bytes: int = 0
     degraded: tuple[str, ...] = ()
     degradation: Degradation | None = None
     output: dict[str, Value] = field(default_factory=dict)

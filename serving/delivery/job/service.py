@@ -316,6 +316,7 @@ class Jobs:
             predicted_s=plan.predicted_s,
             predicted_j=plan.predicted_j,
             most_s=plan.most.seconds,
+            held_bytes=plan.held_bytes,
             report=report,
         )
 

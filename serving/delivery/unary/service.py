@@ -38,6 +38,7 @@ from serving.delivery.unary.wire import (
     SampleCall,
     SampleFailure,
     SampleOutcome,
+    most_held,
     unpack,
 )
 from serving.domain import (
@@ -201,6 +202,7 @@ class UnaryRequests:
             predicted_s=choice.busy_s * len(rows),
             predicted_j=model.points.watts * choice.busy_s * len(rows),  # as its seconds: beside them, not of now
             most_s=sum(model.alone_s(choice.point, row.request) for row in rows),
+            held_bytes=most_held(model.card.io, len(rows)),
             degraded=choice.degraded,
             degradation=degradation_of(choice, len(rows)),
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.contract import Value
 from models.inputs import Array, Inputs
+from models.io import ImageIO
 from serving.energy.meter import ESTIMATE
 from serving.energy.spent import Spent
 from serving.errors import ServingError
@@ -90,3 +91,8 @@ class RowsAsked:
     prompt: str = ""
     picture: bytes = b""
     count: int = 1
+
+
+def most_held(io: ImageIO, count: int) -> int:
+    """Bytes that ``count`` rows of a job hold at most: each of the largest size, whatever their own is."""
+    return 3 * io.largest.width * io.largest.height * count

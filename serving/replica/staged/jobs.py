@@ -22,7 +22,7 @@ from models.registry import family_for
 from schedulers.cost import CostModel
 from schedulers.policies.denoising import DenoisingConfig
 from serving.config import ResolvedConfig, ResolvedModel, UnaryOptions
-from serving.delivery.unary.wire import RowsAsked
+from serving.delivery.unary.wire import RowsAsked, most_held
 from serving.energy.spent import total
 from serving.errors import Cancelled, EngineFailed, QueueFull
 from serving.operating_points import parted
@@ -90,9 +90,8 @@ class RowJobs:
         """The driver's is looked at by itself."""
 
     def work(self, wanted: JobInput) -> Work:
-        """Rows of the largest size, however large they are."""
-        largest = self._io.largest
-        return Work({}, 3 * largest.width * largest.height * wanted.request.count)
+        """Only what they hold: the driver counts what its rows take."""
+        return Work({}, most_held(self._io, wanted.request.count))
 
     def phase(self, job_id: str) -> Hashable:
         """All may run together: the driver's scheduler makes the batches."""

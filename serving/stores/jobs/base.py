@@ -98,6 +98,8 @@ class JobRecord:
     predicted_j: float = 0.0
     most_s: float = 0.0
     """Engine seconds that it was expected to need at most."""
+    held_bytes: int = 0
+    """The most that it may hold in memory at a time."""
     charged_j: float = 0.0
     charged_s: float = 0.0
     """What its owner was charged when it was taken in; both 0 in a record of before there were these: as predicted."""

@@ -20,7 +20,7 @@ from schedulers.fair_queue import EQUAL, TURNS_BEHIND, Weights
 from schedulers.types import Priority
 from schedulers.urgency import queue_key
 from serving.config import JobOptions, ResolvedConfig
-from serving.errors import QueueFull, TooManyJobs
+from serving.errors import InvalidRequest, QueueFull, TooManyJobs, TooManyLatentBytes
 from serving.stores.breaker import BreakerConfig, BreakerState
 from serving.stores.connection import RedisConfig, RedisConnection
 from serving.stores.jobs import keys
@@ -70,7 +70,8 @@ class RedisJobs:
     """Use from one event loop; ``stop`` when done. Every method raises ``StoreUnavailable`` when Redis is away.
 
     ``secret``: gateways and replicas share it; what was sealed with another one is no job. ``max_open_per_owner``: jobs
-    of one owner that are not over, where ``max_open`` has no bound for it. ``max_attempts``: claims until a job fails.
+    of one owner that are not over, where ``max_open`` has no bound for it; ``max_held``: bytes that these may hold
+    together, of owners who have such a bound. ``max_attempts``: claims until a job fails.
     ``ttl_s``: how long jobs are kept that fail or are cancelled in the index itself. ``restart_grace_s``: for how long
     after its start Redis takes no lease away. ``weights``: owners' shares of what is claimed.
 
@@ -88,6 +89,7 @@ class RedisJobs:
         restart_grace_s: float = 5.0,
         weights: Weights = EQUAL,
         max_open: Mapping[str, int | None] = MappingProxyType({}),
+        max_held: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
         if max_open_per_owner < 1 or max_attempts < 1 or ttl_s <= 0 or restart_grace_s < 0:
             raise ValueError("max_open_per_owner, max_attempts, ttl_s must be positive, restart_grace_s not negative")
@@ -96,6 +98,7 @@ class RedisJobs:
         self._weights = weights
         self._max_open_per_owner = max_open_per_owner
         self._max_open = max_open
+        self._max_held = max_held
         self._max_attempts = max_attempts
         self._ttl_ms = int(1000 * ttl_s)
         self._grace_s = restart_grace_s
@@ -122,7 +125,8 @@ class RedisJobs:
 
         Raises:
             QueueFull: the whole queue is at its bound.
-            TooManyJobs: that owner is.
+            TooManyJobs, TooManyLatentBytes: that owner is.
+            InvalidRequest: the job alone may hold more than its owner's may.
             ValueError: the id is another owner's, or the payload too large.
         """
         answer, earlier = await self._create(job, max_queued, elsewhere_j)
@@ -132,6 +136,7 @@ class RedisJobs:
         self._check_created(job, answer, earlier, max_queued)
 
     async def _create(self, job: JobRecord, max_queued: int, elsewhere_j: float) -> tuple[bytes, Any]:
+        most_bytes = self._most_bytes(job)
         priority, joules = Priority[job.priority.upper()], max(_MIN_J, float(job.predicted_j))
         answer, earlier = await self._run(
             CREATE,
@@ -149,11 +154,21 @@ class RedisJobs:
             repr(float(self._weights.get(job.owner, 1.0))),
             repr(float(elsewhere_j)),
             repr(TURNS_BEHIND * joules),
+            job.held_bytes,
+            "" if most_bytes is None else most_bytes,
         )
         return answer, earlier
 
     def _most_of(self, owner: str) -> int:
         return self._max_open.get(owner) or self._max_open_per_owner
+
+    def _most_bytes(self, job: JobRecord) -> int | None:
+        """Of its owner's jobs; None: any number. Raises: InvalidRequest: it never fits."""
+        most = self._max_held.get(job.owner)
+        if most is not None and job.held_bytes > most:
+            message = f"this job may hold {job.held_bytes} bytes, and all of your jobs {most} (max_latent_bytes)"
+            raise InvalidRequest(f"{message}; ask for something smaller")
+        return most
 
     def _check_created(self, job: JobRecord, answer: bytes, earlier: Any, max_queued: int) -> None:
         if answer == b"full":
@@ -163,6 +178,12 @@ class RedisJobs:
             most = self._most_of(job.owner)
             message = f"{most} of your jobs are not over, which is the limit (max_jobs); wait or cancel one"
             raise TooManyJobs(message, retry_after_s=_FULL_RETRY_S)
+        if answer == b"owner_bytes":
+            message = (
+                f"this job may hold {job.held_bytes} bytes; your jobs that are not over may hold {int(earlier)} of "
+                f"{self._max_held.get(job.owner)} (max_latent_bytes); wait or cancel one"
+            )
+            raise TooManyLatentBytes(message, retry_after_s=_FULL_RETRY_S)
         if answer == b"exists" and self._read(job.id, earlier, job.owner) is None:
             raise ValueError(f"job id {job.id} is taken; choose ids at random")
 
@@ -338,6 +359,7 @@ def build_index(config: ResolvedConfig, tenants: LiveTenants) -> RedisJobs:
         ttl_s=jobs.ttl_s,
         weights=tenants.weights,
         max_open=tenants.view(lambda tenant: tenant.max_jobs),
+        max_held=tenants.view(lambda tenant: tenant.max_latent_bytes),
     )
 
 

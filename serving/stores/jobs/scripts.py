@@ -118,6 +118,16 @@ local function retire(id)
   return owner
 end
 
+-- Bytes that the jobs of an owner which are not over may hold.
+local function held_by(owner)
+  local bytes = 0
+  for _, id in ipairs(redis.call('SMEMBERS', P .. ':open:' .. owner)) do
+    local its = get(id, 'held')[1]
+    if is_count(its) then bytes = bytes + tonumber(its) end
+  end
+  return bytes
+end
+
 -- The one way in which a job ends.
 local function finish(id, status, ttl_ms, ...)
   local owner = retire(id)
@@ -201,8 +211,9 @@ CREATE = Script(
     _COMMON
     + """
 -- ARGV: id, owner, model, created_at_s, queue key, predicted us, steps, max queued, max open of the owner,
---   record, predicted joules, weight of the owner, joules that it was served elsewhere, most of them that count
--- Answers {created, exists, full or owner_full, the fields of what exists}
+--   record, predicted joules, weight of the owner, joules that it was served elsewhere, most of them that count,
+--   bytes that it may hold, most bytes of the owner's jobs or ''
+-- Answers {created, exists, full or owner_full, the fields of what exists}, or {owner_bytes, bytes of the owner's jobs}
 local id, owner, model = ARGV[1], ARGV[2], ARGV[3]
 sweep_ended()
 
@@ -218,9 +229,13 @@ if redis.call('EXISTS', job_key(id)) == 1 then
 end
 if redis.call('SCARD', P .. ':waiting') >= tonumber(ARGV[8]) then return {'full', {}} end
 if redis.call('SCARD', P .. ':open:' .. owner) >= tonumber(ARGV[9]) then return {'owner_full', {}} end
+if ARGV[16] ~= '' then
+  local held = held_by(owner)
+  if held + tonumber(ARGV[15]) > tonumber(ARGV[16]) then return {'owner_bytes', whole(held)} end
+end
 redis.call('HSET', job_key(id), 'model', model, 'created', ARGV[4], 'key', ARGV[5], 'us', ARGV[6], 'steps', ARGV[7],
            'attempts', '0', 'preemptions', '0', 'checkpoint_step', '0', 'record', ARGV[10],
-           'joules', ARGV[11], 'weight', ARGV[12])
+           'joules', ARGV[11], 'weight', ARGV[12], 'held', ARGV[15])
 redis.call('ZADD', P .. ':owner:' .. owner, ARGV[4], id)
 redis.call('SADD', P .. ':open:' .. owner, id)
 set_live(id, owner, model, '0')

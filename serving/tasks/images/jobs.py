@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from models.contract import Value
+from models.contract import Value, Work
 from models.io import ImageRequest
 from models.prompt_tokens import FIELDS as PROMPTS
 from models.registry import family_for
@@ -95,15 +95,18 @@ class PicturePlanner:
         with refused(model.variant.io):
             if family.allowed is not None:
                 family.allowed.load()(model.variant, picture, point)
+        assert family.work is not None, "a family of jobs counts its work"
+        counted: Work = family.work.load()(model.variant, picture, point)
         return JobPlan(
             request=picture,
             point=point,
             seed=seed,
-            num_steps=round(work(point).get("slices", 1)),
+            num_steps=round(counted.units.get("slices", 1)),
             name=chosen.point.name,
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
             most_s=chosen.latency_s,
+            held_bytes=counted.bytes_held,
             degraded=chosen.degraded,
             degradation=degradation_of(chosen),
         )

@@ -62,16 +62,17 @@ class ClipPlanner:
         point = self.limits.check(clip, chosen.point.settings)
         _, sampler = self.limits.sampler_of(point)
         assert sampler is not None, "it was checked"
-        slices = round(self.limits.work(clip, point).units.get("slices", 1))
+        work = self.limits.work(clip, point)
         return JobPlan(
             request=clip,
             point=point,
             seed=seed if asked.seed is None else asked.seed,
-            num_steps=int(point.get(STEPS, slices)),
+            num_steps=int(point.get(STEPS, round(work.units.get("slices", 1)))),
             name=self.points.name_of(chosen),
             predicted_s=chosen.busy_s,
             predicted_j=chosen.energy_j,
             most_s=chosen.latency_s,
+            held_bytes=work.bytes_held,
             degraded=chosen.degraded,
             degradation=degradation_of(chosen),
             output={"format": asked.output_format or "mp4", "fps": fps},

@@ -65,6 +65,7 @@ CODES = {
     "TooManyInFlight": "tenant_in_flight_exceeded",
     "TooManyJobs": "tenant_jobs_exceeded",
     "TooManyBytes": "tenant_kv_exceeded",
+    "TooManyLatentBytes": "tenant_latent_exceeded",
     "DeepShareSpent": "tenant_deep_share_exceeded",
     "Draining": "draining",
     "NotReady": "not_ready",

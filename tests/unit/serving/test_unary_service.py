@@ -544,6 +544,7 @@ async def test_plan_of_a_job_has_the_picture_its_point_and_all_of_its_seconds(
     assert (plan.point, plan.name, plan.seed, plan.num_steps) == ({"depth": 2}, "depth=2", 7, 1)
     assert (plan.predicted_s, plan.predicted_j) == (8.0, 16.0)
     assert plan.most == Cost(2.0 * plan.most_s, plan.most_s), "as dear as alone, once"
+    assert plan.held_bytes == 2 * 3 * 4096 * 4096, "two rows of the largest size"
     assert (plan.request.count, plan.request.picture[:4]) == (2, b"\x89PNG")
     assert len(world.media.callers) == 1
     await world.check_nothing_is_left()

@@ -356,6 +356,7 @@ async def test_whoever_waits_for_a_model_of_jobs_waits_for_a_job(stepwise: Front
     first, second = stepwise.service.image_jobs.video_requests
     assert first.plan.request == ImageRequest(width=48, height=32, prompt="a red ball", count=1)
     assert (second.plan.request.width, second.plan.seed, second.plan.num_steps) == (32, 7, 4)
+    assert first.plan.held_bytes > second.plan.held_bytes > 0
     assert stepwise.service.requests == []
 
 

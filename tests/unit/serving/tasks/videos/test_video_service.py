@@ -9,8 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import msgspec
 import pytest
 
+from models.io import ClipRequest
 from schedulers.admission import Cost
 from schedulers.bending import limits_of
 from serving.bending import Bending
@@ -199,6 +201,14 @@ async def test_open_request_gets_the_best_point_and_the_defaults_of_the_model() 
     assert (job.owner, job.status, job.created_at_s, job.deadline_at_s) == ("ada", JobStatus.QUEUED, NOW_S, None)
     assert gateway.index.jobs == {job.id: job}
     assert gateway.admitted_jobs == [("fake-video", "ada", FULL.name, 6.0)]
+
+
+async def test_job_may_hold_what_its_family_counts_for_its_clip_and_point() -> None:
+    long, short = [await Gateway().create(num_frames=frames) for frames in (93, 29)]
+    for job in (long, short):
+        clip = msgspec.json.decode(job.payload, type=ClipRequest)
+        assert job.held_bytes == LIMITS.work(clip, job.point).bytes_held
+    assert long.held_bytes > short.held_bytes > 0
 
 
 async def test_what_the_caller_fixes_is_what_is_made() -> None:
