@@ -137,14 +137,17 @@ def test_bytes_of_a_tenants_jobs_are_bounded_on_every_surface(system: System, ht
         assert command.returncode == 0, command.stderr
 
     def ask() -> httpx.Response:
-        return http.post("/v1/videos", json={"model": MODEL, "prompt": PROMPT, "num_inference_steps": 100})
+        body = {"model": MODEL, "prompt": PROMPT, "sampler": "euler_ancestral", "num_inference_steps": 100}
+        return http.post("/v1/videos", json=body)
 
     def refusal() -> str:
         answer = ask()
         return "" if answer.is_success else str(answer.json()["error"]["code"])
 
     def grpc_refusal() -> str | None:
-        request = vireo_pb2.GenerateVideoRequest(model=MODEL, prompt=PROMPT, num_inference_steps=100)
+        request = vireo_pb2.GenerateVideoRequest(
+            model=MODEL, prompt=PROMPT, sampler="euler_ancestral", num_inference_steps=100
+        )
         with grpc.insecure_channel(system.grpc_address) as channel:
             try:
                 list(vireo_pb2_grpc.VireoStub(channel).GenerateVideo(request, timeout=60.0))
