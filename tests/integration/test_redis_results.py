@@ -15,7 +15,7 @@ import redis.asyncio as aioredis
 from schedulers.admission import NOTHING, Cost
 from serving.config import ResolvedConfig, from_mapping, resolve
 from serving.config.sections import TenantSettings
-from serving.delivery.unary.service import CODEC, StoredAnswer
+from serving.delivery.unary.answers import CODEC, StoredAnswer
 from serving.errors import AccountUnavailable, QuotaExceeded, QuotaTooSmall, StoreUnavailable
 from serving.front.status import retry_after_s
 from serving.stores import keys

@@ -7,20 +7,15 @@ misses, settle
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
-from PIL import Image
-
-from models.inputs import Array, Inputs, row_of
-from models.io import ImageIO, ImageRequest, RowIO
+from models.inputs import Array
+from models.io import ImageIO, ImageRequest
 from schedulers.admission import NOTHING, Cost
 from schedulers.charge import Charge
 from schedulers.cost import Units
@@ -29,46 +24,21 @@ from schedulers.plan import Load, Plan, Point, Settings
 from serving.bending import degradation_of
 from serving.delivery.job.base import JobPlan
 from serving.delivery.pipeline import PRIORITIES, Fetch, Pipeline, served
+from serving.delivery.unary.answers import CODEC, StoredAnswer, kept, key_of, reply_of
 from serving.delivery.unary.deep import CURBED, DeepRows
 from serving.delivery.unary.dispatch import Dispatcher
-from serving.delivery.unary.wire import (
-    Packed,
-    RowsAsked,
-    SampleAnswer,
-    SampleCall,
-    SampleFailure,
-    SampleOutcome,
-    most_held,
-    unpack,
-)
-from serving.domain import (
-    RANKS,
-    Budget,
-    Degradation,
-    ImageInput,
-    Report,
-    UnaryAnswer,
-    UnaryReply,
-    UnaryRequest,
-)
+from serving.delivery.unary.rows import Row, check_items, read_rows
+from serving.delivery.unary.wire import RowsAsked, SampleAnswer, SampleCall, SampleOutcome, most_held
+from serving.domain import RANKS, Budget, UnaryReply, UnaryRequest
 from serving.energy.spent import total
-from serving.errors import (
-    InvalidRequest,
-    ServingError,
-    TooManyImages,
-)
-from serving.media.limits import MediaBudget
-from serving.media.pool import Caller, MediaPool
-from serving.media.prepare import PreparedImage
+from serving.errors import ServingError
+from serving.media.pool import MediaPool
 from serving.operating_points import Points, RowWork, alone_s, choose, parted
 from serving.service import Card
-from serving.stores.results import Codec, Reservation
-from serving.stores.sealed import ResultKey
+from serving.stores.results import Reservation
 from serving.telemetry.events import RowsAnswered
 from serving.telemetry.tracing import span, traceparent
 
-_MAX_STORED_BYTES = 1 << 20
-"""Of one answer: what is larger, a picture of 600x600 pixels say, is not kept in Redis."""
 _DEADLINE_GRACE_S = 0.25
 """A replica refuses by the deadline; this much later the gateway stops waiting to hear why."""
 
@@ -90,36 +60,6 @@ class ServedModel:
     def alone_s(self, point: Point, request: ImageRequest | None, exit_index: int | None = None) -> float:
         """See ``serving.operating_points.alone_s``."""
         return alone_s(self.points, point, self.card.io.num_exits, request, exit_index)
-
-
-class StoredAnswer(NamedTuple):
-    """A cached answer: the outputs, and the exit (from 0) that gave them."""
-
-    outputs: Mapping[str, Packed]
-    exit_index: int
-
-
-def _decode(payload: dict[str, Any]) -> StoredAnswer | None:
-    match payload:
-        case {"outputs": dict(outputs), "exit_index": int(exit_index)}:
-            return StoredAnswer(outputs, exit_index)
-    return None
-
-
-def _encode(answer: StoredAnswer) -> dict[str, Any] | None:
-    num_bytes = sum(len(data) for _, _, data in answer.outputs.values())
-    return answer._asdict() if num_bytes <= _MAX_STORED_BYTES else None
-
-
-CODEC: Codec[StoredAnswer] = Codec(_encode, _decode)
-
-
-class _Row(NamedTuple):
-    """An item that can run. ``content``: digest of all that went in. ``request``: what its cost depends on, if any."""
-
-    inputs: Inputs
-    content: bytes
-    request: ImageRequest | None
 
 
 class UnaryRequests:
@@ -151,7 +91,7 @@ class UnaryRequests:
     async def answer(self, request: UnaryRequest) -> UnaryReply:
         """See ``UnaryService.answer``. When every item fails, the call fails with the first one's error."""
         model = served(self._models, request.model, "is not called")
-        self._check(model, request)
+        check_items(model.card, request, self._max_images)
         deadline_s = self._pipeline.deadline_s(request.budget, request.deadline_s)
         async with self._admitted(model, request, deadline_s, _least(model, request)):
             answer = self._answer(model, request, deadline_s)
@@ -162,7 +102,7 @@ class UnaryRequests:
     async def plan_job(self, request: UnaryRequest, from_s: float) -> JobPlan | None:
         """See ``UnaryService.plan_job``."""
         model = served(self._models, request.model, "is not called")
-        self._check(model, request)
+        check_items(model.card, request, self._max_images)
         if self._longest_s(model) * request.num_items < from_s:
             return None
         deadline_s = self._pipeline.deadline_s(Budget(), request.deadline_s)
@@ -183,15 +123,15 @@ class UnaryRequests:
         )
 
     async def _plan_job(self, model: ServedModel, request: UnaryRequest, from_s: float) -> JobPlan | None:
-        rows: list[_Row] = []
-        for row in await self._prepare(model, request):
+        rows: list[Row] = []
+        for row in await read_rows(self._media, model.card.io, model.words, request):
             if isinstance(row, ServingError):
                 raise row
             rows.append(row)
         choice = self._choose(model, request, rows, self._pipeline.clock() + (request.budget.latency_ms or 0) / 1e3)
         if max(choice.latency_s, (len(rows) - 1) * choice.busy_s) < from_s:
             return None
-        picture = await asyncio.to_thread(_png, rows[0].inputs) if request.images else b""
+        picture = await asyncio.to_thread(rows[0].png) if request.images else b""
         prompt = request.prompts[0] if request.prompts else ""
         return JobPlan(
             request=RowsAsked(prompt=prompt, picture=picture, count=len(rows)),
@@ -214,37 +154,14 @@ class UnaryRequests:
             point.cost.latency(points.work(point.settings, request=model.card.io.largest)) for point in points.points
         )
 
-    def _check(self, model: ServedModel, request: UnaryRequest) -> None:
-        io, count = model.card.io, request.num_items
-        if count > self._max_images:
-            raise TooManyImages(
-                f"the request has {count} images; limit is {self._max_images}; split it", param="images"
-            )
-        columns = (
-            ("image", "images", request.images, io.takes_picture),
-            ("prompt", "prompt", request.prompts, io.takes_prompt),
-            ("seed", "seed", request.seeds, io.is_seeded),
-        )
-        for name, param, column, is_taken in columns:
-            if column and not is_taken:
-                raise InvalidRequest(f"{model.card.id} takes no {name}; leave it out", param=param)
-            if is_taken and not column:
-                raise InvalidRequest(f"the request has no {name}; send at least one", param=param)
-            if column and len(column) != count:
-                raise InvalidRequest(f"{len(column)} of {name} for {count} items; send one for each", param=param)
-        if isinstance(io, ImageIO) and (longest := max(map(len, request.prompts), default=0)) > io.max_prompt_chars:
-            raise InvalidRequest(
-                f"prompt has {longest} characters; {model.card.id} takes {io.max_prompt_chars}", param="prompt"
-            )
-
     async def _answer(self, model: ServedModel, request: UnaryRequest, deadline_s: float) -> UnaryReply:
         # Nobody is refused for a guess; and of a latency budget, the plan knows whether waiting would help.
         if model.points.is_calibrated and request.budget.latency_ms is None:
             turn_s = model.dispatcher.predicted_turn_s(request.tenant, request.num_items)
             self._pipeline.check_queue(deadline_s, turn_s)
         with span("media"):
-            prepared = await self._prepare(model, request)
-        good = [row for row in prepared if isinstance(row, _Row)]
+            prepared = await read_rows(self._media, model.card.io, model.words, request)
+        good = [row for row in prepared if isinstance(row, Row)]
         if not good:
             raise next(error for error in prepared if isinstance(error, ServingError))
         num_exits = model.card.io.num_exits
@@ -256,52 +173,14 @@ class UnaryRequests:
                 self._pipeline.bending.planned(model.card.id, request.tenant, choice.busy_s * len(good), degradation)
             outcomes = await self._pipeline.fetch(self._wanted(model, request, choice, good, deadline_s))
             depth.ran(outcomes, num_exits)
-        reply = _reply(model, request, choice, degradation, prepared, outcomes)
+        reply = reply_of(request, choice, degradation, prepared, outcomes)
         curbed = tuple(each for each in request.budget.degraded if each == CURBED)
         self._pipeline.tell(RowsAnswered(model.card.id, request.tenant, reply.report, choice.degraded + curbed))
         return reply
 
-    # -- rows ------------------------------------------------------------------------------------------------------
-
-    async def _prepare(self, model: ServedModel, request: UnaryRequest) -> list[_Row | ServingError]:
-        io, pictures = model.card.io, await self._pictures(request)
-        if not (request.prompts or request.seeds):
-            return [_row(io, each) if isinstance(each, PreparedImage) else each for each in pictures]
-        words = {prompt: model.words(prompt) for prompt in set(request.prompts)} if model.words else {}
-        rows: list[_Row | ServingError] = []
-        for index in range(request.num_items):
-            picture = pictures[index] if pictures else None
-            if isinstance(picture, ServingError):
-                rows.append(picture)
-                continue
-            prompt = request.prompts[index] if request.prompts else ""
-            seed = request.seeds[index] if request.seeds else None
-            rows.append(_row(io, picture, words.get(prompt), seed, prompt))
-        return rows
-
-    async def _pictures(self, request: UnaryRequest) -> Sequence[PreparedImage | ServingError]:
-        budget = MediaBudget(self._media.limits)
-        caller = Caller(request.tenant, RANKS[request.budget.priority])
-        first = request.images[0] if request.images else None
-        if first is not None and all(image is first for image in request.images):  # it is decoded once
-            return [await self._picture(first, request.model, budget, caller)] * len(request.images)
-        return await asyncio.gather(*(self._picture(image, request.model, budget, caller) for image in request.images))
-
-    async def _picture(
-        self, image: ImageInput, model: str, budget: MediaBudget, caller: Caller
-    ) -> PreparedImage | ServingError:
-        if image.error is not None:
-            return image.error
-        try:
-            if image.pixels is not None:
-                return await self._media.prepare_pixels(image.pixels, model, budget, caller)
-            return await self._media.prepare(image.encoded or b"", model, budget, caller)
-        except ServingError as error:
-            return error
-
     # -- operating point -------------------------------------------------------------------------------------------
 
-    def _choose(self, model: ServedModel, request: UnaryRequest, rows: Sequence[_Row], deadline_s: float) -> Plan:
+    def _choose(self, model: ServedModel, request: UnaryRequest, rows: Sequence[Row], deadline_s: float) -> Plan:
         name, budget, way = model.card.id, request.budget, model.dispatcher
         bend = self._pipeline.bending.depth(name, request.tenant, budget.priority, way.predicted_wait_s())
         queued_s = way.predicted_turn_s(request.tenant, len(rows))
@@ -321,7 +200,7 @@ class UnaryRequests:
         model: ServedModel,
         request: UnaryRequest,
         choice: Plan,
-        rows: list[_Row],
+        rows: list[Row],
         deadline_s: float,
     ) -> Fetch[StoredAnswer, SampleOutcome]:
         async def run(places: Sequence[int], reservation: Reservation) -> list[SampleOutcome]:
@@ -341,17 +220,17 @@ class UnaryRequests:
         return Fetch(
             model=model.card.id,
             tenant=request.tenant,
-            names=[name(_key(model, request, choice, row)) for row in rows],
+            names=[name(key_of(model.card, request, choice, row)) for row in rows],
             codec=CODEC,
             costs=[Cost(seconds * watts, seconds) for seconds in most_s],
             overrun=model.overrun.factor,
             urgency=(RANKS[request.budget.priority], deadline_s),
             run=run,
-            kept=_kept,
+            kept=kept,
         )
 
     def _sample(
-        self, model: ServedModel, row: _Row, request: UnaryRequest, choice: Plan, deadline_s: float
+        self, model: ServedModel, row: Row, request: UnaryRequest, choice: Plan, deadline_s: float
     ) -> SampleCall:
         thresholds, others = parted(choice.point.settings, model.card.io.num_exits)
         return SampleCall(
@@ -399,88 +278,3 @@ def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings:
     return total
 
 
-def _png(inputs: Inputs) -> bytes:
-    """The picture of a row."""
-    file = BytesIO()
-    Image.fromarray(inputs["picture"] if isinstance(inputs, Mapping) else inputs).save(file, "PNG")
-    return file.getvalue()
-
-
-def _row(
-    io: RowIO,
-    picture: PreparedImage | None,
-    words: Array | None = None,
-    seed: int | None = None,
-    prompt: str = "",
-) -> _Row:
-    content, request = picture.content_sha256 if picture is not None else b"", None
-    if words is not None or seed is not None:
-        content = hashlib.sha256(b"%b %d %b" % (content, -1 if seed is None else seed, prompt.encode())).digest()
-    if isinstance(io, ImageIO):
-        width, height = io.size or (0, 0)
-        if picture is not None:
-            height, width = picture.pixels.shape[:2]
-        request = ImageRequest(width=width, height=height)
-    return _Row(row_of(None if picture is None else picture.pixels, words, seed), content, request)
-
-
-def _key(model: ServedModel, request: UnaryRequest, choice: Plan, row: _Row) -> ResultKey | None:
-    if request.is_drawn:
-        return None
-    return ResultKey(
-        tenant=request.tenant,
-        model=model.card.id,
-        checkpoint_sha256=model.card.checkpoint_sha256,
-        operating_point=choice.point.name,
-        processor_version=model.card.prepare_version,
-        content_sha256=row.content,
-    )
-
-
-def _kept(outcome: SampleOutcome) -> StoredAnswer | None:
-    if isinstance(outcome, SampleFailure) or outcome.degraded:
-        return None
-    return StoredAnswer(outcome.outputs, outcome.exit_index)
-
-
-def _reply(
-    model: ServedModel,
-    request: UnaryRequest,
-    choice: Plan,
-    degradation: Degradation | None,
-    prepared: Sequence[_Row | ServingError],
-    outcomes: Sequence[StoredAnswer | SampleOutcome],
-) -> UnaryReply:
-    remaining = (outcome.error if isinstance(outcome, SampleFailure) else outcome for outcome in outcomes)
-    items = [each if isinstance(each, ServingError) else next(remaining) for each in prepared]
-    if all(isinstance(outcome, ServingError) for outcome in items):
-        raise next(outcome for outcome in items if isinstance(outcome, ServingError))
-    answers = tuple(outcome if isinstance(outcome, ServingError) else _read(outcome) for outcome in items)
-    return UnaryReply(model=request.model, items=answers, report=_report(model, request, choice, degradation, outcomes))
-
-
-def _read(result: StoredAnswer | SampleAnswer) -> UnaryAnswer:
-    is_degraded = isinstance(result, SampleAnswer) and result.degraded
-    return UnaryAnswer(outputs=unpack(result.outputs), exit=result.exit_index + 1, degraded=is_degraded)
-
-
-def _report(
-    model: ServedModel,
-    request: UnaryRequest,
-    choice: Plan,
-    degradation: Degradation | None,
-    outcomes: Sequence[StoredAnswer | SampleOutcome],
-) -> Report:
-    fresh = [outcome for outcome in outcomes if isinstance(outcome, SampleAnswer)]
-    hits = sum(isinstance(outcome, StoredAnswer) for outcome in outcomes)
-    degraded = (
-        request.budget.degraded + choice.degraded + (("exit",) if any(answer.degraded for answer in fresh) else ())
-    )
-    return Report.of(
-        total(answer.spent for answer in fresh),
-        operating_point=choice.point.name,
-        queue_s=max((answer.queue_s for answer in fresh), default=0.0),
-        cache="hit" if hits == len(outcomes) else "partial" if hits else "miss",
-        degraded=degraded,
-        degradation=degradation,
-    )
