@@ -29,7 +29,7 @@ import structlog
 from schedulers.fair_queue import EQUAL, Weights
 from schedulers.shared_time import SharedTime
 from schedulers.types import RejectReason
-from serving.delivery.stream.wire import Accepted, ChoiceStart, Delta, Failure, FinishReason, Frame, Item
+from serving.delivery.stream.wire import Accepted, ChoiceStart, Failure, Frame
 from serving.energy.meter import ESTIMATE
 from serving.energy.replica import ReplicaEnergy
 from serving.energy.spent import Spent
@@ -45,6 +45,8 @@ from serving.errors import (
 )
 from serving.fair_slots import FairSlots, SlotTurn
 from serving.replica.chat.base import ChatEngine, EngineDelta
+from serving.replica.chat.outbox import Outbox
+from serving.replica.chat.teller import Teller
 from serving.telemetry.events import ChoiceEndedEarly, ChoiceFinished, FirstToken, Sink, ignore
 from serving.telemetry.tracing import record
 
@@ -73,83 +75,13 @@ class _Running:
         return self.used_s or (0.0 if self.started_at is None else reading - self.started_at)
 
 
-@dataclass(eq=False, slots=True)
-class _Outbox:
-    """What waits to be sent to one gateway."""
-
-    session: int | None = None
-    items: list[Item] = field(default_factory=list)
-    choices: dict[int, _Running] = field(default_factory=dict)
-    is_urgent: bool = False
-    """Whether a first token or an end waits."""
-    is_holding: bool = False
-    """Whether the stream waits for its time, and nothing but something urgent need wake it."""
-    wake: asyncio.Future[None] | None = None
-    sent_s: float = float("-inf")
-
-    def put(self, item: Item, *, is_urgent: bool) -> None:
-        self.items.append(item)
-        self.is_urgent |= is_urgent
-        if self.wake is not None and not self.wake.done() and (is_urgent or not self.is_holding):
-            self.wake.set_result(None)
-
-    async def take(self, linger_s: float, interval_s: float) -> list[Item] | None:
-        """All that waits; None after ``linger_s`` without choices and without anything to say."""
-        while not self.items:
-            await self._woken(linger_s)
-            if not self.items and not self.choices:
-                return None
-        loop = asyncio.get_running_loop()
-        early_s = self.sent_s + interval_s - loop.time()
-        if early_s > 0 and not self.is_urgent:
-            self.is_holding = True
-            await self._woken(early_s)
-            self.is_holding = False
-        self.sent_s, self.is_urgent = loop.time(), False
-        taken, self.items = self.items, []
-        return _joined_by_choice(taken)
-
-    async def _woken(self, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self.wake = loop.create_future()
-        timer = loop.call_later(timeout_s, _wake, self.wake)
-        try:
-            await self.wake
-        finally:
-            timer.cancel()
-
-
-def _joined_by_choice(items: list[Item]) -> list[Item]:
-    """One delta per choice; a failure stays behind what was said before it."""
-    joined: list[Item] = []
-    places: dict[int, int] = {}
-    for item in items:
-        place = places.setdefault(item.id, len(joined))
-        if place == len(joined) or not isinstance(item, Delta):
-            joined.append(item)
-            continue
-        before = joined[place]
-        assert isinstance(before, Delta), "nothing follows a failure"
-        joined[place] = item._replace(
-            text=before.text + item.text,
-            num_tokens=before.num_tokens + item.num_tokens,
-            logprobs=before.logprobs + item.logprobs,
-        )
-    return joined
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 class ChoiceHub:
     """One per replica. Use from one event loop; ``stop`` when done.
 
     At most ``max_running`` choices are on the engine, which has been started; they hold no more keys and values than it
     has room for. At most ``max_waiting`` wait for that. ``max_kv_bytes``: what the choices of a tenant, waiting ones
-    included, may need of it. Between the first token and the end, a gateway gets a message
-    every ``interval_s`` at most; 0: one per engine step.
+    included, may need of it. Between the first token and the end, a gateway gets a message every ``interval_s`` at most;
+    0: one per engine step.
     """
 
     def __init__(
@@ -190,7 +122,7 @@ class ChoiceHub:
         self._energy = energy
         if energy is not None:
             energy.work_s = self._time.busy_s
-        self._boxes: dict[str, _Outbox] = {}
+        self._boxes: dict[str, Outbox[_Running]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         """Also set when the engine is dead."""
@@ -199,7 +131,7 @@ class ChoiceHub:
 
     async def open(self, gateway: str, session: int, starts: Sequence[ChoiceStart]) -> AsyncGenerator[Frame, None]:
         """Start choices. The first frame tells which session carries their deltas; if it is this one, they follow."""
-        box = self._boxes.setdefault(gateway, _Outbox())
+        box = self._boxes.setdefault(gateway, Outbox())
         is_carrier = box.session is None
         carrier = box.session = session if box.session is None else box.session
         for start in starts:
@@ -231,7 +163,7 @@ class ChoiceHub:
         choice.told = Spent(used_s, joules, self.energy_source)
         return choice.told
 
-    def _close(self, gateway: str, box: _Outbox) -> None:
+    def _close(self, gateway: str, box: Outbox[_Running]) -> None:
         box.session = None
         if self._boxes.get(gateway) is box:
             del self._boxes[gateway]
@@ -274,7 +206,7 @@ class ChoiceHub:
 
     # -- choices -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, box: _Outbox, start: ChoiceStart) -> None:
+    def _begin(self, box: Outbox[_Running], start: ChoiceStart) -> None:
         # A context of its own: this choice outlives the call that brought it.
         choice = _Running(predicted_s=start.predicted_s)
         box.choices[start.id] = choice
@@ -282,7 +214,7 @@ class ChoiceHub:
         self._tasks.add(choice.task)
         choice.task.add_done_callback(lambda task: self._ended(task, box, choice, start.id))
 
-    def _ended(self, task: asyncio.Task[None], box: _Outbox, choice: _Running, number: int) -> None:
+    def _ended(self, task: asyncio.Task[None], box: Outbox[_Running], choice: _Running, number: int) -> None:
         """Also for a task that was cancelled before its first step."""
         self._tasks.discard(task)
         box.choices.pop(number, None)
@@ -291,7 +223,7 @@ class ChoiceHub:
         if task.cancelled():
             self._tell(ChoiceEndedEarly(self._model, "cancelled"))
 
-    async def _run(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
+    async def _run(self, box: Outbox[_Running], choice: _Running, start: ChoiceStart) -> None:
         try:
             async with asyncio.timeout(max(0.0, start.remaining_s)):
                 await self._generate(box, choice, start)
@@ -359,7 +291,7 @@ class ChoiceHub:
         finally:
             self._slots.release(turn, choice.used_s)
 
-    def _fail(self, box: _Outbox, choice: _Running, number: int, error: ServingError) -> None:
+    def _fail(self, box: Outbox[_Running], choice: _Running, number: int, error: ServingError) -> None:
         self._tell(ChoiceEndedEarly(self._model, error.code))
         spent = self._spend(choice, choice.used_s)
         box.put(Failure(number, error, spent.seconds, spent.joules), is_urgent=True)
@@ -374,14 +306,14 @@ class ChoiceHub:
             return ReplicaLost("the model's process ended; retry")
         return error
 
-    async def _generate(self, box: _Outbox, choice: _Running, start: ChoiceStart) -> None:
+    async def _generate(self, box: Outbox[_Running], choice: _Running, start: ChoiceStart) -> None:
         if self._is_stopping:
             raise Draining("this replica is stopping; retry", retry_after_s=_RETRY_S)
         arrived_s = self._clock()
         async with self._slot(choice, start):
             started_s = self._clock()
             choice.started_at = self._time.enter(started_s)
-            teller = _Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
+            teller = Teller(start, self._time, self._clock, choice.started_at, started_s - arrived_s)
 
             def say(delta: EngineDelta) -> None:
                 is_first = teller.first_s is None
@@ -402,57 +334,3 @@ class ChoiceHub:
         if teller.finish_reason is None:
             raise EngineFailed("the model stopped before the answer was complete; retry")
         self._tell(ChoiceFinished(self._model, teller.num_tokens, teller.answer_s))
-
-
-class _Teller:
-    """Turns what the engine says of one choice into what is sent."""
-
-    def __init__(
-        self, start: ChoiceStart, shared: SharedTime, clock: Callable[[], float], started_at: float, queue_s: float
-    ) -> None:
-        self._start = start
-        self._shared = shared
-        self._clock = clock
-        self._started_at = started_at
-        self._queue_s = queue_s
-        self._first_at = started_at
-        self.first_s: float | None = None
-        self.answer_s = 0.0
-        self.num_tokens = 0
-        self.finish_reason: FinishReason | None = None
-        self._held: list[EngineDelta] = []
-
-    def add(self, delta: EngineDelta) -> Delta | None:
-        now_s = self._clock()
-        reading = self._shared.read(now_s)
-        if self.first_s is None:
-            self.first_s, self._first_at = now_s, reading
-        self.answer_s = now_s - self.first_s
-        self.num_tokens += len(delta.token_ids)
-        self.finish_reason = delta.finish_reason
-        if not self._start.is_streamed:
-            self._held.append(delta)
-            if delta.finish_reason is None:
-                return None
-            delta = _joined(self._held)
-        return Delta(
-            self._start.id,
-            delta.text,
-            len(delta.token_ids),
-            delta.finish_reason,
-            delta.logprobs,
-            delta.num_prompt_tokens,
-            delta.num_cached_tokens,
-            self._queue_s,
-            self._first_at - self._started_at,
-            reading - self._first_at,
-            self.answer_s,
-        )
-
-
-def _joined(deltas: Sequence[EngineDelta]) -> EngineDelta:
-    return deltas[-1]._replace(
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-    )
