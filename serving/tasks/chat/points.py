@@ -7,8 +7,8 @@ asked for, and the most that the budget pays for at recent prices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from models.contract import Knob
@@ -17,7 +17,7 @@ from models.operating_points import point_name
 from schedulers.answer_cost import AnswerCost
 from schedulers.cost import Units
 from schedulers.plan import Budget as PointBudget
-from schedulers.plan import Load, Point, Refusal, Settings, Value, most, plan
+from schedulers.plan import Cost, Load, Point, Refusal, Settings, Value, most, plan
 from schedulers.plan import Plan as Planned
 from serving.bending import degradation_of
 from serving.delivery.stream.generation import Plan
@@ -80,6 +80,50 @@ class Measured:
         return tuple(sorted(known, key=lambda tiles: (-known[tiles], -tiles)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What one request may be answered with, by the tiles of its pictures and the cap on the answer. ``prices``: of all
+    of its choices."""
+
+    prompts: Mapping[int | None, ChatTokens]
+    sampling: Sampling
+    work: Callable[[ChatTokens], Units]
+    prices: Cost
+    measured: Measured
+
+    def units(self, tiles: int | None, cap: int) -> Units:
+        """Of one answer."""
+        return self.work(replace(self.prompts[tiles], max_tokens=cap))
+
+    def units_at(self, settings: Settings) -> Units:
+        """The same, by the settings of a point."""
+        return self.units(_tiles_of(settings), int(settings[MAX_TOKENS]))
+
+    def points(self, caps: Iterable[tuple[int | None, int]]) -> list[Point]:
+        """One for each pair of tiles and cap."""
+        return [self._point(tiles, cap) for tiles, cap in caps]
+
+    def _point(self, tiles: int | None, cap: int) -> Point:
+        settings: dict[str, Value] = {MAX_TOKENS: cap} if tiles is None else {MAX_TILES: tiles, MAX_TOKENS: cap}
+        quality = self.measured.quality(tiles, cap)
+        return Point(name=point_name(settings), settings=settings, cost=self.prices, quality=quality)
+
+    def affordable(self, tiles: int | None, asked: int, within: PointBudget) -> int:
+        """The most tokens that a budget pays for."""
+        return max(1, most(self.prices, partial(self.units, tiles), asked, within))
+
+    def shorter(self, caps: Mapping[int | None, int]) -> list[Point]:
+        """Points under load: caps that were measured, where the request leaves its cap open."""
+        if self.sampling.max_tokens is not None:
+            return []
+        return self.points(
+            (tiles, cap)
+            for tiles, longest in caps.items()
+            for cap in self.measured.caps_of(tiles)
+            if self.sampling.min_tokens <= cap < longest
+        )
+
+
 def make_plan(
     card: Card,
     cost: AnswerCost,
@@ -104,67 +148,62 @@ def make_plan(
         BudgetInfeasible: the budget is not enough for a single token, or the floor for any answer.
     """
     asked = _asked(card, sampling, {tiles: _length(tokens) for tiles, tokens in prompts.items()})
-    wanted = PointBudget(quality_floor=budget.quality_floor)
-    if cost.is_known(now_s, MAX_AGE_S):
-        latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
-        wanted = PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
-    left_s = None if wanted.latency_s is None else max(0.0, wanted.latency_s - load.queued_s)
     prices = cost.priced(sampling.n)
-
-    def point(tiles: int | None, cap: int) -> Point:
-        settings: dict[str, Value] = {MAX_TOKENS: cap} if tiles is None else {MAX_TILES: tiles, MAX_TOKENS: cap}
-        quality = measured.quality(tiles, cap)
-        return Point(name=point_name(settings), settings=settings, cost=prices, quality=quality)
-
-    def answer(tiles: int | None, cap: int) -> Units:
-        return work(replace(prompts[tiles], max_tokens=cap))
-
-    def affordable(tiles: int | None) -> int:
-        within = PointBudget(latency_s=left_s, energy_j=wanted.energy_j)
-        return max(1, most(prices, partial(answer, tiles), asked[tiles], within))
-
+    answers = _Answers(prompts=prompts, sampling=sampling, work=work, prices=prices, measured=measured)
+    caps = asked
     if planned is not None and load.bend:
         load = replace(load, bend=0.0)  # it has bent
-        lowered = {tiles: min(cap, planned.max_tokens) for tiles, cap in asked.items()}
-    else:
-        lowered = asked
-    whole = [point(tiles, cap) for tiles, cap in lowered.items()]
-    cut_short = [point(tiles, cap) for tiles, most_asked in lowered.items() if (cap := affordable(tiles)) < most_asked]
-    shorter = [
-        point(tiles, cap)
-        for tiles, most_asked in lowered.items()
-        for cap in measured.caps_of(tiles)
-        if load.bend and sampling.max_tokens is None and sampling.min_tokens <= cap < most_asked
-    ]
-
-    def planned_of(points: Sequence[Point], load: Load) -> Planned | Refusal:
-        return plan(points, lambda one: answer(_tiles_of(one), int(one[MAX_TOKENS])), wanted, load)
-
-    made = planned_of([*whole, *cut_short], replace(load, bend=0.0))
-    if load.bend and isinstance(made, Planned):
-        made = _under_load(made, planned_of([*whole, *cut_short, *shorter], load))
-    if isinstance(made, Refusal):
-        raise _refused(made)
+        caps = {tiles: min(cap, planned.max_tokens) for tiles, cap in asked.items()}
+    wanted = _wanted(budget, remaining_s, is_priced=cost.is_known(now_s, MAX_AGE_S))
+    made = _chosen(answers, asked, caps, wanted, load)
     tiles, allowed = _tiles_of(made.point.settings), int(made.point.settings[MAX_TOKENS])
     finest, tokens = next(iter(prompts)), _length(prompts[tiles])
     if finest in asked:  # there is room for it; what is as good for less is no loss
         finest = _tiles_of((made.best or made).point.settings)
     usual = allowed if sampling.ignore_eos else max(sampling.min_tokens, round(cost.answer_tokens))
-    expected = min(allowed, usual)
     return Plan(
         point=made.point.name,
         prompt_tokens=tokens,
         max_tokens=allowed,
         max_tiles=tiles,
         num_choices=sampling.n,
-        work=partial(answer, tiles),
-        max_choice_s=cost.busy_s(answer(tiles, allowed)),
-        alone_choice_s=prices.latency(answer(tiles, allowed)),
-        expected_choice_s=cost.busy_s(answer(tiles, expected)),
+        work=partial(answers.units, tiles),
+        max_choice_s=cost.busy_s(answers.units(tiles, allowed)),
+        alone_choice_s=prices.latency(answers.units(tiles, allowed)),
+        expected_choice_s=cost.busy_s(answers.units(tiles, min(allowed, usual))),
         is_capped=allowed < asked[tiles],
         is_coarser=tokens < _length(prompts[finest]),
         degradation=degradation_of(made, sampling.n) or (None if planned is None else planned.degradation),
     )
+
+
+def _wanted(budget: Budget, remaining_s: float, *, is_priced: bool) -> PointBudget:
+    """What a request may cost, as far as prices are known well enough to refuse it."""
+    if not is_priced:
+        return PointBudget(quality_floor=budget.quality_floor)
+    latency_s = None if budget.latency_ms is None else max(0.0, remaining_s)
+    return PointBudget(latency_s=latency_s, energy_j=budget.energy_j, quality_floor=budget.quality_floor)
+
+
+def _chosen(
+    answers: _Answers,
+    asked: Mapping[int | None, int],
+    caps: Mapping[int | None, int],
+    wanted: PointBudget,
+    load: Load,
+) -> Planned:
+    """The best of the points with the caps, with as much as the budget pays for of what was asked, and, under load,
+    with less. Raises: DeadlineUnreachable, BudgetInfeasible."""
+    left_s = None if wanted.latency_s is None else max(0.0, wanted.latency_s - load.queued_s)
+    within = PointBudget(latency_s=left_s, energy_j=wanted.energy_j)
+    paid = {tiles: answers.affordable(tiles, asked[tiles], within) for tiles in caps}
+    points = answers.points([*caps.items(), *((tiles, cap) for tiles, cap in paid.items() if cap < caps[tiles])])
+    made = plan(points, answers.units_at, wanted, replace(load, bend=0.0))
+    if load.bend and isinstance(made, Planned):
+        made = _under_load(made, plan([*points, *answers.shorter(caps)], answers.units_at, wanted, load))
+    if isinstance(made, Refusal):
+        raise _refused(made)
+    return made
 
 
 def _under_load(unbent: Planned, bent: Planned | Refusal) -> Planned:
