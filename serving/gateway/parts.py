@@ -113,65 +113,34 @@ class GatewayParts:
 
 def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]], tell: Sink) -> GatewayParts:
     """Put one gateway replica together."""
-    settings = config.settings
-    tenants = LiveTenants(settings.tenants)
+    settings, tenants = config.settings, LiveTenants(config.settings.tenants)
     results = ResultStore(config, tell, tenants)
-    processors = Processors({model.id: (model.family, model.variant) for model in config.models})
-    media = MediaPool(
-        _media_limits(config),
-        config.media_workers,
-        processors,
-        tile_counter=processors.count_tiles,
-        account=results,
-        tell=tell,
-        weights=tenants.weights,
-    )
+    media = _media_pool(config, results, tenants, tell)
+    bending = Bending(_bending_limits(config), tenants.weights, tell=tell)
+    pipeline = _pipeline(config, results, tenants, bending, tell)
+    grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
+    images = build_request_images(settings.media, media, tell, grids, tenants.weights)
+    chat = _chat_service(config, images, pipeline, handles, tenants.weights)
     models = {
         model.id: _served(model, settings.gateway.calls_in_flight, handles[model.id], tell, tenants.weights)
         for model in config.models_with(UnaryOptions)
     }
-    limits = PipelineLimits(
-        max_in_flight=settings.gateway.max_in_flight, default_deadline_s=settings.gateway.default_deadline_s
-    )
-    bending = Bending(_bending_limits(config), tenants.weights, tell=tell)
-    pipeline = Pipeline(
-        results,
-        limits,
-        tenants.view(lambda tenant: tenant.max_in_flight),
-        tell=tell,
-        bending=bending,
-        weights=tenants.weights,
-        models=[model.id for model in config.models],
-    )
-    grids = {model.id: read_grids(model) for model in config.models_with(StreamOptions)}
-    images = build_request_images(settings.media, media, tell, grids, tenants.weights)
-    chat = _chat_service(config, images, pipeline, handles, tenants.weights)
-    unary = UnaryRequests(
-        models,
-        media,
-        pipeline,
-        max_images=settings.limits.max_images,
-        max_deep_share=tenants.view(lambda tenant: tenant.max_deep_share),
+    unary = _unary(config, models, media, pipeline, tenants)
+    jobs, clips = build_index(config, tenants), ArtefactStore(config.artefact_url)
+    makers = _job_models(config, models, images)
+    job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
+    videos, pictures = (
+        Jobs(task, makers[task.name], jobs, clips, pipeline, job_limits) for task in (VIDEOS, IMAGES)
     )
     reached = Reached(_pings(config, handles), is_deploying)
-    has_raylet = raylet_watch()
-    jobs, clips = build_index(config, tenants), ArtefactStore(config.artefact_url)
-    videos = {model.id: _film(model, images) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
-    painters = {
-        model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
-        for model in config.models_with(UnaryOptions)
-        if IMAGES.name in model.tasks
-    }
-    painters |= {model.id: _painter(model) for model in config.models_with(JobOptions) if IMAGES.name in model.tasks}
-    job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
     service = Service(
         unary,
         chat,
-        Jobs(VIDEOS, videos, jobs, clips, pipeline, job_limits),
-        Jobs(IMAGES, painters, jobs, clips, pipeline, job_limits),
+        videos,
+        pictures,
         ImageFiles(clips, config.secret.encode()),
         is_started=lambda: reached.is_over,
-        is_live=lambda model: has_raylet() and num_live(model) > 0,
+        is_live=_liveness(),
         bending_level=lambda model: bending.level(model) if bending.bends(model) else None,
         max_priorities=tenants.view(lambda tenant: Priority(tenant.max_priority)),
         experts=_experts(handles),
@@ -188,11 +157,75 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
         jobs=jobs,
         clips=clips,
         cleaner=ArtefactCleaner(clips, jobs),
-        settler=JobSettler(jobs, results, partial(_learn, {VIDEOS.name: videos, IMAGES.name: painters})),
+        settler=JobSettler(jobs, results, partial(_learn, makers)),
         reached=reached,
         bending=bending,
         service=service,
     )
+
+
+def _media_pool(config: ResolvedConfig, results: ResultStore, tenants: LiveTenants, tell: Sink) -> MediaPool:
+    processors = Processors({model.id: (model.family, model.variant) for model in config.models})
+    return MediaPool(
+        _media_limits(config),
+        config.media_workers,
+        processors,
+        tile_counter=processors.count_tiles,
+        account=results,
+        tell=tell,
+        weights=tenants.weights,
+    )
+
+
+def _pipeline(
+    config: ResolvedConfig, results: ResultStore, tenants: LiveTenants, bending: Bending, tell: Sink
+) -> Pipeline:
+    gateway = config.settings.gateway
+    return Pipeline(
+        results,
+        PipelineLimits(max_in_flight=gateway.max_in_flight, default_deadline_s=gateway.default_deadline_s),
+        tenants.view(lambda tenant: tenant.max_in_flight),
+        tell=tell,
+        bending=bending,
+        weights=tenants.weights,
+        models=[model.id for model in config.models],
+    )
+
+
+def _unary(
+    config: ResolvedConfig,
+    models: Mapping[str, ServedModel],
+    media: MediaPool,
+    pipeline: Pipeline,
+    tenants: LiveTenants,
+) -> UnaryRequests:
+    return UnaryRequests(
+        models,
+        media,
+        pipeline,
+        max_images=config.settings.limits.max_images,
+        max_deep_share=tenants.view(lambda tenant: tenant.max_deep_share),
+    )
+
+
+def _job_models(
+    config: ResolvedConfig, models: Mapping[str, ServedModel], images: RequestImages
+) -> dict[str, dict[str, JobModel]]:
+    """What makes videos and images, by task and model. Pictures may come of any model, clips of those of jobs."""
+    videos = {model.id: _film(model, images) for model in config.models_with(JobOptions) if VIDEOS.name in model.tasks}
+    painters = {
+        model.id: JobModel(card=models[model.id].card, plan=plan_of, replicas=model.replicas)
+        for model in config.models_with(UnaryOptions)
+        if IMAGES.name in model.tasks
+    }
+    painters |= {model.id: _painter(model) for model in config.models_with(JobOptions) if IMAGES.name in model.tasks}
+    return {VIDEOS.name: videos, IMAGES.name: painters}
+
+
+def _liveness() -> Callable[[str], bool]:
+    """Whether a model has a replica; none has where this node has lost Ray."""
+    has_raylet = raylet_watch()
+    return lambda model: has_raylet() and num_live(model) > 0
 
 
 def _bending_limits(config: ResolvedConfig) -> dict[str, Limits]:
