@@ -6,9 +6,12 @@ know; ``vireo`` plans under the load, refuses what cannot fit, and keeps tenants
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 from schedulers import admission
 from schedulers.bending import Pressure, Shares, depth, limits_of
@@ -38,13 +41,20 @@ class Tenant:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """``replicas``: by model, 1 if it is not there. ``noise``: as ``Site``. ``checks``: invariants after each step."""
+    """``replicas``: by model, 1 if it is not there. ``noise``: as ``Site``. ``checks``: invariants after each step.
+
+    ``bends``: whether quality gives way to load; ``bend_after_s``: by model, while more than so many seconds wait, where
+    that is not what is served by default. ``room``: requests of one model at a time; more are refused.
+    """
 
     models: Sequence[ServedModel]
     replicas: Mapping[str, int] = field(default_factory=dict)
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     noise: float = 0.0
     checks: bool = False
+    bends: bool = True
+    bend_after_s: Mapping[str, float] = field(default_factory=dict)
+    room: float = math.inf
 
     def model_for(self, request: Request) -> ServedModel:
         """The model that a request names, or the first for its task. Raises: LookupError."""
@@ -101,17 +111,33 @@ def _plan(model: ServedModel, request: Request, load: Load, running: int = 1) ->
 
 
 class _Bend:
-    """How far requests for one model give way to load, as at a gateway."""
+    """How far requests for one model give way to load, as at a gateway; not at all if it does not bend."""
 
-    def __init__(self, model: ServedModel, weights: Mapping[str, float]) -> None:
-        limits = limits_of(BEND_AFTER_S[model.shape])
-        self._pressure = Pressure(limits)
-        self.shares = Shares(weights, fades_s=limits.fall_after_s)
+    def __init__(self, system: System, model: ServedModel) -> None:
+        limits = limits_of(system.bend_after_s.get(model.id, BEND_AFTER_S[model.shape]))
+        self._pressure = Pressure(limits) if system.bends else None
+        self.shares = Shares(system.weights, fades_s=limits.fall_after_s)
+
+    @property
+    def level(self) -> int:
+        """Of pressure."""
+        return 0 if self._pressure is None else self._pressure.level
 
     def depth(self, now_s: float, request: Request, waiting_s: float) -> float:
         """From 0 to 1. ``waiting_s``: of work for the model."""
+        if self._pressure is None:
+            return 0.0
         level = self._pressure.observe(now_s, waiting_s)
         return depth(level, request.priority, self.shares.of(request.tenant))
+
+
+class _Wanted(NamedTuple):
+    """Of a request that was taken in: what an idle system would have given it, and the level of pressure when it
+    came."""
+
+    joules: float
+    quality: float | None
+    level: int
 
 
 class _Run:
@@ -141,9 +167,10 @@ class _Run:
         self._fleets: dict[str, Fleet] = {
             model.id: FLEETS[policy](site, model, system.replicas.get(model.id, 1)) for model in system.models
         }
-        self._bends = {model.id: _Bend(model, system.weights) for model in system.models}
+        self._bends = {model.id: _Bend(system, model) for model in system.models}
         self._buckets: dict[str, admission.BucketState] = {}
-        self._wanted_j: dict[int, tuple[float, float | None]] = {}
+        self._wanted: dict[int, _Wanted] = {}
+        self._open: Counter[str] = Counter()
         self._outcomes: list[Outcome | None] = [None] * len(requests)
 
     def play(self) -> list[Outcome]:
@@ -174,9 +201,12 @@ class _Run:
         if isinstance(idle, Refusal):
             self._reject(now_s, number, model, f"infeasible: {', '.join(idle.breaks)}", 0.0)
             return
-        fleet = self._fleets[model.id]
-        bend = self._bends[model.id].depth(now_s, request, fleet.waiting_s())
-        load = Load(queued_s=fleet.queued_s(request.tenant, idle.busy_s), bend=bend)
+        fleet, bend = self._fleets[model.id], self._bends[model.id]
+        bent = bend.depth(now_s, request, fleet.waiting_s())
+        if self._open[model.id] >= self._system.room:
+            self._reject(now_s, number, model, "full", idle.energy_j)
+            return
+        load = Load(queued_s=fleet.queued_s(request.tenant, idle.busy_s), bend=bent)
         made = _plan(model, request, load, fleet.running())
         if isinstance(made, Refusal):
             self._reject(now_s, number, model, "load", idle.energy_j)
@@ -184,8 +214,9 @@ class _Run:
         if not self._reserve(now_s, request.tenant, made):
             self._reject(now_s, number, model, "quota", idle.energy_j)
             return
-        self._bends[model.id].shares.add(now_s, request.tenant, made.busy_s)
-        self._wanted_j[number] = (idle.energy_j, idle.point.quality)
+        bend.shares.add(now_s, request.tenant, made.busy_s)
+        self._wanted[number] = _Wanted(idle.energy_j, idle.point.quality, bend.level)
+        self._open[model.id] += 1
         truth = Truth(model=model, point=model.point_of(made), request=request, luck=luck)
         fleet.send(now_s, Sent(number=number, truth=truth, plan=made))
 
@@ -218,6 +249,7 @@ class _Run:
             done_s=now_s,
             reason=reason,
             wanted_j=wanted_j,
+            level=self._bends[model.id].level,
         )
 
     def _ended(self, sent: Sent, record: Record) -> None:
@@ -225,9 +257,10 @@ class _Run:
         busy_s = record.cost_s if truth.busy_s is None else truth.busy_s
         joules = busy_s * truth.model.watts
         self._settle(record.done_s, sent, joules)
-        wanted_j, quality = self._wanted_j.pop(sent.number)
+        self._open[truth.model.id] -= 1
+        wanted = self._wanted.pop(sent.number)
         is_answered = isinstance(decision, Finish)
-        is_worse = (truth.point.quality or 0.0) < (quality or 0.0)
+        is_worse = (truth.point.quality or 0.0) < (wanted.quality or 0.0)
         is_refused = isinstance(decision, Reject) and decision.reason is RejectReason.QUEUE_FULL
         self._outcomes[sent.number] = Outcome(
             number=sent.number,
@@ -239,8 +272,10 @@ class _Run:
             point=truth.point.name,
             quality=truth.point.quality,
             joules=joules,
-            wanted_j=wanted_j,
+            wanted_j=wanted.joules,
             planned_j=sent.plan.energy_j,
             degraded=is_answered and is_worse,
+            gave_way="load" in sent.plan.degraded,
+            level=wanted.level,
             is_cut_short=isinstance(decision, Finish) and decision.degraded,
         )

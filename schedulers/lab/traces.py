@@ -58,7 +58,7 @@ class Request:
     """One request. Times are seconds from the start of the trace; None means no limit.
 
     ``model``: "" for the one that is served for its task. ``size``: its work beside that of a usual request.
-    ``tokens``: what it is instead, where the trace says so.
+    ``tokens``: what it is instead, where the trace says so. ``patience_s``: after which one without a budget is given up.
     """
 
     arrived_s: float
@@ -71,11 +71,12 @@ class Request:
     quality_floor: float | None = None
     size: float = 1.0
     tokens: Tokens | None = None
+    patience_s: float = math.inf
 
     @property
     def deadline_s(self) -> float:
         """On the trace's clock."""
-        return math.inf if self.latency_s is None else self.arrived_s + self.latency_s
+        return self.arrived_s + (self.patience_s if self.latency_s is None else self.latency_s)
 
 
 def read_trace(lines: Iterable[str]) -> list[Request]:
