@@ -23,7 +23,7 @@ import torch
 
 from models.methods.attention.tile_mask import TileMask
 from tests.benchmarks import attention_sides as sides
-from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
+from tests.benchmarks.common import parser_of, markdown_table, out_dir, print_table, provenance, write_results
 
 Case = dict[str, Any]
 
@@ -224,12 +224,11 @@ def report(rows: list[Case]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--no-flex", action="store_true", help="leave out FlexAttention, which takes time to compile")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(CPU_TOKENS), help="lengths, on a CPU")
-    add_output_options(parser)
     options = parser.parse_args(namespace=Options())
     options.rounds = 1 if options.quick else options.rounds
     torch.set_num_threads(1)

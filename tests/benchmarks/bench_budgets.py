@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from tests.benchmarks.common import add_output_options, out_dir, provenance
+from tests.benchmarks.common import parser_of, out_dir, provenance
 from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.
@@ -25,10 +24,9 @@ PARTS: Parts = {
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="do these parts, keep the others")
     parser.add_argument("--served", action="store_true", help="also start a system, for about three minutes")
-    add_output_options(parser)
     args = parser.parse_args()
     chosen = args.only or [part for part in PARTS if part != "served" or args.served]
 

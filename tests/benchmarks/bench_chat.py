@@ -40,7 +40,7 @@ from tests.benchmarks.bench_gateway import awake
 from tests.benchmarks.chat_systems import MODEL, chat_model_dir, make_chat_systems, setup_of
 from tests.benchmarks.common import (
     ROOT,
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -282,8 +282,7 @@ def aims(summary: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--random", action="store_true", help="serve random weights of the nano shape")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])

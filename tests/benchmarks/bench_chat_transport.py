@@ -10,7 +10,6 @@ milliseconds of processor time of both processes per 1,000 tokens, and the time 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -26,7 +25,7 @@ from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
-from tests.benchmarks.common import add_output_options, out_dir, provenance
+from tests.benchmarks.common import parser_of, out_dir, provenance
 from tests.support.chat_replicas import Mailbox
 
 _STREAMS = (1, 4, 16)
@@ -189,11 +188,10 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 4.0], help="between two tokens of a request")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    add_output_options(parser)
     args = parser.parse_args()
     rounds, tokens = (1, 50) if args.quick else (args.rounds, args.tokens)
     results = _run(args.step_ms, rounds, tokens)

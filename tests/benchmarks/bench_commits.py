@@ -22,7 +22,7 @@ from typing import Any
 from tests.benchmarks import bench_chat, bench_gateway
 from tests.benchmarks.common import (
     ROOT,
-    add_output_options,
+    parser_of,
     checked_out,
     markdown_table,
     out_dir,
@@ -105,8 +105,7 @@ def summarise(kind: Kind, clients: int, rows: Sequence[Row]) -> Row:
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--before", required=True, help="commit to compare with")
     parser.add_argument("--rounds", type=int, help="default 5, or 1 with --quick")
     parser.add_argument("--clients", type=int, default=16)

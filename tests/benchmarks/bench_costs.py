@@ -10,7 +10,6 @@ is that of its seconds; joules are seconds times watts, so theirs is the same.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from models.training.sweep import fit_runs, held_out_of, job_host
 from models.training.texthawk2 import timing
 from tests.benchmarks.common import (
     ForeignLoad,
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -197,9 +196,8 @@ def kept(folder: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="these models, keep the others")
-    add_output_options(parser)
     args = parser.parse_args()
     origin, folder = provenance("costs"), out_dir(args)
     made = kept(folder, args.only)

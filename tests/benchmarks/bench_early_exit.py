@@ -35,7 +35,7 @@ import torch
 import uvloop
 
 from serving.system.process import freeze_start_up
-from tests.benchmarks.common import add_output_options, markdown_table, out_dir, print_table, provenance, write_results
+from tests.benchmarks.common import parser_of, markdown_table, out_dir, print_table, provenance, write_results
 from tests.benchmarks.early_exit_load import is_sustained, measure
 from tests.benchmarks.early_exit_sides import Side, Workload, load_workload, make_sides
 from tests.benchmarks.early_exit_simulation import capacity_per_s, confidences
@@ -327,8 +327,7 @@ def at_deadline(work: Workload, plan: Plan, bound: Row, deadline_s: float) -> tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="dyn-perceiver-nano")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random-weights", action="store_true", help="full-size model; exits drawn (50/25/15/10%%)")

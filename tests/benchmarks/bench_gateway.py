@@ -36,7 +36,7 @@ from models.registry import find
 from tests.benchmarks import gateway_profile
 from tests.benchmarks.common import (
     ROOT,
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -255,8 +255,7 @@ def aims(summary: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--duration-s", type=float, help="seconds per measurement; default 5")
     parser.add_argument("--clients", type=int, nargs="+", help="default 1 16 64")

@@ -34,7 +34,7 @@ from loadtest.summary import summarise
 from loadtest.workloads.digits import draw_digit
 from tests.benchmarks.common import (
     ROOT,
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -231,8 +231,7 @@ def _row(side: str, rate: float, group: list[dict[str, Any]]) -> list[object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=[200.0, 500.0, 1000.0])
     parser.add_argument("--duration-s", type=float, default=5.0, help="measured seconds of each side, rate and round")
     parser.add_argument("--rounds", type=int, default=3)

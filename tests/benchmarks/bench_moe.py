@@ -9,10 +9,9 @@ says itself what its sides are; they take turns in one run.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from tests.benchmarks.common import add_output_options, out_dir, provenance
+from tests.benchmarks.common import parser_of, out_dir, provenance
 from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.
@@ -27,9 +26,8 @@ PARTS: Parts = {
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="do these parts, keep the others")
-    add_output_options(parser)
     args = parser.parse_args()
 
     def measure(part: str) -> dict[str, Any]:

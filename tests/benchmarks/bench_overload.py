@@ -36,7 +36,7 @@ from schedulers.lab.simulator import percentile
 from tests.benchmarks import overload_simulation
 from tests.benchmarks.bench_gateway import awake
 from tests.benchmarks.common import (
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -210,8 +210,7 @@ def cells(row: Row) -> list[object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", choices=("simulated", "served"), help="one part; the other stays as it was")
     parser.add_argument("--duration-s", type=float, help="of one measurement; default 25")
     parser.add_argument("--latency-ms", type=float, default=4000.0, help="what half of the served requests ask for")

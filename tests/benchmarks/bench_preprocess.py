@@ -12,7 +12,6 @@ images/s, most of all for two processes; it hardly changes ``ms``.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from models.families.texthawk2.tiling import best_grid, num_tiles
 from serving.media.pool import MediaPool
 from tests.benchmarks import preprocess_sides as sides
 from tests.benchmarks.common import (
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -151,10 +150,9 @@ def stage_rows(names: list[str], repeats: int, bandwidth: float) -> list[dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn of the plain side")
-    add_output_options(parser)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.1

@@ -22,7 +22,7 @@ from models.parallel.degrees import ParallelDegrees
 from models.parallel.rank_pool import RankPool
 from tests.benchmarks import sequence_parallel_sides as sides
 from tests.benchmarks.common import (
-    add_output_options,
+    parser_of,
     markdown_table,
     out_dir,
     print_table,
@@ -101,10 +101,9 @@ def count_bytes() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--layers", type=int, default=4)
-    add_output_options(parser)
     arguments = parser.parse_args()
     shape = sides.Shape(num_layers=arguments.layers, num_heads=8, head_dim=96, grid=(8, 24, 24))
     if arguments.quick:

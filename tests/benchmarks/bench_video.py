@@ -10,13 +10,12 @@ sides are; they take turns in one run. Load: before, and the cores that other pr
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import torch
 
-from tests.benchmarks.common import ForeignLoad, add_output_options, out_dir, provenance
+from tests.benchmarks.common import ForeignLoad, parser_of, out_dir, provenance
 from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.
@@ -35,10 +34,9 @@ USUAL = [part for part in PARTS if part != "gpu"]
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="do these parts, keep the others")
     parser.add_argument("--threads", type=int, default=1)
-    add_output_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

@@ -23,14 +23,16 @@ RESULTS = ROOT / "docs" / "benchmarks"
 QUICK_RESULTS = ROOT / "out" / "benchmarks"
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """``--quick`` and ``--out``."""
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark, beginning with ``--quick`` and ``--out``. ``doc``: of its module."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick", action="store_true", help="seconds instead of minutes: shows that it runs, measures nothing well"
     )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; default docs/benchmarks, or out/benchmarks with --quick"
     )
+    return parser
 
 
 def out_dir(args: argparse.Namespace) -> Path:

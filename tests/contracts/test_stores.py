@@ -23,7 +23,7 @@ from serving.stores.buckets import Hold
 from serving.stores.connection import RedisConfig
 from serving.stores.redis_store import MAX_VALUE_BYTES, RedisStore
 from serving.stores.scripts import LOOKUP_AND_RESERVE, SETTLE
-from tests.support.redis_server import embedded_redis, external_redis
+from tests.support.redis_server import REDIS_KINDS, redis_of
 from tests.support.store_observer import RecordingObserver
 
 LIMITS = BucketLimits(joules_per_s=1e-9, joules_burst=100.0, seconds_per_s=1e-9, seconds_burst=10.0)
@@ -34,14 +34,10 @@ SLOW_MACHINE_S = 20.0
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module", params=["embedded", "external"])
+@pytest.fixture(scope="module", params=REDIS_KINDS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with embedded_redis() as server:
-            yield server.url
-    else:
-        with external_redis() as external_url:
-            yield external_url
+    with redis_of(request.param) as url:
+        yield url
 
 
 @pytest.fixture

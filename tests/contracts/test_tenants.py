@@ -20,7 +20,7 @@ from serving.stores import keys
 from serving.stores.connection import RedisConfig
 from serving.stores.tenants import Announcement, Change, TenantStore, TenantWatch
 from serving.tenants import Known, LiveTenants, TenantRecords, added, changed, removed
-from tests.support.redis_server import embedded_redis, external_redis, stopped
+from tests.support.redis_server import REDIS_KINDS, embedded_redis, redis_of, stopped
 from tests.support.waiting import until
 
 SECRET = b"s" * 32
@@ -30,14 +30,10 @@ KEY = "cd" * 32
 OFTEN_S = 0.02
 
 
-@pytest.fixture(scope="module", params=["embedded", "external"])
+@pytest.fixture(scope="module", params=REDIS_KINDS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with embedded_redis() as server:
-            yield server.url
-    else:
-        with external_redis() as external:
-            yield external
+    with redis_of(request.param) as url:
+        yield url
 
 
 @pytest.fixture

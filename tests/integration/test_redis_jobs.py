@@ -22,7 +22,7 @@ from serving.stores.jobs.base import Claim, JobError, JobPage, JobRecord, JobSta
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
 from serving.stores.jobs.settler import JobSettler
 from serving.stores.redis_server import EmbeddedRedis
-from tests.support.redis_server import embedded_redis, external_redis, stopped
+from tests.support.redis_server import REDIS_KINDS, embedded_redis, redis_of, stopped
 from tests.support.video_jobs import CLIP, SECRET, progress, video_job
 from tests.support.waiting import lapse, until
 
@@ -31,14 +31,10 @@ SHORT_S = 0.1
 TTL_S = 600.0
 
 
-@pytest.fixture(scope="module", params=["embedded", "external"])
+@pytest.fixture(scope="module", params=REDIS_KINDS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "embedded":
-        with embedded_redis(is_persistent=True) as server:
-            yield server.url
-    else:
-        with external_redis() as external_url:
-            yield external_url
+    with redis_of(request.param, is_persistent=True) as url:
+        yield url
 
 
 @pytest.fixture

@@ -51,6 +51,21 @@ def external_redis() -> Iterator[str]:
                 process.kill()
 
 
+REDIS_KINDS = ("embedded", "external")
+"""Servers that a store may meet."""
+
+
+@contextmanager
+def redis_of(kind: str, **options: int | str) -> Iterator[str]:
+    """One of ``REDIS_KINDS``; yields its URL. ``options``: of the embedded one."""
+    if kind == "embedded":
+        with embedded_redis(**options) as server:
+            yield server.url
+    else:
+        with external_redis() as url:
+            yield url
+
+
 def _wait_until_it_answers(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         wait_until(lambda: _answers(client), "Redis answers")
