@@ -43,8 +43,8 @@ class Tenant:
 class System:
     """``replicas``: by model, 1 if it is not there. ``noise``: as ``Site``. ``checks``: invariants after each step.
 
-    ``bends``: whether quality gives way to load; ``bend_after_s``: by model, while more than so many seconds wait, where
-    that is not what is served by default. ``room``: requests of one model at a time; more are refused.
+    ``bends``: whether quality gives way to load; ``bend_after_s``: by model, while more than so many seconds wait,
+    where that is not what is served by default. ``room``: requests of one model at a time; more are refused.
     """
 
     models: Sequence[ServedModel]

@@ -18,8 +18,8 @@ State: TypeAlias = Literal["answered", "rejected", "expired"]
 class Outcome:
     """Of one request. ``quality``: what its point promises. ``planned_j``: what it is predicted to take, ``joules``
     what it took, ``wanted_j`` what that point is predicted to take which an idle system would have given it.
-    ``degraded``: it got a worse point than that; ``gave_way``: because of load. ``level``: pressure of its model when it
-    came. ``is_cut_short``: its deadline, and not itself, chose where it left the network.
+    ``degraded``: it got a worse point than that; ``gave_way``: because of load. ``level``: pressure of its model when
+    it came. ``is_cut_short``: its deadline, and not itself, chose where it left the network.
     """
 
     number: int

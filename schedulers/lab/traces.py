@@ -58,7 +58,8 @@ class Request:
     """One request. Times are seconds from the start of the trace; None means no limit.
 
     ``model``: "" for the one that is served for its task. ``size``: its work beside that of a usual request.
-    ``tokens``: what it is instead, where the trace says so. ``patience_s``: after which one without a budget is given up.
+    ``tokens``: what it is instead, where the trace says so. ``patience_s``: after which one without a budget is given
+    up.
     """
 
     arrived_s: float

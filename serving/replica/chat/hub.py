@@ -80,8 +80,8 @@ class ChoiceHub:
 
     At most ``max_running`` choices are on the engine, which has been started; they hold no more keys and values than it
     has room for. At most ``max_waiting`` wait for that. ``max_kv_bytes``: what the choices of a tenant, waiting ones
-    included, may need of it. Between the first token and the end, a gateway gets a message every ``interval_s`` at most;
-    0: one per engine step.
+    included, may need of it. Between the first token and the end, a gateway gets a message every ``interval_s`` at
+    most; 0: one per engine step.
     """
 
     def __init__(
