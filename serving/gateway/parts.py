@@ -129,9 +129,7 @@ def build_parts(config: ResolvedConfig, handles: dict[str, DeploymentHandle[Any]
     jobs, clips = build_index(config, tenants), ArtefactStore(config.artefact_url)
     makers = _job_models(config, models, images)
     job_limits = JobServiceConfig(max_queued=settings.jobs.max_queued, secret=config.secret.encode())
-    videos, pictures = (
-        Jobs(task, makers[task.name], jobs, clips, pipeline, job_limits) for task in (VIDEOS, IMAGES)
-    )
+    videos, pictures = (Jobs(task, makers[task.name], jobs, clips, pipeline, job_limits) for task in (VIDEOS, IMAGES))
     reached = Reached(_pings(config, handles), is_deploying)
     service = Service(
         unary,

@@ -23,7 +23,7 @@ import torch
 
 from models.methods.attention.tile_mask import TileMask
 from tests.benchmarks import attention_sides as sides
-from tests.benchmarks.common import parser_of, markdown_table, out_dir, print_table, provenance, write_results
+from tests.benchmarks.common import markdown_table, out_dir, parser_of, print_table, provenance, write_results
 
 Case = dict[str, Any]
 

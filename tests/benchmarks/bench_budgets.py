@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.benchmarks.common import parser_of, out_dir, provenance
+from tests.benchmarks.common import out_dir, parser_of, provenance
 from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.

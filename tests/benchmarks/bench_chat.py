@@ -40,9 +40,9 @@ from tests.benchmarks.bench_gateway import awake
 from tests.benchmarks.chat_systems import MODEL, chat_model_dir, make_chat_systems, setup_of
 from tests.benchmarks.common import (
     ROOT,
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

@@ -25,7 +25,7 @@ from serving.delivery.stream.links import ChatLinks, Route
 from serving.delivery.stream.wire import ChoiceStart, EngineRequest, Frame
 from serving.replica.chat.base import EngineDelta, EngineStats, Say
 from serving.replica.chat.hub import ChoiceHub
-from tests.benchmarks.common import parser_of, out_dir, provenance
+from tests.benchmarks.common import out_dir, parser_of, provenance
 from tests.support.chat_replicas import Mailbox
 
 _STREAMS = (1, 4, 16)

@@ -22,10 +22,10 @@ from typing import Any
 from tests.benchmarks import bench_chat, bench_gateway
 from tests.benchmarks.common import (
     ROOT,
-    parser_of,
     checked_out,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

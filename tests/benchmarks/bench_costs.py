@@ -31,9 +31,9 @@ from models.training.sweep import fit_runs, held_out_of, job_host
 from models.training.texthawk2 import timing
 from tests.benchmarks.common import (
     ForeignLoad,
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

@@ -35,7 +35,7 @@ import torch
 import uvloop
 
 from serving.system.process import freeze_start_up
-from tests.benchmarks.common import parser_of, markdown_table, out_dir, print_table, provenance, write_results
+from tests.benchmarks.common import markdown_table, out_dir, parser_of, print_table, provenance, write_results
 from tests.benchmarks.early_exit_load import is_sustained, measure
 from tests.benchmarks.early_exit_sides import Side, Workload, load_workload, make_sides
 from tests.benchmarks.early_exit_simulation import capacity_per_s, confidences

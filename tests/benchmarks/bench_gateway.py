@@ -36,9 +36,9 @@ from models.registry import find
 from tests.benchmarks import gateway_profile
 from tests.benchmarks.common import (
     ROOT,
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

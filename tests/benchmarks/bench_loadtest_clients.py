@@ -34,9 +34,9 @@ from loadtest.summary import summarise
 from loadtest.workloads.digits import draw_digit
 from tests.benchmarks.common import (
     ROOT,
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

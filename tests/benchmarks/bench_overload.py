@@ -36,9 +36,9 @@ from schedulers.lab.simulator import percentile
 from tests.benchmarks import overload_simulation
 from tests.benchmarks.bench_gateway import awake
 from tests.benchmarks.common import (
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

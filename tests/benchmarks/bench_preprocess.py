@@ -24,9 +24,9 @@ from models.families.texthawk2.tiling import best_grid, num_tiles
 from serving.media.pool import MediaPool
 from tests.benchmarks import preprocess_sides as sides
 from tests.benchmarks.common import (
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

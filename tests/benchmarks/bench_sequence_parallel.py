@@ -22,9 +22,9 @@ from models.parallel.degrees import ParallelDegrees
 from models.parallel.rank_pool import RankPool
 from tests.benchmarks import sequence_parallel_sides as sides
 from tests.benchmarks.common import (
-    parser_of,
     markdown_table,
     out_dir,
+    parser_of,
     print_table,
     provenance,
     write_results,

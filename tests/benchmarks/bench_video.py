@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.common import ForeignLoad, parser_of, out_dir, provenance
+from tests.benchmarks.common import ForeignLoad, out_dir, parser_of, provenance
 from tests.benchmarks.parts import Parts, module_of, run_parts
 
 #: Name on the command line -> module and heading.

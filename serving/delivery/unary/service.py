@@ -276,5 +276,3 @@ def _mean_work(work: RowWork, requests: Sequence[ImageRequest | None], settings:
         for unit, amount in work(settings, request).items():
             total[unit] = total.get(unit, 0.0) + amount * count / len(requests)
     return total
-
-
