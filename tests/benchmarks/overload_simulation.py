@@ -121,7 +121,7 @@ def _figures(site: Site, played: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
         "expired_share": sum(not one.is_good and one.state != "rejected" for one in every) / len(every),
         "refused_share": sum(one.state == "rejected" for one in every) / len(every),
         "mean_quality": fmean(one.quality or 0.0 for one in good),
-        "gave_way_share": {name: gave_way(every, name) for name in (*PRIORITIES, *TENANTS)},
+        "bent_share": {name: gave_way(every, name) for name in (*PRIORITIES, *TENANTS)},
         "level_changes": fmean(level_changes(outcomes) for outcomes in played),
     }
 
@@ -140,7 +140,7 @@ def level_changes(outcomes: Sequence[Outcome]) -> int:
 
 def cells(row: dict[str, Any]) -> list[object]:
     """Of the table."""
-    bent = [f"{share:.0%}" for share in row["gave_way_share"].values()]
+    bent = [f"{share:.0%}" for share in row["bent_share"].values()]
     return [
         f"{row['model']}, {row['load']:g}x", row["side"], f"{row['bends_after_s']:.2g}", f"{row['good_per_s']:.3g}",
         f"{row['of_peak']:.0%}", f"{row['good_share']:.1%}", f"{row['expired_share']:.1%}",
