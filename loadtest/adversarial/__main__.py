@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     experts = commands.add_parser("experts", help="pile up on few experts")
     experts.add_argument("--model", default="dit-moe-nano")
     experts.add_argument("--ranks", type=int, default=2)
-    experts.add_argument("--seeds", type=int, default=4, help="of each prompt")
+    experts.add_argument("--seeds", type=int, default=2, help="of each prompt")
     experts.set_defaults(command=_experts)
     commands.add_parser("dearest", help="what parameters alone can cost").set_defaults(command=_dearest)
     requests = commands.add_parser("requests", help="send hostile parameters to a server")

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from models.class_words import number_of
 from models.contract import Family, Point, Variant
 
+_ROUNDS = 20
 Loads = NDArray[np.int64]
 """(L, E): tokens by layer and expert."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A picture that is asked for, and where its tokens went in the first ``steps`` steps."""
+    """A picture that is asked for, and where its tokens went."""
 
     prompt: str
     seed: int
@@ -63,9 +64,9 @@ def prompts_of(variant: Variant) -> list[str]:
 
 
 def observe(
-    family: Family, variant: Variant, asked: Sequence[tuple[str, int]], point: Point, *, steps: int = 1, batch: int = 8
+    family: Family, variant: Variant, asked: Sequence[tuple[str, int]], point: Point, *, batch: int = 8
 ) -> Iterator[Request]:
-    """Run the first steps of each request and say where its tokens went."""
+    """Run all steps of each request and say where its tokens went."""
     assert family.build is not None
     assert family.runner is not None
     runner: Any = family.runner.load()(family.build.load()(variant), variant)
@@ -75,7 +76,7 @@ def observe(
         request_of = variant.io.request
         states = [runner.open(request_of(width=width, height=height, prompt=p), point, seed) for p, seed in part]
         loads = np.zeros((len(part), *runner.expert_shape), np.int64)
-        for _ in range(steps):
+        while "denoise" in runner.remaining(states[0]):
             runner.step(states)
             loads += np.stack(runner.take_loads())
         for (prompt, seed), one in zip(part, loads, strict=True):
@@ -83,16 +84,26 @@ def observe(
 
 
 def hottest(found: Sequence[Request], count: int, ranks: int) -> list[Request]:
-    """The requests that pile up most on one and the same rank: a crowd has to agree on it."""
+    """The requests that pile up most when they run together. A crowd has to agree, layer by layer, on a rank.
 
-    def share(request: Request, rank: int) -> float:
-        by_rank = request.loads.reshape(len(request.loads), ranks, -1).sum(-1)
-        return float((by_rank[:, rank] / by_rank.sum(-1)).mean())
+    From each request's own busiest ranks: those that load them most are taken, then the ranks that these load most.
+    """
+    by_rank = np.stack([one.loads.reshape(len(one.loads), ranks, -1).sum(-1) for one in found])
+    shares = by_rank / by_rank.sum(-1, keepdims=True)
+    crowds = {_crowd(shares, start.argmax(-1), count) for start in shares}
+    best = max(crowds, key=lambda crowd: busiest_rank(sum_loads([found[i] for i in crowd]), ranks))
+    return [found[i] for i in best]
 
-    def crowd(rank: int) -> list[Request]:
-        return sorted(found, key=lambda request: share(request, rank), reverse=True)[:count]
 
-    return max(map(crowd, range(ranks)), key=lambda some: busiest_rank(sum_loads(some), ranks))
+def _crowd(shares: NDArray[np.float64], ranks: NDArray[np.int64], count: int) -> tuple[int, ...]:
+    """Numbers of the requests that load ``ranks`` (L,) most, once nothing changes any more. ``shares``: (N, L, R)."""
+    layers = np.arange(shares.shape[1])
+    for _ in range(_ROUNDS):
+        crowd = np.sort(shares[:, layers, ranks].mean(1).argsort(kind="stable")[::-1][:count])
+        before, ranks = ranks, shares[crowd].sum(0).argmax(-1)
+        if (ranks == before).all():
+            break
+    return tuple(map(int, crowd))
 
 
 def sum_loads(some: Sequence[Request]) -> Loads:

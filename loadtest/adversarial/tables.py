@@ -20,6 +20,8 @@ from models.training.dyn_perceiver.evaluation import held_out_sets
 
 CROWD = 8
 """Requests that pile up together: a batch."""
+STEPS = 4
+"""Of each picture whose experts are looked at."""
 MOST_PICTURES = 10
 """That OpenAI's API has in one request."""
 _SHOWN = ("count", "num_frames")
@@ -32,11 +34,12 @@ def exits_table(model: str, pictures: int, eps: float, iterations: int) -> list[
     clean = held_out_sets("test")["clean"]
     images, labels = clean.images[:pictures], clean.labels[:pictures]
     attacked = unsettle(ExitVictim(family, variant, {}), images, eps=eps, iterations=iterations)
+    # Joules of a picture alone, up to each exit.
+    joules = WATTS * np.cumsum([one.seconds[1].seconds for one in table.slices])
     rows = []
     for name, point in table.points.items():
         victim = ExitVictim(family, variant, point.settings)
         done = delay(victim, images, attacked.pictures, labels)
-        price = point.seconds_per_unit["macs"][1].seconds * WATTS
         rows.append(
             {
                 "point": name,
@@ -47,8 +50,9 @@ def exits_table(model: str, pictures: int, eps: float, iterations: int) -> list[
                 "macs_after": float(done.macs_after.mean()),
                 "amplification": ratio_of_means(done.macs_after, done.macs_before),
                 "bound": float(victim.macs[-1] / done.macs_before.mean()),
-                "joules_before": price * float(done.macs_before.mean()),
-                "joules_after": price * float(done.macs_after.mean()),
+                "joules_before": float(joules[done.exits_before].mean()),
+                "joules_after": float(joules[done.exits_after].mean()),
+                "energy_amplification": ratio_of_means(joules[done.exits_after], joules[done.exits_before]),
                 "attacker_j": WATTS * attacked.cpu_s / len(images),
                 "right_before": done.right_before,
                 "right_after": done.right_after,
@@ -61,7 +65,7 @@ def experts_table(model: str, ranks: int, seeds: int) -> dict[str, Any]:
     """Batches of ``CROWD`` requests: of all prompts at random, of the hottest prompts, of the hottest prompts with the
     hottest seeds."""
     family, variant = find(model)
-    point = family.of(variant).check_point({})
+    point = family.of(variant).check_point({"num_inference_steps": STEPS})
     prompts = prompts_of(variant)
     every = list(observe(family, variant, [(prompt, seed) for prompt in prompts for seed in range(seeds)], point))
     first = [request for request in every if request.seed == 0]

@@ -41,7 +41,7 @@ from tests.benchmarks.common import (
 RUNS = ROOT / "out" / "adversarial"
 TASKS = {"texthawk2-nano": ("word", "caption", "ground_shape"), "texthawk2-nano-verbose": ("caption",)}
 """Prompt classes by model: of the reader, a short answer, a sentence, a box."""
-BLACK_BOX_ITERATIONS = 12
+BLACK_BOX_ITERATIONS = 6
 """An iteration of a black box is eight answers a picture, or more than ten of one with weights."""
 CAP = 512
 SEED = 1
@@ -165,7 +165,7 @@ def exits(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
 
 def experts(args: argparse.Namespace, _: Mapping[str, Any]) -> dict[str, Any]:
     """Prompts, and prompts with seeds."""
-    return experts_table("dit-moe-nano", ranks=2, seeds=1 if args.quick else 4)
+    return experts_table("dit-moe-nano", ranks=2, seeds=1 if args.quick else 2)
 
 
 def parameters(_: argparse.Namespace, __: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +222,16 @@ def _images_tables(part: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _exits_tables(part: Mapping[str, Any]) -> Iterator[Table]:
-    header = ["point", "exits before", "after", "times the operations", "at most", "J before", "after"]
+    header = [
+        "point",
+        "exits before",
+        "after",
+        "times the operations",
+        "at most",
+        "times the joules",
+        "J before",
+        "after",
+    ]
     header += ["attacker's J", "named right before", "after"]
     cells: list[list[object]] = [
         [
@@ -231,6 +240,7 @@ def _exits_tables(part: Mapping[str, Any]) -> Iterator[Table]:
             "/".join(map(str, row["exits_after"])),
             _interval(row["amplification"]),
             f"{row['bound']:.2f}",
+            _interval(row["energy_amplification"]),
             f"{row['joules_before']:.4f}",
             f"{row['joules_after']:.4f}",
             f"{row['attacker_j']:.2f}",
@@ -247,7 +257,7 @@ def _experts_tables(part: Mapping[str, Any]) -> Iterator[Table]:
     cells: list[list[object]] = [
         [name, f"{part[key]['skew']:.2f}", f"{part[key]['busiest_rank']:.3f}"] for key, name in names.items()
     ]
-    title = f"**dit-moe-nano**, first step, {part['requests_observed']} requests observed, {part['ranks']} ranks"
+    title = f"**dit-moe-nano**, 4 steps, {part['requests_observed']} requests observed, {part['ranks']} ranks"
     yield title, ["batch", "busiest expert over mean", "busiest rank over mean"], cells
 
 
