@@ -104,25 +104,29 @@ class _Member:
         self._on_end(self, sent, record)
 
 
-class SharedQueue:
+class _Silent:
+    """Tells nobody what waits."""
+
+    def queued_s(self, tenant: str, busy_s: float) -> float:
+        """See ``Fleet``."""
+        return 0.0
+
+    def waiting_s(self) -> float:
+        """See ``Fleet``."""
+        return 0.0
+
+    def running(self) -> int:
+        """See ``Fleet``."""
+        return 1
+
+
+class SharedQueue(_Silent):
     """First come, first served, or the nearest deadline: whichever replica is free takes the next."""
 
     def __init__(self, site: Site, model: ServedModel, num_replicas: int, by: By) -> None:
         self._member = _Member(
             site, whole_engine(model, by, num_replicas), model.id, lambda _, sent, record: site.on_end(sent, record)
         )
-
-    def queued_s(self, tenant: str, busy_s: float) -> float:
-        """It tells nobody."""
-        return 0.0
-
-    def waiting_s(self) -> float:
-        """It tells nobody."""
-        return 0.0
-
-    def running(self) -> int:
-        """It tells nobody."""
-        return 1
 
     def send(self, now_s: float, sent: Sent) -> None:
         """See ``Fleet``."""
@@ -156,7 +160,7 @@ class _FewestOpen:
             self._heap.sort()
 
 
-class FewestRequests:
+class FewestRequests(_Silent):
     """Each replica has a queue in order of arrival; a request goes where the fewest are."""
 
     def __init__(self, site: Site, model: ServedModel, num_replicas: int) -> None:
@@ -166,18 +170,6 @@ class FewestRequests:
             for number in range(num_replicas)
         ]
         self._fewest = _FewestOpen(self._members)
-
-    def queued_s(self, tenant: str, busy_s: float) -> float:
-        """It tells nobody."""
-        return 0.0
-
-    def waiting_s(self) -> float:
-        """It tells nobody."""
-        return 0.0
-
-    def running(self) -> int:
-        """It tells nobody."""
-        return 1
 
     def send(self, now_s: float, sent: Sent) -> None:
         """See ``Fleet``."""

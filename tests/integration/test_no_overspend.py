@@ -4,7 +4,7 @@ what one request was over its prediction."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,6 @@ from serving.media.prepare import PreparedImage
 from serving.operating_points import Points
 from serving.stores.results import ResultStore
 from tests.support.fake_service import make_card
-from tests.support.redis_server import embedded_redis
 from tests.support.waiting import until
 
 WATTS, BURST_J = 2.0, 0.1
@@ -72,12 +71,6 @@ class Dispatcher:
         row = SampleAnswer({"probabilities": ("<f4", (1,), b"\0\0\x80\x3f")}, 3, False, 0.0, self.taken_s)
         settle([row] * len(samples))
         return [row] * len(samples)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with embedded_redis() as server:
-        yield server.url
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from serving.stores.results import ResultName, ResultStore
 from serving.tasks.chat.domain import Sampling
 from serving.tasks.chat.results import CODEC, MAX_TEXT_CHARS, result_key
 from tests.support.fake_service import make_chat_card
-from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 
 CARD = make_chat_card("c")
@@ -25,25 +24,6 @@ QUOTA = {"joules_per_s": 1e-9, "burst_j": 100.0, "seconds_per_s": 1e-9, "burst_s
 TENANTS = [{"name": "acme", **QUOTA}, {"name": "rival", **QUOTA}]
 ANSWER = StoredChat((StoredChoice("你好", 2, FinishReason.STOP), StoredChoice("", 0, FinishReason.LENGTH)), 17)
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with embedded_redis() as server:
-        yield server.url
-
-
-@pytest.fixture
-async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
-    client = aioredis.Redis.from_url(url)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def observer() -> RecordingObserver:
-    return RecordingObserver()
 
 
 @pytest.fixture

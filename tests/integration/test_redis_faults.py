@@ -38,11 +38,6 @@ def server() -> Iterator[EmbeddedRedis]:
         yield server
 
 
-@pytest.fixture
-def observer() -> RecordingObserver:
-    return RecordingObserver()
-
-
 @contextlib.asynccontextmanager
 async def make_store(
     url: str, observer: RecordingObserver, share: float = 1.0, timeout_s: float = TIMEOUT_S

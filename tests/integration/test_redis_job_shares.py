@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from random import Random
 
@@ -14,18 +14,11 @@ import redis.asyncio as aioredis
 from serving.stores.jobs import keys
 from serving.stores.jobs.base import Claim, JobError
 from serving.stores.jobs.redis_jobs import RedisJobs, jobs_config
-from tests.support.redis_server import embedded_redis
 from tests.support.video_jobs import SECRET, progress, video_job
 from tests.support.waiting import lapse
 
 MODEL, LONG_S, SHORT_S = "vdit-nano", 60.0, 0.05
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with embedded_redis() as server:
-        yield server.url
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from serving.stores.results import Lookup, ResultName, ResultStore
 from serving.stores.sealed import ResultKey
 from serving.tasks.budgets import shown_budget
 from serving.tenants import LiveTenants, TenantRecords, overlay
-from tests.support.redis_server import embedded_redis
 from tests.support.store_observer import RecordingObserver
 from tests.support.waiting import until
 
@@ -47,25 +46,6 @@ RESULT = StoredAnswer({"probabilities": ["<f4", [3], np.array([0.1, 0.7, 0.2], "
 def make_config(url: str, **redis: Any) -> ResolvedConfig:
     settings = {"url": url, "timeout_s": 2.0, "secret": "s" * 32, **redis}
     return resolve(from_mapping({"redis": settings, "tenants": TENANTS}))
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with embedded_redis() as server:
-        yield server.url
-
-
-@pytest.fixture
-async def admin(url: str) -> AsyncIterator[aioredis.Redis]:
-    client = aioredis.Redis.from_url(url)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def observer() -> RecordingObserver:
-    return RecordingObserver()
 
 
 @pytest.fixture

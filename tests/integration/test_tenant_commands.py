@@ -6,12 +6,11 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 from typer.testing import CliRunner, Result
 
 from serving.cli.app import build
@@ -21,26 +20,11 @@ from serving.stores import keys
 from serving.stores.connection import RedisConfig
 from serving.stores.tenants import Announcement, TenantStore, TenantWatch
 from serving.tenants import KeyRecord, Known, LiveTenants, TenantRecord, TenantRecords
-from tests.support.redis_server import embedded_redis
 from tests.support.waiting import until
 
 SECRET = "s" * 32
 ADA = TenantSettings(name="ada", api_key_sha256=("ab" * 32,), weight=2.0)
 Run = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with embedded_redis() as server:
-        yield server.url
-
-
-@pytest.fixture
-async def admin(url: str) -> AsyncIterator[Any]:
-    client = aioredis.Redis.from_url(url)
-    await client.flushall()
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

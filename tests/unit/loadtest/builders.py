@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+import grpc
+from vireo_pb.vireo.v1 import vireo_pb2_grpc
 
 from loadtest.clients.base import Payload
 from loadtest.records import Outcome, Record
@@ -29,3 +34,16 @@ def make_record(index: int = 0, **fields: Any) -> Record:
         "num_images": 1,
     }
     return Record(**{**defaults, **fields})
+
+
+@asynccontextmanager
+async def served_grpc(servicer: vireo_pb2_grpc.VireoServicer) -> AsyncIterator[str]:
+    """A server of its own; yields its address."""
+    server = grpc.aio.server()
+    vireo_pb2_grpc.add_VireoServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)

@@ -18,7 +18,7 @@ from loadtest.clients.http_chat import HttpChatClient
 from loadtest.records import Outcome
 from loadtest.runner import RunLimits, run_closed_loop
 from tests.support.waiting import lapse
-from tests.unit.loadtest.builders import make_payload
+from tests.unit.loadtest.builders import make_payload, served_grpc
 from tests.unit.loadtest.test_http_clients import scripted
 
 QUESTION = Question(text="What is it?", max_tokens=9, temperature=0.5)
@@ -234,14 +234,8 @@ class Servicer(vireo_pb2_grpc.VireoServicer):
 
 
 async def call_grpc(servicer: Servicer, **fields: Any) -> Reply:
-    server = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        return await call(GrpcChatClient(f"127.0.0.1:{port}"), **fields)
-    finally:
-        await server.stop(None)
+    async with served_grpc(servicer) as address:
+        return await call(GrpcChatClient(address), **fields)
 
 
 def delta(text: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from loadtest.clients.base import Budget, Client, Drawing, Reply
 from loadtest.clients.grpc_images import GrpcImagesClient
 from loadtest.clients.http_images import HttpImagesClient
 from loadtest.records import Outcome
-from tests.unit.loadtest.builders import make_payload
+from tests.unit.loadtest.builders import make_payload, served_grpc
 from tests.unit.loadtest.test_http_clients import scripted
 
 SETTINGS: dict[str, bool | int | float | str] = {"k0": 1, "guidance_scale": 2.0, "is_fast": True, "sampler": "euler"}
@@ -84,14 +84,8 @@ class Servicer(vireo_pb2_grpc.VireoServicer):
 
 
 async def call_grpc(servicer: Servicer, **fields: Any) -> Reply:
-    server = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        return await call(GrpcImagesClient(f"127.0.0.1:{port}"), **fields)
-    finally:
-        await server.stop(None)
+    async with served_grpc(servicer) as address:
+        return await call(GrpcImagesClient(address), **fields)
 
 
 async def test_grpc_sends_what_http_sends() -> None:

@@ -16,7 +16,7 @@ from loadtest.clients.http_videos import HttpVideosClient
 from loadtest.records import Outcome
 from loadtest.scenario import Scenario
 from loadtest.workloads.mix import build_load
-from tests.unit.loadtest.builders import make_payload
+from tests.unit.loadtest.builders import make_payload, served_grpc
 from tests.unit.loadtest.test_http_clients import scripted
 
 SETTINGS: dict[str, bool | int | float | str] = {"num_inference_steps": 4, "attention": "dense"}
@@ -90,14 +90,8 @@ class Servicer(vireo_pb2_grpc.VireoServicer):
 
 
 async def call_grpc(servicer: Servicer, **fields: Any) -> Reply:
-    server = grpc.aio.server()
-    vireo_pb2_grpc.add_VireoServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        return await call(GrpcVideosClient(f"127.0.0.1:{port}"), **fields)
-    finally:
-        await server.stop(None)
+    async with served_grpc(servicer) as address:
+        return await call(GrpcVideosClient(address), **fields)
 
 
 async def test_grpc_sends_what_http_sends() -> None:
